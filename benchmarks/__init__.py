@@ -1,0 +1,1 @@
+"""Measurements: how to run each stands in its docstring."""

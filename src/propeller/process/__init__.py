@@ -1,0 +1,1 @@
+"""What every process of Propeller shares: settings, logs, signals, HTTP calls to other services."""

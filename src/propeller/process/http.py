@@ -1,0 +1,103 @@
+"""HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
+
+import asyncio
+from typing import Any, Self
+
+import httpx
+
+from propeller.process.logs import get_logger
+
+log = get_logger("http")
+
+RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
+"""Seconds between tries after a connection fault or a 502, 503 or 504."""
+
+_TRY_AGAIN = frozenset({502, 503, 504})
+
+
+class ServiceError(Exception):
+    """Another service refused or could not be reached.
+
+    Attributes:
+        service: its name, as an operator knows it.
+        status: its HTTP status, or ``None`` if it did not answer.
+        reason: the text of its error, for a person.
+    """
+
+    def __init__(self, service: str, status: int | None, reason: str) -> None:
+        self.service, self.status, self.reason = service, status, reason
+        answer = f"answered {status}" if status is not None else "cannot be reached"
+        super().__init__(f"{service} {answer}: {reason}")
+
+
+class ServiceClient:
+    """An HTTP client for one service; keeps connections, close it with ``aclose`` or ``async with``."""
+
+    def __init__(
+        self,
+        service: str,
+        base_url: str,
+        *,
+        credentials: tuple[str, str] | None = None,
+        timeout: float = 30.0,
+        retry_delays: tuple[float, ...] = RETRY_DELAYS,
+    ) -> None:
+        """``credentials`` are a client's id and key, sent as HTTP Basic; ``timeout`` in seconds a try."""
+        self.service, self.base_url, self._delays = service, base_url.rstrip("/"), retry_delays
+        # trust_env off: the proxies of a person's shell are not for calls between services.
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url, auth=credentials, timeout=timeout, trust_env=False, follow_redirects=False
+        )
+
+    async def request(self, method: str, path: str, *, retry: bool = True, **options: Any) -> httpx.Response:
+        """Send a request and return its 2xx or 304 answer; ``options`` are httpx's (json, content, headers …).
+
+        Faults of the connection and 502/503/504 are tried again, unless ``retry`` is off: use that for what
+        must not happen twice.
+
+        Raises:
+            ServiceError: with the status and the reason the service gave, or that it did not answer.
+        """
+        delays = self._delays if retry else ()
+        for attempt in range(len(delays) + 1):
+            last = attempt == len(delays)
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                if last:
+                    raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
+            else:
+                if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
+                    return response
+                if last or response.status_code not in _TRY_AGAIN:
+                    raise ServiceError(self.service, response.status_code, error_text(response))
+            log.debug("trying again", peer=self.service, path=path, attempt=attempt + 1)
+            await asyncio.sleep(delays[attempt])
+        raise AssertionError("unreachable")
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
+
+
+def error_text(response: httpx.Response) -> str:
+    """The reason in an error answer: its JSON ``error``, else the start of its text."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and isinstance(body.get("error"), str):
+        return str(body["error"])
+    return response.text.strip()[:500] or response.reason_phrase
+
+
+def _describe(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    return str(error) or type(error).__name__

@@ -1,0 +1,88 @@
+"""Settings from the environment: durations in both dialects, every missing name reported at once."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+class SettingsError(Exception):
+    """The environment does not hold what a service needs; the text names every variable and the remedy."""
+
+
+def parse_duration(value: Any) -> Any:
+    """Read seconds from ``30``, ``"30"``, ``"30s"``, ``"1m30s"`` or ``"500ms"``.
+
+    Go services of absmach/propeller take ``30s`` and its Rust proplet takes ``30``; both are read here.
+
+    Raises:
+        ValueError: the text is not a duration.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if text and _PART.sub("", text) == "":
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    raise ValueError(f"{value!r} is not a duration; write seconds (30) or a Go duration (30s, 1m30s, 500ms)")
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+"""A duration in seconds, read from either dialect."""
+
+
+class ServiceSettings(BaseSettings):
+    """Base of every service's settings: each field is one environment variable (its alias).
+
+    Unset and empty variables are the same thing, as compose files pass unset ones as empty strings.
+    """
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", populate_by_name=True, frozen=True, case_sensitive=True
+    )
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the environment; keyword arguments win over it.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_explain(cls, error)) from None
+
+
+class HttpSettings(ServiceSettings):
+    """What every service with an HTTP API also reads."""
+
+    auth: Literal["on", "off"] = Field("off", alias="PROPELLER_AUTH")
+    identity_url: str | None = Field(None, alias="PROPELLER_IDENTITY_URL")
+    insecure: bool = Field(False, alias="PROPELLER_INSECURE")
+
+    @model_validator(mode="after")
+    def _identity_is_known(self) -> Self:
+        if self.auth == "on" and not self.identity_url:
+            raise ValueError(
+                "PROPELLER_AUTH=on needs PROPELLER_IDENTITY_URL (the identity service's address)"
+            )
+        return self
+
+
+def _explain(settings: type[ServiceSettings], error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else settings.__name__
+        if item["type"] == "missing":
+            lines.append(f"{name}: not set")
+        else:
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+    return "settings to correct in the environment:\n  " + "\n  ".join(lines)

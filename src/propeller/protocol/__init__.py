@@ -1,0 +1,1 @@
+"""What is said on the wire: messages, topics, identifiers. No I/O."""

@@ -1,0 +1,60 @@
+"""How a program reaches proplets: topics ``registry/proplet`` (requests) and ``registry/server`` (answers)."""
+
+import base64
+import binascii
+from typing import Annotated
+
+from pydantic import Field
+
+from propeller.protocol.ids import Id
+from propeller.protocol.wire import Message
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+"""``sha256:`` and 64 hexadecimal digits."""
+
+
+class ProgramRequest(Message):
+    """A proplet asks for a program.
+
+    S sends ``app_name`` alone and takes chunks from the shared topic. A directed proplet also names itself: it
+    first gets a ``Resolved`` answer on its own topic; if it lacks the bytes it asks again with ``digest`` set and
+    takes chunks from the topic of that digest. ``missing`` lists the chunk numbers it still needs (absent: all).
+    """
+
+    app_name: str = Field(min_length=1, max_length=512)
+    proplet_id: Id | None = None
+    digest: Digest | None = None
+    missing: list[Annotated[int, Field(ge=0)]] | None = None
+
+
+class Resolved(Message):
+    """The proxy's answer to one proplet: what the reference stands for now, or why it cannot be had."""
+
+    app_name: str
+    digest: Digest | None = None
+    size: int | None = None
+    total_chunks: int | None = None
+    error: str | None = None
+
+
+class Chunk(Message):
+    """A part of a program. ``digest`` and ``size`` are of the whole, absent from S proxies; ``error`` ends a request."""
+
+    app_name: str
+    chunk_idx: Annotated[int, Field(ge=0)] = 0
+    total_chunks: Annotated[int, Field(ge=0)] = 0
+    data: str = ""
+    digest: Digest | None = None
+    size: int | None = None
+    error: str | None = None
+
+    def payload(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            ValueError: ``data`` is not base64.
+        """
+        try:
+            return base64.b64decode(self.data, validate=True)
+        except binascii.Error:
+            raise ValueError("data: not valid base64") from None

@@ -1,0 +1,130 @@
+"""Rounds on the wire: experiments, starts, updates, status and the notice of a finished round."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from propeller.protocol.ids import Id
+from propeller.protocol.task import Text
+from propeller.protocol.wire import Message, Time, finite, now, null_as_empty
+
+MAX_SAMPLES = 2**53 - 1
+"""The largest ``num_samples``: every JSON reader keeps it exact (RFC 8259, section 6)."""
+
+DEFAULT_MODEL = "fl/models/global_model_v0"
+DEFAULT_K = 3
+DEFAULT_TIMEOUT_S = 60.0
+
+
+def model_uri(version: int) -> str:
+    """The reference of a model version: ``fl/models/global_model_v{n}``."""
+    return f"fl/models/global_model_v{version}"
+
+
+def model_version(reference: str) -> int:
+    """The version in a model reference: its last run of digits, 0 if there is none (as S reads it)."""
+    digits = ""
+    for character in reversed(reference):
+        if character.isascii() and character.isdigit():
+            digits = character + digits
+        elif digits:
+            break
+    return int(digits) if digits else 0
+
+
+def _unique(values: list[str]) -> list[str]:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"named twice: {', '.join(twice)}")
+    return values
+
+
+Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(_unique)]
+
+
+class RoundStart(Message):
+    """Starts a round: topic ``fl/rounds/start``. ``k_of_n`` and ``timeout_s`` are honoured when given."""
+
+    round_id: Id
+    model_uri: str = Field(min_length=1, max_length=512)
+    task_wasm_image: str = Field(min_length=1, max_length=512)
+    participants: Participants
+    hyperparams: dict[str, Any] | None = None
+    k_of_n: Annotated[int, Field(ge=0)] | None = None
+    timeout_s: Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite)] | None = None
+    experiment_id: Annotated[str, Field(max_length=128)] = ""
+
+
+class Experiment(Message):
+    """``POST /fl/experiments`` of the manager and ``POST /experiments`` of the coordinator.
+
+    ``k_of_n`` 0 or absent means 3, or all participants if they are fewer; ``timeout_s`` 0 or absent means 60 s.
+    """
+
+    experiment_id: Annotated[Text, Field(max_length=128)] = ""
+    round_id: Id
+    model_ref: Annotated[Text, Field(max_length=512)] = DEFAULT_MODEL
+    participants: Participants
+    hyperparams: dict[str, Any] | None = None
+    k_of_n: Annotated[int, Field(ge=0)] = 0
+    timeout_s: Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite)] = 0.0
+    min_updates: Annotated[int, Field(ge=1)] = 1
+    task_wasm_image: Annotated[Text, Field(max_length=512)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            fields = {
+                key: value for key, value in fields.items() if value is not None or key == "hyperparams"
+            }
+            if fields.get("model_ref") == "":
+                fields["model_ref"] = DEFAULT_MODEL
+        return fields
+
+    @model_validator(mode="after")
+    def _quorum(self) -> "Experiment":
+        count = len(self.participants)
+        if self.k_of_n > count:
+            raise ValueError(f"k_of_n ({self.k_of_n}) is more than the {count} participants")
+        if self.k_of_n == 0:
+            self.k_of_n = min(DEFAULT_K, count)
+        if self.timeout_s == 0:
+            self.timeout_s = DEFAULT_TIMEOUT_S
+        if self.min_updates > self.k_of_n:
+            raise ValueError(f"min_updates ({self.min_updates}) is more than k_of_n ({self.k_of_n})")
+        return self
+
+
+class UpdateHeader(Message):
+    """An update without its tensors: who trained what on how many samples, and how well."""
+
+    round_id: Id
+    proplet_id: Id
+    base_model_uri: Text = ""
+    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
+    metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
+
+
+class Update(UpdateHeader):
+    """``POST /update``: the header with the tensors as JSON (``{"w": [...], "b": 0.0}``)."""
+
+    update: dict[str, Any]
+
+    @field_validator("update")
+    @classmethod
+    def _not_empty(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            raise ValueError("update data is required and cannot be empty")
+        return value
+
+
+class RoundNext(Message):
+    """A round is over and its model is stored: topic ``fl/rounds/next``."""
+
+    round_id: str
+    new_model_version: int
+    model_uri: str
+    status: str = "complete"
+    next_round_available: bool = True
+    timestamp: Time = Field(default_factory=now)

@@ -1,0 +1,148 @@
+"""Tasks on the wire: topics ``start``, ``stop`` and ``results``."""
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from propeller.protocol.ids import Id
+from propeller.protocol.wire import Message, null_as_empty, null_as_empty_list
+
+
+def _false_if_null(value: Any) -> Any:
+    return False if value is None else value
+
+
+def _zero_if_null(value: Any) -> Any:
+    return 0 if value is None else value
+
+
+def _empty_if_null(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def read_input(value: Any) -> Any:
+    """An input is a number in S and a string in H; both become the decimal text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_false_if_null)]
+Text = Annotated[str, BeforeValidator(_empty_if_null)]
+Input = Annotated[str, BeforeValidator(read_input)]
+
+
+class Start(Message):
+    """The manager asks a proplet to run a task.
+
+    ``inputs`` are decimal texts here; ``encode_start`` writes them as the receiver's version wants them.
+    """
+
+    id: Id
+    name: str = Field(min_length=1)
+    state: Annotated[int, BeforeValidator(_zero_if_null)] = 0
+    image_url: Text = ""
+    file: str | None = None
+    inputs: Annotated[list[Input], BeforeValidator(null_as_empty_list)] = Field(default_factory=list)
+    cli_args: Annotated[list[str], BeforeValidator(null_as_empty_list)] = Field(default_factory=list)
+    daemon: Flag = False
+    env: Annotated[dict[str, str], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
+    encrypted: Flag = False
+    kbs_resource_path: Text = ""
+    monitoring_profile: dict[str, Any] | None = None
+    proplet_id: str | None = None
+    broadcast: Flag = False
+
+    @model_validator(mode="after")
+    def _has_a_program(self) -> "Start":
+        if not self.image_url and not self.file:
+            raise ValueError("one of image_url and file must name the program")
+        return self
+
+    def program_bytes(self) -> bytes | None:
+        """The program, when the message carries it.
+
+        Raises:
+            ValueError: ``file`` is not base64.
+        """
+        if not self.file:
+            return None
+        try:
+            return base64.b64decode(self.file, validate=True)
+        except binascii.Error:
+            raise ValueError("file: not valid base64") from None
+
+    def encode(self) -> bytes:
+        """Write for S and H alike: every key of S present, never ``null`` where S cannot read it.
+
+        ``inputs`` go as numbers, as S proplets decode nothing else; H proplets are sent none by this manager
+        unless their version says so.
+        """
+        fields = self.model_dump(mode="json")
+        fields["inputs"] = [_as_number(text) for text in self.inputs] or None
+        fields["cli_args"] = self.cli_args or None
+        fields["env"] = self.env or None
+        return encode_json(fields)
+
+
+def _as_number(text: str) -> int | float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def encode_json(value: Any) -> bytes:
+    """Compact JSON without NaN."""
+    import json
+
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Stop(Message):
+    """The manager asks a proplet to end a task."""
+
+    id: Id
+    proplet_id: str | None = None
+    broadcast: Flag = False
+
+
+class FlEnvelope(Message):
+    """The result of a federated task: the update again, as base64, beside the ids (S ``build_fl_update_envelope``)."""
+
+    task_id: str
+    round_id: str
+    proplet_id: str
+    num_samples: int = 1
+    update_b64: str = ""
+    format: str = "f32-delta"
+    metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
+
+
+class Results(Message):
+    """A task ended. ``results`` is text, or an object for a federated task; ``error`` tells whether it failed."""
+
+    task_id: Id
+    proplet_id: str | None = None
+    results: Any = ""
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the task ended with an error."""
+        return bool(self.error)
+
+    @property
+    def sender(self) -> str | None:
+        """The proplet that ran the task; federated results name it only inside the envelope."""
+        if self.proplet_id:
+            return self.proplet_id
+        inner = self.results.get("proplet_id") if isinstance(self.results, dict) else None
+        return inner if isinstance(inner, str) else None
+
+    def encode(self) -> bytes:
+        """Write; ``error`` is always there, ``null`` on success."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        return encode_json({**fields, "error": self.error})

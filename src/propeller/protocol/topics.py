@@ -1,0 +1,138 @@
+"""Every MQTT topic, built and parsed in one place.
+
+``m/{domain}/c/{channel}`` is the channel prefix. The table is that of absmach/propeller, with the directed
+topics that this project adds (DESIGN 4.4): they carry a message to one proplet, so that access rules can name it.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from propeller.protocol.ids import InvalidIdError, check_id
+
+ROUND_START = "fl/rounds/start"
+ROUND_NEXT = "fl/rounds/next"
+"""Round topics that are also used without the channel prefix."""
+
+UPDATES_FILTER = "fl/rounds/+/updates/+"
+
+
+class Kind(StrEnum):
+    """What a topic carries; the value is the topic after the channel prefix, ids left out."""
+
+    PROPLET_CREATE = "control/proplet/create"
+    PROPLET_ALIVE = "control/proplet/alive"
+    PROPLET_RESULTS = "control/proplet/results"
+    PROPLET_METRICS = "control/proplet/metrics"
+    TASK_METRICS = "control/proplet/task_metrics"
+    START = "control/manager/start"
+    STOP = "control/manager/stop"
+    REGISTRY_REQUEST = "registry/proplet"
+    REGISTRY_CHUNK = "registry/server"
+    ROUND_START = ROUND_START
+    ROUND_NEXT = ROUND_NEXT
+    UPDATE = "fl/rounds/updates"
+
+
+_SHARED = frozenset(kind.value for kind in Kind) - {Kind.UPDATE.value}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A parsed topic.
+
+    Attributes:
+        kind: what it carries.
+        channel: the channel it is in, ``None`` for the topics outside of every channel.
+        target: of a directed topic the proplet id or, for chunks, the digest (``sha256:…``) or proplet id.
+        round_id: of an update.
+        proplet_id: of an update, its sender.
+    """
+
+    kind: Kind
+    channel: "Channel | None" = None
+    target: str | None = None
+    round_id: str | None = None
+    proplet_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of a domain, and the topics in it.
+
+    Raises:
+        InvalidIdError: an id would change the meaning of a topic.
+    """
+
+    domain_id: str
+    channel_id: str
+
+    def __post_init__(self) -> None:
+        """Check both ids."""
+        check_id(self.domain_id)
+        check_id(self.channel_id)
+
+    @property
+    def prefix(self) -> str:
+        """``m/{domain}/c/{channel}``."""
+        return f"m/{self.domain_id}/c/{self.channel_id}"
+
+    def topic(self, kind: Kind) -> str:
+        """The topic of ``kind`` that everyone on the channel shares."""
+        return f"{self.prefix}/{kind}"
+
+    def start(self, proplet_id: str) -> str:
+        """Starts for one proplet."""
+        return f"{self.topic(Kind.START)}/{check_id(proplet_id)}"
+
+    def stop(self, proplet_id: str) -> str:
+        """Stops for one proplet."""
+        return f"{self.topic(Kind.STOP)}/{check_id(proplet_id)}"
+
+    def answers(self, proplet_id: str) -> str:
+        """The proxy's answers to one proplet: what a reference resolved to, or why it did not."""
+        return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(proplet_id)}"
+
+    def chunks(self, digest: str) -> str:
+        """Chunks of one program, for everyone who asked for it; ``sha256:abc`` is written ``sha256-abc``."""
+        return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(digest.replace(':', '-'))}"
+
+    def update(self, round_id: str, proplet_id: str) -> str:
+        """An update that could not be sent over HTTP, inside the channel."""
+        return f"{self.prefix}/{update_topic(round_id, proplet_id)}"
+
+
+def update_topic(round_id: str, proplet_id: str) -> str:
+    """An update that could not be sent over HTTP, outside of every channel (as absmach/propeller sends it)."""
+    return f"fl/rounds/{check_id(round_id)}/updates/{check_id(proplet_id)}"
+
+
+def parse(topic: str) -> Topic | None:
+    """Parse a topic; ``None`` if it is none of ours or holds an id that is not one."""
+    try:
+        channel, rest = _split(topic)
+        return _parse_rest(channel, rest)
+    except InvalidIdError:
+        return None
+
+
+def _split(topic: str) -> tuple[Channel | None, str]:
+    parts = topic.split("/", 4)
+    if len(parts) == 5 and parts[0] == "m" and parts[2] == "c":
+        return Channel(parts[1], parts[3]), parts[4]
+    return None, topic
+
+
+def _parse_rest(channel: Channel | None, rest: str) -> Topic | None:
+    match rest.split("/"):
+        case ["fl", "rounds", "start" | "next"]:
+            return Topic(Kind(rest), channel)
+        case ["fl", "rounds", round_id, "updates", proplet_id]:
+            return Topic(Kind.UPDATE, channel, round_id=check_id(round_id), proplet_id=check_id(proplet_id))
+        case ["control", "manager", "start" | "stop" as verb, target]:
+            kind = Kind.START if verb == "start" else Kind.STOP
+            return Topic(kind, channel, target=check_id(target)) if channel else None
+        case ["registry", "server", target]:
+            digest = check_id(target).replace("sha256-", "sha256:", 1)
+            return Topic(Kind.REGISTRY_CHUNK, channel, target=digest) if channel else None
+        case _:
+            return Topic(Kind(rest), channel) if channel and rest in _SHARED else None

@@ -1,0 +1,98 @@
+"""Who calls: a user by bearer token, a device or service by its client id and key; identity says whether it is true.
+
+Verdicts are kept for a short time, so that a busy service does not ask about each request; a revoked client is
+therefore refused by HTTP within ``KEEP_S`` seconds (the broker cuts it off at once).
+"""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fastapi import Request
+
+from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.settings import HttpSettings
+from propeller.web.errors import ApiError
+
+KEEP_S = 5.0
+_MOST_KEPT = 10_000
+
+OPEN_PATHS = frozenset({"/health"})
+"""Answered to anyone: load balancers and health checks have no credentials."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is calling.
+
+    Attributes:
+        kind: ``user`` or ``client``; ``anyone`` where authentication is off.
+        id: the user's or client's id.
+        role: of a client: ``manager``, ``proplet``, ``coordinator``, ``proxy`` or ``device``; of a user: ``admin`` or ``user``.
+    """
+
+    kind: Literal["user", "client", "anyone"]
+    id: str = ""
+    role: str = ""
+
+    def may_act_for(self, client_id: str) -> bool:
+        """Whether the caller may speak as this client: itself, a user, or anyone where authentication is off."""
+        return self.kind != "client" or self.id == client_id
+
+
+ANYONE = Principal("anyone")
+
+Verify = Callable[[str], Awaitable[Principal]]
+"""Takes an ``Authorization`` header; raises ``ApiError`` 401 if it is not good."""
+
+
+def unauthorized(reason: str) -> ApiError:
+    """The 401 that tells a caller what is taken."""
+    return ApiError(401, reason, {"WWW-Authenticate": 'Bearer, Basic realm="propeller"'})
+
+
+class IdentityVerifier:
+    """Asks the identity service (``POST /auth/verify`` with the header) and keeps its answers for ``KEEP_S``."""
+
+    def __init__(self, identity: ServiceClient) -> None:
+        self._identity = identity
+        self._kept: dict[bytes, tuple[float, Principal]] = {}
+
+    async def __call__(self, authorization: str) -> Principal:
+        """The caller behind an ``Authorization`` header.
+
+        Raises:
+            ApiError: 401, the header is not good; 503, identity does not answer.
+        """
+        key, now = hashlib.sha256(authorization.encode()).digest(), time.monotonic()
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] > now:
+            return kept[1]
+        try:
+            answer = await self._identity.request(
+                "POST", "/auth/verify", json={"authorization": authorization}
+            )
+        except ServiceError as error:
+            if error.status == 401:
+                raise unauthorized(error.reason) from None
+            raise ApiError(503, f"cannot check credentials: {error}") from None
+        principal = Principal(**answer.json())
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        self._kept[key] = (now + KEEP_S, principal)
+        return principal
+
+
+def verifier(settings: HttpSettings) -> Verify | None:
+    """How a service checks its callers: by its settings, through identity or not at all."""
+    if settings.auth == "off" or settings.identity_url is None:
+        return None
+    return IdentityVerifier(ServiceClient("identity", settings.identity_url, timeout=5.0))
+
+
+async def caller(request: Request) -> Principal:
+    """FastAPI dependency: who calls, as the app's ``Authenticated`` middleware found."""
+    principal: Principal = request.state.principal
+    return principal

@@ -1,0 +1,121 @@
+"""Serving apps: several of them on their own ports in one process, until told to stop."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from propeller.process.logs import get_logger
+from propeller.process.run import StartError
+
+log = get_logger("server")
+
+GRACE_S = 2
+"""How long open requests may go on after a stop, in seconds."""
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Where to listen; ``name`` is what is listening, for the error when it cannot."""
+
+    name: str
+    host: str
+    port: int
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(service: str, host: str, *, authenticated: bool, insecure: bool) -> None:
+    """Refuse to serve without authentication beyond loopback, unless told so (DESIGN 4.5).
+
+    Raises:
+        StartError: with what to set.
+    """
+    if authenticated or insecure or is_loopback(host):
+        return
+    raise StartError(
+        f"{service} would listen on {host} without authentication; set PROPELLER_AUTH=on with PROPELLER_IDENTITY_URL, "
+        "listen on 127.0.0.1, or pass --insecure (PROPELLER_INSECURE=true) if the network itself is trusted"
+    )
+
+
+def listen(bind: Bind) -> socket.socket:
+    """Open a listening socket.
+
+    Raises:
+        StartError: the port is taken or the host is not this machine's; the text says what to do.
+    """
+    try:
+        return socket.create_server((bind.host, bind.port), backlog=1024, family=_family(bind.host))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"{bind.name}: port {bind.port} is already in use; stop what listens there, "
+                "or choose another port (propeller up --ports auto takes free ones)"
+            ) from None
+        raise StartError(f"{bind.name}: cannot listen on {bind.host}:{bind.port}: {error.strerror}") from None
+
+
+async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
+    """Serve each app on its port until ``stop`` is set, then let open requests end.
+
+    Raises:
+        StartError: a port cannot be had; then none is served.
+    """
+    sockets = []
+    try:
+        for bind, _app in apps:
+            sockets.append(listen(bind))
+        servers = [_Server(_config(app)) for _bind, app in apps]
+        for bind, _app in apps:
+            log.info("listening", service_name=bind.name, host=bind.host, port=bind.port)
+        running = [
+            asyncio.create_task(server.serve(sockets=[sock]))
+            for server, sock in zip(servers, sockets, strict=True)
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for server in servers:
+            server.should_exit = True
+        stopping.cancel()
+        await asyncio.gather(*running)
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process has one place for them."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+
+def _config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=30,
+        lifespan="on",
+        ws="none",
+    )
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

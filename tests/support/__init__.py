@@ -1,0 +1,1 @@
+"""What tests share: free ports, a broker, waiting for things to happen."""
