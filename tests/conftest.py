@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,3 +13,18 @@ def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The MQTT port of a broker that lets anyone in; use ids of your own, as tests share it."""
     with open_broker(tmp_path_factory.mktemp("broker")) as port:
         yield port
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where no test may skip (continuous integration), a skipped one fails the run."""
+    if os.environ.get("PROPELLER_NO_SKIPS") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("tests were skipped, and PROPELLER_NO_SKIPS is set", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The exit status that goes with it."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter is not None and reporter.stats.get("skipped")
+    if os.environ.get("PROPELLER_NO_SKIPS") and skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,19 @@
+"""The ``propeller`` command."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; what a person did wrong is one line on standard error and exit code 1."""
+    from propeller.cli.app import app
+    from propeller.process.run import StartError
+    from propeller.process.settings import SettingsError
+    from propeller.sdk import PropellerError
+
+    try:
+        app()
+    except (StartError, SettingsError, PropellerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,6 @@
+"""``python -m propeller``."""
+
+from propeller.cli import main
+
+if __name__ == "__main__":
+    main()

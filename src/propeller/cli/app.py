@@ -1,0 +1,132 @@
+"""The commands; each is a few lines that call what does the work, imported when it is asked for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="propeller",
+    help="Federated learning on fleets of edge devices: Wasm programs, OCI delivery, MQTT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StateOption = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
+]
+DEFAULT_STATE = Path(".propeller")
+
+
+@app.command()
+def demo(
+    rounds: Annotated[int, typer.Option(min=1, max=200, help="How many federated rounds to run.")] = 8,
+    state: StateOption = Path(".propeller/demo"),
+) -> None:
+    """Train a classifier across three hospitals that do not share their records, and compare."""
+    from propeller.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(state, rounds))
+
+
+@app.command()
+def up(
+    state: StateOption = DEFAULT_STATE,
+    ports: Annotated[
+        str, typer.Option(help="'guide' for the guide's ports, 'auto' for free ones.")
+    ] = "guide",
+    proplets: Annotated[int, typer.Option(min=0, max=200, help="How many proplets to run.")] = 3,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run every service and some proplets on this machine until Ctrl-C."""
+    from propeller.cli.up import run_up
+
+    if ports not in {"guide", "auto"}:
+        raise typer.BadParameter("must be 'guide' or 'auto'", param_hint="--ports")
+    raise typer.Exit(run_up(state, auto_ports=ports == "auto", proplets=proplets, log_level=log_level))
+
+
+@app.command()
+def serve(
+    service: Annotated[str, typer.Argument(help="Its name; an unknown one lists them all.")],
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without authentication.")
+    ] = False,
+    log_file: Annotated[
+        Path | None, typer.Option(help="Append the log here instead of standard error.")
+    ] = None,
+) -> None:
+    """Run one service, configured by its environment variables (docs/reference.md)."""
+    from propeller.stack.services import modules
+    from propeller.stack.services import serve as serve_service
+
+    modules(service)
+    raise typer.Exit(serve_service(service, log_file=log_file, insecure=insecure))
+
+
+@app.command()
+def push(
+    file: Annotated[Path, typer.Argument(help="A Wasm file.")],
+    reference: Annotated[str, typer.Argument(metavar="REF", help="Where to: registry/name:tag.")],
+    username: Annotated[str | None, typer.Option("--username", "-u")] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")
+    ] = False,
+) -> None:
+    """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
+    from propeller.cli.artifacts import run_push
+
+    run_push(file, reference, username=username, password_stdin=password_stdin, plain_http=plain_http)
+
+
+@app.command()
+def pull(
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="What: registry/name:tag or name@sha256:….")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write (default: NAME.wasm).")
+    ] = None,
+    username: Annotated[str | None, typer.Option("--username", "-u")] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+    plain_http: Annotated[
+        bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")
+    ] = False,
+) -> None:
+    """Pull a program from an OCI registry and check its digest."""
+    from propeller.cli.artifacts import run_pull
+
+    run_pull(reference, output, username=username, password_stdin=password_stdin, plain_http=plain_http)
+
+
+@app.command()
+def status(state: StateOption = DEFAULT_STATE) -> None:
+    """Show services, proplets, rounds and model versions of a running stack."""
+    from propeller.cli.status import show_status
+
+    raise typer.Exit(show_status(state))
+
+
+@app.command()
+def logs(
+    state: StateOption = DEFAULT_STATE,
+    round_id: Annotated[
+        str | None, typer.Option("--round", metavar="ID", help="Only lines of this round.")
+    ] = None,
+    service: Annotated[
+        list[str] | None, typer.Option("--service", metavar="NAME", help="Only this service; repeatable.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The lines as they are in the files.")] = False,
+) -> None:
+    """Show the logs of a stack, merged by time."""
+    from propeller.cli.logs import show_logs
+
+    show_logs(state, round_id=round_id, services=service or [], follow=follow, as_json=as_json)

@@ -1,0 +1,103 @@
+"""``propeller push`` and ``propeller pull``."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from propeller.oci.client import RegistryClient
+from propeller.oci.errors import OciError
+from propeller.oci.reference import Reference
+from propeller.process.run import StartError
+
+T = TypeVar("T")
+
+
+def run_push(
+    file: Path, reference: str, *, username: str | None, password_stdin: bool, plain_http: bool
+) -> None:
+    """Push a file and print its digest.
+
+    Raises:
+        StartError: with the cause and the remedy.
+    """
+    if not file.is_file():
+        raise StartError(f"{file}: no such file")
+    if file.open("rb").read(4) != b"\0asm":
+        raise StartError(f"{file} is not a Wasm module: it does not begin with \\0asm; build it first")
+    credentials, size = _credentials(username, password_stdin=password_stdin), file.stat().st_size
+
+    async def push() -> str:
+        async with RegistryClient(credentials=credentials, plain_http=plain_http) as registry:
+            with _progress() as progress:
+                task = progress.add_task(f"pushing {file.name}", total=size)
+                return await registry.push(
+                    Reference.parse(reference),
+                    file,
+                    progress=lambda done, total: progress.update(task, completed=done, total=total),
+                )
+
+    digest = _run(push())
+    Console(highlight=False).print(f"Pushed {reference}\nDigest: {digest}", soft_wrap=True)
+
+
+def run_pull(
+    reference: str, output: Path | None, *, username: str | None, password_stdin: bool, plain_http: bool
+) -> None:
+    """Pull a program to a file.
+
+    Raises:
+        StartError: with the cause and the remedy.
+    """
+    credentials = _credentials(username, password_stdin=password_stdin)
+
+    async def pull() -> tuple[Path, str, int]:
+        parsed = Reference.parse(reference)
+        target = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
+        async with RegistryClient(credentials=credentials, plain_http=plain_http) as registry:
+            with _progress() as progress:
+                task = progress.add_task(f"pulling {parsed.repository}", total=None)
+                artifact = await registry.pull(
+                    parsed, progress=lambda done, total: progress.update(task, completed=done, total=total)
+                )
+        temporary = target.with_name(f".{target.name}.part")
+        temporary.write_bytes(artifact.content)
+        temporary.replace(target)
+        return target, artifact.digest, len(artifact.content)
+
+    target, digest, size = _run(pull())
+    Console(highlight=False).print(
+        f"Pulled {reference}\nDigest: {digest}\nWrote {size} bytes to {target}", soft_wrap=True
+    )
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except OciError as error:
+        raise StartError(str(error)) from None
+
+
+def _credentials(username: str | None, *, password_stdin: bool) -> tuple[str, str] | None:
+    if username is None and not password_stdin:
+        return None
+    if username is None or not password_stdin:
+        raise StartError(
+            "give --username and --password-stdin together: echo $PASSWORD | propeller push … -u NAME --password-stdin"
+        )
+    return username, sys.stdin.readline().rstrip("\n")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

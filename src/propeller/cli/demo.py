@@ -1,0 +1,201 @@
+"""``propeller demo``: three hospitals learn one classifier without sharing a record, from start to comparison."""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from propeller.cli.up import run_on_stack
+from propeller.data import hospitals
+from propeller.process.run import StartError
+from propeller.sdk import Propeller, RoundResult
+from propeller.stack.state import State
+from propeller.stack.up import Options
+
+EPOCHS, LEARNING_RATE, BATCH = 1, 0.05, 16
+"""Local work of one round: passes over the hospital's records, step size, records a step."""
+
+_MARK = "demo"
+
+
+def run_demo(folder: Path, rounds: int) -> int:
+    """Run the demo with its state in ``folder`` (made anew each time); returns the exit code."""
+    _fresh(folder)
+    begun = time.monotonic()
+    console = Console(highlight=False)
+    console.print(
+        "[bold]Propeller demo[/]: three hospitals train one breast-cancer classifier; no record leaves a hospital.\n"
+    )
+    split = hospitals.load()
+    model = {"w": [0.0] * split.features, "b": 0.0}
+    options = Options(folder, proplets=len(split.parts), auto_ports=True, extra=_initial_model(model))
+    passed = False
+
+    def report(what: str, where: str) -> None:
+        console.print(f"  [green]✓[/] {what:<16} [dim]{where}[/]")
+
+    async def body(_stack: dict[str, Any]) -> None:
+        nonlocal passed
+        passed = await asyncio.to_thread(_Demo(folder, rounds, begun, split, console).run)
+
+    code = run_on_stack(options, report, body)
+    if code == 0:
+        console.print(f"\nEverything that was started has ended. {time.monotonic() - begun:.1f} s in all.")
+    return code or (0 if passed else 1)
+
+
+class _Demo:
+    """What the demo does on a running stack."""
+
+    def __init__(
+        self, folder: Path, rounds: int, begun: float, split: hospitals.Split, console: Console
+    ) -> None:
+        self._folder, self._rounds, self._begun = folder, rounds, begun
+        self._split, self._console = split, console
+
+    def run(self) -> bool:
+        """Whether the federated model reached the accuracy and beat every hospital alone."""
+        with Propeller.from_state(self._folder) as fl:
+            ids = [fl.stack["clients"][f"proplet-{n}"]["id"] for n in range(1, len(self._split.parts) + 1)]
+            self._hand_out_data(fl, ids)
+            results = self._federate(fl, ids)
+            federated = self._accuracy(fl, results[-1].model_version)
+            alone = self._train_alone(fl, ids)
+            self._show_comparison(federated, alone)
+            self._show_versions(fl, results)
+        self._show_next(results[-1])
+        return federated >= hospitals.TARGET_ACCURACY and federated > max(alone)
+
+    def _hand_out_data(self, fl: Propeller, ids: list[str]) -> None:
+        self._console.print(
+            "\n[bold]Each hospital's own records[/] (Wisconsin diagnostic data, held back: "
+            f"{len(self._split.held_out[1])} records that none of them sees)"
+        )
+        for proplet_id, name, part in zip(ids, self._split.names, self._split.parts, strict=True):
+            fl.put_dataset(proplet_id, part)
+            malignant = sum(1 for record in part["data"] if record["y"])
+            self._console.print(
+                f"  {name:<12} {part['size']:>4} records, {malignant:>3} malignant  [dim]{proplet_id}[/]"
+            )
+
+    def _federate(self, fl: Propeller, ids: list[str]) -> list[RoundResult]:
+        self._console.print(f"\n[bold]Federated training[/], {self._rounds} rounds of {EPOCHS} local epochs")
+        results: list[RoundResult] = []
+        for number in range(1, self._rounds + 1):
+            with self._progress(number, len(ids)) as progress:
+                task = progress.task_ids[0]
+                result = fl.run_round(
+                    fl.image(),
+                    participants=ids,
+                    hyperparams=_hyperparams(EPOCHS),
+                    base_version=results[-1].model_version if results else 0,
+                    on_update=lambda got, of, progress=progress, task=task: progress.update(
+                        task, completed=got, total=of
+                    ),  # type: ignore[misc]
+                )
+            results.append(result)
+            accuracy, loss = self._accuracy(fl, result.model_version), result.mean("loss")
+            self._console.print(
+                f"  round {number:>2}  updates {len(result.updates)}/{len(ids)}  loss {loss or 0:.4f}  "
+                f"held-out accuracy {accuracy:.3f}  → model v{result.model_version}  [dim]{1000 * result.seconds:.0f} ms[/]"
+            )
+            if number == 1:
+                self._console.print(
+                    f"  [dim]first aggregated model {time.monotonic() - self._begun:.1f} s after the start[/]"
+                )
+        return results
+
+    def _train_alone(self, fl: Propeller, ids: list[str]) -> list[float]:
+        """The same program and as many epochs in all, for each hospital by itself."""
+        started = [
+            fl.start_round(
+                fl.image(),
+                participants=[proplet_id],
+                hyperparams=_hyperparams(EPOCHS * self._rounds),
+                base_version=0,
+                timeout_s=120,
+            )
+            for proplet_id in ids
+        ]
+        return [self._accuracy(fl, fl.wait_round(round_id).model_version) for round_id in started]
+
+    def _accuracy(self, fl: Propeller, version: int) -> float:
+        return hospitals.accuracy(fl.model(version), self._split.held_out)
+
+    def _show_comparison(self, federated: float, alone: list[float]) -> None:
+        table = Table(
+            title="\nWhy federate: accuracy on the records that no hospital has", title_justify="left"
+        )
+        table.add_column("trained by")
+        table.add_column("records", justify="right")
+        table.add_column("held-out accuracy", justify="right")
+        for name, part, accuracy in zip(self._split.names, self._split.parts, alone, strict=True):
+            table.add_row(f"{name} alone", str(part["size"]), f"{accuracy:.3f}")
+        together = sum(part["size"] for part in self._split.parts)
+        table.add_row("[bold]all three, federated[/]", str(together), f"[bold green]{federated:.3f}[/]")
+        self._console.print(table)
+
+    def _show_versions(self, fl: Propeller, results: list[RoundResult]) -> None:
+        table = Table(title="\nModel versions", title_justify="left")
+        for column in ("version", "from round", "updates", "loss", "held-out accuracy"):
+            table.add_column(column, justify="left" if column == "from round" else "right")
+        table.add_row("v0", "(initial: zeros)", "", "", f"{self._accuracy(fl, 0):.3f}")
+        for result in results:
+            table.add_row(
+                f"v{result.model_version}",
+                result.round_id,
+                str(len(result.updates)),
+                f"{result.mean('loss') or 0:.4f}",
+                f"{self._accuracy(fl, result.model_version):.3f}",
+            )
+        self._console.print(table)
+
+    def _show_next(self, last: RoundResult) -> None:
+        self._console.print(
+            "\n[bold]Where to look next[/]\n"
+            f"  propeller logs --state {self._folder} --round {last.round_id}   what every service did in the last round\n"
+            "  propeller up                                   the same stack, for your own rounds (docs/guide.md)\n"
+            "  programs/logreg_c/logreg.c                     what ran in the sandbox of each hospital"
+        )
+
+    def _progress(self, number: int, participants: int) -> Progress:
+        progress = Progress(
+            TextColumn("  round {task.fields[number]:>2}  updates"),
+            MofNCompleteColumn(),
+            BarColumn(20),
+            console=self._console,
+            transient=True,
+        )
+        progress.add_task("", total=participants, number=number)
+        return progress
+
+
+def _hyperparams(epochs: int) -> dict[str, Any]:
+    return {"epochs": epochs, "lr": LEARNING_RATE, "batch_size": BATCH, "seed": 1}
+
+
+def _initial_model(model: dict[str, Any]) -> dict[str, dict[str, str]]:
+    import json
+
+    return {"model-registry": {"REGISTRY_INITIAL_MODEL": json.dumps(model)}}
+
+
+def _fresh(folder: Path) -> None:
+    """Remove what the last demo left, but never a folder that is not a demo's."""
+    if State(folder).holder() is not None:
+        raise StartError(
+            f"a demo already runs on {folder}; wait for its end or choose another folder with --state"
+        )
+    if folder.exists():
+        if not (folder / _MARK).exists() and any(folder.iterdir()):
+            raise StartError(
+                f"{folder} is not a demo's folder, so it is not cleared; choose another with --state"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / _MARK).touch()

@@ -1,0 +1,114 @@
+"""``propeller logs``: the lines of every service, merged by time."""
+
+import heapq
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from propeller.process.run import StartError
+from propeller.stack.state import State
+
+_COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
+_POLL_S = 0.2
+
+
+@dataclass(order=True)
+class Line:
+    """A line of a log: when, which service, what."""
+
+    time: str
+    service: str = field(compare=False)
+    text: str = field(compare=False)
+
+    def about(self, round_id: str | None) -> bool:
+        """Whether the line names a round (or none is asked for)."""
+        return round_id is None or round_id in self.text
+
+
+def show_logs(
+    folder: Path, *, round_id: str | None, services: list[str], follow: bool, as_json: bool
+) -> None:
+    """Print what is in the logs and, with ``follow``, what comes after.
+
+    Raises:
+        StartError: there are no logs, or none of a service that is asked for.
+    """
+    files = _files(folder, services)
+    console = Console(highlight=False, soft_wrap=True)
+    streams = {name: file.open(encoding="utf-8", errors="replace") for name, file in files.items()}
+    try:
+        for line in heapq.merge(*(_read(name, stream) for name, stream in streams.items())):
+            _show(console, line, round_id, as_json=as_json)
+        while follow:
+            time.sleep(_POLL_S)
+            fresh = [line for name, stream in streams.items() for line in _read(name, stream)]
+            for line in sorted(fresh):
+                _show(console, line, round_id, as_json=as_json)
+    except BrokenPipeError:
+        pass  # the reader (head, grep -q) has seen enough
+    finally:
+        for stream in streams.values():
+            stream.close()
+
+
+def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
+    found = {file.stem: file for file in sorted(State(folder).log_file("x").parent.glob("*.log"))}
+    if not found:
+        raise StartError(
+            f"there are no logs under {folder.absolute()}; start a stack with 'propeller up --state {folder}'"
+        )
+    unknown = [name for name in services if name not in found]
+    if unknown:
+        raise StartError(f"no log of {', '.join(unknown)}; there are {', '.join(found)}")
+    return {name: found[name] for name in services} if services else found
+
+
+def _read(name: str, stream: TextIO) -> Iterator[Line]:
+    last = ""
+    while True:
+        position = stream.tell()
+        text = stream.readline()
+        if not text.endswith("\n"):
+            stream.seek(position)  # half a line: its rest is still being written
+            return
+        last = _time_of(text) or last
+        yield Line(last, name, text.rstrip("\n"))
+
+
+def _time_of(text: str) -> str | None:
+    try:
+        return str(json.loads(text)["time"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _show(console: Console, line: Line, round_id: str | None, *, as_json: bool) -> None:
+    if not line.about(round_id):
+        return
+    if as_json:
+        print(line.text, flush=True)
+        return
+    try:
+        fields = json.loads(line.text)
+        level, message = fields.pop("level"), fields.pop("msg")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        console.print(Text(f"{line.service:<15} {line.text}"))
+        return
+    for known in ("time", "service", "component"):
+        fields.pop(known, None)
+    style = _COLOURS.get(level, "")
+    rest = " ".join(f"{key}={value}" for key, value in fields.items())
+    console.print(
+        Text.assemble(
+            (line.time[11:23], "dim"),
+            f" {line.service:<15} ",
+            (f"{level:<7} {message}", style),
+            (f"  {rest}", "dim"),
+        )
+    )

@@ -1,0 +1,63 @@
+"""``propeller up``, and what ``demo`` shares with it: a stack for as long as something runs on it."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from propeller.process import logs
+from propeller.process.run import run
+from propeller.stack.state import State
+from propeller.stack.up import Options, Report, stack
+
+Body = Callable[[dict[str, Any]], Awaitable[None]]
+"""What runs on a stack that is ready; it is given what ``stack.json`` holds."""
+
+
+def run_on_stack(options: Options, report: Report, body: Body) -> int:
+    """Start a stack, run ``body`` on it, end everything; SIGTERM and Ctrl-C end it at any moment.
+
+    Returns:
+        The exit code: 0, 1 if the stack could not start, 130 if it was interrupted before the body's end.
+    """
+    logs.configure("up", level=options.log_level, file=State(options.folder).log_file("up"))
+    interrupted = False
+
+    async def main(stop: asyncio.Event) -> None:
+        nonlocal interrupted
+        work = asyncio.create_task(_work(options, report, body))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not work.done():
+            interrupted = True
+            work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+
+    return run(main) or (130 if interrupted else 0)
+
+
+def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> int:
+    """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
+    console = Console(highlight=False)
+    console.print(f"Starting Propeller on {folder.absolute()}")
+
+    def report(what: str, where: str) -> None:
+        console.print(f"  [green]✓[/] {what:<16} {where}")
+
+    async def forever(_stack: dict[str, Any]) -> None:
+        console.print(f"Ready: addresses, ids and keys are in {folder / 'stack.json'}. Ctrl-C ends it.")
+        await asyncio.Event().wait()
+
+    code = run_on_stack(Options(folder, proplets, auto_ports, log_level), report, forever)
+    console.print("Stopped.")
+    return 0 if code == 130 else code
+
+
+async def _work(options: Options, report: Report, body: Body) -> None:
+    async with stack(options, report) as description:
+        await body(description)

@@ -1,0 +1,164 @@
+"""The state folder of a stack: what it keeps between starts, and what it tells others about itself."""
+
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from propeller.process.run import StartError
+
+
+@dataclass
+class Secrets:
+    """What a stack makes once and keeps (mode 0600).
+
+    Attributes:
+        broker: from which broker and identity derive what they share.
+        admin_username: of identity's first user.
+        admin_password: the same user's password.
+        domain_id: of the domain that the stack works in.
+        channel_id: of its channel.
+        clients: id and key of each client by name.
+    """
+
+    broker: str
+    admin_username: str
+    admin_password: str
+    domain_id: str = ""
+    channel_id: str = ""
+    clients: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class State:
+    """A state folder, held by one stack at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._lock: int | None = None
+
+    @property
+    def stack_file(self) -> Path:
+        """``stack.json``: there while the stack is ready to be used."""
+        return self.folder / "stack.json"
+
+    @property
+    def secrets_file(self) -> Path:
+        """``secrets.json``."""
+        return self.folder / "secrets.json"
+
+    def log_file(self, service: str) -> Path:
+        """Where a service logs."""
+        return self.folder / "logs" / f"{service}.log"
+
+    def service_folder(self, service: str) -> Path:
+        """A folder that is a service's own."""
+        return self.folder / service
+
+    def hold(self) -> None:
+        """Make the folder and hold it until ``release`` or the end of the process.
+
+        Raises:
+            StartError: another stack holds it, or it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartError(
+                f"cannot use the state folder {self.folder}: {error.strerror}; choose another with --state"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 20, 0).decode().strip()
+            os.close(self._lock)
+            self._lock = None
+            raise StartError(
+                f"a stack already runs on {self.folder} (process {holder or 'unknown'}); "
+                "stop it, or choose another folder with --state"
+            ) from None
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        self.stack_file.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let another stack hold the folder."""
+        self.stack_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def holder(self) -> int | None:
+        """The process that holds the folder now, ``None`` if no stack runs on it."""
+        try:
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(descriptor, 20, 0).decode().strip()
+            return int(text) if text.isdigit() else None
+        else:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def secrets(self, admin_username: str | None = None, admin_password: str | None = None) -> Secrets:
+        """Read the secrets, or make them; a given admin name and password win over the kept ones.
+
+        Raises:
+            StartError: the file is damaged.
+        """
+        kept = self._read_secrets()
+        if kept is None:
+            kept = Secrets(secrets.token_urlsafe(32), "admin", secrets.token_urlsafe(12))
+        kept.admin_username = admin_username or kept.admin_username
+        kept.admin_password = admin_password or kept.admin_password
+        self.keep(kept)
+        return kept
+
+    def keep(self, kept: Secrets) -> None:
+        """Write the secrets."""
+        write_private(self.secrets_file, asdict(kept))
+
+    def publish(self, stack: dict[str, Any]) -> None:
+        """Write ``stack.json``: from now on others may use the stack."""
+        write_private(self.stack_file, stack)
+
+    def read_stack(self) -> dict[str, Any] | None:
+        """What a running stack says of itself, ``None`` if none is ready."""
+        try:
+            stack: dict[str, Any] = json.loads(self.stack_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return stack
+
+    def _read_secrets(self) -> Secrets | None:
+        try:
+            return Secrets(**json.loads(self.secrets_file.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise StartError(
+                f"{self.secrets_file} cannot be read ({error}); restore it, or move the folder away to start afresh"
+            ) from None
+
+
+def write_private(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON that only its owner may read, whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(content, stream, indent=2)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,218 @@
+"""The processes of a stack: started, watched, started again when they die, and ended in order.
+
+The services are forked from one process that has imported them all (``multiprocessing``'s fork server), which makes a
+stack of eight start in the time of one. Proplets are small and import little: each is a new interpreter.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from propeller.process.logs import get_logger
+from propeller.process.run import StartError
+from propeller.stack.services import PARENT_FD, serve
+
+log = get_logger("supervisor")
+
+STOP_S = 2.5
+"""How long a process may take to end by itself, in seconds."""
+
+RESTART_DELAYS = (0.2, 1.0, 2.0, 5.0, 10.0)
+STEADY_S = 30.0
+"""A process that lived this long starts over with the first delay."""
+
+
+@dataclass
+class Plan:
+    """How to run one process: ``name`` of its log, ``service`` to serve, its environment."""
+
+    name: str
+    service: str
+    env: Mapping[str, str]
+    log_file: Path
+    own_interpreter: bool = False
+
+
+@dataclass
+class _Running:
+    plan: Plan
+    process: "BaseProcess | subprocess.Popen[bytes]"
+    pid: int
+    started: float = field(default_factory=time.monotonic)
+    failures: int = 0
+
+
+class Supervisor:
+    """Runs plans until told to stop them."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["propeller.stack.preload"])
+        self._running: dict[str, _Running] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        # The write end lives as long as this process: children see the read end close when it dies.
+        self._parent_read, self._parent_write = os.pipe()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process id of each name that runs now."""
+        return {name: running.pid for name, running in self._running.items()}
+
+    def warm_up(self) -> None:
+        """Begin importing the services, so that the first start does not wait for it."""
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+    async def start(self, plan: Plan) -> None:
+        """Start a process and keep it running."""
+        self._running[plan.name] = await asyncio.to_thread(self._spawn, plan)
+        self._watchers[plan.name] = asyncio.create_task(self._watch(plan.name))
+
+    def failed_to_start(self, name: str) -> str | None:
+        """The last error line of a process that ended right after its start, ``None`` while it runs."""
+        running = self._running.get(name)
+        if running is None or running.failures == 0:
+            return None
+        return last_error(running.plan.log_file) or "it ended without a word; see its log"
+
+    async def stop(self, *groups: list[str]) -> None:
+        """End the processes of each group, one group after another; what does not end in time is killed."""
+        for group in groups:
+            names = [name for name in group if name in self._running]
+            for name in names:
+                self._watchers.pop(name).cancel()
+            for name in names:
+                _signal(self._running[name].pid, signal.SIGTERM)
+            await asyncio.gather(*(self._join(self._running.pop(name)) for name in names))
+
+    async def close(self) -> None:
+        """End everything that still runs, and the fork server."""
+        await self.stop(list(self._running))
+        os.close(self._parent_write)
+        os.close(self._parent_read)
+
+    def _spawn(self, plan: Plan) -> _Running:
+        plan.log_file.parent.mkdir(parents=True, exist_ok=True)
+        if plan.own_interpreter:
+            command = [sys.executable, "-m", "propeller.stack.child", plan.service, str(plan.log_file)]
+            with plan.log_file.open("ab") as output:
+                child = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
+                    command,
+                    env={**plan.env, PARENT_FD: str(self._parent_read)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[self._parent_read],
+                    start_new_session=True,
+                )
+            return _Running(plan, child, child.pid)
+        process = self._context.Process(
+            target=_child, args=(plan.service, dict(plan.env), str(plan.log_file)), name=plan.name
+        )
+        process.start()
+        if process.pid is None:
+            raise StartError(f"{plan.name} could not be started")
+        return _Running(plan, process, process.pid)
+
+    async def _watch(self, name: str) -> None:
+        while True:
+            running = self._running[name]
+            code = await _wait(running.process)
+            lived = time.monotonic() - running.started
+            failures = 1 if lived > STEADY_S else running.failures + 1
+            running.failures = failures
+            delay = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1]
+            log.error(
+                "process ended, starting it again",
+                name=name,
+                code=code,
+                lived_s=round(lived, 1),
+                delay_s=delay,
+            )
+            await asyncio.sleep(delay)
+            again = await asyncio.to_thread(self._spawn, running.plan)
+            again.failures = failures
+            self._running[name] = again
+
+    async def _join(self, running: _Running) -> None:
+        try:
+            await asyncio.wait_for(_wait(running.process), STOP_S)
+        except TimeoutError:
+            log.warning("process did not end in time, killing it", name=running.plan.name)
+            _signal(running.pid, signal.SIGKILL)
+            await _wait(running.process)
+
+
+def last_error(log_file: Path) -> str | None:
+    """The newest line of a log that begins with ``error:``, without that word."""
+    try:
+        lines = log_file.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for number in range(len(lines) - 1, -1, -1):
+        if lines[number].startswith("error: "):
+            return "\n".join([lines[number].removeprefix("error: "), *lines[number + 1 :]]).strip()
+    return None
+
+
+def _child(service: str, env: dict[str, str], log_file: str) -> None:
+    """The first thing in a forked process: its own session, environment and output; then the service."""
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    os.environ.clear()
+    os.environ.update(env)
+    if parent is not None:
+        os.environ[PARENT_FD] = str(parent.sentinel)
+    output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    sys.exit(serve(service, log_file=Path(log_file)))
+
+
+async def _wait(process: "BaseProcess | subprocess.Popen[bytes]") -> int | None:
+    if isinstance(process, subprocess.Popen):
+        while (code := process.poll()) is None:
+            await _exited(process.pid)
+        return code
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+    process.join()
+    return process.exitcode
+
+
+async def _exited(pid: int) -> None:
+    """Wait for a child of this process to end, by its pidfd where the system has them."""
+    if not hasattr(os, "pidfd_open"):
+        await asyncio.sleep(0.05)
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
