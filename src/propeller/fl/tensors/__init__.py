@@ -1,0 +1,47 @@
+"""Tensors: what a model is, and its encodings (DESIGN 4.2)."""
+
+from propeller.fl.tensors.base import Array, TensorError, Tensors, check, check_fits
+from propeller.fl.tensors.json import from_json, to_json
+from propeller.fl.tensors.media import (
+    CODECS,
+    JSON,
+    SAFETENSORS,
+    SAFETENSORS_SEQ,
+    Codec,
+    NotAcceptableError,
+    UnsupportedMediaTypeError,
+    codec_for,
+    decode,
+    encode,
+    media_type,
+    negotiate,
+)
+from propeller.fl.tensors.safetensors import document_length, from_safetensors, to_safetensors
+from propeller.fl.tensors.stream import read_documents, read_sequence
+
+__all__ = [
+    "CODECS",
+    "JSON",
+    "SAFETENSORS",
+    "SAFETENSORS_SEQ",
+    "Array",
+    "Codec",
+    "NotAcceptableError",
+    "TensorError",
+    "Tensors",
+    "UnsupportedMediaTypeError",
+    "check",
+    "check_fits",
+    "codec_for",
+    "decode",
+    "document_length",
+    "encode",
+    "from_json",
+    "from_safetensors",
+    "media_type",
+    "negotiate",
+    "read_documents",
+    "read_sequence",
+    "to_json",
+    "to_safetensors",
+]

@@ -1,0 +1,130 @@
+"""Tensors as JSON: nested lists of numbers, as absmach/propeller writes them (``{"w": [0.1, 0.2], "b": 0}``)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from propeller.fl.tensors.base import (
+    MAX_ELEMENTS,
+    MAX_RANK,
+    Array,
+    TensorError,
+    Tensors,
+    check_array,
+    check_count,
+    check_elements,
+    check_name,
+)
+from propeller.protocol.wire import MalformedMessageError, decode_object
+
+_NUMBERS = frozenset({int, float})
+_EXACT = 2.0**53
+"""Integers below this are exact in float64 (RFC 8259, section 6)."""
+
+
+def from_json(mapping: Mapping[str, Any]) -> Tensors:
+    """Read numbers and nested lists of numbers as float64 arrays.
+
+    A top-level ``version`` is not a tensor and is ignored, whatever it holds. Integers beyond 2**53 are rounded.
+
+    Args:
+        mapping: names to numbers or nested lists of equal lengths, at most ``MAX_RANK`` deep.
+
+    Raises:
+        TensorError: naming the tensor that is empty, ragged, too deep, not finite, or not made of numbers.
+    """
+    if not isinstance(mapping, Mapping):
+        raise TensorError(f"expected an object of names and numbers, got {_kind(mapping)}")
+    named = {check_name(name): value for name, value in mapping.items() if name != "version"}
+    check_count(len(named))
+    tensors: Tensors = {name: _array(name, value) for name, value in named.items()}
+    check_elements(array.size for array in tensors.values())
+    return tensors
+
+
+def to_json(tensors: Tensors) -> dict[str, Any]:
+    """Write arrays as Python numbers in nested lists; each float's ``repr`` reads back as the same float."""
+    return {name: array.tolist() for name, array in tensors.items()}
+
+
+def read(body: bytes) -> tuple[Tensors, dict[str, str]]:
+    """Decode a JSON document; JSON carries no metadata.
+
+    Raises:
+        TensorError: it is not a JSON object of tensors.
+    """
+    try:
+        mapping = decode_object(body)
+    except MalformedMessageError as error:
+        raise TensorError(f"Invalid JSON: {str(error).removeprefix('not JSON: ')}") from None
+    return from_json(mapping), {}
+
+
+def write(tensors: Tensors, _metadata: Mapping[str, str]) -> bytes:
+    """Encode as compact JSON.
+
+    A tensor of whole numbers is written without fractions (``[0,0,0]``), as Go writes it: the same numbers, and
+    what the users of absmach/propeller expect to see.
+    """
+    plain = {name: (_whole(array) if _is_whole(array) else array).tolist() for name, array in tensors.items()}
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _is_whole(array: Array) -> bool:
+    if array.dtype.kind != "f":
+        return False
+    with np.errstate(invalid="ignore"):
+        whole = (np.abs(array) < _EXACT) & (np.trunc(array) == array)  # type: ignore[type-var,operator]
+        # -0.0 is kept as it is: the integer 0 has no sign.
+        return bool(np.all(whole & ~(np.signbit(array) & (array == 0))))  # type: ignore[arg-type]
+
+
+def _whole(array: Array) -> Array:
+    return array.astype(np.int64)
+
+
+def _array(name: str, value: Any) -> Array:
+    shape: list[int] = []
+    row = [value]
+    # Level by level: all lists of a level must have one length, and the last level only numbers.
+    while True:
+        kinds = set(map(type, row))
+        if kinds <= _NUMBERS:
+            break
+        if kinds != {list}:
+            raise TensorError(_misfit(kinds), name)
+        if len(shape) == MAX_RANK:
+            raise TensorError(f"is nested deeper than {MAX_RANK} lists", name)
+        lengths = set(map(len, row))
+        if len(lengths) != 1:
+            raise TensorError(
+                f"is ragged: lists of lengths {', '.join(map(str, sorted(lengths)[:4]))} at one depth", name
+            )
+        shape.append(lengths.pop())
+        if shape[-1] == 0:
+            raise TensorError("has no elements", name)
+        row = [item for inner in row for item in inner]
+        if len(row) > MAX_ELEMENTS:
+            raise TensorError(f"has more than {MAX_ELEMENTS} numbers", name)
+    try:
+        array = np.array(row, dtype=np.float64).reshape(shape)
+    except OverflowError:
+        raise TensorError("holds a number too large for float64", name) from None
+    check_array(name, array)
+    return array
+
+
+def _misfit(kinds: set[type]) -> str:
+    if list in kinds and kinds <= _NUMBERS | {list}:
+        return "is ragged: numbers and lists at one depth"
+    other = sorted(_NAMES.get(kind, kind.__name__) for kind in kinds - _NUMBERS - {list})
+    return f"must hold numbers or lists of numbers, found {' and '.join(other)}"
+
+
+_NAMES: dict[type, str] = {type(None): "null", bool: "a boolean", str: "text", dict: "an object"}
+
+
+def _kind(value: object) -> str:
+    return _NAMES.get(type(value), type(value).__name__)

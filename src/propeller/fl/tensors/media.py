@@ -1,0 +1,133 @@
+"""Which encoding to read and to write: by ``Content-Type`` and ``Accept`` (RFC 9110, sections 8.3 and 12.5.1)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from propeller.fl.tensors import json, safetensors
+from propeller.fl.tensors.base import Tensors
+
+JSON = "application/json"
+SAFETENSORS = "application/vnd.safetensors"
+SAFETENSORS_SEQ = "application/vnd.safetensors-seq"
+"""A stream of safetensors documents, one after another (``stream.read_sequence``)."""
+
+
+class UnsupportedMediaTypeError(ValueError):
+    """A body is of a type that no codec reads: HTTP 415."""
+
+
+class NotAcceptableError(ValueError):
+    """A caller accepts none of the types that can be written: HTTP 406."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One encoding of tensors.
+
+    Attributes:
+        name: a short word for it, for file names and entity tags.
+        decode: reads a body: tensors and metadata; raises ``TensorError``.
+        encode: writes tensors and metadata.
+    """
+
+    name: str
+    decode: Callable[[bytes], tuple[Tensors, dict[str, str]]]
+    encode: Callable[[Tensors, Mapping[str, str]], bytes]
+
+
+CODECS: dict[str, Codec] = {
+    JSON: Codec("json", json.read, json.write),
+    SAFETENSORS: Codec("safetensors", safetensors.from_safetensors, safetensors.to_safetensors),
+}
+"""Media types to codecs, the preferred one first. Another encoding is one more entry."""
+
+_ALIASES = {"": JSON, "application/x-www-form-urlencoded": JSON, "application/x-safetensors": SAFETENSORS}
+"""No type, and the one that curl sends unless told otherwise, are taken as JSON."""
+
+
+def media_type(content_type: str | None) -> str:
+    """The type in a ``Content-Type`` header without its parameters, lower case; of one unnamed: JSON."""
+    bare = (content_type or "").partition(";")[0].strip().lower()
+    return _ALIASES.get(bare, bare)
+
+
+def codec_for(content_type: str | None) -> Codec:
+    """The codec that reads a body.
+
+    Raises:
+        UnsupportedMediaTypeError: there is none; the text names those there are.
+    """
+    codec = CODECS.get(media_type(content_type))
+    if codec is None:
+        raise UnsupportedMediaTypeError(
+            f"Content-Type {str(content_type)[:80]!r} cannot be read; send {' or '.join(CODECS)}"
+        )
+    return codec
+
+
+def decode(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str]]:
+    """Read tensors and their metadata (empty in JSON) from a body.
+
+    Raises:
+        UnsupportedMediaTypeError: no codec reads this type.
+        TensorError: the body is malformed.
+    """
+    return codec_for(content_type).decode(body)
+
+
+def encode(
+    tensors: Tensors, accept: str | None = None, metadata: Mapping[str, str] | None = None
+) -> tuple[str, bytes]:
+    """Write tensors as the caller would like them best.
+
+    Args:
+        tensors: what to write.
+        accept: an ``Accept`` header; without one, JSON.
+        metadata: texts to go with them, where the encoding has room for them.
+
+    Returns:
+        The content type and the body.
+
+    Raises:
+        NotAcceptableError: the caller accepts none of the codecs' types.
+    """
+    chosen = negotiate(accept)
+    return chosen, CODECS[chosen].encode(tensors, metadata or {})
+
+
+def negotiate(accept: str | None) -> str:
+    """The media type to answer with: the highest quality, and of equals the one that comes first in ``CODECS``.
+
+    Raises:
+        NotAcceptableError: none of them is accepted.
+    """
+    if accept is None or not accept.strip():
+        return next(iter(CODECS))
+    ranges = [_range(part) for part in accept.split(",") if part.strip()]
+    best = max(CODECS, key=lambda offered: _quality(offered, ranges))
+    if _quality(best, ranges) <= 0:
+        raise NotAcceptableError(f"Accept {accept[:80]!r} takes none of {', '.join(CODECS)}")
+    return best
+
+
+def _range(part: str) -> tuple[str, float]:
+    name, *parameters = part.split(";")
+    quality = 1.0
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == "q":
+            try:
+                quality = min(1.0, max(0.0, float(value)))
+            except ValueError:
+                quality = 0.0
+    name = name.strip().lower()
+    return _ALIASES.get(name, name), quality
+
+
+def _quality(offered: str, ranges: list[tuple[str, float]]) -> float:
+    # The most specific range that matches decides, not the most generous one.
+    for pattern in (offered, f"{offered.partition('/')[0]}/*", "*/*"):
+        matching = [quality for name, quality in ranges if name == pattern]
+        if matching:
+            return max(matching)
+    return 0.0
