@@ -1,0 +1,256 @@
+"""The round as a state machine: each rule by example, and its invariants under any order of events."""
+
+import json
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from propeller.fl.round import (
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    Answer,
+    Configured,
+    DeadlinePassed,
+    Event,
+    Persist,
+    Plan,
+    PublishNext,
+    Retried,
+    Round,
+    State,
+    Step,
+    UpdateReceived,
+    Verdict,
+    resume,
+    step,
+)
+
+
+def collecting(k: int = 2, least: int = 1, participants: tuple[str, ...] = ("a", "b", "c")) -> Round:
+    return step(Round(Plan("r-1", participants, 4, k, least)), Configured()).round
+
+
+def after(current: Round, *events: Event) -> Step:
+    done = Step(current)
+    for event in events:
+        done = step(done.round, event)
+    return done
+
+
+def verdict(done: Step) -> Verdict:
+    return next(effect.verdict for effect in done.effects if isinstance(effect, Answer))
+
+
+@pytest.mark.parametrize(
+    ("k", "least", "participants"),
+    [
+        (3, 1, ("a", "b")),
+        (0, 0, ("a",)),
+        (1, 2, ("a", "b")),
+        (1, 1, ()),
+        (1, 1, ("a", "a")),
+        (-1, -1, ("a",)),
+    ],
+)
+def test_a_plan_that_can_never_close_is_refused(k: int, least: int, participants: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="participants"):
+        Plan("r-1", participants, 0, k, least)
+
+
+def test_a_round_takes_no_update_before_it_is_configured() -> None:
+    fresh = Round(Plan("r-1", ("a",), 0, 1))
+    assert verdict(step(fresh, UpdateReceived("a", "d"))) is Verdict.LATE
+    assert step(fresh, DeadlinePassed()) == Step(fresh)
+
+
+def test_configuring_twice_changes_nothing() -> None:
+    one = after(collecting(), UpdateReceived("a", "d")).round
+    assert step(one, Configured()) == Step(one)
+
+
+def test_the_quorum_closes_a_round_and_says_so_only_after_it_is_durable() -> None:
+    done = after(collecting(), UpdateReceived("c", "1"), UpdateReceived("a", "2"))
+    assert done.round.state is State.AGGREGATING
+    # In the plan's order, not that of arrival.
+    assert done.effects == (Persist(), Answer(Verdict.ACCEPTED), Aggregate(("a", "c")))
+
+
+def test_the_same_update_again_is_fine_at_any_time_and_another_never() -> None:
+    open_round = after(collecting(), UpdateReceived("a", "1")).round
+    closed = after(open_round, UpdateReceived("b", "2")).round
+    over = after(closed, Aggregated(5)).round
+    for current in (open_round, closed, over):
+        again = step(current, UpdateReceived("a", "1", 4))
+        assert again == Step(current, (Answer(Verdict.REPEATED),))
+        assert verdict(step(current, UpdateReceived("a", "other"))) is Verdict.DIFFERENT
+
+
+def test_foreign_stale_and_late_updates_are_told_so() -> None:
+    current = collecting()
+    assert verdict(step(current, UpdateReceived("x", "1"))) is Verdict.FOREIGN
+    assert verdict(step(current, UpdateReceived("a", "1", 3))) is Verdict.STALE
+    assert verdict(step(current, UpdateReceived("a", "1", 4))) is Verdict.ACCEPTED
+    closed = after(current, UpdateReceived("a", "1"), UpdateReceived("b", "2")).round
+    late = step(closed, UpdateReceived("c", "3"))
+    assert late.round is closed
+    assert verdict(late) is Verdict.LATE
+
+
+def test_the_deadline_closes_with_what_has_come_or_fails() -> None:
+    enough = after(collecting(3), UpdateReceived("b", "1"), DeadlinePassed())
+    assert enough.effects == (Persist(), Aggregate(("b",)))
+    for current in (collecting(3), after(collecting(3, least=2), UpdateReceived("b", "1")).round):
+        failed = step(current, DeadlinePassed())
+        assert failed.effects == (Persist(),)
+        assert failed.round.state is State.FAILED
+        assert failed.round.reason is not None
+        assert failed.round.reason.startswith("deadline")
+    assert step(enough.round, DeadlinePassed()) == Step(enough.round)
+
+
+def test_a_stored_aggregate_completes_and_is_published_once() -> None:
+    closed = after(collecting(1), UpdateReceived("a", "1")).round
+    done = step(closed, Aggregated(9))
+    assert done.effects == (Persist(), PublishNext(9))
+    assert (done.round.state, done.round.model_version) == (State.COMPLETED, 9)
+    for event in (Aggregated(10), AggregationFailed("x"), DeadlinePassed(), Retried(), Configured()):
+        assert step(done.round, event) == Step(done.round)
+
+
+def test_a_failed_aggregation_says_why_and_can_be_retried() -> None:
+    failed = after(collecting(1), UpdateReceived("a", "1"), AggregationFailed("no aggregator")).round
+    assert (failed.state, failed.reason) == (State.FAILED, "no aggregator")
+    again = step(failed, Retried())
+    assert again.effects == (Persist(), Aggregate(("a",)))
+    assert again.round.reason is None
+
+
+def test_a_round_without_enough_updates_cannot_be_retried() -> None:
+    failed = step(collecting(), DeadlinePassed()).round
+    assert step(failed, Retried()) == Step(failed)
+
+
+def test_only_an_open_aggregation_is_resumed_after_a_crash() -> None:
+    current = collecting()
+    assert resume(current) == ()
+    closed = after(current, UpdateReceived("b", "1"), UpdateReceived("a", "2")).round
+    assert resume(closed) == (Aggregate(("a", "b")),)
+    assert resume(step(closed, Aggregated(1)).round) == ()
+
+
+@pytest.mark.parametrize("fields", [{}, {"plan": 1}, {"plan": {"participants": []}}, {"plan": None}])
+def test_what_is_not_a_round_is_not_read_as_one(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"round|participants"):
+        Round.from_json(fields)
+
+
+NAMES = ("a", "b", "c", "d")
+
+
+class RoundMachine(RuleBasedStateMachine):
+    """Any events in any order, with crashes between them; beside it the least that must be remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.round = Round(Plan("r-1", NAMES, 4, 3, 2))
+        self.durable = self.round
+        self.acknowledged: dict[str, str] = {}
+        self.aggregations: list[tuple[str, ...]] = []
+        self.published: list[int] = []
+        self.history = [self.round.state]
+
+    def feed(self, event: Event) -> Step:
+        before, done = self.round, step(self.round, event)
+        self.round = done.round
+        for effect in done.effects:
+            match effect:
+                case Persist():
+                    self.durable = Round.from_json(json.loads(json.dumps(done.round.to_json())))
+                case Answer(said):
+                    assert self.durable == done.round
+                    if said is Verdict.ACCEPTED:
+                        assert isinstance(event, UpdateReceived)
+                        assert event.proplet_id not in self.acknowledged
+                        self.acknowledged[event.proplet_id] = event.digest
+                case Aggregate(names):
+                    assert self.durable.state is State.AGGREGATING
+                    self.aggregations.append(names)
+                case PublishNext(version):
+                    assert self.durable.model_version == version
+                    self.published.append(version)
+        if done.round != before:
+            assert Persist() in done.effects
+        if done.round.state != self.history[-1]:
+            self.history.append(done.round.state)
+        return done
+
+    @rule()
+    def configure(self) -> None:
+        self.feed(Configured())
+
+    @rule(
+        name=st.sampled_from((*NAMES, "x")), digest=st.sampled_from("12"), base=st.sampled_from((None, 4, 5))
+    )
+    def update(self, name: str, digest: str, base: int | None) -> None:
+        done = self.feed(UpdateReceived(name, digest, base))
+        assert sum(isinstance(effect, Answer) for effect in done.effects) == 1
+        if name == "x":
+            assert verdict(done) is Verdict.FOREIGN
+
+    @rule()
+    def deadline(self) -> None:
+        self.feed(DeadlinePassed())
+
+    @rule(version=st.integers(1, 9))
+    def stored(self, version: int) -> None:
+        self.feed(Aggregated(version))
+
+    @rule()
+    def not_stored(self) -> None:
+        self.feed(AggregationFailed("no aggregator"))
+
+    @precondition(lambda self: self.round.state is State.FAILED)
+    @rule()
+    def retry(self) -> None:
+        self.feed(Retried())
+
+    @rule()
+    def crash(self) -> None:
+        self.round = self.durable
+        for effect in resume(self.round):
+            assert isinstance(effect, Aggregate)
+            assert effect.proplet_ids == self.aggregations[-1]
+
+    @invariant()
+    def every_acknowledged_update_counts_once_and_no_other(self) -> None:
+        assert dict(self.round.counted) == self.acknowledged
+        assert len(self.acknowledged) <= self.round.plan.k_of_n
+
+    @invariant()
+    def every_aggregation_is_of_all_acknowledged_updates(self) -> None:
+        if self.aggregations:
+            assert set(self.aggregations[-1]) == set(self.acknowledged)
+            assert len(set(self.aggregations)) == 1
+            assert len(self.acknowledged) >= self.round.plan.min_updates
+
+    @invariant()
+    def aggregated_once_unless_it_failed_and_was_retried(self) -> None:
+        failures = sum(one is State.FAILED for one in self.history)
+        assert len(self.aggregations) <= 1 + failures
+
+    @invariant()
+    def completed_is_final_and_published_once(self) -> None:
+        if State.COMPLETED in self.history:
+            assert self.history[-1] is State.COMPLETED
+            assert self.published == [self.round.model_version]
+        else:
+            assert self.published == []
+
+    @invariant()
+    def a_failed_round_says_why(self) -> None:
+        assert (self.round.state is State.FAILED) == (self.round.reason is not None)
+
+
+TestRoundMachine = RoundMachine.TestCase
