@@ -23,7 +23,7 @@ class PropletMetadata(Message):
     proplet_version: str = ""
     wasm_runtime: str = ""
     directed: bool = False
-    liveliness_interval: float | None = None
+    liveliness_interval: Annotated[float, Field(gt=0)] | None = None
     """Seconds between heartbeats, so that the manager's window follows it."""
 
 

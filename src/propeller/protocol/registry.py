@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from propeller.protocol.ids import Id
 from propeller.protocol.wire import Message
@@ -38,7 +38,10 @@ class Resolved(Message):
 
 
 class Chunk(Message):
-    """A part of a program. ``digest`` and ``size`` are of the whole, absent from S proxies; ``error`` ends a request."""
+    """A part of a program. ``digest`` and ``size`` are of the whole, absent from S proxies; ``error`` ends a request.
+
+    An error carries no part: an S proplet cannot read it and drops it, instead of counting it among the chunks.
+    """
 
     app_name: str
     chunk_idx: Annotated[int, Field(ge=0)] = 0
@@ -47,6 +50,17 @@ class Chunk(Message):
     digest: Digest | None = None
     size: int | None = None
     error: str | None = None
+
+    @model_validator(mode="after")
+    def _is_a_part_or_an_error(self) -> "Chunk":
+        if not self.error and not (self.data and self.chunk_idx < self.total_chunks):
+            raise ValueError("a chunk needs data, and a chunk_idx below its total_chunks")
+        return self
+
+    def encode(self) -> bytes:
+        """Write the part, or the error alone."""
+        part = {"chunk_idx", "total_chunks", "data"} if self.error else None
+        return self.model_dump_json(exclude_none=True, exclude=part).encode()
 
     def payload(self) -> bytes:
         """The bytes.

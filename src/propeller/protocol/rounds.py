@@ -1,15 +1,19 @@
 """Rounds on the wire: experiments, starts, updates, status and the notice of a finished round."""
 
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from propeller.protocol.ids import Id
-from propeller.protocol.task import Text
+from propeller.protocol.task import Text, empty_if_null
 from propeller.protocol.wire import Message, Time, finite, now, null_as_empty
 
-MAX_SAMPLES = 2**53 - 1
-"""The largest ``num_samples``: every JSON reader keeps it exact (RFC 8259, section 6)."""
+MAX_INTEGER = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
+
+MAX_SAMPLES = MAX_INTEGER
+"""The largest ``num_samples``."""
 
 DEFAULT_MODEL = "fl/models/global_model_v0"
 DEFAULT_K = 3
@@ -32,12 +36,26 @@ def model_version(reference: str) -> int:
     return int(digits) if digits else 0
 
 
+def _exact_version(reference: str) -> str:
+    if model_version(reference) > MAX_INTEGER:
+        raise ValueError(f"its version is more than {MAX_INTEGER}")
+    return reference
+
+
 def _unique(values: list[str]) -> list[str]:
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
-        raise ValueError(f"named twice: {', '.join(twice)}")
+        raise ValueError(f"named twice: {', '.join(twice[:10])}")
     return values
 
+
+def _check_quorum(k_of_n: int, participants: int) -> None:
+    if k_of_n > participants:
+        raise ValueError(f"k_of_n ({k_of_n}) is more than the {participants} participants")
+
+
+ModelRef = Annotated[str, Field(max_length=512), AfterValidator(_exact_version)]
+"""The reference of a model, as ``fl/models/global_model_v3``."""
 
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(_unique)]
 
@@ -46,13 +64,18 @@ class RoundStart(Message):
     """Starts a round: topic ``fl/rounds/start``. ``k_of_n`` and ``timeout_s`` are honoured when given."""
 
     round_id: Id
-    model_uri: str = Field(min_length=1, max_length=512)
+    model_uri: Annotated[ModelRef, Field(min_length=1)]
     task_wasm_image: str = Field(min_length=1, max_length=512)
     participants: Participants
     hyperparams: dict[str, Any] | None = None
     k_of_n: Annotated[int, Field(ge=0)] | None = None
     timeout_s: Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite)] | None = None
-    experiment_id: Annotated[str, Field(max_length=128)] = ""
+    experiment_id: Annotated[Text, Field(max_length=128)] = ""
+
+    @model_validator(mode="after")
+    def _quorum(self) -> "RoundStart":
+        _check_quorum(self.k_of_n or 0, len(self.participants))
+        return self
 
 
 class Experiment(Message):
@@ -63,7 +86,7 @@ class Experiment(Message):
 
     experiment_id: Annotated[Text, Field(max_length=128)] = ""
     round_id: Id
-    model_ref: Annotated[Text, Field(max_length=512)] = DEFAULT_MODEL
+    model_ref: ModelRef = DEFAULT_MODEL
     participants: Participants
     hyperparams: dict[str, Any] | None = None
     k_of_n: Annotated[int, Field(ge=0)] = 0
@@ -85,8 +108,7 @@ class Experiment(Message):
     @model_validator(mode="after")
     def _quorum(self) -> "Experiment":
         count = len(self.participants)
-        if self.k_of_n > count:
-            raise ValueError(f"k_of_n ({self.k_of_n}) is more than the {count} participants")
+        _check_quorum(self.k_of_n, count)
         if self.k_of_n == 0:
             self.k_of_n = min(DEFAULT_K, count)
         if self.timeout_s == 0:
@@ -101,7 +123,7 @@ class UpdateHeader(Message):
 
     round_id: Id
     proplet_id: Id
-    base_model_uri: Text = ""
+    base_model_uri: Annotated[ModelRef, BeforeValidator(empty_if_null)] = ""
     num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
     metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
 

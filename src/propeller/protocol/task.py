@@ -2,6 +2,9 @@
 
 import base64
 import binascii
+import json
+import math
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -18,8 +21,13 @@ def _zero_if_null(value: Any) -> Any:
     return 0 if value is None else value
 
 
-def _empty_if_null(value: Any) -> Any:
+def empty_if_null(value: Any) -> Any:
+    """``null`` where an empty text is meant."""
     return "" if value is None else value
+
+
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,4000})")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def read_input(value: Any) -> Any:
@@ -28,14 +36,14 @@ def read_input(value: Any) -> Any:
 
 
 Flag = Annotated[bool, BeforeValidator(_false_if_null)]
-Text = Annotated[str, BeforeValidator(_empty_if_null)]
+Text = Annotated[str, BeforeValidator(empty_if_null)]
 Input = Annotated[str, BeforeValidator(read_input)]
 
 
 class Start(Message):
     """The manager asks a proplet to run a task.
 
-    ``inputs`` are decimal texts here; ``encode_start`` writes them as the receiver's version wants them.
+    ``inputs`` are decimal texts here; ``encode`` writes them as the receiver's version wants them.
     """
 
     id: Id
@@ -72,32 +80,31 @@ class Start(Message):
         except binascii.Error:
             raise ValueError("file: not valid base64") from None
 
-    def encode(self) -> bytes:
+    def encode(self, *, text_inputs: bool = False) -> bytes:
         """Write for S and H alike: every key of S present, never ``null`` where S cannot read it.
 
-        ``inputs`` go as numbers, as S proplets decode nothing else; H proplets are sent none by this manager
-        unless their version says so.
+        ``inputs`` go as numbers, as S proplets decode nothing else, or as texts for H proplets, likewise.
         """
         fields = self.model_dump(mode="json")
-        fields["inputs"] = [_as_number(text) for text in self.inputs] or None
+        fields["inputs"] = (
+            self.inputs if text_inputs else [_as_number(text) for text in self.inputs]
+        ) or None
         fields["cli_args"] = self.cli_args or None
         fields["env"] = self.env or None
         return encode_json(fields)
 
 
 def _as_number(text: str) -> int | float | str:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
+    """The number that a decimal text stands for; any other text as it is."""
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _NUMBER.fullmatch(text) and math.isfinite(number := float(text)):
+        return number
     return text
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact JSON without NaN."""
-    import json
-
+    """Compact JSON; NaN is a ``ValueError``."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -4,6 +4,7 @@
 topics that this project adds (DESIGN 4.4): they carry a message to one proplet, so that access rules can name it.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,6 +34,7 @@ class Kind(StrEnum):
     UPDATE = "fl/rounds/updates"
 
 
+_DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 _SHARED = frozenset(kind.value for kind in Kind) - {Kind.UPDATE.value}
 
 
@@ -93,7 +95,9 @@ class Channel:
         return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(proplet_id)}"
 
     def chunks(self, digest: str) -> str:
-        """Chunks of one program, for everyone who asked for it; ``sha256:abc`` is written ``sha256-abc``."""
+        """Chunks of one program, for everyone who asked for it; ``sha256:abc…`` is written ``sha256-abc…``."""
+        if _DIGEST.fullmatch(digest.replace(":", "-", 1)) is None:
+            raise InvalidIdError(f"{digest[:80]!r} is not a digest: use sha256: and 64 hexadecimal digits")
         return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(digest.replace(':', '-'))}"
 
     def update(self, round_id: str, proplet_id: str) -> str:
@@ -132,7 +136,9 @@ def _parse_rest(channel: Channel | None, rest: str) -> Topic | None:
             kind = Kind.START if verb == "start" else Kind.STOP
             return Topic(kind, channel, target=check_id(target)) if channel else None
         case ["registry", "server", target]:
-            digest = check_id(target).replace("sha256-", "sha256:", 1)
-            return Topic(Kind.REGISTRY_CHUNK, channel, target=digest) if channel else None
+            check_id(target)
+            if _DIGEST.fullmatch(target):
+                target = target.replace("-", ":", 1)
+            return Topic(Kind.REGISTRY_CHUNK, channel, target=target) if channel else None
         case _:
             return Topic(Kind(rest), channel) if channel and rest in _SHARED else None

@@ -1,12 +1,17 @@
 """The base of every message: strict when written, tolerant when read."""
 
-import json
+import contextlib
 import math
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic_core import from_json
+
+_MOST_EXPLAINED = 10
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MalformedMessageError(ValueError):
@@ -16,7 +21,7 @@ class MalformedMessageError(ValueError):
 class Message(BaseModel):
     """A JSON object on the wire. Unknown fields are ignored, so that newer peers can be read."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     @classmethod
     def decode(cls, payload: bytes | str | Mapping[str, Any]) -> Self:
@@ -32,32 +37,65 @@ class Message(BaseModel):
             raise MalformedMessageError(explain(error)) from None
 
     def encode(self) -> bytes:
-        """Write compact JSON; fields that are ``None`` by default and unset are left out."""
-        return self.model_dump_json(exclude_none=True, by_alias=True).encode()
+        """Write compact JSON without the fields that are ``None``."""
+        return self.model_dump_json(exclude_none=True).encode()
 
 
 def decode_object(payload: bytes | str) -> dict[str, Any]:
-    """Decode a JSON object; NaN and infinities are not JSON and are refused.
+    """Decode a JSON object.
+
+    Refused, as JSON has no such thing or no reader after us could take it: NaN and infinities, numbers beyond a
+    float's range, halves of surrogate pairs, more than 200 levels of nesting, integers of more than 4300 digits.
 
     Raises:
         MalformedMessageError: not UTF-8, not JSON, or not an object.
     """
     try:
-        value = json.loads(payload, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessageError(f"not JSON: {error}") from None
+        data = payload.encode() if isinstance(payload, str) else payload
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        hint = " (NaN and Infinity are not JSON numbers)" if _names_a_constant(payload) else ""
+        raise MalformedMessageError(f"not JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise MalformedMessageError(f"expected a JSON object, got {type(value).__name__}")
+    for name, field in value.items():
+        if _overflows(field):
+            raise MalformedMessageError(f"{name[:80]}: a number is too large")
     return value
+
+
+def _names_a_constant(payload: bytes | str) -> bool:
+    text = payload if isinstance(payload, str) else payload.decode(errors="replace")
+    return re.search(r"[:,\[]\s*-?(NaN|Infinity)", text) is not None
+
+
+def _overflows(field: Any) -> bool:
+    """Whether a decoded field holds a number beyond a float's range: ``1e999`` reads as infinity."""
+    waiting = [[field]]
+    while waiting:
+        values = waiting.pop()
+        with contextlib.suppress(TypeError, OverflowError):  # anything but floats is looked at one by one
+            if all(map(math.isfinite, values)):
+                continue
+        for value in values:
+            if isinstance(value, float) and not math.isfinite(value):
+                return True
+            if isinstance(value, list):
+                waiting.append(value)
+            elif isinstance(value, dict):
+                waiting.append(list(value.values()))
+    return False
 
 
 def explain(error: ValidationError) -> str:
     """One line that names every wrong field: ``round_id: Field required; k_of_n: …``."""
     parts = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(step) for step in item["loc"]) or "body"
+    for item in error.errors(include_url=False, include_input=False)[:_MOST_EXPLAINED]:
+        where = ".".join(str(step)[:80] for step in item["loc"]) or "body"
         text = item["msg"].removeprefix("Value error, ")
         parts.append(f"{where}: {text}")
+    if error.error_count() > _MOST_EXPLAINED:
+        parts.append(f"and {error.error_count() - _MOST_EXPLAINED} more")
     return "; ".join(parts)
 
 
@@ -72,19 +110,19 @@ def format_time(moment: datetime) -> str:
 
 
 def read_time(value: Any) -> Any:
-    """Read RFC 3339 (also with nanoseconds) or the object that a Rust ``SystemTime`` becomes."""
+    """Read RFC 3339 (also with nanoseconds, which are cut to microseconds) or a Rust ``SystemTime`` object."""
     if isinstance(value, Mapping) and "secs_since_epoch" in value:
         try:
-            seconds = float(value["secs_since_epoch"]) + float(value.get("nanos_since_epoch") or 0) / 1e9
-            return datetime.fromtimestamp(seconds, UTC)
-        except (TypeError, ValueError, OverflowError, OSError):
+            micros = int(value.get("nanos_since_epoch", 0)) // 1000
+            return _EPOCH + timedelta(seconds=int(value["secs_since_epoch"]), microseconds=micros)
+        except (TypeError, ValueError, OverflowError):
             raise ValueError("not a time: secs_since_epoch and nanos_since_epoch must be numbers") from None
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             raise ValueError(f"{value[:40]!r} is not an RFC 3339 time") from None
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return value
 
 
@@ -103,10 +141,6 @@ def finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 Time = Annotated[datetime, BeforeValidator(read_time), PlainSerializer(format_time, return_type=str)]

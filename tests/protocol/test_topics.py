@@ -1,0 +1,121 @@
+"""Topics built are parsed back to what went in; ids that would change a topic never make one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from propeller.protocol.ids import InvalidIdError, check_id
+from propeller.protocol.topics import ROUND_NEXT, ROUND_START, Channel, Kind, Topic, parse, update_topic
+
+IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
+CHANNELS = st.builds(Channel, IDS, IDS)
+DIGESTS = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+
+BAD_IDS = [
+    "", ".", "..", "../x", "a/b", "a/", "/a", "+", "#", "a+", "a#", "$SYS", "a b", "a\n", "a\x00", "é", "a" * 129,
+    "-a", "_a", "%2e%2e", "a\\b", "a:b", "a*b", "a>b",
+]  # fmt: skip
+
+
+@given(CHANNELS, st.sampled_from([kind for kind in Kind if kind is not Kind.UPDATE]))
+def test_shared_topics_round_trip(channel: Channel, kind: Kind) -> None:
+    assert parse(channel.topic(kind)) == Topic(kind, channel)
+
+
+@given(CHANNELS, IDS, IDS, DIGESTS)
+def test_directed_topics_round_trip(channel: Channel, proplet: str, round_id: str, digest: str) -> None:
+    assert parse(channel.start(proplet)) == Topic(Kind.START, channel, target=proplet)
+    assert parse(channel.stop(proplet)) == Topic(Kind.STOP, channel, target=proplet)
+    assert parse(channel.answers(proplet)) == Topic(Kind.REGISTRY_CHUNK, channel, target=proplet)
+    assert parse(channel.chunks(digest)) == Topic(Kind.REGISTRY_CHUNK, channel, target=digest)
+    update = parse(channel.update(round_id, proplet))
+    assert update == Topic(Kind.UPDATE, channel, round_id=round_id, proplet_id=proplet)
+
+
+@given(IDS, IDS)
+def test_updates_outside_of_channels_round_trip(round_id: str, proplet: str) -> None:
+    topic = update_topic(round_id, proplet)
+    assert parse(topic) == Topic(Kind.UPDATE, round_id=round_id, proplet_id=proplet)
+
+
+def test_a_proplet_whose_id_begins_like_a_digest_keeps_its_id() -> None:
+    parsed = parse(Channel("d", "c").answers("my-sha256-1"))
+    assert parsed is not None
+    assert parsed.target == "my-sha256-1"
+    assert parse(Channel("d", "c").answers("sha256-1")) == Topic(
+        Kind.REGISTRY_CHUNK, Channel("d", "c"), "sha256-1"
+    )
+
+
+def test_the_topics_of_absmach_propeller() -> None:
+    channel = Channel("d", "c")
+    assert [channel.topic(kind) for kind in Kind if kind is not Kind.UPDATE] == [
+        "m/d/c/c/control/proplet/create",
+        "m/d/c/c/control/proplet/alive",
+        "m/d/c/c/control/proplet/results",
+        "m/d/c/c/control/proplet/metrics",
+        "m/d/c/c/control/proplet/task_metrics",
+        "m/d/c/c/control/manager/start",
+        "m/d/c/c/control/manager/stop",
+        "m/d/c/c/registry/proplet",
+        "m/d/c/c/registry/server",
+        "m/d/c/c/fl/rounds/start",
+        "m/d/c/c/fl/rounds/next",
+    ]
+    assert update_topic("r-1", "p") == "fl/rounds/r-1/updates/p"
+
+
+@pytest.mark.parametrize("topic", [ROUND_START, ROUND_NEXT])
+def test_round_topics_also_stand_outside_of_channels(topic: str) -> None:
+    assert parse(topic) == Topic(Kind(topic))
+    assert parse(f"m/d/c/c/{topic}") == Topic(Kind(topic), Channel("d", "c"))
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_an_id_that_would_change_a_topic_makes_none(bad: str) -> None:
+    channel = Channel("d", "c")
+    for build in (
+        lambda: check_id(bad),
+        lambda: Channel(bad, "c"),
+        lambda: Channel("d", bad),
+        lambda: channel.start(bad),
+        lambda: channel.stop(bad),
+        lambda: channel.answers(bad),
+        lambda: channel.chunks(bad),
+        lambda: channel.update(bad, "p"),
+        lambda: channel.update("r", bad),
+        lambda: update_topic(bad, "p"),
+    ):
+        with pytest.raises(InvalidIdError):
+            build()
+    for topic in (
+        f"m/{bad}/c/c/control/proplet/alive",
+        f"m/d/c/{bad}/control/proplet/alive",
+        f"m/d/c/c/control/manager/start/{bad}",
+        f"m/d/c/c/registry/server/{bad}",
+        f"fl/rounds/{bad}/updates/p",
+        f"fl/rounds/r/updates/{bad}",
+    ):
+        assert parse(topic) is None
+
+
+@pytest.mark.parametrize("digest", ["sha256:abc", "sha256:" + "A" * 64, "sha512:" + "a" * 64, "a" * 64])
+def test_chunks_have_a_topic_by_a_whole_digest_only(digest: str) -> None:
+    with pytest.raises(InvalidIdError):
+        Channel("d", "c").chunks(digest)
+
+
+@pytest.mark.parametrize(
+    "topic",
+    ["", "/", "m", "m/d/c/c", "m/d/c/c/", "m/d/x/c/control/proplet/alive", "control/proplet/alive",
+     "m/d/c/c/fl/rounds/updates", "m/d/c/c/control/manager/start/", "m/d/c/c/control/manager/start/a/b",
+     "control/manager/start/p", "registry/server/p", "m/d/c/c/control/proplet/alive/p"],
+)  # fmt: skip
+def test_other_topics_are_none_of_ours(topic: str) -> None:
+    assert parse(topic) is None
+
+
+@given(st.text())
+def test_any_text_parses_or_is_none(topic: str) -> None:
+    parsed = parse(topic)
+    assert parsed is None or isinstance(parsed, Topic)

@@ -1,0 +1,163 @@
+"""JSON objects in: whatever arrives is read or refused by ``MalformedMessageError``, never by another exception."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
+from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, Update
+from propeller.protocol.task import FlEnvelope, Results, Start, Stop, encode_json
+from propeller.protocol.wire import MalformedMessageError, Message, Time, decode_object
+
+MESSAGES: list[type[Message]] = [
+    Alive, Create, PropletMetrics, TaskMetrics, Chunk, ProgramRequest, Resolved, Experiment, RoundNext, RoundStart,
+    Update, FlEnvelope, Results, Start, Stop,
+]  # fmt: skip
+FIELDS = sorted({name for message in MESSAGES for name in message.model_fields})
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+TIME: TypeAdapter[datetime] = TypeAdapter(Time)
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b'{"a":1,}', "not JSON"),
+        (b'{"a":1} x', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"a":"\xff"}', "not JSON"),
+        ('{"a":1}'.encode("utf-16"), "not JSON"),
+        ('{"a":"\ud800"}', "not JSON"),
+        (b'{"a":"\\ud800"}', "not JSON"),
+        (b'{"a":' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a":' + b"[" * 100_000, "not JSON"),
+        (b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "not JSON"),
+        (b'{"a":' * 300 + b"1" + b"}" * 300, "not JSON"),
+        (b'{"a":NaN}', "NaN and Infinity are not JSON numbers"),
+        (b'{"a":[1, Infinity]}', "NaN and Infinity are not JSON numbers"),
+        (b'{"a":-Infinity}', "NaN and Infinity are not JSON numbers"),
+        (b'{"name":1e999}', "name: a number is too large"),
+        (b'{"name":{"b":[[-1e999],"x"]}}', "name: a number is too large"),
+        (b'{"w":[1,2,"x",3e400]}', "w: a number is too large"),
+        (b"[]", "expected a JSON object, got list"),
+        (b"null", "expected a JSON object, got NoneType"),
+        (b'"text"', "expected a JSON object, got str"),
+        (b"12", "expected a JSON object, got int"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_with_the_reason(payload: bytes | str, says: str) -> None:
+    for decode in (decode_object, Results.decode):
+        with pytest.raises(MalformedMessageError, match=says):
+            decode(payload)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_any_json_object_is_read_as_the_standard_library_reads_it(value: dict[str, Any]) -> None:
+    assert decode_object(json.dumps(value)) == value
+    assert decode_object(json.dumps(value, ensure_ascii=False).encode()) == value
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_floats_are_read_exactly(number: float) -> None:
+    read = decode_object(f'{{"a":{number!r}}}')["a"]
+    assert read == number
+    assert math.copysign(1, read) == math.copysign(1, number)
+
+
+def test_integers_beyond_a_float_are_still_integers() -> None:
+    assert decode_object(b'{"a":[%d, 1.5]}' % 10**400) == {"a": [10**400, 1.5]}
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
+    for message in MESSAGES:
+        with pytest.raises(MalformedMessageError):
+            message.decode(payload)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON | st.sampled_from(["p", "r-1", 1, 0, [], ["p"], {}])))
+def test_any_fields_are_read_or_refused_and_what_was_read_can_be_written(fields: dict[str, Any]) -> None:
+    for message in MESSAGES:
+        try:
+            read = message.decode(json.dumps(fields))
+        except MalformedMessageError as error:
+            assert any(name in str(error) for name in [*message.model_fields, "body"])  # noqa: PT017
+        else:
+            assert message.decode(read.encode()) == read
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_missing_fields_are_all_named(message: type[Message]) -> None:
+    required = [name for name, field in message.model_fields.items() if field.is_required()]
+    with pytest.raises(MalformedMessageError) as error:
+        message.decode(b"{}")
+    assert all(f"{name}: Field required" in str(error.value) for name in required)
+
+
+def test_a_flood_of_errors_makes_a_short_text() -> None:
+    with pytest.raises(MalformedMessageError, match="and 991 more") as error:
+        RoundStart.decode({"round_id": "r", "task_wasm_image": "i", "participants": ["../x"] * 1000})
+    assert len(str(error.value)) < 2000
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert Stop.decode(b'{"id":"t","new":{"x":[1]}}') == Stop(id="t")
+
+
+def test_a_message_is_never_made_with_a_number_that_is_none() -> None:
+    with pytest.raises(ValidationError, match="cpu_metrics"):
+        PropletMetrics.model_validate({"proplet_id": "p", "cpu_metrics": {"percent": math.nan}})
+    with pytest.raises(ValueError, match="Out of range"):
+        encode_json({"a": math.nan})
+
+
+MOMENTS = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]))
+
+
+@given(MOMENTS.filter(lambda moment: 1 < moment.year < 9999))
+def test_times_round_trip(moment: datetime) -> None:
+    assert TIME.validate_json(TIME.dump_json(moment)) == moment
+
+
+@given(st.integers(0, 253402300799), st.integers(0, 999_999_999))
+def test_rust_times_are_read_to_the_microsecond(seconds: int, nanos: int) -> None:
+    moment = TIME.validate_python({"secs_since_epoch": seconds, "nanos_since_epoch": nanos})
+    expected = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds, microseconds=nanos // 1000)
+    assert moment == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("2026-01-21T16:12:11Z", "2026-01-21T16:12:11.000000Z"),
+        ("2026-01-21T16:12:11.123456789Z", "2026-01-21T16:12:11.123456Z"),
+        ("2026-01-21T16:12:11.5+02:00", "2026-01-21T14:12:11.500000Z"),
+        ("2026-01-21T16:12:11", "2026-01-21T16:12:11.000000Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000000Z"),
+    ],
+)
+def test_rfc_3339_in_every_form(text: str, written: str) -> None:
+    assert TIME.dump_python(TIME.validate_python(text)) == written
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["yesterday", "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", {}, [], True, 1e300, 10**400,
+     {"secs_since_epoch": "x"}, {"secs_since_epoch": None}, {"secs_since_epoch": 10**30},
+     {"secs_since_epoch": 1, "nanos_since_epoch": {}}, {"secs_since_epoch": math.inf}],
+)  # fmt: skip
+def test_what_is_no_time_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        TIME.validate_python(value)
