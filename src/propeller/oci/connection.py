@@ -1,0 +1,238 @@
+"""Requests to registries: authorization, redirects, timeouts, retries of transient faults, errors with a remedy."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+
+from propeller.oci.authorization import Authorizer, Scope
+from propeller.oci.errors import OciError, RegistryTimeoutError, TooLargeError, UnreachableError, from_status
+from propeller.oci.reference import Registry
+from propeller.process.logs import get_logger
+
+T = TypeVar("T")
+Body = Callable[[], AsyncIterator[bytes]]
+"""Makes a request's body anew for every try."""
+
+log = get_logger("oci")
+
+RETRY_DELAYS = (0.1, 0.3, 0.8)
+"""Seconds between tries after a broken connection or a 429, 500, 502, 503 or 504."""
+
+MAX_DOCUMENT = 4 * 1024 * 1024
+"""The largest manifest or error body that is read, in bytes (the limit that registries have)."""
+
+_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 5
+_ASK = "ask whoever runs this registry"
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What requests are for: their registry, the access they need, and what errors call them."""
+
+    registry: Registry
+    scope: Scope
+    what: str
+
+
+class _BusyError(Exception):
+    """The registry may do it if asked again; ``error`` is what to say if it does not."""
+
+    def __init__(self, error: OciError) -> None:
+        self.error = error
+
+
+class Connections:
+    """HTTP connections to any number of registries; close them with ``aclose``."""
+
+    def __init__(
+        self,
+        authorizer: Authorizer,
+        *,
+        idle_timeout: float,
+        total_timeout: float,
+        retry_delays: tuple[float, ...],
+    ) -> None:
+        """``idle_timeout``: seconds without a byte; ``total_timeout``: seconds for a whole try."""
+        self._authorizer = authorizer
+        self._idle, self._total, self._delays = idle_timeout, total_timeout, retry_delays
+        self._clients: dict[bool, httpx.AsyncClient] = {}
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    async def retrying(self, purpose: Purpose, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run an operation that may be repeated until it succeeds, fails for good, or was tried often enough.
+
+        Raises:
+            OciError: with the cause and the remedy.
+        """
+        for delay in (*self._delays, None):
+            try:
+                async with asyncio.timeout(self._total):
+                    return await operation()
+            except (httpx.TimeoutException, TimeoutError) as error:
+                limit = self._idle if isinstance(error, httpx.TimeoutException) else self._total
+                raise RegistryTimeoutError(
+                    f"{purpose.what}: {purpose.registry.host} did not answer within {limit:g} s",
+                    "check that the registry is up and not overloaded",
+                ) from None
+            except httpx.RequestError as error:
+                failure: OciError = _unreachable(purpose, error)
+            except _BusyError as busy:
+                failure = busy.error
+            except httpx.InvalidURL as error:
+                raise UnreachableError(
+                    f"{purpose.what}: {purpose.registry.host} sent a wrong address: {error}", _ASK
+                ) from None
+            if delay is None:
+                raise failure
+            log.debug("asking the registry again", reason=failure.cause, seconds=delay)
+            await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: str,
+        purpose: Purpose,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        allow: frozenset[int] = frozenset(),
+    ) -> AsyncIterator[httpx.Response]:
+        """Send one request; the block reads its answer, which is a success or has a status in ``allow``.
+
+        ``url`` is a path of the registry, or an address it gave. Call it inside ``retrying``.
+
+        Raises:
+            OciError: the registry answered with another status.
+        """
+        target = httpx.URL(purpose.registry.base_url).join(url)
+        response = await self._authorized(method, target, purpose, headers or {}, body)
+        try:
+            if not response.is_success and response.status_code not in allow:
+                error = from_status(
+                    response.status_code, purpose.what, purpose.registry.host, await _detail(response)
+                )
+                raise _BusyError(error) if response.status_code in _TRY_AGAIN else error
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _authorized(
+        self,
+        method: str,
+        url: httpx.URL,
+        purpose: Purpose,
+        headers: Mapping[str, str],
+        body: Body | None,
+    ) -> httpx.Response:
+        registry, scope = purpose.registry, purpose.scope
+        home = httpx.URL(registry.base_url)
+        known = self._authorizer.known(registry, scope) if _same_origin(url, home) else None
+        response = await self._redirected(method, url, home, headers, known, body)
+        if response.status_code != httpx.codes.UNAUTHORIZED or not _same_origin(response.url, home):
+            return response
+        challenge = ", ".join(response.headers.get_list("www-authenticate"))
+        client = self._client(plain=registry.plain_http)
+        try:
+            header = await self._authorizer.answer(client, registry, scope, challenge)
+        except BaseException:
+            await response.aclose()
+            raise
+        if header is None or header == known:
+            return response
+        await response.aclose()
+        return await self._redirected(method, url, home, headers, header, body)
+
+    async def _redirected(
+        self,
+        method: str,
+        url: httpx.URL,
+        home: httpx.URL,
+        headers: Mapping[str, str],
+        authorization: str | None,
+        body: Body | None,
+    ) -> httpx.Response:
+        """Send, and follow where reading is sent on to; the authorization goes to the registry itself only."""
+        for _ in range(_MOST_REDIRECTS):
+            own = {"Authorization": authorization} if authorization and _same_origin(url, home) else {}
+            client = self._client(plain=url.scheme == "http")
+            request = client.build_request(
+                method,
+                url,
+                headers={"Accept-Encoding": "identity", **headers, **own},
+                content=body() if body else None,
+            )
+            response = await client.send(request, stream=True)
+            if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
+                return response
+            onward = url.join(response.headers.get("location", ""))
+            await response.aclose()
+            if onward.scheme not in {"https", url.scheme}:
+                raise UnreachableError(
+                    f"{url.host} sends on to {onward.scheme}://{onward.host}, which is not HTTPS",
+                    _ASK,
+                )
+            url = onward
+        raise UnreachableError(f"{home.host} sends on more than {_MOST_REDIRECTS} times", _ASK)
+
+    def _client(self, *, plain: bool) -> httpx.AsyncClient:
+        """One client with and one without TLS; the proxies of the environment are for what is outside only."""
+        if plain not in self._clients:
+            self._clients[plain] = httpx.AsyncClient(timeout=self._idle, trust_env=not plain)
+        return self._clients[plain]
+
+
+async def read_document(response: httpx.Response, what: str) -> bytes:
+    """The whole of a small body.
+
+    Raises:
+        TooLargeError: it is not small.
+    """
+    data = bytearray()
+    async for piece in response.aiter_bytes():
+        data += piece
+        if len(data) > MAX_DOCUMENT:
+            raise TooLargeError(
+                f"{what}: the registry's answer is over {MAX_DOCUMENT} bytes", "this is not a manifest"
+            )
+    return bytes(data)
+
+
+async def _detail(response: httpx.Response) -> str:
+    """What an error body says, in the form of the distribution specification."""
+    if response.request.method == "HEAD":
+        return ""
+    try:
+        document = json.loads(await read_document(response, "error"))
+        first = document["errors"][0]
+        return str(first.get("message") or first.get("code"))[:300]
+    except (TooLargeError, httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+        return ""
+
+
+def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
+    return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
+
+
+def _port(url: httpx.URL) -> int:
+    return url.port or {"http": 80}.get(url.scheme, 443)
+
+
+def _unreachable(purpose: Purpose, error: httpx.RequestError) -> UnreachableError:
+    text = str(error) or type(error).__name__
+    remedy = "check the registry's address and that it is up"
+    if "SSL" in text or "CERTIFICATE" in text.upper():
+        remedy = f"if it speaks plain HTTP, write http://{purpose.registry.host}; else check its certificate"
+    return UnreachableError(f"{purpose.what}: {purpose.registry.host} cannot be reached: {text}", remedy)

@@ -1,0 +1,203 @@
+"""An OCI image-layout folder that holds several repositories (image specification 1.1, "OCI Image Layout").
+
+    oci-layout               the version of the layout
+    index.json               a descriptor for every manifest of a repository, and one for every tag
+    blobs/sha256/HEX         the bytes, shared by all repositories
+    uploads/ID               bytes that are still coming in
+
+A tag is a descriptor whose ``org.opencontainers.image.ref.name`` is ``repository:tag``, a manifest that belongs to a
+repository one with ``repository@sha256:…``. Every change is written beside, synced and renamed, so that a reader or a
+crash sees the old or the new state; a lock file keeps writers of several processes apart.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from propeller.oci.errors import DigestMismatchError
+from propeller.oci.manifest import IMAGE_INDEX, REF_NAME, Descriptor, digest_of
+from propeller.oci.reference import is_digest
+
+UPLOAD_LIFE_S = 24 * 3600.0
+"""Unfinished uploads older than this are removed when the layout is opened."""
+
+
+class Layout:
+    """A layout folder. Its methods block on the disk; call them from a thread where that matters."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder``, made if it is not there."""
+        self.folder = folder
+        self._blobs, self._uploads = folder / "blobs" / "sha256", folder / "uploads"
+        for path in (self._blobs, self._uploads):
+            path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if not (folder / "oci-layout").exists():
+                self._write(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            if not (folder / "index.json").exists():
+                self._save([])
+        for path in self._uploads.iterdir():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - UPLOAD_LIFE_S:
+                    path.unlink()
+
+    # Blobs
+
+    def blob(self, digest: str) -> Path | None:
+        """Where a blob's bytes are, or ``None``; the digest must have been checked with ``is_digest``."""
+        path = self._path(digest)
+        return path if path.is_file() else None
+
+    def put_blob(self, data: bytes) -> str:
+        """Store small bytes; gives their digest."""
+        digest = digest_of(data)
+        if self.blob(digest) is None:
+            self._write(self._path(digest), data)
+        return digest
+
+    def delete_blob(self, digest: str) -> bool:
+        """Remove a blob; whether it was there."""
+        try:
+            self._path(digest).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    # Uploads: their state is the file itself, so that they survive a restart
+
+    def begin_upload(self) -> str:
+        """Begin an upload; gives its id."""
+        name = uuid.uuid4().hex
+        (self._uploads / name).touch(exist_ok=False)
+        return name
+
+    def upload(self, name: str) -> Path | None:
+        """The file of an upload, or ``None`` if there is no such upload."""
+        path = self._uploads / name
+        return path if name.isalnum() and path.is_file() else None
+
+    def finish_upload(self, name: str, digest: str) -> None:
+        """Make an upload a blob.
+
+        Raises:
+            DigestMismatchError: the bytes are not those; the upload is gone.
+        """
+        path = self._uploads / name
+        with path.open("rb") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            if found != digest:
+                path.unlink()
+                raise DigestMismatchError(f"the upload is {found}, not {digest}", "upload it again")
+            os.fsync(file.fileno())
+        path.rename(self._path(digest))
+        _sync(self._blobs)
+
+    # Manifests and tags
+
+    def manifest(self, repository: str, target: str) -> Descriptor | None:
+        """The manifest that a tag or digest names in a repository."""
+        name = _name(repository, target)
+        found = (entry for entry in self._load() if entry.annotations.get(REF_NAME) == name)
+        return next(found, None)
+
+    def put_manifest(self, repository: str, target: str, media_type: str, data: bytes) -> Descriptor:
+        """Store a manifest under its digest and, if ``target`` is a tag, under that tag."""
+        digest = self.put_blob(data)
+        names = {_name(repository, digest), _name(repository, target)}
+        with self._locked():
+            kept = [entry for entry in self._load() if entry.annotations.get(REF_NAME) not in names]
+            added = [Descriptor(media_type, digest, len(data), {REF_NAME: name}) for name in sorted(names)]
+            self._save(kept + added)
+        return added[0]
+
+    def delete_manifest(self, repository: str, target: str) -> bool:
+        """Remove a tag, or a manifest with every tag of it, from a repository; whether it was there."""
+        name = _name(repository, target)
+        with self._locked():
+            entries = self._load()
+            kept = [
+                entry
+                for entry in entries
+                if entry.annotations.get(REF_NAME) != name
+                and not (entry.digest == target and _repository(entry) == repository)
+            ]
+            if len(kept) == len(entries):
+                return False
+            self._save(kept)
+        return True
+
+    def manifests(self, repository: str) -> list[Descriptor]:
+        """Every manifest of a repository, each once."""
+        return [
+            entry
+            for entry in self._load()
+            if entry.annotations.get(REF_NAME) == _name(repository, entry.digest)
+        ]
+
+    def tags(self, repository: str) -> list[str] | None:
+        """The tags of a repository, sorted; ``None`` if there is no such repository."""
+        names = [
+            entry.annotations.get(REF_NAME, "") for entry in self._load() if _repository(entry) == repository
+        ]
+        return sorted(name.rpartition(":")[2] for name in names if "@" not in name) if names else None
+
+    def repositories(self) -> list[str]:
+        """The names of all repositories, sorted."""
+        return sorted({_repository(entry) for entry in self._load()})
+
+    def _path(self, digest: str) -> Path:
+        if not is_digest(digest):  # it becomes a file name
+            raise ValueError(f"{digest[:80]!r} is not a sha256 digest")
+        return self._blobs / digest.removeprefix("sha256:")
+
+    def _load(self) -> list[Descriptor]:
+        document = json.loads((self.folder / "index.json").read_bytes())
+        return [Descriptor.read(entry) for entry in document["manifests"]]
+
+    def _save(self, entries: list[Descriptor]) -> None:
+        document: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": IMAGE_INDEX,
+            "manifests": [entry.fields() for entry in entries],
+        }
+        self._write(self.folder / "index.json", json.dumps(document, indent=1).encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        beside = self._uploads / f"{uuid.uuid4().hex}.tmp"
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+        _sync(path.parent)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _name(repository: str, target: str) -> str:
+    return f"{repository}@{target}" if is_digest(target) else f"{repository}:{target}"
+
+
+def _repository(entry: Descriptor) -> str:
+    name = entry.annotations.get(REF_NAME, "")
+    return name.partition("@")[0] if "@" in name else name.rpartition(":")[0]
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""Manifests and descriptors of the OCI image specification 1.1, as far as a Wasm program needs them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from propeller.oci.errors import UnsupportedArtifactError
+from propeller.oci.reference import is_digest
+
+IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
+UNKNOWN_ARTIFACT = "application/vnd.unknown.artifact.v1"
+WASM = "application/wasm"
+
+TITLE = "org.opencontainers.image.title"
+REF_NAME = "org.opencontainers.image.ref.name"
+
+ACCEPTED = f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {IMAGE_INDEX}, {DOCKER_LIST}"
+"""What a manifest request accepts; indexes too, so that an error can say that it is one."""
+
+WASM_MAGIC = b"\0asm"
+
+_PUSH = "push one file with `propeller push FILE.wasm REFERENCE` or `oras push REFERENCE FILE.wasm:application/wasm`"
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:…`` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Names some bytes: their media type, digest (``sha256:…``) and size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, media_type: str, data: bytes, annotations: Mapping[str, str] | None = None) -> "Descriptor":
+        """Describe bytes."""
+        return cls(media_type, digest_of(data), len(data), annotations or {})
+
+    @classmethod
+    def read(cls, value: Any) -> "Descriptor":
+        """Read a descriptor from decoded JSON.
+
+        Raises:
+            ValueError: it is not one, or its digest is not sha256.
+        """
+        fields = value if isinstance(value, dict) else {}
+        media_type, digest, size = (fields.get(name) for name in ("mediaType", "digest", "size"))
+        if (
+            not isinstance(media_type, str)
+            or not isinstance(digest, str)
+            or type(size) is not int
+            or size < 0
+        ):
+            raise ValueError("a descriptor needs mediaType, digest and size")
+        if not is_digest(digest):
+            raise ValueError(f"the digest {digest[:80]!r} is not a sha256 digest")
+        annotations = fields.get("annotations")
+        texts = annotations.items() if isinstance(annotations, dict) else ()
+        return cls(media_type, digest, size, {str(key): str(text) for key, text in texts})
+
+    def fields(self) -> dict[str, Any]:
+        """As it stands in JSON."""
+        plain: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        return {**plain, "annotations": dict(self.annotations)} if self.annotations else plain
+
+
+EMPTY = b"{}"
+"""The empty configuration of an artifact (image specification, "Guidance for an Empty Descriptor")."""
+
+
+def program_manifest(layer: Descriptor) -> bytes:
+    """The manifest that ``oras push REF file.wasm:application/wasm`` makes, for a layer with a title.
+
+    The creation time that oras adds is left out, so that the same program always has the same manifest digest.
+    """
+    document = {
+        "schemaVersion": 2,
+        "mediaType": IMAGE_MANIFEST,
+        "artifactType": UNKNOWN_ARTIFACT,
+        "config": {**Descriptor.of(EMPTY_CONFIG, EMPTY).fields(), "data": "e30="},
+        "layers": [layer.fields()],
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def layers(data: bytes, what: str) -> list[Descriptor]:
+    """The layers of a manifest; ``what`` names it in errors.
+
+    Raises:
+        UnsupportedArtifactError: it is an index, or not a manifest at all.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise UnsupportedArtifactError(f"{what}: its manifest is not a JSON object", _PUSH)
+    if document.get("mediaType") in {IMAGE_INDEX, DOCKER_LIST} or "manifests" in document:
+        raise UnsupportedArtifactError(f"{what} is an image index (one image for several platforms)", _PUSH)
+    found = document.get("layers")
+    if not isinstance(found, list):
+        raise UnsupportedArtifactError(f"{what}: its manifest has no layers", _PUSH)
+    try:
+        return [Descriptor.read(layer) for layer in found]
+    except ValueError as error:
+        raise UnsupportedArtifactError(f"{what}: its manifest has a wrong layer: {error}", _PUSH) from None
+
+
+def is_wasm_type(media_type: str) -> bool:
+    """Whether a layer's media type says Wasm (those of oras, wasm-to-oci, and the CNCF's artifact layout)."""
+    kind = media_type.lower().partition(";")[0].strip()
+    return kind == WASM or kind.startswith("application/vnd.wasm.") or kind.endswith("+wasm")
+
+
+def the_one(candidates: list[Descriptor], what: str, all_layers: list[Descriptor]) -> Descriptor:
+    """The only candidate.
+
+    Raises:
+        UnsupportedArtifactError: there is none or more than one; the text says which media types there are.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    types = ", ".join(sorted({layer.media_type for layer in all_layers})) or "none"
+    count = "no Wasm layer" if not candidates else f"{len(candidates)} Wasm layers instead of one"
+    raise UnsupportedArtifactError(f"{what} has {count} (its layers: {types})", _PUSH)
+
+
+def check_wasm(head: bytes, what: str) -> None:
+    r"""Refuse bytes that do not begin as a Wasm module or component does (``\0asm``).
+
+    Raises:
+        UnsupportedArtifactError: they do not.
+    """
+    if head[: len(WASM_MAGIC)] != WASM_MAGIC:
+        raise UnsupportedArtifactError(f"{what}: the file is not a Wasm module or component", _PUSH)

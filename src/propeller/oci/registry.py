@@ -1,0 +1,123 @@
+"""The embedded registry: the OCI distribution specification 1.1 over an image-layout folder.
+
+It is for machines that have no registry, and holds what ``propeller push``, oras and docker push. All repositories
+share their blobs, and whoever may use the registry may use all of it.
+"""
+
+import secrets
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from propeller.oci.credentials import Login
+from propeller.oci.layout import Layout
+from propeller.oci.registry_blobs import Blobs
+from propeller.oci.registry_errors import SpecError
+from propeller.oci.registry_manifests import Manifests
+from propeller.process.logs import get_logger
+from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
+
+log = get_logger("oci-registry")
+
+MAX_BLOB = 1024 * 1024 * 1024
+"""The default limit on a blob, in bytes."""
+
+_CODES = {401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
+
+
+class _Authenticated:
+    """ASGI middleware: HTTP Basic on everything but ``/health``."""
+
+    def __init__(self, app: ASGIApp, login: Login) -> None:
+        self._app, self._expected = app, login.basic.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            header = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(header, self._expected):
+                challenge = {"WWW-Authenticate": 'Basic realm="propeller"'}
+                error = SpecError(401, "UNAUTHORIZED", "a user name and password are needed", challenge)
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def create_registry(layout: Layout, *, login: Login | None = None, max_blob: int = MAX_BLOB) -> Starlette:
+    """The registry's app.
+
+    Args:
+        layout: where everything is kept.
+        login: who may use it; ``None`` lets anyone in.
+        max_blob: the largest blob, in bytes.
+    """
+    blobs, manifests, metrics = Blobs(layout, max_blob), Manifests(layout), HttpMetrics("oci-registry")
+
+    async def base(_request: Request) -> Response:
+        return JSONResponse({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def exposition(_request: Request) -> Response:
+        return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    upload = "/v2/{name:path}/blobs/uploads/{upload}"
+    blob, target = "/v2/{name:path}/blobs/{digest}", "/v2/{name:path}/manifests/{target}"
+    routes = [
+        Route("/health", health),
+        Route("/metrics", exposition),
+        Route("/v2/", base),
+        Route("/v2", base),
+        Route("/v2/_catalog", manifests.catalog),
+        Route("/v2/{name:path}/tags/list", manifests.tags),
+        Route("/v2/{name:path}/referrers/{digest}", manifests.referrers),
+        Route("/v2/{name:path}/blobs/uploads/", blobs.begin, methods=["POST"]),
+        Route("/v2/{name:path}/blobs/uploads", blobs.begin, methods=["POST"]),
+        Route(upload, blobs.status),
+        Route(upload, blobs.append, methods=["PATCH"]),
+        Route(upload, blobs.finish, methods=["PUT"]),
+        Route(upload, blobs.cancel, methods=["DELETE"]),
+        Route(blob, blobs.get),
+        Route(blob, blobs.delete, methods=["DELETE"]),
+        Route(target, manifests.get),
+        Route(target, manifests.put, methods=["PUT"]),
+        Route(target, manifests.delete, methods=["DELETE"]),
+    ]
+    middleware = [Middleware(Measured, metrics=metrics)]
+    if login is not None:
+        middleware.append(Middleware(_Authenticated, login=login))
+    handlers: dict[Any, Any] = {
+        SpecError: _refused,
+        HTTPException: _http,
+        ClientDisconnect: _gone,
+        Exception: _unforeseen,
+    }
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _refused(_request: Request, error: SpecError) -> Response:
+    return error.response()
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    code = _CODES.get(error.status_code, "UNKNOWN")
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return SpecError(error.status_code, code, message, dict(error.headers or {})).response()
+
+
+async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+    """Nobody reads this answer; what came of an upload is kept, so that it can go on."""
+    return Response(status_code=400)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return SpecError(500, "UNKNOWN", "internal error: see the registry's log").response()

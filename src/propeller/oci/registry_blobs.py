@@ -1,0 +1,161 @@
+"""The embedded registry's blobs: downloads from the disk, uploads to it, never a whole one in memory."""
+
+import asyncio
+import re
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from propeller.oci.errors import DigestMismatchError
+from propeller.oci.layout import Layout
+from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+
+_BATCH = 1024 * 1024
+_CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)")
+
+
+class _BlobResponse(FileResponse):
+    chunk_size = _BATCH
+
+
+class Blobs:
+    """Handlers of ``/v2/{name}/blobs/…``."""
+
+    def __init__(self, layout: Layout, max_bytes: int) -> None:
+        """``max_bytes``: the largest blob."""
+        self._layout, self._max = layout, max_bytes
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def get(self, request: Request) -> Response:
+        """GET and HEAD, also of a range."""
+        name_of(request)
+        digest = check_digest(request.path_params["digest"])
+        path = self._layout.blob(digest)
+        if path is None:
+            raise SpecError(404, "BLOB_UNKNOWN", f"{digest} is not here")
+        headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+        return _BlobResponse(path, media_type="application/octet-stream", headers=headers)
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE a blob."""
+        name_of(request)
+        digest = check_digest(request.path_params["digest"])
+        if not await asyncio.to_thread(self._layout.delete_blob, digest):
+            raise SpecError(404, "BLOB_UNKNOWN", f"{digest} is not here")
+        return Response(status_code=202)
+
+    async def begin(self, request: Request) -> Response:
+        """POST: begin an upload; with ``digest`` the body is all of it; with ``mount`` use what is here already."""
+        name, query = name_of(request), request.query_params
+        if (digest := query.get("mount")) and self._layout.blob(check_digest(digest)):
+            return _created(name, digest)
+        whole = query.get("digest")
+        if whole is not None:
+            check_digest(whole)
+        upload = await asyncio.to_thread(self._layout.begin_upload)
+        if whole is None:
+            return _accepted(name, upload, 0)
+        return await self._finish(request, name, upload, whole)
+
+    async def status(self, request: Request) -> Response:
+        """GET an upload: how much of it is here."""
+        name, upload, path = self._find(request)
+        return _accepted(name, upload, _size(path), status=204)
+
+    async def append(self, request: Request) -> Response:
+        """PATCH: the next bytes."""
+        name, upload, path = self._find(request)
+        async with self._lock(upload):
+            size = await self._receive(request, path)
+        return _accepted(name, upload, size)
+
+    async def finish(self, request: Request) -> Response:
+        """PUT: the last bytes, if there are any, and the digest of the whole."""
+        name, upload, _path = self._find(request)
+        return await self._finish(request, name, upload, check_digest(request.query_params.get("digest", "")))
+
+    async def cancel(self, request: Request) -> Response:
+        """DELETE an upload."""
+        _name, _upload, path = self._find(request)
+        path.unlink(missing_ok=True)
+        return Response(status_code=204)
+
+    async def _finish(self, request: Request, name: str, upload: str, digest: str) -> Response:
+        async with self._lock(upload):
+            path = self._layout.upload(upload)
+            if path is None:  # another request finished it while this one waited
+                raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
+            await self._receive(request, path)
+            try:
+                await asyncio.to_thread(self._layout.finish_upload, upload, digest)
+            except DigestMismatchError as error:
+                raise SpecError(400, "DIGEST_INVALID", error.cause) from None
+        return _created(name, digest)
+
+    async def _receive(self, request: Request, path: Path) -> int:
+        """Append the body to an upload's file; gives the size after it."""
+        size = _size(path)
+        asked = request.headers.get("content-range")
+        if asked is not None:
+            match = _CONTENT_RANGE.fullmatch(asked)
+            if match is None or int(match[1]) != size:
+                raise SpecError(
+                    416, "BLOB_UPLOAD_INVALID", f"expected the bytes from {size} on", {"Range": _range(size)}
+                )
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and size + int(length) > self._max:
+            raise self._refuse(path)
+        with path.open("ab") as file:
+            batch = bytearray()
+            async for piece in request.stream():
+                batch += piece
+                size += len(piece)
+                if size > self._max:
+                    raise self._refuse(path)
+                if len(batch) >= _BATCH:
+                    await asyncio.to_thread(file.write, batch)
+                    batch = bytearray()
+            file.write(batch)
+        return size
+
+    def _refuse(self, path: Path) -> SpecError:
+        path.unlink()
+        return too_large(self._max)
+
+    def _find(self, request: Request) -> tuple[str, str, Path]:
+        name, upload = name_of(request), str(request.path_params["upload"])
+        path = self._layout.upload(upload)
+        if path is None:
+            raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; begin another one")
+        return name, upload, path
+
+    def _lock(self, upload: str) -> asyncio.Lock:
+        """One request at a time writes to an upload."""
+        lock = self._locks.get(upload)
+        if lock is None:
+            lock = self._locks[upload] = asyncio.Lock()
+        return lock
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _created(name: str, digest: str) -> Response:
+    headers = {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}
+    return Response(status_code=201, headers=headers)
+
+
+def _accepted(name: str, upload: str, size: int, status: int = 202) -> Response:
+    headers = {
+        "Location": f"/v2/{name}/blobs/uploads/{upload}",
+        "Docker-Upload-UUID": upload,
+        "Range": _range(size),
+    }
+    return Response(status_code=status, headers=headers)
+
+
+def _range(size: int) -> str:
+    return f"0-{max(size - 1, 0)}"

@@ -1,0 +1,170 @@
+"""The embedded registry's manifests, tags, referrers and catalogue."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from propeller.oci.layout import Layout
+from propeller.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, digest_of
+from propeller.oci.reference import is_digest, is_tag
+from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+
+MAX_MANIFEST = 4 * 1024 * 1024
+"""In bytes; the specification asks for at least this."""
+
+_PAGE = 1000
+
+
+class Manifests:
+    """Handlers of ``/v2/{name}/manifests/…``, ``tags/list``, ``referrers/…`` and ``/v2/_catalog``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    async def get(self, request: Request) -> Response:
+        """GET and HEAD by tag or digest."""
+        name, target = name_of(request), _target(request)
+        found = await asyncio.to_thread(self._layout.manifest, name, target)
+        path = self._layout.blob(found.digest) if found is not None else None
+        if found is None or path is None:
+            raise SpecError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
+        headers = {"Docker-Content-Digest": found.digest, "ETag": f'"{found.digest}"'}
+        data = await asyncio.to_thread(path.read_bytes)
+        return Response(data, media_type=found.media_type, headers=headers)
+
+    async def put(self, request: Request) -> Response:
+        """PUT under a tag or a digest, once everything it names is here."""
+        name, target = name_of(request), _target(request)
+        data = await _small_body(request)
+        if is_digest(target) and digest_of(data) != target:
+            raise SpecError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
+        document, media_type = _document(data, request.headers.get("content-type", ""))
+        for part in _parts(document):
+            if self._layout.blob(part) is None:
+                raise SpecError(404, "MANIFEST_BLOB_UNKNOWN", f"{part} is not here; upload it first")
+        stored = await asyncio.to_thread(self._layout.put_manifest, name, target, media_type, data)
+        headers = {
+            "Location": f"/v2/{name}/manifests/{stored.digest}",
+            "Docker-Content-Digest": stored.digest,
+        }
+        if subject := _subject(document):
+            headers["OCI-Subject"] = subject
+        return Response(status_code=201, headers=headers)
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE a tag, or a manifest by digest with all its tags."""
+        name, target = name_of(request), _target(request)
+        if not await asyncio.to_thread(self._layout.delete_manifest, name, target):
+            raise SpecError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
+        return Response(status_code=202)
+
+    async def tags(self, request: Request) -> Response:
+        """The tags of a repository, in pages."""
+        name = name_of(request)
+        tags = await asyncio.to_thread(self._layout.tags, name)
+        if tags is None:
+            raise SpecError(404, "NAME_UNKNOWN", f"there is no repository {name}")
+        page, headers = _page(request, tags)
+        return JSONResponse({"name": name, "tags": page}, headers=headers)
+
+    async def catalog(self, request: Request) -> Response:
+        """The repositories, in pages."""
+        page, headers = _page(request, await asyncio.to_thread(self._layout.repositories))
+        return JSONResponse({"repositories": page}, headers=headers)
+
+    async def referrers(self, request: Request) -> Response:
+        """The manifests whose ``subject`` is a digest (signatures, for example), as an image index."""
+        name, digest = name_of(request), check_digest(request.path_params["digest"])
+        wanted = request.query_params.get("artifactType")
+        found = await asyncio.to_thread(self._referrers, name, digest)
+        if wanted is not None:
+            found = [entry for entry in found if entry.get("artifactType") == wanted]
+        headers = {"OCI-Filters-Applied": "artifactType"} if wanted is not None else {}
+        index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": found}
+        return JSONResponse(index, headers=headers, media_type=IMAGE_INDEX)
+
+    def _referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
+        found = []
+        for entry in self._layout.manifests(name):
+            path = self._layout.blob(entry.digest)
+            document = json.loads(path.read_bytes()) if path is not None else {}
+            if _subject(document) == digest:
+                config = document.get("config")
+                kind = document.get("artifactType") or (config or {}).get("mediaType")
+                fields = {"mediaType": entry.media_type, "digest": entry.digest, "size": entry.size}
+                extra = {"artifactType": kind, "annotations": document.get("annotations")}
+                found.append(fields | {key: value for key, value in extra.items() if value})
+        return found
+
+
+def _target(request: Request) -> str:
+    target = str(request.path_params["target"])
+    if ":" in target:
+        return check_digest(target)
+    if not is_tag(target):
+        raise SpecError(400, "MANIFEST_INVALID", f"{target[:150]!r} is not a tag")
+    return target
+
+
+async def _small_body(request: Request) -> bytes:
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_MANIFEST:
+            raise too_large(MAX_MANIFEST)
+    return bytes(data)
+
+
+def _document(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
+    """The manifest and its media type, which is told by the header, the document, or both alike."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise SpecError(400, "MANIFEST_INVALID", "the manifest is not a JSON object")
+    sent, said = content_type.partition(";")[0].strip(), document.get("mediaType")
+    if isinstance(said, str) and sent and said != sent:
+        raise SpecError(
+            400, "MANIFEST_INVALID", f"the manifest is {said[:100]}, the request says {sent[:100]}"
+        )
+    return document, sent or (said if isinstance(said, str) else IMAGE_MANIFEST)
+
+
+def _parts(document: dict[str, Any]) -> list[str]:
+    """The digests that must be here already: configuration, layers, and the manifests of an index."""
+    lists = [document.get(name) for name in ("layers", "manifests")]
+    entries = [document.get("config"), *(entry for part in lists if isinstance(part, list) for entry in part)]
+    parts = []
+    for entry in entries:
+        if entry is None:
+            continue
+        digest = entry.get("digest") if isinstance(entry, dict) else None
+        if not isinstance(digest, str):
+            raise SpecError(400, "MANIFEST_INVALID", "a descriptor in the manifest has no digest")
+        parts.append(check_digest(digest))
+    return parts
+
+
+def _subject(document: Any) -> str | None:
+    subject = document.get("subject") if isinstance(document, dict) else None
+    digest = subject.get("digest") if isinstance(subject, dict) else None
+    return digest if isinstance(digest, str) and is_digest(digest) else None
+
+
+def _page(request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The names after ``last``, at most ``n``, and the ``Link`` to the next page."""
+    asked, last = request.query_params.get("n", str(_PAGE)), request.query_params.get("last")
+    if not asked.isdecimal():
+        raise SpecError(400, "PAGINATION_NUMBER_INVALID", f"n must be a number, not {asked[:20]!r}")
+    count = min(int(asked), _PAGE)
+    rest = [name for name in names if last is None or name > last]
+    page = rest[:count]
+    if not page or len(rest) <= count:
+        return page, {}
+    query = urlencode({"n": count, "last": page[-1]})
+    return page, {"Link": f'<{request.url.path}?{query}>; rel="next"'}
