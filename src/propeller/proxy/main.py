@@ -1,0 +1,86 @@
+"""The proxy as a service."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session
+from propeller.oci.client import Client
+from propeller.oci.credentials import Credential, docker_logins
+from propeller.process.logs import get_logger
+from propeller.process.run import StartError
+from propeller.protocol.topics import Channel, Kind
+from propeller.proxy.cache import BlobCache
+from propeller.proxy.delivery import Deliveries
+from propeller.proxy.metrics import ProxyMetrics
+from propeller.proxy.pending import Pending
+from propeller.proxy.programs import Programs
+from propeller.proxy.service import ProxyService
+from propeller.proxy.settings import Settings
+from propeller.web.app import create_app
+from propeller.web.auth import verifier
+from propeller.web.server import Bind, check_exposure, serve
+
+log = get_logger("proxy")
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Answer requests until ``stop`` is set.
+
+    Raises:
+        StartError: the cache folder or the port cannot be had.
+    """
+    verify = verifier(settings)
+    check_exposure("proxy", settings.http_host, authenticated=verify is not None, insecure=settings.insecure)
+    cache, pending = await asyncio.to_thread(_open_folders, settings)
+    channel, metrics = Channel(settings.domain_id, settings.channel_id), ProxyMetrics()
+    session = Session(
+        BrokerAddress.parse(settings.mqtt_address),
+        Credentials(settings.client_id, settings.client_id, settings.client_key.get_secret_value()),
+    )
+    publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
+    client = Client(
+        _logins(settings),
+        manifests=cache,
+        max_bytes=settings.max_program,
+        idle_timeout=settings.registry_timeout,
+    )
+    async with client:
+        programs = Programs(client, cache, settings.registry, metrics)
+        deliveries = Deliveries(programs.open, publish, settings.chunk_size, metrics)
+        service = ProxyService(channel, publish, programs, deliveries, pending, metrics)
+        app = create_app(
+            "proxy", verify=verify, metrics=metrics, health=lambda: {"status": "ok", "service": "proxy"}
+        )
+        async with session.running():
+            try:
+                await session.subscribe(
+                    channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1)
+                )
+                service.resume()
+                await serve([(Bind("proxy", settings.http_host, settings.http_port), app)], stop)
+            finally:
+                await service.aclose()
+
+
+def _open_folders(settings: Settings) -> tuple[BlobCache, Pending]:
+    folder: Path = settings.cache
+    try:
+        return BlobCache(folder / "blobs", settings.cache_bytes), Pending(folder / "pending")
+    except OSError as error:
+        raise StartError(
+            f"proxy: cannot keep programs in {folder}: {error.strerror}; set PROXY_CACHE"
+        ) from None
+
+
+def _logins(settings: Settings) -> dict[str, Credential]:
+    given = settings.given_logins()
+    if settings.authenticate:
+        return {**docker_logins(), **given}
+    if given:
+        log.warning(
+            "credentials of the registry are set but not used; set PROXY_AUTHENTICATE=true to use them",
+            registry=str(settings.registry),
+        )
+    return {}

@@ -1,0 +1,66 @@
+"""Settings of the proxy, with the names of both versions of absmach/propeller."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.oci.client import MAX_PROGRAM
+from propeller.oci.credentials import Credential, Login, Token
+from propeller.oci.reference import Registry
+from propeller.process.settings import HttpSettings, Seconds
+from propeller.protocol.ids import Id
+
+LARGEST_CHUNK = 5_900_000
+"""In bytes: as base64 in JSON it stays below the 8 MB that a message may have."""
+
+
+def _registry(value: Any) -> Any:
+    return Registry.parse(value) if isinstance(value, str) else value
+
+
+def _address(value: str) -> str:
+    BrokerAddress.parse(value)
+    return value
+
+
+class Settings(HttpSettings):
+    """Broker, registry, cache and chunks."""
+
+    mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
+        "tcp://localhost:1883", alias="PROXY_MQTT_ADDRESS"
+    )
+    mqtt_timeout: Seconds = Field(30.0, alias="PROXY_MQTT_TIMEOUT", gt=0)
+    mqtt_qos: int = Field(1, alias="PROXY_MQTT_QOS", ge=0, le=2)
+    domain_id: Id = Field(validation_alias=AliasChoices("PROXY_DOMAIN_ID", "PROXY_TENANT_ID"))
+    channel_id: Id = Field(alias="PROXY_CHANNEL_ID")
+    client_id: Id = Field(validation_alias=AliasChoices("PROXY_CLIENT_ID", "PROXY_ENTITY_ID"))
+    client_key: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("PROXY_CLIENT_KEY", "PROXY_API_KEY")
+    )
+
+    registry: Annotated[Registry, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
+    authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
+    registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
+    registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
+    registry_token: SecretStr | None = Field(None, alias="PROXY_REGISTRY_TOKEN")
+    registry_timeout: Seconds = Field(30.0, alias="PROXY_REGISTRY_TIMEOUT", gt=0)
+
+    chunk_size: int = Field(512_000, alias="PROXY_CHUNK_SIZE", ge=1024, le=LARGEST_CHUNK)
+    cache: Path = Field(Path(".propeller/proxy"), alias="PROXY_CACHE")
+    cache_bytes: int = Field(4 * 1024**3, alias="PROXY_CACHE_BYTES", gt=0)
+    max_program: int = Field(MAX_PROGRAM, alias="PROXY_MAX_PROGRAM", gt=0)
+
+    http_host: str = Field("127.0.0.1", alias="PROXY_HTTP_HOST")
+    http_port: int = Field(9191, alias="PROXY_HTTP_PORT", ge=0, le=65535)
+
+    def given_logins(self) -> dict[str, Credential]:
+        """The credential for ``PROXY_REGISTRY_URL``; a user name with its password wins over a token."""
+        if self.registry_username and self.registry_password:
+            return {
+                self.registry.host: Login(self.registry_username, self.registry_password.get_secret_value())
+            }
+        if self.registry_token:
+            return {self.registry.host: Token(self.registry_token.get_secret_value())}
+        return {}
