@@ -1,18 +1,19 @@
 """The FastAPI app of a service, with what they all share already in it."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
-from propeller.web.auth import ANYONE, OPEN_PATHS, Verify, unauthorized
-from propeller.web.errors import ApiError, error_response
+from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify, unauthorized
+from propeller.web.errors import ApiError, respond
 from propeller.web.limits import BodyLimit
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
@@ -30,7 +31,7 @@ class _StrictRequest(Request):
             raise errors.BadRequestError(f"Invalid JSON: {str(error).removeprefix('not JSON: ')}") from None
 
 
-class StrictRoute(APIRoute):
+class _StrictRoute(APIRoute):
     """A route whose JSON bodies are read strictly."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
@@ -42,6 +43,23 @@ class StrictRoute(APIRoute):
             return answer
 
         return strict
+
+
+class Router(APIRouter):
+    """Routes to be included in an app: FastAPI's ``APIRouter``, reading JSON as strictly as the app itself."""
+
+    def __init__(self, **options: Any) -> None:
+        """``options`` are FastAPI's own (``prefix``, ``tags`` …)."""
+        super().__init__(route_class=_StrictRoute, **options)
+
+
+class _App(FastAPI):
+    """An app that refuses routes which would read JSON their own way."""
+
+    def include_router(self, router: APIRouter, **options: Any) -> None:
+        if not issubclass(router.route_class, _StrictRoute):
+            raise TypeError("include a propeller.web.app.Router: FastAPI's own APIRouter lets NaN in")
+        super().include_router(router, **options)
 
 
 class CompactJson(Response):
@@ -76,9 +94,22 @@ class Authenticated:
                         )
                     state["principal"] = await self.verify(header)
                 except ApiError as error:
-                    await error_response(error.status, error.reason, error.headers)(scope, receive, send)
+                    await respond(error, scope, receive, send)
                     return
         await self.app(scope, receive, send)
+
+
+def _lifespan(verify: Verify | None, inner: Any) -> Any:
+    """The app's own lifespan, and the end of the verifier's connections."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with contextlib.AsyncExitStack() as stack:
+            if isinstance(verify, IdentityVerifier):
+                stack.push_async_callback(verify.aclose)
+            yield await stack.enter_async_context(inner(app)) if inner else None
+
+    return lifespan
 
 
 def create_app(
@@ -101,17 +132,19 @@ def create_app(
         options: FastAPI's own (``lifespan`` …).
     """
     measured = metrics or HttpMetrics(service)
-    app = FastAPI(
+    app = _App(
         title=f"Propeller {service}",
         version=__version__,
         default_response_class=CompactJson,
         strict_content_type=False,
+        lifespan=_lifespan(verify, options.pop("lifespan", None)),
         **options,
     )
-    app.router.route_class = StrictRoute
+    app.router.route_class = _StrictRoute
     errors.install(app)
     app.add_middleware(Authenticated, verify=verify)
     app.add_middleware(BodyLimit, max_bytes=max_body)
+    app.add_middleware(errors.Guarded)
     app.add_middleware(Measured, metrics=measured)
 
     @app.get("/health", include_in_schema=False)

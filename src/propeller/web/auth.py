@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import httpx
 from fastapi import Request
 
 from propeller.process.http import ServiceClient, ServiceError
@@ -78,18 +79,31 @@ class IdentityVerifier:
             if error.status == 401:
                 raise unauthorized(error.reason) from None
             raise ApiError(503, f"cannot check credentials: {error}") from None
-        principal = Principal(**answer.json())
+        principal = _read_verdict(answer)
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
         self._kept[key] = (now + KEEP_S, principal)
         return principal
+
+    async def aclose(self) -> None:
+        """Close the connections to identity."""
+        await self._identity.aclose()
+
+
+def _read_verdict(answer: httpx.Response) -> Principal:
+    try:
+        verdict = answer.json()
+        return Principal(verdict["kind"], verdict["id"], verdict.get("role", ""))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ApiError(503, "cannot check credentials: identity's answer cannot be read") from None
 
 
 def verifier(settings: HttpSettings) -> Verify | None:
     """How a service checks its callers: by its settings, through identity or not at all."""
     if settings.auth == "off" or settings.identity_url is None:
         return None
-    return IdentityVerifier(ServiceClient("identity", settings.identity_url, timeout=5.0))
+    identity = ServiceClient("identity", settings.identity_url, timeout=5.0, retry_delays=(0.1, 0.4))
+    return IdentityVerifier(identity)
 
 
 async def caller(request: Request) -> Principal:

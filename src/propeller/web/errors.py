@@ -1,9 +1,13 @@
 """Errors of the HTTP APIs: a status and ``{"error": "what is wrong and what to do"}``."""
 
+import asyncio
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
@@ -13,17 +17,23 @@ from propeller.protocol.wire import MalformedMessageError
 log = get_logger("web")
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """A request that is refused.
+
+    It is an ``HTTPException`` since FastAPI lets no other exception pass while it reads a body.
 
     Attributes:
         status: the HTTP status.
         reason: the text for the caller: what is wrong, and what to do.
     """
 
-    def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
-        self.status, self.reason, self.headers = status, reason, headers
-        super().__init__(reason)
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.reason = status, reason
+        super().__init__(status, reason, headers)
+
+    def __str__(self) -> str:
+        """The reason."""
+        return self.reason
 
 
 class BadRequestError(ApiError):
@@ -47,24 +57,29 @@ class ConflictError(ApiError):
         super().__init__(409, reason)
 
 
-def error_response(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The body of every error."""
+def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer for every error."""
     return JSONResponse({"error": reason}, status, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception of a handler in the one form; the unforeseen ones are logged and say nothing."""
+async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer from a middleware."""
+    await error_response(error.status, error.reason, error.headers)(scope, receive, send)
 
-    @app.exception_handler(ApiError)
-    async def _api(_request: Request, error: ApiError) -> JSONResponse:
-        return error_response(error.status, error.reason, error.headers)
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of a handler in the one form (``Guarded`` answers those that no one foresaw)."""
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        reason = str(error.detail)
-        if error.status_code == 404 and reason == "Not Found":
+        headers, reason = error.headers or {}, error.detail
+        if isinstance(error, ApiError):
+            pass
+        elif error.status_code == 404 and reason == "Not Found":
             reason = f"no such path: {request.url.path}"
-        return error_response(error.status_code, reason, dict(error.headers or {}))
+        elif error.status_code == 405:
+            reason = f"{request.method} is not for {request.url.path}: use {headers.get('Allow', 'another method')}"
+        return error_response(error.status_code, reason, headers)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -82,10 +97,36 @@ def install(app: FastAPI) -> None:
             return error_response(error.status, error.reason)
         return error_response(502, str(error))
 
-    @app.exception_handler(Exception)
-    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
-        return error_response(500, "internal error: see the service's log")
+
+class Guarded:
+    """ASGI middleware: an exception that no one foresaw is logged once, and answered 500 without its text.
+
+    A request that is cut off by the end of the service is answered 503.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise  # the server logs it and cuts the connection: the caller must not take the half for the whole
+            log.exception("request failed", method=scope["method"], path=scope["path"])
+            await error_response(500, "internal error: see the service's log")(scope, receive, send)
+        except asyncio.CancelledError:  # the server ends what is still open some time after a stop
+            if started:
+                raise
+            await error_response(503, "the service is stopping: try again")(scope, receive, send)
 
 
 def _describe(item: dict[str, object]) -> str:

@@ -60,6 +60,8 @@ def listen(bind: Bind) -> socket.socket:
     """
     try:
         return socket.create_server((bind.host, bind.port), backlog=1024, family=_family(bind.host))
+    except OverflowError:
+        raise StartError(f"{bind.name}: {bind.port} is not a port; choose one from 1 to 65535") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
@@ -73,15 +75,16 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
     """Serve each app on its port until ``stop`` is set, then let open requests end.
 
     Raises:
-        StartError: a port cannot be had; then none is served.
+        StartError: a port cannot be had, then none is served; or an app's lifespan failed.
     """
-    sockets = []
+    sockets: list[socket.socket] = []
+    running: list[asyncio.Task[None]] = []
     try:
         for bind, _app in apps:
             sockets.append(listen(bind))
-        servers = [_Server(_config(app)) for _bind, app in apps]
-        for bind, _app in apps:
-            log.info("listening", service_name=bind.name, host=bind.host, port=bind.port)
+        servers = [_Server(bind.name, _config(app)) for bind, app in apps]
+        for (bind, _app), sock in zip(apps, sockets, strict=True):
+            log.info("listening", service_name=bind.name, host=bind.host, port=sock.getsockname()[1])
         running = [
             asyncio.create_task(server.serve(sockets=[sock]))
             for server, sock in zip(servers, sockets, strict=True)
@@ -91,14 +94,28 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
         for server in servers:
             server.should_exit = True
         stopping.cancel()
-        await asyncio.gather(*running)
+        for outcome in await asyncio.gather(*running, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
     finally:
+        for task in running:
+            task.cancel()
         for sock in sockets:
             sock.close()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process has one place for them."""
+    """uvicorn without its own signal handlers and ``sys.exit``: the process has one place for each."""
+
+    def __init__(self, name: str, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.name = name
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            raise StartError(f"{self.name}: the app could not start; the log says why") from None
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return contextlib.nullcontext()
