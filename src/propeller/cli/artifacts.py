@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from propeller.oci.client import RegistryClient
+from propeller.oci.credentials import Credential, Login, docker_logins
 from propeller.oci.errors import OciError
 from propeller.oci.reference import Reference
 from propeller.process.run import StartError
@@ -29,17 +30,19 @@ def run_push(
         raise StartError(f"{file}: no such file")
     if file.open("rb").read(4) != b"\0asm":
         raise StartError(f"{file} is not a Wasm module: it does not begin with \\0asm; build it first")
-    credentials, size = _credentials(username, password_stdin=password_stdin), file.stat().st_size
+    login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
 
     async def push() -> str:
-        async with RegistryClient(credentials=credentials, plain_http=plain_http) as registry:
+        parsed = _parse(reference, plain_http=plain_http)
+        async with RegistryClient(_logins(parsed, login)) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pushing {file.name}", total=size)
-                return await registry.push(
-                    Reference.parse(reference),
+                artifact = await registry.push(
+                    parsed,
                     file,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                 )
+        return artifact.digest
 
     digest = _run(push())
     Console(highlight=False).print(f"Pushed {reference}\nDigest: {digest}", soft_wrap=True)
@@ -53,21 +56,21 @@ def run_pull(
     Raises:
         StartError: with the cause and the remedy.
     """
-    credentials = _credentials(username, password_stdin=password_stdin)
+    login = _login(username, password_stdin=password_stdin)
 
     async def pull() -> tuple[Path, str, int]:
-        parsed = Reference.parse(reference)
+        parsed = _parse(reference, plain_http=plain_http)
         target = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
-        async with RegistryClient(credentials=credentials, plain_http=plain_http) as registry:
+        async with RegistryClient(_logins(parsed, login)) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
-                artifact = await registry.pull(
+                artifact, content = await registry.pull(
                     parsed, progress=lambda done, total: progress.update(task, completed=done, total=total)
                 )
         temporary = target.with_name(f".{target.name}.part")
-        temporary.write_bytes(artifact.content)
+        temporary.write_bytes(content)
         temporary.replace(target)
-        return target, artifact.digest, len(artifact.content)
+        return target, artifact.digest, len(content)
 
     target, digest, size = _run(pull())
     Console(highlight=False).print(
@@ -82,14 +85,24 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise StartError(str(error)) from None
 
 
-def _credentials(username: str | None, *, password_stdin: bool) -> tuple[str, str] | None:
+def _parse(text: str, *, plain_http: bool) -> Reference:
+    return Reference.parse(f"http://{text}" if plain_http and "://" not in text else text)
+
+
+def _logins(reference: Reference, login: Login | None) -> dict[str, Credential]:
+    """The given login for the reference's registry, and beside it those of ``docker login``."""
+    given: dict[str, Credential] = {} if login is None else {reference.registry.host: login}
+    return {**docker_logins(), **given}
+
+
+def _login(username: str | None, *, password_stdin: bool) -> Login | None:
     if username is None and not password_stdin:
         return None
     if username is None or not password_stdin:
         raise StartError(
             "give --username and --password-stdin together: echo $PASSWORD | propeller push … -u NAME --password-stdin"
         )
-    return username, sys.stdin.readline().rstrip("\n")
+    return Login(username, sys.stdin.readline().rstrip("\n"))
 
 
 def _progress() -> Progress:

@@ -3,10 +3,12 @@
 It speaks the OCI distribution specification 1.1. Why it is written here: docs/decisions/0020-oci-client.md.
 """
 
+import asyncio
 import hashlib
 import io
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 import httpx
@@ -18,7 +20,7 @@ from propeller.oci.credentials import Credential
 from propeller.oci.errors import DigestMismatchError, InvalidReferenceError, TooLargeError
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
-from propeller.oci.upload import Progress, Resolution, upload_program
+from propeller.oci.upload import Artifact, Progress, upload_program
 
 MAX_PROGRAM = 64 * 1024 * 1024
 """The largest program that is pulled, in bytes; the sandbox takes no larger one."""
@@ -40,7 +42,7 @@ class ManifestStore(Protocol):
         """Keep a manifest, which is checked already."""
 
 
-class Client:
+class RegistryClient:
     """Pushes and pulls programs; keeps connections and tokens, close it with ``aclose`` or ``async with``."""
 
     def __init__(
@@ -71,7 +73,7 @@ class Client:
             retry_delays=retry_delays,
         )
 
-    async def resolve(self, reference: Reference) -> Resolution:
+    async def resolve(self, reference: Reference) -> Artifact:
         """Find the program that a reference names now: one ``HEAD`` if its manifest is kept.
 
         Raises:
@@ -83,9 +85,9 @@ class Client:
         typed = [layer for layer in found if manifest.is_wasm_type(layer.media_type)]
         if not typed:
             typed = [layer for layer in found[:_MOST_PROBED] if await self._starts_as_wasm(reference, layer)]
-        return Resolution(digest_of(data), manifest.the_one(typed, str(reference), found))
+        return Artifact(digest_of(data), manifest.the_one(typed, str(reference), found))
 
-    async def pull(self, reference: Reference, progress: Progress | None = None) -> tuple[Resolution, bytes]:
+    async def pull(self, reference: Reference, progress: Progress | None = None) -> tuple[Artifact, bytes]:
         """Resolve a reference and get its program's bytes, verified.
 
         Raises:
@@ -157,14 +159,20 @@ class Client:
     async def push(
         self,
         reference: Reference,
-        program: bytes,
+        program: Path | bytes,
         *,
-        title: str = "program.wasm",
+        title: str | None = None,
         progress: Progress | None = None,
-    ) -> Resolution:
+    ) -> Artifact:
         """Store a program under a tag, as ``oras push REFERENCE TITLE:application/wasm`` does.
 
         Blobs that the registry has are not sent again.
+
+        Args:
+            reference: where to; it names a tag.
+            program: the file, or its bytes.
+            title: the file name that the artifact keeps; without it that of ``program``.
+            progress: told after each piece.
 
         Raises:
             OciError: with the cause and the remedy.
@@ -173,6 +181,9 @@ class Client:
             raise InvalidReferenceError(
                 f"{reference}: cannot push to a digest", "push to a tag; the digest follows from the file"
             )
+        if isinstance(program, Path):
+            title, program = title or program.name, await asyncio.to_thread(program.read_bytes)
+        title = title or "program.wasm"
         manifest.check_wasm(program, title)
         return await upload_program(self._http, reference, program, title, progress)
 

@@ -20,21 +20,21 @@ _MISSING = frozenset({404})
 
 
 @dataclass(frozen=True)
-class Resolution:
-    """What a reference stands for now.
+class Artifact:
+    """What a reference stands for.
 
     Attributes:
-        manifest_digest: of its manifest; ``repository@manifest_digest`` names it for good.
-        program: the layer that holds the Wasm program.
+        digest: of its manifest; ``repository@digest`` names it for good.
+        program: the layer that holds the Wasm program, with a digest of its own.
     """
 
-    manifest_digest: str
+    digest: str
     program: Descriptor
 
 
 async def upload_program(
     http: Connections, reference: Reference, program: bytes, title: str, progress: Progress | None
-) -> Resolution:
+) -> Artifact:
     """Store a program and its manifest under the reference's tag.
 
     Raises:
@@ -45,7 +45,7 @@ async def upload_program(
     await upload.blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
     await upload.blob(layer, program, progress)
     digest = await upload.manifest(manifest.program_manifest(layer))
-    return Resolution(digest, layer)
+    return Artifact(digest, layer)
 
 
 class _Upload:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.oci.client import Client
+from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, docker_logins
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
@@ -40,7 +40,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         Credentials(settings.client_id, settings.client_id, settings.client_key.get_secret_value()),
     )
     publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
-    client = Client(
+    client = RegistryClient(
         _logins(settings),
         manifests=cache,
         max_bytes=settings.max_program,

@@ -3,7 +3,7 @@
 import asyncio
 from typing import BinaryIO
 
-from propeller.oci.client import Client
+from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference, Registry
 from propeller.process.logs import get_logger
 from propeller.proxy.cache import BlobCache
@@ -22,7 +22,9 @@ class Programs:
     no registry.
     """
 
-    def __init__(self, client: Client, cache: BlobCache, registry: Registry, metrics: ProxyMetrics) -> None:
+    def __init__(
+        self, client: RegistryClient, cache: BlobCache, registry: Registry, metrics: ProxyMetrics
+    ) -> None:
         """``registry`` is that of references which name none."""
         self._client, self._cache, self._registry, self._metrics = client, cache, registry, metrics
         self._resolving: Flights[tuple[str, int]] = Flights()
