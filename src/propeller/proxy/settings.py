@@ -1,7 +1,7 @@
 """Settings of the proxy, with the names of both versions of absmach/propeller."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 
@@ -9,6 +9,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.oci.client import MAX_PROGRAM
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import Registry
+from propeller.process.identity_file import identity_from_file
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
@@ -39,6 +40,7 @@ class Settings(HttpSettings):
     client_key: SecretStr = Field(
         SecretStr(""), validation_alias=AliasChoices("PROXY_CLIENT_KEY", "PROXY_API_KEY")
     )
+    """Empty for a broker that asks for none."""
 
     registry: Annotated[Registry, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
@@ -54,6 +56,15 @@ class Settings(HttpSettings):
 
     http_host: str = Field("127.0.0.1", alias="PROXY_HTTP_HOST")
     http_port: int = Field(9191, alias="PROXY_HTTP_PORT", ge=0, le=65535)
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the environment and, for an identity that it leaves out, section ``[proxy]`` of ``config.toml``.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        return super().load(**{**identity_from_file("PROXY", "proxy", given, Path("config.toml")), **given})
 
     def given_logins(self) -> dict[str, Credential]:
         """The credential for ``PROXY_REGISTRY_URL``; a user name with its password wins over a token."""
