@@ -1,0 +1,157 @@
+"""What a proplet tells the manager about itself: that it is there, that it lives, what it uses."""
+
+import asyncio
+import contextlib
+import platform
+import socket
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from propeller.mqtt.session import NotConnectedError, Session
+from propeller.process.logs import get_logger
+from propeller.proplet.settings import Settings
+from propeller.protocol.proplet import (
+    Alive,
+    CpuMetrics,
+    Create,
+    MemoryMetrics,
+    PropletMetadata,
+    PropletMetrics,
+)
+from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.wire import Message
+
+log = get_logger("presence")
+
+RUNTIME = "wasmtime-internal"
+_GOODBYE_S = 0.5
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def offline(proplet_id: str, namespace: str) -> bytes:
+    """The last will, and the goodbye of a clean stop."""
+    return Alive(proplet_id=proplet_id, status="offline", namespace=namespace).encode()
+
+
+class Presence:
+    """Registers on every connect and reports at intervals."""
+
+    def __init__(self, settings: Settings, session: Session, channel: Channel) -> None:
+        self._settings, self._session, self._channel = settings, session, channel
+        self._metadata = describe(settings)
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only sets the start of what the next one measures
+
+    async def announce(self) -> None:
+        """Register, then say that it lives."""
+        create = Create(
+            proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
+        )
+        await self._say(Kind.PROPLET_CREATE, create)
+        await self._beat()
+
+    async def run(self) -> None:
+        """Beat and report until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(self._settings.liveliness_interval, self._beat))
+            if self._settings.monitoring and self._settings.metrics_interval > 0:
+                tasks.create_task(self._every(self._settings.metrics_interval, self._report))
+
+    async def leave(self) -> None:
+        """Say goodbye, if anyone listens."""
+        if self._session.connected:
+            with contextlib.suppress(NotConnectedError):
+                payload = offline(self._settings.client_id, self._settings.namespace)
+                await self._session.publish(
+                    self._channel.topic(Kind.PROPLET_ALIVE), payload, timeout=_GOODBYE_S
+                )
+
+    async def _beat(self) -> None:
+        await self._say(
+            Kind.PROPLET_ALIVE,
+            Alive(proplet_id=self._settings.client_id, namespace=self._settings.namespace),
+        )
+
+    async def _report(self) -> None:
+        await self._say(
+            Kind.PROPLET_METRICS,
+            measure(self._process, self._settings.client_id, self._settings.namespace),
+        )
+
+    async def _every(self, interval: float, act: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            if self._session.connected:  # a heartbeat of the past says nothing
+                await act()
+
+    async def _say(self, kind: Kind, message: Message) -> None:
+        try:
+            await self._session.publish(
+                self._channel.topic(kind),
+                message.encode(),
+                qos=self._settings.mqtt_qos,
+                timeout=self._settings.mqtt_timeout,
+            )
+        except NotConnectedError as error:
+            log.warning("not told to the manager", topic=str(kind), reason=str(error))
+
+
+def describe(settings: Settings) -> PropletMetadata:
+    """What the device is; only what was set, if system information is not to be collected."""
+    given = PropletMetadata(
+        description=settings.description or settings.instance_id or None,
+        tags=[tag.strip() for tag in settings.tags.split(",") if tag.strip()] or None,
+        location=settings.location,
+        proplet_version=version("propeller"),
+        wasm_runtime=RUNTIME,
+        directed=True,
+        liveliness_interval=settings.liveliness_interval,
+    )
+    if not settings.collect_system_info:
+        return given
+    return given.model_copy(
+        update={
+            "ip": _address(settings),
+            "environment": "docker" if Path("/.dockerenv").exists() else "binary",
+            "os": platform.system().lower(),
+            "hostname": socket.gethostname(),
+            "cpu_arch": platform.machine(),
+            "total_memory_bytes": psutil.virtual_memory().total,
+        }
+    )
+
+
+def measure(process: psutil.Process, proplet_id: str, namespace: str) -> PropletMetrics:
+    """The proplet's own use of CPU (since its start; percent since the last call) and memory."""
+    with process.oneshot():
+        times, memory, percent = process.cpu_times(), process.memory_info(), process.cpu_percent()
+    return PropletMetrics(
+        proplet_id=proplet_id,
+        namespace=namespace,
+        cpu_metrics=CpuMetrics(user_seconds=times.user, system_seconds=times.system, percent=percent),
+        memory_metrics=MemoryMetrics(
+            rss_bytes=memory.rss,
+            container_usage_bytes=_number(_CGROUP / "memory.current"),
+            container_limit_bytes=_number(_CGROUP / "memory.max"),
+        ),
+    )
+
+
+def _number(file: Path) -> int | None:
+    """A control group's number (cgroup v2); ``None`` outside of one or without a limit."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _address(settings: Settings) -> str | None:
+    """The address this device has towards the broker; connecting a datagram socket sends nothing."""
+    family = socket.AF_INET6 if ":" in settings.broker.host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((settings.broker.host, settings.broker.port))
+        return str(probe.getsockname()[0])
+    return None

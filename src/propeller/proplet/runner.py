@@ -1,0 +1,158 @@
+"""One task from its start message to its result: program and inputs, the run, the update."""
+
+import base64
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from propeller.process.logs import get_logger
+from propeller.proplet.inputs import ENV_BYTES, Given, Inputs
+from propeller.proplet.peers import COORDINATOR, MODEL_REGISTRY, Peers
+from propeller.proplet.programs import Programs
+from propeller.proplet.updates import TENSORS_FILE, Updates, read_update
+from propeller.proplet.work import TaskError, together
+from propeller.protocol.task import FlEnvelope, Results, Start
+from propeller.wasm.job import Job, Limits, Outcome
+
+log = get_logger("task")
+
+DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
+"""A daemon runs until it is stopped."""
+
+_LINE = 8192
+
+Execute = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
+"""Runs a job; ``Sandbox.run``."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that succeeded, and how long what came before it took (milliseconds)."""
+
+    job: Job
+    outcome: Outcome
+    prepare_ms: float
+
+
+class Runner:
+    """Runs tasks, one call each."""
+
+    def __init__(
+        self,
+        proplet_id: str,
+        peers: Peers,
+        programs: Programs,
+        inputs: Inputs,
+        updates: Updates,
+        execute: Execute,
+        limits: Limits,
+    ) -> None:
+        self._proplet_id, self._peers, self._programs = proplet_id, peers, programs
+        self._inputs, self._updates, self._execute, self._limits = inputs, updates, execute, limits
+
+    async def prepare(self, start: Start) -> Job:
+        """Have everything that the task needs here; program, model and dataset are fetched at the same time.
+
+        Raises:
+            TaskError: something cannot be had, or the task is of a kind that does not run here.
+        """
+        env = {**start.env, "PROPLET_ID": self._proplet_id}
+        if start.encrypted:
+            raise TaskError(
+                "encrypted programs are not supported on this proplet: it has no trusted environment"
+            )
+        federated = bool(env.get("ROUND_ID"))
+        if federated:
+            self._updates.check(env)
+            env.setdefault("FL_MODE", "train")
+        for variable in (COORDINATOR, MODEL_REGISTRY):
+            if (url := self._peers.url(variable, env)) is not None:
+                env[variable] = url
+        digest: str
+        given: Given
+        digest, given = await together(self._program(start), self._inputs.fetch(env))
+        return Job(
+            id=start.id,
+            digest=digest,
+            env={**env, **given.env},
+            args=tuple(start.cli_args),
+            files=given.files,
+            export=None if federated else start.name,
+            inputs=tuple(start.inputs),
+            limits=replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits,
+        )
+
+    async def run(self, start: Start) -> Ran:
+        """Prepare a task and run it.
+
+        Raises:
+            TaskError: it could not be prepared, or the program failed.
+        """
+        begin = time.monotonic()
+        job = await self.prepare(start)
+        prepare_ms = (time.monotonic() - begin) * 1000
+        return Ran(job, await self.execute(job), prepare_ms)
+
+    async def execute(self, job: Job) -> Outcome:
+        """Run a prepared task; its standard error goes to the log, a line each.
+
+        Raises:
+            TaskError: the program failed.
+        """
+        about = {"task_id": job.id, **({"round_id": job.env["ROUND_ID"]} if "ROUND_ID" in job.env else {})}
+        lines: structlog.typing.FilteringBoundLogger = log.bind(**about)
+        log.info("Executing task", digest=job.digest)
+        outcome = await self._execute(job, lambda line: lines.info(line[:_LINE]))
+        if outcome.error is not None:
+            raise TaskError(outcome.error)
+        return outcome
+
+    async def report(self, ran: Ran) -> Results:
+        """Send what a task's program left where it belongs, and say how the task ended.
+
+        Raises:
+            TaskError: it is not an update, or the coordinator refused it.
+        """
+        task_id, stdout = ran.job.id, ran.outcome.stdout
+        if not ran.job.env.get("ROUND_ID"):
+            value = ran.outcome.value
+            return Results(
+                task_id=task_id,
+                proplet_id=self._proplet_id,
+                results=stdout.decode(errors="replace") if value is None else value,
+            )
+        update = read_update(stdout, ran.outcome.out_files.get(TENSORS_FILE), ran.job.env, self._proplet_id)
+        begin = time.monotonic()
+        await self._updates.send(update, ran.job.env)
+        log.info("task stages", **stages(ran, time.monotonic() - begin))
+        envelope = FlEnvelope(
+            task_id=task_id,
+            round_id=update.header.round_id,
+            proplet_id=self._proplet_id,
+            num_samples=update.header.num_samples,
+            update_b64=base64.b64encode(stdout).decode() if len(stdout) < ENV_BYTES else "",
+            format=ran.job.env.get("FL_FORMAT", "f32-delta"),
+            metrics=update.header.metrics,
+        )
+        return Results(task_id=task_id, proplet_id=self._proplet_id, results=envelope.model_dump(mode="json"))
+
+    async def _program(self, start: Start) -> str:
+        try:
+            content = start.program_bytes()
+        except ValueError as error:
+            raise TaskError(str(error)) from None
+        return await (
+            self._programs.add(content) if content is not None else self._programs.fetch(start.image_url)
+        )
+
+
+def stages(ran: Ran, send_s: float) -> Mapping[str, float]:
+    """How long each stage of a task took, in milliseconds."""
+    metrics = ran.outcome.metrics
+    return {
+        "prepare_ms": round(ran.prepare_ms, 2),
+        **{name: round(metrics[name], 2) for name in ("start_ms", "run_ms", "total_ms") if name in metrics},
+        "send_ms": round(send_s * 1000, 2),
+    }

@@ -1,0 +1,146 @@
+"""The proplet's settings: the names of absmach/propeller, older and newer, and the project's own."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import AliasChoices, Field, field_validator
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.process.settings import Seconds, ServiceSettings, SettingsError
+from propeller.protocol.ids import Id
+from propeller.wasm.job import MIB, Limits
+
+_IDENTITY = {
+    "domain_id": ("PROPLET_DOMAIN_ID", "PROPLET_TENANT_ID"),
+    "client_id": ("PROPLET_CLIENT_ID", "PROPLET_ENTITY_ID"),
+    "client_key": ("PROPLET_CLIENT_KEY", "PROPLET_API_KEY"),
+    "channel_id": ("PROPLET_CHANNEL_ID",),
+}
+"""Field → its variables. All are needed; those not in the environment are looked up in the configuration file."""
+
+_FILE_KEYS = {
+    "domain_id": ("domain_id", "tenant_id"),
+    "client_id": ("client_id", "entity_id"),
+    "client_key": ("client_key", "api_key"),
+    "channel_id": ("channel_id",),
+}
+
+
+def _choices(field: str) -> AliasChoices:
+    return AliasChoices(*_IDENTITY[field])
+
+
+class Settings(ServiceSettings):
+    """What a proplet reads from its environment.
+
+    The client's id is also the MQTT client identifier. Of absmach/propeller's variables, those that tune its MQTT
+    library (``PROPLET_MQTT_INFLIGHT``, ``PROPLET_MQTT_REQUEST_CHANNEL_CAPACITY``) have no meaning here and are ignored.
+    """
+
+    domain_id: Id = Field(validation_alias=_choices("domain_id"))
+    channel_id: Id = Field(validation_alias=_choices("channel_id"))
+    client_id: Id = Field(validation_alias=_choices("client_id"))
+    client_key: str = Field(validation_alias=_choices("client_key"), repr=False)
+    instance_id: str = Field("", alias="PROPLET_INSTANCE_ID")
+    """A label for people, kept in the metadata; not an identity."""
+
+    mqtt_address: str = Field("tcp://localhost:1883", alias="PROPLET_MQTT_ADDRESS")
+    mqtt_qos: Literal[0, 1, 2] = Field(1, alias="PROPLET_MQTT_QOS")
+    mqtt_timeout: Seconds = Field(30.0, alias="PROPLET_MQTT_TIMEOUT", gt=0)
+    mqtt_keep_alive: Seconds = Field(30.0, alias="PROPLET_MQTT_KEEP_ALIVE", ge=1, le=65535)
+    mqtt_max_packet: int = Field(10 * MIB, alias="PROPLET_MQTT_MAX_PACKET_SIZE", ge=1024)
+
+    liveliness_interval: Seconds = Field(10.0, alias="PROPLET_LIVELINESS_INTERVAL", gt=0)
+    metrics_interval: Seconds = Field(10.0, alias="PROPLET_METRICS_INTERVAL", ge=0)
+    monitoring: bool = Field(True, alias="PROPLET_ENABLE_MONITORING")
+    namespace: str = Field("default", alias="PROPLET_MANAGER_K8S_NAMESPACE")
+    description: str | None = Field(None, alias="PROPLET_DESCRIPTION")
+    tags: str = Field("", alias="PROPLET_TAGS")
+    location: str | None = Field(None, alias="PROPLET_LOCATION")
+    collect_system_info: bool = Field(True, alias="PROPLET_COLLECT_SYSTEM_INFO")
+
+    model_registry_url: str | None = Field(None, alias="MODEL_REGISTRY_URL")
+    data_store_url: str | None = Field(None, alias="DATA_STORE_URL")
+    coordinator_url: str | None = Field(
+        None, validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
+    )
+    auth: Literal["on", "off"] = Field("off", alias="PROPELLER_AUTH")
+    """``on``: send the client's id and key to the services above."""
+
+    state: Path | None = Field(None, alias="PROPLET_STATE")
+    cache_bytes: int = Field(1024 * MIB, alias="PROPLET_CACHE_BYTES", ge=MIB)
+    max_tasks: int = Field(os.cpu_count() or 1, alias="PROPLET_MAX_TASKS", ge=1, le=1024)
+    task_wall_time: Seconds = Field(300.0, alias="PROPLET_TASK_WALL_TIME", gt=0)
+    task_memory: int = Field(512 * MIB, alias="PROPLET_TASK_MEMORY", ge=MIB)
+    task_fuel: int | None = Field(None, alias="PROPLET_TASK_FUEL", ge=1)
+    fetch_timeout: Seconds = Field(60.0, alias="PROPLET_FETCH_TIMEOUT", gt=0)
+    external_runtime: str | None = Field(None, alias="PROPLET_EXTERNAL_WASM_RUNTIME")
+
+    @field_validator("mqtt_qos", mode="before")
+    @classmethod
+    def _read_qos(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+    @field_validator("mqtt_address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        BrokerAddress.parse(value)
+        return value
+
+    @field_validator("external_runtime")
+    @classmethod
+    def _is_embedded(cls, value: str | None) -> str | None:
+        if value:
+            raise ValueError("not supported yet; leave it empty: programs run in the built-in sandbox")
+        return value
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the environment and, for an identity that it leaves out, the configuration file.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        return super().load(**{**_from_file(os.environ, given), **given})
+
+    @property
+    def broker(self) -> BrokerAddress:
+        """Where the broker is."""
+        return BrokerAddress.parse(self.mqtt_address)
+
+    @property
+    def folder(self) -> Path:
+        """Where the program cache and unsent results are; never shared by two proplets."""
+        return self.state or Path(".propeller") / f"proplet-{self.client_id}"
+
+    @property
+    def limits(self) -> Limits:
+        """What one task may use."""
+        return Limits(wall_time_s=self.task_wall_time, memory_bytes=self.task_memory, fuel=self.task_fuel)
+
+
+def _from_file(environ: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
+    """The identity's missing parts, from ``PROPLET_CONFIG_FILE`` (``config.toml``) if there is one."""
+    missing = [
+        field for field, names in _IDENTITY.items() if field not in given and not any(map(environ.get, names))
+    ]
+    path = Path(environ.get("PROPLET_CONFIG_FILE") or "config.toml")
+    if not missing or not (path.exists() or environ.get("PROPLET_CONFIG_FILE")):
+        return {}
+    section = environ.get("PROPLET_CONFIG_SECTION") or "proplet"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get(section)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"PROPLET_CONFIG_FILE: {path} cannot be read: {error}") from None
+    if not isinstance(table, dict):
+        raise SettingsError(
+            f"PROPLET_CONFIG_SECTION: {path} has no section [{section}]; it has "
+            "the keys domain_id, channel_id, client_id and client_key"
+        )
+    found = {
+        field: next((table[key] for key in _FILE_KEYS[field] if table.get(key)), None) for field in missing
+    }
+    return {field: str(value) for field, value in found.items() if value is not None}

@@ -1,0 +1,156 @@
+"""From a program's output to an update at the coordinator: checked, sent over HTTP, else over MQTT."""
+
+import asyncio
+import json
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from propeller.process.http import ServiceError
+from propeller.process.logs import get_logger
+from propeller.proplet.inputs import JSON, SAFETENSORS
+from propeller.proplet.peers import COORDINATOR, Peers
+from propeller.proplet.work import TaskError
+from propeller.protocol.rounds import Update, UpdateHeader
+from propeller.protocol.task import encode_json
+from propeller.protocol.wire import MalformedMessageError, decode_object
+
+log = get_logger("updates")
+
+TENSORS_FILE = "update.safetensors"
+_SHOWN = 200
+_SERVER_FAULT = 500
+
+Fallback = Callable[[str, bytes], Awaitable[None]]
+"""Publishes the JSON form of an update of a round over MQTT."""
+
+
+@dataclass(frozen=True)
+class TrainedUpdate:
+    """An update as it goes to the coordinator: its header, and the body with its media type."""
+
+    header: UpdateHeader
+    media_type: str
+    body: bytes
+
+
+def read_update(
+    stdout: bytes, tensors: bytes | None, env: Mapping[str, str], proplet_id: str
+) -> TrainedUpdate:
+    """Read what a program left: one JSON document on standard output, large tensors beside it.
+
+    Args:
+        stdout: the program's standard output.
+        tensors: its ``/out/update.safetensors``, if it wrote one.
+        env: the task's environment (``ROUND_ID``, ``MODEL_URI``).
+        proplet_id: this proplet.
+
+    Raises:
+        TaskError: naming what is missing or wrong.
+    """
+    try:
+        fields = decode_object(stdout)
+        header = (Update if tensors is None else UpdateHeader).decode(fields)
+    except MalformedMessageError as error:
+        shown = stdout[:_SHOWN].decode(errors="replace")
+        raise TaskError(
+            f"the program's standard output is not an update: {error}; it begins {shown!r}"
+        ) from None
+    for name, found, expected in (
+        ("round_id", header.round_id, env.get("ROUND_ID")),
+        ("proplet_id", header.proplet_id, proplet_id),
+    ):
+        if found != expected:
+            raise TaskError(f"the program's update names the {name} {found!r}, the task's is {expected!r}")
+    filled = not header.base_model_uri and bool(env.get("MODEL_URI"))
+    if filled:
+        header.base_model_uri = fields["base_model_uri"] = env["MODEL_URI"]
+    if tensors is not None:
+        return TrainedUpdate(header, SAFETENSORS, with_metadata(tensors, header))
+    return TrainedUpdate(header, JSON, encode_json(fields) if filled else stdout)
+
+
+def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
+    """A safetensors document with the header's fields in its ``__metadata__`` (all of them texts, as it demands).
+
+    The tensors themselves are not looked at; the coordinator checks them against the model.
+
+    Raises:
+        TaskError: the document has no readable header.
+    """
+    start = 8
+    length = struct.unpack_from("<Q", tensors)[0] if len(tensors) >= start else -1
+    if not 0 <= length <= len(tensors) - start:
+        raise TaskError(f"/out/{TENSORS_FILE}: not a safetensors document: its header is cut off")
+    try:
+        table = decode_object(tensors[start : start + length])
+    except MalformedMessageError as error:
+        raise TaskError(f"/out/{TENSORS_FILE}: not a safetensors document: header: {error}") from None
+    table["__metadata__"] = {
+        "round_id": header.round_id,
+        "proplet_id": header.proplet_id,
+        "base_model_uri": header.base_model_uri,
+        "num_samples": str(header.num_samples),
+        "metrics": json.dumps(header.metrics, allow_nan=False),
+    }
+    text = encode_json(table)
+    text += b" " * (-len(text) % 8)  # tensors stay aligned to 8 bytes
+    return struct.pack("<Q", len(text)) + text + tensors[start + length :]
+
+
+class Updates:
+    """Brings updates to the coordinator."""
+
+    def __init__(self, peers: Peers, fallback: Fallback) -> None:
+        self._peers, self._fallback = peers, fallback
+
+    def check(self, env: Mapping[str, str]) -> None:
+        """Whether an update could be sent at all: known before the program runs.
+
+        Raises:
+            TaskError: nobody says where the coordinator is.
+        """
+        if self._peers.url(COORDINATOR, env) is None:
+            raise TaskError("COORDINATOR_URL is not set on this proplet: there is nowhere to send the update")
+
+    async def send(self, update: TrainedUpdate, env: Mapping[str, str]) -> None:
+        """Send an update, again if need be; over MQTT when the coordinator cannot be reached over HTTP.
+
+        Sending twice is safe: the coordinator counts the same update once.
+
+        Raises:
+            TaskError: the coordinator refused it, with its reason, or it went neither way.
+        """
+        async with self._peers.at(COORDINATOR, env) as coordinator:
+            if coordinator is None:
+                raise TaskError("COORDINATOR_URL is not set on this proplet")
+            try:
+                await coordinator.request(
+                    "POST", "/update", content=update.body, headers={"Content-Type": update.media_type}
+                )
+            except ServiceError as error:
+                if error.status is not None and error.status < _SERVER_FAULT:
+                    raise TaskError(f"the update was refused: {error}") from error
+                log.warning("update not delivered over HTTP, publishing it over MQTT", reason=str(error))
+            else:
+                log.info("update delivered", num_samples=update.header.num_samples, bytes=len(update.body))
+                return
+        await self._fallback(update.header.round_id, await asyncio.to_thread(as_json, update))
+
+
+def as_json(update: TrainedUpdate) -> bytes:
+    """The update as the JSON document that goes over MQTT.
+
+    Raises:
+        TaskError: its tensors cannot be written so.
+    """
+    if update.media_type == JSON:
+        return update.body
+    # Loaded only when the coordinator is away: numpy is most of what an idle proplet would weigh.
+    from propeller.fl.tensors import TensorError, from_safetensors, to_json
+
+    try:
+        tensors = to_json(from_safetensors(update.body)[0])
+    except TensorError as error:
+        raise TaskError(f"/out/{TENSORS_FILE}: {error}") from None
+    return encode_json({**update.header.model_dump(mode="json"), "update": tensors})
