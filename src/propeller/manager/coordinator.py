@@ -1,0 +1,70 @@
+"""The coordinator as the manager uses it: rounds are configured there, FL requests of clients go through to it."""
+
+from typing import Any
+
+import httpx
+
+from propeller.process.http import ServiceClient, ServiceError
+from propeller.protocol.rounds import Experiment
+from propeller.web.errors import ApiError
+
+
+class Coordinator:
+    """One coordinator; holds its connections."""
+
+    def __init__(self, url: str, *, credentials: tuple[str, str] | None = None) -> None:
+        """``credentials`` are the manager's own; requests of clients go with the client's."""
+        self._http = ServiceClient("coordinator", url)
+        self._auth = httpx.BasicAuth(*credentials) if credentials else None
+
+    async def configure(self, experiment: Experiment) -> None:
+        """Tell of a round; the same one again changes nothing.
+
+        Raises:
+            ServiceError: it refuses or does not answer.
+        """
+        options: dict[str, Any] = {"auth": self._auth} if self._auth else {}
+        await self._http.request("POST", "/experiments", json=experiment_json(experiment), **options)
+
+    async def forward(
+        self,
+        method: str,
+        path: str,
+        *,
+        authorization: str | None,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        params: dict[str, str] | None = None,
+        timeout_s: float = 30.0,
+    ) -> httpx.Response:
+        """Pass a client's request on, in the client's name, and return the answer.
+
+        Raises:
+            ApiError: the coordinator's refusal as it is; 502, it does not answer or failed.
+        """
+        headers = {"Authorization": authorization, "Content-Type": content_type}
+        try:
+            return await self._http.request(
+                method,
+                path,
+                content=content,
+                params=params,
+                headers={name: value for name, value in headers.items() if value},
+                timeout=timeout_s,
+            )
+        except ServiceError as error:
+            if error.status is not None and 400 <= error.status < 500:
+                raise ApiError(error.status, error.reason) from None
+            raise ApiError(502, str(error)) from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def experiment_json(experiment: Experiment) -> dict[str, Any]:
+    """An experiment on the wire; whole seconds are integers, as Go coordinators decode nothing else."""
+    fields = experiment.model_dump(mode="json")
+    if experiment.timeout_s == int(experiment.timeout_s):
+        fields["timeout_s"] = int(experiment.timeout_s)
+    return fields

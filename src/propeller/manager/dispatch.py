@@ -1,0 +1,150 @@
+"""Starts and stops on their way to proplets: one message each, on the proplet's own topic if it has one."""
+
+import asyncio
+import base64
+from typing import Any
+
+from propeller.manager.proplets import Proplet
+from propeller.manager.task import Task
+from propeller.mqtt.session import NotConnectedError, Session
+from propeller.protocol.rounds import RoundStart
+from propeller.protocol.task import Start, Stop
+from propeller.protocol.topics import Channel, Kind
+from propeller.web.errors import ApiError
+
+_AT_ONCE = 10
+"""Publishes under way at the same time; the MQTT library warns above this."""
+
+_MONITORING = {
+    "enabled": True,
+    "interval": 10,
+    "collect_cpu": True,
+    "collect_memory": True,
+    "collect_disk_io": True,
+    "collect_threads": True,
+    "collect_file_descriptors": True,
+    "export_to_mqtt": True,
+    "retain_history": True,
+    "history_size": 100,
+}
+_SHORTEST_NANOSECONDS = 1_000_000
+
+
+class Dispatcher:
+    """Publishes what proplets are told."""
+
+    def __init__(
+        self,
+        session: Session,
+        channel: Channel,
+        *,
+        qos: int = 1,
+        timeout_s: float = 5.0,
+        max_bytes: int = 8_000_000,
+    ) -> None:
+        """``max_bytes`` bounds a message; ``timeout_s`` is how long the broker may take to have it."""
+        self._session, self._channel, self._qos = session, channel, qos
+        self._timeout_s, self._max_bytes = timeout_s, max_bytes
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached now."""
+        return self._session.connected
+
+    @property
+    def max_program_bytes(self) -> int:
+        """The largest program that fits in a start message as base64, with 64 KiB left for the rest."""
+        return (self._max_bytes - 65_536) * 3 // 4
+
+    async def require_connection(self) -> None:
+        """Wait a moment for the broker.
+
+        Raises:
+            ApiError: 503, it is away.
+        """
+        if not await self._session.wait_connected(self._timeout_s):
+            raise self._away()
+
+    def encode_start(self, task: Task, proplet: Proplet, file: bytes | None) -> bytes:
+        """The start message of a task for a proplet.
+
+        Raises:
+            ApiError: 413, it is larger than a message may be.
+        """
+        spec = task.spec
+        start = Start(
+            id=task.id,
+            name=spec.name,
+            image_url=spec.image_url,
+            file=base64.b64encode(file).decode() if file else None,
+            inputs=[str(value) for value in spec.inputs or ()],
+            cli_args=spec.cli_args or [],
+            daemon=spec.daemon,
+            env=spec.env or {},
+            encrypted=spec.encrypted,
+            kbs_resource_path=spec.kbs_resource_path,
+            monitoring_profile=_complete(spec.monitoring_profile),
+            proplet_id=proplet.id,
+        )
+        message = start.encode(text_inputs=proplet.reads_text_inputs)
+        if len(message) > self._max_bytes:
+            raise ApiError(
+                413,
+                f"the start message of this task would have {len(message)} bytes, the limit is {self._max_bytes}: "
+                "push the program to an OCI registry and set image_url instead of file",
+            )
+        return message
+
+    async def start(self, message: bytes, proplet: Proplet) -> None:
+        """Publish a start message.
+
+        Raises:
+            ApiError: 503, the broker did not take it.
+        """
+        channel = self._channel
+        topic = channel.start(proplet.id) if proplet.directed else channel.topic(Kind.START)
+        await self._publish(topic, message)
+
+    async def stop(self, task_id: str, proplet_id: str, *, directed: bool) -> None:
+        """Tell a proplet to end a task.
+
+        Raises:
+            ApiError: 503, the broker did not take it.
+        """
+        topic = self._channel.stop(proplet_id) if directed else self._channel.topic(Kind.STOP)
+        await self._publish(topic, Stop(id=task_id, proplet_id=proplet_id).encode())
+
+    async def announce(self, start: RoundStart) -> None:
+        """Tell observers of the channel that a round starts.
+
+        Raises:
+            ApiError: 503, the broker did not take it.
+        """
+        await self._publish(self._channel.topic(Kind.ROUND_START), start.encode())
+
+    async def _publish(self, topic: str, message: bytes) -> None:
+        try:
+            async with self._slots:
+                await self._session.publish(topic, message, self._qos, self._timeout_s)
+        except NotConnectedError:
+            raise self._away() from None
+
+    def _away(self) -> ApiError:
+        return ApiError(
+            503, f"no MQTT broker at {self._session.address}: see whether it runs, then try again"
+        )
+
+
+def _complete(profile: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A monitoring profile with all ten fields, as H proplets refuse fewer, and its interval in seconds.
+
+    Go clients write the interval as nanoseconds.
+    """
+    if profile is None:
+        return None
+    known = {key: value for key, value in profile.items() if key in _MONITORING and value is not None}
+    interval = known.get("interval")
+    if isinstance(interval, int | float) and interval >= _SHORTEST_NANOSECONDS:
+        known["interval"] = round(interval / 1e9)
+    return {**_MONITORING, **known}

@@ -1,0 +1,128 @@
+"""What the manager hears over MQTT. It subscribes to what it needs and to no two filters that overlap.
+
+Messages are taken at QoS 1 and acknowledged once their effect is in the database, except heartbeats: they carry no
+time, and one that the broker kept while the manager was away would make a dead proplet look alive, so they are
+taken at QoS 0.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from propeller.manager.proplets import Fleet
+from propeller.manager.rounds import Rounds
+from propeller.manager.runs import Runs
+from propeller.manager.samples import Samples
+from propeller.mqtt.session import Session, SubscriptionRefusedError
+from propeller.process.http import ServiceError
+from propeller.process.logs import get_logger
+from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
+from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.task import Results, encode_json
+from propeller.protocol.topics import ROUND_START, Channel, Kind
+from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.web.errors import ApiError
+
+log = get_logger("manager")
+
+_LONGEST_DELAY_S = 15.0
+
+Handle = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Inbox:
+    """Takes the messages of one channel, and round starts outside of every channel."""
+
+    def __init__(self, channel: Channel, fleet: Fleet, runs: Runs, samples: Samples, rounds: Rounds) -> None:
+        self._channel, self._fleet, self._runs = channel, fleet, runs
+        self._samples, self._rounds = samples, rounds
+
+    async def subscribe(self, session: Session) -> None:
+        """Take every message from now on; a subscription that the broker refuses is logged."""
+        routes: list[tuple[str, Handle, int]] = [
+            (self._channel.topic(Kind.PROPLET_CREATE), self._create, 1),
+            (self._channel.topic(Kind.PROPLET_ALIVE), self._alive, 0),
+            (self._channel.topic(Kind.PROPLET_RESULTS), self._results, 1),
+            (self._channel.topic(Kind.PROPLET_METRICS), self._proplet_metrics, 1),
+            (self._channel.topic(Kind.TASK_METRICS), self._task_metrics, 1),
+            (self._channel.topic(Kind.ROUND_START), self._round_start, 1),
+            (ROUND_START, self._round_start, 1),
+        ]
+        for topic, handle, qos in routes:
+            try:
+                await session.subscribe(topic, _guarded(handle), qos)
+            except SubscriptionRefusedError as error:
+                log.error("MQTT subscription refused", topic=topic, reason=str(error))  # noqa: TRY400
+
+    async def _create(self, fields: dict[str, Any]) -> None:
+        await self._fleet.register(Create.decode(fields))
+
+    async def _alive(self, fields: dict[str, Any]) -> None:
+        await self._fleet.heartbeat(Alive.decode(fields))
+
+    async def _results(self, fields: dict[str, Any]) -> None:
+        await self._runs.finish(Results.decode(fields))
+
+    async def _proplet_metrics(self, fields: dict[str, Any]) -> None:
+        sample = PropletMetrics.decode(fields)
+        if self._fleet.get(sample.proplet_id) is not None:
+            self._samples.add_proplet(sample)
+
+    async def _task_metrics(self, fields: dict[str, Any]) -> None:
+        self._samples.add_task(TaskMetrics.decode(fields))
+
+    async def _round_start(self, fields: dict[str, Any]) -> None:
+        start = RoundStart.decode(fields)
+        experiment, given = read_start(start)
+        try:
+            await self._rounds.start(experiment, given=given, must_reach_quorum=False)
+        except (ApiError, ServiceError) as error:
+            log.warning("round is not started", round_id=start.round_id, reason=error.reason)
+
+
+def read_start(start: RoundStart) -> tuple[Experiment, set[str]]:
+    """The experiment that a round start stands for, and which of its fields the message gave.
+
+    Raises:
+        MalformedMessageError: the fields do not go together.
+    """
+    fields: dict[str, Any] = {
+        "experiment_id": start.experiment_id or None,
+        "round_id": start.round_id,
+        "model_ref": start.model_uri,
+        "participants": start.participants,
+        "hyperparams": start.hyperparams,
+        "k_of_n": start.k_of_n,
+        "timeout_s": start.timeout_s,
+        "task_wasm_image": start.task_wasm_image,
+    }
+    given = {name for name, value in fields.items() if value is not None}
+    return Experiment.decode(fields), given
+
+
+def _guarded(handle: Handle) -> Callable[[str, bytes], Awaitable[None]]:
+    async def guarded(topic: str, payload: bytes) -> None:
+        try:
+            fields = decode_object(payload)
+            encode_json(fields)  # 1e999 is read as an infinity, which could not be told on
+            await _until_stored(lambda: handle(fields))
+        except (MalformedMessageError, ValueError) as error:
+            log.warning("message ignored", topic=topic, reason=str(error)[:500], size=len(payload))
+
+    return guarded
+
+
+async def _until_stored(attempt: Callable[[], Awaitable[None]]) -> None:
+    """Try again while the database is away: the message stays with the broker until then."""
+    delay = 0.2
+    while True:
+        try:
+            await attempt()
+        except (OperationalError, ConnectionError) as error:
+            log.error("database cannot be reached, trying again", reason=str(error)[:500])  # noqa: TRY400
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY_S)
+        else:
+            return

@@ -1,0 +1,28 @@
+"""The manager as a process."""
+
+import asyncio
+import uuid
+
+from propeller.manager.api import create_api
+from propeller.manager.service import open_manager
+from propeller.manager.settings import Settings
+from propeller.process.logs import get_logger
+from propeller.web.auth import verifier
+from propeller.web.server import Bind, check_exposure, serve
+
+log = get_logger("manager")
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Run the manager until ``stop`` is set; HTTP answers also while the broker is away.
+
+    Raises:
+        StartError: it cannot start; the text says what to do.
+    """
+    host = "127.0.0.1" if settings.http_host == "localhost" else settings.http_host
+    verify = verifier(settings)
+    check_exposure("manager", host, authenticated=verify is not None, insecure=settings.insecure)
+    async with open_manager(settings) as manager:
+        log.info("manager starts", broker=settings.mqtt_address, coordinator=settings.coordinator_url or None)
+        app = create_api(manager, instance_id=settings.instance_id or str(uuid.uuid4()), verify=verify)
+        await serve([(Bind("manager", host, settings.http_port), app)], stop)

@@ -1,0 +1,209 @@
+"""Runs of tasks: started on a proplet, stopped, and ended by a result or by the loss of the proplet."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from propeller.manager.dispatch import Dispatcher
+from propeller.manager.proplets import Fleet, Proplet
+from propeller.manager.scheduler import choose
+from propeller.manager.task import ACTIVE, EndedBy, State, Task
+from propeller.manager.tasks import Tasks
+from propeller.process.logs import get_logger
+from propeller.protocol.task import Results
+from propeller.web.errors import ApiError, ConflictError
+
+log = get_logger("manager")
+
+_IDLE = (State.PENDING, State.COMPLETED, State.FAILED)
+
+
+class Runs:
+    """What makes tasks run and what ends them."""
+
+    def __init__(self, tasks: Tasks, fleet: Fleet, dispatcher: Dispatcher) -> None:
+        self._tasks, self._store, self._fleet, self._dispatcher = tasks, tasks.store, fleet, dispatcher
+        self._last: str | None = None
+        self.starting: set[str] = set()
+        """Tasks whose start message is being published now."""
+
+    async def start(self, task_id: str) -> Task:
+        """Run a task that does not run, on its own proplet or on the one the scheduler takes.
+
+        Raises:
+            ApiError: 404; 409, it runs, has no program, or its proplet is not alive; 413; 503, no proplet lives
+                or the broker is away. The task is then as it was.
+        """
+        async with self._tasks.locks.hold(task_id):
+            before = await self._tasks.get(task_id)
+            if before.active:
+                raise ConflictError(f"task {task_id} is already running on proplet {before.proplet_id}")
+            file = await self._store.file(task_id) if before.file_preview else None
+            if file is None and not before.spec.image_url:
+                raise ConflictError(
+                    f"task {task_id} has no program: set image_url (PUT /tasks/{task_id}) "
+                    f"or upload one (PUT /tasks/{task_id}/upload)"
+                )
+            proplet = await self._choose(before)
+            message = self._dispatcher.encode_start(before, proplet, file)
+            scheduled = replace(
+                before,
+                state=State.SCHEDULED,
+                proplet_id=proplet.id,
+                results=None,
+                error=None,
+                ended_by=None,
+                start_time=self._fleet.clock(),
+                finish_time=None,
+                updated_at=self._fleet.clock(),
+            )
+            self.starting.add(task_id)
+            try:
+                await self._store.replace(scheduled, _IDLE)
+                await self._dispatcher.start(message, proplet)
+            except ApiError:
+                await self._store.replace(before, ACTIVE)
+                raise
+            finally:
+                self.starting.discard(task_id)
+            await self._store.mark_running([task_id])
+        log.info("task started", task_id=task_id, proplet_id=proplet.id, name=before.spec.name)
+        return replace(scheduled, state=State.RUNNING)
+
+    async def stop(self, task_id: str) -> None:
+        """End a running task; it is Failed with the error ``stopped by request``.
+
+        Raises:
+            ApiError: 404; 409, it does not run; 503, the broker is away. The task is then as it was.
+        """
+        async with self._tasks.locks.hold(task_id):
+            task = await self._tasks.get(task_id)
+            if not task.active or task.proplet_id is None:
+                raise ConflictError(f"task {task_id} is not running (state {task.state.name.capitalize()})")
+            proplet = self._fleet.get(task.proplet_id)
+            await self._dispatcher.stop(
+                task_id, task.proplet_id, directed=proplet is not None and proplet.directed
+            )
+            stopped = self._ended(task, EndedBy.STOP, error="stopped by request")
+            await self._store.replace(replace(stopped, stopping_on=task.proplet_id), ACTIVE)
+        log.info("task stopped", task_id=task_id, proplet_id=task.proplet_id)
+
+    async def finish(self, message: Results) -> None:
+        """Take a result from the proplet that the task runs on; anything else is logged and changes nothing."""
+        async with self._tasks.locks.hold(message.task_id):
+            task = await self._store.get(message.task_id)
+            line = log.bind(task_id=message.task_id, proplet_id=message.sender)
+            if task is None:
+                line.warning("result ignored: no such task")
+            elif _confirms_stop(message, task):
+                await self._store.replace(replace(task, stopping_on=None), State)
+                line.info("proplet has stopped the task")
+            elif message.sender is not None and message.sender != task.proplet_id:
+                line.warning(
+                    "result ignored: the task runs on another proplet", expected_proplet_id=task.proplet_id
+                )
+            elif not task.active and task.ended_by is not EndedBy.LOST:
+                line.info("result ignored: the task has already ended", state=task.state.name.capitalize())
+            else:
+                ended = self._ended(task, EndedBy.RESULT, error=message.error, results=message.results)
+                await self._store.replace(ended, State)
+                if message.failed:
+                    line.warning("task failed", round_id=task.round_id, error=str(message.error)[:500])
+                else:
+                    line.info("task completed", round_id=task.round_id)
+
+    async def lose(self, task_id: str, error: str) -> None:
+        """Give up a running task because of its proplet."""
+        async with self._tasks.locks.hold(task_id):
+            task = await self._store.get(task_id)
+            if task is None or not task.active:
+                return
+            await self._store.replace(self._ended(task, EndedBy.LOST, error=error), ACTIVE)
+        log.warning(
+            "task failed", task_id=task_id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
+        )
+
+    async def resume(self, over: Mapping[str, datetime]) -> None:
+        """Publish the starts that were decided and may not have gone out, after a crash or a lost connection.
+
+        A proplet drops a start that it already has, by its id. ``over`` holds the ends of the rounds that are
+        over: their tasks are not started any more.
+        """
+        for task in await self._store.in_state(State.SCHEDULED):
+            if task.id in self.starting:
+                continue
+            proplet = self._fleet.get(task.proplet_id or "")
+            if task.round_id is not None and task.round_id in over:
+                await self.lose(task.id, f"not started before its round ended at {over[task.round_id]}")
+            elif proplet is None:
+                await self.lose(task.id, f"its proplet {task.proplet_id} was deleted before it was started")
+            elif await self.publish(task, proplet):
+                await self._store.mark_running([task.id])
+
+    async def publish(self, task: Task, proplet: Proplet) -> bool:
+        """Publish the start of a scheduled task; whether the broker has it. If not, a reconnect tries again."""
+        line = log.bind(round_id=task.round_id, task_id=task.id, proplet_id=proplet.id)
+        self.starting.add(task.id)
+        try:
+            if not self._dispatcher.connected:
+                line.warning("task will be started when the broker is back")
+                return False
+            file = await self._store.file(task.id) if task.file_preview else None
+            await self._dispatcher.start(self._dispatcher.encode_start(task, proplet, file), proplet)
+        except ApiError as error:
+            line.warning("task will be started when the broker is back", reason=error.reason)
+            return False
+        finally:
+            self.starting.discard(task.id)
+        line.info("launched task for FL round participant" if task.round_id else "task started")
+        return True
+
+    async def _choose(self, task: Task) -> Proplet:
+        pinned = task.spec.proplet_id
+        if pinned is not None:
+            proplet = self._fleet.get(pinned)
+            if proplet is None:
+                raise ConflictError(
+                    f"task {task.id} is for proplet {pinned}, which has not registered: ids are client ids, not "
+                    "instance names; GET /proplets?status=active lists the live ones"
+                )
+            if not self._fleet.is_alive(pinned):
+                last = proplet.last_alive_at
+                raise ConflictError(
+                    f"task {task.id} is for proplet {pinned}, which is not alive (last heartbeat: {last or 'never'}): "
+                    "start it again, or give the task another proplet_id"
+                )
+            return proplet
+        counts = await self._store.loads()
+        chosen = choose(
+            {proplet.id: counts.get(proplet.id, 0) for proplet in self._fleet.alive()}, self._last
+        )
+        proplet = self._fleet.get(chosen) if chosen else None
+        if proplet is None:
+            raise ApiError(
+                503, "no proplet is alive: start one and see GET /proplets?status=active, then try again"
+            )
+        self._last = proplet.id
+        return proplet
+
+    def _ended(self, task: Task, by: EndedBy, *, error: str | None, results: Any = None) -> Task:
+        moment = self._fleet.clock()
+        return replace(
+            task,
+            state=State.FAILED if error else State.COMPLETED,
+            results=results,
+            error=error or None,
+            ended_by=by,
+            finish_time=moment,
+            updated_at=moment,
+        )
+
+
+def _confirms_stop(message: Results, task: Task) -> bool:
+    """Whether this is the last word of a run that was stopped, which says nothing about a run started since."""
+    return (
+        task.stopping_on is not None
+        and message.sender in {None, task.stopping_on}
+        and "stop" in (message.error or "").lower()
+    )

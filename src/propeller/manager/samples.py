@@ -1,0 +1,103 @@
+"""Resource samples of proplets and tasks: written in batches, a bounded number kept of each sender."""
+
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Table, delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.manager import tables
+from propeller.protocol.proplet import PropletMetrics, TaskMetrics
+from propeller.store.database import Database
+
+_MOST_WAITING = 10_000
+
+
+class Samples:
+    """Takes samples at any rate; ``write`` puts them into the database, at an interval and before they are read."""
+
+    def __init__(self, database: Database, *, keep: int = 1000) -> None:
+        """``keep`` is how many of the newest samples of each proplet and each task stay."""
+        self._database, self._keep = database, keep
+        self._waiting: dict[Table, list[dict[str, Any]]] = defaultdict(list)
+        self._crowded: dict[Table, set[str]] = defaultdict(set)
+
+    def add_proplet(self, sample: PropletMetrics) -> None:
+        """Take a sample of a proplet's own use of its device."""
+        fields = sample.model_dump(mode="json", exclude_none=True)
+        self._add(tables.proplet_metrics, sample.proplet_id, fields)
+
+    def add_task(self, sample: TaskMetrics) -> None:
+        """Take a sample of a task's use of its device."""
+        self._add(tables.task_metrics, sample.task_id, sample.model_dump(mode="json", exclude_none=True))
+
+    async def of_proplet(self, proplet_id: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many samples of a proplet there are, and a page of them, the oldest first."""
+        return await self._page(tables.proplet_metrics, proplet_id, offset, limit)
+
+    async def of_task(self, task_id: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many samples of a task there are, and a page of them, the oldest first."""
+        return await self._page(tables.task_metrics, task_id, offset, limit)
+
+    async def write(self) -> None:
+        """Write the samples that wait; those of tasks that are not known are dropped."""
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        if not waiting:
+            return
+        try:
+            async with self._database.transaction() as connection:
+                for table, rows in waiting.items():
+                    known = rows
+                    if table is tables.task_metrics:
+                        known = await _of_known_tasks(connection, rows)
+                    if known:
+                        await connection.execute(insert(table), known)
+                        self._crowded[table].update(row["owner"] for row in known)
+        except BaseException:
+            for table, rows in waiting.items():
+                self._waiting[table][:0] = rows
+            raise
+
+    async def prune(self) -> None:
+        """Delete what is over the limit, of the senders that wrote since the last time."""
+        crowded, self._crowded = self._crowded, defaultdict(set)
+        for table, owners in crowded.items():
+            for owner in owners:
+                oldest_over = (
+                    select(table.c.seq)
+                    .where(table.c.owner == owner)
+                    .order_by(table.c.seq.desc())
+                    .offset(self._keep)
+                    .limit(1)
+                )
+                async with self._database.transaction() as connection:
+                    last = await connection.scalar(oldest_over)
+                    if last is not None:
+                        await connection.execute(
+                            delete(table).where(table.c.owner == owner, table.c.seq <= last)
+                        )
+
+    def _add(self, table: Table, owner: str, sample: dict[str, Any]) -> None:
+        rows = self._waiting[table]
+        rows.append({"owner": owner, "sample": sample})
+        if len(rows) > _MOST_WAITING:  # the database has been away for long
+            del rows[0]
+
+    async def _page(
+        self, table: Table, owner: str, offset: int, limit: int
+    ) -> tuple[int, list[dict[str, Any]]]:
+        await self.write()
+        mine = table.c.owner == owner
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(table).where(mine))
+            rows = await connection.execute(
+                select(table.c.sample).where(mine).order_by(table.c.seq).offset(offset).limit(limit)
+            )
+            return int(total or 0), [row.sample for row in rows]
+
+
+async def _of_known_tasks(connection: AsyncConnection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    owners = {row["owner"] for row in rows}
+    found = await connection.scalars(select(tables.tasks.c.id).where(tables.tasks.c.id.in_(owners)))
+    known = set(found)
+    return [row for row in rows if row["owner"] in known]

@@ -1,0 +1,43 @@
+"""The manager's settings: the environment of absmach/propeller's manager, old names and new."""
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from propeller.process.settings import HttpSettings, Seconds
+from propeller.protocol.ids import Id
+
+
+class Settings(HttpSettings):
+    """One field, one variable; where there are two names, the first is the guide's and the second the later one."""
+
+    http_host: str = Field("localhost", alias="MANAGER_HTTP_HOST")
+    http_port: int = Field(7070, alias="MANAGER_HTTP_PORT", ge=0, le=65535)
+    log_level: str = Field("info", alias="MANAGER_LOG_LEVEL")
+    instance_id: str = Field("", alias="MANAGER_INSTANCE_ID")
+
+    mqtt_address: str = Field("tcp://localhost:1883", alias="MANAGER_MQTT_ADDRESS")
+    mqtt_qos: int = Field(1, alias="MANAGER_MQTT_QOS", ge=0, le=2)
+    """Of starts and stops. 1 and not 2 as in S: every receiver knows a message by its id, so 2 only costs time."""
+    mqtt_timeout_s: Seconds = Field(5.0, alias="MANAGER_MQTT_TIMEOUT", gt=0)
+    """How long a request waits for the broker before it is answered 503."""
+    domain_id: Id = Field(validation_alias=AliasChoices("MANAGER_DOMAIN_ID", "MANAGER_TENANT_ID"))
+    channel_id: Id = Field(alias="MANAGER_CHANNEL_ID")
+    client_id: Id = Field("manager", validation_alias=AliasChoices("MANAGER_CLIENT_ID", "MANAGER_ENTITY_ID"))
+    client_key: str = Field(
+        "", validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY"), repr=False
+    )
+
+    coordinator_url: str = Field(
+        "", validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
+    )
+    """Empty: federated learning is off."""
+
+    database: str = Field("./manager.db", alias="MANAGER_DATABASE")
+    """A SQLite file or a database URL."""
+    liveliness_interval_s: Seconds = Field(10.0, alias="MANAGER_LIVELINESS_INTERVAL", gt=0)
+    """Between heartbeats of a proplet that does not say its own interval; three missed ones and it is gone."""
+    metrics_keep: Annotated[int, Field(ge=1)] = Field(1000, alias="MANAGER_METRICS_KEEP")
+    """Newest samples kept of each proplet and of each task."""
+    max_message_bytes: int = Field(8_000_000, alias="MANAGER_MAX_MESSAGE_BYTES", ge=10_000)
+    """Largest start message; S proplets refuse packets above 10 MiB."""

@@ -1,0 +1,169 @@
+"""A task: what a client asks for, what has become of it, and how it is told on the wire."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, field_validator
+
+from propeller.protocol.ids import Id
+from propeller.protocol.task import Flag, Text, encode_json
+from propeller.protocol.wire import Message, format_time
+from propeller.web.errors import BadRequestError
+
+WASM_MAGIC = b"\0asm"
+ZERO_TIME = "0001-01-01T00:00:00Z"
+_SHOWN = 10
+
+
+class State(IntEnum):
+    """Where a task is, numbered as on the wire."""
+
+    PENDING = 0
+    SCHEDULED = 1  # has a proplet; its start message is not yet known to be with the broker
+    RUNNING = 2
+    COMPLETED = 3
+    FAILED = 4
+
+
+ACTIVE = (State.SCHEDULED, State.RUNNING)
+
+
+class EndedBy(StrEnum):
+    """Why a task is over."""
+
+    RESULT = "result"
+    STOP = "stop"
+    LOST = "lost"  # its proplet fell silent; a result that comes after all is still taken
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _standard_if_empty(value: Any) -> Any:
+    return value or "standard"
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class TaskSpec(Message):
+    """What a client may say of a task. State, results and times are the manager's and are ignored when sent."""
+
+    name: Name
+    kind: Annotated[Literal["standard", "federated"], BeforeValidator(_standard_if_empty)] = "standard"
+    image_url: Annotated[Text, Field(max_length=512)] = ""
+    cli_args: list[str] | None = None
+    inputs: list[StrictInt | StrictFloat | StrictStr] | None = None
+    env: dict[str, str] | None = None
+    daemon: Flag = False
+    encrypted: Flag = False
+    kbs_resource_path: Annotated[Text, Field(max_length=512)] = ""
+    proplet_id: Annotated[Id | None, BeforeValidator(_none_if_empty)] = None
+    monitoring_profile: dict[str, Any] | None = None
+    mode: Annotated[Literal["infer", "train"] | None, BeforeValidator(_none_if_empty)] = None
+
+    @field_validator("inputs", "monitoring_profile")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        encode_json(value)  # 1e999 is JSON, yet an infinity that no JSON can hold
+        return value
+
+
+class TaskChange(TaskSpec):
+    """``PUT /tasks/{id}``: what is absent or ``null`` stays as it is."""
+
+    name: Name = "unchanged"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as it is stored."""
+
+    id: str
+    spec: TaskSpec
+    state: State
+    created_at: datetime
+    file_preview: str | None = None
+    proplet_id: str | None = None
+    round_id: str | None = None
+    results: Any = None
+    error: str | None = None
+    ended_by: EndedBy | None = None
+    stopping_on: str | None = None
+    start_time: datetime | None = None
+    finish_time: datetime | None = None
+    updated_at: datetime | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it is running or about to."""
+        return self.state in ACTIVE
+
+    def to_json(self) -> dict[str, Any]:
+        """The task object of the HTTP API; of an uploaded program only its two ends are shown."""
+        spec = self.spec
+        optional = {
+            "file": self.file_preview,
+            "image_url": spec.image_url,
+            "inputs": spec.inputs,
+            "env": spec.env,
+            "kbs_resource_path": spec.kbs_resource_path,
+            "proplet_id": self.proplet_id,
+            "error": self.error,
+            "monitoring_profile": spec.monitoring_profile,
+            "mode": spec.mode,
+        }
+        return {
+            "id": self.id,
+            "name": spec.name,
+            "kind": spec.kind,
+            "state": int(self.state),
+            "cli_args": spec.cli_args,
+            "daemon": spec.daemon,
+            "encrypted": spec.encrypted,
+            **{key: value for key, value in optional.items() if value},
+            **({"results": self.results} if self.results is not None else {}),
+            "start_time": _time(self.start_time),
+            "finish_time": _time(self.finish_time),
+            "created_at": _time(self.created_at),
+            "updated_at": _time(self.updated_at),
+        }
+
+
+def _time(moment: datetime | None) -> str:
+    return format_time(moment) if moment else ZERO_TIME
+
+
+def preview(content: bytes) -> str:
+    """The base64 of a program with its middle left out, as later versions of absmach/propeller show it."""
+    text = base64.b64encode(content).decode()
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}<REDACTED>{text[-_SHOWN:]}"
+
+
+def read_program(text: Any) -> bytes:
+    """A program from a task's ``file``.
+
+    Raises:
+        BadRequestError: it is not base64 or not Wasm.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise BadRequestError("file: not valid base64 text") from None
+    return check_program(content)
+
+
+def check_program(content: bytes) -> bytes:
+    r"""The same bytes, if they begin as Wasm does (``\0asm``).
+
+    Raises:
+        BadRequestError: they do not.
+    """
+    if not content.startswith(WASM_MAGIC):
+        raise BadRequestError("file: not a Wasm program (it does not begin with \\0asm)")
+    return content

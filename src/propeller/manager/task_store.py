@@ -1,0 +1,142 @@
+"""Tasks in the database. Every change says which states it starts from, so that racing ones cannot undo each other."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.manager import tables
+from propeller.manager.task import ACTIVE, EndedBy, State, Task, TaskSpec
+from propeller.store.database import Database
+
+_T = tables.tasks.c
+
+
+class TaskStore:
+    """Reads and writes of tasks; each method is one transaction unless it takes a connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, task: Task, file: bytes | None = None) -> None:
+        """Store a new task, and its program if it was uploaded."""
+        async with self._database.transaction() as connection:
+            await self.insert(connection, [task])
+            if file is not None:
+                await _put_file(connection, task.id, file)
+
+    async def insert(self, connection: AsyncConnection, tasks: Sequence[Task]) -> None:
+        """Store new tasks as part of a larger transaction."""
+        await connection.execute(insert(tables.tasks), [{"id": task.id, **_values(task)} for task in tasks])
+
+    async def get(self, task_id: str) -> Task | None:
+        """A task by its id."""
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(select(tables.tasks).where(_T.id == task_id))).first()
+        return None if row is None else _task(row)
+
+    async def page(self, offset: int, limit: int) -> tuple[int, list[Task]]:
+        """How many tasks there are, and a page of them in the order of their creation."""
+        async with self._database.transaction() as connection:
+            total = await connection.scalar(select(func.count()).select_from(tables.tasks))
+            rows = await connection.execute(select(tables.tasks).order_by(_T.seq).offset(offset).limit(limit))
+            return int(total or 0), [_task(row) for row in rows]
+
+    async def replace(self, task: Task, states: Iterable[State], file: bytes | None = None) -> bool:
+        """Write a task if it is still in one of ``states``; whether it was."""
+        async with self._database.transaction() as connection:
+            result = await connection.execute(
+                update(tables.tasks)
+                .where(_T.id == task.id, _T.state.in_([int(state) for state in states]))
+                .values(_values(task))
+            )
+            if result.rowcount and file is not None:
+                await _put_file(connection, task.id, file)
+        return bool(result.rowcount)
+
+    async def mark_running(self, task_ids: Sequence[str]) -> None:
+        """The broker has these tasks' starts; one whose result came sooner stays ended."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                update(tables.tasks)
+                .where(_T.id.in_(task_ids), _T.state == int(State.SCHEDULED))
+                .values(state=int(State.RUNNING))
+            )
+
+    async def remove(self, task_id: str) -> None:
+        """Delete a task with its program and its metrics."""
+        async with self._database.transaction() as connection:
+            for statement in (
+                tables.task_files.delete().where(tables.task_files.c.task_id == task_id),
+                tables.task_metrics.delete().where(tables.task_metrics.c.owner == task_id),
+                tables.tasks.delete().where(_T.id == task_id),
+            ):
+                await connection.execute(statement)
+
+    async def file(self, task_id: str) -> bytes | None:
+        """A task's uploaded program."""
+        statement = select(tables.task_files.c.content).where(tables.task_files.c.task_id == task_id)
+        async with self._database.transaction() as connection:
+            return await connection.scalar(statement)
+
+    async def in_state(self, *states: State) -> list[Task]:
+        """Every task in one of these states, the oldest first."""
+        statement = select(tables.tasks).where(_T.state.in_([int(state) for state in states]))
+        async with self._database.transaction() as connection:
+            return [_task(row) for row in await connection.execute(statement.order_by(_T.seq))]
+
+    async def loads(self) -> dict[str, int]:
+        """How many tasks run on each proplet; one without any is absent."""
+        statement = (
+            select(_T.proplet_id, func.count())
+            .where(_T.state.in_([int(state) for state in ACTIVE]), _T.proplet_id.is_not(None))
+            .group_by(_T.proplet_id)
+        )
+        async with self._database.transaction() as connection:
+            return {row[0]: row[1] for row in await connection.execute(statement)}
+
+
+async def _put_file(connection: AsyncConnection, task_id: str, content: bytes) -> None:
+    await connection.execute(tables.task_files.delete().where(tables.task_files.c.task_id == task_id))
+    await connection.execute(insert(tables.task_files).values(task_id=task_id, content=content))
+
+
+def _values(task: Task) -> dict[str, Any]:
+    return {
+        "spec": task.spec.model_dump(mode="json"),
+        "file_preview": task.file_preview,
+        "state": int(task.state),
+        "proplet_id": task.proplet_id,
+        "round_id": task.round_id,
+        "results": task.results,
+        # PostgreSQL cannot hold NUL in a text.
+        "error": task.error.replace("\0", "\ufffd") if task.error else None,
+        "ended_by": task.ended_by,
+        "stopping_on": task.stopping_on,
+        "start_time": tables.to_micros(task.start_time) if task.start_time else None,
+        "finish_time": tables.to_micros(task.finish_time) if task.finish_time else None,
+        "created_at": tables.to_micros(task.created_at),
+        "updated_at": tables.to_micros(task.updated_at) if task.updated_at else None,
+    }
+
+
+def _task(row: Row[Any]) -> Task:
+    times = {
+        name: tables.from_micros(value) if (value := getattr(row, name)) is not None else None
+        for name in ("start_time", "finish_time", "updated_at")
+    }
+    return Task(
+        id=row.id,
+        spec=TaskSpec.model_validate(row.spec),
+        state=State(row.state),
+        created_at=tables.from_micros(row.created_at),
+        file_preview=row.file_preview,
+        proplet_id=row.proplet_id,
+        round_id=row.round_id,
+        results=row.results,
+        error=row.error,
+        ended_by=EndedBy(row.ended_by) if row.ended_by else None,
+        stopping_on=row.stopping_on,
+        **times,
+    )
