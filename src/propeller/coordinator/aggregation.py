@@ -1,0 +1,128 @@
+"""From the updates of a closed round to a model version: streamed to the aggregator, stored by the registry."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from propeller.coordinator.peers import Aggregator, ModelRegistry
+from propeller.coordinator.record import Record
+from propeller.coordinator.store import RoundStore
+from propeller.coordinator.updates import Document, check_shapes
+from propeller.process.http import ServiceError
+from propeller.process.logs import get_logger
+from propeller.store.blobs import Blobs
+from propeller.web.errors import ApiError
+
+log = get_logger("coordinator")
+
+DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Seconds between tries, before it is given up."""
+
+
+class AggregationError(Exception):
+    """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stored model version, and how long its stages took, in milliseconds."""
+
+    version: int
+    timings: dict[str, float]
+
+
+class Aggregation:
+    """Keeps the updates of rounds as blobs, named by round and digest, and makes model versions of them."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        registry: ModelRegistry,
+        aggregator: Aggregator,
+        *,
+        keep_updates: bool = False,
+        delays: tuple[float, ...] = DELAYS,
+    ) -> None:
+        """``keep_updates`` leaves the updates of completed rounds; ``delays`` are in seconds."""
+        self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
+        self._keep, self._delays = keep_updates, delays
+
+    async def put(self, round_id: str, document: Document) -> None:
+        """Make an update durable."""
+        await self._blobs.put(_key(round_id, document.digest), document.content)
+
+    async def drop(self, round_id: str, digest: str) -> None:
+        """Remove an update that does not count."""
+        await self._blobs.delete(_key(round_id, digest))
+
+    async def make(self, record: Record, proplet_ids: tuple[str, ...]) -> Made:
+        """Aggregate the updates of these proplets and store the result; a second call gives the same version.
+
+        Raises:
+            AggregationError: a peer said no, or did not answer in all the tries.
+        """
+        for delay in (*self._delays, None):
+            try:
+                return await self._try(record, proplet_ids)
+            except (ServiceError, ApiError) as error:
+                reason = str(error)
+                final = isinstance(error, ApiError) or _is_final(error)
+            except (OSError, LookupError) as error:
+                log.exception("updates cannot be read", round_id=record.round_id)
+                reason, final = f"updates cannot be read: {error}", False
+            if final or delay is None:
+                break
+            log.warning(
+                "aggregation failed, trying again", round_id=record.round_id, reason=reason, delay_s=delay
+            )
+            await asyncio.sleep(delay)
+        raise AggregationError(f"aggregation: {reason}")
+
+    async def clear(self, record: Record) -> None:
+        """Remove the updates of a completed round, unless they are to be kept."""
+        if not self._keep:
+            for update in record.updates.values():
+                await self._blobs.delete(_key(record.round_id, update.digest))
+
+    async def clear_left_over(self, store: RoundStore) -> None:
+        """Remove the updates of completed rounds that a crash left."""
+        if self._keep:
+            return
+        by_round: dict[str, list[str]] = {}
+        for key in await self._blobs.list():
+            by_round.setdefault(key.partition("/")[0], []).append(key)
+        for round_id in await store.completed_of(sorted(by_round)):
+            for key in by_round[round_id]:
+                await self._blobs.delete(key)
+
+    async def _try(self, record: Record, proplet_ids: tuple[str, ...]) -> Made:
+        begun = time.perf_counter()
+        model, tensors = await self._aggregator.aggregate(self._documents(record, proplet_ids))
+        check_shapes(tensors, record.shapes)
+        aggregated = time.perf_counter()
+        # The round's id as the key: after a crash the registry answers with the version it allocated before.
+        version = await self._registry.store(model, record.round_id)
+        stored = time.perf_counter()
+        self._registry.remember(version, tensors)
+        return Made(
+            version,
+            {
+                "aggregate_ms": round((aggregated - begun) * 1e3, 2),
+                "store_ms": round((stored - aggregated) * 1e3, 2),
+            },
+        )
+
+    async def _documents(self, record: Record, proplet_ids: tuple[str, ...]) -> AsyncIterator[bytes]:
+        for proplet_id in proplet_ids:
+            async for piece in self._blobs.stream(_key(record.round_id, record.updates[proplet_id].digest)):
+                yield piece
+
+
+def _key(round_id: str, digest: str) -> str:
+    return f"{round_id}/{digest}"
+
+
+def _is_final(error: ServiceError) -> bool:
+    """Whether trying again cannot help: the peer understood and said no."""
+    return error.status is not None and 400 <= error.status < 500 and error.status not in {401, 403, 408, 429}

@@ -1,0 +1,125 @@
+"""The coordinator's HTTP API (the routes of absmach/propeller, and those that this project adds)."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+
+from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.coordinator.service import Coordinator
+from propeller.coordinator.updates import CBOR, read_update
+from propeller.protocol.rounds import Experiment, model_uri
+from propeller.web.app import MAX_BODY, create_app
+from propeller.web.auth import Principal, Verify, caller
+from propeller.web.errors import ApiError, BadRequestError
+
+LONGEST_WAIT_S = 60.0
+
+Caller = Annotated[Principal, Depends(caller)]
+Wait = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+
+
+def create_api(
+    service: Coordinator,
+    metrics: CoordinatorMetrics,
+    *,
+    verify: Verify | None = None,
+    max_body: int = MAX_BODY,
+) -> FastAPI:
+    """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
+    app = create_app("coordinator", verify=verify, max_body=max_body, metrics=metrics)
+    _add_configuration(app, service)
+    _add_updates(app, service)
+    _add_rounds(app, service)
+    return app
+
+
+def _add_configuration(app: FastAPI, service: Coordinator) -> None:
+    @app.post("/experiments", status_code=201)
+    async def configure(experiment: Experiment, who: Caller) -> dict[str, Any]:
+        _check_may_configure(who)
+        record = await service.configure(experiment)
+        return {
+            "experiment_id": experiment.experiment_id,
+            "round_id": experiment.round_id,
+            "status": "configured",
+            "model_version": record.round.plan.base_version,
+        }
+
+    @app.post("/rounds/{round_id}/retry", status_code=202)
+    async def retry(round_id: str, who: Caller) -> dict[str, Any]:
+        _check_may_configure(who)
+        return (await service.retry(round_id)).status()
+
+    @app.get("/task")
+    async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
+        if not round_id:
+            raise BadRequestError("round_id is required")
+        experiment = (await service.record(round_id)).experiment
+        hyperparams = experiment.hyperparams
+        return {
+            "task": {
+                "round_id": round_id,
+                "model_ref": experiment.model_ref,
+                "config": {"proplet_id": proplet_id},
+                **({} if hyperparams is None else {"hyperparams": hyperparams}),
+            }
+        }
+
+
+def _add_updates(app: FastAPI, service: Coordinator) -> None:
+    @app.post("/update")
+    async def update(request: Request, who: Caller) -> dict[str, Any]:
+        return await _take(request.headers.get("content-type"), await request.body(), who)
+
+    @app.post("/update_cbor")
+    async def update_cbor(request: Request, who: Caller) -> dict[str, Any]:
+        return await _take(CBOR, await request.body(), who)
+
+    async def _take(content_type: str | None, body: bytes, who: Principal) -> dict[str, Any]:
+        incoming = await read_update(content_type, body)
+        proplet_id = incoming.header.proplet_id
+        # The manager checks who calls its own /fl/update, and passes the update on.
+        if not who.may_act_for(proplet_id) and who.role != "manager":
+            raise ApiError(403, f"client {who.id} may not send an update as {proplet_id}")
+        await service.take(incoming)
+        return {"status": "accepted"}
+
+
+def _add_rounds(app: FastAPI, service: Coordinator) -> None:
+    @app.get("/rounds")
+    async def rounds(
+        offset: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        total, found = await service.page(offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "rounds": found}
+
+    @app.get("/rounds/next")
+    async def following() -> dict[str, Any]:
+        last = await service.last_completed()
+        if last is None:
+            return {"next_round_available": False, "message": "No completed rounds found"}
+        round_id, version = last
+        return {
+            "next_round_available": True,
+            "last_completed_round": round_id,
+            "new_model_version": version,
+            "model_uri": model_uri(version),
+            "status": "ready",
+        }
+
+    @app.get("/rounds/{round_id}")
+    async def detail(round_id: str) -> dict[str, Any]:
+        return (await service.record(round_id)).detail()
+
+    @app.get("/rounds/{round_id}/complete")
+    async def complete(
+        round_id: str, wait_s: Wait = 0.0, updates: Annotated[int | None, Query(ge=0)] = None
+    ) -> dict[str, Any]:
+        record = await service.wait(round_id, min(wait_s, LONGEST_WAIT_S), updates)
+        return record.status()
+
+
+def _check_may_configure(who: Principal) -> None:
+    if who.kind == "client" and who.role not in {"manager", "coordinator"}:
+        raise ApiError(403, f"client {who.id} may not configure rounds: only users and the manager may")

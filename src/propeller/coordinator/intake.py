@@ -1,0 +1,69 @@
+"""Updates that come over MQTT, from proplets that could not reach the coordinator over HTTP."""
+
+import asyncio
+
+from propeller.coordinator.service import Coordinator
+from propeller.coordinator.updates import read_update
+from propeller.fl.tensors import JSON, SAFETENSORS
+from propeller.mqtt.session import Session
+from propeller.process.logs import get_logger
+from propeller.protocol.topics import UPDATES_FILTER, Channel, Kind, parse
+from propeller.protocol.wire import MalformedMessageError
+from propeller.web.errors import ApiError
+
+log = get_logger("coordinator")
+
+DELAYS = (0.2, 1.0, 5.0)
+"""Seconds between tries to store an update, when the database or the blobs fail."""
+
+
+class Intake:
+    """Takes updates from ``fl/rounds/{round}/updates/{proplet}``, with and without the channel prefix.
+
+    The topic says who sent it (the broker lets a proplet publish as itself only), so the payload must say the same.
+    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is tried again, and
+    then raised: the session logs it as an error. If the process ends before, the broker delivers it again.
+    """
+
+    def __init__(self, service: Coordinator, *, max_bytes: int, delays: tuple[float, ...] = DELAYS) -> None:
+        """Give updates to ``service``."""
+        self._service, self._max_bytes, self._delays = service, max_bytes, delays
+
+    async def subscribe(self, session: Session, channel: Channel | None) -> None:
+        """Take updates from a session."""
+        await session.subscribe(UPDATES_FILTER, self.take)
+        if channel is not None:
+            await session.subscribe(f"{channel.prefix}/{UPDATES_FILTER}", self.take)
+
+    async def take(self, topic: str, payload: bytes) -> None:
+        """Handle one message."""
+        for delay in (*self._delays, None):
+            try:
+                await self._take(topic, payload)
+            except (MalformedMessageError, ApiError) as error:
+                log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
+                return
+            except Exception:
+                if delay is None:
+                    raise
+                log.exception("update over MQTT could not be stored, trying again", topic=topic[:300])
+                await asyncio.sleep(delay)
+            else:
+                return
+
+    async def _take(self, topic: str, payload: bytes) -> None:
+        place = parse(topic)
+        if place is None or place.kind is not Kind.UPDATE:
+            raise MalformedMessageError("not the topic of an update: its ids are not valid")
+        if len(payload) > self._max_bytes:
+            raise MalformedMessageError(
+                f"{len(payload)} bytes are over the limit of {self._max_bytes} bytes (COORDINATOR_MAX_BYTES)"
+            )
+        incoming = await read_update(JSON if payload[:1] == b"{" else SAFETENSORS, payload)
+        header = incoming.header
+        if (header.round_id, header.proplet_id) != (place.round_id, place.proplet_id):
+            raise MalformedMessageError(
+                f"the topic is of {place.proplet_id} in round {place.round_id}, the update says "
+                f"{header.proplet_id} in round {header.round_id}"
+            )
+        await self._service.take(incoming)

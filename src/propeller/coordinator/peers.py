@@ -1,0 +1,109 @@
+"""The services that the coordinator calls: the model registry and the aggregator."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+
+from propeller.coordinator.updates import Shapes
+from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, TensorError, Tensors, decode, from_safetensors
+from propeller.process.http import ServiceClient, ServiceError
+from propeller.web.errors import NotFoundError
+
+_SHAPES_KEPT = 64
+
+
+class ModelRegistry:
+    """Model versions: what shapes one has, and a new one for an aggregate."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        """Call the registry through ``client``."""
+        self._client = client
+        self._shapes: OrderedDict[int, Shapes] = OrderedDict()
+
+    async def shapes(self, version: int) -> Shapes:
+        """The names and shapes of a version; asked for once, as versions never change.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        known = self._shapes.get(version)
+        if known is not None:
+            self._shapes.move_to_end(version)
+            return known
+        try:
+            answer = await self._client.request(
+                "GET", f"/models/{version}", headers={"accept": f"{SAFETENSORS}, application/json;q=0.5"}
+            )
+        except ServiceError as error:
+            if error.status is None or not 400 <= error.status < 500 or error.status in {401, 403, 429}:
+                raise
+            raise NotFoundError(
+                f"model_ref: the model registry has no version {version} ({error.reason}); GET /models lists those "
+                "it has, POST /models adds one"
+            ) from None
+        try:
+            kind = answer.headers.get("content-type")
+            tensors, _metadata = await asyncio.to_thread(decode, kind, answer.content)
+        except ValueError as error:
+            raise ServiceError(self._client.service, None, f"version {version}: {error}") from None
+        return self.remember(version, tensors)
+
+    def remember(self, version: int, tensors: Tensors) -> Shapes:
+        """Keep the shapes of a version, so that the next round need not ask for them."""
+        shapes = {name: array.shape for name, array in tensors.items()}
+        self._shapes[version] = shapes
+        if len(self._shapes) > _SHAPES_KEPT:
+            self._shapes.popitem(last=False)
+        return shapes
+
+    async def store(self, model: bytes, key: str) -> int:
+        """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
+
+        Raises:
+            ServiceError: the registry refused it or does not answer.
+        """
+        answer = await self._client.request(
+            "POST",
+            "/models",
+            content=model,
+            headers={"content-type": SAFETENSORS, "idempotency-key": key},
+            retry=False,
+        )
+        try:
+            version = answer.json()["version"]
+        except (ValueError, KeyError, TypeError):
+            version = None
+        if type(version) is not int:
+            raise ServiceError(self._client.service, None, "its answer names no version")
+        return version
+
+
+class Aggregator:
+    """Makes one model of many updates."""
+
+    def __init__(self, client: ServiceClient, strategy: str = "fedavg") -> None:
+        """Call the aggregator through ``client``; ``strategy`` as its API names them."""
+        self._client, self._strategy = client, strategy
+
+    async def aggregate(self, updates: AsyncIterator[bytes]) -> tuple[bytes, Tensors]:
+        """Aggregate a stream of safetensors documents; neither side holds more than one of them.
+
+        Returns:
+            The aggregate as a safetensors document, and its tensors (they share its memory).
+
+        Raises:
+            ServiceError: the aggregator refused an update or does not answer.
+        """
+        answer = await self._client.request(
+            "POST",
+            "/aggregate",
+            params={"strategy": self._strategy},
+            content=updates,
+            headers={"content-type": SAFETENSORS_SEQ, "accept": SAFETENSORS},
+            retry=False,
+        )
+        try:
+            return answer.content, from_safetensors(answer.content)[0]
+        except TensorError as error:
+            raise ServiceError(self._client.service, None, f"its aggregate cannot be read: {error}") from None

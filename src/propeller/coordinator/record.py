@@ -1,0 +1,159 @@
+"""A round as the coordinator knows it: the state machine's part, what was asked for, and when things happened."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from propeller.coordinator.updates import Shapes
+from propeller.fl.round import Plan, Round, State
+from propeller.protocol.rounds import Experiment, model_uri, model_version
+from propeller.protocol.wire import format_time
+
+
+@dataclass(frozen=True)
+class Counted:
+    """An update that counts: the header of what lies in the blobs under ``digest``; ``received_at`` in Unix seconds."""
+
+    proplet_id: str
+    digest: str
+    num_samples: int
+    metrics: Mapping[str, Any]
+    size: int
+    received_at: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One round. All times are Unix seconds.
+
+    Attributes:
+        round: the state machine's part.
+        experiment: what was asked for.
+        shapes: of the base model, which every update must have.
+        created_at: when it was configured.
+        deadline: when it closes with what has come.
+        updates: those that count, by proplet id.
+        closed_at: when it took its last update.
+        ended_at: when its model was stored, or when it failed.
+        timings: of its stages, in milliseconds.
+        announced: whether nobody waits any more to be told that it completed.
+    """
+
+    round: Round
+    experiment: Experiment
+    shapes: Shapes
+    created_at: float
+    deadline: float
+    updates: Mapping[str, Counted] = field(default_factory=dict)
+    closed_at: float | None = None
+    ended_at: float | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    announced: bool = False
+
+    @property
+    def round_id(self) -> str:
+        """The round's id."""
+        return self.round.plan.round_id
+
+    @property
+    def state(self) -> State:
+        """Where the round is."""
+        return self.round.state
+
+    def moved(self, after: Round, moment: float, update: Counted | None = None) -> "Record":
+        """This record with the round after an event, the update that it counted, and the times that follow."""
+        record = replace(self, round=after)
+        if update is not None:
+            record = replace(record, updates={**self.updates, update.proplet_id: update})
+        if after.state is not self.state:
+            if self.state is State.COLLECTING:
+                record = replace(record, closed_at=moment)
+            record = replace(record, ended_at=moment if after.state.is_over else None)
+        return record
+
+    def summary(self) -> dict[str, Any]:
+        """The round in a list of rounds."""
+        return {
+            "round_id": self.round_id,
+            "experiment_id": self.experiment.experiment_id,
+            "state": self.state.value,
+            "num_updates": len(self.round.counted),
+            "k_of_n": self.round.plan.k_of_n,
+            "participants": len(self.round.plan.participants),
+            "base_version": self.round.plan.base_version,
+            "created_at": show_time(self.created_at),
+            "ended_at": show_time(self.ended_at),
+            **self._end(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Whether the round is complete, flat as the coordinator of absmach/propeller and nested as its manager."""
+        plan = self.round.plan
+        status = {
+            "round_id": self.round_id,
+            "completed": self.state is State.COMPLETED,
+            "num_updates": len(self.round.counted),
+            "k_of_n": plan.k_of_n,
+            **({"model_version": self.round.model_version} if self.state is State.COMPLETED else {}),
+        }
+        return {**status, **self._end(), "state": self.state.value, "status": status}
+
+    def detail(self) -> dict[str, Any]:
+        """Everything about the round."""
+        plan = self.round.plan
+        return {
+            **self.summary(),
+            "participants": list(plan.participants),
+            "missing": [name for name in plan.participants if name not in self.updates],
+            "received": [
+                {
+                    "proplet_id": update.proplet_id,
+                    "num_samples": update.num_samples,
+                    "metrics": dict(update.metrics),
+                    "size": update.size,
+                    "received_at": show_time(update.received_at),
+                }
+                for update in self.updates.values()
+            ],
+            "model_ref": self.experiment.model_ref,
+            "task_wasm_image": self.experiment.task_wasm_image,
+            "hyperparams": self.experiment.hyperparams,
+            "min_updates": plan.min_updates,
+            "timeout_s": self.experiment.timeout_s,
+            "deadline": show_time(self.deadline),
+            "closed_at": show_time(self.closed_at),
+            "timings": dict(self.timings),
+        }
+
+    def _end(self) -> dict[str, Any]:
+        version = self.round.model_version
+        return {
+            **({} if version is None else {"model_version": version, "model_uri": model_uri(version)}),
+            **({} if self.round.reason is None else {"reason": self.round.reason}),
+        }
+
+
+def new_record(experiment: Experiment, shapes: Shapes, moment: float) -> Record:
+    """A round that is not open yet; its time to collect begins at ``moment``."""
+    plan = Plan(
+        experiment.round_id,
+        tuple(experiment.participants),
+        model_version(experiment.model_ref),
+        experiment.k_of_n,
+        experiment.min_updates,
+    )
+    return Record(Round(plan), experiment, shapes, moment, moment + experiment.timeout_s)
+
+
+def same_experiment(one: Experiment, other: Experiment) -> bool:
+    """Whether two experiments ask for the same round."""
+    return json.dumps(one.model_dump(mode="json"), sort_keys=True) == json.dumps(
+        other.model_dump(mode="json"), sort_keys=True
+    )
+
+
+def show_time(moment: float | None) -> str | None:
+    """A time in Unix seconds as RFC 3339."""
+    return None if moment is None else format_time(datetime.fromtimestamp(moment, UTC))

@@ -1,0 +1,350 @@
+"""The coordinator: sets rounds up, takes their updates, and turns each round's updates into one model version."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.live import Live, LiveRounds
+from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.coordinator.peers import ModelRegistry
+from propeller.coordinator.record import Counted, Record, new_record, same_experiment
+from propeller.coordinator.store import RoundStore, StoreConflictError
+from propeller.coordinator.updates import Document, Incoming, read_document
+from propeller.fl.round import (
+    Aggregate,
+    Aggregated,
+    AggregationFailed,
+    Answer,
+    Configured,
+    DeadlinePassed,
+    Event,
+    Persist,
+    PublishNext,
+    Retried,
+    State,
+    UpdateReceived,
+    Verdict,
+    resume,
+    step,
+)
+from propeller.process.logs import get_logger
+from propeller.protocol.rounds import Experiment, UpdateHeader, model_version
+from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
+
+log = get_logger("coordinator")
+
+RESTART_GRACE_S = 2.0
+"""How long a round whose deadline passed while the coordinator was down still collects what waits in the broker."""
+
+STORE_DELAY_S = 1.0
+"""Between tries to store what happened, when the database fails; in seconds."""
+
+_STATUS = {Verdict.FOREIGN: 403, Verdict.DIFFERENT: 409, Verdict.STALE: 409, Verdict.LATE: 409}
+
+
+class Coordinator:
+    """Rounds from their configuration to their model version (DESIGN 4.3).
+
+    ``fl.round`` decides; this carries out. An update's tensors go to the blobs first, then its header and the
+    round's new state to the database in one transaction, and then it is answered. Use ``start`` and ``close``.
+    """
+
+    def __init__(
+        self,
+        store: RoundStore,
+        registry: ModelRegistry,
+        aggregation: Aggregation,
+        metrics: CoordinatorMetrics,
+        *,
+        announce: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """``announce`` takes a completed round's id and model version; without it nobody is told."""
+        self._store, self._registry, self._aggregation = store, registry, aggregation
+        self._metrics, self._announce = metrics, announce
+        self._rounds = LiveRounds(store)
+        self._configuring = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Go on with every round that was open when the process ended."""
+        for record in await self._store.open():
+            live = self._rounds.add(record)
+            log.info("resuming round", round_id=record.round_id, state=record.state.value)
+            for effect in resume(record.round):
+                if isinstance(effect, Aggregate):
+                    self._spawn(self._aggregate(live, effect.proplet_ids))
+            if record.state is State.COLLECTING:
+                self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
+        self._spawn(self._aggregation.clear_left_over(self._store))
+
+    def release(self) -> None:
+        """Answer everyone who waits for a round to change: the process is about to end."""
+        self._closing = True
+        self._rounds.notify()
+
+    async def close(self) -> None:
+        """Stop. What is not done yet is done after the next start."""
+        self.release()
+        self._rounds.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def configure(self, experiment: Experiment) -> Record:
+        """Set a round up; the same experiment again changes nothing.
+
+        Raises:
+            ConflictError: the round exists and was asked for differently.
+            NotFoundError: its base model does not exist.
+            ServiceError: the model registry does not answer.
+        """
+        round_id = experiment.round_id
+        if round_id == "next":
+            raise BadRequestError("round_id: 'next' is reserved; choose another id")
+        found = await self._rounds.find(round_id)
+        if found is not None:
+            return _unchanged(found.record, experiment)
+        shapes = await self._registry.shapes(model_version(experiment.model_ref))
+        async with self._configuring:
+            found = await self._rounds.find(round_id)
+            if found is not None:
+                return _unchanged(found.record, experiment)
+            created = new_record(experiment, shapes, time.time())
+            record = replace(created, round=step(created.round, Configured()).round)
+            await self._store.add(record)
+            live = self._rounds.add(record)
+        self._set_timer(live, record.deadline - time.time())
+        self._metrics.rounds.labels(record.state.value).inc()
+        log.info(
+            "Received experiment configuration",
+            round_id=round_id,
+            experiment_id=experiment.experiment_id,
+            participants=len(experiment.participants),
+            k_of_n=experiment.k_of_n,
+            timeout_s=experiment.timeout_s,
+            base_version=record.round.plan.base_version,
+        )
+        return record
+
+    async def take(self, incoming: Incoming) -> Verdict:
+        """Count an update: once this returns, it is durable. Updates that do not count raise.
+
+        Raises:
+            NotFoundError: there is no such round.
+            ApiError: 403, 409, 400 or 422, as the update deserves.
+        """
+        header = incoming.header
+        try:
+            verdict = await self._take(incoming)
+        except ApiError as error:
+            self._metrics.updates.labels(_OUTCOMES.get(error.status, "refused")).inc()
+            log.warning(
+                "update refused",
+                round_id=header.round_id,
+                proplet_id=header.proplet_id,
+                status=error.status,
+                reason=error.reason,
+            )
+            raise
+        self._metrics.updates.labels(verdict.value).inc()
+        return verdict
+
+    async def record(self, round_id: str) -> Record:
+        """A round as it is.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        return (await self._find(round_id)).record
+
+    async def wait(self, round_id: str, timeout: float, more_than: int | None = None) -> Record:
+        """A round once it is over, or has ``more_than`` so many updates, or after ``timeout`` seconds.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+
+        def enough(record: Record) -> bool:
+            grown = more_than is not None and len(record.updates) > more_than
+            return grown or record.state.is_over or self._closing
+
+        return await (await self._find(round_id)).wait(enough, timeout)
+
+    async def page(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many rounds there are, and the summaries of some, the newest first."""
+        return await self._store.page(offset, limit)
+
+    async def last_completed(self) -> tuple[str, int] | None:
+        """The id and the model version of the round that completed last."""
+        return await self._store.last_completed()
+
+    async def retry(self, round_id: str) -> Record:
+        """Aggregate a failed round's updates after all.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ConflictError: it has not failed, or has too few updates.
+        """
+        live = await self._find(round_id)
+        async with live.lock:
+            await self._apply(live, Retried())
+            record = live.record
+        if record.state is not State.AGGREGATING:
+            raise ConflictError(
+                f"round {round_id} cannot be retried: it is {record.state} with {len(record.updates)} updates"
+            )
+        return record
+
+    async def _find(self, round_id: str) -> Live:
+        live = await self._rounds.find(round_id)
+        if live is None:
+            raise NotFoundError("Round not found")
+        return live
+
+    async def _take(self, incoming: Incoming) -> Verdict:
+        header = incoming.header
+        live = await self._rounds.find(header.round_id)
+        if live is None:
+            raise NotFoundError(
+                f"Round not found: {header.round_id}; configure it first with POST /experiments"
+            )
+        base = model_version(header.base_model_uri) if header.base_model_uri else None
+        # First without the tensors: who is foreign, stale or late need not have them read.
+        early = _answer(step(live.record.round, UpdateReceived(header.proplet_id, "", base)).effects)
+        if early.verdict in {Verdict.FOREIGN, Verdict.STALE, Verdict.LATE}:
+            raise ApiError(_STATUS[early.verdict], early.reason)
+        document = await read_document(incoming, live.record.shapes)
+        event = UpdateReceived(header.proplet_id, document.digest, base)
+        if header.proplet_id not in live.record.round.counted:
+            await self._aggregation.put(header.round_id, document)
+        async with live.lock:
+            answer = await self._apply(live, event, _counted(header, document))
+        if answer is None:
+            raise AssertionError("an update is always answered")
+        if not answer.verdict.is_good:
+            await self._aggregation.drop(header.round_id, document.digest)
+            raise ApiError(_STATUS[answer.verdict], answer.reason)
+        return answer.verdict
+
+    async def _apply(
+        self,
+        live: Live,
+        event: Event,
+        update: Counted | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> Answer | None:
+        """Carry out what an event leads to. The caller holds the round's lock."""
+        before, done = live.record, step(live.record.round, event)
+        answer: Answer | None = None
+        for effect in done.effects:
+            match effect:
+                case Persist():
+                    after = before.moved(done.round, time.time(), update)
+                    after = replace(
+                        after,
+                        timings={**after.timings, **(timings or {})},
+                        announced=after.announced or self._announce is None,
+                    )
+                    await self._store.save(before, after, update)
+                    live.move(after)
+                    self._report(before, after, update)
+                case Answer():
+                    answer = effect
+                case Aggregate(proplet_ids):
+                    self._spawn(self._aggregate(live, proplet_ids))
+                case PublishNext(version):
+                    if self._announce is not None:
+                        self._announce(live.record.round_id, version)
+        return answer
+
+    def _report(self, before: Record, after: Record, update: Counted | None) -> None:
+        line = log.bind(round_id=after.round_id, updates=len(after.updates))
+        if update is not None:
+            line.info(
+                "Received update",
+                proplet_id=update.proplet_id,
+                num_samples=update.num_samples,
+                k_of_n=after.round.plan.k_of_n,
+            )
+        if after.state is before.state:
+            return
+        self._metrics.rounds.labels(after.state.value).inc()
+        if update is not None:
+            line.info("Round complete: received k_of_n updates", k_of_n=after.round.plan.k_of_n)
+        elif before.state is State.COLLECTING:
+            line.warning("Round timeout exceeded", timeout_s=after.experiment.timeout_s)
+        if after.state is State.COMPLETED:
+            line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
+        elif after.state is State.FAILED:
+            line.error("Round failed", reason=after.round.reason)
+
+    def _set_timer(self, live: Live, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        live.timer = loop.call_later(
+            max(0.0, delay), lambda: self._spawn(self._settle(live, DeadlinePassed()))
+        )
+
+    async def _aggregate(self, live: Live, proplet_ids: tuple[str, ...]) -> None:
+        begun = time.perf_counter()
+        try:
+            made = await self._aggregation.make(live.record, proplet_ids)
+        except AggregationError as error:
+            await self._settle(live, AggregationFailed(str(error)))
+        else:
+            await self._settle(live, Aggregated(made.version), made.timings)
+            self._metrics.aggregation.observe(time.perf_counter() - begun)
+            await self._aggregation.clear(live.record)
+
+    async def _settle(self, live: Live, event: Event, timings: dict[str, float] | None = None) -> None:
+        """Apply an event that nobody waits for, however long the database takes to take it."""
+        while True:
+            try:
+                async with live.lock:
+                    await self._apply(live, event, timings=timings)
+            except StoreConflictError:
+                raise
+            except Exception:
+                log.exception("could not be stored, trying again", round_id=live.record.round_id)
+                await asyncio.sleep(STORE_DELAY_S)
+            else:
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background work failed", exc_info=task.exception())
+
+
+_OUTCOMES = {400: "malformed", 403: "foreign", 404: "unknown_round", 409: "conflict", 422: "misfit"}
+
+
+def _answer(effects: tuple[object, ...]) -> Answer:
+    return next(effect for effect in effects if isinstance(effect, Answer))
+
+
+def _counted(header: UpdateHeader, document: Document) -> Counted:
+    return Counted(
+        header.proplet_id,
+        document.digest,
+        header.num_samples,
+        header.metrics,
+        len(document.content),
+        time.time(),
+    )
+
+
+def _unchanged(record: Record, experiment: Experiment) -> Record:
+    if not same_experiment(record.experiment, experiment):
+        raise ConflictError(
+            f"round_id: round {experiment.round_id} exists and was configured differently; choose another id"
+        )
+    return record

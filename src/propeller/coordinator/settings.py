@@ -1,0 +1,96 @@
+"""The coordinator's settings, from the environment."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials
+from propeller.process.settings import HttpSettings
+from propeller.protocol.topics import Channel
+from propeller.web.app import MAX_BODY
+
+NO_BROKER = "off"
+
+
+class Settings(HttpSettings):
+    """Each field is one environment variable; absmach/propeller's names are taken in both versions."""
+
+    host: str = Field("127.0.0.1", alias="COORDINATOR_HOST")
+    port: int = Field(8080, alias="COORDINATOR_PORT")
+    state: Path = Field(Path("coordinator"), alias="COORDINATOR_STATE")
+    database: str | None = Field(None, alias="COORDINATOR_DATABASE")
+    blobs: str | None = Field(None, alias="COORDINATOR_BLOBS")
+    model_registry_url: str = Field(alias="MODEL_REGISTRY_URL")
+    aggregator_url: str = Field(alias="AGGREGATOR_URL")
+    max_bytes: int = Field(MAX_BODY, alias="COORDINATOR_MAX_BYTES", gt=0)
+    keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
+    log_level: str = Field("info", alias="COORDINATOR_LOG_LEVEL")
+
+    broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
+    """``off`` for a coordinator without MQTT."""
+    mqtt_id: str | None = Field(None, validation_alias=AliasChoices("MQTT_CLIENT_ID", "MQTT_ENTITY_ID"))
+    mqtt_username: str | None = Field(None, alias="MQTT_USERNAME")
+    mqtt_password: str | None = Field(None, alias="MQTT_PASSWORD", repr=False)
+    client_id: str | None = Field(
+        None, validation_alias=AliasChoices("COORDINATOR_CLIENT_ID", "COORDINATOR_ENTITY_ID")
+    )
+    client_key: str | None = Field(
+        None, validation_alias=AliasChoices("COORDINATOR_CLIENT_KEY", "COORDINATOR_API_KEY"), repr=False
+    )
+    domain_id: str | None = Field(
+        None, validation_alias=AliasChoices("COORDINATOR_DOMAIN_ID", "COORDINATOR_TENANT_ID")
+    )
+    channel_id: str | None = Field(None, alias="COORDINATOR_CHANNEL_ID")
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if self.broker != NO_BROKER:
+            BrokerAddress.parse(self.broker)
+        if (self.domain_id is None) != (self.channel_id is None):
+            raise ValueError("COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID: set both or neither")
+        if self.domain_id is not None and self.channel_id is not None:
+            Channel(self.domain_id, self.channel_id)
+        if self.auth == "on" and self.credentials is None:
+            raise ValueError(
+                "PROPELLER_AUTH=on needs COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY: what the coordinator "
+                "shows to the aggregator and the model registry"
+            )
+        return self
+
+    @property
+    def database_place(self) -> str:
+        """The database's URL or file."""
+        return self.database or str(self.state / "coordinator.db")
+
+    @property
+    def blobs_place(self) -> str:
+        """The folder or URL of the updates."""
+        return self.blobs or str(self.state / "updates")
+
+    @property
+    def credentials(self) -> tuple[str, str] | None:
+        """The coordinator's client id and key, for HTTP calls where authentication is on."""
+        if self.auth == "off" or self.client_id is None or self.client_key is None:
+            return None
+        return self.client_id, self.client_key
+
+    @property
+    def broker_address(self) -> BrokerAddress | None:
+        """Where the broker is; ``None`` without MQTT."""
+        return None if self.broker == NO_BROKER else BrokerAddress.parse(self.broker)
+
+    @property
+    def mqtt_credentials(self) -> Credentials:
+        """Who the coordinator is to the broker; its client identifier is its client id unless told otherwise."""
+        username = self.mqtt_username or self.client_id or ""
+        password = self.mqtt_password or self.client_key or ""
+        return Credentials(self.mqtt_id or username or "fl-coordinator", username, password)
+
+    @property
+    def channel(self) -> Channel | None:
+        """The channel whose round topics are used beside those outside of every channel."""
+        if self.domain_id is None or self.channel_id is None:
+            return None
+        return Channel(self.domain_id, self.channel_id)

@@ -1,0 +1,233 @@
+"""Rounds in SQL: one transaction for each event, so that what was answered is there after a crash."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.coordinator.record import Counted, Record
+from propeller.fl.round import Plan, Round, State
+from propeller.protocol.rounds import Experiment
+from propeller.store.database import Database
+
+tables = sa.MetaData()
+
+_rounds = sa.Table(
+    "rounds",
+    tables,
+    sa.Column("round_id", sa.String(128), primary_key=True),
+    sa.Column("experiment", sa.JSON, nullable=False),
+    sa.Column("shapes", sa.JSON, nullable=False),
+    sa.Column("base_version", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("model_version", sa.BigInteger),
+    sa.Column("reason", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False, index=True),
+    sa.Column("deadline", sa.Double, nullable=False),
+    sa.Column("closed_at", sa.Double),
+    sa.Column("ended_at", sa.Double, index=True),
+    sa.Column("timings", sa.JSON, nullable=False),
+    sa.Column("announced", sa.Boolean, nullable=False),
+)
+
+_updates = sa.Table(
+    "updates",
+    tables,
+    sa.Column("round_id", sa.String(128), sa.ForeignKey(_rounds.c.round_id), primary_key=True),
+    sa.Column("proplet_id", sa.String(128), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("num_samples", sa.BigInteger, nullable=False),
+    sa.Column("metrics", sa.JSON, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("received_at", sa.Double, nullable=False),
+)
+
+
+class StoreConflictError(Exception):
+    """A round is not in the database as this process left it: another coordinator uses the same database."""
+
+
+class RoundStore:
+    """The rounds and the headers of their updates. One coordinator process owns a database."""
+
+    def __init__(self, database: Database) -> None:
+        """Use ``database``; ``create`` makes its tables."""
+        self._database = database
+
+    async def create(self) -> None:
+        """Make the tables that are missing."""
+        await self._database.create(tables)
+
+    async def add(self, record: Record) -> None:
+        """Store a new round."""
+        row = {
+            "round_id": record.round_id,
+            "experiment": record.experiment.model_dump(mode="json"),
+            "shapes": [[name, list(shape)] for name, shape in record.shapes.items()],
+            "base_version": record.round.plan.base_version,
+            "created_at": record.created_at,
+            "deadline": record.deadline,
+            **_changing(record),
+        }
+        async with self._database.transaction() as connection:
+            await connection.execute(_rounds.insert(), row)
+
+    async def save(self, before: Record, after: Record, update: Counted | None = None) -> None:
+        """Store what an event changed, with the update that it counted, in one transaction.
+
+        Raises:
+            StoreConflictError: the round is not in the state ``before``.
+        """
+        async with self._database.transaction() as connection:
+            if update is not None:
+                await connection.execute(
+                    _updates.insert(),
+                    {
+                        "round_id": after.round_id,
+                        "proplet_id": update.proplet_id,
+                        "digest": update.digest,
+                        "num_samples": update.num_samples,
+                        "metrics": dict(update.metrics),
+                        "size": update.size,
+                        "received_at": update.received_at,
+                    },
+                )
+            moved = await connection.execute(
+                _rounds.update()
+                .where(_rounds.c.round_id == after.round_id, _rounds.c.state == before.state.value)
+                .values(**_changing(after))
+            )
+            if moved.rowcount != 1:
+                raise StoreConflictError(
+                    f"round {after.round_id} is not {before.state} in the database any more: "
+                    "let only one coordinator use it"
+                )
+
+    async def announced(self, round_id: str) -> None:
+        """Remember that everyone was told about a completed round."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                _rounds.update().where(_rounds.c.round_id == round_id).values(announced=True)
+            )
+
+    async def load(self, round_id: str) -> Record | None:
+        """A round with its updates; ``None`` if there is none of this id."""
+        found = await self._load(_rounds.select().where(_rounds.c.round_id == round_id))
+        return found[0] if found else None
+
+    async def open(self) -> list[Record]:
+        """Every round that is not over, the oldest first."""
+        states = [state.value for state in State if not state.is_over]
+        return await self._load(
+            _rounds.select().where(_rounds.c.state.in_(states)).order_by(_rounds.c.created_at)
+        )
+
+    async def page(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+        """How many rounds there are, and the summaries of some, the newest first."""
+        newest = _rounds.select().order_by(_rounds.c.created_at.desc(), _rounds.c.round_id)
+        async with self._database.transaction() as connection:
+            total = (await connection.execute(sa.select(sa.func.count()).select_from(_rounds))).scalar_one()
+            rows = (await connection.execute(newest.offset(offset).limit(limit))).all()
+            # The updates are counted, not read: a page of large rounds must stay cheap.
+            counts = await connection.execute(
+                sa.select(_updates.c.round_id, sa.func.count())
+                .where(_updates.c.round_id.in_([row.round_id for row in rows]))
+                .group_by(_updates.c.round_id)
+            )
+            counted = {row[0]: row[1] for row in counts}
+        return total, [
+            {**_record(row, ()).summary(), "num_updates": counted.get(row.round_id, 0)} for row in rows
+        ]
+
+    async def last_completed(self) -> tuple[str, int] | None:
+        """The id and the model version of the round that completed last."""
+        chosen = (
+            sa.select(_rounds.c.round_id, _rounds.c.model_version)
+            .where(_rounds.c.state == State.COMPLETED.value)
+            .order_by(_rounds.c.ended_at.desc())
+            .limit(1)
+        )
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(chosen)).first()
+        return None if row is None else (row[0], row[1])
+
+    async def unannounced(self) -> list[tuple[str, int]]:
+        """Ids and model versions of completed rounds that nobody was told about, in order of their end."""
+        chosen = (
+            sa.select(_rounds.c.round_id, _rounds.c.model_version)
+            .where(_rounds.c.state == State.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
+            .order_by(_rounds.c.ended_at)
+        )
+        async with self._database.transaction() as connection:
+            return [(row[0], row[1]) for row in await connection.execute(chosen)]
+
+    async def completed_of(self, round_ids: Sequence[str]) -> set[str]:
+        """Which of these rounds are completed."""
+        found: set[str] = set()
+        async with self._database.transaction() as connection:
+            for start in range(0, len(round_ids), 500):
+                some = round_ids[start : start + 500]
+                chosen = sa.select(_rounds.c.round_id).where(
+                    _rounds.c.round_id.in_(some), _rounds.c.state == State.COMPLETED.value
+                )
+                found |= set((await connection.execute(chosen)).scalars())
+        return found
+
+    async def _load(self, chosen: "sa.Select[Any]") -> list[Record]:
+        async with self._database.transaction() as connection:
+            rows = (await connection.execute(chosen)).all()
+            return [_record(row, await _updates_of(connection, row.round_id)) for row in rows]
+
+
+async def _updates_of(connection: AsyncConnection, round_id: str) -> Iterable["sa.Row[Any]"]:
+    chosen = _updates.select().where(_updates.c.round_id == round_id).order_by(_updates.c.received_at)
+    return (await connection.execute(chosen)).all()
+
+
+def _changing(record: Record) -> dict[str, Any]:
+    return {
+        "state": record.state.value,
+        "model_version": record.round.model_version,
+        "reason": record.round.reason,
+        "closed_at": record.closed_at,
+        "ended_at": record.ended_at,
+        "timings": dict(record.timings),
+        "announced": record.announced,
+    }
+
+
+def _record(row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"]) -> Record:
+    experiment = Experiment.model_validate(row.experiment)
+    counted = {
+        one.proplet_id: Counted(
+            one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at
+        )
+        for one in updates
+    }
+    plan = Plan(
+        row.round_id,
+        tuple(experiment.participants),
+        row.base_version,
+        experiment.k_of_n,
+        experiment.min_updates,
+    )
+    current = Round(
+        plan,
+        State(row.state),
+        {name: one.digest for name, one in counted.items()},
+        row.model_version,
+        row.reason,
+    )
+    return Record(
+        current,
+        experiment,
+        {name: tuple(shape) for name, shape in row.shapes},
+        row.created_at,
+        row.deadline,
+        counted,
+        row.closed_at,
+        row.ended_at,
+        row.timings,
+        row.announced,
+    )

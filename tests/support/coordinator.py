@@ -1,0 +1,263 @@
+"""A coordinator to test: through its ``main`` in this process, or as a process that can be killed; and its peers.
+
+The peers here speak the contract of the model registry and the aggregator over real HTTP, and can be told to stop at
+a point or to fail, which the real ones cannot. The tests of whole rounds use the real ones.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from propeller.coordinator.main import main
+from propeller.coordinator.settings import Settings
+from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_sequence, to_safetensors
+from propeller.web.server import Bind, serve
+from support.net import eventually, free_port, wait_port
+
+BASE = {"w": [0.0, 0.0, 0.0], "b": 0.0}
+PARTICIPANTS = ["p-1", "p-2", "p-3"]
+
+
+class Peers:
+    """The model registry and the aggregator in one app; what was asked of them; how they should behave."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, Tensors] = {0: from_json(BASE)}
+        self.keys: dict[str, int] = {}
+        self.aggregations: list[list[str]] = []
+        self.down: set[str] = set()
+        self.refuse: str | None = None
+        self.reached = asyncio.Event()
+        self.gates: dict[str, asyncio.Event] = {}
+        self.app = Starlette(
+            routes=[
+                Route("/models/{version:int}", self._model),
+                Route("/models", self._store, methods=["POST"]),
+                Route("/aggregate", self._aggregate, methods=["POST"]),
+            ]
+        )
+
+    def hold(self, point: str) -> asyncio.Event:
+        """Stop at a point (``aggregate``, ``store``, ``stored``) until the event is set."""
+        self.reached.clear()
+        self.gates[point] = asyncio.Event()
+        return self.gates[point]
+
+    async def _pass(self, point: str) -> Response | None:
+        if point in self.down:
+            return JSONResponse({"error": f"{point} is down"}, 503)
+        if point in self.gates:
+            self.reached.set()
+            await self.gates[point].wait()
+        return None
+
+    async def _model(self, request: Request) -> Response:
+        if (problem := await self._pass("model")) is not None:
+            return problem
+        version = request.path_params["version"]
+        if version not in self.versions:
+            return JSONResponse({"error": f"Model not found: {version}"}, 404)
+        kind, body = encode(self.versions[version], request.headers.get("accept"))
+        return Response(body, media_type=kind)
+
+    async def _store(self, request: Request) -> Response:
+        if (problem := await self._pass("store")) is not None:
+            return problem
+        tensors, _ = from_safetensors(await request.body())
+        key = request.headers["idempotency-key"]
+        if key not in self.keys:
+            self.keys[key] = max(self.versions) + 1
+            self.versions[self.keys[key]] = {name: array.copy() for name, array in tensors.items()}
+        await self._pass("stored")
+        return JSONResponse({"version": self.keys[key], "status": "stored"}, 201)
+
+    async def _aggregate(self, request: Request) -> Response:
+        if (problem := await self._pass("aggregate")) is not None:
+            return problem
+        total, mean, senders = 0, {}, []
+        async for tensors, metadata in read_sequence(request.stream()):
+            samples = int(metadata["num_samples"])
+            total += samples
+            senders.append(metadata["proplet_id"])
+            for name, array in tensors.items():
+                mean[name] = mean.get(name, 0.0) + samples * array.astype(np.float64)
+        self.aggregations.append(senders)
+        if self.refuse is not None:
+            return JSONResponse({"error": self.refuse}, 422)
+        return Response(to_safetensors({name: np.asarray(value / total) for name, value in mean.items()}))
+
+
+@contextlib.asynccontextmanager
+async def serving_peers(port: int | None = None) -> AsyncIterator[tuple[Peers, str]]:
+    """The peers on a port of loopback; gives them and their URL."""
+    peers = Peers()
+    async with serving(peers.app, port) as url:
+        try:
+            yield peers, url
+        finally:
+            for gate in peers.gates.values():
+                gate.set()
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any, port: int | None = None) -> AsyncIterator[str]:
+    """An app on a port of loopback; gives its URL."""
+    port, stop = port or free_port(), asyncio.Event()
+    server = asyncio.create_task(serve([(Bind("test", "127.0.0.1", port), app)], stop))
+    try:
+        await asyncio.to_thread(wait_port, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop.set()
+        await server
+
+
+def environment(folder: Path, peers: str, **more: str) -> dict[str, str]:
+    """A coordinator's variables: its state in ``folder``, both peers at one URL, no MQTT unless said."""
+    return {
+        "COORDINATOR_STATE": str(folder),
+        "COORDINATOR_PORT": str(free_port()),
+        "MODEL_REGISTRY_URL": peers,
+        "AGGREGATOR_URL": peers,
+        "MQTT_BROKER": "off",
+        **more,
+    }
+
+
+def settings(env: dict[str, str]) -> Settings:
+    """Settings from variables that are not this process's."""
+    return Settings.load(**env)
+
+
+@contextlib.asynccontextmanager
+async def coordinating(env: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    """A coordinator through its ``main`` in this process; gives a client of its API."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(main(settings(env), stop))
+    try:
+        async with client(env) as http:
+            await _healthy(http, running)
+            yield http
+    finally:
+        stop.set()
+        await running
+
+
+class Process:
+    """A coordinator in a process of its own, to be killed."""
+
+    def __init__(self, env: dict[str, str], log: Path) -> None:
+        self.env, self.log = env, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; ready once its port is open."""
+        code = (
+            "import sys; from propeller.process import logs, run; from propeller.coordinator.settings import Settings;"
+            "from propeller.coordinator.main import main; logs.configure('coordinator');"
+            "settings = Settings.load(); sys.exit(run.run(lambda stop: main(settings, stop)))"
+        )
+        with self.log.open("ab") as log:
+            env = {**{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}, **self.env}
+            self._process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=log, stdout=log)
+        wait_port(int(self.env["COORDINATOR_PORT"]), 20)
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+@contextlib.contextmanager
+def process(env: dict[str, str], log: Path) -> Iterator[Process]:
+    """A coordinator's process, started; killed at the end."""
+    one = Process(env, log)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.kill()
+
+
+def client(env: dict[str, str]) -> httpx.AsyncClient:
+    """A client of a coordinator's API."""
+    url = f"http://127.0.0.1:{env['COORDINATOR_PORT']}"
+    return httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
+
+
+def experiment(round_id: str = "r-1", **more: Any) -> dict[str, Any]:
+    """An experiment's body: three participants, all of them needed."""
+    return {
+        "experiment_id": f"exp-{round_id}",
+        "round_id": round_id,
+        "model_ref": "fl/models/global_model_v0",
+        "participants": PARTICIPANTS,
+        "hyperparams": {"epochs": 1, "lr": 0.01},
+        "k_of_n": 3,
+        "timeout_s": 60,
+        "task_wasm_image": "localhost:5000/fl:v1",
+        **more,
+    }
+
+
+def update(proplet_id: str = "p-1", round_id: str = "r-1", value: float = 1.0, **more: Any) -> dict[str, Any]:
+    """An update's body: every number is ``value``."""
+    return {
+        "round_id": round_id,
+        "proplet_id": proplet_id,
+        "base_model_uri": "fl/models/global_model_v0",
+        "num_samples": 64,
+        "metrics": {"loss": 0.5},
+        "update": {"w": [value, value, value], "b": value},
+        **more,
+    }
+
+
+async def configure(http: httpx.AsyncClient, round_id: str = "r-1", **more: Any) -> None:
+    """Set a round up."""
+    answer = await http.post("/experiments", json=experiment(round_id, **more))
+    assert answer.status_code == 201, answer.text
+
+
+async def send(http: httpx.AsyncClient, *proplet_ids: str, round_id: str = "r-1", value: float = 1.0) -> None:
+    """Send an update for each of some proplets; every one must be accepted."""
+    for proplet_id in proplet_ids:
+        answer = await http.post("/update", json=update(proplet_id, round_id, value))
+        assert (answer.status_code, answer.json()) == (200, {"status": "accepted"}), answer.text
+
+
+async def ended(http: httpx.AsyncClient, round_id: str = "r-1") -> dict[str, Any]:
+    """The status of a round once it is over."""
+    status: dict[str, Any] = (await http.get(f"/rounds/{round_id}/complete?wait_s=20")).json()
+    assert status["state"] in {"completed", "failed"}, status
+    return status
+
+
+async def _healthy(http: httpx.AsyncClient, running: asyncio.Task[None]) -> None:
+    async def check() -> bool:
+        if running.done():
+            running.result()
+        with contextlib.suppress(httpx.TransportError):
+            return (await http.get("/health")).is_success
+        return False
+
+    await eventually(check, what="the coordinator answers")
