@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -244,7 +245,7 @@ class Propeller:
             answer = self._http.request(method, url, **options)
         except httpx.TransportError as error:
             raise PropellerError(
-                f"{method} {url}: {error or type(error).__name__}; is the stack running?"
+                f"{method} {url}: {str(error) or type(error).__name__}; is the stack running?"
             ) from None
         if not answer.is_success:
             raise PropellerError(f"{method} {url} answered {answer.status_code}: {error_text(answer)}")
@@ -252,5 +253,5 @@ class Propeller:
 
 
 def _seconds(detail: Mapping[str, Any]) -> float:
-    timings = detail.get("timings") or {}
-    return float(timings.get("total_s") or 0.0)
+    created, ended = (datetime.fromisoformat(detail[name]) for name in ("created_at", "ended_at"))
+    return (ended - created).total_seconds()

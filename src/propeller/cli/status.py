@@ -10,6 +10,9 @@ from propeller.sdk import Propeller
 from propeller.stack.state import State
 
 
+_SHOWN = {True: "yes", False: "NO", None: "-"}
+
+
 def show_status(folder: Path) -> int:
     """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
     console = Console(highlight=False)
@@ -45,7 +48,7 @@ def _services(stack: dict[str, Any], healthy: dict[str, bool]) -> Table:
         "data_store": healthy["data"],
     }
     for name, service in stack["services"].items():
-        table.add_row(name, service["url"], {True: "yes", False: "NO"}.get(answers.get(name), "-"))
+        table.add_row(name, service["url"], _SHOWN[answers.get(name)])
     broker = stack["broker"]
     table.add_row("broker", f"{broker['host']}:{broker['port']}", "-")
     return table
