@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.session import Credentials, NotConnectedError, Session, Will
+from propeller.mqtt.session import Credentials, NotConnectedError, Session, SubscriptionRefusedError, Will
+from support.mqtt import RudeBroker
 from support.nats import open_broker
 from support.net import eventually, free_port
 
@@ -116,6 +120,171 @@ async def test_the_will_is_published_when_the_connection_is_lost(broker_port: in
             assert dying._connection is not None
             dying._connection.close_socket()
             await eventually(lambda: got == [b"gone"])
+
+
+async def test_what_is_subscribed_before_and_while_connecting_is_received(broker_port: int) -> None:
+    topic, got = f"t/{uuid.uuid4().hex}", set()
+
+    async def take(topic: str, _payload: bytes) -> None:
+        got.add(topic)
+
+    one = session(broker_port, clean=True)
+    await one.subscribe(f"{topic}/early", take)
+    wanted = {f"{topic}/early"}
+    async with one.running():
+        while not one.connected:
+            name = f"{topic}/{len(wanted)}"
+            await one.subscribe(name, take)
+            wanted.add(name)
+            await asyncio.sleep(0.0005)
+        for name in wanted:
+            await one.publish(name, b"")
+        await eventually(lambda: got == wanted, what="every subscription")
+
+
+async def test_a_session_can_run_again(broker_port: int) -> None:
+    topic, got = f"t/{uuid.uuid4().hex}", []
+
+    async def take(_topic: str, payload: bytes) -> None:
+        got.append(payload)
+
+    one = session(broker_port, clean=True)
+    await one.subscribe(topic, take)
+    for count in (1, 2):
+        async with one.running():
+            await one.publish(topic, b"x")
+            await eventually(partial(got.__eq__, [b"x"] * count))
+
+
+async def test_a_message_that_takes_longer_than_the_broker_waits_is_handled_once(broker_port: int) -> None:
+    topic, got = f"t/{uuid.uuid4().hex}", []
+
+    async def slow(_topic: str, payload: bytes) -> None:
+        got.append(payload)
+        if payload == b"slow":
+            await asyncio.sleep(3)  # the test broker sends it again after 2 s
+
+    async with session(broker_port).running() as one:
+        await one.subscribe(topic, slow)
+        await one.publish(topic, b"slow")
+        await one.publish(topic, b"next")
+        await eventually(lambda: b"next" in got)
+    assert got == [b"slow", b"next"]
+
+
+async def test_a_slow_handler_holds_up_its_own_filter_only(broker_port: int) -> None:
+    topic, got, stuck = f"t/{uuid.uuid4().hex}", [], asyncio.Event()
+
+    async def never_done(_topic: str, _payload: bytes) -> None:
+        stuck.set()
+        await asyncio.Event().wait()
+
+    async def take(_topic: str, payload: bytes) -> None:
+        got.append(payload)
+
+    async with session(broker_port, clean=True).running() as one:
+        await one.subscribe(f"{topic}/a", never_done)
+        await one.subscribe(f"{topic}/b", take)
+        await one.publish(f"{topic}/a", b"")
+        await asyncio.wait_for(stuck.wait(), 10)
+        await one.publish(f"{topic}/b", b"x")
+        await eventually(lambda: got == [b"x"])
+
+
+async def test_a_new_handler_has_what_waited_for_the_old_one(broker_port: int) -> None:
+    topic, got, stuck = f"t/{uuid.uuid4().hex}", [], asyncio.Event()
+
+    async def never_done(_topic: str, _payload: bytes) -> None:
+        stuck.set()
+        await asyncio.Event().wait()
+
+    async def take(_topic: str, payload: bytes) -> None:
+        got.append(payload)
+
+    async with session(broker_port, clean=True).running() as one:
+        await one.subscribe(topic, never_done)
+        for payload in (b"1", b"2", b"3"):
+            await one.publish(topic, payload)
+        await asyncio.wait_for(stuck.wait(), 10)
+        await one.subscribe(topic, take)
+        await eventually(lambda: set(got) == {b"1", b"2", b"3"})  # the first when the broker sends it again
+        await one.unsubscribe(topic)
+        await one.publish(topic, b"4")
+        await one.subscribe(f"{topic}/other", take)
+        await one.publish(f"{topic}/other", b"5")
+        await eventually(lambda: b"5" in got)
+    assert b"4" not in got
+
+
+async def test_a_refused_login_says_why_and_is_tried_ever_less_often() -> None:
+    async with RudeBroker(connack=5).running() as broker:
+        with capture_logs() as logs:
+            async with session(broker.port).running() as one:
+                assert not await one.wait_connected(2.0)
+                with pytest.raises(NotConnectedError):
+                    await one.publish("t", b"", timeout=0.1)
+    assert 3 <= broker.connections <= 9
+    texts = {(line["event"], line["reason"]) for line in logs}
+    assert texts == {("cannot connect to MQTT broker, trying again", "[code:135] Not authorized")}
+
+
+async def test_two_clients_with_one_identifier_do_not_chase_each_other_at_full_speed(
+    broker_port: int,
+) -> None:
+    name = uuid.uuid4().hex
+    async with session(broker_port, name).running() as one, session(broker_port, name).running() as two:
+        await asyncio.sleep(2)
+        assert one.connects + two.connects < 20
+
+
+async def test_a_refused_subscription_is_told_to_who_asked() -> None:
+    async def take(_topic: str, _payload: bytes) -> None: ...
+
+    async with RudeBroker(suback=0x80).running() as broker, session(broker.port).running() as one:
+        await one.wait_connected(10)
+        with pytest.raises(SubscriptionRefusedError, match="refuses t to client"):
+            await one.subscribe("t", take)
+        assert one.connected
+
+
+@pytest.mark.parametrize("broker", [RudeBroker(), RudeBroker(connack=None), RudeBroker(suback=None)])
+async def test_it_ends_in_time_whatever_the_broker_does(broker: RudeBroker) -> None:
+    async def take(_topic: str, _payload: bytes) -> None: ...
+
+    async with broker.running():
+        one = session(broker.port)
+        await one.subscribe("t", take)
+        async with one.running():
+            await eventually(lambda: broker.connections == 1)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 5
+        assert not one.connected
+
+
+async def test_cancelling_its_user_ends_it(broker_port: int) -> None:
+    one = session(broker_port, clean=True)
+
+    async def use() -> None:
+        async with one.running():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(use())
+    await one.wait_connected(10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not one.connected
+
+
+async def test_a_hook_that_fails_is_logged_and_changes_nothing(broker_port: int) -> None:
+    async def fail() -> None:
+        raise RuntimeError("no")
+
+    with capture_logs() as logs:
+        async with session(broker_port, clean=True, on_connect=fail).running() as one:
+            await one.publish("t/hook", b"")
+            await eventually(lambda: any("after connecting" in line["event"] for line in logs))
+            assert one.connected
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import contextlib
 import random
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiomqtt
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.connection import Connection
 from propeller.process.logs import get_logger
 
 log = get_logger("mqtt")
@@ -23,7 +25,9 @@ log = get_logger("mqtt")
 Handler = Callable[[str, bytes], Awaitable[None]]
 """Takes a topic and a payload. What it raises is logged and the message counts as handled."""
 
-CONNECT_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S, CLOSE_TIMEOUT_S = 30.0, 2.0
+"""How long to wait for the broker's answer to a packet, and for its answer to the goodbye, in seconds."""
+
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
 _SUBACK_FAILURE = 0x80
 
@@ -54,37 +58,23 @@ class Will:
     qos: int = 1
 
 
-class _Connection(aiomqtt.Client):
-    """aiomqtt's client with paho's manual acknowledgement switched on."""
-
-    def acknowledge_by_hand(self) -> None:
-        self._client.manual_ack_set(on=True)
-
-    def acknowledge(self, message: aiomqtt.Message) -> None:
-        self._client.ack(message.mid, message.qos)
-
-    def close_socket(self) -> None:
-        """Close a socket that a failed connect left open."""
-        if self._client.socket() is not None:
-            self._client._sock_close()  # noqa: SLF001 - paho has no public way
-
-
-@dataclass
+@dataclass(eq=False)
 class _Route:
     """A subscription: its filter, its handler, and the messages that wait for it."""
 
     topic_filter: str
     handler: Handler
     qos: int
-    queue: asyncio.Queue[tuple[_Connection, aiomqtt.Message]] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[tuple[Connection, aiomqtt.Message]] = field(default_factory=asyncio.Queue)
     worker: asyncio.Task[None] | None = None
 
 
 class Session:
     """One client's session with a broker.
 
-    Use ``async with session.running():``; inside it the session connects and stays connected. ``subscribe`` and
-    ``publish`` may be called at any time while it runs. ``clean`` drops what the broker queued while away.
+    Use ``async with session.running():``; inside it the session connects and stays connected. ``subscribe`` may be
+    called at any time, ``publish`` while it runs. ``clean`` drops what the broker queued while away. A message that
+    fits several filters goes to the first of them.
     """
 
     def __init__(
@@ -101,8 +91,9 @@ class Session:
         self.address, self._credentials = address, credentials
         self._will, self._clean, self._keepalive, self._on_connect = will, clean, keepalive, on_connect
         self._routes: dict[str, _Route] = {}
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connected = asyncio.Event()
+        self._running = False
         self.connects = 0
         """How often the session has connected."""
 
@@ -118,16 +109,20 @@ class Session:
         return self.connected
 
     async def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
-        """Take messages of a filter, now and after every reconnect.
+        """Take messages of a filter, now and after every reconnect; the last handler given to a filter has them.
 
         Raises:
-            SubscriptionRefusedError: the broker said no (only when connected; later refusals are logged).
+            SubscriptionRefusedError: the broker said no (only when connected; later refusals are logged). It is
+                asked again at the next connect, unless ``unsubscribe`` is called.
         """
         route = _Route(topic_filter, handler, qos)
         old, self._routes[topic_filter] = self._routes.get(topic_filter), route
-        if old is not None and old.worker is not None:
-            old.worker.cancel()
-        route.worker = asyncio.create_task(self._work(route), name=f"mqtt {topic_filter}")
+        if old is not None:
+            route.queue = old.queue
+            if old.worker is not None:
+                old.worker.cancel()
+        if self._running:
+            self._start_worker(route)
         if self._connection is not None:
             with contextlib.suppress(aiomqtt.MqttError):  # the reconnect subscribes it
                 await self._subscribe(self._connection, route)
@@ -142,6 +137,9 @@ class Session:
                 await self._connection.unsubscribe(topic_filter)
         if route.worker is not None:
             route.worker.cancel()
+        while not route.queue.empty():
+            connection, message = route.queue.get_nowait()
+            connection.acknowledge(message)
 
     async def publish(self, topic: str, payload: bytes, qos: int = 1, timeout: float = 30.0) -> None:
         """Publish and wait until the broker has it; tried again over reconnects until ``timeout`` seconds.
@@ -171,35 +169,47 @@ class Session:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Session"]:
         """Keep the session connected for the length of the block, then disconnect (without the will)."""
+        self._running = True
         keeper = asyncio.create_task(self._keep_connected(), name="mqtt session")
+        for route in self._routes.values():
+            self._start_worker(route)
         try:
             yield self
         finally:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-            for route in self._routes.values():
-                if route.worker is not None:
-                    route.worker.cancel()
+            self._running = False
+            tasks = [keeper, *(route.worker for route in self._routes.values() if route.worker is not None)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+            keeper.cancel()  # again, if the broker does not answer to the goodbye
+            await asyncio.wait([keeper], timeout=CLOSE_TIMEOUT_S)
+
+    def _start_worker(self, route: _Route) -> None:
+        route.worker = asyncio.create_task(self._work(route), name=f"mqtt {route.topic_filter}")
 
     async def _keep_connected(self) -> None:
         delay = FIRST_DELAY_S
-        while True:
+        while self._running:
+            begun, connects = time.monotonic(), self.connects
             try:
                 async with self._connect() as connection:
-                    delay = FIRST_DELAY_S
                     await self._receive(connection)
             except aiomqtt.MqttError as error:
-                log.warning(
-                    "MQTT connection lost, connecting again", broker=str(self.address), reason=str(error)
-                )
+                lost = "MQTT connection lost, connecting again"
+                text = lost if self.connects > connects else "cannot connect to MQTT broker, trying again"
+                log.warning(text, broker=str(self.address), reason=str(error.__cause__ or error))
+            except Exception:
+                log.exception("MQTT connection failed, trying again", broker=str(self.address))
+            # Two clients with one identifier end each other's connection at once, for ever: slow down then, too.
+            if time.monotonic() - begun > 4 * delay:
+                delay = FIRST_DELAY_S
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, no secret
             delay = min(2 * delay, LONGEST_DELAY_S)
 
     @contextlib.asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_Connection]:
+    async def _connect(self) -> AsyncIterator[Connection]:
         will = aiomqtt.Will(self._will.topic, self._will.payload, self._will.qos) if self._will else None
-        connection = _Connection(
+        connection = Connection(
             self.address.host,
             self.address.port,
             identifier=self._credentials.mqtt_id,
@@ -208,18 +218,13 @@ class Session:
             will=will,
             clean_session=self._clean,
             keepalive=self._keepalive,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=ANSWER_TIMEOUT_S,
             tls_context=ssl.create_default_context() if self.address.tls else None,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
-        connection.acknowledge_by_hand()
         try:
             async with connection:
-                for route in list(self._routes.values()):
-                    try:
-                        await self._subscribe(connection, route)
-                    except SubscriptionRefusedError as error:
-                        log.error("MQTT subscription refused", topic=route.topic_filter, reason=str(error))  # noqa: TRY400
+                await self._subscribe_all(connection)
                 self._connection = connection
                 self._connected.set()
                 self.connects += 1
@@ -245,7 +250,17 @@ class Session:
         except Exception:
             log.exception("what runs after connecting failed")
 
-    async def _subscribe(self, connection: _Connection, route: _Route) -> None:
+    async def _subscribe_all(self, connection: Connection) -> None:
+        asked: set[_Route] = set()
+        while missing := set(self._routes.values()) - asked:  # more may be added while the broker answers
+            for route in missing:
+                asked.add(route)
+                try:
+                    await self._subscribe(connection, route)
+                except SubscriptionRefusedError as error:
+                    log.error("MQTT subscription refused", topic=route.topic_filter, reason=str(error))  # noqa: TRY400
+
+    async def _subscribe(self, connection: Connection, route: _Route) -> None:
         codes = await connection.subscribe(route.topic_filter, qos=route.qos)
         if any((code if isinstance(code, int) else code.value) >= _SUBACK_FAILURE for code in codes):
             raise SubscriptionRefusedError(
@@ -254,15 +269,15 @@ class Session:
             )
         log.info("subscribed to topic", topic=route.topic_filter)
 
-    async def _receive(self, connection: _Connection) -> None:
+    async def _receive(self, connection: Connection) -> None:
         async for message in connection.messages:
-            taken = False
+            if not connection.take(message):
+                continue
             for route in self._routes.values():
                 if message.topic.matches(route.topic_filter):
                     route.queue.put_nowait((connection, message))
-                    taken = True
                     break
-            if not taken:
+            else:
                 connection.acknowledge(message)
 
     async def _work(self, route: _Route) -> None:
@@ -272,6 +287,9 @@ class Session:
                 continue  # the broker delivers it again on the new connection
             try:
                 await route.handler(message.topic.value, message.payload)
+            except asyncio.CancelledError:
+                connection.leave(message)
+                raise
             except Exception:
                 log.exception("message could not be handled", topic=message.topic.value)
             connection.acknowledge(message)  # on a connection that is gone this does nothing

@@ -1,0 +1,43 @@
+"""A broker that answers as it is told: for what a real one does only when something is wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class RudeBroker:
+    """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else."""
+
+    connack: int | None = 0
+    suback: int | None = 1
+    port: int = 0
+    connections: int = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["RudeBroker"]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.read(1):
+                length = (await reader.readexactly(1))[0]  # packets of less than 128 bytes are enough here
+                body = await reader.readexactly(length)
+                kind = head[0] >> 4
+                if kind == 1 and self.connack is not None:
+                    writer.write(bytes([0x20, 2, 0, self.connack]))
+                    if self.connack:
+                        break
+                elif kind == 8 and self.suback is not None:
+                    writer.write(bytes([0x90, 3, *body[:2], self.suback]))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
