@@ -1,8 +1,10 @@
-"""Why a task fails, and how its parts are done at the same time."""
+"""Why a task fails, and how things are done at the same time or once for several."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class TaskError(Exception):
@@ -19,3 +21,20 @@ async def together(*parts: Coroutine[Any, Any, Any]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def once(
+    running: dict[str, asyncio.Task[T]], key: str, start: Callable[[], Coroutine[Any, Any, T]]
+) -> T:
+    """Join the work that runs under a key, or start it; it goes on when one who waits for it is stopped."""
+    task = running.get(key)
+    if task is None:
+        task = running[key] = asyncio.create_task(start())
+
+        def done(ended: asyncio.Task[T]) -> None:
+            running.pop(key, None)
+            if not ended.cancelled():
+                ended.exception()  # it may be that nobody waits for it any more
+
+        task.add_done_callback(done)
+    return await asyncio.shield(task)

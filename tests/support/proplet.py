@@ -1,0 +1,240 @@
+"""What a proplet lives among, scripted: a manager, a proxy, and the HTTP services."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session
+from propeller.proplet.main import main
+from propeller.proplet.settings import Settings
+from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.topics import Channel, Kind, parse
+from propeller.web.server import Bind, serve
+from support.net import eventually, free_port, wait_port
+from support.programs import digest, echo
+
+MODEL = {"w": [0.0, 0.0, 0.0], "b": 0.0}
+SAFETENSORS = "application/vnd.safetensors"
+IMAGE = "registry.test/echo:latest"
+
+
+def safetensors(data: bytes = b"\0" * 16, metadata: dict[str, str] | None = None) -> bytes:
+    """A document with one float32 tensor ``w``."""
+    table: dict[str, Any] = {"w": {"dtype": "F32", "shape": [len(data) // 4], "data_offsets": [0, len(data)]}}
+    if metadata:
+        table["__metadata__"] = metadata
+    text = json.dumps(table).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+class Services:
+    """Model registry, data store and coordinator behind one address."""
+
+    def __init__(self) -> None:
+        self.models: dict[int, Any] = {0: MODEL}
+        self.tensors: dict[int, bytes] = {0: safetensors()}
+        self.datasets: dict[str, Any] = {}
+        self.updates: list[Any] = []
+        self.update_types: list[str] = []
+        self.answers: list[int] = []
+        """Statuses that the next updates are answered with."""
+        self.asked: list[tuple[str, int]] = []
+        """Every GET: path and status."""
+        self.port = free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/models/{version:int}", self._model),
+                Route("/datasets/{proplet_id}", self._dataset),
+                Route("/update", self._update, methods=["POST"]),
+            ]
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Services"]:
+        stop = asyncio.Event()
+        server = asyncio.create_task(serve([(Bind("test", "127.0.0.1", self.port), self.app())], stop))
+        await asyncio.to_thread(wait_port, self.port)
+        try:
+            yield self
+        finally:
+            stop.set()
+            await server
+
+    async def _model(self, request: Request) -> Response:
+        version = request.path_params["version"]
+        if version not in self.models:
+            return self._answer(request, JSONResponse({"error": "no such model"}, 404))
+        if SAFETENSORS in request.headers.get("accept", "") and version in self.tensors:
+            return self._answer(request, Response(self.tensors[version], media_type=SAFETENSORS))
+        return self._answer(request, JSONResponse(self.models[version]))
+
+    async def _dataset(self, request: Request) -> Response:
+        dataset = self.datasets.get(request.path_params["proplet_id"])
+        if dataset is None:
+            return self._answer(request, JSONResponse({"error": "no such dataset"}, 404))
+        return self._answer(request, JSONResponse(dataset))
+
+    def _answer(self, request: Request, response: Response) -> Response:
+        tag = f'"{digest(bytes(response.body))}"'
+        if response.status_code == 200:
+            if request.headers.get("if-none-match") == tag:
+                response = Response(status_code=304)
+            response.headers["etag"] = tag
+        self.asked.append((request.url.path, response.status_code))
+        return response
+
+    async def _update(self, request: Request) -> Response:
+        body = await request.body()
+        if self.answers and (status := self.answers.pop(0)) != 200:
+            return JSONResponse({"error": "no, because"}, status)
+        self.update_types.append(request.headers["content-type"])
+        self.updates.append(json.loads(body) if self.update_types[-1] == "application/json" else body)
+        return JSONResponse({"status": "accepted"})
+
+
+class Peers:
+    """The manager and the proxy, scripted, on one MQTT session."""
+
+    def __init__(self, port: int) -> None:
+        self.channel = Channel(f"d{uuid.uuid4().hex[:8]}", f"c{uuid.uuid4().hex[:8]}")
+        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex), clean=True)
+        self.heard: list[tuple[Kind, dict[str, Any]]] = []
+        self.programs: dict[str, bytes] = {IMAGE: echo()}
+        self.requests: list[ProgramRequest] = []
+        self.sent_bytes = 0
+        self.chunk_size = 100
+        self.directed = True
+        self.silent = False
+        self.shuffle: Callable[[list[Chunk]], list[Chunk]] = list
+        """What happens to a program's chunks on their way."""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Peers"]:
+        async with self.session.running():
+            await self.session.subscribe(f"{self.channel.prefix}/control/proplet/+", self._hear)
+            await self.session.subscribe(f"{self.channel.prefix}/fl/#", self._hear)
+            await self.session.subscribe(self.channel.topic(Kind.REGISTRY_REQUEST), self._serve)
+            assert await self.session.wait_connected(10)
+            yield self
+
+    def of(self, kind: Kind) -> list[dict[str, Any]]:
+        """What was heard of a kind."""
+        return [message for heard, message in self.heard if heard is kind]
+
+    def result(self, task_id: str) -> dict[str, Any] | None:
+        """The last result of a task."""
+        return next((one for one in reversed(self.of(Kind.PROPLET_RESULTS)) if one["task_id"] == task_id), None)
+
+    async def result_of(self, task_id: str, timeout: float = 10.0) -> dict[str, Any]:
+        """Wait for a task's result."""
+        found = await eventually(lambda: self.result(task_id), timeout, f"result of {task_id}")
+        assert found is not None
+        return found
+
+    async def tell(self, topic: str, message: Any) -> None:
+        """Publish a message, or bytes as they are."""
+        payload = message if isinstance(message, bytes) else json.dumps(message).encode()
+        await self.session.publish(topic, payload)
+
+    async def start(self, proplet_id: str, task_id: str = "", *, shared: bool = False, **fields: Any) -> str:
+        """Send a start for a proplet; gives the task's id."""
+        task_id = task_id or uuid.uuid4().hex
+        topic = self.channel.topic(Kind.START) if shared else self.channel.start(proplet_id)
+        message = {"id": task_id, "name": "_start", "image_url": IMAGE, "proplet_id": proplet_id, **fields}
+        await self.tell(topic, message)
+        return task_id
+
+    async def _hear(self, topic: str, payload: bytes) -> None:
+        parsed = parse(topic)
+        assert parsed is not None
+        self.heard.append((parsed.kind, json.loads(payload)))
+
+    async def _serve(self, _topic: str, payload: bytes) -> None:
+        request = ProgramRequest.decode(payload)
+        self.requests.append(request)
+        if self.silent:
+            return
+        content = self.programs.get(request.app_name)
+        if not self.directed:
+            await self._send_chunks(request, content or b"", None, self.channel.topic(Kind.REGISTRY_CHUNK))
+        elif content is None:
+            assert request.proplet_id
+            error = Resolved(app_name=request.app_name, error="no such image")
+            await self.session.publish(self.channel.answers(request.proplet_id), error.encode())
+        elif request.digest is None:
+            assert request.proplet_id
+            resolved = Resolved(
+                app_name=request.app_name,
+                digest=digest(content),
+                size=len(content),
+                total_chunks=-(-len(content) // self.chunk_size),
+            )
+            await self.session.publish(self.channel.answers(request.proplet_id), resolved.encode())
+        else:
+            await self._send_chunks(request, content, request.digest, self.channel.chunks(request.digest))
+
+    async def _send_chunks(self, request: ProgramRequest, content: bytes, named: str | None, topic: str) -> None:
+        parts = [content[at : at + self.chunk_size] for at in range(0, len(content), self.chunk_size)]
+        chunks = [
+            Chunk(
+                app_name=request.app_name,
+                chunk_idx=number,
+                total_chunks=len(parts),
+                data=base64.b64encode(part).decode(),
+                digest=named,
+                size=len(content) if named else None,
+            )
+            for number, part in enumerate(parts)
+            if request.missing is None or number in request.missing
+        ]
+        for chunk in self.shuffle(chunks):
+            self.sent_bytes += len(chunk.payload())
+            await self.session.publish(topic, chunk.encode())
+
+
+def settings(peers: Peers, services: Services | None, folder: Path, port: int, **given: Any) -> Settings:
+    """A proplet's settings among these peers."""
+    url = services.url if services else None
+    return Settings.load(
+        **{
+            "domain_id": peers.channel.domain_id,
+            "channel_id": peers.channel.channel_id,
+            "client_id": f"proplet-{uuid.uuid4().hex[:8]}",
+            "client_key": "key",
+            "mqtt_address": f"tcp://127.0.0.1:{port}",
+            "state": folder,
+            "model_registry_url": url,
+            "data_store_url": url,
+            "coordinator_url": url,
+            **given,
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def proplet(chosen: Settings) -> AsyncIterator[str]:
+    """A proplet through its ``main``; gives its id."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(main(chosen, stop))
+    try:
+        yield chosen.client_id
+    finally:
+        stop.set()
+        await running
