@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -28,7 +28,13 @@ def wait_port(port: int, timeout: float = 10.0) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
-async def eventually(check: Callable[[], T | Awaitable[T]], timeout: float = 10.0, what: str = "") -> T:
+@overload
+async def eventually(
+    check: Callable[[], Coroutine[Any, Any, T]], timeout: float = ..., what: str = ...
+) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], timeout: float = ..., what: str = ...) -> T: ...
+async def eventually(check: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
     """Call ``check`` until what it returns is true; return that."""
     end = time.monotonic() + timeout
     while True:

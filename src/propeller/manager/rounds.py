@@ -21,7 +21,7 @@ from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import encode_json
 from propeller.store.database import Database
-from propeller.web.errors import ApiError, BadRequestError, ConflictError
+from propeller.web.errors import ApiError, ConflictError
 
 log = get_logger("manager")
 
@@ -96,7 +96,6 @@ class Rounds:
         """
         if self._coordinator is None:
             raise ApiError(503, NO_COORDINATOR)
-        _check_writable(experiment)
         async with self._locks.hold(experiment.round_id):
             known = await self._find(experiment.round_id)
             if known is not None:
@@ -215,13 +214,6 @@ def _task(experiment: Experiment, proplet: Proplet, moment: datetime) -> Task:
         start_time=moment,
         updated_at=moment,
     )
-
-
-def _check_writable(experiment: Experiment) -> None:
-    try:
-        encode_json(experiment.hyperparams)
-    except ValueError:  # 1e999 is JSON, yet it is read as an infinity, which is not
-        raise BadRequestError("hyperparams: every number must be finite") from None
 
 
 def _same(known: StartedRound, experiment: Experiment, given: Collection[str] | None) -> StartedRound:

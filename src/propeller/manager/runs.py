@@ -205,5 +205,5 @@ def _confirms_stop(message: Results, task: Task) -> bool:
     return (
         task.stopping_on is not None
         and message.sender in {None, task.stopping_on}
-        and "stop" in (message.error or "").lower()
+        and "stopped before completion" in (message.error or "")
     )

@@ -20,7 +20,6 @@ from propeller.manager.tasks import Tasks
 from propeller.manager.watch import Watch
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.process.run import StartError
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
@@ -98,13 +97,10 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
     It does not wait for the broker: what needs it is answered 503 until it is there.
 
     Raises:
-        StartError: a setting is not usable.
+        StartError: the database cannot be opened.
     """
-    try:
-        address = BrokerAddress.parse(settings.mqtt_address)
-    except ValueError as error:
-        raise StartError(f"MANAGER_MQTT_ADDRESS: {error}") from None
-    credentials = (settings.client_id, settings.client_key) if settings.client_key else None
+    key = settings.client_key.get_secret_value()
+    credentials = (settings.client_id, key) if key else None
     url = settings.coordinator_url
     coordinator = Coordinator(url, credentials=credentials) if url else None
     database = Database(settings.database)
@@ -116,9 +112,10 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         async def resume() -> None:
             await rounds.resume()
 
-        username = settings.client_id if settings.client_key else ""
         session = Session(
-            address, Credentials(settings.client_id, username, settings.client_key), on_connect=resume
+            BrokerAddress.parse(settings.mqtt_address),
+            Credentials(settings.client_id, settings.client_id if key else "", key),
+            on_connect=resume,
         )
         channel = Channel(settings.domain_id, settings.channel_id)
         dispatcher = Dispatcher(

@@ -1,11 +1,19 @@
 """The manager's settings: the environment of absmach/propeller's manager, old names and new."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 
+from propeller.mqtt.address import BrokerAddress
+from propeller.process.identity_file import identity_from_file
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
+
+
+def _address(value: str) -> str:
+    BrokerAddress.parse(value)
+    return value
 
 
 class Settings(HttpSettings):
@@ -16,7 +24,9 @@ class Settings(HttpSettings):
     log_level: str = Field("info", alias="MANAGER_LOG_LEVEL")
     instance_id: str = Field("", alias="MANAGER_INSTANCE_ID")
 
-    mqtt_address: str = Field("tcp://localhost:1883", alias="MANAGER_MQTT_ADDRESS")
+    mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
+        "tcp://localhost:1883", alias="MANAGER_MQTT_ADDRESS"
+    )
     mqtt_qos: int = Field(1, alias="MANAGER_MQTT_QOS", ge=0, le=2)
     """Of starts and stops. 1 and not 2 as in S: every receiver knows a message by its id, so 2 only costs time."""
     mqtt_timeout_s: Seconds = Field(5.0, alias="MANAGER_MQTT_TIMEOUT", gt=0)
@@ -24,9 +34,10 @@ class Settings(HttpSettings):
     domain_id: Id = Field(validation_alias=AliasChoices("MANAGER_DOMAIN_ID", "MANAGER_TENANT_ID"))
     channel_id: Id = Field(alias="MANAGER_CHANNEL_ID")
     client_id: Id = Field("manager", validation_alias=AliasChoices("MANAGER_CLIENT_ID", "MANAGER_ENTITY_ID"))
-    client_key: str = Field(
-        "", validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY"), repr=False
+    client_key: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY")
     )
+    """Empty for a broker that asks for none."""
 
     coordinator_url: str = Field(
         "", validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
@@ -41,3 +52,13 @@ class Settings(HttpSettings):
     """Newest samples kept of each proplet and of each task."""
     max_message_bytes: int = Field(8_000_000, alias="MANAGER_MAX_MESSAGE_BYTES", ge=10_000)
     """Largest start message; S proplets refuse packets above 10 MiB."""
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the environment and, for an identity that it leaves out, section ``[manager]`` of ``config.toml``.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        from_file = identity_from_file("MANAGER", "manager", given, Path("config.toml"))
+        return super().load(**{**from_file, **given})

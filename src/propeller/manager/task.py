@@ -7,10 +7,10 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, field_validator
+from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr
 
 from propeller.protocol.ids import Id
-from propeller.protocol.task import Flag, Text, encode_json
+from propeller.protocol.task import Flag, Text
 from propeller.protocol.wire import Message, format_time
 from propeller.web.errors import BadRequestError
 
@@ -66,12 +66,6 @@ class TaskSpec(Message):
     proplet_id: Annotated[Id | None, BeforeValidator(_none_if_empty)] = None
     monitoring_profile: dict[str, Any] | None = None
     mode: Annotated[Literal["infer", "train"] | None, BeforeValidator(_none_if_empty)] = None
-
-    @field_validator("inputs", "monitoring_profile")
-    @classmethod
-    def _writable(cls, value: Any) -> Any:
-        encode_json(value)  # 1e999 is JSON, yet an infinity that no JSON can hold
-        return value
 
 
 class TaskChange(TaskSpec):

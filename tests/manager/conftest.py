@@ -1,0 +1,38 @@
+"""A manager, without and with a coordinator."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from propeller.manager import tables
+from propeller.store.database import Database
+from support.manager import FakeCoordinator, Manager, open_manager
+
+
+@pytest.fixture
+async def manager(broker_port: int, tmp_path: Path) -> AsyncIterator[Manager]:
+    async with open_manager(broker_port, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def coordinator() -> AsyncIterator[FakeCoordinator]:
+    async with FakeCoordinator().running() as running:
+        yield running
+
+
+@pytest.fixture
+async def fl_manager(
+    broker_port: int, tmp_path: Path, coordinator: FakeCoordinator
+) -> AsyncIterator[Manager]:
+    async with open_manager(broker_port, tmp_path, coordinator_url=coordinator.url) as running:
+        yield running
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = Database(str(tmp_path / "manager.db"))
+    await opened.create(tables.metadata)
+    yield opened
+    await opened.close()

@@ -1,0 +1,129 @@
+"""The fleet: who lives, by heartbeats and last wills."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from propeller.manager.proplets import Fleet
+from propeller.protocol.proplet import Alive, Create, PropletMetadata
+from propeller.store.database import Database
+
+
+class Clock:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fleet(database: Database, clock: Clock) -> Fleet:
+    return Fleet(database, interval_s=10, clock=clock)
+
+
+async def test_two_missed_heartbeats_are_forgiven_and_three_are_not(fleet: Fleet, clock: Clock) -> None:
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    clock.pass_(29.9)
+    assert fleet.is_alive("p")
+    clock.pass_(0.2)
+    assert not fleet.is_alive("p")
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    assert fleet.is_alive("p")
+
+
+async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fleet, clock: Clock) -> None:
+    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)))
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    clock.pass_(179)
+    assert fleet.is_alive("p")
+    clock.pass_(2)
+    assert not fleet.is_alive("p")
+
+
+@pytest.mark.parametrize("interval", [3601, 1e9])
+async def test_an_interval_that_makes_no_sense_is_not_taken(
+    fleet: Fleet, clock: Clock, interval: float
+) -> None:
+    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)))
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    clock.pass_(31)
+    assert not fleet.is_alive("p")
+
+
+async def test_a_last_will_is_understood_at_once_and_a_heartbeat_after_it_too(fleet: Fleet) -> None:
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(Alive(proplet_id="p", status="offline"))
+    assert not fleet.is_alive("p")
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    assert fleet.is_alive("p")
+
+
+async def test_a_last_will_makes_no_proplet(fleet: Fleet) -> None:
+    await fleet.heartbeat(Alive(proplet_id="manager-id", status="offline"))
+    assert fleet.all() == []
+
+
+async def test_registering_is_no_heartbeat(fleet: Fleet) -> None:
+    await fleet.register(Create(proplet_id="p"))
+    assert not fleet.is_alive("p")
+
+
+async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: Fleet) -> None:
+    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(directed=True)))
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    proplet = fleet.get("p")
+    assert proplet is not None
+    assert proplet.directed
+    await fleet.register(Create(proplet_id="p"))
+    assert not proplet.directed
+    assert proplet.is_alive(fleet.clock())
+
+
+async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(fleet: Fleet) -> None:
+    ids = [f"p{number}" for number in range(5)]
+    await asyncio.gather(
+        *(fleet.heartbeat(Alive(proplet_id=one)) for one in ids),
+        *(fleet.register(Create(proplet_id=one, namespace="lab")) for one in ids),
+    )
+    assert sorted(one.id for one in fleet.all()) == ids
+    assert all(one.namespace == "lab" for one in fleet.all())
+
+
+async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Database, clock: Clock) -> None:
+    for proplet_id in ("b", "a", "c"):
+        await fleet.register(
+            Create(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a"))
+        )
+    for _ in range(12):
+        await fleet.heartbeat(Alive(proplet_id="a"))
+        clock.pass_(1)
+    await fleet.heartbeat(Alive(proplet_id="c"))
+    await fleet.heartbeat(Alive(proplet_id="c", status="offline"))
+    await fleet.write_heartbeats()
+
+    again = Fleet(database, clock=clock)
+    await again.load()
+    assert again.all() == fleet.all()
+    assert [one.id for one in again.all()] == ["b", "a", "c"]
+    assert [again.is_alive(one) for one in ("b", "a", "c")] == [False, True, False]
+
+
+async def test_a_removed_proplet_comes_back_by_its_heartbeat(fleet: Fleet) -> None:
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.remove("p")
+    assert fleet.all() == []
+    await fleet.write_heartbeats()
+    await fleet.heartbeat(Alive(proplet_id="p"))
+    assert fleet.is_alive("p")

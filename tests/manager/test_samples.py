@@ -1,0 +1,36 @@
+"""Samples: a bounded number of each sender, in order."""
+
+from datetime import UTC, datetime
+
+from propeller.manager.samples import Samples
+from propeller.manager.task import State, Task, TaskSpec
+from propeller.manager.task_store import TaskStore
+from propeller.protocol.proplet import PropletMetrics, TaskMetrics
+from propeller.store.database import Database
+
+
+async def test_the_newest_stay(database: Database) -> None:
+    samples = Samples(database, keep=10)
+    for number in range(25):
+        for proplet_id in ("a", "b"):
+            samples.add_proplet(PropletMetrics(proplet_id=proplet_id, namespace=str(number)))
+    samples.add_proplet(PropletMetrics(proplet_id="c"))
+    await samples.write()
+    await samples.prune()
+    for proplet_id in ("a", "b"):
+        total, page = await samples.of_proplet(proplet_id, 2, 3)
+        assert total == 10
+        assert [one["namespace"] for one in page] == ["17", "18", "19"]
+    assert (await samples.of_proplet("c", 0, 5))[0] == 1
+    assert await samples.of_proplet("unknown", 0, 5) == (0, [])
+
+
+async def test_samples_of_unknown_tasks_are_not_kept(database: Database) -> None:
+    await TaskStore(database).add(Task("t", TaskSpec(name="add"), State.RUNNING, datetime.now(UTC)))
+    samples = Samples(database)
+    for task_id in ("t", "unknown"):
+        samples.add_task(TaskMetrics(task_id=task_id, proplet_id="p", metrics={"cpu_percent": 97.0}))
+    assert (await samples.of_task("unknown", 0, 5))[0] == 0
+    total, page = await samples.of_task("t", 0, 5)
+    assert total == 1
+    assert page[0]["metrics"] == {"cpu_percent": 97.0}

@@ -1,0 +1,231 @@
+"""A manager over real HTTP, and what it talks to: fake proplets over real MQTT, a fake coordinator over real HTTP."""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse
+
+from propeller.manager.main import main
+from propeller.manager.settings import Settings
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session
+from propeller.protocol.topics import ROUND_START, Channel, Kind
+from propeller.web.server import Bind, serve
+from support.net import eventually, free_port
+
+WASM = b"\0asm\x01\0\0\0" + bytes(40)
+
+
+class Client:
+    """A client of a channel that hears what the manager says there, and speaks as any proplet."""
+
+    def __init__(self, port: int, channel: Channel) -> None:
+        self.channel = channel
+        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex), clean=True)
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+
+    async def __aenter__(self) -> Self:
+        self._stack = contextlib.AsyncExitStack()
+        await self._stack.enter_async_context(self.session.running())
+        assert await self.session.wait_connected(10)
+        for topic in (
+            f"{self.channel.topic(Kind.START)}/#",
+            f"{self.channel.topic(Kind.STOP)}/#",
+            self.channel.topic(Kind.ROUND_START),
+        ):
+            await self.session.subscribe(topic, self._hear)
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _hear(self, topic: str, payload: bytes) -> None:
+        self.heard.append((topic.removeprefix(self.channel.prefix + "/"), json.loads(payload)))
+
+    def starts(self, task_id: str | None = None) -> list[dict[str, Any]]:
+        """Start messages, of one task or of all."""
+        return [
+            message
+            for topic, message in self.heard
+            if topic.startswith(Kind.START) and task_id in {None, message["id"]}
+        ]
+
+    async def say(self, kind: Kind | str, message: Any) -> None:
+        """Publish on a topic of the channel, or on a topic as it is."""
+        topic = self.channel.topic(kind) if isinstance(kind, Kind) else kind
+        payload = message if isinstance(message, bytes) else json.dumps(message).encode()
+        await self.session.publish(topic, payload)
+
+    async def create(self, proplet_id: str, **metadata: Any) -> None:
+        """Register, as S does or with metadata as H does."""
+        more = {"metadata": metadata} if metadata else {}
+        await self.say(Kind.PROPLET_CREATE, {"proplet_id": proplet_id, "namespace": "default", **more})
+
+    async def beat(self, proplet_id: str, status: str = "alive") -> None:
+        """A heartbeat, or an offline notice."""
+        await self.say(
+            Kind.PROPLET_ALIVE, {"proplet_id": proplet_id, "status": status, "namespace": "default"}
+        )
+
+    async def result(
+        self, task_id: str, proplet_id: str | None, results: Any = "8", error: str | None = None
+    ) -> None:
+        """The end of a task."""
+        named = {"proplet_id": proplet_id} if proplet_id else {}
+        await self.say(
+            Kind.PROPLET_RESULTS, {"task_id": task_id, **named, "results": results, "error": error}
+        )
+
+    async def round_start(self, **fields: Any) -> None:
+        """The guide's option B: a round start outside of every channel."""
+        await self.say(ROUND_START, fields)
+
+
+class Manager:
+    """A running manager: its HTTP API as ``http``, and a client of its channel as ``mqtt``."""
+
+    def __init__(self, settings: Settings, http: httpx.AsyncClient, mqtt: Client) -> None:
+        self.settings, self.http, self.mqtt = settings, http, mqtt
+
+    async def proplets(self, *proplet_ids: str, **metadata: Any) -> None:
+        """Register proplets and wait until they live."""
+        for proplet_id in proplet_ids:
+            await self.mqtt.create(proplet_id, **metadata)
+            await eventually(partial(self.is_known, proplet_id))
+            await self.mqtt.beat(proplet_id)
+            await eventually(partial(self.is_alive, proplet_id))
+
+    async def is_known(self, proplet_id: str) -> bool:
+        return (await self.http.get(f"/proplets/{proplet_id}")).status_code == 200
+
+    async def is_alive(self, proplet_id: str) -> bool:
+        answer = await self.http.get(f"/proplets/{proplet_id}")
+        return answer.status_code == 200 and bool(answer.json()["alive"])
+
+    async def task(self, task_id: str) -> dict[str, Any]:
+        return dict((await self.http.get(f"/tasks/{task_id}")).json())
+
+    async def new_task(self, **fields: Any) -> str:
+        """Make a task with an image; its id."""
+        answer = await self.http.post(
+            "/tasks", json={"name": "add", "image_url": "localhost/add:1", **fields}
+        )
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    async def in_state(self, task_id: str, state: int) -> dict[str, Any]:
+        """Wait until a task is in a state."""
+
+        async def reached() -> dict[str, Any] | None:
+            task = await self.task(task_id)
+            return task if task["state"] == state else None
+
+        task = await eventually(reached, what=f"task {task_id} in state {state}")
+        assert task is not None
+        return task
+
+
+def settings_for(broker_port: int, folder: Path, **given: Any) -> Settings:
+    """Settings of a manager on a channel of its own."""
+    unique = uuid.uuid4().hex[:12]
+    fields = {
+        "http_port": free_port(),
+        "mqtt_address": f"tcp://127.0.0.1:{broker_port}",
+        "domain_id": f"d-{unique}",
+        "channel_id": f"c-{unique}",
+        "client_id": f"manager-{unique}",
+        "database": str(folder / "manager.db"),
+        **given,
+    }
+    return Settings(**fields)
+
+
+@contextlib.asynccontextmanager
+async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The manager's ``main``, and a client of its HTTP API."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(main(settings, stop))
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{settings.http_port}", timeout=20, trust_env=False
+        ) as http:
+            await eventually(partial(_answers, http))
+            yield http
+    finally:
+        stop.set()
+        await running
+
+
+@contextlib.asynccontextmanager
+async def open_manager(broker_port: int, folder: Path, **given: Any) -> AsyncIterator[Manager]:
+    """A manager that is connected to the broker."""
+    settings = settings_for(broker_port, folder, **given)
+    channel = Channel(settings.domain_id, settings.channel_id)
+    async with served(settings) as http, Client(broker_port, channel) as mqtt:
+        await eventually(lambda: is_connected(http))
+        yield Manager(settings, http, mqtt)
+
+
+async def is_connected(http: httpx.AsyncClient) -> bool:
+    """Whether a manager is connected to its broker."""
+    return bool((await http.get("/health")).json()["mqtt_connected"])
+
+
+async def _answers(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/health")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class FakeCoordinator:
+    """Answers as a coordinator and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.experiments: list[dict[str, Any]] = []
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.refuse: tuple[int, str] | None = None
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.api_route("/{path:path}", methods=["GET", "POST"])
+        async def answer(path: str, request: Request) -> JSONResponse:
+            body = await request.body()
+            self.requests.append(
+                (f"{request.method} /{path}", str(request.query_params), dict(request.headers), body)
+            )
+            if self.refuse is not None:
+                return JSONResponse({"error": self.refuse[1]}, self.refuse[0])
+            if path == "experiments":
+                self.experiments.append(json.loads(body))
+                return JSONResponse({"status": "configured"}, 201)
+            if path.endswith("/complete"):
+                flat = {"round_id": path.split("/")[1], "completed": True, "num_updates": 3}
+                return JSONResponse({**flat, "status": flat})
+            return JSONResponse({"status": "accepted"})
+
+        return app
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        stop = asyncio.Event()
+        server = asyncio.create_task(serve([(Bind("coordinator", "127.0.0.1", self.port), self.app())], stop))
+        try:
+            async with httpx.AsyncClient(base_url=self.url, trust_env=False) as http:
+                await eventually(lambda: _answers(http))
+            self.requests.clear()
+            yield self
+        finally:
+            stop.set()
+            await server
