@@ -3,17 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
 class RudeBroker:
-    """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else."""
+    """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else.
+
+    While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
+    """
 
     connack: int | None = 0
     suback: int | None = 1
     port: int = 0
     connections: int = 0
+    held: asyncio.Event | None = None
+    filters: list[str] = field(default_factory=list)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["RudeBroker"]:
@@ -36,6 +41,9 @@ class RudeBroker:
                     if self.connack:
                         break
                 elif kind == 8 and self.suback is not None:
+                    self.filters.append(body[4:-1].decode())
+                    if self.held is not None:
+                        await self.held.wait()
                     writer.write(bytes([0x90, 3, *body[:2], self.suback]))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

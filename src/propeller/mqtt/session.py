@@ -252,8 +252,8 @@ class Session:
 
     async def _subscribe_all(self, connection: Connection) -> None:
         asked: set[_Route] = set()
-        while missing := set(self._routes.values()) - asked:  # more may be added while the broker answers
-            for route in missing:
+        while missing := [route for route in self._routes.values() if route not in asked]:
+            for route in missing:  # more may be added while the broker answers
                 asked.add(route)
                 try:
                     await self._subscribe(connection, route)
