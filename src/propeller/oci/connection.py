@@ -87,6 +87,8 @@ class Connections:
                 ) from None
             except httpx.RequestError as error:
                 failure: OciError = _unreachable(purpose, error)
+                if _is_tls(error):
+                    raise failure from None
             except _BusyError as busy:
                 failure = busy.error
             except httpx.InvalidURL as error:
@@ -233,6 +235,10 @@ def _port(url: httpx.URL) -> int:
 def _unreachable(purpose: Purpose, error: httpx.RequestError) -> UnreachableError:
     text = str(error) or type(error).__name__
     remedy = "check the registry's address and that it is up"
-    if "SSL" in text or "CERTIFICATE" in text.upper():
+    if _is_tls(error):
         remedy = f"if it speaks plain HTTP, write http://{purpose.registry.host}; else check its certificate"
     return UnreachableError(f"{purpose.what}: {purpose.registry.host} cannot be reached: {text}", remedy)
+
+
+def _is_tls(error: httpx.RequestError) -> bool:
+    return isinstance(error, httpx.ConnectError) and "SSL" in str(error)

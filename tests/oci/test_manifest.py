@@ -1,0 +1,84 @@
+"""Manifests: the one that is written, and which layer of others is the program."""
+
+import json
+from typing import Any
+
+import pytest
+
+from propeller.oci import manifest
+from propeller.oci.errors import UnsupportedArtifactError
+from propeller.oci.manifest import Descriptor
+
+HEX = "sha256:" + "1" * 64
+
+
+def layer(media_type: str) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": HEX, "size": 5}
+
+
+def test_the_manifest_is_that_of_oras_push() -> None:
+    program = Descriptor.of(manifest.WASM, b"\0asm....", {manifest.TITLE: "fl-client.wasm"})
+    assert json.loads(manifest.program_manifest(program)) == {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/vnd.unknown.artifact.v1",
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+            "size": 2,
+            "data": "e30=",
+        },
+        "layers": [
+            {
+                "mediaType": "application/wasm",
+                "digest": manifest.digest_of(b"\0asm...."),
+                "size": 8,
+                "annotations": {"org.opencontainers.image.title": "fl-client.wasm"},
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("media_type", "expected"),
+    [
+        ("application/wasm", True),
+        ("application/vnd.wasm.content.layer.v1+wasm", True),
+        ("application/vnd.module.wasm.content.layer.v1+wasm", True),
+        ("Application/WASM; charset=binary", True),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", False),
+        ("application/octet-stream", False),
+    ],
+)
+def test_media_types_of_wasm(media_type: str, expected: bool) -> None:
+    assert manifest.is_wasm_type(media_type) is expected
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (b"\xff", "not a JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "no layers"),
+        (json.dumps({"manifests": []}).encode(), "image index"),
+        (json.dumps({"mediaType": manifest.DOCKER_LIST}).encode(), "image index"),
+        (json.dumps({"layers": [3]}).encode(), "wrong layer"),
+        (json.dumps({"layers": [{**layer("a"), "size": "5"}]}).encode(), "wrong layer"),
+        (json.dumps({"layers": [{**layer("a"), "size": True}]}).encode(), "wrong layer"),
+        (json.dumps({"layers": [{**layer("a"), "digest": "sha512:ab"}]}).encode(), "not a sha256 digest"),
+    ],
+)
+def test_what_is_not_a_manifest_is_refused(document: bytes, said: str) -> None:
+    with pytest.raises(UnsupportedArtifactError, match=said) as caught:
+        manifest.layers(document, "x")
+    assert "propeller push" in caught.value.remedy
+
+
+def test_not_one_program_says_what_there_is() -> None:
+    tar = Descriptor("application/tar", HEX, 5)
+    with pytest.raises(UnsupportedArtifactError, match=r"no Wasm layer \(its layers: application/tar\)"):
+        manifest.the_one([], "x", [tar])
+    with pytest.raises(UnsupportedArtifactError, match="2 Wasm layers instead of one"):
+        manifest.the_one([tar, tar], "x", [tar, tar])
+    with pytest.raises(UnsupportedArtifactError, match=r"\(its layers: none\)"):
+        manifest.the_one([], "x", [])
