@@ -1,7 +1,6 @@
 """Rounds over HTTP: quorum, deadline, who may send what, and what is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -16,22 +15,9 @@ from support.coordinator import (
     environment,
     experiment,
     send,
-    serving_peers,
     update,
 )
 from support.net import eventually
-
-
-@pytest.fixture
-async def peers() -> AsyncIterator[tuple[Peers, str]]:
-    async with serving_peers() as both:
-        yield both
-
-
-@pytest.fixture
-async def http(peers: tuple[Peers, str], tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with coordinating(environment(tmp_path, peers[1])) as client:
-        yield client
 
 
 async def test_a_round_from_configuration_to_its_model(

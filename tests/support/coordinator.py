@@ -21,11 +21,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.api import create_api
 from propeller.coordinator.main import main
+from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.coordinator.peers import Aggregator, ModelRegistry
+from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import Settings
+from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_sequence, to_safetensors
+from propeller.process.http import ServiceClient
+from propeller.store.blobs import Blobs
+from propeller.store.database import Database
+from propeller.web.auth import Verify
 from propeller.web.server import Bind, serve
-from support.net import eventually, free_port, wait_port
+from support.net import free_port, wait_port
 
 BASE = {"w": [0.0, 0.0, 0.0], "b": 0.0}
 PARTICIPANTS = ["p-1", "p-2", "p-3"]
@@ -39,7 +49,9 @@ class Peers:
         self.keys: dict[str, int] = {}
         self.aggregations: list[list[str]] = []
         self.down: set[str] = set()
-        self.refuse: str | None = None
+        self.refusing: set[str] = set()
+        self.bent = False
+        self.asked: list[str] = []
         self.reached = asyncio.Event()
         self.gates: dict[str, asyncio.Event] = {}
         self.app = Starlette(
@@ -57,6 +69,9 @@ class Peers:
         return self.gates[point]
 
     async def _pass(self, point: str) -> Response | None:
+        self.asked.append(point)
+        if point in self.refusing:
+            return JSONResponse({"error": f"{point} says no"}, 422)
         if point in self.down:
             return JSONResponse({"error": f"{point} is down"}, 503)
         if point in self.gates:
@@ -87,7 +102,8 @@ class Peers:
     async def _aggregate(self, request: Request) -> Response:
         if (problem := await self._pass("aggregate")) is not None:
             return problem
-        total, mean, senders = 0, {}, []
+        total, senders = 0, []
+        mean: dict[str, Any] = {}
         async for tensors, metadata in read_sequence(request.stream()):
             samples = int(metadata["num_samples"])
             total += samples
@@ -95,8 +111,8 @@ class Peers:
             for name, array in tensors.items():
                 mean[name] = mean.get(name, 0.0) + samples * array.astype(np.float64)
         self.aggregations.append(senders)
-        if self.refuse is not None:
-            return JSONResponse({"error": self.refuse}, 422)
+        if self.bent:
+            mean["w"] = mean["w"][:1]
         return Response(to_safetensors({name: np.asarray(value / total) for name, value in mean.items()}))
 
 
@@ -149,11 +165,33 @@ async def coordinating(env: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
     running = asyncio.create_task(main(settings(env), stop))
     try:
         async with client(env) as http:
-            await _healthy(http, running)
+            opened = asyncio.create_task(asyncio.to_thread(wait_port, int(env["COORDINATOR_PORT"])))
+            await asyncio.wait([opened, running], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            await opened
             yield http
     finally:
         stop.set()
         await running
+
+
+@contextlib.asynccontextmanager
+async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A coordinator without a server and without peers, which knows version 0: for what ends before aggregation."""
+    database = Database(str(folder / "coordinator.db"))
+    store, metrics = RoundStore(database), CoordinatorMetrics()
+    await store.create()
+    async with ServiceClient("nobody", "http://127.0.0.1:1", retry_delays=()) as nobody:
+        registry = ModelRegistry(nobody)
+        registry.remember(0, from_json(BASE))
+        aggregation = Aggregation(Blobs(folder / "updates"), registry, Aggregator(nobody), delays=())
+        service = Coordinator(store, registry, aggregation, metrics)
+        transport = httpx.ASGITransport(create_api(service, metrics, verify=verify))
+        async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
+            yield http
+        await service.close()
+    await database.close()
 
 
 class Process:
@@ -250,14 +288,3 @@ async def ended(http: httpx.AsyncClient, round_id: str = "r-1") -> dict[str, Any
     status: dict[str, Any] = (await http.get(f"/rounds/{round_id}/complete?wait_s=20")).json()
     assert status["state"] in {"completed", "failed"}, status
     return status
-
-
-async def _healthy(http: httpx.AsyncClient, running: asyncio.Task[None]) -> None:
-    async def check() -> bool:
-        if running.done():
-            running.result()
-        with contextlib.suppress(httpx.TransportError):
-            return (await http.get("/health")).is_success
-        return False
-
-    await eventually(check, what="the coordinator answers")

@@ -63,9 +63,10 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         opened.push_async_callback(service.close)
         await service.start()
         if session is not None and announcer is not None:
-            # Not waited for: HTTP is served while the broker is away.
-            await opened.enter_async_context(session.running())
+            # Subscribed first, as the broker sends what waited at once. The connection is not waited for: HTTP is
+            # served while the broker is away.
             await Intake(service, max_bytes=settings.max_bytes).subscribe(session, settings.channel)
+            await opened.enter_async_context(session.running())
             await opened.enter_async_context(_beside(announcer.run()))
         app = create_api(service, metrics, verify=verifier(settings), max_body=settings.max_bytes)
         async with _beside(_release(service, stop)):

@@ -1,0 +1,50 @@
+"""Who may do what, where authentication is on."""
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from propeller.web.auth import Principal, unauthorized
+from support.coordinator import assembled, experiment, update
+
+CALLERS = {
+    "manager": Principal("client", "m-1", "manager"),
+    "p-1": Principal("client", "p-1", "proplet"),
+    "p-2": Principal("client", "p-2", "proplet"),
+    "user": Principal("user", "u-1", "user"),
+}
+
+
+async def verify(header: str) -> Principal:
+    name = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")[0]
+    if name not in CALLERS:
+        raise unauthorized("no such client")
+    return CALLERS[name]
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with assembled(tmp_path, verify) as client:
+        yield client
+
+
+async def test_only_users_and_the_manager_configure_rounds(api: httpx.AsyncClient) -> None:
+    for name, status in (("p-1", 403), ("user", 201), ("manager", 201), ("nobody", 401)):
+        answer = await api.post("/experiments", json=experiment(), auth=(name, "k"))
+        assert answer.status_code == status, answer.text
+    assert (await api.post("/experiments", json=experiment())).status_code == 401
+    assert (await api.post("/rounds/r-1/retry", auth=("p-1", "k"))).status_code == 403
+    assert (await api.get("/rounds/r-1")).status_code == 401
+    assert (await api.get("/health")).status_code == 200
+
+
+async def test_a_proplet_sends_its_own_updates_only(api: httpx.AsyncClient) -> None:
+    await api.post("/experiments", json=experiment(), auth=("manager", "k"))
+    foreign = await api.post("/update", json=update("p-1"), auth=("p-2", "k"))
+    assert (foreign.status_code, "p-2 may not" in foreign.json()["error"]) == (403, True)
+    for name in ("p-1", "manager", "user"):
+        # The manager passes on what its own callers send; a person may try things out.
+        assert (await api.post("/update", json=update("p-1"), auth=(name, "k"))).status_code == 200

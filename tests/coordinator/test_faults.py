@@ -1,0 +1,265 @@
+"""Peers that are down or say no, and a coordinator that is killed: no acknowledged update is lost, none counts twice."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from propeller.process.settings import SettingsError
+from support.coordinator import (
+    PARTICIPANTS,
+    Peers,
+    Process,
+    client,
+    configure,
+    coordinating,
+    ended,
+    environment,
+    experiment,
+    process,
+    send,
+    serving_peers,
+    settings,
+    update,
+)
+from support.net import eventually, free_port
+
+
+async def test_a_base_model_that_does_not_exist(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/experiments", json=experiment(model_ref="fl/models/global_model_v7"))
+    assert (answer.status_code, "POST /models" in answer.json()["error"]) == (404, True)
+    assert (await http.get("/rounds/r-1")).status_code == 404
+
+
+async def test_a_registry_that_does_not_answer(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/experiments", json=experiment(model_ref="fl/models/global_model_v7"))
+    assert (answer.status_code, "nobody cannot be reached" in answer.json()["error"]) == (502, True)
+
+
+async def test_an_aggregator_that_comes_back(http: httpx.AsyncClient, peers: tuple[Peers, str]) -> None:
+    peers[0].down.add("aggregate")
+    await configure(http)
+    await send(http, *PARTICIPANTS)
+    await eventually(lambda: peers[0].asked.count("aggregate") >= 2)
+    status = (await http.get("/rounds/r-1/complete")).json()
+    assert (status["completed"], status["state"]) == (False, "aggregating")
+    peers[0].down.clear()
+    assert (await ended(http))["model_version"] == 1
+
+
+@pytest.mark.parametrize("peer", ["aggregate", "store"])
+async def test_a_refusal_fails_the_round_visibly_and_can_be_retried(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], peer: str
+) -> None:
+    peers[0].refusing.add(peer)
+    await configure(http)
+    await send(http, *PARTICIPANTS)
+    status = await ended(http)
+    assert (status["completed"], status["state"], "model_version" in status) == (False, "failed", False)
+    assert f"{peer} says no" in status["reason"]
+    assert sorted(peers[0].versions) == [0]
+    peers[0].refusing.clear()
+    assert (await http.post("/rounds/r-1/retry")).status_code == 202
+    assert (await ended(http))["model_version"] == 1
+    assert (await http.post("/rounds/r-1/retry")).status_code == 409
+
+
+async def test_an_aggregate_that_is_not_of_the_models_shape_is_not_stored(
+    http: httpx.AsyncClient, peers: tuple[Peers, str]
+) -> None:
+    peers[0].bent = True
+    await configure(http)
+    await send(http, *PARTICIPANTS)
+    status = await ended(http)
+    assert (status["state"], "'w'" in status["reason"]) == ("failed", True)
+    assert sorted(peers[0].versions) == [0]
+
+
+async def test_updates_of_completed_rounds_can_be_kept(peers: tuple[Peers, str], tmp_path: Path) -> None:
+    async with coordinating(environment(tmp_path, peers[1], COORDINATOR_KEEP_UPDATES="true")) as http:
+        await configure(http)
+        await send(http, *PARTICIPANTS)
+        await ended(http)
+    assert len([one for one in tmp_path.rglob("updates/r-1/*") if one.is_file()]) == 3
+
+
+# --- the process is killed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killable(peers: tuple[Peers, str], tmp_path: Path) -> Iterator[Process]:
+    with process(environment(tmp_path / "state", peers[1]), tmp_path / "log") as one:
+        yield one
+
+
+async def test_killed_while_collecting(killable: Process, peers: tuple[Peers, str]) -> None:
+    async with client(killable.env) as http:
+        await configure(http)
+        await send(http, "p-1", "p-2")
+        killable.kill()
+        await asyncio.to_thread(killable.start)
+        assert (await http.get("/rounds/r-1/complete")).json()["num_updates"] == 2
+        await send(http, "p-1")  # again, as its sender may not have had the answer
+        assert (await http.post("/update", json=update("p-2", value=7.0))).status_code == 409
+        await send(http, "p-3")
+        assert (await ended(http))["model_version"] == 1
+    assert peers[0].aggregations == [PARTICIPANTS]
+
+
+@pytest.mark.parametrize("point", ["aggregate", "store", "stored"])
+async def test_killed_between_the_last_update_and_the_end(
+    killable: Process, peers: tuple[Peers, str], point: str
+) -> None:
+    gate = peers[0].hold(point)
+    async with client(killable.env) as http:
+        await configure(http)
+        await send(http, *PARTICIPANTS)
+        await asyncio.wait_for(peers[0].reached.wait(), 10)
+        killable.kill()
+        peers[0].gates.clear()
+        gate.set()
+        await asyncio.to_thread(killable.start)
+        status = await ended(http)
+        assert (status["model_version"], status["num_updates"]) == (1, 3)
+        # One new version, however often it was made.
+        assert sorted(peers[0].versions) == [0, 1]
+        assert all(one == PARTICIPANTS for one in peers[0].aggregations)
+        await configure(http, "r-2", k_of_n=1, model_ref="fl/models/global_model_v1")
+        body = update("p-1", "r-2", base_model_uri="fl/models/global_model_v1")
+        assert (await http.post("/update", json=body)).status_code == 200
+        assert (await ended(http, "r-2"))["model_version"] == 2
+
+
+async def test_killed_at_any_moment_under_load(killable: Process, peers: tuple[Peers, str]) -> None:
+    names = [f"p-{number}" for number in range(30)]
+    acknowledged: set[str] = set()
+
+    async def deliver(http: httpx.AsyncClient, name: str) -> None:
+        while name not in acknowledged:
+            try:
+                answer = await http.post("/update", json=update(name))
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+            else:
+                assert answer.status_code == 200, answer.text
+                acknowledged.add(name)
+
+    async with client(killable.env) as http:
+        await configure(http, participants=names, k_of_n=30)
+        deliveries = asyncio.gather(*(deliver(http, name) for name in names))
+        for enough in (5, 15):
+            await eventually(lambda least=enough: len(acknowledged) >= least)  # type: ignore[misc]
+            killable.kill()
+            known = set(acknowledged)
+            await asyncio.to_thread(killable.start)
+            received = (await http.get("/rounds/r-1")).json()["received"]
+            assert known <= {one["proplet_id"] for one in received}
+        await deliveries
+        status = await ended(http)
+    assert (status["num_updates"], status["model_version"]) == (30, 1)
+    assert all(one == names for one in peers[0].aggregations)
+
+
+async def test_a_deadline_that_passed_while_the_coordinator_was_down(
+    killable: Process, peers: tuple[Peers, str]
+) -> None:
+    async with client(killable.env) as http:
+        await configure(http, timeout_s=0.5)
+        await send(http, "p-1")
+        killable.kill()
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(killable.start)
+        # There is a moment for what waits in the broker.
+        await send(http, "p-2")
+        status = await ended(http)
+    assert (status["completed"], status["num_updates"]) == (True, 2)
+    lines = [one for one in killable.lines() if one["msg"] == "Round timeout exceeded"]
+    assert [(one["round_id"], one["updates"], one["timeout_s"], one["level"]) for one in lines] == [
+        ("r-1", 2, 0.5, "WARNING")
+    ]
+
+
+async def test_what_a_crash_left_of_a_completed_round_is_removed(
+    peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1])
+    async with coordinating({**env, "COORDINATOR_KEEP_UPDATES": "true"}) as http:
+        await configure(http)
+        await send(http, *PARTICIPANTS)
+        await ended(http)
+        await configure(http, "r-2")
+        await send(http, "p-1", round_id="r-2")
+    async with coordinating(env):
+        await eventually(lambda: not [one for one in tmp_path.rglob("updates/r-1/*") if one.is_file()])
+    assert len([one for one in tmp_path.rglob("updates/r-2/*") if one.is_file()]) == 1
+
+
+async def test_the_guides_phrases_are_in_the_log_with_the_round_id(
+    killable: Process, peers: tuple[Peers, str]
+) -> None:
+    async with client(killable.env) as http:
+        await configure(http)
+        await send(http, *PARTICIPANTS)
+        await ended(http)
+    said = [one["msg"] for one in killable.lines() if one.get("round_id") == "r-1"]
+    assert said == [
+        "Received experiment configuration",
+        *["Received update"] * 3,
+        "Round complete: received k_of_n updates",
+        "Aggregated model stored",
+    ]
+    assert [one["proplet_id"] for one in killable.lines() if one["msg"] == "Received update"] == PARTICIPANTS
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"MODEL_REGISTRY_URL": ""}, "MODEL_REGISTRY_URL"),
+        ({"AGGREGATOR_URL": ""}, "AGGREGATOR_URL"),
+        ({"COORDINATOR_PORT": "x"}, "COORDINATOR_PORT"),
+        ({"MQTT_BROKER": "http://x"}, "broker"),
+        ({"COORDINATOR_DOMAIN_ID": "d"}, "COORDINATOR_CHANNEL_ID"),
+        ({"PROPELLER_AUTH": "on", "PROPELLER_IDENTITY_URL": "http://x"}, "COORDINATOR_CLIENT_KEY"),
+    ],
+)
+def test_settings_that_cannot_work(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**environment(tmp_path, "http://x"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    from propeller.coordinator.settings import Settings
+
+    with pytest.raises(SettingsError, match=named):
+        Settings.load()
+
+
+def test_the_mqtt_client_is_the_coordinators_own_client(tmp_path: Path) -> None:
+    env = {"COORDINATOR_CLIENT_ID": "c-1", "COORDINATOR_CLIENT_KEY": "k", "MQTT_BROKER": "tcp://b:1"}
+    one = settings(environment(tmp_path, "http://x", **env))
+    assert (one.mqtt_credentials.mqtt_id, one.mqtt_credentials.username) == ("c-1", "c-1")
+    assert one.mqtt_credentials.password == "k"
+    assert one.credentials is None
+    assert "'k'" not in repr(one)
+
+
+async def test_http_is_served_while_the_broker_is_away(peers: tuple[Peers, str], tmp_path: Path) -> None:
+    broker = f"tcp://127.0.0.1:{free_port()}"
+    async with coordinating(environment(tmp_path, peers[1], MQTT_BROKER=broker)) as http:
+        await configure(http)
+        await send(http, *PARTICIPANTS)
+        assert (await ended(http))["completed"]
+
+
+async def test_the_registry_is_asked_once_for_a_version(peers: tuple[Peers, str], tmp_path: Path) -> None:
+    async with serving_peers() as (own, url), coordinating(environment(tmp_path, url)) as http:
+        for number in range(3):
+            await configure(http, f"r-{number}", model_ref=f"fl/models/global_model_v{number}", k_of_n=1)
+            body = update("p-1", f"r-{number}", base_model_uri="")
+            assert (await http.post("/update", json=body)).status_code == 200
+            await ended(http, f"r-{number}")
+        assert own.asked.count("model") == 1

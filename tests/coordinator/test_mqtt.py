@@ -1,0 +1,229 @@
+"""MQTT over a real broker: updates taken from topics, notices of finished rounds, garbage survived."""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from propeller.coordinator.intake import Intake
+from propeller.coordinator.store import RoundStore
+from propeller.fl.tensors import Tensors, to_safetensors
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session
+from propeller.protocol.topics import ROUND_NEXT, Channel, Kind, update_topic
+from propeller.store.database import Database
+from support.coordinator import (
+    Peers,
+    configure,
+    coordinating,
+    ended,
+    environment,
+    process,
+    send,
+    update,
+)
+from support.nats import open_broker
+from support.net import eventually, free_port
+
+CHANNEL = Channel("d-1", "c-1")
+
+
+def variables(port: int) -> dict[str, str]:
+    return {
+        "MQTT_BROKER": f"tcp://127.0.0.1:{port}",
+        "MQTT_CLIENT_ID": f"coordinator-{uuid.uuid4().hex}",
+        "COORDINATOR_DOMAIN_ID": CHANNEL.domain_id,
+        "COORDINATOR_CHANNEL_ID": CHANNEL.channel_id,
+    }
+
+
+class Listener:
+    """A client of the broker that keeps the notices it gets."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.notices: list[tuple[str, dict[str, Any]]] = []
+
+    async def take(self, topic: str, payload: bytes) -> None:
+        self.notices.append((topic, json.loads(payload)))
+
+    def rounds(self, topic: str = ROUND_NEXT) -> list[str]:
+        return [notice["round_id"] for where, notice in self.notices if where == topic]
+
+
+@contextlib.asynccontextmanager
+async def listening(port: int) -> AsyncIterator[Listener]:
+    session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
+    listener = Listener(session)
+    async with session.running():
+        await session.wait_connected(10)
+        for topic in (ROUND_NEXT, CHANNEL.topic(Kind.ROUND_NEXT)):
+            await session.subscribe(topic, listener.take)
+        yield listener
+
+
+async def arrived(http: httpx.AsyncClient, round_id: str, count: int) -> None:
+    status = (await http.get(f"/rounds/{round_id}/complete?wait_s=10&updates={count - 1}")).json()
+    assert status["num_updates"] >= count, status
+
+
+async def test_a_round_over_mqtt_alone(broker_port: int, peers: tuple[Peers, str], tmp_path: Path) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    env = environment(tmp_path, peers[1], **variables(broker_port))
+    async with listening(broker_port) as listener, coordinating(env) as http:
+        await configure(http, name)
+        tensors: Tensors = {"w": np.full(3, 3.0, np.float32), "b": np.full((), 3.0, np.float32)}
+        document = to_safetensors(tensors, {"round_id": name, "proplet_id": "p-3", "num_samples": "64"})
+        one, two = (json.dumps(update(f"p-{number}", name, float(number))).encode() for number in (1, 2))
+        # With the prefix and without, JSON and safetensors; the first one twice, as QoS 1 may deliver it.
+        await listener.session.publish(update_topic(name, "p-1"), one)
+        await listener.session.publish(update_topic(name, "p-1"), one)
+        await listener.session.publish(CHANNEL.update(name, "p-2"), two)
+        await listener.session.publish(update_topic(name, "p-3"), document)
+        status = await ended(http, name)
+        assert (status["completed"], status["num_updates"]) == (True, 3)
+        assert peers[0].versions[1]["b"].tolist() == 2.0
+        await eventually(lambda: len(listener.notices) == 2)
+    assert listener.rounds() == listener.rounds(CHANNEL.topic(Kind.ROUND_NEXT)) == [name]
+    notice = listener.notices[0][1]
+    assert notice.pop("timestamp").endswith("Z")
+    assert notice == {
+        "round_id": name,
+        "new_model_version": 1,
+        "model_uri": "fl/models/global_model_v1",
+        "status": "complete",
+        "next_round_available": True,
+    }
+
+
+async def test_a_round_that_failed_is_not_announced(
+    broker_port: int, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    failed, good = f"r-{uuid.uuid4().hex}", f"r-{uuid.uuid4().hex}"
+    env = environment(tmp_path, peers[1], **variables(broker_port))
+    async with listening(broker_port) as listener, coordinating(env) as http:
+        await configure(http, failed, timeout_s=0.1)
+        assert (await ended(http, failed))["state"] == "failed"
+        await configure(http, good, k_of_n=1)
+        await send(http, "p-1", round_id=good)
+        await eventually(lambda: listener.rounds() == [good])
+
+
+@pytest.mark.parametrize(
+    ("topic", "body"),
+    [
+        (("r", "p-1"), b"\x00\xff garbage"),
+        (("r", "p-1"), b""),
+        (("r", "p-1"), b"{"),
+        (("r", "p-1"), b"[]"),
+        (("r", "p-1"), b'{"round_id": "x"}'),
+        (("r", "p-2"), None),  # the topic of another proplet
+        (("other", "p-1"), None),  # the topic of another round
+    ],
+)
+async def test_garbage_on_topics_is_a_warning_and_nothing_more(
+    broker_port: int, peers: tuple[Peers, str], tmp_path: Path, topic: tuple[str, str], body: bytes | None
+) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    payload = json.dumps(update("p-1", name)).encode() if body is None else body
+    place = update_topic(name if topic[0] == "r" else topic[0], topic[1])
+    env = environment(tmp_path, peers[1], **variables(broker_port))
+    async with listening(broker_port) as listener, coordinating(env) as http:
+        await configure(http, name)
+        await listener.session.publish(place, payload)
+        good = json.dumps(update("p-3", name)).encode()
+        await listener.session.publish(update_topic(name, "p-3"), good)
+        await arrived(http, name, 1)
+        received = (await http.get(f"/rounds/{name}")).json()["received"]
+        assert [one["proplet_id"] for one in received] == ["p-3"]
+
+
+async def test_what_waits_in_the_broker_is_taken_after_a_crash(
+    broker_port: int, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    env = environment(tmp_path / "state", peers[1], **variables(broker_port))
+    async with (
+        listening(broker_port) as listener,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{env['COORDINATOR_PORT']}", timeout=30, trust_env=False
+        ) as http,
+    ):
+        with process(env, tmp_path / "log") as killable:
+            await configure(http, name)
+            await eventually(
+                lambda: len([one for one in killable.lines() if one["msg"] == "subscribed to topic"]) == 2
+            )
+            killable.kill()
+            for number in (1, 2):
+                payload = json.dumps(update(f"p-{number}", name)).encode()
+                await listener.session.publish(update_topic(name, f"p-{number}"), payload)
+            await asyncio.to_thread(killable.start)
+            await arrived(http, name, 2)
+            await send(http, "p-3", round_id=name)
+            assert (await ended(http, name))["completed"]
+            await eventually(lambda: listener.rounds() == [name])
+
+
+async def test_a_notice_waits_for_the_broker_and_survives_a_restart(
+    peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    port = free_port()
+    env = environment(tmp_path / "state", peers[1], **variables(port))
+    async with coordinating(env) as http:
+        await configure(http, k_of_n=1)
+        await send(http, "p-1")
+        assert (await ended(http))["completed"]
+    database = Database(str(tmp_path / "state" / "coordinator.db"))
+    assert await RoundStore(database).unannounced() == [("r-1", 1)]
+    with open_broker(tmp_path / "broker", port):
+        async with listening(port) as listener, coordinating(env):
+            await eventually(lambda: listener.rounds() == ["r-1"])
+            await eventually(lambda: _none_waits(RoundStore(database)))
+        # Told once: not again after another start.
+        async with listening(port) as listener, coordinating(env) as http:
+            await configure(http, "r-2", k_of_n=1)
+            await send(http, "p-1", round_id="r-2")
+            await eventually(lambda: listener.rounds() == ["r-2"])
+    await database.close()
+
+
+async def _none_waits(store: RoundStore) -> bool:
+    return not await store.unannounced()
+
+
+class FailingService:
+    """A service whose database fails some times."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.calls = failures, 0
+
+    async def take(self, _incoming: object) -> None:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise OSError("disk full")
+
+
+async def test_an_update_that_cannot_be_stored_is_tried_again_and_then_raised() -> None:
+    payload = json.dumps(update()).encode()
+    service = FailingService(1)
+    intake = Intake(service, max_bytes=10_000, delays=(0.0, 0.0))  # type: ignore[arg-type]
+    await intake.take(update_topic("r-1", "p-1"), payload)
+    assert service.calls == 2
+    service.failures = 99
+    with pytest.raises(OSError, match="disk full"):
+        await intake.take(update_topic("r-1", "p-1"), payload)
+
+
+async def test_an_update_over_the_limit_is_not_read() -> None:
+    service = FailingService(0)
+    intake = Intake(service, max_bytes=10)  # type: ignore[arg-type]
+    await intake.take(update_topic("r-1", "p-1"), json.dumps(update()).encode())
+    assert service.calls == 0
