@@ -136,6 +136,18 @@ async def test_the_same_experiment_again_changes_nothing_and_another_is_refused(
     assert (other.status_code, "configured differently" in other.json()["error"]) == (409, True)
 
 
+async def test_the_same_experiment_many_times_at_once_is_one_round(http: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(http.post("/experiments", json=experiment()) for _ in range(10)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert (await http.get("/rounds")).json()["total"] == 1
+    others = await asyncio.gather(
+        *(http.post("/experiments", json=experiment("r-2", timeout_s=number)) for number in range(1, 9))
+    )
+    assert sorted(answer.status_code for answer in others) == [201] + [409] * 7
+    await send(http, *PARTICIPANTS)
+    assert (await ended(http))["completed"]
+
+
 async def test_fifty_updates_at_once(http: httpx.AsyncClient, peers: tuple[Peers, str]) -> None:
     names = [f"p-{number}" for number in range(50)]
     await configure(http, participants=names, k_of_n=50)

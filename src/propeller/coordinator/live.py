@@ -53,6 +53,10 @@ class LiveRounds:
         self._rounds: dict[str, Live] = {}
         self._reading = asyncio.Lock()
 
+    def held(self, round_id: str) -> Live | None:
+        """A round that is in memory."""
+        return self._rounds.get(round_id)
+
     async def find(self, round_id: str) -> Live | None:
         """A round; ``None`` if there is none of this id."""
         known = self._rounds.get(round_id)
@@ -67,6 +71,12 @@ class LiveRounds:
                 return self._rounds[round_id]
             record = await self._store.load(round_id)
             return None if record is None else self.add(record)
+
+    async def create(self, record: Record) -> Live | None:
+        """Store a new round; ``None`` if there is one of its id."""
+        # Under the lock of ``find``: nobody may read the round back before it is in memory.
+        async with self._reading:
+            return self.add(record) if await self._store.add(record) else None
 
     def add(self, record: Record) -> Live:
         """Put a round into memory; the oldest ones that are over make room."""

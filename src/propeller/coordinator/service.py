@@ -65,7 +65,6 @@ class Coordinator:
         self._store, self._registry, self._aggregation = store, registry, aggregation
         self._metrics, self._announce = metrics, announce
         self._rounds = LiveRounds(store)
-        self._configuring = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -105,18 +104,16 @@ class Coordinator:
         round_id = experiment.round_id
         if round_id == "next":
             raise BadRequestError("round_id: 'next' is reserved; choose another id")
-        found = await self._rounds.find(round_id)
-        if found is not None:
-            return _unchanged(found.record, experiment)
+        known = self._rounds.held(round_id)
+        if known is not None:
+            return _unchanged(known.record, experiment)
         shapes = await self._registry.shapes(model_version(experiment.model_ref))
-        async with self._configuring:
-            found = await self._rounds.find(round_id)
-            if found is not None:
-                return _unchanged(found.record, experiment)
-            created = new_record(experiment, shapes, time.time())
-            record = replace(created, round=step(created.round, Configured()).round)
-            await self._store.add(record)
-            live = self._rounds.add(record)
+        created = new_record(experiment, shapes, time.time())
+        record = replace(created, round=step(created.round, Configured()).round)
+        # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
+        live = await self._rounds.create(record)
+        if live is None:
+            return _unchanged((await self._find(round_id)).record, experiment)
         self._set_timer(live, record.deadline - time.time())
         self._metrics.rounds.labels(record.state.value).inc()
         log.info(

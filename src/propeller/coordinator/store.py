@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.record import Counted, Record
@@ -59,8 +60,8 @@ class RoundStore:
         """Make the tables that are missing."""
         await self._database.create(tables)
 
-    async def add(self, record: Record) -> None:
-        """Store a new round."""
+    async def add(self, record: Record) -> bool:
+        """Store a new round; ``False``, and nothing stored, if there is one of its id."""
         row = {
             "round_id": record.round_id,
             "experiment": record.experiment.model_dump(mode="json"),
@@ -70,8 +71,12 @@ class RoundStore:
             "deadline": record.deadline,
             **_changing(record),
         }
-        async with self._database.transaction() as connection:
-            await connection.execute(_rounds.insert(), row)
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(_rounds.insert(), row)
+        except sa.exc.IntegrityError:
+            return False
+        return True
 
     async def save(self, before: Record, after: Record, update: Counted | None = None) -> None:
         """Store what an event changed, with the update that it counted, in one transaction.
