@@ -77,15 +77,15 @@ class CompactJson(Response):
 class Authenticated:
     """ASGI middleware: puts the caller into ``request.state.principal``, or answers 401."""
 
-    def __init__(self, app: ASGIApp, verify: Verify | None) -> None:
-        self.app, self.verify = app, verify
+    def __init__(self, app: ASGIApp, verify: Verify | None, open_paths: frozenset[str] = OPEN_PATHS) -> None:
+        self.app, self.verify, self.open_paths = app, verify, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on once it is known who calls."""
         if scope["type"] == "http":
             state = scope.setdefault("state", {})
             state["principal"] = ANYONE
-            if self.verify is not None and scope["path"] not in OPEN_PATHS:
+            if self.verify is not None and scope["path"] not in self.open_paths:
                 header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
                 try:
                     if not header:
@@ -116,6 +116,7 @@ def create_app(
     service: str,
     *,
     verify: Verify | None = None,
+    open_paths: frozenset[str] = frozenset(),
     max_body: int = MAX_BODY,
     health: Callable[[], dict[str, Any]] = lambda: {"status": "ok"},
     metrics: HttpMetrics | None = None,
@@ -126,6 +127,7 @@ def create_app(
     Args:
         service: its name, in the metrics and the API's title.
         verify: checks an ``Authorization`` header; ``None`` lets anyone in (DESIGN 4.5: loopback only).
+        open_paths: answered to anyone, beside ``/health``.
         max_body: the largest request body, in bytes.
         health: the body of ``/health``.
         metrics: the service's collectors, made here if not given.
@@ -142,7 +144,7 @@ def create_app(
     )
     app.router.route_class = _StrictRoute
     errors.install(app)
-    app.add_middleware(Authenticated, verify=verify)
+    app.add_middleware(Authenticated, verify=verify, open_paths=OPEN_PATHS | open_paths)
     app.add_middleware(BodyLimit, max_bytes=max_body)
     app.add_middleware(errors.Guarded)
     app.add_middleware(Measured, metrics=measured)

@@ -1,0 +1,111 @@
+"""The bodies that the identity API reads."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_validator,
+)
+
+from propeller.identity.settings import MIN_PASSWORD
+from propeller.protocol.ids import Id
+
+_MOST = 1000
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable, without spaces around it")
+    return text
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Password = Annotated[SecretStr, Field(min_length=MIN_PASSWORD, max_length=256)]
+Status = Literal["enabled", "disabled"]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=_MOST)]
+Types = Annotated[list[Literal["publish", "subscribe"]], Field(min_length=1, max_length=2)]
+BOTH: tuple[Literal["publish", "subscribe"], ...] = ("publish", "subscribe")
+
+
+class Login(BaseModel):
+    """A user name and password, by the names of either generation of clients."""
+
+    username: str = Field(validation_alias=AliasChoices("username", "identity"), max_length=256)
+    password: SecretStr = Field(validation_alias=AliasChoices("password", "secret"), max_length=256)
+
+
+class NewUser(BaseModel):
+    """A user to be made."""
+
+    username: Name
+    password: Password
+    role: Literal["admin", "user"] = "user"
+
+
+class NewPassword(BaseModel):
+    """The old password of the caller and the new one."""
+
+    old_secret: SecretStr = Field(max_length=256)
+    new_secret: Password
+
+
+class DomainBody(BaseModel):
+    """A domain to be made; its route is its unique name in addresses."""
+
+    name: Name
+    route: Id
+
+
+class ClientBody(BaseModel):
+    """A client to be made. Its key is made here and answered once."""
+
+    name: Name
+    role: str | None = Field(None, max_length=32)
+    tags: list[Annotated[str, Field(max_length=128)]] = Field([], max_length=64)
+    metadata: Annotated[dict[str, Any], BeforeValidator(_none_is_empty)] = {}
+    status: Status = "enabled"
+    credentials: dict[str, Any] | None = None
+
+    @field_validator("credentials")
+    @classmethod
+    def _made_here(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value and value.get("secret"):
+            raise ValueError("keys are made by this service: leave secret out, and read it in the answer")
+        return value
+
+
+class ChannelBody(BaseModel):
+    """A channel to be made."""
+
+    name: Name
+    status: Status = "enabled"
+
+
+class ConnectionBody(BaseModel):
+    """Which clients to connect to which channels, and for what."""
+
+    client_ids: Ids
+    channel_ids: Ids
+    types: Types = list(BOTH)
+
+
+class ChannelConnectionBody(BaseModel):
+    """Which clients to connect to the channel of the path, and for what."""
+
+    client_ids: Ids
+    types: Types = list(BOTH)
+
+
+class VerifyBody(BaseModel):
+    """An ``Authorization`` header that a service was sent."""
+
+    authorization: str = Field(max_length=8192)

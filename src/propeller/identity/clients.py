@@ -1,0 +1,150 @@
+"""Clients: devices and services, each with an id and a key."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row, delete, update
+from sqlalchemy.exc import IntegrityError
+
+from propeller.identity.changes import Changes
+from propeller.identity.keys import hash_key, new_key
+from propeller.identity.records import DELETED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
+from propeller.identity.roles import role_of
+from propeller.identity.tables import clients, connections, domains
+from propeller.store.database import Database
+from propeller.web.errors import BadRequestError, ConflictError
+
+
+@dataclass(frozen=True)
+class NewClient:
+    """What is said about a client when it is made; ``roles.role_of`` finds the role that is not given."""
+
+    name: str
+    role: str | None = None
+    tags: Sequence[str] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    status: str = ENABLED
+
+
+class Clients:
+    """The clients of every domain. A key is answered once, when it is made: what is kept is its hash."""
+
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database, self._changes = database, changes
+
+    async def create(
+        self, domain_id: str, new: NewClient, *, client_id: str | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """A new client, with its key; ``client_id`` and ``key`` are for those that are known already.
+
+        Raises:
+            NotFoundError: there is no such domain.
+            ConflictError: the domain has a client of that name.
+            BadRequestError: the role is not one.
+        """
+        try:
+            role = role_of(new.name, new.role, new.metadata, new.tags)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from None
+        now, key = time.time(), key or new_key()
+        row = {
+            "id": client_id or new_id(),
+            "domain_id": domain_id,
+            "name": new.name,
+            "key_hash": hash_key(key),
+            "role": role.value,
+            "tags": list(new.tags),
+            "metadata": new.metadata,
+            "status": new.status,
+            "created_at": now,
+            "access_changed_at": now,
+        }
+        try:
+            async with self._changes.change() as change:
+                await fetch(change.connection, domains, "domain", domains.c.id == domain_id)
+                await change.connection.execute(clients.insert().values(row))
+                change.added.add(str(row["id"]))
+        except IntegrityError:
+            raise ConflictError(f"a client named {new.name!r} exists in this domain") from None
+        return _with_key(await self.get(domain_id, str(row["id"])), key)
+
+    async def get(self, domain_id: str, client_id: str) -> dict[str, Any]:
+        """One client.
+
+        Raises:
+            NotFoundError: there is none in this domain.
+        """
+        async with self._database.transaction() as connection:
+            row = await fetch(connection, clients, "client", *_which(domain_id, client_id))
+        return _shown(row)
+
+    async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
+        """A page of a domain's clients."""
+        async with self._database.transaction() as connection:
+            total, rows = await fetch_page(connection, clients, page, clients.c.domain_id == domain_id)
+        return listed("clients", page, total, [_shown(row) for row in rows])
+
+    async def set_status(self, domain_id: str, client_id: str, status: str) -> dict[str, Any]:
+        """Enable or disable a client; a disabled one is cut from the broker.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        await self._change(domain_id, client_id, {"status": status})
+        return await self.get(domain_id, client_id)
+
+    async def delete(self, domain_id: str, client_id: str) -> None:
+        """Delete a client and cut it from the broker; its name may be used again, its id never.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        await self._change(
+            domain_id, client_id, {"status": DELETED, "name": client_id, "key_hash": ""}, gone=True
+        )
+
+    async def rotate_key(self, domain_id: str, client_id: str) -> dict[str, Any]:
+        """Give a client a new key, answered once; connections made with the old one are cut.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        key = new_key()
+        await self._change(domain_id, client_id, {"key_hash": hash_key(key)})
+        return _with_key(await self.get(domain_id, client_id), key)
+
+    async def _change(
+        self, domain_id: str, client_id: str, values: dict[str, Any], *, gone: bool = False
+    ) -> None:
+        async with self._changes.change() as change:
+            await fetch(change.connection, clients, "client", *_which(domain_id, client_id))
+            await change.connection.execute(update(clients).where(clients.c.id == client_id).values(values))
+            if gone:
+                await change.connection.execute(
+                    delete(connections).where(connections.c.client_id == client_id)
+                )
+            change.revoked.add(client_id)
+
+
+def _which(domain_id: str, client_id: str) -> tuple[Any, Any]:
+    return clients.c.domain_id == domain_id, clients.c.id == client_id
+
+
+def _shown(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "domain_id": row.domain_id,
+        "role": row.role,
+        "tags": row.tags,
+        "metadata": row.metadata,
+        "credentials": {"identity": row.id},
+        "status": row.status,
+        "created_at": iso(row.created_at),
+    }
+
+
+def _with_key(shown: dict[str, Any], key: str) -> dict[str, Any]:
+    return {**shown, "credentials": {**shown["credentials"], "secret": key}}

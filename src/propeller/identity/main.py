@@ -1,0 +1,27 @@
+"""The identity service as a process: its API on four ports, and its connection to the broker."""
+
+import asyncio
+
+from propeller.identity.api import create_api
+from propeller.identity.service import open_identity
+from propeller.identity.settings import Settings
+from propeller.web.server import Bind, serve
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        StartError: a port cannot be had, the database cannot be opened, or there is no admin.
+    """
+    async with open_identity(settings) as identity:
+        ports = {
+            "users": settings.users_port,
+            "domains": settings.domains_port,
+            "channels": settings.channels_port,
+            "clients": settings.clients_port,
+        }
+        app = create_api(identity)
+        await serve(
+            [(Bind(f"identity ({name})", settings.host, port), app) for name, port in ports.items()], stop
+        )

@@ -1,0 +1,103 @@
+"""The identity service: users, domains, clients, channels, and the broker's questions, over one database."""
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from propeller.identity.broker_link import BrokerLink
+from propeller.identity.callout import Callout
+from propeller.identity.changes import Changes
+from propeller.identity.channels import Channels
+from propeller.identity.clients import Clients
+from propeller.identity.directory import Directory
+from propeller.identity.domains import Domains
+from propeller.identity.keys import Passwords
+from propeller.identity.mqtt_ids import MqttIds
+from propeller.identity.settings import Settings
+from propeller.identity.tables import metadata
+from propeller.identity.throttle import Throttle
+from propeller.identity.tokens import Tokens
+from propeller.identity.users import Users
+from propeller.mqtt.broker_keys import BrokerKeys, derive
+from propeller.store.database import Database
+from propeller.web.auth import Principal, unauthorized
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who there is and who may do what."""
+
+    users: Users
+    domains: Domains
+    clients: Clients
+    channels: Channels
+    directory: Directory
+    link: BrokerLink
+
+    async def verify(self, authorization: str) -> Principal:
+        """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
+
+        Raises:
+            ApiError: 401, with what is wrong.
+        """
+        scheme, _, rest = authorization.partition(" ")
+        match scheme.lower():
+            case "bearer":
+                return await self.users.identify(rest.strip())
+            case "basic":
+                client_id, key = _read_basic(rest)
+                access = self.directory.authenticate(client_id, key)
+                if access is None:
+                    raise unauthorized("the client is unknown or disabled, or its key is wrong")
+                return Principal("client", access.client_id, access.role.value)
+            case _:
+                raise unauthorized("send a user's token as Bearer, or a client's id and key as Basic")
+
+
+@contextlib.asynccontextmanager
+async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
+    """Open the database, make the admin, and answer the broker for the length of the block.
+
+    Raises:
+        StartError: the database cannot be opened, or there is no admin and no password for one.
+    """
+    secret = settings.broker_secret.get_secret_value()
+    keys = BrokerKeys.derived(secret)
+    signing = settings.jwt_secret.get_secret_value() if settings.jwt_secret else secret
+    tokens = Tokens(
+        derive(signing, "user tokens"), access_s=settings.access_token_s, refresh_s=settings.refresh_token_s
+    )
+    database, directory = Database(settings.database), Directory()
+    mqtt_ids = MqttIds(database, directory)
+    link = BrokerLink(settings.broker_url, keys, Callout(directory, mqtt_ids, keys), directory)
+    changes = Changes(database, directory, link)
+    users = Users(database, Passwords(), tokens, Throttle())
+    identity = Identity(
+        users,
+        Domains(database, changes),
+        Clients(database, changes),
+        Channels(database, changes),
+        directory,
+        link,
+    )
+    try:
+        await database.create(metadata)
+        await changes.load()
+        await mqtt_ids.load()
+        password = settings.admin_password
+        await users.ensure_admin(settings.admin_username, password.get_secret_value() if password else None)
+        async with link.running():
+            yield identity
+    finally:
+        await database.close()
+
+
+def _read_basic(text: str) -> tuple[str, str]:
+    try:
+        client_id, colon, key = base64.b64decode(text.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise unauthorized("Basic takes base64 of id:key")
+    return client_id, key

@@ -1,0 +1,30 @@
+"""Settings of the identity service."""
+
+from pydantic import Field, SecretStr
+
+from propeller.mqtt.broker_keys import MIN_SECRET
+from propeller.process.settings import Seconds, ServiceSettings
+
+MIN_PASSWORD = 8
+"""The shortest password of a user, in characters (the guide's admin has 8)."""
+
+
+class Settings(ServiceSettings):
+    """What ``propeller serve identity`` reads.
+
+    The API asks for a user's token whatever ``PROPELLER_AUTH`` says: who may connect is not for anyone to change.
+    """
+
+    host: str = Field("127.0.0.1", alias="IDENTITY_HOST")
+    users_port: int = Field(9002, alias="IDENTITY_USERS_PORT")
+    domains_port: int = Field(9003, alias="IDENTITY_DOMAINS_PORT")
+    channels_port: int = Field(9005, alias="IDENTITY_CHANNELS_PORT")
+    clients_port: int = Field(9006, alias="IDENTITY_CLIENTS_PORT")
+    database: str = Field(".propeller/identity/identity.db", alias="IDENTITY_DATABASE")
+    admin_username: str = Field("admin", alias="IDENTITY_ADMIN_USERNAME", min_length=1, max_length=128)
+    admin_password: SecretStr | None = Field(None, alias="IDENTITY_ADMIN_PASSWORD", min_length=MIN_PASSWORD)
+    access_token_s: Seconds = Field(3600.0, alias="IDENTITY_ACCESS_TOKEN_DURATION", gt=0)
+    refresh_token_s: Seconds = Field(86400.0, alias="IDENTITY_REFRESH_TOKEN_DURATION", gt=0)
+    jwt_secret: SecretStr | None = Field(None, alias="IDENTITY_JWT_SECRET", min_length=MIN_SECRET)
+    broker_secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
+    broker_url: str = Field("nats://127.0.0.1:4222", alias="BROKER_NATS_URL")

