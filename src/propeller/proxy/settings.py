@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.oci.client import MAX_PROGRAM
@@ -42,7 +43,7 @@ class Settings(HttpSettings):
     )
     """Empty for a broker that asks for none."""
 
-    registry: Annotated[Registry, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
+    registry: Annotated[Registry, NoDecode, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")

@@ -1,0 +1,482 @@
+"""The proxy through its ``main``, over a real broker and a real registry, with proplets of both kinds."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from starlette.requests import Request
+
+from propeller.oci.client import RegistryClient
+from propeller.oci.layout import Layout
+from propeller.oci.manifest import digest_of
+from propeller.oci.reference import Reference
+from propeller.oci.registry import create_registry
+from propeller.process.run import StartError
+from propeller.protocol.registry import Chunk
+from propeller.protocol.topics import Channel, Kind
+from propeller.proxy.main import main
+from propeller.proxy.settings import Settings
+from support.fake_proplets import proplet, proplets
+from support.net import eventually, free_port
+from support.registries import LOGIN, embedded, serving, wasm
+
+PROGRAM = wasm(2_100_000)
+DIGEST = digest_of(PROGRAM)
+CHUNKS = 5
+
+
+class CountingRegistry:
+    """The embedded registry, counting what is asked of it, and slow on request."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: Counter[str] = Counter()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._inner = create_registry(Layout(folder))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            kind = "blob" if "/blobs/" in request.url.path else "manifest"
+            self.asked[f"{request.method} {kind}"] += 1
+            await self.gate.wait()
+        await self._inner(scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def counting(folder: Path, port: int | None = None) -> AsyncIterator[tuple[str, CountingRegistry]]:
+    """A registry that has the program as ``x:latest``."""
+    registry = CountingRegistry(folder)
+    async with serving(registry, port) as port:
+        host = f"127.0.0.1:{port}"
+        async with RegistryClient() as client:
+            await client.push(Reference.parse(f"{host}/x"), PROGRAM)
+        registry.asked.clear()
+        yield host, registry
+
+
+class Running:
+    """A proxy that runs in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self._http = settings, f"http://127.0.0.1:{settings.http_port}"
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            return await http.get(f"{self._http}{path}")
+
+    async def count(self, name: str) -> float:
+        for line in (await self.get("/metrics")).text.splitlines():
+            if line.startswith(f"propeller_proxy_{name}_total"):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no metric {name}")
+
+
+@pytest.fixture
+def channel() -> Channel:
+    return Channel(uuid.uuid4().hex, "c")
+
+
+@contextlib.asynccontextmanager
+async def proxy(
+    port: int, channel: Channel, registry: str, cache: Path, **given: Any
+) -> AsyncIterator[Running]:
+    settings = Settings.load(
+        mqtt_address=f"tcp://127.0.0.1:{port}",
+        domain_id=channel.domain_id,
+        channel_id=channel.channel_id,
+        client_id=f"proxy-{channel.domain_id}",
+        registry=registry,
+        cache=cache,
+        http_port=free_port(),
+        **given,
+    )
+    stop, running = asyncio.Event(), Running(settings)
+    with structlog.testing.capture_logs() as logs:
+        task = asyncio.create_task(main(settings, stop))
+
+        def subscribed() -> bool:
+            if task.done():
+                task.result()
+            return any(line["event"] == "subscribed to topic" for line in logs)
+
+        await eventually(subscribed)
+    try:
+        yield running
+    finally:
+        stop.set()
+        await task
+
+
+async def test_fifty_directed_proplets_get_every_chunk_once(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplets(broker_port, channel, 50) as fleet,
+    ):
+        answers = await asyncio.gather(*(one.resolve("x:latest") for one in fleet))
+        assert {(answer.digest, answer.size, answer.total_chunks) for answer in answers} == {
+            (DIGEST, len(PROGRAM), CHUNKS)
+        }
+        assert registry.asked["GET manifest"] == 1
+        assert registry.asked["HEAD manifest"] < 10
+        assert registry.asked["GET blob"] == 0  # those who have the program cost nothing
+        await asyncio.gather(*(one.listen(channel.chunks(DIGEST)) for one in fleet))
+        await asyncio.gather(*(one.ask("x:latest", proplet_id=one.name, digest=DIGEST) for one in fleet))
+        programs = await asyncio.gather(*(one.program() for one in fleet))
+        assert set(programs) == {PROGRAM}
+        assert registry.asked["GET blob"] == 1
+        # All asked within a moment: at most a few chunks went twice, for those who came after they were sent.
+        assert await running.count("chunks") < 3 * CHUNKS
+        health = await running.get("/health")
+        assert (health.status_code, health.json()) == (200, {"status": "ok", "service": "proxy"})
+
+
+async def test_one_batch_costs_each_byte_once_and_who_joins_while_it_is_fetched_too(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplets(broker_port, channel, 3) as fleet,
+    ):
+        for one in fleet:
+            await one.resolve("x")
+            await one.listen(channel.chunks(DIGEST))
+        registry.gate.clear()
+        for one in fleet:
+            await one.ask("x", proplet_id=one.name, digest=DIGEST)
+        await eventually(lambda: registry.asked["GET blob"] == 1)
+        registry.gate.set()
+        assert {await one.program() for one in fleet} == {PROGRAM}
+        assert await running.count("chunks") == CHUNKS
+        assert await running.count("bytes") == len(PROGRAM)
+        assert registry.asked["GET blob"] == 1
+
+
+async def test_proplets_of_absmach_propeller_get_chunks_on_the_shared_topic(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplets(broker_port, channel, 3) as fleet,
+    ):
+        registry.gate.clear()
+        for one in fleet:
+            await one.session.publish(
+                channel.topic(Kind.REGISTRY_REQUEST), b'{"app_name":"%s/x:latest"}' % host.encode()
+            )
+        await eventually(lambda: registry.asked["HEAD manifest"] == 1)
+        registry.gate.set()
+        for one in fleet:
+            assert await one.program() == PROGRAM
+            assert {chunk.app_name for chunk in one.chunks} == {f"{host}/x:latest"}
+            assert {chunk.digest for chunk in one.chunks} == {DIGEST}
+        # Whoever asked before the first chunk went shares it; the broker may hand the last request over later.
+        assert await running.count("chunks") <= 2 * CHUNKS
+
+
+async def test_a_late_joiner_gets_its_missing_chunks_and_the_others_are_not_sent_again(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplets(broker_port, channel, 2) as (first, late),
+    ):
+        assert await first.download("x") == PROGRAM
+        assert await running.count("chunks") == CHUNKS
+        await late.listen(channel.chunks(DIGEST))
+        await late.ask("x", proplet_id=late.name, digest=DIGEST, missing=[1, 4, 77])
+        await eventually(lambda: sorted(chunk.chunk_idx for chunk in late.chunks) == [1, 4])
+        assert await running.count("chunks") == CHUNKS + 2
+
+
+@pytest.mark.parametrize(
+    ("app_name", "said"),
+    [
+        ("none:latest", "404 Not Found"),
+        ("x:other", "use exactly the name"),
+        ("Upper/Case:latest", "case-sensitive"),
+        ("127.0.0.1:1/x", "cannot be reached"),
+    ],
+)
+async def test_failures_are_answered_at_once_to_both_kinds(
+    app_name: str, said: str, broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+        proplets(broker_port, channel, 2) as (directed, other),
+    ):
+        begun = time.monotonic()
+        await directed.ask(app_name, proplet_id=directed.name)
+        await directed.ask(app_name, proplet_id=directed.name, digest=digest_of(b"no"))
+        await other.ask(app_name)
+        await eventually(lambda: len(directed.answers) == 2 and other.chunks)
+        assert time.monotonic() - begun < 5
+        assert {answer.digest for answer in directed.answers if answer.error} == {None, digest_of(b"no")}
+        assert said in next(str(answer.error) for answer in directed.answers if answer.digest is None)
+        assert said in str(other.chunks[0].error)
+        assert other.chunks[0].app_name == app_name
+
+
+async def test_a_wrong_password_is_answered_with_the_remedy_and_shown_nowhere(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with embedded(tmp_path / "oci", username=LOGIN[0], password=LOGIN[1]) as host:
+        wrong = {"registry_username": LOGIN[0], "registry_password": "hunter2"}
+        for given, status in ((wrong, False), (wrong, True), ({}, True)):
+            async with (
+                proxy(
+                    broker_port, channel, f"http://{host}", tmp_path / "cache", authenticate=status, **given
+                ),
+                proplet(broker_port, channel, "p") as one,
+            ):
+                with structlog.testing.capture_logs() as logs:
+                    answer = await one.resolve("x")
+                assert "401 Unauthorized" in str(answer.error)
+                assert "PROXY_AUTHENTICATE=true" in str(answer.error)
+                assert "hunter2" not in str(answer) + str(logs)
+                failed = [line for line in logs if line["event"] == "failed to fetch container"]
+                assert failed[0]["log_level"] == "error"
+                assert "401" in failed[0]["reason"]
+        right = {"registry_username": LOGIN[0], "registry_password": LOGIN[1], "authenticate": True}
+        async with (
+            proxy(broker_port, channel, f"http://{host}", tmp_path / "cache", **right),
+            proplet(broker_port, channel, "p") as one,
+        ):
+            assert "404" in str((await one.resolve("x")).error)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\xff\xfe", b"[]", b"{}", b'{"app_name":""}', b'{"app_name":5}', b'{"app_name":"x","digest":"../x"}',
+     b'{"app_name":"x","proplet_id":"a/b"}', b'{"app_name":"x","missing":[-1]}', b'{"app_name":"%s"}' % (b"x" * 600)],
+)  # fmt: skip
+async def test_garbage_is_a_warning(
+    payload: bytes, broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        proxy(broker_port, channel, "http://127.0.0.1:1", tmp_path / "cache") as running,
+        proplet(broker_port, channel, "p") as one,
+    ):
+        with structlog.testing.capture_logs() as logs:
+            await one.session.publish(channel.topic(Kind.REGISTRY_REQUEST), payload)
+            await eventually(lambda: any(line["log_level"] == "warning" for line in logs))
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
+            "ignored a container request that cannot be read"
+        ]
+        assert 'outcome="malformed"} 1.0' in (await running.get("/metrics")).text
+        assert list((tmp_path / "cache" / "pending").iterdir()) == []
+
+
+async def test_the_logs_hold_the_guides_phrases(broker_port: int, channel: Channel, tmp_path: Path) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+        proplet(broker_port, channel, "p") as one,
+    ):
+        with structlog.testing.capture_logs() as logs:
+            await one.download("x")
+            await eventually(lambda: any("all chunks" in line["event"] for line in logs))
+        events = Counter(line["event"] for line in logs)
+        assert events["Received container request"] == 2
+        assert events["sent container chunk to MQTT stream"] == CHUNKS
+        assert events["successfully sent all chunks"] == 1
+        assert {line["app_name"] for line in logs if line["event"] == "Received container request"} == {"x"}
+
+
+async def test_a_restart_keeps_the_cache_and_needs_no_registry_for_a_digest(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with counting(tmp_path / "oci") as (host, _):
+        async with (
+            proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+            proplet(broker_port, channel, "p") as one,
+        ):
+            await one.download("x")
+        async with RegistryClient() as client:
+            pinned = f"x@{(await client.resolve(Reference.parse(f'{host}/x'))).digest}"
+    async with (
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplet(broker_port, channel, "p") as one,
+    ):
+        assert await one.download(pinned) == PROGRAM
+        assert await running.count("fetches") == 0
+        assert "cannot be reached" in str((await one.resolve("x:latest")).error)
+
+
+async def test_a_moved_tag_is_seen(broker_port: int, channel: Channel, tmp_path: Path) -> None:
+    other = wasm(1000, seed=5)
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+        proplet(broker_port, channel, "p") as one,
+    ):
+        assert (await one.resolve("x")).digest == DIGEST
+        async with RegistryClient() as client:
+            await client.push(Reference.parse(f"{host}/x"), other)
+        assert (await one.resolve("x")).digest == digest_of(other)
+
+
+async def test_a_cached_program_that_was_changed_on_disk_is_fetched_again(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+        proplets(broker_port, channel, 2) as (first, second),
+    ):
+        await first.download("x")
+        (tmp_path / "cache" / "blobs" / DIGEST.replace(":", "-")).write_bytes(b"\0asm tampered")
+        assert await second.download("x") == PROGRAM
+        assert registry.asked["GET blob"] == 2
+
+
+async def test_a_tampered_blob_in_the_registry_reaches_nobody(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
+        proplet(broker_port, channel, "p") as one,
+    ):
+        blob = Layout(tmp_path / "oci").blob(DIGEST)
+        assert blob is not None
+        blob.write_bytes(PROGRAM[:-1] + b"!")
+        resolved = await one.resolve("x")
+        await one.listen(channel.chunks(DIGEST))
+        await one.ask("x", proplet_id="p", digest=resolved.digest)
+        await eventually(lambda: len(one.answers) == 2)
+        assert "not this" in str(one.answers[1].error)
+        assert await running.count("chunks") == 0
+        assert list((tmp_path / "cache" / "blobs").glob("*.part")) == []
+
+
+async def test_a_registry_that_hangs_is_answered_in_time_and_holds_up_nobody(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    async with (
+        counting(tmp_path / "hanging") as (hanging, stuck),
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache", registry_timeout=1.0),
+        proplets(broker_port, channel, 2) as (first, second),
+    ):
+        stuck.gate.clear()
+        await first.ask(f"{hanging}/x", proplet_id=first.name)
+        assert await second.download("x") == PROGRAM
+        assert first.answers == []
+        await eventually(lambda: first.answers)
+        assert "did not answer within 1 s" in str(first.answers[0].error)
+        stuck.gate.set()
+
+
+CODE = """
+import asyncio
+from propeller.process.run import run
+from propeller.proxy.main import main
+from propeller.proxy.settings import Settings
+raise SystemExit(run(lambda stop: main(Settings.load(), stop)))
+"""
+
+
+@contextlib.asynccontextmanager
+async def process(
+    port: int, channel: Channel, registry: str, cache: Path
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A proxy in a process of its own."""
+    environment = {
+        **os.environ,
+        "PROXY_MQTT_ADDRESS": f"tcp://127.0.0.1:{port}",
+        "PROXY_TENANT_ID": channel.domain_id,
+        "PROXY_CHANNEL_ID": channel.channel_id,
+        "PROXY_ENTITY_ID": f"proxy-{channel.domain_id}",
+        "PROXY_REGISTRY_URL": registry,
+        "PROXY_CACHE": str(cache),
+        "PROXY_HTTP_PORT": str(free_port()),
+    }
+    running = subprocess.Popen([sys.executable, "-c", CODE], env=environment)
+    try:
+        yield running
+    finally:
+        running.kill()
+        await asyncio.to_thread(running.wait)
+
+
+async def test_a_kill_loses_no_request(broker_port: int, channel: Channel, tmp_path: Path) -> None:
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proplets(broker_port, channel, 2) as (directed, other),
+    ):
+        registry.gate.clear()
+        async with process(broker_port, channel, f"http://{host}", tmp_path / "cache") as first:
+            # The session of the broker is made by the first start; what is asked before it is nobody's.
+            async def asked() -> bool:
+                await directed.ask("x", proplet_id=directed.name)
+                return registry.asked["HEAD manifest"] > 0
+
+            await eventually(asked, 20)
+            await other.ask(f"{host}/x")
+            shared = f'"{host}/x"'.encode()
+
+            def taken() -> bool:
+                files = (tmp_path / "cache" / "pending").iterdir()
+                return any(shared in file.read_bytes() for file in files if not file.suffix)
+
+            await eventually(taken)
+            first.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(first.wait)
+        registry.gate.set()
+        assert directed.answers == []
+        async with process(broker_port, channel, f"http://{host}", tmp_path / "cache") as second:
+            await eventually(lambda: directed.answers, 20)
+            assert directed.answers[0].digest == DIGEST
+            assert hashlib.sha256(await other.program()).hexdigest() == DIGEST.removeprefix("sha256:")
+            await eventually(lambda: list((tmp_path / "cache" / "pending").iterdir()) == [])
+            second.terminate()
+            assert await asyncio.to_thread(second.wait) == 0
+
+
+async def test_it_says_what_to_do_when_it_cannot_start(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="set PROXY_CACHE"):
+        async with proxy(broker_port, channel, "ghcr.io", tmp_path / "file"):
+            pass
+    with pytest.raises(StartError, match="without authentication"):
+        async with proxy(broker_port, channel, "ghcr.io", tmp_path / "cache", http_host="0.0.0.0"):
+            pass
+
+
+def test_a_chunk_of_the_largest_size_fits_a_message() -> None:
+    import base64
+
+    from propeller.proxy.settings import LARGEST_CHUNK
+
+    chunk = Chunk(
+        app_name="x" * 512,
+        chunk_idx=0,
+        total_chunks=1,
+        data=base64.b64encode(bytes(LARGEST_CHUNK)).decode(),
+        digest=DIGEST,
+        size=LARGEST_CHUNK,
+    )
+    assert len(chunk.encode()) <= 8_000_000
