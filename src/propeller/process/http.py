@@ -1,6 +1,7 @@
 """HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
 
 import asyncio
+import time
 from typing import Any, Self
 
 import httpx
@@ -43,7 +44,8 @@ class ServiceClient:
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
         """``credentials`` are a client's id and key, sent as HTTP Basic; ``timeout`` in seconds a try."""
-        self.service, self.base_url, self._delays = service, base_url.rstrip("/"), retry_delays
+        self.service, self.base_url = service, base_url.rstrip("/")
+        self._timeout, self._delays = timeout, retry_delays
         # trust_env off: the proxies of a person's shell are not for calls between services.
         self._http = httpx.AsyncClient(
             base_url=self.base_url, auth=credentials, timeout=timeout, trust_env=False, follow_redirects=False
@@ -52,23 +54,25 @@ class ServiceClient:
     async def request(self, method: str, path: str, *, retry: bool = True, **options: Any) -> httpx.Response:
         """Send a request and return its 2xx or 304 answer; ``options`` are httpx's (json, content, headers …).
 
-        Faults of the connection and 502/503/504 are tried again, unless ``retry`` is off: use that for what
-        must not happen twice.
+        Faults of the connection and 502/503/504 are tried again, though not once ``timeout`` has gone by (a peer
+        that hangs is not asked twice). Turn ``retry`` off for what must not happen twice, or cannot be sent twice
+        (a body that is an iterator).
 
         Raises:
             ServiceError: with the status and the reason the service gave, or that it did not answer.
         """
         delays = self._delays if retry else ()
+        end = time.monotonic() + self._timeout
         for attempt in range(len(delays) + 1):
-            last = attempt == len(delays)
             try:
                 response = await self._http.request(method, path, **options)
-            except httpx.TransportError as error:
-                if last:
+            except httpx.RequestError as error:
+                if attempt == len(delays) or time.monotonic() >= end:
                     raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
             else:
                 if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
                     return response
+                last = attempt == len(delays) or time.monotonic() >= end
                 if last or response.status_code not in _TRY_AGAIN:
                     raise ServiceError(self.service, response.status_code, error_text(response))
             log.debug("trying again", peer=self.service, path=path, attempt=attempt + 1)
@@ -90,14 +94,14 @@ def error_text(response: httpx.Response) -> str:
     """The reason in an error answer: its JSON ``error``, else the start of its text."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if isinstance(body, dict) and isinstance(body.get("error"), str):
         return str(body["error"])
     return response.text.strip()[:500] or response.reason_phrase
 
 
-def _describe(error: httpx.TransportError) -> str:
+def _describe(error: httpx.RequestError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     return str(error) or type(error).__name__

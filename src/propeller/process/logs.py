@@ -1,44 +1,65 @@
 """Structured logs: one JSON object a line with the keys ``time``, ``level``, ``msg`` and the event's own."""
 
 import logging
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
 
-_SECRET_NAMES = ("password", "secret", "token", "client_key", "api_key", "authorization", "private", "seed")
+_SECRET_NAMES = (
+    "password", "secret", "token", "client_key", "api_key", "authorization", "credential", "private", "seed",
+)  # fmt: skip
 
 
-def _hide_secrets(
-    _logger: Any, _method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    for key in event:
-        if any(name in key.lower() for name in _SECRET_NAMES) and event[key]:
-            event[key] = "***"
-    return event
+def _clean(value: Any) -> Any:
+    """What JSON can hold of a value, secrets hidden at every depth."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): "***" if item and _is_secret(str(key)) else _clean(item) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _is_secret(key: str) -> bool:
+    return any(name in key.lower() for name in _SECRET_NAMES)
+
+
+def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: value if key in _INTERNAL else _clean({key: value})[key] for key, value in event.items()}
+
+
+_INTERNAL = frozenset({"exc_info", "_record", "_from_structlog"})
+"""Keys that structlog itself reads before the line is written."""
 
 
 def _shape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    head = {"time": event.pop("timestamp"), "level": event.pop("level").upper(), "msg": event.pop("event")}
-    return {**head, **event}
+    text = str(event.pop("event")).strip()
+    head = {"time": event.pop("timestamp"), "level": event.pop("level").upper(), "msg": text}
+    return head | {key: value for key, value in event.items() if key not in head}
 
 
 def configure(service: str, *, level: str = "info", file: Path | None = None) -> None:
     """Send this process's logs to ``file`` (appended, line by line) or to standard error.
 
-    Standard-library loggers (uvicorn, httpx, sqlalchemy, …) go the same way, from warnings up.
+    Standard-library loggers (uvicorn, httpx, sqlalchemy, …) and Python's warnings go the same way, from warnings up.
     """
     stream: TextIO = sys.stderr
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a", encoding="utf-8", buffering=1)
+        stream = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
     threshold = logging.getLevelNamesMapping().get(level.strip().upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _hide_secrets,
+        _clean_event,
         structlog.processors.format_exc_info,
         _shape,
     ]
@@ -61,6 +82,7 @@ def configure(service: str, *, level: str = "info", file: Path | None = None) ->
     )
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(service=service)
 

@@ -5,28 +5,45 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
+from propeller.process.logs import get_logger
 from propeller.process.settings import SettingsError
+
+log = get_logger("run")
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 """A service: runs until the event is set, then closes what it opened and returns."""
 
 
 def run(main: Main) -> int:
-    """Run ``main`` under uvloop where there is one; SIGTERM and SIGINT set its stop event.
+    """Run ``main`` under uvloop where there is one; SIGTERM and SIGINT set its stop event, the second one ends it.
 
     Returns:
         The exit code: 0 after a clean stop, 1 when the service could not start or failed, with one line on
-        standard error that says why (the log has the rest).
+        standard error that says why (the log has the rest), 130 when it was ended before it had stopped.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_until_stopped(main))
-    except (SettingsError, StartError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads this one
-        return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
+    except Exception as error:  # noqa: BLE001 - the last one who can say what happened
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    known = _known_cause(error)
+    if known is None:
+        log.error("the service failed", exc_info=error)
+    print(f"error: {known or f'{type(error).__name__}: {error}'}", file=sys.stderr)  # noqa: T201 - a person reads it
+    return 1
+
+
+def _known_cause(error: Exception) -> Exception | None:
+    """The error that tells a person what to do, also from inside a task group."""
+    if isinstance(error, ExceptionGroup):
+        return next((known for inner in error.exceptions if (known := _known_cause(inner))), None)
+    return error if isinstance(error, SettingsError | StartError) else None
 
 
 class StartError(Exception):
@@ -35,9 +52,15 @@ class StartError(Exception):
 
 async def _until_stopped(main: Main) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def ask() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, ask)
     await main(stop)
 
 

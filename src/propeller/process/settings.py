@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 
 
 class SettingsError(Exception):
@@ -25,16 +27,14 @@ def parse_duration(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    try:
+    if _NUMBER.fullmatch(text):
         return float(text)
-    except ValueError:
-        pass
     if text and _PART.sub("", text) == "":
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     raise ValueError(f"{value!r} is not a duration; write seconds (30) or a Go duration (30s, 1m30s, 500ms)")
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(parse_duration)]
 """A duration in seconds, read from either dialect."""
 
 
@@ -58,7 +58,9 @@ class ServiceSettings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise SettingsError(_explain(cls, error)) from None
+            raise SettingsError(_explain(error)) from None
+        except UnreadableError as error:  # a list or an object that is not JSON
+            raise SettingsError(f"{_HEAD}{error}") from None
 
 
 class HttpSettings(ServiceSettings):
@@ -77,12 +79,12 @@ class HttpSettings(ServiceSettings):
         return self
 
 
-def _explain(settings: type[ServiceSettings], error: ValidationError) -> str:
+_HEAD = "settings to correct in the environment:\n  "
+
+
+def _explain(error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else settings.__name__
-        if item["type"] == "missing":
-            lines.append(f"{name}: not set")
-        else:
-            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
-    return "settings to correct in the environment:\n  " + "\n  ".join(lines)
+    for item in error.errors(include_input=False, include_url=False):
+        text = "not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+        lines.append(f"{item['loc'][0]}: {text}" if item["loc"] else text)
+    return _HEAD + "\n  ".join(lines)

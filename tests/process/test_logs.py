@@ -1,0 +1,105 @@
+"""Logs: one JSON object a line whatever is logged, secrets hidden at every depth, other loggers the same way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HEAD = """
+import logging, warnings
+from pathlib import Path
+from propeller.process import logs
+
+early = logs.get_logger("early")
+logs.configure("svc", level={level!r}, file=Path({file!r}) if {file!r} else None)
+log = logs.get_logger("part")
+"""
+
+
+def lines(code: str, level: str = "info", file: str = "") -> list[dict[str, Any]]:
+    run = subprocess.run(
+        [sys.executable, "-c", HEAD.format(level=level, file=file) + code],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == ""
+    text = Path(file).read_text() if file else run.stderr
+    return [json.loads(line, parse_constant=lambda name: 1 / 0) for line in text.splitlines()]
+
+
+def test_a_line_has_a_time_a_level_a_message_and_its_keys() -> None:
+    (line,) = lines("log.info('launched task', round_id='r-1', n=3)")
+    assert list(line)[:3] == ["time", "level", "msg"]
+    assert line["time"].endswith("Z")
+    del line["time"]
+    assert line == {
+        "level": "INFO", "msg": "launched task", "round_id": "r-1", "n": 3, "component": "part", "service": "svc",
+    }  # fmt: skip
+
+
+def test_loggers_made_before_configure_follow_it() -> None:
+    assert lines("early.info('x')")[0]["component"] == "early"
+
+
+def test_levels() -> None:
+    code = "log.debug('d'); log.info('i'); log.warning('w'); log.error('e')"
+    assert [line["msg"] for line in lines(code)] == ["i", "w", "e"]
+    assert [line["msg"] for line in lines(code, "DEBUG")] == ["d", "i", "w", "e"]
+    assert [line["msg"] for line in lines(code, "error")] == ["e"]
+    assert [line["msg"] for line in lines(code, "nonsense")] == ["i", "w", "e"]
+
+
+def test_secrets_are_hidden_at_every_depth() -> None:
+    (line,) = lines(
+        "log.info('x', password='hunter2', MANAGER_CLIENT_KEY='hunter2', access_token='hunter2', client_key='',"
+        "env={'PROPLET_CLIENT_KEY': 'hunter2', 'ok': [{'api_key': 'hunter2', 'n': 1}]}, peers=({'secret': 'hunter2'},))"
+    )
+    assert "hunter2" not in json.dumps(line)
+    assert line["password"] == "***"
+    assert line["client_key"] == ""
+    assert line["env"] == {"PROPLET_CLIENT_KEY": "***", "ok": [{"api_key": "***", "n": 1}]}
+
+
+def test_an_exception_is_one_line() -> None:
+    code = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed', task_id='t')"
+    (line,) = lines(code)
+    assert (line["level"], line["msg"], line["task_id"]) == ("ERROR", "failed", "t")
+    assert line["exception"].endswith("ZeroDivisionError: division by zero")
+    assert "\n" in line["exception"]
+
+
+def test_other_loggers_and_warnings_are_lines_too() -> None:
+    code = (
+        "logging.getLogger('uvicorn.error').warning('from %s', 'there')\n"
+        "logging.getLogger('httpx').info('not this')\n"
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    logging.getLogger('x').exception('bad\\n')\n"
+        "warnings.warn('old', DeprecationWarning, stacklevel=1)\n"
+    )
+    first, second, third = lines(code)
+    assert (first["level"], first["msg"], first["service"]) == ("WARNING", "from there", "svc")
+    assert (second["msg"], second["exception"][-16:]) == ("bad", "division by zero")
+    assert "DeprecationWarning: old" in third["msg"]
+
+
+def test_anything_can_be_logged() -> None:
+    code = (
+        "log.info('a\\nb', f=float('nan'), i=float('inf'), b=b'x', o=object(), e=ValueError('v'), d={(1, 2): {3}},"
+        "s='\\ud800', u='é', t=(1, 2), p=Path('/x'), level='mine', msg='mine', time='mine')"
+    )
+    (line,) = lines(code)
+    assert (line["msg"], line["level"], line["f"], line["u"], line["p"]) == (
+        "a\nb",
+        "INFO",
+        "nan",
+        "é",
+        "/x",
+    )
+    assert line["d"] == {"(1, 2)": [3]}
+    assert line["time"] != "mine"
+
+
+def test_a_file_is_appended_to_and_read_at_once(tmp_path: Path) -> None:
+    file = str(tmp_path / "logs" / "svc.log")
+    assert len(lines("log.info('one', s='\\ud800')", file=file)) == 1
+    crash = "log.info('two'); import os; os._exit(0)"  # not buffered: it is there though nothing was closed
+    assert [line["msg"] for line in lines(crash, file=file)] == ["one", "two"]
