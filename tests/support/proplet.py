@@ -4,8 +4,11 @@ import asyncio
 import base64
 import contextlib
 import json
+import subprocess
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +117,7 @@ class Peers:
 
     def __init__(self, port: int) -> None:
         self.channel = Channel(f"d{uuid.uuid4().hex[:8]}", f"c{uuid.uuid4().hex[:8]}")
-        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex), clean=True)
+        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
         self.heard: list[tuple[Kind, dict[str, Any]]] = []
         self.programs: dict[str, bytes] = {IMAGE: echo()}
         self.requests: list[ProgramRequest] = []
@@ -138,9 +141,20 @@ class Peers:
         """What was heard of a kind."""
         return [message for heard, message in self.heard if heard is kind]
 
+    async def alive(self, proplet_id: str) -> None:
+        """Wait until a proplet says that it lives."""
+        await eventually(
+            lambda: any(
+                one["proplet_id"] == proplet_id and one["status"] == "alive"
+                for one in self.of(Kind.PROPLET_ALIVE)
+            )
+        )
+
     def result(self, task_id: str) -> dict[str, Any] | None:
         """The last result of a task."""
-        return next((one for one in reversed(self.of(Kind.PROPLET_RESULTS)) if one["task_id"] == task_id), None)
+        return next(
+            (one for one in reversed(self.of(Kind.PROPLET_RESULTS)) if one["task_id"] == task_id), None
+        )
 
     async def result_of(self, task_id: str, timeout: float = 10.0) -> dict[str, Any]:
         """Wait for a task's result."""
@@ -153,11 +167,11 @@ class Peers:
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()
         await self.session.publish(topic, payload)
 
-    async def start(self, proplet_id: str, task_id: str = "", *, shared: bool = False, **fields: Any) -> str:
+    async def start(self, receiver: str, task_id: str = "", *, shared: bool = False, **fields: Any) -> str:
         """Send a start for a proplet; gives the task's id."""
         task_id = task_id or uuid.uuid4().hex
-        topic = self.channel.topic(Kind.START) if shared else self.channel.start(proplet_id)
-        message = {"id": task_id, "name": "_start", "image_url": IMAGE, "proplet_id": proplet_id, **fields}
+        topic = self.channel.topic(Kind.START) if shared else self.channel.start(receiver)
+        message = {"id": task_id, "name": "_start", "image_url": IMAGE, "proplet_id": receiver} | fields
         await self.tell(topic, message)
         return task_id
 
@@ -190,7 +204,9 @@ class Peers:
         else:
             await self._send_chunks(request, content, request.digest, self.channel.chunks(request.digest))
 
-    async def _send_chunks(self, request: ProgramRequest, content: bytes, named: str | None, topic: str) -> None:
+    async def _send_chunks(
+        self, request: ProgramRequest, content: bytes, named: str | None, topic: str
+    ) -> None:
         parts = [content[at : at + self.chunk_size] for at in range(0, len(content), self.chunk_size)]
         chunks = [
             Chunk(
@@ -238,3 +254,51 @@ async def proplet(chosen: Settings) -> AsyncIterator[str]:
     finally:
         stop.set()
         await running
+
+
+@dataclass
+class World:
+    """A proplet's surroundings; ``join`` starts one."""
+
+    peers: Peers
+    services: Services
+    port: int
+    folder: Path
+    stack: contextlib.AsyncExitStack
+
+    async def join(self, **given: Any) -> str:
+        """Start a proplet with a dataset, and wait until it is there; gives its id."""
+        chosen = settings(self.peers, self.services, self.folder, self.port, **given)
+        self.services.datasets.setdefault(chosen.client_id, {"data": [{"x": [1, 2, 3], "y": 1}] * 64})
+        me = await self.stack.enter_async_context(proplet(chosen))
+        await self.peers.alive(me)
+        return me
+
+
+def log_file(chosen: Settings) -> Path:
+    """Where a proplet's process writes its log."""
+    return chosen.folder.parent / f"{chosen.client_id}.log"
+
+
+@contextlib.contextmanager
+def process(chosen: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """A proplet as a process of its own; killed at the end if it still runs."""
+    given = chosen.model_dump(
+        mode="json", exclude={"task_fuel", "external_runtime", "description", "location"}
+    )
+    code = (
+        "import json, sys\n"
+        "from propeller.process import logs, run\n"
+        "from propeller.proplet.main import main\n"
+        "from propeller.proplet.settings import Settings\n"
+        "logs.configure('proplet')\n"
+        "settings = Settings.load(**json.loads(sys.argv[1]))\n"
+        "sys.exit(run.run(lambda stop: main(settings, stop)))\n"
+    )
+    with log_file(chosen).open("ab") as stderr:
+        child = subprocess.Popen([sys.executable, "-c", code, json.dumps(given)], stderr=stderr)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()

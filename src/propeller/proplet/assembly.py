@@ -64,12 +64,10 @@ class Assembly:
         """Take a chunk; whether it was new.
 
         Raises:
-            ChunkError: it is out of range, of another program, not base64, or over the size.
+            ChunkError: it is of another program or total, not base64, or over a limit.
         """
-        if not 0 < chunk.total_chunks <= MAX_CHUNKS or chunk.chunk_idx >= chunk.total_chunks:
-            raise ChunkError(
-                f"chunk_idx {chunk.chunk_idx} of total_chunks {chunk.total_chunks}: out of range"
-            )
+        if chunk.total_chunks > MAX_CHUNKS:
+            raise ChunkError(f"total_chunks: {chunk.total_chunks} is more than {MAX_CHUNKS}")
         try:
             data = chunk.payload()
         except ValueError as error:

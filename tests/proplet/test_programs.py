@@ -1,0 +1,228 @@
+"""How programs arrive: each byte once, whatever happens to the chunks, from our proxy and from S's."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session
+from propeller.proplet import programs as module
+from propeller.proplet.programs import Programs
+from propeller.proplet.work import TaskError
+from propeller.protocol.registry import Chunk, Resolved
+from propeller.protocol.topics import Kind
+from propeller.wasm.job import Limits, ProgramError
+from support.net import eventually
+from support.programs import digest
+from support.proplet import IMAGE, Peers
+
+CONTENT = bytes(range(256)) * 20
+ME = "proplet-1"
+
+
+class Store:
+    """Keeps programs without compiling them."""
+
+    def __init__(self) -> None:
+        self.programs: dict[str, bytes] = {}
+
+    def has(self, digest: str) -> bool:
+        return digest in self.programs
+
+    async def add(self, digest: str, wasm: bytes, limits: Limits | None = None) -> None:
+        if wasm == b"bad":
+            raise ProgramError("not a valid Wasm program")
+        self.programs[digest] = wasm
+
+
+class Fetcher:
+    """Programs of a proplet, and what they are fetched into."""
+
+    def __init__(self, port: int, peers: Peers, stack: AsyncExitStack) -> None:
+        self.port, self.peers, self.stack, self.store = port, peers, stack, Store()
+
+    async def open(self, timeout: float = 10.0, limits: Limits | None = None) -> Programs:
+        session = Session(
+            BrokerAddress("127.0.0.1", self.port), Credentials(f"{ME}-{self.peers.channel.channel_id}")
+        )
+        await self.stack.enter_async_context(session.running())
+        one = Programs(session, self.peers.channel, ME, self.store, limits or Limits(), timeout)
+        await one.open()
+        assert await session.wait_connected(10)
+        self.stack.push_async_callback(one.close)
+        return one
+
+
+@pytest.fixture
+async def fetcher(broker_port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fetcher]:
+    monkeypatch.setattr(module, "RESOLVE_WAIT_S", 0.3)
+    monkeypatch.setattr(module, "SILENCE_S", 0.2)
+    peers = Peers(broker_port)
+    peers.programs[IMAGE] = CONTENT
+    async with peers.running(), AsyncExitStack() as stack:
+        yield Fetcher(broker_port, peers, stack)
+
+
+async def test_what_is_cached_costs_no_bytes_and_what_is_pinned_no_message(fetcher: Fetcher) -> None:
+    programs, peers = await fetcher.open(), fetcher.peers
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+    assert fetcher.store.programs == {digest(CONTENT): CONTENT}
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+    assert [request.digest for request in peers.requests] == [None, digest(CONTENT), None]
+    assert await programs.fetch(f"registry.test/echo@{digest(CONTENT)}") == digest(CONTENT)
+    assert len(peers.requests) == 3
+    assert peers.sent_bytes == len(CONTENT)
+
+
+async def test_a_moved_tag_brings_the_new_program(fetcher: Fetcher) -> None:
+    programs = await fetcher.open()
+    await programs.fetch(IMAGE)
+    fetcher.peers.programs[IMAGE] = CONTENT + b"new"
+    assert await programs.fetch(IMAGE) == digest(CONTENT + b"new")
+
+
+def shuffled(chunks: list[Chunk]) -> list[Chunk]:
+    return random.Random(1).sample(chunks * 2, 2 * len(chunks))
+
+
+def tampered(chunks: list[Chunk]) -> list[Chunk]:
+    return [chunks[0].model_copy(update={"data": "AAAA" + chunks[0].data[4:]}), *chunks[1:]]
+
+
+def out_of_range(chunks: list[Chunk]) -> list[Chunk]:
+    wrong = [chunks[0].model_copy(update=change) for change in ({"total_chunks": 9}, {"chunk_idx": 8000})]
+    return [*wrong, *chunks]
+
+
+async def test_chunks_may_come_in_any_order_and_twice(fetcher: Fetcher) -> None:
+    fetcher.peers.shuffle = shuffled
+    assert await (await fetcher.open()).fetch(IMAGE) == digest(CONTENT)
+
+
+async def test_chunks_that_cannot_be_of_it_are_left_out(fetcher: Fetcher) -> None:
+    fetcher.peers.shuffle = out_of_range
+    assert await (await fetcher.open()).fetch(IMAGE) == digest(CONTENT)
+
+
+async def test_lost_chunks_are_asked_for_again_by_number(fetcher: Fetcher) -> None:
+    losses = [[3, 17], [17]]
+
+    def lossy(chunks: list[Chunk]) -> list[Chunk]:
+        lost = losses.pop(0) if losses else []
+        return [chunk for chunk in chunks if chunk.chunk_idx not in lost]
+
+    fetcher.peers.shuffle = lossy
+    await (await fetcher.open()).fetch(IMAGE)
+    assert [request.missing for request in fetcher.peers.requests[1:]] == [None, [3, 17], [17]]
+    assert fetcher.store.programs[digest(CONTENT)] == CONTENT
+
+
+async def test_a_tampered_program_is_asked_for_once_more_then_refused(fetcher: Fetcher) -> None:
+    programs, peers = await fetcher.open(), fetcher.peers
+    peers.shuffle = tampered
+    with pytest.raises(TaskError, match="digest: the bytes that came are"):
+        await programs.fetch(IMAGE)
+    assert len(peers.requests) == 3
+    assert fetcher.store.programs == {}
+    tries: list[int] = []
+
+    def tampered_once(chunks: list[Chunk]) -> list[Chunk]:
+        tries.append(1)
+        return tampered(chunks) if len(tries) == 1 else chunks
+
+    peers.shuffle = tampered_once
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+
+
+async def test_tasks_share_a_fetch_and_references_a_download(fetcher: Fetcher) -> None:
+    programs, peers = await fetcher.open(), fetcher.peers
+    peers.programs["registry.test/same:1"] = CONTENT
+    wanted = [IMAGE, IMAGE, IMAGE, "registry.test/same:1"]
+    assert set(await asyncio.gather(*map(programs.fetch, wanted))) == {digest(CONTENT)}
+    assert peers.sent_bytes == len(CONTENT)
+
+
+async def test_one_who_leaves_does_not_end_the_fetch_for_others(fetcher: Fetcher) -> None:
+    programs = await fetcher.open()
+    fetcher.peers.silent = True
+    first, second = (asyncio.create_task(programs.fetch(IMAGE)) for _ in range(2))
+    await eventually(lambda: fetcher.peers.requests)
+    first.cancel()
+    fetcher.peers.silent = False
+    assert await second == digest(CONTENT)
+    assert first.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("content", "limits", "reason"),
+    [
+        (None, Limits(), "no such image"),
+        (b"bad", Limits(), "not a valid Wasm program"),
+        (CONTENT, Limits(module_bytes=100), "module_bytes"),
+    ],
+)
+async def test_why_a_program_cannot_be_had_is_told(
+    fetcher: Fetcher, content: bytes | None, limits: Limits, reason: str
+) -> None:
+    fetcher.peers.programs = {} if content is None else {IMAGE: content}
+    with pytest.raises(TaskError, match=f"program {IMAGE}.*{reason}"):
+        await (await fetcher.open(limits=limits)).fetch(IMAGE)
+
+
+async def test_a_failure_after_resolving_ends_the_fetch_at_once(fetcher: Fetcher) -> None:
+    peers = fetcher.peers
+
+    def fails(chunks: list[Chunk]) -> list[Chunk]:
+        answer = Resolved(app_name=IMAGE, digest=digest(CONTENT), error="blob unknown")
+        failures.append(
+            asyncio.ensure_future(peers.session.publish(peers.channel.answers(ME), answer.encode()))
+        )
+        return []
+
+    failures: list[Any] = []
+    peers.shuffle = fails
+    with pytest.raises(TaskError, match="blob unknown"):
+        await (await fetcher.open()).fetch(IMAGE)
+    await asyncio.gather(*failures)
+
+
+async def test_a_proxy_that_is_away_is_asked_again_until_the_time_is_up(fetcher: Fetcher) -> None:
+    fetcher.peers.silent = True
+    programs = await fetcher.open(timeout=0.8)
+    with pytest.raises(TaskError, match=r"nothing came for 0\.8 s; check that the proxy runs"):
+        await programs.fetch(IMAGE)
+    assert len(fetcher.peers.requests) >= 2
+    fetcher.peers.silent = False
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+
+
+async def test_a_reference_pinned_to_another_digest_is_not_taken(fetcher: Fetcher) -> None:
+    pinned = f"registry.test/echo@{digest(b'other')}"
+    fetcher.peers.programs[pinned] = CONTENT
+    with pytest.raises(TaskError, match="the proxy resolved it to"):
+        await (await fetcher.open()).fetch(pinned)
+
+
+async def test_a_proxy_of_s_answers_on_the_shared_topic_only(fetcher: Fetcher) -> None:
+    programs, peers = await fetcher.open(), fetcher.peers
+    peers.directed, peers.shuffle = False, shuffled
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+    assert len(peers.requests) == 2  # the first one's chunks went by before anyone listened
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+    assert len(peers.requests) == 3
+    # S's failure is silence, and an error chunk is one of ours on the shared topic.
+    peers.silent = True
+    waiting = asyncio.create_task(programs.fetch(IMAGE))
+    await eventually(lambda: len(peers.requests) == 4)
+    error = Chunk(app_name=IMAGE, error="denied")
+    await peers.session.publish(peers.channel.topic(Kind.REGISTRY_CHUNK), error.encode())
+    with pytest.raises(TaskError, match="denied"):
+        await waiting
+    # A proxy that answers is asked in the directed way again.
+    peers.silent, peers.directed = False, True
+    assert await programs.fetch(IMAGE) == digest(CONTENT)
+    assert await programs.fetch(IMAGE) == digest(CONTENT)

@@ -1,0 +1,336 @@
+"""Tasks from start to result: real broker, real sandbox, scripted manager, proxy and services."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from propeller.protocol.topics import Kind
+from support.net import eventually
+from support.programs import echo
+from support.proplet import MODEL, World, safetensors
+
+MODEL_URI = "fl/models/global_model_v0"
+Logged = Callable[[], list[dict[str, Any]]]
+
+
+def update(me: str, round_id: str = "r-1", **fields: Any) -> dict[str, Any]:
+    return {
+        "round_id": round_id,
+        "proplet_id": me,
+        "base_model_uri": MODEL_URI,
+        "num_samples": 64,
+        "metrics": {"loss": 0.5},
+        "update": {"w": [1.0, 2.0, 3.0], "b": 1.0},
+        **fields,
+    }
+
+
+def federated(me: str, round_id: str = "r-1", **env: str) -> dict[str, Any]:
+    reply = json.dumps(update(me, round_id))
+    return {
+        "name": f"fl-round-{round_id}-{me}",
+        "env": {"ROUND_ID": round_id, "MODEL_URI": MODEL_URI, "REPLY": reply, **env},
+    }
+
+
+async def test_a_federated_task_delivers_its_update(world: World, log_lines: Logged) -> None:
+    me = await world.join()
+    task = await world.peers.start(me, **federated(me, SAY="DEBUG: Initial model\nDEBUG: Final model"))
+    result = await world.peers.result_of(task)
+    assert result["error"] is None
+    assert world.services.updates == [update(me)]
+    envelope = result["results"]
+    assert json.loads(base64.b64decode(envelope.pop("update_b64"))) == update(me)
+    assert envelope == {
+        "task_id": task,
+        "round_id": "r-1",
+        "proplet_id": me,
+        "num_samples": 64,
+        "format": "f32-delta",
+        "metrics": {"loss": 0.5},
+    }
+    logged = {line["event"]: line for line in log_lines()}
+    for phrase in (
+        "Requesting binary from registry: registry.test/echo:latest",
+        "Assembled binary",
+        "Executing task",
+        f"Task {task} completed successfully",
+        f"Fetching dataset from Local Data Store: {world.services.url}/datasets/{me}",
+        "Successfully fetched dataset with 64 samples and passed to client",
+        "DEBUG: Final model",
+    ):
+        assert logged[phrase]["task_id"] == task
+        assert logged[phrase]["round_id"] == "r-1"
+    assert logged["Assembled binary"]["bytes"] == len(echo())
+
+
+async def test_large_tensors_go_as_safetensors(world: World) -> None:
+    me = await world.join()
+    world.services.tensors[0] = safetensors(b"\0\0\x80\x3f" * 30_000)
+    start = federated(me, COPY="1")
+    task = await world.peers.start(me, **start)
+    assert (await world.peers.result_of(task))["error"] is None
+    assert world.services.update_types == ["application/vnd.safetensors"]
+    body = world.services.updates[0]
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    assert header["__metadata__"]["num_samples"] == "64"
+    assert header["__metadata__"]["proplet_id"] == me
+    assert body.endswith(b"\0\0\x80\x3f" * 30_000)
+
+
+async def test_a_task_that_is_not_federated_gives_text_or_a_value(world: World) -> None:
+    me = await world.join()
+    text = await world.peers.start(me, env={"REPLY": "hello"})
+    value = await world.peers.start(me, name="add", inputs=[3, 5])
+    carried = await world.peers.start(
+        me, image_url="", file=base64.b64encode(echo("carried")).decode(), env={"REPLY": "carried"}
+    )
+    for task, expected in ((text, "hello"), (value, "8"), (carried, "carried")):
+        assert await world.peers.result_of(task) == {
+            "task_id": task,
+            "proplet_id": me,
+            "results": expected,
+            "error": None,
+        }
+    assert not any(path.startswith("/datasets") for path, _ in world.services.asked)
+    assert [one["task_id"] for one in world.peers.of(Kind.TASK_METRICS)] != []
+
+
+async def test_only_its_own_starts_run(world: World) -> None:
+    me, channel = await world.join(), world.peers.channel
+    foreign = await world.peers.start(me, shared=True, proplet_id="other")
+    nameless = {"id": "nameless", "name": "_start", "image_url": "x", "env": None, "inputs": None}
+    await world.peers.tell(channel.topic(Kind.START), nameless)
+    shared = await world.peers.start(me, shared=True, env={"REPLY": "shared"})
+    everyone = await world.peers.start(me, "everyone", shared=True, proplet_id=None, broadcast=True)
+    await world.peers.result_of(shared)
+    await world.peers.result_of(everyone)
+    assert world.peers.result(foreign) is None
+    assert world.peers.result("nameless") is None
+
+
+async def test_a_start_of_s_is_run_once_though_it_comes_twice(world: World) -> None:
+    me = await world.join()
+    base = {
+        "cli_args": None,
+        "daemon": False,
+        "env": {"REPLY": "s"},
+        "file": None,
+        "id": "s-task",
+        "image_url": "registry.test/echo:latest",
+        "inputs": None,
+        "monitoring_profile": None,
+        "name": "_start",
+        "state": 0,
+    }
+    topic = world.peers.channel.topic(Kind.START)
+    await world.peers.tell(topic, {**base, "encrypted": False, "kbs_resource_path": ""})
+    await world.peers.tell(topic, {**base, "proplet_id": me})
+    assert (await world.peers.result_of("s-task"))["results"] == "s"
+    assert len(world.peers.of(Kind.PROPLET_RESULTS)) == 1
+    # S tells only in the first message that a program is encrypted.
+    await world.peers.tell(topic, {**base, "id": "secret", "encrypted": True, "kbs_resource_path": "k"})
+    await world.peers.tell(topic, {**base, "id": "secret", "proplet_id": me})
+    assert "encrypted programs are not supported" in (await world.peers.result_of("secret"))["error"]
+
+
+async def test_a_running_task_is_not_started_again_a_finished_one_is(world: World) -> None:
+    me = await world.join()
+    task = await world.peers.start(me, env={"SPIN": "1"})
+    await world.peers.start(me, task, env={"REPLY": "second"})
+    await world.peers.tell(world.peers.channel.stop(me), {"id": task})
+    assert "was stopped before completion" in (await world.peers.result_of(task))["error"]
+    await world.peers.start(me, task, env={"REPLY": "third"})
+    await eventually(lambda: world.peers.result(task)["results"] == "third")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("when", ["running", "waiting", "fetching"])
+async def test_stop_ends_a_task_at_once_and_reports_it(world: World, when: str) -> None:
+    me = await world.join(max_tasks=1)
+    world.peers.silent = when == "fetching"
+    first = await world.peers.start(me, env={"SPIN": "1"})
+    task = await world.peers.start(me, env={"SPIN": "1"}) if when == "waiting" else first
+    await asyncio.sleep(0.2)  # let it get there
+    begin = time.monotonic()
+    await world.peers.tell(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": "other"})
+    assert world.peers.result(task) is None
+    await world.peers.tell(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": me})
+    result = await world.peers.result_of(task)
+    assert time.monotonic() - begin < 0.5
+    assert result["error"] == f"Task {task} was stopped before completion"
+    assert result["proplet_id"] == me
+
+
+async def test_tasks_beyond_the_places_wait_in_order(world: World) -> None:
+    me = await world.join(max_tasks=1)
+    blocker = await world.peers.start(me, env={"SPIN": "1"})
+    tasks = [await world.peers.start(me, env={"REPLY": str(number)}) for number in range(5)]
+    await asyncio.sleep(0.2)
+    assert not world.peers.of(Kind.PROPLET_RESULTS)
+    await world.peers.tell(world.peers.channel.stop(me), {"id": blocker})
+    await world.peers.result_of(tasks[-1])
+    ended = [one["task_id"] for one in world.peers.of(Kind.PROPLET_RESULTS)]
+    assert ended == [blocker, *tasks]
+
+
+async def test_a_daemon_is_reported_when_it_starts_and_runs_until_stopped(world: World) -> None:
+    me = await world.join(max_tasks=1)
+    daemon = await world.peers.start(me, daemon=True, env={"SPIN": "1"})
+    assert (await world.peers.result_of(daemon))["error"] is None
+    one_more = await world.peers.start(me, daemon=True)
+    assert "PROPLET_MAX_TASKS" in (await world.peers.result_of(one_more))["error"]
+    beside = await world.peers.start(me, env={"REPLY": "beside"})
+    assert (await world.peers.result_of(beside))["results"] == "beside"
+    await world.peers.tell(world.peers.channel.stop(me), {"id": daemon})
+
+    async def starts_again() -> bool:  # a stop is not acknowledged
+        return (await world.peers.result_of(await world.peers.start(me, daemon=True)))["error"] is None
+
+    await eventually(starts_again)
+    assert len([one for one in world.peers.of(Kind.PROPLET_RESULTS) if one["task_id"] == daemon]) == 1
+
+
+async def test_limits_end_a_task_and_the_proplet_goes_on(world: World) -> None:
+    me = await world.join(task_wall_time=0.3)
+    spinning = await world.peers.start(me, env={"SPIN": "1"})
+    assert "wall_time_s" in (await world.peers.result_of(spinning))["error"]
+    failing = await world.peers.start(me, env={"FAIL": "1"})
+    assert "exited with code 3" in (await world.peers.result_of(failing))["error"]
+    good = await world.peers.start(me, env={"REPLY": "fine"})
+    assert (await world.peers.result_of(good))["results"] == "fine"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"encrypted": True}, "encrypted programs are not supported"),
+        ({"image_url": "", "file": None}, "one of image_url and file"),
+        ({"image_url": "", "file": "***"}, "not valid base64"),
+        ({"image_url": "", "file": "AAAA"}, "in the task's file"),
+        ({"image_url": "registry.test/none:latest"}, "no such image"),
+        ({"name": ""}, "name"),
+        ({"inputs": {"a": 1}}, "inputs"),
+        ({"name": "add", "inputs": [1]}, "takes 2"),
+        ({"env": {"A=B": "x"}}, "env"),
+        ({"env": {"A": "nul\0"}}, "env"),
+    ],
+)
+async def test_a_start_that_cannot_run_is_answered(world: World, fields: dict[str, Any], reason: str) -> None:
+    me = await world.join()
+    task = await world.peers.start(me, **fields)
+    result = await world.peers.result_of(task)
+    assert reason in result["error"]
+    assert result["results"] == ""
+    assert result["proplet_id"] == me
+
+
+async def test_what_a_federated_task_lacks_is_told(world: World, log_lines: Logged) -> None:
+    me = await world.join()
+    del world.services.datasets[me]
+    no_data = await world.peers.start(me, **federated(me))
+    assert "404 Not Found" in (await world.peers.result_of(no_data))["error"]
+    world.services.datasets[me] = {"data": []}
+    start = federated(me)
+    start["env"]["MODEL_URI"] = "fl/models/global_model_v7"
+    no_model = await world.peers.start(me, **start)
+    assert "no such model" in (await world.peers.result_of(no_model))["error"]
+    assert any(
+        line["event"].startswith("Failed to fetch dataset from Local Data Store: HTTP 404")
+        for line in log_lines()
+    )
+    assert world.services.updates == []
+
+
+async def test_without_addresses_a_federated_task_says_what_to_set(world: World) -> None:
+    me = await world.join(coordinator_url=None, model_registry_url=None)
+    task = await world.peers.start(me, **federated(me))
+    assert "COORDINATOR_URL is not set" in (await world.peers.result_of(task))["error"]
+    task = await world.peers.start(me, **federated(me, COORDINATOR_URL=world.services.url))
+    assert "MODEL_REGISTRY_URL is not set" in (await world.peers.result_of(task))["error"]
+    urls = {"COORDINATOR_URL": world.services.url, "MODEL_REGISTRY_URL": world.services.url + "/"}
+    task = await world.peers.start(me, **federated(me, **urls))
+    assert (await world.peers.result_of(task))["error"] is None
+
+
+async def test_a_program_that_prints_no_update_fails_by_name(world: World) -> None:
+    me = await world.join()
+    task = await world.peers.start(me, **federated(me, REPLY='{"round_id": "r-1"}'))
+    error = (await world.peers.result_of(task))["error"]
+    assert "proplet_id: Field required" in error
+    assert world.services.updates == []
+
+
+async def test_a_refusal_of_the_coordinator_is_final(world: World) -> None:
+    me = await world.join()
+    world.services.answers = [409]
+    task = await world.peers.start(me, **federated(me))
+    assert "answered 409: no, because" in (await world.peers.result_of(task))["error"]
+    assert not world.peers.of(Kind.UPDATE)
+
+
+async def test_a_coordinator_that_stumbles_is_asked_again(world: World) -> None:
+    me = await world.join()
+    world.services.answers = [503, 502]
+    task = await world.peers.start(me, **federated(me))
+    assert (await world.peers.result_of(task))["error"] is None
+    assert len(world.services.updates) == 1
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+async def test_a_coordinator_that_is_away_gets_the_update_over_mqtt(world: World, tensors: bool) -> None:
+    me = await world.join(coordinator_url="http://127.0.0.1:1")
+    world.services.tensors[0] = safetensors(b"\0\0\x80\x3f" * 3)
+    task = await world.peers.start(me, **federated(me, **({"COPY": "1"} if tensors else {})))
+    assert (await world.peers.result_of(task))["error"] is None
+    (sent,) = world.peers.of(Kind.UPDATE)
+    expected = update(me)
+    if tensors:
+        expected["update"] = {"w": [1.0, 1.0, 1.0]}
+    assert sent == expected
+
+
+async def test_inputs_are_fetched_again_only_when_they_changed(world: World) -> None:
+    me = await world.join()
+    for number in range(2):
+        await world.peers.result_of(await world.peers.start(me, **federated(me, f"r-{number}")))
+    world.services.models[0] = {**MODEL, "b": 1.0}
+    await world.peers.result_of(await world.peers.start(me, **federated(me, "r-3")))
+    model = [status for path, status in world.services.asked if path == "/models/0"]
+    data = [status for path, status in world.services.asked if path.startswith("/datasets")]
+    assert sorted(model[2:4]) == [304, 304]
+    assert sorted(model[4:]) == [200, 304]
+    assert data == [200, 304, 304]
+
+
+async def test_garbage_on_every_topic_changes_nothing(world: World) -> None:
+    me, channel = await world.join(), world.peers.channel
+    deep = b"[" * 100_000
+    for topic in (
+        channel.topic(Kind.START),
+        channel.start(me),
+        channel.topic(Kind.STOP),
+        channel.stop(me),
+        channel.answers(me),
+        channel.topic(Kind.REGISTRY_CHUNK),
+    ):
+        for garbage in (
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"\xff\xfe",
+            deep,
+            b'{"id": {}}',
+            b'{"id": "../x"}',
+            b'{"id": NaN}',
+        ):
+            await world.peers.tell(topic, garbage)
+    traversal = {"id": "../../etc/passwd", "name": "_start", "image_url": "x", "proplet_id": me}
+    await world.peers.tell(channel.start(me), traversal)
+    task = await world.peers.start(me, env={"REPLY": "alive"})
+    assert (await world.peers.result_of(task))["results"] == "alive"
