@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -31,6 +28,7 @@ from propeller.proxy.main import main
 from propeller.proxy.settings import Settings
 from support.fake_proplets import proplet, proplets
 from support.net import eventually, free_port
+from support.proxy_process import count, proxy_process
 from support.registries import LOGIN, embedded, serving, wasm
 
 PROGRAM = wasm(2_100_000)
@@ -79,10 +77,7 @@ class Running:
             return await http.get(f"{self._http}{path}")
 
     async def count(self, name: str) -> float:
-        for line in (await self.get("/metrics")).text.splitlines():
-            if line.startswith(f"propeller_proxy_{name}_total"):
-                return float(line.rpartition(" ")[2])
-        raise AssertionError(f"no metric {name}")
+        return await count(f"{self._http}/metrics", name)
 
 
 @pytest.fixture
@@ -388,45 +383,13 @@ async def test_a_registry_that_hangs_is_answered_in_time_and_holds_up_nobody(
         stuck.gate.set()
 
 
-CODE = """
-import asyncio
-from propeller.process.run import run
-from propeller.proxy.main import main
-from propeller.proxy.settings import Settings
-raise SystemExit(run(lambda stop: main(Settings.load(), stop)))
-"""
-
-
-@contextlib.asynccontextmanager
-async def process(
-    port: int, channel: Channel, registry: str, cache: Path
-) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A proxy in a process of its own."""
-    environment = {
-        **os.environ,
-        "PROXY_MQTT_ADDRESS": f"tcp://127.0.0.1:{port}",
-        "PROXY_TENANT_ID": channel.domain_id,
-        "PROXY_CHANNEL_ID": channel.channel_id,
-        "PROXY_ENTITY_ID": f"proxy-{channel.domain_id}",
-        "PROXY_REGISTRY_URL": registry,
-        "PROXY_CACHE": str(cache),
-        "PROXY_HTTP_PORT": str(free_port()),
-    }
-    running = subprocess.Popen([sys.executable, "-c", CODE], env=environment)
-    try:
-        yield running
-    finally:
-        running.kill()
-        await asyncio.to_thread(running.wait)
-
-
 async def test_a_kill_loses_no_request(broker_port: int, channel: Channel, tmp_path: Path) -> None:
     async with (
         counting(tmp_path / "oci") as (host, registry),
         proplets(broker_port, channel, 2) as (directed, other),
     ):
         registry.gate.clear()
-        async with process(broker_port, channel, f"http://{host}", tmp_path / "cache") as first:
+        async with proxy_process(broker_port, channel, f"http://{host}", tmp_path / "cache") as (first, _):
             # The session of the broker is made by the first start; what is asked before it is nobody's.
             async def asked() -> bool:
                 await directed.ask("x", proplet_id=directed.name)
@@ -445,7 +408,7 @@ async def test_a_kill_loses_no_request(broker_port: int, channel: Channel, tmp_p
             await asyncio.to_thread(first.wait)
         registry.gate.set()
         assert directed.answers == []
-        async with process(broker_port, channel, f"http://{host}", tmp_path / "cache") as second:
+        async with proxy_process(broker_port, channel, f"http://{host}", tmp_path / "cache") as (second, _):
             await eventually(lambda: directed.answers, 20)
             assert directed.answers[0].digest == DIGEST
             assert hashlib.sha256(await other.program()).hexdigest() == DIGEST.removeprefix("sha256:")
