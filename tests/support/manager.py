@@ -18,6 +18,7 @@ from propeller.manager.settings import Settings
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.topics import ROUND_START, Channel, Kind
+from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port
 
@@ -48,7 +49,8 @@ class Client:
         await self._stack.aclose()
 
     async def _hear(self, topic: str, payload: bytes) -> None:
-        self.heard.append((topic.removeprefix(self.channel.prefix + "/"), json.loads(payload)))
+        with contextlib.suppress(MalformedMessageError):
+            self.heard.append((topic.removeprefix(self.channel.prefix + "/"), decode_object(payload)))
 
     def starts(self, task_id: str | None = None) -> list[dict[str, Any]]:
         """Start messages, of one task or of all."""

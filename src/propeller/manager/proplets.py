@@ -122,16 +122,17 @@ class Fleet:
     async def register(self, message: Create) -> None:
         """A proplet says that it exists; what it says of itself replaces what was known."""
         told = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
-        proplet, is_new = await self._get_or_add(message.proplet_id, message.namespace, told)
+        namespace = _clean(message.namespace)
+        proplet, is_new = await self._get_or_add(message.proplet_id, namespace, told)
         if is_new:
             return
         async with self._database.transaction() as connection:
             await connection.execute(
                 update(tables.proplets)
                 .where(tables.proplets.c.id == proplet.id)
-                .values(namespace=message.namespace, metadata=told)
+                .values(namespace=namespace, metadata=told)
             )
-        proplet.namespace, proplet.metadata = message.namespace, told
+        proplet.namespace, proplet.metadata = namespace, told
         proplet.interval_s = self._interval_of(told)
         log.info("proplet registered again", proplet_id=proplet.id)
 
@@ -145,7 +146,7 @@ class Fleet:
                 log.warning("proplet is offline", proplet_id=proplet.id, status=message.status[:32])
             return
         if proplet is None:
-            proplet, _ = await self._get_or_add(message.proplet_id, message.namespace, None)
+            proplet, _ = await self._get_or_add(message.proplet_id, _clean(message.namespace), None)
         if not proplet.is_alive(self.clock()):
             log.info("proplet is alive", proplet_id=proplet.id)
         proplet.offline = False
@@ -222,3 +223,7 @@ class Fleet:
         if isinstance(interval, int | float) and 0 < interval <= LONGEST_INTERVAL_S:
             return float(interval)
         return self._interval_s
+
+
+def _clean(namespace: str) -> str:
+    return namespace.replace("\0", "")[:256]  # PostgreSQL cannot hold NUL in a text

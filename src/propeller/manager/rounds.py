@@ -217,8 +217,12 @@ def _task(experiment: Experiment, proplet: Proplet, moment: datetime) -> Task:
 
 
 def _same(known: StartedRound, experiment: Experiment, given: Collection[str] | None) -> StartedRound:
-    compared = Experiment.model_fields if given is None else given
-    different = [name for name in compared if getattr(known.experiment, name) != getattr(experiment, name)]
+    compared = set(Experiment.model_fields if given is None else given)
+    if not known.experiment.experiment_id or not experiment.experiment_id:
+        compared.discard("experiment_id")  # round starts over MQTT have none
+    different = [
+        name for name in sorted(compared) if getattr(known.experiment, name) != getattr(experiment, name)
+    ]
     if different:
         raise ConflictError(
             f"round {experiment.round_id} was already started with another {', '.join(different)}: "

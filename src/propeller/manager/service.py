@@ -109,13 +109,14 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)
         await fleet.load()
 
-        async def resume() -> None:
+        async def go_on() -> None:
+            watch.listen()
             await rounds.resume()
 
         session = Session(
             BrokerAddress.parse(settings.mqtt_address),
             Credentials(settings.client_id, settings.client_id if key else "", key),
-            on_connect=resume,
+            on_connect=go_on,
         )
         channel = Channel(settings.domain_id, settings.channel_id)
         dispatcher = Dispatcher(
@@ -131,7 +132,14 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         samples = Samples(database, keep=settings.metrics_keep)
         rounds = Rounds(database, fleet, store, runs, dispatcher, coordinator)
         inbox = Inbox(channel, fleet, runs, samples, rounds)
-        watch = Watch(fleet, store, runs, samples, interval_s=settings.liveliness_interval_s)
+        watch = Watch(
+            fleet,
+            store,
+            runs,
+            samples,
+            interval_s=settings.liveliness_interval_s,
+            is_connected=lambda: session.connected,
+        )
         async with session.running():
             await inbox.subscribe(session)
             async with watch.running():

@@ -56,15 +56,16 @@ class Tasks:
         return task
 
     async def change(self, task_id: str, fields: dict[str, Any]) -> Task:
-        """Change what is given and not ``null``; a program shown with its middle left out means no new one.
+        """Change what is given and neither ``null`` nor an empty name; a program shown with its middle left out means no new one.
 
         Raises:
             ApiError: a field is wrong; 404; 409, the task would move while it runs.
         """
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if fields.get("name") == "":
+            del fields["name"]
         change = TaskChange.decode(fields)
-        given = {
-            name: getattr(change, name) for name in change.model_fields_set if fields.get(name) is not None
-        }
+        given = {name: getattr(change, name) for name in change.model_fields_set}
         async with self.locks.hold(task_id):
             task = await self.get(task_id)
             text = fields.get("file")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 
 from propeller.manager.proplets import Fleet, Proplet
@@ -23,12 +23,24 @@ class Watch:
     """The manager's clockwork."""
 
     def __init__(
-        self, fleet: Fleet, store: TaskStore, runs: Runs, samples: Samples, *, interval_s: float
+        self,
+        fleet: Fleet,
+        store: TaskStore,
+        runs: Runs,
+        samples: Samples,
+        *,
+        interval_s: float,
+        is_connected: Callable[[], bool],
     ) -> None:
         """``interval_s`` is the longest time between two looks at the fleet."""
+        self._is_connected = is_connected
         self._fleet, self._store, self._runs, self._samples = fleet, store, runs, samples
         self._interval_s = interval_s
-        self._since = fleet.clock()  # before this nobody listened, so that silence meant nothing
+        self._since = fleet.clock()
+
+    def listen(self) -> None:
+        """Heartbeats are heard from now on: the silence before means nothing."""
+        self._since = self._fleet.clock()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -46,6 +58,8 @@ class Watch:
 
         A proplet whose last will came may be back soon, and its task with it: only silence counts.
         """
+        if not self._is_connected():
+            return
         loads = await self._store.loads()
         lost = {}
         for proplet_id in loads:

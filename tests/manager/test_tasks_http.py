@@ -1,0 +1,378 @@
+"""Tasks over HTTP, run by fake proplets over MQTT."""
+
+import asyncio
+import base64
+from typing import Any
+
+from propeller.protocol.topics import Kind
+from support.manager import WASM, Manager
+from support.net import eventually
+
+FILE = base64.b64encode(WASM).decode()
+
+
+async def test_a_task_is_made_read_changed_and_deleted(manager: Manager) -> None:
+    made = await manager.http.post(
+        "/tasks/",
+        json={"name": "add", "inputs": [3, 5], "state": 3, "results": "no", "id": "mine", "created_at": "x"},
+    )
+    assert made.status_code == 201
+    task = made.json()
+    assert made.headers["location"] == f"/tasks/{task['id']}"
+    assert (task["state"], task["inputs"], "results" in task) == (0, [3, 5], False)
+    assert task["id"] != "mine"
+    assert made.text.endswith("\n")
+
+    path = f"/tasks/{task['id']}"
+    assert (await manager.http.get(path)).json() == task
+    changed = (await manager.http.put(path, json={"name": "sub", "inputs": None, "env": {"A": "1"}})).json()
+    assert (changed["name"], changed["inputs"], changed["env"]) == ("sub", [3, 5], {"A": "1"})
+    assert changed["updated_at"] > task["created_at"]
+    assert (await manager.http.delete(path)).status_code == 204
+    for answer in (await manager.http.get(path), await manager.http.delete(path)):
+        assert answer.status_code == 404
+        assert task["id"] in answer.json()["error"]
+
+
+async def test_a_program_is_uploaded_shown_by_its_ends_and_sent_whole(manager: Manager) -> None:
+    await manager.proplets("p1")
+    task = (await manager.http.post("/tasks", json={"name": "add"})).json()
+    path = f"/tasks/{task['id']}"
+    refused = await manager.http.post(f"{path}/start")
+    assert refused.status_code == 409
+    assert "image_url" in refused.json()["error"]
+
+    uploaded = await manager.http.put(f"{path}/upload", files={"file": ("add.wasm", WASM)})
+    assert uploaded.status_code == 200
+    shown = uploaded.json()["file"]
+    assert shown == f"{FILE[:10]}<REDACTED>{FILE[-10:]}"
+    assert (await manager.http.put(path, json={**task, "file": shown, "name": "sum"})).json()["file"] == shown
+    assert (await manager.http.get("/tasks")).json()["tasks"][0]["file"] == shown
+
+    assert (await manager.http.post(f"{path}/start")).json() == {"started": True}
+    start = (await eventually(manager.mqtt.starts))[0]
+    assert (start["file"], start["name"]) == (FILE, "sum")
+
+
+BAD_UPLOADS: tuple[tuple[Any, str], ...] = (
+    ({"file": ("add.txt", WASM)}, ".wasm"),
+    ({"file": ("add.wasm", b"ELF")}, "asm"),
+    ({"file": ("add.wasm", b"")}, "asm"),
+    ({"other": ("add.wasm", WASM)}, "file"),
+)
+
+
+async def test_an_upload_that_is_none(manager: Manager) -> None:
+    task_id = await manager.new_task()
+    for files, word in BAD_UPLOADS:
+        answer = await manager.http.put(f"/tasks/{task_id}/upload", files=files)
+        assert answer.status_code == 400
+        assert word in answer.json()["error"]
+
+
+async def test_a_program_too_large_for_a_message_is_refused_with_the_way_out(manager: Manager) -> None:
+    task_id = await manager.new_task()
+    answer = await manager.http.put(
+        f"/tasks/{task_id}/upload", files={"file": ("add.wasm", WASM + bytes(6_000_000))}
+    )
+    assert answer.status_code == 413
+    assert "OCI registry" in answer.json()["error"]
+
+
+BAD_TASKS = (
+    (b"", "JSON"),
+    (b"[]", "object"),
+    (b'{"name": NaN}', "NaN"),
+    (b'{"name": ""}', "name"),
+    (b'{"name": "\\ud800"}', "JSON"),
+    (b'{"name": "a", "inputs": [1e999]}', "inputs"),
+    (b'{"name": "a", "file": "%%%"}', "file"),
+    (b'{"name": "a", "file": "aGVsbG8="}', "asm"),
+    (b'{"name": "a", "encrypted": true, "file": "' + FILE.encode() + b'"}', "encrypted"),
+    (b'{"name": "a", "proplet_id": "../etc"}', "proplet_id"),
+)
+
+
+async def test_bad_bodies_are_named(manager: Manager) -> None:
+    for body, word in BAD_TASKS:
+        answer = await manager.http.post("/tasks", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, body
+        assert word in answer.json()["error"]
+
+
+async def test_wrong_paths_methods_types_and_pages(manager: Manager) -> None:
+    http = manager.http
+    for path in ("/tasks/a%2Fb", "/tasks/..%2fx", "/tasks/%20", "/proplets/a%20b", "/proplets?status=sleepy"):
+        assert (await http.get(path)).status_code in {400, 404}, path
+    for query in ("limit=0", "limit=1001", "limit=-1", "limit=x", "offset=-1", f"offset={2**64}"):
+        for path in ("/tasks", "/proplets", "/tasks/t/metrics", "/proplets/p/metrics"):
+            answer = await http.get(f"{path}?{query}")
+            assert answer.status_code == 400, (path, query)
+            assert query.split("=")[0] in answer.json()["error"]
+    assert (await http.patch("/tasks")).status_code == 405
+    assert (await http.get("/nowhere")).json() == {"error": "no such path: /nowhere"}
+    wrong = await http.post("/tasks", content=b"{}", headers={"content-type": "text/plain"})
+    assert wrong.status_code == 415
+
+
+async def test_pages_are_stable_and_tell_the_total_past_their_end(manager: Manager) -> None:
+    ids = [await manager.new_task(name=f"t{number}") for number in range(7)]
+    got = []
+    for offset in range(0, 9, 2):
+        page = (await manager.http.get("/tasks", params={"offset": offset, "limit": 2})).json()
+        assert (page["total"], page["offset"], page["limit"]) == (7, offset, 2)
+        got += [task["id"] for task in page["tasks"]]
+    assert got == ids
+    past = (await manager.http.get("/tasks?offset=100")).json()
+    assert past == {"offset": 100, "limit": 100, "total": 7, "tasks": []}
+
+
+async def test_a_start_goes_out_once_with_every_key_of_s(manager: Manager) -> None:
+    await manager.proplets("p1")
+    task_id = await manager.new_task(inputs=[3, "5"], kbs_resource_path="default/key", encrypted=True)
+    await manager.http.post(f"/tasks/{task_id}/start")
+    start = (await eventually(lambda: manager.mqtt.starts(task_id)))[0]
+    assert start == {
+        "id": task_id,
+        "name": "add",
+        "state": 0,
+        "image_url": "localhost/add:1",
+        "file": None,
+        "inputs": [3, 5],
+        "cli_args": None,
+        "daemon": False,
+        "env": None,
+        "encrypted": True,
+        "kbs_resource_path": "default/key",
+        "monitoring_profile": None,
+        "proplet_id": "p1",
+        "broadcast": False,
+    }
+    running = await manager.in_state(task_id, 2)
+    assert running["proplet_id"] == "p1"
+    await manager.mqtt.result(task_id, "p1", results="8")
+    await manager.in_state(task_id, 3)
+    assert len(manager.mqtt.starts(task_id)) == 1
+    assert [topic for topic, _ in manager.mqtt.heard] == [Kind.START]
+
+
+async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_own_topic(
+    manager: Manager,
+) -> None:
+    await manager.proplets("h", os="linux")
+    await manager.proplets("d", directed=True)
+    profile = {"enabled": True, "interval": 5_000_000_000}
+    for proplet_id in ("h", "d"):
+        task_id = await manager.new_task(proplet_id=proplet_id, inputs=[3, 5], monitoring_profile=profile)
+        assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
+        assert (await manager.http.post(f"/tasks/{task_id}/stop")).status_code == 200
+    heard = await eventually(lambda: manager.mqtt.heard if len(manager.mqtt.heard) == 4 else None)
+    assert heard is not None
+    messages = dict(heard)
+    assert set(messages) == {Kind.START, Kind.STOP, f"{Kind.START}/d", f"{Kind.STOP}/d"}
+    assert messages[Kind.START]["inputs"] == ["3", "5"]
+    assert messages[f"{Kind.START}/d"]["inputs"] == [3, 5]
+    sent = messages[Kind.START]["monitoring_profile"]
+    assert (len(sent), sent["interval"], sent["collect_cpu"]) == (10, 5, True)
+    assert messages[f"{Kind.STOP}/d"]["proplet_id"] == "d"
+
+
+async def test_a_proplet_that_turns_directed_is_reached_on_its_own_topic(manager: Manager) -> None:
+    await manager.proplets("p")
+    await manager.mqtt.create("p", directed=True)
+    await eventually(lambda: _is_directed(manager))
+    task_id = await manager.new_task()
+    await manager.http.post(f"/tasks/{task_id}/start")
+    await eventually(lambda: [topic for topic, _ in manager.mqtt.heard] == [f"{Kind.START}/p"])
+
+
+async def _is_directed(manager: Manager) -> bool:
+    return bool((await manager.http.get("/proplets/p")).json()["metadata"].get("directed"))
+
+
+async def test_the_pinned_proplet_is_taken_or_the_reason_given(manager: Manager) -> None:
+    await manager.proplets("p1", "p2")
+    unknown = await manager.new_task(proplet_id="proplet-1")
+    answer = await manager.http.post(f"/tasks/{unknown}/start")
+    assert answer.status_code == 409
+    assert "client ids" in answer.json()["error"]
+    pinned = await manager.new_task(proplet_id="p2")
+    await manager.mqtt.beat("p2", status="offline")
+    await eventually(lambda: _dead(manager, "p2"))
+    answer = await manager.http.post(f"/tasks/{pinned}/start")
+    assert answer.status_code == 409
+    assert "not alive" in answer.json()["error"]
+    assert (await manager.task(pinned))["state"] == 0
+    await manager.proplets("p2")
+    assert (await manager.http.post(f"/tasks/{pinned}/start")).status_code == 200
+    assert (await manager.task(pinned))["proplet_id"] == "p2"
+
+
+async def _dead(manager: Manager, proplet_id: str) -> bool:
+    return not await manager.is_alive(proplet_id)
+
+
+async def test_without_a_live_proplet_nothing_starts(manager: Manager) -> None:
+    task_id = await manager.new_task()
+    answer = await manager.http.post(f"/tasks/{task_id}/start")
+    assert answer.status_code == 503
+    assert "/proplets" in answer.json()["error"]
+    assert (await manager.task(task_id))["state"] == 0
+
+
+async def test_tasks_spread_over_the_fleet_and_are_counted(manager: Manager) -> None:
+    await manager.proplets("a", "b", "c")
+    for _ in range(6):
+        await manager.http.post(f"/tasks/{await manager.new_task()}/start")
+    page = (await manager.http.get("/proplets")).json()
+    assert [(one["id"], one["task_count"]) for one in page["proplets"]] == [("a", 2), ("b", 2), ("c", 2)]
+    answer = await manager.http.delete("/proplets/a")
+    assert answer.status_code == 409
+    assert "2 tasks" in answer.json()["error"]
+
+
+async def test_a_task_ends_completed_or_failed_and_starts_again(manager: Manager) -> None:
+    await manager.proplets("p1")
+    task_id = await manager.new_task()
+    await manager.http.post(f"/tasks/{task_id}/start")
+    assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 409
+    await manager.mqtt.result(task_id, "p1", "", error="trap: unreachable")
+    failed = await manager.in_state(task_id, 4)
+    assert failed["error"] == "trap: unreachable"
+    assert (await manager.http.get("/proplets/p1")).json()["task_count"] == 0
+
+    assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
+    again = await manager.task(task_id)
+    assert (again["state"], "error" in again, again["finish_time"][:4]) == (2, False, "0001")
+    await manager.mqtt.result(task_id, "p1", "8")
+    done = await manager.in_state(task_id, 3)
+    assert done["results"] == "8"
+    assert done["finish_time"] > done["start_time"]
+    assert (await manager.http.get(f"/tasks/{task_id}/results")).json() == {"results": "8"}
+    await manager.mqtt.result(task_id, "p1", "9")
+    await manager.mqtt.result(await _running(manager), "p1", "10")
+    await eventually(lambda: _none_runs(manager))
+    assert (await manager.task(task_id))["results"] == "8"
+
+
+async def _running(manager: Manager) -> str:
+    task_id = await manager.new_task()
+    assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
+    return task_id
+
+
+async def _none_runs(manager: Manager) -> bool:
+    return all(one["task_count"] == 0 for one in (await manager.http.get("/proplets")).json()["proplets"])
+
+
+async def test_results_count_only_from_the_proplet_that_runs_the_task(manager: Manager) -> None:
+    await manager.proplets("p1", "p2")
+    task_id = await manager.new_task(proplet_id="p1")
+    await manager.http.post(f"/tasks/{task_id}/start")
+    envelope = {"task_id": task_id, "round_id": "r", "proplet_id": "p2", "update_b64": "e30=", "metrics": {}}
+    await manager.mqtt.result(task_id, "p2", "forged")
+    await manager.mqtt.result(task_id, None, envelope)
+    await manager.mqtt.result("no-such-task", "p1", "x")
+    await manager.mqtt.result(task_id, None, {**envelope, "proplet_id": "p1"})
+    done = await manager.in_state(task_id, 3)
+    assert done["results"]["proplet_id"] == "p1"
+
+
+async def test_a_stop_reaches_the_proplet_and_its_last_word_is_not_taken_for_the_next_run(
+    manager: Manager,
+) -> None:
+    await manager.proplets("p1")
+    task_id = await manager.new_task()
+    idle = await manager.http.post(f"/tasks/{task_id}/stop")
+    assert idle.status_code == 409
+    await manager.http.post(f"/tasks/{task_id}/start")
+    assert (await manager.http.delete(f"/tasks/{task_id}")).status_code == 409
+    assert (await manager.http.post(f"/tasks/{task_id}/stop")).json() == {"stopped": True}
+    await eventually(
+        lambda: (Kind.STOP, {"id": task_id, "broadcast": False, "proplet_id": "p1"}) in manager.mqtt.heard
+    )
+    stopped = await manager.task(task_id)
+    assert (stopped["state"], stopped["error"]) == (4, "stopped by request")
+
+    await manager.http.post(f"/tasks/{task_id}/start")
+    await manager.mqtt.result(task_id, "p1", "", error=f"Task {task_id} was stopped before completion")
+    await manager.mqtt.result(task_id, "p1", "8")
+    assert (await manager.in_state(task_id, 3))["results"] == "8"
+
+
+async def test_a_running_task_does_not_move(manager: Manager) -> None:
+    await manager.proplets("p1", "p2")
+    task_id = await manager.new_task(proplet_id="p1")
+    await manager.http.post(f"/tasks/{task_id}/start")
+    moved = await manager.http.put(f"/tasks/{task_id}", json={"proplet_id": "p2"})
+    assert moved.status_code == 409
+    await manager.mqtt.result(task_id, "p1", "8")
+    await manager.in_state(task_id, 3)
+    assert (await manager.http.put(f"/tasks/{task_id}", json={"proplet_id": "p2"})).status_code == 200
+    await manager.http.post(f"/tasks/{task_id}/start")
+    assert (await manager.task(task_id))["proplet_id"] == "p2"
+
+
+async def test_of_many_starts_at_once_one_counts(manager: Manager) -> None:
+    await manager.proplets("p1", "p2")
+    task_id = await manager.new_task()
+    answers = await asyncio.gather(*(manager.http.post(f"/tasks/{task_id}/start") for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+    await manager.mqtt.result(task_id, (await manager.task(task_id))["proplet_id"])
+    await manager.in_state(task_id, 3)
+    assert len(manager.mqtt.starts(task_id)) == 1
+
+
+async def test_metrics_of_tasks_and_proplets(manager: Manager) -> None:
+    await manager.proplets("p1")
+    task_id = await manager.new_task()
+    sample = {"cpu_percent": 97.0, "memory_bytes": 40265318400, "memory_percent": 0.0}
+    rust_time = {"secs_since_epoch": 1769011931, "nanos_since_epoch": 123456789}
+    await manager.mqtt.say(
+        Kind.TASK_METRICS,
+        {
+            "task_id": task_id,
+            "proplet_id": "p1",
+            "metrics": sample,
+            "aggregated": None,
+            "timestamp": rust_time,
+        },
+    )
+    for stamp in (rust_time, "2026-01-21T16:12:11.123456789Z"):
+        await manager.mqtt.say(
+            Kind.PROPLET_METRICS,
+            {
+                "proplet_id": "p1",
+                "namespace": "default",
+                "timestamp": stamp,
+                "cpu_metrics": {"user_seconds": 1.2, "system_seconds": 0.3, "percent": 4.5},
+                "memory_metrics": {"rss_bytes": 30015488},
+            },
+        )
+
+    async def samples() -> list[dict[str, Any]] | None:
+        page = (await manager.http.get("/proplets/p1/metrics")).json()
+        return list(page["metrics"]) if page["total"] == 2 else None
+
+    of_proplet = await eventually(samples)
+    assert of_proplet is not None
+    assert of_proplet[0]["timestamp"] == "2026-01-21T16:12:11.123456Z"
+    assert of_proplet[0]["memory_metrics"]["rss_bytes"] == 30015488
+    of_task = (await manager.http.get(f"/tasks/{task_id}/metrics")).json()
+    assert of_task["total"] == 1
+    assert of_task["metrics"][0]["metrics"] == sample
+    assert (await manager.http.get("/proplets/unknown/metrics")).json()["total"] == 0
+
+
+async def test_health_and_prometheus(manager: Manager) -> None:
+    await manager.http.get("/tasks")
+    health = (await manager.http.get("/health")).json()
+    assert (health["status"], health["description"], health["mqtt_connected"]) == (
+        "pass",
+        "manager service",
+        True,
+    )
+    assert set(health) >= {"version", "commit", "build_time", "instance_id"}
+    text = (await manager.http.get("/metrics")).text
+    assert 'manager_api_request_count{method="list-tasks"} 1.0' in text
+    assert 'manager_proplets{status="active"} 0.0' in text
