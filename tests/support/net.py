@@ -1,6 +1,8 @@
 """Free ports, and waiting until something is there."""
 
 import asyncio
+import contextlib
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,9 +12,15 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """A TCP port of loopback that nothing listens on.
+
+    It lies below the range from which the system takes the ports of outgoing connections, so that none of those
+    gets it before its user does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_port(port: int, timeout: float = 10.0) -> None:

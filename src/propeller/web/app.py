@@ -50,7 +50,7 @@ class Router(APIRouter):
 
     def __init__(self, **options: Any) -> None:
         """``options`` are FastAPI's own (``prefix``, ``tags`` …)."""
-        super().__init__(route_class=_StrictRoute, **options)
+        super().__init__(route_class=_StrictRoute, **{"default_response_class": CompactJson} | options)
 
 
 class _App(FastAPI):

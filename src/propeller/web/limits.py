@@ -1,18 +1,16 @@
 """A limit on request bodies: refused by their announced length, or while they stream in."""
 
-import asyncio
-import contextlib
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.web.errors import ApiError, respond
 
-DRAIN_S = 2.0
-"""How long a refused body is read on, in seconds: a caller that is cut off while it sends never sees the answer."""
-
 
 class BodyLimit:
-    """ASGI middleware: answers 413 to a body of more than ``max_bytes``."""
+    """ASGI middleware: answers 413 to a body of more than ``max_bytes``.
+
+    What is left of such a body is read and dropped by the server, so that the caller sees the answer (one that is
+    cut off while it sends does not) and the connection goes on.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -28,10 +26,8 @@ class BodyLimit:
             if int(announced) <= self.max_bytes:
                 await self.app(scope, receive, send)
             else:
-                waits_for_consent = b"expect" in headers
-                await respond(
-                    await self._too_large(receive, drain=not waits_for_consent), scope, receive, send
-                )
+                # One that waits for "100 Continue" will not send the body: what it sends next is another request.
+                await respond(self._too_large(close=b"expect" in headers), scope, receive, send)
             return
         seen = 0
 
@@ -40,18 +36,11 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.max_bytes:
-                raise await self._too_large(receive, drain=bool(message.get("more_body")))
+                raise self._too_large()
             return message
 
         await self.app(scope, counted, send)
 
-    async def _too_large(self, receive: Receive, *, drain: bool) -> ApiError:
-        drained = False
-        if drain:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
-                    while (await receive()).get("more_body"):
-                        pass
-                drained = True
+    def _too_large(self, *, close: bool = False) -> ApiError:
         reason = f"the request body is over the limit of {self.max_bytes} bytes"
-        return ApiError(413, reason, None if drained else {"connection": "close"})
+        return ApiError(413, reason, {"connection": "close"} if close else None)

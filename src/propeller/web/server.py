@@ -15,6 +15,8 @@ from propeller.process.run import StartError
 
 log = get_logger("server")
 
+_LAST_PORT = 65535
+
 GRACE_S = 2
 """How long open requests may go on after a stop, in seconds."""
 
@@ -58,10 +60,10 @@ def listen(bind: Bind) -> socket.socket:
     Raises:
         StartError: the port is taken or the host is not this machine's; the text says what to do.
     """
+    if not 0 <= bind.port <= _LAST_PORT:
+        raise StartError(f"{bind.name}: {bind.port} is not a port; choose one from 1 to {_LAST_PORT}")
     try:
         sock = socket.create_server((bind.host, bind.port), backlog=1024, family=_family(bind.host))
-    except OverflowError:
-        raise StartError(f"{bind.name}: {bind.port} is not a port; choose one from 1 to 65535") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
