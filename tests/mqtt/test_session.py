@@ -223,6 +223,14 @@ async def test_a_refused_login_says_why_and_is_tried_ever_less_often() -> None:
     assert texts == {("cannot connect to MQTT broker, trying again", "[code:135] Not authorized")}
 
 
+async def test_a_message_whose_connection_is_lost_before_the_broker_has_it_is_published_again() -> None:
+    async with RudeBroker(dropped=2).running() as broker, session(broker.port, clean=True).running() as one:
+        begun = time.monotonic()
+        await one.publish("t", b"x", timeout=20)
+        assert (broker.dropped, broker.connections) == (0, 3)
+        assert time.monotonic() - begun < 10
+
+
 async def test_two_clients_with_one_identifier_do_not_chase_each_other_at_full_speed(
     broker_port: int,
 ) -> None:

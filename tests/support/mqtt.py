@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 class RudeBroker:
     """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else.
 
+    With ``dropped`` it takes PUBLISH of QoS 1 too, but first closes the connection at so many of them instead.
     While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
     """
 
@@ -18,6 +19,7 @@ class RudeBroker:
     port: int = 0
     connections: int = 0
     held: asyncio.Event | None = None
+    dropped: int | None = None
     filters: list[str] = field(default_factory=list)
 
     @asynccontextmanager
@@ -40,6 +42,12 @@ class RudeBroker:
                     writer.write(bytes([0x20, 2, 0, self.connack]))
                     if self.connack:
                         break
+                elif kind == 3 and self.dropped is not None:
+                    if self.dropped:
+                        self.dropped -= 1
+                        break
+                    at = 2 + int.from_bytes(body[:2], "big")
+                    writer.write(bytes([0x40, 2, *body[at : at + 2]]))
                 elif kind == 8 and self.suback is not None:
                     self.filters.append(body[4:-1].decode())
                     if self.held is not None:

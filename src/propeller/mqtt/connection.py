@@ -1,5 +1,7 @@
 """One connection to a broker: aiomqtt's client, with messages acknowledged by hand."""
 
+import asyncio
+import math
 from typing import Any
 
 import aiomqtt
@@ -17,6 +19,25 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = TCP_TIMEOUT_S
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
         self._open: set[int] = set()
+        self.lost = asyncio.Event()
+        """Set by whoever uses the connection, once it is over."""
+
+    async def send(self, topic: str, payload: bytes, qos: int) -> None:
+        """Publish, and wait until the broker has the message.
+
+        Raises:
+            MqttError: the connection is lost; aiomqtt by itself would go on waiting for an answer.
+        """
+        sending = asyncio.create_task(self.publish(topic, payload, qos=qos, timeout=math.inf))
+        losing = asyncio.create_task(self.lost.wait())
+        try:
+            await asyncio.wait({sending, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise aiomqtt.MqttError("the connection was lost before the broker had the message")
+            sending.result()
+        finally:
+            sending.cancel()
+            losing.cancel()
 
     def take(self, message: aiomqtt.Message) -> bool:
         """Whether a message is to be handled: not if it is being handled, and was sent again meanwhile."""

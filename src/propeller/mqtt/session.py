@@ -155,7 +155,7 @@ class Session:
                     if connection is None:
                         continue
                     try:
-                        await connection.publish(topic, payload, qos=qos, timeout=timeout)
+                        await connection.send(topic, payload, qos)
                     except aiomqtt.MqttError as error:
                         log.warning("publishing again", topic=topic, reason=str(error))
                         await asyncio.sleep(FIRST_DELAY_S)
@@ -237,6 +237,7 @@ class Session:
                 finally:
                     self._connection = None
                     self._connected.clear()
+                    connection.lost.set()
                     if hook is not None:
                         hook.cancel()
         finally:
