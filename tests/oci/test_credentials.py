@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 
-from propeller.oci.authorization import challenges
-from propeller.oci.credentials import Login, Token, docker_logins
+from propeller.oci.authorization import Authorizer, Scope, challenges
+from propeller.oci.credentials import Login, Token, docker_logins, logins_for
+from propeller.oci.reference import Registry
 
 
 def config(folder: Path, document: Any) -> Path:
@@ -80,3 +82,27 @@ def test_secrets_do_not_show() -> None:
 )  # fmt: skip
 def test_challenges(header: str, expected: dict[str, dict[str, str]]) -> None:
     assert challenges(header) == expected
+
+
+async def test_credentials_for_https_are_not_for_plain_http() -> None:
+    scope, plain = Scope("u/x"), Registry("ghcr.io", plain_http=True)
+    for credential in (Login("u", "p"), Token("t")):
+        authorizer = Authorizer({"ghcr.io": credential})
+        async with httpx.AsyncClient() as http:
+            assert authorizer.known(plain, scope) is None
+            assert await authorizer.answer(http, plain, scope, 'Basic realm="r"') is None
+    assert Authorizer({"ghcr.io": Token("t")}).known(Registry("ghcr.io"), scope) == "Bearer t"
+
+
+def test_a_login_of_docker_is_for_plain_http_only_where_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "DOCKER_CONFIG", str(config(tmp_path, {"auths": {"a:5000": auth("u:p"), "b": auth("v:q")}}))
+    )
+    login = Login("u", "p")
+    assert logins_for(Registry("a:5000", plain_http=True)) == {
+        "a:5000": login, "http://a:5000": login, "b": Login("v", "q")
+    }  # fmt: skip
+    assert logins_for(Registry("b"), login)["b"] == login
+    assert logins_for(Registry("c")) == docker_logins()

@@ -36,7 +36,7 @@ def test_the_guides_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.domain_id, settings.channel_id, settings.client_id) == ("d", "c", "proxy")
     assert (settings.mqtt_timeout, settings.chunk_size, settings.mqtt_qos) == (30.0, 512_000, 2)
     assert settings.registry == Registry("ghcr.io")
-    assert settings.given_logins() == {}
+    assert settings.registry_credential is None
     assert "key" not in repr(settings).replace("client_key", "")
 
 
@@ -53,9 +53,9 @@ def test_the_later_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_user_name_with_its_password_wins_over_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     token = load(monkeypatch, **S, PROXY_REGISTRY_TOKEN="t", PROXY_REGISTRY_USERNAME="u")
-    assert token.given_logins() == {"ghcr.io": Token("t")}
+    assert token.registry_credential == Token("t")
     both = load(monkeypatch, PROXY_REGISTRY_PASSWORD="p")
-    assert both.given_logins() == {"ghcr.io": Login("u", "p")}
+    assert both.registry_credential == Login("u", "p")
 
 
 def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

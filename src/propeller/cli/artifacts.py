@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from propeller.oci.client import RegistryClient
-from propeller.oci.credentials import Credential, Login, docker_logins
+from propeller.oci.credentials import Login, logins_for
 from propeller.oci.errors import OciError
 from propeller.oci.reference import Reference
 from propeller.process.run import StartError
@@ -34,7 +34,7 @@ def run_push(
 
     async def push() -> str:
         parsed = _parse(reference, plain_http=plain_http)
-        async with RegistryClient(_logins(parsed, login)) as registry:
+        async with RegistryClient(logins_for(parsed.registry, login)) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pushing {file.name}", total=size)
                 artifact = await registry.push(
@@ -61,7 +61,7 @@ def run_pull(
     async def pull() -> tuple[Path, str, int]:
         parsed = _parse(reference, plain_http=plain_http)
         target = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
-        async with RegistryClient(_logins(parsed, login)) as registry:
+        async with RegistryClient(logins_for(parsed.registry, login)) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
                 artifact, content = await registry.pull(
@@ -87,12 +87,6 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 def _parse(text: str, *, plain_http: bool) -> Reference:
     return Reference.parse(f"http://{text}" if plain_http and "://" not in text else text)
-
-
-def _logins(reference: Reference, login: Login | None) -> dict[str, Credential]:
-    """The given login for the reference's registry, and beside it those of ``docker login``."""
-    given: dict[str, Credential] = {} if login is None else {reference.registry.host: login}
-    return {**docker_logins(), **given}
 
 
 def _login(username: str | None, *, password_stdin: bool) -> Login | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from propeller.oci.credentials import Credential, Login, Token
+from propeller.oci.credentials import Login, Logins, Token
 from propeller.oci.errors import UnauthorizedError, from_status
 from propeller.oci.reference import Registry
 
@@ -51,18 +51,17 @@ def challenges(header: str) -> dict[str, dict[str, str]]:
 class Authorizer:
     """Finds the ``Authorization`` header for a request to a registry; keeps what it learned.
 
-    A credential is for one registry's host: it is sent to that host, and as the token flow needs it to the token
-    server that this host names (over HTTPS unless the registry itself is plain HTTP).
+    A credential is for one registry: it is sent to that host, and as the token flow needs it to the token server
+    that this host names (over HTTPS unless the registry itself is plain HTTP).
     """
 
-    def __init__(self, logins: Mapping[str, Credential]) -> None:
-        """``logins`` are by registry host, as ``ghcr.io`` or ``local-registry:5000``."""
+    def __init__(self, logins: Logins) -> None:
         self._logins = logins
         self._kept: dict[tuple[str, Scope], _Kept] = {}
 
     def known(self, registry: Registry, scope: Scope) -> str | None:
         """The header to send at once, if there is one."""
-        credential = self._logins.get(registry.host)
+        credential = self._logins.get(str(registry))
         if isinstance(credential, Token):
             return f"Bearer {credential.value}"
         kept = self._kept.get((registry.base_url, scope))
@@ -77,7 +76,7 @@ class Authorizer:
             OciError: the token server refused, or must not be asked.
         """
         asked = challenges(header)
-        credential = self._logins.get(registry.host)
+        credential = self._logins.get(str(registry))
         if isinstance(credential, Token):
             return None  # it was sent already
         if "bearer" in asked:

@@ -6,7 +6,6 @@ It speaks the OCI distribution specification 1.1. Why it is written here: docs/d
 import asyncio
 import hashlib
 import io
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
@@ -16,7 +15,7 @@ import httpx
 from propeller.oci import manifest
 from propeller.oci.authorization import Authorizer, Scope
 from propeller.oci.connection import RETRY_DELAYS, Connections, Purpose, read_document
-from propeller.oci.credentials import Credential
+from propeller.oci.credentials import Logins
 from propeller.oci.errors import DigestMismatchError, InvalidReferenceError, TooLargeError
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
@@ -47,7 +46,7 @@ class RegistryClient:
 
     def __init__(
         self,
-        logins: Mapping[str, Credential] | None = None,
+        logins: Logins | None = None,
         *,
         manifests: ManifestStore | None = None,
         max_bytes: int = MAX_PROGRAM,
@@ -58,7 +57,7 @@ class RegistryClient:
         """Make a client.
 
         Args:
-            logins: credentials by registry host; ``docker_logins()`` reads those of ``docker login``.
+            logins: credentials by registry; ``logins_for`` reads those of ``docker login``.
             manifests: where manifests are kept; without it they are asked for each time.
             max_bytes: the largest program that is pulled.
             idle_timeout: seconds a registry may say nothing.

@@ -4,10 +4,12 @@ import base64
 import binascii
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from propeller.oci.reference import Registry
 from propeller.process.logs import get_logger
 
 log = get_logger("oci")
@@ -34,6 +36,20 @@ class Token:
 
 
 Credential = Login | Token
+
+Logins = Mapping[str, Credential]
+"""Credentials by registry, as ``str(Registry)`` writes it: those for ``ghcr.io`` are not for ``http://ghcr.io``."""
+
+
+def logins_for(registry: Registry, given: Credential | None = None) -> Logins:
+    """A given login for a registry, and beside it those of ``docker login``.
+
+    Docker notes hosts only. For ``registry`` itself its login is taken even if that registry speaks plain HTTP, as
+    whoever calls this asked for it; for other registries it is not.
+    """
+    found = docker_logins()
+    own = given or found.get(registry.host)
+    return {**found, str(registry): own} if own is not None else found
 
 
 def docker_logins(folder: Path | None = None) -> dict[str, Credential]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.oci.client import RegistryClient
-from propeller.oci.credentials import Credential, docker_logins
+from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.protocol.topics import Channel, Kind
@@ -74,11 +74,11 @@ def _open_folders(settings: Settings) -> tuple[BlobCache, Pending]:
         ) from None
 
 
-def _logins(settings: Settings) -> dict[str, Credential]:
-    given = settings.given_logins()
+def _logins(settings: Settings) -> Logins:
+    given = settings.registry_credential
     if settings.authenticate:
-        return {**docker_logins(), **given}
-    if given:
+        return logins_for(settings.registry, given)
+    if given is not None:
         log.warning(
             "credentials of the registry are set but not used; set PROXY_AUTHENTICATE=true to use them",
             registry=str(settings.registry),

@@ -28,7 +28,10 @@ def _address(value: str) -> str:
 
 
 class Settings(HttpSettings):
-    """Broker, registry, cache and chunks."""
+    """Broker, registry, cache and chunks.
+
+    The client's id is also the MQTT client identifier, so that ``PROXY_INSTANCE_ID`` has no meaning here.
+    """
 
     mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
         "tcp://localhost:1883", alias="PROXY_MQTT_ADDRESS"
@@ -67,12 +70,9 @@ class Settings(HttpSettings):
         """
         return super().load(**{**identity_from_file("PROXY", "proxy", given, Path("config.toml")), **given})
 
-    def given_logins(self) -> dict[str, Credential]:
-        """The credential for ``PROXY_REGISTRY_URL``; a user name with its password wins over a token."""
+    @property
+    def registry_credential(self) -> Credential | None:
+        """What was given for the registry; a user name with its password wins over a token."""
         if self.registry_username and self.registry_password:
-            return {
-                self.registry.host: Login(self.registry_username, self.registry_password.get_secret_value())
-            }
-        if self.registry_token:
-            return {self.registry.host: Token(self.registry_token.get_secret_value())}
-        return {}
+            return Login(self.registry_username, self.registry_password.get_secret_value())
+        return Token(self.registry_token.get_secret_value()) if self.registry_token else None
