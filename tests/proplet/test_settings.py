@@ -92,13 +92,7 @@ def test_the_configuration_file_gives_what_the_environment_does_not(
     assert (one.domain_id, one.channel_id, one.client_id, one.client_key) == ("fd", "fc", "me", "fkey")
 
 
-@pytest.mark.parametrize(
-    ("content", "named"), [(None, "cannot be read"), ("][", "cannot be read"), ("[x]", "no section")]
-)
-def test_a_configuration_file_that_cannot_be_used(
-    monkeypatch: pytest.MonkeyPatch, content: str | None, named: str
-) -> None:
-    if content is not None:
-        Path("mine.toml").write_text(content)
-    with pytest.raises(SettingsError, match=named):
+def test_a_configuration_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.toml").write_text("][")
+    with pytest.raises(SettingsError, match=r"mine\.toml cannot be read"):
         load(monkeypatch, {"PROPLET_CONFIG_FILE": "mine.toml"})

@@ -65,7 +65,9 @@ class Runner:
             )
         for name, value in env.items():
             if not name or "=" in name or "\0" in name + value:
-                raise TaskError(f"env: {name[:80]!r} cannot be an environment variable with this name and value")
+                raise TaskError(
+                    f"env: {name[:80]!r} cannot be an environment variable with this name and value"
+                )
         federated = bool(env.get("ROUND_ID"))
         if federated:
             self._updates.check(env)

@@ -198,9 +198,11 @@ class Proplet:
             return None
         async with self._places:
             ran = await self._runner.run(start)
-        if _exports_metrics(start):
-            self._spawn(self._send_metrics(_metrics(start.id, self._proplet_id, ran.outcome)))
-        return await self._runner.report(ran)
+        try:
+            return await self._runner.report(ran)
+        finally:
+            if _exports_metrics(start):
+                self._spawn(self._send_metrics(_metrics(start.id, self._proplet_id, ran.outcome)))
 
     async def _run_daemon(self, start: Start) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""

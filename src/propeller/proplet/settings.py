@@ -1,36 +1,20 @@
 """The proplet's settings: the names of absmach/propeller, older and newer, and the project's own."""
 
 import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.process.settings import Seconds, ServiceSettings, SettingsError
+from propeller.process.identity_file import identity_from_file
+from propeller.process.settings import Seconds, ServiceSettings
 from propeller.protocol.ids import Id
 from propeller.wasm.job import MIB, Limits
 
-_IDENTITY = {
-    "domain_id": ("PROPLET_DOMAIN_ID", "PROPLET_TENANT_ID"),
-    "client_id": ("PROPLET_CLIENT_ID", "PROPLET_ENTITY_ID"),
-    "client_key": ("PROPLET_CLIENT_KEY", "PROPLET_API_KEY"),
-    "channel_id": ("PROPLET_CHANNEL_ID",),
-}
-"""Field → its variables. All are needed; those not in the environment are looked up in the configuration file."""
 
-_FILE_KEYS = {
-    "domain_id": ("domain_id", "tenant_id"),
-    "client_id": ("client_id", "entity_id"),
-    "client_key": ("client_key", "api_key"),
-    "channel_id": ("channel_id",),
-}
-
-
-def _choices(field: str) -> AliasChoices:
-    return AliasChoices(*_IDENTITY[field])
+def _names(*names: str) -> AliasChoices:
+    return AliasChoices(*(f"PROPLET_{name}" for name in names))
 
 
 class Settings(ServiceSettings):
@@ -40,10 +24,10 @@ class Settings(ServiceSettings):
     library (``PROPLET_MQTT_INFLIGHT``, ``PROPLET_MQTT_REQUEST_CHANNEL_CAPACITY``) have no meaning here and are ignored.
     """
 
-    domain_id: Id = Field(validation_alias=_choices("domain_id"))
-    channel_id: Id = Field(validation_alias=_choices("channel_id"))
-    client_id: Id = Field(validation_alias=_choices("client_id"))
-    client_key: str = Field(validation_alias=_choices("client_key"), repr=False)
+    domain_id: Id = Field(validation_alias=_names("DOMAIN_ID", "TENANT_ID"))
+    channel_id: Id = Field(validation_alias=_names("CHANNEL_ID"))
+    client_id: Id = Field(validation_alias=_names("CLIENT_ID", "ENTITY_ID"))
+    client_key: str = Field(validation_alias=_names("CLIENT_KEY", "API_KEY"), repr=False)
     instance_id: str = Field("", alias="PROPLET_INSTANCE_ID")
     """A label for people, kept in the metadata; not an identity."""
 
@@ -101,10 +85,14 @@ class Settings(ServiceSettings):
     def load(cls, **given: Any) -> Self:
         """Read the environment and, for an identity that it leaves out, the configuration file.
 
+        That file is ``PROPLET_CONFIG_FILE`` (``config.toml``), section ``PROPLET_CONFIG_SECTION`` (``proplet``).
+
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
-        return super().load(**{**_from_file(os.environ, given), **given})
+        file = Path(os.environ.get("PROPLET_CONFIG_FILE") or "config.toml")
+        section = os.environ.get("PROPLET_CONFIG_SECTION") or "proplet"
+        return super().load(**{**identity_from_file("PROPLET", section, given, file), **given})
 
     @property
     def broker(self) -> BrokerAddress:
@@ -120,27 +108,3 @@ class Settings(ServiceSettings):
     def limits(self) -> Limits:
         """What one task may use."""
         return Limits(wall_time_s=self.task_wall_time, memory_bytes=self.task_memory, fuel=self.task_fuel)
-
-
-def _from_file(environ: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
-    """The identity's missing parts, from ``PROPLET_CONFIG_FILE`` (``config.toml``) if there is one."""
-    missing = [
-        field for field, names in _IDENTITY.items() if field not in given and not any(map(environ.get, names))
-    ]
-    path = Path(environ.get("PROPLET_CONFIG_FILE") or "config.toml")
-    if not missing or not (path.exists() or environ.get("PROPLET_CONFIG_FILE")):
-        return {}
-    section = environ.get("PROPLET_CONFIG_SECTION") or "proplet"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get(section)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"PROPLET_CONFIG_FILE: {path} cannot be read: {error}") from None
-    if not isinstance(table, dict):
-        raise SettingsError(
-            f"PROPLET_CONFIG_SECTION: {path} has no section [{section}]; it has "
-            "the keys domain_id, channel_id, client_id and client_key"
-        )
-    found = {
-        field: next((table[key] for key in _FILE_KEYS[field] if table.get(key)), None) for field in missing
-    }
-    return {field: str(value) for field, value in found.items() if value is not None}
