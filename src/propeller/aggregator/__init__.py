@@ -1,0 +1,1 @@
+"""The aggregator: one model of a round's updates."""

@@ -90,7 +90,7 @@ def parse_update(content_type: str | None, body: bytes) -> Incoming:
         try:
             return _from_fields(decode_object(body), len(body))
         except MalformedMessageError as error:
-            raise BadRequestError(str(error).replace("not JSON:", "Invalid JSON:", 1)) from None
+            raise BadRequestError(str(error)) from None
     if kind == SAFETENSORS:
         return _from_document(body)
     raise ApiError(415, f"Content-Type {kind[:80]!r} cannot be read; send {JSON}, {SAFETENSORS} or {CBOR}")

@@ -1,0 +1,1 @@
+"""The local data store: one dataset for each proplet."""

@@ -55,7 +55,7 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         hint = " (NaN and Infinity are not JSON numbers)" if _names_a_constant(payload) else ""
-        raise MalformedMessageError(f"not JSON: {error}{hint}") from None
+        raise MalformedMessageError(f"Invalid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise MalformedMessageError(f"expected a JSON object, got {type(value).__name__}")
     for name, field in value.items():

@@ -28,7 +28,7 @@ class _StrictRequest(Request):
         try:
             return decode_object(await self.body())
         except MalformedMessageError as error:
-            raise errors.BadRequestError(f"Invalid JSON: {str(error).removeprefix('not JSON: ')}") from None
+            raise errors.BadRequestError(str(error)) from None
 
 
 class _StrictRoute(APIRoute):

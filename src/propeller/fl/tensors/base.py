@@ -112,22 +112,25 @@ def check(tensors: Tensors) -> None:
         check_array(check_name(name), array)
 
 
-def check_fits(update: Tensors, base: Tensors) -> None:
-    """Check that an update has exactly the names and shapes of its base model, in any order, of any dtype.
+def check_fits(update: Tensors, base: Tensors, called: str = "the base model") -> None:
+    """Check that an update has exactly the names and shapes of its base, in any order, of any dtype.
+
+    Args:
+        update: what is checked.
+        base: what it is checked against.
+        called: what the errors call ``base``.
 
     Raises:
         TensorError: naming the tensor, with both shapes where they differ.
     """
     for name, array in base.items():
         if name not in update:
-            raise TensorError(f"is missing; the base model has it with shape {show(array.shape)}", name)
+            raise TensorError(f"is missing; {called} has it with shape {show(array.shape)}", name)
         if update[name].shape != array.shape:
-            raise TensorError(
-                f"has shape {show(update[name].shape)}, the base model has {show(array.shape)}", name
-            )
+            raise TensorError(f"has shape {show(update[name].shape)}, {called} has {show(array.shape)}", name)
     for name in update:
         if name not in base:
-            raise TensorError("is not in the base model", name)
+            raise TensorError(f"is not in {called}", name)
 
 
 def show(shape: tuple[int, ...]) -> str:

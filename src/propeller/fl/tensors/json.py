@@ -58,7 +58,7 @@ def read(body: bytes) -> tuple[Tensors, dict[str, str]]:
     try:
         mapping = decode_object(body)
     except MalformedMessageError as error:
-        raise TensorError(f"Invalid JSON: {str(error).removeprefix('not JSON: ')}") from None
+        raise TensorError(str(error)) from None
     return from_json(mapping), {}
 
 
@@ -76,9 +76,9 @@ def _is_whole(array: Array) -> bool:
     if array.dtype.kind != "f":
         return False
     with np.errstate(invalid="ignore"):
-        whole = (np.abs(array) < _EXACT) & (np.trunc(array) == array)  # type: ignore[type-var,operator]
+        whole = (np.abs(array) < _EXACT) & (np.trunc(array) == array)
         # -0.0 is kept as it is: the integer 0 has no sign.
-        return bool(np.all(whole & ~(np.signbit(array) & (array == 0))))  # type: ignore[arg-type]
+        return bool(np.all(whole & ~(np.signbit(array) & (array == 0))))
 
 
 def _whole(array: Array) -> Array:

@@ -1,0 +1,53 @@
+"""The aggregator's HTTP API."""
+
+from fastapi import FastAPI, Request, Response
+
+from propeller.aggregator.service import Aggregator, NoUpdatesError, UpdateRefusedError, Updates
+from propeller.fl.strategy import UnknownStrategyError
+from propeller.fl.tensors import (
+    JSON,
+    SAFETENSORS_SEQ,
+    NotAcceptableError,
+    TensorError,
+    encode,
+    media_type,
+    negotiate,
+)
+from propeller.web.app import create_app
+from propeller.web.auth import Verify
+from propeller.web.body import read_body
+from propeller.web.errors import ApiError, BadRequestError
+
+
+def create_api(
+    service: Aggregator, *, verify: Verify | None = None, max_bytes: int, max_json_bytes: int
+) -> FastAPI:
+    """The app; ``verify`` checks who calls, the limits are on request bodies."""
+    app = create_app("aggregator", verify=verify, max_body=max(max_bytes, max_json_bytes))
+
+    @app.post("/aggregate")
+    async def aggregate(request: Request, strategy: str = "fedavg") -> Response:
+        """Aggregate updates: ``{"updates": [...]}`` in JSON, or a stream of safetensors documents."""
+        accept = request.headers.get("accept")
+        kind = media_type(request.headers.get("content-type"))
+        try:
+            negotiate(accept)  # before the work, not after it
+            if kind == SAFETENSORS_SEQ:
+                model = await service.aggregate_stream(request.stream(), strategy)
+            elif kind == JSON:
+                body = await read_body(request, max_json_bytes)
+                model = await service.aggregate(Updates.decode(body), strategy)
+            else:
+                raise ApiError(
+                    415, f"Content-Type {kind[:80]!r} cannot be read; send {JSON} or {SAFETENSORS_SEQ}"
+                )
+            chosen, content = encode(model, accept)
+        except NotAcceptableError as error:
+            raise ApiError(406, str(error)) from None
+        except (UnknownStrategyError, NoUpdatesError) as error:
+            raise BadRequestError(str(error)) from None
+        except (UpdateRefusedError, TensorError) as error:
+            raise ApiError(422, str(error)) from None
+        return Response(content, media_type=chosen)
+
+    return app

@@ -1,0 +1,120 @@
+"""Aggregation of a round's updates, as they arrive."""
+
+import asyncio
+from collections.abc import AsyncIterable
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from propeller.fl.strategy import Strategy, new_strategy
+from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, read_documents
+from propeller.process.logs import get_logger
+from propeller.protocol.rounds import MAX_SAMPLES
+from propeller.protocol.wire import Message
+
+log = get_logger("aggregator")
+
+_QUICK = 64 * 1024
+"""Up to this many bytes an update is folded at once; handing it to a thread would take longer."""
+
+
+class WeightedUpdate(Message):
+    """One update of ``POST /aggregate`` in JSON; the fields of an update that aggregation does not use are ignored."""
+
+    proplet_id: str = ""
+    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
+    update: dict[str, Any]
+
+
+class Updates(Message):
+    """The body of ``POST /aggregate`` in JSON."""
+
+    updates: list[WeightedUpdate]
+
+
+class NoUpdatesError(ValueError):
+    """There is nothing to aggregate."""
+
+    def __init__(self) -> None:
+        super().__init__("No updates provided")
+
+
+class UpdateRefusedError(ValueError):
+    """An update cannot take part; the text names its sender, or its place, and the tensor."""
+
+    def __init__(self, sender: str, number: int, reason: object) -> None:
+        super().__init__(f"update {number} of {sender or 'an unnamed proplet'}: {reason}")
+
+
+class Aggregator:
+    """Folds updates with a strategy. It keeps nothing between two calls."""
+
+    def __init__(self, *, max_update_bytes: int) -> None:
+        """``max_update_bytes`` limits one document of a stream."""
+        self._max_update_bytes = max_update_bytes
+
+    async def aggregate(self, updates: Updates, strategy: str) -> Tensors:
+        """Aggregate updates that are in memory.
+
+        Raises:
+            UnknownStrategyError: there is no such strategy.
+            NoUpdatesError: the list is empty.
+            UpdateRefusedError: one of them cannot take part.
+            TensorError: the aggregate is not finite.
+        """
+        folding = new_strategy(strategy)
+        return await asyncio.to_thread(self._fold_all, folding, updates)
+
+    async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy: str) -> Tensors:
+        """Aggregate a stream of safetensors documents; memory does not grow with their number.
+
+        Each has ``num_samples``, and should have ``proplet_id``, in its ``__metadata__``.
+
+        Raises:
+            UnknownStrategyError, NoUpdatesError, UpdateRefusedError, TensorError: as ``aggregate``.
+        """
+        folding, number = new_strategy(strategy), 0
+        try:
+            async for document in read_documents(chunks, max_document=self._max_update_bytes):
+                number += 1
+                if len(document) <= _QUICK:
+                    _fold_document(folding, document, number)
+                else:
+                    await asyncio.to_thread(_fold_document, folding, document, number)
+        except TensorError as error:
+            raise UpdateRefusedError("", number + 1, error) from None
+        if not number:
+            raise NoUpdatesError
+        log.info("aggregated", strategy=strategy, updates=number)
+        return await asyncio.to_thread(folding.finish)
+
+    @staticmethod
+    def _fold_all(folding: Strategy, updates: Updates) -> Tensors:
+        if not updates.updates:
+            raise NoUpdatesError
+        for number, update in enumerate(updates.updates, 1):
+            try:
+                folding.fold(from_json(update.update), update.num_samples)
+            except TensorError as error:
+                raise UpdateRefusedError(update.proplet_id, number, error) from None
+        return folding.finish()
+
+
+def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:
+    sender = ""
+    try:
+        tensors, metadata = from_safetensors(document)
+        sender = metadata.get("proplet_id", "")
+        folding.fold(tensors, _samples(metadata))
+    except TensorError as error:
+        raise UpdateRefusedError(sender, number, error) from None
+
+
+def _samples(metadata: dict[str, str]) -> int:
+    text = metadata.get("num_samples", "")
+    samples = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SAMPLES)) else 0
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise TensorError(
+            f"num_samples must be an integer from 1 to {MAX_SAMPLES} in __metadata__, got {text[:40]!r}"
+        )
+    return samples

@@ -1,0 +1,28 @@
+"""The data store's process."""
+
+import asyncio
+
+from propeller.data_store.api import create_api
+from propeller.data_store.service import Datasets
+from propeller.data_store.settings import Settings
+from propeller.process.run import StartError
+from propeller.web.auth import verifier
+from propeller.web.server import Bind, check_exposure, serve
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        StartError: the port or the folder cannot be had, or an id to seed is not one.
+    """
+    check_exposure(
+        "data-store", settings.host, authenticated=settings.auth == "on", insecure=settings.insecure
+    )
+    try:
+        datasets = Datasets(settings.folder)
+        await datasets.seed(settings.seeded())
+    except OSError as error:
+        raise StartError(f"DATA_DIR {settings.folder} cannot be used: {error.strerror}") from None
+    app = create_api(datasets, verify=verifier(settings), max_body=settings.max_bytes)
+    await serve([(Bind("data-store", settings.host, settings.port), app)], stop)

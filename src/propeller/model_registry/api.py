@@ -1,0 +1,103 @@
+"""The model registry's HTTP API."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request, Response
+from pydantic import Field
+
+from propeller.fl.tensors import (
+    JSON,
+    NotAcceptableError,
+    TensorError,
+    Tensors,
+    UnsupportedMediaTypeError,
+    decode,
+    from_json,
+    media_type,
+    negotiate,
+)
+from propeller.model_registry.service import Models
+from propeller.protocol.rounds import model_uri
+from propeller.protocol.wire import Message
+from propeller.web.app import MAX_BODY, create_app
+from propeller.web.auth import Verify
+from propeller.web.errors import ApiError, BadRequestError
+
+_LONGEST_KEY = 256
+
+
+class NewModel(Message):
+    """``POST /models`` in JSON. Without a version the next one is allocated."""
+
+    version: Annotated[int, Field(strict=True)] | None = None
+    model: dict[str, Any]
+
+
+def create_api(models: Models, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
+    """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
+    app = create_app("model-registry", verify=verify, max_body=max_body)
+
+    @app.get("/models")
+    async def list_versions() -> dict[str, list[int]]:
+        return {"versions": await models.versions()}
+
+    @app.post("/models", status_code=201)
+    async def add(
+        request: Request, version: int | None = None, idempotency_key: Annotated[str, Header()] = ""
+    ) -> dict[str, Any]:
+        """Store a model: JSON ``{"version"?, "model"}``, or safetensors with ``?version=``."""
+        if len(idempotency_key) > _LONGEST_KEY or not idempotency_key.isprintable():
+            raise BadRequestError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
+        tensors, metadata, named = await asyncio.to_thread(
+            _read, request.headers.get("content-type"), await request.body()
+        )
+        stored = await models.add(tensors, metadata, version if named is None else named, idempotency_key)
+        return {"version": stored, "status": "stored", "model_uri": model_uri(stored)}
+
+    @app.get("/models/latest")
+    async def latest(request: Request) -> Response:
+        return await _answer(request, await models.latest())
+
+    @app.get("/models/{version}")
+    async def one(request: Request, version: str) -> Response:
+        if not (version.isascii() and version.isdigit() and len(version) <= 16):
+            raise BadRequestError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
+        return await _answer(request, int(version))
+
+    async def _answer(request: Request, version: int) -> Response:
+        try:
+            chosen = negotiate(request.headers.get("accept"))
+        except NotAcceptableError as error:
+            raise ApiError(406, str(error)) from None
+        encoded = await models.encoded(version, chosen)
+        headers = {
+            "ETag": encoded.etag,
+            "Vary": "Accept",
+            "Cache-Control": "no-cache",
+            "X-Model-Version": str(version),
+        }
+        if _matches(request.headers.get("if-none-match", ""), encoded.etag):
+            return Response(status_code=304, headers=headers)
+        return Response(encoded.content, media_type=chosen, headers=headers)
+
+    return app
+
+
+def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
+    try:
+        if media_type(content_type) == JSON:
+            new = NewModel.decode(body)
+            return from_json(new.model), {}, new.version
+        tensors, metadata = decode(content_type, body)
+    except UnsupportedMediaTypeError as error:
+        raise ApiError(415, str(error)) from None
+    except TensorError as error:
+        raise BadRequestError(f"model: {error}") from None
+    return tensors, metadata, None
+
+
+def _matches(header: str, etag: str) -> bool:
+    """RFC 9110, section 13.1.2: ``*``, or a list of tags compared weakly."""
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag in tags

@@ -1,0 +1,121 @@
+"""Model versions over the files: encoded as a caller wants them, the recent ones from memory."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from propeller.fl.tensors import CODECS, Tensors, from_json
+from propeller.model_registry.store import (
+    MAX_VERSION,
+    DamagedVersionError,
+    ModelStore,
+    Stored,
+    VersionExistsError,
+    VersionMissingError,
+    content_digest,
+)
+from propeller.process.logs import get_logger
+from propeller.protocol.rounds import model_uri
+from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
+
+log = get_logger("model-registry")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A version in one encoding: the body, and the entity tag that stands for it (RFC 9110, section 8.8.3)."""
+
+    content: bytes
+    etag: str
+
+
+class Models:
+    """The versions of one model."""
+
+    def __init__(self, store: ModelStore, *, cache_bytes: int) -> None:
+        """``cache_bytes`` limits the encodings that are kept in memory."""
+        self._store, self._room = store, cache_bytes
+        self._kept: OrderedDict[tuple[int, str], Encoded] = OrderedDict()
+
+    async def seed(self, model: Mapping[str, Any]) -> None:
+        """Store version 0, unless it is there.
+
+        Raises:
+            TensorError: the model is not one.
+        """
+        if 0 not in await self.versions():
+            await self.add(from_json(model), {}, version=0)
+
+    async def versions(self) -> list[int]:
+        """Every version, in order."""
+        return await asyncio.to_thread(self._store.versions)
+
+    async def latest(self) -> int:
+        """The largest version.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        versions = await self.versions()
+        if not versions:
+            raise NotFoundError("there is no model yet; POST /models stores one")
+        return versions[-1]
+
+    async def add(
+        self, tensors: Tensors, metadata: Mapping[str, str], version: int | None = None, key: str = ""
+    ) -> int:
+        """Store a model; gives its version.
+
+        Raises:
+            BadRequestError: the version cannot be one.
+            ConflictError: it is there with other content.
+            TensorError: a tensor cannot be stored.
+        """
+        if version is not None and not 0 <= version <= MAX_VERSION:
+            raise BadRequestError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
+        try:
+            stored: Stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
+        except VersionExistsError as error:
+            raise ConflictError(
+                f"version {error} exists with other content, and versions never change; "
+                "leave version out to get the next one"
+            ) from None
+        log.info("model stored", version=stored.version, model_uri=model_uri(stored.version), key=key or None)
+        return stored.version
+
+    async def encoded(self, version: int, media_type: str) -> Encoded:
+        """A version in one of the media types of ``CODECS``.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ApiError: 500, its file is damaged.
+        """
+        kept = self._kept.get((version, media_type))
+        if kept is None:
+            kept = await asyncio.to_thread(self._encode, version, media_type)
+            self._keep((version, media_type), kept)
+        else:
+            self._kept.move_to_end((version, media_type))
+        return kept
+
+    def _encode(self, version: int, media_type: str) -> Encoded:
+        codec = CODECS[media_type]
+        try:
+            tensors, metadata = self._store.read(version)
+        except VersionMissingError:
+            raise NotFoundError(
+                f"Model not found: there is no version {version}; GET /models lists those there are"
+            ) from None
+        except DamagedVersionError as error:
+            log.error("Invalid model file", version=version, reason=str(error))  # noqa: TRY400
+            raise ApiError(
+                500, f"Invalid model file: version {version} is damaged; restore it from a backup"
+            ) from None
+        return Encoded(codec.encode(tensors, metadata), f'"{content_digest(tensors)[:32]}-{codec.name}"')
+
+    def _keep(self, key: tuple[int, str], encoded: Encoded) -> None:
+        self._kept[key] = encoded
+        while self._kept and sum(len(kept.content) for kept in self._kept.values()) > self._room:
+            self._kept.popitem(last=False)

@@ -1,0 +1,44 @@
+"""The model registry's settings, from the environment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from propeller.process.run import StartError
+from propeller.process.settings import HttpSettings
+from propeller.web.app import MAX_BODY
+
+INITIAL_MODEL = '{"w":[0,0,0],"b":0}'
+
+
+class Settings(HttpSettings):
+    """Each field is one environment variable."""
+
+    host: str = Field("127.0.0.1", alias="REGISTRY_HOST")
+    port: int = Field(8081, alias="REGISTRY_PORT")
+    folder: Path = Field(Path("/tmp/fl-models"), alias="MODELS_DIR")  # noqa: S108 - absmach/propeller's default
+    initial_model: str = Field(INITIAL_MODEL, alias="REGISTRY_INITIAL_MODEL")
+    """Version 0 of a registry that has none: JSON, or the path of a JSON file."""
+    max_bytes: int = Field(MAX_BODY, alias="REGISTRY_MAX_BYTES", gt=0)
+    cache_bytes: int = Field(64 * 1024 * 1024, alias="REGISTRY_CACHE_BYTES", ge=0)
+
+    def read_initial_model(self) -> dict[str, Any]:
+        """The initial model, decoded.
+
+        Raises:
+            StartError: it is not a JSON object, or its file cannot be read.
+        """
+        text = self.initial_model.strip()
+        try:
+            if not text.startswith("{"):
+                text = Path(text).read_text(encoding="utf-8")
+            model = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise StartError(
+                f"REGISTRY_INITIAL_MODEL cannot be read: {error}; give JSON or the path of a JSON file"
+            ) from None
+        if not isinstance(model, dict):
+            raise StartError("REGISTRY_INITIAL_MODEL must be a JSON object of tensors, as " + INITIAL_MODEL)
+        return model

@@ -1,0 +1,173 @@
+"""Model versions as files: ``global_model_v{n}.safetensors``, written once, whole and durably.
+
+A version is allocated under a lock on the folder, which registries on the same folder share, and its file appears by a link that
+exactly one writer can make. What the file's ``__metadata__`` says is all that a restart needs: the key under which the version was asked
+for and the digest of its tensors. Files ``global_model_v{n}.json`` of absmach/propeller's registry are read where they lie.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors.json import read as read_json
+from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+from propeller.process.logs import get_logger
+from propeller.store.files import remove_left_over, write_durably
+
+log = get_logger("models")
+
+MAX_VERSION = 2**53 - 1
+"""The largest version: every JSON reader keeps it exact (RFC 8259, section 6)."""
+
+_KEY, _CONTENT = "propeller.key", "propeller.content"
+_FILE = re.compile(r"global_model_v(0|[1-9]\d{0,15})\.(safetensors|json)")
+
+
+class VersionExistsError(Exception):
+    """The version is there with other content."""
+
+
+class VersionMissingError(LookupError):
+    """There is no such version."""
+
+
+class DamagedVersionError(Exception):
+    """The version's file cannot be read; the text says why."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A version: the digest of its tensors, and the key under which it was allocated, if any."""
+
+    version: int
+    digest: str
+    key: str = ""
+
+
+class ModelStore:
+    """A folder of versions. Its methods block: call them in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder, making it if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_left_over([folder])
+        self._folder = folder
+        self._known: dict[int, Stored] = {}
+        self._by_key: dict[str, int] = {}
+
+    def versions(self) -> list[int]:
+        """Every version, in order: those of other registries on the folder too."""
+        return sorted(self._files())
+
+    def read(self, version: int) -> tuple[Tensors, dict[str, str]]:
+        """The tensors of a version, and the metadata it was stored with.
+
+        Raises:
+            VersionMissingError: there is none.
+            DamagedVersionError: its file cannot be read.
+        """
+        file = self._find(version)
+        try:
+            content = file.read_bytes()
+            if file.suffix == ".json":
+                return read_json(content)
+            tensors, metadata = from_safetensors(content)
+        except FileNotFoundError:
+            raise VersionMissingError(version) from None
+        except (OSError, TensorError) as error:
+            raise DamagedVersionError(f"{file.name}: {error}") from None
+        return tensors, {name: text for name, text in metadata.items() if name not in {_KEY, _CONTENT}}
+
+    def add(self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str) -> Stored:
+        """Store a model as ``version``, or as the next one; on the disk when this returns.
+
+        The same ``key`` again gives the version that it gave first, and the same content under the same version changes nothing.
+
+        Raises:
+            VersionExistsError: the version, or the one that the key gave, has other content.
+            TensorError: a tensor cannot be stored.
+        """
+        digest = content_digest(tensors)
+        with self._locked():
+            self._catch_up()
+            chosen = self._by_key.get(key) if key else None
+            if chosen is None:
+                chosen = version
+            if chosen is not None and chosen in self._known:
+                return self._same(self._known[chosen], digest, key)
+            stored = Stored(self._next() if chosen is None else chosen, digest, key)
+            kept = {**metadata, _CONTENT: digest, **({_KEY: key} if key else {})}
+            write_durably(self._path(stored.version), to_safetensors(tensors, kept), replace=False)
+            self._remember(stored)
+            return stored
+
+    def _same(self, stored: Stored, digest: str, key: str) -> Stored:
+        # A key alone decides: the sender of the same key wants what it got before, and never a second version.
+        if stored.digest != digest and not (key and key == stored.key):
+            raise VersionExistsError(stored.version)
+        return stored
+
+    def _next(self) -> int:
+        return max(self._known, default=-1) + 1
+
+    def _catch_up(self) -> None:
+        """Learn of versions that others wrote to the folder."""
+        for version, file in self._files().items():
+            if version not in self._known:
+                self._remember(self._describe(version, file))
+
+    def _describe(self, version: int, file: Path) -> Stored:
+        try:
+            if file.suffix == ".json":
+                return Stored(version, content_digest(read_json(file.read_bytes())[0]))
+            metadata = _read_metadata(file)
+            return Stored(version, metadata.get(_CONTENT, ""), metadata.get(_KEY, ""))
+        except (OSError, TensorError) as error:
+            log.error("model version cannot be read", version=version, file=file.name, reason=str(error))  # noqa: TRY400
+            return Stored(version, "")
+
+    def _remember(self, stored: Stored) -> None:
+        self._known[stored.version] = stored
+        if stored.key:
+            self._by_key.setdefault(stored.key, stored.version)
+
+    def _files(self) -> dict[int, Path]:
+        found: dict[int, Path] = {}
+        for entry in os.scandir(self._folder):
+            match = _FILE.fullmatch(entry.name)
+            if match is not None and (match[2] == "safetensors" or int(match[1]) not in found):
+                found[int(match[1])] = Path(entry.path)
+        return found
+
+    def _find(self, version: int) -> Path:
+        path = self._path(version)
+        return path if path.exists() else path.with_suffix(".json")
+
+    def _path(self, version: int) -> Path:
+        return self._folder / f"global_model_v{version}.safetensors"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def content_digest(tensors: Tensors) -> str:
+    """SHA-256 of the tensors' names, types, shapes and numbers, whatever order and encoding they came in."""
+    return hashlib.sha256(to_safetensors(dict(sorted(tensors.items())))).hexdigest()
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    with file.open("rb") as stream:
+        prefix = stream.read(PREFIX)
+        return read_header(prefix + stream.read(header_length(prefix))).metadata

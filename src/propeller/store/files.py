@@ -1,0 +1,70 @@
+"""Files that are whole or absent, and survive a power loss once written."""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
+
+_LEFT_OVER_S = 3600.0
+"""The age after which a temporary file is one that a killed process left, in seconds."""
+
+
+def write_durably(path: Path, data: Buffer, *, replace: bool = True) -> None:
+    """Write a file so that it appears at once and whole, and is on the disk when this returns.
+
+    Args:
+        path: where; folders that are missing are made.
+        data: what.
+        replace: whether an existing file is replaced; if not, of several writers exactly one succeeds.
+
+    Raises:
+        FileExistsError: ``replace`` is off and the file is there.
+    """
+    made = _make_folder(path.parent)
+    temporary = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for folder in made:
+        sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_left_over(folders: Iterable[Path]) -> None:
+    """Remove the temporary files that killed processes left; those of running writers are too young for it."""
+    oldest = time.time() - _LEFT_OVER_S
+    for folder in folders:
+        for temporary in folder.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if temporary.stat().st_mtime < oldest:
+                    temporary.unlink()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder; gives those whose names changed or will: itself, and the parents of each that was made."""
+    changed = [folder]
+    while not folder.exists():
+        folder = folder.parent
+        changed.append(folder)
+    changed[0].mkdir(parents=True, exist_ok=True)
+    return changed

@@ -1,0 +1,140 @@
+"""The data store: the guide's seeds, and datasets over HTTP."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from propeller.data_store.api import create_api
+from propeller.data_store.samples import seed
+from propeller.data_store.service import Datasets
+from propeller.data_store.settings import Settings
+from propeller.process.run import StartError
+from propeller.web.auth import Principal
+
+P1, P2 = "3fe95a65-74f1-4ede-bf20-ef565f04cecb", "1f074cd1-4e22-4e21-92ca-e35a21d3ce29"
+
+
+@pytest.fixture
+async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_api(Datasets(tmp_path), max_body=50_000)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data") as client:
+        yield client
+
+
+def test_the_seeds_are_those_of_absmach_propeller() -> None:
+    assert seed(P1)["data"][0] == {"x": [0.4, 0.8, 0.2], "y": 0}
+    assert seed(P2)["data"][0]["x"] == [0.1, 0.2, 0.3]
+    assert seed(P2)["data"][0]["y"] == 1
+    assert seed(P1)["size"] == len(seed(P1)["data"]) == 64
+
+
+@given(st.text(min_size=1, max_size=60))
+def test_seeds_are_in_range_for_every_id(proplet_id: str) -> None:
+    for sample in seed(proplet_id)["data"]:
+        assert sample["y"] in {0, 1}
+        assert all(0 <= value < 1 for value in sample["x"])
+
+
+async def test_seeding_keeps_what_is_there(tmp_path: Path) -> None:
+    datasets = Datasets(tmp_path)
+    await datasets.put(P1, {"data": [{"x": [1], "y": 1}]})
+    await datasets.seed([P1, P2])
+    assert json.loads((await datasets.get(P1)).content)["size"] == 1
+    assert json.loads((await datasets.get(P2)).content)["size"] == 64
+    assert await datasets.ids() == sorted([P1, P2])
+
+
+async def test_store_and_read(http: httpx.AsyncClient) -> None:
+    body = {"data": [{"x": [0.5, 1], "y": 1}], "size": 99, "proplet_id": "someone-else", "note": "kept"}
+    answer = await http.post(f"/datasets/{P1}", json=body)
+    assert answer.status_code == 201
+    assert answer.json() == {"proplet_id": P1, "size": 1, "status": "stored"}
+    read = await http.get(f"/datasets/{P1}")
+    assert read.json() == {
+        "data": [{"x": [0.5, 1], "y": 1}],
+        "size": 1,
+        "proplet_id": P1,
+        "client_id": P1,
+        "note": "kept",
+        "schema": "fl-demo-dataset-v1",
+    }
+    assert (await http.get("/datasets")).json() == {"clients": [P1], "count": 1}
+    again = await http.get(f"/datasets/{P1}", headers={"if-none-match": read.headers["etag"]})
+    assert again.status_code == 304
+    await http.post(f"/datasets/{P1}", json={"schema": "text-v1", "data": ["any", {"thing": 1}]})
+    changed = await http.get(f"/datasets/{P1}", headers={"if-none-match": read.headers["etag"]})
+    assert changed.status_code == 200
+    assert changed.json()["size"] == 2
+
+
+async def test_files_that_others_write_are_served(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    await http.post(f"/datasets/{P1}", json={"data": []})
+    await http.get(f"/datasets/{P1}")
+    (tmp_path / f"{P1}.json").write_text('{"data":[{"x":[1.0],"y":0}],"size":1}')
+    assert (await http.get(f"/datasets/{P1}")).json()["size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "data"),
+        ({"data": {}}, "data"),
+        ({"data": [1]}, "data[0].x"),
+        ({"data": [{"x": [], "y": 0}]}, "data[0].x"),
+        ({"data": [{"x": [1], "y": 0}, {"x": [1, 2], "y": 0}]}, "data[1].x"),
+        ({"data": [{"x": ["1"], "y": 0}]}, "data[0].x"),
+        ({"data": [{"x": [True], "y": 0}]}, "data[0].x"),
+        ({"data": [{"x": [1], "y": None}]}, "data[0].y"),
+        ({"schema": 5, "data": []}, "schema"),
+    ],
+)
+async def test_bad_datasets_name_the_sample(
+    http: httpx.AsyncClient, body: dict[str, Any], named: str
+) -> None:
+    answer = await http.post(f"/datasets/{P1}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert named in answer.json()["error"]
+    assert (await http.get(f"/datasets/{P1}")).status_code == 404
+
+
+async def test_other_faults_have_their_own_status(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    assert (
+        await http.post(f"/datasets/{P1}", content=b'{"data": [{"x": [NaN], "y": 0}]}')
+    ).status_code == 400
+    assert (await http.post(f"/datasets/{P1}", content=b"[]")).status_code == 400
+    assert (await http.post(f"/datasets/{P1}", content=b" " * 60_000)).status_code == 413
+    for bad in ("..%2f..%2fetc%2fpasswd", "%2e%2e", ".hidden", "a b", "x" * 200):
+        assert (await http.get(f"/datasets/{bad}")).status_code in {400, 404}
+        assert (await http.post(f"/datasets/{bad}", json={"data": []})).status_code in {400, 404}
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_client_reaches_its_own_dataset_only(tmp_path: Path) -> None:
+    async def verify(_header: str) -> Principal:
+        return Principal("client", P1, "proplet")
+
+    app = create_api(Datasets(tmp_path), verify=verify)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://data", headers={"authorization": "Basic eA=="}
+    ) as client:
+        assert (await client.post(f"/datasets/{P1}", json={"data": []})).status_code == 201
+        assert (await client.post(f"/datasets/{P2}", json={"data": []})).status_code == 403
+        assert (await client.get(f"/datasets/{P2}")).status_code == 403
+
+
+def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROPLET_CLIENT_ID", "one")
+    monkeypatch.setenv("PROPLET_3_CLIENT_ID", "three")
+    monkeypatch.setenv("PROPLET_2_CLIENT_ID", "")
+    assert Settings.load().seeded() == ["one", "three"]
+    monkeypatch.setenv("FL_DATASET_PARTICIPANTS", " a , b,,a")
+    assert Settings.load().seeded() == ["a", "b"]
+    monkeypatch.setenv("FL_DATASET_PARTICIPANTS", "../x")
+    with pytest.raises(StartError, match="FL_DATASET_PARTICIPANTS"):
+        Settings.load().seeded()

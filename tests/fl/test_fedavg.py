@@ -1,0 +1,107 @@
+"""FedAvg against exact arithmetic."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from propeller.fl.fedavg import FedAvg
+from propeller.fl.strategy import UnknownStrategyError, new_strategy
+from propeller.fl.tensors import TensorError, Tensors
+
+numbers = st.floats(-1e30, 1e30, allow_nan=False)
+samples = st.integers(1, 2**53 - 1)
+
+
+def average(*updates: tuple[Tensors, int]) -> Tensors:
+    folding = FedAvg()
+    for update, count in updates:
+        folding.fold(update, count)
+    return folding.finish()
+
+
+@given(st.lists(st.tuples(st.lists(numbers, min_size=3, max_size=3), samples), min_size=1, max_size=12))
+def test_the_error_stays_within_the_stated_bound(updates: list[tuple[list[float], int]]) -> None:
+    mean = average(*(({"w": np.array(values)}, count) for values, count in updates))["w"]
+    total = sum(count for _values, count in updates)
+    for place in range(3):
+        exact = sum((Fraction(values[place]) * count for values, count in updates), Fraction(0)) / total
+        weight = math.fsum(abs(values[place]) * (count / total) for values, count in updates)
+        bound = (len(updates) + 2) * 2.0**-53 * weight * (1 + 1e-9) + 1e-300
+        assert abs(Fraction(float(mean[place])) - exact) <= bound
+
+
+@given(hnp.arrays(np.float64, hnp.array_shapes(max_dims=3, max_side=4), elements=numbers), samples)
+def test_one_update_is_its_own_mean(
+    values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", count: int
+) -> None:
+    mean = average(({"w": values}, count))["w"]
+    assert mean.shape == values.shape
+    np.testing.assert_allclose(mean, values, rtol=2**-51)
+
+
+def test_weights_are_the_samples_and_scalars_stay_scalars() -> None:
+    mean = average(
+        ({"w": np.array([1.0, 2.0]), "b": np.array(0.0)}, 1),
+        ({"b": np.array(4.0), "w": np.array([5.0, 10.0])}, 3),
+    )
+    assert mean["w"].tolist() == [4.0, 8.0]
+    assert mean["b"].shape == ()
+    assert mean["b"] == 3.0
+    assert list(mean) == ["w", "b"]
+
+
+def test_the_type_of_the_updates_is_kept_and_sums_are_not_in_it() -> None:
+    updates = [({"w": np.full(3, 1e8, np.float32)}, 1)] + [({"w": np.full(3, 1.0, np.float32)}, 1)] * 3
+    mean = average(*updates)["w"]
+    assert mean.dtype == np.float32
+    assert mean.tolist() == [float(np.float32((1e8 + 3) / 4))] * 3
+    assert average(({"n": np.array([1, 2])}, 1), ({"n": np.array([2, 2])}, 1))["n"].tolist() == [1.5, 2.0]
+    mixed = average(({"w": np.zeros(2, np.float32)}, 1), ({"w": np.zeros(2, np.float64)}, 1))["w"]
+    assert mixed.dtype == np.float64
+
+
+def test_large_tensors_are_summed_in_all_their_parts() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((3, 70_001)).astype(np.float32) for _ in range(3)]
+    mean = average(*(({"w": array}, count) for array, count in zip(arrays, (1, 2, 3), strict=True)))["w"]
+    expected = (
+        sum(array.astype(np.float64) * count for array, count in zip(arrays, (1, 2, 3), strict=True)) / 6
+    )
+    np.testing.assert_array_equal(mean, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("second", "named"),
+    [
+        ({"w": np.zeros(2)}, "'b'"),
+        ({"w": np.zeros(2), "b": np.zeros(()), "c": np.zeros(1)}, "'c'"),
+        ({"w": np.zeros(3), "b": np.zeros(())}, r"'w'.*\[3\].*\[2\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(second: Tensors, named: str) -> None:
+    folding = FedAvg()
+    folding.fold({"w": np.ones(2), "b": np.array(1.0)}, 2)
+    with pytest.raises(TensorError, match=named):
+        folding.fold(second, 1)
+    assert folding.samples == 2
+    assert folding.finish()["w"].tolist() == [1.0, 1.0]
+
+
+def test_sums_beyond_float64_name_the_tensor() -> None:
+    with pytest.raises(TensorError, match=r"'w'.*too large"):
+        average(({"w": np.array([1e308])}, 2**53 - 1))
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(TensorError, match="no updates"):
+        FedAvg().finish()
+
+
+def test_an_unknown_strategy_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownStrategyError, match="fedavg"):
+        new_strategy("fedmagic")

@@ -1,0 +1,158 @@
+"""The model registry over HTTP."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
+from propeller.model_registry.api import create_api
+from propeller.model_registry.service import Models
+from propeller.model_registry.store import ModelStore
+
+
+def client(folder: Path) -> httpx.AsyncClient:
+    app = create_api(Models(ModelStore(folder), cache_bytes=1000), max_body=100_000)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
+
+
+@pytest.fixture
+async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(tmp_path) as opened:
+        yield opened
+
+
+ZEROS = {"w": [0.0, 0.0, 0.0], "b": 0.0}
+
+
+async def test_the_guides_step_6(http: httpx.AsyncClient) -> None:
+    for _again in range(2):
+        answer = await http.post("/models", json={"version": 0, "model": ZEROS})
+        assert answer.status_code == 201
+        assert answer.json()["version"] == 0
+        assert answer.json()["status"] == "stored"
+    assert (await http.get("/models/0")).text == '{"w":[0,0,0],"b":0}'
+
+
+async def test_versions_are_allocated_in_order_and_listed_after_a_restart(tmp_path: Path) -> None:
+    async with client(tmp_path) as http:
+        for expected in range(3):
+            answer = await http.post("/models", json={"model": {"w": [float(expected)]}})
+            assert answer.json()["version"] == expected
+        await http.post("/models", json={"version": 10, "model": {"w": [10.0]}})
+        assert (await http.post("/models", json={"model": {"w": [11.0]}})).json()["version"] == 11
+    async with client(tmp_path) as http:
+        assert (await http.get("/models")).json() == {"versions": [0, 1, 2, 10, 11]}
+        assert (await http.get("/models/latest")).json() == {"w": [11]}
+        assert (await http.get("/models/latest")).headers["x-model-version"] == "11"
+
+
+async def test_a_version_never_changes(http: httpx.AsyncClient) -> None:
+    await http.post("/models", json={"version": 1, "model": {"w": [1.0]}})
+    answer = await http.post("/models", json={"version": 1, "model": {"w": [2.0]}})
+    assert answer.status_code == 409
+    assert "version 1" in answer.json()["error"]
+    assert (await http.get("/models/1")).json() == {"w": [1]}
+
+
+async def test_a_key_gives_one_version_even_after_a_restart(tmp_path: Path) -> None:
+    async with client(tmp_path) as http:
+        first = await http.post("/models", json={"model": {"w": [1.0]}}, headers={"idempotency-key": "r-1"})
+        await http.post("/models", json={"model": {"w": [2.0]}}, headers={"idempotency-key": "r-2"})
+    async with client(tmp_path) as http:
+        again = await http.post("/models", json={"model": {"w": [1.0]}}, headers={"idempotency-key": "r-1"})
+        assert again.status_code == 201
+        assert again.json()["version"] == first.json()["version"]
+        assert (await http.get("/models")).json() == {"versions": [0, 1]}
+
+
+async def test_safetensors_in_and_out_with_its_type_and_metadata(http: httpx.AsyncClient) -> None:
+    model = {"layer/w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32)}
+    content = to_safetensors(model, {"round_id": "r-9"})
+    stored = await http.post(
+        "/models", content=content, headers={"content-type": SAFETENSORS}, params={"version": 7}
+    )
+    assert stored.json()["version"] == 7
+    answer = await http.get("/models/7", headers={"accept": SAFETENSORS})
+    tensors, metadata = from_safetensors(answer.content)
+    assert metadata == {"round_id": "r-9"}
+    assert list(tensors) == ["layer/w", "b"]
+    assert tensors["layer/w"].dtype == np.float32
+    np.testing.assert_array_equal(tensors["layer/w"], model["layer/w"])
+    assert (await http.get("/models/7")).json() == {"layer/w": [[0, 1, 2], [3, 4, 5]], "b": 0.5}
+
+
+async def test_entity_tags(http: httpx.AsyncClient) -> None:
+    await http.post("/models", json={"version": 0, "model": ZEROS})
+    first = await http.get("/models/0")
+    other = await http.get("/models/0", headers={"accept": SAFETENSORS})
+    assert first.headers["etag"] != other.headers["etag"]
+    again = await http.get("/models/0", headers={"if-none-match": f'"x", {first.headers["etag"]}'})
+    assert again.status_code == 304
+    assert again.content == b""
+    assert (await http.get("/models/0", headers={"if-none-match": other.headers["etag"]})).status_code == 200
+
+
+async def test_files_of_absmach_propeller_are_read(tmp_path: Path) -> None:
+    (tmp_path / "global_model_v4.json").write_text('{\n  "b": 1,\n  "version": 4,\n  "w": [1, 2]\n}')
+    async with client(tmp_path) as http:
+        assert (await http.get("/models")).json() == {"versions": [4]}
+        assert (await http.get("/models/4")).json() == {"b": 1, "w": [1, 2]}
+        assert (
+            await http.post("/models", json={"version": 4, "model": {"w": [1, 2], "b": 1}})
+        ).status_code == 201
+        assert (
+            await http.post("/models", json={"version": 4, "model": {"w": [9, 2], "b": 1}})
+        ).status_code == 409
+        assert (await http.post("/models", json={"model": {"w": [1]}})).json()["version"] == 5
+
+
+async def test_a_damaged_file_is_named_and_the_others_are_served(tmp_path: Path) -> None:
+    async with client(tmp_path) as http:
+        await http.post("/models", json={"version": 0, "model": ZEROS})
+        (tmp_path / "global_model_v1.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+        answer = await http.get("/models/1")
+        assert answer.status_code == 500
+        assert "version 1 is damaged" in answer.json()["error"]
+        assert (await http.get("/models/0")).status_code == 200
+        assert (await http.post("/models", json={"model": ZEROS})).json()["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "model"),
+        ({"model": None}, "model"),
+        ({"model": {}}, "no tensors"),
+        ({"model": [1]}, "model"),
+        ({"model": {"w": []}}, "'w'"),
+        ({"model": {"w": [[1], [1, 2]]}}, "'w'"),
+        ({"model": {"w": ["1"]}}, "'w'"),
+        ({"model": {"w": [True]}}, "'w'"),
+        ({"version": -1, "model": ZEROS}, "version"),
+        ({"version": "1", "model": ZEROS}, "version"),
+        ({"version": 2**60, "model": ZEROS}, "version"),
+    ],
+)
+async def test_bad_models_name_the_field(http: httpx.AsyncClient, body: dict[str, Any], named: str) -> None:
+    answer = await http.post("/models", json=body)
+    assert answer.status_code == 400, answer.text
+    assert named in answer.json()["error"]
+    assert (await http.get("/models")).json() == {"versions": []}
+
+
+async def test_other_faults_have_their_own_status(http: httpx.AsyncClient) -> None:
+    assert (await http.post("/models", content=b'{"model": {"w": [NaN]}}')).status_code == 400
+    assert (await http.post("/models", content=b'{"model"')).json()["error"].startswith("Invalid JSON")
+    assert (await http.post("/models", content=b" " * 200_000)).status_code == 413
+    assert (
+        await http.post("/models", content=b"x", headers={"content-type": "image/png"})
+    ).status_code == 415
+    assert (await http.get("/models/0")).status_code == 404
+    assert (await http.get("/models/latest")).status_code == 404
+    for version in ("-1", "x", "..", "1.5", "9" * 40):
+        assert (await http.get(f"/models/{version}")).status_code in {400, 404}
+    assert (await http.get("/models/0", headers={"accept": "text/html"})).status_code == 406

@@ -1,0 +1,100 @@
+"""Blobs in a folder: what is put is there, whole; keys cannot leave the folder."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from propeller.process.run import StartError
+from propeller.protocol.ids import InvalidIdError
+from propeller.store.blobs import BlobMissingError, Blobs
+from propeller.store.files import remove_left_over, write_durably
+
+
+async def test_what_is_put_is_got_and_listed_until_deleted(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "new" / "blobs")
+    await blobs.put("rounds/r-1/b.safetensors", b"second")
+    await blobs.put("rounds/r-1/a.safetensors", memoryview(b"first"))
+    await blobs.put("rounds/r-10/a", b"other")
+
+    assert await blobs.get("rounds/r-1/a.safetensors") == b"first"
+    assert await blobs.exists("rounds/r-1/b.safetensors")
+    assert await blobs.list("rounds/r-1") == ["rounds/r-1/a.safetensors", "rounds/r-1/b.safetensors"]
+    assert await blobs.list() == ["rounds/r-1/a.safetensors", "rounds/r-1/b.safetensors", "rounds/r-10/a"]
+
+    await blobs.delete("rounds/r-1/a.safetensors")
+    await blobs.delete("rounds/r-1/a.safetensors")
+    assert not await blobs.exists("rounds/r-1/a.safetensors")
+    assert await Blobs(tmp_path / "new" / "blobs").list("rounds") == [
+        "rounds/r-1/b.safetensors",
+        "rounds/r-10/a",
+    ]
+
+
+async def test_a_blob_is_replaced_whole(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    await asyncio.gather(*(blobs.put("k", bytes([n]) * 100_000) for n in range(8)))
+    data = await blobs.get("k")
+    assert len(data) == 100_000
+    assert len(set(data)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["k"]
+
+
+async def test_a_blob_streams_in_pieces(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    data = os.urandom(3_000_000)
+    await blobs.put("big", data)
+    pieces = [piece async for piece in blobs.stream("big", chunk=500_000)]
+    assert b"".join(pieces) == data
+    assert len(pieces) > 1
+
+
+async def test_missing_blobs_say_so(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    with pytest.raises(BlobMissingError, match="no blob 'a/b'"):
+        await blobs.get("a/b")
+    with pytest.raises(BlobMissingError):
+        [piece async for piece in blobs.stream("a/b")]
+    assert await blobs.list("a") == []
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a b", "a\x00", "a/" + "b" * 200]
+)
+async def test_keys_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
+    blobs = Blobs(tmp_path / "in")
+    for action in (blobs.put(key, b""), blobs.get(key), blobs.exists(key), blobs.delete(key)):
+        with pytest.raises(InvalidIdError, match="not a valid key"):
+            await action
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+async def test_unfinished_writes_are_not_blobs_and_old_ones_are_removed(tmp_path: Path) -> None:
+    young, old = tmp_path / "r" / ".k.1.tmp", tmp_path / "r" / ".k.2.tmp"
+    young.parent.mkdir()
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    assert await Blobs(tmp_path).list() == []
+    assert young.exists()
+    assert not old.exists()
+    remove_left_over([tmp_path / "nowhere"])
+
+
+def test_of_several_exclusive_writers_one_succeeds(tmp_path: Path) -> None:
+    write_durably(tmp_path / "f", b"1", replace=False)
+    with pytest.raises(FileExistsError):
+        write_durably(tmp_path / "f", b"2", replace=False)
+    assert (tmp_path / "f").read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "nonsense://x"])
+def test_an_unknown_store_says_what_to_write(url: str) -> None:
+    with pytest.raises(StartError, match="s3://"):
+        Blobs(url)
+
+
+def test_stores_by_url_open_without_a_network() -> None:
+    Blobs("s3://bucket/prefix")

@@ -1,0 +1,34 @@
+"""A service in a process of its own, as its container would run it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.net import wait_port
+
+
+@contextmanager
+def start_service(
+    service: str, env: Mapping[str, str], port: int, log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``propeller serve SERVICE`` with ``env`` until it listens on ``port``; it is killed at the end of the block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "propeller", "serve", service],
+            env={"PATH": os.environ["PATH"], **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        try:
+            wait_port(port, 20)
+        except TimeoutError:
+            raise AssertionError(f"{service} does not listen:\n{log.read_text()}") from None
+        yield process
+    finally:
+        process.kill()
+        process.wait()
