@@ -51,10 +51,10 @@ TIME: TypeAdapter[datetime] = TypeAdapter(Time)
         (b'{"name":1e999}', "name: a number is too large"),
         (b'{"name":{"b":[[-1e999],"x"]}}', "name: a number is too large"),
         (b'{"w":[1,2,"x",3e400]}', "w: a number is too large"),
-        (b"[]", "expected a JSON object, got list"),
-        (b"null", "expected a JSON object, got NoneType"),
-        (b'"text"', "expected a JSON object, got str"),
-        (b"12", "expected a JSON object, got int"),
+        (b"[]", "expected an object, got list"),
+        (b"null", "expected an object, got NoneType"),
+        (b'"text"', "expected an object, got str"),
+        (b"12", "expected an object, got int"),
     ],
 )
 def test_what_is_no_json_object_is_refused_with_the_reason(payload: bytes | str, says: str) -> None:

@@ -11,7 +11,7 @@ JSON = {"content-type": "application/json"}
 BODIES = [
     (b"{bad", "Invalid JSON: "),
     (b"", "body: Field required"),
-    (b"[]", "Invalid JSON: expected a JSON object, got list"),
+    (b"[]", "Invalid JSON: expected an object, got list"),
     (b"\xff", "Invalid JSON: "),
     (b'{"round_id":"r","participants":["a"],"timeout_s":NaN}', "NaN and Infinity are not JSON numbers"),
     (b'{"round_id":"r","participants":["a"],"timeout_s":1e999}', "timeout_s: a number is too large"),

@@ -57,7 +57,7 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
         hint = " (NaN and Infinity are not JSON numbers)" if _names_a_constant(payload) else ""
         raise MalformedMessageError(f"Invalid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
-        raise MalformedMessageError(f"expected a JSON object, got {type(value).__name__}")
+        raise MalformedMessageError(f"Invalid JSON: expected an object, got {type(value).__name__}")
     for name, field in value.items():
         if _overflows(field):
             raise MalformedMessageError(f"{name[:80]}: a number is too large")
