@@ -160,7 +160,7 @@ async def test_fifty_updates_at_once(http: httpx.AsyncClient, peers: tuple[Peers
 
 
 async def test_two_different_updates_of_one_proplet_at_once(
-    http: httpx.AsyncClient, peers: tuple[Peers, str]
+    http: httpx.AsyncClient, peers: tuple[Peers, str], tmp_path: Path
 ) -> None:
     await configure(http, k_of_n=1, participants=["p-1"])
     bodies = [update("p-1", value=float(number)) for number in range(8)]
@@ -169,6 +169,8 @@ async def test_two_different_updates_of_one_proplet_at_once(
     winner = next(number for number, answer in enumerate(answers) if answer.status_code == 200)
     await ended(http)
     assert peers[0].versions[1]["b"].tolist() == float(winner)
+    # Those that did not count are not kept either.
+    await eventually(lambda: not [one for one in tmp_path.rglob("updates/*/*") if one.is_file()])
 
 
 async def test_many_rounds_at_once_have_their_own_versions(http: httpx.AsyncClient) -> None:

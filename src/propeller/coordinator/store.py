@@ -131,7 +131,7 @@ class RoundStore:
     async def page(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rounds there are, and the summaries of some, the newest first."""
         newest = _rounds.select().order_by(_rounds.c.created_at.desc(), _rounds.c.round_id)
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total = (await connection.execute(sa.select(sa.func.count()).select_from(_rounds))).scalar_one()
             rows = (await connection.execute(newest.offset(offset).limit(limit))).all()
             # The updates are counted, not read: a page of large rounds must stay cheap.
@@ -153,7 +153,7 @@ class RoundStore:
             .order_by(_rounds.c.ended_at.desc())
             .limit(1)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             row = (await connection.execute(chosen)).first()
         return None if row is None else (row[0], row[1])
 
@@ -164,13 +164,13 @@ class RoundStore:
             .where(_rounds.c.state == State.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
             .order_by(_rounds.c.ended_at)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return [(row[0], row[1]) for row in await connection.execute(chosen)]
 
     async def completed_of(self, round_ids: Sequence[str]) -> set[str]:
         """Which of these rounds are completed."""
         found: set[str] = set()
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             for start in range(0, len(round_ids), 500):
                 some = round_ids[start : start + 500]
                 chosen = sa.select(_rounds.c.round_id).where(
@@ -180,7 +180,7 @@ class RoundStore:
         return found
 
     async def _load(self, chosen: "sa.Select[Any]") -> list[Record]:
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             rows = (await connection.execute(chosen)).all()
             return [_record(row, await _updates_of(connection, row.round_id)) for row in rows]
 
