@@ -102,6 +102,13 @@ def test_what_is_not_a_reference_says_how_one_is_written(text: str) -> None:
     assert "write" in caught.value.remedy
 
 
+def test_a_password_in_a_reference_is_not_shown() -> None:
+    for parse in (Reference.parse, Registry.parse):
+        with pytest.raises(InvalidReferenceError) as caught:
+            parse("http://user:hunter2@host/x")
+        assert "hunter2" not in str(caught.value)
+
+
 def test_docker_hub_has_its_api_elsewhere() -> None:
     assert DOCKER_HUB.base_url == "https://registry-1.docker.io"
     assert LOCAL.base_url == "http://local-registry:5000"

@@ -11,6 +11,7 @@ _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_USERINFO = re.compile(r"//[^/]*@")
 _LONGEST_REPOSITORY = 255
 
 DOCKER_HUB_API = "registry-1.docker.io"
@@ -59,7 +60,7 @@ class Registry:
             or int(match["port"] or 1) not in range(1, 65536)
         ):
             raise InvalidReferenceError(
-                f"{text[:100]!r} is not a registry",
+                f"{_shown(text)} is not a registry",
                 "write its host, as in ghcr.io or http://local-registry:5000",
             )
         if host == "index.docker.io":
@@ -110,7 +111,7 @@ class Reference:
         elif slash and (first == "localhost" or "." in first or ":" in first):
             registry = Registry.parse(first)
         elif scheme:
-            raise InvalidReferenceError(f"{text[:200]!r} names a registry, but no repository in it", _FORM)
+            raise InvalidReferenceError(f"{_shown(text)} names a registry, but no repository in it", _FORM)
         else:
             registry, path = default, name
         repository, colon, tag = path.partition(":")
@@ -131,7 +132,7 @@ class Reference:
 
 
 def _check(text: str, repository: str, tag: str | None, digest: str | None) -> None:
-    shown = f"{text[:200]!r}"
+    shown = _shown(text)
     if not is_repository(repository):
         if repository != repository.lower() and is_repository(repository.lower()):
             raise InvalidReferenceError(
@@ -148,6 +149,11 @@ def _check(text: str, repository: str, tag: str | None, digest: str | None) -> N
             f"{shown} is not an artifact reference: the digest is not sha256: and 64 hexadecimal digits",
             _FORM,
         )
+
+
+def _shown(text: str) -> str:
+    """A text for an error; what may be a password in it is left out."""
+    return repr(_USERINFO.sub("//***@", text[:200]))
 
 
 def _is_loopback(host: str) -> bool:
