@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
-from propeller.proplet.updates import TrainedUpdate, as_json, read_update, with_metadata
+from propeller.proplet.updates import TrainedUpdate, read_update, with_metadata
 from propeller.proplet.work import TaskError
 from propeller.protocol.rounds import UpdateHeader
 
@@ -78,7 +78,6 @@ def test_tensors_beside_the_document_carry_its_header() -> None:
         "num_samples": "64",
         "metrics": '{"loss": 0.5}',
     }
-    assert json.loads(as_json(update)) == {**DOCUMENT, "update": {"w": [[0, 1, 2], [3, 4, 5]], "b": 2}}
 
 
 @given(st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False, allow_infinity=False)))

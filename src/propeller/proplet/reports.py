@@ -49,7 +49,7 @@ class Reports:
             )
 
     async def send_update(self, round_id: str, payload: bytes) -> None:
-        """Publish an update in its JSON form.
+        """Publish an update as it would have gone over HTTP; its first byte tells JSON from safetensors.
 
         Raises:
             TaskError: it is too long for a message, or the broker did not take it in time.

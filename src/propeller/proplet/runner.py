@@ -104,14 +104,24 @@ class Runner:
         """Run a prepared task; its standard error goes to the log, a line each.
 
         Raises:
-            TaskError: the program failed.
+            TaskError: the program failed; the text ends with the last line of its standard error.
         """
-        about = {"task_id": job.id, **({"round_id": job.env["ROUND_ID"]} if "ROUND_ID" in job.env else {})}
-        lines: structlog.typing.FilteringBoundLogger = log.bind(**about)
+        round_id = job.env.get("ROUND_ID")
+        # The lines come from another asyncio task than this one, without its context.
+        lines: structlog.typing.FilteringBoundLogger = log.bind(
+            task_id=job.id, **({"round_id": round_id} if round_id else {})
+        )
+        last = ""
+
+        def take(line: str) -> None:
+            nonlocal last
+            last = line[:_LINE]
+            lines.info(last)
+
         log.info("Executing task", digest=job.digest)
-        outcome = await self._execute(job, lambda line: lines.info(line[:_LINE]))
+        outcome = await self._execute(job, take)
         if outcome.error is not None:
-            raise TaskError(outcome.error)
+            raise TaskError(f"{outcome.error}: {last}" if last else outcome.error)
         return outcome
 
     async def report(self, ran: Ran) -> Results:

@@ -1,6 +1,5 @@
 """From a program's output to an update at the coordinator: checked, sent over HTTP, else over MQTT."""
 
-import asyncio
 import json
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +21,7 @@ _SHOWN = 200
 _SERVER_FAULT = 500
 
 Fallback = Callable[[str, bytes], Awaitable[None]]
-"""Publishes the JSON form of an update of a round over MQTT."""
+"""Publishes an update of a round over MQTT."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +134,4 @@ class Updates:
             else:
                 log.info("update delivered", num_samples=update.header.num_samples, bytes=len(update.body))
                 return
-        await self._fallback(update.header.round_id, await asyncio.to_thread(as_json, update))
-
-
-def as_json(update: TrainedUpdate) -> bytes:
-    """The update as the JSON document that goes over MQTT.
-
-    Raises:
-        TaskError: its tensors cannot be written so.
-    """
-    if update.media_type == JSON:
-        return update.body
-    # Loaded only when the coordinator is away: numpy is most of what an idle proplet would weigh.
-    from propeller.fl.tensors import TensorError, from_safetensors, to_json
-
-    try:
-        tensors = to_json(from_safetensors(update.body)[0])
-    except TensorError as error:
-        raise TaskError(f"/out/{TENSORS_FILE}: {error}") from None
-    return encode_json({**update.header.model_dump(mode="json"), "update": tensors})
+        await self._fallback(update.header.round_id, update.body)
