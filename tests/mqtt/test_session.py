@@ -211,6 +211,16 @@ async def test_a_new_handler_has_what_waited_for_the_old_one(broker_port: int) -
     assert b"4" not in got
 
 
+async def test_a_connection_lost_while_it_subscribes_is_made_again_at_once() -> None:
+    async def take(_topic: str, _payload: bytes) -> None: ...
+
+    async with RudeBroker(rude=True).running() as broker:
+        one = session(broker.port)
+        await one.subscribe("t", take)
+        async with one.running():
+            await eventually(lambda: broker.connections > 2, timeout=5)
+
+
 async def test_a_refused_login_says_why_and_is_tried_ever_less_often() -> None:
     async with RudeBroker(connack=5).running() as broker:
         with capture_logs() as logs:

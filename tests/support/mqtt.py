@@ -11,12 +11,13 @@ class RudeBroker:
     """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else.
 
     With ``dropped`` it takes PUBLISH of QoS 1 too, but first closes the connection at so many of them instead.
-    While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
+    With ``rude`` it hangs up when asked to subscribe. While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
     """
 
     connack: int | None = 0
     suback: int | None = 1
     port: int = 0
+    rude: bool = False
     connections: int = 0
     held: asyncio.Event | None = None
     dropped: int | None = None
@@ -48,6 +49,8 @@ class RudeBroker:
                         break
                     at = 2 + int.from_bytes(body[:2], "big")
                     writer.write(bytes([0x40, 2, *body[at : at + 2]]))
+                elif kind == 8 and self.rude:
+                    break
                 elif kind == 8 and self.suback is not None:
                     self.filters.append(body[4:-1].decode())
                     if self.held is not None:

@@ -2,11 +2,15 @@
 
 import asyncio
 import math
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import aiomqtt
 
+T = TypeVar("T")
+
 TCP_TIMEOUT_S = 5.0
+_SUBACK_FAILURE = 0x80
 
 
 class Connection(aiomqtt.Client):
@@ -19,25 +23,34 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = TCP_TIMEOUT_S
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
         self._open: set[int] = set()
-        self.lost = asyncio.Event()
-        """Set by whoever uses the connection, once it is over."""
 
     async def send(self, topic: str, payload: bytes, qos: int) -> None:
         """Publish, and wait until the broker has the message.
 
         Raises:
-            MqttError: the connection is lost; aiomqtt by itself would go on waiting for an answer.
+            MqttError: the connection is lost.
         """
-        sending = asyncio.create_task(self.publish(topic, payload, qos=qos, timeout=math.inf))
-        losing = asyncio.create_task(self.lost.wait())
+        await self._until_lost(self.publish(topic, payload, qos=qos, timeout=math.inf))
+
+    async def ask_for(self, topic_filter: str, qos: int) -> bool:
+        """Subscribe; whether the broker lets this client.
+
+        Raises:
+            MqttError: the connection is lost, or there is no answer.
+        """
+        codes = await self._until_lost(self.subscribe(topic_filter, qos=qos))
+        return all((code if isinstance(code, int) else code.value) < _SUBACK_FAILURE for code in codes)
+
+    async def _until_lost(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call of aiomqtt, which by itself goes on waiting for its answer when the connection is lost."""
+        task = asyncio.create_task(call)
         try:
-            await asyncio.wait({sending, losing}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                raise aiomqtt.MqttError("the connection was lost before the broker had the message")
-            sending.result()
+            await asyncio.wait((task, self._disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise aiomqtt.MqttError("the connection was lost before the broker answered")
+            return task.result()
         finally:
-            sending.cancel()
-            losing.cancel()
+            task.cancel()
 
     def take(self, message: aiomqtt.Message) -> bool:
         """Whether a message is to be handled: not if it is being handled, and was sent again meanwhile."""

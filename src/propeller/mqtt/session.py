@@ -29,7 +29,6 @@ ANSWER_TIMEOUT_S, CLOSE_TIMEOUT_S = 30.0, 2.0
 """How long to wait for the broker's answer to a packet, and for its answer to the goodbye, in seconds."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
-_SUBACK_FAILURE = 0x80
 
 
 class NotConnectedError(Exception):
@@ -237,7 +236,6 @@ class Session:
                 finally:
                     self._connection = None
                     self._connected.clear()
-                    connection.lost.set()
                     if hook is not None:
                         hook.cancel()
         finally:
@@ -262,8 +260,7 @@ class Session:
                     log.error("MQTT subscription refused", topic=route.topic_filter, reason=str(error))  # noqa: TRY400
 
     async def _subscribe(self, connection: Connection, route: _Route) -> None:
-        codes = await connection.subscribe(route.topic_filter, qos=route.qos)
-        if any((code if isinstance(code, int) else code.value) >= _SUBACK_FAILURE for code in codes):
+        if not await connection.ask_for(route.topic_filter, route.qos):
             raise SubscriptionRefusedError(
                 f"the broker refuses {route.topic_filter} to client {self._credentials.username or '(anonymous)'}: "
                 "check that it is connected to this channel"
