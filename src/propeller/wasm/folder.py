@@ -1,0 +1,97 @@
+"""A task's folder on disk: made, searched without following links, and removed whatever the task left in it."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+class OutError(Exception):
+    """What a task left in ``/out`` cannot be taken."""
+
+
+def make(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make ``folder`` with ``in`` (holding ``files``) and ``out``.
+
+    Raises:
+        ValueError: a file's name is not a plain name.
+    """
+    folder.mkdir(mode=0o700)
+    (folder / "in").mkdir(mode=0o700)
+    (folder / "out").mkdir(mode=0o700)
+    for name, content in files.items():
+        if name in {"", ".", ".."} or "/" in name or "\0" in name:
+            raise ValueError(f"files: {name!r} is not a plain file name")
+        fd = os.open(folder / "in" / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        with open(fd, "wb") as file:  # noqa: PTH123 - of a descriptor
+            file.write(content)
+
+
+def entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry below ``folder`` with its status, links not followed; a vanished one is left out."""
+    pending = [folder]
+    while pending:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(pending.pop()) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    yield entry.path, status
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append(entry.path)
+
+
+def excess(folder: str, out_bytes: int, out_files: int) -> str | None:
+    """The limit that the folder's content is over, if any; stops looking as soon as it knows."""
+    size = count = 0
+    try:
+        for _, status in entries(folder):
+            count += 1
+            if stat.S_ISREG(status.st_mode):
+                size += max(status.st_size, status.st_blocks * 512)
+            if count > out_files:
+                return "out_files"
+            if size > out_bytes + count * 4096:  # a file takes whole blocks
+                return "out_bytes"
+    except OSError:  # too deep a path to name
+        return "out_files"
+    return None
+
+
+def collect(folder: Path) -> dict[str, bytes]:
+    """Read every file below ``folder``, by its path relative to it.
+
+    Raises:
+        OutError: one is a link or another thing that is not a file.
+    """
+    found = {}
+    for path, status in entries(str(folder)):
+        name = os.path.relpath(path, folder)
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise OutError(f"/out/{name}: not a regular file; write files and folders only")
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123 - of a descriptor
+            found[name] = file.read()
+    return found
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, however deep it is: inner folders are moved to its top until there are none."""
+    number = 0
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        with contextlib.suppress(FileNotFoundError):
+            for entry in list(os.scandir(current)):
+                if entry.is_dir(follow_symlinks=False):
+                    number += 1
+                    moved = folder / f".remove-{number}"
+                    os.rename(entry.path, moved)  # noqa: PTH104 - of an entry
+                    pending.append(moved)
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108 - of an entry
+            if current != folder:
+                current.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()

@@ -1,0 +1,91 @@
+"""What the sandbox is asked to run and what comes back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MIB = 1024 * 1024
+
+
+class ProgramError(Exception):
+    """A program cannot be taken: its bytes, its digest, its compilation or its size; the text says which.
+
+    ``limit`` names the limit that was hit, if it was one.
+    """
+
+    def __init__(self, text: str, limit: str | None = None) -> None:
+        super().__init__(text)
+        self.limit = limit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one task may use. Over a limit the task fails with an error that starts with the limit's name.
+
+    ``wall_time_s`` counts from the start of the task's process, whatever it does (a program that sits in a
+    host call is ended too). ``memory_bytes`` bounds each linear memory and, with a margin for the runtime, the
+    whole process. ``fuel`` counts Wasm instructions (about one each), the same on every machine; None: not
+    counted. ``table_elements`` bounds each table. ``out_files`` counts folders too. ``compile_s`` and
+    ``compile_memory_bytes`` bound the compilation of a program.
+    """
+
+    wall_time_s: float = 300.0
+    memory_bytes: int = 512 * MIB
+    fuel: int | None = None
+    stdout_bytes: int = 8 * MIB
+    stderr_bytes: int = MIB
+    out_bytes: int = 256 * MIB
+    out_files: int = 64
+    module_bytes: int = 64 * MIB
+    table_elements: int = 1_000_000
+    compile_s: float = 60.0
+    compile_memory_bytes: int = 2048 * MIB
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a program that the sandbox holds.
+
+    ``files`` are placed read-only in ``/in`` (names without folders). ``export`` names a function to call with
+    ``inputs``, decimal texts, one a parameter; without it the program is a command.
+    """
+
+    id: str
+    digest: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    export: str | None = None
+    inputs: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: ``error`` is None on success.
+
+    ``limit`` names the limit that ended it. ``exit_code`` is the program's own, when it ended by itself. ``value`` is
+    the first result of a called export, as text. ``out_files`` maps paths below ``/out`` to contents (only on success).
+    ``metrics``: ``start_ms`` (asked → program entered), ``run_ms``, ``total_ms``, ``cpu_ms``, ``memory_peak_bytes`` (of
+    the whole process), ``fuel`` (used, when limited); ``compile_ms`` when this run had to compile first.
+    """
+
+    error: str | None
+    limit: str | None = None
+    exit_code: int | None = None
+    stdout: bytes = b""
+    value: str | None = None
+    out_files: Mapping[str, bytes] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def over(limit: str, value: float, unit: str = "") -> str:
+    """The error text of a limit: its name, its value and what it counts."""
+    if limit.endswith("_s"):
+        unit = unit or "s"
+    if limit.endswith("_bytes"):
+        unit = unit or "bytes"
+    return f"{limit}: over the limit of {value:g} {unit}".rstrip() if value % 1 else _whole(limit, value, unit)
+
+
+def _whole(limit: str, value: float, unit: str) -> str:
+    return f"{limit}: over the limit of {int(value)} {unit}".rstrip()
