@@ -208,3 +208,28 @@ async def test_it_serves_while_the_broker_is_away_and_goes_on_when_it_is_back(
             await eventually(partial(is_connected, http))
             assert (await http.post(f"/tasks/{task_id}/start")).status_code == 200
             assert (await http.post("/fl/experiments", json=body)).status_code == 200
+
+
+async def test_a_broker_that_goes_while_a_round_is_launched_gets_the_starts_when_it_is_back(
+    tmp_path: Path, coordinator: FakeCoordinator
+) -> None:
+    port, broker = free_port(), contextlib.ExitStack()
+    broker.enter_context(open_broker(tmp_path / "broker", port))
+    coordinator.on_configure = broker.close
+    given = {"coordinator_url": coordinator.url, "mqtt_timeout_s": 0.3}
+    with broker:
+        async with open_manager(port, tmp_path, **given) as manager:
+            await manager.proplets("p1", "p2", directed=True)
+            body = {
+                "round_id": "r-1",
+                "model_ref": "m",
+                "participants": ["p1", "p2"],
+                "task_wasm_image": "localhost/fl:1",
+            }
+            assert (await manager.http.post("/fl/experiments", json=body)).status_code == 200
+            launched = (await manager.http.get("/tasks")).json()["tasks"]
+            assert [task["state"] for task in launched] == [1, 1]
+            broker.enter_context(open_broker(tmp_path / "broker", port))
+            for task in launched:
+                await manager.in_state(task["id"], 2)
+            await eventually(lambda: len(manager.mqtt.starts()) == 2)

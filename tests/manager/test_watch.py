@@ -31,6 +31,7 @@ class World:
             self.fleet,
             self.store,
             runs,
+            nobody,
             Samples(database),
             interval_s=10,
             is_connected=lambda: self.connected,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,7 @@ class Client:
 
     def __init__(self, port: int, channel: Channel) -> None:
         self.channel = channel
-        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex), clean=True)
+        self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
         self.heard: list[tuple[str, dict[str, Any]]] = []
 
     async def __aenter__(self) -> Self:
@@ -197,6 +197,7 @@ class FakeCoordinator:
         self.experiments: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.refuse: tuple[int, str] | None = None
+        self.on_configure: Callable[[], None] = lambda: None
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -211,6 +212,7 @@ class FakeCoordinator:
                 return JSONResponse({"error": self.refuse[1]}, self.refuse[0])
             if path == "experiments":
                 self.experiments.append(json.loads(body))
+                self.on_configure()
                 return JSONResponse({"status": "configured"}, 201)
             if path.endswith("/complete"):
                 flat = {"round_id": path.split("/")[1], "completed": True, "num_updates": 3}

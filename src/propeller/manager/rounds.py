@@ -108,8 +108,12 @@ class Rounds:
         return StartedRound(experiment, skipped)
 
     async def resume(self) -> None:
-        """Publish what was decided before a crash or a lost connection and may not have gone out."""
-        await self._runs.resume(await self._over())
+        """Publish what was decided and may not have gone out: after a crash, a lost connection, a slow broker."""
+        over = await self._over()
+        for task in await self._store.in_state(State.SCHEDULED):
+            round_id = task.round_id or ""
+            async with self._locks.hold(round_id):  # a round that is being launched now is not resumed
+                await self._runs.resume(task.id, over.get(round_id))
 
     def _muster(self, experiment: Experiment) -> tuple[list[Proplet], list[Skipped]]:
         proplets, skipped = [], []
@@ -143,16 +147,12 @@ class Rounds:
             "deadline": tables.to_micros(moment + timedelta(seconds=experiment.timeout_s)),
             "created_at": tables.to_micros(moment),
         }
-        self._runs.starting.update(task.id for task in tasks)
-        try:
-            async with self._database.transaction() as connection:
-                await connection.execute(insert(tables.rounds), started)
-                await self._store.insert(connection, tasks)
-            sent = await asyncio.gather(
-                *(self._runs.publish(task, proplet) for task, proplet in zip(tasks, proplets, strict=True))
-            )
-        finally:
-            self._runs.starting.difference_update(task.id for task in tasks)
+        async with self._database.transaction() as connection:
+            await connection.execute(insert(tables.rounds), started)
+            await self._store.insert(connection, tasks)
+        sent = await asyncio.gather(
+            *(self._runs.publish(task, proplet) for task, proplet in zip(tasks, proplets, strict=True))
+        )
         await self._store.mark_running([task.id for task, gone in zip(tasks, sent, strict=True) if gone])
         await self._announce(experiment)
 

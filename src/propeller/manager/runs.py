@@ -1,6 +1,5 @@
 """Runs of tasks: started on a proplet, stopped, and ended by a result or by the loss of the proplet."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -25,8 +24,6 @@ class Runs:
     def __init__(self, tasks: Tasks, fleet: Fleet, dispatcher: Dispatcher) -> None:
         self._tasks, self._store, self._fleet, self._dispatcher = tasks, tasks.store, fleet, dispatcher
         self._last: str | None = None
-        self.starting: set[str] = set()
-        """Tasks whose start message is being published now."""
 
     async def start(self, task_id: str) -> Task:
         """Run a task that does not run, on its own proplet or on the one the scheduler takes.
@@ -58,15 +55,12 @@ class Runs:
                 finish_time=None,
                 updated_at=self._fleet.clock(),
             )
-            self.starting.add(task_id)
+            await self._store.replace(scheduled, _IDLE)
             try:
-                await self._store.replace(scheduled, _IDLE)
                 await self._dispatcher.start(message, proplet)
             except ApiError:
                 await self._store.replace(before, ACTIVE)
                 raise
-            finally:
-                self.starting.discard(task_id)
             await self._store.mark_running([task_id])
         log.info("task started", task_id=task_id, proplet_id=proplet.id, name=before.spec.name)
         return replace(scheduled, state=State.RUNNING)
@@ -117,34 +111,29 @@ class Runs:
         """Give up a running task because of its proplet."""
         async with self._tasks.locks.hold(task_id):
             task = await self._store.get(task_id)
-            if task is None or not task.active:
-                return
-            await self._store.replace(self._ended(task, EndedBy.LOST, error=error), ACTIVE)
-        log.warning(
-            "task failed", task_id=task_id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
-        )
+            if task is not None and task.active:
+                await self._lose(task, error)
 
-    async def resume(self, over: Mapping[str, datetime]) -> None:
-        """Publish the starts that were decided and may not have gone out, after a crash or a lost connection.
+    async def resume(self, task_id: str, over_since: datetime | None) -> None:
+        """Publish the start of a scheduled task that may not have gone out; a proplet drops one that it has, by its id.
 
-        A proplet drops a start that it already has, by its id. ``over`` holds the ends of the rounds that are
-        over: their tasks are not started any more.
+        ``over_since`` is the end of the task's round if that is over: then it is not started any more.
         """
-        for task in await self._store.in_state(State.SCHEDULED):
-            if task.id in self.starting:
-                continue
+        async with self._tasks.locks.hold(task_id):
+            task = await self._store.get(task_id)
+            if task is None or task.state is not State.SCHEDULED:
+                return
             proplet = self._fleet.get(task.proplet_id or "")
-            if task.round_id is not None and task.round_id in over:
-                await self.lose(task.id, f"not started before its round ended at {over[task.round_id]}")
+            if over_since is not None:
+                await self._lose(task, f"not started before its round ended at {over_since}")
             elif proplet is None:
-                await self.lose(task.id, f"its proplet {task.proplet_id} was deleted before it was started")
+                await self._lose(task, f"its proplet {task.proplet_id} was deleted before it was started")
             elif await self.publish(task, proplet):
-                await self._store.mark_running([task.id])
+                await self._store.mark_running([task_id])
 
     async def publish(self, task: Task, proplet: Proplet) -> bool:
-        """Publish the start of a scheduled task; whether the broker has it. If not, a reconnect tries again."""
+        """Publish the start of a scheduled task; whether the broker has it. If not, ``resume`` tries again."""
         line = log.bind(round_id=task.round_id, task_id=task.id, proplet_id=proplet.id)
-        self.starting.add(task.id)
         try:
             if not self._dispatcher.connected:
                 line.warning("task will be started when the broker is back")
@@ -152,12 +141,16 @@ class Runs:
             file = await self._store.file(task.id) if task.file_preview else None
             await self._dispatcher.start(self._dispatcher.encode_start(task, proplet, file), proplet)
         except ApiError as error:
-            line.warning("task will be started when the broker is back", reason=error.reason)
+            line.warning("task will be started later", reason=error.reason)
             return False
-        finally:
-            self.starting.discard(task.id)
         line.info("launched task for FL round participant" if task.round_id else "task started")
         return True
+
+    async def _lose(self, task: Task, error: str) -> None:
+        await self._store.replace(self._ended(task, EndedBy.LOST, error=error), ACTIVE)
+        log.warning(
+            "task failed", task_id=task.id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
+        )
 
     async def _choose(self, task: Task) -> Proplet:
         pinned = task.spec.proplet_id

@@ -136,6 +136,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             fleet,
             store,
             runs,
+            rounds,
             samples,
             interval_s=settings.liveliness_interval_s,
             is_connected=lambda: session.connected,

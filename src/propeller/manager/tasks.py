@@ -56,7 +56,9 @@ class Tasks:
         return task
 
     async def change(self, task_id: str, fields: dict[str, Any]) -> Task:
-        """Change what is given and neither ``null`` nor an empty name; a program shown with its middle left out means no new one.
+        """Change what is given and neither ``null`` nor an empty name.
+
+        A program that is shown with its middle left out, as in answers, means no new one.
 
         Raises:
             ApiError: a field is wrong; 404; 409, the task would move while it runs.

@@ -1,4 +1,4 @@
-"""What the manager does by the clock: gives up tasks whose proplet fell silent, writes samples, prunes them."""
+"""What the manager does by the clock: gives up lost tasks, publishes late starts, writes and prunes samples."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 
 from propeller.manager.proplets import Fleet, Proplet
+from propeller.manager.rounds import Rounds
 from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
 from propeller.manager.task import ACTIVE
@@ -27,6 +28,7 @@ class Watch:
         fleet: Fleet,
         store: TaskStore,
         runs: Runs,
+        rounds: Rounds,
         samples: Samples,
         *,
         interval_s: float,
@@ -34,7 +36,8 @@ class Watch:
     ) -> None:
         """``interval_s`` is the longest time between two looks at the fleet."""
         self._is_connected = is_connected
-        self._fleet, self._store, self._runs, self._samples = fleet, store, runs, samples
+        self._fleet, self._store, self._runs = fleet, store, runs
+        self._rounds, self._samples = rounds, samples
         self._interval_s = interval_s
         self._since = fleet.clock()
 
@@ -45,7 +48,10 @@ class Watch:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Go on for the length of the block."""
-        routines = [asyncio.create_task(routine) for routine in (self._watch(), self._write(), self._prune())]
+        routines = [
+            asyncio.create_task(routine)
+            for routine in (self._watch(), self._resume(), self._write(), self._prune())
+        ]
         try:
             yield
         finally:
@@ -91,6 +97,12 @@ class Watch:
         while True:
             await asyncio.sleep(self.next_look())
             await self._attempt("looking for lost tasks", self.give_up_lost())
+
+    async def _resume(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            if self._is_connected():
+                await self._attempt("publishing late starts", self._rounds.resume())
 
     async def _write(self) -> None:
         while True:
