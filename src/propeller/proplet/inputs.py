@@ -1,5 +1,6 @@
 """What a task is given: model, dataset and hyperparameters, as environment and as files in ``/in`` (DESIGN 4.1)."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,6 @@ class _Body:
     etag: str
     media_type: str
     content: bytes
-    immutable: bool
     samples: int = 0
 
 
@@ -101,13 +101,12 @@ class Inputs:
     async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Body:
         key = (service.base_url + path, media_type)
         kept = self._kept.get(key)
-        if kept is not None and kept.immutable:
-            return kept
         headers = {"Accept": media_type, **({"If-None-Match": kept.etag} if kept is not None else {})}
         response = await service.request("GET", path, headers=headers)
         if kept is not None and response.status_code == httpx.codes.NOT_MODIFIED:
             return kept
-        body = _read(response)
+        large = len(response.content) > ENV_BYTES
+        body = await asyncio.to_thread(_read, response) if large else _read(response)
         self._keep(key, body)
         return body
 
@@ -130,7 +129,6 @@ def _read(response: httpx.Response) -> _Body:
         etag=response.headers.get("etag", ""),
         media_type=media_type,
         content=response.content,
-        immutable="immutable" in response.headers.get("cache-control", ""),
         samples=samples,
     )
 

@@ -85,7 +85,10 @@ class Presence:
         while True:
             await asyncio.sleep(interval)
             if self._session.connected:  # a heartbeat of the past says nothing
-                await act()
+                try:
+                    await act()
+                except Exception:
+                    log.exception("not told to the manager")  # the next one may go
 
     async def _say(self, kind: Kind, message: Message) -> None:
         try:
