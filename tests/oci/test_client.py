@@ -198,7 +198,8 @@ class TokenRegistry:
 
     def __init__(self, folder: Path, token_port: int, life: float = 300) -> None:
         self.asked: list[tuple[str, str | None]] = []
-        self.life, self.port, self.issued = life, token_port, 0
+        self.life, self.port = life, token_port
+        self.faults: list[int] = []
         self._inner = create_registry(Layout(folder))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -220,6 +221,8 @@ class TokenRegistry:
         async def token(request: Request) -> Response:
             self.asked.append((request.query_params["scope"], request.headers.get("authorization")))
             assert request.query_params["service"] == "r"
+            if self.faults:
+                return Response(status_code=self.faults.pop())
             scope = request.query_params["scope"]
             if request.headers.get("authorization") != basic(LOGIN):
                 return JSONResponse({"errors": [{"code": "DENIED"}]}, 403)
@@ -257,6 +260,17 @@ async def test_an_expired_token_is_replaced(tmp_path: Path) -> None:
             one._http._authorizer._kept.clear()
             await one.pull(reference)
             assert len(behind.asked) > count
+
+
+async def test_a_token_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+    port, token_port = free_port(), free_port()
+    behind = TokenRegistry(tmp_path, token_port)
+    behind.faults = [503, 500]
+    async with serving(behind, port), serving(behind.tokens(), token_port):
+        host = f"127.0.0.1:{port}"
+        async with client({host: Login(*LOGIN)}) as one:
+            await one.push(Reference.parse(f"{host}/u/x"), PROGRAM)
+    assert behind.faults == []
 
 
 async def test_a_token_server_that_refuses(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from typing import TypeVar
 import httpx
 
 from propeller.oci.authorization import Authorizer, Scope
-from propeller.oci.errors import OciError, RegistryTimeoutError, TooLargeError, UnreachableError, from_status
+from propeller.oci.errors import (
+    OciError,
+    RegistryError,
+    RegistryTimeoutError,
+    TooLargeError,
+    UnreachableError,
+    from_status,
+)
 from propeller.oci.reference import Registry
 from propeller.process.logs import get_logger
 
@@ -22,6 +29,8 @@ log = get_logger("oci")
 
 RETRY_DELAYS = (0.1, 0.3, 0.8)
 """Seconds between tries after a broken connection or a 429, 500, 502, 503 or 504."""
+
+CONNECT_TIMEOUT_S = 10.0
 
 MAX_DOCUMENT = 4 * 1024 * 1024
 """The largest manifest or error body that is read, in bytes (the limit that registries have)."""
@@ -62,6 +71,7 @@ class Connections:
         """``idle_timeout``: seconds without a byte; ``total_timeout``: seconds for a whole try."""
         self._authorizer = authorizer
         self._idle, self._total, self._delays = idle_timeout, total_timeout, retry_delays
+        self._connect = min(idle_timeout, CONNECT_TIMEOUT_S)
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     async def aclose(self) -> None:
@@ -79,6 +89,11 @@ class Connections:
             try:
                 async with asyncio.timeout(self._total):
                     return await operation()
+            except httpx.ConnectTimeout:
+                raise UnreachableError(
+                    f"{purpose.what}: {purpose.registry.host} took no connection within {self._connect:g} s",
+                    "check the registry's address and what stands between",
+                ) from None
             except (httpx.TimeoutException, TimeoutError) as error:
                 limit = self._idle if isinstance(error, httpx.TimeoutException) else self._total
                 raise RegistryTimeoutError(
@@ -149,8 +164,10 @@ class Connections:
         client = self._client(plain=registry.plain_http)
         try:
             header = await self._authorizer.answer(client, registry, scope, challenge)
-        except BaseException:
+        except BaseException as error:
             await response.aclose()
+            if isinstance(error, RegistryError) and error.status in _TRY_AGAIN:
+                raise _BusyError(error) from None
             raise
         if header is None or header == known:
             return response
@@ -192,7 +209,13 @@ class Connections:
     def _client(self, *, plain: bool) -> httpx.AsyncClient:
         """One client with and one without TLS; the proxies of the environment are for what is outside only."""
         if plain not in self._clients:
-            self._clients[plain] = httpx.AsyncClient(timeout=self._idle, trust_env=not plain)
+            self._clients[plain] = httpx.AsyncClient(
+                timeout=httpx.Timeout(self._idle, connect=self._connect),
+                limits=httpx.Limits(
+                    max_connections=None
+                ),  # one registry that hangs must not hold up the others
+                trust_env=not plain,
+            )
         return self._clients[plain]
 
 

@@ -114,6 +114,8 @@ class Deliveries:
             if file is None:
                 raise ProgramGoneError(parcel.digest)
             with file:
+                if os.fstat(file.fileno()).st_size != delivery.size:
+                    raise ProgramGoneError(parcel.digest)
                 while delivery.wanted:
                     index = delivery.take()
                     try:
