@@ -203,14 +203,11 @@ class Process:
 
     def start(self) -> None:
         """Start it; ready once its port is open."""
-        code = (
-            "import sys; from propeller.process import logs, run; from propeller.coordinator.settings import Settings;"
-            "from propeller.coordinator.main import main; logs.configure('coordinator');"
-            "settings = Settings.load(); sys.exit(run.run(lambda stop: main(settings, stop)))"
-        )
         with self.log.open("ab") as log:
             env = {**{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}, **self.env}
-            self._process = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=log, stdout=log)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "propeller", "serve", "coordinator"], env=env, stdout=log, stderr=log
+            )
         wait_port(int(self.env["COORDINATOR_PORT"]), 20)
 
     def kill(self) -> None:

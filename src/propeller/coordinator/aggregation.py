@@ -101,8 +101,9 @@ class Aggregation:
         model, tensors = await self._aggregator.aggregate(self._documents(record, proplet_ids))
         check_shapes(tensors, record.shapes)
         aggregated = time.perf_counter()
-        # The round's id as the key: after a crash the registry answers with the version it allocated before.
-        version = await self._registry.store(model, record.round_id)
+        # The same key after a crash: the registry answers with the version that it allocated before. The time tells
+        # the round from one of the same id that another coordinator, or a lost database, had.
+        version = await self._registry.store(model, f"{record.round_id}.{record.created_at:.6f}")
         stored = time.perf_counter()
         self._registry.remember(version, tensors)
         return Made(
