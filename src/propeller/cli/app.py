@@ -22,7 +22,7 @@ DEFAULT_STATE = Path(".propeller")
 
 @app.command()
 def demo(
-    rounds: Annotated[int, typer.Option(min=1, max=200, help="How many federated rounds to run.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, max=200, help="How many federated rounds to run.")] = 10,
     state: StateOption = Path(".propeller/demo"),
 ) -> None:
     """Train a classifier across three hospitals that do not share their records, and compare."""

@@ -17,7 +17,7 @@ from propeller.sdk import Propeller, RoundResult
 from propeller.stack.state import State
 from propeller.stack.up import Options
 
-EPOCHS, LEARNING_RATE, BATCH = 1, 0.05, 16
+EPOCHS, LEARNING_RATE, BATCH = 2, 0.1, 16
 """Local work of one round: passes over the hospital's records, step size, records a step."""
 
 _MARK = "demo"

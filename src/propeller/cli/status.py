@@ -9,7 +9,6 @@ from rich.table import Table
 from propeller.sdk import Propeller
 from propeller.stack.state import State
 
-
 _SHOWN = {True: "yes", False: "NO", None: "-"}
 
 
