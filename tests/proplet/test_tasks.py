@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from propeller.proplet.service import OVERTAKING_S
 from propeller.protocol.topics import Kind
 from support.net import eventually
 from support.programs import echo
@@ -145,8 +146,17 @@ async def test_a_running_task_is_not_started_again_a_finished_one_is(world: Worl
     await world.peers.start(me, task, env={"REPLY": "second"})
     await world.peers.tell(world.peers.channel.stop(me), {"id": task})
     assert "was stopped before completion" in (await world.peers.result_of(task))["error"]
+    await asyncio.sleep(OVERTAKING_S)  # the stop may have come first
     await world.peers.start(me, task, env={"REPLY": "third"})
     await eventually(lambda: world.peers.result(task)["results"] == "third")  # type: ignore[index]
+
+
+async def test_a_stop_that_overtakes_its_start_holds(world: World) -> None:
+    me = await world.join()
+    await world.peers.tell(world.peers.channel.stop(me), {"id": "overtaken"})
+    await asyncio.sleep(0.2)
+    await world.peers.start(me, "overtaken", env={"SPIN": "1"})
+    assert "was stopped before completion" in (await world.peers.result_of("overtaken"))["error"]
 
 
 @pytest.mark.parametrize("when", ["running", "waiting", "fetching"])

@@ -101,7 +101,9 @@ class Inputs:
     async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Body:
         key = (service.base_url + path, media_type)
         kept = self._kept.get(key)
-        headers = {"Accept": media_type, **({"If-None-Match": kept.etag} if kept is not None else {})}
+        headers = {"Accept": media_type if media_type == JSON else f"{media_type}, {JSON};q=0.1"}
+        if kept is not None:
+            headers["If-None-Match"] = kept.etag
         response = await service.request("GET", path, headers=headers)
         if kept is not None and response.status_code == httpx.codes.NOT_MODIFIED:
             return kept

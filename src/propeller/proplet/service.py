@@ -1,12 +1,12 @@
 """What a proplet does with the manager's messages: starts and stops tasks, and reports how each ended.
 
 A start is for this proplet if it came on its own topic or names it, or is for everyone. A start whose task is waiting
-or running is ignored; once the task has ended the same start runs it again, as absmach/propeller does.
+or running is ignored; once the task has ended the same start runs it again, as absmach/propeller does. A broker keeps no
+order between topics, so that a stop may come before the start that it is meant for.
 """
 
 import asyncio
 import contextvars
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import structlog
 
 from propeller.process.logs import get_logger
 from propeller.proplet.outbox import Outbox
+from propeller.proplet.recent import Recent
 from propeller.proplet.runner import Runner
 from propeller.proplet.work import TaskError
 from propeller.protocol import topics
@@ -30,7 +31,10 @@ log = get_logger("proplet")
 MAX_WAITING = 1000
 """Tasks that may wait for a place; a start beyond them is refused."""
 
-_REMEMBERED = 1000
+OVERTAKING_S = 1.0
+"""A stop that found no task holds for a start that comes within this time."""
+
+_ENCRYPTED_S = 60.0
 _GOODBYE_S = 1.5
 
 SendMetrics = Callable[[TaskMetrics], Coroutine[Any, Any, None]]
@@ -45,6 +49,7 @@ class _Task:
         work: what runs it.
         stopped: why it was stopped, if it was.
         reported: a daemon's result is sent when it has started.
+        again: a start that came while the task was being stopped.
     """
 
     start: Start
@@ -52,6 +57,7 @@ class _Task:
     work: asyncio.Task[Results | None]
     stopped: str | None = None
     reported: bool = False
+    again: Start | None = None
 
 
 class Proplet:
@@ -66,7 +72,7 @@ class Proplet:
         self._places = asyncio.Semaphore(max_tasks)
         self._tasks: dict[str, _Task] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._encrypted: OrderedDict[str, bool] = OrderedDict()
+        self._encrypted, self._stopped = Recent(_ENCRYPTED_S), Recent(OVERTAKING_S)
         self._closing = False
 
     async def take_start(self, topic: str, payload: bytes) -> None:
@@ -77,8 +83,9 @@ class Proplet:
             log.warning("start dropped", topic=topic, reason=str(error))
             return
         if not self._is_for_me(topic, fields):
+            # S says only in its first start message, which names no proplet, that a program is encrypted.
             if fields.get("encrypted") and isinstance(fields.get("id"), str):
-                self._remember_encrypted(fields["id"])
+                self._encrypted.add(fields["id"])
             return
         try:
             start = Start.decode(fields)
@@ -98,9 +105,11 @@ class Proplet:
             return
         task = self._tasks.get(stop.id)
         if task is None:
-            log.info("stop ignored: no such task runs here", task_id=stop.id)
+            log.info("stop of a task that is not here", task_id=stop.id)
+            self._stopped.add(stop.id)
         else:
-            _stop(task, f"Task {stop.id} was stopped before completion")
+            task.again = None
+            _stop(task, _stopped(stop.id))
 
     def send_left(self) -> None:
         """Begin to send the results that an earlier process left."""
@@ -123,19 +132,17 @@ class Proplet:
             return named == self._proplet_id or fields.get("broadcast") is True
         return fields.get("broadcast") is True or (parsed is not None and parsed.target == self._proplet_id)
 
-    def _remember_encrypted(self, task_id: str) -> None:
-        """S says only in its first start message, which names no proplet, that a program is encrypted."""
-        self._encrypted[task_id] = True
-        if len(self._encrypted) > _REMEMBERED:
-            self._encrypted.popitem(last=False)
-
     def _accept(self, start: Start) -> None:
-        if start.id in self._tasks:
-            log.info("start ignored: the task is waiting or running", task_id=start.id)
+        if (task := self._tasks.get(start.id)) is not None:
+            if task.stopped is not None:
+                task.again = start
+            else:
+                log.info("start ignored: the task is waiting or running", task_id=start.id)
             return
-        if self._encrypted.pop(start.id, False):
+        if self._encrypted.take(start.id):
             start = start.model_copy(update={"encrypted": True})
-        if reason := self._no_place(start):
+        reason = _stopped(start.id) if self._stopped.take(start.id) else self._no_place(start)
+        if reason is not None:
             self._refuse(start.id, reason)
             return
         held = self._outbox.hold(self._failed(start.id, "interrupted: the proplet ended while the task ran"))
@@ -191,6 +198,8 @@ class Proplet:
             log.info("Task %s completed successfully", task_id)
         if result is not None and not task.reported:
             await self._outbox.deliver(task.held, result)
+        if task.again is not None:
+            self._accept(task.again)
 
     async def _work(self, start: Start) -> Results | None:
         if start.daemon:
@@ -221,6 +230,10 @@ class Proplet:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         task.add_done_callback(_log_fault)
+
+
+def _stopped(task_id: str) -> str:
+    return f"Task {task_id} was stopped before completion"
 
 
 def _stop(task: _Task, reason: str) -> None:

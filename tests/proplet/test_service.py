@@ -1,0 +1,145 @@
+"""Starts and stops in every order, with a runner that is slow to end."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from propeller.proplet.outbox import Outbox
+from propeller.proplet.recent import Recent
+from propeller.proplet.runner import Ran
+from propeller.proplet.service import MAX_WAITING, Proplet
+from propeller.protocol.proplet import TaskMetrics
+from propeller.protocol.task import Results, Start
+from propeller.wasm.job import Job, Outcome
+from support.net import eventually
+
+ME = "me"
+TOPIC = f"m/d/c/c/control/manager/start/{ME}"
+
+
+class Runner:
+    """Runs tasks until they are let go, and takes a moment to end when stopped."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.begun: list[Start] = []
+
+    async def run(self, start: Start) -> Ran:
+        self.begun.append(start)
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+            raise
+        if start.name == "faulty":
+            raise KeyError("a bug")
+        return Ran(Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0)
+
+    async def report(self, ran: Ran) -> Results:
+        return Results(task_id=ran.job.id, proplet_id=ME, results="done")
+
+
+class Scene:
+    def __init__(self, folder: Path, max_tasks: int = 1) -> None:
+        self.runner, self.results, self.metrics = Runner(), list[dict[str, Any]](), list[TaskMetrics]()
+        outbox = Outbox(folder / "outbox", self._send, 10_000)
+        self.proplet = Proplet(ME, self.runner, outbox, self._measure, max_tasks)  # type: ignore[arg-type]
+
+    async def start(self, task_id: str, topic: str = TOPIC, **fields: Any) -> None:
+        message = {"id": task_id, "name": "n", "image_url": "i", **fields}
+        await self.proplet.take_start(topic, json.dumps(message).encode())
+
+    async def stop(self, task_id: str, **fields: Any) -> None:
+        await self.proplet.take_stop(
+            f"m/d/c/c/control/manager/stop/{ME}", json.dumps({"id": task_id, **fields}).encode()
+        )
+
+    async def _send(self, payload: bytes) -> None:
+        self.results.append(json.loads(payload))
+
+    async def _measure(self, metrics: TaskMetrics) -> None:
+        self.metrics.append(metrics)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+async def test_a_start_while_the_task_is_being_stopped_runs_after_it(scene: Scene) -> None:
+    await scene.start("t")
+    await eventually(lambda: scene.runner.begun)
+    await scene.stop("t")
+    await scene.start("t", name="second")
+    scene.runner.go.set()
+    await eventually(lambda: len(scene.results) == 2)
+    assert [one["error"] for one in scene.results] == ["Task t was stopped before completion", None]
+    assert [start.name for start in scene.runner.begun] == ["n", "second"]
+
+
+async def test_a_stop_takes_back_a_start_that_waits_for_the_end_of_the_run_before(scene: Scene) -> None:
+    await scene.start("t")
+    await eventually(lambda: scene.runner.begun)
+    await scene.stop("t")
+    await scene.start("t")
+    await scene.stop("t")
+    await eventually(lambda: scene.results)
+    await scene.proplet.close()
+    assert len(scene.runner.begun) == 1
+
+
+async def test_a_stop_for_another_proplet_changes_nothing(scene: Scene) -> None:
+    await scene.start("t")
+    await scene.stop("t", proplet_id="other")
+    scene.runner.go.set()
+    await eventually(lambda: scene.results)
+    assert scene.results[0]["results"] == "done"
+
+
+async def test_metrics_follow_a_task_unless_its_profile_says_no(scene: Scene) -> None:
+    scene.runner.go.set()
+    await scene.start("a")
+    await scene.start("b", monitoring_profile={"enabled": False})
+    await scene.start("c", monitoring_profile={"enabled": True, "export_to_mqtt": True})
+    await eventually(lambda: len(scene.results) == 3 and len(scene.metrics) == 2)
+    assert [one.task_id for one in scene.metrics] == ["a", "c"]
+    assert scene.metrics[0].metrics["cpu_percent"] == 50.0
+
+
+async def test_a_fault_of_the_proplet_fails_the_task_alone(scene: Scene) -> None:
+    scene.runner.go.set()
+    await scene.start("t", name="faulty")
+    await scene.start("u")
+    await eventually(lambda: len(scene.results) == 2)
+    assert [one["error"] for one in scene.results] == ["a fault of the proplet: KeyError: 'a bug'", None]
+
+
+async def test_more_than_may_wait_are_refused(scene: Scene) -> None:
+    for number in range(MAX_WAITING + 2):
+        await scene.start(f"t{number}")
+    await eventually(lambda: scene.results)
+    assert [one["task_id"] for one in scene.results] == [f"t{MAX_WAITING + 1}"]
+    await scene.proplet.close()
+    assert len(scene.results) == MAX_WAITING + 2
+
+
+async def test_after_it_closed_it_takes_no_more(scene: Scene) -> None:
+    await scene.proplet.close()
+    await scene.start("t")
+    await eventually(lambda: scene.results)
+    assert scene.results[0]["error"] == "interrupted: the proplet was stopped"
+
+
+def test_what_is_recent_is_forgotten() -> None:
+    one = Recent(0.0)
+    one.add("a")
+    assert not one.take("a")
+    many = Recent(60.0)
+    for number in range(1001):
+        many.add(str(number))
+    assert not many.take("0")
+    assert many.take("1")
+    assert not many.take("1")
