@@ -1,11 +1,12 @@
 """Roles, topic filters as NATS subjects, and the small rules beside them."""
 
 import pytest
+from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.identity import claims
-from propeller.identity.keys import hash_key, key_matches, new_key
+from propeller.identity.keys import Passwords, hash_key, key_matches, new_key
 from propeller.identity.roles import Grant, Role, permissions, role_of, subjects
 from propeller.identity.throttle import FAILURES, PAUSE_S, Throttle
 from propeller.mqtt.broker_keys import BrokerKeys, derive
@@ -130,3 +131,12 @@ def test_throttle() -> None:
     assert throttle.wait_s(one) == 0
     throttle.succeeded(one)
     assert throttle.wait_s(one) == 0
+
+
+async def test_passwords() -> None:
+    passwords = Passwords(PasswordHasher())  # the real one: it was imported before it was made cheap
+    kept = await passwords.hash("correct horse")
+    assert kept.startswith("$argon2id$v=19$m=65536,t=3")
+    assert await passwords.matches("correct horse", kept)
+    assert not await passwords.matches("wrong horse", kept)
+    assert not await passwords.matches("correct horse", None)

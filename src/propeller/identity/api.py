@@ -3,12 +3,14 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
+from pydantic import AfterValidator
 
 from propeller.identity import bodies
 from propeller.identity.clients import NewClient
 from propeller.identity.records import MOST_PER_PAGE, Page
 from propeller.identity.service import Identity
 from propeller.identity.users import ADMIN
+from propeller.protocol.ids import Id
 from propeller.web.app import Router, create_app
 from propeller.web.auth import Principal, caller
 from propeller.web.errors import ApiError
@@ -39,7 +41,7 @@ User = Annotated[Principal, Depends(user)]
 async def page(
     offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 100,
-    name: str | None = None,
+    name: Annotated[str | None, Query(max_length=128), AfterValidator(bodies.printable)] = None,
     status: Literal["enabled", "disabled", "all"] = "all",
 ) -> Page:
     """The part of a list that is asked for."""
@@ -108,11 +110,11 @@ def _users(identity: Identity) -> Router:
         return await users.list(part)
 
     @router.get("/users/{user_id}", dependencies=[Depends(admin)])
-    async def one(user_id: str) -> dict[str, Any]:
+    async def one(user_id: Id) -> dict[str, Any]:
         return await users.get(user_id)
 
     @router.post("/users/{user_id}/{switch}", dependencies=[Depends(admin)])
-    async def switch(user_id: str, switch: Switch) -> dict[str, Any]:
+    async def switch(user_id: Id, switch: Switch) -> dict[str, Any]:
         return await users.set_status(user_id, enabled=switch == "enable")
 
     return router
@@ -130,12 +132,12 @@ def _domains(identity: Identity) -> Router:
         return await domains.list(part, who)
 
     @router.get("/domains/{domain_id}")
-    async def one(domain_id: str, who: User) -> dict[str, Any]:
+    async def one(domain_id: Id, who: User) -> dict[str, Any]:
         await domains.check(domain_id, who)
         return await domains.get(domain_id)
 
     @router.post("/domains/{domain_id}/{switch}")
-    async def switch(domain_id: str, switch: Switch, who: User) -> dict[str, Any]:
+    async def switch(domain_id: Id, switch: Switch, who: User) -> dict[str, Any]:
         await domains.check(domain_id, who)
         return await domains.set_status(domain_id, f"{switch}d")
 
@@ -145,7 +147,7 @@ def _domains(identity: Identity) -> Router:
 def _members(identity: Identity) -> Router:
     """Clients and channels of a domain."""
 
-    async def check(domain_id: str, who: User) -> None:
+    async def check(domain_id: Id, who: User) -> None:
         await identity.domains.check(domain_id, who)
 
     router = Router(prefix="/{domain_id}", dependencies=[Depends(check)])
@@ -158,29 +160,29 @@ def _clients(router: Router, identity: Identity) -> None:
     clients = identity.clients
 
     @router.post("/clients", status_code=201)
-    async def create_client(domain_id: str, body: bodies.ClientBody) -> dict[str, Any]:
+    async def create_client(domain_id: Id, body: bodies.ClientBody) -> dict[str, Any]:
         new = NewClient(body.name, body.role, body.tags, body.metadata, body.status)
         return await clients.create(domain_id, new)
 
     @router.get("/clients")
-    async def every_client(domain_id: str, part: Part) -> dict[str, Any]:
+    async def every_client(domain_id: Id, part: Part) -> dict[str, Any]:
         return await clients.list(domain_id, part)
 
     @router.get("/clients/{client_id}")
-    async def one_client(domain_id: str, client_id: str) -> dict[str, Any]:
+    async def one_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
         return await clients.get(domain_id, client_id)
 
     @router.post("/clients/{client_id}/secret")
     @router.patch("/clients/{client_id}/secret")
-    async def rotate_key(domain_id: str, client_id: str) -> dict[str, Any]:
+    async def rotate_key(domain_id: Id, client_id: Id) -> dict[str, Any]:
         return await clients.rotate_key(domain_id, client_id)
 
     @router.post("/clients/{client_id}/{switch}")
-    async def switch_client(domain_id: str, client_id: str, switch: Switch) -> dict[str, Any]:
+    async def switch_client(domain_id: Id, client_id: Id, switch: Switch) -> dict[str, Any]:
         return await clients.set_status(domain_id, client_id, f"{switch}d")
 
     @router.delete("/clients/{client_id}", status_code=204)
-    async def delete_client(domain_id: str, client_id: str) -> None:
+    async def delete_client(domain_id: Id, client_id: Id) -> None:
         await clients.delete(domain_id, client_id)
 
 
@@ -188,41 +190,41 @@ def _channels(router: Router, identity: Identity) -> None:
     channels = identity.channels
 
     @router.post("/channels", status_code=201)
-    async def create_channel(domain_id: str, body: bodies.ChannelBody) -> dict[str, Any]:
+    async def create_channel(domain_id: Id, body: bodies.ChannelBody) -> dict[str, Any]:
         return await channels.create(domain_id, body.name, body.status)
 
     @router.get("/channels")
-    async def every_channel(domain_id: str, part: Part) -> dict[str, Any]:
+    async def every_channel(domain_id: Id, part: Part) -> dict[str, Any]:
         return await channels.list(domain_id, part)
 
     @router.post("/channels/connect", status_code=201)
-    async def connect(domain_id: str, body: bodies.ConnectionBody) -> dict[str, Any]:
+    async def connect(domain_id: Id, body: bodies.ConnectionBody) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, body.channel_ids, body.types)
         return body.model_dump()
 
     @router.post("/channels/disconnect", status_code=204)
-    async def disconnect(domain_id: str, body: bodies.ConnectionBody) -> None:
+    async def disconnect(domain_id: Id, body: bodies.ConnectionBody) -> None:
         await channels.disconnect(domain_id, body.client_ids, body.channel_ids, body.types)
 
     @router.get("/channels/{channel_id}")
-    async def one_channel(domain_id: str, channel_id: str) -> dict[str, Any]:
+    async def one_channel(domain_id: Id, channel_id: Id) -> dict[str, Any]:
         return await channels.get(domain_id, channel_id)
 
     @router.post("/channels/{channel_id}/connect", status_code=201)
     async def connect_one(
-        domain_id: str, channel_id: str, body: bodies.ChannelConnectionBody
+        domain_id: Id, channel_id: Id, body: bodies.ChannelConnectionBody
     ) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, [channel_id], body.types)
         return {**body.model_dump(), "channel_ids": [channel_id]}
 
     @router.post("/channels/{channel_id}/disconnect", status_code=204)
-    async def disconnect_one(domain_id: str, channel_id: str, body: bodies.ChannelConnectionBody) -> None:
+    async def disconnect_one(domain_id: Id, channel_id: Id, body: bodies.ChannelConnectionBody) -> None:
         await channels.disconnect(domain_id, body.client_ids, [channel_id], body.types)
 
     @router.post("/channels/{channel_id}/{switch}")
-    async def switch_channel(domain_id: str, channel_id: str, switch: Switch) -> dict[str, Any]:
+    async def switch_channel(domain_id: Id, channel_id: Id, switch: Switch) -> dict[str, Any]:
         return await channels.set_status(domain_id, channel_id, f"{switch}d")
 
     @router.delete("/channels/{channel_id}", status_code=204)
-    async def delete_channel(domain_id: str, channel_id: str) -> None:
+    async def delete_channel(domain_id: Id, channel_id: Id) -> None:
         await channels.delete(domain_id, channel_id)

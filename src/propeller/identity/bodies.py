@@ -1,5 +1,6 @@
 """The bodies that the identity API reads."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,10 +17,16 @@ from propeller.identity.settings import MIN_PASSWORD
 from propeller.protocol.ids import Id
 
 _MOST = 1000
+_METADATA_BYTES = 16 * 1024
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable() or text != text.strip():
+def printable(text: str | None) -> str | None:
+    """Refuse control characters and spaces around a name.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if text is not None and (not text.isprintable() or text != text.strip()):
         raise ValueError("must be printable, without spaces around it")
     return text
 
@@ -28,7 +35,13 @@ def _none_is_empty(value: Any) -> Any:
     return {} if value is None else value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value)) > _METADATA_BYTES:
+        raise ValueError(f"must be at most {_METADATA_BYTES} bytes of JSON")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable)]
 Password = Annotated[SecretStr, Field(min_length=MIN_PASSWORD, max_length=256)]
 Status = Literal["enabled", "disabled"]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=_MOST)]
@@ -39,7 +52,7 @@ BOTH: tuple[Literal["publish", "subscribe"], ...] = ("publish", "subscribe")
 class Login(BaseModel):
     """A user name and password, by the names of either generation of clients."""
 
-    username: str = Field(validation_alias=AliasChoices("username", "identity"), max_length=256)
+    username: Name = Field(validation_alias=AliasChoices("username", "identity"))
     password: SecretStr = Field(validation_alias=AliasChoices("password", "secret"), max_length=256)
 
 
@@ -71,7 +84,7 @@ class ClientBody(BaseModel):
     name: Name
     role: str | None = Field(None, max_length=32)
     tags: list[Annotated[str, Field(max_length=128)]] = Field([], max_length=64)
-    metadata: Annotated[dict[str, Any], BeforeValidator(_none_is_empty)] = {}
+    metadata: Annotated[dict[str, Any], BeforeValidator(_none_is_empty), AfterValidator(_small)] = {}
     status: Status = "enabled"
     credentials: dict[str, Any] | None = None
 

@@ -29,10 +29,11 @@ AGAIN_S = (1.0, 4.0)
 _FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
 _PAGE = 1024
 _ONE_BY_ONE = 16
+_FAULTS = (NatsError, OSError)
 
 
 class BrokerLink:
-    """Connects, and connects again for ever; use ``async with link.running()``."""
+    """Connects again for ever; use ``async with link.running()``."""
 
     def __init__(self, url: str, keys: BrokerKeys, callout: Callout, directory: Directory) -> None:
         self._url, self._keys, self._callout, self._directory = url, keys, callout, directory
@@ -47,7 +48,7 @@ class BrokerLink:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answer and cut for the length of the block."""
-        connecting = asyncio.create_task(self._connect(), name="broker link")
+        connecting = asyncio.create_task(self._keep_connected(), name="broker link")
         try:
             yield
         finally:
@@ -55,8 +56,6 @@ class BrokerLink:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(connecting, *self._tasks, return_exceptions=True)
-            if self._nats is not None:
-                await self._nats.close()
 
     async def cut(self, client_ids: Collection[str]) -> None:
         """End the connections that these clients opened before their access changed, now and once more a little later.
@@ -70,30 +69,44 @@ class BrokerLink:
         """The same in the background: for who may do more than before, and must connect again to do it."""
         self._spawn(self.cut(client_ids))
 
-    async def _connect(self) -> None:
-        self._nats = Client()
-        # nats-py tries for ever, the first time too.
-        await self._nats.connect(
+    async def _keep_connected(self) -> None:
+        last_reason = ""
+        while True:
+            client, closed = Client(), asyncio.Event()
+            try:
+                await self._connect(client, closed)
+                log.info("connected to the broker", url=self._url)
+                last_reason = ""
+                await closed.wait()
+                log.warning("the connection to the broker is lost", url=self._url)
+            except _FAULTS as error:
+                if repr(error) != last_reason:  # not at each try
+                    log.warning(
+                        "no connection to the broker, trying again", url=self._url, reason=repr(error)
+                    )
+                last_reason = repr(error)
+            finally:
+                self._nats = None
+                await client.close()
+            await asyncio.sleep(RETRY_S)
+
+    async def _connect(self, client: Client, closed: asyncio.Event) -> None:
+        async def ended() -> None:
+            closed.set()
+
+        # Each connection has its own client: nats-py's reconnecting ends when it is refused.
+        await client.connect(
             self._url,
             nkeys_seed_str=self._keys.service_seed,
             name="identity",
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RETRY_S,  # type: ignore[arg-type] # it is slept: a float will do
+            allow_reconnect=False,
             connect_timeout=5,
             ping_interval=10,
-            allow_reconnect=True,
-            error_cb=self._failed,
-            reconnected_cb=self._reconnected,
+            error_cb=_ignore,
+            closed_cb=ended,
         )
-        await self._nats.subscribe(QUESTIONS, queue="identity", cb=self._asked)
-        log.info("connected to the broker", url=self._url)
-        await self._cut(None)
-
-    async def _failed(self, error: Exception) -> None:
-        log.warning("broker connection", url=self._url, reason=repr(error))
-
-    async def _reconnected(self) -> None:
-        log.info("connected to the broker again", url=self._url)
+        self._nats = client
+        await client.subscribe(QUESTIONS, queue="identity", cb=self._asked)
         self._spawn(self._cut(None))
 
     async def _asked(self, message: Msg) -> None:
@@ -105,7 +118,7 @@ class BrokerLink:
             answer = await self._callout.answer(message.data)
             if answer is not None:
                 await message.respond(answer)
-        except NatsError as error:
+        except _FAULTS as error:
             log.warning("the broker's question could not be answered", reason=repr(error))
 
     async def _cut_again(self, client_ids: Collection[str]) -> None:
@@ -124,7 +137,7 @@ class BrokerLink:
             for chosen in filters:
                 async for server, connection in self._connections(self._nats, chosen):
                     await self._kick(self._nats, server, connection)
-        except NatsError as error:
+        except _FAULTS as error:
             log.warning("connections could not be cut", reason=repr(error))
 
     async def _kick(self, link: Client, server: str, connection: dict[str, Any]) -> None:
@@ -179,11 +192,13 @@ async def _replies(link: Client, subject: str, order: dict[str, Any]) -> AsyncIt
             except nats.errors.TimeoutError:
                 return
             wait = _NEXT_REPLY_S
-            data = json.loads(message.data).get("data")
-            if isinstance(data, dict):
-                yield data
+            yield json.loads(message.data)["data"]
     finally:
         await subscription.unsubscribe()
+
+
+async def _ignore(_error: Exception) -> None:
+    """What nats-py would log; it is raised as well."""
 
 
 def _seconds(text: str) -> float:

@@ -54,7 +54,7 @@ class Changes:
 
     async def load(self) -> None:
         """Take everyone's access into memory."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             self._directory.put(await read_access(connection))
 
     @contextlib.asynccontextmanager

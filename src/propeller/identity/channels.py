@@ -54,12 +54,12 @@ class Channels:
         Raises:
             NotFoundError: there is none in this domain.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return _shown(await _fetch(connection, domain_id, channel_id))
 
     async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
         """A page of a domain's channels."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total, rows = await fetch_page(connection, channels, page, channels.c.domain_id == domain_id)
         return listed("channels", page, total, [_shown(row) for row in rows])
 

@@ -67,7 +67,10 @@ class Clients:
                 await change.connection.execute(clients.insert().values(row))
                 change.added.add(str(row["id"]))
         except IntegrityError:
-            raise ConflictError(f"a client named {new.name!r} exists in this domain") from None
+            raise ConflictError(
+                f"a client named {new.name!r} exists in this domain; its key is not shown again: "
+                "if it is lost, make a new one (POST /{domain_id}/clients/{id}/secret)"
+            ) from None
         return _with_key(await self.get(domain_id, str(row["id"])), key)
 
     async def get(self, domain_id: str, client_id: str) -> dict[str, Any]:
@@ -76,13 +79,13 @@ class Clients:
         Raises:
             NotFoundError: there is none in this domain.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             row = await fetch(connection, clients, "client", *_which(domain_id, client_id))
         return _shown(row)
 
     async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
         """A page of a domain's clients."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total, rows = await fetch_page(connection, clients, page, clients.c.domain_id == domain_id)
         return listed("clients", page, total, [_shown(row) for row in rows])
 

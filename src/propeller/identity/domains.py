@@ -50,13 +50,13 @@ class Domains:
         Raises:
             NotFoundError: there is none.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return _shown(await fetch(connection, domains, "domain", domains.c.id == domain_id))
 
     async def list(self, page: Page, user: Principal) -> dict[str, Any]:
         """A page of the domains that a user may manage."""
         own = [] if user.role == ADMIN else [domains.c.created_by == user.id]
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total, rows = await fetch_page(connection, domains, page, *own)
         return listed("domains", page, total, [_shown(row) for row in rows])
 

@@ -35,7 +35,7 @@ class MqttIds:
 
     async def load(self) -> None:
         """Read what was used before."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             for row in await connection.execute(select(mqtt_ids)):
                 self._remember(row.mqtt_id, row.client_id, row.used_at)
 
@@ -55,7 +55,13 @@ class MqttIds:
             raise MqttIdRefusedError("the MQTT client id belongs to another client")
         now = time.time()
         if now - used_at > _TOUCH_S:
-            await self._record(mqtt_id, client_id, now, new=used_at == 0.0)
+            try:
+                await self._record(mqtt_id, client_id, now, new=used_at == 0.0)
+            except BaseException:
+                self._forget(mqtt_id)
+                if used_at:
+                    self._remember(mqtt_id, client_id, used_at)
+                raise
 
     def _named_after(self, mqtt_id: str) -> str | None:
         """The client whose id it is, or begins with before a ``-``; the longest such id."""
@@ -72,20 +78,16 @@ class MqttIds:
         # Memory first: a second client that asks while this one is written must already be refused.
         self._remember(mqtt_id, client_id, now)
         evicted = self._evicted(client_id)
-        try:
-            async with self._database.transaction() as connection:
-                if evicted is not None:
-                    await connection.execute(delete(mqtt_ids).where(mqtt_ids.c.mqtt_id == evicted))
-                if new:
-                    row = {"mqtt_id": mqtt_id, "client_id": client_id, "used_at": now}
-                    await connection.execute(mqtt_ids.insert().values(row))
-                else:
-                    await connection.execute(
-                        update(mqtt_ids).where(mqtt_ids.c.mqtt_id == mqtt_id).values(used_at=now)
-                    )
-        except BaseException:
-            self._forget(mqtt_id)
-            raise
+        async with self._database.transaction() as connection:
+            if evicted is not None:
+                await connection.execute(delete(mqtt_ids).where(mqtt_ids.c.mqtt_id == evicted))
+            if new:
+                row = {"mqtt_id": mqtt_id, "client_id": client_id, "used_at": now}
+                await connection.execute(mqtt_ids.insert().values(row))
+            else:
+                await connection.execute(
+                    update(mqtt_ids).where(mqtt_ids.c.mqtt_id == mqtt_id).values(used_at=now)
+                )
 
     def _evicted(self, client_id: str) -> str | None:
         known = self._of_client[client_id]

@@ -1,5 +1,6 @@
 """Users: people who manage clients and channels. They log in with a password and are then known by a token."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -27,14 +28,15 @@ class Users:
 
     def __init__(self, database: Database, passwords: Passwords, tokens: Tokens, throttle: Throttle) -> None:
         self._database, self._passwords, self._tokens, self._throttle = database, passwords, tokens, throttle
+        self._guessing = [asyncio.Lock() for _ in range(64)]
 
     async def ensure_admin(self, username: str, password: str | None) -> None:
-        """Make the admin; if there is one of that name, the password becomes this one (a way back in).
+        """Make the admin; a user of that name becomes one again, with this password (a way back in).
 
         Raises:
             StartError: there is no admin, and no password to make one.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             row = (await connection.execute(select(users).where(users.c.username == username))).one_or_none()
         if password is None:
             if row is None:
@@ -44,9 +46,14 @@ class Users:
             return
         if row is None:
             await self.create(username, password, role=ADMIN)
-        elif not await self._passwords.matches(password, row.password_hash):
+            return
+        if not await self._passwords.matches(password, row.password_hash):
             log.info("the admin's password is now that of IDENTITY_ADMIN_PASSWORD", username=username)
             await self._set_password(row.id, password)
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                update(users).where(users.c.id == row.id).values(status=ENABLED, role=ADMIN)
+            )
 
     async def login(self, username: str, password: str, peer: str) -> dict[str, str]:
         """Tokens for a user name and password; ``peer`` is the caller's address.
@@ -55,19 +62,24 @@ class Users:
             ApiError: 401, they do not match; 429, too many tries from there.
         """
         guess = (username, peer)
+        # One guess at a time: many at once would all be made before the first has failed.
+        async with self._guessing[hash(guess) % len(self._guessing)]:
+            return await self._login(username, password, guess)
+
+    async def _login(self, username: str, password: str, guess: tuple[str, str]) -> dict[str, str]:
         if wait := self._throttle.wait_s(guess):
             raise ApiError(
                 429,
                 f"{FAILURES} logins failed: try again in {wait:.0f} s",
                 {"Retry-After": str(int(wait) + 1)},
             )
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.username == username))
             row = found.one_or_none()
         good = await self._passwords.matches(password, row.password_hash if row is not None else None)
         if not good or row is None or row.status != ENABLED:
             self._throttle.failed(guess)
-            log.warning("login refused", username=username[:128], peer=peer)
+            log.warning("login refused", username=username[:128], peer=guess[1])
             raise unauthorized("the user name or the password is wrong")
         self._throttle.succeeded(guess)
         return self._tokens.issue(Claims(row.id, row.epoch))
@@ -118,12 +130,12 @@ class Users:
         Raises:
             NotFoundError: there is none.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return _shown(await fetch(connection, users, "user", users.c.id == user_id))
 
     async def list(self, page: Page) -> dict[str, Any]:
         """A page of the users."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total, rows = await fetch_page(connection, users, page, name="username")
         return listed("users", page, total, [_shown(row) for row in rows])
 
@@ -144,7 +156,7 @@ class Users:
         Raises:
             ApiError: 401, the old one is wrong.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             row = await fetch(connection, users, "user", users.c.id == user_id)
         if not await self._passwords.matches(old, row.password_hash):
             raise unauthorized("the old password is wrong")
@@ -157,7 +169,7 @@ class Users:
 
     async def _holder(self, token: str, kind: Kind) -> Row[Any]:
         claims = self._tokens.read(token, kind)
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.id == claims.user_id))
             row = found.one_or_none()
         if row is None or row.status != ENABLED or row.epoch != claims.epoch:
