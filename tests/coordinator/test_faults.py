@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from propeller.coordinator.record import Counted, Record
+from propeller.coordinator.store import RoundStore
 from propeller.process.settings import SettingsError
 from support.coordinator import (
     PARTICIPANTS,
@@ -83,6 +86,46 @@ async def test_updates_of_completed_rounds_can_be_kept(peers: tuple[Peers, str],
         await send(http, *PARTICIPANTS)
         await ended(http)
     assert len([one for one in tmp_path.rglob("updates/r-1/*") if one.is_file()]) == 3
+
+
+async def test_a_transaction_that_was_committed_although_it_failed(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, fail = RoundStore.save, {"p-2", "p-3"}
+
+    async def save_and_fail(
+        self: RoundStore, before: Record, after: Record, update: Counted | None = None
+    ) -> None:
+        await save(self, before, after, update)
+        if update is not None and update.proplet_id in fail:
+            fail.remove(update.proplet_id)
+            raise OSError("the connection was lost")
+
+    monkeypatch.setattr(RoundStore, "save", save_and_fail)
+    await configure(http)
+    for name in PARTICIPANTS:
+        answer = await http.post("/update", json=update(name))
+        assert answer.status_code == (200 if name == "p-1" else 500)
+    # What the senders do then. The last one had closed the round.
+    await send(http, "p-2", "p-3")
+    assert (await ended(http))["num_updates"] == 3
+    assert peers[0].aggregations == [PARTICIPANTS]
+
+
+async def test_a_database_that_fails_when_the_deadline_passes(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, failures = RoundStore.save, [OSError("disk full")]
+
+    async def fail_first(self: RoundStore, *given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await save(self, *given)
+
+    monkeypatch.setattr("propeller.coordinator.service.STORE_DELAY_S", 0.01)
+    monkeypatch.setattr(RoundStore, "save", fail_first)
+    await configure(http, timeout_s=0.1)
+    assert (await ended(http))["reason"].startswith("deadline")
 
 
 # --- the process is killed ------------------------------------------------------------------------------------

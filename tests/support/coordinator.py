@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
+from propeller.coordinator.journal import Journal
 from propeller.coordinator.main import main
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.peers import Aggregator, ModelRegistry
@@ -186,7 +187,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         registry = ModelRegistry(nobody)
         registry.remember(0, from_json(BASE))
         aggregation = Aggregation(Blobs(folder / "updates"), registry, Aggregator(nobody), delays=())
-        service = Coordinator(store, registry, aggregation, metrics)
+        service = Coordinator(store, registry, aggregation, Journal(metrics))
         transport = httpx.ASGITransport(create_api(service, metrics, verify=verify))
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield http

@@ -10,6 +10,9 @@ from propeller.protocol.topics import ROUND_NEXT, Channel, Kind
 
 log = get_logger("coordinator")
 
+DELAY_S = 1.0
+"""Between tries when the database fails, in seconds; a try waits for the broker by itself."""
+
 
 class Announcer:
     """Publishes ``fl/rounds/next`` for each completed round, with and without the channel prefix.
@@ -33,20 +36,25 @@ class Announcer:
         self._waiting.put_nowait((round_id, version))
 
     async def run(self) -> None:
-        """Publish one notice after the other, for ever."""
+        """Publish one notice after the other, for ever; one that cannot be published or recorded is tried again."""
         while True:
             round_id, version = await self._waiting.get()
-            notice = RoundNext(round_id=round_id, new_model_version=version, model_uri=model_uri(version))
-            for topic in self._topics:
-                await self._publish(topic, notice.encode())
-            await self._store.announced(round_id)
-            log.info("published next round", round_id=round_id, model_version=version)
+            told = False
+            while not told:
+                told = await self._tell(round_id, version)
 
-    async def _publish(self, topic: str, payload: bytes) -> None:
-        while True:
-            try:
-                await self._session.publish(topic, payload)
-            except NotConnectedError as error:
-                log.warning("next round not published yet", topic=topic, reason=str(error))
-            else:
-                return
+    async def _tell(self, round_id: str, version: int) -> bool:
+        notice = RoundNext(round_id=round_id, new_model_version=version, model_uri=model_uri(version))
+        try:
+            for topic in self._topics:
+                await self._session.publish(topic, notice.encode())
+            await self._store.announced(round_id)
+        except NotConnectedError as error:
+            log.warning("next round not published yet", round_id=round_id, reason=str(error))
+            return False
+        except Exception:
+            log.exception("next round not published yet", round_id=round_id)
+            await asyncio.sleep(DELAY_S)
+            return False
+        log.info("published next round", round_id=round_id, model_version=version)
+        return True

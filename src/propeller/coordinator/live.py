@@ -20,6 +20,8 @@ class Live:
         self.record = record
         self.lock = asyncio.Lock()
         self.timer: asyncio.TimerHandle | None = None
+        self.in_doubt = False
+        """Whether a transaction was begun and its end is not known: then the record may be older than the database."""
         self._changed = asyncio.Event()
 
     def move(self, record: Record) -> None:
@@ -27,7 +29,7 @@ class Live:
         if record.state is not self.record.state and self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self.record = record
+        self.record, self.in_doubt = record, False
         self.notify()
 
     def notify(self) -> None:

@@ -9,6 +9,7 @@ from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.announcer import Announcer
 from propeller.coordinator.api import create_api
 from propeller.coordinator.intake import Intake
+from propeller.coordinator.journal import Journal
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.peers import Aggregator, ModelRegistry
 from propeller.coordinator.service import Coordinator
@@ -21,8 +22,8 @@ from propeller.store.database import Database
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
-AGGREGATION_TIMEOUT_S = 600.0
-"""The longest silence of the aggregator or the registry: large models take their time."""
+REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
+"""The longest silence of a peer, in seconds: aggregating many large updates takes its time."""
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> None:
@@ -39,14 +40,19 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         opened.push_async_callback(database.close)
         store = RoundStore(database)
         await store.create()
-        credentials, timeout = settings.credentials, AGGREGATION_TIMEOUT_S
+        credentials = settings.credentials
         registry = await opened.enter_async_context(
             ServiceClient(
-                "model registry", settings.model_registry_url, credentials=credentials, timeout=timeout
+                "model registry",
+                settings.model_registry_url,
+                credentials=credentials,
+                timeout=REGISTRY_TIMEOUT_S,
             )
         )
         aggregator = await opened.enter_async_context(
-            ServiceClient("aggregator", settings.aggregator_url, credentials=credentials, timeout=timeout)
+            ServiceClient(
+                "aggregator", settings.aggregator_url, credentials=credentials, timeout=AGGREGATOR_TIMEOUT_S
+            )
         )
         models = ModelRegistry(registry)
         aggregation = Aggregation(
@@ -56,7 +62,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         session = _session(settings)
         announcer = Announcer(session, store, settings.channel) if session else None
         service = Coordinator(
-            store, models, aggregation, metrics, announce=announcer.add if announcer else None
+            store, models, aggregation, Journal(metrics), announce=announcer.add if announcer else None
         )
         if announcer is not None:
             await announcer.load()

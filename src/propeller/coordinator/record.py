@@ -1,15 +1,15 @@
 """A round as the coordinator knows it: the state machine's part, what was asked for, and when things happened."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from propeller.coordinator.updates import Shapes
+from propeller.coordinator.updates import Document, Shapes
 from propeller.fl.round import Plan, Round, State
-from propeller.protocol.rounds import Experiment, model_uri, model_version
+from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
+from propeller.web.errors import ConflictError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class Counted:
     metrics: Mapping[str, Any]
     size: int
     received_at: float
+
+    @classmethod
+    def of(cls, header: UpdateHeader, document: Document, moment: float) -> "Counted":
+        """The update that was received at ``moment``."""
+        size = len(document.content)
+        return cls(header.proplet_id, document.digest, header.num_samples, header.metrics, size, moment)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,23 @@ class Record:
         """Where the round is."""
         return self.round.state
 
-    def moved(self, after: Round, moment: float, update: Counted | None = None) -> "Record":
+    def same_as(self, experiment: Experiment) -> "Record":
+        """This record, if it is what ``experiment`` asks for.
+
+        Raises:
+            ConflictError: the round was asked for differently.
+        """
+        if self.experiment != experiment:
+            raise ConflictError(
+                f"round_id: round {self.round_id} exists and was configured differently; choose another id"
+            )
+        return self
+
+    def moved(
+        self, after: Round, moment: float, update: Counted | None, timings: Mapping[str, float]
+    ) -> "Record":
         """This record with the round after an event, the update that it counted, and the times that follow."""
-        record = replace(self, round=after)
+        record = replace(self, round=after, timings={**self.timings, **timings})
         if update is not None:
             record = replace(record, updates={**self.updates, update.proplet_id: update})
         if after.state is not self.state:
@@ -145,13 +165,6 @@ def new_record(experiment: Experiment, shapes: Shapes, moment: float) -> Record:
         experiment.min_updates,
     )
     return Record(Round(plan), experiment, shapes, moment, moment + experiment.timeout_s)
-
-
-def same_experiment(one: Experiment, other: Experiment) -> bool:
-    """Whether two experiments ask for the same round."""
-    return json.dumps(one.model_dump(mode="json"), sort_keys=True) == json.dumps(
-        other.model_dump(mode="json"), sort_keys=True
-    )
 
 
 def show_time(moment: float | None) -> str | None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.journal import Journal
 from propeller.coordinator.live import Live, LiveRounds
-from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.peers import ModelRegistry
-from propeller.coordinator.record import Counted, Record, new_record, same_experiment
+from propeller.coordinator.record import Counted, Record, new_record
 from propeller.coordinator.store import RoundStore, StoreConflictError
-from propeller.coordinator.updates import Document, Incoming, read_document
+from propeller.coordinator.updates import Incoming, read_document
 from propeller.fl.round import (
     Aggregate,
     Aggregated,
@@ -31,7 +31,7 @@ from propeller.fl.round import (
     step,
 )
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import Experiment, UpdateHeader, model_version
+from propeller.protocol.rounds import Experiment, model_version
 from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
 
 log = get_logger("coordinator")
@@ -57,13 +57,13 @@ class Coordinator:
         store: RoundStore,
         registry: ModelRegistry,
         aggregation: Aggregation,
-        metrics: CoordinatorMetrics,
+        journal: Journal,
         *,
         announce: Callable[[str, int], None] | None = None,
     ) -> None:
         """``announce`` takes a completed round's id and model version; without it nobody is told."""
         self._store, self._registry, self._aggregation = store, registry, aggregation
-        self._metrics, self._announce = metrics, announce
+        self._journal, self._announce = journal, announce
         self._rounds = LiveRounds(store)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -73,9 +73,7 @@ class Coordinator:
         for record in await self._store.open():
             live = self._rounds.add(record)
             log.info("resuming round", round_id=record.round_id, state=record.state.value)
-            for effect in resume(record.round):
-                if isinstance(effect, Aggregate):
-                    self._spawn(self._aggregate(live, effect.proplet_ids))
+            self._resume(live)
             if record.state is State.COLLECTING:
                 self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
         self._spawn(self._aggregation.clear_left_over(self._store))
@@ -106,25 +104,18 @@ class Coordinator:
             raise BadRequestError("round_id: 'next' is reserved; choose another id")
         known = self._rounds.held(round_id)
         if known is not None:
-            return _unchanged(known.record, experiment)
+            return known.record.same_as(experiment)
         shapes = await self._registry.shapes(model_version(experiment.model_ref))
         created = new_record(experiment, shapes, time.time())
-        record = replace(created, round=step(created.round, Configured()).round)
+        # Where nobody is told about rounds, nobody waits to be told.
+        opened = step(created.round, Configured()).round
+        record = replace(created, round=opened, announced=self._announce is None)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
         live = await self._rounds.create(record)
         if live is None:
-            return _unchanged((await self._find(round_id)).record, experiment)
+            return (await self._find(round_id)).record.same_as(experiment)
         self._set_timer(live, record.deadline - time.time())
-        self._metrics.rounds.labels(record.state.value).inc()
-        log.info(
-            "Received experiment configuration",
-            round_id=round_id,
-            experiment_id=experiment.experiment_id,
-            participants=len(experiment.participants),
-            k_of_n=experiment.k_of_n,
-            timeout_s=experiment.timeout_s,
-            base_version=record.round.plan.base_version,
-        )
+        self._journal.configured(record)
         return record
 
     async def take(self, incoming: Incoming) -> Verdict:
@@ -134,20 +125,12 @@ class Coordinator:
             NotFoundError: there is no such round.
             ApiError: 403, 409, 400 or 422, as the update deserves.
         """
-        header = incoming.header
         try:
             verdict = await self._take(incoming)
         except ApiError as error:
-            self._metrics.updates.labels(_OUTCOMES.get(error.status, "refused")).inc()
-            log.warning(
-                "update refused",
-                round_id=header.round_id,
-                proplet_id=header.proplet_id,
-                status=error.status,
-                reason=error.reason,
-            )
+            self._journal.refused(incoming.header, error)
             raise
-        self._metrics.updates.labels(verdict.value).inc()
+        self._journal.answered(verdict)
         return verdict
 
     async def record(self, round_id: str) -> Record:
@@ -219,7 +202,7 @@ class Coordinator:
         if header.proplet_id not in live.record.round.counted:
             await self._aggregation.put(header.round_id, document)
         async with live.lock:
-            answer = await self._apply(live, event, _counted(header, document))
+            answer = await self._apply(live, event, Counted.of(header, document, time.time()))
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_good:
@@ -235,20 +218,18 @@ class Coordinator:
         timings: dict[str, float] | None = None,
     ) -> Answer | None:
         """Carry out what an event leads to. The caller holds the round's lock."""
+        if live.in_doubt:
+            await self._read_back(live)
         before, done = live.record, step(live.record.round, event)
         answer: Answer | None = None
         for effect in done.effects:
             match effect:
                 case Persist():
-                    after = before.moved(done.round, time.time(), update)
-                    after = replace(
-                        after,
-                        timings={**after.timings, **(timings or {})},
-                        announced=after.announced or self._announce is None,
-                    )
+                    after = before.moved(done.round, time.time(), update, timings or {})
+                    live.in_doubt = True
                     await self._store.save(before, after, update)
                     live.move(after)
-                    self._report(before, after, update)
+                    self._journal.moved(before, after, update)
                 case Answer():
                     answer = effect
                 case Aggregate(proplet_ids):
@@ -258,26 +239,20 @@ class Coordinator:
                         self._announce(live.record.round_id, version)
         return answer
 
-    def _report(self, before: Record, after: Record, update: Counted | None) -> None:
-        line = log.bind(round_id=after.round_id, updates=len(after.updates))
-        if update is not None:
-            line.info(
-                "Received update",
-                proplet_id=update.proplet_id,
-                num_samples=update.num_samples,
-                k_of_n=after.round.plan.k_of_n,
-            )
-        if after.state is before.state:
-            return
-        self._metrics.rounds.labels(after.state.value).inc()
-        if update is not None:
-            line.info("Round complete: received k_of_n updates", k_of_n=after.round.plan.k_of_n)
-        elif before.state is State.COLLECTING:
-            line.warning("Round timeout exceeded", timeout_s=after.experiment.timeout_s)
-        if after.state is State.COMPLETED:
-            line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
-        elif after.state is State.FAILED:
-            line.error("Round failed", reason=after.round.reason)
+    async def _read_back(self, live: Live) -> None:
+        """Find out what became of a transaction that failed: it may have been committed all the same."""
+        record = await self._store.load(live.record.round_id)
+        if record is None:
+            raise StoreConflictError(f"round {live.record.round_id} is not in the database any more")
+        moved = record.state is not live.record.state
+        live.move(record)
+        if moved:
+            self._resume(live)
+
+    def _resume(self, live: Live) -> None:
+        for effect in resume(live.record.round):
+            if isinstance(effect, Aggregate):
+                self._spawn(self._aggregate(live, effect.proplet_ids))
 
     def _set_timer(self, live: Live, delay: float) -> None:
         loop = asyncio.get_running_loop()
@@ -286,14 +261,12 @@ class Coordinator:
         )
 
     async def _aggregate(self, live: Live, proplet_ids: tuple[str, ...]) -> None:
-        begun = time.perf_counter()
         try:
             made = await self._aggregation.make(live.record, proplet_ids)
         except AggregationError as error:
             await self._settle(live, AggregationFailed(str(error)))
         else:
             await self._settle(live, Aggregated(made.version), made.timings)
-            self._metrics.aggregation.observe(time.perf_counter() - begun)
             await self._aggregation.clear(live.record)
 
     async def _settle(self, live: Live, event: Event, timings: dict[str, float] | None = None) -> None:
@@ -321,27 +294,5 @@ class Coordinator:
             log.error("background work failed", exc_info=task.exception())
 
 
-_OUTCOMES = {400: "malformed", 403: "foreign", 404: "unknown_round", 409: "conflict", 422: "misfit"}
-
-
 def _answer(effects: tuple[object, ...]) -> Answer:
     return next(effect for effect in effects if isinstance(effect, Answer))
-
-
-def _counted(header: UpdateHeader, document: Document) -> Counted:
-    return Counted(
-        header.proplet_id,
-        document.digest,
-        header.num_samples,
-        header.metrics,
-        len(document.content),
-        time.time(),
-    )
-
-
-def _unchanged(record: Record, experiment: Experiment) -> Record:
-    if not same_experiment(record.experiment, experiment):
-        raise ConflictError(
-            f"round_id: round {experiment.round_id} exists and was configured differently; choose another id"
-        )
-    return record

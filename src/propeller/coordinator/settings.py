@@ -26,7 +26,6 @@ class Settings(HttpSettings):
     aggregator_url: str = Field(alias="AGGREGATOR_URL")
     max_bytes: int = Field(MAX_BODY, alias="COORDINATOR_MAX_BYTES", gt=0)
     keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
-    log_level: str = Field("info", alias="COORDINATOR_LOG_LEVEL")
 
     broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
     """``off`` for a coordinator without MQTT."""

@@ -1,0 +1,74 @@
+"""What the coordinator tells people about rounds: log lines (the guide's own phrases) and counters."""
+
+from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.coordinator.record import Counted, Record
+from propeller.fl.round import State, Verdict
+from propeller.process.logs import get_logger
+from propeller.protocol.rounds import UpdateHeader
+from propeller.web.errors import ApiError
+
+log = get_logger("coordinator")
+
+_OUTCOMES = {400: "malformed", 403: "foreign", 404: "unknown_round", 409: "conflict", 422: "misfit"}
+
+
+class Journal:
+    """Logs and counts what happens to rounds and updates, once it is durable."""
+
+    def __init__(self, metrics: CoordinatorMetrics) -> None:
+        """Count in ``metrics``."""
+        self._metrics = metrics
+
+    def configured(self, record: Record) -> None:
+        """A round was set up."""
+        self._metrics.rounds.labels(record.state.value).inc()
+        plan, experiment = record.round.plan, record.experiment
+        log.info(
+            "Received experiment configuration",
+            round_id=record.round_id,
+            experiment_id=experiment.experiment_id,
+            participants=len(plan.participants),
+            k_of_n=plan.k_of_n,
+            timeout_s=experiment.timeout_s,
+            base_version=plan.base_version,
+        )
+
+    def answered(self, verdict: Verdict) -> None:
+        """An update counts, or already did."""
+        self._metrics.updates.labels(verdict.value).inc()
+
+    def refused(self, header: UpdateHeader, error: ApiError) -> None:
+        """An update does not count."""
+        self._metrics.updates.labels(_OUTCOMES.get(error.status, "refused")).inc()
+        log.warning(
+            "update refused",
+            round_id=header.round_id,
+            proplet_id=header.proplet_id,
+            status=error.status,
+            reason=error.reason,
+        )
+
+    def moved(self, before: Record, after: Record, update: Counted | None) -> None:
+        """A round changed, perhaps by an update that counts."""
+        line = log.bind(round_id=after.round_id, updates=len(after.updates))
+        k_of_n = after.round.plan.k_of_n
+        if update is not None:
+            line.info(
+                "Received update",
+                proplet_id=update.proplet_id,
+                num_samples=update.num_samples,
+                k_of_n=k_of_n,
+            )
+        if after.state is before.state:
+            return
+        self._metrics.rounds.labels(after.state.value).inc()
+        if update is not None:
+            line.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
+        elif before.state is State.COLLECTING:
+            line.warning("Round timeout exceeded", timeout_s=after.experiment.timeout_s)
+        if after.state is State.COMPLETED:
+            line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
+            if after.closed_at is not None and after.ended_at is not None:
+                self._metrics.aggregation.observe(after.ended_at - after.closed_at)
+        elif after.state is State.FAILED:
+            line.error("Round failed", reason=after.round.reason)
