@@ -1,8 +1,11 @@
 """``propeller demo``: three hospitals learn one classifier without sharing a record, from start to comparison."""
 
 import asyncio
+import contextlib
+import json
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ def run_demo(folder: Path, rounds: int) -> int:
     begun = time.monotonic()
     console = Console(highlight=False)
     console.print(
-        "[bold]Propeller demo[/]: three hospitals train one breast-cancer classifier; no record leaves a hospital.\n"
+        "[bold]Three hospitals train one breast-cancer classifier; no record leaves a hospital.[/]\n",
+        soft_wrap=True,
     )
     split = hospitals.load()
     model = {"w": [0.0] * split.features, "b": 0.0}
@@ -72,9 +76,8 @@ class _Demo:
         return federated >= hospitals.TARGET_ACCURACY and federated > max(alone)
 
     def _hand_out_data(self, fl: Propeller, ids: list[str]) -> None:
-        self._console.print(
-            "\n[bold]Each hospital's own records[/] (Wisconsin diagnostic data, held back: "
-            f"{len(self._split.held_out[1])} records that none of them sees)"
+        self._print(
+            f"\n[bold]Each hospital's own records[/] ({len(self._split.held_out[1])} more are held out: no hospital sees them)"
         )
         for proplet_id, name, part in zip(ids, self._split.names, self._split.parts, strict=True):
             fl.put_dataset(proplet_id, part)
@@ -87,25 +90,23 @@ class _Demo:
         self._console.print(f"\n[bold]Federated training[/], {self._rounds} rounds of {EPOCHS} local epochs")
         results: list[RoundResult] = []
         for number in range(1, self._rounds + 1):
-            with self._progress(number, len(ids)) as progress:
-                task = progress.task_ids[0]
+            base = results[-1].model_version if results else 0
+            with self._show_updates(number, len(ids)) as on_update:
                 result = fl.run_round(
                     fl.image(),
                     participants=ids,
                     hyperparams=_hyperparams(EPOCHS),
-                    base_version=results[-1].model_version if results else 0,
-                    on_update=lambda got, of, progress=progress, task=task: progress.update(
-                        task, completed=got, total=of
-                    ),  # type: ignore[misc]
+                    base_version=base,
+                    on_update=on_update,
                 )
             results.append(result)
-            accuracy, loss = self._accuracy(fl, result.model_version), result.mean("loss")
-            self._console.print(
-                f"  round {number:>2}  updates {len(result.updates)}/{len(ids)}  loss {loss or 0:.4f}  "
-                f"held-out accuracy {accuracy:.3f}  → model v{result.model_version}  [dim]{1000 * result.seconds:.0f} ms[/]"
+            self._print(
+                f"  round {number:>2}  updates {len(result.updates)}/{len(ids)}  loss {result.mean('loss') or 0:.4f}  "
+                f"held-out accuracy {self._accuracy(fl, result.model_version):.3f}  "
+                f"[dim]v{result.model_version}, {1000 * result.seconds:.0f} ms[/]"
             )
             if number == 1:
-                self._console.print(
+                self._print(
                     f"  [dim]first aggregated model {time.monotonic() - self._begun:.1f} s after the start[/]"
                 )
         return results
@@ -156,23 +157,33 @@ class _Demo:
         self._console.print(table)
 
     def _show_next(self, last: RoundResult) -> None:
-        self._console.print(
+        self._print(
             "\n[bold]Where to look next[/]\n"
-            f"  propeller logs --state {self._folder} --round {last.round_id}   what every service did in the last round\n"
-            "  propeller up                                   the same stack, for your own rounds (docs/guide.md)\n"
-            "  programs/logreg_c/logreg.c                     what ran in the sandbox of each hospital"
+            f"  what every service did in the last round:  propeller logs --state {self._folder} --round {last.round_id}\n"
+            "  the same stack, for rounds of your own:    propeller up   (then the README, 'The next ten minutes')\n"
+            "  the program that ran in each sandbox:      programs/logreg_c/logreg.c"
         )
 
-    def _progress(self, number: int, participants: int) -> Progress:
-        progress = Progress(
-            TextColumn("  round {task.fields[number]:>2}  updates"),
+    @contextlib.contextmanager
+    def _show_updates(self, number: int, participants: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar that moves as updates arrive, and is gone at the end of the round."""
+        bar = Progress(
+            TextColumn(f"  round {number:>2}  updates"),
             MofNCompleteColumn(),
             BarColumn(20),
             console=self._console,
             transient=True,
         )
-        progress.add_task("", total=participants, number=number)
-        return progress
+        task = bar.add_task("", total=participants)
+
+        def on_update(received: int, wanted: int) -> None:
+            bar.update(task, completed=received, total=wanted)
+
+        with bar if self._console.is_terminal else contextlib.nullcontext():
+            yield on_update
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
 
 
 def _hyperparams(epochs: int) -> dict[str, Any]:
@@ -180,8 +191,6 @@ def _hyperparams(epochs: int) -> dict[str, Any]:
 
 
 def _initial_model(model: dict[str, Any]) -> dict[str, dict[str, str]]:
-    import json
-
     return {"model-registry": {"REGISTRY_INITIAL_MODEL": json.dumps(model)}}
 
 

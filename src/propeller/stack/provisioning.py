@@ -11,9 +11,14 @@ DOMAIN, CHANNEL = "fl-demo", "fl"
 SERVICE_NAMES = ("manager", "fl-coordinator", "proxy")
 
 
+def device_names(proplets: int) -> list[str]:
+    """The clients that are proplets."""
+    return [f"proplet-{number}" for number in range(1, proplets + 1)]
+
+
 def client_names(proplets: int) -> list[str]:
     """The clients of a stack with so many proplets: the guide's six for three."""
-    return [*SERVICE_NAMES, *(f"proplet-{number}" for number in range(1, proplets + 1))]
+    return [*SERVICE_NAMES, *device_names(proplets)]
 
 
 class Provisioner:

@@ -85,21 +85,28 @@ class Supervisor:
             return None
         return last_error(running.plan.log_file) or "it ended without a word; see its log"
 
-    async def stop(self, *groups: list[str]) -> None:
-        """End the processes of each group, one group after another; what does not end in time is killed."""
-        for group in groups:
-            names = [name for name in group if name in self._running]
-            for name in names:
-                self._watchers.pop(name).cancel()
-            for name in names:
-                _signal(self._running[name].pid, signal.SIGTERM)
-            await asyncio.gather(*(self._join(self._running.pop(name)) for name in names))
+    async def close(self, *groups: list[str]) -> None:
+        """End the processes of each group, one group after another, then all that still run.
 
-    async def close(self) -> None:
-        """End everything that still runs, and the fork server."""
-        await self.stop(list(self._running))
-        os.close(self._parent_write)
-        os.close(self._parent_read)
+        What does not end in time is killed.
+        """
+        try:
+            for group in groups:
+                await self._stop(group)
+        finally:
+            await self._stop(list(self._running))
+            os.close(self._parent_write)
+            os.close(self._parent_read)
+
+    async def _stop(self, group: list[str]) -> None:
+        for watcher in [self._watchers.pop(name) for name in group if name in self._watchers]:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+        ending = [self._running.pop(name) for name in group if name in self._running]
+        for running in ending:
+            _signal(running.pid, signal.SIGTERM)
+        await asyncio.gather(*(self._join(running) for running in ending))
 
     def _spawn(self, plan: Plan) -> _Running:
         plan.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +124,10 @@ class Supervisor:
                 )
             return _Running(plan, child, child.pid)
         process = self._context.Process(
-            target=_child, args=(plan.service, dict(plan.env), str(plan.log_file)), name=plan.name
+            target=_child,
+            args=(plan.service, dict(plan.env), str(plan.log_file)),
+            name=plan.name,
+            daemon=True,
         )
         process.start()
         if process.pid is None:

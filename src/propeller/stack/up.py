@@ -14,7 +14,7 @@ from propeller.data import program_path
 from propeller.process.run import StartError
 from propeller.stack.environment import HOST, Wiring
 from propeller.stack.ports import GUIDE_PORTS, free_ports
-from propeller.stack.provisioning import Provisioner, client_names
+from propeller.stack.provisioning import Provisioner, client_names, device_names
 from propeller.stack.state import State
 from propeller.stack.supervisor import Plan, Supervisor
 
@@ -62,16 +62,12 @@ async def stack(
     supervisor = Supervisor()
     try:
         started = _Stack(options, state, supervisor, report)
-        try:
-            yield await started.start()
-        finally:
-            state.stack_file.unlink(missing_ok=True)
-            devices = client_names(options.proplets)
-            await supervisor.stop(
-                [*devices, "proxy"], [name for name in _SECOND if name != "proxy"], ["identity"]
-            )
-            await supervisor.close()
+        yield await started.start()
     finally:
+        state.stack_file.unlink(missing_ok=True)
+        # Devices first, then what they talk to, then what those talk to; the broker is the last.
+        services = [name for name in _SECOND if name != "proxy"]
+        await supervisor.close(device_names(options.proplets), ["proxy"], services, ["identity"])
         state.release()
 
 
@@ -95,7 +91,7 @@ class _Stack:
             await self._provision()
             for service in _SECOND:
                 await self._launch(service)
-            proplets = client_names(self._options.proplets)[3:]
+            proplets = device_names(self._options.proplets)
             for name in proplets:
                 env = self._wiring.of_proplet(name)
                 await self._supervisor.start(
