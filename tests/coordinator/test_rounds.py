@@ -48,7 +48,7 @@ async def test_a_round_from_configuration_to_its_model(
     assert peers[0].versions[1]["w"].tolist() == [2.0, 2.0, 2.0]
     # In the participants' order, whoever was first.
     assert peers[0].aggregations == [PARTICIPANTS]
-    await eventually(lambda: not [one for one in tmp_path.rglob("updates/*/*") if one.is_file()])
+    await eventually(lambda: not list(tmp_path.rglob("updates/*")))
 
 
 async def test_the_answer_to_the_last_update_does_not_wait_for_aggregation(
@@ -170,7 +170,7 @@ async def test_two_different_updates_of_one_proplet_at_once(
     await ended(http)
     assert peers[0].versions[1]["b"].tolist() == float(winner)
     # Those that did not count are not kept either.
-    await eventually(lambda: not [one for one in tmp_path.rglob("updates/*/*") if one.is_file()])
+    await eventually(lambda: not list(tmp_path.rglob("updates/*")))
 
 
 async def test_many_rounds_at_once_have_their_own_versions(http: httpx.AsyncClient) -> None:

@@ -33,7 +33,7 @@ class Made:
 
 
 class Aggregation:
-    """Keeps the updates of rounds as blobs, named by round and digest, and makes model versions of them."""
+    """Keeps the updates of rounds as blobs, named by their digests, and makes model versions of them."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Aggregation:
         self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
         self._keep, self._delays = keep_updates, delays
 
-    async def put(self, round_id: str, document: Document) -> None:
+    async def put(self, document: Document) -> None:
         """Make an update durable."""
-        await self._blobs.put(_key(round_id, document.digest), document.content)
+        await self._blobs.put(document.digest, document.content)
 
-    async def drop(self, round_id: str, digest: str) -> None:
+    async def drop(self, document: Document) -> None:
         """Remove an update that does not count."""
-        await self._blobs.delete(_key(round_id, digest))
+        await self._blobs.delete(document.digest)
 
     async def make(self, record: Record, proplet_ids: tuple[str, ...]) -> Made:
         """Aggregate the updates of these proplets and store the result; a second call gives the same version.
@@ -83,18 +83,14 @@ class Aggregation:
         """Remove the updates of a completed round, unless they are to be kept."""
         if not self._keep:
             for update in record.updates.values():
-                await self._blobs.delete(_key(record.round_id, update.digest))
+                await self._blobs.delete(update.digest)
 
     async def clear_left_over(self, store: RoundStore) -> None:
         """Remove the updates of completed rounds that a crash left."""
         if self._keep:
             return
-        by_round: dict[str, list[str]] = {}
-        for key in await self._blobs.list():
-            by_round.setdefault(key.partition("/")[0], []).append(key)
-        for round_id in await store.completed_of(sorted(by_round)):
-            for key in by_round[round_id]:
-                await self._blobs.delete(key)
+        for digest in await store.completed_of(await self._blobs.list()):
+            await self._blobs.delete(digest)
 
     async def _try(self, record: Record, proplet_ids: tuple[str, ...]) -> Made:
         begun = time.perf_counter()
@@ -116,12 +112,8 @@ class Aggregation:
 
     async def _documents(self, record: Record, proplet_ids: tuple[str, ...]) -> AsyncIterator[bytes]:
         for proplet_id in proplet_ids:
-            async for piece in self._blobs.stream(_key(record.round_id, record.updates[proplet_id].digest)):
+            async for piece in self._blobs.stream(record.updates[proplet_id].digest):
                 yield piece
-
-
-def _key(round_id: str, digest: str) -> str:
-    return f"{round_id}/{digest}"
 
 
 def _is_final(error: ServiceError) -> bool:

@@ -200,13 +200,13 @@ class Coordinator:
         document = await read_document(incoming, live.record.shapes)
         event = UpdateReceived(header.proplet_id, document.digest, base)
         if header.proplet_id not in live.record.round.counted:
-            await self._aggregation.put(header.round_id, document)
+            await self._aggregation.put(document)
         async with live.lock:
             answer = await self._apply(live, event, Counted.of(header, document, time.time()))
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_good:
-            await self._aggregation.drop(header.round_id, document.digest)
+            await self._aggregation.drop(document)
             raise ApiError(_STATUS[answer.verdict], answer.reason)
         return answer.verdict
 

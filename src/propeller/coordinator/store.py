@@ -37,7 +37,7 @@ _updates = sa.Table(
     tables,
     sa.Column("round_id", sa.String(128), sa.ForeignKey(_rounds.c.round_id), primary_key=True),
     sa.Column("proplet_id", sa.String(128), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False, index=True),
     sa.Column("num_samples", sa.BigInteger, nullable=False),
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
@@ -167,14 +167,16 @@ class RoundStore:
         async with self._database.read() as connection:
             return [(row[0], row[1]) for row in await connection.execute(chosen)]
 
-    async def completed_of(self, round_ids: Sequence[str]) -> set[str]:
-        """Which of these rounds are completed."""
+    async def completed_of(self, digests: Sequence[str]) -> set[str]:
+        """Which of these updates are of completed rounds, by their digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
-            for start in range(0, len(round_ids), 500):
-                some = round_ids[start : start + 500]
-                chosen = sa.select(_rounds.c.round_id).where(
-                    _rounds.c.round_id.in_(some), _rounds.c.state == State.COMPLETED.value
+            for start in range(0, len(digests), 500):
+                chosen = (
+                    sa.select(_updates.c.digest)
+                    .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
+                    .where(_updates.c.digest.in_(digests[start : start + 500]))
+                    .where(_rounds.c.state == State.COMPLETED.value)
                 )
                 found |= set((await connection.execute(chosen)).scalars())
         return found

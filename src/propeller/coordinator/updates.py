@@ -54,8 +54,8 @@ class Incoming:
 class Document:
     """An update's tensors as they are kept: a safetensors document, and the digest that tells it from others.
 
-    The digest is of the sender, its number of samples and its tensors: what the aggregate is made of. The metrics
-    and the encoding it came in are not part of it.
+    The digest is of the round, the sender, its number of samples and its tensors: what the aggregate is made of. The
+    metrics and the encoding it came in are not part of it.
     """
 
     digest: str
