@@ -104,7 +104,8 @@ class Session:
     async def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait for a connection, up to ``timeout`` seconds; whether there is one."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._connected.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
         return self.connected
 
     async def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:

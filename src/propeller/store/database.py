@@ -86,7 +86,8 @@ class Database:
             yield
             return
         try:
-            await asyncio.wait_for(self._writer.acquire(), WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                await self._writer.acquire()
         except TimeoutError:
             raise DatabaseBusyError(
                 f"waited {WAIT_S:g} s for another transaction; is this one inside it?"
