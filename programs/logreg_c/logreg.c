@@ -1,336 +1,349 @@
-/* Logistic regression by mini-batch stochastic gradient descent, as a Propeller program (docs/programs.md).
+/* Logistic regression by mini-batch stochastic gradient descent, as a federated-learning program.
  *
- * Given: a model {"w": [n numbers], "b": number}, a dataset {"data": [{"x": [n numbers], "y": 0 or 1}, ...]} and hyperparameters
- * {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0}. Gives back the model after local training, with the mean log loss and the
- * accuracy on the local data before and after. The same inputs give the same update, to the last bit: records are shuffled by a generator that
- * is seeded with the hyperparameter and the base model's reference. */
+ * In:  /in/model.json {"w": [n numbers], "b": number}, /in/dataset.json {"data": [{"x": [n numbers], "y": 0 or 1}, ...]} and
+ *      /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); where there is
+ *      no such file, the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS. Also ROUND_ID, PROPLET_ID, MODEL_URI and
+ *      FL_MODE (train or evaluate).
+ * Out: one JSON document on standard output; a log on standard error.
+ *
+ * Minimises mean log loss + l2/2 |w|^2 (b is not penalised); the losses reported are without the penalty. The order of
+ * samples depends on seed, proplet and round alone: the same inputs give the same update, to the last bit.
+ */
 #include <math.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "json.h"
 
-enum { SHOWN = 8 }; /* numbers of a vector that a log line shows */
+enum { SHOWN = 64, KEY = 16 }; /* numbers of a vector in a log line; room for a key */
 
 typedef struct {
-    double *at;
-    size_t count, room;
-} Numbers;
-
-typedef struct {
-    Numbers w;
-    double b;
-    bool has_w, has_b;
+    double *w, b;
+    size_t n;
 } Model;
 
 typedef struct {
-    Numbers x, y; /* x: one record after another */
-    size_t features;
-    bool has_data, has_x, has_y;
-} Data;
+    double *x; /* one sample's n numbers after another's */
+    unsigned char *y;
+    size_t rows, n;
+} Dataset;
 
 typedef struct {
     double epochs, lr, batch_size, l2, seed;
-} Hyperparameters;
+} Hyperparams;
 
 typedef struct {
     double loss, accuracy;
-} Score;
-
-_Noreturn void fail(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("error: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    exit(1);
-}
-
-static void *memory(void *old, size_t bytes) {
-    void *got = realloc(old, bytes ? bytes : 1);
-    if (!got) fail("out of memory: %zu bytes are needed", bytes);
-    return got;
-}
-
-static void append(Numbers *numbers, double value) {
-    if (numbers->count == numbers->room) {
-        numbers->room = numbers->room ? 2 * numbers->room : 64;
-        numbers->at = memory(numbers->at, numbers->room * sizeof(double));
-    }
-    numbers->at[numbers->count++] = value;
-}
-
-/* ---- What is given ---- */
+} Fit;
 
 static const char *variable(const char *name) {
     const char *value = getenv(name);
     return value ? value : "";
 }
 
-/* The text of a file in /in, or of an environment variable where a runtime gives no files; false if there is neither. */
-static bool open_input(Json *json, const char *what, const char *path, const char *name) {
-    json->what = what;
-    FILE *file = fopen(path, "rb");
-    if (!file) {
-        json->at = variable(name);
-        json->end = json->at + strlen(json->at);
-        return json->at < json->end;
-    }
-    size_t size = 0, room = 1 << 16;
-    char *text = memory(NULL, room);
-    for (size_t got; (got = fread(text + size, 1, room - size, file)) > 0;) {
-        size += got;
-        if (size == room) text = memory(text, room *= 2);
-    }
-    if (ferror(file)) fail("%s: %s cannot be read", what, path);
-    fclose(file);
-    json->at = text;
-    json->end = text + size;
-    return true;
+/* ---- reading ---- */
+
+static bool open_input(Json *json, const char *path, const char *name) {
+    if (json_open_file(json, path, path)) return true;
+    const char *text = variable(name);
+    json_open_text(json, text, name);
+    return *text;
 }
 
-static void element(Json *json, void *numbers) { append(numbers, json_number(json)); }
-
-static void model_member(Json *json, const char *key, void *context) {
-    Model *model = context;
-    if (!strcmp(key, "w")) {
-        model->has_w = true;
-        json_array(json, element, &model->w);
-    } else if (!strcmp(key, "b")) {
-        model->has_b = true;
-        model->b = json_number(json);
-    } else if (!strcmp(key, "version")) {
-        json_skip(json);
-    } else {
-        fail("model: this program trains 'w' and 'b', not '%s'", key);
+/* An array of numbers, appended to a growing array. */
+static void read_vector(Json *json, double **values, size_t *count, size_t *room, const char *what) {
+    for (json_enter(json, '['); json_more(json, ']');) {
+        if (*count == *room) {
+            *room = *room ? *room + *room / 2 : 64;
+            *values = grow(*values, *room, sizeof(double));
+        }
+        (*values)[(*count)++] = json_number(json, what);
     }
-}
-
-static void record_member(Json *json, const char *key, void *context) {
-    Data *data = context;
-    if (!strcmp(key, "x")) {
-        data->has_x = true;
-        json_array(json, element, &data->x);
-    } else if (!strcmp(key, "y")) {
-        data->has_y = true;
-        double label = json_number(json);
-        if (label != 0 && label != 1) fail("dataset: record %zu has label %g; labels must be 0 or 1", data->y.count, label);
-        append(&data->y, label);
-    } else {
-        json_skip(json);
-    }
-}
-
-static void record(Json *json, void *context) {
-    Data *data = context;
-    size_t before = data->x.count, number = data->y.count;
-    data->has_x = data->has_y = false;
-    json_object(json, record_member, data);
-    size_t features = data->x.count - before;
-    if (!data->has_x || !data->has_y || data->y.count != number + 1) fail("dataset: record %zu needs one 'x' and one 'y'", number);
-    if (number == 0) data->features = features;
-    if (features != data->features) fail("dataset: record %zu has %zu features, the first has %zu", number, features, data->features);
-}
-
-static void data_member(Json *json, const char *key, void *context) {
-    Data *data = context;
-    if (strcmp(key, "data")) {
-        json_skip(json);
-        return;
-    }
-    data->has_data = true;
-    json_array(json, record, data);
-}
-
-static void hyperparameter(Json *json, const char *key, void *context) {
-    Hyperparameters *given = context;
-    if (!strcmp(key, "epochs")) given->epochs = json_number(json);
-    else if (!strcmp(key, "lr")) given->lr = json_number(json);
-    else if (!strcmp(key, "batch_size")) given->batch_size = json_number(json);
-    else if (!strcmp(key, "l2")) given->l2 = json_number(json);
-    else if (!strcmp(key, "seed")) given->seed = json_number(json);
-    else json_skip(json);
 }
 
 static Model read_model(void) {
     Json json;
+    if (!open_input(&json, "/in/model.json", "MODEL_DATA"))
+        fail("no model: there is neither /in/model.json nor MODEL_DATA");
     Model model = {0};
-    if (!open_input(&json, "model", "/in/model.json", "MODEL_DATA")) fail("model: there is neither /in/model.json nor MODEL_DATA");
-    json_object(&json, model_member, &model);
-    json_end(&json);
-    if (!model.has_w || !model.has_b) fail("model: 'w' and 'b' are needed, as {\"w\": [0, 0, 0], \"b\": 0}");
+    size_t room = 0;
+    bool has_w = false, has_b = false;
+    char key[KEY];
+    for (json_enter(&json, '{'); json_more(&json, '}');) {
+        json_key(&json, key, sizeof key);
+        if (!strcmp(key, "w") && !has_w) {
+            read_vector(&json, &model.w, &model.n, &room, "w");
+            has_w = true;
+        } else if (!strcmp(key, "b") && !has_b) {
+            model.b = json_number(&json, "b");
+            has_b = true;
+        } else if (!strcmp(key, "version")) {
+            json_skip(&json);
+        } else {
+            fail("model: this program trains one w and one b; the model has \"%s\"", key);
+        }
+    }
+    json_close(&json);
+    if (!has_w || !has_b) fail("model: it must be {\"w\": [numbers], \"b\": number}");
+    if (!model.n) fail("model: w is empty");
     return model;
 }
 
-static Data read_data(void) {
+static unsigned char read_label(Json *json, size_t row) {
+    double y = json_number(json, "y");
+    if (y != 0 && y != 1) fail("dataset: y of sample %zu is %g; labels are 0 or 1", row, y);
+    return y == 1;
+}
+
+static void read_sample(Json *json, Dataset *data, size_t *x_room, size_t *y_room) {
+    size_t before = data->rows * data->n, count = before, row = data->rows;
+    bool has_x = false, has_y = false;
+    char key[KEY];
+    if (row == *y_room) {
+        *y_room = *y_room ? *y_room * 2 : 256;
+        data->y = grow(data->y, *y_room, 1);
+    }
+    for (json_enter(json, '{'); json_more(json, '}');) {
+        json_key(json, key, sizeof key);
+        if (!strcmp(key, "x") && !has_x) {
+            read_vector(json, &data->x, &count, x_room, "x");
+            has_x = true;
+        } else if (!strcmp(key, "y") && !has_y) {
+            data->y[row] = read_label(json, row);
+            has_y = true;
+        } else {
+            json_skip(json);
+        }
+    }
+    if (!has_x || !has_y) fail("dataset: sample %zu has no %s", row, has_x ? "y" : "x");
+    if (count - before != data->n)
+        fail("dataset: x of sample %zu has %zu numbers; w of the model has %zu", row, count - before, data->n);
+    data->rows++;
+}
+
+static Dataset read_dataset(size_t n) {
     Json json;
-    Data data = {0};
-    if (!open_input(&json, "dataset", "/in/dataset.json", "DATASET_DATA")) fail("dataset: there is neither /in/dataset.json nor DATASET_DATA");
-    json_object(&json, data_member, &data);
-    json_end(&json);
-    if (!data.has_data || data.y.count == 0) fail("dataset: 'data' holds no records");
+    if (!open_input(&json, "/in/dataset.json", "DATASET_DATA"))
+        fail("no dataset: there is neither /in/dataset.json nor DATASET_DATA");
+    Dataset data = {.n = n};
+    size_t x_room = 0, y_room = 0;
+    bool has_data = false;
+    char key[KEY];
+    for (json_enter(&json, '{'); json_more(&json, '}');) {
+        json_key(&json, key, sizeof key);
+        if (!strcmp(key, "data") && !has_data) {
+            for (json_enter(&json, '['); json_more(&json, ']');) read_sample(&json, &data, &x_room, &y_room);
+            has_data = true;
+        } else {
+            json_skip(&json);
+        }
+    }
+    json_close(&json);
+    if (!has_data) fail("dataset: it must be {\"data\": [{\"x\": [numbers], \"y\": 0 or 1}, ...]}");
+    if (!data.rows) fail("dataset: it has no samples");
     return data;
 }
 
-static Hyperparameters read_hyperparameters(void) {
+static Hyperparams read_hyperparams(void) {
+    Hyperparams given = {.epochs = 1, .lr = 0.01, .batch_size = 16};
+    const char *names[] = {"epochs", "lr", "batch_size", "l2", "seed"};
+    double *fields[] = {&given.epochs, &given.lr, &given.batch_size, &given.l2, &given.seed};
     Json json;
-    Hyperparameters given = {.epochs = 1, .lr = 0.01, .batch_size = 16};
-    if (open_input(&json, "hyperparams", "/in/hyperparams.json", "HYPERPARAMS")) {
-        json_object(&json, hyperparameter, &given);
-        json_end(&json);
+    if (open_input(&json, "/in/hyperparams.json", "HYPERPARAMS") && !json_null(&json)) {
+        char key[KEY];
+        for (json_enter(&json, '{'); json_more(&json, '}');) {
+            json_key(&json, key, sizeof key);
+            double *field = NULL;
+            for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+                if (!strcmp(key, names[i])) field = fields[i];
+            if (field)
+                *field = json_number(&json, key);
+            else
+                json_skip(&json);
+        }
+        json_close(&json);
     }
-    if (given.epochs < 1 || given.epochs > 1e6 || given.epochs != floor(given.epochs)) fail("hyperparams: epochs must be an integer from 1 to 1000000, not %g", given.epochs);
-    if (given.batch_size < 1 || given.batch_size > 1e9 || given.batch_size != floor(given.batch_size)) fail("hyperparams: batch_size must be an integer from 1, not %g", given.batch_size);
-    if (given.lr <= 0) fail("hyperparams: lr must be above 0, not %g", given.lr);
-    if (given.l2 < 0) fail("hyperparams: l2 must be 0 or above, not %g", given.l2);
-    if (given.seed != floor(given.seed) || fabs(given.seed) > 9007199254740992.0) fail("hyperparams: seed must be an integer, not %g", given.seed);
+    if (given.epochs < 1 || given.epochs > 1e6 || given.epochs != floor(given.epochs))
+        fail("hyperparams: epochs is %g; it must be a whole number from 1 to 1000000", given.epochs);
+    if (!(given.lr > 0)) fail("hyperparams: lr is %g; it must be above 0", given.lr);
+    if (given.batch_size < 0 || given.batch_size != floor(given.batch_size))
+        fail("hyperparams: batch_size is %g; it must be a whole number, 0 for all samples", given.batch_size);
+    if (given.l2 < 0) fail("hyperparams: l2 is %g; it must not be negative", given.l2);
+    if (fabs(given.seed) > 9007199254740992.0 || given.seed != floor(given.seed))
+        fail("hyperparams: seed is %g; it must be a whole number", given.seed);
     return given;
 }
 
-/* ---- Learning ---- */
+/* ---- the order of samples ---- */
 
-static double logit(const Model *model, const double *x, size_t features) {
-    double sum = model->b;
-    for (size_t i = 0; i < features; i++) sum += model->w.at[i] * x[i];
-    return sum;
+/* FNV-1a (Fowler, Noll, Vo), 64 bits. */
+static uint64_t hash(uint64_t state, const void *bytes, size_t count) {
+    const unsigned char *at = bytes;
+    while (count--) state = (state ^ *at++) * 0x100000001B3u;
+    return state;
 }
 
-static Score score(const Model *model, const Data *data) {
-    double loss = 0, right = 0;
-    for (size_t n = 0; n < data->y.count; n++) {
-        double z = logit(model, data->x.at + n * data->features, data->features), y = data->y.at[n];
-        /* log(1 + exp(z)) - y z, without overflow for large |z| */
-        loss += (z > 0 ? z : 0) - y * z + log1p(exp(-fabs(z)));
-        right += (z > 0) == (y == 1);
-    }
-    return (Score){loss / (double)data->y.count, right / (double)data->y.count};
+static uint64_t seed_of(const Hyperparams *given) {
+    int64_t seed = (int64_t)given->seed;
+    const char *proplet = variable("PROPLET_ID"), *round = variable("ROUND_ID");
+    uint64_t state = hash(0xCBF29CE484222325u, &seed, sizeof seed);
+    state = hash(state, proplet, strlen(proplet) + 1);
+    return hash(state, round, strlen(round) + 1);
 }
 
-/* SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014). */
+/* SplitMix64 (Steele, Lea and Flood, 2014). */
 static uint64_t next_random(uint64_t *state) {
-    uint64_t z = (*state += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-/* FNV-1a, 64 bits. */
-static uint64_t hash(const char *text) {
-    uint64_t value = 0xcbf29ce484222325ull;
-    for (; *text; text++) value = (value ^ (unsigned char)*text) * 0x100000001b3ull;
-    return value;
-}
-
-static void shuffle(size_t *order, size_t count, uint64_t *state) {
-    for (size_t i = count; i > 1; i--) {
-        size_t j = (size_t)(next_random(state) % i), kept = order[i - 1];
-        order[i - 1] = order[j];
+/* Fisher-Yates; the high half of a product maps 32 random bits to 0..i with a bias below i / 2^32. */
+static void shuffle(uint32_t *order, size_t count, uint64_t *state) {
+    for (size_t i = count - 1; i > 0; i--) {
+        size_t j = (size_t)(((next_random(state) >> 32) * (uint64_t)(i + 1)) >> 32);
+        uint32_t kept = order[i];
+        order[i] = order[j];
         order[j] = kept;
     }
 }
 
-static void train(Model *model, const Data *data, const Hyperparameters *with) {
-    size_t features = data->features, count = data->y.count, batch = (size_t)with->batch_size;
-    double *gradient = memory(NULL, features * sizeof *gradient);
-    size_t *order = memory(NULL, count * sizeof *order);
-    uint64_t state = (uint64_t)(int64_t)with->seed ^ hash(variable("MODEL_URI"));
-    for (size_t n = 0; n < count; n++) order[n] = n;
-    for (size_t epoch = 0; epoch < (size_t)with->epochs; epoch++) {
-        shuffle(order, count, &state);
-        for (size_t start = 0; start < count; start += batch) {
-            size_t size = count - start < batch ? count - start : batch;
-            double bias = 0;
-            memset(gradient, 0, features * sizeof *gradient);
-            for (size_t n = start; n < start + size; n++) {
-                const double *x = data->x.at + order[n] * features;
-                double error = 1 / (1 + exp(-logit(model, x, features))) - data->y.at[order[n]];
-                for (size_t i = 0; i < features; i++) gradient[i] += error * x[i];
-                bias += error;
-            }
-            for (size_t i = 0; i < features; i++) model->w.at[i] -= with->lr * (gradient[i] / (double)size + with->l2 * model->w.at[i]);
-            model->b -= with->lr * bias / (double)size;
-        }
-    }
-    bool finite = isfinite(model->b);
-    for (size_t i = 0; i < features; i++) finite = finite && isfinite(model->w.at[i]);
-    if (!finite) fail("training diverged: the weights are not finite; use a smaller lr than %g", with->lr);
+/* ---- learning ---- */
+
+static double logit(const Model *model, const double *x) {
+    double sum = model->b;
+    for (size_t i = 0; i < model->n; i++) sum += model->w[i] * x[i];
+    return sum;
 }
 
-/* ---- What is given back ---- */
+/* Mean log loss, log(1 + e^z) - y z, in the form that neither overflows nor loses digits. */
+static Fit measure(const Model *model, const Dataset *data) {
+    Fit fit = {0};
+    for (size_t row = 0; row < data->rows; row++) {
+        double z = logit(model, data->x + row * data->n), y = data->y[row];
+        fit.loss += (z > 0 ? z : 0) - y * z + log1p(exp(-fabs(z)));
+        fit.accuracy += (z > 0) == (y == 1);
+    }
+    fit.loss /= (double)data->rows;
+    fit.accuracy /= (double)data->rows;
+    return fit;
+}
+
+static bool is_finite(const Model *model) {
+    bool finite = isfinite(model->b);
+    for (size_t i = 0; i < model->n; i++) finite = finite && isfinite(model->w[i]);
+    return finite;
+}
+
+static void train(Model *model, const Dataset *data, const Hyperparams *given) {
+    size_t rows = data->rows, batch = rows;
+    if (given->batch_size > 0 && given->batch_size < (double)rows) batch = (size_t)given->batch_size;
+    uint64_t random = seed_of(given);
+    uint32_t *order = grow(NULL, rows, sizeof *order);
+    double *gradient = grow(NULL, model->n, sizeof *gradient);
+    for (size_t row = 0; row < rows; row++) order[row] = (uint32_t)row;
+    for (size_t epoch = 0; epoch < (size_t)given->epochs; epoch++) {
+        shuffle(order, rows, &random);
+        for (size_t start = 0, size; start < rows; start += size) {
+            size = rows - start < batch ? rows - start : batch;
+            double gradient_b = 0;
+            memset(gradient, 0, model->n * sizeof *gradient);
+            for (size_t k = start; k < start + size; k++) {
+                const double *x = data->x + order[k] * model->n;
+                double error = 1 / (1 + exp(-logit(model, x))) - data->y[order[k]];
+                for (size_t i = 0; i < model->n; i++) gradient[i] += error * x[i];
+                gradient_b += error;
+            }
+            for (size_t i = 0; i < model->n; i++)
+                model->w[i] -= given->lr * (gradient[i] / (double)size + given->l2 * model->w[i]);
+            model->b -= given->lr * gradient_b / (double)size;
+        }
+        if (!is_finite(model))
+            fail("training diverged in epoch %zu: the model is not finite; use a smaller lr than %g", epoch + 1,
+                 given->lr);
+    }
+}
+
+/* ---- writing ---- */
 
 static void print_string(const char *text) {
     putchar('"');
     for (; *text; text++) {
         if (*text == '"' || *text == '\\') putchar('\\');
-        if ((unsigned char)*text < 0x20) printf("\\u%04x", *text);
-        else putchar(*text);
+        if ((unsigned char)*text < 0x20)
+            printf("\\u%04x", *text);
+        else
+            putchar(*text);
     }
     putchar('"');
 }
 
-static void print_numbers(const Numbers *numbers) {
-    putchar('[');
-    for (size_t i = 0; i < numbers->count; i++) printf("%s%.17g", i ? "," : "", numbers->at[i]);
-    putchar(']');
+/* 17 significant digits read back as the same number. */
+static void print_model(FILE *out, const Model *model, size_t shown) {
+    fprintf(out, "{\"w\":[");
+    for (size_t i = 0; i < shown && i < model->n; i++) fprintf(out, "%s%.17g", i ? "," : "", model->w[i]);
+    fprintf(out, "%s],\"b\":%.17g}", shown < model->n ? ",..." : "", model->b);
 }
 
-static void log_numbers(const double *at, size_t count) {
-    fputc('[', stderr);
-    for (size_t i = 0; i < count && i < SHOWN; i++) fprintf(stderr, "%s%f", i ? ", " : "", at[i]);
-    fputs(count > SHOWN ? ", ...]" : "]", stderr);
+static void print_head(size_t samples) {
+    const char *names[] = {"round_id", "ROUND_ID", "proplet_id", "PROPLET_ID", "base_model_uri", "MODEL_URI"};
+    for (size_t i = 0; i < 6; i += 2) {
+        printf("%s\"%s\":", i ? "," : "{", names[i]);
+        print_string(variable(names[i + 1]));
+    }
+    printf(",\"num_samples\":%zu,\"metrics\":", samples);
 }
 
-static void log_model(const char *title, const Model *model) {
-    fprintf(stderr, "DEBUG: %s - w: ", title);
-    log_numbers(model->w.at, model->w.count);
+static void log_vector(const char *before, const double *values, size_t count) {
+    fprintf(stderr, "%s[", before);
+    for (size_t i = 0; i < count && i < SHOWN; i++) fprintf(stderr, "%s%f", i ? ", " : "", values[i]);
+    fprintf(stderr, "%s]", count > SHOWN ? ", ..." : "");
+}
+
+static void log_model(const char *before, const Model *model) {
+    log_vector(before, model->w, model->n);
     fprintf(stderr, ", b: %f\n", model->b);
 }
 
-static void print_result(const Model *model, const Data *data, Score before, const Score *after) {
-    printf("{\"round_id\":");
-    print_string(variable("ROUND_ID"));
-    printf(",\"proplet_id\":");
-    print_string(variable("PROPLET_ID"));
-    printf(",\"base_model_uri\":");
-    print_string(variable("MODEL_URI"));
-    printf(",\"num_samples\":%zu,\"metrics\":{", data->y.count);
-    if (after) {
-        printf("\"loss\":%.17g,\"accuracy\":%.17g,\"loss_before\":%.17g,\"accuracy_before\":%.17g}", after->loss, after->accuracy, before.loss, before.accuracy);
-        printf(",\"update\":{\"w\":");
-        print_numbers(&model->w);
-        printf(",\"b\":%.17g}", model->b);
-    } else {
-        printf("\"loss\":%.17g,\"accuracy\":%.17g}", before.loss, before.accuracy);
-    }
-    puts("}");
-    if (fflush(stdout)) fail("the result cannot be written");
-}
-
 int main(void) {
+    static char buffer[1 << 13];
+    setvbuf(stderr, buffer, _IOLBF, sizeof buffer); /* a write a line, not a number */
+    const char *mode = variable("FL_MODE");
+    bool evaluates = !strcmp(mode, "evaluate");
     if (!*variable("ROUND_ID")) fail("ROUND_ID is not set: this program runs as a task of a round");
+    if (!*variable("PROPLET_ID")) fail("PROPLET_ID is not set");
+    if (*mode && !evaluates && strcmp(mode, "train")) fail("FL_MODE is %s; it must be train or evaluate", mode);
+
+    Hyperparams given = read_hyperparams();
     Model model = read_model();
-    Data data = read_data();
-    if (data.features != model.w.count) fail("model: 'w' has %zu numbers, but the records have %zu features", model.w.count, data.features);
-    fprintf(stderr, "Loaded dataset with %zu samples from Local Data Store\n", data.y.count);
-    log_model("Initial model", &model);
-    fputs("DEBUG: First sample - x: ", stderr);
-    log_numbers(data.x.at, data.features);
-    fprintf(stderr, ", y: %g\n", data.y.at[0]);
-    Score before = score(&model, &data);
-    if (!strcmp(variable("FL_MODE"), "evaluate")) {
-        print_result(&model, &data, before, NULL);
+    Dataset data = read_dataset(model.n);
+    fprintf(stderr, "Loaded dataset with %zu samples from Local Data Store\n", data.rows);
+    log_model("DEBUG: Initial model - w: ", &model);
+    log_vector("DEBUG: First sample - x: ", data.x, data.n);
+    fprintf(stderr, ", y: %d\n", data.y[0]);
+
+    Fit before = measure(&model, &data), after = before;
+    if (!evaluates) {
+        train(&model, &data, &given);
+        after = measure(&model, &data);
+    }
+    if (!isfinite(after.loss)) fail("the loss is not finite; use a smaller lr than %g", given.lr);
+    print_head(data.rows);
+    if (evaluates) {
+        printf("{\"loss\":%.17g,\"accuracy\":%.17g}}\n", after.loss, after.accuracy);
         return 0;
     }
-    Hyperparameters with = read_hyperparameters();
-    train(&model, &data, &with);
-    Score after = score(&model, &data);
-    log_model("Final model after training", &model);
-    log_model("Update payload", &model);
-    fprintf(stderr, "loss %.6f -> %.6f, accuracy %.4f -> %.4f\n", before.loss, after.loss, before.accuracy, after.accuracy);
-    print_result(&model, &data, before, &after);
+    log_model("DEBUG: Final model after training - w: ", &model);
+    fprintf(stderr, "DEBUG: Update payload: ");
+    print_model(stderr, &model, SHOWN);
+    fprintf(stderr, "\nloss %.6f -> %.6f, accuracy %.4f -> %.4f\n", before.loss, after.loss, before.accuracy,
+            after.accuracy);
+    printf("{\"loss\":%.17g,\"accuracy\":%.17g,\"loss_before\":%.17g,\"accuracy_before\":%.17g},\"update\":", after.loss,
+           after.accuracy, before.loss, before.accuracy);
+    print_model(stdout, &model, model.n);
+    printf("}\n");
+    if (fflush(stdout)) fail("the result cannot be written");
     return 0;
 }
