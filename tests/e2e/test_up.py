@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,11 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield running
 
 
-def experiment(up: Up, round_id: str, **changes: Any) -> dict[str, Any]:
+def experiment(up: Up, name: str, **changes: Any) -> dict[str, Any]:
     """The body of the guide's step 7A."""
     return {
-        "experiment_id": f"exp-{round_id}",
-        "round_id": round_id,
+        "experiment_id": f"exp-{name}",
+        "round_id": name,
         "model_ref": "fl/models/global_model_v0",
         "participants": up.ids(),
         "hyperparams": {"epochs": 1, "lr": 0.01, "batch_size": 16},
@@ -259,7 +260,7 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         env = {**os.environ, "REGISTRY_PORT": str(port), "MODELS_DIR": str(tmp_path), "PROPELLER_AUTH": "off"}
         result = subprocess.run(
-            ["python", "-m", "propeller", "serve", "model-registry"],
+            [sys.executable, "-m", "propeller", "serve", "model-registry"],
             env=env, capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
     assert result.returncode == 1

@@ -5,6 +5,13 @@ import sys
 
 def main() -> None:
     """Run the command line; what a person did wrong is one line on standard error and exit code 1."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
     from propeller.cli.app import app
     from propeller.process.run import StartError
     from propeller.process.settings import SettingsError
@@ -15,5 +22,3 @@ def main() -> None:
     except (StartError, SettingsError, PropellerError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

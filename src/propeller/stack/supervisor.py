@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -66,12 +67,6 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """The process id of each name that runs now."""
         return {name: running.pid for name, running in self._running.items()}
-
-    def warm_up(self) -> None:
-        """Begin importing the services, so that the first start does not wait for it."""
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
 
     async def start(self, plan: Plan) -> None:
         """Start a process and keep it running."""
@@ -129,6 +124,7 @@ class Supervisor:
             name=plan.name,
             daemon=True,
         )
+        _run_fork_server()
         process.start()
         if process.pid is None:
             raise StartError(f"{plan.name} could not be started")
@@ -175,9 +171,20 @@ def last_error(log_file: Path) -> str | None:
     return None
 
 
+def _run_fork_server() -> None:
+    """Start the fork server with SIGINT blocked: Ctrl-C at a terminal is for this process alone, which ends the others in order."""
+    resource_tracker.ensure_running()  # the fork server starts it too, and that unblocks SIGINT
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _child(service: str, env: dict[str, str], log_file: str) -> None:
     """The first thing in a forked process: its own session, environment and output; then the service."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     os.environ.clear()
     os.environ.update(env)
