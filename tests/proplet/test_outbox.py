@@ -8,6 +8,7 @@ import pytest
 
 from propeller.proplet.outbox import Outbox
 from propeller.protocol.task import Results
+from support.net import eventually
 
 INTERRUPTED = Results(task_id="t", proplet_id="p", error="interrupted")
 DONE = Results(task_id="t", proplet_id="p", results="8")
@@ -72,3 +73,17 @@ async def test_a_disk_that_cannot_be_written_costs_no_result(
     monkeypatch.setattr(Path, "replace", full)
     await box.deliver(box.hold(INTERRUPTED), DONE)
     assert [one["results"] for one in broker.got] == ["8"]
+
+
+async def test_a_result_that_waits_is_synced_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("propeller.proplet.outbox.SYNC_AFTER_S", 0.01)
+    monkeypatch.setattr("os.fsync", synced.append)
+    broker = Broker()
+    box = Outbox(tmp_path, broker.send, 1000)
+    waiting = asyncio.create_task(box.deliver(box.hold(INTERRUPTED), DONE))
+    await eventually(lambda: len(synced) == 2)
+    broker.up.set()
+    await waiting

@@ -18,6 +18,9 @@ from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("outbox")
 
+SYNC_AFTER_S = 1.0
+"""A result that the broker does not take for this long is synced to the disk, against a loss of power."""
+
 Send = Callable[[bytes], Awaitable[None]]
 """Publishes a result, however long it takes; returns when the broker has it."""
 
@@ -37,7 +40,7 @@ class Outbox:
     def hold(self, result: Results) -> Path:
         """Keep what is true if the process dies now; quick, safe against the process's death (not the machine's)."""
         path = self._folder / f"{result.task_id}-{time.time_ns()}-{next(self._numbers)}.json"
-        _write(path, result.encode(), sync=False)
+        _write(path, result.encode())
         return path
 
     async def deliver(self, path: Path, result: Results) -> None:
@@ -48,8 +51,13 @@ class Outbox:
                 f"the result of {len(payload)} bytes is over the {self._max_bytes} that a message may have"
             )
             payload = result.model_copy(update={"results": "", "error": error}).encode()
-        await asyncio.to_thread(_write, path, payload, sync=True)
-        await self._send(payload)
+        _write(path, payload)
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(SYNC_AFTER_S, lambda: loop.run_in_executor(None, _sync, path))
+        try:
+            await self._send(payload)
+        finally:
+            late.cancel()
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - quick
 
     async def send_left(self) -> None:
@@ -68,18 +76,13 @@ class Outbox:
             self._left.pop(0)
 
 
-def _write(path: Path, payload: bytes, *, sync: bool) -> None:
+def _write(path: Path, payload: bytes) -> None:
     """Write a file as a whole or not at all; a full disk costs the safety, not the result."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb", opener=_private) as file:
             file.write(payload)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
         temporary.replace(path)
-        if sync:
-            _sync_folder(path.parent)
     except OSError as error:
         log.warning("a result is not safe on disk", file=path.name, reason=str(error))
 
@@ -88,9 +91,16 @@ def _private(name: str, flags: int) -> int:
     return os.open(name, flags, 0o600)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file and its name outlive a loss of power."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for part in (path, path.parent):
+            descriptor = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except FileNotFoundError:  # it was sent meanwhile
+        pass
+    except OSError as error:
+        log.warning("a result is not safe on disk", file=path.name, reason=str(error))

@@ -50,7 +50,7 @@ class Presence:
         create = Create(
             proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
         )
-        await self._say(Kind.PROPLET_CREATE, create)
+        await self._say(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
         await self._beat()
 
     async def run(self) -> None:
@@ -90,12 +90,12 @@ class Presence:
                 except Exception:
                     log.exception("not told to the manager")  # the next one may go
 
-    async def _say(self, kind: Kind, message: Message) -> None:
+    async def _say(self, kind: Kind, message: Message, qos: int = 0) -> None:
         try:
             await self._session.publish(
                 self._channel.topic(kind),
                 message.encode(),
-                qos=self._settings.mqtt_qos,
+                qos=qos,
                 timeout=self._settings.mqtt_timeout,
             )
         except NotConnectedError as error:

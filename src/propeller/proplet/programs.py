@@ -22,6 +22,9 @@ from propeller.wasm.job import Limits, ProgramError
 
 log = get_logger("programs")
 
+QOS = 0
+"""Of requests, answers and chunks: what is lost is asked for again, and the broker need not store any of it."""
+
 RESOLVE_WAIT_S = 1.0
 """Without an answer for this long the shared topic is listened to as well, and the request is sent again."""
 
@@ -69,7 +72,7 @@ class Programs:
 
     async def open(self) -> None:
         """Take the proxy's answers."""
-        await self._session.subscribe(self._channel.answers(self._proplet_id), self._take_answer)
+        await self._session.subscribe(self._channel.answers(self._proplet_id), self._take_answer, qos=QOS)
 
     async def close(self) -> None:
         """End every fetch."""
@@ -214,14 +217,13 @@ class Programs:
     async def _publish(self, request: ProgramRequest) -> None:
         topic = self._channel.topic(Kind.REGISTRY_REQUEST)
         try:
-            await self._session.publish(topic, request.encode(), timeout=self._timeout)
+            await self._session.publish(topic, request.encode(), qos=QOS, timeout=self._timeout)
         except NotConnectedError as error:
             raise TaskError(f"program {request.app_name} cannot be asked for: {error}") from None
 
     async def _subscribe(self, topic: str, handler: Handler) -> None:
-        # QoS 0: a lost chunk is asked for again, and the broker need not store what everyone takes at once.
         try:
-            await self._session.subscribe(topic, handler, qos=0)
+            await self._session.subscribe(topic, handler, qos=QOS)
         except SubscriptionRefusedError as error:
             raise TaskError(str(error)) from None
 

@@ -44,7 +44,7 @@ class Reports:
             await self._session.publish(
                 self._channel.topic(Kind.TASK_METRICS),
                 metrics.encode(),
-                qos=self._qos,
+                qos=0,
                 timeout=_METRICS_WAIT_S,
             )
 
