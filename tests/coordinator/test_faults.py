@@ -1,6 +1,7 @@
 """Peers that are down or say no, and a coordinator that is killed: no acknowledged update is lost, none counts twice."""
 
 import asyncio
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.record import Counted, Record
 from propeller.coordinator.store import RoundStore
 from propeller.process.settings import SettingsError
@@ -78,6 +80,19 @@ async def test_an_aggregate_that_is_not_of_the_models_shape_is_not_stored(
     status = await ended(http)
     assert (status["state"], "'w'" in status["reason"]) == ("failed", True)
     assert sorted(peers[0].versions) == [0]
+
+
+async def test_an_update_that_is_gone_fails_the_round(
+    peers: tuple[Peers, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.main.Aggregation", functools.partial(Aggregation, delays=()))
+    async with coordinating(environment(tmp_path, peers[1])) as http:
+        await configure(http)
+        await send(http, "p-1")
+        next(tmp_path.rglob("updates/*")).unlink()
+        await send(http, "p-2", "p-3")
+        status = await ended(http)
+    assert (status["state"], "no blob" in status["reason"]) == ("failed", True)
 
 
 async def test_updates_of_completed_rounds_can_be_kept(peers: tuple[Peers, str], tmp_path: Path) -> None:

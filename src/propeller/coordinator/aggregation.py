@@ -68,9 +68,10 @@ class Aggregation:
             except (ServiceError, ApiError) as error:
                 reason = str(error)
                 final = isinstance(error, ApiError) or _is_final(error)
-            except (OSError, LookupError) as error:
-                log.exception("updates cannot be read", round_id=record.round_id)
-                reason, final = f"updates cannot be read: {error}", False
+            except Exception as error:
+                # Of the blobs' store, most likely. A round must not be left open by what was not foreseen.
+                log.exception("updates cannot be aggregated", round_id=record.round_id)
+                reason, final = f"{type(error).__name__}: {error}", False
             if final or delay is None:
                 break
             log.warning(
