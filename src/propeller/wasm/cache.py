@@ -35,11 +35,13 @@ class Cache:
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder = folder
-        self._size = size
+        self.size = size
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise ProgramError(f"{folder}: must belong to this user and be writable by no one else (chmod 700)")
+            raise ProgramError(
+                f"{folder}: must belong to this user and be writable by no one else (chmod 700)"
+            )
 
     def has(self, digest: str) -> bool:
         """Whether the program is here; one whose artifact another version made is compiled again when it runs."""
@@ -56,7 +58,9 @@ class Cache:
         source = self._path(digest, ".wasm")
         with source.open("rb") as file:
             component = file.read(8) == _COMPONENT
-        key = hashlib.sha256(f"{runtime} {platform.machine()} {_CONFIGURATION} {fuel}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{runtime} {platform.machine()} {_CONFIGURATION} {fuel}".encode()).hexdigest()[
+            :16
+        ]
         artifact = self._path(digest, f".{key}.native")
         for path in (source, artifact):
             with contextlib.suppress(FileNotFoundError):
@@ -130,7 +134,7 @@ class Cache:
                 found.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
-            if total <= self._size:
+            if total <= self.size:
                 return
             if path not in kept:
                 path.unlink(missing_ok=True)

@@ -84,7 +84,9 @@ def over(limit: str, value: float, unit: str = "") -> str:
         unit = unit or "s"
     if limit.endswith("_bytes"):
         unit = unit or "bytes"
-    return f"{limit}: over the limit of {value:g} {unit}".rstrip() if value % 1 else _whole(limit, value, unit)
+    return (
+        f"{limit}: over the limit of {value:g} {unit}".rstrip() if value % 1 else _whole(limit, value, unit)
+    )
 
 
 def _whole(limit: str, value: float, unit: str) -> str:

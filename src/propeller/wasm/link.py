@@ -142,8 +142,13 @@ class Link:
         # Isolated, without site: nothing of the environment, and 3 MB less.
         command = [sys.executable, "-I", "-S", "-c", _CODE, str(self._nice), *folders]
         with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={}, cwd="/", start_new_session=True
+            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,
             )
         ours.setblocking(False)
         self._socket, self._text = ours, b""

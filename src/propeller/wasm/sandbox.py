@@ -6,26 +6,26 @@ The process that uses this never loads the runtime: see ``template.py`` for who 
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import secrets
-import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 from propeller.wasm import folder as folders
 from propeller.wasm.cache import Cache, Program
-from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError, over
+from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
 from propeller.wasm.lines import Lines
-from propeller.wasm.link import Ended, Link, LinkError, Pipe, Process
+from propeller.wasm.link import Link, LinkError, Pipe, Process
+from propeller.wasm.programs import Programs, read_report, write_task
+from propeller.wasm.verdict import STOPPED, judge, measure
 
 __all__ = ["Job", "Limits", "Outcome", "ProgramError", "Sandbox"]
 
-STOPPED = "stopped before completion"
 _INLINE_BYTES = 256 * 1024
+OnStderr = Callable[[str], None]
 
 
 class Sandbox:
@@ -35,22 +35,24 @@ class Sandbox:
         folder: Made if missing, mode 0700.
         cache_bytes: The bound of the cache's size.
         nice: Added to the tasks' niceness, so that the device's other work goes first.
+
+    Raises:
+        ProgramError: the folder belongs to someone else.
     """
 
     def __init__(self, folder: Path, *, cache_bytes: int = 1024 * MIB, nice: int = 5) -> None:
-        self._folder = folder.absolute()
-        self._cache_bytes = cache_bytes
-        self._cache = Cache(self._folder / "programs", cache_bytes)
-        self._tasks = self._folder / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
+        place = folder.absolute()
+        self._cache = Cache(place / "programs", cache_bytes)
+        self._tasks = place / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = -1
         self._link = Link(nice)
+        self._programs = Programs(self._cache, self._link, self._tasks)
         self._running: dict[str, _Running] = {}
-        self._compiling: dict[Path, asyncio.Lock] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._sweep)
-        self._link.open()
         try:
+            self._link.open()
             await self._link.hello()
         except BaseException:
             await self.__aexit__()
@@ -59,8 +61,8 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self._link.close()
-        while self._running:  # their ends are on the way
-            await asyncio.sleep(0.005)
+        if self._running:  # their ends are on the way
+            await asyncio.wait([running.done for running in self._running.values()])
         if self._lock >= 0:
             await asyncio.to_thread(folders.remove, self._tasks)
             os.close(self._lock)
@@ -83,12 +85,14 @@ class Sandbox:
         """Verify a program, compile it in a process of its own, and keep it.
 
         Raises:
-            ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
+            ProgramError: it is not what its digest says, not valid Wasm, or over a limit; or the sandbox failed.
         """
-        await asyncio.to_thread(self._cache.put, digest, wasm, limits.module_bytes)
-        await self._compiled(digest, limits)
+        try:
+            await self._programs.add(digest, wasm, limits)
+        except LinkError as error:
+            raise ProgramError(str(error)) from None
 
-    async def run(self, job: Job, on_stderr: Callable[[str], None] | None = None) -> Outcome:
+    async def run(self, job: Job, on_stderr: OnStderr | None = None) -> Outcome:
         """Run a program once; never raises for what the program does.
 
         Args:
@@ -98,30 +102,13 @@ class Sandbox:
         if job.id in self._running:
             return Outcome(error=f"a job with the id {job.id} is still running")
         running = self._running[job.id] = _Running()
-        begin = time.monotonic()
         try:
-            metrics: dict[str, float] = {}
-            compiled = asyncio.ensure_future(self._compiled(job.digest, job.limits))
-            await asyncio.wait({compiled, running.stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if running.stopped.done():
-                compiled.cancel()
-                return Outcome(error=STOPPED)
-            program, compile_ms = await compiled
-            if compile_ms:
-                metrics["compile_ms"] = compile_ms
-            outcome = await self._run(job, program, running, begin, on_stderr)
-            if outcome is None:  # its artifact does not load: make it again, once
-                program.artifact.unlink(missing_ok=True)
-                program, metrics["compile_ms"] = await self._compiled(job.digest, job.limits)
-                outcome = await self._run(job, program, running, begin, on_stderr)
-            if outcome is None:
-                return Outcome(error="sandbox: the compiled program cannot be loaded")
-            outcome.metrics.update(metrics)  # type: ignore[attr-defined]
-            return outcome
+            return await self._attempts(job, running, on_stderr)
         except (ProgramError, LinkError, ValueError) as error:
             return Outcome(error=str(error), limit=getattr(error, "limit", None))
         finally:
             del self._running[job.id]
+            running.done.set_result(None)
 
     async def kill(self, job_id: str) -> bool:
         """End a job at once; its outcome's error is ``stopped before completion``. False: there is no such job."""
@@ -131,16 +118,32 @@ class Sandbox:
         running.stop()
         return True
 
+    async def _attempts(self, job: Job, running: "_Running", on_stderr: OnStderr | None) -> Outcome:
+        begin = time.monotonic()
+        compile_ms = 0.0
+        for _ in range(2):
+            ready = asyncio.ensure_future(self._programs.ready(job.digest, job.limits))
+            try:
+                await asyncio.wait([ready, running.stopped], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not ready.done():
+                    ready.cancel()
+            if running.stopped.done():
+                return Outcome(error=STOPPED)
+            program, took_ms = await ready
+            compile_ms += took_ms
+            outcome = await self._run(job, program, running, begin, on_stderr)
+            if outcome is not None:
+                extra = {"compile_ms": compile_ms} if compile_ms else {}
+                return replace(outcome, metrics={**outcome.metrics, **extra})
+            program.artifact.unlink(missing_ok=True)  # damaged, or another build's: made again, once
+        return Outcome(error="sandbox: the compiled program cannot be loaded")
+
     async def _run(
-        self,
-        job: Job,
-        program: Program,
-        running: "_Running",
-        begin: float,
-        on_stderr: Callable[[str], None] | None,
+        self, job: Job, program: Program, running: "_Running", begin: float, on_stderr: OnStderr | None
     ) -> Outcome | None:
+        """Run it; None if the artifact cannot be loaded."""
         place = self._tasks / secrets.token_hex(8)
-        limits = job.limits
         task = {
             "kind": "run",
             "folder": str(place),
@@ -150,20 +153,20 @@ class Sandbox:
             "args": job.args,
             "export": job.export,
             "inputs": job.inputs,
-            "limits": asdict(limits),
+            "limits": asdict(job.limits),
         }
+        out = place / "out"
+        request = {
+            "task": str(place / "task.json"),
+            "wall_time_s": job.limits.wall_time_s,
+            "out": {"folder": str(out), "out_bytes": job.limits.out_bytes, "out_files": job.limits.out_files},
+        }
+        stdout, lines = bytearray(), Lines(on_stderr)
         try:
-            await _perhaps_in_thread(job.files, _prepare, place, job, task)
-            stdout = bytearray()
-            lines = Lines(on_stderr)
-            request = {
-                "task": str(place / "task.json"),
-                "wall_time_s": limits.wall_time_s,
-                "out": {"folder": str(place / "out"), "out_bytes": limits.out_bytes, "out_files": limits.out_files},
-            }
+            await _in_thread_if_large(job.files, _prepare, place, job.files, task)
             pipes = [
-                Pipe(limits.stdout_bytes, stdout.extend, lambda: running.exceed("stdout_bytes")),
-                Pipe(limits.stderr_bytes, lines.feed, lambda: running.exceed("stderr_bytes")),
+                Pipe(job.limits.stdout_bytes, stdout.extend, lambda: running.exceed("stdout_bytes")),
+                Pipe(job.limits.stderr_bytes, lines.feed, lambda: running.exceed("stderr_bytes")),
             ]
             running.process = process = self._link.start(request, pipes)
             if running.stopped.done():
@@ -171,98 +174,28 @@ class Sandbox:
             try:
                 ended = await process.ended()
             except asyncio.CancelledError:
-                process.kill()
+                running.stop()
                 with contextlib.suppress(LinkError):
                     await process.ended()
                 raise
             lines.end()
-            return await self._outcome(job, running, ended, bytes(stdout), place, begin)
+            report = read_report(ended.result)
+            if report.get("stale"):
+                return None
+            outcome = await asyncio.to_thread(
+                judge,
+                job,
+                ended,
+                report,
+                out=out,
+                stdout=bytes(stdout),
+                stopped=running.stopped.done(),
+                exceeded=running.exceeded,
+            )
+            return replace(outcome, metrics=measure(ended, report, begin))
         finally:
-            await _perhaps_in_thread(job.files, folders.remove, place)
-
-    async def _outcome(
-        self, job: Job, running: "_Running", ended: Ended, stdout: bytes, place: Path, begin: float
-    ) -> Outcome | None:
-        report = _read(ended.result)
-        if report.get("stale"):
-            return None
-        entered = report.get("entered")
-        metrics = {
-            "total_ms": (time.monotonic() - begin) * 1000,
-            "cpu_ms": ended.cpu_s * 1000,
-            "memory_peak_bytes": float(ended.memory_peak_bytes),
-        }
-        if isinstance(entered, float):
-            metrics["start_ms"] = (entered - begin) * 1000
-            metrics["run_ms"] = report.get("run_s", time.monotonic() - entered) * 1000
-        if isinstance(report.get("fuel"), int):
-            metrics["fuel"] = float(report["fuel"])
-        limit = running.exceeded or (ended.reason if ended.reason != "killed" else None)
-        limit = limit if limit and (ended.status < 0 or running.exceeded) else None
-        limit = limit or folders.excess(str(place / "out"), job.limits.out_bytes, job.limits.out_files)
-        error, files = None, {}
-        if limit:
-            error = over(limit, getattr(job.limits, limit), "files" if limit == "out_files" else "")
-        elif running.stopped.done() and ended.status < 0:
-            error = STOPPED
-        elif not report:
-            error, limit = _died(ended.status, ended.memory_peak_bytes, job.limits)
-        else:
-            error, limit = report.get("error"), report.get("limit")
-        if error is None:
-            try:
-                files = folders.collect(place / "out")
-            except folders.OutError as problem:
-                error = str(problem)
-        code, value = report.get("exit_code"), report.get("value")
-        return Outcome(error, limit, code, stdout, value, files, metrics)
-
-    async def _compiled(self, digest: str, limits: Limits) -> tuple[Program, float]:
-        """The program with its artifact made, and the milliseconds that took now (0: it was there)."""
-        hello = await self._link.hello()
-        program = self._cache.find(digest, hello["wasmtime"], fuel=limits.fuel is not None)
-        if self._cache.trusted(program):
-            return program, 0.0
-        async with self._compiling.setdefault(program.artifact, asyncio.Lock()):
-            if self._cache.trusted(program):
-                return program, 0.0
-            begin = time.monotonic()
-            await self._compile(program, limits)
-            return program, (time.monotonic() - begin) * 1000
-
-    async def _compile(self, program: Program, limits: Limits) -> None:
-        await asyncio.to_thread(self._cache.check, program)
-        written = self._cache.temporary(program)
-        task = {
-            "kind": "compile",
-            "source": str(program.source),
-            "target": str(written),
-            "component": program.component,
-            "fuel": limits.fuel is not None,
-            "artifact_bytes": self._cache_bytes,
-            "limits": asdict(limits),
-        }
-        place = self._tasks / f"{secrets.token_hex(8)}.json"
-        pipes = [Pipe(0, lambda _: None, lambda: None), Pipe(0, lambda _: None, lambda: None)]
-        try:
-            _write(place, task)
-            process = self._link.start({"task": str(place), "wall_time_s": limits.compile_s}, pipes)
-            try:
-                ended = await process.ended()
-            except asyncio.CancelledError:
-                process.kill()
-                raise
-            report = _read(ended.result)
-            if ended.reason == "wall_time_s":
-                raise ProgramError(over("compile_s", limits.compile_s), "compile_s")
-            if not report and ended.status in {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL}:
-                raise ProgramError(over("compile_memory_bytes", limits.compile_memory_bytes), "compile_memory_bytes")
-            if not report or report.get("error"):
-                raise ProgramError(str(report.get("error") or f"the compiler ended with status {ended.status}"))
-            await asyncio.to_thread(self._cache.keep, written, program)
-        finally:
-            place.unlink(missing_ok=True)
-            written.unlink(missing_ok=True)
+            running.process = None
+            await _in_thread_if_large(job.files, folders.remove, place)
 
     def _sweep(self) -> None:
         """Make this sandbox's task folder, and remove those of sandboxes that are gone: no one holds their lock."""
@@ -283,11 +216,13 @@ class Sandbox:
 
 
 class _Running:
-    """A job under way: whether it was stopped or went over what the proplet's side counts."""
+    """A job under way: whether it was stopped, or went over what this side counts."""
 
     def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
         self.process: Process | None = None
-        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stopped: asyncio.Future[Any] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
         self.exceeded: str | None = None
 
     def stop(self) -> None:
@@ -305,41 +240,14 @@ class _Running:
                 self.process.kill()
 
 
-def _prepare(place: Path, job: Job, task: dict[str, Any]) -> None:
-    folders.make(place, job.files)
-    _write(place / "task.json", task)
+def _prepare(place: Path, files: Mapping[str, bytes], task: dict[str, Any]) -> None:
+    folders.make(place, files)
+    write_task(place / "task.json", task)
 
 
-def _write(path: Path, task: dict[str, Any]) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - of a descriptor
-        json.dump(task, file)
-
-
-async def _perhaps_in_thread(files: Any, do: Callable[..., None], *arguments: Any) -> None:
+async def _in_thread_if_large(files: Mapping[str, bytes], do: Callable[..., None], *arguments: Any) -> None:
     """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
     if sum(map(len, files.values())) > _INLINE_BYTES:
         await asyncio.to_thread(do, *arguments)
     else:
         do(*arguments)
-
-
-def _read(result: bytes) -> dict[str, Any]:
-    """A task process's report; a broken one (the process is not to be trusted) is none at all."""
-    try:
-        report = json.loads(result)
-    except ValueError:
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def _died(status: int, peak: int, limits: Limits) -> tuple[str, str | None]:
-    """The error of a process that ended without a report."""
-    if status == -signal.SIGXCPU:
-        return over("wall_time_s", limits.wall_time_s), "wall_time_s"
-    if status == -signal.SIGABRT and peak > limits.memory_bytes / 2:
-        return over("memory_bytes", limits.memory_bytes), "memory_bytes"
-    if status == -signal.SIGKILL:
-        return "the task's process was killed from outside (is the device out of memory?)", None
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return f"the task's process ended by {name}", None

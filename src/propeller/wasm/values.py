@@ -3,7 +3,7 @@
 import struct
 
 
-class ValueFailure(ValueError):
+class CallError(ValueError):
     """There is no such function, or the inputs do not fit its parameters; the text says which."""
 
 
@@ -16,28 +16,29 @@ def read(kinds: list[str], texts: list[str]) -> list[int | float]:
     Integers may be written signed or unsigned (4294967295 and -1 are the same i32).
 
     Raises:
-        ValueFailure: the count differs, or a text is not a number of its parameter's type.
+        CallError: the count differs, or a text is not a number of its parameter's type.
     """
     if len(kinds) != len(texts):
-        raise ValueFailure(f"inputs: the function takes {len(kinds)} ({', '.join(kinds)}), {len(texts)} given")
+        raise CallError(f"inputs: the function takes {len(kinds)} ({', '.join(kinds)}), {len(texts)} given")
     return [_read(kind, text, place) for place, (kind, text) in enumerate(zip(kinds, texts, strict=True))]
 
 
 def _read(kind: str, text: str, place: int) -> int | float:
-    try:
-        if kind in _INTEGERS:
-            bits = _INTEGERS[kind]
-            number = int(text)
-            if not -(1 << bits - 1) <= number < 1 << bits:
-                raise ValueFailure(f"inputs[{place}]: {text} does not fit {kind}")
-            return number - (1 << bits) if number >= 1 << bits - 1 else number
-        if kind in {"f32", "f64"}:
+    if kind in {"f32", "f64"}:
+        try:
             return float(text)
-    except ValueFailure:
-        raise
+        except ValueError:
+            raise CallError(f"inputs[{place}]: {text!r} is not a number") from None
+    if kind not in _INTEGERS:
+        raise CallError(f"inputs[{place}]: a parameter of type {kind} cannot be given as text")
+    try:
+        number = int(text)
     except ValueError:
-        raise ValueFailure(f"inputs[{place}]: {text!r} is not a number of type {kind}") from None
-    raise ValueFailure(f"inputs[{place}]: a parameter of type {kind} cannot be given as text")
+        raise CallError(f"inputs[{place}]: {text!r} is not a whole number ({kind})") from None
+    bits = _INTEGERS[kind]
+    if not -(1 << bits - 1) <= number < 1 << bits:
+        raise CallError(f"inputs[{place}]: {text} does not fit {kind}")
+    return number - (1 << bits) if number >= 1 << bits - 1 else number
 
 
 def write(kind: str, value: object) -> str:

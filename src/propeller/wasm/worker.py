@@ -7,6 +7,7 @@ says how it ended. Nothing of the program's is in the template, so this is the f
 import gc
 import json
 import os
+import resource
 import signal
 import time
 from typing import Any
@@ -15,6 +16,7 @@ import wasmtime
 from wasmtime import component
 
 from propeller.wasm import guard, values
+from propeller.wasm.expose import expose
 from propeller.wasm.job import over
 
 STACK_BYTES = 2 * 1024 * 1024
@@ -76,7 +78,9 @@ def _compile(task: dict[str, Any]) -> dict[str, Any]:
     guard.confine([], [])
     engine = wasmtime.Engine(config(fuel=task["fuel"]))
     try:
-        made = component.Component(engine, wasm) if task["component"] else wasmtime.Module(engine, wasm)
+        made = (
+            component.Component(engine, wasm) if task["component"] else wasmtime.Module(engine, expose(wasm))
+        )
     except wasmtime.WasmtimeError as error:
         return {"error": f"not a valid Wasm program: {_cause(error)}"}
     with open(target, "wb") as out:  # noqa: PTH123
@@ -111,7 +115,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
             report["error"], report["limit"] = run.blame(f"the program exited with code {error.code}")
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
         report["error"], report["limit"] = run.explain(error)
-    except values.ValueFailure as error:
+    except values.CallError as error:
         report["error"] = str(error)
     report["run_s"] = time.monotonic() - begin
     if limits["fuel"] is not None:
@@ -125,6 +129,7 @@ class _Program:
     def __init__(self, task: dict[str, Any]) -> None:
         self.task = task
         self.limits = task["limits"]
+        self.began_with = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.engine = wasmtime.Engine(config(fuel=self.limits["fuel"] is not None))
         self.store = wasmtime.Store(self.engine)
         self.store.set_limits(
@@ -155,7 +160,10 @@ class _Program:
         if "exceeds memory limits" in cause:
             return f"{over('memory_bytes', self.limits['memory_bytes'])} ({cause})", "memory_bytes"
         if "exceeds table limits" in cause:
-            return f"{over('table_elements', self.limits['table_elements'], 'elements')} ({cause})", "table_elements"
+            return (
+                f"{over('table_elements', self.limits['table_elements'], 'elements')} ({cause})",
+                "table_elements",
+            )
         return self.blame(f"the program failed: {cause}")
 
     def blame(self, text: str) -> tuple[str, str | None]:
@@ -172,7 +180,8 @@ class _Program:
 
     def taken(self) -> list[tuple[str, int]]:
         """How much of the limits is taken, as far as can be seen."""
-        return []
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.began_with
+        return [("memory_bytes", grown)]
 
 
 class _Core(_Program):
@@ -183,29 +192,34 @@ class _Core(_Program):
         self.module = wasmtime.Module.deserialize_file(self.engine, task["artifact"])
         self.linker = wasmtime.Linker(self.engine)
         self.linker.define_wasi()
-        self.exports: wasmtime.InstanceExports | None = None
+        self.seen: list[wasmtime.Memory | wasmtime.Table] = []
 
     def call(self) -> str | None:
-        self.exports = exports = self.linker.instantiate(self.store, self.module).exports(self.store)
+        exports = self.linker.instantiate(self.store, self.module).exports(self.store)
+        self.seen = [item for item in exports.values() if isinstance(item, wasmtime.Memory | wasmtime.Table)]
         wanted = self.task["export"]
-        names = [wanted, "main", "run", "_start"] if wanted not in {None, "_start"} else ["_start", "main", "run"]
-        name = next((name for name in names if isinstance(exports.get(name), wasmtime.Func)), None)
-        if name is None:
-            raise values.ValueFailure(f"the program exports no function named {' or '.join(names)}")
-        function, start = exports[name], exports.get("_initialize")
-        arguments = values.read([str(kind) for kind in function.type(self.store).params], self.task["inputs"])
-        if isinstance(start, wasmtime.Func) and name != "_start":
-            start(self.store)
+        names = ["_start", "main", "run"]
+        if wanted and wanted != "_start":
+            names = [wanted, "main", "run", "_start"]
+        found = {name: item for name in names if isinstance(item := exports.get(name), wasmtime.Func)}
+        if not found:
+            raise values.CallError(f"the program exports no function named {' or '.join(names)}")
+        name, function = next(iter(found.items()))
+        kind = function.type(self.store)
+        arguments = values.read([str(each) for each in kind.params], self.task["inputs"])
+        initialize = exports.get("_initialize")
+        if isinstance(initialize, wasmtime.Func) and name != "_start":
+            initialize(self.store)
         result = function(self.store, *arguments)
-        kinds = [str(kind) for kind in function.type(self.store).results]
+        kinds = [str(each) for each in kind.results]
         return values.write(kinds[0], result[0] if len(kinds) > 1 else result) if kinds else None
 
     def taken(self) -> list[tuple[str, int]]:
-        found = []
-        for item in self.exports.values() if self.exports else ():
+        found = super().taken()
+        for item in self.seen:
             if isinstance(item, wasmtime.Memory):
                 found.append(("memory_bytes", item.data_len(self.store)))
-            elif isinstance(item, wasmtime.Table):
+            else:
                 found.append(("table_elements", item.size(self.store)))
         return found
 
@@ -228,11 +242,10 @@ class _Component(_Program):
             if function:
                 break
         else:
-            raise values.ValueFailure("the component does not export wasi:cli/run@0.2")
+            raise values.CallError("the component does not export wasi:cli/run@0.2")
         result = function(self.store)
         if getattr(result, "tag", "ok") != "ok":
-            raise wasmtime.ExitTrap("exit")
-        return None
+            raise values.CallError("the program exited with code 1")
 
 
 def _cause(error: Exception) -> str:
