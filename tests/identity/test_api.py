@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,7 @@ async def test_everything_is_kept_and_the_admins_password_is_the_environments(tm
         assert (await one.login()).status_code == 401
         assert (await one.login(password="another one")).status_code == 201
         assert (await one("GET", f"/{domain}/clients/{made['id']}")).json()["name"] == "c"
+    assert stat.S_IMODE((tmp_path / "identity.db").stat().st_mode) == 0o600
     secret = made["credentials"]["secret"].encode()
     assert not any(secret in file.read_bytes() for file in tmp_path.glob("identity.db*"))
     without = Settings.load(**settings.model_dump(exclude={"admin_password"}))

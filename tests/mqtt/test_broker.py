@@ -8,11 +8,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
 
-from propeller.mqtt import broker_config
+from propeller.mqtt import broker_config, broker_main
 from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_main import main
 from propeller.mqtt.broker_settings import Settings
@@ -42,7 +43,7 @@ async def test_queued_messages_survive_a_killed_broker(tmp_path: Path, qos: int)
         # Another broker on the same folder, after the first one was killed and not stopped.
         pid = _server_pid(site.broker)
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+        await eventually(lambda: _ended(pid))
         async with Broker(site.broker):
             await eventually(lambda: _identity.link.connected)
             async with site.client(proplet.id, proplet.key, clean_session=False) as client:
@@ -51,22 +52,30 @@ async def test_queued_messages_survive_a_killed_broker(tmp_path: Path, qos: int)
 
 
 def _server_pid(of: Settings) -> int:
-    for process in psutil.process_iter(["cmdline"]):
-        if str(of.state / "nats.conf") in (process.info["cmdline"] or []):
-            return int(process.pid)
-    raise AssertionError("the server does not run")
+    config = str(of.state / "nats.conf")
+    found = psutil.process_iter(["cmdline"])
+    (pid,) = [process.pid for process in found if config in (process.info["cmdline"] or [])]
+    return int(pid)
 
 
-async def test_the_service_starts_a_crashed_server_again_and_stops_in_time(tmp_path: Path) -> None:
+async def test_the_service_starts_a_crashed_server_again_and_stops_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: asyncio.Queue[int] = asyncio.Queue()
+
+    class Noted(Broker):
+        async def __aenter__(self) -> Self:
+            await super().__aenter__()
+            started.put_nowait(self.pid)
+            return self
+
+    monkeypatch.setattr(broker_main, "Broker", Noted)
     chosen, stop = settings(tmp_path), asyncio.Event()
     service = asyncio.create_task(main(chosen, stop))
     try:
+        os.kill(await asyncio.wait_for(started.get(), 10), signal.SIGKILL)
+        pid = await asyncio.wait_for(started.get(), 10)
         await asyncio.to_thread(wait_port, chosen.port)
-        pid = _server_pid(chosen)
-        os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: _ended(pid))
-        await asyncio.to_thread(wait_port, chosen.port)
-        pid = _server_pid(chosen)
     finally:
         stop.set()
         await asyncio.wait_for(service, 5)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +29,6 @@ AGAIN_S = (1.0, 4.0)
 _FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
 _PAGE = 1024
 _ONE_BY_ONE = 16
-_FAULTS = (NatsError, OSError)
 
 
 class BrokerLink:
@@ -79,7 +78,7 @@ class BrokerLink:
                 last_reason = ""
                 await closed.wait()
                 log.warning("the connection to the broker is lost", url=self._url)
-            except _FAULTS as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, without this link nobody can connect
                 if repr(error) != last_reason:  # not at each try
                     log.warning(
                         "no connection to the broker, trying again", url=self._url, reason=repr(error)
@@ -118,7 +117,7 @@ class BrokerLink:
             answer = await self._callout.answer(message.data)
             if answer is not None:
                 await message.respond(answer)
-        except _FAULTS as error:
+        except NatsError as error:
             log.warning("the broker's question could not be answered", reason=repr(error))
 
     async def _cut_again(self, client_ids: Collection[str]) -> None:
@@ -135,10 +134,12 @@ class BrokerLink:
         filters = [{"user": client_id} for client_id in client_ids or ()] if few else [{}]
         try:
             for chosen in filters:
-                async for server, connection in self._connections(self._nats, chosen):
+                for server, connection in await self._outdated(self._nats, chosen):
                     await self._kick(self._nats, server, connection)
-        except _FAULTS as error:
+        except NatsError as error:
             log.warning("connections could not be cut", reason=repr(error))
+        except Exception:  # the change that asked for it is made, and stays
+            log.exception("connections could not be cut")
 
     async def _kick(self, link: Client, server: str, connection: dict[str, Any]) -> None:
         log.info(
@@ -149,23 +150,19 @@ class BrokerLink:
         order = json.dumps({"cid": connection["cid"]}).encode()
         await link.request(f"$SYS.REQ.SERVER.{server}.KICK", order, timeout=2)
 
-    async def _connections(
-        self, link: Client, chosen: dict[str, str]
-    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Every connection that is older than its client's access, of every server, with that server's id."""
-        offset, more = 0, True
+    async def _outdated(self, link: Client, chosen: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+        """The connections that are older than their client's access, each with its server's id."""
+        outdated, offset, more = [], 0, True
         while more:
-            more = False
+            more, asked = False, time.time()
             order = {"auth": True, "acc": DEVICES, "offset": offset, "limit": _PAGE, **chosen}
             async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", order):
                 found = reply.get("connections") or []
                 more = more or len(found) == _PAGE
-                # Times are the server's: compare on its clock.
-                ahead = _seconds(reply["now"]) - time.time()
-                for connection in found:
-                    if self._stale(connection, ahead):
-                        yield str(reply["server_id"]), connection
+                ahead = _ahead(_seconds(reply["now"]), asked, time.time())
+                outdated += [(str(reply["server_id"]), one) for one in found if self._stale(one, ahead)]
             offset += _PAGE
+        return outdated
 
     def _stale(self, connection: dict[str, Any], ahead: float) -> bool:
         access = self._directory.get(str(connection.get("authorized_user", "")))
@@ -173,7 +170,7 @@ class BrokerLink:
             return True
         return _seconds(connection["start"]) < access.changed_at + ahead
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -199,6 +196,11 @@ async def _replies(link: Client, subject: str, order: dict[str, Any]) -> AsyncIt
 
 async def _ignore(_error: Exception) -> None:
     """What nats-py would log; it is raised as well."""
+
+
+def _ahead(now: float, asked: float, answered: float) -> float:
+    """How many seconds the server's clock is ahead of ours at least; 0 if both may be right."""
+    return now - min(max(now, asked), answered)
 
 
 def _seconds(text: str) -> float:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
@@ -82,6 +83,7 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
         link,
     )
     try:
+        _make_private(settings.database)
         await database.create(metadata)
         await changes.load()
         await mqtt_ids.load()
@@ -91,6 +93,14 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
             yield identity
     finally:
         await database.close()
+
+
+def _make_private(url: str) -> None:
+    """Create the database's file, if it is one, for this user alone: it holds hashes of passwords."""
+    file = Path(url.removeprefix("sqlite:///"))
+    if "://" not in str(file):
+        with contextlib.suppress(OSError):  # the database says it better
+            file.touch(mode=0o600)
 
 
 def _read_basic(text: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ START_S = 60.0
 STOP_S = 2.0
 """How long the server may take to end before it is killed; nothing is lost then, as every write is synchronous."""
 
-_LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] (.*)")
+_LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] ?(.*)")
 _EXPECTED = ("authentication error", "Auth callout service returned", "Maximum payloads over")
 """Refused logins, of which identity's log says who and why; and a limit that is high on purpose."""
 
