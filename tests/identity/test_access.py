@@ -10,12 +10,12 @@ import aiomqtt
 import pytest
 
 from propeller.identity.clients import NewClient
-from propeller.identity.provision import Provisioned, provision
 from propeller.identity.service import Identity
 from propeller.mqtt.broker import Broker
 from propeller.protocol.topics import Channel, Kind, update_topic
 from support.identity import Site, first
 from support.net import eventually
+from support.provisioned import Provisioned, provision
 
 REFUSED = r"(?i)not authori"
 

@@ -11,12 +11,12 @@ import aiomqtt
 import httpx
 
 from propeller.identity.main import main
-from propeller.identity.provision import Provisioned, provision
 from propeller.identity.service import Identity, open_identity
 from propeller.identity.settings import Settings as IdentitySettings
 from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_settings import Settings as BrokerSettings
 from support.net import eventually, free_port
+from support.provisioned import Provisioned, provision
 
 SECRET = "a secret of the tests"
 PASSWORD = "12345678"

@@ -6,7 +6,6 @@ absmach/propeller does not: it sends chunks to everyone at once, on the shared t
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -34,8 +33,6 @@ SILENCE_S = 2.0
 
 _MISSING_NAMED = 4096
 """Above this many missing chunks all are asked for."""
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Store(Protocol):
@@ -87,11 +84,8 @@ class Programs:
         Raises:
             TaskError: it cannot be had, and why.
         """
-        pinned = _pinned_digest(reference)
-        if pinned is not None and self._store.has(pinned):
-            return pinned
         try:
-            return await once(self._fetches, reference, lambda: self._fetch(reference, pinned))
+            return await once(self._fetches, reference, lambda: self._fetch(reference))
         except AssemblyError as error:
             raise TaskError(f"program {reference}: {error}") from None
 
@@ -105,9 +99,9 @@ class Programs:
         await self._keep("in the task's file", digest, content)
         return digest
 
-    async def _fetch(self, reference: str, pinned: str | None) -> str:
+    async def _fetch(self, reference: str) -> str:
         log.info("Requesting binary from registry: %s", reference)
-        waiting = self._resolving[reference] = Waiting(Assembly(self._limits.module_bytes, digest=pinned))
+        waiting = self._resolving[reference] = Waiting(Assembly(self._limits.module_bytes))
         try:
             await self._ask(reference, waiting)
         finally:
@@ -118,8 +112,8 @@ class Programs:
             return await self._assembled(reference, waiting.assembly)
         self._announces = True
         digest = waiting.resolved.digest
-        if digest is None or (pinned is not None and digest != pinned):
-            raise TaskError(f"program {reference}: the proxy resolved it to {digest or 'no digest'}")
+        if digest is None:
+            raise TaskError(f"program {reference}: the proxy resolved it to no digest")
         if not self._store.has(digest):
             resolved = waiting.resolved
             await once(self._downloads, digest, lambda: self._download(reference, digest, resolved))
@@ -266,12 +260,6 @@ def _read_chunk(payload: bytes) -> Chunk | None:
     except MalformedMessageError as error:
         log.warning("chunk dropped", reason=str(error))
         return None
-
-
-def _pinned_digest(reference: str) -> str | None:
-    """The digest of ``name@sha256:…``."""
-    digest = reference.rpartition("@")[2]
-    return digest if _DIGEST.fullmatch(digest) else None
 
 
 def _nothing_came(reference: str, timeout: float, assembly: Assembly) -> str:
