@@ -24,7 +24,7 @@ def expose(wasm: bytes) -> bytes:
 
 
 def _expose(wasm: bytes) -> bytes:
-    sections = list(_sections(wasm))
+    sections = _sections(wasm)
     added = []
     for section, body in sections:
         if section in _KINDS:
@@ -43,6 +43,8 @@ def _expose(wasm: bytes) -> bytes:
             written.append(_section(_EXPORT, _write(len(added)) + b"".join(added)))
             done = True
         written.append(_section(section, body))
+    if not done:
+        written.append(_section(_EXPORT, _write(len(added)) + b"".join(added)))
     return b"".join(written)
 
 

@@ -48,10 +48,10 @@ def excess(folder: str, out_bytes: int, out_files: int) -> str | None:
         for _, status in entries(folder):
             count += 1
             if stat.S_ISREG(status.st_mode):
-                size += max(status.st_size, status.st_blocks * 512)
+                size += status.st_size
             if count > out_files:
                 return "out_files"
-            if size > out_bytes + count * 4096:  # a file takes whole blocks
+            if size > out_bytes:
                 return "out_bytes"
     except OSError:  # too deep a path to name
         return "out_files"

@@ -63,8 +63,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "setgid": (106, 144),
     "setrlimit": (160, 164),
 }
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 234), "aarch64": (1, 0xC00000B7, 220, 131)}
-"""Column in the table above, the audit architecture, and the numbers of ``clone`` and ``tgkill``."""
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 234, 302), "aarch64": (1, 0xC00000B7, 220, 131, 261)}
+"""Column in the table above, the audit architecture, and the numbers of ``clone``, ``tgkill`` and ``prlimit64``."""
 
 _CLONE3 = 435
 _CLONE_THREAD = 0x00010000
@@ -155,16 +155,16 @@ def _seccomp() -> None:
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return
-    column, audit, clone, tgkill = known
+    column, audit, *judged = known
     numbers = [row[column] for row in _REFUSED.values() if row[column] is not None]
-    code = _program([number for number in numbers if number is not None], audit, clone, tgkill)
+    code = _program([number for number in numbers if number is not None], audit, *judged)
     buffer = ctypes.create_string_buffer(code, len(code))
     filters = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filters, 0, 0)
 
 
-def _program(refused: list[int], audit: int, clone: int, tgkill: int) -> bytes:
-    """The filter: refuse the list, new processes (threads are needed), and signals to other processes."""
+def _program(refused: list[int], audit: int, clone: int, tgkill: int, prlimit: int) -> bytes:
+    """The filter: refuse the list, new processes (not threads), signals to other processes, and setting limits."""
 
     def step(op: int, value: int, true: int = 0, false: int = 0) -> bytes:
         return struct.pack("HBBI", op, true, false, value)
@@ -174,6 +174,12 @@ def _program(refused: list[int], audit: int, clone: int, tgkill: int) -> bytes:
     steps += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _REFUSE | _ENOSYS)]  # libc then falls back to clone
     steps += [step(_EQUAL, clone, 0, 4), step(_LOAD, 16), step(_AND_SET, _CLONE_THREAD, 0, 1), allow, refuse]
     steps += [step(_EQUAL, tgkill, 0, 4), step(_LOAD, 16), step(_EQUAL, os.getpid(), 0, 1), allow, refuse]
+    steps += [
+        step(_EQUAL, prlimit, 0, 6),
+        step(_LOAD, 32),
+        step(_EQUAL, 0, 0, 3),
+    ]  # the new limit: a null pointer
+    steps += [step(_LOAD, 36), step(_EQUAL, 0, 0, 1), allow, refuse]
     for number in refused:
         steps += [step(_EQUAL, number, 0, 1), refuse]
     if audit == _ARCHITECTURES["x86_64"][1]:

@@ -1,0 +1,111 @@
+"""What is left when processes die."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from propeller.wasm.job import Job
+from propeller.wasm.sandbox import Sandbox
+from support.guests import add, children, command, digest_of
+from support.net import eventually
+
+FOREVER = command(
+    "(drop (call $write (i32.const 2) (i32.const 64) (i32.const 3))) (loop $l (br $l))", data="up\\n"
+)
+GOOD = command("")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_template_killed(tmp_path: Path) -> None:
+    """Running jobs fail with a clear error, their processes end, and the next job works."""
+    async with Sandbox(tmp_path) as sandbox:
+        digest, good = await add(sandbox, FOREVER), await add(sandbox, GOOD)
+        up = asyncio.Event()
+        job = asyncio.create_task(sandbox.run(Job("a", digest), lambda _: up.set()))
+        await asyncio.wait_for(up.wait(), 10)
+        (task,) = children(sandbox.template_pid)
+        before = sandbox.template_pid
+        os.kill(before, signal.SIGKILL)
+        outcome = await asyncio.wait_for(job, 10)
+        assert outcome.error == "sandbox: its process ended unexpectedly, and the task with it"
+        await eventually(lambda: not alive(task))
+        assert (await sandbox.run(Job("a", good))).error is None
+        assert sandbox.template_pid != before
+
+
+async def test_task_killed_from_outside(tmp_path: Path) -> None:
+    async with Sandbox(tmp_path) as sandbox:
+        up = asyncio.Event()
+        job = asyncio.create_task(sandbox.run(Job("a", await add(sandbox, FOREVER)), lambda _: up.set()))
+        await asyncio.wait_for(up.wait(), 10)
+        os.kill(children(sandbox.template_pid)[0], signal.SIGKILL)
+        outcome = await job
+        assert outcome.error == "the task's process was killed from outside (is the device out of memory?)"
+
+
+async def test_closed_while_running(tmp_path: Path) -> None:
+    async with Sandbox(tmp_path) as sandbox:
+        up = asyncio.Event()
+        job = asyncio.create_task(sandbox.run(Job("a", await add(sandbox, FOREVER)), lambda _: up.set()))
+        await asyncio.wait_for(up.wait(), 10)
+        pids = [sandbox.template_pid, *children(sandbox.template_pid)]
+    assert (await job).error is not None
+    await eventually(lambda: not any(map(alive, pids)))
+    assert list((tmp_path / "tasks").iterdir()) == []
+
+
+PROPLET = """
+import asyncio, sys
+from pathlib import Path
+from propeller.wasm.sandbox import Job, Sandbox
+
+async def main():
+    async with Sandbox(Path(sys.argv[1])) as sandbox:
+        wasm = Path(sys.argv[2]).read_bytes()
+        await sandbox.add(sys.argv[3], wasm)
+        runs = [sandbox.run(Job(str(n), sys.argv[3]), lambda _: print(sandbox.template_pid, flush=True)) for n in range(2)]
+        await asyncio.gather(*runs)
+
+asyncio.run(main())
+"""
+
+
+async def test_parent_killed(tmp_path: Path) -> None:
+    """No process survives the proplet's death, and the next sandbox removes what it left on disk."""
+    program = tmp_path / "forever.wasm"
+    program.write_bytes(FOREVER)
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROPLET, tmp_path, program, digest_of(FOREVER), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    template = int(await asyncio.wait_for(parent.stdout.readline(), 20))
+    await parent.stdout.readline()
+    pids = [template, *children(template)]
+    assert len(pids) == 3
+    async with Sandbox(tmp_path):  # beside it: takes nothing away from one that lives
+        assert len(list((tmp_path / "tasks").iterdir())) == 2
+    parent.kill()
+    await parent.wait()
+    await eventually(lambda: not any(map(alive, pids)))
+    assert len(list((tmp_path / "tasks").iterdir())) == 1
+    async with Sandbox(tmp_path) as sandbox:
+        assert len(list((tmp_path / "tasks").iterdir())) == 1
+        assert (await sandbox.run(Job("a", await add(sandbox, GOOD)))).error is None
+
+
+async def test_template_is_lean(tmp_path: Path) -> None:
+    """It has one thread, so that forking it is safe, and takes little memory."""
+    async with Sandbox(tmp_path) as sandbox:
+        await sandbox.run(Job("a", await add(sandbox, GOOD)))
+        status = Path(f"/proc/{sandbox.template_pid}/status").read_text()
+        assert "Threads:\t1\n" in status
+        resident = int(status.split("VmRSS:")[1].split()[0])
+        assert resident < 40_000  # kB
