@@ -129,9 +129,8 @@ class _Demo:
         return hospitals.accuracy(fl.model(version), self._split.held_out)
 
     def _show_comparison(self, federated: float, alone: list[float]) -> None:
-        table = Table(
-            title="\nWhy federate: accuracy on the records that no hospital has", title_justify="left"
-        )
+        self._print("\n[bold]Why federate[/]: accuracy on the records that no hospital has")
+        table = Table()
         table.add_column("trained by")
         table.add_column("records", justify="right")
         table.add_column("held-out accuracy", justify="right")
@@ -142,7 +141,8 @@ class _Demo:
         self._console.print(table)
 
     def _show_versions(self, fl: Propeller, results: list[RoundResult]) -> None:
-        table = Table(title="\nModel versions", title_justify="left")
+        self._print("\n[bold]Model versions[/]")
+        table = Table()
         for column in ("version", "from round", "updates", "loss", "held-out accuracy"):
             table.add_column(column, justify="left" if column == "from round" else "right")
         table.add_row("v0", "(initial: zeros)", "", "", f"{self._accuracy(fl, 0):.3f}")
