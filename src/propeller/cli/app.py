@@ -18,6 +18,13 @@ StateOption = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
 ]
 DEFAULT_STATE = Path(".propeller")
+UsernameOption = Annotated[
+    str | None, typer.Option("--username", "-u", help="Else docker's own logins are used.")
+]
+PasswordOption = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+]
+PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")]
 
 
 @app.command()
@@ -70,13 +77,9 @@ def serve(
 def push(
     file: Annotated[Path, typer.Argument(help="A Wasm file.")],
     reference: Annotated[str, typer.Argument(metavar="REF", help="Where to: registry/name:tag.")],
-    username: Annotated[str | None, typer.Option("--username", "-u")] = None,
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
-    plain_http: Annotated[
-        bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")
-    ] = False,
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    plain_http: PlainHttpOption = False,
 ) -> None:
     """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
     from propeller.cli.artifacts import run_push
@@ -92,13 +95,9 @@ def pull(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write (default: NAME.wasm).")
     ] = None,
-    username: Annotated[str | None, typer.Option("--username", "-u")] = None,
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
-    plain_http: Annotated[
-        bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")
-    ] = False,
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    plain_http: PlainHttpOption = False,
 ) -> None:
     """Pull a program from an OCI registry and check its digest."""
     from propeller.cli.artifacts import run_pull

@@ -1,0 +1,57 @@
+"""``propeller push`` and ``pull`` against the embedded registry in a process of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from propeller.data import program_path
+from support.net import free_port
+from support.service import start_service
+from support.stack import propeller
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("registry"), free_port()
+    env = {"OCI_REGISTRY_PORT": str(port), "OCI_REGISTRY_FOLDER": str(folder / "layout")}
+    with start_service("oci-registry", env, port, folder / "log"):
+        yield f"127.0.0.1:{port}"
+
+
+def test_what_is_pushed_is_pulled(registry: str, tmp_path: Path) -> None:
+    pushed = propeller("push", str(program_path("logreg")), f"{registry}/tools/logreg:v1")
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"Pushed {registry}/tools/logreg:v1" in pushed.stdout
+    digest = next(row for row in pushed.stdout.splitlines() if row.startswith("Digest: ")).removeprefix(
+        "Digest: "
+    )
+    for reference in (f"{registry}/tools/logreg:v1", f"{registry}/tools/logreg@{digest}"):
+        target = tmp_path / "out.wasm"
+        pulled = propeller("pull", reference, "-o", str(target))
+        assert pulled.returncode == 0, pulled.stderr
+        assert target.read_bytes() == program_path("logreg").read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["out.wasm"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("push", "{tmp}/nothing.wasm", "{registry}/x:v1"), "no such file"),
+        (("push", "{tmp}/text.wasm", "{registry}/x:v1"), "not a Wasm module"),
+        (("push", "{program}", "{registry}/Upper/Case:v1"), "lower"),
+        (("push", "{program}", "127.0.0.1:1/x:v1"), "127.0.0.1:1"),
+        (("pull", "{registry}/no/such:v1"), "no/such"),
+        (("push", "{program}", "{registry}/x:v1", "-u", "me"), "--password-stdin"),
+    ],
+)
+def test_what_a_person_did_wrong_is_one_line(
+    registry: str, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "text.wasm").write_text("hello")
+    names = {"tmp": tmp_path, "registry": registry, "program": program_path("logreg")}
+    result = propeller(*(argument.format(**names) for argument in arguments))
+    assert result.returncode == 1, result.stdout
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr

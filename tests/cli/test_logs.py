@@ -1,0 +1,70 @@
+"""``propeller logs``: merged by time, narrowed, followed."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.stack import PROPELLER, propeller
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    line(logs / "manager.log", "10:00:01", "first", round_id="r-1")
+    line(logs / "proplet-1.log", "10:00:02", "second", round_id="r-1", level="WARNING")
+    line(logs / "manager.log", "10:00:03", "third", round_id="r-2")
+    with (logs / "manager.log").open("a") as stream:
+        stream.write("error: plain words\n")
+    return tmp_path
+
+
+def line(file: Path, time: str, message: str, level: str = "INFO", **fields: str) -> None:
+    with file.open("a") as stream:
+        stream.write(
+            json.dumps({"time": f"2026-01-01T{time}.000000Z", "level": level, "msg": message, **fields})
+            + "\n"
+        )
+
+
+def test_lines_of_all_services_are_merged_by_time(state: Path) -> None:
+    shown = propeller("logs", "--state", str(state)).stdout.splitlines()
+    assert [row.split()[-2] if "=" in row else row for row in shown[:3]] == ["first", "second", "third"]
+    assert "10:00:02.000 proplet-1       WARNING second  round_id=r-1" in shown
+    assert shown[3].split() == ["manager", "error:", "plain", "words"]
+
+
+def test_by_round_and_by_service(state: Path) -> None:
+    by_round = propeller("logs", "--state", str(state), "--round", "r-1").stdout
+    assert "first" in by_round
+    assert "second" in by_round
+    assert "third" not in by_round
+    by_service = propeller("logs", "--state", str(state), "--service", "proplet-1", "--json").stdout
+    assert json.loads(by_service)["msg"] == "second"
+
+
+def test_what_is_not_there_is_said(state: Path, tmp_path: Path) -> None:
+    unknown = propeller("logs", "--state", str(state), "--service", "nobody")
+    assert unknown.returncode == 1
+    assert "manager, proplet-1" in unknown.stderr
+    nothing = propeller("logs", "--state", str(tmp_path / "nowhere"))
+    assert nothing.returncode == 1
+    assert "propeller up" in nothing.stderr
+
+
+def test_following_shows_what_comes_after_in_whole_lines(state: Path) -> None:
+    command = [*PROPELLER, "logs", "--state", str(state), "-f", "--round", "r-3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        file = state / "logs" / "manager.log"
+        whole = json.dumps(
+            {"time": "2026-01-01T10:00:09Z", "level": "INFO", "msg": "fourth", "round_id": "r-3"}
+        )
+        with file.open("a") as stream:
+            stream.write(whole[:20])
+            stream.flush()
+            stream.write(whole[20:] + "\n")
+        assert "fourth" in process.stdout.readline()
+        process.terminate()

@@ -1,0 +1,67 @@
+"""The supervisor over a real service: started again when it dies, ended when told, and its last words told."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from propeller.stack.supervisor import Plan, Supervisor, last_error
+from support.net import eventually, free_port
+
+
+def plan(folder: Path, port: int, *, own_interpreter: bool = False) -> Plan:
+    env = {"PATH": os.environ["PATH"], "AGGREGATOR_PORT": str(port)}
+    return Plan("aggregator", "aggregator", env, folder / "aggregator.log", own_interpreter=own_interpreter)
+
+
+async def answers(port: int) -> bool:
+    async with httpx.AsyncClient() as http:
+        try:
+            return (await http.get(f"http://127.0.0.1:{port}/health")).is_success
+        except httpx.TransportError:
+            return False
+
+
+@pytest.mark.parametrize("own_interpreter", [False, True])
+async def test_a_killed_process_is_started_again_and_ended_when_told(
+    tmp_path: Path, own_interpreter: bool
+) -> None:
+    port, supervisor = free_port(), Supervisor()
+    try:
+        await supervisor.start(plan(tmp_path, port, own_interpreter=own_interpreter))
+        await eventually(lambda: answers(port), 20)
+        first = supervisor.pids["aggregator"]
+        assert os.getsid(first) == first
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.pids["aggregator"] != first, 10)
+        await eventually(lambda: answers(port), 20)
+    finally:
+        await supervisor.close(["aggregator"])
+    assert not await answers(port)
+    assert supervisor.pids == {}
+
+
+async def test_why_it_cannot_start_is_told(tmp_path: Path) -> None:
+    port, supervisor = free_port(), Supervisor()
+    taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", port)
+    try:
+        assert supervisor.failed_to_start("aggregator") is None
+        await supervisor.start(plan(tmp_path, port))
+        reason = await eventually(lambda: supervisor.failed_to_start("aggregator"), 20)
+        assert reason is not None
+        assert f"port {port} is already in use" in reason
+    finally:
+        await supervisor.close()
+        taken.close()
+
+
+def test_the_last_error_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert last_error(log) is None
+    log.write_text(
+        '{"msg":"a"}\nerror: first\n{"msg":"b"}\nerror: settings to correct:\n  A: not set\n  B: not set\n'
+    )
+    assert last_error(log) == "settings to correct:\n  A: not set\n  B: not set"
