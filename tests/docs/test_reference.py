@@ -1,0 +1,207 @@
+"""docs/reference.md against the code: a variable, default, route, command, topic or limit that is not in it fails here."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+from unittest.mock import MagicMock
+
+import pytest
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from starlette.routing import Route
+from typer.main import get_command
+
+from propeller.aggregator.api import create_api as create_aggregator
+from propeller.cli.app import app as cli
+from propeller.coordinator.api import create_api as create_coordinator
+from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.data_store.api import create_api as create_data_store
+from propeller.identity.api import create_api as create_identity
+from propeller.manager.api import create_api as create_manager
+from propeller.model_registry.api import create_api as create_model_registry
+from propeller.oci.layout import Layout
+from propeller.oci.registry import create_registry
+from propeller.process.settings import HttpSettings, ServiceSettings
+from propeller.protocol.topics import UPDATES_FILTER, Kind
+from propeller.stack.services import _MODULES, SERVICES
+from propeller.wasm.job import Limits
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+SHARED = {str(field.alias) for field in HttpSettings.model_fields.values()}
+BESIDE_SETTINGS = {"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION"}
+"""Read from the environment before the settings are."""
+
+COMPUTED = {"PROPLET_MAX_TASKS"}
+"""Their defaults depend on the machine."""
+
+
+class _Api(Protocol):
+    def openapi(self) -> dict[str, Any]: ...
+
+
+def section(heading: str) -> str:
+    """The text under a heading, up to the next one of its level or above."""
+    level = len(heading) - len(heading.lstrip("#"))
+    found = re.search(
+        rf"^{re.escape(heading)}$(.*?)(?=^#{{2,{level}}} |\Z)", REFERENCE, re.MULTILINE | re.DOTALL
+    )
+    assert found is not None, f"docs/reference.md has no heading {heading!r}"
+    return found[1]
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The cells of every table row."""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def spans(text: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+def variables(text: str) -> dict[tuple[str, ...], str]:
+    """Names to default, of every row that begins with the name of a variable."""
+    found = {}
+    for cells in rows(text):
+        names = tuple(re.findall(r"`([A-Z][A-Z0-9_]+)`", cells[0]))
+        if names:
+            found[names] = cells[1]
+    return found
+
+
+def names_of(field: FieldInfo) -> tuple[str, ...]:
+    if isinstance(field.validation_alias, AliasChoices):
+        return tuple(str(choice) for choice in field.validation_alias.choices)
+    assert field.alias is not None
+    return (field.alias,)
+
+
+def shown(field: FieldInfo) -> str:
+    """A default as the tables write it."""
+    value = field.default
+    if hasattr(value, "get_secret_value"):
+        value = value.get_secret_value()
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or value == "":
+        return "–"  # noqa: RUF001 - the dash of the tables
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{value}`"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_variables_and_their_defaults_are_those_of_the_settings(service: str) -> None:
+    settings: type[ServiceSettings] = import_module(_MODULES[service][0]).Settings
+    expected = {names_of(field): shown(field) for field in settings.model_fields.values()}
+    if issubclass(settings, HttpSettings):
+        expected = {names: default for names, default in expected.items() if not SHARED & set(names)}
+    found = {
+        names: default
+        for names, default in variables(section(f"### {service}")).items()
+        if not BESIDE_SETTINGS & set(names)
+    }
+    assert set(found) == set(expected)
+    assert {names: found[names] for names in found if not COMPUTED & set(names)} == {
+        names: expected[names] for names in expected if not COMPUTED & set(names)
+    }
+
+
+def test_shared_variables_and_their_defaults() -> None:
+    expected = {names_of(field): shown(field) for field in HttpSettings.model_fields.values()}
+    assert variables(section("## Settings")) == expected
+
+
+def api(service: str) -> _Api:
+    """A service's app over nothing: only its routes are looked at."""
+    match service:
+        case "identity":
+            return cast(_Api, create_identity(MagicMock()))
+        case "manager":
+            return create_manager(MagicMock())
+        case "coordinator":
+            return create_coordinator(MagicMock(), CoordinatorMetrics())
+        case "aggregator":
+            return create_aggregator(MagicMock(), max_bytes=1, max_json_bytes=1)
+        case "model-registry":
+            return create_model_registry(MagicMock())
+        case _:
+            return create_data_store(MagicMock())
+
+
+def documented_routes(text: str) -> set[str]:
+    return {span for span in spans(text) if re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) /\S*", span)}
+
+
+@pytest.mark.parametrize(
+    "service", ["identity", "manager", "coordinator", "aggregator", "model-registry", "data-store"]
+)
+def test_routes_are_those_of_the_api(service: str) -> None:
+    expected = {
+        f"{method.upper()} {path}"
+        for path, methods in api(service).openapi()["paths"].items()
+        for method in methods
+    }
+    cells = "\n".join(row[0] for row in rows(section(f"### {service}")))
+    assert documented_routes(cells) == expected
+
+
+def test_routes_of_the_oci_registry(tmp_path: Path) -> None:
+    app = create_registry(Layout(tmp_path))
+    expected = {
+        f"{method} {route.path.replace(':path', '').rstrip('/')}"
+        for route in app.routes
+        if isinstance(route, Route) and route.path.startswith("/v2")
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert {route.rstrip("/") for route in documented_routes(section("### oci-registry"))} == expected
+
+
+def test_every_command_with_its_options() -> None:
+    table = {span.split()[1]: cells for cells in rows(section("## Commands")) for span in spans(cells[0])}
+    commands = cast(Any, get_command(cli)).commands
+    assert set(table) == set(commands)
+    for name, command in commands.items():
+        cells = table[name] + (table["push"] if name == "pull" else [])
+        written = set(re.findall(r"(?<![\w-])--?[a-z-]+", " ".join(cells)))
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert written & set(option.opts), f"propeller {name} {option.opts}"
+
+
+def test_every_topic() -> None:
+    update = UPDATES_FILTER.replace("+", "{round}", 1).replace("+", "{proplet}")
+    topics = {span for cells in rows(section("## MQTT")) for span in spans(cells[0])}
+    assert {str(kind) for kind in Kind if kind is not Kind.UPDATE} | {update} <= topics
+
+
+def test_every_limit_of_a_task() -> None:
+    assert {field.name for field in fields(Limits)} <= spans(section("### proplet"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{target}: there is no {file.relative_to(ROOT)}"
+        assert not anchor or anchor in anchors(file), f"{target}: no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
