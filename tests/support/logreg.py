@@ -1,0 +1,46 @@
+"""Running the shipped logistic regression."""
+
+import json
+from typing import Any
+
+from propeller.data import program_path
+from propeller.wasm.job import Job, Limits, Outcome
+from propeller.wasm.sandbox import Sandbox
+from support.guests import add
+
+_VARIABLES = {"model": "MODEL_DATA", "dataset": "DATASET_DATA", "hyperparams": "HYPERPARAMS"}
+
+
+class Logreg:
+    """The program in a sandbox; call it with documents (or texts)."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self.log: list[str] = []
+
+    async def __call__(
+        self, model: Any, dataset: Any, hyperparams: Any = None, *, by_env: bool = False, **env: str
+    ) -> Outcome:
+        """Run it once; ``log`` has its lines."""
+        given = {"model": model, "dataset": dataset, "hyperparams": hyperparams}
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in given.items()
+            if value is not None
+        }
+        env = {"ROUND_ID": "r1", "PROPLET_ID": "p1", "MODEL_URI": "fl/models/global_model_v0", **env}
+        if by_env:
+            env |= {_VARIABLES[name]: text for name, text in texts.items()}
+        files = {} if by_env else {f"{name}.json": text.encode() for name, text in texts.items()}
+        self.log = []
+        digest = await add(self._sandbox, program_path("logreg").read_bytes())
+        limits = Limits(wall_time_s=60)
+        job = Job("logreg", digest, env=env, files=files, limits=limits)
+        return await self._sandbox.run(job, self.log.append)
+
+    async def update(self, *given: Any, **env: Any) -> dict[str, Any]:
+        """Run it; the document it prints."""
+        outcome = await self(*given, **env)
+        assert outcome.error is None, (outcome, self.log)
+        document: dict[str, Any] = json.loads(outcome.stdout)
+        return document
