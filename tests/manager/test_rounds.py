@@ -281,7 +281,9 @@ async def test_the_rest_goes_through_to_the_coordinator(
     status = await http.get("/fl/rounds/r-1/complete?wait_s=1.5")
     assert status.json()["num_updates"] == status.json()["status"]["num_updates"] == 3
     assert coordinator.requests[-1][:2] == ("GET /rounds/r-1/complete", "wait_s=1.5")
-    assert (await http.get("/fl/rounds/r-1/complete?wait_s=61")).status_code == 400
+    await http.get("/fl/rounds/r-1/complete?wait_s=90&updates=2")
+    assert coordinator.requests[-1][:2] == ("GET /rounds/r-1/complete", "wait_s=60&updates=2")
+    assert (await http.get("/fl/rounds/r-1/complete?wait_s=nan")).status_code == 400
     assert (await http.get("/fl/rounds/a%20b/complete")).status_code == 400
 
     await http.get("/fl/task?round_id=r-1&proplet_id=p1")

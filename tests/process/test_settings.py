@@ -109,3 +109,16 @@ def test_authentication_needs_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROPELLER_AUTH", "maybe")
     with pytest.raises(SettingsError, match="PROPELLER_AUTH: Input should be 'on' or 'off'"):
         HttpSettings.load()
+
+
+def test_a_fields_own_name_in_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(ServiceSettings):
+        host: str = Field("127.0.0.1", alias="NAMED_HOST")
+        key: str = Field("", validation_alias=AliasChoices("NAMED_KEY", "NAMED_API_KEY"))
+
+    for variable in ("host", "HOST", "key", "KEY"):
+        monkeypatch.setenv(variable, "stray")
+    assert (Named.load().host, Named.load().key) == ("127.0.0.1", "")
+    monkeypatch.setenv("NAMED_API_KEY", "k")
+    assert Named.load(host="::1").model_dump() == {"host": "::1", "key": "k"}
+    assert Named.load(key="given").key == "given"

@@ -147,7 +147,7 @@ def settings_for(broker_port: int, folder: Path, **given: Any) -> Settings:
         "database": str(folder / "manager.db"),
         **given,
     }
-    return Settings(**fields)
+    return Settings.load(**fields)
 
 
 @contextlib.asynccontextmanager

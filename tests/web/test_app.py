@@ -5,6 +5,7 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from structlog.testing import capture_logs
 
+from propeller.protocol.rounds import Experiment
 from propeller.web.app import create_app
 
 JSON = {"content-type": "application/json"}
@@ -120,3 +121,18 @@ async def test_the_api_page(http: httpx.AsyncClient) -> None:
     page = await http.get("/docs")
     assert page.status_code == 200
     assert "openapi.json" in page.text
+
+
+async def test_a_body_that_curl_sends_without_a_type_is_json() -> None:
+    app = create_app("test")
+
+    @app.post("/experiments")
+    async def take(experiment: Experiment) -> dict[str, str]:
+        return {"round_id": experiment.round_id}
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        answer = await http.post(
+            "/experiments", content=b'{"round_id":"r","participants":["a"]}', headers=headers
+        )
+        assert (answer.status_code, answer.json()) == (200, {"round_id": "r"})

@@ -74,7 +74,7 @@ async def test_off_lets_anyone_in() -> None:
 
 
 async def test_settings_make_a_verifier() -> None:
-    made = verifier(HttpSettings(auth="on", identity_url="http://127.0.0.1:1"))
+    made = verifier(HttpSettings.load(auth="on", identity_url="http://127.0.0.1:1"))
     assert isinstance(made, IdentityVerifier)
     await made.aclose()
 

@@ -47,13 +47,13 @@ Body = Annotated[dict[str, Any], Depends(read_object)]
 
 
 async def check_operator(principal: Annotated[Principal, Depends(caller)]) -> None:
-    """Refuse devices: they run tasks and send updates, and have no business with the fleet and its tasks.
+    """Refuse every client but a manager: devices and services have no business with the fleet and its tasks.
 
     Raises:
         ApiError: 403.
     """
-    if principal.kind == "client" and principal.role in {"proplet", "device"}:
-        raise ApiError(403, f"client {principal.id} is a {principal.role}: a user or a service must do this")
+    if principal.kind == "client" and principal.role != "manager":
+        raise ApiError(403, f"client {principal.id} is a {principal.role}: a user or a manager must do this")
 
 
 class ApiMetrics(Collector):

@@ -64,10 +64,17 @@ async def get_round_status(
     manager: TheManager,
     request: Request,
     round_id: PathId,
-    wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0.0,
+    wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+    updates: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """Whether a round is over; with ``wait_s`` the answer comes when it is, or after so many seconds."""
-    params = {"wait_s": f"{wait_s:g}"} if wait_s else {}
+    """Whether a round is over; with ``wait_s`` the answer comes when it is, or after so many seconds.
+
+    With ``updates`` also when more than so many are in.
+    """
+    wait_s = min(wait_s, LONGEST_WAIT_S)
+    params = ({"wait_s": f"{wait_s:g}"} if wait_s else {}) | (
+        {} if updates is None else {"updates": str(updates)}
+    )
     path = f"/rounds/{round_id}/complete"
     return await _forward(manager, request, path, params=params, timeout_s=wait_s + 30)
 

@@ -16,6 +16,7 @@ from propeller.manager.rounds import Rounds
 from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
 from propeller.mqtt.session import Session, SubscriptionRefusedError
+from propeller.process.errors import BusyError
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
@@ -119,7 +120,7 @@ async def _until_stored(attempt: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await attempt()
-        except (OperationalError, ConnectionError) as error:
+        except (OperationalError, BusyError, ConnectionError) as error:
             log.error("database cannot be reached, trying again", reason=str(error)[:500])  # noqa: TRY400
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_S)

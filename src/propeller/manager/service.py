@@ -100,7 +100,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         StartError: the database cannot be opened.
     """
     key = settings.client_key.get_secret_value()
-    credentials = (settings.client_id, key) if key else None
+    credentials = (settings.client_id, key) if key and settings.auth == "on" else None
     url = settings.coordinator_url
     coordinator = Coordinator(url, credentials=credentials) if url else None
     database = Database(settings.database)

@@ -21,7 +21,6 @@ class Settings(HttpSettings):
 
     http_host: str = Field("localhost", alias="MANAGER_HTTP_HOST")
     http_port: int = Field(7070, alias="MANAGER_HTTP_PORT", ge=0, le=65535)
-    log_level: str = Field("info", alias="MANAGER_LOG_LEVEL")
     instance_id: str = Field("", alias="MANAGER_INSTANCE_ID")
 
     mqtt_address: Annotated[str, AfterValidator(_address)] = Field(

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -44,23 +44,29 @@ class ServiceSettings(BaseSettings):
     Unset and empty variables are the same thing, as compose files pass unset ones as empty strings.
     """
 
-    model_config = SettingsConfigDict(
-        env_ignore_empty=True, extra="ignore", populate_by_name=True, frozen=True, case_sensitive=True
-    )
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True)
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """Read the environment; keyword arguments win over it.
+        """Read the environment; keyword arguments, by the fields' names, win over it.
 
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
         try:
-            return cls(**given)
+            return cls(**{_variable(cls, name): value for name, value in given.items()})
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
         except UnreadableError as error:  # a list or an object that is not JSON
             raise SettingsError(f"{_HEAD}{error}") from None
+
+
+def _variable(settings: type[ServiceSettings], name: str) -> str:
+    """The variable of a field. Fields are not read by their own names, or ``host`` in an environment would move a service."""
+    field = settings.model_fields.get(name)
+    alias = None if field is None else field.validation_alias
+    choice = alias.choices[0] if isinstance(alias, AliasChoices) else alias
+    return choice if isinstance(choice, str) else name
 
 
 class HttpSettings(ServiceSettings):

@@ -30,8 +30,6 @@ SERVICES = tuple(_MODULES)
 PARENT_FD = "PROPELLER_PARENT_FD"
 """Environment variable: a pipe's end; when it closes, the process that started this one is gone."""
 
-LOG_LEVEL_VARIABLES = ("MANAGER_LOG_LEVEL", "PROXY_LOG_LEVEL", "PROPLET_LOG_LEVEL")
-
 
 def modules(service: str) -> tuple[str, str]:
     """The settings and main modules of a service.
@@ -51,9 +49,8 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
     Returns:
         The exit code of the process.
     """
-    level = os.environ.get(
-        f"{service.upper().replace('-', '_')}_LOG_LEVEL", os.environ.get("PROPELLER_LOG_LEVEL", "info")
-    )
+    own = f"{service.upper().replace('-', '_')}_LOG_LEVEL"
+    level = os.environ.get(own) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
     logs.configure(service, level=level, file=log_file)
     if insecure:
         os.environ["PROPELLER_INSECURE"] = "true"

@@ -36,14 +36,19 @@ class Blobs:
         The stores' own environment variables give the credentials (``AWS_ACCESS_KEY_ID`` and so on).
 
         Raises:
-            StartError: the URL is not one of a store.
+            StartError: the folder cannot be used, or the URL is not one of a store.
         """
         text = str(place)
         self._folder: Path | None = None
         self._store: ObjectStore
         if "://" not in text or text.startswith("file://"):
             self._folder = Path(text.removeprefix("file://")).absolute()
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StartError(
+                    f"the folder {self._folder} for blobs cannot be used: {error.strerror}"
+                ) from None
             remove_left_over([self._folder, *(path for path in self._folder.rglob("*") if path.is_dir())])
             self._store = LocalStore(prefix=self._folder)
             return

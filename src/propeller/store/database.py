@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from propeller.process.errors import BusyError
 from propeller.process.run import StartError
 
 WAIT_S = 10.0
@@ -19,7 +20,7 @@ WAIT_S = 10.0
 _FORMS = "write a file's path, sqlite:///path or postgresql://user@host/name"
 
 
-class DatabaseBusyError(Exception):
+class DatabaseBusyError(BusyError):
     """A transaction could not begin: another one is open for too long."""
 
 

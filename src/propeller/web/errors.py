@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from propeller.process.errors import BusyError
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import InvalidIdError
@@ -89,6 +90,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InvalidIdError)
     async def _malformed(_request: Request, error: ValueError) -> JSONResponse:
         return error_response(400, str(error))
+
+    @app.exception_handler(BusyError)
+    async def _busy(_request: Request, error: BusyError) -> JSONResponse:
+        return error_response(503, f"try again: {error}")
 
     @app.exception_handler(ServiceError)
     async def _peer(_request: Request, error: ServiceError) -> JSONResponse:
