@@ -5,6 +5,9 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from propeller.wasm.job import Job
 from propeller.wasm.sandbox import Sandbox
@@ -39,6 +42,30 @@ async def test_template_killed(tmp_path: Path) -> None:
         await eventually(lambda: not alive(task))
         assert (await sandbox.run(Job("a", good))).error is None
         assert sandbox.template_pid != before
+
+
+async def test_template_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More requests than its socket holds: all are run once it reads again, a stop among them."""
+    async with Sandbox(tmp_path) as sandbox:
+        good, forever = await add(sandbox, GOOD), await add(sandbox, FOREVER)
+        refused = 0
+        send = sandbox._link.send
+
+        def counting(*given: Any) -> bool:
+            nonlocal refused
+            sent = send(*given)
+            refused += not sent
+            return sent
+
+        monkeypatch.setattr(sandbox._link, "send", counting)
+        os.kill(sandbox.template_pid, signal.SIGSTOP)
+        jobs = [asyncio.create_task(sandbox.run(Job("stopped", forever)))]
+        jobs += [asyncio.create_task(sandbox.run(Job(str(n), good))) for n in range(250)]
+        await eventually(lambda: refused > 3)
+        assert await sandbox.kill("stopped")
+        os.kill(sandbox.template_pid, signal.SIGCONT)
+        errors = [outcome.error for outcome in await asyncio.gather(*jobs)]
+        assert errors == ["stopped before completion"] + [None] * 250
 
 
 async def test_task_killed_from_outside(tmp_path: Path) -> None:

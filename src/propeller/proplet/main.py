@@ -17,7 +17,8 @@ from propeller.proplet.service import Proplet
 from propeller.proplet.settings import Settings
 from propeller.proplet.updates import Updates
 from propeller.protocol.topics import Channel, Kind
-from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.link import LinkError
+from propeller.wasm.sandbox import ProgramError, Sandbox
 
 log = get_logger("proplet")
 
@@ -59,6 +60,8 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             )
         except OSError as error:
             raise StartError(f"PROPLET_STATE: {settings.folder} cannot be used: {error}") from error
+        except (LinkError, ProgramError) as error:
+            raise StartError(str(error)) from error
         programs = Programs(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
         updates = Updates(peers, reports.send_update)

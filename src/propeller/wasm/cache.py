@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from propeller.wasm.job import ProgramError, over
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
 _CONFIGURATION = "1"
-"""Counts the changes of ``worker.config``."""
+"""Counts the changes of ``worker.config`` and of ``expose``."""
+_ABANDONED_S = 3600
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Cache:
             raise ProgramError(
                 f"{folder}: must belong to this user and be writable by no one else (chmod 700)"
             )
+        for part in folder.glob("*.part"):  # of a process that died while it wrote
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_mtime < time.time() - _ABANDONED_S:
+                    part.unlink()
 
     def has(self, digest: str) -> bool:
         """Whether the program is here; one whose artifact another version made is compiled again when it runs."""

@@ -92,11 +92,11 @@ def isolate(parent: int, nice: int) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
-        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         with contextlib.suppress(OSError):
             fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
             os.write(fd, b"1000")
             os.close(fd)
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # from here on /proc/self is not this user's
     with contextlib.suppress(OSError):
         os.nice(nice)
 

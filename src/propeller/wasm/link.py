@@ -1,22 +1,25 @@
 """The proplet's side of the template process: starts it, restarts it, and runs confined processes through it."""
 
 import asyncio
+import contextlib
+import errno
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from propeller.wasm.pipe import Pipe, Sink
+
 _CODE = "import sys; sys.path[:0] = sys.argv[2:]; from propeller.wasm.template import main; main()"
 _RESULT_BYTES = 64 * 1024
-_BUFFER = 256 * 1024
+_RETRY_S = 0.002
 
 
 class LinkError(Exception):
@@ -34,48 +37,6 @@ class Ended:
     result: bytes
 
 
-class Pipe:
-    """Reads one pipe to its end without blocking; calls ``on_data`` with what comes, ``over`` once past ``limit``.
-
-    What comes after that is read and dropped, so that the writer is never blocked by us.
-    """
-
-    def __init__(self, limit: int, on_data: Callable[[bytes], None], over: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._room, self._on_data, self._over = limit, on_data, over
-        self._fd, self.writer = os.pipe()
-        os.set_blocking(self._fd, False)
-        self.ended = self._loop.create_future()
-        self._loop.add_reader(self._fd, self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._fd, _BUFFER)
-        except BlockingIOError:
-            return
-        if not data:
-            self.close()
-            return
-        if len(data) > self._room >= 0:
-            data, exceeded = data[: self._room], True
-        else:
-            exceeded = False
-        if self._room >= 0:
-            self._room -= len(data)
-            if data:
-                self._on_data(data)
-        if exceeded:
-            self._room = -1
-            self._over()
-
-    def close(self) -> None:
-        """Stop reading."""
-        if not self.ended.done():
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self.ended.set_result(None)
-
-
 class Process:
     """A confined process that was asked for; ``ended`` tells how it ended."""
 
@@ -84,8 +45,9 @@ class Process:
         self.report: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     def kill(self) -> None:
-        """End it at once."""
-        self._link.send({"kill": self.number})
+        """End it at once; without a template it has ended already."""
+        with contextlib.suppress(LinkError):
+            self._link.send({"kill": self.number})
 
     async def ended(self) -> Ended:
         """Wait for its end and for all it has written.
@@ -114,6 +76,8 @@ class Link:
         self._text = b""
         self._hello: asyncio.Future[dict[str, Any]] | None = None
         self._closed = False
+        self.runtime = ""
+        """The version of the runtime that the template loaded."""
 
     @property
     def pid(self) -> int:
@@ -123,33 +87,43 @@ class Link:
         return self._process.pid
 
     async def hello(self) -> dict[str, Any]:
-        """What the template said about itself when it started (``wasmtime``, ``protections``).
+        """What the template said about itself when it started (``protections``); ``runtime`` is set then.
 
         Raises:
             LinkError: it does not start.
         """
+        self._control()
         if self._hello is None:
             raise LinkError("sandbox: not started")
         return await asyncio.wait_for(asyncio.shield(self._hello), 30)
 
     def open(self) -> None:
-        """Start the template."""
-        ours, theirs = socket.socketpair()
+        """Start the template.
+
+        Raises:
+            LinkError: it cannot be started.
+        """
         runtime = importlib.util.find_spec("wasmtime")
         if runtime is None or runtime.origin is None:
             raise LinkError("sandbox: the wasmtime package is not installed")
+        self.runtime = importlib.metadata.version("wasmtime")  # here, as it would cost the template 4 MB
         folders = [str(Path(__file__).parents[2]), str(Path(runtime.origin).parents[1])]
         # Isolated, without site: nothing of the environment, and 3 MB less.
         command = [sys.executable, "-I", "-S", "-c", _CODE, str(self._nice), *folders]
+        ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
-                command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env={},
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise LinkError(f"sandbox: cannot start {sys.executable}: {error.strerror}") from None
         ours.setblocking(False)
         self._socket, self._text = ours, b""
         loop = asyncio.get_running_loop()
@@ -161,42 +135,51 @@ class Link:
         self._closed = True
         await self._drop()
 
-    def start(self, request: dict[str, Any], pipes: list[Pipe]) -> Process:
-        """Ask for a confined process; ``pipes`` are its standard output and error.
+    async def start(self, request: dict[str, Any], stdout: Sink, stderr: Sink) -> Process:
+        """Ask for a confined process; the sinks take its standard output and error.
+
+        Raises:
+            LinkError: the template is gone.
+            OSError: there are no more descriptors.
+        """
+        result = bytearray()
+        pipes: list[Pipe] = []
+        try:
+            for sink in (stdout, stderr, Sink(_RESULT_BYTES, result.extend, lambda: None)):
+                pipes.append(Pipe(sink))  # noqa: PERF401 - those made are closed if one cannot be
+            process = Process(self, next(self._numbers), pipes, result)
+            message = {"id": process.number, **request}
+            while not self.send(message, [pipe.writer for pipe in pipes]):  # noqa: ASYNC110 - nothing tells when
+                await asyncio.sleep(_RETRY_S)
+        except BaseException:
+            for pipe in pipes:
+                pipe.close()
+            raise
+        finally:
+            for pipe in pipes:
+                os.close(pipe.writer)
+        self._running[process.number] = process
+        return process
+
+    def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> bool:
+        """Write one request; False if the template has too many unread ones (one without descriptors is sent later).
 
         Raises:
             LinkError: the template is gone.
         """
-        result = bytearray()
-        last = Pipe(_RESULT_BYTES, result.extend, lambda: None)
-        process = Process(self, next(self._numbers), [*pipes, last], result)
-        writers = [pipe.writer for pipe in (*pipes, last)]
-        try:
-            self.send({"id": process.number, **request}, writers)
-        except LinkError:
-            for pipe in (*pipes, last):
-                pipe.close()
-            raise
-        finally:
-            for fd in writers:
-                os.close(fd)
-        self._running[process.number] = process
-        return process
-
-    def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-        """Write one request; they are far smaller than the socket's buffer, and the template always reads.
-
-        Raises:
-            LinkError: the template is gone or does not read.
-        """
         line = json.dumps(message).encode() + b"\n"
         try:
-            sent = socket.send_fds(self._control(), [line], descriptors or [])
+            socket.send_fds(self._control(), [line], descriptors or [])
         except OSError as error:
+            if error.errno in {
+                errno.EAGAIN,
+                errno.ETOOMANYREFS,
+            }:  # a small line is written whole, or not at all
+                if descriptors is None:
+                    asyncio.get_running_loop().call_later(_RETRY_S, self.send, message)
+                return False
             raise LinkError(f"sandbox: its process does not answer: {error.strerror}") from None
-        if sent != len(line):
-            os.kill(self.pid, signal.SIGKILL)
-            raise LinkError("sandbox: its process does not read; it is being replaced")
+        return True
 
     def _control(self) -> socket.socket:
         if self._socket is None and not self._closed:
@@ -225,7 +208,7 @@ class Link:
                 process.report.set_exception(LinkError(f"sandbox: {message['failed']}"))
             elif process:
                 process.report.set_result(message)
-            elif "wasmtime" in message and self._hello:
+            elif "protections" in message and self._hello:
                 self._hello.set_result(message)
 
     def _lost(self) -> None:
@@ -260,4 +243,5 @@ class Link:
             process.report.set_exception(
                 LinkError("sandbox: its process ended unexpectedly, and the task with it")
             )
+            process.report.exception()  # no one may be waiting for it any more
         self._running.clear()

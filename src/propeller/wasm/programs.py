@@ -12,7 +12,8 @@ from typing import Any
 
 from propeller.wasm.cache import Cache, Program
 from propeller.wasm.job import Limits, ProgramError, over
-from propeller.wasm.link import Ended, Link, Pipe
+from propeller.wasm.link import Ended, Link
+from propeller.wasm.pipe import NOWHERE
 
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
@@ -41,8 +42,8 @@ class Programs:
             ProgramError: the program is not in the cache, or cannot be compiled within the limits.
             LinkError: the sandbox's process is gone.
         """
-        hello = await self._link.hello()
-        program = self._cache.find(digest, hello["wasmtime"], fuel=limits.fuel is not None)
+        await self._link.hello()
+        program = self._cache.find(digest, self._link.runtime, fuel=limits.fuel is not None)
         if self._cache.trusted(program):
             return program, 0.0
         async with self._compiling.setdefault(program.artifact, asyncio.Lock()):
@@ -67,8 +68,8 @@ class Programs:
         place = self._tasks / f"{secrets.token_hex(8)}.json"
         try:
             write_task(place, task)
-            pipes = [Pipe(0, lambda _: None, lambda: None) for _ in range(2)]
-            process = self._link.start({"task": str(place), "wall_time_s": limits.compile_s}, pipes)
+            request = {"task": str(place), "wall_time_s": limits.compile_s}
+            process = await self._link.start(request, NOWHERE, NOWHERE)
             try:
                 ended = await process.ended()
             except asyncio.CancelledError:

@@ -18,7 +18,8 @@ from propeller.wasm import folder as folders
 from propeller.wasm.cache import Cache, Program
 from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
 from propeller.wasm.lines import Lines
-from propeller.wasm.link import Link, LinkError, Pipe, Process
+from propeller.wasm.link import Link, LinkError, Process
+from propeller.wasm.pipe import Sink
 from propeller.wasm.programs import Programs, read_report, write_task
 from propeller.wasm.verdict import STOPPED, judge, measure
 
@@ -37,11 +38,12 @@ class Sandbox:
         nice: Added to the tasks' niceness, so that the device's other work goes first.
 
     Raises:
-        ProgramError: the folder belongs to someone else.
+        ProgramError: the folder belongs to someone else. Entering raises LinkError if the template does not start.
     """
 
     def __init__(self, folder: Path, *, cache_bytes: int = 1024 * MIB, nice: int = 5) -> None:
         place = folder.absolute()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = Cache(place / "programs", cache_bytes)
         self._tasks = place / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = -1
@@ -106,6 +108,8 @@ class Sandbox:
             return await self._attempts(job, running, on_stderr)
         except (ProgramError, LinkError, ValueError) as error:
             return Outcome(error=str(error), limit=getattr(error, "limit", None))
+        except OSError as error:  # the disk is full, or there are no more descriptors
+            return Outcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
         finally:
             del self._running[job.id]
             running.done.set_result(None)
@@ -164,11 +168,11 @@ class Sandbox:
         stdout, lines = bytearray(), Lines(on_stderr)
         try:
             await _in_thread_if_large(job.files, _prepare, place, job.files, task)
-            pipes = [
-                Pipe(job.limits.stdout_bytes, stdout.extend, lambda: running.exceed("stdout_bytes")),
-                Pipe(job.limits.stderr_bytes, lines.feed, lambda: running.exceed("stderr_bytes")),
-            ]
-            running.process = process = self._link.start(request, pipes)
+            running.process = process = await self._link.start(
+                request,
+                Sink(job.limits.stdout_bytes, stdout.extend, lambda: running.exceed("stdout_bytes")),
+                Sink(job.limits.stderr_bytes, lines.feed, lambda: running.exceed("stderr_bytes")),
+            )
             if running.stopped.done():
                 process.kill()
             try:
@@ -236,8 +240,7 @@ class _Running:
 
     def _kill(self) -> None:
         if self.process:
-            with contextlib.suppress(LinkError):  # then it has ended already
-                self.process.kill()
+            self.process.kill()
 
 
 def _prepare(place: Path, files: Mapping[str, bytes], task: dict[str, Any]) -> None:

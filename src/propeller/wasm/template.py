@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from propeller.wasm import folder, guard, worker
@@ -55,7 +54,7 @@ class Template:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        self._send({"wasmtime": version("wasmtime"), "protections": guard.available()})
+        self._send({"protections": guard.available()})
         try:
             while True:
                 ready = {fd for fd, _ in poll.poll(self._pause())}
