@@ -123,6 +123,11 @@ async def test_wrong_uploads(http: httpx.AsyncClient) -> None:
     for call in (http.get, http.delete, http.patch, http.put):
         answer = await call(place, params={"digest": DIGEST})
         assert (answer.status_code, code(answer)) == (404, "BLOB_UPLOAD_UNKNOWN")
+    answer = await http.patch(f"/v2/a/blobs/uploads/{'x' * 3000}", content=BLOB)
+    assert (answer.status_code, code(answer)) == (404, "BLOB_UPLOAD_UNKNOWN")
+    place = (await http.post("/v2/a/blobs/uploads/")).headers["location"]
+    answer = await http.patch(place, content=b"x", headers={"Content-Range": f"{'9' * 5000}-0"})
+    assert (answer.status_code, code(answer)) == (416, "BLOB_UPLOAD_INVALID")
     assert (await http.get(f"/v2/a/blobs/{wrong}")).status_code == 404
 
 
@@ -176,6 +181,17 @@ async def test_wrong_manifests(http: httpx.AsyncClient) -> None:
         code(await http.put(path, content=b'{"config":{"digest":"../x"}}', headers=oci)) == "DIGEST_INVALID"
     )
     assert code(await http.put(f"/v2/a/manifests/{DIGEST}", content=b"{}", headers=oci)) == "DIGEST_INVALID"
+    for body in (
+        b'{"mediaType": "a/b\\r\\nX-Evil: 1"}',
+        '{"mediaType": "é☃/b"}'.encode(),
+        b'{"mediaType": ""}',
+        b'{"mediaType": 5}',
+        b'{"annotations": NaN}',
+        "{}".encode("utf-16"),
+        b'{"layers": 5}',
+        b'{"manifests": {}}',
+    ):
+        assert code(await http.put(path, content=body)) == "MANIFEST_INVALID", body
     large = await http.put(path, content=b" " * (4 * 1024 * 1024 + 1), headers=oci)
     assert (large.status_code, code(large)) == (413, "SIZE_INVALID")
 

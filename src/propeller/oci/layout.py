@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from propeller.oci.reference import is_digest
 
 UPLOAD_LIFE_S = 24 * 3600.0
 """Unfinished uploads older than this are removed when the layout is opened."""
+
+_UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Layout:
@@ -81,7 +84,7 @@ class Layout:
     def upload(self, name: str) -> Path | None:
         """The file of an upload, or ``None`` if there is no such upload."""
         path = self._uploads / name
-        return path if name.isalnum() and path.is_file() else None
+        return path if _UPLOAD_ID.fullmatch(name) and path.is_file() else None
 
     def finish_upload(self, name: str, digest: str) -> None:
         """Make an upload a blob.

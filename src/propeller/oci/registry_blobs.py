@@ -13,7 +13,7 @@ from propeller.oci.layout import Layout
 from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
 
 _BATCH = 1024 * 1024
-_CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)")
+_CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})")
 
 
 class _BlobResponse(FileResponse):

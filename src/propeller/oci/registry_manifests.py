@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,11 +13,16 @@ from propeller.oci.layout import Layout
 from propeller.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, digest_of
 from propeller.oci.reference import is_digest, is_tag
 from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+from propeller.protocol.wire import MalformedMessageError, decode_object
 
 MAX_MANIFEST = 4 * 1024 * 1024
 """In bytes; the specification asks for at least this."""
 
 _PAGE = 1000
+
+_COUNT = re.compile(r"[0-9]{1,18}")
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
+"""RFC 6838, section 4.2; it goes back to clients as a header, so nothing else may."""
 
 
 class Manifests:
@@ -122,23 +128,28 @@ async def _small_body(request: Request) -> bytes:
 def _document(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
     """The manifest and its media type, which is told by the header, the document, or both alike."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise SpecError(400, "MANIFEST_INVALID", "the manifest is not a JSON object")
+        document = decode_object(data)
+    except MalformedMessageError as error:
+        raise SpecError(400, "MANIFEST_INVALID", f"the manifest is not a JSON object: {error}") from None
     sent, said = content_type.partition(";")[0].strip(), document.get("mediaType")
     if isinstance(said, str) and sent and said != sent:
         raise SpecError(
             400, "MANIFEST_INVALID", f"the manifest is {said[:100]}, the request says {sent[:100]}"
         )
-    return document, sent or (said if isinstance(said, str) else IMAGE_MANIFEST)
+    media_type = sent or (IMAGE_MANIFEST if said is None else said)
+    if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
+        raise SpecError(400, "MANIFEST_INVALID", f"mediaType: {str(media_type)[:100]!r} is not a media type")
+    return document, media_type
 
 
 def _parts(document: dict[str, Any]) -> list[str]:
     """The digests that must be here already: configuration, layers, and the manifests of an index."""
-    lists = [document.get(name) for name in ("layers", "manifests")]
-    entries = [document.get("config"), *(entry for part in lists if isinstance(part, list) for entry in part)]
+    entries = [document.get("config")]
+    for name in ("layers", "manifests"):
+        listed = document.get(name)
+        if not isinstance(listed, list | None):
+            raise SpecError(400, "MANIFEST_INVALID", f"{name}: must be a list of descriptors")
+        entries += listed or []
     parts = []
     for entry in entries:
         if entry is None:
@@ -159,7 +170,7 @@ def _subject(document: Any) -> str | None:
 def _page(request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
     """The names after ``last``, at most ``n``, and the ``Link`` to the next page."""
     asked, last = request.query_params.get("n", str(_PAGE)), request.query_params.get("last")
-    if not asked.isdecimal():
+    if not _COUNT.fullmatch(asked):
         raise SpecError(400, "PAGINATION_NUMBER_INVALID", f"n must be a number, not {asked[:20]!r}")
     count = min(int(asked), _PAGE)
     rest = [name for name in names if last is None or name > last]
