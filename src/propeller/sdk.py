@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import httpx
 
-from propeller.process.http import error_text
+from propeller.process.http import error_text, needs_tls
 from propeller.protocol.rounds import Experiment, model_uri
 from propeller.protocol.wire import explain
 
@@ -72,7 +72,9 @@ class Propeller:
             "registry": model_registry,
             "data": data_store,
         }
-        self._http = httpx.Client(timeout=WAIT_S + 10, auth=auth, trust_env=False)
+        self._http = httpx.Client(
+            timeout=WAIT_S + 10, auth=auth, trust_env=False, verify=needs_tls(*self._urls.values())
+        )
         self.stack = dict(stack or {})
 
     @classmethod

@@ -81,7 +81,7 @@ class _Stack:
         )
         ports = free_ports() if options.auto_ports else dict(GUIDE_PORTS)
         self._wiring = Wiring(state, ports, secrets, options.log_level, options.extra)
-        self._http = httpx.AsyncClient(timeout=5.0, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
     async def start(self) -> dict[str, Any]:
         async with self._http:
