@@ -1,5 +1,7 @@
 """The aggregator over HTTP: both forms of its input, both of its output, and what it refuses."""
 
+import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -67,19 +69,19 @@ async def test_streams_in_safetensors_out_whatever_the_pieces(http: httpx.AsyncC
         ({"updates": [update(samples=-3)]}, 400, "num_samples"),
         ({"updates": [update(samples=2**60)]}, 400, "num_samples"),
         ({"updates": [update(samples=1.5)]}, 400, "num_samples"),
+        ({"updates": [update("p\n7", w=[])]}, 422, r"'p\\n7'"),
+        ({"updates": [update(w=[1e308], samples=2**50)]}, 422, "'w'.*too large"),
         ({"updates": [update("p-7", w="none")]}, 422, "p-7.*'w'"),
         ({"updates": [update("p-7", w=[[1], [1, 2]])]}, 422, "p-7.*'w'"),
-        ({"updates": [update("p-1"), update("p-2", w=[1.0, 2.0], b=1.0)]}, 422, "update 2 of p-2.*'w'"),
+        ({"updates": [update("p-1"), update("p-2", w=[1.0, 2.0], b=1.0)]}, 422, "update 2 of 'p-2'.*'w'"),
         ({"updates": [update("p-1"), update("p-2", w=[1.0, 2.0, 3.0])]}, 422, "p-2.*'b'"),
     ],
 )
 async def test_what_does_not_fit_is_refused_by_name(
     http: httpx.AsyncClient, body: dict[str, Any], status: int, named: str
 ) -> None:
-    answer = await http.post("/aggregate", json=body)
+    answer = await http.post("/aggregate", content=json.dumps(body))
     assert answer.status_code == status, answer.text
-    import re
-
     assert re.search(named, answer.json()["error"]), answer.text
 
 
@@ -95,13 +97,17 @@ async def test_what_does_not_fit_is_refused_by_name(
             422,
             "p-9.*num_samples",
         ),
-        (to_safetensors({"w": np.ones(200_000)}, {"num_samples": "1"}), 422, "limit"),
+        (to_safetensors({"w": np.ones(200_000)}, {"num_samples": "1"}), 413, "limit"),
+        (
+            to_safetensors({"w": np.ones(3)}, {"num_samples": "1", "proplet_id": "p-1"})
+            + to_safetensors({"w": np.ones(4)}, {"num_samples": "1", "proplet_id": "p-2"}),
+            422,
+            "update 2 of 'p-2'.*'w'",
+        ),
     ],
 )
 async def test_bad_streams(http: httpx.AsyncClient, content: bytes, status: int, named: str) -> None:
     answer = await http.post("/aggregate", content=content, headers={"content-type": SAFETENSORS_SEQ})
-    import re
-
     assert answer.status_code == status, answer.text
     assert re.search(named, answer.json()["error"]), answer.text
 

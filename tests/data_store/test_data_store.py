@@ -78,6 +78,10 @@ async def test_files_that_others_write_are_served(http: httpx.AsyncClient, tmp_p
     await http.get(f"/datasets/{P1}")
     (tmp_path / f"{P1}.json").write_text('{"data":[{"x":[1.0],"y":0}],"size":1}')
     assert (await http.get(f"/datasets/{P1}")).json()["size"] == 1
+    (tmp_path / f"{P1}.json").write_text('{"data":[NaN')
+    answer = await http.get(f"/datasets/{P1}")
+    assert answer.status_code == 500
+    assert "Invalid dataset file" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +96,13 @@ async def test_files_that_others_write_are_served(http: httpx.AsyncClient, tmp_p
         ({"data": [{"x": [True], "y": 0}]}, "data[0].x"),
         ({"data": [{"x": [1], "y": None}]}, "data[0].y"),
         ({"schema": 5, "data": []}, "schema"),
+        ({"schema": "x", "data": ["\ud800"]}, "Invalid JSON"),
     ],
 )
 async def test_bad_datasets_name_the_sample(
     http: httpx.AsyncClient, body: dict[str, Any], named: str
 ) -> None:
-    answer = await http.post(f"/datasets/{P1}", json=body)
+    answer = await http.post(f"/datasets/{P1}", content=json.dumps(body))
     assert answer.status_code == 400, answer.text
     assert named in answer.json()["error"]
     assert (await http.get(f"/datasets/{P1}")).status_code == 404
@@ -108,6 +113,11 @@ async def test_other_faults_have_their_own_status(http: httpx.AsyncClient, tmp_p
         await http.post(f"/datasets/{P1}", content=b'{"data": [{"x": [NaN], "y": 0}]}')
     ).status_code == 400
     assert (await http.post(f"/datasets/{P1}", content=b"[]")).status_code == 400
+    infinite = await http.post(f"/datasets/{P1}", content=b'{"schema": "x", "data": [1e999]}')
+    assert infinite.status_code == 400
+    deep = b'{"schema": "x", "data": ' + b"[" * 900 + b"]" * 900 + b"}"
+    assert (await http.post(f"/datasets/{P1}", content=deep)).status_code in {201, 400}
+    (tmp_path / f"{P1}.json").unlink(missing_ok=True)
     assert (await http.post(f"/datasets/{P1}", content=b" " * 60_000)).status_code == 413
     for bad in ("..%2f..%2fetc%2fpasswd", "%2e%2e", ".hidden", "a b", "x" * 200):
         assert (await http.get(f"/datasets/{bad}")).status_code in {400, 404}
@@ -126,6 +136,8 @@ async def test_a_client_reaches_its_own_dataset_only(tmp_path: Path) -> None:
         assert (await client.post(f"/datasets/{P1}", json={"data": []})).status_code == 201
         assert (await client.post(f"/datasets/{P2}", json={"data": []})).status_code == 403
         assert (await client.get(f"/datasets/{P2}")).status_code == 403
+        await Datasets(tmp_path).seed([P2])
+        assert (await client.get("/datasets")).json() == {"clients": [P1], "count": 1}
 
 
 def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) -> None:

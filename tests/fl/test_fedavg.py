@@ -69,10 +69,10 @@ def test_large_tensors_are_summed_in_all_their_parts() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((3, 70_001)).astype(np.float32) for _ in range(3)]
     mean = average(*(({"w": array}, count) for array, count in zip(arrays, (1, 2, 3), strict=True)))["w"]
-    expected = (
-        sum(array.astype(np.float64) * count for array, count in zip(arrays, (1, 2, 3), strict=True)) / 6
-    )
-    np.testing.assert_array_equal(mean, expected.astype(np.float32))
+    exact = np.zeros((3, 70_001))
+    for count, array in enumerate(arrays, 1):
+        exact += array.astype(np.float64) * count
+    np.testing.assert_array_equal(mean, (exact / 6).astype(np.float32))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The model registry over HTTP."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import pytest
 
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
 from propeller.model_registry.api import create_api
+from propeller.model_registry.main import main
 from propeller.model_registry.service import Models
-from propeller.model_registry.store import ModelStore
+from propeller.model_registry.settings import Settings
+from propeller.model_registry.store import Model, ModelStore
+from propeller.process.run import StartError
+from propeller.web.auth import Principal
+from support.net import free_port
 
 
 def client(folder: Path) -> httpx.AsyncClient:
@@ -156,3 +162,99 @@ async def test_other_faults_have_their_own_status(http: httpx.AsyncClient) -> No
     for version in ("-1", "x", "..", "1.5", "9" * 40):
         assert (await http.get(f"/models/{version}")).status_code in {400, 404}
     assert (await http.get("/models/0", headers={"accept": "text/html"})).status_code == 406
+
+
+async def test_metadata_cannot_claim_a_key(http: httpx.AsyncClient) -> None:
+    headers = {"content-type": SAFETENSORS}
+    for number in range(2):
+        content = to_safetensors({"w": np.array([float(number)])}, {"propeller.key": "r-1"})
+        answer = await http.post("/models", content=content, headers=headers)
+        assert answer.json()["version"] == number
+    answer = await http.post("/models", json={"model": ZEROS}, headers={"idempotency-key": "r-1"})
+    assert answer.json()["version"] == 2
+
+
+async def test_after_the_last_version_there_is_none(http: httpx.AsyncClient) -> None:
+    await http.post("/models", json={"version": 2**53 - 1, "model": ZEROS})
+    answer = await http.post("/models", json={"model": ZEROS})
+    assert answer.status_code == 409
+    assert str(2**53 - 1) in answer.json()["error"]
+
+
+async def test_an_operator_may_take_versions_away_while_it_runs(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    for number in range(2):
+        await http.post(
+            "/models", json={"model": {"w": [number]}}, headers={"idempotency-key": f"r-{number}"}
+        )
+    assert (await http.get("/models/1")).json() == {"w": [1]}
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert (await http.get("/models/1")).status_code == 404
+    again = await http.post("/models", json={"model": {"w": [5]}}, headers={"idempotency-key": "r-1"})
+    assert again.json()["version"] == 0
+    assert (await http.get("/models/0")).json() == {"w": [5]}
+
+
+async def test_numbers_that_changed_on_the_disk_are_not_served(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await http.post("/models", json={"version": 1, "model": {"w": [1.5]}})
+    file = tmp_path / "global_model_v1.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    answer = await http.get("/models/1")
+    assert answer.status_code == 500
+    assert "damaged" in answer.json()["error"]
+
+
+async def test_a_model_is_encoded_once_for_all_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    reads: list[int] = []
+    read = store.read
+
+    def counted(version: int) -> Model:
+        reads.append(version)
+        return read(version)
+
+    monkeypatch.setattr(store, "read", counted)
+    models = Models(store, cache_bytes=1_000_000)
+    await models.seed(ZEROS)
+    answers = await asyncio.gather(*(models.encoded(0, "application/json") for _ in range(20)))
+    assert len({answer.etag for answer in answers}) == 1
+    await models.encoded(0, "application/json")
+    assert reads == [0]
+
+
+@pytest.mark.parametrize(("role", "status"), [("proplet", 403), ("device", 403), ("coordinator", 201)])
+async def test_devices_read_models_and_store_none(tmp_path: Path, role: str, status: int) -> None:
+    async def verify(_header: str) -> Principal:
+        return Principal("client", "c-1", role)
+
+    app = create_api(Models(ModelStore(tmp_path), cache_bytes=0), verify=verify)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app),
+        base_url="http://registry",
+        headers={"authorization": "Basic eA=="},
+    ) as client:
+        assert (await client.post("/models", json={"model": ZEROS})).status_code == status
+        assert (await client.get("/models")).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["{", "[1]", '{"w": "x"}', "{}", "/no/such/file", '{"w": [NaN]}'])
+async def test_a_wrong_initial_model_names_the_variable(tmp_path: Path, given: str) -> None:
+    settings = Settings.load(folder=tmp_path, initial_model=given, port=free_port())
+    with pytest.raises(StartError, match="REGISTRY_INITIAL_MODEL"):
+        await main(settings, asyncio.Event())
+
+
+async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "initial.json").write_text('{"w": [0.5, 1], "b": 0}')
+    settings = Settings.load(folder=tmp_path / "models", initial_model=str(tmp_path / "initial.json"))
+    models = Models(ModelStore(settings.folder), cache_bytes=0)
+    await models.seed(settings.read_initial_model())
+    assert (await models.encoded(0, "application/json")).content == b'{"w":[0.5,1.0],"b":0}'

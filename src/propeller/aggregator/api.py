@@ -1,12 +1,15 @@
 """The aggregator's HTTP API."""
 
+import asyncio
+
 from fastapi import FastAPI, Request, Response
 
-from propeller.aggregator.service import Aggregator, NoUpdatesError, UpdateRefusedError, Updates
+from propeller.aggregator.service import Aggregator, NoUpdatesError, UpdateRefusedError
 from propeller.fl.strategy import UnknownStrategyError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS_SEQ,
+    DocumentTooLargeError,
     NotAcceptableError,
     TensorError,
     encode,
@@ -36,16 +39,18 @@ def create_api(
                 model = await service.aggregate_stream(request.stream(), strategy)
             elif kind == JSON:
                 body = await read_body(request, max_json_bytes)
-                model = await service.aggregate(Updates.decode(body), strategy)
+                model = await service.aggregate(body, strategy)
             else:
                 raise ApiError(
                     415, f"Content-Type {kind[:80]!r} cannot be read; send {JSON} or {SAFETENSORS_SEQ}"
                 )
-            chosen, content = encode(model, accept)
+            chosen, content = await asyncio.to_thread(encode, model, accept)
         except NotAcceptableError as error:
             raise ApiError(406, str(error)) from None
         except (UnknownStrategyError, NoUpdatesError) as error:
             raise BadRequestError(str(error)) from None
+        except DocumentTooLargeError as error:
+            raise ApiError(413, str(error)) from None
         except (UpdateRefusedError, TensorError) as error:
             raise ApiError(422, str(error)) from None
         return Response(content, media_type=chosen)

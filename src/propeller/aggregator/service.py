@@ -7,7 +7,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from propeller.fl.strategy import Strategy, new_strategy
-from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, read_documents
+from propeller.fl.tensors import (
+    DocumentTooLargeError,
+    TensorError,
+    Tensors,
+    from_json,
+    from_safetensors,
+    read_documents,
+)
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import MAX_SAMPLES
 from propeller.protocol.wire import Message
@@ -43,7 +50,9 @@ class UpdateRefusedError(ValueError):
     """An update cannot take part; the text names its sender, or its place, and the tensor."""
 
     def __init__(self, sender: str, number: int, reason: object) -> None:
-        super().__init__(f"update {number} of {sender or 'an unnamed proplet'}: {reason}")
+        # As repr: a sender that is not an id may hold anything.
+        named = repr(sender[:80]) if sender else "an unnamed proplet"
+        super().__init__(f"update {number} of {named}: {reason}")
 
 
 class Aggregator:
@@ -53,17 +62,20 @@ class Aggregator:
         """``max_update_bytes`` limits one document of a stream."""
         self._max_update_bytes = max_update_bytes
 
-    async def aggregate(self, updates: Updates, strategy: str) -> Tensors:
-        """Aggregate updates that are in memory.
+    async def aggregate(self, body: bytes, strategy: str) -> Tensors:
+        """Aggregate updates in JSON, all of them in memory.
 
         Raises:
             UnknownStrategyError: there is no such strategy.
+            MalformedMessageError: the body is not ``Updates``.
             NoUpdatesError: the list is empty.
             UpdateRefusedError: one of them cannot take part.
             TensorError: the aggregate is not finite.
         """
         folding = new_strategy(strategy)
-        return await asyncio.to_thread(self._fold_all, folding, updates)
+        if len(body) <= _QUICK:
+            return _fold_all(folding, strategy, body)
+        return await asyncio.to_thread(_fold_all, folding, strategy, body)
 
     async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy: str) -> Tensors:
         """Aggregate a stream of safetensors documents; memory does not grow with their number.
@@ -72,6 +84,7 @@ class Aggregator:
 
         Raises:
             UnknownStrategyError, NoUpdatesError, UpdateRefusedError, TensorError: as ``aggregate``.
+            DocumentTooLargeError: an update is over the limit.
         """
         folding, number = new_strategy(strategy), 0
         try:
@@ -81,6 +94,8 @@ class Aggregator:
                     _fold_document(folding, document, number)
                 else:
                     await asyncio.to_thread(_fold_document, folding, document, number)
+        except DocumentTooLargeError:
+            raise
         except TensorError as error:
             raise UpdateRefusedError("", number + 1, error) from None
         if not number:
@@ -88,16 +103,18 @@ class Aggregator:
         log.info("aggregated", strategy=strategy, updates=number)
         return await asyncio.to_thread(folding.finish)
 
-    @staticmethod
-    def _fold_all(folding: Strategy, updates: Updates) -> Tensors:
-        if not updates.updates:
-            raise NoUpdatesError
-        for number, update in enumerate(updates.updates, 1):
-            try:
-                folding.fold(from_json(update.update), update.num_samples)
-            except TensorError as error:
-                raise UpdateRefusedError(update.proplet_id, number, error) from None
-        return folding.finish()
+
+def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
+    updates = Updates.decode(body).updates
+    if not updates:
+        raise NoUpdatesError
+    for number, update in enumerate(updates, 1):
+        try:
+            folding.fold(from_json(update.update), update.num_samples)
+        except TensorError as error:
+            raise UpdateRefusedError(update.proplet_id, number, error) from None
+    log.info("aggregated", strategy=strategy, updates=len(updates))
+    return folding.finish()
 
 
 def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:

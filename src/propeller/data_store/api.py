@@ -17,8 +17,8 @@ def create_api(datasets: Datasets, *, verify: Verify | None = None, max_body: in
     app = create_app("data-store", verify=verify, max_body=max_body)
 
     @app.get("/datasets")
-    async def list_ids() -> dict[str, Any]:
-        ids = await datasets.ids()
+    async def list_ids(who: Caller) -> dict[str, Any]:
+        ids = [proplet_id for proplet_id in await datasets.ids() if who.may_act_for(proplet_id)]
         return {"clients": ids, "count": len(ids)}
 
     @app.get("/datasets/{proplet_id}")

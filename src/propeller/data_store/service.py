@@ -13,8 +13,9 @@ from propeller.data_store.dataset import checked
 from propeller.data_store.samples import seed
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import InvalidIdError, check_id
+from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.store.files import remove_left_over, write_durably
-from propeller.web.errors import NotFoundError
+from propeller.web.errors import ApiError, NotFoundError
 
 log = get_logger("data-store")
 
@@ -44,9 +45,12 @@ class Datasets:
     async def seed(self, proplet_ids: list[str]) -> None:
         """Give the demo's data to those ids that have none."""
         for proplet_id in proplet_ids:
-            if not self._path(proplet_id).exists():
-                await asyncio.to_thread(self._write, proplet_id, seed(proplet_id))
-                log.info("Dataset seeded", proplet_id=proplet_id)
+            content = _encoded(seed(proplet_id))
+            try:
+                await asyncio.to_thread(write_durably, self._path(proplet_id), content, replace=False)
+            except FileExistsError:
+                continue
+            log.info("Dataset seeded", proplet_id=proplet_id)
 
     async def ids(self) -> list[str]:
         """The ids that have a dataset, sorted."""
@@ -59,6 +63,7 @@ class Datasets:
 
         Raises:
             NotFoundError: it has none.
+            ApiError: 500, its file is not a JSON object.
             InvalidIdError: the id is not one.
         """
         path = self._path(check_id(proplet_id))
@@ -74,6 +79,11 @@ class Datasets:
                 f"Dataset not found: {proplet_id} has none; POST one to /datasets/{proplet_id}, "
                 "or name the id in FL_DATASET_PARTICIPANTS and restart"
             ) from None
+        except MalformedMessageError as error:
+            log.error("Invalid dataset file", proplet_id=proplet_id, reason=str(error))  # noqa: TRY400
+            raise ApiError(
+                500, f"Invalid dataset file: {path.name} is not a JSON object; POST it again"
+            ) from None
         log.info("Dataset served", proplet_id=proplet_id, bytes=len(kept.content))
         return kept
 
@@ -84,14 +94,14 @@ class Datasets:
             BadRequestError: the dataset is not one.
             InvalidIdError: the id is not one.
         """
-        whole = await asyncio.to_thread(checked, check_id(proplet_id), dataset)
-        await asyncio.to_thread(self._write, proplet_id, whole)
-        log.info("Dataset stored", proplet_id=proplet_id, size=whole["size"])
-        return int(whole["size"])
+        size = await asyncio.to_thread(self._put, check_id(proplet_id), dataset)
+        log.info("Dataset stored", proplet_id=proplet_id, size=size)
+        return size
 
-    def _write(self, proplet_id: str, dataset: dict[str, Any]) -> None:
-        content = json.dumps(dataset, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-        write_durably(self._path(proplet_id), content)
+    def _put(self, proplet_id: str, dataset: dict[str, Any]) -> int:
+        whole = checked(proplet_id, dataset)
+        write_durably(self._path(proplet_id), _encoded(whole))
+        return int(whole["size"])
 
     def _keep(self, proplet_id: str, dataset: Dataset) -> None:
         self._kept.pop(proplet_id, None)
@@ -107,8 +117,13 @@ def _read(path: Path) -> Dataset:
     with path.open("rb") as stream:
         stat = os.fstat(stream.fileno())
         content = stream.read()
+    decode_object(content)
     digest = hashlib.sha256(content).hexdigest()[:32]
     return Dataset(content, f'"{digest}"', (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+def _encoded(dataset: dict[str, Any]) -> bytes:
+    return json.dumps(dataset, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _is_id(text: str) -> bool:

@@ -34,7 +34,7 @@ class Settings(HttpSettings):
         try:
             return [check_id(proplet_id) for proplet_id in dict.fromkeys(ids)]
         except InvalidIdError as error:
-            raise StartError(f"FL_DATASET_PARTICIPANTS: {error}") from None
+            raise StartError(f"FL_DATASET_PARTICIPANTS, or PROPLET_CLIENT_ID and so on: {error}") from None
 
 
 def _proplets() -> list[str]:

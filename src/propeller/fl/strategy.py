@@ -1,7 +1,7 @@
 """What an aggregation strategy is, and which there are.
 
-The shape is that of an algorithm in functional style: an explicit state that ``init`` makes, ``fold`` takes one update into,
-and ``finish`` turns into a model. A state holds what the mean needs and never the updates, so memory does not grow with them.
+A strategy is an explicit state: empty when made, ``fold`` takes one update into it, ``finish`` turns it into a model. For a mean
+it holds the sums and never the updates, so memory does not grow with their number.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from pydantic import Field
 
 from propeller.fl.tensors import (
@@ -21,10 +21,15 @@ from propeller.model_registry.service import Models
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
 from propeller.web.app import MAX_BODY, create_app
-from propeller.web.auth import Verify
+from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError, BadRequestError
 
+Caller = Annotated[Principal, Depends(caller)]
+
 _LONGEST_KEY = 256
+
+_READERS = frozenset({"proplet", "proxy", "device"})
+"""Roles of clients that read models and never store one: a device must not replace what the others train on."""
 
 
 class NewModel(Message):
@@ -44,16 +49,18 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
 
     @app.post("/models", status_code=201)
     async def add(
-        request: Request, version: int | None = None, idempotency_key: Annotated[str, Header()] = ""
+        request: Request,
+        who: Caller,
+        version: int | None = None,
+        idempotency_key: Annotated[str, Header()] = "",
     ) -> dict[str, Any]:
         """Store a model: JSON ``{"version"?, "model"}``, or safetensors with ``?version=``."""
-        if len(idempotency_key) > _LONGEST_KEY or not idempotency_key.isprintable():
-            raise BadRequestError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
+        _check_writer(who, idempotency_key)
         tensors, metadata, named = await asyncio.to_thread(
             _read, request.headers.get("content-type"), await request.body()
         )
         stored = await models.add(tensors, metadata, version if named is None else named, idempotency_key)
-        return {"version": stored, "status": "stored", "model_uri": model_uri(stored)}
+        return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
     @app.get("/models/latest")
     async def latest(request: Request) -> Response:
@@ -82,6 +89,13 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
         return Response(encoded.content, media_type=chosen, headers=headers)
 
     return app
+
+
+def _check_writer(who: Principal, key: str) -> None:
+    if who.kind == "client" and who.role in _READERS:
+        raise ApiError(403, f"client {who.id} is a {who.role}: it may read models, not store them")
+    if len(key) > _LONGEST_KEY or not key.isprintable():
+        raise BadRequestError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
 
 
 def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:

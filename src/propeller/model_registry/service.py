@@ -11,10 +11,10 @@ from propeller.model_registry.store import (
     MAX_VERSION,
     DamagedVersionError,
     ModelStore,
-    Stored,
+    NoVersionLeftError,
+    Stamp,
     VersionExistsError,
     VersionMissingError,
-    content_digest,
 )
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import model_uri
@@ -29,6 +29,8 @@ class Encoded:
 
     content: bytes
     etag: str
+    stamp: Stamp
+    """Of the file it was made from."""
 
 
 class Models:
@@ -38,6 +40,7 @@ class Models:
         """``cache_bytes`` limits the encodings that are kept in memory."""
         self._store, self._room = store, cache_bytes
         self._kept: OrderedDict[tuple[int, str], Encoded] = OrderedDict()
+        self._encoding: dict[tuple[int, str], asyncio.Task[Encoded]] = {}
 
     async def seed(self, model: Mapping[str, Any]) -> None:
         """Store version 0, unless it is there.
@@ -70,18 +73,20 @@ class Models:
 
         Raises:
             BadRequestError: the version cannot be one.
-            ConflictError: it is there with other content.
+            ConflictError: it is there with other content, or there is no next one.
             TensorError: a tensor cannot be stored.
         """
         if version is not None and not 0 <= version <= MAX_VERSION:
             raise BadRequestError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
         try:
-            stored: Stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
+            stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
         except VersionExistsError as error:
             raise ConflictError(
                 f"version {error} exists with other content, and versions never change; "
                 "leave version out to get the next one"
             ) from None
+        except NoVersionLeftError:
+            raise ConflictError(f"version {MAX_VERSION}, the last there can be, is taken") from None
         log.info("model stored", version=stored.version, model_uri=model_uri(stored.version), key=key or None)
         return stored.version
 
@@ -92,19 +97,16 @@ class Models:
             NotFoundError: there is no such version.
             ApiError: 500, its file is damaged.
         """
-        kept = self._kept.get((version, media_type))
-        if kept is None:
-            kept = await asyncio.to_thread(self._encode, version, media_type)
-            self._keep((version, media_type), kept)
-        else:
-            self._kept.move_to_end((version, media_type))
-        return kept
-
-    def _encode(self, version: int, media_type: str) -> Encoded:
-        codec = CODECS[media_type]
+        key = (version, media_type)
         try:
-            tensors, metadata = self._store.read(version)
+            kept = self._kept.get(key)
+            if kept is not None and kept.stamp == self._store.stamp(version):
+                self._kept.move_to_end(key)
+                return kept
+            # A new model is asked for by many at once: it is encoded once for all of them.
+            made = await asyncio.shield(self._encoding.get(key) or self._begin(key))
         except VersionMissingError:
+            self._kept.pop(key, None)
             raise NotFoundError(
                 f"Model not found: there is no version {version}; GET /models lists those there are"
             ) from None
@@ -113,9 +115,28 @@ class Models:
             raise ApiError(
                 500, f"Invalid model file: version {version} is damaged; restore it from a backup"
             ) from None
-        return Encoded(codec.encode(tensors, metadata), f'"{content_digest(tensors)[:32]}-{codec.name}"')
+        self._keep(key, made)
+        return made
+
+    def _begin(self, key: tuple[int, str]) -> asyncio.Task[Encoded]:
+        task = asyncio.create_task(asyncio.to_thread(self._encode, *key))
+        self._encoding[key] = task
+
+        def end(done: asyncio.Task[Encoded]) -> None:
+            del self._encoding[key]
+            if not done.cancelled():
+                done.exception()  # taken note of: those who asked may all have gone
+
+        task.add_done_callback(end)
+        return task
+
+    def _encode(self, version: int, media_type: str) -> Encoded:
+        codec, stamp, model = CODECS[media_type], self._store.stamp(version), self._store.read(version)
+        content = codec.encode(model.tensors, model.metadata)
+        return Encoded(content, f'"{model.digest[:32]}-{codec.name}"', stamp)
 
     def _keep(self, key: tuple[int, str], encoded: Encoded) -> None:
         self._kept[key] = encoded
+        self._kept.move_to_end(key)
         while self._kept and sum(len(kept.content) for kept in self._kept.values()) > self._room:
             self._kept.popitem(last=False)

@@ -37,8 +37,25 @@ class VersionMissingError(LookupError):
     """There is no such version."""
 
 
+class NoVersionLeftError(Exception):
+    """The largest version there can be is taken."""
+
+
 class DamagedVersionError(Exception):
     """The version's file cannot be read; the text says why."""
+
+
+Stamp = tuple[str, int, int, int]
+"""A file's name, inode, size and time of change."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a version holds: tensors, the metadata they were stored with, and their digest."""
+
+    tensors: Tensors
+    metadata: dict[str, str]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -65,24 +82,37 @@ class ModelStore:
         """Every version, in order: those of other registries on the folder too."""
         return sorted(self._files())
 
-    def read(self, version: int) -> tuple[Tensors, dict[str, str]]:
-        """The tensors of a version, and the metadata it was stored with.
+    def stamp(self, version: int) -> Stamp:
+        """What tells the file of a version from one that an operator put in its place.
 
         Raises:
             VersionMissingError: there is none.
-            DamagedVersionError: its file cannot be read.
         """
-        file = self._find(version)
+        for path in (self._path(version), self._path(version).with_suffix(".json")):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        raise VersionMissingError(version)
+
+    def read(self, version: int) -> Model:
+        """A version, checked against the digest it was stored with.
+
+        Raises:
+            VersionMissingError: there is none.
+            DamagedVersionError: its file cannot be read, or holds other numbers.
+        """
+        file = self._folder / self.stamp(version)[0]
         try:
             content = file.read_bytes()
-            if file.suffix == ".json":
-                return read_json(content)
-            tensors, metadata = from_safetensors(content)
+            tensors, metadata = read_json(content) if file.suffix == ".json" else from_safetensors(content)
         except FileNotFoundError:
             raise VersionMissingError(version) from None
         except (OSError, TensorError) as error:
             raise DamagedVersionError(f"{file.name}: {error}") from None
-        return tensors, {name: text for name, text in metadata.items() if name not in {_KEY, _CONTENT}}
+        digest = content_digest(tensors)
+        if metadata.get(_CONTENT, digest) != digest:
+            raise DamagedVersionError(f"{file.name}: its numbers are not those that were stored")
+        return Model(tensors, _without_own(metadata), digest)
 
     def add(self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str) -> Stored:
         """Store a model as ``version``, or as the next one; on the disk when this returns.
@@ -90,7 +120,8 @@ class ModelStore:
         The same ``key`` again gives the version that it gave first, and the same content under the same version changes nothing.
 
         Raises:
-            VersionExistsError: the version, or the one that the key gave, has other content.
+            VersionExistsError: the version has other content.
+            NoVersionLeftError: there is no next version.
             TensorError: a tensor cannot be stored.
         """
         digest = content_digest(tensors)
@@ -102,7 +133,7 @@ class ModelStore:
             if chosen is not None and chosen in self._known:
                 return self._same(self._known[chosen], digest, key)
             stored = Stored(self._next() if chosen is None else chosen, digest, key)
-            kept = {**metadata, _CONTENT: digest, **({_KEY: key} if key else {})}
+            kept = {**_without_own(metadata), _CONTENT: digest, **({_KEY: key} if key else {})}
             write_durably(self._path(stored.version), to_safetensors(tensors, kept), replace=False)
             self._remember(stored)
             return stored
@@ -114,13 +145,20 @@ class ModelStore:
         return stored
 
     def _next(self) -> int:
-        return max(self._known, default=-1) + 1
+        following = max(self._known, default=-1) + 1
+        if following > MAX_VERSION:
+            raise NoVersionLeftError
+        return following
 
     def _catch_up(self) -> None:
-        """Learn of versions that others wrote to the folder."""
-        for version, file in self._files().items():
-            if version not in self._known:
-                self._remember(self._describe(version, file))
+        """Learn of versions that others wrote to the folder, and of those that an operator removed."""
+        files = self._files()
+        for version in self._known.keys() - files.keys():
+            gone = self._known.pop(version)
+            if self._by_key.get(gone.key) == version:
+                del self._by_key[gone.key]
+        for version in sorted(files.keys() - self._known.keys()):
+            self._remember(self._describe(version, files[version]))
 
     def _describe(self, version: int, file: Path) -> Stored:
         try:
@@ -145,10 +183,6 @@ class ModelStore:
                 found[int(match[1])] = Path(entry.path)
         return found
 
-    def _find(self, version: int) -> Path:
-        path = self._path(version)
-        return path if path.exists() else path.with_suffix(".json")
-
     def _path(self, version: int) -> Path:
         return self._folder / f"global_model_v{version}.safetensors"
 
@@ -165,6 +199,10 @@ class ModelStore:
 def content_digest(tensors: Tensors) -> str:
     """SHA-256 of the tensors' names, types, shapes and numbers, whatever order and encoding they came in."""
     return hashlib.sha256(to_safetensors(dict(sorted(tensors.items())))).hexdigest()
+
+
+def _without_own(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in metadata.items() if name not in {_KEY, _CONTENT}}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from propeller.fl.tensors.media import (
     negotiate,
 )
 from propeller.fl.tensors.safetensors import document_length, from_safetensors, to_safetensors
-from propeller.fl.tensors.stream import read_documents, read_sequence
+from propeller.fl.tensors.stream import DocumentTooLargeError, read_documents, read_sequence
 
 __all__ = [
     "CODECS",
@@ -26,6 +26,7 @@ __all__ = [
     "SAFETENSORS_SEQ",
     "Array",
     "Codec",
+    "DocumentTooLargeError",
     "NotAcceptableError",
     "TensorError",
     "Tensors",

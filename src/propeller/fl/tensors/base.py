@@ -1,11 +1,12 @@
 """What a model is: an ordered mapping of names to numpy arrays, and what two of them must share."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 Tensors = dict[str, Array]
 """Names to arrays, in the model's own order; 0-d arrays are scalars."""

@@ -156,7 +156,7 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
         metadata: texts to put under ``__metadata__``.
 
     Raises:
-        TensorError: naming a tensor that could not be read back.
+        TensorError: it could not be read back: naming the tensor, or the header is too long.
     """
     check(tensors)
     fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -175,6 +175,8 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
         parts.append(array.reshape(-1).view(np.uint8).data)
     header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % PREFIX)
+    if len(header) > MAX_HEADER:
+        raise TensorError(f"names and metadata take {len(header)} bytes, over the limit of {MAX_HEADER}")
     return b"".join([len(header).to_bytes(PREFIX, "little"), header, *parts])
 
 
@@ -206,6 +208,10 @@ def _refuse(constant: str) -> NoReturn:
 def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise TensorError("__metadata__ of safetensors must be an object of texts")
+    for text in (*value, *value.values()):
+        # Half of a surrogate pair passes as a JSON escape, but can be written nowhere.
+        if not text.isascii() and text.encode(errors="replace").decode() != text:
+            raise TensorError(f"__metadata__ of safetensors holds text that is not Unicode: {text[:40]!r}")
     return value
 
 

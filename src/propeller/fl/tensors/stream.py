@@ -9,6 +9,10 @@ MAX_DOCUMENT = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
 
 
+class DocumentTooLargeError(TensorError):
+    """A document of a stream is over the limit."""
+
+
 async def read_documents(
     chunks: AsyncIterable[bytes], *, max_document: int = MAX_DOCUMENT
 ) -> AsyncIterator[bytearray]:
@@ -19,7 +23,8 @@ async def read_documents(
         max_document: the longest document, in bytes.
 
     Raises:
-        TensorError: a header is malformed, a document is too long, or the stream ends inside one.
+        TensorError: a header is malformed, or the stream ends inside a document.
+        DocumentTooLargeError: a document is longer than ``max_document``.
     """
     buffer, filled, header_known = bytearray(PREFIX), 0, False
     async for chunk in chunks:
@@ -38,7 +43,9 @@ async def read_documents(
             else:
                 goal = filled
             if goal > max_document:
-                raise TensorError(f"a document of {goal} bytes is over the limit of {max_document} bytes")
+                raise DocumentTooLargeError(
+                    f"a document of {goal} bytes is over the limit of {max_document} bytes"
+                )
             if goal > filled:
                 grown = bytearray(goal)
                 grown[:filled] = buffer

@@ -1,0 +1,193 @@
+"""Our safetensors against the format's own library, and against malformed documents."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy as library
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors import SafetensorError
+
+from propeller.fl.tensors import TensorError, Tensors, document_length, from_safetensors, to_safetensors
+
+TYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1"]
+
+arrays = st.sampled_from(TYPES).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=0, max_dims=4, max_side=3),
+        elements={"allow_nan": False, "allow_infinity": False} if "f" in dtype else None,
+    )
+)
+names = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=8).filter(
+    lambda name: name not in {"version", "__metadata__"}
+)
+models = st.dictionaries(names, arrays, min_size=1, max_size=5)
+texts = st.text(st.characters(codec="utf-8"), max_size=10)
+
+
+def document(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+@given(models, st.dictionaries(texts, texts, max_size=3))
+def test_what_is_written_is_read_by_us_in_order_and_by_the_library(
+    model: Tensors, metadata: dict[str, str]
+) -> None:
+    content = to_safetensors(model, metadata)
+    tensors, told = from_safetensors(content)
+    assert list(tensors) == list(model)
+    assert same(tensors, model)
+    assert told == metadata
+    assert document_length(content) == len(content)
+    assert same(library.load(content), model)
+
+
+@given(models)
+def test_what_the_library_writes_is_read(model: Tensors) -> None:
+    assert same(from_safetensors(library.save(model))[0], model)
+
+
+@given(models, st.data())
+def test_documents_with_changed_bytes_are_read_or_refused(model: Tensors, data: st.DataObject) -> None:
+    content = bytearray(to_safetensors(model))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 200)))] = data.draw(st.integers(0, 255))
+    try:
+        from_safetensors(content)
+    except TensorError:
+        return
+    # What we take, the format's own library takes too: we are never the laxer one.
+    library.load(bytes(content))
+
+
+@given(st.binary(max_size=64))
+def test_whatever_bytes_are_sent_are_refused(content: bytes) -> None:
+    with pytest.raises(TensorError):
+        from_safetensors(content)
+
+
+@given(models, st.integers(0, 400))
+def test_a_document_that_is_cut_off_is_refused(model: Tensors, kept: int) -> None:
+    content = to_safetensors(model)
+    if kept < len(content):
+        with pytest.raises(TensorError):
+            from_safetensors(content[:kept])
+        with pytest.raises((SafetensorError, ValueError)):
+            library.load(content[:kept])
+
+
+def test_arrays_of_any_layout_are_written_and_reading_copies_nothing() -> None:
+    model = {"t": np.arange(6.0).reshape(2, 3).T, "s": np.arange(10.0)[::3], "big": np.array([1.5, 2], ">f4")}
+    content = bytearray(to_safetensors(model))
+    tensors = from_safetensors(content)[0]
+    for name, array in model.items():
+        np.testing.assert_array_equal(tensors[name], array)
+        assert np.shares_memory(tensors[name], np.frombuffer(content, np.uint8))
+        assert tensors[name].flags.aligned
+
+
+def test_bfloat16_becomes_float32_exactly() -> None:
+    values = np.array([1.0, -2.5, 3.140625, 1e30], np.float32)
+    upper = (values.view(np.uint32) >> 16).astype("<u2")
+    content = document({"w": entry("BF16", (2, 2), (0, 8))}, upper.tobytes())
+    read = from_safetensors(content)[0]["w"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read.reshape(-1), (upper.astype(np.uint32) << 16).view(np.float32))
+    infinite = document({"w": entry("BF16", (1,), (0, 2))}, b"\x80\x7f")
+    with pytest.raises(TensorError, match=r"'w'.*finite"):
+        from_safetensors(infinite)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "first 8 bytes"),
+        ((2**63).to_bytes(8, "little") + b"{}", "first 8 bytes"),
+        ((17 * 1024 * 1024).to_bytes(8, "little"), "first 8 bytes"),
+        ((100).to_bytes(8, "little") + b"{}", "cut off"),
+        (document(b"not json"), "not JSON"),
+        (document(b"[" * 100_000), "not JSON"),
+        (document([1, 2]), "not a JSON object"),
+        (document({}), "no tensors"),
+        (document({"w": 1}), "'w'.*dtype, shape"),
+        (document({"w": None}), "'w'.*dtype, shape"),
+        (document({"w": entry(offsets=(0, 4, 8))}), "'w'.*data_offsets"),
+        (document({"w": entry("BOOL", (4,))}), "'w'.*BOOL cannot be averaged"),
+        (document({"w": entry("F8_E4M3", (4,))}), "'w'.*F8_E4M3"),
+        (document({"w": {"dtype": 5, "shape": [1], "data_offsets": [0, 4]}}), "'w'.*5 cannot"),
+        (document({"w": entry(shape=(-1,))}), "'w'.*shape"),
+        (document({"w": entry(shape=(True,))}), "'w'.*shape"),
+        (document({"w": entry(shape=(1.0,))}), "'w'.*shape"),
+        (document({"w": entry(shape=(1,) * 33)}), "'w'.*32"),
+        (document({"w": entry(offsets=(0, 8))}, b"\0" * 8), "'w'.*span 8"),
+        (document({"w": entry(offsets=(-4, 0))}), "'w'.*data_offsets"),
+        (document({"w": entry(shape=(2**62, 2**62))}), "'w'.*span"),
+        (document({"a": entry(), "b": entry(offsets=(2, 6))}, b"\0" * 6), "'b'.*overlaps"),
+        (document({"a": entry(), "b": entry(offsets=(8, 12))}, b"\0" * 12), "'b'.*hole"),
+        (document({"a": entry(offsets=(4, 8))}, b"\0" * 8), "'a'.*hole"),
+        (document({"w": entry()}, b"\0" * 3), "cut off"),
+        (document({"w": entry()}, b"\0" * 5), "other bytes"),
+        (document({"w": entry()}, np.float32("nan").tobytes()), "'w'.*finite"),
+        (document({"w": entry(shape=(0,), offsets=(0, 0))}), "'w'.*no elements"),
+        (document({"": entry()}, b"\0" * 4), "empty name"),
+        (document({"version": entry()}, b"\0" * 4), "reserved"),
+        (document(b'{"w":{},"w":{}}'), "'w'.*twice"),
+        (document({"__metadata__": {"a": 1}, "w": entry()}, b"\0" * 4), "__metadata__"),
+        (document({"__metadata__": [], "w": entry()}, b"\0" * 4), "__metadata__"),
+        (document({"__metadata__": {"a": "\ud800"}, "w": entry()}, b"\0" * 4), "not Unicode"),
+        (
+            document(
+                {"w": entry(shape=(2**31,), offsets=(0, 2**33)), "v": entry(offsets=(2**33, 2**33 + 4))}
+            ),
+            "limit",
+        ),
+    ],
+)
+def test_malformed_documents_say_what_is_wrong(content: bytes, reason: str) -> None:
+    with pytest.raises(TensorError, match=reason):
+        from_safetensors(content)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({}, "no tensors"),
+        ({"w": np.array(["a"])}, "'w'.*cannot be averaged"),
+        ({"w": np.array([True])}, "'w'.*cannot be averaged"),
+        ({"w": np.array([1j])}, "'w'.*cannot be averaged"),
+        ({"w": np.zeros((2, 0))}, "'w'.*no elements"),
+        ({"w": np.array([np.inf])}, "'w'.*finite"),
+        ({"": np.zeros(1)}, "empty name"),
+        ({f"{n:0500}": np.zeros(1) for n in range(40_000)}, "over the limit"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(model: Tensors, reason: str) -> None:
+    with pytest.raises(TensorError, match=reason):
+        to_safetensors(model)
+
+
+def test_the_length_is_known_with_the_header_and_not_before() -> None:
+    content = to_safetensors({"w": np.zeros(100)})
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert document_length(content[:7]) is None
+    assert document_length(content[: header - 1]) is None
+    assert document_length(content[:header]) == len(content)
+    assert document_length(content + b"more") == len(content)
