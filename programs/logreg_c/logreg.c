@@ -7,7 +7,8 @@
  * Out: one JSON document on standard output; a log on standard error.
  *
  * Minimises mean log loss + l2/2 |w|^2 (b is not penalised); the losses reported are without the penalty. The order of
- * samples depends on seed, proplet and round alone: the same inputs give the same update, to the last bit.
+ * samples depends on the seed and the base model's reference alone, and not on ids that differ from run to run: the same
+ * data, model and seed give the same update, to the last bit.
  */
 #include <math.h>
 #include <stdint.h>
@@ -186,10 +187,9 @@ static uint64_t hash(uint64_t state, const void *bytes, size_t count) {
 
 static uint64_t seed_of(const Hyperparams *given) {
     int64_t seed = (int64_t)given->seed;
-    const char *proplet = variable("PROPLET_ID"), *round = variable("ROUND_ID");
+    const char *base = variable("MODEL_URI");
     uint64_t state = hash(0xCBF29CE484222325u, &seed, sizeof seed);
-    state = hash(state, proplet, strlen(proplet) + 1);
-    return hash(state, round, strlen(round) + 1);
+    return hash(state, base, strlen(base));
 }
 
 /* SplitMix64 (Steele, Lea and Flood, 2014). */
