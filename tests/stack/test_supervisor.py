@@ -44,6 +44,30 @@ async def test_a_killed_process_is_started_again_and_ended_when_told(
     assert supervisor.pids == {}
 
 
+async def test_a_fork_server_that_dies_while_it_forks_ends_no_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, supervisor = free_port(), Supervisor()
+    spawn, refused = supervisor._spawn, iter([EOFError(), BrokenPipeError()])
+
+    def spawn_at_the_third_time(what: Plan) -> object:
+        if error := next(refused, None):
+            raise error
+        return spawn(what)
+
+    monkeypatch.setattr("propeller.stack.supervisor.RESTART_DELAYS", (0.01,))
+    try:
+        await supervisor.start(plan(tmp_path, port))
+        await eventually(lambda: answers(port), 20)
+        monkeypatch.setattr(supervisor, "_spawn", spawn_at_the_third_time)
+        first = supervisor.pids["aggregator"]
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.pids["aggregator"] != first, 20)
+        await eventually(lambda: answers(port), 20)
+    finally:
+        await supervisor.close(["aggregator"])
+
+
 async def test_why_it_cannot_start_is_told(tmp_path: Path) -> None:
     port, supervisor = free_port(), Supervisor()
     taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", port)

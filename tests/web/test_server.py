@@ -129,6 +129,18 @@ async def test_half_an_answer_is_not_taken_for_a_whole_one(app: FastAPI, serving
         assert (await http.get("/health")).status_code == 200
 
 
+async def test_a_caller_that_goes_away_is_no_failure(app: FastAPI, serving: Serving) -> None:
+    with capture_logs() as logs:
+        async with serving(app) as http:
+            _, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+            writer.write(b"POST /raw HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            await eventually(lambda: any(line["event"] == "the caller went away" for line in logs), 5)
+    assert [line["log_level"] for line in logs if "exc_info" in line] == []
+
+
 async def test_nothing_of_an_unforeseen_error_reaches_the_caller(app: FastAPI, serving: Serving) -> None:
     async with serving(app) as http:
         with capture_logs() as logs:

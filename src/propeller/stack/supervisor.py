@@ -145,10 +145,24 @@ class Supervisor:
                 lived_s=round(lived, 1),
                 delay_s=delay,
             )
-            await asyncio.sleep(delay)
-            again = await asyncio.to_thread(self._spawn, running.plan)
+            again = await self._spawn_again(running.plan, delay)
             again.failures = failures
             self._running[name] = again
+
+    async def _spawn_again(self, plan: Plan, delay: float) -> _Running:
+        """Start a process after a delay, as often as it takes: the fork server may die while it forks."""
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                return await asyncio.to_thread(self._spawn, plan)
+            except (OSError, EOFError, StartError) as error:
+                delay = RESTART_DELAYS[-1]
+                log.warning(
+                    "process cannot be started, trying again",
+                    name=plan.name,
+                    error=repr(error),
+                    delay_s=delay,
+                )
 
     async def _join(self, running: _Running) -> None:
         try:

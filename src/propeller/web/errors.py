@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.process.errors import BusyError
@@ -123,6 +124,8 @@ class Guarded:
 
         try:
             await self.app(scope, receive, watched)
+        except ClientDisconnect:  # there is no one to answer, and nothing failed here
+            log.info("the caller went away", method=scope["method"], path=scope["path"])
         except Exception:
             if started or scope["type"] != "http":
                 raise  # the server logs it and cuts the connection: the caller must not take the half for the whole
