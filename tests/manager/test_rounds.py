@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -226,6 +227,27 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"hyperparams": [1]}, "hyperparams"),
     ({"min_updates": 4}, "min_updates"),
 )
+
+
+async def test_what_outlives_its_round_is_stopped_and_other_tasks_run_on(
+    broker_port: int, tmp_path: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.manager.rounds.OVER_S", 0.0)
+    settings = {"coordinator_url": coordinator.url, "MANAGER_LIVELINESS_INTERVAL": "0.5"}
+    async with open_manager(broker_port, tmp_path, **settings) as manager:
+        await manager.proplets("p1", directed=True, liveliness_interval=60)
+        alone = await manager.new_task(image_url=IMAGE, proplet_id="p1")
+        assert (await manager.http.post(f"/tasks/{alone}/start")).status_code == 200
+        for round_id, timeout_s in (("r-short", 0.1), ("r-long", 600)):
+            fields = {"participants": ["p1"], "k_of_n": 1, "timeout_s": timeout_s}
+            assert (await post(manager, experiment(round_id, **fields))).status_code == 200
+        by_name = {task["name"]: task["id"] for task in await tasks(manager)}
+        late = await manager.in_state(by_name["fl-round-r-short-p1"], 4)
+        assert late["error"].startswith("stopped: it still ran when its round ended at ")
+        await eventually(lambda: f"{Kind.STOP}/p1" in dict(manager.mqtt.heard))
+        assert dict(manager.mqtt.heard)[f"{Kind.STOP}/p1"]["id"] == late["id"]
+        for task_id in (alone, by_name["fl-round-r-long-p1"]):
+            assert (await manager.task(task_id))["state"] == 2
 
 
 async def test_bad_experiments_are_named(fl_manager: Manager) -> None:

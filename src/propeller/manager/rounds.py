@@ -28,6 +28,9 @@ log = get_logger("manager")
 NO_COORDINATOR = (
     "federated learning is off: set COORDINATOR_URL to the coordinator's address and restart the manager"
 )
+OVER_S = 10.0
+"""How long a task may still run after its round's deadline: its result may be under way, and says more than a stop."""
+
 _LIVE = "GET /proplets?status=active lists the live ones"
 _NOT_FOUND = f"participants are client ids, not instance names; {_LIVE}"
 _NOT_ALIVE = f"start it again, or leave it out; {_LIVE}"
@@ -109,11 +112,21 @@ class Rounds:
 
     async def resume(self) -> None:
         """Publish what was decided and may not have gone out: after a crash, a lost connection, a slow broker."""
-        over = await self._over()
+        over = await self._over(State.SCHEDULED)
         for task in await self._store.in_state(State.SCHEDULED):
             round_id = task.round_id or ""
             async with self._locks.hold(round_id):  # a round that is being launched now is not resumed
                 await self._runs.resume(task.id, over.get(round_id))
+
+    async def stop_late(self) -> None:
+        """Stop what still runs for rounds that ended: it would keep the proplets' places from the rounds after."""
+        over = await self._over(State.RUNNING, timedelta(seconds=OVER_S))
+        for task in await self._store.in_state(State.RUNNING) if over else ():
+            if (ended := over.get(task.round_id or "")) is not None:
+                try:
+                    await self._runs.stop(task.id, f"stopped: it still ran when its round ended at {ended}")
+                except ApiError as error:  # it ended by itself, or the broker is away
+                    log.info("late task is not stopped", task_id=task.id, reason=error.reason)
 
     def _muster(self, experiment: Experiment) -> tuple[list[Proplet], list[Skipped]]:
         proplets, skipped = [], []
@@ -180,13 +193,13 @@ class Rounds:
             return None
         return StartedRound(Experiment.decode(row.experiment), [Skipped(**one) for one in row.skipped])
 
-    async def _over(self) -> dict[str, datetime]:
-        """Rounds with tasks that wait to be started although the round's deadline has passed, and their deadlines."""
+    async def _over(self, state: State, by: timedelta = timedelta()) -> dict[str, datetime]:
+        """Rounds with tasks in a state although the round's deadline has passed, and their deadlines."""
         statement = (
             select(tables.rounds.c.round_id, tables.rounds.c.deadline)
             .join(tables.tasks, tables.tasks.c.round_id == tables.rounds.c.round_id)
-            .where(tables.tasks.c.state == int(State.SCHEDULED))
-            .where(tables.rounds.c.deadline < tables.to_micros(self._fleet.clock()))
+            .where(tables.tasks.c.state == int(state))
+            .where(tables.rounds.c.deadline < tables.to_micros(self._fleet.clock() - by))
             .distinct()
         )
         async with self._database.transaction() as connection:

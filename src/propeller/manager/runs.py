@@ -65,8 +65,8 @@ class Runs:
         log.info("task started", task_id=task_id, proplet_id=proplet.id, name=before.spec.name)
         return replace(scheduled, state=State.RUNNING)
 
-    async def stop(self, task_id: str) -> None:
-        """End a running task; it is Failed with the error ``stopped by request``.
+    async def stop(self, task_id: str, error: str = "stopped by request") -> None:
+        """End a running task; it is Failed with ``error``.
 
         Raises:
             ApiError: 404; 409, it does not run; 503, the broker is away. The task is then as it was.
@@ -79,9 +79,11 @@ class Runs:
             await self._dispatcher.stop(
                 task_id, task.proplet_id, directed=proplet is not None and proplet.directed
             )
-            stopped = self._ended(task, EndedBy.STOP, error="stopped by request")
+            stopped = self._ended(task, EndedBy.STOP, error=error)
             await self._store.replace(replace(stopped, stopping_on=task.proplet_id), ACTIVE)
-        log.info("task stopped", task_id=task_id, proplet_id=task.proplet_id)
+        log.info(
+            "task stopped", task_id=task_id, proplet_id=task.proplet_id, round_id=task.round_id, reason=error
+        )
 
     async def finish(self, message: Results) -> None:
         """Take a result from the proplet that the task runs on; anything else is logged and changes nothing."""

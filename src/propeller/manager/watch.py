@@ -1,4 +1,4 @@
-"""What the manager does by the clock: gives up lost tasks, publishes late starts, writes and prunes samples."""
+"""What the manager does by the clock: gives up lost tasks, publishes late starts, stops what outlived its round, writes and prunes samples."""
 
 import asyncio
 import contextlib
@@ -103,6 +103,7 @@ class Watch:
             await asyncio.sleep(self._interval_s)
             if self._is_connected():
                 await self._attempt("publishing late starts", self._rounds.resume())
+                await self._attempt("stopping late tasks", self._rounds.stop_late())
 
     async def _write(self) -> None:
         while True:
