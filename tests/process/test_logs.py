@@ -37,6 +37,15 @@ def test_a_line_has_a_time_a_level_a_message_and_its_keys() -> None:
     }  # fmt: skip
 
 
+def test_a_full_disk_costs_lines_and_fails_no_one() -> None:
+    code = "log.info('x'); logging.warning('y'); log.error('z')"
+    run = subprocess.run(
+        [sys.executable, "-c", HEAD.format(level="info", file="/dev/full") + code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_loggers_made_before_configure_follow_it() -> None:
     assert lines("early.info('x')")[0]["component"] == "early"
 

@@ -1,6 +1,7 @@
 """An app as services make them, over ASGI and over a real port."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -59,6 +60,7 @@ def app() -> FastAPI:  # noqa: C901 - one small route after another
             "peer-401": ServiceError("registry", 401, "who are you"),
             "peer-500": ServiceError("registry", 500, "oops"),
             "peer-gone": ServiceError("registry", None, "refused"),
+            "full": OSError(errno.ENOSPC, "No space left on device"),
             "unforeseen": RuntimeError("the password is hunter2"),
         }[how]
 

@@ -1,11 +1,13 @@
 """Structured logs: one JSON object a line with the keys ``time``, ``level``, ``msg`` and the event's own."""
 
+import contextlib
+import io
 import logging
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -45,15 +47,35 @@ def _shape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
     return head | {key: value for key, value in event.items() if key not in head}
 
 
+class _Lossy(io.TextIOBase):
+    """Where logs go: a full disk costs lines, never the work that they tell of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(service: str, *, level: str = "info", file: Path | None = None) -> None:
     """Send this process's logs to ``file`` (appended, line by line) or to standard error.
 
     Standard-library loggers (uvicorn, httpx, sqlalchemy, …) and Python's warnings go the same way, from warnings up.
     """
-    stream: TextIO = sys.stderr
+    out: TextIO = sys.stderr
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        # Without buffers: what the disk does not take is gone, and does not fail whoever writes next.
+        out = io.TextIOWrapper(
+            file.open("ab", buffering=0), encoding="utf-8", errors="backslashreplace", write_through=True
+        )
+    stream = cast("TextIO", _Lossy(out))
     threshold = logging.getLevelNamesMapping().get(level.strip().upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

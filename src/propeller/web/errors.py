@@ -1,6 +1,7 @@
 """Errors of the HTTP APIs: a status and ``{"error": "what is wrong and what to do"}``."""
 
 import asyncio
+import errno
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -126,15 +127,30 @@ class Guarded:
             await self.app(scope, receive, watched)
         except ClientDisconnect:  # there is no one to answer, and nothing failed here
             log.info("the caller went away", method=scope["method"], path=scope["path"])
-        except Exception:
+        except Exception as error:
             if started or scope["type"] != "http":
                 raise  # the server logs it and cuts the connection: the caller must not take the half for the whole
             log.exception("request failed", method=scope["method"], path=scope["path"])
+            if _is_full(error):
+                reason = "the service's disk is full: free some space there, then try again"
+                await error_response(507, reason)(scope, receive, send)
+                return
             await error_response(500, "internal error: see the service's log")(scope, receive, send)
         except asyncio.CancelledError:  # the server ends what is still open some time after a stop
             if started:
                 raise
             await error_response(503, "the service is stopping: try again")(scope, receive, send)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error comes from a disk without space, as the system or SQLite says it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        if "database or disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _describe(item: dict[str, object]) -> str:
