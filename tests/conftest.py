@@ -8,7 +8,6 @@ from hypothesis import settings
 
 from support.nats import open_broker
 
-
 # How long an example takes says nothing on a machine that runs other tests beside it.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
