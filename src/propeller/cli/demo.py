@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def run_demo(folder: Path, rounds: int) -> int:
     begun = time.monotonic()
     console = Console(highlight=False)
     console.print(
-        "[bold]Three hospitals train one breast-cancer classifier; no record leaves a hospital.[/]\n",
+        "[bold]Three hospitals train one breast-cancer classifier; no record leaves a hospital.[/]\n\nStarting every service …",
         soft_wrap=True,
     )
     split = hospitals.load()
@@ -157,11 +158,12 @@ class _Demo:
         self._console.print(table)
 
     def _show_next(self, last: RoundResult) -> None:
+        command = _command()
         self._print(
             "\n[bold]Where to look next[/]\n"
-            f"  what every service did in the last round:  propeller logs --state {self._folder} --round {last.round_id}\n"
-            "  the same stack, for rounds of your own:    propeller up   (then the README, 'The next ten minutes')\n"
-            "  the program that ran in each sandbox:      programs/logreg_c/logreg.c"
+            f"  the last round, in every log:  {command} logs --state {self._folder} --round {last.round_id}\n"
+            f"  rounds of your own:            {command} up   (README: the next ten minutes)\n"
+            "  what ran in each sandbox:      programs/logreg_c/logreg.c"
         )
 
     @contextlib.contextmanager
@@ -184,6 +186,14 @@ class _Demo:
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
+
+
+def _command() -> str:
+    """How a person calls this program: by its name where the shell finds it, else by where it is."""
+    if shutil.which("propeller"):
+        return "propeller"
+    own = Path(sys.executable).with_name("propeller")
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _hyperparams(epochs: int) -> dict[str, Any]:
