@@ -221,6 +221,11 @@ async def test_a_connection_lost_while_it_subscribes_is_made_again_at_once() -> 
             await eventually(lambda: broker.connections > 2, timeout=5)
 
 
+async def test_a_connection_lost_before_the_broker_answers_is_made_again_at_once() -> None:
+    async with RudeBroker(deaf=True).running() as broker, session(broker.port).running():
+        await eventually(lambda: broker.connections > 2, timeout=5)
+
+
 async def test_a_refused_login_says_why_and_is_tried_ever_less_often() -> None:
     async with RudeBroker(connack=5).running() as broker:
         with capture_logs() as logs:

@@ -11,13 +11,14 @@ class RudeBroker:
     """Answers CONNECT with ``connack`` and SUBSCRIBE with ``suback`` (``None``: not at all), and nothing else.
 
     With ``dropped`` it takes PUBLISH of QoS 1 too, but first closes the connection at so many of them instead.
-    With ``rude`` it hangs up when asked to subscribe. While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
+    With ``rude`` it hangs up when asked to subscribe, with ``deaf`` when asked to connect. While ``held`` is not set no SUBSCRIBE is answered; ``filters`` are those asked for.
     """
 
     connack: int | None = 0
     suback: int | None = 1
     port: int = 0
     rude: bool = False
+    deaf: bool = False
     connections: int = 0
     held: asyncio.Event | None = None
     dropped: int | None = None
@@ -39,7 +40,7 @@ class RudeBroker:
                 length = (await reader.readexactly(1))[0]  # packets of less than 128 bytes are enough here
                 body = await reader.readexactly(length)
                 kind = head[0] >> 4
-                if kind == 1 and self.connack is not None:
+                if kind == 1 and self.connack is not None and not self.deaf:
                     writer.write(bytes([0x20, 2, 0, self.connack]))
                     if self.connack:
                         break
@@ -49,7 +50,7 @@ class RudeBroker:
                         break
                     at = 2 + int.from_bytes(body[:2], "big")
                     writer.write(bytes([0x40, 2, *body[at : at + 2]]))
-                elif kind == 8 and self.rude:
+                elif (kind == 8 and self.rude) or (kind == 1 and self.deaf):
                     break
                 elif kind == 8 and self.suback is not None:
                     self.filters.append(body[4:-1].decode())

@@ -24,6 +24,16 @@ class Connection(aiomqtt.Client):
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
         self._open: set[int] = set()
 
+    def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        # aiomqtt by itself waits for the answer to CONNECT until its timeout, also on a connection that is gone.
+        if not self._connected.done():
+            self._connected.set_exception(
+                aiomqtt.MqttError("the broker closed the connection before it answered")
+            )
+            self._connected.exception()  # no one may be waiting for it
+            return
+        super()._on_disconnect(*args, **kwargs)
+
     async def send(self, topic: str, payload: bytes, qos: int) -> None:
         """Publish, and wait until the broker has the message.
 
