@@ -69,8 +69,8 @@ class Propeller:
         self._urls = {
             "manager": manager,
             "coordinator": coordinator,
-            "registry": model_registry,
-            "data": data_store,
+            "model_registry": model_registry,
+            "data_store": data_store,
         }
         self._http = httpx.Client(
             timeout=WAIT_S + 10, auth=auth, trust_env=False, verify=needs_tls(*self._urls.values())
@@ -134,23 +134,23 @@ class Propeller:
 
     def versions(self) -> list[int]:
         """The model versions that there are, in order."""
-        versions: list[int] = self._ask("GET", "registry", "/models")["versions"]
+        versions: list[int] = self._ask("GET", "model_registry", "/models")["versions"]
         return versions
 
     def model(self, version: int | None = None) -> dict[str, Any]:
         """A model as nested lists by tensor name; the latest if no version is given."""
         model: dict[str, Any] = self._ask(
-            "GET", "registry", f"/models/{'latest' if version is None else version}"
+            "GET", "model_registry", f"/models/{'latest' if version is None else version}"
         )
         return model
 
     def put_model(self, model: Mapping[str, Any]) -> int:
         """Store a model; returns the version it got."""
-        return int(self._ask("POST", "registry", "/models", json={"model": model})["version"])
+        return int(self._ask("POST", "model_registry", "/models", json={"model": model})["version"])
 
     def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
         """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``."""
-        self._ask("POST", "data", f"/datasets/{proplet_id}", json=dataset)
+        self._ask("POST", "data_store", f"/datasets/{proplet_id}", json=dataset)
 
     def start_round(
         self,
@@ -192,9 +192,10 @@ class Propeller:
                 timeout_s=timeout_s,
                 task_wasm_image=image,
             )
-        except ValueError as error:  # pydantic's ValidationError is one
+            body = experiment.model_dump(mode="json")
+        except ValueError as error:  # pydantic's errors of either kind are
             raise PropellerError(explain(error) if hasattr(error, "errors") else str(error)) from None  # type: ignore[arg-type]
-        self._ask("POST", "manager", "/fl/experiments", json=experiment.model_dump(mode="json"))
+        self._ask("POST", "manager", "/fl/experiments", json=body)
         return experiment.round_id
 
     def wait_round(self, round_id: str, on_update: Callable[[int, int], None] | None = None) -> RoundResult:
@@ -230,16 +231,6 @@ class Propeller:
             "rounds"
         ]
         return found
-
-    def health(self) -> dict[str, bool]:
-        """Whether each service answers."""
-        return {name: self._answers(url) for name, url in self._urls.items()}
-
-    def _answers(self, url: str) -> bool:
-        try:
-            return self._http.get(f"{url}/health", timeout=3.0).is_success
-        except httpx.TransportError:
-            return False
 
     def _ask(self, method: str, service: str, path: str, **options: Any) -> Any:
         url = f"{self._urls[service]}{path}"

@@ -287,3 +287,22 @@ def test_the_demo_does_not_clear_a_folder_that_is_not_its_own(tmp_path: Path) ->
     result = propeller("demo", "--state", str(tmp_path))
     assert result.returncode == 1
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_stack_is_not_taken_for_a_demo(tmp_path: Path) -> None:
+    """What the demo writes beside a stack's state does not make that state the demo's."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "secrets.json").write_text("{}")
+    result = propeller("demo", "--state", str(tmp_path))
+    assert result.returncode == 1
+    assert "not a demo's folder" in result.stderr
+    assert (tmp_path / "secrets.json").exists()
+
+
+def test_folders_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for command in ("up", "demo"):
+        result = propeller(command, "--state", str(tmp_path / "file" / "state"))
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.splitlines()) == 1

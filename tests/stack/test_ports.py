@@ -1,14 +1,23 @@
-"""Free ports: all different, free, and none that an outgoing connection may take."""
+"""Ports: the guide's are refused when something else has one, free ones are all different."""
 
 import socket
 
-from propeller.stack.ports import GUIDE_PORTS, free_ports
+import pytest
+
+from propeller.process.run import StartError
+from propeller.stack import ports
 
 
-def test_free_ports_differ_and_are_out_of_the_way_of_outgoing_connections() -> None:
-    ports = free_ports()
-    assert list(ports) == list(GUIDE_PORTS)
-    assert len(set(ports.values())) == len(ports)
-    for port in ports.values():
-        assert port < 32768
-        socket.create_server(("127.0.0.1", port)).close()
+def test_free_ports_are_all_different() -> None:
+    found = ports.free_ports()
+    assert set(found) == set(ports.GUIDE_PORTS)
+    assert len(set(found.values())) == len(found)
+
+
+def test_a_taken_port_is_named_with_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = ports.free_ports()
+    monkeypatch.setattr(ports, "GUIDE_PORTS", free)
+    assert ports.guide_ports() == free
+    expected = rf"{free['manager']} \(manager\).*--ports auto"
+    with socket.create_server(("127.0.0.1", free["manager"])), pytest.raises(StartError, match=expected):
+        ports.guide_ports()

@@ -13,12 +13,17 @@ def main() -> None:
 
 def _run() -> None:
     from propeller.cli.app import app
+    from propeller.process import logs
     from propeller.process.run import StartError
     from propeller.process.settings import SettingsError
     from propeller.sdk import PropellerError
 
+    logs.configure("propeller", level="error")  # services and stacks say where theirs go
     try:
         app()
     except (StartError, SettingsError, PropellerError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from propeller import __version__
+
 app = typer.Typer(
     name="propeller",
     help="Federated learning on fleets of edge devices: Wasm programs, OCI delivery, MQTT.",
@@ -25,6 +27,21 @@ PasswordOption = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input.")
 ]
 PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"propeller {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Federated learning on fleets of edge devices: Wasm programs, OCI delivery, MQTT."""
 
 
 @app.command()
@@ -52,6 +69,8 @@ def up(
 
     if ports not in {"guide", "auto"}:
         raise typer.BadParameter("must be 'guide' or 'auto'", param_hint="--ports")
+    if log_level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
     raise typer.Exit(run_up(state, auto_ports=ports == "auto", proplets=proplets, log_level=log_level))
 
 

@@ -24,7 +24,7 @@ from propeller.stack.up import Options
 EPOCHS, LEARNING_RATE, BATCH = 2, 0.1, 16
 """Local work of one round: passes over the hospital's records, step size, records a step."""
 
-_MARK = "demo"
+_MARK, _MARKED = ".propeller-demo", "What is in this folder is removed when the demo is run again.\n"
 
 
 def run_demo(folder: Path, rounds: int) -> int:
@@ -208,13 +208,20 @@ def _fresh(folder: Path) -> None:
     """Remove what the last demo left, but never a folder that is not a demo's."""
     if State(folder).holder() is not None:
         raise StartError(
-            f"a demo already runs on {folder}; wait for its end or choose another folder with --state"
+            f"a stack already runs on {folder}; wait for its end or choose another folder with --state"
         )
     if folder.exists():
-        if not (folder / _MARK).exists() and any(folder.iterdir()):
+        if any(folder.iterdir()) and not _is_marked(folder):
             raise StartError(
                 f"{folder} is not a demo's folder, so it is not cleared; choose another with --state"
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, mode=0o700)
-    (folder / _MARK).touch()
+    (folder / _MARK).write_text(_MARKED)
+
+
+def _is_marked(folder: Path) -> bool:
+    try:
+        return (folder / _MARK).read_text() == _MARKED
+    except OSError:
+        return False

@@ -63,6 +63,7 @@ def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
         raise StartError(
             f"there are no logs under {folder.absolute()}; start a stack with 'propeller up --state {folder}'"
         )
+    services = [name.replace("_", "-") for name in services]
     unknown = [name for name in services if name not in found]
     if unknown:
         raise StartError(f"no log of {', '.join(unknown)}; there are {', '.join(found)}")

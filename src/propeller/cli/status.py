@@ -1,15 +1,21 @@
 """``propeller status``: what runs, who is there, what has been learned."""
 
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
 from propeller.sdk import Propeller
 from propeller.stack.state import State
 
-_SHOWN = {True: "yes", False: "NO", None: "-"}
+CHECK_S = 3.0
+"""How long a service may take to answer, in seconds."""
 
 
 def show_status(folder: Path) -> int:
@@ -18,39 +24,60 @@ def show_status(folder: Path) -> int:
     state = State(folder)
     holder = state.holder()
     if holder is None:
-        console.print(f"No stack runs on {folder.absolute()}. Start one: propeller up --state {folder}")
+        console.print(
+            f"No stack runs on {folder.absolute()}. Start one: propeller up --state {folder}", soft_wrap=True
+        )
         return 1
     if state.read_stack() is None:
         console.print(f"A stack is starting on {folder.absolute()} (process {holder}).")
         return 1
     with Propeller.from_state(folder) as fl:
-        healthy = fl.health()
-        console.print(_services(fl.stack, healthy))
-        if not all(healthy.values()):
-            console.print(f"A service does not answer; see propeller logs --state {folder}")
+        services, healthy = _services(fl.stack)
+        console.print(services)
+        if not healthy:
+            console.print(f"A service does not answer; see: propeller logs --state {folder}", soft_wrap=True)
             return 1
         console.print(_proplets(fl))
         console.print(_rounds(fl))
         versions = fl.versions()
-        console.print(f"Model versions: {', '.join(map(str, versions[-20:]))}")
+        console.print(f"Model versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
     return 0
 
 
-def _services(stack: dict[str, Any], healthy: dict[str, bool]) -> Table:
+def _services(stack: dict[str, Any]) -> tuple[Table, bool]:
+    """Each service and whether it answers, and whether all of them do."""
+    broker = stack["broker"]
+    checks: dict[str, tuple[str, Callable[[], bool]]] = {
+        name: (service["url"], partial(_answers, service["url"]))
+        for name, service in stack["services"].items()
+    }
+    checks["broker"] = (
+        f"{broker['host']}:{broker['port']}",
+        partial(_accepts, broker["host"], broker["port"]),
+    )
+    with ThreadPoolExecutor(len(checks)) as threads:
+        answers = list(threads.map(lambda check: check[1](), checks.values()))
     table = Table(title="Services", title_justify="left")
     for column in ("service", "address", "answers"):
         table.add_column(column)
-    answers = {
-        "manager": healthy["manager"],
-        "coordinator": healthy["coordinator"],
-        "model_registry": healthy["registry"],
-        "data_store": healthy["data"],
-    }
-    for name, service in stack["services"].items():
-        table.add_row(name, service["url"], _SHOWN[answers.get(name)])
-    broker = stack["broker"]
-    table.add_row("broker", f"{broker['host']}:{broker['port']}", "-")
-    return table
+    for (name, (address, _check)), answer in zip(checks.items(), answers, strict=True):
+        table.add_row(name, address, "yes" if answer else "NO")
+    return table, all(answers)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=CHECK_S, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), CHECK_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _proplets(fl: Propeller) -> Table:

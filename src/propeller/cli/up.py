@@ -34,6 +34,7 @@ def run_on_stack(options: Options, report: Report, body: Body) -> int:
         stopping.cancel()
         if not work.done():
             interrupted = True
+            print("Stopping …", flush=True)
             work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work
@@ -50,7 +51,9 @@ def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> 
         console.print(f"  [green]✓[/] {what:<16} {where}")
 
     async def forever(_stack: dict[str, Any]) -> None:
-        console.print(f"Ready: addresses, ids and keys are in {folder / 'stack.json'}. Ctrl-C ends it.")
+        console.print(
+            f"Ready: addresses, ids and keys are in {folder / 'stack.json'}. Ctrl-C ends it.", soft_wrap=True
+        )
         await asyncio.Event().wait()
 
     code = run_on_stack(Options(folder, proplets, auto_ports, log_level), report, forever)

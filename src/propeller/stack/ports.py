@@ -4,6 +4,8 @@ import random
 import socket
 from contextlib import ExitStack
 
+from propeller.process.run import StartError
+
 GUIDE_PORTS = {
     "broker": 1883,
     "nats": 4222,
@@ -29,6 +31,20 @@ while the service is being started, or started again."""
 _TRIES = 1_000
 
 
+def guide_ports() -> dict[str, int]:
+    """The guide's ports.
+
+    Raises:
+        StartError: naming each that something else listens on: that may be another stack, which would answer for this one.
+    """
+    taken = [f"{port} ({name})" for name, port in GUIDE_PORTS.items() if not _is_free(port)]
+    if taken:
+        raise StartError(
+            f"already in use: port {', '.join(taken)}; stop what listens there, or take free ports with --ports auto"
+        )
+    return dict(GUIDE_PORTS)
+
+
 def free_ports() -> dict[str, int]:
     """A free port of loopback for each name; all are held open until the last is found, so none comes twice."""
     with ExitStack() as stack:
@@ -46,3 +62,11 @@ def _bind(stack: ExitStack) -> int:
             continue
         return int(sock.getsockname()[1])
     raise OSError("no port of loopback is free")
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

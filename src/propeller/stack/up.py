@@ -13,7 +13,7 @@ import httpx
 from propeller.data import program_path
 from propeller.process.run import StartError
 from propeller.stack.environment import HOST, Wiring
-from propeller.stack.ports import GUIDE_PORTS, free_ports
+from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
 from propeller.stack.state import State
 from propeller.stack.supervisor import Plan, Supervisor
@@ -79,7 +79,7 @@ class _Stack:
         secrets = state.secrets(
             os.environ.get("IDENTITY_ADMIN_USERNAME"), os.environ.get("IDENTITY_ADMIN_PASSWORD")
         )
-        ports = free_ports() if options.auto_ports else dict(GUIDE_PORTS)
+        ports = free_ports() if options.auto_ports else guide_ports()
         self._wiring = Wiring(state, ports, secrets, options.log_level, options.extra)
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
