@@ -158,10 +158,12 @@ static Hyperparams read_hyperparams(void) {
             double *field = NULL;
             for (size_t i = 0; i < sizeof names / sizeof *names; i++)
                 if (!strcmp(key, names[i])) field = fields[i];
-            if (field)
+            if (field) {
                 *field = json_number(&json, key);
-            else
+            } else {
+                fprintf(stderr, "warning: hyperparameter '%s' is not known to this program and changes nothing\n", key);
                 json_skip(&json);
+            }
         }
         json_close(&json);
     }
