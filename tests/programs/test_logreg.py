@@ -189,7 +189,7 @@ async def test_hyperparams_may_be_null(logreg: Logreg) -> None:
     assert (await logreg(MODEL, DATASET, "null")).stdout == defaults.stdout
     given = {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0, "other": {"a": [1, {}, []]}}
     assert (await logreg(MODEL, DATASET, given)).stdout == defaults.stdout
-    assert "warning: hyperparameter 'other' is not known" in logreg.log
+    assert logreg.log[0].startswith("warning: hyperparameter 'other' is not known")
 
 
 async def test_much_data(logreg: Logreg) -> None:
