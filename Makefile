@@ -23,7 +23,9 @@ check: $(VENV)/.dev ## Lint and type-check
 	@$(BIN)/mypy
 
 bench: $(VENV)/.dev ## Measure what docs/benchmarks.md lists
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@missed=; for file in benchmarks/[a-z]*.py; do \
+	  echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; \
+	done; test -z "$$missed" || { echo "a bound was missed in:$$missed" >&2; exit 1; }
 
 clean: ## Remove the environment and what runs left behind
 	rm -rf $(VENV) .propeller .mypy_cache .ruff_cache .pytest_cache .hypothesis
