@@ -14,6 +14,13 @@ def test_free_ports_are_all_different() -> None:
     assert len(set(found.values())) == len(found)
 
 
+def test_a_stack_keeps_the_ports_that_are_still_free() -> None:
+    before = ports.free_ports()
+    with socket.create_server(("127.0.0.1", before["broker"])):
+        after = ports.free_ports(before)
+    assert {name for name, port in after.items() if port != before[name]} == {"broker"}
+
+
 def test_a_taken_port_is_named_with_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     free = ports.free_ports()
     monkeypatch.setattr(ports, "GUIDE_PORTS", free)

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from propeller.process.run import StartError
@@ -45,16 +46,21 @@ def guide_ports() -> dict[str, int]:
     return dict(GUIDE_PORTS)
 
 
-def free_ports() -> dict[str, int]:
-    """A free port of loopback for each name; all are held open until the last is found, so none comes twice."""
+def free_ports(before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """A free port of loopback for each name: the one that it had ``before``, where that is still free.
+
+    All are held open until the last is found, so none comes twice. That a stack keeps its ports keeps the references of the programs in
+    its own registry valid.
+    """
     with ExitStack() as stack:
-        return {name: _bind(stack) for name in GUIDE_PORTS}
+        return {name: _bind(stack, (before or {}).get(name)) for name in GUIDE_PORTS}
 
 
-def _bind(stack: ExitStack) -> int:
+def _bind(stack: ExitStack, first: int | None) -> int:
     candidates = random.SystemRandom().sample(range(_LOWEST, _HIGHEST), _TRIES)
-    for port in [*candidates, 0]:  # 0: any that is left
+    for port in [*([first] if first else []), *candidates, 0]:  # 0: any that is left
         sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the services do: theirs may linger
         stack.callback(sock.close)
         try:
             sock.bind(("127.0.0.1", port))

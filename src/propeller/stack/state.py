@@ -23,6 +23,7 @@ class Secrets:
         domain_id: of the domain that the stack works in.
         channel_id: of its channel.
         clients: id and key of each client by name.
+        ports: that the stack had, where it took free ones.
     """
 
     broker: str
@@ -31,6 +32,7 @@ class Secrets:
     domain_id: str = ""
     channel_id: str = ""
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
 
 
 class State:

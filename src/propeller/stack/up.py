@@ -79,7 +79,10 @@ class _Stack:
         secrets = state.secrets(
             os.environ.get("IDENTITY_ADMIN_USERNAME"), os.environ.get("IDENTITY_ADMIN_PASSWORD")
         )
-        ports = free_ports() if options.auto_ports else guide_ports()
+        if options.auto_ports:
+            ports = secrets.ports = free_ports(secrets.ports)
+        else:
+            ports = guide_ports()
         self._wiring = Wiring(state, ports, secrets, options.log_level, options.extra)
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
