@@ -24,6 +24,7 @@ from propeller.oci.manifest import (
 from propeller.oci.registry import create_registry
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
+from propeller.web.auth import Principal, unauthorized
 from support.registries import LOGIN, basic, embedded, wasm
 
 BLOB = wasm(300_000)
@@ -335,3 +336,25 @@ async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
             f"dir:{tmp_path / 'back'}",
         )
     assert (tmp_path / "back" / DIGEST.removeprefix("sha256:")).read_bytes() == BLOB
+
+
+async def test_clients_that_identity_knows_pull_and_managers_push(tmp_path: Path) -> None:
+    roles = {"Basic cHJveHk6aw==": "proxy", "Basic bWFuYWdlcjpr": "manager"}
+
+    async def verify(header: str) -> Principal:
+        if header not in roles:
+            raise unauthorized("the key is wrong")
+        return Principal("client", roles[header], roles[header])
+
+    async with browser(tmp_path, verify=verify) as http:
+        assert (await http.get("/health")).status_code == 200
+        for header, says in ((None, "are needed"), ("Basic eDp5", "the key is wrong")):
+            refused = await http.get("/v2/", headers={"authorization": header} if header else {})
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"].startswith("Basic")
+            assert says in refused.json()["errors"][0]["message"]
+        proxy, manager = ({"authorization": header} for header in roles)
+        assert (await http.get("/v2/", headers=proxy)).status_code == 200
+        denied = await http.post("/v2/a/b/blobs/uploads/", headers=proxy)
+        assert (denied.status_code, denied.json()["errors"][0]["code"]) == (403, "DENIED")
+        assert (await http.post("/v2/a/b/blobs/uploads/", headers=manager)).status_code == 202

@@ -21,6 +21,8 @@ from propeller.oci.registry_blobs import Blobs
 from propeller.oci.registry_errors import SpecError
 from propeller.oci.registry_manifests import Manifests
 from propeller.process.logs import get_logger
+from propeller.web.auth import Verify
+from propeller.web.errors import ApiError
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
 log = get_logger("oci-registry")
@@ -32,28 +34,48 @@ _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPO
 
 
 class _Authenticated:
-    """ASGI middleware: HTTP Basic on everything but ``/health``."""
+    """ASGI middleware: credentials on everything but ``/health``: the registry's own login, or what identity knows."""
 
-    def __init__(self, app: ASGIApp, login: Login) -> None:
-        self._app, self._expected = app, login.basic.encode()
+    def __init__(self, app: ASGIApp, login: Login | None, verify: Verify | None) -> None:
+        self._app, self._verify = app, verify
+        self._expected = None if login is None else login.basic.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
-            header = dict(scope["headers"]).get(b"authorization", b"")
-            if not secrets.compare_digest(header, self._expected):
-                challenge = {"WWW-Authenticate": 'Basic realm="propeller"'}
-                error = SpecError(401, "UNAUTHORIZED", "a user name and password are needed", challenge)
+            try:
+                await self._check(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
+            except SpecError as error:
                 await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
+    async def _check(self, header: bytes, method: str) -> None:
+        if self._expected is not None and secrets.compare_digest(header, self._expected):
+            return
+        reason = "a user name and password are needed"
+        if self._verify is not None and header:
+            try:
+                who = await self._verify(header.decode("latin-1"))
+            except ApiError as error:
+                if error.status != 401:
+                    raise SpecError(error.status, "UNAVAILABLE", error.reason) from None
+                reason = error.reason
+            else:
+                if who.kind == "client" and who.role != "manager" and method not in {"GET", "HEAD"}:
+                    raise SpecError(403, "DENIED", f"client {who.id} is a {who.role}: it may pull, not push")
+                return
+        raise SpecError(401, "UNAUTHORIZED", reason, {"WWW-Authenticate": 'Basic realm="propeller"'})
 
-def create_registry(layout: Layout, *, login: Login | None = None, max_blob: int = MAX_BLOB) -> Starlette:
-    """The registry's app.
+
+def create_registry(
+    layout: Layout, *, login: Login | None = None, verify: Verify | None = None, max_blob: int = MAX_BLOB
+) -> Starlette:
+    """The registry's app; without ``login`` and ``verify`` anyone may use it.
 
     Args:
         layout: where everything is kept.
-        login: who may use it; ``None`` lets anyone in.
+        login: a user name and password that may do everything.
+        verify: checks other credentials with identity: users and managers may push, every client may pull.
         max_blob: the largest blob, in bytes.
     """
     blobs, manifests, metrics = Blobs(layout, max_blob), Manifests(layout), HttpMetrics("oci-registry")
@@ -90,8 +112,8 @@ def create_registry(layout: Layout, *, login: Login | None = None, max_blob: int
         Route(target, manifests.delete, methods=["DELETE"]),
     ]
     middleware = [Middleware(Measured, metrics=metrics)]
-    if login is not None:
-        middleware.append(Middleware(_Authenticated, login=login))
+    if login is not None or verify is not None:
+        middleware.append(Middleware(_Authenticated, login=login, verify=verify))
     handlers: dict[Any, Any] = {
         SpecError: _refused,
         HTTPException: _http,

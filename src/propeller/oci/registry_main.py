@@ -6,6 +6,7 @@ from propeller.oci.layout import Layout
 from propeller.oci.registry import create_registry
 from propeller.oci.registry_settings import Settings
 from propeller.process.run import StartError
+from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 
@@ -16,13 +17,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         StartError: the folder or the port cannot be had, or it would be open to a network.
     """
     login = settings.login
-    if login is None:
-        check_exposure("oci-registry", settings.host, authenticated=False, insecure=settings.insecure)
+    authenticated = login is not None or settings.auth == "on"
+    check_exposure("oci-registry", settings.host, authenticated=authenticated, insecure=settings.insecure)
     try:
         layout = await asyncio.to_thread(Layout, settings.folder)
     except OSError as error:
         raise StartError(
             f"oci-registry: cannot keep artifacts in {settings.folder}: {error.strerror}; set OCI_REGISTRY_FOLDER"
         ) from None
-    app = create_registry(layout, login=login, max_blob=settings.max_blob)
+    app = create_registry(layout, login=login, verify=verifier(settings), max_blob=settings.max_blob)
     await serve([(Bind("oci-registry", settings.host, settings.port), app)], stop)

@@ -7,11 +7,11 @@ from pydantic import Field, SecretStr, model_validator
 
 from propeller.oci.credentials import Login
 from propeller.oci.registry import MAX_BLOB
-from propeller.process.settings import ServiceSettings
+from propeller.process.settings import HttpSettings
 
 
-class Settings(ServiceSettings):
-    """Where it listens, where it keeps artifacts, and who may use it (user name and password, or anyone)."""
+class Settings(HttpSettings):
+    """Where it listens, where it keeps artifacts, and a login of its own beside what identity knows (or anyone)."""
 
     host: str = Field("127.0.0.1", alias="OCI_REGISTRY_HOST")
     port: int = Field(5000, alias="OCI_REGISTRY_PORT", ge=0, le=65535)
@@ -19,7 +19,6 @@ class Settings(ServiceSettings):
     username: str | None = Field(None, alias="OCI_REGISTRY_USERNAME")
     password: SecretStr | None = Field(None, alias="OCI_REGISTRY_PASSWORD")
     max_blob: int = Field(MAX_BLOB, alias="OCI_REGISTRY_MAX_BLOB", gt=0)
-    insecure: bool = Field(False, alias="PROPELLER_INSECURE")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -29,7 +28,7 @@ class Settings(ServiceSettings):
 
     @property
     def login(self) -> Login | None:
-        """Who may use it; ``None``: anyone."""
+        """The registry's own login, if it has one."""
         if self.username is None or self.password is None:
             return None
         return Login(self.username, self.password.get_secret_value())
