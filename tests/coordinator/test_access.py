@@ -41,6 +41,14 @@ async def test_only_users_and_the_manager_configure_rounds(api: httpx.AsyncClien
     assert (await api.get("/health")).status_code == 200
 
 
+async def test_only_users_and_the_manager_report_failures(api: httpx.AsyncClient) -> None:
+    await api.post("/experiments", json=experiment(), auth=("manager", "k"))
+    body = {"proplet_id": "p-1", "reason": "no such image"}
+    for name, status in (("p-1", 403), ("user", 200), ("manager", 200), ("nobody", 401)):
+        answer = await api.post("/rounds/r-1/failures", json=body, auth=(name, "k"))
+        assert answer.status_code == status, answer.text
+
+
 async def test_a_proplet_sends_its_own_updates_only(api: httpx.AsyncClient) -> None:
     await api.post("/experiments", json=experiment(), auth=("manager", "k"))
     foreign = await api.post("/update", json=update("p-1"), auth=("p-2", "k"))

@@ -14,18 +14,16 @@ from propeller.fl.round import (
     Configured,
     DeadlinePassed,
     Event,
+    ParticipantFailed,
     Persist,
-    Plan,
     PublishNext,
     Retried,
-    Round,
-    State,
     Step,
     UpdateReceived,
-    Verdict,
     resume,
     step,
 )
+from propeller.fl.round_state import Plan, Round, State, Verdict
 
 
 def collecting(k: int = 2, least: int = 1, participants: tuple[str, ...] = ("a", "b", "c")) -> Round:
@@ -110,6 +108,72 @@ def test_the_deadline_closes_with_what_has_come_or_fails() -> None:
     assert step(enough.round, DeadlinePassed()) == Step(enough.round)
 
 
+def test_a_round_whose_participants_have_all_failed_fails_at_once_and_says_why() -> None:
+    current = after(
+        collecting(), ParticipantFailed("b", "no image"), ParticipantFailed("a", "no image")
+    ).round
+    assert current.state is State.COLLECTING
+    done = step(current, ParticipantFailed("c", "bad lr"))
+    assert done.effects == (Persist(), Answer(Verdict.ACCEPTED))
+    assert done.round.state is State.FAILED
+    assert done.round.reason == (
+        "no update can come any more: 3 of 3 participants failed: no image (and 1 more reason)"
+    )
+    same = step(current, ParticipantFailed("c", "no image")).round
+    assert same.reason == "no update can come any more: 3 of 3 participants failed: no image"
+    different = after(collecting(), *(ParticipantFailed(name, f"{name}!") for name in "cba")).round
+    assert different.reason is not None
+    assert different.reason.endswith("failed: a! (and 2 more reasons)")
+
+
+def test_what_has_come_is_aggregated_once_no_more_can_come() -> None:
+    failures = (ParticipantFailed("b", "lost"), ParticipantFailed("c", "lost"))
+    for events in ((UpdateReceived("a", "1"), *failures), (*failures, UpdateReceived("a", "1"))):
+        done = after(collecting(3), *events)
+        assert done.effects == (Persist(), Answer(Verdict.ACCEPTED), Aggregate(("a",)))
+        few = after(collecting(3, least=2), *events)
+        assert few.effects == (Persist(), Answer(Verdict.ACCEPTED))
+        assert few.round.reason == (
+            "no update can come any more, 1 of 3 came and at least 2 needed: 2 of 3 participants failed: lost"
+        )
+
+
+def test_an_update_undoes_the_failure_of_its_sender_and_not_the_other_way_round() -> None:
+    current = after(collecting(3), ParticipantFailed("a", "lost"), ParticipantFailed("b", "x")).round
+    back = step(current, UpdateReceived("a", "1")).round
+    assert (dict(back.counted), dict(back.failures)) == ({"a": "1"}, {"b": "x"})
+    assert step(back, ParticipantFailed("a", "lost")) == Step(back, (Answer(Verdict.REPEATED),))
+
+
+def test_the_last_reason_of_a_failure_wins_and_the_same_again_changes_nothing() -> None:
+    current = after(collecting(), ParticipantFailed("a", "lost"), ParticipantFailed("a", "no image")).round
+    assert dict(current.failures) == {"a": "no image"}
+    again = step(current, ParticipantFailed("a", "no image"))
+    assert again == Step(current, (Answer(Verdict.REPEATED),))
+
+
+def test_failures_of_others_and_of_rounds_that_collect_no_more_change_nothing() -> None:
+    current = collecting(1)
+    assert verdict(step(current, ParticipantFailed("x", "lost"))) is Verdict.FOREIGN
+    closed = step(current, UpdateReceived("a", "1")).round
+    for state in (Round(current.plan), closed, step(closed, Aggregated(1)).round):
+        done = step(state, ParticipantFailed("b", "lost"))
+        assert (done.round, verdict(done)) == (state, Verdict.LATE)
+
+
+def test_the_deadline_names_the_failures_too() -> None:
+    failed = after(collecting(), ParticipantFailed("a", "no image"), DeadlinePassed()).round
+    assert failed.reason == (
+        "deadline: 0 of 2 updates came in time, at least 1 needed; 1 of 3 participants failed: no image"
+    )
+
+
+def test_rounds_from_before_there_were_failures_are_read() -> None:
+    fields = collecting().to_json()
+    del fields["failures"]
+    assert Round.from_json(fields) == collecting()
+
+
 def test_a_stored_aggregate_completes_and_is_published_once() -> None:
     closed = after(collecting(1), UpdateReceived("a", "1")).round
     done = step(closed, Aggregated(9))
@@ -157,6 +221,7 @@ class RoundMachine(RuleBasedStateMachine):
         self.round = Round(Plan("r-1", NAMES, 4, 3, 2))
         self.durable = self.round
         self.acknowledged: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
         self.aggregations: list[tuple[str, ...]] = []
         self.published: list[int] = []
         self.history = [self.round.state]
@@ -171,9 +236,7 @@ class RoundMachine(RuleBasedStateMachine):
                 case Answer(said):
                     assert self.durable == done.round
                     if said is Verdict.ACCEPTED:
-                        assert isinstance(event, UpdateReceived)
-                        assert event.proplet_id not in self.acknowledged
-                        self.acknowledged[event.proplet_id] = event.digest
+                        self.accept(event)
                 case Aggregate(names):
                     assert self.durable.state is State.AGGREGATING
                     self.aggregations.append(names)
@@ -186,6 +249,15 @@ class RoundMachine(RuleBasedStateMachine):
             self.history.append(done.round.state)
         return done
 
+    def accept(self, event: Event) -> None:
+        assert isinstance(event, UpdateReceived | ParticipantFailed)
+        assert event.proplet_id not in self.acknowledged
+        if isinstance(event, UpdateReceived):
+            self.acknowledged[event.proplet_id] = event.digest
+            self.failures.pop(event.proplet_id, None)
+        else:
+            self.failures[event.proplet_id] = event.reason
+
     @rule()
     def configure(self) -> None:
         self.feed(Configured())
@@ -195,6 +267,13 @@ class RoundMachine(RuleBasedStateMachine):
     )
     def update(self, name: str, digest: str, base: int | None) -> None:
         done = self.feed(UpdateReceived(name, digest, base))
+        assert sum(isinstance(effect, Answer) for effect in done.effects) == 1
+        if name == "x":
+            assert verdict(done) is Verdict.FOREIGN
+
+    @rule(name=st.sampled_from((*NAMES, "x")), reason=st.sampled_from(("lost", "no image")))
+    def failure(self, name: str, reason: str) -> None:
+        done = self.feed(ParticipantFailed(name, reason))
         assert sum(isinstance(effect, Answer) for effect in done.effects) == 1
         if name == "x":
             assert verdict(done) is Verdict.FOREIGN
@@ -227,6 +306,16 @@ class RoundMachine(RuleBasedStateMachine):
     def every_acknowledged_update_counts_once_and_no_other(self) -> None:
         assert dict(self.round.counted) == self.acknowledged
         assert len(self.acknowledged) <= self.round.plan.k_of_n
+
+    @invariant()
+    def every_acknowledged_failure_is_remembered_until_its_update_comes(self) -> None:
+        assert dict(self.round.failures) == self.failures
+
+    @invariant()
+    def a_round_that_collects_can_get_an_update(self) -> None:
+        if self.round.state is State.COLLECTING:
+            assert len(self.acknowledged) + len(self.failures) < len(NAMES)
+            assert not self.round.is_settled
 
     @invariant()
     def every_aggregation_is_of_all_acknowledged_updates(self) -> None:

@@ -206,7 +206,7 @@ async def test_over_mqtt_a_round_below_its_quorum_is_started_with_a_warning(
     assert [one["round_id"] for one in coordinator.experiments] == ["r-few"]
     events = {log["event"]: log for log in logs if log["log_level"] == "warning"}
     assert "no participant" in events["round is not started"]["reason"]
-    assert "fewer participants than k_of_n" in next(event for event in events if "deadline" in event)
+    assert "fewer participants than k_of_n" in next(event for event in events if "quorum" in event)
 
 
 BAD: tuple[tuple[dict[str, Any], str], ...] = (

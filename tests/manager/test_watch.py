@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from propeller.manager.failures import Failures
 from propeller.manager.proplets import Fleet
 from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
@@ -26,7 +27,7 @@ class World:
         self.fleet = Fleet(database, interval_s=10, clock=lambda: self.now)
         self.store = TaskStore(database)
         nobody: Any = None  # no message is sent here
-        runs = Runs(Tasks(self.store, self.fleet, nobody), self.fleet, nobody)
+        runs = Runs(Tasks(self.store, self.fleet, nobody), self.fleet, nobody, Failures(None))
         self.watch = Watch(
             self.fleet,
             self.store,

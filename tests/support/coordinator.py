@@ -281,6 +281,16 @@ async def send(http: httpx.AsyncClient, *proplet_ids: str, round_id: str = "r-1"
         assert (answer.status_code, answer.json()) == (200, {"status": "accepted"}), answer.text
 
 
+async def fail(
+    http: httpx.AsyncClient, proplet_id: str, reason: str = "no such image", round_id: str = "r-1"
+) -> dict[str, Any]:
+    """Report a failure; the answer, which must be 200."""
+    body = {"proplet_id": proplet_id, "reason": reason}
+    answer = await http.post(f"/rounds/{round_id}/failures", json=body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
 async def ended(http: httpx.AsyncClient, round_id: str = "r-1") -> dict[str, Any]:
     """The status of a round once it is over."""
     status: dict[str, Any] = (await http.get(f"/rounds/{round_id}/complete?wait_s=20")).json()

@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import CBOR, read_update
-from propeller.protocol.rounds import Experiment, model_uri
+from propeller.protocol.rounds import Experiment, Failure, model_uri
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError, BadRequestError
@@ -36,7 +36,7 @@ def create_api(
 def _add_configuration(app: FastAPI, service: Coordinator) -> None:
     @app.post("/experiments", status_code=201)
     async def configure(experiment: Experiment, who: Caller) -> dict[str, Any]:
-        _check_may_configure(who)
+        _check_may_control(who)
         record = await service.configure(experiment)
         return {
             "experiment_id": experiment.experiment_id,
@@ -47,8 +47,13 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
 
     @app.post("/rounds/{round_id}/retry", status_code=202)
     async def retry(round_id: str, who: Caller) -> dict[str, Any]:
-        _check_may_configure(who)
+        _check_may_control(who)
         return (await service.retry(round_id)).status()
+
+    @app.post("/rounds/{round_id}/failures")
+    async def give_up(round_id: str, failure: Failure, who: Caller) -> dict[str, Any]:
+        _check_may_control(who)
+        return {"status": "recorded" if await service.give_up(round_id, failure) else "over"}
 
     @app.get("/task")
     async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
@@ -120,6 +125,6 @@ def _add_rounds(app: FastAPI, service: Coordinator) -> None:
         return record.status()
 
 
-def _check_may_configure(who: Principal) -> None:
+def _check_may_control(who: Principal) -> None:
     if who.kind == "client" and who.role not in {"manager", "coordinator"}:
-        raise ApiError(403, f"client {who.id} may not configure rounds: only users and the manager may")
+        raise ApiError(403, f"client {who.id} may not control rounds: only users and the manager may")

@@ -1,8 +1,10 @@
 """What the coordinator tells people about rounds: log lines (the guide's own phrases) and counters."""
 
+from typing import Any
+
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.record import Counted, Record
-from propeller.fl.round import State, Verdict
+from propeller.fl.round_state import State, Verdict
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import UpdateHeader
 from propeller.web.errors import ApiError
@@ -49,26 +51,37 @@ class Journal:
         )
 
     def moved(self, before: Record, after: Record, update: Counted | None) -> None:
-        """A round changed, perhaps by an update that counts."""
+        """A round changed, perhaps by an update that counts or by the failure of a participant."""
         line = log.bind(round_id=after.round_id, updates=len(after.updates))
-        k_of_n = after.round.plan.k_of_n
+        for proplet_id, reason in after.round.failures.items():
+            if before.round.failures.get(proplet_id) != reason:
+                line.warning("participant failed", proplet_id=proplet_id, reason=reason)
         if update is not None:
             line.info(
                 "Received update",
                 proplet_id=update.proplet_id,
                 num_samples=update.num_samples,
-                k_of_n=k_of_n,
+                k_of_n=after.round.plan.k_of_n,
             )
         if after.state is before.state:
             return
         self._metrics.rounds.labels(after.state.value).inc()
-        if update is not None:
-            line.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
-        elif before.state is State.COLLECTING:
-            line.warning("Round timeout exceeded", timeout_s=after.experiment.timeout_s)
+        if before.state is State.COLLECTING:
+            _closed(line, after)
         if after.state is State.COMPLETED:
             line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
             if after.closed_at is not None and after.ended_at is not None:
                 self._metrics.aggregation.observe(after.ended_at - after.closed_at)
         elif after.state is State.FAILED:
             line.error("Round failed", reason=after.round.reason)
+
+
+def _closed(line: Any, record: Record) -> None:
+    """Say why a round collects no more."""
+    k_of_n = record.round.plan.k_of_n
+    if len(record.updates) >= k_of_n:
+        line.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
+    elif record.round.is_settled:
+        line.warning("no update can come any more", failures=len(record.round.failures))
+    else:
+        line.warning("Round timeout exceeded", timeout_s=record.experiment.timeout_s)

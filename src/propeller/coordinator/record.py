@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from propeller.coordinator.updates import Document, Shapes
-from propeller.fl.round import Plan, Round, State
+from propeller.fl.round_state import Plan, Round, State
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
 from propeller.web.errors import ConflictError
@@ -136,6 +136,11 @@ class Record:
                     "received_at": show_time(update.received_at),
                 }
                 for update in self.updates.values()
+            ],
+            "failures": [
+                {"proplet_id": name, "reason": self.round.failures[name]}
+                for name in plan.participants
+                if name in self.round.failures
             ],
             "model_ref": self.experiment.model_ref,
             "task_wasm_image": self.experiment.task_wasm_image,

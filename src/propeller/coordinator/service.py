@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +21,18 @@ from propeller.fl.round import (
     Configured,
     DeadlinePassed,
     Event,
+    ParticipantFailed,
     Persist,
     PublishNext,
     Retried,
-    State,
     UpdateReceived,
-    Verdict,
     resume,
     step,
 )
+from propeller.fl.round_state import State, Verdict
+from propeller.process.background import Background
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import Experiment, model_version
+from propeller.protocol.rounds import Experiment, Failure, model_version
 from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
 
 log = get_logger("coordinator")
@@ -65,7 +66,7 @@ class Coordinator:
         self._store, self._registry, self._aggregation = store, registry, aggregation
         self._journal, self._announce = journal, announce
         self._rounds = LiveRounds(store)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("coordinator")
         self._closing = False
 
     async def start(self) -> None:
@@ -76,7 +77,7 @@ class Coordinator:
             self._resume(live)
             if record.state is State.COLLECTING:
                 self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
-        self._spawn(self._aggregation.clear_left_over(self._store))
+        self._background.spawn(self._aggregation.clear_left_over(self._store))
 
     def release(self) -> None:
         """Answer everyone who waits for a round to change: the process is about to end."""
@@ -87,9 +88,7 @@ class Coordinator:
         """Stop. What is not done yet is done after the next start."""
         self.release()
         self._rounds.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     async def configure(self, experiment: Experiment) -> Record:
         """Set a round up; the same experiment again changes nothing.
@@ -132,6 +131,22 @@ class Coordinator:
             raise
         self._journal.answered(verdict)
         return verdict
+
+    async def give_up(self, round_id: str, failure: Failure) -> bool:
+        """Remember that no update is to be expected of a participant; ``False`` if the round collects no more.
+
+        Raises:
+            NotFoundError: there is no such round.
+            ApiError: 403, it is not a participant.
+        """
+        live = await self._find(round_id)
+        async with live.lock:
+            answer = await self._apply(live, ParticipantFailed(failure.proplet_id, failure.reason))
+        if answer is None:
+            raise AssertionError("a failure is always answered")
+        if answer.verdict is Verdict.FOREIGN:
+            raise ApiError(403, answer.reason)
+        return answer.verdict.is_good
 
     async def record(self, round_id: str) -> Record:
         """A round as it is.
@@ -211,11 +226,7 @@ class Coordinator:
         return answer.verdict
 
     async def _apply(
-        self,
-        live: Live,
-        event: Event,
-        update: Counted | None = None,
-        timings: dict[str, float] | None = None,
+        self, live: Live, event: Event, update: Counted | None = None, timings: dict[str, float] | None = None
     ) -> Answer | None:
         """Carry out what an event leads to. The caller holds the round's lock."""
         if live.in_doubt:
@@ -233,7 +244,7 @@ class Coordinator:
                 case Answer():
                     answer = effect
                 case Aggregate(proplet_ids):
-                    self._spawn(self._aggregate(live, proplet_ids))
+                    self._background.spawn(self._aggregate(live, proplet_ids))
                 case PublishNext(version):
                     if self._announce is not None:
                         self._announce(live.record.round_id, version)
@@ -252,13 +263,13 @@ class Coordinator:
     def _resume(self, live: Live) -> None:
         for effect in resume(live.record.round):
             if isinstance(effect, Aggregate):
-                self._spawn(self._aggregate(live, effect.proplet_ids))
+                self._background.spawn(self._aggregate(live, effect.proplet_ids))
 
     def _set_timer(self, live: Live, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-        live.timer = loop.call_later(
-            max(0.0, delay), lambda: self._spawn(self._settle(live, DeadlinePassed()))
-        )
+        def pass_deadline() -> None:
+            self._background.spawn(self._settle(live, DeadlinePassed()))
+
+        live.timer = asyncio.get_running_loop().call_later(max(0.0, delay), pass_deadline)
 
     async def _aggregate(self, live: Live, proplet_ids: tuple[str, ...]) -> None:
         try:
@@ -282,16 +293,6 @@ class Coordinator:
                 await asyncio.sleep(STORE_DELAY_S)
             else:
                 return
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("background work failed", exc_info=task.exception())
 
 
 def _answer(effects: tuple[object, ...]) -> Answer:

@@ -1,6 +1,6 @@
 """Rounds in SQL: one transaction for each event, so that what was answered is there after a crash."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.record import Counted, Record
-from propeller.fl.round import Plan, Round, State
+from propeller.fl.round_state import Plan, Round, State
 from propeller.protocol.rounds import Experiment
 from propeller.store.database import Database
 
@@ -42,6 +42,14 @@ _updates = sa.Table(
     sa.Column("metrics", sa.JSON, nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("received_at", sa.Double, nullable=False),
+)
+
+_failures = sa.Table(
+    "failures",
+    tables,
+    sa.Column("round_id", sa.String(128), sa.ForeignKey(_rounds.c.round_id), primary_key=True),
+    sa.Column("proplet_id", sa.String(128), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
 )
 
 
@@ -98,6 +106,7 @@ class RoundStore:
                         "received_at": update.received_at,
                     },
                 )
+            await _save_failures(connection, before, after)
             moved = await connection.execute(
                 _rounds.update()
                 .where(_rounds.c.round_id == after.round_id, _rounds.c.state == before.state.value)
@@ -184,7 +193,37 @@ class RoundStore:
     async def _load(self, chosen: "sa.Select[Any]") -> list[Record]:
         async with self._database.read() as connection:
             rows = (await connection.execute(chosen)).all()
-            return [_record(row, await _updates_of(connection, row.round_id)) for row in rows]
+            return [
+                _record(
+                    row,
+                    await _updates_of(connection, row.round_id),
+                    await _failures_of(connection, row.round_id),
+                )
+                for row in rows
+            ]
+
+
+async def _save_failures(connection: AsyncConnection, before: Record, after: Record) -> None:
+    old, new = before.round.failures, after.round.failures
+    for name in old:
+        if old[name] != new.get(name):
+            await connection.execute(
+                _failures.delete().where(
+                    _failures.c.round_id == after.round_id, _failures.c.proplet_id == name
+                )
+            )
+    added = [
+        {"round_id": after.round_id, "proplet_id": name, "reason": reason}
+        for name, reason in new.items()
+        if old.get(name) != reason
+    ]
+    if added:
+        await connection.execute(_failures.insert(), added)
+
+
+async def _failures_of(connection: AsyncConnection, round_id: str) -> dict[str, str]:
+    chosen = sa.select(_failures.c.proplet_id, _failures.c.reason).where(_failures.c.round_id == round_id)
+    return {row[0]: row[1] for row in await connection.execute(chosen)}
 
 
 async def _updates_of(connection: AsyncConnection, round_id: str) -> Iterable["sa.Row[Any]"]:
@@ -204,7 +243,9 @@ def _changing(record: Record) -> dict[str, Any]:
     }
 
 
-def _record(row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"]) -> Record:
+def _record(
+    row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"], failures: Mapping[str, str] | None = None
+) -> Record:
     experiment = Experiment.model_validate(row.experiment)
     counted = {
         one.proplet_id: Counted(
@@ -225,6 +266,7 @@ def _record(row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"]) -> Record:
         {name: one.digest for name, one in counted.items()},
         row.model_version,
         row.reason,
+        failures or {},
     )
     return Record(
         current,

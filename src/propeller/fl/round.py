@@ -3,130 +3,17 @@
     created → collecting → aggregating → completed | failed(reason)
 
 Synchronous federated averaging with partial participation (McMahan et al. 2017, algorithm 1): the server waits for
-``k_of_n`` updates of the participants, or until a deadline. ``step`` is the whole of it. Whoever calls it carries out
-the effects in their order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or
-published that a crash could take back. Events that have no meaning in a state change nothing, so each may come twice.
+``k_of_n`` updates of the participants, until a deadline, or until no update can come any more as every participant
+whose update is missing has failed. ``step`` is the whole of it. Whoever calls it carries out the effects in their
+order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or published that a crash
+could take back. Events that have no meaning in a state change nothing, so each may come twice.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any, assert_never
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import assert_never
 
-
-class State(StrEnum):
-    """Where a round is."""
-
-    CREATED = "created"
-    COLLECTING = "collecting"
-    AGGREGATING = "aggregating"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more happens by itself."""
-        return self in {State.COMPLETED, State.FAILED}
-
-
-class Verdict(StrEnum):
-    """What becomes of an update."""
-
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"
-    """The update that already counts, again: fine, and nothing changes."""
-    FOREIGN = "foreign"
-    DIFFERENT = "different"
-    STALE = "stale"
-    LATE = "late"
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the sender's update counts."""
-        return self in {Verdict.ACCEPTED, Verdict.REPEATED}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a round was asked to be.
-
-    Attributes:
-        round_id: its id.
-        participants: who may send an update, in the order in which updates are aggregated.
-        base_version: the model version that updates start from.
-        k_of_n: how many updates close the round.
-        min_updates: how many are enough at the deadline.
-
-    Raises:
-        ValueError: not ``1 <= min_updates <= k_of_n <= len(participants)``, or a participant is named twice.
-    """
-
-    round_id: str
-    participants: tuple[str, ...]
-    base_version: int
-    k_of_n: int
-    min_updates: int = 1
-
-    def __post_init__(self) -> None:
-        """Check that the round can close."""
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: one is named twice")
-        if not 1 <= self.min_updates <= self.k_of_n <= len(self.participants):
-            raise ValueError(
-                f"need 1 <= min_updates <= k_of_n <= participants, got {self.min_updates}, {self.k_of_n} and "
-                f"{len(self.participants)}"
-            )
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round now.
-
-    Attributes:
-        plan: what it was asked to be.
-        state: where it is.
-        counted: the updates that count, in order of arrival: proplet id → digest of the update's content.
-        model_version: of the stored aggregate, when completed.
-        reason: why it failed, when failed.
-    """
-
-    plan: Plan
-    state: State = State.CREATED
-    counted: Mapping[str, str] = field(default_factory=dict)
-    model_version: int | None = None
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_json`` reads them back."""
-        plan = {
-            name: getattr(self.plan, name) for name in ("round_id", "base_version", "k_of_n", "min_updates")
-        }
-        return {
-            "plan": {**plan, "participants": list(self.plan.participants)},
-            "state": self.state.value,
-            "counted": dict(self.counted),
-            "model_version": self.model_version,
-            "reason": self.reason,
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Round":
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: it is not a round.
-        """
-        try:
-            plan = Plan(**{**fields["plan"], "participants": tuple(fields["plan"]["participants"])})
-            return cls(
-                plan,
-                State(fields["state"]),
-                dict(fields["counted"]),
-                fields["model_version"],
-                fields["reason"],
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a round: {error}") from None
+from propeller.fl.round_state import Round, State, Verdict
 
 
 @dataclass(frozen=True)
@@ -141,6 +28,14 @@ class UpdateReceived:
     proplet_id: str
     digest: str
     base_version: int | None = None
+
+
+@dataclass(frozen=True)
+class ParticipantFailed:
+    """No update is to be expected of a participant; one that comes all the same counts."""
+
+    proplet_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -167,7 +62,15 @@ class Retried:
     """Someone asks to aggregate a failed round's updates after all."""
 
 
-Event = Configured | UpdateReceived | DeadlinePassed | Aggregated | AggregationFailed | Retried
+Event = (
+    Configured
+    | UpdateReceived
+    | ParticipantFailed
+    | DeadlinePassed
+    | Aggregated
+    | AggregationFailed
+    | Retried
+)
 
 
 @dataclass(frozen=True)
@@ -177,7 +80,7 @@ class Persist:
 
 @dataclass(frozen=True)
 class Answer:
-    """Tell the sender of an update what became of it, and why."""
+    """Tell the sender of an update or of a failure what became of it, and why."""
 
     verdict: Verdict
     reason: str = ""
@@ -215,6 +118,8 @@ def step(current: Round, event: Event) -> Step:
             return _open(current)
         case UpdateReceived():
             return _take(current, event)
+        case ParticipantFailed():
+            return _give_up(current, event)
         case DeadlinePassed():
             return _close_at_deadline(current)
         case Aggregated() | AggregationFailed():
@@ -237,20 +142,23 @@ def _open(current: Round) -> Step:
 
 
 def _take(current: Round, update: UpdateReceived) -> Step:
-    plan = current.plan
     verdict, reason = _judge(current, update)
     if verdict is not Verdict.ACCEPTED:
         return Step(current, (Answer(verdict, reason),))
-    after = replace(current, counted={**current.counted, update.proplet_id: update.digest})
-    if len(after.counted) < plan.k_of_n:
-        return Step(after, (Persist(), Answer(Verdict.ACCEPTED)))
-    return _aggregate(after, Answer(Verdict.ACCEPTED))
+    sender = update.proplet_id
+    return _go_on(
+        replace(
+            current,
+            counted={**current.counted, sender: update.digest},
+            failures={name: why for name, why in current.failures.items() if name != sender},
+        )
+    )
 
 
 def _judge(current: Round, update: UpdateReceived) -> tuple[Verdict, str]:
     plan, sender = current.plan, update.proplet_id
     if sender not in plan.participants:
-        return Verdict.FOREIGN, f"{sender} is not a participant of round {plan.round_id}"
+        return Verdict.FOREIGN, _foreign(current, sender)
     if sender in current.counted:
         # Before lateness: whoever sends again because an answer was lost must hear that the update counts.
         if current.counted[sender] == update.digest:
@@ -266,14 +174,56 @@ def _judge(current: Round, update: UpdateReceived) -> tuple[Verdict, str]:
     return Verdict.ACCEPTED, ""
 
 
+def _give_up(current: Round, failure: ParticipantFailed) -> Step:
+    sender, reason = failure.proplet_id, failure.reason
+    if sender not in current.plan.participants:
+        return Step(current, (Answer(Verdict.FOREIGN, _foreign(current, sender)),))
+    if current.state is not State.COLLECTING:
+        return Step(current, (Answer(Verdict.LATE, f"round {current.plan.round_id} is {current.state}"),))
+    if sender in current.counted or current.failures.get(sender) == reason:
+        return Step(current, (Answer(Verdict.REPEATED),))
+    return _go_on(replace(current, failures={**current.failures, sender: reason}))
+
+
+def _foreign(current: Round, sender: str) -> str:
+    return f"{sender} is not a participant of round {current.plan.round_id}"
+
+
+def _go_on(after: Round) -> Step:
+    """Accept what came; the round collects on unless it needs no more updates, or can get no more."""
+    accepted = Answer(Verdict.ACCEPTED)
+    count, plan = len(after.counted), after.plan
+    if count >= plan.k_of_n:
+        return _aggregate(after, accepted)
+    if not after.is_settled:
+        return Step(after, (Persist(), accepted))
+    few = f", {count} of {plan.k_of_n} came and at least {plan.min_updates} needed" if count else ""
+    return _close(after, f"no update can come any more{few}: {_failed(after)}", accepted)
+
+
 def _close_at_deadline(current: Round) -> Step:
     if current.state is not State.COLLECTING:
         return Step(current)
-    count, least = len(current.counted), current.plan.min_updates
-    if count >= least:
-        return _aggregate(current)
-    reason = f"deadline: {count} of {current.plan.k_of_n} updates came in time, at least {least} needed"
-    return Step(replace(current, state=State.FAILED, reason=reason), (Persist(),))
+    count, plan = len(current.counted), current.plan
+    reason = f"deadline: {count} of {plan.k_of_n} updates came in time, at least {plan.min_updates} needed"
+    return _close(current, f"{reason}; {_failed(current)}" if current.failures else reason)
+
+
+def _close(current: Round, reason: str, *answers: Answer) -> Step:
+    """End with what has come; ``reason`` is why the round fails if that is too little."""
+    if len(current.counted) >= current.plan.min_updates:
+        return _aggregate(current, *answers)
+    return Step(replace(current, state=State.FAILED, reason=reason), (Persist(), *answers))
+
+
+def _failed(current: Round) -> str:
+    """How many participants failed and the most frequent reason: there may be thousands of both."""
+    names = current.plan.participants
+    reasons = Counter(current.failures[name] for name in names if name in current.failures)
+    [(first, _count)] = reasons.most_common(1)
+    others = len(reasons) - 1
+    more = f" (and {others} more reason{'s' if others > 1 else ''})" if others else ""
+    return f"{len(current.failures)} of {len(names)} participants failed: {first}{more}"
 
 
 def _end(current: Round, event: Aggregated | AggregationFailed) -> Step:

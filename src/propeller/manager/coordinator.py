@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 
 from propeller.process.http import ServiceClient, ServiceError
-from propeller.protocol.rounds import Experiment
+from propeller.protocol.rounds import Experiment, Failure
 from propeller.web.errors import ApiError
 
 
@@ -23,8 +23,19 @@ class Coordinator:
         Raises:
             ServiceError: it refuses or does not answer.
         """
+        await self._tell("/experiments", experiment_json(experiment))
+
+    async def give_up(self, round_id: str, failure: Failure) -> None:
+        """Tell that no update is to be expected of a participant; again, it changes nothing.
+
+        Raises:
+            ServiceError: it refuses (404 if it has no such route or round) or does not answer.
+        """
+        await self._tell(f"/rounds/{round_id}/failures", failure.model_dump())
+
+    async def _tell(self, path: str, body: dict[str, Any]) -> None:
         options: dict[str, Any] = {"auth": self._auth} if self._auth else {}
-        await self._http.request("POST", "/experiments", json=experiment_json(experiment), **options)
+        await self._http.request("POST", path, json=body, **options)
 
     async def forward(
         self,

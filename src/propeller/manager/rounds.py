@@ -12,6 +12,7 @@ from sqlalchemy import insert, select
 from propeller.manager import tables
 from propeller.manager.coordinator import Coordinator, experiment_json
 from propeller.manager.dispatch import Dispatcher
+from propeller.manager.failures import Failures
 from propeller.manager.locks import KeyedLocks
 from propeller.manager.proplets import Fleet, Proplet
 from propeller.manager.runs import Runs
@@ -74,9 +75,10 @@ class Rounds:
         runs: Runs,
         dispatcher: Dispatcher,
         coordinator: Coordinator | None,
+        failures: Failures,
     ) -> None:
         self._database, self._fleet, self._store, self._runs = database, fleet, store, runs
-        self._dispatcher, self._coordinator = dispatcher, coordinator
+        self._dispatcher, self._coordinator, self._failures = dispatcher, coordinator, failures
         self._locks = KeyedLocks()
 
     async def start(
@@ -124,9 +126,29 @@ class Rounds:
         for task in await self._store.in_state(State.RUNNING) if over else ():
             if (ended := over.get(task.round_id or "")) is not None:
                 try:
-                    await self._runs.stop(task.id, f"stopped: it still ran when its round ended at {ended}")
+                    await self._runs.stop(
+                        task.id,
+                        f"stopped: it still ran when its round ended at {ended}",
+                        round_is_over=True,
+                    )
                 except ApiError as error:  # it ended by itself, or the broker is away
                     log.info("late task is not stopped", task_id=task.id, reason=error.reason)
+
+    async def report_failures(self) -> None:
+        """Tell the coordinator of every failure in rounds that may still be open: a crash may have kept it from it."""
+        tasks, rounds = tables.tasks.c, tables.rounds.c
+        is_open = rounds.deadline > tables.to_micros(self._fleet.clock())
+        failed = (
+            select(tasks.round_id, tasks.proplet_id, tasks.error)
+            .join(tables.rounds, rounds.round_id == tasks.round_id)
+            .where(tasks.state == int(State.FAILED), is_open)
+        )
+        async with self._database.transaction() as connection:
+            found = [(row[0], row[1], row[2]) for row in await connection.execute(failed)]
+            for row in await connection.execute(select(rounds.round_id, rounds.skipped).where(is_open)):
+                found += [(row.round_id, one["proplet_id"], one["reason"]) for one in row.skipped]
+        for round_id, proplet_id, reason in found:
+            self._failures.report(round_id, proplet_id, reason)
 
     def _muster(self, experiment: Experiment) -> tuple[list[Proplet], list[Skipped]]:
         proplets, skipped = [], []
@@ -163,6 +185,8 @@ class Rounds:
         async with self._database.transaction() as connection:
             await connection.execute(insert(tables.rounds), started)
             await self._store.insert(connection, tasks)
+        for one in skipped:
+            self._failures.report(experiment.round_id, one.proplet_id, one.reason)
         sent = await asyncio.gather(
             *(self._runs.publish(task, proplet) for task, proplet in zip(tasks, proplets, strict=True))
         )
@@ -241,7 +265,7 @@ def _same(known: StartedRound, experiment: Experiment, given: Collection[str] | 
             f"round {experiment.round_id} was already started with another {', '.join(different)}: "
             "use a new round_id"
         )
-    log.info("round was already started", round_id=experiment.round_id)
+    log.debug("round was already started", round_id=experiment.round_id)
     return known
 
 
@@ -262,7 +286,7 @@ def _check_quorum(
             f"{len(experiment.participants)} participants can be launched: lower k_of_n, or correct this: {reasons}",
         )
     log.warning(
-        "round can end by its deadline only: fewer participants than k_of_n are launched",
+        "round can end without its quorum only: fewer participants than k_of_n are launched",
         round_id=experiment.round_id,
         k_of_n=experiment.k_of_n,
         launched=launchable,

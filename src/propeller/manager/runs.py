@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from propeller.manager.dispatch import Dispatcher
+from propeller.manager.failures import Failures
 from propeller.manager.proplets import Fleet, Proplet
 from propeller.manager.scheduler import choose
 from propeller.manager.task import ACTIVE, EndedBy, State, Task
@@ -21,8 +22,9 @@ _IDLE = (State.PENDING, State.COMPLETED, State.FAILED)
 class Runs:
     """What makes tasks run and what ends them."""
 
-    def __init__(self, tasks: Tasks, fleet: Fleet, dispatcher: Dispatcher) -> None:
+    def __init__(self, tasks: Tasks, fleet: Fleet, dispatcher: Dispatcher, failures: Failures) -> None:
         self._tasks, self._store, self._fleet, self._dispatcher = tasks, tasks.store, fleet, dispatcher
+        self._failures = failures
         self._last: str | None = None
 
     async def start(self, task_id: str) -> Task:
@@ -65,7 +67,9 @@ class Runs:
         log.info("task started", task_id=task_id, proplet_id=proplet.id, name=before.spec.name)
         return replace(scheduled, state=State.RUNNING)
 
-    async def stop(self, task_id: str, error: str = "stopped by request") -> None:
+    async def stop(
+        self, task_id: str, error: str = "stopped by request", *, round_is_over: bool = False
+    ) -> None:
         """End a running task; it is Failed with ``error``.
 
         Raises:
@@ -81,6 +85,8 @@ class Runs:
             )
             stopped = self._ended(task, EndedBy.STOP, error=error)
             await self._store.replace(replace(stopped, stopping_on=task.proplet_id), ACTIVE)
+            if not round_is_over:
+                self._report(stopped)
         log.info(
             "task stopped", task_id=task_id, proplet_id=task.proplet_id, round_id=task.round_id, reason=error
         )
@@ -104,6 +110,7 @@ class Runs:
             else:
                 ended = self._ended(task, EndedBy.RESULT, error=message.error, results=message.results)
                 await self._store.replace(ended, State)
+                self._report(ended)
                 if message.failed:
                     line.warning("task failed", round_id=task.round_id, error=str(message.error)[:500])
                 else:
@@ -127,7 +134,9 @@ class Runs:
                 return
             proplet = self._fleet.get(task.proplet_id or "")
             if over_since is not None:
-                await self._lose(task, f"not started before its round ended at {over_since}")
+                await self._lose(
+                    task, f"not started before its round ended at {over_since}", round_is_over=True
+                )
             elif proplet is None:
                 await self._lose(task, f"its proplet {task.proplet_id} was deleted before it was started")
             elif await self.publish(task, proplet):
@@ -148,11 +157,19 @@ class Runs:
         line.info("launched task for FL round participant" if task.round_id else "task started")
         return True
 
-    async def _lose(self, task: Task, error: str) -> None:
-        await self._store.replace(self._ended(task, EndedBy.LOST, error=error), ACTIVE)
+    async def _lose(self, task: Task, error: str, *, round_is_over: bool = False) -> None:
+        lost = self._ended(task, EndedBy.LOST, error=error)
+        await self._store.replace(lost, ACTIVE)
+        if not round_is_over:
+            self._report(lost)
         log.warning(
             "task failed", task_id=task.id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
         )
+
+    def _report(self, ended: Task) -> None:
+        """Tell the coordinator if a participant of a round has failed."""
+        if ended.round_id and ended.proplet_id and ended.error:
+            self._failures.report(ended.round_id, ended.proplet_id, ended.error)
 
     async def _choose(self, task: Task) -> Proplet:
         pinned = task.spec.proplet_id

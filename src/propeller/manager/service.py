@@ -9,6 +9,7 @@ from typing import Any
 from propeller.manager import tables
 from propeller.manager.coordinator import Coordinator
 from propeller.manager.dispatch import Dispatcher
+from propeller.manager.failures import Failures
 from propeller.manager.inbox import Inbox
 from propeller.manager.proplets import Fleet, Proplet
 from propeller.manager.rounds import Rounds
@@ -103,6 +104,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
     credentials = (settings.client_id, key) if key and settings.auth == "on" else None
     url = settings.coordinator_url
     coordinator = Coordinator(url, credentials=credentials) if url else None
+    failures = Failures(coordinator)
     database = Database(settings.database)
     try:
         await database.create(tables.metadata)
@@ -128,9 +130,9 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         )
         store = TaskStore(database)
         tasks = Tasks(store, fleet, dispatcher)
-        runs = Runs(tasks, fleet, dispatcher)
+        runs = Runs(tasks, fleet, dispatcher, failures)
         samples = Samples(database, keep=settings.metrics_keep)
-        rounds = Rounds(database, fleet, store, runs, dispatcher, coordinator)
+        rounds = Rounds(database, fleet, store, runs, dispatcher, coordinator, failures)
         inbox = Inbox(channel, fleet, runs, samples, rounds)
         watch = Watch(
             fleet,
@@ -141,12 +143,14 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             interval_s=settings.liveliness_interval_s,
             is_connected=lambda: session.connected,
         )
+        await rounds.report_failures()
         async with session.running():
             await inbox.subscribe(session)
             async with watch.running():
                 yield Manager(fleet, tasks, runs, samples, rounds, inbox, watch, session, coordinator)
         await watch.write()
     finally:
+        await failures.close()
         if coordinator is not None:
             await coordinator.aclose()
         await database.close()

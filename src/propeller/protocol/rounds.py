@@ -15,6 +15,9 @@ MAX_INTEGER = 2**53 - 1
 MAX_SAMPLES = MAX_INTEGER
 """The largest ``num_samples``."""
 
+MAX_REASON = 2000
+"""How much of the reason of a failure is kept, in characters."""
+
 DEFAULT_MODEL = "fl/models/global_model_v0"
 DEFAULT_K = 3
 DEFAULT_TIMEOUT_S = 60.0
@@ -47,6 +50,10 @@ def _unique(values: list[str]) -> list[str]:
     if twice:
         raise ValueError(f"named twice: {', '.join(twice[:10])}")
     return values
+
+
+def _short(reason: str) -> str:
+    return reason[:MAX_REASON].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
 def _check_quorum(k_of_n: int, participants: int) -> None:
@@ -139,6 +146,13 @@ class Update(UpdateHeader):
         if not value:
             raise ValueError("update data is required and cannot be empty")
         return value
+
+
+class Failure(Message):
+    """``POST /rounds/{round_id}/failures`` of the coordinator: why no update is to be expected of a participant."""
+
+    proplet_id: Id
+    reason: Annotated[str, Field(min_length=1), AfterValidator(_short)]
 
 
 class RoundNext(Message):

@@ -1,0 +1,157 @@
+"""Participants of whom no update is to be expected: the round ends at once when no update can come any more."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from support.coordinator import (
+    PARTICIPANTS,
+    Peers,
+    Process,
+    client,
+    configure,
+    coordinating,
+    ended,
+    environment,
+    fail,
+    process,
+    send,
+)
+
+RECORDED, OVER = {"status": "recorded"}, {"status": "over"}
+
+
+async def failures(http: httpx.AsyncClient, round_id: str = "r-1") -> list[dict[str, Any]]:
+    return list((await http.get(f"/rounds/{round_id}")).json()["failures"])
+
+
+async def test_a_round_whose_participants_have_all_failed_ends_at_once_with_the_reason(
+    http: httpx.AsyncClient,
+) -> None:
+    await configure(http, timeout_s=3600)
+    waiting = asyncio.create_task(ended(http))
+    for name in ("p-3", "p-1"):
+        assert await fail(http, name) == RECORDED
+        assert await fail(http, name) == RECORDED
+    assert (await http.get("/rounds/r-1")).json()["state"] == "collecting"
+    assert await fail(http, "p-2", "lost") == RECORDED
+    status = await waiting
+    assert (status["state"], status["completed"]) == ("failed", False)
+    assert status["reason"] == (
+        "no update can come any more: 3 of 3 participants failed: no such image (and 1 more reason)"
+    )
+    assert await failures(http) == [
+        {"proplet_id": "p-1", "reason": "no such image"},
+        {"proplet_id": "p-2", "reason": "lost"},
+        {"proplet_id": "p-3", "reason": "no such image"},
+    ]
+    assert await fail(http, "p-1", "something else") == OVER
+    assert (await failures(http))[0]["reason"] == "no such image"
+    assert (await http.post("/rounds/r-1/retry")).status_code == 409
+
+
+async def test_what_has_come_is_aggregated_once_no_more_can_come(
+    http: httpx.AsyncClient, peers: tuple[Peers, str]
+) -> None:
+    await configure(http, timeout_s=3600)
+    await fail(http, "p-1")
+    await fail(http, "p-2", "lost")
+    await fail(http, "p-2", "lost for good")
+    await send(http, "p-1")  # it counts all the same
+    assert await failures(http) == [{"proplet_id": "p-2", "reason": "lost for good"}]
+    assert await fail(http, "p-1") == RECORDED  # which changes nothing: its update counts
+    await send(http, "p-3")
+    status = await ended(http)
+    assert (status["completed"], status["num_updates"], "reason" in status) == (True, 2, False)
+    assert peers[0].aggregations == [["p-1", "p-3"]]
+    assert await fail(http, "p-1") == OVER
+
+
+async def test_too_few_updates_fail_the_round_when_no_more_can_come(http: httpx.AsyncClient) -> None:
+    await configure(http, timeout_s=3600, min_updates=2)
+    await fail(http, "p-1")
+    await fail(http, "p-2")
+    await send(http, "p-3")
+    status = await ended(http)
+    assert (status["state"], status["num_updates"]) == ("failed", 1)
+    assert "1 of 3 came and at least 2 needed: 2 of 3 participants failed: no such image" in status["reason"]
+
+
+@pytest.mark.parametrize(
+    ("round_id", "body", "status", "word"),
+    [
+        ("r-2", {"proplet_id": "p-1", "reason": "x"}, 404, "Round not found"),
+        ("r-1", {"proplet_id": "p-9", "reason": "x"}, 403, "not a participant"),
+        ("r-1", {"proplet_id": "p-1"}, 400, "reason"),
+        ("r-1", {"proplet_id": "p-1", "reason": ""}, 400, "reason"),
+        ("r-1", {"proplet_id": "p-1", "reason": 7}, 400, "reason"),
+        ("r-1", {"proplet_id": "a b", "reason": "x"}, 400, "proplet_id"),
+        ("r-1", [], 400, "object"),
+    ],
+)
+async def test_what_is_not_a_failure_of_the_round_is_refused(
+    api: httpx.AsyncClient, round_id: str, body: Any, status: int, word: str
+) -> None:
+    await configure(api)
+    answer = await api.post(f"/rounds/{round_id}/failures", json=body)
+    assert answer.status_code == status, answer.text
+    assert word in answer.json()["error"]
+    assert await failures(api) == []
+
+
+async def test_long_reasons_are_cut_and_nul_is_no_text(api: httpx.AsyncClient) -> None:
+    await configure(api)
+    await fail(api, "p-1", "\0" + 3000 * "ü")
+    assert (await failures(api))[0]["reason"] == "\ufffd" + 1999 * "ü"
+
+
+@pytest.fixture
+def killable(peers: tuple[Peers, str], tmp_path: Path) -> Iterator[Process]:
+    with process(environment(tmp_path / "state", peers[1]), tmp_path / "log") as one:
+        yield one
+
+
+async def test_failures_survive_kill_9(killable: Process, peers: tuple[Peers, str]) -> None:
+    async with client(killable.env) as http:
+        await configure(http, timeout_s=3600)
+        await configure(http, "r-over", timeout_s=3600)
+        for name in PARTICIPANTS:
+            await fail(http, name, round_id="r-over")
+        await fail(http, "p-1")
+        await fail(http, "p-1", "lost")
+        await fail(http, "p-2")
+        await send(http, "p-2")
+        killable.kill()
+        await asyncio.to_thread(killable.start)
+        assert await failures(http) == [{"proplet_id": "p-1", "reason": "lost"}]
+        over = (await http.get("/rounds/r-over")).json()
+        assert (over["state"], len(over["failures"])) == ("failed", 3)
+        await fail(http, "p-3")
+        assert (await ended(http))["num_updates"] == 1
+    assert peers[0].aggregations == [["p-2"]]
+    said = [one["msg"] for one in killable.lines() if one.get("round_id") == "r-1"]
+    assert said.count("participant failed") == 4
+    assert "no update can come any more" in said
+    assert "Round timeout exceeded" not in said
+
+
+async def test_a_database_from_before_there_were_failures_is_read(
+    peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1])
+    async with coordinating(env) as http:
+        await configure(http)
+        await send(http, "p-1")
+    with sqlite3.connect(tmp_path / "coordinator.db") as database:
+        database.execute("DROP TABLE failures")
+    database.close()
+    async with coordinating(env) as http:
+        assert await failures(http) == []
+        await fail(http, "p-2")
+        await fail(http, "p-3")
+        assert (await ended(http))["num_updates"] == 1
