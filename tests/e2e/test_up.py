@@ -210,12 +210,13 @@ def test_a_killed_service_is_started_again_and_rounds_go_on(up: Up, service: str
             try:
                 assert len(fl.proplets(alive=True)) == 3
                 result = fl.run_round(fl.image(), base_version=0, timeout_s=15)
+                # A proplet that was killed may be known to be away only now: then the round was without it.
+                assert len(result.updates) == 3
                 break
             except (PropellerError, AssertionError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        assert len(result.updates) == 3
 
 
 def test_sigterm_ends_every_process_within_five_seconds_and_a_restart_goes_on(tmp_path: Path) -> None:
