@@ -224,7 +224,7 @@ def test_sigterm_ends_every_process_within_five_seconds_and_a_restart_goes_on(tm
         with Propeller.from_state(first.folder) as fl:
             version = fl.run_round(fl.image()).model_version
             model = fl.model(version)
-        ids, below = first.ids(), first.processes()
+        ids, services, below = first.ids(), first.stack["services"], first.processes()
         begun = time.monotonic()
         first.process.send_signal(signal.SIGTERM)
         _gone, alive = psutil.wait_procs(below, timeout=5)
@@ -234,6 +234,7 @@ def test_sigterm_ends_every_process_within_five_seconds_and_a_restart_goes_on(tm
         assert not (first.folder / "stack.json").exists()
     with running_stack(tmp_path / "state") as second, Propeller.from_state(second.folder) as fl:
         assert second.ids() == ids
+        assert second.stack["services"] == services
         assert fl.model(version) == model
         assert fl.run_round(fl.image()).model_version == version + 1
 
