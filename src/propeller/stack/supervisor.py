@@ -198,6 +198,8 @@ def _run_fork_server() -> None:
 def _child(service: str, env: dict[str, str], log_file: str) -> None:
     """The first thing in a forked process: its own session, environment and output; then the service."""
     os.setsid()
+    # A Ctrl-C that came while the process was still in the terminal's group is dropped: its parent ends it in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     os.environ.clear()
