@@ -26,8 +26,8 @@ from support.coordinator import (
 RECORDED, OVER = {"status": "recorded"}, {"status": "over"}
 
 
-async def failures(http: httpx.AsyncClient, round_id: str = "r-1") -> list[dict[str, Any]]:
-    return list((await http.get(f"/rounds/{round_id}")).json()["failures"])
+async def failures(http: httpx.AsyncClient) -> list[dict[str, Any]]:
+    return list((await http.get("/rounds/r-1")).json()["failures"])
 
 
 async def test_a_round_whose_participants_have_all_failed_ends_at_once_with_the_reason(

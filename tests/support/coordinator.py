@@ -30,7 +30,7 @@ from propeller.coordinator.peers import Aggregator, ModelRegistry
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import Settings
 from propeller.coordinator.store import RoundStore
-from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_sequence, to_safetensors
+from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_documents, to_safetensors
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import Blobs
 from propeller.store.database import Database
@@ -105,7 +105,8 @@ class Peers:
             return problem
         total, senders = 0, []
         mean: dict[str, Any] = {}
-        async for tensors, metadata in read_sequence(request.stream()):
+        async for document in read_documents(request.stream()):
+            tensors, metadata = from_safetensors(document)
             samples = int(metadata["num_samples"])
             total += samples
             senders.append(metadata["proplet_id"])
@@ -118,10 +119,10 @@ class Peers:
 
 
 @contextlib.asynccontextmanager
-async def serving_peers(port: int | None = None) -> AsyncIterator[tuple[Peers, str]]:
+async def serving_peers() -> AsyncIterator[tuple[Peers, str]]:
     """The peers on a port of loopback; gives them and their URL."""
     peers = Peers()
-    async with serving(peers.app, port) as url:
+    async with serving(peers.app) as url:
         try:
             yield peers, url
         finally:
@@ -130,9 +131,9 @@ async def serving_peers(port: int | None = None) -> AsyncIterator[tuple[Peers, s
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, port: int | None = None) -> AsyncIterator[str]:
+async def serving(app: Any) -> AsyncIterator[str]:
     """An app on a port of loopback; gives its URL."""
-    port, stop = port or free_port(), asyncio.Event()
+    port, stop = free_port(), asyncio.Event()
     server = asyncio.create_task(serve([(Bind("test", "127.0.0.1", port), app)], stop))
     try:
         await asyncio.to_thread(wait_port, port)

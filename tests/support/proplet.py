@@ -32,11 +32,9 @@ SAFETENSORS = "application/vnd.safetensors"
 IMAGE = "registry.test/echo:latest"
 
 
-def safetensors(data: bytes = b"\0" * 16, metadata: dict[str, str] | None = None) -> bytes:
+def safetensors(data: bytes = b"\0" * 16) -> bytes:
     """A document with one float32 tensor ``w``."""
     table: dict[str, Any] = {"w": {"dtype": "F32", "shape": [len(data) // 4], "data_offsets": [0, len(data)]}}
-    if metadata:
-        table["__metadata__"] = metadata
     text = json.dumps(table).encode()
     return len(text).to_bytes(8, "little") + text + data
 

@@ -8,10 +8,11 @@ from propeller.identity.clients import NewClient
 from propeller.identity.records import Page
 from propeller.identity.service import Identity
 from propeller.web.auth import Principal
-from propeller.web.errors import ConflictError, NotFoundError
+from propeller.web.errors import ConflictError
 
 DOMAIN, CHANNEL = "fl-demo", "fl"
 SERVICES = ("manager", "fl-coordinator", "proxy")
+PROPLETS = ("proplet-1", "proplet-2", "proplet-3")
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,15 @@ class Provisioned:
     clients: Mapping[str, ClientKey]
 
 
-async def provision(
-    identity: Identity, *, proplets: int = 3, known: Mapping[str, ClientKey] | None = None
-) -> Provisioned:
-    """Make the guide's domain, channel and clients; what is there is kept.
-
-    Args:
-        identity: where to make them.
-        proplets: how many clients ``proplet-1`` … to make.
-        known: clients made before, by name. One that identity has forgotten is made again with the same id and key.
-
-    Returns:
-        Everything, the known and the new.
+async def provision(identity: Identity) -> Provisioned:
+    """Make the guide's domain, channel and clients; a domain or a channel that is there is kept.
 
     Raises:
-        ConflictError: a client exists whose key is not known: rotate its key or delete it.
+        ConflictError: a client exists already.
     """
     domain_id = await _domain(identity)
     channel_id = await _channel(identity, domain_id)
-    names = [*SERVICES, *(f"proplet-{number}" for number in range(1, proplets + 1))]
-    clients = {name: await _client(identity, domain_id, name, (known or {}).get(name)) for name in names}
+    clients = {name: await _client(identity, domain_id, name) for name in (*SERVICES, *PROPLETS)}
     await identity.channels.connect(
         domain_id, [client.id for client in clients.values()], [channel_id], [PUBLISH, SUBSCRIBE]
     )
@@ -75,17 +65,6 @@ async def _channel(identity: Identity, domain_id: str) -> str:
     return str(made["id"])
 
 
-async def _client(identity: Identity, domain_id: str, name: str, known: ClientKey | None) -> ClientKey:
-    if known is not None:
-        try:
-            await identity.clients.get(domain_id, known.id)
-        except NotFoundError:
-            if known.id in identity.directory:  # deleted by someone: its id is not used again
-                known = None
-        else:
-            return known
-    new = NewClient(name, tags=["propeller", DOMAIN])
-    made = await identity.clients.create(
-        domain_id, new, client_id=known.id if known else None, key=known.key if known else None
-    )
+async def _client(identity: Identity, domain_id: str, name: str) -> ClientKey:
+    made = await identity.clients.create(domain_id, NewClient(name, tags=["propeller", DOMAIN]))
     return ClientKey(made["id"], made["credentials"]["secret"])

@@ -82,9 +82,9 @@ class ModelRegistry:
 class Aggregator:
     """Makes one model of many updates."""
 
-    def __init__(self, client: ServiceClient, strategy: str = "fedavg") -> None:
-        """Call the aggregator through ``client``; ``strategy`` as its API names them."""
-        self._client, self._strategy = client, strategy
+    def __init__(self, client: ServiceClient) -> None:
+        """Call the aggregator through ``client``."""
+        self._client = client
 
     async def aggregate(self, updates: AsyncIterator[bytes]) -> tuple[bytes, Tensors]:
         """Aggregate a stream of safetensors documents; neither side holds more than one of them.
@@ -98,7 +98,7 @@ class Aggregator:
         answer = await self._client.request(
             "POST",
             "/aggregate",
-            params={"strategy": self._strategy},
+            params={"strategy": "fedavg"},
             content=updates,
             headers={"content-type": SAFETENSORS_SEQ, "accept": SAFETENSORS},
             retry=False,

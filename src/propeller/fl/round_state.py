@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 
 class State(StrEnum):
@@ -94,37 +93,3 @@ class Round:
     def is_settled(self) -> bool:
         """Whether no update can come any more: every participant's counts, or is not to be expected."""
         return len(self.counted) + len(self.failures) == len(self.plan.participants)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_json`` reads them back."""
-        plan = {
-            name: getattr(self.plan, name) for name in ("round_id", "base_version", "k_of_n", "min_updates")
-        }
-        return {
-            "plan": {**plan, "participants": list(self.plan.participants)},
-            "state": self.state.value,
-            "counted": dict(self.counted),
-            "model_version": self.model_version,
-            "reason": self.reason,
-            "failures": dict(self.failures),
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Round":
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: it is not a round.
-        """
-        try:
-            plan = Plan(**{**fields["plan"], "participants": tuple(fields["plan"]["participants"])})
-            return cls(
-                plan,
-                State(fields["state"]),
-                dict(fields["counted"]),
-                fields["model_version"],
-                fields["reason"],
-                dict(fields.get("failures", {})),  # absent in what was written before there were any
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a round: {error}") from None

@@ -38,9 +38,9 @@ class Dispatcher:
         session: Session,
         channel: Channel,
         *,
-        qos: int = 1,
-        timeout_s: float = 5.0,
-        max_bytes: int = 8_000_000,
+        qos: int,
+        timeout_s: float,
+        max_bytes: int,
     ) -> None:
         """``max_bytes`` bounds a message; ``timeout_s`` is how long the broker may take to have it."""
         self._session, self._channel, self._qos = session, channel, qos

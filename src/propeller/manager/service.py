@@ -37,8 +37,6 @@ class Manager:
     runs: Runs
     samples: Samples
     rounds: Rounds
-    inbox: Inbox
-    watch: Watch
     session: Session
     coordinator: Coordinator | None
 
@@ -147,7 +145,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         async with session.running():
             await inbox.subscribe(session)
             async with watch.running():
-                yield Manager(fleet, tasks, runs, samples, rounds, inbox, watch, session, coordinator)
+                yield Manager(fleet, tasks, runs, samples, rounds, session, coordinator)
         await watch.write()
     finally:
         await failures.close()

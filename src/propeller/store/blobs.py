@@ -25,7 +25,7 @@ class BlobMissingError(LookupError):
 
 
 class Blobs:
-    """Blobs of one service. A key is ids separated by ``/``: ``rounds/r-1/proplet-1.safetensors``.
+    """Blobs of one service. A key is an id, as a digest, or ids separated by ``/``.
 
     A blob appears whole or not at all, and is durable once ``put`` returns.
     """
@@ -92,15 +92,6 @@ class Blobs:
         async for piece in (await self._find(key)).stream(min_chunk_size=chunk):
             yield bytes(piece)
 
-    async def exists(self, key: str) -> bool:
-        """Whether a key has a blob."""
-        check_key(key)
-        try:
-            await obstore.head_async(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
     async def delete(self, key: str) -> None:
         """Remove a blob; one that is not there is fine."""
         check_key(key)
@@ -109,13 +100,10 @@ class Blobs:
         except FileNotFoundError:
             return
 
-    async def list(self, prefix: str = "") -> list[str]:
-        """The keys that begin with whole ids of ``prefix`` (``rounds/r-1``), sorted."""
-        prefix = prefix.strip("/")
-        if prefix:
-            check_key(prefix)
+    async def list(self) -> list[str]:
+        """All keys, sorted."""
         keys = []
-        async for batch in obstore.list(self._store, prefix or None):
+        async for batch in obstore.list(self._store):
             keys += [item["path"] for item in batch if _is_key(item["path"])]
         return sorted(keys)
 

@@ -26,6 +26,9 @@ from propeller.wasm.verdict import STOPPED, judge, measure
 __all__ = ["Job", "Limits", "Outcome", "ProgramError", "Sandbox"]
 
 _INLINE_BYTES = 256 * 1024
+_NICE = 5
+"""Added to the tasks' niceness, so that the device's other work goes first."""
+
 OnStderr = Callable[[str], None]
 
 
@@ -35,19 +38,18 @@ class Sandbox:
     Args:
         folder: Made if missing, mode 0700.
         cache_bytes: The bound of the cache's size.
-        nice: Added to the tasks' niceness, so that the device's other work goes first.
 
     Raises:
         ProgramError: the folder belongs to someone else. Entering raises LinkError if the template does not start.
     """
 
-    def __init__(self, folder: Path, *, cache_bytes: int = 1024 * MIB, nice: int = 5) -> None:
+    def __init__(self, folder: Path, *, cache_bytes: int = 1024 * MIB) -> None:
         place = folder.absolute()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = Cache(place / "programs", cache_bytes)
         self._tasks = place / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = -1
-        self._link = Link(nice)
+        self._link = Link(_NICE)
         self._programs = Programs(self._cache, self._link, self._tasks)
         self._running: dict[str, _Running] = {}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 
-from propeller.fl.tensors import TensorError, Tensors, document_length, from_safetensors, to_safetensors
+from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
 
 TYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1"]
 
@@ -56,7 +56,6 @@ def test_what_is_written_is_read_by_us_in_order_and_by_the_library(
     assert list(tensors) == list(model)
     assert same(tensors, model)
     assert told == metadata
-    assert document_length(content) == len(content)
     assert same(library.load(content), model)
 
 
@@ -182,12 +181,3 @@ def test_malformed_documents_say_what_is_wrong(content: bytes, reason: str) -> N
 def test_what_could_not_be_read_back_is_not_written(model: Tensors, reason: str) -> None:
     with pytest.raises(TensorError, match=reason):
         to_safetensors(model)
-
-
-def test_the_length_is_known_with_the_header_and_not_before() -> None:
-    content = to_safetensors({"w": np.zeros(100)})
-    header = 8 + int.from_bytes(content[:8], "little")
-    assert document_length(content[:7]) is None
-    assert document_length(content[: header - 1]) is None
-    assert document_length(content[:header]) == len(content)
-    assert document_length(content + b"more") == len(content)

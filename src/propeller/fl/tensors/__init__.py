@@ -1,4 +1,4 @@
-"""Tensors: what a model is, and its encodings (DESIGN 4.2)."""
+"""Tensors: what a model is, and its encodings."""
 
 from propeller.fl.tensors.base import Array, TensorError, Tensors, check, check_fits
 from propeller.fl.tensors.json import from_json, to_json
@@ -16,8 +16,8 @@ from propeller.fl.tensors.media import (
     media_type,
     negotiate,
 )
-from propeller.fl.tensors.safetensors import document_length, from_safetensors, to_safetensors
-from propeller.fl.tensors.stream import DocumentTooLargeError, read_documents, read_sequence
+from propeller.fl.tensors.safetensors import from_safetensors, to_safetensors
+from propeller.fl.tensors.stream import DocumentTooLargeError, read_documents
 
 __all__ = [
     "CODECS",
@@ -35,14 +35,12 @@ __all__ = [
     "check_fits",
     "codec_for",
     "decode",
-    "document_length",
     "encode",
     "from_json",
     "from_safetensors",
     "media_type",
     "negotiate",
     "read_documents",
-    "read_sequence",
     "to_json",
     "to_safetensors",
 ]

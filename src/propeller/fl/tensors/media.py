@@ -9,7 +9,7 @@ from propeller.fl.tensors.base import Tensors
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 SAFETENSORS_SEQ = "application/vnd.safetensors-seq"
-"""A stream of safetensors documents, one after another (``stream.read_sequence``)."""
+"""A stream of safetensors documents, one after another (``stream.read_documents``)."""
 
 
 class UnsupportedMediaTypeError(ValueError):
@@ -75,15 +75,12 @@ def decode(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, st
     return codec_for(content_type).decode(body)
 
 
-def encode(
-    tensors: Tensors, accept: str | None = None, metadata: Mapping[str, str] | None = None
-) -> tuple[str, bytes]:
+def encode(tensors: Tensors, accept: str | None = None) -> tuple[str, bytes]:
     """Write tensors as the caller would like them best.
 
     Args:
         tensors: what to write.
         accept: an ``Accept`` header; without one, JSON.
-        metadata: texts to go with them, where the encoding has room for them.
 
     Returns:
         The content type and the body.
@@ -92,7 +89,7 @@ def encode(
         NotAcceptableError: the caller accepts none of the codecs' types.
     """
     chosen = negotiate(accept)
-    return chosen, CODECS[chosen].encode(tensors, metadata or {})
+    return chosen, CODECS[chosen].encode(tensors, {})
 
 
 def negotiate(accept: str | None) -> str:

@@ -90,18 +90,6 @@ def header_length(prefix: bytes | bytearray | memoryview) -> int:
     return length
 
 
-def document_length(document: bytes | bytearray | memoryview) -> int | None:
-    """How long a document is in bytes, from its start; ``None`` while its header is not complete yet.
-
-    Raises:
-        TensorError: it is not safetensors.
-    """
-    if len(document) < PREFIX:
-        return None
-    end = PREFIX + header_length(document)
-    return None if len(document) < end else read_header(document[:end]).length
-
-
 def read_header(document: bytes | bytearray | memoryview) -> Header:
     """Read and check the header at the start of a document; the numbers need not be there yet.
 

@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterable, AsyncIterator
 
-from propeller.fl.tensors.base import TensorError, Tensors
-from propeller.fl.tensors.safetensors import PREFIX, from_safetensors, header_length, read_header
+from propeller.fl.tensors.base import TensorError
+from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
 
 MAX_DOCUMENT = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
@@ -55,15 +55,3 @@ async def read_documents(
                 buffer, filled, header_known = bytearray(PREFIX), 0, False
     if filled:
         raise TensorError("the stream ends inside a safetensors document")
-
-
-async def read_sequence(
-    chunks: AsyncIterable[bytes], *, max_document: int = MAX_DOCUMENT
-) -> AsyncIterator[tuple[Tensors, dict[str, str]]]:
-    """Read a stream of documents as tensors and metadata, one at a time.
-
-    Raises:
-        TensorError: as ``read_documents`` and ``from_safetensors``.
-    """
-    async for document in read_documents(chunks, max_document=max_document):
-        yield from_safetensors(document)
