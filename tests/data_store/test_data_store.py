@@ -67,6 +67,8 @@ async def test_store_and_read(http: httpx.AsyncClient) -> None:
     assert (await http.get("/datasets")).json() == {"clients": [P1], "count": 1}
     again = await http.get(f"/datasets/{P1}", headers={"if-none-match": read.headers["etag"]})
     assert again.status_code == 304
+    other = await http.get(f"/datasets/{P1}", headers={"if-none-match": f"x{read.headers['etag']}"})
+    assert other.status_code == 200
     await http.post(f"/datasets/{P1}", json={"schema": "text-v1", "data": ["any", {"thing": 1}]})
     changed = await http.get(f"/datasets/{P1}", headers={"if-none-match": read.headers["etag"]})
     assert changed.status_code == 200

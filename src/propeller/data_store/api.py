@@ -8,6 +8,7 @@ from propeller.data_store.service import Datasets
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError
+from propeller.web.etag import matches
 
 Caller = Annotated[Principal, Depends(caller)]
 
@@ -26,7 +27,7 @@ def create_api(datasets: Datasets, *, verify: Verify | None = None, max_body: in
         _check_own(who, proplet_id)
         dataset = await datasets.get(proplet_id)
         headers = {"ETag": dataset.etag, "Cache-Control": "no-cache"}
-        if dataset.etag in request.headers.get("if-none-match", ""):
+        if matches(request.headers.get("if-none-match", ""), dataset.etag):
             return Response(status_code=304, headers=headers)
         return Response(dataset.content, media_type="application/json", headers=headers)
 

@@ -23,6 +23,7 @@ from propeller.protocol.wire import Message
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError, BadRequestError
+from propeller.web.etag import matches
 
 Caller = Annotated[Principal, Depends(caller)]
 
@@ -84,7 +85,7 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
             "Cache-Control": "no-cache",
             "X-Model-Version": str(version),
         }
-        if _matches(request.headers.get("if-none-match", ""), encoded.etag):
+        if matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
         return Response(encoded.content, media_type=chosen, headers=headers)
 
@@ -109,9 +110,3 @@ def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str
     except TensorError as error:
         raise BadRequestError(f"model: {error}") from None
     return tensors, metadata, None
-
-
-def _matches(header: str, etag: str) -> bool:
-    """RFC 9110, section 13.1.2: ``*``, or a list of tags compared weakly."""
-    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
-    return "*" in tags or etag in tags
