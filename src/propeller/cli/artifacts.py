@@ -14,6 +14,7 @@ from propeller.oci.credentials import Login, logins_for
 from propeller.oci.errors import OciError
 from propeller.oci.reference import Reference
 from propeller.process.run import StartError
+from propeller.protocol.registry import WASM_MAGIC
 
 T = TypeVar("T")
 
@@ -28,7 +29,9 @@ def run_push(
     """
     if not file.is_file():
         raise StartError(f"{file}: no such file")
-    if file.open("rb").read(4) != b"\0asm":
+    with file.open("rb") as opened:
+        head = opened.read(len(WASM_MAGIC))
+    if head != WASM_MAGIC:
         raise StartError(f"{file} is not a Wasm module: it does not begin with \\0asm; build it first")
     login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
 

@@ -6,13 +6,11 @@ from fastapi import Depends, FastAPI, Query, Request
 
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.service import Coordinator
-from propeller.coordinator.updates import CBOR, read_update
-from propeller.protocol.rounds import Experiment, Failure, model_uri
+from propeller.coordinator.updates import read_update
+from propeller.protocol.rounds import CBOR, LONGEST_WAIT_S, Experiment, Failure, model_uri
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError, BadRequestError
-
-LONGEST_WAIT_S = 60.0
 
 Caller = Annotated[Principal, Depends(caller)]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False)]

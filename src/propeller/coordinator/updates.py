@@ -23,12 +23,9 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
-from propeller.protocol.rounds import Update, UpdateHeader
+from propeller.protocol.rounds import CBOR, CBOR_TYPES, Update, UpdateHeader
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web.errors import ApiError, BadRequestError
-
-CBOR = "application/cbor"
-_CBOR_TYPES = frozenset({CBOR, "application/cbor-seq"})
 
 MAX_METRICS = 64 * 1024
 """The longest metrics of an update, in bytes of JSON: they are in every answer about the round."""
@@ -84,7 +81,7 @@ def parse_update(content_type: str | None, body: bytes) -> Incoming:
         ApiError: 400, the body is not of its type; 415, the type is none of ours.
     """
     kind = media_type(content_type)
-    if kind in _CBOR_TYPES:
+    if kind in CBOR_TYPES:
         return _from_fields(decode_cbor(body), len(body))
     if kind == JSON:
         try:

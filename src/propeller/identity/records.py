@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from propeller.protocol.wire import format_time
 from propeller.web.errors import NotFoundError
 
 ENABLED, DISABLED, DELETED = "enabled", "disabled", "deleted"
@@ -31,8 +32,8 @@ def new_id() -> str:
 
 
 def iso(seconds: float) -> str:
-    """A time as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """A time in seconds since 1970 as messages have it."""
+    return format_time(datetime.fromtimestamp(seconds, UTC))
 
 
 async def fetch(

@@ -8,13 +8,11 @@ from propeller.manager.api_common import Body, PathId, TheManager, check_operato
 from propeller.manager.rounds import NO_COORDINATOR
 from propeller.manager.service import Manager
 from propeller.protocol.ids import Id
-from propeller.protocol.rounds import Experiment
+from propeller.protocol.rounds import CBOR_TYPES, LONGEST_WAIT_S, Experiment
 from propeller.web.app import CompactJson, Router
 from propeller.web.errors import ApiError, BadRequestError
 
-LONGEST_WAIT_S = 60.0
 _REQUIRED = ("round_id", "model_ref", "participants", "task_wasm_image")
-_CBOR = frozenset({"application/cbor", "application/cbor-seq"})
 
 router = Router(prefix="/fl", tags=["federated learning"], default_response_class=CompactJson)
 
@@ -54,7 +52,7 @@ async def post_fl_update(manager: TheManager, request: Request) -> Response:
 async def post_fl_update_cbor(manager: TheManager, request: Request) -> Response:
     """An update as CBOR."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind not in _CBOR:
+    if kind not in CBOR_TYPES:
         raise ApiError(415, "Content-Type: send application/cbor or application/cbor-seq")
     return await _forward(manager, request, "/update_cbor", content=await request.body(), content_type=kind)
 

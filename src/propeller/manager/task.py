@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr
 
 from propeller.protocol.ids import Id
+from propeller.protocol.registry import WASM_MAGIC
 from propeller.protocol.task import Flag, Text
 from propeller.protocol.wire import Message, format_time
 from propeller.web.errors import BadRequestError
 
-WASM_MAGIC = b"\0asm"
 ZERO_TIME = "0001-01-01T00:00:00Z"
 _SHOWN = 10
 

@@ -20,6 +20,7 @@ from propeller.oci.errors import DigestMismatchError, InvalidReferenceError, Too
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
 from propeller.oci.upload import Artifact, Progress, upload_program
+from propeller.protocol.registry import WASM_MAGIC
 
 MAX_PROGRAM = 64 * 1024 * 1024
 """The largest program that is pulled, in bytes; the sandbox takes no larger one."""
@@ -237,14 +238,14 @@ class RegistryClient:
             async with self._get(
                 _purpose(reference), f"blobs/{layer.digest}", byte_range="bytes=0-7"
             ) as response:
-                async for piece in response.aiter_bytes(len(manifest.WASM_MAGIC)):
+                async for piece in response.aiter_bytes(len(WASM_MAGIC)):
                     return piece
             return b""
 
-        if layer.size < len(manifest.WASM_MAGIC):
+        if layer.size < len(WASM_MAGIC):
             return False
         head = await self._http.retrying(_purpose(reference), head_of_layer)
-        return head == manifest.WASM_MAGIC
+        return head == WASM_MAGIC
 
     def _get(
         self,

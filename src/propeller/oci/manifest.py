@@ -8,6 +8,7 @@ from typing import Any
 
 from propeller.oci.errors import UnsupportedArtifactError
 from propeller.oci.reference import is_digest
+from propeller.protocol.registry import WASM_MAGIC
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -22,8 +23,6 @@ REF_NAME = "org.opencontainers.image.ref.name"
 
 ACCEPTED = f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {IMAGE_INDEX}, {DOCKER_LIST}"
 """What a manifest request accepts; indexes too, so that an error can say that it is one."""
-
-WASM_MAGIC = b"\0asm"
 
 _PUSH = "push one file with `propeller push FILE.wasm REFERENCE` or `oras push REFERENCE FILE.wasm:application/wasm`"
 

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from propeller.protocol.ids import Id
 from propeller.protocol.wire import Message
 
+WASM_MAGIC = b"\0asm"
+"""What a Wasm program begins with."""
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 """``sha256:`` and 64 hexadecimal digits."""
 

@@ -18,6 +18,13 @@ MAX_SAMPLES = MAX_INTEGER
 MAX_REASON = 2000
 """How much of the reason of a failure is kept, in characters."""
 
+LONGEST_WAIT_S = 60.0
+"""How long an answer waits for the end of a round at most (``wait_s``), in seconds."""
+
+CBOR = "application/cbor"
+CBOR_TYPES = frozenset({CBOR, "application/cbor-seq"})
+"""The media types of an update in CBOR (RFC 8949, RFC 8742)."""
+
 DEFAULT_MODEL = "fl/models/global_model_v0"
 DEFAULT_K = 3
 DEFAULT_TIMEOUT_S = 60.0
