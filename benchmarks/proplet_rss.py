@@ -2,7 +2,7 @@
 
 Run it as ``python benchmarks/proplet_rss.py``. It starts a broker and one proplet, waits until the proplet has
 registered, and prints the resident memory (RSS) of both of its processes and their proportional share (PSS, Linux: a
-page that processes share counts for each in part). The bound of DESIGN section 5 is 80 MB for the proplet.
+page that processes share counts for each in part). The bound is 80 MB for the proplet.
 """
 
 import subprocess

@@ -15,7 +15,7 @@ def state(tmp_path: Path) -> Path:
     logs.mkdir()
     line(logs / "manager.log", "10:00:01", "first", round_id="r-1")
     line(logs / "proplet-1.log", "10:00:02", "second", round_id="r-1", level="WARNING")
-    line(logs / "manager.log", "10:00:03", "third", round_id="r-2")
+    line(logs / "manager.log", "10:00:03", "third", round_id="r-10")
     with (logs / "manager.log").open("a") as stream:
         stream.write("error: plain words\n")
     return tmp_path

@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ class Line:
     text: str = field(compare=False)
 
     def about(self, round_id: str | None) -> bool:
-        """Whether the line names a round (or none is asked for)."""
-        return round_id is None or round_id in self.text
+        """Whether the line names a round (or none is asked for); ``r-1`` is not ``r-10``."""
+        if round_id is None:
+            return True
+        return re.search(rf"(?<![A-Za-z0-9_.-]){re.escape(round_id)}(?![A-Za-z0-9_-])", self.text) is not None
 
 
 def show_logs(

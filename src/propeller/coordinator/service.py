@@ -47,7 +47,7 @@ _STATUS = {Verdict.FOREIGN: 403, Verdict.DIFFERENT: 409, Verdict.STALE: 409, Ver
 
 
 class Coordinator:
-    """Rounds from their configuration to their model version (DESIGN 4.3).
+    """Rounds from their configuration to their model version.
 
     ``fl.round`` decides; this carries out. An update's tensors go to the blobs first, then its header and the
     round's new state to the database in one transaction, and then it is answered. Use ``start`` and ``close``.

@@ -1,4 +1,4 @@
-"""The identity service's HTTP API (protocol.md, E): every path on each of its ports."""
+"""The identity service's HTTP API: every path on each of its ports."""
 
 from typing import Annotated, Any, Literal
 

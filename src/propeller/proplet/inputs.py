@@ -1,4 +1,4 @@
-"""What a task is given: model, dataset and hyperparameters, as environment and as files in ``/in`` (DESIGN 4.1)."""
+"""What a task is given: model, dataset and hyperparameters, as environment and as files in ``/in`` (docs/programs.md)."""
 
 import asyncio
 from collections import OrderedDict

@@ -9,7 +9,7 @@ from propeller.protocol.wire import Message, Time, now, null_as_empty
 
 
 class PropletMetadata(Message):
-    """What a device is (H form). ``directed`` asks for messages on the directed topics (DESIGN 4.4)."""
+    """What a device is (H form). ``directed`` asks for messages on the directed topics."""
 
     description: str | None = None
     tags: list[str] | None = None

@@ -1,7 +1,7 @@
 """Every MQTT topic, built and parsed in one place.
 
 ``m/{domain}/c/{channel}`` is the channel prefix. The table is that of absmach/propeller, with the directed
-topics that this project adds (DESIGN 4.4): they carry a message to one proplet, so that access rules can name it.
+topics that this project adds: they carry a message to one proplet, so that access rules can name it.
 """
 
 import re

@@ -1,6 +1,7 @@
 """Imported once by the process that services are forked from: their imports are then paid for all of them.
 
-Beside the services these are what their libraries import at first use.
+Beside the services these are what their libraries import at first use, and the command line, which ``multiprocessing`` has each
+child import again.
 """
 
 # ruff: noqa: F401

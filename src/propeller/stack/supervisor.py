@@ -1,7 +1,7 @@
 """The processes of a stack: started, watched, started again when they die, and ended in order.
 
 The services are forked from one process that has imported them all (``multiprocessing``'s fork server), which makes a
-stack of eight start in the time of one. Proplets are small and import little: each is a new interpreter.
+stack start in the time of one service. Proplets are small and import little: each is a new interpreter.
 """
 
 import asyncio

@@ -249,7 +249,7 @@ class _Component(_Program):
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason of a runtime error, on one line, with the function it came from if that has a name."""
+    """The innermost reason of a runtime error, on one line."""
     text = str(error)
     cause = text.rsplit("Caused by:", 1)[-1].strip().splitlines()
     reason = " ".join(line.strip() for line in cause)

@@ -134,7 +134,7 @@ def create_app(
 
     Args:
         service: its name, in the metrics and the API's title.
-        verify: checks an ``Authorization`` header; ``None`` lets anyone in (DESIGN 4.5: loopback only).
+        verify: checks an ``Authorization`` header; ``None`` lets anyone in: for loopback only.
         open_paths: answered to anyone, beside ``/health``.
         max_body: the largest request body, in bytes.
         health: the body of ``/health``.

@@ -41,7 +41,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(service: str, host: str, *, authenticated: bool, insecure: bool) -> None:
-    """Refuse to serve without authentication beyond loopback, unless told so (DESIGN 4.5).
+    """Refuse to serve without authentication beyond loopback, unless told so.
 
     Raises:
         StartError: with what to set.
