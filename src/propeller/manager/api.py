@@ -1,15 +1,11 @@
 """The manager's HTTP API, put together."""
 
-from collections.abc import Iterable
-
 from fastapi import Depends, FastAPI
-from prometheus_client import Metric
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
 from propeller.manager import fl_routes, proplet_routes, task_routes
-from propeller.manager.api_common import ApiMetrics
+from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.service import Manager
 from propeller.web.app import create_app
 from propeller.web.auth import Verify
@@ -27,22 +23,6 @@ class _TrailingSlash:
         if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         await self.app(scope, receive, send)
-
-
-class _FleetMetrics(Collector):
-    """How many proplets there are and how many of them live."""
-
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
-
-    def collect(self) -> Iterable[Metric]:
-        """Count them now."""
-        fleet = self._manager.fleet
-        metric = Metric("manager_proplets", "Proplets known, by whether they live.", "gauge")
-        alive = len(fleet.alive())
-        metric.add_sample("manager_proplets", {"status": "active"}, alive)
-        metric.add_sample("manager_proplets", {"status": "inactive"}, len(fleet.all()) - alive)
-        yield metric
 
 
 def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None = None) -> FastAPI:
@@ -68,7 +48,7 @@ def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None
     http = HttpMetrics("manager")
     requests = ApiMetrics()
     http.registry.register(requests)
-    http.registry.register(_FleetMetrics(manager))
+    http.registry.register(FleetMetrics(manager.fleet))
     app = create_app("manager", verify=verify, health=health, metrics=http, redirect_slashes=False)
     app.state.manager = manager
     for routes in (proplet_routes, task_routes, fl_routes):

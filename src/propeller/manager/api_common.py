@@ -1,13 +1,8 @@
-"""What the manager's routes share: reading pages and JSON bodies, counting requests, who may give orders."""
+"""What the manager's routes share: reading pages and JSON bodies, who may give orders."""
 
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
-from prometheus_client import Metric
-from prometheus_client.registry import Collector
 
 from propeller.manager.service import Manager
 from propeller.protocol.ids import Id
@@ -54,36 +49,3 @@ async def check_operator(principal: Annotated[Principal, Depends(caller)]) -> No
     """
     if principal.kind == "client" and principal.role != "manager":
         raise ApiError(403, f"client {principal.id} is a {principal.role}: a user or a manager must do this")
-
-
-class ApiMetrics(Collector):
-    """Requests under the names that absmach/propeller's dashboards know; ``method`` as in ``list-tasks``."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._micros: Counter[str] = Counter()
-
-    async def count(self, request: Request) -> AsyncIterator[None]:
-        """FastAPI dependency: count and time a request."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            method = str(request.scope["route"].name).replace("_", "-")
-            self._counts[method] += 1
-            self._micros[method] += round((time.perf_counter() - begun) * 1e6)
-
-    def collect(self) -> Iterable[Metric]:
-        """Give the numbers of now."""
-        count = Metric("manager_api_request_count", "Number of requests received.", "unknown")
-        latency = Metric(
-            "manager_api_request_latency_microseconds",
-            "Total duration of requests in microseconds.",
-            "summary",
-        )
-        for method, number in self._counts.items():
-            labels = {"method": method}
-            count.add_sample(count.name, labels, number)
-            latency.add_sample(f"{latency.name}_count", labels, number)
-            latency.add_sample(f"{latency.name}_sum", labels, self._micros[method])
-        return [count, latency]
