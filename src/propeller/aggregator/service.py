@@ -100,8 +100,9 @@ class Aggregator:
             raise UpdateRefusedError("", number + 1, error) from None
         if not number:
             raise NoUpdatesError
+        aggregate = await asyncio.to_thread(folding.finish)
         log.info("aggregated", strategy=strategy, updates=number)
-        return await asyncio.to_thread(folding.finish)
+        return aggregate
 
 
 def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
@@ -113,8 +114,9 @@ def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
             folding.fold(from_json(update.update), update.num_samples)
         except TensorError as error:
             raise UpdateRefusedError(update.proplet_id, number, error) from None
+    aggregate = folding.finish()
     log.info("aggregated", strategy=strategy, updates=len(updates))
-    return folding.finish()
+    return aggregate
 
 
 def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:
