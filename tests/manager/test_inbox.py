@@ -164,3 +164,11 @@ async def test_devices_give_no_orders(role: str) -> None:
     assert error.value.status == 403
     for allowed in (ANYONE, Principal("user", "u", "user"), Principal("client", "m", "manager")):
         await check_operator(allowed)
+
+
+def test_the_copy_of_an_update_in_a_rounds_result_is_not_kept() -> None:
+    from propeller.manager.runs import _without_update
+
+    envelope = {"round_id": "r-1", "num_samples": 64, "update_b64": "eyJ3IjpbXX0=", "metrics": {"loss": 0.5}}
+    assert _without_update(envelope) == {**envelope, "update_b64": ""}
+    assert _without_update("8") == "8"

@@ -330,3 +330,17 @@ async def test_the_rest_goes_through_to_the_coordinator(
     coordinator.refuse = (403, "p9 is not a participant of round r-1")
     answer = await http.post("/fl/update", content=update)
     assert (answer.status_code, answer.json()["error"]) == (403, coordinator.refuse[1])
+
+
+async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(
+    broker_port: int, tmp_path: Path
+) -> None:
+    away = FakeCoordinator()
+    async with open_manager(broker_port, tmp_path, coordinator_url=away.url) as manager:
+        await manager.proplets("p1", "p2", "p3")
+        with capture_logs() as lines:
+            await manager.mqtt.say(Kind.ROUND_START, round_start(timeout_s=60))
+            await eventually(lambda: "trying again" in str(lines) and "not started yet" in str(lines), 20)
+        assert await tasks(manager) == []
+        async with away.running():
+            await eventually(lambda: len(manager.mqtt.starts()) == 3, 30)

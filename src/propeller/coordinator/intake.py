@@ -1,11 +1,16 @@
 """Updates that come over MQTT, from proplets that could not reach the coordinator over HTTP."""
 
 import asyncio
+import itertools
+
+from obstore.exceptions import BaseError
+from sqlalchemy.exc import DBAPIError
 
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import read_update
 from propeller.fl.tensors import JSON, SAFETENSORS
 from propeller.mqtt.session import Session
+from propeller.process.errors import BusyError
 from propeller.process.logs import get_logger
 from propeller.protocol.topics import UPDATES_FILTER, Channel, Kind, parse
 from propeller.protocol.wire import MalformedMessageError
@@ -13,16 +18,20 @@ from propeller.web.errors import ApiError
 
 log = get_logger("coordinator")
 
-DELAYS = (0.2, 1.0, 5.0)
+DELAYS, LONGEST_DELAY_S = (0.2, 1.0, 5.0), 15.0
 """Seconds between tries to store an update, when the database or the blobs fail."""
+
+
+_AWAY = (OSError, DBAPIError, BusyError, BaseError)
+"""What the database and the blobs raise while they cannot be used."""
 
 
 class Intake:
     """Takes updates from ``fl/rounds/{round}/updates/{proplet}``, with and without the channel prefix.
 
     The topic says who sent it (the broker lets a proplet publish as itself only), so the payload must say the same.
-    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is tried again, and
-    then raised: the session logs it as an error. If the process ends before, the broker delivers it again.
+    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is tried again for as long as it
+    takes: it is acknowledged after that. If the process ends before, the broker delivers it again.
     """
 
     def __init__(self, service: Coordinator, *, max_bytes: int, delays: tuple[float, ...] = DELAYS) -> None:
@@ -37,16 +46,22 @@ class Intake:
 
     async def take(self, topic: str, payload: bytes) -> None:
         """Handle one message."""
-        for delay in (*self._delays, None):
+        delays = itertools.chain(self._delays, itertools.repeat(LONGEST_DELAY_S))
+        while True:
             try:
                 await self._take(topic, payload)
             except (MalformedMessageError, ApiError) as error:
                 log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
                 return
-            except Exception:
-                if delay is None:
-                    raise
-                log.exception("update over MQTT could not be stored, trying again", topic=topic[:300])
+            except _AWAY as error:
+                # For as long as it takes: an update that the broker is told of as handled would be lost.
+                delay = next(delays)
+                log.error(  # noqa: TRY400 - the reason says it
+                    "update over MQTT could not be stored, trying again",
+                    topic=topic[:300],
+                    reason=str(error)[:500],
+                    delay_s=delay,
+                )
                 await asyncio.sleep(delay)
             else:
                 return

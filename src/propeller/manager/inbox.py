@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from propeller.manager.proplets import Fleet
 from propeller.manager.rounds import Rounds
@@ -77,10 +77,24 @@ class Inbox:
     async def _round_start(self, fields: dict[str, Any]) -> None:
         start = RoundStart.decode(fields)
         experiment, given = read_start(start)
-        try:
-            await self._rounds.start(experiment, given=given, must_reach_quorum=False)
-        except (ApiError, ServiceError) as error:
-            log.warning("round is not started", round_id=start.round_id, reason=error.reason)
+        loop, delay = asyncio.get_running_loop(), 1.0
+        end = loop.time() + experiment.timeout_s
+        while True:
+            try:
+                await self._rounds.start(experiment, given=given, must_reach_quorum=False)
+            except (ApiError, ServiceError) as error:
+                final = error.status is not None and error.status < 500
+                if final or loop.time() + delay > end:
+                    log.warning("round is not started", round_id=start.round_id, reason=error.reason)
+                    return
+                # Nobody waits for an answer who could try again: the start stays with the broker until then.
+                log.warning(
+                    "round is not started yet, trying again", round_id=start.round_id, reason=error.reason
+                )
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LONGEST_DELAY_S)
+            else:
+                return
 
 
 def read_start(start: RoundStart) -> tuple[Experiment, set[str]]:
@@ -120,7 +134,9 @@ async def _until_stored(attempt: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await attempt()
-        except (OperationalError, BusyError, ConnectionError) as error:
+        except (IntegrityError, DataError, ProgrammingError):
+            raise  # the same again would fail the same way
+        except (DBAPIError, BusyError, ConnectionError) as error:
             log.error("database cannot be reached, trying again", reason=str(error)[:500])  # noqa: TRY400
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_S)

@@ -108,7 +108,8 @@ class Runs:
             elif not task.active and task.ended_by is not EndedBy.LOST:
                 line.info("result ignored: the task has already ended", state=task.state.name.capitalize())
             else:
-                ended = self._ended(task, EndedBy.RESULT, error=message.error, results=message.results)
+                results = message.results if task.round_id is None else _without_update(message.results)
+                ended = self._ended(task, EndedBy.RESULT, error=message.error, results=results)
                 await self._store.replace(ended, State)
                 self._report(ended)
                 if message.failed:
@@ -219,3 +220,10 @@ def _confirms_stop(message: Results, task: Task) -> bool:
         and message.sender in {None, task.stopping_on}
         and "stopped before completion" in (message.error or "")
     )
+
+
+def _without_update(results: Any) -> Any:
+    """A round's result without the copy of the update in it: the coordinator has that, and here it would be kept for ever."""
+    if isinstance(results, dict) and results.get("update_b64"):
+        return {**results, "update_b64": ""}
+    return results

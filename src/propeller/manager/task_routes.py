@@ -20,14 +20,14 @@ async def create_task(manager: TheManager, body: Body, response: Response) -> di
     return task.to_json()
 
 
-@router.get("")
+@router.get("", dependencies=_OPERATOR)
 async def list_tasks(manager: TheManager, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
     """A page of the tasks, in the order of their creation."""
     total, page = await manager.tasks.store.page(offset, limit)
     return {"offset": offset, "limit": limit, "total": total, "tasks": [task.to_json() for task in page]}
 
 
-@router.get("/{task_id}")
+@router.get("/{task_id}", dependencies=_OPERATOR)
 async def get_task(manager: TheManager, task_id: PathId) -> dict[str, Any]:
     """A task."""
     return (await manager.tasks.get(task_id)).to_json()
@@ -69,13 +69,13 @@ async def stop_task(manager: TheManager, task_id: PathId) -> dict[str, Any]:
     return {"stopped": True}
 
 
-@router.get("/{task_id}/results")
+@router.get("/{task_id}/results", dependencies=_OPERATOR)
 async def get_task_results(manager: TheManager, task_id: PathId) -> dict[str, Any]:
     """What a task gave; ``null`` before its end."""
     return {"results": (await manager.tasks.get(task_id)).results}
 
 
-@router.get("/{task_id}/metrics")
+@router.get("/{task_id}/metrics", dependencies=_OPERATOR)
 async def get_task_metrics(
     manager: TheManager, task_id: PathId, offset: Offset = 0, limit: Limit = 100
 ) -> dict[str, Any]:

@@ -43,11 +43,12 @@ class Provisioner:
             await self._login(secrets)
             secrets.domain_id = secrets.domain_id or await self._domain()
             secrets.channel_id = secrets.channel_id or await self._channel(secrets.domain_id)
-            new = [name for name in client_names(proplets) if name not in secrets.clients]
-            for name in new:
-                secrets.clients[name] = await self._client(secrets.domain_id, name)
-            if new:
-                await self._connect(secrets, [secrets.clients[name]["id"] for name in new])
+            names = client_names(proplets)
+            for name in names:
+                if name not in secrets.clients:
+                    secrets.clients[name] = await self._client(secrets.domain_id, name)
+            # All of them, each time: a start that was cut off may have made clients and connected none.
+            await self._connect(secrets, [secrets.clients[name]["id"] for name in names])
         except ServiceError as error:
             raise StartError(f"provisioning failed: {error}") from None
 
@@ -72,15 +73,16 @@ class Provisioner:
 
     async def _client(self, domain: str, name: str) -> dict[str, str]:
         body = {"name": name, "tags": ["propeller", DOMAIN], "status": "enabled"}
+        path = f"/{domain}/clients"
         try:
-            answer = await self._post(self._clients, f"/{domain}/clients", body)
+            client = await self._post(self._clients, path, body)
         except ServiceError as error:
             if error.status != 409:
                 raise
-            raise StartError(
-                f"the client {name!r} exists, but its key is kept nowhere here: delete it or rotate its key, then start again"
-            ) from None
-        return {"id": answer["id"], "key": answer["credentials"]["secret"]}
+            # Made by a start that was cut off before its key was kept: nobody has that key.
+            known = await self._found(self._clients, path, name, "clients")
+            client = await self._post(self._clients, f"{path}/{known}/secret", {})
+        return {"id": client["id"], "key": client["credentials"]["secret"]}
 
     async def _connect(self, secrets: Secrets, clients: Sequence[str]) -> None:
         body = {
@@ -96,12 +98,15 @@ class Provisioner:
         except ServiceError as error:
             if error.status not in {400, 409}:
                 raise
-            answer = await service.request("GET", path, params={"name": body["name"]}, headers=self._headers)
-            found = [item for item in answer.json()[key] if item.get("name") == body["name"]]
-            if not found:
-                raise
-            return str(found[0]["id"])
+            return await self._found(service, path, body["name"], key)
         return str(made["id"])
+
+    async def _found(self, service: ServiceClient, path: str, name: str, key: str) -> str:
+        answer = await service.request("GET", path, params={"name": name}, headers=self._headers)
+        for item in answer.json()[key]:
+            if item.get("name") == name:
+                return str(item["id"])
+        raise StartError(f"identity has something named {name!r} that it does not list under {path}")
 
     async def _post(self, service: ServiceClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = await service.request("POST", path, json=body, headers=self._headers, retry=False)

@@ -91,6 +91,7 @@ class Cache:
         path = self._path(digest, ".wasm")
         if not path.exists():
             self._write(path, wasm)
+            self._trim({path})
 
     def check(self, program: Program) -> None:
         """Verify a stored program's bytes again, before they are compiled.
@@ -135,6 +136,8 @@ class Cache:
     def _trim(self, kept: set[Path]) -> None:
         found = []
         for path in self._folder.iterdir():
+            if path.suffix == ".part":
+                continue  # another's, being written
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
