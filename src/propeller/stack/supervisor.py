@@ -90,8 +90,6 @@ class Supervisor:
                 await self._stop(group)
         finally:
             await self._stop(list(self._running))
-            # It would end by itself, but after this process: nothing is to be left when a person sees the prompt again.
-            await asyncio.to_thread(forkserver._forkserver._stop)  # type: ignore[attr-defined]  # noqa: SLF001
             os.close(self._parent_write)
             os.close(self._parent_read)
 
