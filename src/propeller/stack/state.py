@@ -4,12 +4,12 @@ import fcntl
 import json
 import os
 import secrets
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from propeller.process.run import StartError
+from propeller.store.files import write_durably
 
 
 @dataclass
@@ -46,6 +46,11 @@ class State:
     def stack_file(self) -> Path:
         """``stack.json``: there while the stack is ready to be used."""
         return self.folder / "stack.json"
+
+    @property
+    def env_file(self) -> Path:
+        """``.env``: ids and keys by the names of the guide's variables; it stays, as they do."""
+        return self.folder / ".env"
 
     @property
     def secrets_file(self) -> Path:
@@ -153,14 +158,4 @@ class State:
 
 def write_private(file: Path, content: dict[str, Any]) -> None:
     """Write JSON that only its owner may read, whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(content, stream, indent=2)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_durably(file, f"{json.dumps(content, indent=2)}\n".encode(), mode=0o600)

@@ -12,11 +12,13 @@ import httpx
 
 from propeller.data import program_path
 from propeller.process.run import StartError
+from propeller.stack.env_file import EnvFile
 from propeller.stack.environment import HOST, Wiring
 from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
 from propeller.stack.state import State
 from propeller.stack.supervisor import Plan, Supervisor
+from propeller.stack.variables import client_variables, env_values
 
 PROGRAM_NAME = "fl-client-wasm"
 """The guide's name for the program that a new stack's registry holds."""
@@ -133,6 +135,16 @@ class _Stack:
         finally:
             await provisioner.aclose()
             self._state.keep(self._wiring.secrets)
+        self._write_env_file()
+
+    def _write_env_file(self) -> None:
+        """The guide's variables, so that its commands work here too; proplets that do not run now have empty ones."""
+        secrets = self._wiring.secrets
+        running = {name: secrets.clients[name] for name in client_names(self._options.proplets)}
+        values = env_values(secrets.domain_id, secrets.channel_id, running)
+        absent = client_variables(name for name in secrets.clients if name not in running)
+        file = EnvFile.read(self._state.env_file)
+        file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
 
     async def _push_program(self) -> str:
         from propeller.oci.client import RegistryClient

@@ -13,13 +13,14 @@ _LEFT_OVER_S = 3600.0
 """The age after which a temporary file is one that a killed process left, in seconds."""
 
 
-def write_durably(path: Path, data: Buffer, *, replace: bool = True) -> None:
+def write_durably(path: Path, data: Buffer, *, replace: bool = True, mode: int = 0o666) -> None:
     """Write a file so that it appears at once and whole, and is on the disk when this returns.
 
     Args:
         path: where; folders that are missing are made.
         data: what.
         replace: whether an existing file is replaced; if not, of several writers exactly one succeeds.
+        mode: of the new file, from which the process's mask is taken: ``0o600`` for what only its owner may read.
 
     Raises:
         FileExistsError: ``replace`` is off and the file is there.
@@ -27,7 +28,8 @@ def write_durably(path: Path, data: Buffer, *, replace: bool = True) -> None:
     made = _make_folder(path.parent)
     temporary = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with temporary.open("xb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

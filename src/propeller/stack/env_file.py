@@ -1,0 +1,188 @@
+"""An ``.env`` file: read as docker compose reads it, and changed a variable at a time.
+
+What is changed, and how, are the rules of absmach/propeller's provisioning scripts, so that either may follow the other.
+"""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from propeller.process.run import StartError
+from propeller.store.files import write_durably
+
+PRIVATE = 0o600
+"""The mode of a file that holds keys."""
+
+
+def default_env_file() -> Path:
+    """``deploy/.env`` where there is a folder ``deploy``, as in this repository; else ``.env``."""
+    return Path("deploy/.env") if Path("deploy").is_dir() else Path(".env")
+
+
+@dataclass(frozen=True)
+class EnvFile:
+    """An ``.env`` file as it was read.
+
+    Attributes:
+        path: where it is.
+        text: what is in it; ``None`` if there is no such file.
+    """
+
+    path: Path
+    text: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file, which need not exist.
+
+        Raises:
+            StartError: it is there and is not a file of ``NAME=value`` lines in UTF-8, or may not be read.
+        """
+        if path.is_symlink():
+            raise StartError(
+                f"{path} is a symbolic link, and writing would replace it: name the file that it leads to "
+                f"with --env-file {path.resolve()}"
+            )
+        try:
+            text = path.read_bytes().decode()
+        except FileNotFoundError:
+            return cls(path, None)
+        except IsADirectoryError:
+            raise StartError(f"{path} is a folder, not an .env file: name another with --env-file") from None
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise StartError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from None
+        except OSError as error:
+            raise StartError(f"{path} cannot be read: {error.strerror}") from None
+        for binding in parse_stream(io.StringIO(text)):
+            if binding.error:
+                raise StartError(
+                    f"{path}, line {_line_of(binding.original.string, binding.original.line)}: not NAME=value, "
+                    "or a quotation mark is missing; correct the line"
+                )
+        return cls(path, text)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Every variable with its value; of several lines for one the last counts, and quotes and comments are taken off."""
+        found = _parsed(self.text or "", interpolate=True)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def updated(self, values: Mapping[str, str], heading: str = "") -> str:
+        """The text with these values.
+
+        Every line that sets one of the variables is given the new value, as is every line that would if it were no
+        comment; variables without a line are added at the end, after an empty line and ``heading``. Nothing else
+        changes, line ends included.
+
+        Raises:
+            StartError: the change would not have that result (a value goes over several lines, say).
+        """
+        missing = dict(values)
+
+        def put(match: re.Match[str]) -> str:
+            name = match["name"]
+            if name not in values:
+                return match[0]
+            missing.pop(name, None)
+            start = (
+                f"{name}=" if match["mark"] else f"{match['indent']}{match['export']}{name}{match['sign']}"
+            )
+            return start + values[name]
+
+        text = _LINE.sub(put, self.text or "")
+        if missing:
+            text = _appended(
+                text, [heading] * bool(heading) + [f"{name}={missing[name]}" for name in missing]
+            )
+        self._check(text, values)
+        return text
+
+    def write(self, text: str) -> bool:
+        """Write the file, for its owner alone; what was in it goes to ``NAME.bak`` beside it.
+
+        Returns:
+            Whether anything was to be changed.
+
+        Raises:
+            StartError: the file or its folder may not be written.
+        """
+        self.check_writable()
+        try:
+            if self.text == text:
+                if stat.S_IMODE(self.path.stat().st_mode) != PRIVATE:
+                    self.path.chmod(PRIVATE)
+                return False
+            if self.text is not None:
+                write_durably(self.backup, self.text.encode(), mode=PRIVATE)
+            write_durably(self.path, text.encode(), mode=PRIVATE)
+        except OSError as error:
+            raise StartError(f"{self.path} cannot be written: {error.strerror}") from None
+        return True
+
+    @property
+    def backup(self) -> Path:
+        """Where ``write`` puts what was in the file."""
+        return self.path.with_name(f"{self.path.name}.bak")
+
+    def check_writable(self) -> None:
+        """See that ``write`` may write, before anything is done that must be written down.
+
+        Raises:
+            StartError: it may not.
+        """
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise StartError(
+                f"{self.path} cannot be written: there is no folder {folder.absolute()}; make it first"
+            )
+        for place in (self.path, folder):
+            # The mode is asked too: the superuser may write everywhere, but who takes that right off a file means it.
+            if place.exists() and not (os.access(place, os.W_OK) and place.stat().st_mode & _ANY_WRITE):
+                raise StartError(
+                    f"{place} is read-only: allow writing (chmod u+w {place}), or name another with --env-file"
+                )
+
+    def _check(self, text: str, values: Mapping[str, str]) -> None:
+        found, wanted = _parsed(text), {**_parsed(self.text or ""), **values}
+        if found != wanted:
+            wrong = {
+                name for name in found.keys() | wanted.keys() if found.get(name, 0) != wanted.get(name, 0)
+            }
+            raise StartError(
+                f"{self.path}: {', '.join(sorted(wrong))} cannot be set a line at a time; put each on a line of its own"
+            )
+
+
+_ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_LINE = re.compile(
+    r"^(?P<indent>[ \t]*)(?P<mark>#?)[ \t]*(?P<export>(?:export[ \t]+)?)"
+    r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<sign>[ \t]*=[ \t]*)[^\r\n]*",
+    re.MULTILINE,
+)
+
+
+def _parsed(text: str, *, interpolate: bool = False) -> dict[str, str | None]:
+    return dotenv_values(stream=io.StringIO(text), interpolate=interpolate)
+
+
+def _appended(text: str, lines: list[str]) -> str:
+    """Text with lines at its end, apart from what is there, in its own line ends."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    if text and not text.endswith("\n"):
+        text += end
+    apart = [""] if text and text.split("\n")[-2].strip() else []
+    return text + "".join(f"{line}{end}" for line in [*apart, *lines])
+
+
+def _line_of(original: str, line: int) -> int:
+    """The line of a statement, which the parser counts from the empty lines before it."""
+    return line + original[: len(original) - len(original.lstrip())].count("\n")

@@ -1,0 +1,44 @@
+"""The variables of an ``.env`` file by which the guide's services know who they are and where they work."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SERVICES = {"manager": "MANAGER", "fl-coordinator": "COORDINATOR", "proxy": "PROXY"}
+
+GUIDE_CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinator", "proxy")
+"""The clients of the guide, by the names that identity knows them by."""
+
+DOMAIN_VARIABLES = ("MANAGER_DOMAIN_ID", "PROPLET_DOMAIN_ID", "PROXY_DOMAIN_ID")
+CHANNEL_VARIABLES = ("MANAGER_CHANNEL_ID", "PROPLET_CHANNEL_ID", "PROXY_CHANNEL_ID")
+
+
+def prefix_of(client: str) -> str:
+    """What a client's variables begin with: ``MANAGER``, ``PROPLET`` for ``proplet-1``, ``PROPLET_2`` for the next."""
+    return _SERVICES.get(client) or client.upper().replace("-", "_").removesuffix("_1")
+
+
+def id_variable(client: str) -> str:
+    """The variable that holds a client's id."""
+    return f"{prefix_of(client)}_CLIENT_ID"
+
+
+def key_variable(client: str) -> str:
+    """The variable that holds a client's key."""
+    return f"{prefix_of(client)}_CLIENT_KEY"
+
+
+def client_variables(names: Iterable[str]) -> list[str]:
+    """The variables of some clients, ids and keys in turn."""
+    return [variable(name) for name in names for variable in (id_variable, key_variable)]
+
+
+GUIDE_VARIABLES = (*DOMAIN_VARIABLES, *CHANNEL_VARIABLES, *client_variables(GUIDE_CLIENTS))
+"""All eighteen."""
+
+
+def env_values(domain_id: str, channel_id: str, clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The variables with their values; ``clients`` holds ``id`` and ``key`` of each client by its name."""
+    values = dict.fromkeys(DOMAIN_VARIABLES, domain_id) | dict.fromkeys(CHANNEL_VARIABLES, channel_id)
+    for name, client in clients.items():
+        values |= {id_variable(name): client["id"], key_variable(name): client["key"]}
+    return values
