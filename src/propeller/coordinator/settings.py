@@ -1,12 +1,14 @@
 """The coordinator's settings, from the environment."""
 
+import os
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials
+from propeller.process.identity_file import lacking_identity
 from propeller.process.settings import HttpSettings
 from propeller.protocol.topics import Channel
 from propeller.web.app import MAX_BODY
@@ -57,6 +59,17 @@ class Settings(HttpSettings):
                 "shows to the aggregator and the model registry"
             )
         return self
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: naming every variable that is missing or wrong.
+        """
+        named = given.get("mqtt_username") or os.environ.get("MQTT_USERNAME")
+        lacking = [] if named else lacking_identity("COORDINATOR", given, ("client_id", "client_key"))
+        return super().load(lacking=lacking, **given)
 
     @property
     def database_place(self) -> str:

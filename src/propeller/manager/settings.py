@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.process.identity_file import identity_from_file
+from propeller.process.identity_file import identity_from_file, lacking_identity
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
@@ -36,7 +36,7 @@ class Settings(HttpSettings):
     client_key: SecretStr = Field(
         SecretStr(""), validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY")
     )
-    """Empty for a broker that asks for none."""
+    """Empty for a broker that asks for none: not where an identity service is named."""
 
     coordinator_url: str = Field(
         "", validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
@@ -59,5 +59,5 @@ class Settings(HttpSettings):
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
-        from_file = identity_from_file("MANAGER", "manager", given, Path("config.toml"))
-        return super().load(**{**from_file, **given})
+        known = {**identity_from_file("MANAGER", "manager", given, Path("config.toml")), **given}
+        return super().load(lacking=lacking_identity("MANAGER", known), **known)

@@ -1,6 +1,7 @@
 """Settings from the environment: durations in both dialects, every missing name reported at once."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
@@ -47,18 +48,25 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True)
 
     @classmethod
-    def load(cls, **given: Any) -> Self:
+    def load(cls, *, lacking: Sequence[str] = (), **given: Any) -> Self:
         """Read the environment; keyword arguments, by the fields' names, win over it.
+
+        Args:
+            lacking: variables that are not set and are needed here, though not everywhere.
+            given: fields that are known already.
 
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
         try:
-            return cls(**{_variable(cls, name): value for name, value in given.items()})
+            settings = cls(**{_variable(cls, name): value for name, value in given.items()})
         except ValidationError as error:
-            raise SettingsError(_explain(error)) from None
+            raise SettingsError(_explain(error, lacking)) from None
         except UnreadableError as error:  # a list or an object that is not JSON
             raise SettingsError(f"{_HEAD}{error}") from None
+        if lacking:
+            raise SettingsError(_said(dict.fromkeys(lacking, _NOT_SET), []))
+        return settings
 
 
 def _variable(settings: type[ServiceSettings], name: str) -> str:
@@ -88,9 +96,28 @@ class HttpSettings(ServiceSettings):
 _HEAD = "settings to correct in the environment:\n  "
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
+_NOT_SET = "not set"
+_IDENTITY = ("_DOMAIN_ID", "_CHANNEL_ID", "_CLIENT_ID", "_CLIENT_KEY")
+_PROVISION = (
+    "propeller provision makes these ids and keys and writes them into the .env file: "
+    "run it, then start this service anew with them"
+)
+
+
+def _explain(error: ValidationError, lacking: Sequence[str]) -> str:
+    wrong, others = dict.fromkeys(lacking, _NOT_SET), []
     for item in error.errors(include_input=False, include_url=False):
-        text = "not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
-        lines.append(f"{item['loc'][0]}: {text}" if item["loc"] else text)
+        text = _NOT_SET if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+        if item["loc"]:
+            wrong[str(item["loc"][0])] = text
+        else:
+            others.append(text)
+    return _said(wrong, others)
+
+
+def _said(wrong: dict[str, str], others: list[str]) -> str:
+    """The error's text: each variable with what is wrong with it, other faults, and where identities come from."""
+    lines = [f"{name}: {text}" for name, text in wrong.items()] + others
+    if any(text == _NOT_SET and name.endswith(_IDENTITY) for name, text in wrong.items()):
+        lines.append(_PROVISION)
     return _HEAD + "\n  ".join(lines)

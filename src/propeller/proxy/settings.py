@@ -10,7 +10,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.oci.client import MAX_PROGRAM
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import Registry
-from propeller.process.identity_file import identity_from_file
+from propeller.process.identity_file import identity_from_file, lacking_identity
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
@@ -44,7 +44,7 @@ class Settings(HttpSettings):
     client_key: SecretStr = Field(
         SecretStr(""), validation_alias=AliasChoices("PROXY_CLIENT_KEY", "PROXY_API_KEY")
     )
-    """Empty for a broker that asks for none."""
+    """Empty for a broker that asks for none: not where an identity service is named."""
 
     registry: Annotated[Registry, NoDecode, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
@@ -68,7 +68,8 @@ class Settings(HttpSettings):
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
-        return super().load(**{**identity_from_file("PROXY", "proxy", given, Path("config.toml")), **given})
+        known = {**identity_from_file("PROXY", "proxy", given, Path("config.toml")), **given}
+        return super().load(lacking=lacking_identity("PROXY", known), **known)
 
     @property
     def registry_credential(self) -> Credential | None:
