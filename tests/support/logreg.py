@@ -1,9 +1,9 @@
-"""Running the shipped logistic regression."""
+"""Running the logistic regression: the shipped one in C, and the one in Go."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from propeller.data import program_path
 from propeller.wasm.job import Job, Limits, Outcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
@@ -14,8 +14,8 @@ _VARIABLES = {"model": "MODEL_DATA", "dataset": "DATASET_DATA", "hyperparams": "
 class Logreg:
     """The program in a sandbox; call it with documents (or texts)."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+    def __init__(self, sandbox: Sandbox, program: Path) -> None:
+        self._sandbox, self._program = sandbox, program
         self.log: list[str] = []
 
     async def __call__(
@@ -33,7 +33,7 @@ class Logreg:
             env |= {_VARIABLES[name]: text for name, text in texts.items()}
         files = {} if by_env else {f"{name}.json": text.encode() for name, text in texts.items()}
         self.log = []
-        digest = await add(self._sandbox, program_path("logreg").read_bytes())
+        digest = await add(self._sandbox, self._program.read_bytes())
         limits = Limits(wall_time_s=60)
         job = Job("logreg", digest, env=env, files=files, limits=limits)
         return await self._sandbox.run(job, self.log.append)
