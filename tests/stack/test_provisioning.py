@@ -66,3 +66,16 @@ async def test_a_client_whose_key_was_never_kept_gets_another(urls: list[str]) -
     assert secrets.clients["proplet-2"]["id"] == lost["id"]
     assert secrets.clients["proplet-2"]["key"] != lost["key"]
     assert await good(urls, secrets.clients["proplet-2"])
+
+
+async def test_a_key_that_was_revoked_is_replaced_by_one_that_works(urls: list[str]) -> None:
+    secrets = await provision(urls, Secrets("b", "admin", "a password"))
+    before = {name: dict(client) for name, client in secrets.clients.items()}
+    secrets.clients["proxy"]["key"] = "0" * 64
+    await provision(urls, secrets)
+    assert secrets.clients["proxy"]["id"] == before["proxy"]["id"]
+    assert await good(urls, secrets.clients["proxy"])
+    assert not await good(urls, before["proxy"])
+    assert {name: client for name, client in secrets.clients.items() if name != "proxy"} == {
+        name: client for name, client in before.items() if name != "proxy"
+    }
