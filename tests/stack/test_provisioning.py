@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from propeller.process.http import ServiceClient
+from propeller.stack.identity_api import IdentityApi
 from propeller.stack.provisioning import Provisioner, client_names
 from propeller.stack.state import Secrets
 from support.net import free_port
@@ -40,10 +39,11 @@ async def provision(urls: list[str], secrets: Secrets, proplets: int = 3) -> Sec
 
 
 async def good(urls: list[str], client: dict[str, str]) -> bool:
-    header = httpx.BasicAuth(client["id"], client["key"])._auth_header
-    async with ServiceClient("identity", urls[0]) as identity:
-        answer = await identity.request("POST", "/auth/verify", json={"authorization": header})
-    return bool(answer.json()["id"] == client["id"])
+    api = IdentityApi(*urls)
+    try:
+        return await api.accepts(client["id"], client["key"])
+    finally:
+        await api.aclose()
 
 
 async def test_what_is_known_is_kept_and_what_is_new_is_added(urls: list[str]) -> None:
