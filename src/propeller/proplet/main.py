@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 
 from propeller.mqtt.session import Credentials, Session, Will
+from propeller.mqtt.trouble import Names
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
+from propeller.proplet.heartbeat import Heartbeat
 from propeller.proplet.inputs import Inputs
 from propeller.proplet.outbox import Outbox
 from propeller.proplet.peers import COORDINATOR, DATA_STORE, MODEL_REGISTRY, Peers
@@ -39,9 +41,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         Credentials(me, me, settings.client_key),
         will=Will(channel.topic(Kind.PROPLET_ALIVE), offline(me, settings.namespace)),
         keepalive=int(settings.mqtt_keep_alive),
+        tls=settings.tls_context(settings.broker),
+        names=Names.of("PROPLET"),
         on_connect=announce,
     )
-    presence = Presence(settings, session, channel)
+    heartbeat = Heartbeat(settings.folder, settings.liveliness_interval)
+    presence = Presence(settings, session, channel, heartbeat)
     reports = Reports(session, channel, me, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
     urls = {
         COORDINATOR: settings.coordinator_url,
@@ -54,6 +59,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         try:
             folder = settings.folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            heartbeat.clear()
             outbox = Outbox(folder / "outbox", reports.send_result, settings.mqtt_max_packet)
             sandbox = await stack.enter_async_context(
                 Sandbox(folder / "sandbox", cache_bytes=settings.cache_bytes)

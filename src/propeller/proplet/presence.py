@@ -12,6 +12,7 @@ import psutil
 
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.logs import get_logger
+from propeller.proplet.heartbeat import Heartbeat
 from propeller.proplet.settings import Settings
 from propeller.protocol.proplet import (
     Alive,
@@ -39,8 +40,9 @@ def offline(proplet_id: str, namespace: str) -> bytes:
 class Presence:
     """Registers on every connect and reports at intervals."""
 
-    def __init__(self, settings: Settings, session: Session, channel: Channel) -> None:
+    def __init__(self, settings: Settings, session: Session, channel: Channel, heartbeat: Heartbeat) -> None:
         self._settings, self._session, self._channel = settings, session, channel
+        self._heartbeat = heartbeat
         self._metadata = describe(settings)
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only sets the start of what the next one measures
@@ -70,10 +72,9 @@ class Presence:
                 )
 
     async def _beat(self) -> None:
-        await self._say(
-            Kind.PROPLET_ALIVE,
-            Alive(proplet_id=self._settings.client_id, namespace=self._settings.namespace),
-        )
+        alive = Alive(proplet_id=self._settings.client_id, namespace=self._settings.namespace)
+        if await self._say(Kind.PROPLET_ALIVE, alive):
+            self._heartbeat.mark()
 
     async def _report(self) -> None:
         await self._say(
@@ -90,7 +91,8 @@ class Presence:
                 except Exception:
                     log.exception("not told to the manager")  # the next one may go
 
-    async def _say(self, kind: Kind, message: Message, qos: int = 0) -> None:
+    async def _say(self, kind: Kind, message: Message, qos: int = 0) -> bool:
+        """Publish; whether a broker took it."""
         try:
             await self._session.publish(
                 self._channel.topic(kind),
@@ -100,6 +102,8 @@ class Presence:
             )
         except NotConnectedError as error:
             log.warning("not told to the manager", topic=str(kind), reason=str(error))
+            return False
+        return True
 
 
 def describe(settings: Settings) -> PropletMetadata:
