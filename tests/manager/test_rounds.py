@@ -280,6 +280,7 @@ async def test_without_a_coordinator_fl_is_off_and_says_what_to_set(manager: Man
         await http.post("/fl/update", json={}),
         await http.post("/fl/update_cbor", content=b"\xa0", headers={"content-type": "application/cbor"}),
         await http.get("/fl/rounds/r-1/complete"),
+        await http.get("/fl/rounds/next"),
     ]
     for answer in answers:
         assert answer.status_code == 503
@@ -307,6 +308,8 @@ async def test_the_rest_goes_through_to_the_coordinator(
     assert coordinator.requests[-1][:2] == ("GET /rounds/r-1/complete", "wait_s=60&updates=2")
     assert (await http.get("/fl/rounds/r-1/complete?wait_s=nan")).status_code == 400
     assert (await http.get("/fl/rounds/a%20b/complete")).status_code == 400
+    assert (await http.get("/fl/rounds/next")).is_success
+    assert coordinator.requests[-1][:2] == ("GET /rounds/next", "")
 
     await http.get("/fl/task?round_id=r-1&proplet_id=p1")
     assert coordinator.requests[-1][:2] == ("GET /task", "round_id=r-1&proplet_id=p1")

@@ -57,6 +57,12 @@ async def post_fl_update_cbor(manager: TheManager, request: Request) -> Response
     return await _forward(manager, request, "/update_cbor", content=await request.body(), content_type=kind)
 
 
+@router.get("/rounds/next")
+async def get_next_round(manager: TheManager, request: Request) -> Response:
+    """The round that completed last, and the model that the next one starts from."""
+    return await _forward(manager, request, "/rounds/next")
+
+
 @router.get("/rounds/{round_id}/complete")
 async def get_round_status(
     manager: TheManager,
