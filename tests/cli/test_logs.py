@@ -45,6 +45,16 @@ def test_by_round_and_by_service(state: Path) -> None:
     assert json.loads(by_service)["msg"] == "second"
 
 
+def test_the_names_of_the_container_files_do_too_and_proplet_is_all_of_them(state: Path) -> None:
+    line(state / "logs" / "proplet-2.log", "10:00:05", "fourth")
+    line(state / "logs" / "data-store.log", "10:00:06", "fifth")
+    proplets = propeller("logs", "--state", str(state), "--service", "proplet").stdout
+    assert [row.split()[3] for row in proplets.splitlines()] == ["second", "fourth"]
+    for name in ("local-data-store", "data_store"):
+        assert "fifth" in propeller("logs", "--state", str(state), "--service", name).stdout
+    assert propeller("logs", "--state", str(state), "--service", "coordinator-http").returncode == 1
+
+
 def test_what_is_not_there_is_said(state: Path, tmp_path: Path) -> None:
     unknown = propeller("logs", "--state", str(state), "--service", "nobody")
     assert unknown.returncode == 1

@@ -18,6 +18,13 @@ from propeller.stack.state import State
 _COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
 _POLL_S = 0.2
 
+_IN_COMPOSE = {
+    "coordinator-http": "coordinator",
+    "local-data-store": "data-store",
+    "local-registry": "oci-registry",
+}
+"""Services that are called otherwise in deploy/compose.yaml: both names do."""
+
 
 @dataclass(order=True)
 class Line:
@@ -66,11 +73,20 @@ def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
         raise StartError(
             f"there are no logs under {folder.absolute()}; start a stack with 'propeller up --state {folder}'"
         )
-    services = [name.replace("_", "-") for name in services]
-    unknown = [name for name in services if name not in found]
+    names = [_own_name(name) for name in services]
+    unknown = [name for name in names if name not in found and name != "proplet"]
     if unknown:
         raise StartError(f"no log of {', '.join(unknown)}; there are {', '.join(found)}")
-    return {name: found[name] for name in services} if services else found
+    return {name: file for name, file in found.items() if not names or _is_asked_for(name, names)}
+
+
+def _own_name(name: str) -> str:
+    name = name.replace("_", "-")
+    return _IN_COMPOSE.get(name, name)
+
+
+def _is_asked_for(service: str, names: list[str]) -> bool:
+    return service in names or ("proplet" in names and service.startswith("proplet-"))
 
 
 def _read(name: str, stream: TextIO) -> Iterator[Line]:
