@@ -24,4 +24,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         max_bytes=settings.max_bytes,
         max_json_bytes=settings.max_json_bytes,
     )
-    await serve([(Bind("aggregator", settings.host, settings.port), app)], stop)
+    await serve([(Bind("aggregator", settings.host, settings.port, "AGGREGATOR_PORT"), app)], stop)

@@ -76,12 +76,16 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             await opened.enter_async_context(_beside(announcer.run()))
         app = create_api(service, metrics, verify=verifier(settings), max_body=settings.max_bytes)
         async with _beside(_release(service, stop)):
-            await serve([(Bind("coordinator", settings.host, settings.port), app)], stop)
+            await serve([(Bind("coordinator", settings.host, settings.port, "COORDINATOR_PORT"), app)], stop)
 
 
 def _session(settings: Settings) -> Session | None:
     address = settings.broker_address
-    return None if address is None else Session(address, settings.mqtt_credentials)
+    if address is None:
+        return None
+    return Session(
+        address, settings.mqtt_credentials, tls=settings.tls_context(address), names=settings.mqtt_names
+    )
 
 
 @contextlib.asynccontextmanager

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import AliasChoices, Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials
+from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.trouble import Names
 from propeller.process.identity_file import lacking_identity
 from propeller.process.settings import HttpSettings
 from propeller.protocol.topics import Channel
@@ -16,8 +19,10 @@ from propeller.web.app import MAX_BODY
 NO_BROKER = "off"
 
 
-class Settings(HttpSettings):
+class Settings(HttpSettings, MqttTlsSettings):
     """Each field is one environment variable; absmach/propeller's names are taken in both versions."""
+
+    model_config = SettingsConfigDict(alias_generator=prefixed(""))
 
     host: str = Field("127.0.0.1", alias="COORDINATOR_HOST")
     port: int = Field(8080, alias="COORDINATOR_PORT")
@@ -99,6 +104,15 @@ class Settings(HttpSettings):
         username = self.mqtt_username or self.client_id or ""
         password = self.mqtt_password or self.client_key or ""
         return Credentials(self.mqtt_id or username or "fl-coordinator", username, password)
+
+    @property
+    def mqtt_names(self) -> Names:
+        """What an operator is told to correct when the broker refuses."""
+        own = self.mqtt_username or self.mqtt_password
+        client = (
+            "MQTT_USERNAME and MQTT_PASSWORD" if own else "COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY"
+        )
+        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID", "MQTT_TLS_CA_CERT")
 
     @property
     def channel(self) -> Channel | None:

@@ -25,4 +25,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     except OSError as error:
         raise StartError(f"DATA_DIR {settings.folder} cannot be used: {error.strerror}") from None
     app = create_api(datasets, verify=verifier(settings), max_body=settings.max_bytes)
-    await serve([(Bind("data-store", settings.host, settings.port), app)], stop)
+    await serve([(Bind("data-store", settings.host, settings.port, "DATA_STORE_PORT"), app)], stop)

@@ -23,5 +23,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         }
         app = create_api(identity)
         await serve(
-            [(Bind(f"identity ({name})", settings.host, port), app) for name, port in ports.items()], stop
+            [
+                (Bind(f"identity ({name})", settings.host, port, f"IDENTITY_{name.upper()}_PORT"), app)
+                for name, port in ports.items()
+            ],
+            stop,
         )

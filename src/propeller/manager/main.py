@@ -7,6 +7,7 @@ from propeller.manager.api import create_api
 from propeller.manager.service import open_manager
 from propeller.manager.settings import Settings
 from propeller.process.logs import get_logger
+from propeller.process.tls import pair
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
@@ -21,8 +22,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     """
     host = "127.0.0.1" if settings.http_host == "localhost" else settings.http_host
     verify = verifier(settings)
+    tls = pair(settings.http_cert, settings.http_key, "MANAGER_HTTP_SERVER_CERT", "MANAGER_HTTP_SERVER_KEY")
     check_exposure("manager", host, authenticated=verify is not None, insecure=settings.insecure)
     async with open_manager(settings) as manager:
         log.info("manager starts", broker=settings.mqtt_address, coordinator=settings.coordinator_url or None)
         app = create_api(manager, instance_id=settings.instance_id or str(uuid.uuid4()), verify=verify)
-        await serve([(Bind("manager", host, settings.http_port), app)], stop)
+        await serve([(Bind("manager", host, settings.http_port, "MANAGER_HTTP_PORT", tls), app)], stop)

@@ -21,6 +21,7 @@ from propeller.manager.tasks import Tasks
 from propeller.manager.watch import Watch
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
+from propeller.mqtt.trouble import Names
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
@@ -113,9 +114,12 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             watch.listen()
             await rounds.resume()
 
+        address = BrokerAddress.parse(settings.mqtt_address)
         session = Session(
-            BrokerAddress.parse(settings.mqtt_address),
+            address,
             Credentials(settings.client_id, settings.client_id if key else "", key),
+            tls=settings.tls_context(address),
+            names=Names.of("MANAGER"),
             on_connect=go_on,
         )
         channel = Channel(settings.domain_id, settings.channel_id)
@@ -142,10 +146,9 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             is_connected=lambda: session.connected,
         )
         await rounds.report_failures()
-        async with session.running():
-            await inbox.subscribe(session)
-            async with watch.running():
-                yield Manager(fleet, tasks, runs, samples, rounds, session, coordinator)
+        await inbox.subscribe(session)
+        async with session.running(), watch.running():
+            yield Manager(fleet, tasks, runs, samples, rounds, session, coordinator)
         await watch.write()
     finally:
         await failures.close()

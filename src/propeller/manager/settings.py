@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.process.identity_file import identity_from_file, lacking_identity
+from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
@@ -16,11 +18,16 @@ def _address(value: str) -> str:
     return value
 
 
-class Settings(HttpSettings):
+class Settings(HttpSettings, MqttTlsSettings):
     """One field, one variable; where there are two names, the first is the guide's and the second the later one."""
+
+    model_config = SettingsConfigDict(alias_generator=prefixed("MANAGER_"))
 
     http_host: str = Field("localhost", alias="MANAGER_HTTP_HOST")
     http_port: int = Field(7070, alias="MANAGER_HTTP_PORT", ge=0, le=65535)
+    http_cert: Path | None = Field(None, alias="MANAGER_HTTP_SERVER_CERT")
+    """With the key: HTTPS instead of HTTP."""
+    http_key: Path | None = Field(None, alias="MANAGER_HTTP_SERVER_KEY")
     instance_id: str = Field("", alias="MANAGER_INSTANCE_ID")
 
     mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
@@ -32,7 +39,7 @@ class Settings(HttpSettings):
     """How long a request waits for the broker before it is answered 503."""
     domain_id: Id = Field(validation_alias=AliasChoices("MANAGER_DOMAIN_ID", "MANAGER_TENANT_ID"))
     channel_id: Id = Field(alias="MANAGER_CHANNEL_ID")
-    client_id: Id = Field("manager", validation_alias=AliasChoices("MANAGER_CLIENT_ID", "MANAGER_ENTITY_ID"))
+    client_id: Id = Field(validation_alias=AliasChoices("MANAGER_CLIENT_ID", "MANAGER_ENTITY_ID"))
     client_key: SecretStr = Field(
         SecretStr(""), validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY")
     )
@@ -59,5 +66,4 @@ class Settings(HttpSettings):
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
-        known = {**identity_from_file("MANAGER", "manager", given, Path("config.toml")), **given}
-        return super().load(lacking=lacking_identity("MANAGER", known), **known)
+        return IdentityFile("MANAGER", "manager").load(super().load, given)

@@ -29,4 +29,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
     app = create_api(models, verify=verifier(settings), max_body=settings.max_bytes)
-    await serve([(Bind("model-registry", settings.host, settings.port), app)], stop)
+    await serve([(Bind("model-registry", settings.host, settings.port, "REGISTRY_PORT"), app)], stop)

@@ -1,6 +1,5 @@
 """What the broker needs before it can start: its program, its folder, its ports, its configuration."""
 
-import errno
 import fcntl
 import importlib.metadata
 import json
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
+from propeller.process.ports import cannot_listen
 from propeller.process.run import StartError
 
 DEVICES = "DEVICES"
@@ -130,12 +130,7 @@ def check_port(host: str, port: int, variable: str) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(
-                f"broker: port {port} is already in use; stop what listens there, or choose another with {variable} "
-                "(propeller up --ports auto takes free ones)"
-            ) from None
-        raise StartError(f"broker: cannot listen on {host}:{port} ({variable}): {error.strerror}") from None
+        raise cannot_listen("broker", host, port, variable, error) from None
 
 
 def _in_wheel() -> Path | None:

@@ -2,14 +2,21 @@
 
 import asyncio
 import math
+import socket
+import ssl
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiomqtt
 
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.credentials import Credentials, Will
+
 T = TypeVar("T")
 
-TCP_TIMEOUT_S = 5.0
+TCP_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 30.0
+"""How long to wait for a connection, and for the broker's answer to a packet, in seconds."""
+
 _SUBACK_FAILURE = 0x80
 
 
@@ -23,6 +30,32 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = TCP_TIMEOUT_S
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
         self._open: set[int] = set()
+
+    @classmethod
+    def to(
+        cls,
+        address: BrokerAddress,
+        credentials: Credentials,
+        *,
+        will: Will | None,
+        clean: bool,
+        keepalive: int,
+        tls: ssl.SSLContext | None,
+    ) -> Self:
+        """A connection that is not made yet; without ``tls`` an address with TLS is checked as the system does."""
+        return cls(
+            address.host,
+            address.port,
+            identifier=credentials.mqtt_id,
+            username=credentials.username or None,
+            password=credentials.password or None,
+            will=aiomqtt.Will(will.topic, will.payload, will.qos) if will else None,
+            clean_session=clean,
+            keepalive=keepalive,
+            timeout=ANSWER_TIMEOUT_S,
+            tls_context=(tls or ssl.create_default_context()) if address.tls else None,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        )
 
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
         # aiomqtt by itself waits for the answer to CONNECT until its timeout, also on a connection that is gone.

@@ -8,7 +8,6 @@ is done, so that a message is redelivered if the process dies before. Handlers m
 import asyncio
 import contextlib
 import random
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,15 +17,19 @@ import aiomqtt
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import Connection
+from propeller.mqtt.credentials import Credentials, Will
+from propeller.mqtt.trouble import Names, Troubles
 from propeller.process.logs import get_logger
+
+__all__ = ["Credentials", "Handler", "NotConnectedError", "Session", "SubscriptionRefusedError", "Will"]
 
 log = get_logger("mqtt")
 
 Handler = Callable[[str, bytes], Awaitable[None]]
 """Takes a topic and a payload. What it raises is logged and the message counts as handled."""
 
-ANSWER_TIMEOUT_S, CLOSE_TIMEOUT_S = 30.0, 2.0
-"""How long to wait for the broker's answer to a packet, and for its answer to the goodbye, in seconds."""
+CLOSE_TIMEOUT_S = 2.0
+"""How long to wait for the broker's answer to the goodbye, in seconds."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
 
@@ -37,24 +40,6 @@ class NotConnectedError(Exception):
 
 class SubscriptionRefusedError(Exception):
     """The broker does not let this client subscribe to a topic."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Who connects: the MQTT client identifier, the client's id (user name) and its key (password)."""
-
-    mqtt_id: str
-    username: str = ""
-    password: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True)
-class Will:
-    """What the broker publishes when the connection is lost."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
 
 
 @dataclass(eq=False)
@@ -84,10 +69,30 @@ class Session:
         will: Will | None = None,
         clean: bool = False,
         keepalive: int = 30,
+        tls: ssl.SSLContext | None = None,
+        names: Names | None = None,
         on_connect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``on_connect`` runs after each connect, once everything is subscribed; ``keepalive`` in seconds."""
-        self.address, self._credentials = address, credentials
+        """A session that does not run yet.
+
+        Args:
+            address: the broker's.
+            credentials: who connects.
+            will: published by the broker when the connection is lost.
+            clean: as above.
+            keepalive: in seconds.
+            tls: how to connect to an address with TLS; absent: with the certificates that the system trusts.
+            names: of the settings behind all this, for what is logged.
+            on_connect: runs after each connect, once everything is subscribed.
+        """
+        self.address, self._credentials, self._tls = address, credentials, tls
+        self._troubles = Troubles(
+            address,
+            credentials.username,
+            credentials.mqtt_id,
+            names or Names(),
+            has_key=bool(credentials.password),
+        )
         self._will, self._clean, self._keepalive, self._on_connect = will, clean, keepalive, on_connect
         self._routes: dict[str, _Route] = {}
         self._connection: Connection | None = None
@@ -100,6 +105,11 @@ class Session:
     def connected(self) -> bool:
         """Whether there is a connection now."""
         return self._connection is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no connection, as far as that is known."""
+        return self._troubles.last.reason if self._troubles.last else None
 
     async def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait for a connection, up to ``timeout`` seconds; whether there is one."""
@@ -162,8 +172,9 @@ class Session:
                     else:
                         return
         except TimeoutError:
+            why = f": {self.trouble}" if self.trouble else ""
             raise NotConnectedError(
-                f"no broker at {self.address} took the message within {timeout:g} s"
+                f"no broker at {self.address} took the message within {timeout:g} s{why}"
             ) from None
 
     @contextlib.asynccontextmanager
@@ -195,9 +206,7 @@ class Session:
                 async with self._connect() as connection:
                     await self._receive(connection)
             except aiomqtt.MqttError as error:
-                lost = "MQTT connection lost, connecting again"
-                text = lost if self.connects > connects else "cannot connect to MQTT broker, trying again"
-                log.warning(text, broker=str(self.address), reason=str(error.__cause__ or error))
+                (self._troubles.lost if self.connects > connects else self._troubles.failed)(error)
             except Exception:
                 log.exception("MQTT connection failed, trying again", broker=str(self.address))
             # Two clients with one identifier end each other's connection at once, for ever: slow down then, too.
@@ -208,25 +217,20 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[Connection]:
-        will = aiomqtt.Will(self._will.topic, self._will.payload, self._will.qos) if self._will else None
-        connection = Connection(
-            self.address.host,
-            self.address.port,
-            identifier=self._credentials.mqtt_id,
-            username=self._credentials.username or None,
-            password=self._credentials.password or None,
-            will=will,
-            clean_session=self._clean,
+        connection = Connection.to(
+            self.address,
+            self._credentials,
+            will=self._will,
+            clean=self._clean,
             keepalive=self._keepalive,
-            timeout=ANSWER_TIMEOUT_S,
-            tls_context=ssl.create_default_context() if self.address.tls else None,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            tls=self._tls,
         )
         try:
             async with connection:
                 await self._subscribe_all(connection)
                 self._connection = connection
                 self._connected.set()
+                self._troubles.over()
                 self.connects += 1
                 log.info(
                     "connected to MQTT broker", broker=str(self.address), mqtt_id=self._credentials.mqtt_id
@@ -252,20 +256,20 @@ class Session:
 
     async def _subscribe_all(self, connection: Connection) -> None:
         asked: set[_Route] = set()
+        refused: list[str] = []
         while missing := [route for route in self._routes.values() if route not in asked]:
             for route in missing:  # more may be added while the broker answers
                 asked.add(route)
                 try:
                     await self._subscribe(connection, route)
-                except SubscriptionRefusedError as error:
-                    log.error("MQTT subscription refused", topic=route.topic_filter, reason=str(error))  # noqa: TRY400
+                except SubscriptionRefusedError:
+                    refused.append(route.topic_filter)
+        if refused:
+            self._troubles.refused(refused)
 
     async def _subscribe(self, connection: Connection, route: _Route) -> None:
         if not await connection.ask_for(route.topic_filter, route.qos):
-            raise SubscriptionRefusedError(
-                f"the broker refuses {route.topic_filter} to client {self._credentials.username or '(anonymous)'}: "
-                "check that it is connected to this channel"
-            )
+            raise SubscriptionRefusedError(self._troubles.refusal([route.topic_filter]))
         log.info("subscribed to topic", topic=route.topic_filter)
 
     async def _receive(self, connection: Connection) -> None:

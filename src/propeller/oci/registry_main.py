@@ -26,4 +26,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             f"oci-registry: cannot keep artifacts in {settings.folder}: {error.strerror}; set OCI_REGISTRY_FOLDER"
         ) from None
     app = create_registry(layout, login=login, verify=verifier(settings), max_blob=settings.max_blob)
-    await serve([(Bind("oci-registry", settings.host, settings.port), app)], stop)
+    await serve([(Bind("oci-registry", settings.host, settings.port, "OCI_REGISTRY_PORT"), app)], stop)

@@ -14,7 +14,16 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 
 
 class SettingsError(Exception):
-    """The environment does not hold what a service needs; the text names every variable and the remedy."""
+    """The environment does not hold what a service needs; the text names every variable and the remedy.
+
+    Attributes:
+        lines: what is wrong, a variable each.
+    """
+
+    def __init__(self, lines: Sequence[str], *, remedy: str = "") -> None:
+        self.lines = list(lines)
+        said = ["settings to correct in the environment:", *lines, *([remedy] if remedy else [])]
+        super().__init__("\n  ".join(said))
 
 
 def parse_duration(value: Any) -> Any:
@@ -61,11 +70,11 @@ class ServiceSettings(BaseSettings):
         try:
             settings = cls(**{_variable(cls, name): value for name, value in given.items()})
         except ValidationError as error:
-            raise SettingsError(_explain(error, lacking)) from None
+            raise _explain(error, lacking) from None
         except UnreadableError as error:  # a list or an object that is not JSON
-            raise SettingsError(f"{_HEAD}{error}") from None
+            raise SettingsError([str(error)]) from None
         if lacking:
-            raise SettingsError(_said(dict.fromkeys(lacking, _NOT_SET), []))
+            raise _said(dict.fromkeys(lacking, _NOT_SET), [])
         return settings
 
 
@@ -93,18 +102,15 @@ class HttpSettings(ServiceSettings):
         return self
 
 
-_HEAD = "settings to correct in the environment:\n  "
-
-
 _NOT_SET = "not set"
 _IDENTITY = ("_DOMAIN_ID", "_CHANNEL_ID", "_CLIENT_ID", "_CLIENT_KEY")
-_PROVISION = (
+PROVISION = (
     "propeller provision makes these ids and keys and writes them into the .env file: "
     "run it, then start this service anew with them"
 )
 
 
-def _explain(error: ValidationError, lacking: Sequence[str]) -> str:
+def _explain(error: ValidationError, lacking: Sequence[str]) -> SettingsError:
     wrong, others = dict.fromkeys(lacking, _NOT_SET), []
     for item in error.errors(include_input=False, include_url=False):
         text = _NOT_SET if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
@@ -115,9 +121,8 @@ def _explain(error: ValidationError, lacking: Sequence[str]) -> str:
     return _said(wrong, others)
 
 
-def _said(wrong: dict[str, str], others: list[str]) -> str:
-    """The error's text: each variable with what is wrong with it, other faults, and where identities come from."""
+def _said(wrong: dict[str, str], others: list[str]) -> SettingsError:
+    """The error: each variable with what is wrong with it, other faults, and where identities come from."""
+    lacks_identity = any(text == _NOT_SET and name.endswith(_IDENTITY) for name, text in wrong.items())
     lines = [f"{name}: {text}" for name, text in wrong.items()] + others
-    if any(text == _NOT_SET and name.endswith(_IDENTITY) for name, text in wrong.items()):
-        lines.append(_PROVISION)
-    return _HEAD + "\n  ".join(lines)
+    return SettingsError(lines, remedy=PROVISION if lacks_identity else "")

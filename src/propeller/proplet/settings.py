@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.process.identity_file import identity_from_file
-from propeller.process.settings import Seconds, ServiceSettings
+from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.process.identity_file import IdentityFile
+from propeller.process.settings import Seconds
 from propeller.protocol.ids import Id
 from propeller.wasm.job import MIB, Limits
 
@@ -17,12 +19,10 @@ def _names(*names: str) -> AliasChoices:
     return AliasChoices(*(f"PROPLET_{name}" for name in names))
 
 
-class Settings(ServiceSettings):
-    """What a proplet reads from its environment.
+class Settings(MqttTlsSettings):
+    """What a proplet reads from its environment. The client's id is also the MQTT client identifier."""
 
-    The client's id is also the MQTT client identifier. Of absmach/propeller's variables, those that tune its MQTT
-    library (``PROPLET_MQTT_INFLIGHT``, ``PROPLET_MQTT_REQUEST_CHANNEL_CAPACITY``) have no meaning here and are ignored.
-    """
+    model_config = SettingsConfigDict(alias_generator=prefixed("PROPLET_"))
 
     domain_id: Id = Field(validation_alias=_names("DOMAIN_ID", "TENANT_ID"))
     channel_id: Id = Field(validation_alias=_names("CHANNEL_ID"))
@@ -92,7 +92,7 @@ class Settings(ServiceSettings):
         """
         file = Path(os.environ.get("PROPLET_CONFIG_FILE") or "config.toml")
         section = os.environ.get("PROPLET_CONFIG_SECTION") or "proplet"
-        return super().load(**{**identity_from_file("PROPLET", section, given, file), **given})
+        return IdentityFile("PROPLET", section, file).load(super().load, given)
 
     @property
     def broker(self) -> BrokerAddress:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
+from propeller.mqtt.trouble import Names
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
@@ -35,9 +36,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     check_exposure("proxy", settings.http_host, authenticated=verify is not None, insecure=settings.insecure)
     cache, pending = await asyncio.to_thread(_open_folders, settings)
     channel, metrics = Channel(settings.domain_id, settings.channel_id), ProxyMetrics()
+    address = BrokerAddress.parse(settings.mqtt_address)
     session = Session(
-        BrokerAddress.parse(settings.mqtt_address),
+        address,
         Credentials(settings.client_id, settings.client_id, settings.client_key.get_secret_value()),
+        tls=settings.tls_context(address),
+        names=Names.of("PROXY"),
     )
     publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
     client = RegistryClient(
@@ -59,7 +63,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
                     channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1)
                 )
                 service.resume()
-                await serve([(Bind("proxy", settings.http_host, settings.http_port), app)], stop)
+                await serve(
+                    [(Bind("proxy", settings.http_host, settings.http_port, "PROXY_HTTP_PORT"), app)], stop
+                )
             finally:
                 await service.aclose()
 

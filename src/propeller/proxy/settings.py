@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.oci.client import MAX_PROGRAM
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import Registry
-from propeller.process.identity_file import identity_from_file, lacking_identity
+from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
@@ -27,11 +28,13 @@ def _address(value: str) -> str:
     return value
 
 
-class Settings(HttpSettings):
+class Settings(HttpSettings, MqttTlsSettings):
     """Broker, registry, cache and chunks.
 
     The client's id is also the MQTT client identifier, so that ``PROXY_INSTANCE_ID`` has no meaning here.
     """
+
+    model_config = SettingsConfigDict(alias_generator=prefixed("PROXY_"))
 
     mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
         "tcp://localhost:1883", alias="PROXY_MQTT_ADDRESS"
@@ -68,8 +71,7 @@ class Settings(HttpSettings):
         Raises:
             SettingsError: naming every variable that is missing or wrong.
         """
-        known = {**identity_from_file("PROXY", "proxy", given, Path("config.toml")), **given}
-        return super().load(lacking=lacking_identity("PROXY", known), **known)
+        return IdentityFile("PROXY", "proxy").load(super().load, given)
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 
 from propeller.process.logs import get_logger
+from propeller.process.ports import cannot_listen
 from propeller.process.run import StartError
+from propeller.process.tls import KeyPair
 
 log = get_logger("server")
 
@@ -23,11 +25,21 @@ GRACE_S = 2
 
 @dataclass(frozen=True)
 class Bind:
-    """Where to listen; ``name`` is what is listening, for the error when it cannot."""
+    """Where to listen.
+
+    Attributes:
+        name: what is listening, for the error when it cannot.
+        host: its address.
+        port: 0 for any free one.
+        variable: the setting that chooses the port, for that error.
+        tls: the certificate to show; HTTP without one.
+    """
 
     name: str
     host: str
     port: int
+    variable: str = ""
+    tls: KeyPair | None = None
 
 
 def is_loopback(host: str) -> bool:
@@ -65,12 +77,7 @@ def listen(bind: Bind) -> socket.socket:
     try:
         sock = socket.create_server((bind.host, bind.port), backlog=1024, family=_family(bind.host))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(
-                f"{bind.name}: port {bind.port} is already in use; stop what listens there, "
-                "or choose another port (propeller up --ports auto takes free ones)"
-            ) from None
-        raise StartError(f"{bind.name}: cannot listen on {bind.host}:{bind.port}: {error.strerror}") from None
+        raise cannot_listen(bind.name, bind.host, bind.port, bind.variable, error) from None
     # asyncio sets this only on sockets made with an explicit protocol; without it an answer waits 40 ms for an ACK.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -80,14 +87,18 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
     """Serve each app on its port until ``stop`` is set, then let open requests end.
 
     Raises:
-        StartError: a port cannot be had, then none is served; or an app's lifespan failed.
+        StartError: a port or a certificate cannot be had, then none is served; or an app's lifespan failed.
     """
     sockets: list[socket.socket] = []
     running: list[asyncio.Task[None]] = []
+    contexts = [bind.tls.server_context() if bind.tls else None for bind, _app in apps]
     try:
         for bind, _app in apps:
             sockets.append(listen(bind))
-        servers = [_Server(bind.name, _config(app)) for bind, app in apps]
+        servers = [
+            _Server(bind.name, _config(app, context))
+            for (bind, app), context in zip(apps, contexts, strict=True)
+        ]
         for (bind, _app), sock in zip(apps, sockets, strict=True):
             log.info("listening", service_name=bind.name, host=bind.host, port=sock.getsockname()[1])
         running = [
@@ -126,9 +137,10 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-def _config(app: Any) -> uvicorn.Config:
+def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,0 +1,145 @@
+"""Why a session has no connection, or hears less than it should: said so that its operator knows what to do, and not too often."""
+
+import ssl
+import time
+from dataclasses import dataclass
+
+import aiomqtt
+
+from propeller.mqtt.address import BrokerAddress
+from propeller.process.logs import get_logger
+
+log = get_logger("mqtt")
+
+REPEAT_S = 60.0
+"""The same trouble is logged again after this long, in seconds."""
+
+_REFUSED = frozenset({4, 5, 134, 135})
+"""CONNACK codes of MQTT 3.1.1 for a login that is not accepted, and what paho makes of them."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the settings are called that a trouble can come from."""
+
+    client: str = "the client's id and key"
+    channel: str = "the domain and the channel"
+    ca_cert: str = "the trusted certificate"
+
+    @classmethod
+    def of(cls, prefix: str) -> "Names":
+        """The names of a service, as ``MANAGER``."""
+        return cls(
+            f"{prefix}_CLIENT_ID and {prefix}_CLIENT_KEY",
+            f"{prefix}_DOMAIN_ID and {prefix}_CHANNEL_ID",
+            f"{prefix}_MQTT_TLS_CA_CERT",
+        )
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A reason for having no connection.
+
+    Attributes:
+        event: what happened, in few words.
+        reason: why.
+        remedy: what to do; empty where waiting is all there is to do.
+    """
+
+    event: str
+    reason: str
+    remedy: str = ""
+
+
+class Troubles:
+    """What is said of one session's troubles."""
+
+    def __init__(
+        self, address: BrokerAddress, username: str, mqtt_id: str, names: Names, *, has_key: bool
+    ) -> None:
+        self._address, self._username, self._mqtt_id = address, username, mqtt_id
+        self._names, self._has_key = names, has_key
+        self.last: Trouble | None = None
+        """Why there is no connection; ``None`` while there is one, and before the first try."""
+        self._told_at = 0.0
+
+    def over(self) -> None:
+        """There is a connection."""
+        self.last = None
+
+    def lost(self, error: Exception) -> None:
+        """A connection that there was is gone."""
+        log.warning(
+            "MQTT connection lost, connecting again", broker=str(self._address), reason=str(_root(error))
+        )
+
+    def failed(self, error: Exception) -> None:
+        """A connection could not be made."""
+        trouble = self._read(error)
+        if trouble == self.last and time.monotonic() - self._told_at < REPEAT_S:
+            return
+        self.last, self._told_at = trouble, time.monotonic()
+        more = {"remedy": trouble.remedy} if trouble.remedy else {}
+        say = log.error if trouble.remedy else log.warning
+        say(trouble.event, broker=str(self._address), reason=trouble.reason, **more)
+
+    def refused(self, topics: list[str]) -> str:
+        """Subscriptions were refused; logs it, and gives the text."""
+        text = self.refusal(topics)
+        log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
+        return text
+
+    def refusal(self, topics: list[str]) -> str:
+        """What a refusal of subscriptions means."""
+        return (
+            f"the broker refuses {', '.join(topics)} to client {self._username or '(anonymous)'}: check "
+            f"{self._names.channel}, and that the client is connected to that channel with the role it needs "
+            "(identity: /channels/connect)"
+        )
+
+    def _read(self, error: Exception) -> Trouble:
+        root = _root(error)
+        code = getattr(error, "rc", None)
+        if isinstance(error, aiomqtt.MqttCodeError) and getattr(code, "value", code) in _REFUSED:
+            return self._login_refused()
+        if isinstance(root, ssl.SSLCertVerificationError):
+            return self._not_trusted(root.verify_message)
+        event = "cannot connect to MQTT broker, trying again"
+        if isinstance(root, ssl.SSLError):
+            return Trouble(
+                event,
+                f"no TLS with the broker: {root.reason or root}",
+                f"see that {self._address} is the broker's port for TLS (usually 8883)",
+            )
+        return Trouble(event, str(root))
+
+    def _login_refused(self) -> Trouble:
+        names = self._names.client
+        if not self._username or not self._has_key:
+            reason = "it wants a client's id and key, and one of them is not set"
+            remedy = f"set {names}: propeller provision makes them"
+        else:
+            reason = (
+                f"client {self._username} is unknown or disabled, or its key is wrong, expired or revoked, or the MQTT "
+                f"identifier {self._mqtt_id} is another client's, or identity is away; identity's log says which"
+            )
+            remedy = f"correct {names} and restart; propeller provision --rotate makes new keys"
+        return Trouble("the MQTT broker refuses this client, trying again", reason, remedy)
+
+    def _not_trusted(self, message: str) -> Trouble:
+        if "mismatch" in message:
+            remedy = "write a host that the certificate is for into the broker's address"
+        elif "expired" in message:
+            remedy = "renew the broker's certificate, or set this machine's clock"
+        else:
+            remedy = f"set {self._names.ca_cert} to the file of the authority that signed it"
+        return Trouble(
+            "cannot connect to MQTT broker, trying again",
+            f"the broker's certificate is not trusted: {message.rstrip('.')}",
+            remedy,
+        )
+
+
+def _root(error: BaseException) -> BaseException:
+    """What aiomqtt wrapped; it hides the cause of a failed connect (``raise … from None``)."""
+    return error.__cause__ or error.__context__ or error
