@@ -93,6 +93,45 @@ def serve(
 
 
 @app.command()
+def provision(
+    action: Annotated[
+        str | None, typer.Argument(metavar="clear", help="'clear' empties the variables instead.")
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The .env file (default: deploy/.env where deploy/ is, else .env)."
+        ),
+    ] = None,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Give every client a new key.")] = False,
+    identity_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where identity is (default: http://localhost:9002).")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="A running stack whose identity and keys to take."),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for identity.")] = 30.0,
+) -> None:
+    """Make the guide's domain, channel and clients, and write their ids and keys to an .env file."""
+    from propeller.cli.provision import run_clear, run_provision
+    from propeller.stack.env_file import default_env_file
+
+    if action not in {None, "clear"}:
+        raise typer.BadParameter("must be 'clear' or left out", param_hint="ACTION")
+    if state and (identity_url or rotate):
+        raise typer.BadParameter(
+            "not with --identity-url, and not with --rotate: a stack's own keys are its own",
+            param_hint="--state",
+        )
+    path = env_file or default_env_file()
+    if action == "clear":
+        run_clear(path)
+    else:
+        run_provision(path, identity_url, state, rotate=rotate, wait_s=wait)
+
+
+@app.command()
 def push(
     file: Annotated[Path, typer.Argument(help="A Wasm file.")],
     reference: Annotated[str, typer.Argument(metavar="REF", help="Where to: registry/name:tag.")],
@@ -139,7 +178,10 @@ def logs(
         str | None, typer.Option("--round", metavar="ID", help="Only lines of this round.")
     ] = None,
     service: Annotated[
-        list[str] | None, typer.Option("--service", metavar="NAME", help="Only this service; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--service", metavar="NAME", help="Only this service (proplet: all of them); repeatable."
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The lines as they are in the files.")] = False,

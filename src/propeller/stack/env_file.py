@@ -3,11 +3,13 @@
 What is changed, and how, are the rules of absmach/propeller's provisioning scripts, so that either may follow the other.
 """
 
+import contextlib
+import fcntl
 import io
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,6 +27,29 @@ PRIVATE = 0o600
 def default_env_file() -> Path:
     """``deploy/.env`` where there is a folder ``deploy``, as in this repository; else ``.env``."""
     return Path("deploy/.env") if Path("deploy").is_dir() else Path(".env")
+
+
+@contextlib.contextmanager
+def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep others who call this from a file's folder for the length of the block; ``waiting`` is told if one is there.
+
+    Raises:
+        StartError: there is no such folder.
+    """
+    folder = path.absolute().parent
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartError(f"{path} cannot be written: {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -106,8 +131,8 @@ class EnvFile:
         self._check(text, values)
         return text
 
-    def write(self, text: str) -> bool:
-        """Write the file, for its owner alone; what was in it goes to ``NAME.bak`` beside it.
+    def write(self, text: str, *, backup: bool = True) -> bool:
+        """Write the file, for its owner alone; what was in it goes to ``NAME.bak`` beside it, if ``backup`` is on.
 
         Returns:
             Whether anything was to be changed.
@@ -121,7 +146,7 @@ class EnvFile:
                 if stat.S_IMODE(self.path.stat().st_mode) != PRIVATE:
                     self.path.chmod(PRIVATE)
                 return False
-            if self.text is not None:
+            if backup and self.text is not None:
                 write_durably(self.backup, self.text.encode(), mode=PRIVATE)
             write_durably(self.path, text.encode(), mode=PRIVATE)
         except OSError as error:
@@ -139,12 +164,7 @@ class EnvFile:
         Raises:
             StartError: it may not.
         """
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise StartError(
-                f"{self.path} cannot be written: there is no folder {folder.absolute()}; make it first"
-            )
-        for place in (self.path, folder):
+        for place in (self.path, self.path.parent):
             # The mode is asked too: the superuser may write everywhere, but who takes that right off a file means it.
             if place.exists() and not (os.access(place, os.W_OK) and place.stat().st_mode & _ANY_WRITE):
                 raise StartError(

@@ -34,7 +34,13 @@ class IdentityApi:
         """Make the calls that follow in the name of this user."""
         body = {"username": username, "password": password}
         answer = await self._services["users"].request("POST", "/users/tokens/issue", json=body)
-        self._headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        try:
+            token = answer.json()["access_token"]
+        except (ValueError, TypeError, LookupError):
+            raise ServiceError(
+                "identity", answer.status_code, "there is no access_token in its answer"
+            ) from None
+        self._headers = {"Authorization": f"Bearer {token}"}
 
     async def domain(self, route: str) -> Record | None:
         """The domain with this route, else the one with this name."""

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from propeller.data import program_path
+from propeller.identity.settings import MIN_PASSWORD
 from propeller.process.run import StartError
 from propeller.stack.env_file import EnvFile
 from propeller.stack.environment import HOST, Wiring
@@ -78,9 +79,12 @@ class _Stack:
 
     def __init__(self, options: Options, state: State, supervisor: Supervisor, report: Report) -> None:
         self._options, self._state, self._supervisor, self._report = options, state, supervisor, report
-        secrets = state.secrets(
-            os.environ.get("IDENTITY_ADMIN_USERNAME"), os.environ.get("IDENTITY_ADMIN_PASSWORD")
-        )
+        password = os.environ.get("IDENTITY_ADMIN_PASSWORD")
+        if password and len(password) < MIN_PASSWORD:  # before it is kept
+            raise StartError(
+                f"IDENTITY_ADMIN_PASSWORD: at least {MIN_PASSWORD} characters, or unset for a random one"
+            )
+        secrets = state.secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
         if options.auto_ports:
             ports = secrets.ports = free_ports(secrets.ports)
         else:

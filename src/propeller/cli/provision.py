@@ -1,0 +1,182 @@
+"""``propeller provision`` and ``propeller provision clear``."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+
+from propeller.process.http import ServiceError
+from propeller.process.run import StartError
+from propeller.stack.env_file import EnvFile, held
+from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
+from propeller.stack.identity_api import IdentityApi
+from propeller.stack.provisioning import CHANNEL, DOMAIN
+from propeller.stack.state import State
+from propeller.stack.variables import GUIDE_VARIABLES
+
+DEFAULT_PORT, _PORT = "9002", "PORT_IDENTITY_USERS"
+"""Where deploy/compose.yaml publishes identity, and the variable that says so."""
+
+DEFAULT_ADMIN, DEFAULT_PASSWORD = "admin", "12345678"
+"""Who to log in as where nothing else is said. ``propeller up`` makes a random password unless it is told this one."""
+
+TIMEOUT_S, HEALTH_S, PAUSE_S = 10.0, 2.0, 1.0
+"""How long a call and a health check may take, and the time between health checks, in seconds."""
+
+CLEARED = "# Provisioned IDs (cleared)"
+RECREATED = "manager coordinator-http proplet proplet-2 proplet-3 proxy local-data-store"
+"""The services of deploy/compose.yaml that read the variables."""
+
+_USERNAME, _PASSWORD = "IDENTITY_ADMIN_USERNAME", "IDENTITY_ADMIN_PASSWORD"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where identity is, who to be there, and what is known beforehand.
+
+    Attributes:
+        urls: of users, domains, channels and clients.
+        username: of an admin.
+        password: the same user's.
+        said_by: where the password comes from, for a person.
+        known: ids and keys of clients.
+    """
+
+    urls: tuple[str, str, str, str]
+    username: str
+    password: str = field(repr=False)
+    said_by: str
+    known: Mapping[str, Pair] = field(default_factory=dict, repr=False)
+
+
+def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bool, wait_s: float) -> None:
+    """Provision, and say what there is and what to do next.
+
+    Raises:
+        StartError: with the cause and the remedy.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    file = EnvFile.read(path)
+    file.check_writable()
+    source = _of_stack(state) if state else _of_environment(url, file)
+    with held(path, lambda: console.print(f"Another provisioning works on {path}; waiting for it …")):
+        outcome = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
+    _show(console, outcome, path)
+
+
+def run_clear(path: Path) -> None:
+    """Empty the variables that provisioning writes.
+
+    Raises:
+        StartError: there is no such file, or it may not be written.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    with held(path, lambda: console.print(f"A provisioning works on {path}; waiting for it …")):
+        file = EnvFile.read(path)
+        if file.text is None:
+            raise StartError(f"{path}: no such file; name it with --env-file")
+        if file.write(file.updated(dict.fromkeys(sorted(GUIDE_VARIABLES), ""), CLEARED)):
+            console.print(f"Cleared the ids and keys in {path}; what was there is in {file.backup}.")
+        else:
+            console.print(f"warning: {path} has no ids or keys to clear.")
+
+
+def _of_stack(folder: Path) -> Source:
+    stack = State(folder).read_stack()
+    if stack is None:
+        raise StartError(f"no stack is ready on {folder}; start it: propeller up --state {folder}")
+    identity: dict[str, str] = stack["services"]["identity"]
+    admin: dict[str, str] = stack["admin"]
+    urls = (identity["users"], identity["domains"], identity["channels"], identity["clients"])
+    return Source(urls, admin["username"], admin["password"], f"{folder}/stack.json", stack["clients"])
+
+
+def _of_environment(url: str | None, file: EnvFile) -> Source:
+    values = file.values
+    url = url or f"http://localhost:{os.environ.get(_PORT) or values.get(_PORT) or DEFAULT_PORT}"
+    if not _is_address(url):
+        raise StartError(f"identity's address {url!r} is none; write it as http://host:9002")
+    username = os.environ.get(_USERNAME) or values.get(_USERNAME) or DEFAULT_ADMIN
+    passwords = {
+        "the environment": os.environ.get(_PASSWORD),
+        str(file.path): values.get(_PASSWORD),
+        "the guide, as none is set": DEFAULT_PASSWORD,
+    }
+    said_by, password = next((by, password) for by, password in passwords.items() if password)
+    return Source((url, url, url, url), username, password, said_by)
+
+
+async def _provision(source: Source, path: Path, console: Console, *, rotate: bool, wait_s: float) -> Outcome:
+    api = IdentityApi(*source.urls, timeout=TIMEOUT_S)
+    try:
+        await _wait(source.urls[0], console, wait_s)
+        await _login(api, source)
+        return await EnvProvisioner(api, path, rotate, source.known).run()
+    finally:
+        await api.aclose()
+
+
+async def _wait(url: str, console: Console, wait_s: float) -> None:
+    """Wait until the identity service answers.
+
+    Raises:
+        StartError: it does not, in so many seconds.
+    """
+    end, told = time.monotonic() + wait_s, False
+    async with httpx.AsyncClient(timeout=HEALTH_S, trust_env=False) as http:
+        while True:
+            try:
+                if (await http.get(f"{url}/health")).status_code in {200, 404}:
+                    return
+                reason = "it is not healthy"
+            except httpx.HTTPError as error:
+                reason = str(error) or type(error).__name__
+            if time.monotonic() >= end:
+                raise StartError(
+                    f"identity does not answer at {url} ({reason}); start it ('propeller up', or the service identity "
+                    "of deploy/compose.yaml), or say where it is with --identity-url or --state"
+                )
+            if not told:
+                console.print(f"Waiting for identity at {url}, up to {wait_s:g} s …")
+                told = True
+            await asyncio.sleep(min(PAUSE_S, max(0.0, end - time.monotonic())))
+
+
+async def _login(api: IdentityApi, source: Source) -> None:
+    url = source.urls[0]
+    try:
+        await api.login(source.username, source.password)
+    except ServiceError as error:
+        if error.status == 401:
+            raise StartError(
+                f"identity at {url} refuses the user {source.username!r} with the password from {source.said_by}; set "
+                f"{_USERNAME} and {_PASSWORD} to those it was started with (a stack of 'propeller up': --state DIR)"
+            ) from None
+        raise StartError(
+            f"cannot log in at {url}: {error}; is that the identity service? (--identity-url)"
+        ) from None
+
+
+def _show(console: Console, outcome: Outcome, path: Path) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("domain", DOMAIN, outcome.domain_id, ""),
+        ("channel", CHANNEL, outcome.channel_id, ""),
+        *(("client", client.name, client.id, client.what) for client in outcome.clients),
+    ]
+    for kind, name, known_as, what in rows:
+        console.print(f"{kind:<8} {name:<15} {known_as}  {what}".rstrip())
+    for line in outcome.corrected:
+        console.print(f"corrected: {line}")
+    if not outcome.changed:
+        console.print(f"\n{path} has all of this already; nothing was changed.")
+        return
+    console.print(f"\nWrote ids and keys to {path}. Now recreate what reads them (a restart does not):")
+    console.print(
+        f"  docker compose -f deploy/compose.yaml --env-file {path} up -d --force-recreate {RECREATED}"
+    )
