@@ -112,6 +112,14 @@ def _of_environment(url: str | None, file: EnvFile) -> Source:
     return Source((url, url, url, url), username, password, said_by)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is no number
+        return False
+
+
 async def _provision(source: Source, path: Path, console: Console, *, rotate: bool, wait_s: float) -> Outcome:
     api = IdentityApi(*source.urls, timeout=TIMEOUT_S)
     try:
