@@ -1,0 +1,230 @@
+"""The container files against their specifications, the guide, the settings of the services, and each other."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from pydantic import AliasChoices
+
+from propeller.data_store.settings import _PROPLET
+from propeller.oci.reference import Home, Reference
+from propeller.stack.services import _MODULES
+from propeller.stack.variables import GUIDE_VARIABLES
+from support.compose_file import (
+    COMPOSE,
+    DEPLOY,
+    DOCKERFILE,
+    EXAMPLE,
+    Container,
+    MissingVariableError,
+    containers,
+    document,
+    interpolate,
+    variables,
+)
+
+SECRETS = {"BROKER_SECRET": "s" * 16, "IDENTITY_ADMIN_PASSWORD": "p" * 8}
+PUBLISHED = {
+    "broker": ["1883:1883"],
+    "identity": ["9002:9002", "9003:9003", "9005:9005", "9006:9006"],
+    "manager": ["7070:7070"],
+    "coordinator-http": ["8086:8080"],
+    "aggregator": ["8085:8082"],
+    "model-registry": ["8084:8081"],
+    "local-data-store": ["8083:8083"],
+    "local-registry": ["5000:5000"],
+    "proxy": ["9191:9191"],
+    "proplet": [],
+    "proplet-2": [],
+    "proplet-3": [],
+}
+"""The guide's ports, host's and container's, and the proxy's own."""
+
+NEED_CREDENTIALS = {"manager", "coordinator-http", "proxy", "proplet", "proplet-2", "proplet-3"}
+
+
+def filled(**given: str) -> dict[str, Container]:
+    """The services as an engine sees them with the example's values."""
+    example = {name: value or "" for name, value in dotenv_values(EXAMPLE).items()}
+    return containers({**example, **SECRETS, **given})
+
+
+def read_by(service: str) -> set[str]:
+    """Every variable that a service reads."""
+    names = {f"{service.upper().replace('-', '_')}_LOG_LEVEL", "PROPELLER_LOG_LEVEL"}
+    for field in import_module(_MODULES[service][0]).Settings.model_fields.values():
+        alias = field.validation_alias
+        names |= (
+            {str(choice) for choice in alias.choices} if isinstance(alias, AliasChoices) else {str(alias)}
+        )
+    return names
+
+
+def test_compose_file_follows_the_specification() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_dockerfile_passes_the_linter() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    linted = subprocess.run([linter, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_dockerfile_copies_only_what_the_build_context_has() -> None:
+    kept = {
+        line[1:]
+        for line in (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        word
+        for line in DOCKERFILE.read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for word in line.split()[1:-1]
+    }
+    assert copied == kept
+    assert all((DEPLOY.parent / name).exists() for name in kept)
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    last = DOCKERFILE.read_text().rpartition("\nFROM ")[2]
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", last, re.MULTILINE)
+    assert "0" not in user
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_ports_are_the_guides_on_loopback(name: str) -> None:
+    ports = [interpolate(port, {}) for port in document()["services"][name].get("ports", [])]
+    assert ports == [f"127.0.0.1:{port}" for port in PUBLISHED[name]]
+
+
+def test_there_are_exactly_the_guides_services() -> None:
+    assert set(document()["services"]) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_container_is_confined_restarted_and_checked(name: str) -> None:
+    service = document()["services"][name]
+    assert service["container_name"] == f"propeller-{name}"
+    assert service["restart"] == "unless-stopped"
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert service["healthcheck"]["test"][:4] == ["CMD", "python", "-m", "propeller.process.probe"]
+    assert service["build"] == {"context": "..", "dockerfile": "deploy/Dockerfile"}
+
+
+def test_every_volume_is_declared_and_no_two_services_share_one() -> None:
+    used = [volume for container in filled().values() for volume in container.volumes]
+    assert sorted(used) == sorted(document()["volumes"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_variable_that_a_service_gets_is_one_that_it_reads(name: str) -> None:
+    container = filled()[name]
+    serve, service = container.command
+    assert serve == "serve"
+    unread = set(container.environment) - read_by(service)
+    if service == "data-store":
+        unread = {variable for variable in unread if not _PROPLET.fullmatch(variable)}
+    assert not unread
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_address_leads_to_a_port_that_a_service_listens_on(name: str) -> None:
+    services = filled()
+    known = {
+        f"{called}:{port}"
+        for service in services.values()
+        for called in (service.name, *service.aliases)
+        for port in service.ports
+    }
+    for variable, value in services[name].environment.items():
+        found = re.findall(r"(?<![\w.])[a-z][a-z0-9-]*:\d+", value)
+        assert set(found) <= known, f"{variable}={value}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_settings_are_taken_with_the_examples_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = filled(**dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
+    for variable in read_by(container.command[1]):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in container.environment.items():
+        monkeypatch.setenv(variable, value)
+    import_module(_MODULES[container.command[1]][0]).Settings.load()
+
+
+def test_the_example_explains_every_variable_and_no_other() -> None:
+    text = EXAMPLE.read_text()
+    found = re.findall(r"^(#?)([A-Z][A-Z0-9_]*)=(.*)$", text, re.MULTILINE)
+    names = [name for _mark, name, _value in found]
+    assert len(names) == len(set(names))
+    assert set(names) == variables(COMPOSE.read_text())
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"#?[A-Z][A-Z0-9_]*=", line):
+            assert re.match(r"# \S.*\.$", lines[number - 1]), f"{line} is not explained in the line above it"
+    assert {name for mark, name, _value in found if mark} == set(SECRETS), "those two must not have a default"
+
+
+def test_what_provisioning_writes_is_there_empty_and_used() -> None:
+    example = dotenv_values(EXAMPLE)
+    assert [example[name] for name in GUIDE_VARIABLES] == [""] * 18
+    chosen = {name: f"value-of-{name}" for name in GUIDE_VARIABLES}
+    given = {value for container in filled(**chosen).values() for value in container.environment.values()}
+    assert set(chosen.values()) <= given
+
+
+def test_the_examples_values_are_the_defaults() -> None:
+    without = containers(SECRETS)
+    for name, container in filled().items():
+        settings = import_module(_MODULES[container.command[1]][0]).Settings
+        for variable, value in container.environment.items():
+            default = without[name].environment[variable]
+            if value != default:  # compose passes nothing, and the service has the same default
+                assert default == ""
+                assert value == _default(settings, variable), f"{name}: {variable}"
+
+
+def _default(settings: type, variable: str) -> str:
+    for field in settings.model_fields.values():  # type: ignore[attr-defined]
+        if field.validation_alias == variable:
+            default = field.default
+            return f"{default:g}" if isinstance(default, float) else str(default).lower()
+    raise AssertionError(f"{variable} is no setting")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_without_a_secret_nothing_is_started_and_the_remedy_is_said(name: str) -> None:
+    with pytest.raises(
+        MissingVariableError, match=rf"^{name}: set it in deploy/\.env to \d+ characters or more"
+    ):
+        containers({**SECRETS, name: ""})
+
+
+def test_nothing_waits_for_what_needs_credentials() -> None:
+    """Before provisioning these restart; a service that waited for their health would fail ``up`` as a whole."""
+    for container in filled().values():
+        waited = {other for other, condition in container.needs.items() if condition == "service_healthy"}
+        assert not waited & NEED_CREDENTIALS
+
+
+def test_the_broker_has_the_name_that_an_env_file_of_absmach_propeller_gives_it() -> None:
+    assert filled()["broker"].aliases == ["mqtt-adapter"]
+    chosen = filled(MANAGER_MQTT_ADDRESS="tcp://mqtt-adapter:1883")["manager"]
+    assert chosen.environment["MANAGER_MQTT_ADDRESS"] == "tcp://mqtt-adapter:1883"
+
+
+def test_the_local_registry_is_asked_in_plain_http_by_the_name_of_the_guide() -> None:
+    url = filled()["proxy"].environment["PROXY_REGISTRY_URL"]
+    reference = Reference.parse("local-registry:5000/fl-client-wasm:latest", Home.parse(url))
+    assert reference.registry.plain_http
+    assert reference.registry.host == "local-registry:5000"
