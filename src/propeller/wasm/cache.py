@@ -6,6 +6,7 @@ only this user can enter. Its name holds the digest, the runtime's version, the 
 
 import contextlib
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -18,6 +19,8 @@ from propeller.wasm.job import ProgramError, over
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
+_TENSORS = b"propeller:program/tensors@"
+"""The name under which a component imports the host's tensors."""
 _CONFIGURATION = "1"
 """Counts the changes of ``worker.config`` and of ``expose``."""
 _ABANDONED_S = 3600
@@ -30,6 +33,8 @@ class Program:
     source: Path
     artifact: Path
     component: bool
+    tensors: bool
+    """Whether it uses the host's tensors."""
 
 
 class Cache:
@@ -37,6 +42,7 @@ class Cache:
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder = folder
+        self._with_tensors: dict[str, bool] = {}
         self.size = size
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
@@ -71,7 +77,14 @@ class Cache:
         for path in (source, artifact):
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
-        return Program(source, artifact, component)
+        return Program(source, artifact, component, component and self._uses_tensors(digest, source))
+
+    def _uses_tensors(self, digest: str, source: Path) -> bool:
+        """Whether the import's name is in the program: one that only contains it is given them for nothing."""
+        if digest not in self._with_tensors:
+            with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self._with_tensors[digest] = content.find(_TENSORS) >= 0
+        return self._with_tensors[digest]
 
     def put(self, digest: str, wasm: bytes, limit: int) -> None:
         """Store a program's bytes.

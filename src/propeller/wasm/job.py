@@ -24,7 +24,7 @@ class Limits:
     ``wall_time_s`` counts from the start of the task's process, whatever it does (a program that sits in a
     host call is ended too). ``memory_bytes`` bounds each linear memory and, with a margin for the runtime, the
     whole process. ``fuel`` counts Wasm instructions (about one each), the same on every machine; None: not
-    counted. ``table_elements`` bounds each table. ``out_files`` counts folders too. ``compile_s`` and
+    counted. ``table_elements`` bounds each table. ``tensor_bytes`` and ``tensor_handles`` bound what a program holds on the host at one time. ``out_files`` counts folders too. ``compile_s`` and
     ``compile_memory_bytes`` bound the compilation of a program.
     """
 
@@ -37,6 +37,8 @@ class Limits:
     out_files: int = 64
     module_bytes: int = 64 * MIB
     table_elements: int = 1_000_000
+    tensor_bytes: int = 512 * MIB
+    tensor_handles: int = 100_000
     compile_s: float = 60.0
     compile_memory_bytes: int = 2048 * MIB
 

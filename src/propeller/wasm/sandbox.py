@@ -155,6 +155,7 @@ class Sandbox:
             "folder": str(place),
             "artifact": str(program.artifact),
             "component": program.component,
+            "tensors": program.tensors,
             "env": dict(job.env),
             "args": job.args,
             "export": job.export,
@@ -165,6 +166,7 @@ class Sandbox:
         request = {
             "task": str(place / "task.json"),
             "wall_time_s": job.limits.wall_time_s,
+            "tensors": program.tensors,
             "out": {"folder": str(out), "out_bytes": job.limits.out_bytes, "out_files": job.limits.out_files},
         }
         stdout, lines = bytearray(), Lines(on_stderr)

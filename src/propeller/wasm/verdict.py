@@ -74,6 +74,9 @@ def measure(ended: Ended, report: dict[str, Any], begin: float) -> dict[str, flo
     if isinstance(entered, float) and isinstance(run_s, float):
         found["start_ms"] = (entered - begin) * 1000
         found["run_ms"] = run_s * 1000
+    steps = report.get("tensor_steps")
+    if isinstance(steps, int):
+        found["tensor_steps"] = float(steps)
     if isinstance(fuel, int):
         found["fuel"] = float(fuel)
     return found

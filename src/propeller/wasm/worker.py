@@ -10,7 +10,8 @@ import os
 import resource
 import signal
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import wasmtime
 from wasmtime import component
@@ -18,6 +19,9 @@ from wasmtime import component
 from propeller.wasm import guard, values
 from propeller.wasm.expose import expose
 from propeller.wasm.job import over
+
+if TYPE_CHECKING:
+    from propeller.wasm.host_tensors import HostTensors
 
 STACK_BYTES = 2 * 1024 * 1024
 """The program's call stack; 4 MiB makes the runtime abort."""
@@ -51,6 +55,12 @@ def config(*, fuel: bool) -> wasmtime.Config:
     made.max_wasm_stack = STACK_BYTES
     made.consume_fuel = fuel
     return made
+
+
+def load_tensors() -> None:
+    """Import what programs with the host's tensors need; the template does it before it forks the first of them."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # tasks run beside each other, and forking wants no threads
+    from propeller.wasm import host_tensors  # noqa: F401
 
 
 def _take_pipes(pipes: list[int]) -> None:
@@ -93,7 +103,7 @@ def _compile(task: dict[str, Any]) -> dict[str, Any]:
 def _run(task: dict[str, Any]) -> dict[str, Any]:
     limits = task["limits"]
     guard.limit(
-        data_bytes=limits["memory_bytes"] + _RUNTIME_BYTES,
+        data_bytes=limits["memory_bytes"] + _RUNTIME_BYTES + (2 * limits["tensor_bytes"] if task["tensors"] else 0),
         file_bytes=limits["out_bytes"] + 1,  # one more, so that the search of /out sees who went over
         cpu_s=int(limits["wall_time_s"]) + 5,
     )
@@ -117,9 +127,16 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         report["error"], report["limit"] = run.explain(error)
     except values.CallError as error:
         report["error"] = str(error)
+    except Exception:
+        met = run.quota()
+        if met is None:
+            raise
+        report["error"], report["limit"] = met
     report["run_s"] = time.monotonic() - begin
     if limits["fuel"] is not None:
         report["fuel"] = limits["fuel"] - run.store.get_fuel()
+    if run.tensors is not None:
+        report["tensor_steps"] = run.tensors.steps
     return report
 
 
@@ -129,6 +146,7 @@ class _Program:
     def __init__(self, task: dict[str, Any]) -> None:
         self.task = task
         self.limits = task["limits"]
+        self.tensors: HostTensors | None = None
         self.began_with = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.engine = wasmtime.Engine(config(fuel=self.limits["fuel"] is not None))
         self.store = wasmtime.Store(self.engine)
@@ -152,6 +170,8 @@ class _Program:
 
     def explain(self, error: wasmtime.Trap | wasmtime.WasmtimeError) -> tuple[str, str | None]:
         """The error's text and the limit behind it."""
+        if (met := self.quota()) is not None:
+            return met
         cause = _cause(error)
         if "all fuel consumed" in cause:
             return over("fuel", self.limits["fuel"], "instructions"), "fuel"
@@ -165,6 +185,10 @@ class _Program:
                 "table_elements",
             )
         return self.blame(f"the program failed: {cause}")
+
+    def quota(self) -> tuple[str, str | None] | None:
+        """The error and the limit of tensors that it went over, if it did."""
+        return None if self.tensors is None else self.tensors.limit()
 
     def blame(self, text: str) -> tuple[str, str | None]:
         """Name the limit that most likely made the program fail.
@@ -232,6 +256,11 @@ class _Component(_Program):
         self.program = component.Component.deserialize_file(self.engine, task["artifact"])
         self.linker = component.Linker(self.engine)
         self.linker.add_wasip2()
+        if task["tensors"]:
+            from propeller.wasm.host_tensors import HostTensors
+
+            self.tensors = HostTensors(Path(task["folder"]), self.limits)
+            self.tensors.define(self.linker)
 
     def call(self) -> None:
         instance = self.linker.instantiate(self.store, self.program)

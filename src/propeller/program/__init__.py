@@ -1,0 +1,19 @@
+"""What a training program is written with: a function, its data as arrays, and the update that it gives back.
+
+    from propeller.program import Update, train
+
+    @train
+    def fit(model, data, hyperparams, ctx):
+        w = model["w"].copy()
+        for _ in range(hyperparams.get("epochs", 1)):
+            w -= hyperparams.get("lr", 0.1) * (data.x.T @ (data.x @ w - data.y)) / len(data)
+        return Update({"w": w}, num_samples=len(data))
+
+Built into a Wasm component it runs in the sandbox, where ``tensors`` are done by the host at NumPy's speed; called as it is, it runs
+natively, in a debugger or a test.
+"""
+
+from propeller.program.data import Data
+from propeller.program.registry import Context, Evaluation, Update, evaluate, train
+
+__all__ = ["Context", "Data", "Evaluation", "Update", "evaluate", "train"]

@@ -1,0 +1,130 @@
+"""A program as a command: reads what a task is given, calls the program's function, and writes what a task gives back (docs/programs.md)."""
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from propeller.program.data import Data
+from propeller.program.registry import Context, Evaluation, Update, registered
+from propeller.program.tensors import Array, array, session
+from propeller.program.tensors.shapes import Spec, TensorError
+
+_INLINE_ELEMENTS = 4096
+"""Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""
+
+_HERE = str(Path(__file__).parent)
+
+
+def run(root: Path = Path("/")) -> int:
+    """Do the task that the environment and the files below ``root`` describe.
+
+    Returns:
+        The exit code; on 1 the last line of standard error says what went wrong, and where.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            document = _work(root)
+    except Exception as error:  # noqa: BLE001 - whatever the program does wrong
+        _explain(error)
+        return 1
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _work(root: Path) -> dict[str, Any]:
+    environment = dict(os.environ)
+    mode = environment.get("FL_MODE") or "train"
+    function = registered(mode)
+    hyperparams = json.loads(_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
+    tape = session.main()
+    specs = tape.describe("model")
+    model = {name: tape.open("model", name, spec) for name, spec in specs.items()}
+    data = Data.stored(
+        columns := tape.describe("data"),
+        lambda name: tape.open("data", name, columns[name]),
+        root / "in" / "dataset.json",
+    )
+    context = Context(
+        environment.get("ROUND_ID", ""),
+        environment.get("PROPLET_ID", ""),
+        environment.get("MODEL_URI", ""),
+        environment,
+    )
+    result = function(model, data, hyperparams, context)
+    expected = Update if mode == "train" else Evaluation
+    if not isinstance(result, expected):
+        raise TypeError(
+            f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {type(result).__name__}"
+        )
+    document: dict[str, Any] = {
+        "round_id": context.round_id,
+        "proplet_id": context.proplet_id,
+        "base_model_uri": context.model_uri,
+        "num_samples": _count(result.num_samples),
+        "metrics": {str(name): _finite(name, value) for name, value in result.metrics.items()},
+    }
+    if isinstance(result, Update):
+        tensors = _fitted(result.model, specs)
+        if sum(each.size for each in tensors.values()) <= _INLINE_ELEMENTS:
+            document["update"] = {name: each.tolist() for name, each in tensors.items()}
+        else:
+            tape.save(dict(tensors))
+    return document
+
+
+def _text(file: Path, otherwise: str) -> str:
+    return file.read_text() if file.exists() else otherwise
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"num_samples is {value!r}; it is an integer of 1 or more")
+    return value
+
+
+def _finite(name: str, value: Any) -> float:
+    number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"the metric {name!r} is {number}: training diverged, or something was divided by zero")
+    return number
+
+
+def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:
+    """The update's tensors, in the dtypes of the base model.
+
+    Raises:
+        TensorError: One is missing, unknown or of another shape.
+    """
+    if specs and set(model) != set(specs):
+        lacks, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
+        said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(unknown)} beside it"] * bool(unknown)
+        raise TensorError(f"the update has not the base model's names: it {' and '.join(said)}")
+    fitted = {}
+    for name, value in model.items():
+        made = value if isinstance(value, Array) else array(value)
+        dtype, shape = specs.get(name, made.spec)
+        if made.shape != shape:
+            raise TensorError(f"the update's {name!r} has shape {list(made.shape)}, the base model's {list(shape)}")
+        fitted[name] = made if made.dtype == dtype else made.astype(dtype)
+    return fitted
+
+
+def _explain(error: Exception) -> None:
+    """The traceback of the program's own code, and a last line that says all of it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
+    kind = type(error).__name__
+    if frames:
+        print("Traceback (most recent call last):", file=sys.stderr)
+        sys.stderr.write("".join(traceback.format_list(frames)))
+        last = frames[-1]
+        print(f"{Path(last.filename).name}:{last.lineno}: {kind}: {error}", file=sys.stderr)
+    else:
+        print(f"{kind}: {error}", file=sys.stderr)
+    sys.stderr.flush()

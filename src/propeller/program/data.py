@@ -1,0 +1,68 @@
+"""A device's data, as arrays and as it is."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from propeller.program.tensors import Array, array
+from propeller.program.tensors.files import columns
+from propeller.program.tensors.shapes import Spec, TensorError
+
+
+class Data:
+    """Samples, column by column: ``data.x`` and ``data["x"]`` are arrays with a row a sample.
+
+    Floats are float32, integers int64. A column that is not numbers of one shape is not among them; ``samples`` has everything.
+    """
+
+    def __init__(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Data for a test or a native run: ``[{"x": [0.1, 0.2], "y": 1}, …]``."""
+        found = columns(samples)
+        self._specs: dict[str, Spec] = {name: spec for name, (spec, _) in found.items()}
+        self._open: Callable[[str], Array] = lambda name: array(
+            [sample[name] for sample in samples], self._specs[name][0]
+        )
+        self._samples: Callable[[], Sequence[Mapping[str, Any]]] = lambda: samples
+        self._arrays: dict[str, Array] = {}
+        self._count: int | None = len(samples)
+
+    @classmethod
+    def stored(cls, specs: dict[str, Spec], open_: Callable[[str], Array], file: Path) -> "Data":
+        """Data that is opened only where it is used."""
+        made = cls([])
+        made._specs, made._open, made._count = specs, open_, None
+        made._samples = lambda: cast("Sequence[Mapping[str, Any]]", json.loads(file.read_text())["data"])
+        return made
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return tuple(self._specs)
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Every sample as it is stored; read and parsed at each use."""
+        return self._samples()
+
+    def __len__(self) -> int:
+        if self._count is None:
+            shapes = [shape for _, shape in self._specs.values()]
+            self._count = shapes[0][0] if shapes else len(self.samples)
+        return self._count
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._specs:
+            known = ", ".join(self._specs) or "none"
+            raise TensorError(f"the data has no column {name!r} of numbers; there are: {known}")
+        if name not in self._arrays:
+            self._arrays[name] = self._open(name)
+        return self._arrays[name]
+
+    def __getattr__(self, name: str) -> Array:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]

@@ -1,0 +1,52 @@
+"""Gives a component the host's tensors: the interface ``propeller:program/tensors`` of ``wit/program.wit``."""
+
+from pathlib import Path
+from typing import Any
+
+from wasmtime import component
+
+from propeller.program.tensors.machine import QuotaError
+from propeller.program.tensors.shapes import TensorError
+from propeller.wasm.job import over
+from propeller.wasm.tensors.files import ArrayFiles
+from propeller.wasm.tensors.machine import NumpyMachine
+
+INTERFACE = "propeller:program/tensors@0.1.0"
+
+
+class HostTensors:
+    """One task's tensors."""
+
+    def __init__(self, folder: Path, limits: dict[str, Any]) -> None:
+        """Args: folder: has ``in`` and ``out``; limits: the task's, as ``job.Limits`` names them."""
+        self._machine = NumpyMachine(
+            ArrayFiles(folder), most_bytes=limits["tensor_bytes"], most_handles=limits["tensor_handles"]
+        )
+        self._limits = limits
+        self._over: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many operations were done."""
+        return self._machine.steps_done
+
+    def define(self, linker: component.Linker) -> None:
+        """Add the interface to what programs can import."""
+        with linker.root() as root, root.add_instance(INTERFACE) as instance:
+            instance.add_func("run", self._run)
+
+    def limit(self) -> tuple[str, str] | None:
+        """The error and the name of the quota that the program went over, if it did."""
+        return None if self._over is None else (over(self._over, self._limits[self._over]), self._over)
+
+    def _run(self, _store: Any, tape: str) -> component.Variant:
+        try:
+            return component.Variant("ok", self._machine.run(tape))
+        except TensorError as error:
+            return component.Variant("err", str(error))
+        except MemoryError:
+            self._over = "tensor_bytes"
+            raise
+        except QuotaError as error:
+            self._over = error.limit
+            raise

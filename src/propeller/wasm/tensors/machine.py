@@ -1,0 +1,34 @@
+"""The machine that does a program's tensor steps with NumPy, outside the sandbox's linear memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from propeller.program.tensors.machine import WEAK, Kernel, StepMachine
+from propeller.program.tensors.shapes import Spec
+from propeller.wasm.tensors.files import LITTLE
+from propeller.wasm.tensors.kernels import bind
+
+
+class NumpyMachine(StepMachine):
+    """Steps in NumPy. Divisions by zero and overflows give infinities, without a word."""
+
+    def run(self, tape: str) -> str:
+        """As ``StepMachine.run``."""
+        with np.errstate(all="ignore"):
+            return super().run(tape)
+
+    def bind(self, name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+        """The NumPy function for an operation."""
+        return bind(name, specs, params, out)
+
+    def pack(self, value: Any, spec: Spec) -> bytes:
+        """The elements in C order."""
+        dtype = spec[0]
+        little = LITTLE["float64" if dtype == "float" else "int64"] if dtype in WEAK else LITTLE[dtype]
+        return np.ascontiguousarray(value, dtype=little).tobytes()
+
+    def unpack(self, data: bytes, spec: Spec) -> Any:
+        """An array over the bytes themselves."""
+        return np.frombuffer(data, LITTLE[spec[0]]).reshape(spec[1])
