@@ -118,13 +118,18 @@ def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array
 
 def _explain(error: Exception) -> None:
     """The traceback of the program's own code, and a last line that says all of it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
+    frames = [
+        # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
+        traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(_HERE)
+    ]
     kind = type(error).__name__
     if frames:
         print("Traceback (most recent call last):", file=sys.stderr)
         sys.stderr.write("".join(traceback.format_list(frames)))
         last = frames[-1]
-        print(f"{Path(last.filename).name}:{last.lineno}: {kind}: {error}", file=sys.stderr)
+        print(f"{last.filename}:{last.lineno}: {kind}: {error}", file=sys.stderr)
     else:
         print(f"{kind}: {error}", file=sys.stderr)
     sys.stderr.flush()

@@ -1,0 +1,48 @@
+"""``propeller new``: a folder with a program, an experiment and a little data, ready to run."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+from propeller.process.run import StartError
+
+_TEMPLATE = Path(__file__).parent / "template"
+_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+_SAMPLES = 64
+
+
+def run_new(folder: Path) -> None:
+    """Make a project; its name is the folder's, and becomes the image's.
+
+    Raises:
+        StartError: the name is no image name, or the folder is there and not empty.
+    """
+    name = folder.name
+    if _NAME.fullmatch(name) is None:
+        raise StartError(
+            f"{name!r} cannot name an image: use lower-case letters and digits, with single . _ or - between them"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StartError(f"{folder} is there already; choose another name, or remove it first")
+    (folder / "data").mkdir(parents=True)
+    for file in sorted(_TEMPLATE.iterdir()):
+        if file.suffix in {".py", ".toml", ".md"}:
+            (folder / file.name).write_text(file.read_text().replace("NAME", name))
+    for number in (1, 2, 3):
+        (folder / "data" / f"{number}.json").write_text(_samples(number))
+    (folder / "data" / "model.json").write_text(json.dumps({"w": [0.0, 0.0], "b": 0.0}) + "\n")
+    shown = folder if not folder.is_absolute() else folder.absolute()
+    print(f"Made {shown}. Next:\n  cd {shown}\n  propeller try train.py")
+
+
+def _samples(seed: int) -> str:
+    """Two clouds of points; each device sees more of one than of the other."""
+    source = random.Random(seed)  # noqa: S311 - an example's data
+    lines = []
+    for _ in range(_SAMPLES):
+        label = int(source.random() < seed / 4)
+        middle = 1.0 if label else -1.0
+        x = [round(source.gauss(middle, 1), 3), round(source.gauss(-middle / 2, 1), 3)]
+        lines.append(json.dumps({"x": x, "y": label}))
+    return '{"data": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
