@@ -112,7 +112,7 @@ class Settings(HttpSettings, MqttTlsSettings):
         client = (
             "MQTT_USERNAME and MQTT_PASSWORD" if own else "COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY"
         )
-        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID", "MQTT_TLS_CA_CERT")
+        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID")
 
     @property
     def channel(self) -> Channel | None:
