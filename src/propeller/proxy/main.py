@@ -57,11 +57,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         app = create_app(
             "proxy", verify=verify, metrics=metrics, health=lambda: {"status": "ok", "service": "proxy"}
         )
+        await session.subscribe(channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1))
         async with session.running():
             try:
-                await session.subscribe(
-                    channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1)
-                )
                 service.resume()
                 await serve(
                     [(Bind("proxy", settings.http_host, settings.http_port, "PROXY_HTTP_PORT"), app)], stop
