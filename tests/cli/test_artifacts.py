@@ -22,7 +22,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_what_is_pushed_is_pulled(registry: str, tmp_path: Path) -> None:
     pushed = propeller("push", str(program_path("logreg")), f"{registry}/tools/logreg:v1")
     assert pushed.returncode == 0, pushed.stderr
-    assert f"Pushed {registry}/tools/logreg:v1" in pushed.stdout
+    assert f"Pushed [registry] {registry}/tools/logreg:v1" in pushed.stdout
     digest = next(row for row in pushed.stdout.splitlines() if row.startswith("Digest: ")).removeprefix(
         "Digest: "
     )

@@ -94,7 +94,7 @@ async def proxy(
         domain_id=channel.domain_id,
         channel_id=channel.channel_id,
         client_id=f"proxy-{channel.domain_id}",
-        registry=registry,
+        home=registry,
         cache=cache,
         http_port=free_port(),
         chunk_size=CHUNK_SIZE,
