@@ -159,6 +159,18 @@ def test_nothing_is_written_where_nothing_changes_but_others_may_not_read_it(tmp
     assert not file.backup.exists()
 
 
+def test_whose_file_it_is_may_still_read_it_when_the_superuser_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, given = tmp_path / ".env", []
+    path.write_text("A=1\n")
+    owner = path.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda *call: given.append(call))
+    EnvFile.read(path).write("A=2\n")
+    assert given == [(each, owner.st_uid, owner.st_gid) for each in (tmp_path / ".env.bak", path)]
+
+
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("A=1\n")
     (tmp_path / "link").symlink_to(tmp_path / "real")

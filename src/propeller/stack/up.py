@@ -147,8 +147,11 @@ class _Stack:
         running = {name: secrets.clients[name] for name in client_names(self._options.proplets)}
         values = env_values(secrets.domain_id, secrets.channel_id, running)
         absent = client_variables(name for name in secrets.clients if name not in running)
-        file = EnvFile.read(self._state.env_file)
-        file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
+        try:
+            file = EnvFile.read(self._state.env_file)
+            file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
+        except StartError as error:
+            raise StartError(f"{error}; or choose another state folder with --state") from None
 
     async def _push_program(self) -> str:
         from propeller.oci.client import RegistryClient
