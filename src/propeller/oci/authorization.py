@@ -75,7 +75,7 @@ class Authorizer:
     """
 
     def __init__(self, logins: Logins, login_help: str = LOGIN_HELP) -> None:
-        """``login_help`` tells a person how to give a login for ``{host}``."""
+        """``login_help`` tells a person how to give a login (``errors.LOGIN_HELP``)."""
         self._logins, self._login_help = logins, login_help
         self._kept: dict[tuple[str, Scope], _Kept] = {}
 
@@ -111,11 +111,12 @@ class Authorizer:
     async def error(self, response: httpx.Response, purpose: Purpose) -> OciError:
         """The error for a registry's answer that is not a success."""
         detail, host = await detail_of(response), purpose.registry.host
+        login_help = self._login_help.replace("{host}", host).replace("{registry}", str(purpose.registry))
         if response.status_code == httpx.codes.UNAUTHORIZED:
             asked = challenges(", ".join(response.headers.get_list("www-authenticate")))
             if asked.get("bearer", {}).get("error") == "insufficient_scope":
-                return no_permission(purpose.what, host, detail, login_help=self._login_help)
-        return from_status(response.status_code, purpose.what, host, detail, login_help=self._login_help)
+                return no_permission(purpose.what, host, detail, login_help)
+        return from_status(response.status_code, purpose.what, host, detail, login_help)
 
     async def _token(
         self, http: httpx.AsyncClient, purpose: Purpose, challenge: Mapping[str, str], login: Login | None

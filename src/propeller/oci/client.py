@@ -61,7 +61,7 @@ class RegistryClient:
 
         Args:
             logins: credentials by registry; ``logins_for`` reads those of ``docker login``.
-            login_help: how a person gives a login for ``{host}``, for errors.
+            login_help: how a person gives a login, for errors (``errors.LOGIN_HELP``).
             manifests: where manifests are kept; without it they are asked for each time.
             max_bytes: the largest program that is pulled.
             idle_timeout: seconds a registry may say nothing.

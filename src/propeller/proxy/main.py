@@ -26,7 +26,7 @@ from propeller.web.server import Bind, check_exposure, serve
 log = get_logger("proxy")
 
 _LOGIN_HELP = (
-    "set PROXY_AUTHENTICATE=true, PROXY_REGISTRY_URL={host}, PROXY_REGISTRY_USERNAME and PROXY_REGISTRY_PASSWORD (GHCR: "
+    "set PROXY_AUTHENTICATE=true, PROXY_REGISTRY_URL={registry}, PROXY_REGISTRY_USERNAME and PROXY_REGISTRY_PASSWORD (GHCR: "
     "your user name in lower case and a token with read:packages), or log in with `docker login {host}`, and restart the "
     "proxy"
 )
@@ -51,7 +51,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     )
     publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
     client = RegistryClient(
-        _logins(settings),
+        registry_logins(settings),
         login_help=_LOGIN_HELP,
         manifests=cache,
         max_bytes=settings.max_program,
@@ -85,7 +85,8 @@ def _open_folders(settings: Settings) -> tuple[BlobCache, Pending]:
         ) from None
 
 
-def _logins(settings: Settings) -> Logins:
+def registry_logins(settings: Settings) -> Logins:
+    """The logins to use; a log line says which half of one is missing."""
     given, registry = settings.registry_credential, str(settings.registry)
     if not settings.authenticate:
         if given is not None:

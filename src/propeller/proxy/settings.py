@@ -29,10 +29,7 @@ def _address(value: str) -> str:
 
 
 class Settings(HttpSettings, MqttTlsSettings):
-    """Broker, registry, cache and chunks.
-
-    The client's id is also the MQTT client identifier, so that ``PROXY_INSTANCE_ID`` has no meaning here.
-    """
+    """Broker, registry, cache and chunks. The client's id is also the MQTT client identifier."""
 
     model_config = SettingsConfigDict(alias_generator=prefixed("PROXY_"))
 
