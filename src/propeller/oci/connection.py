@@ -218,9 +218,10 @@ def _unreachable(purpose: Purpose, error: httpx.RequestError) -> UnreachableErro
 
 def _host(error: Exception, purpose: Purpose) -> str:
     """Who was asked: the registry, or a token server or store that it names."""
-    with contextlib.suppress(RuntimeError, AttributeError):  # not every error has its request
-        if not _same_origin(error.request.url, httpx.URL(purpose.registry.base_url)):  # type: ignore[attr-defined]
-            return str(error.request.url.netloc.decode())  # type: ignore[attr-defined]
+    if isinstance(error, httpx.RequestError):
+        with contextlib.suppress(RuntimeError):  # it does not know its request
+            if not _same_origin(error.request.url, httpx.URL(purpose.registry.base_url)):
+                return error.request.url.netloc.decode()
     return purpose.registry.host
 
 
