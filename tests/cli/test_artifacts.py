@@ -22,7 +22,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_what_is_pushed_is_pulled(registry: str, tmp_path: Path) -> None:
     pushed = propeller("push", str(program_path("logreg")), f"{registry}/tools/logreg:v1")
     assert pushed.returncode == 0, pushed.stderr
-    assert f"Pushed {registry}/tools/logreg:v1" in pushed.stdout
+    assert f"Pushed [registry] {registry}/tools/logreg:v1" in pushed.stdout
     digest = next(row for row in pushed.stdout.splitlines() if row.startswith("Digest: ")).removeprefix(
         "Digest: "
     )
@@ -38,7 +38,11 @@ def test_what_is_pushed_is_pulled(registry: str, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("push", "{tmp}/nothing.wasm", "{registry}/x:v1"), "no such file"),
+        (("push", "{tmp}", "{registry}/x:v1"), "cannot be read: Is a directory"),
         (("push", "{tmp}/text.wasm", "{registry}/x:v1"), "not a Wasm module"),
+        (("push", "{program}", "{registry}/x:v1", "-u", "me", "--password-stdin"), "no password came"),
+        (("push", "{program}", "{registry}/x@sha256:" + "0" * 64), "cannot push to a digest"),
+        (("pull", "{registry}/tools/logreg:v1", "-o", "/proc/nothing/x.wasm"), "cannot be written"),
         (("push", "{program}", "{registry}/Upper/Case:v1"), "lower"),
         (("push", "{program}", "127.0.0.1:1/x:v1"), "127.0.0.1:1"),
         (("pull", "{registry}/no/such:v1"), "no/such"),

@@ -153,13 +153,18 @@ def test_every_address_leads_to_a_port_that_a_service_listens_on(name: str) -> N
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_settings_are_taken_with_the_examples_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    container = filled(**dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
+@pytest.mark.parametrize("auth", ["off", "on"])
+def test_the_settings_are_taken_with_the_examples_values(
+    name: str, auth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = filled(PROPELLER_AUTH=auth, **dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
     for variable in read_by(container.command[1]):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in container.environment.items():
         monkeypatch.setenv(variable, value)
-    import_module(_MODULES[container.command[1]][0]).Settings.load()
+    settings = import_module(_MODULES[container.command[1]][0]).Settings.load()
+    assert getattr(settings, "auth", auth) == auth
+    assert hasattr(settings, "auth") or name in {"broker", "identity"}, "these always ask for credentials"
 
 
 def test_the_example_explains_every_variable_and_no_other() -> None:

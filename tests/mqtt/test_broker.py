@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -23,7 +23,7 @@ from support.identity import SECRET, Site, first
 from support.net import eventually, free_port, wait_port
 
 
-def settings(folder: Path, **given: object) -> Settings:
+def settings(folder: Path, **given: Any) -> Settings:
     return Settings.load(
         **{"port": free_port(), "nats_port": free_port(), "state": folder, "secret": SECRET, **given}
     )

@@ -87,8 +87,7 @@ async def test_wrong_credentials_say_what_to_set(
             ):
                 with pytest.raises(errors.UnauthorizedError, match="401") as caught:
                     await call
-                assert "PROXY_REGISTRY_USERNAME" in caught.value.remedy
-                assert "docker login" in caught.value.remedy
+                assert f"docker login {host}" in caught.value.remedy
                 assert "wrong" not in str(caught.value)
 
 
@@ -273,6 +272,33 @@ async def test_a_token_server_that_is_busy_is_asked_again(tmp_path: Path) -> Non
     assert behind.faults == []
 
 
+async def test_a_token_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    port, token_port = free_port(), free_port()
+    async with serving(TokenRegistry(tmp_path, token_port), port), client() as one:
+        with pytest.raises(errors.UnreachableError, match=f"127.0.0.1:{token_port} cannot be reached"):
+            await one.pull(Reference.parse(f"127.0.0.1:{port}/u/x"))
+    behind = Starlette(routes=[Route("/other", lambda _request: Response())])
+    async with (
+        serving(TokenRegistry(tmp_path, token_port), port),
+        serving(behind, token_port),
+        client() as one,
+    ):
+        with pytest.raises(errors.RegistryError, match=r"the token server of .* answered 404") as caught:
+            await one.pull(Reference.parse(f"127.0.0.1:{port}/u/x"))
+        assert "push" not in caught.value.remedy
+
+
+async def test_a_token_that_does_not_allow_it_is_said_so(tmp_path: Path) -> None:
+    async def refuse(_request: Request) -> Response:
+        return Response(status_code=401, headers={"WWW-Authenticate": 'Bearer error="insufficient_scope"'})
+
+    app = Starlette(routes=[Route("/{path:path}", refuse)])
+    async with serving(app) as port, client({f"127.0.0.1:{port}": Token("secret")}) as one:
+        with pytest.raises(errors.ForbiddenError, match="no permission for this repository") as caught:
+            await one.pull(Reference.parse(f"127.0.0.1:{port}/u/x"))
+        assert "read:packages" in caught.value.remedy
+
+
 async def test_a_token_server_that_refuses(tmp_path: Path) -> None:
     port, token_port = free_port(), free_port()
     behind = TokenRegistry(tmp_path, token_port)
@@ -286,7 +312,7 @@ async def test_a_token_server_that_refuses(tmp_path: Path) -> None:
 async def test_credentials_do_not_go_to_a_token_server_without_tls(tmp_path: Path) -> None:
     import httpx
 
-    from propeller.oci.authorization import Authorizer, Scope
+    from propeller.oci.authorization import Authorizer, Purpose, Scope
     from propeller.oci.reference import Registry
 
     def nobody(request: httpx.Request) -> httpx.Response:
@@ -295,8 +321,9 @@ async def test_credentials_do_not_go_to_a_token_server_without_tls(tmp_path: Pat
     authorizer = Authorizer({"ghcr.io": Login(*LOGIN)})
     async with httpx.AsyncClient(transport=httpx.MockTransport(nobody)) as http:
         for realm in ("http://evil.example/token", "file:///etc/passwd", ""):
+            purpose = Purpose(Registry("ghcr.io"), Scope("u/x"), "x")
             with pytest.raises(errors.UnauthorizedError, match="not HTTPS"):
-                await authorizer.answer(http, Registry("ghcr.io"), Scope("u/x"), f'Bearer realm="{realm}"')
+                await authorizer.answer(http, purpose, f'Bearer realm="{realm}"')
 
 
 @pytest.mark.parametrize("credential", [Login(*LOGIN), Token("secret")])

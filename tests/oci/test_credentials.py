@@ -9,7 +9,7 @@ import httpx
 import pytest
 import structlog
 
-from propeller.oci.authorization import Authorizer, Scope, challenges
+from propeller.oci.authorization import Authorizer, Purpose, Scope, challenges
 from propeller.oci.credentials import Login, Token, docker_logins, logins_for
 from propeller.oci.reference import Registry
 
@@ -90,7 +90,7 @@ async def test_credentials_for_https_are_not_for_plain_http() -> None:
         authorizer = Authorizer({"ghcr.io": credential})
         async with httpx.AsyncClient() as http:
             assert authorizer.known(plain, scope) is None
-            assert await authorizer.answer(http, plain, scope, 'Basic realm="r"') is None
+            assert await authorizer.answer(http, Purpose(plain, scope, "x"), 'Basic realm="r"') is None
     assert Authorizer({"ghcr.io": Token("t")}).known(Registry("ghcr.io"), scope) == "Bearer t"
 
 

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.oci.errors import InvalidReferenceError
-from propeller.oci.reference import DOCKER_HUB, Reference, Registry
+from propeller.oci.reference import DOCKER_HUB, Home, Reference, Registry
 
 DIGEST = "sha256:" + "0a" * 32
+HUB = DOCKER_HUB.registry
 LOCAL = Registry("local-registry:5000", plain_http=True)
 
 part = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,2})[a-z0-9]{1,8}){0,2}", fullmatch=True)
@@ -28,7 +29,7 @@ def test_what_is_written_is_read_back(
         tag = "latest"
     reference = Reference(registry, repository, tag, digest)
     assert Reference.parse(str(reference)) == reference
-    assert Reference.parse(str(reference), LOCAL) == reference
+    assert Reference.parse(str(reference), Home(LOCAL)) == reference
 
 
 @given(st.text(max_size=60))
@@ -54,10 +55,10 @@ def test_any_text_is_a_reference_or_a_typed_error(text: str) -> None:
         ("https://localhost:5000/x", Reference(Registry("localhost:5000"), "x", "latest")),
         ("http://host/x:1", Reference(Registry("host", plain_http=True), "x", "1")),
         ("local-registry:5000/x", Reference(Registry("local-registry:5000"), "x", "latest")),
-        ("alpine", Reference(DOCKER_HUB, "library/alpine", "latest")),
-        ("user/x:1", Reference(DOCKER_HUB, "user/x", "1")),
-        ("docker.io/alpine", Reference(DOCKER_HUB, "library/alpine", "latest")),
-        ("index.docker.io/user/x", Reference(DOCKER_HUB, "user/x", "latest")),
+        ("alpine", Reference(HUB, "library/alpine", "latest")),
+        ("user/x:1", Reference(HUB, "user/x", "1")),
+        ("docker.io/alpine", Reference(HUB, "library/alpine", "latest")),
+        ("index.docker.io/user/x", Reference(HUB, "user/x", "latest")),
     ],
 )
 def test_forms(text: str, expected: Reference) -> None:
@@ -73,13 +74,43 @@ def test_forms(text: str, expected: Reference) -> None:
     ],
 )
 def test_the_default_registry_and_its_plain_http(text: str) -> None:
-    assert Reference.parse(text, LOCAL) == Reference(LOCAL, "fl-client-wasm", "latest")
+    assert Reference.parse(text, Home(LOCAL)) == Reference(LOCAL, "fl-client-wasm", "latest")
 
 
 def test_a_default_registry_without_dot_or_port_is_known_by_its_name() -> None:
     registry = Registry("registry", plain_http=True)
-    assert Reference.parse("registry/x", registry) == Reference(registry, "x", "latest")
-    assert Reference.parse("other/x", registry) == Reference(registry, "other/x", "latest")
+    assert Reference.parse("registry/x", Home(registry)) == Reference(registry, "x", "latest")
+    assert Reference.parse("other/x", Home(registry)) == Reference(registry, "other/x", "latest")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ghcr.io", Home(Registry("ghcr.io"))),
+        ("https://ghcr.io/", Home(Registry("ghcr.io"))),
+        ("ghcr.io/user", Home(Registry("ghcr.io"), "user")),
+        ("https://ghcr.io/org/team/", Home(Registry("ghcr.io"), "org/team")),
+        ("http://local-registry:5000/user", Home(LOCAL, "user")),
+        ("https://index.docker.io/v1/", Home(HUB)),
+        ("http://local-registry:5000/v2/", Home(LOCAL)),
+    ],
+)
+def test_homes(text: str, expected: Home) -> None:
+    assert Home.parse(text) == expected
+
+
+def test_a_namespace_is_for_references_that_name_no_registry() -> None:
+    home = Home(Registry("ghcr.io"), "user")
+    for text, repository in (("x:v1", "user/x"), ("a/x:v1", "user/a/x"), ("ghcr.io/other/x:v1", "other/x")):
+        assert Reference.parse(text, home) == Reference(Registry("ghcr.io"), repository, "v1")
+    assert Reference.parse("x:v1", Home(HUB, "user")) == Reference(HUB, "user/x", "v1")
+
+
+@pytest.mark.parametrize("text", ["ghcr.io/User", "ghcr.io/a//b", "/user", "ghcr.io/user:v1", "ftp://x/y"])
+def test_what_is_not_a_home_says_how_one_is_written(text: str) -> None:
+    with pytest.raises(InvalidReferenceError, match="write") as caught:
+        Home.parse(text)
+    assert "ghcr.io" in caught.value.remedy
 
 
 def test_upper_case_repositories_get_the_guides_remedy() -> None:
@@ -103,12 +134,13 @@ def test_what_is_not_a_reference_says_how_one_is_written(text: str) -> None:
 
 
 def test_a_password_in_a_reference_is_not_shown() -> None:
-    for parse in (Reference.parse, Registry.parse):
-        with pytest.raises(InvalidReferenceError) as caught:
-            parse("http://user:hunter2@host/x")
-        assert "hunter2" not in str(caught.value)
+    for parse in (Reference.parse, Registry.parse, Home.parse):
+        for text in ("http://user:hunter2@host/x", "user:hunter2@host/x"):
+            with pytest.raises(InvalidReferenceError) as caught:
+                parse(text)
+            assert "hunter2" not in str(caught.value)
 
 
 def test_docker_hub_has_its_api_elsewhere() -> None:
-    assert DOCKER_HUB.base_url == "https://registry-1.docker.io"
+    assert HUB.base_url == "https://registry-1.docker.io"
     assert LOCAL.base_url == "http://local-registry:5000"

@@ -102,7 +102,9 @@ def test_a_list_that_is_not_json(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_authentication_needs_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     assert HttpSettings.load().auth == "off"
     monkeypatch.setenv("PROPELLER_AUTH", "on")
-    with pytest.raises(SettingsError, match="\n  PROPELLER_AUTH=on needs PROPELLER_IDENTITY_URL"):
+    with pytest.raises(
+        SettingsError, match="PROPELLER_IDENTITY_URL: not set, and PROPELLER_AUTH=on needs it"
+    ):
         HttpSettings.load()
     monkeypatch.setenv("PROPELLER_IDENTITY_URL", "http://127.0.0.1:9002")
     assert HttpSettings.load().identity_url == "http://127.0.0.1:9002"

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import structlog
 from starlette.requests import Request
+from starlette.responses import Response
 
 from propeller.oci.client import RegistryClient
 from propeller.oci.layout import Layout
@@ -94,7 +95,7 @@ async def proxy(
         domain_id=channel.domain_id,
         channel_id=channel.channel_id,
         client_id=f"proxy-{channel.domain_id}",
-        registry=registry,
+        home=registry,
         cache=cache,
         http_port=free_port(),
         chunk_size=CHUNK_SIZE,
@@ -259,6 +260,31 @@ async def test_a_wrong_password_is_answered_with_the_remedy_and_shown_nowhere(
             proplet(broker_port, channel, "p") as one,
         ):
             assert "404" in str((await one.resolve("x")).error)
+
+
+async def test_a_token_is_sent_as_it_is_and_a_namespace_put_before_names(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    seen = []
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            seen.append((request.url.path, request.headers.get("authorization")))
+            header = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+            await Response(status_code=401, headers=header)(scope, receive, send)
+        else:
+            await create_registry(Layout(tmp_path / "oci"))(scope, receive, send)
+
+    async with serving(refuse) as port:
+        given = {"authenticate": True, "registry_token": "t"}
+        home = f"http://127.0.0.1:{port}/user"
+        async with (
+            proxy(broker_port, channel, home, tmp_path / "cache", **given),
+            proplet(broker_port, channel, "p") as one,
+        ):
+            assert "no permission" in str((await one.resolve("x:v1")).error)
+    assert seen == [("/v2/user/x/manifests/v1", "Bearer t")]
 
 
 GARBAGE = [

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import structlog
 
 from propeller.oci.credentials import Login, Token
-from propeller.oci.reference import Registry
+from propeller.oci.reference import Home, Registry
 from propeller.process.settings import SettingsError
+from propeller.proxy.main import registry_logins
 from propeller.proxy.settings import LARGEST_CHUNK, Settings
 
 S = {
@@ -56,6 +58,28 @@ def test_a_user_name_with_its_password_wins_over_a_token(monkeypatch: pytest.Mon
     assert token.registry_credential == Token("t")
     both = load(monkeypatch, PROXY_REGISTRY_PASSWORD="p")
     assert both.registry_credential == Login("u", "p")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"PROXY_AUTHENTICATE": "true"}, "there is no login"),
+        ({"PROXY_REGISTRY_USERNAME": "u", "PROXY_REGISTRY_PASSWORD": "p"}, "set PROXY_AUTHENTICATE=true"),
+    ],
+)
+def test_half_a_login_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, str], says: str
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with structlog.testing.capture_logs() as logs:
+        assert registry_logins(load(monkeypatch, **S, **given)) == {}
+    assert [says in line["event"] for line in logs] == [True]
+
+
+def test_a_registry_with_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **{**S, "PROXY_REGISTRY_URL": "http://local-registry:5000/user"})
+    assert settings.home == Home(settings.registry, "user")
+    assert settings.registry == Registry("local-registry:5000", plain_http=True)
 
 
 def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

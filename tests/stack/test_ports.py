@@ -1,6 +1,9 @@
 """Ports: the guide's are refused when something else has one, free ones are all different."""
 
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -8,21 +11,44 @@ from propeller.process.run import StartError
 from propeller.stack import ports
 
 
-def test_free_ports_are_all_different() -> None:
-    found = ports.free_ports()
+@pytest.fixture
+def held() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_free_ports_are_all_different(held: ExitStack) -> None:
+    found = ports.free_ports(held)
     assert set(found) == set(ports.GUIDE_PORTS)
     assert len(set(found.values())) == len(found)
 
 
-def test_a_stack_keeps_the_ports_that_are_still_free() -> None:
-    before = ports.free_ports()
+def test_a_stack_keeps_the_ports_that_are_still_free(held: ExitStack) -> None:
+    with ExitStack() as earlier:
+        before = ports.free_ports(earlier)
     with socket.create_server(("127.0.0.1", before["broker"])):
-        after = ports.free_ports(before)
+        after = ports.free_ports(held, before)
     assert {name for name, port in after.items() if port != before[name]} == {"broker"}
 
 
-def test_a_taken_port_is_named_with_who_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = ports.free_ports()
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port that is held cannot be listened on")
+def test_a_port_that_is_held_is_for_its_service_and_no_other_stack(
+    held: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ports.free_ports(held)
+    lowest, highest = min(first.values()), max(first.values())
+    monkeypatch.setattr(ports, "_LOWEST", lowest)
+    monkeypatch.setattr(ports, "_HIGHEST", highest + 1)
+    monkeypatch.setattr(ports, "_TRIES", highest + 1 - lowest)
+    second = ports.free_ports(held)
+    assert not set(first.values()) & set(second.values())
+    for port in first.values():
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_taken_port_is_named_with_who_wants_it(held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held:
+        free = ports.free_ports(held)
     monkeypatch.setattr(ports, "GUIDE_PORTS", free)
     assert ports.guide_ports() == free
     expected = rf"{free['manager']} \(manager\).*--ports auto"

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import argon2
 import httpx
+import pytest
 
 from propeller.identity.main import main
 from propeller.identity.service import Identity, open_identity
@@ -71,6 +74,12 @@ class Site:
             protocol=aiomqtt.ProtocolVersion.V311,
             **options,
         )
+
+
+def hash_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passwords be hashed fast for the length of a test."""
+    cheap = functools.partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("propeller.identity.keys.argon2.PasswordHasher", cheap)
 
 
 @contextlib.asynccontextmanager

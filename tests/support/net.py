@@ -14,11 +14,11 @@ T = TypeVar("T")
 def free_port() -> int:
     """A TCP port of loopback that nothing listens on.
 
-    It lies below the range from which the system takes the ports of outgoing connections, so that none of those
-    gets it before its user does.
+    It lies below the range from which the system takes the ports of outgoing connections, and that of stacks on free
+    ports, so that none of those gets it before its user does.
     """
     while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
+        port = random.SystemRandom().randrange(10_000, 20_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,11 @@ async def _up(port: int, server: asyncio.Task[None]) -> None:
 
 
 @contextlib.contextmanager
-def debian(folder: Path, login: tuple[str, str] | None = None) -> Iterator[str]:
-    """Debian's docker-registry; gives its host and port. Skips where it is not installed."""
+def debian(folder: Path, login: tuple[str, str] | None = None, auth: Iterable[str] = ()) -> Iterator[str]:
+    """Debian's docker-registry; gives its host and port. Skips where it is not installed.
+
+    ``login`` makes it ask for that one; ``auth`` are lines of its configuration instead. ``blob_file`` finds its blobs.
+    """
     if shutil.which("docker-registry") is None or (login and shutil.which("htpasswd") is None):
         pytest.skip("docker-registry (and htpasswd of apache2-utils) are not installed")
     port = free_port()
@@ -77,6 +80,7 @@ def debian(folder: Path, login: tuple[str, str] | None = None) -> Iterator[str]:
         users = subprocess.run(["htpasswd", "-Bbn", *login], check=True, capture_output=True).stdout
         (folder / "htpasswd").write_bytes(users)
         lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {folder / 'htpasswd'}"]
+    lines += auth
     (folder / "config.yml").write_text("\n".join(lines))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -88,6 +92,12 @@ def debian(folder: Path, login: tuple[str, str] | None = None) -> Iterator[str]:
         finally:
             process.kill()
             process.wait()
+
+
+def blob_file(folder: Path, digest: str) -> Path:
+    """Where the registry of ``debian`` keeps a blob."""
+    hexadecimal = digest.removeprefix("sha256:")
+    return folder / "data/docker/registry/v2/blobs/sha256" / hexadecimal[:2] / hexadecimal / "data"
 
 
 def basic(login: tuple[str, str]) -> str:

@@ -103,8 +103,16 @@ def end(up: Up) -> None:
             process.kill()
 
 
-def propeller(*arguments: str, timeout: float = 90.0) -> "subprocess.CompletedProcess[str]":
+def propeller(
+    *arguments: str, timeout: float = 90.0, stdin: str = "", env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run the command to its end."""
     return subprocess.run(
-        [*PROPELLER, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        [*PROPELLER, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **(env or {})},
     )

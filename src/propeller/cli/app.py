@@ -124,8 +124,10 @@ def provision(
             "not with --identity-url, and not with --rotate: a stack's own keys are its own",
             param_hint="--state",
         )
+    if action and (rotate or state or identity_url):
+        raise typer.BadParameter("takes --env-file alone", param_hint="clear")
     path = env_file or default_env_file()
-    if action == "clear":
+    if action:
         run_clear(path)
     else:
         run_provision(path, identity_url, state, rotate=rotate, wait_s=wait)
@@ -190,3 +192,37 @@ def logs(
     from propeller.cli.logs import show_logs
 
     show_logs(state, round_id=round_id, services=service or [], follow=follow, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="The stack of 'propeller up' (default: .propeller)."),
+    ] = None,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead: the stack whose ids and keys are in this .env file."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="With --env-file: where that stack is.")
+    ] = "localhost",
+    image: Annotated[
+        str | None, typer.Option(metavar="REF", help="The program that the proxy must be able to fetch.")
+    ] = None,
+    participants: Annotated[
+        str | None, typer.Option(metavar="ID,…", help="What you give as participants, to be checked.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check a stack as the guide's troubleshooting does, and say how to mend what is wrong."""
+    from propeller.cli.doctor import run_doctor
+
+    if state and env_file:
+        raise typer.BadParameter(
+            "not with --state: one of the two says where the stack is", param_hint="--env-file"
+        )
+    folder = state or DEFAULT_STATE
+    raise typer.Exit(
+        run_doctor(folder, env_file, host, image=image, participants=participants, as_json=as_json)
+    )

@@ -1,6 +1,7 @@
 """``propeller push`` and ``propeller pull``."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -12,32 +13,38 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.errors import OciError
+from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
+from propeller.oci.upload import Artifact
 from propeller.process.run import StartError
 from propeller.protocol.registry import WASM_MAGIC
+from propeller.store.files import write_durably
 
 T = TypeVar("T")
+
+USERNAME, PASSWORD = "ORAS_USER", "ORAS_PASSWORD"
+"""Environment variables of a login, as the guide of absmach/propeller sets them for ``oras push``."""
+
+_LOGIN_HELP = (
+    "give -u NAME --password-stdin, or log in with `docker login {host}` first (GHCR: your user name in lower case, and a "
+    "token with write:packages to push, read:packages to pull)"
+)
 
 
 def run_push(
     file: Path, reference: str, *, username: str | None, password_stdin: bool, plain_http: bool
 ) -> None:
-    """Push a file and print its digest.
+    """Push a file; print its reference, digest and size as ``oras push`` does.
 
     Raises:
         StartError: with the cause and the remedy.
     """
-    if not file.is_file():
-        raise StartError(f"{file}: no such file")
-    with file.open("rb") as opened:
-        head = opened.read(len(WASM_MAGIC))
-    if head != WASM_MAGIC:
-        raise StartError(f"{file} is not a Wasm module: it does not begin with \\0asm; build it first")
+    _check_wasm(file)
     login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
 
-    async def push() -> str:
+    async def push() -> tuple[Reference, Artifact]:
         parsed = _parse(reference, plain_http=plain_http)
-        async with RegistryClient(logins_for(parsed.registry, login)) as registry:
+        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pushing {file.name}", total=size)
                 artifact = await registry.push(
@@ -45,10 +52,13 @@ def run_push(
                     file,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                 )
-        return artifact.digest
+        return parsed, artifact
 
-    digest = _run(push())
-    Console(highlight=False).print(f"Pushed {reference}\nDigest: {digest}", soft_wrap=True)
+    pushed, artifact = _run(push())
+    print(f"Pushed [registry] {pushed}")
+    print(f"ArtifactType: {UNKNOWN_ARTIFACT}")
+    print(f"Digest: {artifact.digest}")
+    print(f"Size: {artifact.program.size} bytes")
 
 
 def run_pull(
@@ -61,24 +71,37 @@ def run_pull(
     """
     login = _login(username, password_stdin=password_stdin)
 
-    async def pull() -> tuple[Path, str, int]:
+    async def pull() -> tuple[Path, Artifact]:
         parsed = _parse(reference, plain_http=plain_http)
         target = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
-        async with RegistryClient(logins_for(parsed.registry, login)) as registry:
+        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
                 artifact, content = await registry.pull(
                     parsed, progress=lambda done, total: progress.update(task, completed=done, total=total)
                 )
-        temporary = target.with_name(f".{target.name}.part")
-        temporary.write_bytes(content)
-        temporary.replace(target)
-        return target, artifact.digest, len(content)
+        try:
+            await asyncio.to_thread(write_durably, target, content)
+        except OSError as error:
+            raise StartError(f"{target} cannot be written: {error.strerror}") from None
+        return target, artifact
 
-    target, digest, size = _run(pull())
-    Console(highlight=False).print(
-        f"Pulled {reference}\nDigest: {digest}\nWrote {size} bytes to {target}", soft_wrap=True
-    )
+    target, artifact = _run(pull())
+    print(f"Pulled {reference}\nDigest: {artifact.digest}\nWrote {artifact.program.size} bytes to {target}")
+
+
+def _check_wasm(file: Path) -> None:
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(WASM_MAGIC))
+    except FileNotFoundError:
+        raise StartError(f"{file}: no such file; build it first (docs/programs.md)") from None
+    except OSError as error:
+        raise StartError(f"{file} cannot be read: {error.strerror}") from None
+    if head != WASM_MAGIC:
+        raise StartError(
+            f"{file} is not a Wasm module: it does not begin with \\0asm; build it first (docs/programs.md)"
+        )
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -93,13 +116,20 @@ def _parse(text: str, *, plain_http: bool) -> Reference:
 
 
 def _login(username: str | None, *, password_stdin: bool) -> Login | None:
+    """The login given on the command line, else that of the environment."""
     if username is None and not password_stdin:
-        return None
+        name, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
+        return Login(name, password) if name and password else None
     if username is None or not password_stdin:
         raise StartError(
             "give --username and --password-stdin together: echo $PASSWORD | propeller push … -u NAME --password-stdin"
         )
-    return Login(username, sys.stdin.readline().rstrip("\n"))
+    password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise StartError(
+            "--password-stdin: no password came on standard input; is the variable set that you echo?"
+        )
+    return Login(username, password)
 
 
 def _progress() -> Progress:

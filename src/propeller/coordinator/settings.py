@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
@@ -13,6 +13,7 @@ from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.mqtt.trouble import Names
 from propeller.process.identity_file import lacking_identity
 from propeller.process.settings import HttpSettings
+from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.app import MAX_BODY
 
@@ -43,27 +44,39 @@ class Settings(HttpSettings, MqttTlsSettings):
         None, validation_alias=AliasChoices("COORDINATOR_CLIENT_ID", "COORDINATOR_ENTITY_ID")
     )
     client_key: str | None = Field(
-        None, validation_alias=AliasChoices("COORDINATOR_CLIENT_KEY", "COORDINATOR_API_KEY"), repr=False
+        None,
+        validation_alias=AliasChoices("COORDINATOR_CLIENT_KEY", "COORDINATOR_API_KEY"),
+        validate_default=True,
+        repr=False,
     )
-    domain_id: str | None = Field(
+    domain_id: Id | None = Field(
         None, validation_alias=AliasChoices("COORDINATOR_DOMAIN_ID", "COORDINATOR_TENANT_ID")
     )
-    channel_id: str | None = Field(None, alias="COORDINATOR_CHANNEL_ID")
+    channel_id: Id | None = Field(None, alias="COORDINATOR_CHANNEL_ID", validate_default=True)
 
-    @model_validator(mode="after")
-    def _can_be_used(self) -> Self:
-        if self.broker != NO_BROKER:
-            BrokerAddress.parse(self.broker)
-        if (self.domain_id is None) != (self.channel_id is None):
-            raise ValueError("COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID: set both or neither")
-        if self.domain_id is not None and self.channel_id is not None:
-            Channel(self.domain_id, self.channel_id)
-        if self.auth == "on" and self.credentials is None:
+    @field_validator("broker")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value != NO_BROKER:
+            BrokerAddress.parse(value)
+        return value
+
+    @field_validator("client_key")
+    @classmethod
+    def _can_authenticate(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("auth") == "on" and not (value and info.data.get("client_id")):
             raise ValueError(
                 "PROPELLER_AUTH=on needs COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY: what the coordinator "
                 "shows to the aggregator and the model registry"
             )
-        return self
+        return value
+
+    @field_validator("channel_id")
+    @classmethod
+    def _is_whole(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "domain_id" in info.data and (value is None) != (info.data["domain_id"] is None):
+            raise ValueError("COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID: set both or neither")
+        return value
 
     @classmethod
     def load(cls, **given: Any) -> Self:
@@ -112,7 +125,7 @@ class Settings(HttpSettings, MqttTlsSettings):
         client = (
             "MQTT_USERNAME and MQTT_PASSWORD" if own else "COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY"
         )
-        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID", "MQTT_TLS_CA_CERT")
+        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID")
 
     @property
     def channel(self) -> Channel | None:

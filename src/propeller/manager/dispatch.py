@@ -131,9 +131,8 @@ class Dispatcher:
             raise self._away() from None
 
     def _away(self) -> ApiError:
-        return ApiError(
-            503, f"no MQTT broker at {self._session.address}: see whether it runs, then try again"
-        )
+        why = self._session.trouble or "see whether it runs"
+        return ApiError(503, f"no MQTT broker at {self._session.address}: {why}; try again then")
 
 
 def _complete(profile: dict[str, Any] | None) -> dict[str, Any] | None:

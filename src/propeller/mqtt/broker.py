@@ -11,7 +11,14 @@ from types import TracebackType
 from typing import Self
 
 from propeller.mqtt import broker_tied
-from propeller.mqtt.broker_config import check_port, find_server, lock_folder, prepare_folder, render
+from propeller.mqtt.broker_config import (
+    check_port,
+    check_tls,
+    find_server,
+    lock_folder,
+    prepare_folder,
+    render,
+)
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
 from propeller.process.logs import get_logger
@@ -26,8 +33,13 @@ STOP_S = 2.0
 """How long the server may take to end before it is killed; nothing is lost then, as every write is synchronous."""
 
 _LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] ?(.*)")
-_EXPECTED = ("authentication error", "Auth callout service returned", "Maximum payloads over")
-"""Refused logins, of which identity's log says who and why; and a limit that is high on purpose."""
+_EXPECTED = (
+    "authentication error",
+    "Auth callout service returned",
+    "Maximum payloads over",
+    "TLS handshake error: EOF",
+)
+"""Refused logins, of which identity's log says who and why; a limit that is high on purpose; who only looks at the port."""
 
 
 class Broker:
@@ -56,6 +68,7 @@ class Broker:
         """
         settings = self._settings
         program = find_server(settings.nats_server)
+        check_tls(settings)
         prepare_folder(settings.state)
         lock = await asyncio.to_thread(lock_folder, settings.state)
         try:

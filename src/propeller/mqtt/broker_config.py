@@ -13,6 +13,7 @@ from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
 from propeller.process.ports import cannot_listen
 from propeller.process.run import StartError
+from propeller.process.tls import pair, trust
 
 DEVICES = "DEVICES"
 """The NATS account that every MQTT client is in."""
@@ -27,7 +28,7 @@ host: {nats_host}
 port: {nats_port}
 max_payload: 64MB
 jetstream {{ store_dir: {store}, sync_interval: always }}
-mqtt {{ host: {host}, port: {port}, ack_wait: "10s" }}
+mqtt {{ host: {host}, port: {port}, ack_wait: "10s"{tls} }}
 system_account: SYS
 accounts {{
   {devices} {{ jetstream: enabled }}
@@ -48,11 +49,39 @@ def render(settings: Settings, keys: BrokerKeys) -> str:
         nats_port=settings.nats_port,
         host=json.dumps(settings.host),
         port=settings.port,
+        tls=_tls(settings),
         store=json.dumps(str(settings.state.absolute() / "store")),
         devices=DEVICES,
         service=keys.service_public,
         issuer=keys.issuer_public,
     )
+
+
+def check_tls(settings: Settings) -> None:
+    """See that the certificates can be used, as the server would say it less clearly.
+
+    Raises:
+        StartError: they cannot; the text names the setting.
+    """
+    shown = pair(settings.tls_cert, settings.tls_key, "BROKER_TLS_CERT", "BROKER_TLS_KEY")
+    if shown is not None:
+        shown.server_context()
+    elif settings.tls_client_ca is not None:
+        raise StartError(
+            "BROKER_TLS_CLIENT_CA is set, but BROKER_TLS_CERT and BROKER_TLS_KEY are not; set all three"
+        )
+    if settings.tls_client_ca is not None:
+        trust(settings.tls_client_ca, "BROKER_TLS_CLIENT_CA")
+
+
+def _tls(settings: Settings) -> str:
+    """The part of the configuration that has the MQTT listener speak TLS."""
+    if settings.tls_cert is None:
+        return ""
+    files = {"cert_file": settings.tls_cert, "key_file": settings.tls_key, "ca_file": settings.tls_client_ca}
+    written = [f"{name}: {json.dumps(str(file.absolute()))}" for name, file in files.items() if file]
+    verify = ["verify: true"] if settings.tls_client_ca else []
+    return f", tls {{ {', '.join([*written, *verify, 'timeout: 5'])} }}"
 
 
 def find_server(chosen: Path | None) -> Path:

@@ -17,6 +17,11 @@ class Settings(ServiceSettings):
 
     host: str = Field("127.0.0.1", alias="BROKER_HOST")
     port: int = Field(1883, alias="BROKER_PORT", ge=1, le=65535)
+    tls_cert: Path | None = Field(None, alias="BROKER_TLS_CERT")
+    """With the key: MQTT over TLS, and only so."""
+    tls_key: Path | None = Field(None, alias="BROKER_TLS_KEY")
+    tls_client_ca: Path | None = Field(None, alias="BROKER_TLS_CLIENT_CA")
+    """Clients must show a certificate that one of these signed (beside their id and key)."""
     nats_host: str = Field("127.0.0.1", alias="BROKER_NATS_HOST")
     nats_port: int = Field(4222, alias="BROKER_NATS_PORT", ge=1, le=65535)
     state: Path = Field(Path(".propeller/broker"), alias="BROKER_STATE")

@@ -20,6 +20,26 @@ TCP_TIMEOUT_S, ANSWER_TIMEOUT_S = 5.0, 30.0
 _SUBACK_FAILURE = 0x80
 
 
+class HungUpError(aiomqtt.MqttError):
+    """The broker closed a connection without an answer to its first packet."""
+
+
+class _ClosingSocket(ssl.SSLSocket):
+    """Closed when its handshake fails, which paho leaves to whenever the object is collected."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _closing(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.sslsocket_class = _ClosingSocket
+    return context
+
+
 class Connection(aiomqtt.Client):
     """aiomqtt's client with paho's manual acknowledgement switched on."""
 
@@ -53,16 +73,14 @@ class Connection(aiomqtt.Client):
             clean_session=clean,
             keepalive=keepalive,
             timeout=ANSWER_TIMEOUT_S,
-            tls_context=(tls or ssl.create_default_context()) if address.tls else None,
+            tls_context=_closing(tls or ssl.create_default_context()) if address.tls else None,
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
 
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
         # aiomqtt by itself waits for the answer to CONNECT until its timeout, also on a connection that is gone.
         if not self._connected.done():
-            self._connected.set_exception(
-                aiomqtt.MqttError("the broker closed the connection before it answered")
-            )
+            self._connected.set_exception(HungUpError("the broker closed the connection before it answered"))
             self._connected.exception()  # no one may be waiting for it
             return
         super()._on_disconnect(*args, **kwargs)

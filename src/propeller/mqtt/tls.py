@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.process.settings import ServiceSettings
 from propeller.process.tls import pair, trust
+
+log = get_logger("mqtt")
 
 
 def prefixed(prefix: str) -> Callable[[str], str]:
@@ -52,6 +55,7 @@ class MqttTlsSettings(ServiceSettings):
         shown = pair(cert, key, names["client_cert"], names["client_key"])
         context = ssl.create_default_context() if ca is None else trust(ca, names["ca_cert"])
         if self.mqtt_tls_insecure_skip_verify:
+            log.warning("the broker's certificate is not checked: anyone can pose as it", broker=str(address))
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if shown is not None:

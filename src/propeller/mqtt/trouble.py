@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import aiomqtt
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.connection import HungUpError
 from propeller.process.logs import get_logger
 
 log = get_logger("mqtt")
@@ -14,6 +15,7 @@ log = get_logger("mqtt")
 REPEAT_S = 60.0
 """The same trouble is logged again after this long, in seconds."""
 
+_CANNOT = "cannot connect to MQTT broker, trying again"
 _REFUSED = frozenset({4, 5, 134, 135})
 """CONNACK codes of MQTT 3.1.1 for a login that is not accepted, and what paho makes of them."""
 
@@ -24,7 +26,8 @@ class Names:
 
     client: str = "the client's id and key"
     channel: str = "the domain and the channel"
-    ca_cert: str = "the trusted certificate"
+    tls: str = "MQTT_TLS"
+    """What the variables for TLS begin with."""
 
     @classmethod
     def of(cls, prefix: str) -> "Names":
@@ -32,7 +35,7 @@ class Names:
         return cls(
             f"{prefix}_CLIENT_ID and {prefix}_CLIENT_KEY",
             f"{prefix}_DOMAIN_ID and {prefix}_CHANNEL_ID",
-            f"{prefix}_MQTT_TLS_CA_CERT",
+            f"{prefix}_MQTT_TLS",
         )
 
 
@@ -104,14 +107,18 @@ class Troubles:
             return self._login_refused()
         if isinstance(root, ssl.SSLCertVerificationError):
             return self._not_trusted(root.verify_message)
-        event = "cannot connect to MQTT broker, trying again"
-        if isinstance(root, ssl.SSLError):
-            return Trouble(
-                event,
-                f"no TLS with the broker: {root.reason or root}",
-                f"see that {self._address} is the broker's port for TLS (usually 8883)",
-            )
-        return Trouble(event, str(root))
+        if isinstance(root, ssl.SSLError) or (self._address.tls and isinstance(root, ConnectionResetError)):
+            remedy = f"see that {self._address} is the broker's port for TLS (usually 8883)"
+            return Trouble(_CANNOT, f"no TLS with the broker: {root}", remedy)
+        if isinstance(error, HungUpError):
+            return Trouble(_CANNOT, str(error), self._hung_up())
+        return Trouble(_CANNOT, str(root))
+
+    def _hung_up(self) -> str:
+        if not self._address.tls:
+            return f"if this port is for TLS, write mqtts://{self._address.host}:{self._address.port}"
+        cert = f"{self._names.tls}_CLIENT_CERT and {self._names.tls}_CLIENT_KEY"
+        return f"if the broker asks clients for a certificate, set {cert} to one that it accepts"
 
     def _login_refused(self) -> Trouble:
         names = self._names.client
@@ -132,9 +139,9 @@ class Troubles:
         elif "expired" in message:
             remedy = "renew the broker's certificate, or set this machine's clock"
         else:
-            remedy = f"set {self._names.ca_cert} to the file of the authority that signed it"
+            remedy = f"set {self._names.tls}_CA_CERT to the file of the authority that signed it"
         return Trouble(
-            "cannot connect to MQTT broker, trying again",
+            _CANNOT,
             f"the broker's certificate is not trusted: {message.rstrip('.')}",
             remedy,
         )

@@ -13,10 +13,11 @@ from typing import BinaryIO, Protocol, Self
 import httpx
 
 from propeller.oci import manifest
-from propeller.oci.authorization import Authorizer, Scope
-from propeller.oci.connection import RETRY_DELAYS, Connections, Purpose, read_document
+from propeller.oci.answers import read_document
+from propeller.oci.authorization import Authorizer, Purpose, Scope
+from propeller.oci.connection import RETRY_DELAYS, Connections
 from propeller.oci.credentials import Logins
-from propeller.oci.errors import DigestMismatchError, InvalidReferenceError, TooLargeError
+from propeller.oci.errors import LOGIN_HELP, DigestMismatchError, InvalidReferenceError, TooLargeError
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
 from propeller.oci.upload import Artifact, Progress, upload_program
@@ -49,6 +50,7 @@ class RegistryClient:
         self,
         logins: Logins | None = None,
         *,
+        login_help: str = LOGIN_HELP,
         manifests: ManifestStore | None = None,
         max_bytes: int = MAX_PROGRAM,
         idle_timeout: float = 30.0,
@@ -59,6 +61,7 @@ class RegistryClient:
 
         Args:
             logins: credentials by registry; ``logins_for`` reads those of ``docker login``.
+            login_help: how a person gives a login, for errors (``errors.LOGIN_HELP``).
             manifests: where manifests are kept; without it they are asked for each time.
             max_bytes: the largest program that is pulled.
             idle_timeout: seconds a registry may say nothing.
@@ -67,7 +70,7 @@ class RegistryClient:
         """
         self._manifests, self._max_bytes = manifests, max_bytes
         self._http = Connections(
-            Authorizer(logins or {}),
+            Authorizer(logins or {}, login_help),
             idle_timeout=idle_timeout,
             total_timeout=total_timeout,
             retry_delays=retry_delays,

@@ -2,23 +2,18 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx
 
-from propeller.oci.authorization import Authorizer, Scope
+from propeller.oci.authorization import Authorizer, Purpose
 from propeller.oci.errors import (
     OciError,
     RegistryError,
     RegistryTimeoutError,
-    TooLargeError,
     UnreachableError,
-    from_status,
 )
-from propeller.oci.reference import Registry
 from propeller.process.logs import get_logger
 
 T = TypeVar("T")
@@ -32,22 +27,10 @@ RETRY_DELAYS = (0.1, 0.3, 0.8)
 
 CONNECT_TIMEOUT_S = 10.0
 
-MAX_DOCUMENT = 4 * 1024 * 1024
-"""The largest manifest or error body that is read, in bytes (the limit that registries have)."""
-
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _ASK = "ask whoever runs this registry"
-
-
-@dataclass(frozen=True)
-class Purpose:
-    """What requests are for: their registry, the access they need, and what errors call them."""
-
-    registry: Registry
-    scope: Scope
-    what: str
 
 
 class _BusyError(Exception):
@@ -89,15 +72,15 @@ class Connections:
             try:
                 async with asyncio.timeout(self._total):
                     return await operation()
-            except httpx.ConnectTimeout:
+            except httpx.ConnectTimeout as error:
                 raise UnreachableError(
-                    f"{purpose.what}: {purpose.registry.host} took no connection within {self._connect:g} s",
+                    f"{purpose.what}: {_host(error, purpose)} took no connection within {self._connect:g} s",
                     "check the registry's address and what stands between",
                 ) from None
             except (httpx.TimeoutException, TimeoutError) as error:
                 limit = self._idle if isinstance(error, httpx.TimeoutException) else self._total
                 raise RegistryTimeoutError(
-                    f"{purpose.what}: {purpose.registry.host} did not answer within {limit:g} s",
+                    f"{purpose.what}: {_host(error, purpose)} did not answer within {limit:g} s",
                     "check that the registry is up and not overloaded",
                 ) from None
             except httpx.RequestError as error:
@@ -138,9 +121,7 @@ class Connections:
         response = await self._authorized(method, target, purpose, headers or {}, body)
         try:
             if not response.is_success and response.status_code not in allow:
-                error = from_status(
-                    response.status_code, purpose.what, purpose.registry.host, await _detail(response)
-                )
+                error = await self._authorizer.error(response, purpose)
                 raise _BusyError(error) if response.status_code in _TRY_AGAIN else error
             yield response
         finally:
@@ -163,7 +144,7 @@ class Connections:
         challenge = ", ".join(response.headers.get_list("www-authenticate"))
         client = self._client(plain=registry.plain_http)
         try:
-            header = await self._authorizer.answer(client, registry, scope, challenge)
+            header = await self._authorizer.answer(client, purpose, challenge)
         except BaseException as error:
             await response.aclose()
             if isinstance(error, RegistryError) and error.status in _TRY_AGAIN:
@@ -219,34 +200,6 @@ class Connections:
         return self._clients[plain]
 
 
-async def read_document(response: httpx.Response, what: str) -> bytes:
-    """The whole of a small body.
-
-    Raises:
-        TooLargeError: it is not small.
-    """
-    data = bytearray()
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > MAX_DOCUMENT:
-            raise TooLargeError(
-                f"{what}: the registry's answer is over {MAX_DOCUMENT} bytes", "this is not a manifest"
-            )
-    return bytes(data)
-
-
-async def _detail(response: httpx.Response) -> str:
-    """What an error body says, in the form of the distribution specification."""
-    if response.request.method == "HEAD":
-        return ""
-    try:
-        document = json.loads(await read_document(response, "error"))
-        first = document["errors"][0]
-        return str(first.get("message") or first.get("code"))[:300]
-    except (TooLargeError, httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-        return ""
-
-
 def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
     return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
 
@@ -256,11 +209,20 @@ def _port(url: httpx.URL) -> int:
 
 
 def _unreachable(purpose: Purpose, error: httpx.RequestError) -> UnreachableError:
-    text = str(error) or type(error).__name__
+    text, host = str(error) or type(error).__name__, _host(error, purpose)
     remedy = "check the registry's address and that it is up"
     if _is_tls(error):
-        remedy = f"if it speaks plain HTTP, write http://{purpose.registry.host}; else check its certificate"
-    return UnreachableError(f"{purpose.what}: {purpose.registry.host} cannot be reached: {text}", remedy)
+        remedy = f"if it speaks plain HTTP, write http://{host}; else check its certificate"
+    return UnreachableError(f"{purpose.what}: {host} cannot be reached: {text}", remedy)
+
+
+def _host(error: Exception, purpose: Purpose) -> str:
+    """Who was asked: the registry, or a token server or store that it names."""
+    if isinstance(error, httpx.RequestError):
+        with contextlib.suppress(RuntimeError):  # it does not know its request
+            if not _same_origin(error.request.url, httpx.URL(purpose.registry.base_url)):
+                return error.request.url.netloc.decode()
+    return purpose.registry.host
 
 
 def _is_tls(error: httpx.RequestError) -> bool:

@@ -62,25 +62,31 @@ class RegistryError(OciError):
         self.status = status
 
 
-_LOGIN = (
-    "set PROXY_AUTHENTICATE=true with PROXY_REGISTRY_USERNAME and PROXY_REGISTRY_PASSWORD (GHCR: your user name in "
-    "lower case and a token with read:packages, write:packages to push), or log in with `docker login {host}`"
+LOGIN_HELP = (
+    "log in with `docker login {host}` (GHCR: your user name in lower case, and a token with read:packages, "
+    "write:packages to push)"
 )
+"""How to give a login, unless whoever uses the client says it better; ``{registry}`` is ``{host}`` with its scheme."""
+
+_EXACT = "the repository name must match exactly what was pushed (case-sensitive)"
 
 
-def from_status(status: int, what: str, host: str, detail: str = "") -> OciError:
-    """The error for an HTTP status that is not a success; ``what`` is the reference or URL asked for."""
+def from_status(status: int, what: str, host: str, detail: str, login_help: str) -> OciError:
+    """The error for an HTTP status that is not a success.
+
+    Args:
+        status: the status.
+        what: the reference or URL that was asked for.
+        host: the registry.
+        detail: what the body of the answer says, if it says anything.
+        login_help: how to give a login for it.
+    """
     said = f" ({detail})" if detail else ""
     match status:
         case 401:
-            return UnauthorizedError(
-                f"{what}: {host} answered 401 Unauthorized{said}", _LOGIN.format(host=host)
-            )
+            return UnauthorizedError(f"{what}: {host} answered 401 Unauthorized{said}", login_help)
         case 403:
-            return ForbiddenError(
-                f"{what}: {host} answered 403 Forbidden{said}",
-                _LOGIN.format(host=host) + "; the repository name must match exactly (case-sensitive)",
-            )
+            return ForbiddenError(f"{what}: {host} answered 403 Forbidden{said}", f"{login_help}; {_EXACT}")
         case 404:
             return NotFoundError(
                 f"{what}: {host} answered 404 Not Found{said}",
@@ -97,3 +103,12 @@ def from_status(status: int, what: str, host: str, detail: str = "") -> OciError
             return RegistryError(
                 f"{what}: {host} answered {status}{said}", "see the registry's own log", status
             )
+
+
+def no_permission(what: str, host: str, detail: str, login_help: str) -> OciError:
+    """The error for a 401 with ``insufficient_scope``: there was a token, but it does not allow this."""
+    said = f" ({detail})" if detail else ""
+    return ForbiddenError(
+        f"{what}: {host} answered 401: no permission for this repository{said}",
+        f"{login_help}; {_EXACT}",
+    )

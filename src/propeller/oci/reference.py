@@ -11,7 +11,7 @@ _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_USERINFO = re.compile(r"//[^/]*@")
+_USERINFO = re.compile(r"//[^/]*@|^[^/@:]+:[^/@]*@(?!sha256:)")
 _LONGEST_REPOSITORY = 255
 
 DOCKER_HUB_API = "registry-1.docker.io"
@@ -80,7 +80,39 @@ class Registry:
         return f"{'http' if self.plain_http else 'https'}://{self.host}"
 
 
-DOCKER_HUB = Registry("docker.io")
+_API_VERSIONS = {"v1", "v2"}
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where references are that name no registry: a registry, and a namespace in it that is put before them."""
+
+    registry: Registry
+    namespace: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Home":
+        """Read a registry, or one with a namespace: ``ghcr.io``, ``https://ghcr.io/user``.
+
+        A path that is an API's version alone (``https://index.docker.io/v1/``, as Docker writes it) is no namespace.
+
+        Raises:
+            InvalidReferenceError: it is neither.
+        """
+        scheme, mark, rest = text.strip().rpartition("://")
+        host, _, path = rest.partition("/")
+        namespace = path.strip("/")
+        if namespace in _API_VERSIONS:
+            namespace = ""
+        if namespace and not is_repository(namespace):
+            raise InvalidReferenceError(
+                f"{_shown(text)}: {namespace[:100]!r} is no part of a repository name",
+                "write the registry alone, as in ghcr.io, or with a namespace in lower case, as in ghcr.io/user",
+            )
+        return cls(Registry.parse(f"{scheme}{mark}{host}"), namespace)
+
+
+DOCKER_HUB = Home(Registry("docker.io"))
 
 
 @dataclass(frozen=True)
@@ -93,11 +125,11 @@ class Reference:
     digest: str | None = None
 
     @classmethod
-    def parse(cls, text: str, default: Registry = DOCKER_HUB) -> "Reference":
-        """Read a reference; one that names no registry is in ``default``, one without tag and digest is ``latest``.
+    def parse(cls, text: str, home: Home = DOCKER_HUB) -> "Reference":
+        """Read a reference; one that names no registry is in ``home``, one without tag and digest is ``latest``.
 
         As docker reads it, the first part is a registry if it has a dot or a port or is ``localhost``; here also
-        if a scheme stands before it (``http://host/x`` asks for plain HTTP), or if it is ``default``'s host.
+        if a scheme stands before it (``http://host/x`` asks for plain HTTP), or if it is ``home``'s host.
 
         Raises:
             InvalidReferenceError: with what is wrong and how it is written.
@@ -106,14 +138,14 @@ class Reference:
         scheme, _, rest = text.rpartition("://")
         name, at, digest = rest.partition("@")
         first, slash, path = name.partition("/")
-        if slash and (scheme or first.lower() == default.host):
-            registry = Registry.parse(f"{scheme}://{first}") if scheme else default
+        if slash and (scheme or first.lower() == home.registry.host):
+            registry = Registry.parse(f"{scheme}://{first}") if scheme else home.registry
         elif slash and (first == "localhost" or "." in first or ":" in first):
             registry = Registry.parse(first)
         elif scheme:
             raise InvalidReferenceError(f"{_shown(text)} names a registry, but no repository in it", _FORM)
         else:
-            registry, path = default, name
+            registry, path = home.registry, f"{home.namespace}/{name}" if home.namespace else name
         repository, colon, tag = path.partition(":")
         if registry.host == "docker.io" and "/" not in repository:
             repository = f"library/{repository}"
@@ -153,7 +185,7 @@ def _check(text: str, repository: str, tag: str | None, digest: str | None) -> N
 
 def _shown(text: str) -> str:
     """A text for an error; what may be a password in it is left out."""
-    return repr(_USERINFO.sub("//***@", text[:200]))
+    return repr(_USERINFO.sub("***@", text[:200]))
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import httpx
 
 from propeller.oci import manifest
-from propeller.oci.authorization import Scope
-from propeller.oci.connection import Body, Connections, Purpose
+from propeller.oci.authorization import Purpose, Scope
+from propeller.oci.connection import Body, Connections
 from propeller.oci.errors import DigestMismatchError, RegistryError
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference

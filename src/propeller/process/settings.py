@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -70,7 +70,7 @@ class ServiceSettings(BaseSettings):
         try:
             settings = cls(**{_variable(cls, name): value for name, value in given.items()})
         except ValidationError as error:
-            raise _explain(error, lacking) from None
+            raise _explain(cls, error, lacking) from None
         except UnreadableError as error:  # a list or an object that is not JSON
             raise SettingsError([str(error)]) from None
         if lacking:
@@ -90,16 +90,16 @@ class HttpSettings(ServiceSettings):
     """What every service with an HTTP API also reads."""
 
     auth: Literal["on", "off"] = Field("off", alias="PROPELLER_AUTH")
-    identity_url: str | None = Field(None, alias="PROPELLER_IDENTITY_URL")
+    identity_url: str | None = Field(None, alias="PROPELLER_IDENTITY_URL", validate_default=True)
     insecure: bool = Field(False, alias="PROPELLER_INSECURE")
 
-    @model_validator(mode="after")
-    def _identity_is_known(self) -> Self:
-        if self.auth == "on" and not self.identity_url:
-            raise ValueError(
-                "PROPELLER_AUTH=on needs PROPELLER_IDENTITY_URL (the identity service's address)"
-            )
-        return self
+    @field_validator("identity_url")
+    @classmethod
+    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # A validator of a field, as those of the whole model only run once every field is right: all is told at once.
+        if not value and info.data.get("auth") == "on":
+            raise ValueError("not set, and PROPELLER_AUTH=on needs it: the identity service's address")
+        return value
 
 
 _NOT_SET = "not set"
@@ -110,12 +110,16 @@ PROVISION = (
 )
 
 
-def _explain(error: ValidationError, lacking: Sequence[str]) -> SettingsError:
+def _explain(
+    settings: type[ServiceSettings], error: ValidationError, lacking: Sequence[str]
+) -> SettingsError:
     wrong, others = dict.fromkeys(lacking, _NOT_SET), []
     for item in error.errors(include_input=False, include_url=False):
         text = _NOT_SET if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
         if item["loc"]:
-            wrong[str(item["loc"][0])] = text
+            wrong[_variable(settings, str(item["loc"][0]))] = (
+                text  # a default is located by its field's own name
+            )
         else:
             others.append(text)
     return _said(wrong, others)

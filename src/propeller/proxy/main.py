@@ -25,6 +25,12 @@ from propeller.web.server import Bind, check_exposure, serve
 
 log = get_logger("proxy")
 
+_LOGIN_HELP = (
+    "set PROXY_AUTHENTICATE=true, PROXY_REGISTRY_URL={registry}, PROXY_REGISTRY_USERNAME and PROXY_REGISTRY_PASSWORD (GHCR: "
+    "your user name in lower case and a token with read:packages), or log in with `docker login {host}`, and restart the "
+    "proxy"
+)
+
 
 async def main(settings: Settings, stop: asyncio.Event) -> None:
     """Answer requests until ``stop`` is set.
@@ -45,23 +51,22 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     )
     publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
     client = RegistryClient(
-        _logins(settings),
+        registry_logins(settings),
+        login_help=_LOGIN_HELP,
         manifests=cache,
         max_bytes=settings.max_program,
         idle_timeout=settings.registry_timeout,
     )
     async with client:
-        programs = Programs(client, cache, settings.registry, metrics)
+        programs = Programs(client, cache, settings.home, metrics)
         deliveries = Deliveries(programs.open, publish, settings.chunk_size, metrics)
         service = ProxyService(channel, publish, programs, deliveries, pending, metrics)
         app = create_app(
             "proxy", verify=verify, metrics=metrics, health=lambda: {"status": "ok", "service": "proxy"}
         )
+        await session.subscribe(channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1))
         async with session.running():
             try:
-                await session.subscribe(
-                    channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1)
-                )
                 service.resume()
                 await serve(
                     [(Bind("proxy", settings.http_host, settings.http_port, "PROXY_HTTP_PORT"), app)], stop
@@ -80,13 +85,21 @@ def _open_folders(settings: Settings) -> tuple[BlobCache, Pending]:
         ) from None
 
 
-def _logins(settings: Settings) -> Logins:
-    given = settings.registry_credential
-    if settings.authenticate:
-        return logins_for(settings.registry, given)
-    if given is not None:
+def registry_logins(settings: Settings) -> Logins:
+    """The logins to use; a log line says which half of one is missing."""
+    given, registry = settings.registry_credential, str(settings.registry)
+    if not settings.authenticate:
+        if given is not None:
+            log.warning(
+                "credentials of the registry are set but not used; set PROXY_AUTHENTICATE=true to use them",
+                registry=registry,
+            )
+        return {}
+    found = logins_for(settings.registry, given)
+    if registry not in found:
         log.warning(
-            "credentials of the registry are set but not used; set PROXY_AUTHENTICATE=true to use them",
-            registry=str(settings.registry),
+            "PROXY_AUTHENTICATE is true, but there is no login for the registry; set PROXY_REGISTRY_USERNAME and "
+            "PROXY_REGISTRY_PASSWORD",
+            registry=registry,
         )
-    return {}
+    return found

@@ -4,7 +4,7 @@ import asyncio
 from typing import BinaryIO
 
 from propeller.oci.client import RegistryClient
-from propeller.oci.reference import Reference, Registry
+from propeller.oci.reference import Home, Reference
 from propeller.process.logs import get_logger
 from propeller.proxy.cache import BlobCache
 from propeller.proxy.flights import Flights
@@ -22,11 +22,9 @@ class Programs:
     no registry.
     """
 
-    def __init__(
-        self, client: RegistryClient, cache: BlobCache, registry: Registry, metrics: ProxyMetrics
-    ) -> None:
-        """``registry`` is that of references which name none."""
-        self._client, self._cache, self._registry, self._metrics = client, cache, registry, metrics
+    def __init__(self, client: RegistryClient, cache: BlobCache, home: Home, metrics: ProxyMetrics) -> None:
+        """``home`` is where references are that name no registry."""
+        self._client, self._cache, self._home, self._metrics = client, cache, home, metrics
         self._resolving: Flights[tuple[str, int]] = Flights()
         self._fetching: Flights[int] = Flights()
         self._slots = asyncio.Semaphore(PARALLEL_FETCHES)
@@ -37,7 +35,7 @@ class Programs:
         Raises:
             OciError: with the cause and the remedy.
         """
-        reference = Reference.parse(app_name, self._registry)
+        reference = Reference.parse(app_name, self._home)
 
         async def ask() -> tuple[str, int]:
             program = (await self._client.resolve(reference)).program
@@ -54,7 +52,7 @@ class Programs:
         size = self._cache.size(digest)
         if size is not None:
             return size
-        reference = Reference.parse(app_name, self._registry)
+        reference = Reference.parse(app_name, self._home)
         key = (reference.registry, reference.repository, digest)
         return await self._fetching.join(key, lambda: self._fetch(reference, digest))
 

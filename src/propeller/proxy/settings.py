@@ -10,7 +10,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.oci.client import MAX_PROGRAM
 from propeller.oci.credentials import Credential, Login, Token
-from propeller.oci.reference import Registry
+from propeller.oci.reference import Home, Registry
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
@@ -19,8 +19,8 @@ LARGEST_CHUNK = 5_900_000
 """In bytes: as base64 in JSON it stays below the 8 MB that a message may have."""
 
 
-def _registry(value: Any) -> Any:
-    return Registry.parse(value) if isinstance(value, str) else value
+def _home(value: Any) -> Any:
+    return Home.parse(value) if isinstance(value, str) else value
 
 
 def _address(value: str) -> str:
@@ -29,10 +29,7 @@ def _address(value: str) -> str:
 
 
 class Settings(HttpSettings, MqttTlsSettings):
-    """Broker, registry, cache and chunks.
-
-    The client's id is also the MQTT client identifier, so that ``PROXY_INSTANCE_ID`` has no meaning here.
-    """
+    """Broker, registry, cache and chunks. The client's id is also the MQTT client identifier."""
 
     model_config = SettingsConfigDict(alias_generator=prefixed("PROXY_"))
 
@@ -49,7 +46,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     )
     """Empty for a broker that asks for none: not where an identity service is named."""
 
-    registry: Annotated[Registry, NoDecode, BeforeValidator(_registry)] = Field(alias="PROXY_REGISTRY_URL")
+    home: Annotated[Home, NoDecode, BeforeValidator(_home)] = Field(alias="PROXY_REGISTRY_URL")
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
@@ -72,6 +69,11 @@ class Settings(HttpSettings, MqttTlsSettings):
             SettingsError: naming every variable that is missing or wrong.
         """
         return IdentityFile("PROXY", "proxy").load(super().load, given)
+
+    @property
+    def registry(self) -> Registry:
+        """The registry that ``PROXY_REGISTRY_URL`` names, which the login is for."""
+        return self.home.registry
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -140,18 +140,24 @@ class EnvFile:
         Raises:
             StartError: the file or its folder may not be written.
         """
-        self.check_writable()
         try:
             if self.text == text:
                 if stat.S_IMODE(self.path.stat().st_mode) != PRIVATE:
                     self.path.chmod(PRIVATE)
                 return False
+            self.check_writable()
             if backup and self.text is not None:
-                write_durably(self.backup, self.text.encode(), mode=PRIVATE)
-            write_durably(self.path, text.encode(), mode=PRIVATE)
+                self._put(self.backup, self.text)
+            self._put(self.path, text)
         except OSError as error:
             raise StartError(f"{self.path} cannot be written: {error.strerror}") from None
         return True
+
+    def _put(self, path: Path, text: str) -> None:
+        owner = self.path.stat() if self.text is not None else None
+        write_durably(path, text.encode(), mode=PRIVATE)
+        if owner is not None and os.geteuid() == 0:  # or whose file it is could not read it any more
+            os.chown(path, owner.st_uid, owner.st_gid)
 
     @property
     def backup(self) -> Path:

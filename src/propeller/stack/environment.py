@@ -167,7 +167,11 @@ class Wiring:
         }
 
     def _proxy(self) -> dict[str, str]:
-        chosen = {name: value for name, value in os.environ.items() if name.startswith("PROXY_")}
+        chosen = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("PROXY_") or name == "DOCKER_CONFIG"
+        }
         return {
             "PROXY_REGISTRY_URL": self.url("oci-registry"),
             **chosen,

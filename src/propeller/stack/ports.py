@@ -2,6 +2,7 @@
 
 import random
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -46,28 +47,50 @@ def guide_ports() -> dict[str, int]:
     return dict(GUIDE_PORTS)
 
 
-def free_ports(before: Mapping[str, int] | None = None) -> dict[str, int]:
+def free_ports(held: ExitStack, before: Mapping[str, int] | None = None) -> dict[str, int]:
     """A free port of loopback for each name: the one that it had ``before``, where that is still free.
 
-    All are held open until the last is found, so none comes twice. That a stack keeps its ports keeps the references of the programs in
-    its own registry valid.
+    That a stack keeps its ports keeps the references of the programs in its own registry valid. No port comes twice, and
+    on Linux no other stack that starts takes one while ``held`` is open.
     """
-    with ExitStack() as stack:
-        return {name: _bind(stack, (before or {}).get(name)) for name in GUIDE_PORTS}
+    before = before or {}
+    with ExitStack() as bound:
+        ports = {
+            name: port for name, port in before.items() if name in GUIDE_PORTS and _bind_again(bound, port)
+        }
+        for name in GUIDE_PORTS.keys() - ports.keys():
+            ports[name] = _bind_new(bound)
+        if sys.platform == "linux":  # where the service may listen on a port that is held like this
+            held.enter_context(bound.pop_all())
+    return ports
 
 
-def _bind(stack: ExitStack, first: int | None) -> int:
+def _bind_again(bound: ExitStack, port: int) -> bool:
+    """Whether a port that was used before is free; connections of that use may linger."""
+    return _bind(bound, port, lingering=True) is not None
+
+
+def _bind_new(bound: ExitStack) -> int:
     candidates = random.SystemRandom().sample(range(_LOWEST, _HIGHEST), _TRIES)
-    for port in [*([first] if first else []), *candidates, 0]:  # 0: any that is left
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the services do: theirs may linger
-        stack.callback(sock.close)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return int(sock.getsockname()[1])
+    for port in [*candidates, 0]:  # 0: any that is left
+        if (found := _bind(bound, port)) is not None:
+            return found
     raise OSError("no port of loopback is free")
+
+
+def _bind(bound: ExitStack, port: int, *, lingering: bool = False) -> int | None:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, lingering)
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        return None
+    sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # lets the service, which asks for reuse too, listen
+    bound.enter_context(sock)
+    return int(sock.getsockname()[1])
 
 
 def _is_free(port: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from propeller.process import logs
 from propeller.process.run import StartError, run
 from propeller.process.settings import ServiceSettings
+from propeller.process.unread import warn_of_unread
 
 _MODULES = {
     "broker": ("propeller.mqtt.broker_settings", "propeller.mqtt.broker_main"),
@@ -58,6 +59,7 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
     async def main(stop: asyncio.Event) -> None:
         settings_module, main_module = (import_module(name) for name in modules(service))
         settings: ServiceSettings = settings_module.Settings.load()
+        warn_of_unread(service)
         start: Callable[[Any, asyncio.Event], Awaitable[None]] = main_module.main
         _stop_with_parent(stop)
         await start(settings, stop)

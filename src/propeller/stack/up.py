@@ -63,21 +63,30 @@ async def stack(
     state = State(options.folder)
     state.hold()
     supervisor = Supervisor()
+    held = contextlib.ExitStack()
     try:
-        started = _Stack(options, state, supervisor, report)
+        started = _Stack(options, state, supervisor, report, held)
         yield await started.start()
     finally:
         state.stack_file.unlink(missing_ok=True)
         # Devices first, then what they talk to, then what those talk to; the broker is the last.
         services = [name for name in _SECOND if name != "proxy"]
         await supervisor.close(device_names(options.proplets), ["proxy"], services, ["identity"])
+        held.close()
         state.release()
 
 
 class _Stack:
     """The steps of a start."""
 
-    def __init__(self, options: Options, state: State, supervisor: Supervisor, report: Report) -> None:
+    def __init__(
+        self,
+        options: Options,
+        state: State,
+        supervisor: Supervisor,
+        report: Report,
+        held: contextlib.ExitStack,
+    ) -> None:
         self._options, self._state, self._supervisor, self._report = options, state, supervisor, report
         password = os.environ.get("IDENTITY_ADMIN_PASSWORD")
         if password and len(password) < MIN_PASSWORD:  # before it is kept
@@ -86,7 +95,7 @@ class _Stack:
             )
         secrets = state.secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
         if options.auto_ports:
-            ports = secrets.ports = free_ports(secrets.ports)
+            ports = secrets.ports = free_ports(held, secrets.ports)
         else:
             ports = guide_ports()
         self._wiring = Wiring(state, ports, secrets, options.log_level, options.extra)
@@ -147,8 +156,11 @@ class _Stack:
         running = {name: secrets.clients[name] for name in client_names(self._options.proplets)}
         values = env_values(secrets.domain_id, secrets.channel_id, running)
         absent = client_variables(name for name in secrets.clients if name not in running)
-        file = EnvFile.read(self._state.env_file)
-        file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
+        try:
+            file = EnvFile.read(self._state.env_file)
+            file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
+        except StartError as error:
+            raise StartError(f"{error}; or choose another state folder with --state") from None
 
     async def _push_program(self) -> str:
         from propeller.oci.client import RegistryClient

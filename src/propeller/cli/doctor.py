@@ -1,0 +1,59 @@
+"""``propeller doctor``: what is wrong with a stack, and how to mend it."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from propeller.doctor.diagnosis import diagnose, is_healthy
+from propeller.doctor.env_source import from_env
+from propeller.doctor.findings import Finding, Status
+from propeller.doctor.state_source import from_state
+from propeller.doctor.target import Target
+
+_STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.SKIP: "yellow"}
+
+
+def run_doctor(
+    state: Path,
+    env_file: Path | None,
+    host: str,
+    *,
+    image: str | None,
+    participants: str | None,
+    as_json: bool,
+) -> int:
+    """Examine the stack of a state folder, or of an ``.env`` file, and print what was found.
+
+    Returns:
+        1 if something is wrong, else 0.
+    """
+    source: Callable[[], Target] = (
+        partial(from_env, env_file, host) if env_file else partial(from_state, state)
+    )
+    chosen = [name.strip() for name in participants.split(",") if name.strip()] if participants else None
+    folder = None if env_file else state
+    findings = asyncio.run(diagnose(source, folder=folder, image=image, participants=chosen))
+    healthy = is_healthy(findings)
+    if as_json:
+        print(json.dumps({"healthy": healthy, "checks": [asdict(one) for one in findings]}, indent=2))
+    else:
+        _show(findings)
+    return 0 if healthy else 1
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for one in findings:
+        console.print(Text.assemble((one.status, _STYLES[one.status]), f" {one.what}: {one.detail}"))
+        if one.fix:
+            console.print(Text(f"     fix: {one.fix}"))
+    counts = {status: sum(one.status is status for one in findings) for status in Status}
+    console.print(
+        f"{counts[Status.PASS]} passed, {counts[Status.FAIL]} failed, {counts[Status.SKIP]} skipped"
+    )

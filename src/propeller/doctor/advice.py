@@ -1,0 +1,129 @@
+"""How a stack is mended: by the commands of the way it runs."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+CONTAINERS = {
+    "coordinator": "coordinator-http",
+    "data-store": "local-data-store",
+    "oci-registry": "local-registry",
+    "fl-coordinator": "coordinator-http",
+    "proplet-1": "proplet",
+}
+"""Services and clients whose container has another name."""
+
+
+class Advice(Protocol):
+    """Commands and instructions, a line each."""
+
+    def start(self) -> str:
+        """To start the stack."""
+
+    def look(self, service: str) -> str:
+        """To see what a service says."""
+
+    def restart(self, service: str) -> str:
+        """To have a service again, with what the settings say now."""
+
+    def new_key(self, client: str) -> str:
+        """To give a client a key that is accepted."""
+
+    def right_ids(self) -> str:
+        """To have the domain and channel that identity knows."""
+
+    def free_port(self, listener: str) -> str:
+        """To get a port back from another program."""
+
+    def seed(self) -> str:
+        """To have the demo's datasets."""
+
+
+@dataclass(frozen=True)
+class LocalAdvice:
+    """For ``propeller up``."""
+
+    state: Path
+
+    def start(self) -> str:
+        """To start the stack."""
+        return f"propeller up --state {_quoted(self.state)}"
+
+    def look(self, service: str) -> str:
+        """To see what a service says."""
+        return f"propeller logs --state {_quoted(self.state)} --service {service}"
+
+    def restart(self, service: str) -> str:
+        """To have a service again."""
+        return f"end the stack (Ctrl-C) and start it again: {self.start()}; why: {self.look(service)}"
+
+    def new_key(self, client: str) -> str:
+        """A start replaces the keys that identity refuses."""
+        return f"end the stack (Ctrl-C) and start it again: {self.start()}; it gives {client} a new key"
+
+    def right_ids(self) -> str:
+        """A stack writes them at its start."""
+        return (
+            f"end the stack (Ctrl-C) and start it again: {self.start()}; it writes {self.state / '.env'} anew"
+        )
+
+    def free_port(self, listener: str) -> str:
+        """Its owner gives it up, or the stack takes others."""
+        return f"end {listener}, or take free ports: {self.start()} --ports auto"
+
+    def seed(self) -> str:
+        """They are made at the start."""
+        return f"end the stack (Ctrl-C) and start it again: {self.start()}"
+
+
+@dataclass(frozen=True)
+class ContainerAdvice:
+    """For the containers of ``deploy/compose.yaml``."""
+
+    env_file: Path
+
+    def start(self) -> str:
+        """To start the stack."""
+        return f"{self._compose} up -d"
+
+    def look(self, service: str) -> str:
+        """To see what a service says."""
+        return f"{self._compose} logs --tail 50 {_container(service)}"
+
+    def restart(self, service: str) -> str:
+        """A container reads its environment only when it is made."""
+        return f"{self._compose} up -d --force-recreate {_container(service)}; why: {self.look(service)}"
+
+    def new_key(self, client: str) -> str:
+        """Provisioning makes new ones only when told so."""
+        provision = f"propeller provision --rotate --env-file {_quoted(self.env_file)}"
+        return f"{provision} (new keys for {client} and the others), then {self._recreate}"
+
+    def right_ids(self) -> str:
+        """Provisioning writes them."""
+        return f"propeller provision --env-file {_quoted(self.env_file)}, then {self._recreate}"
+
+    def free_port(self, listener: str) -> str:
+        """Its owner gives it up."""
+        return f"end {listener}, then {self.start()}"
+
+    def seed(self) -> str:
+        """They are made at the start."""
+        return f"{self._compose} restart local-data-store"
+
+    @property
+    def _recreate(self) -> str:
+        return f"{self._compose} up -d --force-recreate"
+
+    @property
+    def _compose(self) -> str:
+        return f"docker compose -f deploy/compose.yaml --env-file {_quoted(self.env_file)}"
+
+
+def _container(name: str) -> str:
+    return CONTAINERS.get(name, name)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,66 @@
+"""Running checks side by side: each with a time limit, and none before those that it needs have passed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from propeller.doctor.findings import Finding, Status, failed, waits_for
+
+LIMIT_S = 5.0
+"""How long a check may take, in seconds."""
+
+TOTAL_S = 14.0
+"""How long all of them may take."""
+
+Ask = Callable[[], Awaitable[list[Finding]]]
+"""Asks one question of a stack; may give several lines, and raise what it does not expect."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question.
+
+    Attributes:
+        what: its name.
+        ask: asks it.
+        needs: checks before it in the list; if one of them does not pass, this one is skipped.
+        after: checks before it in the list whose end it waits for, however they end.
+        limit_s: its time limit in seconds.
+    """
+
+    what: str
+    ask: Ask
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    limit_s: float = LIMIT_S
+
+
+async def run_checks(checks: Sequence[Check], total_s: float = TOTAL_S) -> list[Finding]:
+    """Run all checks, at most ``total_s`` seconds; gives their findings in the order of the checks."""
+    end = asyncio.get_running_loop().time() + total_s
+    tasks: dict[str, asyncio.Task[list[Finding]]] = {}
+    for check in checks:
+        waited = {name: tasks[name] for name in (*check.needs, *check.after)}
+        tasks[check.what] = asyncio.create_task(_run(check, waited, end))
+    return [finding for task in tasks.values() for finding in await task]
+
+
+async def _run(check: Check, waited: dict[str, asyncio.Task[list[Finding]]], end: float) -> list[Finding]:
+    if waited:
+        await asyncio.wait(waited.values())
+    missing = [name for name in check.needs if not _all_pass(waited[name].result())]
+    if missing:
+        return [waits_for(check.what, *missing)]
+    limit = max(min(check.limit_s, end - asyncio.get_running_loop().time()), 0)
+    try:
+        async with asyncio.timeout(limit):
+            return await check.ask()
+    except TimeoutError:
+        return [failed(check.what, f"no answer within {limit:.0f} s", "see what hangs: the checks above")]
+    except Exception as error:  # noqa: BLE001 - one question that goes wrong must not hide the answers to the others
+        reason = f"{type(error).__name__}: {error}"[:300]
+        return [failed(check.what, f"cannot be checked: {reason}", "see the log of the service it asks")]
+
+
+def _all_pass(findings: list[Finding]) -> bool:
+    return all(finding.status is Status.PASS for finding in findings)

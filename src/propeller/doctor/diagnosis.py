@@ -1,0 +1,135 @@
+"""All checks, put together."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from propeller.doctor import machine
+from propeller.doctor.accounts import Accounts
+from propeller.doctor.broker import Broker
+from propeller.doctor.checks import Ask, Check, run_checks
+from propeller.doctor.facts import Facts
+from propeller.doctor.findings import Finding, Status, failed, passed, waits_for
+from propeller.doctor.fleet import Fleet
+from propeller.doctor.image import LIMIT_S as IMAGE_LIMIT_S
+from propeller.doctor.image import Image
+from propeller.doctor.learning import Learning
+from propeller.doctor.questions import Questions
+from propeller.doctor.services import Services
+from propeller.doctor.target import HTTP_SERVICES, SourceError, Target
+from propeller.stack.ports import GUIDE_PORTS
+
+NEED_A_STACK = (
+    "broker",
+    *HTTP_SERVICES,
+    "keys",
+    "channel",
+    "manager mqtt",
+    "proplets",
+    "rounds",
+    "participants",
+    "model 0",
+    "datasets",
+    "image",
+    "clocks",
+)
+"""The checks of a stack that runs, in the order in which they are shown."""
+
+
+async def diagnose(
+    source: Callable[[], Target],
+    *,
+    folder: Path | None = None,
+    image: str | None = None,
+    participants: Sequence[str] | None = None,
+) -> list[Finding]:
+    """Examine a stack.
+
+    Args:
+        source: says what there is to examine; raises ``SourceError``.
+        folder: the state folder, whose disk is looked at in any case.
+        image: the program to ask for; else one that the stack uses.
+        participants: the ids to examine; else those of a round that did not complete.
+    """
+    try:
+        target = source()
+    except SourceError as error:
+        return _without_target(error, folder)
+    facts = Facts()
+    urls = {**target.services, **target.identity}
+    async with Questions(*urls.values()) as ask:
+        return await run_checks(_checks(target, ask, facts, image, participants))
+
+
+def is_healthy(findings: Sequence[Finding]) -> bool:
+    """Whether nothing failed."""
+    return all(finding.status is not Status.FAIL for finding in findings)
+
+
+def _without_target(error: SourceError, folder: Path | None) -> list[Finding]:
+    found = error.finding
+    findings = [found]
+    if folder is not None:
+        findings += machine.disk(folder)
+        if not error.running:
+            remedy = f"end what listens there, or take free ports: propeller up --state {folder} --ports auto"
+            findings += machine.free_ports(GUIDE_PORTS, remedy)
+    return findings + [waits_for(what, found.what) for what in NEED_A_STACK]
+
+
+def _checks(
+    target: Target, ask: Questions, facts: Facts, image: str | None, participants: Sequence[str] | None
+) -> list[Check]:
+    services = Services(target, ask, facts)
+    broker = Broker(target, Accounts(target), facts)
+    fleet = Fleet(target, ask, facts, participants)
+    learning = Learning(target, ask, facts)
+
+    async def settings() -> list[Finding]:
+        return [passed("settings", target.settings)]
+
+    async def stack() -> list[Finding]:
+        return await _runs(target)
+
+    async def disk() -> list[Finding]:
+        return machine.disk(target.folder)
+
+    async def clocks() -> list[Finding]:
+        return machine.clocks(facts)
+
+    def check(what: str, ask: Ask, *needs: str, after: tuple[str, ...] = (), **options: float) -> Check:
+        return Check(what, ask, ("stack", *needs), after, **options)
+
+    return [
+        Check("settings", settings),
+        Check("disk", disk),
+        Check("stack", stack),
+        check("broker", broker.broker),
+        *(
+            check(name, services.identity if name == "identity" else partial(services.service, name))
+            for name in HTTP_SERVICES
+        ),
+        check("keys", broker.keys, "broker", "identity"),
+        check("channel", broker.channel, after=("keys",)),
+        check("manager mqtt", fleet.connection, "manager", "broker"),
+        check("proplets", fleet.proplets, "manager mqtt"),
+        check("rounds", learning.rounds, "coordinator"),
+        check("participants", fleet.participants, after=("proplets", "rounds")),
+        check("model 0", learning.model, "model-registry"),
+        check("datasets", fleet.datasets, "data-store", after=("proplets",)),
+        check("image", Image(target, facts, image).image, after=("channel", "rounds"), limit_s=IMAGE_LIMIT_S),
+        check("clocks", clocks, after=(*HTTP_SERVICES, "proplets")),
+    ]
+
+
+async def _runs(target: Target) -> list[Finding]:
+    """Whether anything listens where the stack should."""
+    broker = target.broker
+    places = {"broker": (broker.host, broker.port)}
+    for name, url in target.services.items():
+        host, _, port = url.rpartition("/")[2].rpartition(":")
+        places[name] = (host, int(port))
+    if await machine.listening(places):
+        return [passed("stack", target.process)]
+    shown = ", ".join(f"{port} ({name})" for name, (_, port) in places.items())
+    return [failed("stack", f"nothing listens on {broker.host}: {shown}", target.advice.start())]

@@ -1,0 +1,151 @@
+"""The manager's proplets, those who are asked to take part in rounds, and their data."""
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from propeller.doctor.facts import Facts
+from propeller.doctor.findings import Finding, failed, passed, skipped, waits_for
+from propeller.doctor.questions import NoAnswerError, Questions
+from propeller.doctor.target import Client, Target
+from propeller.protocol.ids import InvalidIdError, check_id
+
+_INSTANCE_NAME = re.compile(r"proplet(-[0-9]+)?")
+_PAGE = 1000
+_AT_ONCE = 10
+
+
+class Fleet:
+    """Asks the manager and the data store."""
+
+    def __init__(
+        self, target: Target, ask: Questions, facts: Facts, participants: Sequence[str] | None
+    ) -> None:
+        """``participants`` are those to examine; else the newest round's, if that did not complete."""
+        self._target, self._ask, self._facts, self._chosen = target, ask, facts, participants
+
+    async def connection(self) -> list[Finding]:
+        """Whether the manager is connected to the broker."""
+        url = self._target.services["manager"]
+        health = await self._ask.document(f"{url}/health")
+        if health.get("mqtt_connected", True):
+            return [passed("manager mqtt", "the manager is connected to the broker")]
+        detail = "the manager is not connected to the broker: its id, key, domain or channel may be those of before"
+        return [failed("manager mqtt", detail, self._target.advice.restart("manager"))]
+
+    async def proplets(self) -> list[Finding]:
+        """Whether every proplet that should be there is registered and alive."""
+        known = self._facts.proplets = await self._known()
+        expected = self._target.proplets
+        if not expected:
+            return [skipped("proplets", "there should be none")]
+        findings = [self._missing(client, known.get(client.id)) for client in expected]
+        return [one for one in findings if one] or [
+            passed("proplets", f"{len(expected)} of {len(expected)} are alive in the manager's channel")
+        ]
+
+    async def participants(self) -> list[Finding]:
+        """Whether those who are asked to take part are client ids of live proplets."""
+        chosen, whose = self._chosen, "--participants"
+        newest = self._facts.newest_round
+        if chosen is None and newest is not None and newest["state"] != "completed":
+            chosen, whose = newest["participants"], f"round {newest['round_id']}"
+        if chosen is None:
+            return [skipped("participants", "no round is open or failed; name some with --participants ID,…")]
+        findings = [one for one in (self._stranger(name, whose) for name in chosen) if one]
+        if findings:
+            return findings
+        if self._facts.proplets is None:
+            return [waits_for("participants", "proplets")]
+        return [passed("participants", f"{whose}: {len(chosen)} known proplets")]
+
+    async def datasets(self) -> list[Finding]:
+        """Whether each proplet has data to learn from."""
+        wanted = {client.id: f"{client.name} ({client.id})" for client in self._target.proplets}
+        known = self._facts.proplets or {}
+        wanted |= {name: name for name in self._chosen or () if name in known and name not in wanted}
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def examine(proplet_id: str) -> str | None:
+            async with slots:
+                return await self._lack(proplet_id)
+
+        lacks = zip(wanted, await asyncio.gather(*map(examine, wanted)), strict=True)
+        findings = [self._no_data(wanted[one], one, lack) for one, lack in lacks if lack is not None]
+        return findings or [passed("datasets", f"{len(wanted)} of {len(wanted)} proplets have data")]
+
+    async def _known(self) -> dict[str, dict[str, Any]]:
+        url, who = f"{self._target.services['manager']}/proplets", self._target.client("manager")
+        found: dict[str, dict[str, Any]] = {}
+        while True:
+            params = {"limit": _PAGE, "offset": len(found)}
+            page = await self._ask.document(url, who, params=params)
+            found |= {str(proplet["id"]): proplet for proplet in page["proplets"]}
+            if not page["proplets"] or len(found) >= page["total"]:
+                return found
+
+    def _missing(self, client: Client, proplet: dict[str, Any] | None) -> Finding | None:
+        if proplet is None:
+            detail = (
+                f"{client.name} ({client.setting} {client.id}) is not registered with the manager: it does not run, "
+                "or works in another channel"
+            )
+        elif not proplet["alive"]:
+            detail = f"{client.name} ({client.id}) is not alive{_last_heartbeat(proplet)}"
+        else:
+            return None
+        return failed("proplets", detail, self._target.advice.restart(client.name))
+
+    def _stranger(self, name: str, whose: str) -> Finding | None:
+        known = self._facts.proplets
+        if known is not None and name in known:
+            expected = self._target.owner(name) is not None
+            if known[name]["alive"] or expected:  # a dead one that should be there is a finding already
+                return None
+            fix = "start it, or leave it out; those alive: GET /proplets?status=active at the manager"
+            return failed("participants", f"{whose}: {name} is not alive{_last_heartbeat(known[name])}", fix)
+        client = next((client for client in self._target.proplets if client.name == name), None)
+        if client is not None:
+            detail = f"{whose}: {name} is an instance name, not a client id"
+            return failed("participants", detail, f"use {client.id} ({client.setting})")
+        if _INSTANCE_NAME.fullmatch(name):
+            fix = "use client ids: GET /proplets at the manager lists them"
+            return failed("participants", f"{whose}: {name} is an instance name, not a client id", fix)
+        if known is None or self._target.owner(name) in self._target.proplets:
+            return None
+        fix = "use ids that GET /proplets at the manager lists"
+        return failed("participants", f"{whose}: the manager knows no proplet {name[:128]!r}", fix)
+
+    async def _lack(self, proplet_id: str) -> str | None:
+        """What is wrong with a dataset, ``None`` if nothing is."""
+        who = self._target.owner(proplet_id) or self._target.client("manager")
+        try:
+            url = f"{self._target.services['data-store']}/datasets/{check_id(proplet_id)}"
+            status, body = await self._ask.start_of(url, who)
+        except (NoAnswerError, InvalidIdError) as error:
+            return str(error)
+        if status == 403 or body is None:  # another's, which only it may read; or large
+            return None
+        if status == 404:
+            return "has no dataset"
+        try:
+            document = json.loads(body)
+            size = len(document["data"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return f"has a dataset that cannot be used: the data store answered {status}"
+        return None if size else "has an empty dataset"
+
+    def _no_data(self, shown: str, proplet_id: str, lack: str) -> Finding:
+        post = f"POST one to {self._target.services['data-store']}/datasets/{proplet_id}"
+        return failed("datasets", f"{shown} {lack}", f"{post}, or the demo's: {self._target.advice.seed()}")
+
+
+def _last_heartbeat(proplet: dict[str, Any]) -> str:
+    try:
+        age = (datetime.now(UTC) - datetime.fromisoformat(proplet["last_alive_at"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return ": it never sent a heartbeat"
+    return f": its last heartbeat was {max(age, 0):.0f} s ago"

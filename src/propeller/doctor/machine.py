@@ -1,0 +1,99 @@
+"""This machine: its clock beside the services', the disk, the ports."""
+
+import asyncio
+import shutil
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from propeller.doctor.facts import Facts
+from propeller.doctor.findings import Finding, failed, passed, skipped
+from propeller.process.ports import holder
+
+MOST_AHEAD_S = 5.0
+"""How far two clocks may be apart, in seconds."""
+
+LEAST_FREE = 512 * 1024 * 1024
+"""Free disk space that a stack should have, in bytes."""
+
+_SET_CLOCK = "set the clocks of both machines by NTP: timedatectl set-ntp true"
+
+
+def clocks(facts: Facts) -> list[Finding]:
+    """Whether the services' clocks are this machine's: by the Date of their answers, and by heartbeats to come."""
+    if not facts.clocks:
+        return [skipped("clocks", "no service told its time")]
+    findings = [
+        failed(
+            "clocks",
+            f"{name} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine",
+            _SET_CLOCK,
+        )
+        for name, ahead in facts.clocks.items()
+        if abs(ahead) > MOST_AHEAD_S
+    ]
+    if not findings:
+        findings = [
+            failed("clocks", f"the last heartbeat of {name} is {ahead:.0f} s in the future", _SET_CLOCK)
+            for name, proplet in (facts.proplets or {}).items()
+            if (ahead := _ahead(proplet.get("last_alive_at"))) > MOST_AHEAD_S
+        ]
+    largest = max(map(abs, facts.clocks.values()))
+    return findings or [
+        passed(
+            "clocks", f"those of {len(facts.clocks)} listeners are within {largest:.0f} s of this machine's"
+        )
+    ]
+
+
+def disk(folder: Path | None) -> list[Finding]:
+    """Whether the disk of a state folder has room."""
+    if folder is None:
+        return [skipped("disk", "the volumes are the container engine's: docker system df")]
+    try:
+        free = shutil.disk_usage(
+            next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+        ).free
+    except OSError as error:
+        return [failed("disk", f"{folder}: {error.strerror}", "choose another folder with --state")]
+    if free < LEAST_FREE:
+        detail = f"{folder} has {free // 2**20} MiB left, under {LEAST_FREE // 2**20}"
+        return [failed("disk", detail, "make room, or choose a folder on another disk with --state")]
+    return [passed("disk", f"{folder} has {free / 2**30:.1f} GiB left")]
+
+
+def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:
+    """Whether ports are free for a stack that does not run."""
+    findings = []
+    for name, port in ports.items():
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            by = holder(port)
+            detail = f"{port} ({name}) is not free: {f'{by} listens there' if by else error.strerror}"
+            findings.append(failed("ports", detail, remedy))
+    return findings or [passed("ports", f"free: {', '.join(map(str, ports.values()))}")]
+
+
+async def listening(places: Mapping[str, tuple[str, int]]) -> list[str]:
+    """Which of some addresses take connections."""
+
+    async def takes(place: tuple[str, int]) -> bool:
+        try:
+            async with asyncio.timeout(2.0):
+                _, writer = await asyncio.open_connection(*place)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
+
+    answers = await asyncio.gather(*map(takes, places.values()))
+    return [name for name, answer in zip(places, answers, strict=True) if answer]
+
+
+def _ahead(moment: object) -> float:
+    try:
+        return (datetime.fromisoformat(str(moment)) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
