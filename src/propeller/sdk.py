@@ -110,6 +110,10 @@ class Propeller:
         """Close every connection."""
         self._http.close()
 
+    def url(self, service: str) -> str:
+        """The address of a service: ``manager``, ``coordinator``, ``model_registry`` or ``data_store``."""
+        return self._urls[service]
+
     def image(self, name: str = "fl-client-wasm") -> str:
         """The reference of a program that the stack put into its own registry.
 

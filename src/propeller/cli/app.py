@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from propeller import __version__
+from propeller.cli import program_commands
 
 app = typer.Typer(
     name="propeller",
@@ -226,3 +227,6 @@ def doctor(
     raise typer.Exit(
         run_doctor(folder, env_file, host, image=image, participants=participants, as_json=as_json)
     )
+
+
+program_commands.add_to(app)

@@ -21,6 +21,8 @@ _NATIVE = """
 import runpy, sys
 from pathlib import Path
 from propeller.program import command
+from propeller.program.tensors import session
+session.use(session.local(Path(sys.argv[2])))
 sys.path.insert(0, str(Path(sys.argv[1]).parent))
 runpy.run_path(sys.argv[1], run_name=Path(sys.argv[1]).stem)
 sys.exit(command.run(Path(sys.argv[2])))

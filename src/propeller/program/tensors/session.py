@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from propeller.program.tensors.tape import Machine, MainTape, Tape
@@ -17,7 +18,7 @@ def current() -> Any:
 def main() -> MainTape:
     """The program's own tape; the first use chooses the machine."""
     if not _tapes:
-        _tapes.append(MainTape(_machine()))
+        use(local(None))
     first: MainTape = _tapes[0]
     return first
 
@@ -43,12 +44,14 @@ def on(tape: Tape) -> Iterator[None]:
         _tapes.pop()
 
 
-def _machine() -> Machine:
-    """NumPy where it is; else plain Python."""
+def local(root: Path | None) -> Machine:
+    """A machine in this process, on the task's files below ``root``: NumPy where it is, else plain Python."""
     try:
+        from propeller.wasm.tensors.files import ArrayFiles
         from propeller.wasm.tensors.machine import NumpyMachine
     except ImportError:
+        from propeller.program.tensors.files import TaskFiles
         from propeller.program.tensors.pure import PythonMachine
 
-        return PythonMachine()
-    return NumpyMachine()
+        return PythonMachine(root and TaskFiles(root))
+    return NumpyMachine(root and ArrayFiles(root))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.random import PCG64, Generator  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.program.tensors.machine import WEAK, Kernel
 from propeller.program.tensors.shapes import Spec
@@ -229,7 +230,7 @@ def _random(_specs: Sequence[Spec], params: Any, _dtype: Any) -> Kernel:
     kind, shape, seed = params
 
     def kernel() -> Any:
-        source = np.random.Generator(np.random.PCG64(seed))
+        source = Generator(PCG64(seed))
         if kind == "permutation":
             return source.permutation(shape[0])
         if kind == "normal":
