@@ -3,7 +3,7 @@
     >>> from propeller.program import tensors as pt
     >>> x = pt.array([[1.0, 2.0], [3.0, 4.0]])
     >>> (x @ x.T).sum().item()
-    58.0
+    52.0
 
 Operations are recorded and cross to the host together, when a value is needed. ``jit`` records a whole function once.
 """
@@ -38,6 +38,7 @@ from propeller.program.tensors.functions import (
     zeros,
     zeros_like,
 )
+from propeller.program.tensors.grad import grad, value_and_grad
 from propeller.program.tensors.shapes import TensorError
 from propeller.program.tensors.trace import jit
 
@@ -51,6 +52,7 @@ __all__ = [
     "concatenate",
     "exp",
     "full",
+    "grad",
     "jit",
     "log",
     "log_softmax",
@@ -69,6 +71,7 @@ __all__ = [
     "square",
     "stack",
     "tanh",
+    "value_and_grad",
     "where",
     "zeros",
     "zeros_like",

@@ -248,7 +248,7 @@ class Array(Handle):
             if not self.dtype.startswith("float"):
                 raise TensorError(f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype")
             result = result.astype(self.dtype)
-        session.current().adopt(self)
+        session.change(self)
         if self.tape is result.tape:
             self.handle, result.handle = result.handle, self.handle
         else:  # an array from outside, in a function that is traced: it gets its own handle back in the end
@@ -257,7 +257,7 @@ class Array(Handle):
 
 
 def _record(name: str, *operands: Any, params: Any = None) -> Array:
-    return cast("Array", session.current().record(name, operands, params))
+    return cast("Array", session.record(name, operands, params))
 
 
 def _axes(axis: int | Sequence[int] | None) -> list[int] | None:

@@ -201,7 +201,7 @@ def random(seed: int) -> Random:
 
 
 def _record(name: str, *operands: Any, params: Any = None) -> Array:
-    return cast("Array", session.current().record(name, operands, params))
+    return cast("Array", session.record(name, operands, params))
 
 
 def _sizes(shape: int | Sequence[int]) -> list[int]:

@@ -1,18 +1,54 @@
 """Which tape operations go to now: the program's, or that of a function being traced."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller.program.tensors.tape import Machine, MainTape, Tape
+from propeller.program.tensors.shapes import TensorError
+from propeller.program.tensors.tape import Handle, Machine, MainTape, Tape
+
+Note = tuple[str, Sequence[Any], Any, Any]
+"""An operation that was recorded: its name, operands, params and result."""
 
 _tapes: list[Any] = []
+_notes: list[list[Note]] = []
 
 
 def current() -> Any:
     """The tape to record on."""
     return _tapes[-1] if _tapes else main()
+
+
+def record(name: str, operands: Sequence[Any], params: Any = None) -> Any:
+    """Record an operation on the tape; returns its result's array."""
+    result = current().record(name, operands, params)
+    if _notes:
+        _notes[-1].append((name, operands, params, result))
+    return result
+
+
+def change(array: Handle) -> None:
+    """An array is about to be changed in place.
+
+    Raises:
+        TensorError: A gradient is being computed, which needs the values as they were.
+    """
+    if _notes:
+        raise TensorError("an array must not be changed in place where a gradient is computed: write w = w - …")
+    current().adopt(array)
+
+
+@contextlib.contextmanager
+def noted(notes: list[Note]) -> Iterator[None]:
+    """Note what is recorded for a while."""
+    _notes.append(notes)
+    try:
+        yield
+    finally:
+        _notes.pop()
+        if _notes:  # of a gradient around this one
+            _notes[-1].extend(notes)
 
 
 def main() -> MainTape:

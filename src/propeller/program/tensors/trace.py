@@ -112,13 +112,13 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     recorder = _Recorder()
     stand_ins: list[Any] = []
     given = _stand_in((args, kwargs), recorder, stand_ins)
-    slots = [each.handle for each in stand_ins]
+    slots, before = [each.handle for each in stand_ins], _parts(given)
     try:
         with session.on(recorder):
             result = function(*given[0], **given[1])
     finally:
         changed = recorder.give_back()
-    _check_kept(given, (args, kwargs))
+    _check_kept(before, _parts(given))
     captured = list(recorder.captured.items())
     changed_leaves = [at for at, each in enumerate(stand_ins) if each.handle != slots[at]]
     changed_captured = [at for at, (key, _) in enumerate(captured) if key in changed]
@@ -182,15 +182,25 @@ def _stand_in(value: Any, recorder: _Recorder, made: list[Any]) -> Any:
     return value
 
 
-def _check_kept(given: Any, original: Any) -> None:
-    """Refuse a function that puts arrays into its arguments' containers: a replay would not."""
-    if isinstance(original, dict | list | tuple):
-        parts = original.values() if isinstance(original, dict) else original
-        others = given.values() if isinstance(given, dict) else given
-        if len(parts) != len(others):
-            raise TensorError("a traced function must not add to or take from its arguments")
-        for one, other in zip(others, parts, strict=True):
-            _check_kept(one, other)
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """The parts of a container, at any depth, by where they are."""
+    if isinstance(value, dict):
+        items: list[tuple[Any, Any]] = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    else:
+        return []
+    return [((key, *place), part) for key, each in items for place, part in [((), each), *_parts(each)]]
+
+
+def _check_kept(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> None:
+    """Refuse a function that puts other arrays into its arguments' containers: a replay would not."""
+    if [place for place, _ in before] != [place for place, _ in after] or any(
+        one is not other for (_, one), (_, other) in zip(before, after, strict=True)
+    ):
+        raise TensorError(
+            "a traced function must not put other arrays into its arguments: change them in place (w -= …), or return new ones"
+        )
 
 
 def _plan(value: Any, recorder: _Recorder, outputs: list[int], specs: list[Spec]) -> Any:
