@@ -48,13 +48,17 @@ def try_program(
     program: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .wasm, run in the sandbox, or a .py, run as it is.")
     ],
-    model: Annotated[Path, typer.Option(metavar="FILE", help="JSON or safetensors.")] = Path("data/model.json"),
+    model: Annotated[Path, typer.Option(metavar="FILE", help="JSON or safetensors.")] = Path(
+        "data/model.json"
+    ),
     data: Annotated[Path, typer.Option(metavar="FILE", help="JSON, as the data store takes it.")] = Path(
         "data/1.json"
     ),
     hyperparams: Annotated[str, typer.Option(metavar="JSON", help="What the experiment would set.")] = "{}",
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate instead of training.")] = False,
-    wall_time: Annotated[float, typer.Option(metavar="SECONDS", min=0.01, help="The limit of its time.")] = 300,
+    wall_time: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.01, help="The limit of its time.")
+    ] = 300,
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update."""
     from propeller.cli.try_ import run_try

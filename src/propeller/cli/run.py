@@ -69,9 +69,7 @@ def _run(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Conso
 
 def _line(number: int, result: RoundResult, participants: int) -> str:
     names: dict[str, Any] = dict.fromkeys(name for update in result.updates for name in update["metrics"])
-    means = "  ".join(
-        f"{name} {mean:.4f}" for name in names if (mean := result.mean(name)) is not None
-    )
+    means = "  ".join(f"{name} {mean:.4f}" for name in names if (mean := result.mean(name)) is not None)
     return (
         f"  round {number:>2}  updates {len(result.updates)}/{participants}  {means}  "
         f"[dim]v{result.model_version}, {1000 * result.seconds:.0f} ms, {result.round_id}[/]"

@@ -42,7 +42,9 @@ def _work(root: Path) -> dict[str, Any]:
     environment = dict(os.environ)
     mode = environment.get("FL_MODE") or "train"
     function = registered(mode)
-    hyperparams = json.loads(_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
+    hyperparams = (
+        json.loads(_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
+    )
     tape = session.main()
     specs = tape.describe("model")
     model = {name: tape.open("model", name, spec) for name, spec in specs.items()}
@@ -92,7 +94,9 @@ def _count(value: Any) -> int:
 def _finite(name: str, value: Any) -> float:
     number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
     if not math.isfinite(number):
-        raise ValueError(f"the metric {name!r} is {number}: training diverged, or something was divided by zero")
+        raise ValueError(
+            f"the metric {name!r} is {number}: training diverged, or something was divided by zero"
+        )
     return number
 
 
@@ -104,14 +108,18 @@ def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array
     """
     if specs and set(model) != set(specs):
         lacks, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
-        said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(unknown)} beside it"] * bool(unknown)
+        said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(unknown)} beside it"] * bool(
+            unknown
+        )
         raise TensorError(f"the update has not the base model's names: it {' and '.join(said)}")
     fitted = {}
     for name, value in model.items():
         made = value if isinstance(value, Array) else array(value)
         dtype, shape = specs.get(name, made.spec)
         if made.shape != shape:
-            raise TensorError(f"the update's {name!r} has shape {list(made.shape)}, the base model's {list(shape)}")
+            raise TensorError(
+                f"the update's {name!r} has shape {list(made.shape)}, the base model's {list(shape)}"
+            )
         fitted[name] = made if made.dtype == dtype else made.astype(dtype)
     return fitted
 

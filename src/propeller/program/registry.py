@@ -61,12 +61,16 @@ def registered(mode: str) -> Callable[..., Any]:
         LookupError: The program has none.
     """
     if mode not in _functions:
-        raise LookupError(f"this program has no function for {mode!r}: mark one with @{mode} of propeller.program")
+        raise LookupError(
+            f"this program has no function for {mode!r}: mark one with @{mode} of propeller.program"
+        )
     return _functions[mode]
 
 
 def _register(mode: str, function: Function) -> Function:
     if mode in _functions and _functions[mode] is not function:
-        raise ValueError(f"two functions are marked with @{mode}: {_functions[mode].__name__} and {function.__name__}")
+        raise ValueError(
+            f"two functions are marked with @{mode}: {_functions[mode].__name__} and {function.__name__}"
+        )
     _functions[mode] = function
     return function

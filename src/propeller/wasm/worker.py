@@ -103,7 +103,9 @@ def _compile(task: dict[str, Any]) -> dict[str, Any]:
 def _run(task: dict[str, Any]) -> dict[str, Any]:
     limits = task["limits"]
     guard.limit(
-        data_bytes=limits["memory_bytes"] + _RUNTIME_BYTES + (2 * limits["tensor_bytes"] if task["tensors"] else 0),
+        data_bytes=limits["memory_bytes"]
+        + _RUNTIME_BYTES
+        + (2 * limits["tensor_bytes"] if task["tensors"] else 0),
         file_bytes=limits["out_bytes"] + 1,  # one more, so that the search of /out sees who went over
         cpu_s=int(limits["wall_time_s"]) + 5,
     )

@@ -77,7 +77,9 @@ class Array(Handle):
         return _record("mod", self, other)
 
     def __pow__(self, other: Any) -> "Array":
-        return _record("square", self) if other == 2 and isinstance(other, int) else _record("pow", self, other)
+        return (
+            _record("square", self) if other == 2 and isinstance(other, int) else _record("pow", self, other)
+        )
 
     def __matmul__(self, other: Any) -> "Array":
         return _record("matmul", self, other)
@@ -243,10 +245,14 @@ class Array(Handle):
     def _become(self, result: "Array") -> Self:
         """Take over another's elements, keeping shape and dtype: what an in-place change is here."""
         if result.shape != self.shape:
-            raise TensorError(f"a result of shape {list(result.shape)} does not fit in place of {list(self.shape)}")
+            raise TensorError(
+                f"a result of shape {list(result.shape)} does not fit in place of {list(self.shape)}"
+            )
         if result.dtype != self.dtype:
             if not self.dtype.startswith("float"):
-                raise TensorError(f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype")
+                raise TensorError(
+                    f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype"
+                )
             result = result.astype(self.dtype)
         session.change(self)
         if self.tape is result.tape:

@@ -37,7 +37,11 @@ class TaskFiles:
         """Write the update's file from little-endian elements."""
         header, at = {}, 0
         for name, (data, (dtype, shape)) in tensors.items():
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + len(data)]}
+            header[name] = {
+                "dtype": _NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [at, at + len(data)],
+            }
             at += len(data)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -73,9 +77,7 @@ class TaskFiles:
         if not plain.exists():
             return {}
         document = json.loads(plain.read_text())
-        return {
-            name: self._single(name, value) for name, value in document.items() if name != "version"
-        }
+        return {name: self._single(name, value) for name, value in document.items() if name != "version"}
 
     def _data(self) -> dict[str, tuple[Spec, Any]]:
         file = self._root / "in" / "dataset.json"

@@ -80,7 +80,7 @@ def arange(count: int) -> Array:
 
 
 def exp(x: Any) -> Array:
-    """e to the power of each element."""
+    """E to the power of each element."""
     return _record("exp", x)
 
 
@@ -190,7 +190,9 @@ class Random:
 
     def _draw(self, kind: str, shape: int | Sequence[int]) -> Array:
         if session.tracing():
-            raise TensorError("a traced function would draw the same numbers each time: draw outside and pass them in")
+            raise TensorError(
+                "a traced function would draw the same numbers each time: draw outside and pass them in"
+            )
         self._drawn += 1
         return _record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
 
@@ -209,7 +211,9 @@ def _sizes(shape: int | Sequence[int]) -> list[int]:
 
 
 def _kind(flat: list[Number]) -> str:
-    kinds = {"bool" if isinstance(value, bool) else INT if isinstance(value, int) else FLOAT for value in flat}
+    kinds = {
+        "bool" if isinstance(value, bool) else INT if isinstance(value, int) else FLOAT for value in flat
+    }
     if kinds == {"bool"}:
         return "bool"
     kind = FLOAT if not kinds or FLOAT in kinds else INT

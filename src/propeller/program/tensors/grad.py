@@ -32,7 +32,9 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
         loss = value[0] if isinstance(value, tuple) else value
         if not isinstance(loss, Array) or loss.shape != ():
             shown = list(loss.shape) if isinstance(loss, Array) else type(loss).__name__
-            raise TensorError(f"a gradient is of one number; {function.__name__} returned {shown}: use .sum() or .mean()")
+            raise TensorError(
+                f"a gradient is of one number; {function.__name__} returned {shown}: use .sum() or .mean()"
+            )
         return value, _gather(model, _backward(loss, notes))
 
     return with_gradient
@@ -46,7 +48,9 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _backward(loss: Array, notes: Sequence[session.Note]) -> dict[int, Array]:
     """The gradient of the loss by every array that it depends on, by the array's identity."""
-    found: dict[int, Array] = {id(loss): full((), 1.0, loss.dtype if loss.dtype.startswith("float") else "float32")}
+    found: dict[int, Array] = {
+        id(loss): full((), 1.0, loss.dtype if loss.dtype.startswith("float") else "float32")
+    }
     for name, operands, params, result in reversed(notes):
         upper = found.pop(id(result), None)
         if upper is None or not result.dtype.startswith("float"):
@@ -80,7 +84,10 @@ def _shrunk(gradient: Array, shape: tuple[int, ...]) -> Array:
     if gradient.shape == shape:
         return gradient
     ahead = len(gradient.shape) - len(shape)
-    axes = [*range(ahead), *(ahead + at for at, size in enumerate(shape) if size == 1 and gradient.shape[ahead + at] != 1)]
+    axes = [
+        *range(ahead),
+        *(ahead + at for at, size in enumerate(shape) if size == 1 and gradient.shape[ahead + at] != 1),
+    ]
     return gradient.sum(axes).reshape(shape)
 
 
@@ -127,7 +134,11 @@ def _extreme(up: Array, y: Array, operands: Sequence[Any], params: Any) -> Seque
     """Shared evenly where several are the largest."""
     x = operands[0]
     most = (x == _spread(y, operands, params)).astype(x.dtype)
-    return [_spread(up, operands, params) * most / _spread(most.sum(params[0], keepdims=params[1]), operands, params)]
+    return [
+        _spread(up, operands, params)
+        * most
+        / _spread(most.sum(params[0], keepdims=params[1]), operands, params)
+    ]
 
 
 def _pair(choose: Callable[[Any, Any], Array]) -> Rule:

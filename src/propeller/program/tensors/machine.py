@@ -8,14 +8,13 @@ import json
 from abc import ABC, abstractmethod
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from propeller.program.tensors.shapes import FLOAT, INT, ITEM_BYTES, Spec, TensorError, elements, infer, size_bytes
-
-WEAK = {FLOAT, INT}
-Kernel = Callable[..., Any]
+from propeller.program.tensors.operations import infer
+from propeller.program.tensors.routine import VIEWS, Kernel, Routine, compile_routine, number
+from propeller.program.tensors.shapes import Spec, TensorError, elements, size_bytes
 
 
 class QuotaError(Exception):
@@ -26,26 +25,13 @@ class QuotaError(Exception):
         self.limit = limit
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Kept:
-    """A value and what it is."""
+    """A value, what it is, and whether anything else may share its memory."""
 
     value: Any
     spec: Spec
-
-
-@dataclass
-class _Routine:
-    """Steps on slots, checked and bound once: inputs first, then one slot a step."""
-
-    inputs: list[Spec]
-    steps: list[tuple[Kernel, list[int], int, list[int]]]
-    """The kernel, its slots, the slot of its result, and the slots that are not needed after."""
-    constants: list[Any]
-    outputs: list[int]
-    specs: list[Spec]
-    peak_bytes: int
-    """What its results take at most at one time."""
+    shared: bool = True
 
 
 class Files(Protocol):
@@ -73,7 +59,7 @@ class StepMachine(ABC):
         """Args: files: the model, the data and the update (None: there are none); the rest are quotas."""
         self._files = files
         self._arrays: dict[int, _Kept] = {}
-        self._routines: dict[int, _Routine] = {}
+        self._routines: dict[int, Routine] = {}
         self._bytes = 0
         self._most_bytes = most_bytes
         self._most_handles = most_handles
@@ -90,6 +76,17 @@ class StepMachine(ABC):
     @abstractmethod
     def bind(self, name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
         """What does one operation on values of these specs; the operation has been checked."""
+
+    def bind_into(
+        self, name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int
+    ) -> Kernel | None:
+        """What does it into the memory of the operand at a position, which nobody needs after; None: nothing does."""
+        del name, specs, params, out, position
+        return None
+
+    def copy(self, value: Any) -> Any:
+        """A value with memory of its own."""
+        return value
 
     @abstractmethod
     def pack(self, value: Any, spec: Spec) -> bytes:
@@ -114,7 +111,15 @@ class StepMachine(ABC):
                 self._step(name, result, operands, params, answers)
         except TensorError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise TensorError(f"{name!s:.40}: {type(error).__name__}: {error!s:.200}") from None
         return json.dumps(answers)
 
@@ -124,7 +129,9 @@ class StepMachine(ABC):
             kept = self._array(operands[0])
             answers.append(b2a_base64(self.pack(kept.value, kept.spec), newline=False).decode())
         elif name == "describe":
-            answers.append({key: [dtype, list(shape)] for key, (dtype, shape) in self._contents(params).items()})
+            answers.append(
+                {key: [dtype, list(shape)] for key, (dtype, shape) in self._contents(params).items()}
+            )
         elif (special := self._special.get(name)) is not None:
             special(result, operands, params)
         else:
@@ -133,7 +140,9 @@ class StepMachine(ABC):
             out = infer(name, specs, params)
             self._charge(size_bytes(out))
             value = self.bind(name, specs, params, out)(*[each.value for each in given])
-            self._keep(result, value, out, charged=True)
+            if view := name in VIEWS:
+                given[0].shared = True
+            self._keep(result, value, out, shared=view)
 
     # Handles and quotas ---------------------------------------------------------------------------------------
 
@@ -144,7 +153,7 @@ class StepMachine(ABC):
         return kept
 
     def _operand(self, given: Any) -> _Kept:
-        return _number(given) if type(given) is list else self._array(given)
+        return _Kept(*number(given)) if type(given) is list else self._array(given)
 
     def _charge(self, size: int) -> None:
         if self._most_bytes is not None and self._bytes + size > self._most_bytes:
@@ -152,14 +161,13 @@ class StepMachine(ABC):
                 "tensor_bytes", f"{self._bytes} bytes of tensors and {size} more are over {self._most_bytes}"
             )
 
-    def _keep(self, handle: Any, value: Any, spec: Spec, *, charged: bool = False) -> None:
+    def _keep(self, handle: Any, value: Any, spec: Spec, *, shared: bool) -> None:
+        """Keep what has been charged for."""
         if type(handle) is not int or handle in self._arrays:
             raise TensorError(f"{handle!r:.40} is not a new handle")
         if len(self._arrays) >= self._most_handles:
             raise QuotaError("tensor_handles", f"over {self._most_handles} tensors at one time")
-        if not charged:
-            self._charge(size_bytes(spec))
-        self._arrays[handle] = _Kept(value, spec)
+        self._arrays[handle] = _Kept(value, spec, shared)
         self._bytes += size_bytes(spec)
 
     # Steps that are not operations ----------------------------------------------------------------------------
@@ -170,7 +178,7 @@ class StepMachine(ABC):
         if spec is None:
             raise TensorError(f"the {source} has no tensor {name!r:.80}")
         self._charge(size_bytes(spec))
-        self._keep(handle, self._files and self._files.fetch(source, name), spec, charged=True)
+        self._keep(handle, self._files and self._files.fetch(source, name), spec, shared=True)
 
     def _create(self, handle: Any, _operands: Any, params: Any) -> None:
         dtype, sizes, text = params
@@ -183,7 +191,7 @@ class StepMachine(ABC):
             raise TensorError("create: the elements are not base64") from None
         if len(data) != size:
             raise TensorError(f"create: {len(data)} bytes are not {elements(spec[1])} elements of {dtype}")
-        self._keep(handle, self.unpack(data, spec), spec, charged=True)
+        self._keep(handle, self.unpack(data, spec), spec, shared=True)
 
     def _free(self, _result: Any, handles: Any, _params: Any) -> None:
         for handle in handles:
@@ -197,96 +205,35 @@ class StepMachine(ABC):
         if self._files is None:
             raise TensorError("save: there is nowhere to write to")
         self._files.write_update(
-            {name: (self.pack(each.value, each.spec), each.spec) for name, each in zip(names, arrays, strict=True)}
+            {
+                name: (self.pack(each.value, each.spec), each.spec)
+                for name, each in zip(names, arrays, strict=True)
+            }
         )
 
     def _contents(self, source: Any) -> dict[str, Spec]:
         return {} if self._files is None else self._files.contents(source)
 
-    def _define(self, number: Any, _operands: Any, body: Any) -> None:
-        if type(number) is not int or number in self._routines or len(self._routines) >= self._most_handles:
-            raise TensorError(f"{number!r:.40} is not a new number for steps")
-        self._routines[number] = self._compile(body)
+    def _define(self, name: Any, _operands: Any, body: Any) -> None:
+        if type(name) is not int or name in self._routines or len(self._routines) >= self._most_handles:
+            raise TensorError(f"{name!r:.40} is not a new number for steps")
+        self._routines[name] = compile_routine(body, self.bind, self.bind_into)
 
-    def _call(self, results: Any, operands: Any, number: Any) -> None:
-        routine = self._routines.get(number)
+    def _call(self, results: Any, operands: Any, name: Any) -> None:
+        routine = self._routines.get(name)
         if routine is None:
-            raise TensorError(f"no steps are kept as {number!r:.40}")
+            raise TensorError(f"no steps are kept as {name!r:.40}")
         given = [self._operand(each) for each in operands]
         if [each.spec for each in given] != routine.inputs or len(results) != len(routine.outputs):
-            raise TensorError(f"the steps kept as {number} are for other arrays")
+            raise TensorError(f"the steps kept as {name} are for other arrays")
         self._charge(routine.peak_bytes)
-        slots: list[Any] = [each.value for each in given] + routine.constants
-        for kernel, places, at, dead in routine.steps:
-            slots[at] = kernel(*[slots[place] for place in places])
-            for place in dead:
-                slots[place] = None
+        values = [each.value for each in given]
+        for at in routine.donated:
+            if given[at].shared or given.count(given[at]) > 1:
+                values[at] = self.copy(values[at])
+        for at in routine.escaping:
+            given[at].shared = True
+        made = routine(values)
         self.steps_done += len(routine.steps)
-        for handle, place, spec in zip(results, routine.outputs, routine.specs, strict=True):
-            self._keep(handle, slots[place], spec, charged=True)
-
-    def _compile(self, body: Any) -> _Routine:
-        """Check a list of steps against its inputs' specs, and find what lives how long."""
-        specs: list[Spec] = [_spec(each) for each in body["inputs"]]
-        count = len(specs)
-        total = count + len(body["steps"])
-        constants: list[Any] = [None] * len(body["steps"])
-        steps: list[tuple[Kernel, list[int], int, list[int]]] = []
-        last: dict[int, int] = {}
-        for at, (name, slot, operands, params) in enumerate(body["steps"]):
-            if slot != count + at:
-                raise TensorError("define: a step's slot is not the next one")
-            places = []
-            for each in operands:
-                if type(each) is list:
-                    number = _number(each)
-                    constants.append(number.value)
-                    places.append(count + len(constants) - 1)
-                elif type(each) is int and 0 <= each < slot:
-                    places.append(each)
-                else:
-                    raise TensorError(f"define: there is no slot {each!r:.40} before {slot}")
-                last[places[-1]] = at
-            given = [_number(each).spec if type(each) is list else specs[each] for each in operands]
-            out = infer(name, given, params)
-            specs.append(out)
-            steps.append((self.bind(name, given, params, out), places, slot, []))
-        outputs = [place for place in body["outputs"] if type(place) is int and 0 <= place < total]
-        if len(outputs) != len(body["outputs"]):
-            raise TensorError("define: an output is no slot")
-        kept = set(outputs)
-        for at, (_, _, slot, _) in enumerate(steps):
-            last.setdefault(slot, at)  # a result that nobody uses
-        for place, at in last.items():
-            if count <= place < total and place not in kept:
-                steps[at][3].append(place)
-        return _Routine(
-            specs[:count], steps, constants, outputs, [specs[place] for place in outputs], _peak(steps, specs)
-        )
-
-
-def _peak(steps: Sequence[tuple[Kernel, list[int], int, list[int]]], specs: Sequence[Spec]) -> int:
-    now = most = 0
-    for _, _, slot, dead in steps:
-        now += size_bytes(specs[slot])
-        most = max(most, now)
-        now -= sum(size_bytes(specs[place]) for place in dead)
-    return most
-
-
-def _number(given: list[Any]) -> _Kept:
-    (value,) = given
-    if type(value) is bool:
-        return _Kept(value, ("bool", ()))
-    if type(value) is int:
-        return _Kept(value, (INT, ()))
-    if type(value) is float:
-        return _Kept(value, (FLOAT, ()))
-    raise TensorError(f"{value!r:.40} is not a number")
-
-
-def _spec(given: Any) -> Spec:
-    dtype, sizes = given
-    if dtype not in ITEM_BYTES and dtype not in WEAK:
-        raise TensorError(f"there is no dtype {dtype!r:.40}")
-    return dtype, infer("full", [], ["bool", sizes, 0])[1]
+        for handle, value, spec, shared in zip(results, made, routine.specs, routine.shared, strict=True):
+            self._keep(handle, value, spec, shared=shared)

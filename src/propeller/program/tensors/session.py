@@ -35,7 +35,9 @@ def change(array: Handle) -> None:
         TensorError: A gradient is being computed, which needs the values as they were.
     """
     if _notes:
-        raise TensorError("an array must not be changed in place where a gradient is computed: write w = w - …")
+        raise TensorError(
+            "an array must not be changed in place where a gradient is computed: write w = w - …"
+        )
     current().adopt(array)
 
 

@@ -7,7 +7,7 @@ the operations of ``shapes.py`` there are::
     ["open", handle, [], [source, name]]        a tensor of the model or the data, by name
     ["create", handle, [], [dtype, shape, base64 of the little-endian elements]]
     ["free", null, [handles], null]
-    ["define", id, [], {"inputs": [specs], "steps": [steps on slots], "outputs": [slots]}]
+    ["define", id, [], {"inputs": [specs], "donated": [inputs], "steps": [steps on slots], "outputs": [slots]}]
     ["call", [handles], [operands], id]         a defined list of steps on new inputs
     ["read", null, [handle], null]              → base64 of the elements
     ["describe", null, [], source]              → {name: [dtype, shape]}
@@ -21,7 +21,8 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from propeller.program.tensors.shapes import FLOAT, INT, Spec, TensorError, infer
+from propeller.program.tensors.operations import infer
+from propeller.program.tensors.shapes import FLOAT, INT, Spec, TensorError
 
 _FLUSH_AT = 2000
 """Steps that are held at most; keeps what freed handles hold from piling up on the host."""
@@ -78,7 +79,9 @@ class Tape:
             return [value], (INT, ())
         if isinstance(value, float):
             return [value], (FLOAT, ())
-        raise TensorError(f"{type(value).__name__} is neither an array nor a number; make it one with array(…)")
+        raise TensorError(
+            f"{type(value).__name__} is neither an array nor a number; make it one with array(…)"
+        )
 
     def handle_of(self, value: Handle) -> int:
         """The handle of an array of this tape.
@@ -87,7 +90,9 @@ class Tape:
             TensorError: It belongs to a function that was traced.
         """
         if value.tape is not self:
-            raise TensorError("this array exists only inside the traced function that made it; return it from there")
+            raise TensorError(
+                "this array exists only inside the traced function that made it; return it from there"
+            )
         return value.handle
 
     def record(self, name: str, operands: Sequence[Any], params: Any = None) -> Any:
@@ -191,10 +196,13 @@ class MainTape(Tape):
         """Have the machine write the update."""
         self.flush(("save", None, [self.handle_of(value) for value in tensors.values()], list(tensors)))
 
-    def define(self, inputs: list[Spec], steps: list[Any], outputs: list[int]) -> int:
-        """Keep steps for later calls; returns their number."""
+    def define(self, inputs: list[Spec], donated: list[int], steps: list[Any], outputs: list[int]) -> int:
+        """Keep steps for later calls; returns their number.
+
+        ``donated`` are inputs that are replaced by a result at each call: their memory may be written over.
+        """
         self._traces += 1
-        body = {"inputs": inputs, "steps": steps, "outputs": outputs}
+        body = {"inputs": inputs, "donated": donated, "steps": steps, "outputs": outputs}
         self.steps.append(("define", self._traces, [], body))
         return self._traces
 

@@ -102,7 +102,9 @@ class _Trace:
         operands = [tape.operand(leaf)[0] for leaf in leaves]
         operands += [array.handle for array, _ in self.captured]
         made = tape.call(self.number, operands, self.outputs)
-        changed = [leaves[at] for at in self.changed_leaves] + [self.captured[at][0] for at in self.changed_captured]
+        changed = [leaves[at] for at in self.changed_leaves] + [
+            self.captured[at][0] for at in self.changed_captured
+        ]
         for array, new in zip(changed, made, strict=False):
             array.handle, new.handle = new.handle, array.handle
         return _build(self.result, made)
@@ -122,8 +124,12 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     captured = list(recorder.captured.items())
     changed_leaves = [at for at, each in enumerate(stand_ins) if each.handle != slots[at]]
     changed_captured = [at for at, (key, _) in enumerate(captured) if key in changed]
-    outputs = [stand_ins[at].handle for at in changed_leaves] + [changed[captured[at][0]] for at in changed_captured]
-    specs = [stand_ins[at].spec for at in changed_leaves] + [captured[at][1][0].spec for at in changed_captured]
+    outputs = [stand_ins[at].handle for at in changed_leaves] + [
+        changed[captured[at][0]] for at in changed_captured
+    ]
+    specs = [stand_ins[at].spec for at in changed_leaves] + [
+        captured[at][1][0].spec for at in changed_captured
+    ]
     plan = _plan(result, recorder, outputs, specs)
     inputs = [spec for _, spec in recorder.inputs]
     tape = session.main()
@@ -135,7 +141,8 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
         (name, order[slot], [each if isinstance(each, list) else order[each] for each in operands], params)
         for name, slot, operands, params in recorder.steps
     ]
-    number = tape.define(inputs, steps, [order[slot] for slot in outputs])
+    given_up = [slots[at] for at in changed_leaves] + [captured[at][1][1] for at in changed_captured]
+    number = tape.define(inputs, [order[slot] for slot in given_up], steps, [order[slot] for slot in outputs])
     return _Trace(
         number,
         tape,
@@ -216,7 +223,9 @@ def _plan(value: Any, recorder: _Recorder, outputs: list[int], specs: list[Spec]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if value is None or isinstance(value, int | float | str):
         return value
-    raise TensorError(f"a traced function returns arrays, numbers and their containers, not a {type(value).__name__}")
+    raise TensorError(
+        f"a traced function returns arrays, numbers and their containers, not a {type(value).__name__}"
+    )
 
 
 @dataclass(frozen=True)

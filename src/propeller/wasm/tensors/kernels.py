@@ -5,9 +5,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.random import PCG64, Generator  # by name: NumPy imports it late, and a confined task reads no files
+from numpy.random import (
+    PCG64,
+    Generator,
+)  # by name: NumPy imports it late, and a confined task reads no files
 
-from propeller.program.tensors.machine import WEAK, Kernel
+from propeller.program.tensors.routine import WEAK, Kernel
 from propeller.program.tensors.shapes import Spec
 
 _UFUNCS: dict[str, np.ufunc] = {
@@ -53,6 +56,21 @@ def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
         number = float if out[0] == "float" else int
         return lambda *values: number(kernel(*values))
     return kernel
+
+
+def bind_into(name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int) -> Kernel | None:
+    """``bind`` for an operation that may write over the operand at ``position``; None for those that cannot."""
+    del params
+    if not out[1] or (
+        name != "relu" and name not in _UFUNCS
+    ):  # NumPy makes scalars of arrays without dimensions
+        return None
+    if name == "relu":
+        return lambda x: np.maximum(x, 0, out=x)
+    kernel = _ufunc(_UFUNCS[name], specs, out)
+    if len(specs) == 1:
+        return lambda x: kernel(x, out=x)
+    return (lambda x, y: kernel(x, y, out=y)) if position else (lambda x, y: kernel(x, y, out=x))
 
 
 def _choose(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:

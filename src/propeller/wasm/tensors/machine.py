@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from propeller.program.tensors.machine import WEAK, Kernel, StepMachine
+from propeller.program.tensors.machine import StepMachine
+from propeller.program.tensors.routine import WEAK, Kernel
 from propeller.program.tensors.shapes import Spec
 from propeller.wasm.tensors.files import LITTLE
-from propeller.wasm.tensors.kernels import bind
+from propeller.wasm.tensors.kernels import bind, bind_into
 
 
 class NumpyMachine(StepMachine):
@@ -22,6 +23,16 @@ class NumpyMachine(StepMachine):
     def bind(self, name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
         """The NumPy function for an operation."""
         return bind(name, specs, params, out)
+
+    def bind_into(
+        self, name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int
+    ) -> Kernel | None:
+        """The same, without new memory, for what NumPy does element by element."""
+        return bind_into(name, specs, params, out, position)
+
+    def copy(self, value: Any) -> Any:
+        """A copy in C order."""
+        return np.array(value)
 
     def pack(self, value: Any, spec: Spec) -> bytes:
         """The elements in C order."""

@@ -1,0 +1,81 @@
+"""The machine in plain Python: a value is the flat list of its elements in C order.
+
+float32 is rounded after each operation, as NumPy's is.
+"""
+
+import math
+import struct
+import sys
+from array import array as _buffer
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from propeller.program.tensors.machine import StepMachine
+from propeller.program.tensors.pure.arrays import MOVES, OTHERS
+from propeller.program.tensors.pure.elementwise import BINARY, UNARY
+from propeller.program.tensors.pure.layout import spread
+from propeller.program.tensors.routine import WEAK, Kernel
+from propeller.program.tensors.shapes import Spec
+
+_CODES = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "B", "float": "d", "int": "q"}
+
+
+class PythonMachine(StepMachine):
+    """Steps in plain Python."""
+
+    def bind(self, name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+        """A function on flat lists."""
+        kernel = _choose(name, specs, params, out)
+        if out[0] in WEAK or name in MOVES:
+            return lambda *values: kernel(*map(_listed, values))
+        return lambda *values: _rounded(kernel(*map(_listed, values)), out[0])
+
+    def pack(self, value: Any, spec: Spec) -> bytes:
+        data = _buffer(
+            _CODES[spec[0]], [int(v) for v in _listed(value)] if spec[0] == "bool" else _listed(value)
+        )
+        if sys.byteorder == "big":
+            data.byteswap()
+        return data.tobytes()
+
+    def unpack(self, data: bytes, spec: Spec) -> Any:
+        values = _buffer(_CODES[spec[0]])
+        values.frombytes(data)
+        if sys.byteorder == "big":
+            values.byteswap()
+        return [bool(value) for value in values] if spec[0] == "bool" else values.tolist()
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _rounded(values: Iterable[Any], dtype: str) -> list[Any]:
+    if dtype == "float32":
+        try:
+            return _buffer("f", values).tolist()
+        except OverflowError:
+            return [_single(value) for value in values]
+    if dtype == "float64":
+        return [float(value) for value in values]
+    if dtype == "bool":
+        return [bool(value) for value in values]
+    return [int(value) for value in values]
+
+
+def _single(value: float) -> float:
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _choose(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Callable[..., Any]:
+    if name in UNARY:
+        function = UNARY[name]
+        return lambda x: list(map(function, x))
+    if name in BINARY:
+        function = BINARY[name]
+        one, other = specs[0][1], specs[1][1]
+        return lambda x, y: list(map(function, spread(x, one, out[1]), spread(y, other, out[1])))
+    return OTHERS[name](specs, params, out)
