@@ -133,11 +133,9 @@ def _explain(error: Exception) -> None:
         if not frame.f_code.co_filename.startswith(_HERE)
     ]
     kind = type(error).__name__
+    where = ""
     if frames:
-        print("Traceback (most recent call last):", file=sys.stderr)
-        sys.stderr.write("".join(traceback.format_list(frames)))
-        last = frames[-1]
-        print(f"{last.filename}:{last.lineno}: {kind}: {error}", file=sys.stderr)
-    else:
-        print(f"{kind}: {error}", file=sys.stderr)
+        sys.stderr.write("Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)))
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: "
+    sys.stderr.write(f"{where}{kind}: {error}\n")
     sys.stderr.flush()

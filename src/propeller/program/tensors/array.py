@@ -209,7 +209,7 @@ class Array(Handle):
         """The one element, as a Python number."""
         if self.size != 1:
             raise TensorError(f"an array of shape {list(self.shape)} is not one number")
-        return cast("Number", self._flat()[0])
+        return self._flat()[0]
 
     def tolist(self) -> Any:
         """The elements as nested lists (a number, without dimensions)."""
@@ -296,7 +296,8 @@ def _parts(shape: tuple[int, ...], index: Any) -> list[Any]:
 def _columns(matrix: Array, index: tuple[Any, ...]) -> Array:
     """The column indices of ``matrix[rows, columns]``, where the rows are all, in order."""
     if len(index) == 2 and isinstance(index[1], Array):
-        rows, columns = index
+        rows: Any = index[0]
+        columns: Array = index[1]
         if rows == slice(None) or (isinstance(rows, range) and rows == range(len(matrix))):
             return columns
     raise TensorError("two indices pick one column a row: write x[range(len(x)), columns]")

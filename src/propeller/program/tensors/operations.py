@@ -134,8 +134,9 @@ def _reduce(name: str, specs: Sequence[Spec], params: Any) -> Spec:
 def _arg(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     """``params``: the axis, or null for all elements in order."""
     shape = specs[0][1]
+    left: tuple[int, ...] = ()
     if params is None:
-        left, among = (), elements(shape)
+        among = elements(shape)
     else:
         axis = axis_of(name, params, len(shape))
         left, among = shape[:axis] + shape[axis + 1 :], shape[axis]
@@ -158,7 +159,7 @@ def _reshape(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     return specs[0][0], shape
 
 
-def _transpose(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+def _transpose(_name: str, specs: Sequence[Spec], params: Any) -> Spec:
     """``params``: the axes in their new order."""
     dtype, shape = specs[0]
     if not isinstance(params, list | tuple) or sorted(params) != list(range(len(shape))):

@@ -91,5 +91,5 @@ def local(root: Path | None) -> Machine:
         from propeller.program.tensors.files import TaskFiles
         from propeller.program.tensors.pure import PythonMachine
 
-        return PythonMachine(root and TaskFiles(root))
-    return NumpyMachine(root and ArrayFiles(root))
+        return PythonMachine(None if root is None else TaskFiles(root))
+    return NumpyMachine(None if root is None else ArrayFiles(root))

@@ -127,6 +127,7 @@ class Tape:
         Raises:
             TensorError: A function is being traced: there are no values yet.
         """
+        del value
         raise TensorError(
             "a value is needed inside a traced function, where arrays have only shapes: "
             "read it outside, or pass it in as an int, bool or str"

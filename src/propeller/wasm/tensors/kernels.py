@@ -128,7 +128,7 @@ def _log_softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
 
 
 def _where(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    return lambda condition, x, y: np.where(condition, x, y).astype(dtype, copy=False)
+    return lambda condition, x, y: np.asarray(np.where(condition, x, y)).astype(dtype, copy=False)
 
 
 def _matmul(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:

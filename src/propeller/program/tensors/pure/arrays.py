@@ -99,8 +99,8 @@ def _where(specs: Sequence[Spec], _params: Any, out: Spec) -> Callable[..., Any]
     shapes = [shape for _, shape in specs]
 
     def kernel(*values: list[Any]) -> list[Any]:
-        spread = [spread(value, shape, out[1]) for value, shape in zip(values, shapes, strict=True)]
-        return [x if chosen else y for chosen, x, y in zip(*spread, strict=True)]
+        parts = [spread(value, shape, out[1]) for value, shape in zip(values, shapes, strict=True)]
+        return [x if chosen else y for chosen, x, y in zip(*parts, strict=True)]
 
     return kernel
 
@@ -151,7 +151,7 @@ def _put(specs: Sequence[Spec], params: Any, _out: Spec) -> Callable[..., Any]:
 
 def _row_offsets(shape: tuple[int, ...], indices: list[Any]) -> list[int]:
     count, width = shape[0], elements(shape[1:])
-    places = []
+    places: list[int] = []
     for index in indices:
         if not -count <= index < count:
             raise IndexError(f"an index is outside {count} rows")

@@ -31,7 +31,7 @@ def _sigmoid(x: float) -> float:
 
 
 def _relu(x: float) -> float:
-    return x if x > 0 or x != x else 0
+    return x if x > 0 or math.isnan(x) else 0
 
 
 UNARY: dict[str, Callable[..., Any]] = {
