@@ -30,28 +30,37 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield running
 
 
-def run(folder: Path, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run the script in a folder where no stack of anyone's is, with a system's programs and no compiler of Go."""
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    environment = {
+def environment(folder: Path) -> dict[str, str]:
+    """A system's programs, and no compiler of Go."""
+    (folder / "tmp").mkdir(exist_ok=True)
+    return {
         "PATH": f"{Path(shutil.which('curl') or '').parent}:/usr/bin:/bin",
         "HOME": os.environ.get("HOME", str(folder)),
-        "TMPDIR": str(temporary),
+        "TMPDIR": str(folder / "tmp"),
         "PROPELLER": str(Path(sys.executable).with_name("propeller")),
-        **variables,
     }
+
+
+def run(folder: Path, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run the script in a folder where no stack of anyone's is."""
     done = subprocess.run(
         [SCRIPT, *options],
         cwd=folder,
-        env=environment,
+        env={**environment(folder), **variables},
         capture_output=True,
         text=True,
         timeout=150,
         check=False,
     )
-    assert list(temporary.iterdir()) == [], "it cleans up after itself"
+    assert_nothing_is_left(folder)
     return done
+
+
+def assert_nothing_is_left(folder: Path) -> None:
+    """Neither a file nor a process of a stack that the script started."""
+    assert list((folder / "tmp").iterdir()) == []
+    processes = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    assert [command for command in processes if str(folder / "tmp") in " ".join(command)] == []
 
 
 def failed(done: "subprocess.CompletedProcess[str]") -> str:
@@ -76,12 +85,22 @@ def test_from_nothing_it_starts_a_stack_builds_the_program_and_passes(tmp_path: 
         "PASS  logs:",
     ):
         assert line in done.stdout, done.stdout
-    left = [
-        process.info["cmdline"]
-        for process in psutil.process_iter(["cmdline"])
-        if str(tmp_path) in " ".join(process.info["cmdline"] or [])
-    ]
-    assert left == []
+
+
+def test_interrupted_it_ends_what_it_started(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [SCRIPT],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as script:
+        assert script.stdout is not None
+        assert any(line.startswith("PASS  stack:") for line in script.stdout)
+        os.killpg(script.pid, signal.SIGINT)  # Ctrl-C at a terminal is for the whole group
+    assert script.returncode == 130
+    assert_nothing_is_left(tmp_path)
 
 
 def test_on_a_stack_that_runs_it_uses_that_one_again_and_again(tmp_path: Path, up: Up) -> None:
