@@ -111,13 +111,19 @@ def _checks(
         ),
         check("keys", broker.keys, "broker", "identity"),
         check("channel", broker.channel, after=("keys",)),
-        check("manager mqtt", fleet.connection, "manager", "broker"),
+        check("manager mqtt", fleet.connection, "manager", "broker", after=("channel",)),
         check("proplets", fleet.proplets, "manager mqtt"),
         check("rounds", learning.rounds, "coordinator"),
         check("participants", fleet.participants, after=("proplets", "rounds")),
         check("model 0", learning.model, "model-registry"),
         check("datasets", fleet.datasets, "data-store", after=("proplets",)),
-        check("image", Image(target, facts, image).image, after=("channel", "rounds"), limit_s=IMAGE_LIMIT_S),
+        check(
+            "image",
+            Image(target, facts, image).image,
+            "proxy",
+            after=("channel", "rounds"),
+            limit_s=IMAGE_LIMIT_S,
+        ),
         check("clocks", clocks, after=(*HTTP_SERVICES, "proplets")),
     ]
 

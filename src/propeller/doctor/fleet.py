@@ -29,6 +29,8 @@ class Fleet:
 
     async def connection(self) -> list[Finding]:
         """Whether the manager is connected to the broker."""
+        if self._facts.shut_out(self._target.client("manager")):
+            return [waits_for("manager mqtt", "keys", "channel")]
         url = self._target.services["manager"]
         health = await self._ask.document(f"{url}/health")
         if health.get("mqtt_connected", True):
@@ -42,10 +44,15 @@ class Fleet:
         expected = self._target.proplets
         if not expected:
             return [skipped("proplets", "there should be none")]
-        findings = [self._missing(client, known.get(client.id)) for client in expected]
-        return [one for one in findings if one] or [
-            passed("proplets", f"{len(expected)} of {len(expected)} are alive in the manager's channel")
+        absent = [client for client in expected if client.id not in known or not known[client.id]["alive"]]
+        findings = [
+            self._missing(client, known.get(client.id))
+            for client in absent
+            if not self._facts.shut_out(client)
         ]
+        if absent and not findings:
+            return [waits_for("proplets", "keys", "channel")]
+        return findings or [passed("proplets", f"{len(expected)} are alive in the manager's channel")]
 
     async def participants(self) -> list[Finding]:
         """Whether those who are asked to take part are client ids of live proplets."""
@@ -87,16 +94,14 @@ class Fleet:
             if not page["proplets"] or len(found) >= page["total"]:
                 return found
 
-    def _missing(self, client: Client, proplet: dict[str, Any] | None) -> Finding | None:
+    def _missing(self, client: Client, proplet: dict[str, Any] | None) -> Finding:
         if proplet is None:
             detail = (
                 f"{client.name} ({client.setting} {client.id}) is not registered with the manager: it does not run, "
                 "or works in another channel"
             )
-        elif not proplet["alive"]:
-            detail = f"{client.name} ({client.id}) is not alive{_last_heartbeat(proplet)}"
         else:
-            return None
+            detail = f"{client.name} ({client.id}) is not alive{_last_heartbeat(proplet)}"
         return failed("proplets", detail, self._target.advice.restart(client.name))
 
     def _stranger(self, name: str, whose: str) -> Finding | None:

@@ -91,7 +91,7 @@ class Target:
     advice: Advice
 
     def client(self, name: str) -> Client:
-        """A client by its name; there is always ``manager``."""
+        """A client by its name; there are always ``manager`` and ``proxy``."""
         return next(client for client in self.clients if client.name == name)
 
     def owner(self, client_id: str) -> Client | None:
