@@ -166,6 +166,51 @@ def test_a_program_that_speaks_no_http_and_no_mqtt(tmp_path: Path) -> None:
         assert "takes connections but gave no answer" in found.line(what)
 
 
+def test_another_broker(tmp_path: Path, broker_port: int) -> None:
+    stack = {**nobody(free_port()), "broker": {"host": "127.0.0.1", "port": broker_port}}
+    with published(tmp_path, stack):
+        found = examine("--state", str(tmp_path))
+    assert f"tcp://127.0.0.1:{broker_port} lets anyone in" in found.line("broker")
+    assert "nats-server (process" in found.line("broker")
+    assert found.skipped["keys"] == "waits for broker, identity"
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        (
+            "deadline: 0 of 3 updates came in time, at least 1 needed",
+            "see 'image' and 'proplets', or give the round more",
+        ),
+        ("deadline: 1 of 3 updates came in time, at least 2 needed", "see 'proplets', lower k_of_n, or give"),
+        ("aggregation: aggregator cannot be reached", "/rounds/r-1/retry"),
+        ("3 of 3 participants failed: wall_time_s: over 300 s", "PROPLET_TASK_WALL_TIME"),
+        ("something \x1b[31m else", "propeller logs --state"),
+    ],
+)
+def test_why_a_round_failed(tmp_path: Path, reason: str, remedy: str) -> None:
+    said = {
+        "status": "ok",
+        "rounds": [{"round_id": "r-1"}],
+        "round_id": "r-1",
+        "state": "failed",
+        "reason": reason,
+        "participants": ["proplet-1"],
+        "task_wasm_image": "ghcr.io/u/x:latest",
+    }
+    with (
+        answering(json.dumps(said).encode(), {}) as coordinator,
+        published(tmp_path, nobody(free_port(), coordinator=coordinator)),
+    ):
+        found = examine("--state", str(tmp_path))
+        shown = propeller("doctor", "--state", str(tmp_path)).stdout if "\x1b" in reason else ""
+    assert f"the newest, r-1, failed: {reason}" in found.line("rounds")
+    assert remedy in found.line("rounds")
+    assert "round r-1: proplet-1 is an instance name" in found.line("participants")
+    assert "use proplet-1-id" in found.line("participants")
+    assert "\x1b" not in shown
+
+
 def test_a_clock_that_is_off(tmp_path: Path) -> None:
     with (
         answering(b'{"status":"ok"}', {"Date": formatdate(time.time() + 3590, usegmt=True)}) as ahead,

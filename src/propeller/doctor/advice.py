@@ -109,8 +109,8 @@ class ContainerAdvice:
         return f"end {listener}, then {self.start()}"
 
     def seed(self) -> str:
-        """They are made at the start."""
-        return f"{self._compose} restart local-data-store"
+        """A start makes them for the proplets in its environment."""
+        return f"{self._recreate} local-data-store"
 
     @property
     def _recreate(self) -> str:

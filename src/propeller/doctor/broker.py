@@ -8,6 +8,7 @@ from propeller.doctor.accounts import Accounts
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Finding, failed, passed, waits_for
 from propeller.doctor.link import NoBrokerError, RefusedError, connected
+from propeller.doctor.machine import listener_on
 from propeller.doctor.target import Client, Target
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 
@@ -26,7 +27,14 @@ class Broker:
         address = self._target.broker
         try:
             async with connected(address, None):
-                return [passed("broker", f"{address} answers, and lets anyone in")]
+                detail = f"{address} lets anyone in: that is another broker than this stack's"
+                return [
+                    failed(
+                        "broker",
+                        detail,
+                        self._target.advice.free_port(listener_on(address.host, address.port)),
+                    )
+                ]
         except RefusedError:
             return [passed("broker", f"{address} answers")]
         except NoBrokerError as error:
