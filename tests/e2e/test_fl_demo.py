@@ -114,6 +114,22 @@ def test_on_a_stack_that_runs_it_uses_that_one_again_and_again(tmp_path: Path, u
     assert [round_["state"] for round_ in ours] == ["completed", "completed"]
 
 
+def test_without_a_state_folder_it_takes_addresses_and_an_environment_file(tmp_path: Path, up: Up) -> None:
+    """As for containers, whose addresses are the guide's and are given here."""
+    addresses = {
+        "MANAGER_URL": up.url("manager"),
+        "COORDINATOR_URL": up.url("coordinator"),
+        "MODEL_REGISTRY_URL": up.url("model_registry"),
+        "AGGREGATOR_URL": up.url("aggregator"),
+        "DATA_STORE_URL": up.url("data_store"),
+        "REGISTRY": up.url("oci_registry").removeprefix("http://"),
+    }
+    done = run(tmp_path, ENV_FILE=str(up.folder / ".env"), WASM=str(SHIPPED), **addresses)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS  round: completed with 3 of 3 updates" in done.stdout
+    assert "SKIP  logs" in done.stdout
+
+
 def test_an_image_that_is_not_in_the_registry(tmp_path: Path, up: Up) -> None:
     image = up.stack["images"]["fl-client-wasm"].replace(":latest", ":none")
     done = run(tmp_path, STATE=str(up.folder), TASK_WASM_IMAGE=image)
