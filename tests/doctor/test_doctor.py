@@ -241,8 +241,14 @@ def test_the_ids_of_an_env_file(up: Up, tmp_path: Path) -> None:
     containers.write_text(ids.replace("PROXY_CLIENT_KEY=", "PROXY_CLIENT_KEY=x") + ports)
     found = examine("--env-file", str(containers))
     assert found.failed == {"keys"}
-    assert "the broker refuses proxy (PROXY_CLIENT_ID" in found.line("keys")
+    assert "the broker refuses proxy (" in found.line("keys")
+    assert "PROXY_CLIENT_ID" in found.line("keys")
     assert found.skipped == {"image": "waits for keys, channel"}
+    secret = up.stack["clients"]["proplet-2"]["key"]
+    containers.write_text(ids.replace("PROPLET_2_CLIENT_ID=", f"PROPLET_2_CLIENT_ID={secret} #") + ports)
+    found = examine("--env-file", str(containers))
+    assert "the broker refuses proplet-2" in found.line("keys")
+    assert secret not in repr(found)
 
 
 def test_services_that_authenticate(up: Up, tmp_path: Path) -> None:

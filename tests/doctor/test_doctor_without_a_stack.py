@@ -115,7 +115,7 @@ def test_an_env_file_that_is_not_there(tmp_path: Path) -> None:
             {"PROPLET_2_CLIENT_KEY": "", "PROXY_CHANNEL_ID": ""},
             "PROXY_CHANNEL_ID, PROPLET_2_CLIENT_KEY not set",
         ),
-        ({"MANAGER_DOMAIN_ID": "a/b"}, "MANAGER_DOMAIN_ID: 'a/b' is not a valid id"),
+        ({"MANAGER_DOMAIN_ID": "a/b"}, "MANAGER_DOMAIN_ID: 'a/b' is not an id"),
         ({"PORT_MANAGER": "many"}, "PORT_MANAGER: 'many' is not a port"),
     ],
 )
@@ -132,6 +132,14 @@ def test_an_env_file_that_cannot_be_read(tmp_path: Path) -> None:
     found = examine("--env-file", str(tmp_path / ".env"))
     assert found.failed == {"settings"}
     assert "line 2: not UTF-8" in found.line("settings")
+
+
+def test_a_key_in_the_place_of_an_id_is_not_shown(tmp_path: Path) -> None:
+    key = "0123456789abcdef" * 4
+    for value in (key, f"/{key}"):
+        done = propeller("doctor", "--env-file", str(env_file(tmp_path, PROPLET_2_CLIENT_ID=value)))
+        assert done.returncode == 1
+        assert key not in done.stdout + done.stderr
 
 
 def test_containers_that_do_not_run(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Broker:
             reason, fix = await self._accounts.why_refused(client)
             findings.append(
                 failed(
-                    "keys", f"the broker refuses {client.name} ({client.setting} {client.id}): {reason}", fix
+                    "keys", f"the broker refuses {client.shown}, as {client.setting} names it: {reason}", fix
                 )
             )
         return findings

@@ -8,6 +8,7 @@ from propeller.doctor.advice import Advice
 from propeller.doctor.findings import Finding
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.topics import Channel
+from propeller.stack.variables import shown_id
 
 HTTP_SERVICES = (
     "identity",
@@ -55,6 +56,11 @@ class Client:
     key: str = field(repr=False)
     place: Place
     setting: str
+
+    @property
+    def shown(self) -> str:
+        """Its name and id, for a person."""
+        return f"{self.name} ({shown_id(self.id)})"
 
     @property
     def is_proplet(self) -> bool:

@@ -19,9 +19,8 @@ from propeller.stack.variables import (
     env_values,
     id_variable,
     key_variable,
+    shown_id,
 )
-
-_ID_LENGTH = len("3fe95a65-74f1-4ede-bf20-ef565f04cecb")
 
 Pair = Mapping[str, str]
 """A client's ``id`` and ``key``."""
@@ -144,7 +143,7 @@ class EnvProvisioner:
         if not written["id"] or not written["key"]:
             return f"it exists, but {key_variable(name) if written['id'] else id_variable(name)} is empty"
         if written["id"] != record["id"]:
-            return f"{id_variable(name)} is {_shown(written['id'])}, but its id is {record['id']}"
+            return f"{id_variable(name)} is {shown_id(written['id'])}, but its id is {record['id']}"
         return f"identity refuses {key_variable(name)}: it was revoked or replaced, or is mistyped"
 
     def _refuse_problems(self, domain: Record | None, channel: Record | None, found: list[_Found]) -> None:
@@ -213,10 +212,5 @@ class EnvProvisioner:
 
 def _differences(values: Mapping[str, str], names: tuple[str, ...], right: str) -> list[str]:
     return [
-        f"{name} was {_shown(values[name])}" for name in names if values.get(name) and values[name] != right
+        f"{name} was {shown_id(values[name])}" for name in names if values.get(name) and values[name] != right
     ]
-
-
-def _shown(value: str) -> str:
-    """An id, or the beginning of what stands in its place: it may be a key."""
-    return value if len(value) <= _ID_LENGTH else f"{value[:8]}…"
