@@ -46,7 +46,7 @@ def from_env(path: Path, host: str = "localhost") -> Target:
     urls = {name: f"http://{place}:{port}" for name, port in ports.items()}
     return Target(
         settings=f"{path}: {len(clients)} clients",
-        process=f"it is looked for on {host}",
+        process=f"it listens on {host}",
         services={name: urls[name] for name in HTTP_SERVICES if name != "identity"}
         | {"identity": urls["identity-users"]},
         identity={name: urls[f"identity-{name}"] for name in LISTENERS},
