@@ -244,6 +244,12 @@ def test_the_ids_of_an_env_file(up: Up, tmp_path: Path) -> None:
     assert "the broker refuses proxy (" in found.line("keys")
     assert "PROXY_CLIENT_ID" in found.line("keys")
     assert found.skipped == {"image": "waits for keys, channel"}
+    assert "it is unknown or disabled, or its key is wrong or revoked" in found.line("keys")
+    containers.write_text(
+        ids.replace("PROXY_CLIENT_KEY=", "PROXY_CLIENT_KEY=x") + ports + "IDENTITY_ADMIN_USERNAME="
+        f"admin\nIDENTITY_ADMIN_PASSWORD={up.stack['admin']['password']}\n"
+    )
+    assert "its key is wrong: it was revoked" in examine("--env-file", str(containers)).line("keys")
     secret = up.stack["clients"]["proplet-2"]["key"]
     containers.write_text(ids.replace("PROPLET_2_CLIENT_ID=", f"PROPLET_2_CLIENT_ID={secret} #") + ports)
     found = examine("--env-file", str(containers))

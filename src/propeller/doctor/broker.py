@@ -28,13 +28,8 @@ class Broker:
         try:
             async with connected(address, None):
                 detail = f"{address} lets anyone in: that is another broker than this stack's"
-                return [
-                    failed(
-                        "broker",
-                        detail,
-                        self._target.advice.free_port(listener_on(address.host, address.port)),
-                    )
-                ]
+                fix = self._target.advice.free_port(listener_on(address.host, address.port))
+                return [failed("broker", detail, fix)]
         except RefusedError:
             return [passed("broker", f"{address} answers")]
         except NoBrokerError as error:
@@ -50,15 +45,11 @@ class Broker:
         if self._facts.identity_away and len(refused) == len(clients):
             detail = "the broker lets nobody in, as identity has no connection to it"
             return [failed("keys", detail, self._target.advice.look("identity"))]
-        findings = []
-        for client in refused:
-            reason, fix = await self._accounts.why_refused(client)
-            findings.append(
-                failed(
-                    "keys", f"the broker refuses {client.shown}, as {client.setting} names it: {reason}", fix
-                )
-            )
-        return findings
+        reasons = await self._accounts.why_refused(refused)
+        return [
+            failed("keys", f"the broker refuses {client.shown}, as {client.setting} names it: {reason}", fix)
+            for client, (reason, fix) in zip(refused, reasons, strict=True)
+        ]
 
     async def channel(self) -> list[Finding]:
         """Whether those that it lets in may use their channel, and whether that is one channel."""
