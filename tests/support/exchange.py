@@ -70,12 +70,13 @@ class Player:
         self._asked: list[Asked] = []
 
     async def play(self, file: Path) -> None:
-        """Go through a file, line by line."""
+        """Go through a file, line by line; no request of ours may be left over."""
         for number, text in enumerate(file.read_text().splitlines(), 1):
             try:
                 await self._step(json.loads(text))
             except AssertionError as error:
                 raise AssertionError(f"{file.name}:{number}: {text[:300]}\n{error}") from None
+        assert not self._asked, f"{file.name}: nobody answered {self._asked}"
 
     async def _step(self, line: dict[str, Any]) -> None:
         if "never" in line:
