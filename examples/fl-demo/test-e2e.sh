@@ -41,6 +41,7 @@ CHECKS=0
 
 finish() {
   local code=$?
+  trap '' INT TERM
   if [[ -n $STACK ]]; then
     kill "$STACK" 2>/dev/null || true
     wait "$STACK" || true
@@ -89,7 +90,7 @@ check_prerequisites() {
   pass "prerequisites: curl, python3, $("$PROPELLER" --version)"
 }
 
-answers() { curl --silent --fail --max-time 5 --output "$TEMPORARY/answer" "$1" 2>/dev/null; }
+answers() { curl --silent --fail --max-time 3 --output "$TEMPORARY/answer" "$1" 2>/dev/null; }
 
 # Which stack to test: the one that is asked for, else one that runs here, else one of our own.
 find_stack() {
@@ -110,8 +111,10 @@ find_stack() {
 
 start_stack() {
   STATE=$TEMPORARY/state
+  set -m # in a process group of its own: Ctrl-C is for this script, which ends it in order
   "$PROPELLER" up --ports auto --state "$STATE" >"$TEMPORARY/up" 2>&1 &
   STACK=$!
+  set +m
   local tries
   for ((tries = 0; tries < 600; tries++)); do
     [[ -r $STATE/stack.json ]] && pass "stack: started one of our own, on free ports" && return

@@ -214,10 +214,13 @@ async def test_a_client_that_was_deleted_is_made_anew(place: Place) -> None:
 async def test_a_wrong_domain_and_channel_are_corrected_and_named(place: Place) -> None:
     await place.run()
     right = place.values
-    place.put(MANAGER_DOMAIN_ID="old-domain", PROXY_CHANNEL_ID="old-channel")
+    place.put(
+        MANAGER_DOMAIN_ID="old-domain", PROXY_CHANNEL_ID="old-channel", PROXY_DOMAIN_ID="0123456789" * 4
+    )
     shown = await place.run()
     assert "corrected: MANAGER_DOMAIN_ID was old-domain\n" in shown
     assert "corrected: PROXY_CHANNEL_ID was old-channel\n" in shown
+    assert "corrected: PROXY_DOMAIN_ID was 01234567…\n" in shown  # it may be a key in the wrong place
     assert place.values == right
 
 
@@ -320,7 +323,10 @@ async def test_who_logs_in_is_said_by_the_environment_else_the_file_else_the_gui
     assert "--force-recreate" in await place.run()
 
 
-async def test_identity_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_identity_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.cli.provision.PAUSE_S", 0.02)
     site, shown = Site.at(tmp_path), ""
     place = Place(site, tmp_path / ".env", IdentityApi(*["http://127.0.0.1:1"] * 4), capsys)
     provisioning = asyncio.create_task(place.run(wait_s=60))

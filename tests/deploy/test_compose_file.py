@@ -222,10 +222,41 @@ def test_nothing_waits_for_what_needs_credentials() -> None:
         assert not waited & NEED_CREDENTIALS
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_container_listens_where_its_network_reaches_it(name: str) -> None:
+    container = filled()[name]
+    wanted = {variable for variable in read_by(container.command[1]) if variable.endswith(("_HOST", "_PORT"))}
+    assert {variable for variable in container.environment if variable.endswith(("_HOST", "_PORT"))} == wanted
+    values = {variable: container.environment[variable] for variable in wanted}
+    assert {values.pop(variable) for variable in wanted if variable.endswith("_HOST")} <= {"0.0.0.0"}
+    assert sorted(values.values()) == sorted(map(str, container.ports))
+
+
 def test_the_broker_has_the_name_that_an_env_file_of_absmach_propeller_gives_it() -> None:
     assert filled()["broker"].aliases == ["mqtt-adapter"]
-    chosen = filled(MANAGER_MQTT_ADDRESS="tcp://mqtt-adapter:1883")["manager"]
-    assert chosen.environment["MANAGER_MQTT_ADDRESS"] == "tcp://mqtt-adapter:1883"
+
+
+@pytest.mark.parametrize("name", ["manager", "proxy", "proplet"])
+def test_the_values_of_an_env_file_of_absmach_propeller_are_taken(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = {
+        f"{prefix}_{variable}": value
+        for prefix in ("MANAGER", "PROXY", "PROPLET")
+        for variable, value in {
+            "LOG_LEVEL": "info", "MQTT_ADDRESS": "tcp://mqtt-adapter:1883", "MQTT_TIMEOUT": "30s", "MQTT_QOS": "2",
+        }.items()
+    }  # fmt: skip
+    theirs |= {
+        "PROPLET_LIVELINESS_INTERVAL": "10s",
+        "PROXY_REGISTRY_URL": "docker.io",
+        "PROXY_AUTHENTICATE": "FALSE",
+    }
+    container = filled(**theirs, **dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
+    for variable, value in container.environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = import_module(_MODULES[name][0]).Settings.load()
+    assert (settings.mqtt_address, settings.mqtt_qos) == ("tcp://mqtt-adapter:1883", 2)
 
 
 def test_the_local_registry_is_asked_in_plain_http_by_the_name_of_the_guide() -> None:

@@ -1,5 +1,6 @@
 """The guide's steps 3 to 8 with the services of compose.yaml, each started as its container would start it."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from propeller.data import program_path
 from propeller.stack.env_file import EnvFile
 from propeller.stack.variables import GUIDE_VARIABLES
 from support.compose import Engine
-from support.compose_file import EXAMPLE
+from support.compose_file import EXAMPLE, document
 from support.net import eventually
 
 IDENTITIES = {
@@ -150,6 +151,22 @@ async def test_a_round_of_the_guide(site: Site) -> None:
     model = site.get("model-registry:8081", "/models/1").json()
     assert any(model["w"]), "the model has learned nothing"
     assert "Received container request" in site.engine.logs("proxy")
+
+
+def test_the_doctor_finds_nothing_wrong(site: Site) -> None:
+    """It takes the published ports from the file, which are others here."""
+    ports = [
+        f"{port[1]}={site.engine.address(f'{name}:{port[2]}').rpartition(':')[2]}\n"
+        for name, service in document()["services"].items()
+        for line in service.get("ports", ())
+        if (port := re.search(r"\$\{(PORT_\w+):-\d+\}:(\d+)$", line))
+    ]
+    assert len(ports) == 12
+    file = site.engine.env_file.with_name("doctor.env")
+    file.write_text(site.engine.env_file.read_text() + "".join(ports))
+    shown = propeller("doctor", "--env-file", str(file))
+    assert "PASS image: the proxy resolves" in shown
+    assert " 0 failed" in shown
 
 
 def test_a_dataset_is_where_the_guide_looks_for_it(site: Site) -> None:

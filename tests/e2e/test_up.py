@@ -275,6 +275,18 @@ def test_a_taken_port_is_named_with_the_remedy(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_temporary_folder_of_too_long_a_name_is_said_so(tmp_path: Path) -> None:
+    long = tmp_path / ("long-" * 20)
+    long.mkdir()
+    up = start_up(tmp_path / "state", "--ports", "auto", env={"TMPDIR": str(long)})
+    try:
+        assert up.process.wait(30) == 1
+    finally:
+        end(up)
+    assert f"error: {long}: too long a path for a socket" in up.output
+    assert "TMPDIR" in up.output
+
+
 def test_an_unknown_service_lists_the_known_ones() -> None:
     result = propeller("serve", "nothing")
     assert result.returncode == 1

@@ -147,6 +147,7 @@ async def test_a_start_goes_out_once_with_every_key_of_s(manager: Manager) -> No
         "monitoring_profile": None,
         "proplet_id": "p1",
         "broadcast": False,
+        "latent": False,
     }
     running = await manager.in_state(task_id, 2)
     assert running["proplet_id"] == "p1"

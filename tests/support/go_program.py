@@ -14,14 +14,17 @@ SOURCE = ROOT / "programs" / "logreg_go"
 KEPT = ROOT / ".pytest_cache" / "programs"
 
 
-def build() -> Path:
-    """The built program. Skips where there is no Go; a build takes about 10 s."""
-    builder = _builder()
+def go_command() -> str:
+    """The Go command. Skips where there is none."""
     try:
-        go = builder.go()
+        return str(_builder().go())
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    folder = KEPT / _fingerprint(go)
+
+
+def build() -> Path:
+    """The built program. Skips where there is no Go; a build takes about 10 s."""
+    folder = KEPT / _fingerprint(go_command())
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "fl-client.wasm"
     with (folder / "lock").open("w") as lock:
@@ -29,7 +32,7 @@ def build() -> Path:
         if not target.exists():
             beside = folder / "new"
             beside.mkdir(exist_ok=True)
-            builder.build_logreg_go(beside).rename(target)
+            _builder().build_logreg_go(beside).rename(target)
     return target
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import random
 import socket
 import time
@@ -11,14 +13,21 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 
-def free_port() -> int:
-    """A TCP port of loopback that nothing listens on.
+_FIRST, _COUNT = 10_000, 10_000
+"""Below the range from which the system takes the ports of outgoing connections, and that of stacks on free ports."""
 
-    It lies below the range from which the system takes the ports of outgoing connections, and that of stacks on free
-    ports, so that none of those gets it before its user does.
+_given = itertools.count(random.SystemRandom().randrange(_COUNT))
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nothing listens on, and that this run of tests gave to nobody else.
+
+    Each worker of a run has ports of its own, and gives none twice before it gave them all: a port is free until its user comes.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.SystemRandom().randrange(10_000, 20_000)
+        port = _FIRST + (next(_given) * workers + worker) % (_COUNT - _COUNT % workers)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

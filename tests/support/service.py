@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from support.net import wait_port
@@ -32,3 +33,16 @@ def start_service(
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def start_services(services: Mapping[str, tuple[Mapping[str, str], int]], logs: Path) -> Iterator[None]:
+    """Run several at the same time, each with its environment and its port; their logs are ``NAME.log`` in a folder."""
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        starting = [
+            pool.submit(stack.enter_context, start_service(name, env, port, logs / f"{name}.log"))
+            for name, (env, port) in services.items()
+        ]
+        for one in starting:
+            one.result()
+        yield

@@ -36,7 +36,9 @@ def test_anything_else_needs_authentication_or_a_word(host: str) -> None:
 def test_a_port_in_use_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StartError, match=f"manager: port {port} is already in use by .*; stop what listens"):
+        with pytest.raises(
+            StartError, match=f"manager: port {port} is already in use by .*; stop what listens"
+        ):
             listen(Bind("manager", "127.0.0.1", port))
 
 

@@ -50,10 +50,15 @@ def run_doctor(
 def _show(findings: Sequence[Finding]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for one in findings:
-        console.print(Text.assemble((one.status, _STYLES[one.status]), f" {one.what}: {one.detail}"))
+        console.print(Text.assemble((one.status, _STYLES[one.status]), f" {one.what}: {_line(one.detail)}"))
         if one.fix:
-            console.print(Text(f"     fix: {one.fix}"))
+            console.print(Text(f"     fix: {_line(one.fix)}"))
     counts = {status: sum(one.status is status for one in findings) for status in Status}
     console.print(
         f"{counts[Status.PASS]} passed, {counts[Status.FAIL]} failed, {counts[Status.SKIP]} skipped"
     )
+
+
+def _line(text: str) -> str:
+    """A text on one line: some of it is what services said, and may hold anything."""
+    return "".join(character if character.isprintable() else " " for character in text)

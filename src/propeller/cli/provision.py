@@ -18,7 +18,7 @@ from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
 from propeller.stack.identity_api import IdentityApi
 from propeller.stack.provisioning import CHANNEL, DOMAIN
 from propeller.stack.state import State
-from propeller.stack.variables import GUIDE_VARIABLES
+from propeller.stack.variables import GUIDE_VARIABLES, READERS
 
 DEFAULT_PORT, _PORT = "9002", "PORT_IDENTITY_USERS"
 """Where deploy/compose.yaml publishes identity, and the variable that says so."""
@@ -30,8 +30,6 @@ TIMEOUT_S, HEALTH_S, PAUSE_S = 10.0, 2.0, 1.0
 """How long a call and a health check may take, and the time between health checks, in seconds."""
 
 CLEARED = "# Provisioned IDs (cleared)"
-RECREATED = "manager coordinator-http proplet proplet-2 proplet-3 proxy local-data-store"
-"""The services of deploy/compose.yaml that read the variables."""
 
 _USERNAME, _PASSWORD = "IDENTITY_ADMIN_USERNAME", "IDENTITY_ADMIN_PASSWORD"
 
@@ -186,5 +184,5 @@ def _show(console: Console, outcome: Outcome, path: Path) -> None:
         return
     console.print(f"\nWrote ids and keys to {path}. Now recreate what reads them (a restart does not):")
     console.print(
-        f"  docker compose -f deploy/compose.yaml --env-file {path} up -d --force-recreate {RECREATED}"
+        f"  docker compose -f deploy/compose.yaml --env-file {path} up -d --force-recreate {READERS}"
     )

@@ -45,7 +45,7 @@ def run_on_stack(options: Options, report: Report, body: Body) -> int:
 def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Console(highlight=False)
-    console.print(f"Starting Propeller on {folder.absolute()}")
+    console.print(f"Starting Propeller on {folder.absolute()}", soft_wrap=True)
 
     def report(what: str, where: str) -> None:
         console.print(f"  [green]✓[/] {what:<16} {where}")

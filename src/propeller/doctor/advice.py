@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from propeller.stack.variables import READERS
+
 CONTAINERS = {
     "coordinator": "coordinator-http",
     "data-store": "local-data-store",
@@ -93,28 +95,27 @@ class ContainerAdvice:
 
     def restart(self, service: str) -> str:
         """A container reads its environment only when it is made."""
-        return f"{self._compose} up -d --force-recreate {_container(service)}; why: {self.look(service)}"
+        return f"{self._recreate(_container(service))}; why: {self.look(service)}"
 
     def new_key(self, client: str) -> str:
         """Provisioning makes new ones only when told so."""
         provision = f"propeller provision --rotate --env-file {_quoted(self.env_file)}"
-        return f"{provision} (new keys for {client} and the others), then {self._recreate}"
+        return f"{provision} (new keys for {client} and the others), then {self._recreate()}"
 
     def right_ids(self) -> str:
         """Provisioning writes them."""
-        return f"propeller provision --env-file {_quoted(self.env_file)}, then {self._recreate}"
+        return f"propeller provision --env-file {_quoted(self.env_file)}, then {self._recreate()}"
 
     def free_port(self, listener: str) -> str:
         """Its owner gives it up."""
         return f"end {listener}, then {self.start()}"
 
     def seed(self) -> str:
-        """They are made at the start."""
-        return f"{self._compose} restart local-data-store"
+        """A start makes them for the proplets in its environment."""
+        return self._recreate("local-data-store")
 
-    @property
-    def _recreate(self) -> str:
-        return f"{self._compose} up -d --force-recreate"
+    def _recreate(self, services: str = READERS) -> str:
+        return f"{self._compose} up -d --force-recreate {services}"
 
     @property
     def _compose(self) -> str:

@@ -8,6 +8,7 @@ from propeller.doctor.accounts import Accounts
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Finding, failed, passed, waits_for
 from propeller.doctor.link import NoBrokerError, RefusedError, connected
+from propeller.doctor.machine import listener_on
 from propeller.doctor.target import Client, Target
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 
@@ -26,7 +27,9 @@ class Broker:
         address = self._target.broker
         try:
             async with connected(address, None):
-                return [passed("broker", f"{address} answers, and lets anyone in")]
+                detail = f"{address} lets anyone in: that is another broker than this stack's"
+                fix = self._target.advice.free_port(listener_on(address.host, address.port))
+                return [failed("broker", detail, fix)]
         except RefusedError:
             return [passed("broker", f"{address} answers")]
         except NoBrokerError as error:
@@ -35,32 +38,29 @@ class Broker:
     async def keys(self) -> list[Finding]:
         """Whether it accepts the key of every client."""
         clients = self._target.clients
-        outcomes = await asyncio.gather(*(self._enter(client) for client in clients))
-        refused = [client for client, entered in zip(clients, outcomes, strict=True) if not entered]
+        await asyncio.gather(*(self._enter(client) for client in clients))
+        refused = [client for client in clients if client in self._facts.refused]
         if not refused:
             return [passed("keys", f"the broker accepts all {len(clients)} clients")]
         if self._facts.identity_away and len(refused) == len(clients):
             detail = "the broker lets nobody in, as identity has no connection to it"
             return [failed("keys", detail, self._target.advice.look("identity"))]
-        findings = []
-        for client in refused:
-            reason, fix = await self._accounts.why_refused(client)
-            findings.append(
-                failed(
-                    "keys", f"the broker refuses {client.name} ({client.setting} {client.id}): {reason}", fix
-                )
-            )
-        return findings
+        reasons = await self._accounts.why_refused(refused)
+        return [
+            failed("keys", f"the broker refuses {client.shown}, as {client.setting} names it: {reason}", fix)
+            for client, (reason, fix) in zip(refused, reasons, strict=True)
+        ]
 
     async def channel(self) -> list[Finding]:
         """Whether those that it lets in may use their channel, and whether that is one channel."""
         facts, advice = self._facts, self._target.advice
-        places = {client.place: client.place.channel for client in (*facts.placed, *facts.displaced)}
-        if not places:
+        entered = [client for client in self._target.clients if client not in facts.refused]
+        places = {client.place: client.place.channel for client in entered}
+        if not facts.placed and not facts.displaced:
             return [waits_for("channel", "keys")]
         findings = []
         for place, channel in places.items():
-            names = [client.name for client in facts.displaced if client.place == place]
+            names = [client.name for client in entered if client in facts.displaced and client.place == place]
             if names:
                 detail = f"the broker refuses {channel.prefix} ({place.settings}) to {', '.join(names)}"
                 findings.append(failed("channel", detail, advice.right_ids()))
@@ -72,18 +72,18 @@ class Broker:
         prefix = next(iter(places.values())).prefix
         return findings or [passed("channel", f"{len(facts.placed)} clients may use {prefix}")]
 
-    async def _enter(self, client: Client) -> bool:
-        """Connect as a client and subscribe to what it needs; whether it is let in."""
+    async def _enter(self, client: Client) -> None:
+        """Connect as a client and subscribe to what it needs."""
         async with self._slots:
             try:
                 async with connected(self._target.broker, client) as connection:
                     allowed = await connection.ask_for(_needed(client), 0)
             except RefusedError:
-                return False
+                self._facts.refused.append(client)
+                return
             except aiomqtt.MqttError as error:
                 raise NoBrokerError(f"the connection as {client.name} was lost: {error}") from None
         (self._facts.placed if allowed else self._facts.displaced).append(client)
-        return True
 
 
 def _needed(client: Client) -> str:

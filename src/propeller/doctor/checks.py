@@ -16,6 +16,10 @@ Ask = Callable[[], Awaitable[list[Finding]]]
 """Asks one question of a stack; may give several lines, and raise what it does not expect."""
 
 
+class CannotAskError(Exception):
+    """What is asked gives no answer, or one that cannot be read; the text says which."""
+
+
 @dataclass(frozen=True)
 class Check:
     """A question.
@@ -56,10 +60,17 @@ async def _run(check: Check, waited: dict[str, asyncio.Task[list[Finding]]], end
         async with asyncio.timeout(limit):
             return await check.ask()
     except TimeoutError:
-        return [failed(check.what, f"no answer within {limit:.0f} s", "see what hangs: the checks above")]
+        detail = f"no answer within {limit:.0f} s"
+        return [
+            failed(check.what, detail, "mend what fails above, or try again when the machine is less busy")
+        ]
+    except CannotAskError as error:
+        return [failed(check.what, str(error), "see the log of the service that was asked")]
     except Exception as error:  # noqa: BLE001 - one question that goes wrong must not hide the answers to the others
         reason = f"{type(error).__name__}: {error}"[:300]
-        return [failed(check.what, f"cannot be checked: {reason}", "see the log of the service it asks")]
+        return [
+            failed(check.what, f"cannot be checked: {reason}", "see the log of the service that was asked")
+        ]
 
 
 def _all_pass(findings: list[Finding]) -> bool:

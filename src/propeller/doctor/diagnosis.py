@@ -14,7 +14,7 @@ from propeller.doctor.fleet import Fleet
 from propeller.doctor.image import LIMIT_S as IMAGE_LIMIT_S
 from propeller.doctor.image import Image
 from propeller.doctor.learning import Learning
-from propeller.doctor.questions import Questions
+from propeller.doctor.questions import Questions, place_of
 from propeller.doctor.services import Services
 from propeller.doctor.target import HTTP_SERVICES, SourceError, Target
 from propeller.stack.ports import GUIDE_PORTS
@@ -111,13 +111,19 @@ def _checks(
         ),
         check("keys", broker.keys, "broker", "identity"),
         check("channel", broker.channel, after=("keys",)),
-        check("manager mqtt", fleet.connection, "manager", "broker"),
+        check("manager mqtt", fleet.connection, "manager", "broker", after=("channel",)),
         check("proplets", fleet.proplets, "manager mqtt"),
         check("rounds", learning.rounds, "coordinator"),
         check("participants", fleet.participants, after=("proplets", "rounds")),
         check("model 0", learning.model, "model-registry"),
         check("datasets", fleet.datasets, "data-store", after=("proplets",)),
-        check("image", Image(target, facts, image).image, after=("channel", "rounds"), limit_s=IMAGE_LIMIT_S),
+        check(
+            "image",
+            Image(target, facts, image).image,
+            "proxy",
+            after=("channel", "rounds"),
+            limit_s=IMAGE_LIMIT_S,
+        ),
         check("clocks", clocks, after=(*HTTP_SERVICES, "proplets")),
     ]
 
@@ -126,9 +132,7 @@ async def _runs(target: Target) -> list[Finding]:
     """Whether anything listens where the stack should."""
     broker = target.broker
     places = {"broker": (broker.host, broker.port)}
-    for name, url in target.services.items():
-        host, _, port = url.rpartition("/")[2].rpartition(":")
-        places[name] = (host, int(port))
+    places |= {name: place_of(url) for name, url in target.services.items()}
     if await machine.listening(places):
         return [passed("stack", target.process)]
     shown = ", ".join(f"{port} ({name})" for name, (_, port) in places.items())

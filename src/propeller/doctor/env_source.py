@@ -11,12 +11,12 @@ from propeller.doctor.state_source import from_state, is_state_folder
 from propeller.doctor.target import HTTP_SERVICES, LISTENERS, Client, Place, SourceError, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.process.run import StartError
-from propeller.protocol.ids import InvalidIdError, check_id
+from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import EnvFile
 from propeller.stack.ports import GUIDE_PORTS
 from propeller.stack.up import PROGRAM_NAME
-from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable
+from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable, shown_id
 
 _PROPLET_ID = re.compile(r"PROPLET_([0-9]+)_CLIENT_ID")
 
@@ -42,10 +42,11 @@ def from_env(path: Path, host: str = "localhost") -> Target:
     clients = _clients(path, names, values, advice)
     username, password = values.get("IDENTITY_ADMIN_USERNAME"), values.get("IDENTITY_ADMIN_PASSWORD")
     ports = _ports(path, values, advice)
-    urls = {name: f"http://{host}:{port}" for name, port in ports.items()}
+    place = f"[{host}]" if ":" in host else host
+    urls = {name: f"http://{place}:{port}" for name, port in ports.items()}
     return Target(
         settings=f"{path}: {len(clients)} clients",
-        process=f"it is looked for on {host}",
+        process=f"it listens on {host}",
         services={name: urls[name] for name in HTTP_SERVICES if name != "identity"}
         | {"identity": urls["identity-users"]},
         identity={name: urls[f"identity-{name}"] for name in LISTENERS},
@@ -101,8 +102,8 @@ def _clients(path: Path, names: list[str], values: Mapping[str, str], advice: Ad
         if not detail and not variable.endswith("_KEY"):
             try:
                 check_id(values[variable])
-            except InvalidIdError as error:
-                detail = f"{path}: {variable}: {error}"
+            except InvalidIdError:
+                detail = f"{path}: {variable}: {shown_id(values[variable])!r} is not an id: use {ID_RULE}"
     if detail:
         raise SourceError(failed("settings", detail, advice.right_ids()), running=True)
     return tuple(_client(name, values) for name in names)

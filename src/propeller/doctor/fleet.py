@@ -12,6 +12,7 @@ from propeller.doctor.findings import Finding, failed, passed, skipped, waits_fo
 from propeller.doctor.questions import NoAnswerError, Questions
 from propeller.doctor.target import Client, Target
 from propeller.protocol.ids import InvalidIdError, check_id
+from propeller.stack.variables import shown_id
 
 _INSTANCE_NAME = re.compile(r"proplet(-[0-9]+)?")
 _PAGE = 1000
@@ -29,6 +30,8 @@ class Fleet:
 
     async def connection(self) -> list[Finding]:
         """Whether the manager is connected to the broker."""
+        if self._facts.shut_out(self._target.client("manager")):
+            return [waits_for("manager mqtt", "keys", "channel")]
         url = self._target.services["manager"]
         health = await self._ask.document(f"{url}/health")
         if health.get("mqtt_connected", True):
@@ -42,10 +45,15 @@ class Fleet:
         expected = self._target.proplets
         if not expected:
             return [skipped("proplets", "there should be none")]
-        findings = [self._missing(client, known.get(client.id)) for client in expected]
-        return [one for one in findings if one] or [
-            passed("proplets", f"{len(expected)} of {len(expected)} are alive in the manager's channel")
+        absent = [client for client in expected if client.id not in known or not known[client.id]["alive"]]
+        findings = [
+            self._missing(client, known.get(client.id))
+            for client in absent
+            if not self._facts.shut_out(client)
         ]
+        if absent and not findings:
+            return [waits_for("proplets", "keys", "channel")]
+        return findings or [passed("proplets", f"{len(expected)} are alive in the manager's channel")]
 
     async def participants(self) -> list[Finding]:
         """Whether those who are asked to take part are client ids of live proplets."""
@@ -64,7 +72,7 @@ class Fleet:
 
     async def datasets(self) -> list[Finding]:
         """Whether each proplet has data to learn from."""
-        wanted = {client.id: f"{client.name} ({client.id})" for client in self._target.proplets}
+        wanted = {client.id: client.shown for client in self._target.proplets}
         known = self._facts.proplets or {}
         wanted |= {name: name for name in self._chosen or () if name in known and name not in wanted}
         slots = asyncio.Semaphore(_AT_ONCE)
@@ -87,16 +95,14 @@ class Fleet:
             if not page["proplets"] or len(found) >= page["total"]:
                 return found
 
-    def _missing(self, client: Client, proplet: dict[str, Any] | None) -> Finding | None:
+    def _missing(self, client: Client, proplet: dict[str, Any] | None) -> Finding:
         if proplet is None:
             detail = (
-                f"{client.name} ({client.setting} {client.id}) is not registered with the manager: it does not run, "
-                "or works in another channel"
+                f"{client.shown} is not registered with the manager: it does not run, or works in another channel, "
+                f"or its id is not what {client.setting} says"
             )
-        elif not proplet["alive"]:
-            detail = f"{client.name} ({client.id}) is not alive{_last_heartbeat(proplet)}"
         else:
-            return None
+            detail = f"{client.shown} is not alive{_last_heartbeat(proplet)}"
         return failed("proplets", detail, self._target.advice.restart(client.name))
 
     def _stranger(self, name: str, whose: str) -> Finding | None:
@@ -110,7 +116,7 @@ class Fleet:
         client = next((client for client in self._target.proplets if client.name == name), None)
         if client is not None:
             detail = f"{whose}: {name} is an instance name, not a client id"
-            return failed("participants", detail, f"use {client.id} ({client.setting})")
+            return failed("participants", detail, f"use {shown_id(client.id)} ({client.setting})")
         if _INSTANCE_NAME.fullmatch(name):
             fix = "use client ids: GET /proplets at the manager lists them"
             return failed("participants", f"{whose}: {name} is an instance name, not a client id", fix)
@@ -139,7 +145,7 @@ class Fleet:
         return None if size else "has an empty dataset"
 
     def _no_data(self, shown: str, proplet_id: str, lack: str) -> Finding:
-        post = f"POST one to {self._target.services['data-store']}/datasets/{proplet_id}"
+        post = f"POST one to {self._target.services['data-store']}/datasets/{shown_id(proplet_id)}"
         return failed("datasets", f"{shown} {lack}", f"{post}, or the demo's: {self._target.advice.seed()}")
 
 

@@ -39,7 +39,7 @@ class Image:
             return [failed("image", error.cause, error.remedy)]
         asker = next((client for client in self._facts.placed if client.is_proplet), None)
         asker = asker or next((client for client in self._facts.placed if client.name == "manager"), None)
-        if asker is None:
+        if asker is None or self._facts.shut_out(self._target.client("proxy")):
             return [waits_for("image", "keys", "channel")]
         async with connected(self._target.broker, asker) as connection:
             await connection.ask_for(asker.place.channel.answers(asker.id), 0)

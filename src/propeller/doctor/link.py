@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import aiomqtt
 
+from propeller.doctor.checks import CannotAskError
 from propeller.doctor.target import Client
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import Connection
@@ -19,7 +20,7 @@ class RefusedError(Exception):
     """The broker answered, and lets this client not in."""
 
 
-class NoBrokerError(Exception):
+class NoBrokerError(CannotAskError):
     """There is no answer, or not a broker's; the text says which."""
 
 

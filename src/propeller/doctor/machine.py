@@ -10,6 +10,7 @@ from pathlib import Path
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Finding, failed, passed, skipped
 from propeller.process.ports import holder
+from propeller.web.server import is_loopback
 
 MOST_AHEAD_S = 5.0
 """How far two clocks may be apart, in seconds."""
@@ -74,6 +75,11 @@ def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:
             detail = f"{port} ({name}) is not free: {f'{by} listens there' if by else error.strerror}"
             findings.append(failed("ports", detail, remedy))
     return findings or [passed("ports", f"free: {', '.join(map(str, ports.values()))}")]
+
+
+def listener_on(host: str, port: int) -> str:
+    """The program that listens on a port, for a person."""
+    return (holder(port) if is_loopback(host) else None) or f"what listens on {host}:{port}"
 
 
 async def listening(places: Mapping[str, tuple[str, int]]) -> list[str]:

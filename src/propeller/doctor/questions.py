@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import httpx
 
+from propeller.doctor.checks import CannotAskError
 from propeller.doctor.target import Client
 from propeller.process.http import error_text, needs_tls
 
@@ -16,7 +17,7 @@ TIMEOUT_S = 4.5
 _LARGEST = 1024 * 1024
 
 
-class NoAnswerError(Exception):
+class NoAnswerError(CannotAskError):
     """A service did not answer, or not with what was asked for; the text says where and why."""
 
 
@@ -81,10 +82,16 @@ class Questions:
             return await self._http.get(url, **options)
 
 
+def place_of(url: str) -> tuple[str, int]:
+    """The host and port of an address."""
+    parts = httpx.URL(url)
+    return parts.host, parts.port or (443 if parts.scheme == "https" else 80)
+
+
 @contextlib.contextmanager
 def _explained(url: str) -> Iterator[None]:
-    parts = httpx.URL(url)
-    place = f"{parts.host}:{parts.port}" if parts.port else url
+    host, port = place_of(url)
+    place = f"{host}:{port}"
     try:
         yield
     except httpx.ConnectError:

@@ -7,10 +7,9 @@ import httpx
 
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Finding, failed, passed
-from propeller.doctor.questions import NoAnswerError, Questions
+from propeller.doctor.machine import listener_on
+from propeller.doctor.questions import NoAnswerError, Questions, place_of
 from propeller.doctor.target import Target
-from propeller.process.ports import holder
-from propeller.web.server import is_loopback
 
 _HEALTHY = frozenset({"ok", "pass"})
 
@@ -61,11 +60,8 @@ class Services:
         return failed(name, str(error), self._target.advice.restart(name))
 
     def _foreign(self, name: str, url: str) -> Finding:
-        place = httpx.URL(url)
-        known = holder(place.port) if place.port and is_loopback(place.host) else None
-        listener = known or "the program that listens there"
         detail = f"{url} is answered by something else than {name}"
-        return failed(name, detail, self._target.advice.free_port(listener))
+        return failed(name, detail, self._target.advice.free_port(listener_on(*place_of(url))))
 
 
 def _status(answer: httpx.Response) -> str:

@@ -61,8 +61,9 @@ def _read(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, holder: i
         Client(name, str(one["id"]), str(one["key"]), place, f"clients.{name}.id of stack.json")
         for name, one in stack["clients"].items()
     )
-    if not any(client.name == "manager" for client in clients):
-        raise KeyError("clients.manager")
+    for needed in ("manager", "proxy"):
+        if not any(client.name == needed for client in clients):
+            raise KeyError(f"clients.{needed}")
     return Target(
         settings=f"{folder / 'stack.json'}: {len(clients)} clients",
         process=f"process {holder} runs it",

@@ -8,6 +8,7 @@ from propeller.doctor.advice import Advice
 from propeller.doctor.findings import Finding
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.topics import Channel
+from propeller.stack.variables import shown_id
 
 HTTP_SERVICES = (
     "identity",
@@ -57,6 +58,11 @@ class Client:
     setting: str
 
     @property
+    def shown(self) -> str:
+        """Its name and id, for a person."""
+        return f"{self.name} ({shown_id(self.id)})"
+
+    @property
     def is_proplet(self) -> bool:
         """Whether it is a device."""
         return self.name.startswith("proplet-")
@@ -91,7 +97,7 @@ class Target:
     advice: Advice
 
     def client(self, name: str) -> Client:
-        """A client by its name; there is always ``manager``."""
+        """A client by its name; there are always ``manager`` and ``proxy``."""
         return next(client for client in self.clients if client.name == name)
 
     def owner(self, client_id: str) -> Client | None:

@@ -15,7 +15,7 @@ from propeller.manager.proplets import Fleet
 from propeller.manager.rounds import Rounds
 from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
-from propeller.mqtt.session import Session, SubscriptionRefusedError
+from propeller.mqtt.session import Session
 from propeller.process.errors import BusyError
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
@@ -41,10 +41,12 @@ class Inbox:
         self._samples, self._rounds = samples, rounds
 
     async def subscribe(self, session: Session) -> None:
-        """Take every message from now on; a subscription that the broker refuses is logged."""
+        """Take every message once the session runs; a subscription that the broker refuses is logged there."""
+        # A kept heartbeat or last will (S's embed-proplet has its will kept) says nothing about now.
+        alive = self._channel.topic(Kind.PROPLET_ALIVE)
         routes: list[tuple[str, Handle, int]] = [
             (self._channel.topic(Kind.PROPLET_CREATE), self._create, 1),
-            (self._channel.topic(Kind.PROPLET_ALIVE), self._alive, 0),
+            (alive, self._alive, 0),
             (self._channel.topic(Kind.PROPLET_RESULTS), self._results, 1),
             (self._channel.topic(Kind.PROPLET_METRICS), self._proplet_metrics, 1),
             (self._channel.topic(Kind.TASK_METRICS), self._task_metrics, 1),
@@ -52,10 +54,7 @@ class Inbox:
             (ROUND_START, self._round_start, 1),
         ]
         for topic, handle, qos in routes:
-            try:
-                await session.subscribe(topic, _guarded(handle), qos)
-            except SubscriptionRefusedError as error:
-                log.error("MQTT subscription refused", topic=topic, reason=str(error))  # noqa: TRY400
+            await session.subscribe(topic, _guarded(handle), qos, retained=topic != alive)
 
     async def _create(self, fields: dict[str, Any]) -> None:
         await self._fleet.register(Create.decode(fields))

@@ -49,6 +49,7 @@ class _Route:
     topic_filter: str
     handler: Handler
     qos: int
+    retained: bool
     queue: asyncio.Queue[tuple[Connection, aiomqtt.Message]] = field(default_factory=asyncio.Queue)
     worker: asyncio.Task[None] | None = None
 
@@ -86,13 +87,7 @@ class Session:
             on_connect: runs after each connect, once everything is subscribed.
         """
         self.address, self._credentials, self._tls = address, credentials, tls
-        self._troubles = Troubles(
-            address,
-            credentials.username,
-            credentials.mqtt_id,
-            names or Names(),
-            has_key=bool(credentials.password),
-        )
+        self._troubles = Troubles(address, credentials, names or Names())
         self._will, self._clean, self._keepalive, self._on_connect = will, clean, keepalive, on_connect
         self._routes: dict[str, _Route] = {}
         self._connection: Connection | None = None
@@ -118,14 +113,18 @@ class Session:
                 await self._connected.wait()
         return self.connected
 
-    async def subscribe(self, topic_filter: str, handler: Handler, qos: int = 1) -> None:
+    async def subscribe(
+        self, topic_filter: str, handler: Handler, qos: int = 1, *, retained: bool = True
+    ) -> None:
         """Take messages of a filter, now and after every reconnect; the last handler given to a filter has them.
+
+        ``retained``: also those that were published before, and that the broker keeps for whoever subscribes.
 
         Raises:
             SubscriptionRefusedError: the broker said no (only when connected; later refusals are logged). It is
                 asked again at the next connect, unless ``unsubscribe`` is called.
         """
-        route = _Route(topic_filter, handler, qos)
+        route = _Route(topic_filter, handler, qos, retained)
         old, self._routes[topic_filter] = self._routes.get(topic_filter), route
         if old is not None:
             route.queue = old.queue
@@ -277,7 +276,7 @@ class Session:
             if not connection.take(message):
                 continue
             for route in self._routes.values():
-                if message.topic.matches(route.topic_filter):
+                if message.topic.matches(route.topic_filter) and (route.retained or not message.retain):
                     route.queue.put_nowait((connection, message))
                     break
             else:

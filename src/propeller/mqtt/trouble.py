@@ -8,6 +8,7 @@ import aiomqtt
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import HungUpError
+from propeller.mqtt.credentials import Credentials
 from propeller.process.logs import get_logger
 
 log = get_logger("mqtt")
@@ -57,11 +58,8 @@ class Trouble:
 class Troubles:
     """What is said of one session's troubles."""
 
-    def __init__(
-        self, address: BrokerAddress, username: str, mqtt_id: str, names: Names, *, has_key: bool
-    ) -> None:
-        self._address, self._username, self._mqtt_id = address, username, mqtt_id
-        self._names, self._has_key = names, has_key
+    def __init__(self, address: BrokerAddress, credentials: Credentials, names: Names) -> None:
+        self._address, self._credentials, self._names = address, credentials, names
         self.last: Trouble | None = None
         """Why there is no connection; ``None`` while there is one, and before the first try."""
         self._told_at = 0.0
@@ -95,7 +93,7 @@ class Troubles:
     def refusal(self, topics: list[str]) -> str:
         """What a refusal of subscriptions means."""
         return (
-            f"the broker refuses {', '.join(topics)} to client {self._username or '(anonymous)'}: check "
+            f"the broker refuses {', '.join(topics)} to client {self._credentials.username or '(anonymous)'}: check "
             f"{self._names.channel}, and that the client is connected to that channel with the role it needs "
             "(identity: /channels/connect)"
         )
@@ -121,14 +119,14 @@ class Troubles:
         return f"if the broker asks clients for a certificate, set {cert} to one that it accepts"
 
     def _login_refused(self) -> Trouble:
-        names = self._names.client
-        if not self._username or not self._has_key:
+        names, client = self._names.client, self._credentials
+        if not client.username or not client.password:
             reason = "it wants a client's id and key, and one of them is not set"
             remedy = f"set {names}: propeller provision makes them"
         else:
             reason = (
-                f"client {self._username} is unknown or disabled, or its key is wrong, expired or revoked, or the MQTT "
-                f"identifier {self._mqtt_id} is another client's, or identity is away; identity's log says which"
+                f"client {client.username} is unknown or disabled, or its key is wrong, expired or revoked, or the MQTT "
+                f"identifier {client.mqtt_id} is another client's, or identity is away; identity's log says which"
             )
             remedy = f"correct {names} and restart; propeller provision --rotate makes new keys"
         return Trouble("the MQTT broker refuses this client, trying again", reason, remedy)

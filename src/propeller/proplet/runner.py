@@ -1,6 +1,7 @@
 """One task from its start message to its result: program and inputs, the run, the update."""
 
 import base64
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
 """A daemon runs until it is stopped."""
 
 _LINE = 8192
+
+_FILE_URL = re.compile(r"https?://\S+\.wasm")
+"""A file to fetch over HTTP, as H proplets do; an artifact would end in a tag or digest."""
 
 Execute = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
 """Runs a job; ``Sandbox.run``."""
@@ -59,10 +63,7 @@ class Runner:
             TaskError: something cannot be had, or the task is of a kind that does not run here.
         """
         env = {**start.env, "PROPLET_ID": self._proplet_id}
-        if start.encrypted:
-            raise TaskError(
-                "encrypted programs are not supported on this proplet: it has no trusted environment"
-            )
+        _check_supported(start)
         for name, value in env.items():
             if not name or "=" in name or "\0" in name + value:
                 raise TaskError(
@@ -160,6 +161,25 @@ class Runner:
             raise TaskError(str(error)) from None
         return await (
             self._programs.add(content) if content is not None else self._programs.fetch(start.image_url)
+        )
+
+
+def _check_supported(start: Start) -> None:
+    """See that a task asks for nothing that only other proplets do.
+
+    Raises:
+        TaskError: it does.
+    """
+    if start.encrypted:
+        raise TaskError("encrypted programs are not supported on this proplet: it has no trusted environment")
+    if start.latent:
+        raise TaskError(
+            "latent tasks are not supported on this proplet: start the task without latent, each time it is to run"
+        )
+    if _FILE_URL.fullmatch(start.image_url):
+        raise TaskError(
+            f"image_url {start.image_url!r}: this proplet takes programs from OCI registries, not files over HTTP: push it "
+            "there (propeller push) and name it as registry/name:tag, with its tag also if its name ends in .wasm"
         )
 
 

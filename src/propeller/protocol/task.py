@@ -60,6 +60,8 @@ class Start(Message):
     monitoring_profile: dict[str, Any] | None = None
     proplet_id: str | None = None
     broadcast: Flag = False
+    latent: Flag = False
+    """H: to be kept ready, and run when it is invoked."""
 
     @model_validator(mode="after")
     def _has_a_program(self) -> "Start":

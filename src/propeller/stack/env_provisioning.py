@@ -19,6 +19,7 @@ from propeller.stack.variables import (
     env_values,
     id_variable,
     key_variable,
+    shown_id,
 )
 
 Pair = Mapping[str, str]
@@ -84,8 +85,8 @@ class EnvProvisioner:
         """Provision.
 
         Raises:
-            StartError: identity refuses or does not answer; the file cannot be written; or a client is there whose
-                key nobody has. In the last two cases nothing was changed.
+            StartError: identity refuses or does not answer; the file cannot be written; or something is disabled, or a
+                client's key is nowhere, and then nothing was changed.
         """
         file = EnvFile.read(self.path)
         file.check_writable()
@@ -142,7 +143,7 @@ class EnvProvisioner:
         if not written["id"] or not written["key"]:
             return f"it exists, but {key_variable(name) if written['id'] else id_variable(name)} is empty"
         if written["id"] != record["id"]:
-            return f"{id_variable(name)} is {written['id'][:64]}, but its id is {record['id']}"
+            return f"{id_variable(name)} is {shown_id(written['id'])}, but its id is {record['id']}"
         return f"identity refuses {key_variable(name)}: it was revoked or replaced, or is mistyped"
 
     def _refuse_problems(self, domain: Record | None, channel: Record | None, found: list[_Found]) -> None:
@@ -210,4 +211,6 @@ class EnvProvisioner:
 
 
 def _differences(values: Mapping[str, str], names: tuple[str, ...], right: str) -> list[str]:
-    return [f"{name} was {values[name][:64]}" for name in names if values.get(name) and values[name] != right]
+    return [
+        f"{name} was {shown_id(values[name])}" for name in names if values.get(name) and values[name] != right
+    ]

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -191,6 +192,12 @@ def _run_fork_server() -> None:
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        if "path too long" not in str(error):
+            raise
+        raise StartError(
+            f"{tempfile.gettempdir()}: too long a path for a socket; name a shorter folder, as TMPDIR=/tmp"
+        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 

@@ -11,6 +11,16 @@ GUIDE_CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinat
 DOMAIN_VARIABLES = ("MANAGER_DOMAIN_ID", "PROPLET_DOMAIN_ID", "PROXY_DOMAIN_ID")
 CHANNEL_VARIABLES = ("MANAGER_CHANNEL_ID", "PROPLET_CHANNEL_ID", "PROXY_CHANNEL_ID")
 
+READERS = "manager coordinator-http proplet proplet-2 proplet-3 proxy local-data-store"
+"""The containers of deploy/compose.yaml that read them."""
+
+_ID_LENGTH = len("3fe95a65-74f1-4ede-bf20-ef565f04cecb")
+
+
+def shown_id(value: str) -> str:
+    """An id, or the beginning of what stands in its place: it may be a key."""
+    return value if len(value) <= _ID_LENGTH else f"{value[:8]}…"
+
 
 def prefix_of(client: str) -> str:
     """What a client's variables begin with: ``MANAGER``, ``PROPLET`` for ``proplet-1``, ``PROPLET_2`` for the next."""
