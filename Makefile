@@ -41,7 +41,7 @@ $(VENV)/.made:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "Installing Propeller into $(VENV) …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
