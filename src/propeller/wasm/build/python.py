@@ -1,0 +1,203 @@
+"""From a Python script to a component, by componentize-py: CPython, the script and what it imports, in one file.
+
+Only what is imported while the script is loaded goes into it; nothing of this machine's packages does.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import keyword
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import propeller.program
+from propeller.store.files import write_durably
+
+_HERE = Path(__file__).parent
+_GUEST = Path(propeller.program.__file__).parent
+_ENTRY = "propeller_entry"
+_RUN = "import sys; from componentize_py import script; sys.exit(script())"
+_BUILD_S = 300
+_REMEDY = (
+    "the sandbox has Python's standard library and propeller.program; arrays are in propeller.program.tensors, "
+    "and modules of your own go beside the script"
+)
+_NATIVE = {"numpy", "scipy", "torch", "tensorflow", "jax", "sklearn", "pandas", "ssl", "ctypes"}
+
+
+class BuildError(Exception):
+    """A script cannot be made a program; the text says where and why."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A built program: its file, its digest, and whether it came from the cache."""
+
+    path: Path
+    digest: str
+    size: int
+    cached: bool
+
+
+def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path | None = None) -> Built:
+    """Build a script that marks a function with ``propeller.program.train``.
+
+    Args:
+        script: A ``.py`` file; the modules that it imports from its folder go along.
+        output: Where the component goes; written whole or not at all.
+        host_tensors: False makes a program whose tensors are plain Python, which any WASI 0.2 runtime runs.
+        cache: Where built programs are kept by content (default: the user's cache folder).
+
+    Raises:
+        BuildError: The script has an error, imports what is not there, or registers nothing; or componentize-py is missing.
+    """
+    sources = _sources(script)
+    folder = (
+        cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "programs"
+    )
+    kept = folder / f"{_key(script.stem, sources, host_tensors=host_tensors)}.wasm"
+    cached = kept.is_file()
+    if not cached:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as place:
+            made = Path(place) / "program.wasm"
+            _componentize(script, sources, Path(place), made, host_tensors=host_tensors)
+            made.replace(kept)
+    content = kept.read_bytes()
+    write_durably(output, content)
+    return Built(output, "sha256:" + hashlib.sha256(content).hexdigest(), len(content), cached)
+
+
+def _sources(script: Path) -> dict[str, str]:
+    """The script and the modules of its folder that it imports, by file name.
+
+    Raises:
+        BuildError: One cannot be read or is not Python.
+    """
+    name = script.stem
+    if script.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name):
+        raise BuildError(f"{script}: give a .py file whose name is a Python name, such as train.py")
+    if importlib.util.find_spec(name) is not None and name in sys.stdlib_module_names | {"propeller", _ENTRY}:
+        raise BuildError(
+            f"{script}: {name!r} is a module that the program needs itself; call the script something else"
+        )
+    found: dict[str, str] = {}
+    pending = [name]
+    while pending:
+        module = pending.pop()
+        file = script.parent / f"{module}.py"
+        if f"{module}.py" in found or not file.is_file():
+            if module == name and not file.is_file():
+                raise BuildError(f"{script}: there is no such file")
+            continue
+        tree, found[f"{module}.py"] = _parsed(file)
+        pending += sorted(_imported(file, tree))
+    return found
+
+
+def _parsed(file: Path) -> tuple[ast.Module, str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        return ast.parse(text, str(file)), text
+    except SyntaxError as error:
+        line = (error.text or "").rstrip()
+        raise BuildError(
+            f"{file}:{error.lineno}: {type(error).__name__}: {error.msg}\n    {line.strip()}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"{file}: cannot be read: {error}") from None
+
+
+def _imported(file: Path, tree: ast.Module) -> set[str]:
+    """The top-level names that a module imports.
+
+    Raises:
+        BuildError: One of them cannot be in a program.
+    """
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            first = name.partition(".")[0]
+            if first in _NATIVE:
+                raise BuildError(f"{file}:{node.lineno}: {first} cannot be in a program: {_REMEDY}")
+            found.add(first)
+    return found
+
+
+def _key(name: str, sources: dict[str, str], *, host_tensors: bool) -> str:
+    """What makes a build: the script, this library, the interface and the tool."""
+    parts = [name, str(host_tensors), _version()]
+    for folder, pattern in ((_GUEST, "**/*.py"), (_HERE, "**/*.wit"), (_HERE, "*.in")):
+        parts += [f"{file.relative_to(folder)}\0{file.read_text()}" for file in sorted(folder.glob(pattern))]
+    parts += [f"{file}\0{text}" for file, text in sorted(sources.items())]
+    return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("componentize-py")
+    except importlib.metadata.PackageNotFoundError:
+        raise BuildError(
+            "building programs needs componentize-py: pip install 'propeller[build]' (in a clone: make setup)"
+        ) from None
+
+
+def _componentize(
+    script: Path, sources: dict[str, str], place: Path, made: Path, *, host_tensors: bool
+) -> None:
+    path = place / "path"
+    shutil.copytree(_GUEST, path / "propeller" / "program", ignore=shutil.ignore_patterns("__pycache__"))
+    (path / "propeller" / "__init__.py").write_text("")
+    for name, text in sources.items():
+        (path / name).write_text(text, encoding="utf-8")
+    entry = (_HERE / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
+    machine = "host.py.in" if host_tensors else "plain.py.in"
+    (path / "propeller_machine.py").write_text((_HERE / machine).read_text())
+    entry = f"import propeller_machine\n{entry}"
+    (path / f"{_ENTRY}.py").write_text(f"{entry}\n\nimport {script.stem}\n", encoding="utf-8")
+    world = "tensor-program" if host_tensors else "plain-program"
+    command = [sys.executable, "-c", _RUN, "--wit-path", str(_HERE / "wit"), "--world", world, "componentize"]
+    command += [_ENTRY, "--python-path", str(path), "--output", str(made)]
+    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    try:
+        done = subprocess.run(  # noqa: S603 - our own arguments
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_S,
+            cwd=place,
+            env={**kept, "RUST_BACKTRACE": "0"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(
+            f"{script}: not built after {_BUILD_S} s: does it do its work when it is imported?"
+        ) from None
+    if done.returncode != 0 or not made.is_file():
+        raise BuildError(_explained(script, done.stderr + done.stdout))
+
+
+def _explained(script: Path, output: str) -> str:
+    """The Python error in what componentize-py printed, with the paths that the user knows."""
+    head, mark, rest = output.rpartition("Traceback (most recent call last):\n")
+    found = re.match(r"(?:  .*\n)*\S.*", rest)
+    if not mark or found is None:
+        return f"{script}: componentize-py failed: {(head + rest).strip()[-1000:]}"
+    frames = mark + re.sub(rf'  File "/\d+/(?:{_ENTRY}|propeller/).*\n(?:    .*\n)*', "", found[0])
+    text = re.sub(r'File "/\d+/', f'File "{script.parent}/', frames).rstrip()
+    if "ModuleNotFoundError" in text or "cannot import" in text:
+        text += f"\n{_REMEDY}"
+    return text
