@@ -1,10 +1,10 @@
-"""What it costs to run a task in the sandbox, over the time the program itself takes.
+"""What it costs to run a task in the sandbox, over the time the program itself takes: the programs in C, Go and Python.
 
-    python benchmarks/sandbox_start.py [--tasks 200]
+    python benchmarks/sandbox.py [--tasks 200]
 
-Prints the milliseconds from asking for a task until its outcome is there, less the time the program ran, for the shipped
-logistic regression on the guide's 64 samples and for a program that does nothing; the time to compile, the memory of the
-template process, and what two tasks at once gain over one after another.
+Prints for each program the time to verify and compile it (cold: once a device), and, cached, the milliseconds from asking for a task
+until its outcome is there, less the time the program ran, on the guide's 64 samples; the first task alone, and the median of the rest. Each
+task has a process of its own, forked from the template, whose memory is printed. Last, what two tasks at once gain over one after another.
 """
 
 import argparse
@@ -13,17 +13,23 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import wasmtime
 
 from propeller.data import program_path
+from propeller.wasm.build import build as build_python
 from propeller.wasm.sandbox import Job, Sandbox
 
-GOAL_MS = 10
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "programs"))
+import build  # noqa: E402 - programs/build.py
+
+GOAL_MS, GAIN = 10, 1.8
 EMPTY = '(module (func (export "_start")))'
 BUSY = """(module (func (export "_start") (local $i i64)
   (loop $l (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 600000000))))))"""
@@ -37,27 +43,35 @@ async def main(tasks: int) -> bool:
             print(f"template started in {(time.perf_counter() - begin) * 1000:.0f} ms")
             print(f"confined by {', '.join(await sandbox.protections())}")
             met = True
-            for name, wasm in (
-                ("empty", bytes(wasmtime.wat2wasm(EMPTY))),
-                ("logreg", program_path("logreg").read_bytes()),
-            ):
+            for name, wasm in _programs(Path(folder)):
                 begin = time.perf_counter()
                 digest = await _add(sandbox, wasm)
                 compiled = (time.perf_counter() - begin) * 1000
-                over = await _overhead(sandbox, digest, tasks)
+                first, *over = await _overhead(sandbox, digest, tasks)
                 median = statistics.median(over)
                 print(
-                    f"{name:7} {len(wasm) / 1000:5.1f} kB  compiled in {compiled:4.0f} ms  "
-                    f"over the program's own time: median {median:.1f} ms, 95 % {_at(over, 0.95):.1f} ms"
+                    f"{name:7} {len(wasm) / 1000:8.1f} kB  compiled in {compiled:5.0f} ms  "
+                    f"over the program's own time: first {first:5.1f} ms, median {median:4.1f} ms, 95 % {_at(over, 0.95):4.1f} ms"
                 )
                 met = met and median <= GOAL_MS
             status = Path(f"/proc/{sandbox.template_pid}/smaps_rollup").read_text()
             sizes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines()[1:]}
             private = sizes["Private_Clean"] + sizes["Private_Dirty"]
             print(f"template: {sizes['Rss'] / 1000:.1f} MB resident, {private / 1000:.1f} MB of it its own")
-            await _parallel(sandbox)
-    print(f"goal: at most {GOAL_MS} ms: {'met' if met else 'MISSED'}")
+            gain = await _parallel(sandbox)
+    met = met and gain >= GAIN
+    print(f"goal: at most {GOAL_MS} ms, and {GAIN} times for two at once: {'met' if met else 'MISSED'}")
     return met
+
+
+def _programs(folder: Path) -> Iterator[tuple[str, bytes]]:
+    yield "empty", bytes(wasmtime.wat2wasm(EMPTY))
+    yield "C", program_path("logreg").read_bytes()
+    yield "Go", build.build_logreg_go(folder).read_bytes()
+    yield (
+        "Python",
+        build_python(ROOT / "src/propeller/cli/template/train.py", folder / "train.wasm").path.read_bytes(),
+    )
 
 
 async def _overhead(sandbox: Sandbox, digest: str, tasks: int) -> list[float]:
@@ -75,12 +89,12 @@ async def _overhead(sandbox: Sandbox, digest: str, tasks: int) -> list[float]:
         took = (time.perf_counter() - begin) * 1000
         if outcome.error is not None:
             raise SystemExit(outcome.error)
-        if number >= 10:
+        if number == 0 or number >= 10:
             found.append(took - outcome.metrics["run_ms"])
     return found
 
 
-async def _parallel(sandbox: Sandbox) -> None:
+async def _parallel(sandbox: Sandbox) -> float:
     digest = await _add(sandbox, bytes(wasmtime.wat2wasm(BUSY)))
     begin = time.perf_counter()
     for number in range(2):
@@ -90,6 +104,7 @@ async def _parallel(sandbox: Sandbox) -> None:
     await asyncio.gather(*(sandbox.run(Job(str(number), digest)) for number in range(2)))
     together = time.perf_counter() - begin
     print(f"two busy tasks at once: {apart / together:.2f} times one after another ({os.cpu_count()} cores)")
+    return apart / together
 
 
 async def _add(sandbox: Sandbox, wasm: bytes) -> str:
