@@ -29,6 +29,12 @@ from support.coordinator import Peers, configure, coordinating, ended, environme
         ({"k_of_n": 4}, 400, "k_of_n"),
         ({"k_of_n": -1}, 400, "k_of_n"),
         ({"k_of_n": "many"}, 400, "k_of_n"),
+        ({"k_of_n": True}, 400, "k_of_n"),
+        ({"timeout_s": True}, 400, "timeout_s"),
+        ({"min_updates": True}, 400, "min_updates"),
+        ({"model_ref": "fl/models/\x1b[2Kglobal_model_v0"}, 400, "model_ref"),
+        ({"experiment_id": "exp\n"}, 400, "experiment_id"),
+        ({"task_wasm_image": "localhost/a\x00:1"}, 400, "task_wasm_image"),
         ({"timeout_s": -1}, 400, "timeout_s"),
         ({"timeout_s": 1e300}, 400, "timeout_s"),
         ({"min_updates": 4}, 400, "min_updates"),
@@ -40,6 +46,14 @@ async def test_experiments(api: httpx.AsyncClient, change: dict[str, Any], statu
     answer = await api.post("/experiments", json=experiment(**change))
     assert (answer.status_code, named in answer.json()["error"]) == (status, True), answer.text
     assert (await api.get("/rounds")).json()["total"] == 0
+
+
+async def test_unknown_fields_of_an_experiment_are_named_in_the_answer(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/experiments", json=experiment(timeout=5, kofn=2))
+    assert (answer.status_code, answer.json()["ignored"]) == (201, ["kofn", "timeout"])
+    again = await api.post("/experiments", json=experiment())
+    assert again.status_code == 201
+    assert "ignored" not in again.json()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"round_id": NaN}', b"\xff", b"[" * 100_000])

@@ -257,6 +257,19 @@ async def test_bad_experiments_are_named(fl_manager: Manager) -> None:
         assert word in answer.json()["error"]
 
 
+async def test_unknown_fields_are_named_and_not_passed_on(
+    fleet: Manager, coordinator: FakeCoordinator
+) -> None:
+    with capture_logs() as logs:
+        answer = await post(fleet, experiment(timeout=5, kofn=2))
+        await fleet.mqtt.say(Kind.ROUND_START, round_start("r-2", model_ref=MODEL, k_of_n=2))
+        await eventually(lambda: len(coordinator.experiments) == 2)
+    assert (answer.status_code, answer.json()["ignored"]) == (200, ["kofn", "timeout"])
+    assert coordinator.experiments[0] == {**experiment(), "min_updates": 1}
+    warned = {log["round_id"]: log["fields"] for log in logs if "unknown fields" in log["event"]}
+    assert warned == {"r-1": ["kofn", "timeout"], "r-2": ["model_ref"]}
+
+
 async def test_the_coordinator_s_refusal_is_the_answer_and_nothing_is_launched(
     fleet: Manager, coordinator: FakeCoordinator
 ) -> None:

@@ -7,10 +7,13 @@ from fastapi import Depends, FastAPI, Query, Request
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import read_update
+from propeller.process.logs import get_logger
 from propeller.protocol.rounds import CBOR, LONGEST_WAIT_S, Experiment, Failure, model_uri
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 from propeller.web.errors import ApiError, BadRequestError
+
+log = get_logger("coordinator")
 
 Caller = Annotated[Principal, Depends(caller)]
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False)]
@@ -33,14 +36,20 @@ def create_api(
 
 def _add_configuration(app: FastAPI, service: Coordinator) -> None:
     @app.post("/experiments", status_code=201)
-    async def configure(experiment: Experiment, who: Caller) -> dict[str, Any]:
+    async def configure(experiment: Experiment, request: Request, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
+        ignored = Experiment.unknown(await request.json())
         record = await service.configure(experiment)
+        if ignored:
+            log.warning(
+                "unknown fields of an experiment are ignored", round_id=experiment.round_id, fields=ignored
+            )
         return {
             "experiment_id": experiment.experiment_id,
             "round_id": experiment.round_id,
             "status": "configured",
             "model_version": record.round.plan.base_version,
+            **({"ignored": ignored} if ignored else {}),
         }
 
     @app.post("/rounds/{round_id}/retry", status_code=202)

@@ -7,10 +7,13 @@ from fastapi import Depends, Query, Request, Response
 from propeller.manager.api_common import Body, PathId, TheManager, check_operator
 from propeller.manager.rounds import NO_COORDINATOR
 from propeller.manager.service import Manager
+from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
 from propeller.protocol.rounds import CBOR_TYPES, LONGEST_WAIT_S, Experiment
 from propeller.web.app import CompactJson, Router
 from propeller.web.errors import ApiError, BadRequestError
+
+log = get_logger("manager")
 
 _REQUIRED = ("round_id", "model_ref", "participants", "task_wasm_image")
 
@@ -19,12 +22,16 @@ router = Router(prefix="/fl", tags=["federated learning"], default_response_clas
 
 @router.post("/experiments", dependencies=[Depends(check_operator)])
 async def configure_experiment(manager: TheManager, body: Body) -> dict[str, Any]:
-    """Start a round on its participants."""
+    """Start a round on its participants; fields that experiments do not have are named in the answer."""
     for name in _REQUIRED:
         if not body.get(name):
             raise BadRequestError(f"{name}: is required and must not be empty")
-    started = await manager.rounds.start(Experiment.decode(body))
-    return started.to_json()
+    experiment, ignored = Experiment.decode(body), Experiment.unknown(body)
+    started = await manager.rounds.start(experiment)
+    if not ignored:
+        return started.to_json()
+    log.warning("unknown fields of an experiment are ignored", round_id=experiment.round_id, fields=ignored)
+    return {**started.to_json(), "ignored": ignored}
 
 
 @router.get("/task")

@@ -75,6 +75,10 @@ class Inbox:
 
     async def _round_start(self, fields: dict[str, Any]) -> None:
         start = RoundStart.decode(fields)
+        if ignored := RoundStart.unknown(fields):
+            log.warning(
+                "unknown fields of a round start are ignored", round_id=start.round_id, fields=ignored
+            )
         experiment, given = read_start(start)
         loop, delay = asyncio.get_running_loop(), 1.0
         end = loop.time() + experiment.timeout_s

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from propeller.protocol.ids import Id
 from propeller.protocol.task import Text, empty_if_null
-from propeller.protocol.wire import Message, Time, finite, now, null_as_empty
+from propeller.protocol.wire import Message, Time, finite, not_a_flag, now, null_as_empty, printable
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
@@ -68,8 +68,13 @@ def _check_quorum(k_of_n: int, participants: int) -> None:
         raise ValueError(f"k_of_n ({k_of_n}) is more than the {participants} participants")
 
 
-ModelRef = Annotated[str, Field(max_length=512), AfterValidator(_exact_version)]
+ModelRef = Annotated[str, Field(max_length=512), AfterValidator(printable), AfterValidator(_exact_version)]
 """The reference of a model, as ``fl/models/global_model_v3``."""
+
+_Number = BeforeValidator(not_a_flag)
+_Count = Annotated[int, Field(ge=0), _Number]
+_Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite), _Number]
+_Label = Annotated[Text, Field(max_length=128), AfterValidator(printable)]
 
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(_unique)]
 
@@ -79,12 +84,12 @@ class RoundStart(Message):
 
     round_id: Id
     model_uri: Annotated[ModelRef, Field(min_length=1)]
-    task_wasm_image: str = Field(min_length=1, max_length=512)
+    task_wasm_image: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(printable)]
     participants: Participants
     hyperparams: dict[str, Any] | None = None
-    k_of_n: Annotated[int, Field(ge=0)] | None = None
-    timeout_s: Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite)] | None = None
-    experiment_id: Annotated[Text, Field(max_length=128)] = ""
+    k_of_n: _Count | None = None
+    timeout_s: _Timeout | None = None
+    experiment_id: _Label = ""
 
     @model_validator(mode="after")
     def _quorum(self) -> "RoundStart":
@@ -98,15 +103,15 @@ class Experiment(Message):
     ``k_of_n`` 0 or absent means 3, or all participants if they are fewer; ``timeout_s`` 0 or absent means 60 s.
     """
 
-    experiment_id: Annotated[Text, Field(max_length=128)] = ""
+    experiment_id: _Label = ""
     round_id: Id
     model_ref: ModelRef = DEFAULT_MODEL
     participants: Participants
     hyperparams: dict[str, Any] | None = None
-    k_of_n: Annotated[int, Field(ge=0)] = 0
-    timeout_s: Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite)] = 0.0
-    min_updates: Annotated[int, Field(ge=1)] = 1
-    task_wasm_image: Annotated[Text, Field(max_length=512)] = ""
+    k_of_n: _Count = 0
+    timeout_s: _Timeout = 0.0
+    min_updates: Annotated[int, Field(ge=1), _Number] = 1
+    task_wasm_image: Annotated[Text, Field(max_length=512), AfterValidator(printable)] = ""
 
     @model_validator(mode="before")
     @classmethod

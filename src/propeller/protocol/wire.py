@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
@@ -35,6 +36,12 @@ class Message(BaseModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             raise MalformedMessageError(explain(error)) from None
+
+    @classmethod
+    def unknown(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The names in ``fields`` that this message has not, cut to what fits in an answer: they are ignored."""
+        names = sorted(set(fields) - set(cls.model_fields))
+        return [name[:80] for name in names[:_MOST_EXPLAINED]]
 
     def encode(self) -> bytes:
         """Write compact JSON without the fields that are ``None``."""
@@ -134,6 +141,20 @@ def null_as_empty(value: Any) -> Any:
 def null_as_empty_list(value: Any) -> Any:
     """``null`` where absmach/propeller's Go code writes it for an empty list."""
     return [] if value is None else value
+
+
+def printable(value: str) -> str:
+    """Refuse control characters: a text with them reads as another one in a log or on a screen."""
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("must have no control characters")
+    return value
+
+
+def not_a_flag(value: Any) -> Any:
+    """Refuse ``true`` and ``false`` where a number is meant: they would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic explains ValueErrors
+    return value
 
 
 def finite(value: float) -> float:
