@@ -1,0 +1,52 @@
+"""A network with one hidden layer of rectified linear units, and softmax over its classes.
+
+Model: ``w1`` [features x hidden], ``b1`` [hidden], ``w2`` [hidden x classes], ``b2`` [classes]; how large it is follows from them. Begin with
+small random ``w1`` and ``w2``: hidden units that are all alike stay so. Data: ``{"x": [features], "y": class}``.
+Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 64, ``seed`` 0, and ``shuffle`` true (false: the samples in their order).
+
+Build it with ``propeller build programs/python/mlp.py -o mlp.wasm``.
+"""
+
+from propeller.program import Evaluation, Update, evaluate, train
+from propeller.program import tensors as pt
+
+
+def logits(model, x):
+    return pt.relu(x @ model["w1"] + model["b1"]) @ model["w2"] + model["b2"]
+
+
+def loss(model, x, y):
+    """The mean cross-entropy."""
+    return -pt.log_softmax(logits(model, x))[range(len(x)), y].mean()
+
+
+@pt.jit  # recorded once; from then on, a step is one number to the host
+def step(model, x, y, lr):
+    slope = pt.grad(loss)(model, x, y)
+    for name in model:
+        model[name] -= lr * slope[name]
+
+
+@pt.jit
+def measure(model, x, y):
+    right = logits(model, x).argmax(axis=1) == y
+    return {"loss": loss(model, x, y), "accuracy": right.mean()}
+
+
+@train
+def fit(model, data, hyperparams, ctx):
+    batch, lr = hyperparams.get("batch_size", 64), float(hyperparams.get("lr", 0.1))
+    order = pt.random(hyperparams.get("seed", 0))
+    x, y = data.x, data.y
+    for _ in range(hyperparams.get("epochs", 1)):
+        if hyperparams.get("shuffle", True):
+            rows = order.permutation(len(data))
+            x, y = data.x[rows], data.y[rows]
+        for at in range(0, len(data), batch):
+            step(model, x[at : at + batch], y[at : at + batch], lr)
+    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y))
+
+
+@evaluate
+def score(model, data, hyperparams, ctx):
+    return Evaluation(num_samples=len(data), metrics=measure(model, data.x, data.y))
