@@ -52,16 +52,36 @@ class Process:
     async def ended(self) -> Ended:
         """Wait for its end and for all it has written.
 
+        One that has said how it ended has nothing more to do: it is killed, and not waited for, as giving back its
+        memory takes a while.
+
         Raises:
             LinkError: the template process ended, and this one with it, or could not fork.
         """
+        *written, result = self._pipes
         try:
+            await asyncio.wait([self.report, result.ended], return_when=asyncio.FIRST_COMPLETED)
+            used = None if self.report.done() else _used(self._result)
+            if used is not None:
+                self.kill()
+                for pipe in written:
+                    pipe.drain()
+                return Ended(0, None, *used, bytes(self._result))
             report = await asyncio.shield(self.report)
             await asyncio.wait([pipe.ended for pipe in self._pipes], timeout=5)
         finally:
             for pipe in self._pipes:
                 pipe.close()
         return Ended(result=bytes(self._result), **report)
+
+
+def _used(result: bytes | bytearray) -> tuple[float, int] | None:
+    """Seconds of CPU and bytes of memory that a process says it used; None if it did not come to say so."""
+    try:
+        report = json.loads(result)
+        return float(report["cpu_s"]), int(report["memory_peak_bytes"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class Link:

@@ -36,6 +36,9 @@ class Pipe:
             data = os.read(self._fd, _BUFFER)
         except BlockingIOError:
             return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if not data:
             self.close()
             return
@@ -50,6 +53,15 @@ class Pipe:
         if exceeded:
             self._room = -1
             self._over()
+
+    def drain(self) -> None:
+        """Read what is there, to the last byte; for a pipe whose writer writes no more."""
+        while not self.ended.done():
+            try:
+                data = os.read(self._fd, _BUFFER)
+            except BlockingIOError:
+                return
+            self._take(data)
 
     def close(self) -> None:
         """Stop reading."""

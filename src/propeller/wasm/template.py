@@ -102,8 +102,9 @@ class Template:
     def _fork(self, request: dict[str, Any]) -> None:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
         parent = os.getpid()
-        if request.get("tensors"):
-            worker.load_tensors()  # here, once: a task's own process would take 100 ms for it each time
+        if request.get("tensors") and worker.load_tensors():  # here, once: it takes 100 ms
+            gc.collect()
+            gc.freeze()
         try:
             pid = os.fork()
         except OSError as error:

@@ -5,10 +5,12 @@ says how it ended. Nothing of the program's is in the template, so this is the f
 """
 
 import gc
+import importlib
 import json
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,11 @@ def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
         with open(task_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs memory here
             task = json.load(file)
         report = _compile(task) if task["kind"] == "compile" else _run(task)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        report["cpu_s"] = usage.ru_utime + usage.ru_stime
+        report["memory_peak_bytes"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         os.write(_RESULT, json.dumps(report).encode())
+        os.close(_RESULT)
         code = 0
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
         os.write(_RESULT, json.dumps({"error": f"sandbox: {type(error).__name__}: {error}"[:4000]}).encode())
@@ -57,10 +63,18 @@ def config(*, fuel: bool) -> wasmtime.Config:
     return made
 
 
-def load_tensors() -> None:
-    """Import what programs with the host's tensors need; the template does it before it forks the first of them."""
+def load_tensors() -> bool:
+    """Import what programs with the host's tensors need; the template does it before it forks the first of them.
+
+    Returns:
+        Whether this was the first time.
+    """
+    name = "propeller.wasm.host_tensors"
+    if name in sys.modules:
+        return False
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # tasks run beside each other, and forking wants no threads
-    from propeller.wasm import host_tensors  # noqa: F401
+    importlib.import_module(name)
+    return True
 
 
 def _take_pipes(pipes: list[int]) -> None:
