@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
+from propeller.cli.log_tail import LogTail
 from propeller.process.run import StartError
 from propeller.stack.state import State
 
@@ -51,20 +51,20 @@ def show_logs(
     """
     files = _files(folder, services)
     console = Console(highlight=False, soft_wrap=True)
-    streams = {name: file.open(encoding="utf-8", errors="replace") for name, file in files.items()}
+    tails = {name: LogTail(file) for name, file in files.items()}
     try:
-        for line in heapq.merge(*(_read(name, stream) for name, stream in streams.items())):
+        for line in heapq.merge(*(_read(name, tail) for name, tail in tails.items())):
             _show(console, line, round_id, as_json=as_json)
         while follow:
             time.sleep(_POLL_S)
-            fresh = [line for name, stream in streams.items() for line in _read(name, stream)]
+            fresh = [line for name, tail in tails.items() for line in _read(name, tail)]
             for line in sorted(fresh):
                 _show(console, line, round_id, as_json=as_json)
     except BrokenPipeError:
         pass  # the reader (head, grep -q) has seen enough
     finally:
-        for stream in streams.values():
-            stream.close()
+        for tail in tails.values():
+            tail.close()
 
 
 def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
@@ -89,16 +89,11 @@ def _is_asked_for(service: str, names: list[str]) -> bool:
     return service in names or ("proplet" in names and service.startswith("proplet-"))
 
 
-def _read(name: str, stream: TextIO) -> Iterator[Line]:
+def _read(name: str, tail: LogTail) -> Iterator[Line]:
     last = ""
-    while True:
-        position = stream.tell()
-        text = stream.readline()
-        if not text.endswith("\n"):
-            stream.seek(position)  # half a line: its rest is still being written
-            return
+    for text in tail.lines():
         last = _time_of(text) or last
-        yield Line(last, name, text.rstrip("\n"))
+        yield Line(last, name, text)
 
 
 def _time_of(text: str) -> str | None:

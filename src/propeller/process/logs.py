@@ -11,6 +11,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+from propeller.process.log_file import MAX_BYTES, LogFile
+
 _SECRET_NAMES = (
     "password", "secret", "token", "client_key", "api_key", "authorization", "credential", "private", "seed",
 )  # fmt: skip
@@ -50,7 +52,7 @@ def _shape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
 class _Lossy(io.TextIOBase):
     """Where logs go: a full disk costs lines, never the work that they tell of."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | io.TextIOBase) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -63,18 +65,14 @@ class _Lossy(io.TextIOBase):
             self._stream.flush()
 
 
-def configure(service: str, *, level: str = "info", file: Path | None = None) -> None:
-    """Send this process's logs to ``file`` (appended, line by line) or to standard error.
+def configure(
+    service: str, *, level: str = "info", file: Path | None = None, max_bytes: int = MAX_BYTES
+) -> None:
+    """Send this process's logs to ``file`` (appended, line by line, set aside at ``max_bytes``) or to standard error.
 
     Standard-library loggers (uvicorn, httpx, sqlalchemy, …) and Python's warnings go the same way, from warnings up.
     """
-    out: TextIO = sys.stderr
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Without buffers: what the disk does not take is gone, and does not fail whoever writes next.
-        out = io.TextIOWrapper(
-            file.open("ab", buffering=0), encoding="utf-8", errors="backslashreplace", write_through=True
-        )
+    out = sys.stderr if file is None else LogFile(file, max_bytes)
     stream = cast("TextIO", _Lossy(out))
     threshold = logging.getLevelNamesMapping().get(level.strip().upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [

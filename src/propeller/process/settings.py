@@ -8,6 +8,8 @@ from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, Vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
+from propeller.process.log_file import MAX_BYTES
+
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
@@ -76,6 +78,12 @@ class ServiceSettings(BaseSettings):
         if lacking:
             raise _said(dict.fromkeys(lacking, _NOT_SET), [])
         return settings
+
+
+class LogSettings(ServiceSettings):
+    """How long a log file may be."""
+
+    max_bytes: int = Field(MAX_BYTES, alias="PROPELLER_LOG_MAX_BYTES", ge=10_000)
 
 
 def _variable(settings: type[ServiceSettings], name: str) -> str:

@@ -19,6 +19,7 @@ _KEPT = (
     "SSL_CERT_DIR",
     "VIRTUAL_ENV",
     "PYTHONPATH",
+    "PROPELLER_LOG_MAX_BYTES",
 )
 
 SERVICE_CLIENTS = {"manager": "manager", "coordinator": "fl-coordinator", "proxy": "proxy"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from propeller.process import logs
 from propeller.process.run import StartError, run
-from propeller.process.settings import ServiceSettings
+from propeller.process.settings import LogSettings, ServiceSettings, SettingsError
 from propeller.process.unread import warn_of_unread
 
 _MODULES = {
@@ -52,7 +53,11 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
     """
     own = f"{service.upper().replace('-', '_')}_LOG_LEVEL"
     level = os.environ.get(own) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
-    logs.configure(service, level=level, file=log_file)
+    try:
+        logs.configure(service, level=level, file=log_file, max_bytes=LogSettings.load().max_bytes)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it
+        return 1
     if insecure:
         os.environ["PROPELLER_INSECURE"] = "true"
 
