@@ -162,6 +162,7 @@ class Propeller:
         *,
         participants: Sequence[str] | None = None,
         hyperparams: Mapping[str, Any] | None = None,
+        limits: Mapping[str, float] | None = None,
         base_version: int | None = None,
         k_of_n: int = 0,
         timeout_s: float = 60.0,
@@ -173,6 +174,8 @@ class Propeller:
             image: the program, as an OCI reference.
             participants: client ids of the proplets that take part; all that are alive if not given.
             hyperparams: handed to the program as they are.
+            limits: what each participant's task may use at most, as ``{"wall_time_s": 60}``; a proplet's own lower
+                ones stay.
             base_version: the model to start from; the latest if not given.
             k_of_n: how many updates end the round; 0 means all participants.
             timeout_s: when the round ends with what has come, in seconds.
@@ -195,6 +198,7 @@ class Propeller:
                 k_of_n=k_of_n or len(chosen),
                 timeout_s=timeout_s,
                 task_wasm_image=image,
+                limits=dict(limits) if limits else None,
             )
             body = experiment.model_dump(mode="json")
         except ValueError as error:  # pydantic's errors of either kind are

@@ -360,3 +360,36 @@ async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(
         assert await tasks(manager) == []
         async with away.running():
             await eventually(lambda: len(manager.mqtt.starts()) == 3, 30)
+
+
+@pytest.mark.parametrize("over_mqtt", [False, True])
+async def test_limits_reach_every_participant(
+    fleet: Manager, coordinator: FakeCoordinator, over_mqtt: bool
+) -> None:
+    limits = {"wall_time_s": 1.5, "fuel": 1000}
+    round_id = f"r-{fleet.settings.channel_id}"
+    if over_mqtt:
+        await fleet.mqtt.say(ROUND_START, round_start(round_id, limits=limits))
+    else:
+        assert (await post(fleet, experiment(round_id, limits=limits))).status_code == 200
+    await eventually(lambda: len(fleet.mqtt.starts()) == 3)
+    assert [message["limits"] for message in fleet.mqtt.starts()] == [limits] * 3
+    assert coordinator.experiments[0]["limits"] == limits
+    assert [task["limits"] for task in await tasks(fleet)] == [limits] * 3
+    other = await post(fleet, experiment(round_id, experiment_id=None, limits={"fuel": 1001}))
+    assert (other.status_code, "limits" in other.json()["error"]) == (409, True)
+
+
+async def test_a_task_s_limits_are_checked_kept_and_sent(manager: Manager) -> None:
+    await manager.proplets("p1", directed=True)
+    wrong = await manager.http.post("/tasks", json={"name": "t", "image_url": IMAGE, "limits": {"fuel": -1}})
+    assert (wrong.status_code, wrong.json()["error"]) == (
+        400,
+        "limits: fuel must be above 0 and at most 9007199254740991",
+    )
+    body = {"name": "t", "image_url": IMAGE, "limits": {"fuel": 5}}
+    made = (await manager.http.post("/tasks", json=body)).json()
+    assert made["limits"] == {"fuel": 5}
+    await manager.http.post(f"/tasks/{made['id']}/start")
+    await eventually(manager.mqtt.starts)
+    assert manager.mqtt.starts()[0]["limits"] == {"fuel": 5}

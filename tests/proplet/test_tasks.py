@@ -348,3 +348,19 @@ async def test_garbage_on_every_topic_changes_nothing(world: World) -> None:
     await world.peers.tell(channel.start(me), traversal)
     task = await world.peers.start(me, env={"REPLY": "alive"})
     assert (await world.peers.result_of(task))["results"] == "alive"
+
+
+async def test_a_task_asks_for_lower_limits_and_gets_no_higher_ones(world: World) -> None:
+    me = await world.join(task_wall_time=30.0, task_stdout_bytes=2048)
+    spin = {"env": {"SPIN": "1"}}
+    for asked, met in (
+        ({"wall_time_s": 0.2, "fuel": 10**12}, "wall_time_s: over the limit of 0.2 s"),
+        ({"fuel": 10_000}, "fuel: over the limit of 10000 instructions"),
+        ({"module_bytes": 100}, "module_bytes: over the limit of 100 bytes"),
+    ):
+        task = await world.peers.start(me, limits=asked, **spin)
+        assert (await world.peers.result_of(task))["error"] == met
+    large = await world.peers.start(me, limits={"stdout_bytes": 10**6}, env={"REPLY": "x" * 4000})
+    assert "stdout_bytes: over the limit of 2048 bytes" in (await world.peers.result_of(large))["error"]
+    unknown = await world.peers.start(me, limits={"speed": 1})
+    assert "limits: 'speed' is no limit" in (await world.peers.result_of(unknown))["error"]

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from propeller.process.run import StartError
+from propeller.protocol.limits import TaskLimits
 from propeller.protocol.wire import explain
 
 
@@ -39,6 +40,7 @@ class ExperimentFile(BaseModel):
     k_of_n: int = Field(0, ge=0)
     participants: list[str] | None = Field(None, min_length=1)
     hyperparams: dict[str, Any] = Field(default_factory=dict)
+    limits: TaskLimits = None
     model: ModelSource = Field(default_factory=ModelSource)
     data: DataSource | None = None
 

@@ -58,6 +58,7 @@ def _run(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Conso
             experiment.image,
             participants=participants,
             hyperparams=experiment.hyperparams,
+            limits=experiment.limits,
             base_version=base,
             k_of_n=experiment.k_of_n,
             timeout_s=experiment.timeout_s,

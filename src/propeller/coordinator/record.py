@@ -145,6 +145,7 @@ class Record:
             "model_ref": self.experiment.model_ref,
             "task_wasm_image": self.experiment.task_wasm_image,
             "hyperparams": self.experiment.hyperparams,
+            **({"limits": self.experiment.limits} if self.experiment.limits else {}),
             "min_updates": plan.min_updates,
             "timeout_s": self.experiment.timeout_s,
             "deadline": show_time(self.deadline),

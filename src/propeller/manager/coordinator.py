@@ -78,4 +78,6 @@ def experiment_json(experiment: Experiment) -> dict[str, Any]:
     fields = experiment.model_dump(mode="json")
     if experiment.timeout_s == int(experiment.timeout_s):
         fields["timeout_s"] = int(experiment.timeout_s)
+    if experiment.limits is None:
+        del fields["limits"]
     return fields

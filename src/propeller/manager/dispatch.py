@@ -86,6 +86,7 @@ class Dispatcher:
             kbs_resource_path=spec.kbs_resource_path,
             monitoring_profile=_complete(spec.monitoring_profile),
             proplet_id=proplet.id,
+            limits=spec.limits,
         )
         message = start.encode(text_inputs=proplet.reads_text_inputs)
         if len(message) > self._max_bytes:

@@ -115,6 +115,7 @@ def read_start(start: RoundStart) -> tuple[Experiment, set[str]]:
         "k_of_n": start.k_of_n,
         "timeout_s": start.timeout_s,
         "task_wasm_image": start.task_wasm_image,
+        "limits": start.limits,
     }
     given = {name for name, value in fields.items() if value is not None}
     return Experiment.decode(fields), given

@@ -203,6 +203,7 @@ class Rounds:
             k_of_n=experiment.k_of_n,
             timeout_s=experiment.timeout_s,
             experiment_id=experiment.experiment_id,
+            limits=experiment.limits,
         )
         try:
             await self._dispatcher.announce(start)
@@ -240,6 +241,7 @@ def _task(experiment: Experiment, proplet: Proplet, moment: datetime) -> Task:
         image_url=experiment.task_wasm_image,
         env=env,
         proplet_id=proplet.id,
+        limits=experiment.limits,
     )
     return Task(
         id=str(uuid.uuid4()),

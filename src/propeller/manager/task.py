@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr
 
 from propeller.protocol.ids import Id
+from propeller.protocol.limits import TaskLimits
 from propeller.protocol.registry import WASM_MAGIC
 from propeller.protocol.task import Flag, Text
 from propeller.protocol.wire import Message, format_time
@@ -66,6 +67,7 @@ class TaskSpec(Message):
     proplet_id: Annotated[Id | None, BeforeValidator(_none_if_empty)] = None
     monitoring_profile: dict[str, Any] | None = None
     mode: Annotated[Literal["infer", "train"] | None, BeforeValidator(_none_if_empty)] = None
+    limits: TaskLimits = None
 
 
 class TaskChange(TaskSpec):
@@ -111,6 +113,7 @@ class Task:
             "error": self.error,
             "monitoring_profile": spec.monitoring_profile,
             "mode": spec.mode,
+            "limits": spec.limits,
         }
         return {
             "id": self.id,

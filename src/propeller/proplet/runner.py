@@ -76,6 +76,7 @@ class Runner:
         for variable in (COORDINATOR, MODEL_REGISTRY):
             if (url := self._peers.url(variable, env)) is not None:
                 env[variable] = url
+        limits = replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits
         digest: str
         given: Given
         digest, given = await together(self._program(start), self._inputs.fetch(env))
@@ -87,7 +88,7 @@ class Runner:
             files=given.files,
             export=None if federated else start.name,
             inputs=tuple(start.inputs),
-            limits=replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits,
+            limits=limits.lowered(start.limits),
         )
 
     async def run(self, start: Start) -> Ran:

@@ -60,6 +60,16 @@ class Settings(MqttTlsSettings):
     task_wall_time: Seconds = Field(300.0, alias="PROPLET_TASK_WALL_TIME", gt=0)
     task_memory: int = Field(512 * MIB, alias="PROPLET_TASK_MEMORY", ge=MIB)
     task_fuel: int | None = Field(None, alias="PROPLET_TASK_FUEL", ge=1)
+    task_table_elements: int = Field(1_000_000, alias="PROPLET_TASK_TABLE_ELEMENTS", ge=1)
+    task_stdout_bytes: int = Field(8 * MIB, alias="PROPLET_TASK_STDOUT_BYTES", ge=1024)
+    task_stderr_bytes: int = Field(MIB, alias="PROPLET_TASK_STDERR_BYTES", ge=1024)
+    task_out_bytes: int = Field(256 * MIB, alias="PROPLET_TASK_OUT_BYTES", ge=1024)
+    task_out_files: int = Field(64, alias="PROPLET_TASK_OUT_FILES", ge=1)
+    task_module_bytes: int = Field(64 * MIB, alias="PROPLET_TASK_MODULE_BYTES", ge=1024)
+    task_tensor_bytes: int = Field(512 * MIB, alias="PROPLET_TASK_TENSOR_BYTES", ge=1024)
+    task_tensor_handles: int = Field(100_000, alias="PROPLET_TASK_TENSOR_HANDLES", ge=16)
+    task_compile_time: Seconds = Field(60.0, alias="PROPLET_TASK_COMPILE_TIME", gt=0)
+    task_compile_memory: int = Field(2048 * MIB, alias="PROPLET_TASK_COMPILE_MEMORY", ge=64 * MIB)
     fetch_timeout: Seconds = Field(60.0, alias="PROPLET_FETCH_TIMEOUT", gt=0)
     external_runtime: str | None = Field(None, alias="PROPLET_EXTERNAL_WASM_RUNTIME")
 
@@ -107,4 +117,18 @@ class Settings(MqttTlsSettings):
     @property
     def limits(self) -> Limits:
         """What one task may use."""
-        return Limits(wall_time_s=self.task_wall_time, memory_bytes=self.task_memory, fuel=self.task_fuel)
+        return Limits(
+            wall_time_s=self.task_wall_time,
+            memory_bytes=self.task_memory,
+            fuel=self.task_fuel,
+            stdout_bytes=self.task_stdout_bytes,
+            stderr_bytes=self.task_stderr_bytes,
+            out_bytes=self.task_out_bytes,
+            out_files=self.task_out_files,
+            module_bytes=self.task_module_bytes,
+            table_elements=self.task_table_elements,
+            tensor_bytes=self.task_tensor_bytes,
+            tensor_handles=self.task_tensor_handles,
+            compile_s=self.task_compile_time,
+            compile_memory_bytes=self.task_compile_memory,
+        )

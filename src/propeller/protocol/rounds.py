@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from propeller.protocol.ids import Id
+from propeller.protocol.limits import TaskLimits
 from propeller.protocol.task import Text, empty_if_null
 from propeller.protocol.wire import Message, Time, finite, not_a_flag, now, null_as_empty, printable
 
@@ -90,6 +91,7 @@ class RoundStart(Message):
     k_of_n: _Count | None = None
     timeout_s: _Timeout | None = None
     experiment_id: _Label = ""
+    limits: TaskLimits = None
 
     @model_validator(mode="after")
     def _quorum(self) -> "RoundStart":
@@ -112,6 +114,8 @@ class Experiment(Message):
     timeout_s: _Timeout = 0.0
     min_updates: Annotated[int, Field(ge=1), _Number] = 1
     task_wasm_image: Annotated[Text, Field(max_length=512), AfterValidator(printable)] = ""
+    limits: TaskLimits = None
+    """Of each participant's task."""
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from propeller.protocol.ids import Id
+from propeller.protocol.limits import TaskLimits
 from propeller.protocol.wire import Message, null_as_empty, null_as_empty_list
 
 
@@ -62,6 +63,8 @@ class Start(Message):
     broadcast: Flag = False
     latent: Flag = False
     """H: to be kept ready, and run when it is invoked."""
+    limits: TaskLimits = None
+    """Lower ones than the proplet's own; other proplets do not know it."""
 
     @model_validator(mode="after")
     def _has_a_program(self) -> "Start":
@@ -93,6 +96,8 @@ class Start(Message):
         ) or None
         fields["cli_args"] = self.cli_args or None
         fields["env"] = self.env or None
+        if self.limits is None:
+            del fields["limits"]
         return encode_json(fields)
 
 

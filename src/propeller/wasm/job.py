@@ -1,7 +1,8 @@
 """What the sandbox is asked to run and what comes back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 MIB = 1024 * 1024
 
@@ -24,8 +25,9 @@ class Limits:
     ``wall_time_s`` counts from the start of the task's process, whatever it does (a program that sits in a
     host call is ended too). ``memory_bytes`` bounds each linear memory and, with a margin for the runtime, the
     whole process. ``fuel`` counts Wasm instructions (about one each), the same on every machine; None: not
-    counted. ``table_elements`` bounds each table. ``tensor_bytes`` and ``tensor_handles`` bound what a program holds on the host at one time. ``out_files`` counts folders too. ``compile_s`` and
-    ``compile_memory_bytes`` bound the compilation of a program.
+    counted. ``table_elements`` bounds each table. ``tensor_bytes`` and ``tensor_handles`` bound what a program holds on
+    the host at one time. ``out_files`` counts folders too. ``compile_s`` and ``compile_memory_bytes`` bound the
+    compilation of a program.
     """
 
     wall_time_s: float = 300.0
@@ -41,6 +43,14 @@ class Limits:
     tensor_handles: int = 100_000
     compile_s: float = 60.0
     compile_memory_bytes: int = 2048 * MIB
+
+    def lowered(self, asked: Mapping[str, float] | None) -> "Limits":
+        """These limits, each replaced by what is asked for where that is less."""
+        mine = vars(self)
+        lower: dict[str, Any] = {
+            name: value for name, value in (asked or {}).items() if mine[name] is None or value < mine[name]
+        }
+        return replace(self, **lower) if lower else self
 
 
 @dataclass(frozen=True)

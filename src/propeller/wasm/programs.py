@@ -44,6 +44,8 @@ class Programs:
         """
         await self._link.hello()
         program = self._cache.find(digest, self._link.runtime, fuel=limits.fuel is not None)
+        if program.source.stat().st_size > limits.module_bytes:
+            raise ProgramError(over("module_bytes", limits.module_bytes), "module_bytes")
         if self._cache.trusted(program):
             return program, 0.0
         async with self._compiling.setdefault(program.artifact, asyncio.Lock()):

@@ -1,0 +1,68 @@
+"""Limits that a task asks for, from a client's JSON to the proplet's own."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from propeller.manager.task import TaskChange, TaskSpec
+from propeller.protocol.limits import NAMES
+from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.task import Start
+from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.wasm.job import Limits
+
+ROUND = {"round_id": "r", "model_uri": "v0", "task_wasm_image": "i", "participants": ["a"]}
+
+
+def test_every_limit_of_a_run_can_be_asked_for() -> None:
+    assert set(NAMES) == {one.name for one in fields(Limits)} - {"compile_s", "compile_memory_bytes"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"wall_time": 1}, "limits: 'wall_time' is no limit; there are wall_time_s, fuel"),
+        ({"compile_s": 1}, "limits: 'compile_s' is no limit"),
+        ({"fuel": 0}, "limits: fuel must be above 0"),
+        ({"memory_bytes": -1}, "limits: memory_bytes must be above 0"),
+        ({"memory_bytes": 1.5}, "limits: memory_bytes must be a whole number"),
+        ({"out_files": True}, "limits: out_files must be a whole number"),
+        ({"wall_time_s": "60"}, "limits: wall_time_s must be a number of seconds"),
+        ({"fuel": 10**400}, "limits: fuel must be above 0 and at most 9007199254740991"),
+        ([60], "limits: must be an object"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("message", "others"),
+    [
+        (TaskSpec, {"name": "n"}),
+        (Start, {"id": "t", "name": "n", "image_url": "i"}),
+        (RoundStart, ROUND),
+        (Experiment, {"round_id": "r", "participants": ["a"]}),
+    ],
+)
+def test_what_is_wrong_is_named(message: Any, others: dict[str, Any], limits: Any, says: str) -> None:
+    with pytest.raises(MalformedMessageError) as caught:
+        message.decode({**others, "limits": limits})
+    assert str(caught.value).startswith(says)
+
+
+def test_a_start_without_limits_is_as_other_proplets_know_it() -> None:
+    start = Start(id="t", name="n", image_url="i")
+    assert "limits" not in decode_object(start.encode())
+    asked = start.model_copy(update={"limits": {"fuel": 5}})
+    assert Start.decode(asked.encode()).limits == {"fuel": 5}
+
+
+def test_limits_of_a_task_can_be_taken_back() -> None:
+    assert TaskChange.decode({"limits": {}}).model_dump(exclude_unset=True) == {"limits": None}
+
+
+def test_only_lower_ones_are_taken() -> None:
+    mine = Limits(wall_time_s=10.0, memory_bytes=1000)
+    assert mine.lowered(None) is mine
+    assert mine.lowered({"wall_time_s": 60, "memory_bytes": 1000}) == mine
+    assert mine.lowered({"wall_time_s": 3, "memory_bytes": 2000, "fuel": 7}) == replace(
+        mine, wall_time_s=3, fuel=7
+    )
