@@ -26,10 +26,11 @@ _ENTRY = "propeller_entry"
 _RUN = "import sys; from componentize_py import script; sys.exit(script())"
 _BUILD_S = 300
 _REMEDY = (
-    "the sandbox has Python's standard library and propeller.program; arrays are in propeller.program.tensors, "
-    "and modules of your own go beside the script"
+    "they have Python's standard library, propeller.program (arrays: propeller.program.tensors), "
+    "and modules of your own in files beside the script"
 )
-_NATIVE = {"numpy", "scipy", "torch", "tensorflow", "jax", "sklearn", "pandas", "ssl", "ctypes"}
+_NATIVE = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
+"""Modules of the standard library that WASI's Python has not."""
 
 
 class BuildError(Exception):
@@ -59,6 +60,8 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
         BuildError: The script has an error, imports what is not there, or registers nothing; or componentize-py is missing.
     """
     sources = _sources(script)
+    if output.is_dir():
+        raise BuildError(f"{output} is a folder: name the file to write")
     folder = (
         cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "programs"
     )
@@ -71,7 +74,10 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
             _componentize(script, sources, Path(place), made, host_tensors=host_tensors)
             made.replace(kept)
     content = kept.read_bytes()
-    write_durably(output, content)
+    try:
+        write_durably(output, content)
+    except OSError as error:
+        raise BuildError(f"{output}: cannot be written: {error.strerror}") from None
     return Built(output, "sha256:" + hashlib.sha256(content).hexdigest(), len(content), cached)
 
 
@@ -89,16 +95,19 @@ def _sources(script: Path) -> dict[str, str]:
             f"{script}: {name!r} is a module that the program needs itself; call the script something else"
         )
     found: dict[str, str] = {}
+    trees: list[ast.Module] = []
     pending = [name]
     while pending:
         module = pending.pop()
-        file = script.parent / f"{module}.py"
-        if f"{module}.py" in found or not file.is_file():
-            if module == name and not file.is_file():
-                raise BuildError(f"{script}: there is no such file")
+        if f"{module}.py" in found:
             continue
-        tree, found[f"{module}.py"] = _parsed(file)
-        pending += sorted(_imported(file, tree))
+        tree, found[f"{module}.py"] = _parsed(script.parent / f"{module}.py")
+        trees.append(tree)
+        pending += _own_imports(script.parent / f"{module}.py", tree)
+    if not any(_names_train(node) for tree in trees for node in ast.walk(tree)):
+        raise BuildError(
+            f"{script}: no function is marked with @train: from propeller.program import train, Update"
+        )
     return found
 
 
@@ -107,34 +116,54 @@ def _parsed(file: Path) -> tuple[ast.Module, str]:
         text = file.read_text(encoding="utf-8")
         return ast.parse(text, str(file)), text
     except SyntaxError as error:
-        line = (error.text or "").rstrip()
-        raise BuildError(
-            f"{file}:{error.lineno}: {type(error).__name__}: {error.msg}\n    {line.strip()}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
+        line = (error.text or "").strip()
+        raise BuildError(f"{file}:{error.lineno}: {type(error).__name__}: {error.msg}\n    {line}") from None
+    except FileNotFoundError:
+        raise BuildError(f"{file}: there is no such file") from None
+    except (OSError, ValueError) as error:
         raise BuildError(f"{file}: cannot be read: {error}") from None
 
 
-def _imported(file: Path, tree: ast.Module) -> set[str]:
-    """The top-level names that a module imports.
+def _own_imports(file: Path, tree: ast.Module) -> list[str]:
+    """The modules beside a file that it imports.
 
     Raises:
-        BuildError: One of them cannot be in a program.
+        BuildError: It imports what cannot be in a program. (In a ``try`` or an ``if`` it may: that is seen when it is loaded.)
     """
-    found = set()
+    optional = {
+        id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try | ast.If) for inner in ast.walk(node)
+    }
+    own = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module]
-        else:
-            continue
-        for name in names:
-            first = name.partition(".")[0]
-            if first in _NATIVE:
-                raise BuildError(f"{file}:{node.lineno}: {first} cannot be in a program: {_REMEDY}")
-            found.add(first)
-    return found
+        for first in [name.partition(".")[0] for name in _imported(node)]:
+            there = first in sys.stdlib_module_names | {"propeller"} and first not in _NATIVE
+            if (file.parent / f"{first}.py").is_file() and not there:
+                own.append(first)
+            elif not there and id(node) not in optional:
+                raise BuildError(
+                    f"{file}:{getattr(node, 'lineno', 1)}: no module {first!r} for programs: {_REMEDY}"
+                )
+    return own
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+
+
+def _names_train(node: ast.AST) -> bool:
+    """Whether it uses ``train``, under this name or another one."""
+    return (
+        (isinstance(node, ast.Name) and node.id == "train")
+        or (isinstance(node, ast.Attribute) and node.attr == "train")
+        or (
+            isinstance(node, ast.alias)
+            and node.name in {"train", "*"}
+            and (node.name == "*" or bool(node.asname))
+        )
+    )
 
 
 def _key(name: str, sources: dict[str, str], *, host_tensors: bool) -> str:
@@ -163,11 +192,15 @@ def _componentize(
     (path / "propeller" / "__init__.py").write_text("")
     for name, text in sources.items():
         (path / name).write_text(text, encoding="utf-8")
+    imported = sorted(
+        {name for text in sources.values() for node in ast.walk(ast.parse(text)) for name in _imported(node)}
+    )
     entry = (_HERE / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
     machine = "host.py.in" if host_tensors else "plain.py.in"
     (path / "propeller_machine.py").write_text((_HERE / machine).read_text())
     entry = f"import propeller_machine\n{entry}"
-    (path / f"{_ENTRY}.py").write_text(f"{entry}\n\nimport {script.stem}\n", encoding="utf-8")
+    entry += f"\n\nimport {script.stem}\n\nregistered('train')\ninclude({imported!r})\n"
+    (path / f"{_ENTRY}.py").write_text(entry, encoding="utf-8")
     world = "tensor-program" if host_tensors else "plain-program"
     command = [sys.executable, "-c", _RUN, "--wit-path", str(_HERE / "wit"), "--world", world, "componentize"]
     command += [_ENTRY, "--python-path", str(path), "--output", str(made)]
@@ -196,8 +229,7 @@ def _explained(script: Path, output: str) -> str:
     found = re.match(r"(?:  .*\n)*\S.*", rest)
     if not mark or found is None:
         return f"{script}: componentize-py failed: {(head + rest).strip()[-1000:]}"
-    frames = mark + re.sub(rf'  File "/\d+/(?:{_ENTRY}|propeller/).*\n(?:    .*\n)*', "", found[0])
-    text = re.sub(r'File "/\d+/', f'File "{script.parent}/', frames).rstrip()
-    if "ModuleNotFoundError" in text or "cannot import" in text:
-        text += f"\n{_REMEDY}"
-    return text
+    own = re.sub(rf'  File "/\d+/(?:{_ENTRY}|propeller/).*\n(?:    .*\n)*', "", found[0])
+    text = re.sub(r'File "/\d+/(.*?)"', lambda file: f'File "{script.parent / file[1]}"', own).rstrip()
+    text = f"{script} cannot be loaded:\n{mark if own.startswith('  File') else ''}{text}"
+    return f"{text}\nPrograms have no other modules: {_REMEDY}" if "ModuleNotFoundError" in text else text
