@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -364,3 +365,12 @@ async def test_a_task_asks_for_lower_limits_and_gets_no_higher_ones(world: World
     assert "stdout_bytes: over the limit of 2048 bytes" in (await world.peers.result_of(large))["error"]
     unknown = await world.peers.start(me, limits={"speed": 1})
     assert "limits: 'speed' is no limit" in (await world.peers.result_of(unknown))["error"]
+
+
+async def test_proplets_of_one_machine_fetch_a_program_once(world: World, tmp_path: Path) -> None:
+    cache = tmp_path / "programs"
+    both = [await world.join(state=tmp_path / name, cache=cache) for name in ("one", "two")]
+    tasks = [await world.peers.start(me, env={"REPLY": "fine"}) for me in both]
+    assert [(await world.peers.result_of(task))["results"] for task in tasks] == ["fine", "fine"]
+    assert len([one for one in world.peers.requests if one.digest]) == 1
+    assert not (tmp_path / "one" / "sandbox" / "programs").exists()

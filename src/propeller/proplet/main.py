@@ -62,10 +62,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             heartbeat.clear()
             outbox = Outbox(folder / "outbox", reports.send_result, settings.mqtt_max_packet)
             sandbox = await stack.enter_async_context(
-                Sandbox(folder / "sandbox", cache_bytes=settings.cache_bytes)
+                Sandbox(folder / "sandbox", cache=settings.cache, cache_bytes=settings.cache_bytes)
             )
         except OSError as error:
-            raise StartError(f"PROPLET_STATE: {settings.folder} cannot be used: {error}") from error
+            place = f"PROPLET_STATE: {settings.folder}" + (
+                f", or PROPLET_CACHE: {settings.cache}," if settings.cache else ""
+            )
+            raise StartError(f"{place} cannot be used: {error}") from error
         except (LinkError, ProgramError) as error:
             raise StartError(str(error)) from error
         programs = Programs(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)

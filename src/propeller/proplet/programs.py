@@ -44,6 +44,9 @@ class Store(Protocol):
     async def add(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
         """Keep a program; raises ``ProgramError``."""
 
+    def turn(self, digest: str, wait_s: float) -> contextlib.AbstractAsyncContextManager[bool]:
+        """Fetch it while no other proplet that shares the store does."""
+
 
 class Programs:
     """Fetches programs into the store. Tasks that want the same one share a fetch."""
@@ -142,7 +145,12 @@ class Programs:
                 wait = min(2 * wait, LONGEST_WAIT_S)
 
     async def _download(self, reference: str, digest: str, resolved: Resolved) -> None:
-        """Take the chunks of a program that the proxy has resolved, and keep it."""
+        """Take the chunks of a program that the proxy has resolved, and keep it, unless another proplet has it done."""
+        async with self._store.turn(digest, self._timeout):
+            if not self._store.has(digest):
+                await self._take_chunks(reference, digest, resolved)
+
+    async def _take_chunks(self, reference: str, digest: str, resolved: Resolved) -> None:
         assembly = Assembly(
             self._limits.module_bytes, digest=digest, size=resolved.size, total=resolved.total_chunks
         )

@@ -55,6 +55,7 @@ class Settings(MqttTlsSettings):
     """``on``: send the client's id and key to the services above."""
 
     state: Path | None = Field(None, alias="PROPLET_STATE")
+    cache: Path | None = Field(None, alias="PROPLET_CACHE")
     cache_bytes: int = Field(1024 * MIB, alias="PROPLET_CACHE_BYTES", ge=MIB)
     max_tasks: int = Field(os.cpu_count() or 1, alias="PROPLET_MAX_TASKS", ge=1, le=1024)
     task_wall_time: Seconds = Field(300.0, alias="PROPLET_TASK_WALL_TIME", gt=0)
@@ -111,7 +112,7 @@ class Settings(MqttTlsSettings):
 
     @property
     def folder(self) -> Path:
-        """Where the program cache and unsent results are; never shared by two proplets."""
+        """Where unsent results are, and programs unless ``cache`` is set; never shared by two proplets."""
         return self.state or Path(".propeller") / f"proplet-{self.client_id}"
 
     @property

@@ -43,7 +43,7 @@ def check(limits: Any) -> dict[str, int | float] | None:
         wanted = (int, float) if name == WALL_TIME else (int,)
         if isinstance(value, bool) or not isinstance(value, wanted):
             kind = "a number of seconds" if name == WALL_TIME else "a whole number"
-            raise ValueError(f"{name} must be {kind}")
+            raise ValueError(f"{name} must be {kind}")  # noqa: TRY004
         if not 0 < value <= _MOST:
             raise ValueError(f"{name} must be above 0 and at most {_MOST}")
     return dict(limits) or None

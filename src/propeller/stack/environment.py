@@ -57,6 +57,7 @@ class Wiring:
             **self._identity_of("PROPLET", name),
             "PROPLET_MQTT_ADDRESS": self.broker,
             "PROPLET_STATE": str(self.state.service_folder(name)),
+            "PROPLET_CACHE": self._folder("programs"),
             "MODEL_REGISTRY_URL": self.url("model-registry"),
             "DATA_STORE_URL": self.url("data-store"),
             "COORDINATOR_URL": self.url("coordinator"),

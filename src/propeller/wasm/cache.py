@@ -12,10 +12,12 @@ import platform
 import re
 import secrets
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from propeller.wasm.job import ProgramError, over
+from propeller.wasm.turn import turn
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
@@ -24,6 +26,7 @@ _TENSORS = b"propeller:program/tensors@"
 _CONFIGURATION = "1"
 """Counts the changes of ``worker.config`` and of ``expose``."""
 _ABANDONED_S = 3600
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,13 @@ class Cache:
             program.source.unlink()
             raise ProgramError(f"{program.source}: damaged on disk; removed, fetch the program again")
 
+    def turn(self, work: str, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
+        """Be the only one, of the processes that share this folder, who does such work on a program (see ``turn.py``).
+
+        There are 256 locks for each kind of work, by the digest's first two digits, so that nothing needs to be removed.
+        """
+        return turn(self._folder / f"{work}-{digest.removeprefix('sha256:')[:2]}{_LOCK}", wait_s)
+
     def temporary(self, program: Program) -> Path:
         """A name to write an artifact under before ``keep`` renames it."""
         return program.artifact.with_suffix(f".{secrets.token_hex(4)}.part")
@@ -149,7 +159,7 @@ class Cache:
     def _trim(self, kept: set[Path]) -> None:
         found = []
         for path in self._folder.iterdir():
-            if path.suffix == ".part":
+            if path.suffix in {".part", _LOCK}:
                 continue  # another's, being written
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from propeller.wasm.job import Limits, ProgramError, over
 from propeller.wasm.link import Ended, Link
 from propeller.wasm.pipe import NOWHERE
 
+_MARGIN_S = 5.0
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
 
@@ -48,13 +50,17 @@ class Programs:
             raise ProgramError(over("module_bytes", limits.module_bytes), "module_bytes")
         if self._cache.trusted(program):
             return program, 0.0
-        async with self._compiling.setdefault(program.artifact, asyncio.Lock()):
+        async with self._compiling.setdefault(program.artifact, asyncio.Lock()), self._turn(digest, limits):
             if self._cache.trusted(program):
                 return program, 0.0
             begin = time.monotonic()
             await asyncio.to_thread(self._cache.check, program)
             await self._compile(program, limits)
             return program, (time.monotonic() - begin) * 1000
+
+    def _turn(self, digest: str, limits: Limits) -> AbstractAsyncContextManager[bool]:
+        """Longer than a compilation may take nobody waits for another process: it may be stopped."""
+        return self._cache.turn("compile", digest, limits.compile_s + _MARGIN_S)
 
     async def _compile(self, program: Program, limits: Limits) -> None:
         written = self._cache.temporary(program)

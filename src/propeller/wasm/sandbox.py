@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -33,20 +34,21 @@ OnStderr = Callable[[str], None]
 
 
 class Sandbox:
-    """Holds programs and runs them; ``folder`` is its own (cache and task folders).
+    """Holds programs and runs them; ``folder`` is its own (task folders, and the cache unless that is elsewhere).
 
     Args:
         folder: Made if missing, mode 0700.
+        cache: The folder of programs; sandboxes of one user may share it.
         cache_bytes: The bound of the cache's size.
 
     Raises:
-        ProgramError: the folder belongs to someone else. Entering raises LinkError if the template does not start.
+        ProgramError: a folder belongs to someone else. Entering raises LinkError if the template does not start.
     """
 
-    def __init__(self, folder: Path, *, cache_bytes: int = 1024 * MIB) -> None:
+    def __init__(self, folder: Path, *, cache: Path | None = None, cache_bytes: int = 1024 * MIB) -> None:
         place = folder.absolute()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cache = Cache(place / "programs", cache_bytes)
+        self._cache = Cache((cache or place / "programs").absolute(), cache_bytes)
         self._tasks = place / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = -1
         self._link = Link(_NICE)
@@ -84,6 +86,13 @@ class Sandbox:
     def has(self, digest: str) -> bool:
         """Whether the program is in the cache."""
         return self._cache.has(digest)
+
+    def turn(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
+        """Be the only one, of the sandboxes that share the cache, who fetches a program.
+
+        After ``wait_s`` seconds the block is entered all the same.
+        """
+        return self._cache.turn("fetch", digest, wait_s)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         """Verify a program, compile it in a process of its own, and keep it.
