@@ -17,16 +17,6 @@ from propeller.wasm.job import Job, Limits, ProgramError
 from propeller.wasm.link import LinkError
 from propeller.wasm.sandbox import Sandbox
 
-_NATIVE = """
-import runpy, sys
-from pathlib import Path
-from propeller.program import command
-from propeller.program.tensors import session
-session.use(session.local(Path(sys.argv[2])))
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-runpy.run_path(sys.argv[1], run_name=Path(sys.argv[1]).stem)
-sys.exit(command.run(Path(sys.argv[2])))
-"""
 _ROUND, _PROPLET = "r-try", "try"
 
 
@@ -101,7 +91,7 @@ def _natively(script: Path, files: dict[str, bytes], env: dict[str, str]) -> int
         (root / "out").mkdir()
         for name, content in files.items():
             (root / "in" / name).write_bytes(content)
-        command = [sys.executable, "-c", _NATIVE, str(script), place]
+        command = [sys.executable, "-P", "-m", "propeller.program.native", str(script), place]
         return subprocess.run(command, env={**os.environ, **env}, check=False).returncode  # noqa: S603 - the user's own
 
 

@@ -30,8 +30,8 @@ def run(root: Path = Path("/")) -> int:
     try:
         with redirect_stdout(sys.stderr):
             document = _work(root)
-    except Exception as error:  # noqa: BLE001 - whatever the program does wrong
-        _explain(error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong
+        explain(error)
         return 1
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
@@ -104,7 +104,7 @@ def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array
     """The update's tensors, in the dtypes of the base model.
 
     Raises:
-        TensorError: One is missing, unknown or of another shape.
+        TensorError: One is missing, unknown, of another shape, or not finite.
     """
     if specs and set(model) != set(specs):
         lacks, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
@@ -121,16 +121,18 @@ def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array
                 f"the update's {name!r} has shape {list(made.shape)}, the base model's {list(shape)}"
             )
         fitted[name] = made if made.dtype == dtype else made.astype(dtype)
+        if not math.isfinite(float((made * 0).sum())):
+            raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
     return fitted
 
 
-def _explain(error: Exception) -> None:
+def explain(error: BaseException) -> None:
     """The traceback of the program's own code, and a last line that says all of it."""
     frames = [
         # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
         traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith(_HERE)
+        if not frame.f_code.co_filename.startswith((_HERE, "<frozen "))
     ]
     kind = type(error).__name__
     where = ""

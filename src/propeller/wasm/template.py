@@ -80,7 +80,10 @@ class Template:
 
     def _receive(self) -> bool:
         room = socket.CMSG_SPACE(3 * array.array("i").itemsize)
-        data, ancillary, _, _ = self._control.recvmsg(65536, room)
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(65536, room)
+        except ConnectionResetError:  # its other end was closed with something unread
+            return False
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
