@@ -70,10 +70,12 @@ def _work(root: Path) -> dict[str, Any]:
         "proplet_id": context.proplet_id,
         "base_model_uri": context.model_uri,
         "num_samples": _count(result.num_samples),
-        "metrics": {str(name): _finite(name, value) for name, value in result.metrics.items()},
+        "metrics": {
+            str(name): _finite(name, value) for name, value in _mapping("metrics", result.metrics).items()
+        },
     }
     if isinstance(result, Update):
-        tensors = _fitted(result.model, specs)
+        tensors = _fitted(_mapping("model", result.model), specs)
         if sum(each.size for each in tensors.values()) <= _INLINE_ELEMENTS:
             document["update"] = {name: each.tolist() for name, each in tensors.items()}
         else:
@@ -91,8 +93,17 @@ def _count(value: Any) -> int:
     return value
 
 
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a {type(value).__name__}; it is a dict by name")
+    return value
+
+
 def _finite(name: str, value: Any) -> float:
-    number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    try:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the metric {name!r} is not one number: {error}") from None
     if not math.isfinite(number):
         raise ValueError(
             f"the metric {name!r} is {number}: training diverged, or something was divided by zero"

@@ -1,12 +1,13 @@
 """A task's files in plain Python: the model in safetensors or JSON, the data in JSON, and the update in safetensors."""
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller.program.tensors.shapes import Spec, TensorError, elements
+from propeller.program.tensors.shapes import Spec, TensorError, elements, fits
 
 _CODES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8", "BOOL": "bool"}
 """The element types of safetensors that programs have."""
@@ -45,7 +46,10 @@ class TaskFiles:
             at += len(data)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with (self._root / "out" / "update.safetensors").open("wb") as file:
+        path = self._root / "out" / "update.safetensors"
+        # Whatever the program left under that name is not followed.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for data, _ in tensors.values():
                 file.write(data)
@@ -119,6 +123,8 @@ def columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, list[
             if len(shapes) == 1 and None not in shapes:
                 shape = shapes.pop() or ()
                 dtype = _dtype(flat)
+                if dtype == "int64" and not all(fits(value, dtype) for value in flat):
+                    continue
                 values = [float(value) for value in flat] if dtype == "float32" else flat
                 found[name] = ((dtype, (len(samples), *shape)), values)
     return found

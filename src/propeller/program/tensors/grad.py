@@ -11,7 +11,7 @@ from typing import Any, cast
 from propeller.program.tensors import session
 from propeller.program.tensors.array import Array
 from propeller.program.tensors.functions import full, one_hot, sign, where, zeros_like
-from propeller.program.tensors.shapes import TensorError
+from propeller.program.tensors.shapes import FLOAT, TensorError, elements
 
 Rule = Callable[[Array, Array, Sequence[Any], Any], Sequence[Any]]
 """``(gradient of the result, result, operands, params)`` → the gradient of each operand, None where there is none."""
@@ -35,7 +35,7 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
             raise TensorError(
                 f"a gradient is of one number; {function.__name__} returned {shown}: use .sum() or .mean()"
             )
-        return value, _gather(model, _backward(loss, notes))
+        return value, _gather(model, _backward(loss, _needed(model, notes)))
 
     return with_gradient
 
@@ -46,6 +46,24 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(function)(lambda *args, **kwargs: both(*args, **kwargs)[1])
 
 
+def _needed(model: Any, notes: Sequence[session.Note]) -> list[session.Note]:
+    """The operations that depend on the first argument."""
+    known = {id(array) for array in _arrays(model)}
+    needed = []
+    for note in notes:
+        if any(id(operand) in known for operand in note[1]):
+            needed.append(note)
+            known.add(id(note[3]))
+    return needed
+
+
+def _arrays(value: Any) -> list[Array]:
+    if isinstance(value, Array):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [array for part in parts for array in _arrays(part)]
+
+
 def _backward(loss: Array, notes: Sequence[session.Note]) -> dict[int, Array]:
     """The gradient of the loss by every array that it depends on, by the array's identity."""
     found: dict[int, Array] = {
@@ -54,6 +72,8 @@ def _backward(loss: Array, notes: Sequence[session.Note]) -> dict[int, Array]:
     for name, operands, params, result in reversed(notes):
         upper = found.pop(id(result), None)
         if upper is None or not result.dtype.startswith("float"):
+            continue
+        if not any(isinstance(each, Array) and each.dtype.startswith("float") for each in operands):
             continue
         rule = _RULES.get(name)
         if rule is None:
@@ -75,7 +95,8 @@ def _gather(value: Any, found: dict[int, Array]) -> Any:
     if isinstance(value, dict):
         return {name: _gather(each, found) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_gather(each, found) for each in value)
+        parts = [_gather(each, found) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     raise TensorError(f"a gradient is by arrays; the first argument holds a {type(value).__name__}")
 
 
@@ -88,7 +109,11 @@ def _shrunk(gradient: Array, shape: tuple[int, ...]) -> Array:
         *range(ahead),
         *(ahead + at for at, size in enumerate(shape) if size == 1 and gradient.shape[ahead + at] != 1),
     ]
-    return gradient.sum(axes).reshape(shape)
+    return _shaped(gradient.sum(axes), shape)
+
+
+def _shaped(x: Array, shape: Sequence[int]) -> Array:
+    return x if x.shape == tuple(shape) else x.reshape(shape)
 
 
 def _transposed(x: Array) -> Array:
@@ -105,10 +130,10 @@ def _matmul(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[
         shape = (*shape[: len(shape) - (b.ndim > 1)], 1, *shape[len(shape) - (b.ndim > 1) :])
     if b.ndim == 1:
         shape = (*shape, 1)
-    wide = up.reshape(shape)
+    wide = _shaped(up, shape)
     return [
-        _shrunk(wide @ _transposed(columns), rows.shape).reshape(a.shape),
-        _shrunk(_transposed(rows) @ wide, columns.shape).reshape(b.shape),
+        _shaped(_shrunk(wide @ _transposed(columns), rows.shape), a.shape),
+        _shaped(_shrunk(_transposed(rows) @ wide, columns.shape), b.shape),
     ]
 
 
@@ -118,7 +143,7 @@ def _spread(up: Array, operands: Sequence[Any], params: Any) -> Array:
     if keep:
         return up
     gone = set(range(x.ndim)) if axes is None else {axis % x.ndim for axis in axes}
-    return up.reshape([1 if at in gone else size for at, size in enumerate(x.shape)])
+    return _shaped(up, [1 if at in gone else size for at, size in enumerate(x.shape)])
 
 
 def _sum(up: Array, _y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
@@ -127,7 +152,7 @@ def _sum(up: Array, _y: Array, operands: Sequence[Any], params: Any) -> Sequence
 
 def _mean(up: Array, y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
     x = operands[0]
-    return [_spread(up, operands, params) * (y.size / x.size) + zeros_like(x)]
+    return [_spread(up, operands, params) * (y.size / max(x.size, 1)) + zeros_like(x)]
 
 
 def _extreme(up: Array, y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
@@ -149,11 +174,11 @@ def _pair(choose: Callable[[Any, Any], Array]) -> Rule:
     return rule
 
 
-def _pow(up: Array, y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
+def _pow(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
     x, power = operands
-    if isinstance(power, Array):
+    if isinstance(power, Array) and power.dtype != FLOAT:  # a traced function's float is one
         raise TensorError("pow has a gradient by its base only: give the power as a number")
-    return [up * (power * (y if power == 1 and not isinstance(x, Array) else x ** (power - 1)))]
+    return [up * (power * x ** (power - 1)) if isinstance(power, Array) or power else zeros_like(x)]
 
 
 def _softmax(up: Array, y: Array, _o: Sequence[Any], axis: Any) -> Sequence[Any]:
@@ -176,16 +201,25 @@ def _cut(up: Array, _y: Array, operands: Sequence[Any], params: Any) -> Sequence
     return [session.record("put", [zeros_like(operands[0]), up], params)]
 
 
+def _put(up: Array, _y: Array, _o: Sequence[Any], params: Any) -> Sequence[Any]:
+    return [session.record("put", [up, 0.0], params), session.record("cut", [up], params)]
+
+
 def _take(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
     """Rows may be taken twice: a product with one-hot rows adds their gradients."""
     x, rows = operands
-    chosen = one_hot(rows.reshape(-1), x.shape[0]).astype(x.dtype)
-    return [(chosen.T @ up.reshape(rows.size, -1)).reshape(x.shape)]
+    chosen = one_hot(_from_start(rows.reshape(-1), x.shape[0]), x.shape[0]).astype(x.dtype)
+    return [(chosen.T @ up.reshape(rows.size, elements(x.shape[1:]))).reshape(x.shape)]
 
 
 def _pick(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
     x, columns = operands
-    return [one_hot(columns, x.shape[1]) * up.reshape(-1, 1)]
+    return [one_hot(_from_start(columns, x.shape[1]), x.shape[1]) * up.reshape(x.shape[0], 1)]
+
+
+def _from_start(indices: Array, size: int) -> Array:
+    """Indices that count from the end, counted from the start."""
+    return where(indices < 0, indices + size, indices)
 
 
 def _concatenate(up: Array, _y: Array, operands: Sequence[Any], axis: Any) -> Sequence[Any]:
@@ -213,7 +247,7 @@ _RULES: dict[str, Rule] = {
     "sqrt": lambda up, y, _o, _p: [up * 0.5 / y],
     "tanh": lambda up, y, _o, _p: [up * (1.0 - y * y)],
     "sigmoid": lambda up, y, _o, _p: [up * y * (1.0 - y)],
-    "relu": lambda up, _y, o, _p: [where(o[0] > 0, up, 0.0)],
+    "relu": lambda up, _y, o, _p: [up * (o[0] > 0)],
     "maximum": _pair(lambda a, b: a >= b),
     "minimum": _pair(lambda a, b: a <= b),
     "where": lambda up, _y, o, _p: [None, where(o[0], up, 0.0), where(o[0], 0.0, up)],
@@ -229,6 +263,7 @@ _RULES: dict[str, Rule] = {
     "transpose": _transpose,
     "cast": lambda up, _y, o, _p: [up.astype(o[0].dtype)],
     "cut": _cut,
+    "put": _put,
     "take": _take,
     "pick": _pick,
     "concatenate": _concatenate,

@@ -109,8 +109,10 @@ class StepMachine(ABC):
             for step in json.loads(tape):
                 name, result, operands, params = step
                 self._step(name, result, operands, params, answers)
-        except TensorError:
-            raise
+        except TensorError as error:
+            raise TensorError(f"{error!s:.500}") from None
+        except OSError as error:
+            raise TensorError(f"{name!s:.40}: {error.strerror}") from None
         except (
             ValueError,
             TypeError,
@@ -195,8 +197,12 @@ class StepMachine(ABC):
 
     def _free(self, _result: Any, handles: Any, _params: Any) -> None:
         for handle in handles:
-            self._bytes -= size_bytes(self._array(handle).spec)
-            del self._arrays[handle]
+            if type(handle) is not int:
+                raise TensorError(f"free: {handle!r:.40} is no handle")
+            # After a step that failed, a program does not know which of its arrays came to be.
+            kept = self._arrays.pop(handle, None)
+            if kept is not None:
+                self._bytes -= size_bytes(kept.spec)
 
     def _save(self, _result: Any, handles: Any, names: Any) -> None:
         arrays = [self._array(handle) for handle in handles]

@@ -7,21 +7,23 @@ line that made it, and the host checks the same rule again before it takes memor
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from propeller.program.tensors import indexing
 from propeller.program.tensors.shapes import (
     FLOAT,
     INT,
     ITEM_BYTES,
+    MOST_DIMENSIONS,
     Spec,
     TensorError,
     axis_of,
     broadcast,
     elements,
+    fits,
     floating,
     promote,
     shape_of,
 )
 
-_MOST_DIMENSIONS = 8
 _MOST_ELEMENTS = 1 << 40
 
 
@@ -43,8 +45,8 @@ def infer(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     if count is not None and len(specs) != count:
         raise TensorError(f"{name} takes {count} operands, got {len(specs)}")
     dtype, shape = check(name, specs, params)
-    if len(shape) > _MOST_DIMENSIONS:
-        raise TensorError(f"{name}: {len(shape)} dimensions; at most {_MOST_DIMENSIONS}")
+    if len(shape) > MOST_DIMENSIONS:
+        raise TensorError(f"{name}: {len(shape)} dimensions; at most {MOST_DIMENSIONS}")
     if elements(shape) > _MOST_ELEMENTS:
         raise TensorError(f"{name}: a result of shape {list(shape)} is too large")
     return dtype, shape
@@ -123,6 +125,8 @@ def _reduce(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     dtype, shape = specs[0]
     axes, keep = params
     gone = set(range(len(shape))) if axes is None else {axis_of(name, axis, len(shape)) for axis in axes}
+    if type(keep) is not bool or (axes is not None and len(gone) != len(axes)):
+        raise TensorError(f"{name}: {params!r:.80} is not [axes, each once, and whether they are kept]")
     if name in {"max", "min"} and any(shape[axis] == 0 for axis in gone):
         raise TensorError(f"{name}: nothing to choose from in shape {list(shape)}")
     left = tuple(1 if n in gone else size for n, size in enumerate(shape) if keep or n not in gone)
@@ -147,7 +151,9 @@ def _arg(name: str, specs: Sequence[Spec], params: Any) -> Spec:
 
 def _along(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     """``params``: the axis."""
-    axis_of(name, params, len(specs[0][1]))
+    axis = axis_of(name, params, len(specs[0][1]))
+    if specs[0][1][axis] == 0:
+        raise TensorError(f"{name}: axis {axis} of shape {list(specs[0][1])} has nothing in it")
     return floating(specs[0][0]), specs[0][1]
 
 
@@ -180,71 +186,6 @@ def _cast(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     return _dtype_of(name, params), specs[0][1]
 
 
-def _cut(name: str, specs: Sequence[Spec], params: Any) -> Spec:
-    """``params``: for each leading axis a position (the axis goes) or ``[start, count, step]``."""
-    dtype, shape = specs[0]
-    if not isinstance(params, list | tuple) or len(params) > len(shape):
-        raise TensorError(f"{name}: too many indices for {len(shape)} dimensions")
-    left = []
-    for axis, (part, size) in enumerate(zip(params, shape, strict=False)):
-        if type(part) is int:
-            if not 0 <= part < size:
-                raise TensorError(f"index {part} is outside axis {axis} of size {size}")
-            continue
-        start, count, step = part
-        last = start + (count - 1) * step
-        if not all(type(n) is int for n in part) or step == 0 or count < 0:
-            raise TensorError(f"{name}: {part!r} is not a slice")
-        if count and not (0 <= start < size and 0 <= last < size):
-            raise TensorError(f"{name}: {part!r} is outside axis {axis} of size {size}")
-        left.append(count)
-    return dtype, (*left, *shape[len(params) :])
-
-
-def _put(name: str, specs: Sequence[Spec], params: Any) -> Spec:
-    """``params``: as of ``cut``; the second operand goes there."""
-    place = _cut(name, specs[:1], params)[1]
-    if broadcast(name, specs[1][1], place) != place:
-        raise TensorError(f"a value of shape {list(specs[1][1])} does not fit into {list(place)}")
-    return specs[0]
-
-
-def _indices(name: str, spec: Spec) -> None:
-    if spec[0] not in {"int64", "uint8"}:
-        raise TensorError(f"{name}: indices are integers, got {spec[0]}; use astype('int64')")
-
-
-def _take(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
-    (dtype, shape), where = specs
-    _indices(name, where)
-    if not shape:
-        raise TensorError("a number has no rows to take")
-    return dtype, where[1] + shape[1:]
-
-
-def _put_rows(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
-    place = _take(name, specs[:2], None)[1]
-    if broadcast(name, specs[2][1], place) != place:
-        raise TensorError(f"a value of shape {list(specs[2][1])} does not fit into {list(place)}")
-    return specs[0]
-
-
-def _pick(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
-    (dtype, shape), where = specs
-    _indices(name, where)
-    if len(shape) != 2 or where[1] != shape[:1]:
-        raise TensorError(
-            f"pick takes a matrix and one column for each of its rows, got {list(shape)} and {list(where[1])}"
-        )
-    return dtype, where[1]
-
-
-def _one_hot(name: str, specs: Sequence[Spec], params: Any) -> Spec:
-    """``params``: how many classes."""
-    _indices(name, specs[0])
-    return "float32", (*specs[0][1], *shape_of(name, [params]))
-
-
 def _concatenate(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     """``params``: the axis."""
     if not specs:
@@ -264,8 +205,10 @@ def _concatenate(name: str, specs: Sequence[Spec], params: Any) -> Spec:
 
 def _full(name: str, _specs: Sequence[Spec], params: Any) -> Spec:
     """``params``: ``[dtype, shape, value]``."""
-    dtype, sizes, _value = params
-    return _dtype_of(name, dtype), shape_of(name, sizes)
+    dtype, sizes, value = params
+    if type(value) not in {bool, int, float} or not fits(value, _dtype_of(name, dtype)):
+        raise TensorError(f"{name}: {value!r:.40} is no {dtype}")
+    return dtype, shape_of(name, sizes)
 
 
 def _arange(name: str, _specs: Sequence[Spec], params: Any) -> Spec:
@@ -291,8 +234,8 @@ Rule = Callable[[str, Sequence[Spec], Any], Spec]
 OPERATIONS: dict[str, tuple[int | None, Rule]] = {
     **dict.fromkeys(("neg", "abs", "sign", "relu", "square"), (1, _same)),
     **dict.fromkeys(("exp", "log", "sqrt", "sigmoid", "tanh"), (1, _float)),
-    **dict.fromkeys(("add", "sub", "mul"), (2, _sum)),
-    **dict.fromkeys(("maximum", "minimum", "mod", "floordiv"), (2, _pair)),
+    **dict.fromkeys(("add", "sub", "mul", "mod", "floordiv"), (2, _sum)),
+    **dict.fromkeys(("maximum", "minimum"), (2, _pair)),
     **dict.fromkeys(("div", "pow"), (2, _divide)),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), (2, _compare)),
     **dict.fromkeys(("and", "or"), (2, _logical)),
@@ -306,12 +249,12 @@ OPERATIONS: dict[str, tuple[int | None, Rule]] = {
     "transpose": (1, _transpose),
     "broadcast_to": (1, _broadcast_to),
     "cast": (1, _cast),
-    "cut": (1, _cut),
-    "put": (2, _put),
-    "take": (2, _take),
-    "put_rows": (3, _put_rows),
-    "pick": (2, _pick),
-    "one_hot": (1, _one_hot),
+    "cut": (1, indexing.cut),
+    "put": (2, indexing.put),
+    "take": (2, indexing.take),
+    "put_rows": (3, indexing.put_rows),
+    "pick": (2, indexing.pick),
+    "one_hot": (1, indexing.one_hot),
     "concatenate": (None, _concatenate),
     "full": (0, _full),
     "arange": (0, _arange),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from propeller.program.tensors.operations import infer
-from propeller.program.tensors.shapes import FLOAT, INT, ITEM_BYTES, Spec, TensorError, size_bytes
+from propeller.program.tensors.shapes import FLOAT, INT, ITEM_BYTES, Spec, TensorError, fits, size_bytes
 
 WEAK = {FLOAT, INT}
 """The dtypes of Python numbers."""
@@ -69,7 +69,7 @@ def number(given: list[Any]) -> tuple[Any, Spec]:
     (value,) = given
     if type(value) is bool:
         return value, ("bool", ())
-    if type(value) is int:
+    if type(value) is int and fits(value, INT):
         return value, (INT, ())
     if type(value) is float:
         return value, (FLOAT, ())
@@ -131,8 +131,10 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
         kernel = bind_into(name, given, params, specs[slot], free[0]) if free else None
         dead = [place for place in ending.get(at, []) if count <= place <= slot]
         steps.append(_Step(kernel or bind(name, given, params, specs[slot]), places, slot, dead))
+    # A view is taken for shared even where nothing else has its memory: it may repeat elements, or not be writable.
     shared = [
-        roots[place] < count or [roots[each] for each in outputs].count(roots[place]) > 1 for place in outputs
+        roots[place] != place or place < count or [roots[each] for each in outputs].count(place) > 1
+        for place in outputs
     ]
     return Routine(
         specs[:count],

@@ -66,6 +66,11 @@ def use(machine: Machine) -> None:
     _tapes[:] = [MainTape(machine)]
 
 
+def noting() -> bool:
+    """Whether a gradient is being computed."""
+    return bool(_notes)
+
+
 def tracing() -> bool:
     """Whether a function is being traced."""
     return len(_tapes) > 1

@@ -12,8 +12,12 @@ Spec = tuple[str, tuple[int, ...]]
 ITEM_BYTES = {"bool": 1, "uint8": 1, "int64": 8, "float32": 4, "float64": 8}
 """Bytes an element, by dtype."""
 
+MOST_DIMENSIONS = 8
+
 FLOAT, INT = "float", "int"
 """The dtypes of weak numbers."""
+
+_RANGES = {"bool": (0, 1), "uint8": (0, 255), "int64": (-(2**63), 2**63 - 1), INT: (-(2**63), 2**63 - 1)}
 
 _RANK = {"bool": 0, "uint8": 1, "int64": 2, "float32": 3, "float64": 4}
 
@@ -33,6 +37,14 @@ def elements(shape: Sequence[int]) -> int:
 def size_bytes(spec: Spec) -> int:
     """The bytes that an array of this spec takes."""
     return elements(spec[1]) * ITEM_BYTES.get(spec[0], 8)
+
+
+def fits(value: float, dtype: str) -> bool:
+    """Whether an array of this dtype can hold a number: integers take no fraction, and none beyond their range."""
+    if dtype.startswith("float"):
+        return True
+    low, high = _RANGES[dtype]
+    return not isinstance(value, float) and low <= value <= high
 
 
 def promote(first: str, second: str) -> str:
@@ -94,5 +106,7 @@ def shape_of(name: str, sizes: Any) -> tuple[int, ...]:
         TensorError: It is none.
     """
     if not isinstance(sizes, list | tuple) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise TensorError(f"{name}: {sizes!r} is not a shape")
+        raise TensorError(f"{name}: {sizes!r:.80} is not a shape")
+    if len(sizes) > MOST_DIMENSIONS:
+        raise TensorError(f"{name}: {len(sizes)} dimensions; at most {MOST_DIMENSIONS}")
     return tuple(sizes)

@@ -6,7 +6,7 @@ the operations of ``shapes.py`` there are::
 
     ["open", handle, [], [source, name]]        a tensor of the model or the data, by name
     ["create", handle, [], [dtype, shape, base64 of the little-endian elements]]
-    ["free", null, [handles], null]
+    ["free", null, [handles], null]             those that are not there (their step failed) are passed over
     ["define", id, [], {"inputs": [specs], "donated": [inputs], "steps": [steps on slots], "outputs": [slots]}]
     ["call", [handles], [operands], id]         a defined list of steps on new inputs
     ["read", null, [handle], null]              → base64 of the elements
@@ -22,10 +22,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from propeller.program.tensors.operations import infer
-from propeller.program.tensors.shapes import FLOAT, INT, Spec, TensorError
+from propeller.program.tensors.shapes import FLOAT, INT, Spec, TensorError, fits
 
 _FLUSH_AT = 2000
 """Steps that are held at most; keeps what freed handles hold from piling up on the host."""
+
+_FLUSH_AT_CHARACTERS = 8 << 20
+"""Of elements that wait to cross."""
 
 
 class Machine(Protocol):
@@ -76,9 +79,11 @@ class Tape:
         if isinstance(value, bool):
             return [value], ("bool", ())
         if isinstance(value, int):
+            if not fits(value, INT):
+                raise TensorError(f"{value} does not fit int64; write it as a float")
             return [value], (INT, ())
         if isinstance(value, float):
-            return [value], (FLOAT, ())
+            return [float(value)], (FLOAT, ())
         raise TensorError(
             f"{type(value).__name__} is neither an array nor a number; make it one with array(…)"
         )
@@ -142,6 +147,7 @@ class MainTape(Tape):
         self.machine = machine
         self._dead: list[int] = []
         self._traces = 0
+        self._held = 0
 
     def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
         """Append a step; many are sent on at once."""
@@ -160,10 +166,16 @@ class MainTape(Tape):
         """
         steps = [*self.steps, *ask]
         self.steps.clear()  # in place: arrays being traced never see another list
+        self._held = 0
         if self._dead:
             steps.append(("free", None, self._dead, None))
             self._dead = []
-        answers: list[Any] = json.loads(self.machine.run(json.dumps(steps))) if steps else []
+        try:
+            answers: list[Any] = json.loads(self.machine.run(json.dumps(steps))) if steps else []
+        except TensorError:
+            # Those after the step that failed were not done: free again, which does no harm.
+            self._dead += [handle for name, _, freed, _ in steps if name == "free" for handle in freed]
+            raise
         return answers
 
     def _make_room(self) -> None:
@@ -182,6 +194,9 @@ class MainTape(Tape):
         """An array of these little-endian elements."""
         dtype, shape = spec
         text = b2a_base64(data, newline=False).decode()
+        if self._held > _FLUSH_AT_CHARACTERS:
+            self.flush()
+        self._held += len(text)
         return self.append("create", [], [dtype, list(shape), text], spec)
 
     def describe(self, source: str) -> dict[str, Spec]:

@@ -6,7 +6,7 @@ have at each call, and so are arrays that it changes in place. (The idea is ``ja
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -29,7 +29,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def replayed(*args: P.args, **kwargs: P.kwargs) -> R:
-        if session.tracing():
+        if session.tracing() or session.noting():
             return function(*args, **kwargs)
         leaves: list[Any] = []
         key = _flatten((args, kwargs), leaves)
@@ -48,6 +48,7 @@ class _Recorder(Tape):
     def __init__(self) -> None:
         super().__init__()
         self.inputs: list[tuple[int, Spec]] = []
+        self.arguments: dict[int, Array] = {}
         self.captured: dict[int, tuple[Array, int, tuple[Tape, int]]] = {}
 
     def leaf(self, spec: Spec) -> Array:
@@ -99,6 +100,7 @@ class _Trace:
         return self.tape is session.main() and all(array.spec == spec for array, spec in self.captured)
 
     def __call__(self, tape: MainTape, leaves: list[Any]) -> Any:
+        self._check_apart(leaves)
         operands = [tape.operand(leaf)[0] for leaf in leaves]
         operands += [array.handle for array, _ in self.captured]
         made = tape.call(self.number, operands, self.outputs)
@@ -108,6 +110,16 @@ class _Trace:
         for array, new in zip(changed, made, strict=False):
             array.handle, new.handle = new.handle, array.handle
         return _build(self.result, made)
+
+    def _check_apart(self, leaves: list[Any]) -> None:
+        """An array that comes in both ways would be two inside, of which only one is changed."""
+        if self.captured and (self.changed_leaves or self.changed_captured):
+            outside = {id(array) for array, _ in self.captured}
+            if any(id(leaf) in outside for leaf in leaves):
+                raise TensorError(
+                    "a traced function that changes arrays got one as an argument that it also uses from outside: "
+                    "only pass it in"
+                )
 
 
 def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
@@ -133,13 +145,14 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     plan = _plan(result, recorder, outputs, specs)
     inputs = [spec for _, spec in recorder.inputs]
     tape = session.main()
-    # Slots are renumbered: inputs in their order, then results.
+    # Slots are renumbered: inputs in their order, then the results that an output needs.
     order = {slot: at for at, (slot, _) in enumerate(recorder.inputs)}
-    for _, slot, _, _ in recorder.steps:
+    needed = _needed(recorder.steps, outputs)
+    for _, slot, _, _ in needed:
         order[slot] = len(order)
     steps = [
         (name, order[slot], [each if isinstance(each, list) else order[each] for each in operands], params)
-        for name, slot, operands, params in recorder.steps
+        for name, slot, operands, params in needed
     ]
     given_up = [slots[at] for at in changed_leaves] + [captured[at][1][1] for at in changed_captured]
     number = tape.define(inputs, [order[slot] for slot in given_up], steps, [order[slot] for slot in outputs])
@@ -154,12 +167,25 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     )
 
 
+def _needed(steps: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
+    """The steps without which an output cannot be; nothing else is missed, as steps do nothing but give a result."""
+    wanted, needed = set(outputs), []
+    for step in reversed(steps):
+        if step[1] in wanted:
+            needed.append(step)
+            wanted.update(operand for operand in step[2] if not isinstance(operand, list))
+    return needed[::-1]
+
+
 def _flatten(value: Any, leaves: list[Any]) -> Any:
     """What a call is known by; its arrays and floats go to ``leaves``."""
     if isinstance(value, Array):
+        for at, known in enumerate(leaves):
+            if known is value:  # the same array twice is one array inside, too
+                return at
         leaves.append(value)
         return value.dtype, value.shape
-    if type(value) is float:
+    if isinstance(value, float):
         leaves.append(value)
         return float
     if isinstance(value, dict):
@@ -176,9 +202,12 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
 def _stand_in(value: Any, recorder: _Recorder, made: list[Any]) -> Any:
     """The same structure with stand-ins for its arrays and floats."""
     if isinstance(value, Array):
-        made.append(recorder.leaf(value.spec))
-        return made[-1]
-    if type(value) is float:
+        known = recorder.arguments.get(id(value))
+        if known is None:
+            known = recorder.arguments[id(value)] = recorder.leaf(value.spec)
+            made.append(known)
+        return known
+    if isinstance(value, float):
         made.append(recorder.leaf((FLOAT, ())))
         return made[-1]
     if isinstance(value, dict):

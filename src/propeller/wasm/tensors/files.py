@@ -11,7 +11,7 @@ from propeller.program.tensors.shapes import Spec, elements
 LITTLE = {"float32": "<f4", "float64": "<f8", "int64": "<i8", "uint8": "u1", "bool": "?"}
 """NumPy's names of the dtypes, little-endian."""
 
-_COLUMNS = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
+_COLUMNS = {"f": np.float32, "i": np.int64, "b": np.bool_}
 
 
 class ArrayFiles(TaskFiles):

@@ -1,5 +1,6 @@
 """Each operation in NumPy. ``bind`` chooses once what a routine then calls many times, a bare ufunc where it can."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ _COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
-_REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min}
+_REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "max": np.max, "min": np.min}
 
 
 def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
@@ -127,8 +128,16 @@ def _log_softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
     return kernel
 
 
+def _mean(specs: Sequence[Spec], params: Any, dtype: Any) -> Kernel:
+    axes = tuple(range(len(specs[0][1]))) if params[0] is None else tuple(params[0])
+    count = math.prod(specs[0][1][axis] for axis in axes)
+    add = partial(np.sum, axis=axes, keepdims=params[1], dtype=dtype)
+    return lambda x: add(x) / np.float64(count) if dtype is None else np.divide(add(x), count, dtype=dtype)
+
+
 def _where(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    return lambda condition, x, y: np.asarray(np.where(condition, x, y)).astype(dtype, copy=False)
+    # As arrays: NumPy would refuse a Python number that does not fit the array beside it.
+    return lambda condition, x, y: np.where(condition, np.asarray(x, dtype), np.asarray(y, dtype))
 
 
 def _matmul(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
@@ -160,8 +169,19 @@ def _broadcast_to(_specs: Sequence[Spec], shape: Any, _dtype: Any) -> Kernel:
     return lambda x: np.broadcast_to(x, sizes)
 
 
-def _cast(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    return lambda x: np.asarray(x).astype(dtype)
+def _cast(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
+    if dtype.kind not in "iu" or not specs[0][0].startswith("float"):
+        return lambda x: np.asarray(x).astype(dtype)
+    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
+
+    def kernel(x: Any) -> Any:
+        # What processors make of a float that does not fit differs.
+        whole = np.trunc(x)
+        if not np.all((whole >= low) & (whole < high)):
+            raise ValueError(f"a value does not fit {dtype}")
+        return np.asarray(whole).astype(dtype)
+
+    return kernel
 
 
 def _place(params: Any) -> tuple[Any, ...]:
@@ -261,6 +281,7 @@ def _random(_specs: Sequence[Spec], params: Any, _dtype: Any) -> Kernel:
 _OTHERS: dict[str, Callable[[Sequence[Spec], Any, Any], Kernel]] = {
     "relu": _relu,
     "sigmoid": _sigmoid,
+    "mean": _mean,
     "softmax": _softmax,
     "log_softmax": _log_softmax,
     "where": _where,

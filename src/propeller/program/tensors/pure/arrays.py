@@ -4,9 +4,11 @@ import math
 import operator
 import random
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import product
 from typing import Any
 
+from propeller.program.tensors.pure.elementwise import larger, smaller
 from propeller.program.tensors.pure.layout import groups_of, offsets_of, spread, strides_of
 from propeller.program.tensors.shapes import Spec, elements
 
@@ -15,12 +17,35 @@ def _gathered(offsets: list[int]) -> Callable[[list[Any]], list[Any]]:
     return lambda x: [x[at] for at in offsets]
 
 
-def _mean(values: list[Any]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
-
-
 def _sum(values: list[Any]) -> Any:
-    return math.fsum(values) if values and isinstance(values[0], float) else sum(values)
+    if not values or not isinstance(values[0], float):
+        return sum(values)
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # it is infinite, or no number
+        return sum(values)
+
+
+def _mean(values: list[Any]) -> float:
+    return _sum(values) / len(values) if values else math.nan
+
+
+def _beats(above: bool) -> Callable[[list[Any]], int]:
+    """Where the first of the largest (or smallest) is; NaN comes before all."""
+
+    def first(values: list[Any]) -> int:
+        best = 0
+        for at, value in enumerate(values):
+            if value != value:  # noqa: PLR0124 - NaN is not itself
+                return at
+            if value > values[best] if above else value < values[best]:
+                best = at
+        return best
+
+    return first
+
+
+_largest, _smallest = _beats(above=True), _beats(above=False)
 
 
 def _reduction(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
@@ -33,14 +58,11 @@ def _reduction(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
     return bind
 
 
-def _chosen(first: Callable[..., Any]) -> Callable[..., Any]:
-    def bind(specs: Sequence[Spec], axis: Any, _out: Spec) -> Callable[..., Any]:
-        shape = specs[0][1]
-        groups = groups_of(shape, range(len(shape)) if axis is None else [axis])
-        return lambda x: [
-            first(range(len(group)), key=[x[at] for at in group].__getitem__) for group in groups
-        ]
+def _chosen(first: Callable[[list[Any]], int]) -> Callable[..., Any]:
+    def bind(specs: Sequence[Spec], axis: Any, out: Spec) -> Callable[..., Any]:
+        return reduction(specs, [None if axis is None else [axis], False], out)
 
+    reduction: Callable[..., Callable[..., Any]] = _reduction(first)
     return bind
 
 
@@ -51,9 +73,9 @@ def _normalised(logarithm: bool) -> Callable[..., Any]:
         def kernel(x: list[Any]) -> list[Any]:
             result = [0.0] * len(x)
             for group in groups:
-                most = max(x[at] for at in group)
+                most = reduce(larger, [x[at] for at in group])
                 powers = [math.exp(x[at] - most) for at in group]
-                total = math.fsum(powers)
+                total = _sum(powers)
                 shift = math.log(total)
                 for at, power in zip(group, powers, strict=True):
                     result[at] = x[at] - most - shift if logarithm else power / total
@@ -232,10 +254,10 @@ def _random(_specs: Sequence[Spec], params: Any, out: Spec) -> Callable[..., Any
 OTHERS: dict[str, Callable[[Sequence[Spec], Any, Spec], Callable[..., Any]]] = {
     "sum": _reduction(_sum),
     "mean": _reduction(_mean),
-    "max": _reduction(max),
-    "min": _reduction(min),
-    "argmax": _chosen(max),
-    "argmin": _chosen(min),
+    "max": _reduction(lambda values: reduce(larger, values)),
+    "min": _reduction(lambda values: reduce(smaller, values)),
+    "argmax": _chosen(_largest),
+    "argmin": _chosen(_smallest),
     "softmax": _normalised(logarithm=False),
     "log_softmax": _normalised(logarithm=True),
     "matmul": _matmul,

@@ -14,9 +14,10 @@ from propeller.program.tensors.machine import StepMachine
 from propeller.program.tensors.pure.arrays import MOVES, OTHERS
 from propeller.program.tensors.pure.elementwise import BINARY, UNARY
 from propeller.program.tensors.pure.layout import spread
-from propeller.program.tensors.routine import WEAK, Kernel
-from propeller.program.tensors.shapes import Spec
+from propeller.program.tensors.routine import Kernel
+from propeller.program.tensors.shapes import FLOAT, Spec, fits
 
+_HALF = 1 << 63
 _CODES = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "B", "float": "d", "int": "q"}
 
 
@@ -26,7 +27,9 @@ class PythonMachine(StepMachine):
     def bind(self, name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
         """A function on flat lists."""
         kernel = _choose(name, specs, params, out)
-        if out[0] in WEAK or name in MOVES:
+        if name == "cast" and specs[0][0].startswith("float") and not out[0].startswith("float"):
+            return lambda x: _whole(_listed(x), out[0])
+        if out[0] == FLOAT or name in MOVES:
             return lambda *values: kernel(*map(_listed, values))
         return lambda *values: _rounded(kernel(*map(_listed, values)), out[0])
 
@@ -60,6 +63,17 @@ def _rounded(values: Iterable[Any], dtype: str) -> list[Any]:
         return [float(value) for value in values]
     if dtype == "bool":
         return [bool(value) for value in values]
+    if dtype == "uint8":
+        return [int(value) & 0xFF for value in values]
+    return [(int(value) + _HALF) % (2 * _HALF) - _HALF for value in values]
+
+
+def _whole(values: list[Any], dtype: str) -> list[Any]:
+    """Floats as integers, which no processor agrees on where they do not fit."""
+    if dtype == "bool":
+        return [bool(value) for value in values]
+    if not all(math.isfinite(value) and fits(int(value), dtype) for value in values):
+        raise ValueError(f"a value does not fit {dtype}")
     return [int(value) for value in values]
 
 
@@ -76,6 +90,19 @@ def _choose(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Callabl
         return lambda x: list(map(function, x))
     if name in BINARY:
         function = BINARY[name]
-        one, other = specs[0][1], specs[1][1]
+        (first, one), (second, other) = specs
+        if (
+            "float32" in {first, second}
+            and "float64" not in {first, second}
+            and "int64" not in {first, second}
+        ):
+            # Numbers beside float32 are float32, as in NumPy.
+            return lambda x, y: list(
+                map(
+                    function,
+                    spread(_rounded(x, "float32"), one, out[1]),
+                    spread(_rounded(y, "float32"), other, out[1]),
+                )
+            )
         return lambda x, y: list(map(function, spread(x, one, out[1]), spread(y, other, out[1])))
     return OTHERS[name](specs, params, out)
