@@ -196,6 +196,8 @@ class FakeCoordinator:
         self.url = f"http://127.0.0.1:{self.port}"
         self.experiments: list[dict[str, Any]] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.completed = False
+        """What it says of every round."""
         self.refuse: tuple[int, str] | None = None
         self.on_configure: Callable[[], None] = lambda: None
 
@@ -215,7 +217,7 @@ class FakeCoordinator:
                 self.on_configure()
                 return JSONResponse({"status": "configured"}, 201)
             if path.endswith("/complete"):
-                flat = {"round_id": path.split("/")[1], "completed": True, "num_updates": 3}
+                flat = {"round_id": path.split("/")[1], "completed": self.completed, "num_updates": 3}
                 return JSONResponse({**flat, "status": flat})
             return JSONResponse({"status": "accepted"})
 

@@ -33,9 +33,25 @@ class Coordinator:
         """
         await self._tell(f"/rounds/{round_id}/failures", failure.model_dump())
 
+    async def collects(self, round_id: str) -> bool:
+        """Whether a round still waits for updates; taken to be so where the coordinator does not say.
+
+        It may be over before its deadline: with enough updates, or when none can come any more.
+        """
+        try:
+            status = (await self._ask("GET", f"/rounds/{round_id}/complete")).json()
+        except (ServiceError, ValueError):
+            return True
+        # absmach/propeller's has no state.
+        return not status.get("completed") and status.get("state") in {None, "created", "collecting"}
+
     async def _tell(self, path: str, body: dict[str, Any]) -> None:
-        options: dict[str, Any] = {"auth": self._auth} if self._auth else {}
-        await self._http.request("POST", path, json=body, **options)
+        await self._ask("POST", path, json=body)
+
+    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        if self._auth:
+            options["auth"] = self._auth
+        return await self._http.request(method, path, **options)
 
     async def forward(
         self,

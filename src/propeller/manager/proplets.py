@@ -90,6 +90,8 @@ class Fleet:
         self._proplets: dict[str, Proplet] = {}
         self._unwritten: set[str] = set()
         self._registering = asyncio.Lock()
+        self.returned = asyncio.Event()
+        """A proplet lives that did not live before; cleared by whoever waits for it."""
 
     async def load(self) -> None:
         """Read the fleet as it was."""
@@ -147,10 +149,12 @@ class Fleet:
             return
         if proplet is None:
             proplet, _ = await self._get_or_add(message.proplet_id, _clean(message.namespace), None)
-        if not proplet.is_alive(self.clock()):
-            log.info("proplet is alive", proplet_id=proplet.id)
+        returned = not proplet.is_alive(self.clock())
         proplet.offline = False
         proplet.heartbeats.append(self.clock())
+        if returned:
+            log.info("proplet is alive", proplet_id=proplet.id)
+            self.returned.set()
         self._unwritten.add(proplet.id)
 
     async def remove(self, proplet_id: str) -> None:

@@ -114,11 +114,18 @@ class Rounds:
 
     async def resume(self) -> None:
         """Publish what was decided and may not have gone out: after a crash, a lost connection, a slow broker."""
-        over = await self._over(State.SCHEDULED)
+        over: dict[str, datetime | None] = {**await self._over(State.SCHEDULED)}
         for task in await self._store.in_state(State.SCHEDULED):
             round_id = task.round_id or ""
             async with self._locks.hold(round_id):  # a round that is being launched now is not resumed
+                if round_id and round_id not in over:
+                    over[round_id] = await self._ended_early(round_id)
                 await self._runs.resume(task.id, over.get(round_id))
+
+    async def _ended_early(self, round_id: str) -> datetime | None:
+        if self._coordinator is None or await self._coordinator.collects(round_id):
+            return None
+        return self._fleet.clock()
 
     async def stop_late(self) -> None:
         """Stop what still runs for rounds that ended: it would keep the proplets' places from the rounds after."""

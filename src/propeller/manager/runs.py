@@ -1,5 +1,6 @@
 """Runs of tasks: started on a proplet, stopped, and ended by a result or by the loss of the proplet."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,12 @@ from propeller.web.errors import ApiError, ConflictError
 
 log = get_logger("manager")
 
+_INTERRUPTED = "interrupted: "
+"""How the error of a task begins that ended with its proplet's process, and not by any fault of its own."""
+
+AGAIN = 3
+"""How often a round's task is started again at most: one that brings its proplet down each time must end."""
+
 _IDLE = (State.PENDING, State.COMPLETED, State.FAILED)
 
 
@@ -25,6 +32,7 @@ class Runs:
     def __init__(self, tasks: Tasks, fleet: Fleet, dispatcher: Dispatcher, failures: Failures) -> None:
         self._tasks, self._store, self._fleet, self._dispatcher = tasks, tasks.store, fleet, dispatcher
         self._failures = failures
+        self._interrupted: Counter[str] = Counter()
         self._last: str | None = None
 
     async def start(self, task_id: str) -> Task:
@@ -46,17 +54,7 @@ class Runs:
                 )
             proplet = await self._choose(before)
             message = self._dispatcher.encode_start(before, proplet, file)
-            scheduled = replace(
-                before,
-                state=State.SCHEDULED,
-                proplet_id=proplet.id,
-                results=None,
-                error=None,
-                ended_by=None,
-                start_time=self._fleet.clock(),
-                finish_time=None,
-                updated_at=self._fleet.clock(),
-            )
+            scheduled = self._scheduled(before, proplet.id)
             await self._store.replace(scheduled, _IDLE)
             try:
                 await self._dispatcher.start(message, proplet)
@@ -107,6 +105,13 @@ class Runs:
                 )
             elif not task.active and task.ended_by is not EndedBy.LOST:
                 line.info("result ignored: the task has already ended", state=task.state.name.capitalize())
+            elif self._may_go_again(task, message):
+                await self._store.replace(self._scheduled(task, task.proplet_id), State)
+                line.warning(
+                    "task will be started again when its proplet is back",
+                    round_id=task.round_id,
+                    reason=str(message.error)[:500],
+                )
             else:
                 results = message.results if task.round_id is None else _without_update(message.results)
                 ended = self._ended(task, EndedBy.RESULT, error=message.error, results=results)
@@ -127,7 +132,8 @@ class Runs:
     async def resume(self, task_id: str, over_since: datetime | None) -> None:
         """Publish the start of a scheduled task that may not have gone out; a proplet drops one that it has, by its id.
 
-        ``over_since`` is the end of the task's round if that is over: then it is not started any more.
+        It waits while its proplet is not alive: that comes back, or its silence ends the task. ``over_since`` is
+        the end of the task's round if that is over: then it is not started any more.
         """
         async with self._tasks.locks.hold(task_id):
             task = await self._store.get(task_id)
@@ -140,7 +146,7 @@ class Runs:
                 )
             elif proplet is None:
                 await self._lose(task, f"its proplet {task.proplet_id} was deleted before it was started")
-            elif await self.publish(task, proplet):
+            elif self._fleet.is_alive(proplet.id) and await self.publish(task, proplet):
                 await self._store.mark_running([task_id])
 
     async def publish(self, task: Task, proplet: Proplet) -> bool:
@@ -165,6 +171,27 @@ class Runs:
             self._report(lost)
         log.warning(
             "task failed", task_id=task.id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
+        )
+
+    def _may_go_again(self, task: Task, message: Results) -> bool:
+        """Whether a round's task that ended because its proplet did is started once more."""
+        if task.round_id is None or not (message.error or "").startswith(_INTERRUPTED):
+            return False
+        self._interrupted[task.id] += 1
+        return self._interrupted[task.id] <= AGAIN
+
+    def _scheduled(self, task: Task, proplet_id: str | None) -> Task:
+        moment = self._fleet.clock()
+        return replace(
+            task,
+            state=State.SCHEDULED,
+            proplet_id=proplet_id,
+            results=None,
+            error=None,
+            ended_by=None,
+            start_time=moment,
+            finish_time=None,
+            updated_at=moment,
         )
 
     def _report(self, ended: Task) -> None:

@@ -16,6 +16,7 @@ from propeller.process.logs import get_logger
 log = get_logger("manager")
 
 WRITE_EVERY_S = 1.0
+RESUME_EVERY_S = 2.0
 PRUNE_EVERY_S = 30.0
 _SHORTEST_S = 0.05
 
@@ -100,7 +101,9 @@ class Watch:
 
     async def _resume(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._fleet.returned.wait(), min(RESUME_EVERY_S, self._interval_s))
+            self._fleet.returned.clear()
             if self._is_connected():
                 await self._attempt("publishing late starts", self._rounds.resume())
                 await self._attempt("stopping late tasks", self._rounds.stop_late())

@@ -62,6 +62,7 @@ async def stack(
     """
     state = State(options.folder)
     state.hold()
+    state.stack_file.unlink(missing_ok=True)  # of a stack that was killed: it says that this one is ready
     supervisor = Supervisor()
     held = contextlib.ExitStack()
     try:
