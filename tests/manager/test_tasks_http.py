@@ -164,7 +164,8 @@ async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_
     await manager.proplets("d", directed=True)
     profile = {"enabled": True, "interval": 5_000_000_000}
     for proplet_id in ("h", "d"):
-        task_id = await manager.new_task(proplet_id=proplet_id, inputs=[3, 5], monitoring_profile=profile)
+        inputs = [3, "5"] if proplet_id == "h" else [3, "5", "1.50", True, ["a", 1]]
+        task_id = await manager.new_task(proplet_id=proplet_id, inputs=inputs, monitoring_profile=profile)
         assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
         assert (await manager.http.post(f"/tasks/{task_id}/stop")).status_code == 200
     heard = await eventually(lambda: manager.mqtt.heard if len(manager.mqtt.heard) == 4 else None)
@@ -172,7 +173,7 @@ async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_
     messages = dict(heard)
     assert set(messages) == {Kind.START, Kind.STOP, f"{Kind.START}/d", f"{Kind.STOP}/d"}
     assert messages[Kind.START]["inputs"] == ["3", "5"]
-    assert messages[f"{Kind.START}/d"]["inputs"] == [3, 5]
+    assert messages[f"{Kind.START}/d"]["inputs"] == ["3", "5", "1.50", "true", '["a",1]']
     sent = messages[Kind.START]["monitoring_profile"]
     assert (len(sent), sent["interval"], sent["collect_cpu"]) == (10, 5, True)
     assert messages[f"{Kind.STOP}/d"]["proplet_id"] == "d"

@@ -8,7 +8,7 @@ from propeller.manager.proplets import Proplet
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.protocol.rounds import RoundStart
-from propeller.protocol.task import Start, Stop
+from propeller.protocol.task import Start, Stop, encode_json
 from propeller.protocol.topics import Channel, Kind
 from propeller.web.errors import ApiError
 
@@ -78,7 +78,7 @@ class Dispatcher:
             name=spec.name,
             image_url=spec.image_url,
             file=base64.b64encode(file).decode() if file else None,
-            inputs=[str(value) for value in spec.inputs or ()],
+            inputs=[_text(value) for value in spec.inputs or ()],
             cli_args=spec.cli_args or [],
             daemon=spec.daemon,
             env=spec.env or {},
@@ -134,6 +134,11 @@ class Dispatcher:
     def _away(self) -> ApiError:
         why = self._session.trouble or "see whether it runs"
         return ApiError(503, f"no MQTT broker at {self._session.address}: {why}; try again then")
+
+
+def _text(value: Any) -> str:
+    """An input as the text that proplets read: flags and lists, which components take, as JSON."""
+    return encode_json(value).decode() if isinstance(value, bool | list) else str(value)
 
 
 def _complete(profile: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -60,8 +60,8 @@ class Proplet:
 
     @property
     def reads_text_inputs(self) -> bool:
-        """Whether it takes task inputs as strings: H proplets do; they send metadata and know no directed topics."""
-        return self.metadata is not None and not self.directed
+        """Whether it takes task inputs as strings: H proplets and ours do, which send metadata."""
+        return self.metadata is not None
 
     @property
     def last_alive_at(self) -> datetime | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from propeller.protocol.ids import Id
 from propeller.protocol.limits import TaskLimits
@@ -59,7 +59,7 @@ class TaskSpec(Message):
     kind: Annotated[Literal["standard", "federated"], BeforeValidator(_standard_if_empty)] = "standard"
     image_url: Annotated[Text, Field(max_length=512)] = ""
     cli_args: list[str] | None = None
-    inputs: list[StrictInt | StrictFloat | StrictStr] | None = None
+    inputs: list[StrictBool | StrictInt | StrictFloat | StrictStr | list[Any]] | None = None
     env: dict[str, str] | None = None
     daemon: Flag = False
     encrypted: Flag = False

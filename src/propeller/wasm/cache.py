@@ -24,7 +24,7 @@ _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
 _TENSORS = b"propeller:program/tensors@"
 """The name under which a component imports the host's tensors."""
 _CONFIGURATION = "1"
-"""Counts the changes of ``worker.config`` and of ``expose``."""
+"""Counts the changes of ``guest.config`` and of ``expose``."""
 _ABANDONED_S = 3600
 _LOCK = ".lock"
 
