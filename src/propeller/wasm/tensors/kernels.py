@@ -12,7 +12,7 @@ from numpy.random import (
 )  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.program.tensors.routine import WEAK, Kernel
-from propeller.program.tensors.shapes import Spec
+from propeller.program.tensors.shapes import Spec, elements
 
 _UFUNCS: dict[str, np.ufunc] = {
     "neg": np.negative,
@@ -44,7 +44,11 @@ _COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
-_REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "max": np.max, "min": np.min}
+_REDUCTIONS: dict[str, Callable[..., Any]] = {  # NumPy's functions around these cost more than small arrays do
+    "sum": np.add.reduce,
+    "max": np.maximum.reduce,
+    "min": np.minimum.reduce,
+}
 
 
 def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
@@ -112,8 +116,8 @@ def _sigmoid(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
 
 def _softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
     def kernel(x: Any) -> Any:
-        powers = np.exp(np.subtract(x, np.max(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe"))
-        powers /= np.sum(powers, axis=axis, keepdims=True)
+        powers = np.exp(np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe"))
+        powers /= np.add.reduce(powers, axis=axis, keepdims=True)
         return powers
 
     return kernel
@@ -121,8 +125,8 @@ def _softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
 
 def _log_softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
     def kernel(x: Any) -> Any:
-        moved = np.subtract(x, np.max(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
-        moved -= np.log(np.sum(np.exp(moved), axis=axis, keepdims=True))
+        moved = np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
+        moved -= np.log(np.add.reduce(np.exp(moved), axis=axis, keepdims=True))
         return moved
 
     return kernel
@@ -131,7 +135,7 @@ def _log_softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
 def _mean(specs: Sequence[Spec], params: Any, dtype: Any) -> Kernel:
     axes = tuple(range(len(specs[0][1]))) if params[0] is None else tuple(params[0])
     count = math.prod(specs[0][1][axis] for axis in axes)
-    add = partial(np.sum, axis=axes, keepdims=params[1], dtype=dtype)
+    add = partial(np.add.reduce, axis=axes, keepdims=params[1], dtype=dtype)
     return lambda x: add(x) / np.float64(count) if dtype is None else np.divide(add(x), count, dtype=dtype)
 
 
@@ -242,11 +246,15 @@ def _pick(specs: Sequence[Spec], _params: Any, _dtype: Any) -> Kernel:
     return lambda x, indices: x[rows, _rows(indices, columns)]
 
 
-def _one_hot(_specs: Sequence[Spec], classes: Any, dtype: Any) -> Kernel:
+def _one_hot(specs: Sequence[Spec], classes: Any, dtype: Any) -> Kernel:
+    every = np.arange(elements(specs[0][1]))
+
     def kernel(labels: Any) -> Any:
         if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
             raise IndexError(f"a label is outside {classes} classes")
-        return (labels[..., None] == np.arange(classes)).astype(dtype)
+        made = np.zeros((every.size, classes), dtype)
+        made[every, labels.reshape(-1)] = 1
+        return made.reshape((*labels.shape, classes))
 
     return kernel
 
