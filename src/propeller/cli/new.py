@@ -31,7 +31,6 @@ def run_new(folder: Path) -> None:
             (folder / file.name).write_text(file.read_text().replace("NAME", name))
     for number in (1, 2, 3):
         (folder / "data" / f"{number}.json").write_text(_samples(number))
-    (folder / "data" / "model.json").write_text(json.dumps({"w": [0.0, 0.0], "b": 0.0}) + "\n")
     shown = folder if not folder.is_absolute() else folder.absolute()
     print(f"Made {shown}. Next:\n  cd {shown}\n  propeller try train.py")
 

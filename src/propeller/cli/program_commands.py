@@ -48,30 +48,35 @@ def try_program(
     program: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .wasm, run in the sandbox, or a .py, run as it is.")
     ],
-    model: Annotated[Path, typer.Option(metavar="FILE", help="JSON or safetensors.")] = Path(
-        "data/model.json"
-    ),
-    data: Annotated[Path, typer.Option(metavar="FILE", help="JSON, as the data store takes it.")] = Path(
-        "data/1.json"
-    ),
-    hyperparams: Annotated[str, typer.Option(metavar="JSON", help="What the experiment would set.")] = "{}",
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON or safetensors; default: the experiment's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON; default: the experiment's first file.")
+    ] = None,
+    hyperparams: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Default: the experiment's.")
+    ] = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate instead of training.")] = False,
     wall_time: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.01, help="The limit of its time.")
     ] = 300,
 ) -> None:
-    """Run a program once on this machine, as a proplet would, and print its update."""
+    """Run a program once on this machine, as a proplet would, and print its update.
+
+    What is not given is taken from experiment.toml beside the program.
+    """
+    from propeller.cli.trial import Asked
     from propeller.cli.try_ import run_try
     from propeller.wasm.job import Limits
 
-    code = run_try(
-        program,
-        model=model,
-        data=data,
-        hyperparams=_object("--hyperparams", hyperparams),
-        mode="evaluate" if evaluate else "train",
-        limits=Limits(wall_time_s=wall_time),
+    asked = Asked(
+        model,
+        data,
+        None if hyperparams is None else _object("--hyperparams", hyperparams),
+        "evaluate" if evaluate else "train",
     )
+    code = run_try(program, asked, Limits(wall_time_s=wall_time))
     raise typer.Exit(code)
 
 

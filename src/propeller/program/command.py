@@ -18,7 +18,7 @@ from propeller.program.tensors.shapes import Spec, TensorError
 _INLINE_ELEMENTS = 4096
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""
 
-_HERE = str(Path(__file__).parent)
+_OURS = (f"{Path(__file__).parents[1]}/", "<frozen ")
 
 
 def run(root: Path = Path("/")) -> int:
@@ -143,7 +143,7 @@ def explain(error: BaseException) -> None:
         # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
         traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith((_HERE, "<frozen "))
+        if not frame.f_code.co_filename.startswith(_OURS)
     ]
     kind = type(error).__name__
     where = ""

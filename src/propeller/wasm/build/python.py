@@ -197,8 +197,8 @@ def _componentize(
     )
     entry = (_HERE / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
     machine = "host.py.in" if host_tensors else "plain.py.in"
-    (path / "propeller_machine.py").write_text((_HERE / machine).read_text())
-    entry = f"import propeller_machine\n{entry}"
+    (path / "propeller" / "machine.py").write_text((_HERE / machine).read_text())
+    entry = f"import propeller.machine\n{entry}"
     entry += f"\n\nimport {script.stem}\n\nregistered('train')\ninclude({imported!r})\n"
     (path / f"{_ENTRY}.py").write_text(entry, encoding="utf-8")
     world = "tensor-program" if host_tensors else "plain-program"
