@@ -69,6 +69,12 @@ class _Recorder(Tape):
             known = self.captured[id(value)] = (value, slot, (value.tape, value.handle))
         return known[1]
 
+    def read(self, value: Handle) -> bytes:
+        """There are no values to read; says why."""
+        if session.current() is not self:
+            session.current().handle_of(value)  # raises: it outlived the trace
+        return super().read(value)
+
     def adopt(self, value: Handle) -> None:
         """An array from outside is about to be changed in place."""
         self.handle_of(value)
@@ -109,7 +115,7 @@ class _Trace:
         ]
         for array, new in zip(changed, made, strict=False):
             array.handle, new.handle = new.handle, array.handle
-        return _build(self.result, made)
+        return _build(self.result, made, [*leaves, *[array for array, _ in self.captured]])
 
     def _check_apart(self, leaves: list[Any]) -> None:
         """An array that comes in both ways would be two inside, of which only one is changed."""
@@ -142,7 +148,11 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     specs = [stand_ins[at].spec for at in changed_leaves] + [
         captured[at][1][0].spec for at in changed_captured
     ]
-    plan = _plan(result, recorder, outputs, specs)
+    known: dict[int, Any] = {id(each): _Given(at) for at, each in enumerate(stand_ins)}
+    known |= {key: _Given(len(stand_ins) + at) for at, (key, _) in enumerate(captured)}
+    plan = _plan(result, recorder, known, outputs, specs)
+    # What only the result uses is captured by now, too.
+    captured = list(recorder.captured.items())
     inputs = [spec for _, spec in recorder.inputs]
     tape = session.main()
     # Slots are renumbered: inputs in their order, then the results that an output needs.
@@ -239,16 +249,20 @@ def _check_kept(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> 
         )
 
 
-def _plan(value: Any, recorder: _Recorder, outputs: list[int], specs: list[Spec]) -> Any:
-    """How to build a result: arrays become positions in ``outputs``."""
+def _plan(
+    value: Any, recorder: _Recorder, known: dict[int, Any], outputs: list[int], specs: list[Spec]
+) -> Any:
+    """How to build a result: arrays become positions in ``outputs``; what was given is given back itself."""
     if isinstance(value, Array):
-        outputs.append(recorder.handle_of(value))
-        specs.append(value.spec)
-        return _Place(len(outputs) - 1)
+        if id(value) not in known:
+            outputs.append(recorder.handle_of(value))
+            specs.append(value.spec)
+            known[id(value)] = _Place(len(outputs) - 1)
+        return known[id(value)]
     if isinstance(value, dict):
-        return {name: _plan(each, recorder, outputs, specs) for name, each in value.items()}
+        return {name: _plan(each, recorder, known, outputs, specs) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_plan(each, recorder, outputs, specs) for each in value]
+        parts = [_plan(each, recorder, known, outputs, specs) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if value is None or isinstance(value, int | float | str):
         return value
@@ -259,15 +273,26 @@ def _plan(value: Any, recorder: _Recorder, outputs: list[int], specs: list[Spec]
 
 @dataclass(frozen=True)
 class _Place:
+    """A result's place."""
+
     at: int
 
 
-def _build(plan: Any, made: list[Any]) -> Any:
+@dataclass(frozen=True)
+class _Given:
+    """An argument's or captured array's."""
+
+    at: int
+
+
+def _build(plan: Any, made: list[Any], given: list[Any]) -> Any:
     if isinstance(plan, _Place):
         return made[plan.at]
+    if isinstance(plan, _Given):
+        return given[plan.at]
     if isinstance(plan, dict):
-        return {name: _build(each, made) for name, each in plan.items()}
+        return {name: _build(each, made, given) for name, each in plan.items()}
     if isinstance(plan, list | tuple):
-        parts = [_build(each, made) for each in plan]
+        parts = [_build(each, made, given) for each in plan]
         return type(plan)(*parts) if hasattr(plan, "_fields") else type(plan)(parts)
     return plan

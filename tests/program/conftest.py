@@ -1,0 +1,19 @@
+"""The machines that do a program's steps."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from propeller.program.tensors import session
+from propeller.program.tensors.machine import StepMachine
+from propeller.program.tensors.pure import PythonMachine
+from propeller.wasm.tensors.machine import NumpyMachine
+
+
+@pytest.fixture(params=[NumpyMachine, PythonMachine])
+def machine(request: pytest.FixtureRequest) -> Iterator[StepMachine]:
+    """Each machine, as the one that arrays of this test are on."""
+    made: StepMachine = request.param()
+    session.use(made)
+    yield made
+    session.use(NumpyMachine())
