@@ -12,8 +12,8 @@ import asyncio
 import hashlib
 import json
 import os
+import runpy
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,9 +26,6 @@ from propeller.wasm.build import build as build_python
 from propeller.wasm.sandbox import Job, Sandbox
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "programs"))
-import build  # noqa: E402 - programs/build.py
-
 GOAL_MS, GAIN = 10, 1.8
 EMPTY = '(module (func (export "_start")))'
 BUSY = """(module (func (export "_start") (local $i i64)
@@ -67,7 +64,8 @@ async def main(tasks: int) -> bool:
 def _programs(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "empty", bytes(wasmtime.wat2wasm(EMPTY))
     yield "C", program_path("logreg").read_bytes()
-    yield "Go", build.build_logreg_go(folder).read_bytes()
+    build_go = runpy.run_path(str(ROOT / "programs" / "build.py"))["build_logreg_go"]
+    yield "Go", build_go(folder).read_bytes()
     yield (
         "Python",
         build_python(ROOT / "src/propeller/cli/template/train.py", folder / "train.wasm").path.read_bytes(),
