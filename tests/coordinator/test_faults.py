@@ -253,6 +253,36 @@ async def test_what_a_crash_left_of_a_completed_round_is_removed(
         await eventually(lambda: len(list(tmp_path.rglob("updates/*"))) == 1)
 
 
+async def test_the_updates_of_a_failed_round_are_removed_after_a_while(
+    peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1])
+
+    def left() -> int:
+        return len(list(tmp_path.rglob("updates/*")))
+
+    peers[0].refusing.add("aggregate")
+    async with coordinating(env) as http:
+        for round_id in ("r-1", "r-2"):
+            await configure(http, round_id)
+            await send(http, *PARTICIPANTS, round_id=round_id)
+            assert (await ended(http, round_id))["state"] == "failed"
+        await configure(http, "r-open")
+        await send(http, "p-1", round_id="r-open")
+    peers[0].refusing.clear()
+    async with coordinating(env) as http:
+        assert (await http.post("/rounds/r-1/retry")).status_code == 202
+        assert (await ended(http, "r-1"))["state"] == "completed"
+        await eventually(lambda: left() == 4)
+    async with coordinating({**env, "COORDINATOR_KEEP_FAILED": "0s"}) as http:
+        await eventually(lambda: left() == 1)
+        answer = await http.post("/rounds/r-2/retry")
+        assert (answer.status_code, "COORDINATOR_KEEP_FAILED" in answer.json()["error"]) == (409, True)
+        assert (await http.get("/rounds/r-2")).json()["num_updates"] == 3
+        await send(http, "p-2", "p-3", round_id="r-open")
+        assert (await ended(http, "r-open"))["state"] == "completed"
+
+
 async def test_the_guides_phrases_are_in_the_log_with_the_round_id(
     killable: Process, peers: tuple[Peers, str]
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from propeller.manager import tables
 from propeller.manager.failures import Failures
 from propeller.manager.proplets import Fleet
 from propeller.manager.runs import Runs
@@ -35,6 +36,7 @@ class World:
             nobody,
             Samples(database),
             interval_s=10,
+            tasks_keep=2,
             is_connected=lambda: self.connected,
         )
 
@@ -81,3 +83,40 @@ async def test_silence_counts_only_while_the_manager_listens(world: World) -> No
 async def test_the_task_of_a_deleted_proplet_is_given_up(world: World) -> None:
     await world.fleet.remove("p")
     assert await world.after(0) is State.FAILED
+
+
+async def test_the_oldest_ended_tasks_over_the_limit_are_deleted(world: World, database: Database) -> None:
+    async with database.transaction() as connection:
+        for round_id, minutes in (("r-over", -1), ("r-open", 1)):
+            moment = tables.to_micros(START + timedelta(minutes=minutes))
+            await connection.execute(
+                tables.rounds.insert().values(
+                    round_id=round_id, experiment={}, skipped=[], deadline=moment, created_at=moment
+                )
+            )
+    spec = TaskSpec(name="add", image_url="localhost/add:1")
+    made: list[tuple[str, State, str | None]] = [
+        ("old", State.FAILED, None),
+        ("of-open", State.FAILED, "r-open"),
+        ("of-over", State.COMPLETED, "r-over"),
+        ("new", State.PENDING, None),
+        ("kept-1", State.COMPLETED, None),
+        ("kept-2", State.FAILED, "r-over"),
+    ]
+    for task_id, state, round_id in made:
+        await world.store.add(Task(task_id, spec, state, START, round_id=round_id), b"\0asm")
+    await world.watch.prune_tasks()
+    _, left = await world.store.page(0, 10)
+    assert [task.id for task in left] == ["t", "of-open", "new", "kept-1", "kept-2"]
+    assert await world.store.file("old") is None
+    assert await world.store.file("kept-2") == b"\0asm"
+
+
+async def test_more_than_one_transaction_s_worth_is_deleted(world: World, database: Database) -> None:
+    spec = TaskSpec(name="add", image_url="localhost/add:1")
+    async with database.transaction() as connection:
+        tasks = [Task(f"t-{number}", spec, State.COMPLETED, START) for number in range(1203)]
+        await world.store.insert(connection, tasks)
+    await world.watch.prune_tasks()
+    total, left = await world.store.page(0, 10)
+    assert (total, [task.id for task in left]) == (3, ["t", "t-1201", "t-1202"])

@@ -21,7 +21,9 @@ async def test_what_is_put_is_got_and_listed_until_deleted(tmp_path: Path) -> No
     assert await blobs.get("rounds/r-1/a.safetensors") == b"first"
     assert await blobs.list() == ["rounds/r-1/a.safetensors", "rounds/r-1/b.safetensors", "rounds/r-10/a"]
 
+    assert await blobs.has("rounds/r-1/a.safetensors")
     await blobs.delete("rounds/r-1/a.safetensors")
+    assert not await blobs.has("rounds/r-1/a.safetensors")
     await blobs.delete("rounds/r-1/a.safetensors")
     assert await Blobs(tmp_path / "new" / "blobs").list() == [
         "rounds/r-1/b.safetensors",

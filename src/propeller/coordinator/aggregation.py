@@ -5,19 +5,24 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from propeller.coordinator.live import LiveRounds
 from propeller.coordinator.peers import Aggregator, ModelRegistry
 from propeller.coordinator.record import Record
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.updates import Document, check_shapes
+from propeller.fl.round_state import State
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.store.blobs import Blobs
-from propeller.web.errors import ApiError
+from propeller.web.errors import ApiError, ConflictError
 
 log = get_logger("coordinator")
 
 DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds between tries, before it is given up."""
+
+CLEAR_EVERY_S = 600.0
+"""Between looks for updates that nobody needs any more, in seconds."""
 
 
 class AggregationError(Exception):
@@ -42,9 +47,11 @@ class Aggregation:
         aggregator: Aggregator,
         *,
         keep_updates: bool = False,
+        keep_failed_s: float = 7 * 86400.0,
         delays: tuple[float, ...] = DELAYS,
     ) -> None:
-        """``keep_updates`` leaves the updates of completed rounds; ``delays`` are in seconds."""
+        """``keep_updates`` leaves all updates, ``keep_failed_s`` those of failed rounds for a while; ``delays`` are in seconds."""
+        self._keep_failed_s = keep_failed_s
         self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
         self._keep, self._delays = keep_updates, delays
 
@@ -80,18 +87,46 @@ class Aggregation:
             await asyncio.sleep(delay)
         raise AggregationError(f"aggregation: {reason}")
 
+    async def require(self, record: Record) -> None:
+        """Check that the updates of a round, if it has failed, are still there.
+
+        Raises:
+            ConflictError: they are not.
+        """
+        for update in record.updates.values() if record.state is State.FAILED else ():
+            if not await self._blobs.has(update.digest):
+                raise ConflictError(
+                    f"round {record.round_id} cannot be retried: its updates are not there any more, they are kept "
+                    f"for {self._keep_failed_s:g} s after it failed (COORDINATOR_KEEP_FAILED); start a new round"
+                )
+
     async def clear(self, record: Record) -> None:
-        """Remove the updates of a completed round, unless they are to be kept."""
+        """Remove the updates of a round that is over, unless they are to be kept."""
         if not self._keep:
             for update in record.updates.values():
                 await self._blobs.delete(update.digest)
 
-    async def clear_left_over(self, store: RoundStore) -> None:
-        """Remove the updates of completed rounds that a crash left."""
-        if self._keep:
-            return
-        for digest in await store.completed_of(await self._blobs.list()):
+    async def keep_clear(self, store: RoundStore, rounds: LiveRounds) -> None:
+        """Remove, again and again, the updates of completed rounds that a crash left and of rounds that failed long ago."""
+        while not self._keep:
+            try:
+                await self._clear_old(store, rounds)
+            except Exception:
+                log.exception("updates of old rounds are not removed")
+            await asyncio.sleep(CLEAR_EVERY_S)
+
+    async def _clear_old(self, store: RoundStore, rounds: LiveRounds) -> None:
+        digests = await self._blobs.list()
+        for digest in await store.completed_of(digests):
             await self._blobs.delete(digest)
+        for round_id in await store.failed_of(digests, time.time() - self._keep_failed_s):
+            live = await rounds.find(round_id)
+            if live is None:
+                continue
+            async with live.lock:  # it may be retried just now
+                if live.record.state is State.FAILED:
+                    await self.clear(live.record)
+                    log.info("updates of a failed round removed", round_id=round_id)
 
     async def _try(self, record: Record, proplet_ids: tuple[str, ...]) -> Made:
         begun = time.perf_counter()

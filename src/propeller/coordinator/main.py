@@ -56,7 +56,11 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         )
         models = ModelRegistry(registry)
         aggregation = Aggregation(
-            Blobs(settings.blobs_place), models, Aggregator(aggregator), keep_updates=settings.keep_updates
+            Blobs(settings.blobs_place),
+            models,
+            Aggregator(aggregator),
+            keep_updates=settings.keep_updates,
+            keep_failed_s=settings.keep_failed_s,
         )
         metrics = CoordinatorMetrics()
         session = _session(settings)

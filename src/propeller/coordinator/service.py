@@ -77,7 +77,7 @@ class Coordinator:
             self._resume(live)
             if record.state is State.COLLECTING:
                 self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
-        self._background.spawn(self._aggregation.clear_left_over(self._store))
+        self._background.spawn(self._aggregation.keep_clear(self._store, self._rounds))
 
     def release(self) -> None:
         """Answer everyone who waits for a round to change: the process is about to end."""
@@ -182,10 +182,11 @@ class Coordinator:
 
         Raises:
             NotFoundError: there is none of this id.
-            ConflictError: it has not failed, or has too few updates.
+            ConflictError: it has not failed, has too few updates, or they were removed.
         """
         live = await self._find(round_id)
         async with live.lock:
+            await self._aggregation.require(live.record)
             await self._apply(live, Retried())
             record = live.record
         if record.state is not State.AGGREGATING:

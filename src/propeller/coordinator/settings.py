@@ -12,7 +12,7 @@ from propeller.mqtt.session import Credentials
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.mqtt.trouble import Names
 from propeller.process.identity_file import lacking_identity
-from propeller.process.settings import HttpSettings
+from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.app import MAX_BODY
@@ -34,6 +34,8 @@ class Settings(HttpSettings, MqttTlsSettings):
     aggregator_url: str = Field(alias="AGGREGATOR_URL")
     max_bytes: int = Field(MAX_BODY, alias="COORDINATOR_MAX_BYTES", gt=0)
     keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
+    keep_failed_s: Seconds = Field(7 * 86400.0, alias="COORDINATOR_KEEP_FAILED")
+    """How long the updates of a failed round stay, so that it can be retried."""
 
     broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
     """``off`` for a coordinator without MQTT."""

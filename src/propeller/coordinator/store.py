@@ -190,6 +190,20 @@ class RoundStore:
                 found |= set((await connection.execute(chosen)).scalars())
         return found
 
+    async def failed_of(self, digests: Sequence[str], before: float) -> list[str]:
+        """The rounds of these updates that failed before a moment (Unix seconds), by the updates' digests."""
+        found: set[str] = set()
+        async with self._database.read() as connection:
+            for start in range(0, len(digests), 500):
+                chosen = (
+                    sa.select(_rounds.c.round_id)
+                    .join(_updates, _updates.c.round_id == _rounds.c.round_id)
+                    .where(_updates.c.digest.in_(digests[start : start + 500]))
+                    .where(_rounds.c.state == State.FAILED.value, _rounds.c.ended_at < before)
+                )
+                found |= set((await connection.execute(chosen)).scalars())
+        return sorted(found)
+
     async def _load(self, chosen: "sa.Select[Any]") -> list[Record]:
         async with self._database.read() as connection:
             rows = (await connection.execute(chosen)).all()

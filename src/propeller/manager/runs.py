@@ -13,7 +13,7 @@ from propeller.manager.task import ACTIVE, EndedBy, State, Task
 from propeller.manager.tasks import Tasks
 from propeller.process.logs import get_logger
 from propeller.protocol.task import Results
-from propeller.web.errors import ApiError, ConflictError
+from propeller.web.errors import ApiError, ConflictError, NotFoundError
 
 log = get_logger("manager")
 
@@ -55,7 +55,8 @@ class Runs:
             proplet = await self._choose(before)
             message = self._dispatcher.encode_start(before, proplet, file)
             scheduled = self._scheduled(before, proplet.id)
-            await self._store.replace(scheduled, _IDLE)
+            if not await self._store.replace(scheduled, _IDLE):
+                raise NotFoundError(f"no task {task_id}: it was deleted just now")
             try:
                 await self._dispatcher.start(message, proplet)
             except ApiError:

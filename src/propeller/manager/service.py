@@ -143,6 +143,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             rounds,
             samples,
             interval_s=settings.liveliness_interval_s,
+            tasks_keep=settings.tasks_keep,
             is_connected=lambda: session.connected,
         )
         await rounds.report_failures()

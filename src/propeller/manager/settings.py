@@ -56,6 +56,8 @@ class Settings(HttpSettings, MqttTlsSettings):
     """Between heartbeats of a proplet that does not say its own interval; three missed ones and it is gone."""
     metrics_keep: Annotated[int, Field(ge=1)] = Field(1000, alias="MANAGER_METRICS_KEEP")
     """Newest samples kept of each proplet and of each task."""
+    tasks_keep: Annotated[int, Field(ge=0)] = Field(10_000, alias="MANAGER_TASKS_KEEP")
+    """Newest ended tasks kept; older ones are deleted, but not those of rounds whose deadline has not passed."""
     max_message_bytes: int = Field(8_000_000, alias="MANAGER_MAX_MESSAGE_BYTES", ge=10_000)
     """Largest start message; S proplets refuse packets above 10 MiB."""
 

@@ -1,9 +1,10 @@
 """Tasks in the database. Every change says which states it starts from, so that racing ones cannot undo each other."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.manager import tables
@@ -11,6 +12,8 @@ from propeller.manager.task import ACTIVE, EndedBy, State, Task, TaskSpec
 from propeller.store.database import Database
 
 _T = tables.tasks.c
+_AT_ONCE = 500
+"""Tasks that one transaction deletes: others must not wait for long."""
 
 
 class TaskStore:
@@ -67,12 +70,31 @@ class TaskStore:
     async def remove(self, task_id: str) -> None:
         """Delete a task with its program and its metrics."""
         async with self._database.transaction() as connection:
-            for statement in (
-                tables.task_files.delete().where(tables.task_files.c.task_id == task_id),
-                tables.task_metrics.delete().where(tables.task_metrics.c.owner == task_id),
-                tables.tasks.delete().where(_T.id == task_id),
-            ):
-                await connection.execute(statement)
+            await _remove(connection, [task_id])
+
+    async def prune(self, keep: int, moment: datetime) -> int:
+        """Delete ended tasks but the ``keep`` newest; those of rounds whose deadline is after ``moment`` stay.
+
+        Returns:
+            How many were deleted.
+        """
+        is_open = select(tables.rounds.c.round_id).where(tables.rounds.c.deadline > tables.to_micros(moment))
+        ended = _T.state.in_([int(State.COMPLETED), int(State.FAILED)])
+        newest_over = select(_T.seq).where(ended).order_by(_T.seq.desc()).offset(keep).limit(1)
+        count = 0
+        while True:
+            async with self._database.transaction() as connection:
+                last = await connection.scalar(newest_over)
+                if last is None:
+                    return count
+                old = select(_T.id).where(
+                    ended, _T.seq <= last, or_(_T.round_id.is_(None), _T.round_id.not_in(is_open))
+                )
+                found = list(await connection.scalars(old.order_by(_T.seq).limit(_AT_ONCE)))
+                await _remove(connection, found)
+            count += len(found)
+            if len(found) < _AT_ONCE:
+                return count
 
     async def file(self, task_id: str) -> bytes | None:
         """A task's uploaded program."""
@@ -95,6 +117,15 @@ class TaskStore:
         )
         async with self._database.transaction() as connection:
             return {row[0]: row[1] for row in await connection.execute(statement)}
+
+
+async def _remove(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
+    for statement in (
+        tables.task_files.delete().where(tables.task_files.c.task_id.in_(task_ids)),
+        tables.task_metrics.delete().where(tables.task_metrics.c.owner.in_(task_ids)),
+        tables.tasks.delete().where(_T.id.in_(task_ids)),
+    ):
+        await connection.execute(statement)
 
 
 async def _put_file(connection: AsyncConnection, task_id: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What the manager does by the clock: gives up lost tasks, publishes late starts, stops what outlived its round, writes and prunes samples."""
+"""What the manager does by the clock: gives up lost tasks, publishes late starts, stops what outlived its round, writes samples, prunes."""
 
 import asyncio
 import contextlib
@@ -33,9 +33,11 @@ class Watch:
         samples: Samples,
         *,
         interval_s: float,
+        tasks_keep: int,
         is_connected: Callable[[], bool],
     ) -> None:
-        """``interval_s`` is the longest time between two looks at the fleet."""
+        """``interval_s`` is the longest time between two looks at the fleet, ``tasks_keep`` how many ended tasks stay."""
+        self._tasks_keep = tasks_keep
         self._is_connected = is_connected
         self._fleet, self._store, self._runs = fleet, store, runs
         self._rounds, self._samples = rounds, samples
@@ -117,6 +119,12 @@ class Watch:
         while True:
             await asyncio.sleep(PRUNE_EVERY_S)
             await self._attempt("pruning samples", self._samples.prune())
+            await self._attempt("pruning tasks", self.prune_tasks())
+
+    async def prune_tasks(self) -> None:
+        """Delete the oldest ended tasks that are over the limit."""
+        if count := await self._store.prune(self._tasks_keep, self._fleet.clock()):
+            log.info("old tasks deleted", count=count, kept=self._tasks_keep)
 
     async def write(self) -> None:
         """Write the heartbeats and samples that wait."""

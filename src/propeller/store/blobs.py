@@ -100,6 +100,18 @@ class Blobs:
         except FileNotFoundError:
             return
 
+    async def has(self, key: str) -> bool:
+        """Whether there is a blob of this key.
+
+        Raises:
+            InvalidIdError: the key cannot be one.
+        """
+        try:
+            await obstore.head_async(self._store, check_key(key))
+        except FileNotFoundError:
+            return False
+        return True
+
     async def list(self) -> list[str]:
         """All keys, sorted."""
         keys = []
