@@ -87,11 +87,11 @@ async def test_the_task_of_a_deleted_proplet_is_given_up(world: World) -> None:
 
 async def test_the_oldest_ended_tasks_over_the_limit_are_deleted(world: World, database: Database) -> None:
     async with database.transaction() as connection:
-        for round_id, minutes in (("r-over", -1), ("r-open", 1)):
+        for own, minutes in (("r-over", -1), ("r-open", 1)):
             moment = tables.to_micros(START + timedelta(minutes=minutes))
             await connection.execute(
                 tables.rounds.insert().values(
-                    round_id=round_id, experiment={}, skipped=[], deadline=moment, created_at=moment
+                    round_id=own, experiment={}, skipped=[], deadline=moment, created_at=moment
                 )
             )
     spec = TaskSpec(name="add", image_url="localhost/add:1")
