@@ -78,7 +78,7 @@ class Array(Handle):
 
     def __pow__(self, other: Any) -> "Array":
         return (
-            _record("square", self) if other == 2 and isinstance(other, int) else _record("pow", self, other)
+            _record("square", self) if isinstance(other, int) and other == 2 else _record("pow", self, other)
         )
 
     def __matmul__(self, other: Any) -> "Array":
