@@ -4,12 +4,30 @@ import fcntl
 import hashlib
 from pathlib import Path
 
+from propeller.store.files import write_durably
 from propeller.wasm.build import build
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "programs" / "python"
 CACHE_HOME = ROOT / ".pytest_cache" / "python-programs"
 """As ``XDG_CACHE_HOME`` of commands, it lets them share what is built, and compiled, here."""
+
+_TOGETHER = """
+from propeller.program import evaluate, registry, train
+
+import softmax
+registry.forget()
+import logreg
+registry.forget()
+
+@train
+def fit(model, data, hyperparams, ctx):
+    return {"softmax": softmax, "logreg": logreg}[hyperparams["which"]].fit(model, data, hyperparams, ctx)
+
+@evaluate
+def score(model, data, hyperparams, ctx):
+    return {"softmax": softmax, "logreg": logreg}[hyperparams["which"]].score(model, data, hyperparams, ctx)
+"""
 
 
 def built(script: Path, *, host_tensors: bool = True) -> Path:
@@ -23,3 +41,14 @@ def built(script: Path, *, host_tensors: bool = True) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         build(script, target, host_tensors=host_tensors, cache=kept)
     return target
+
+
+def together() -> Path:
+    """A script that has softmax and logistic regression beside it, and does what the hyperparameter ``which`` names."""
+    folder = CACHE_HOME / "together"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("softmax", "logreg"):
+        write_durably(folder / f"{name}.py", (SOURCES / f"{name}.py").read_bytes())
+    script = folder / "together.py"
+    write_durably(script, _TOGETHER.encode())
+    return script

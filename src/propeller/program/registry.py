@@ -67,6 +67,11 @@ def registered(mode: str) -> Callable[..., Any]:
     return _functions[mode]
 
 
+def forget() -> None:
+    """Register anew from here on: for a test that loads several programs."""
+    _functions.clear()
+
+
 def _register(mode: str, function: Function) -> Function:
     if mode in _functions and _functions[mode] is not function:
         raise ValueError(
