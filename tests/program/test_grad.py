@@ -104,7 +104,7 @@ def test_gradient(machine: StepMachine, name: str, traced: bool) -> None:
         for at in np.ndindex(x.shape):
             values = []
             for step in (1e-5, -1e-5):
-                moved = [each.copy() for each in given]
+                moved = [np.array(each) for each in given]
                 moved[which][at] += step
                 values.append(apply(name, [pt.array(each.tolist(), "float64") for each in moved]).item())
             assert found[at] == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-6)

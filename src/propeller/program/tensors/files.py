@@ -91,6 +91,8 @@ class TaskFiles:
 
     def _safetensors(self, document: bytes) -> dict[str, tuple[Spec, Any]]:
         (length,) = struct.unpack_from("<Q", document)
+        if length > len(document) - 8:
+            raise ValueError("the header does not end")
         found = {}
         for name, entry in json.loads(document[8 : 8 + length]).items():
             if name == "__metadata__":

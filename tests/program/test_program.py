@@ -1,0 +1,237 @@
+"""What a program is given, what it may give back, and what it is told when that is not right."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.fl.tensors import from_safetensors, to_safetensors
+from propeller.program import Data, Evaluation, Update, command, registry
+from propeller.program import tensors as pt
+from propeller.program.tensors import TensorError, session
+from propeller.program.tensors.files import TaskFiles
+from propeller.program.tensors.machine import Files, StepMachine
+from propeller.program.tensors.pure import PythonMachine
+from propeller.wasm.tensors.files import ArrayFiles
+from propeller.wasm.tensors.machine import NumpyMachine
+
+SAMPLES = [
+    {"x": [0.1, 0.2], "y": 1, "name": "a", "ok": True, "big": 2**63, "once": 1},
+    {"x": [0.3, 0.4], "y": 0, "name": "b", "ok": False, "big": 2**63},
+]
+MODEL = {"w": [1.0, 2.0], "b": 0.5}
+
+Task = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(params=[(NumpyMachine, ArrayFiles), (PythonMachine, TaskFiles)], ids=["numpy", "python"])
+def task(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Iterator[Task]:
+    """Runs a function as a program on files; gives the exit code, standard output and standard error."""
+    machine, files = request.param
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+
+    def run(function: Any = None, *, model: Any = MODEL, mode: str = "train", **environment: str) -> Any:
+        (tmp_path / "in" / "dataset.json").write_text(json.dumps({"data": SAMPLES, "size": 2}))
+        if isinstance(model, bytes):
+            (tmp_path / "in" / "model.safetensors").write_bytes(model)
+        else:
+            (tmp_path / "in" / "model.json").write_text(json.dumps(model))
+        monkeypatch.setattr(registry, "_functions", {} if function is None else {mode: function})
+        for key, value in {
+            "ROUND_ID": "r-1",
+            "PROPLET_ID": "p-1",
+            "MODEL_URI": "m",
+            "FL_MODE": mode,
+            **environment,
+        }.items():
+            monkeypatch.setenv(key, value)
+        session.use(machine(files(tmp_path)))
+        code = command.run(tmp_path)
+        return code, *capsys.readouterr()
+
+    yield run
+    session.use(NumpyMachine())
+
+
+def test_a_training(task: Task, tmp_path: Path) -> None:
+    def fit(model: Any, data: Data, hyperparams: Any, ctx: Any) -> Update:
+        print("hello", ctx.round_id, data.columns)  # noqa: T201 - what is tested
+        assert (model["w"].dtype, model["w"].shape, model["b"].shape) == ("float64", (2,), ())
+        assert (data.x.dtype, data["y"].dtype, data.ok.dtype) == ("float32", "int64", "bool")
+        assert data.x.tolist()[1] == pytest.approx([0.3, 0.4])
+        assert "name" not in data
+        assert [sample["name"] for sample in data.samples] == ["a", "b"]
+        new = model["w"] * hyperparams["lr"]
+        return Update({"b": 1, "w": new}, len(data), {"loss": new.sum(), "n": 2})
+
+    code, out, err = task(fit, HYPERPARAMS='{"lr": 10.0}')
+    assert (code, err) == (0, "hello r-1 ('x', 'y', 'ok')\n")
+    assert json.loads(out) == {
+        "round_id": "r-1",
+        "proplet_id": "p-1",
+        "base_model_uri": "m",
+        "num_samples": 2,
+        "metrics": {"loss": 30.0, "n": 2},
+        "update": {"b": 1.0, "w": [10.0, 20.0]},
+    }
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_large_update(task: Task, tmp_path: Path) -> None:
+    """It goes to a file, in the base model's types, and the platform reads it."""
+    base = {
+        "w": np.zeros((100, 60), "float32"),
+        "n": np.array([1, 2], "int64"),
+        "s": np.array(0.5),
+    }
+
+    def fit(model: Any, *_: Any) -> Update:
+        w = pt.arange(6000).reshape(100, 60) * 0.5
+        return Update({"w": w.T.T.astype("float64"), "n": model["n"] + 1, "s": model["s"]}, 3)
+
+    code, out, _ = task(fit, model=to_safetensors(base))
+    assert code == 0
+    assert "update" not in json.loads(out)
+    found, _ = from_safetensors((tmp_path / "out" / "update.safetensors").read_bytes())
+    assert list(found) == ["w", "n", "s"]
+    assert [each.dtype.name for each in found.values()] == ["float32", "int64", "float64"]
+    np.testing.assert_array_equal(found["w"], np.arange(6000).reshape(100, 60) * 0.5)
+    assert (found["n"].tolist(), found["s"].item()) == ([2, 3], 0.5)
+
+
+def test_an_update_is_not_written_through_a_link(task: Task, tmp_path: Path) -> None:
+    """A program can leave one in its folder before the host writes."""
+    target = tmp_path / "secret"
+    target.write_text("kept")
+    (tmp_path / "out" / "update.safetensors").symlink_to(target)
+    code, out, err = task(lambda *_: Update({"w": pt.zeros(5000)}, 1), model={})
+    assert (code, out) == (1, "")
+    assert "save: " in err
+    assert target.read_text() == "kept"
+
+
+def test_an_evaluation(task: Task) -> None:
+    code, out, _ = task(lambda *_: Evaluation(2, {"accuracy": pt.ones(()) * 0.5}), mode="evaluate")
+    assert code == 0
+    assert json.loads(out)["metrics"] == {"accuracy": 0.5}
+    assert "update" not in json.loads(out)
+
+
+def updated(model: Any = None, num_samples: Any = 1, metrics: Any = None) -> Callable[..., Any]:
+    return lambda *_: Update(model or {"w": [1, 2], "b": 0.0}, num_samples, metrics or {})
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (updated({"w": [1, 2]}), "the update has not the base model's names: it lacks b"),
+        (updated({"w": [1, 2], "b": 0, "c": 1}), "it has c beside it"),
+        (updated({"w": [1, 2, 3], "b": 0}), r"the update's 'w' has shape \[3\], the base model's \[2\]"),
+        (updated({"w": [[1], [2, 3]], "b": 0}), "the lists are not of one length"),
+        (updated({"w": "no", "b": 0}), "str is not a number or a list of them"),
+        (updated({"w": [1, float("nan")], "b": 0}), "the update's 'w' has .*diverged"),
+        (updated({"w": [1, 2], "b": float("inf")}), "the update's 'b' has .*diverged"),
+        (updated([1, 2]), "model is a list; it is a dict by name"),
+        (updated(num_samples=0), "num_samples is 0; it is an integer of 1 or more"),
+        (updated(num_samples=True), "num_samples is True"),
+        (updated(num_samples=2.0), "num_samples is 2.0"),
+        (updated(metrics={"loss": float("nan")}), "the metric 'loss' is nan: training diverged"),
+        (updated(metrics={"loss": "low"}), "the metric 'loss' is not one number"),
+        (updated(metrics={"loss": [1.0]}), "the metric 'loss' is not one number"),
+        (updated(metrics=[1]), "metrics is a list; it is a dict by name"),
+        (lambda *_: None, "is marked with @train: it returns an Update, not NoneType"),
+        (lambda *_: Evaluation(1), "it returns an Update, not Evaluation"),
+        (lambda m, d, h, c: d.z, "the data has no column 'z' of numbers; there are: x, y, ok"),
+        (lambda *_: 1 / 0, "test_program.py:.*ZeroDivisionError: division by zero"),
+        (lambda *_: exit(0), "SystemExit: 0"),
+        (lambda m, d, h, c: m["w"][pt.array([9])].tolist(), "TensorError: take: .*outside 2 rows"),
+        (None, "this program has no function for 'train': mark one with @train"),
+    ],
+)  # fmt: skip
+def test_what_is_not_right(task: Task, function: Any, text: str, tmp_path: Path) -> None:
+    """Exit code 1, nothing given back, and a last line that says it all."""
+    code, out, err = task(function)
+    assert (code, out) == (1, "")
+    assert re.search(text, err.splitlines()[-1]), err
+    assert list((tmp_path / "out").iterdir()) == []
+    assert "command.py" not in err
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ({"w": [[1], [2, 3]]}, "'w' is not numbers of one shape"),
+        ({"w": "text"}, "'w' is not numbers of one shape"),
+        ({"w": 10**400}, "the model cannot be read"),
+        ([1], "the model cannot be read"),
+        (b"short", "the model cannot be read"),
+        (b"\xff" * 8 + b"{}", "the model cannot be read"),
+        (to_safetensors({"w": np.zeros(3, "float32")})[:-1], "the model cannot be read"),
+        (to_safetensors({"w": np.zeros(3, "float16")}), "the model's tensor 'w' is F16; programs take F32"),
+        (to_safetensors({"w": np.zeros(3, "float32")}).replace(b"[0,12]", b"[9,12]"), "the model cannot be read"),
+        (to_safetensors({"w": np.zeros(3, "float32")}).replace(b"[3]", b"[9]"), "the model cannot be read"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_read(task: Task, model: Any, text: str) -> None:
+    code, out, err = task(updated(), model=model)
+    assert (code, out) == (1, "")
+    assert text in err.splitlines()[-1]
+
+
+def test_data_is_the_same_everywhere(machine: StepMachine, tmp_path: Path) -> None:
+    """In a test, from a file by NumPy, and from a file by plain Python."""
+    samples: list[dict[str, Any]] = [
+        {"f": 0.5, "i": 1, "b": True, "mixed": 1, "bools": True, "none": None, "s": "x", "ragged": [1], "e": [], "m": [[1, 2], [3, 4]], "huge": 2**70, "u": 2**63},
+        {"f": 1, "i": -2, "b": False, "mixed": 0.5, "bools": 2, "none": 1, "s": "y", "ragged": [1, 2], "e": [], "m": [[5, 6], [7, 8]], "huge": 1, "u": 2**63},
+    ]  # fmt: skip
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"data": samples}))
+    expected = {
+        "f": ("float32", (2,)),
+        "i": ("int64", (2,)),
+        "b": ("bool", (2,)),
+        "mixed": ("float32", (2,)),
+        "bools": ("int64", (2,)),
+        "e": ("float32", (2, 0)),
+        "m": ("int64", (2, 2, 2)),
+    }
+    files: Files
+    for files in (TaskFiles(tmp_path), ArrayFiles(tmp_path)):
+        assert files.contents("data") == expected
+    data = Data(samples)
+    assert data.columns == tuple(expected)
+    assert len(data) == 2
+    assert data.m.tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert data.bools.tolist() == [1, 2]
+    assert data.m is data["m"]
+    with pytest.raises(TensorError, match="no column 'ragged' of numbers"):
+        _ = data.ragged
+
+
+def test_no_data(machine: StepMachine, tmp_path: Path) -> None:
+    assert len(Data([])) == 0
+    for files in (TaskFiles(tmp_path), ArrayFiles(tmp_path)):
+        assert files.contents("data") == {}
+        assert files.contents("model") == {}
+        with pytest.raises(TensorError, match="there is no source 'other'; there are model and data"):
+            files.contents("other")
+
+
+def test_one_function_a_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_functions", {})
+
+    def first() -> None: ...
+
+    def second() -> None: ...
+
+    assert registry.train(registry.train(first)) is first
+    registry.evaluate(second)
+    with pytest.raises(ValueError, match="two functions are marked with @train: first and second"):
+        registry.train(second)
