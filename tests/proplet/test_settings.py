@@ -56,7 +56,7 @@ def test_the_coordinator_has_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"PROPLET_EXTERNAL_WASM_RUNTIME": "/usr/bin/wasmtime"}, "not supported yet"),
+        ({"PROPLET_EXTERNAL_WASM_RUNTIME": "wasmtime", "PROPLET_TASK_FUEL": "5"}, "unset PROPLET_TASK_FUEL"),
         ({"PROPLET_CLIENT_ID": "a/b"}, "PROPLET_CLIENT_ID"),
         ({"PROPLET_MQTT_ADDRESS": "http://x"}, "PROPLET_MQTT_ADDRESS"),
         ({"PROPLET_MQTT_QOS": "3"}, "PROPLET_MQTT_QOS"),

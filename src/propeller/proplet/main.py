@@ -19,10 +19,18 @@ from propeller.proplet.service import Proplet
 from propeller.proplet.settings import Settings
 from propeller.proplet.updates import Updates
 from propeller.protocol.topics import Channel, Kind
+from propeller.wasm.external import External
 from propeller.wasm.link import LinkError
 from propeller.wasm.sandbox import ProgramError, Sandbox
 
 log = get_logger("proplet")
+
+
+def _sandbox(settings: Settings) -> contextlib.AbstractAsyncContextManager[Sandbox | External]:
+    folder, runtime = settings.folder / "sandbox", settings.external_runtime
+    if runtime:
+        return External(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
+    return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> None:
@@ -61,9 +69,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             heartbeat.clear()
             outbox = Outbox(folder / "outbox", reports.send_result, settings.mqtt_max_packet)
-            sandbox = await stack.enter_async_context(
-                Sandbox(folder / "sandbox", cache=settings.cache, cache_bytes=settings.cache_bytes)
-            )
+            sandbox = await stack.enter_async_context(_sandbox(settings))
         except OSError as error:
             place = f"PROPLET_STATE: {settings.folder}" + (
                 f", or PROPLET_CACHE: {settings.cache}," if settings.cache else ""

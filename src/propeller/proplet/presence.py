@@ -113,7 +113,7 @@ def describe(settings: Settings) -> PropletMetadata:
         tags=[tag.strip() for tag in settings.tags.split(",") if tag.strip()] or None,
         location=settings.location,
         proplet_version=version("propeller"),
-        wasm_runtime=RUNTIME,
+        wasm_runtime=Path(settings.external_runtime).name if settings.external_runtime else RUNTIME,
         directed=True,
         liveliness_interval=settings.liveliness_interval,
     )

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
@@ -87,9 +87,9 @@ class Settings(MqttTlsSettings):
 
     @field_validator("external_runtime")
     @classmethod
-    def _is_embedded(cls, value: str | None) -> str | None:
-        if value:
-            raise ValueError("not supported yet; leave it empty: programs run in the built-in sandbox")
+    def _counts_no_fuel(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("task_fuel") is not None:
+            raise ValueError("an external runtime counts no instructions: unset PROPLET_TASK_FUEL, or this")
         return value
 
     @classmethod

@@ -5,9 +5,6 @@ The process that uses this never loads the runtime: see ``template.py`` for who 
 
 import asyncio
 import contextlib
-import fcntl
-import os
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +18,7 @@ from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
 from propeller.wasm.lines import Lines
 from propeller.wasm.link import Link, LinkError, Process
 from propeller.wasm.pipe import Sink
+from propeller.wasm.places import Places
 from propeller.wasm.programs import Programs, read_report, write_task
 from propeller.wasm.verdict import STOPPED, judge, measure
 
@@ -49,14 +47,13 @@ class Sandbox:
         place = folder.absolute()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = Cache((cache or place / "programs").absolute(), cache_bytes)
-        self._tasks = place / "tasks" / f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._lock = -1
+        self._places = Places(place / "tasks")
         self._link = Link(_NICE)
-        self._programs = Programs(self._cache, self._link, self._tasks)
+        self._programs = Programs(self._cache, self._link, self._places.own)
         self._running: dict[str, _Running] = {}
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._sweep)
+        await asyncio.to_thread(self._places.open)
         try:
             self._link.open()
             await self._link.hello()
@@ -69,10 +66,7 @@ class Sandbox:
         await self._link.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
-        if self._lock >= 0:
-            await asyncio.to_thread(folders.remove, self._tasks)
-            os.close(self._lock)
-            self._lock = -1
+        await asyncio.to_thread(self._places.close)
 
     @property
     def template_pid(self) -> int:
@@ -158,7 +152,7 @@ class Sandbox:
         self, job: Job, program: Program, running: "_Running", begin: float, on_stderr: OnStderr | None
     ) -> Outcome | None:
         """Run it; None if the artifact cannot be loaded."""
-        place = self._tasks / secrets.token_hex(8)
+        place = self._places.new()
         task = {
             "kind": "run",
             "folder": str(place),
@@ -213,23 +207,6 @@ class Sandbox:
         finally:
             running.process = None
             await _in_thread_if_large(job.files, folders.remove, place)
-
-    def _sweep(self) -> None:
-        """Make this sandbox's task folder, and remove those of sandboxes that are gone: no one holds their lock."""
-        base = self._tasks.parent
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for entry in base.iterdir():
-            fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                folders.remove(entry)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
-        self._tasks.mkdir(mode=0o700)
-        self._lock = os.open(self._tasks, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
 class _Running:

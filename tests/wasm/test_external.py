@@ -1,0 +1,235 @@
+"""Programs run by a runtime of the operator's: a small stand-in for ``wasmtime`` that notes how it was called."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from propeller.wasm.external import External
+from propeller.wasm.job import Job, Limits, Outcome, ProgramError
+from support.guests import command, digest_of
+from support.net import eventually
+from support.programs import echo
+
+RUNTIME = """#!{python}
+import json, os, subprocess, sys
+open({notes!r}, "w").write(json.dumps({{"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}}))
+if "LINGER" in os.environ:
+    subprocess.Popen(["sleep", "600"])
+import wasmtime
+arguments, invoked = sys.argv[2:], "_start"
+wasi = wasmtime.WasiConfig()
+env = []
+while arguments[0].startswith("--"):
+    flag, value, *arguments = arguments
+    if flag == "--env":
+        env.append((value, os.environ[value]))
+    elif flag == "--invoke":
+        invoked = value
+    elif flag == "--dir":
+        wasi.preopen_dir(*value.split("::"))
+wasi.env = env
+wasi.inherit_stdout()
+wasi.inherit_stderr()
+engine = wasmtime.Engine()
+store, linker = wasmtime.Store(engine), wasmtime.Linker(engine)
+linker.define_wasi()
+store.set_wasi(wasi)
+instance = linker.instantiate(store, wasmtime.Module.from_file(engine, arguments[0]))
+try:
+    value = instance.exports(store)[invoked](store, *map(int, arguments[1:]))
+    if value is not None:
+        print(value)
+except wasmtime.ExitTrap as exit:
+    sys.exit(exit.code)
+"""
+
+
+class Scene:
+    def __init__(self, folder: Path, sandbox: External) -> None:
+        self.folder, self.sandbox = folder, sandbox
+
+    async def run(self, wasm: bytes, **fields: Any) -> Outcome:
+        await self.sandbox.add(digest_of(wasm), wasm)
+        return await self.sandbox.run(Job("t-1", digest_of(wasm), **fields))
+
+    def notes(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "notes.json").read_text())
+        return found
+
+    def left(self) -> list[Path]:
+        return [entry for own in (self.folder / "sandbox" / "tasks").iterdir() for entry in own.iterdir()]
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    script = tmp_path / "runtime"
+    script.write_text(RUNTIME.format(python=sys.executable, notes=str(tmp_path / "notes.json")))
+    script.chmod(0o700)
+    async with External(str(script), tmp_path / "sandbox") as sandbox:
+        made = Scene(tmp_path, sandbox)
+        yield made
+        assert made.left() == []
+
+
+async def test_a_command_with_its_files(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROPLET_CLIENT_KEY", "a secret of the proplet")
+    large = "x" * (200 * 1024)
+    lines: list[str] = []
+    digest = digest_of(echo())
+    await scene.sandbox.add(digest, echo())
+    env = {"REPLY": "fine", "SAY": "one\ntwo\n", "COPY": "1", "MODEL_DATA": large, "TOKEN": "hidden"}
+    job = Job("t-1", digest, env=env, files={"model.safetensors": large.encode()}, args=("--wasi=x", "y"))
+    outcome = await scene.sandbox.run(job, lines.append)
+    assert (outcome.error, outcome.stdout, lines) == (None, b"fine", ["one", "two"])
+    assert outcome.out_files == {"update.safetensors": large.encode()}
+    assert {"total_ms", "cpu_ms", "memory_peak_bytes", "run_ms"} <= set(outcome.metrics)
+    notes = scene.notes()
+    argv, seen = notes["argv"][1:], notes["env"]
+    assert argv[:3] == ["run", "--wasi=x", "y"]
+    assert argv[-1].endswith("/proplet_t-1.wasm")
+    assert sorted(argv[at + 1] for at, one in enumerate(argv) if one == "--env") == [
+        "COPY",
+        "REPLY",
+        "SAY",
+        "TOKEN",
+    ]
+    assert "hidden" not in " ".join(argv)
+    assert set(seen) - {"PATH", "HOME", "LANG", "LC_CTYPE"} == {"COPY", "REPLY", "SAY", "TOKEN"}
+
+
+async def test_a_function_is_invoked_with_its_inputs(scene: Scene) -> None:
+    outcome = await scene.run(echo(), export="add", inputs=("3", "5"))
+    assert (outcome.error, outcome.stdout) == (None, b"8\n")
+    argv = scene.notes()["argv"][1:]
+    assert (argv[:3], argv[-2:]) == (["run", "--invoke", "add"], ["3", "5"])
+    assert (await scene.run(echo(), export="_start", env={"REPLY": "x"})).stdout == b"x"
+    assert "--invoke" not in scene.notes()["argv"]
+
+
+@pytest.mark.parametrize(
+    ("env", "limits", "met"),
+    [
+        ({"SPIN": "1"}, {"wall_time_s": 0.6}, "wall_time_s: over the limit of 0.6 s"),
+        ({"REPLY": "x" * 5000}, {"stdout_bytes": 1024}, "stdout_bytes: over the limit of 1024 bytes"),
+        ({"SAY": "x" * 5000}, {"stderr_bytes": 1024}, "stderr_bytes: over the limit of 1024 bytes"),
+        ({"COPY": "1", "SPIN": "1"}, {"out_bytes": 100}, "out_bytes: over the limit of 100 bytes"),
+        ({}, {"module_bytes": 100}, "module_bytes: over the limit of 100 bytes"),
+    ],
+)
+async def test_limits_are_enforced_from_outside(
+    scene: Scene, env: dict[str, str], limits: dict[str, Any], met: str
+) -> None:
+    files = {"model.safetensors": b"x" * 1000}
+    outcome = await scene.run(echo(), env=env, files=files, limits=Limits(**limits))
+    assert (outcome.error, outcome.limit) == (met, met.split(":", maxsplit=1)[0])
+    assert (await scene.run(echo(), env={"REPLY": "good"})).stdout == b"good"
+
+
+async def test_how_a_program_ended_is_told(scene: Scene) -> None:
+    failed = await scene.run(echo(), env={"FAIL": "1"})
+    assert (failed.error, failed.exit_code) == ("the program exited with code 3", 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"env": {"LD_PRELOAD": "/out/evil.so"}}, "env: LD_PRELOAD would change the external runtime itself"),
+        ({"env": {"PATH": "/out"}}, "env: PATH would change"),
+        ({"env": {"X": "x" * 140_000}}, "env: X is too long for an external runtime, 131072 bytes are taken"),
+        ({"limits": Limits(fuel=5)}, "fuel: this proplet runs programs with an external runtime"),
+        ({"inputs": ("1" * 3_000_000,), "export": "add"}, "cannot be started: Argument list too long"),
+    ],
+)
+async def test_what_it_cannot_do_is_told(scene: Scene, fields: dict[str, Any], says: str) -> None:
+    outcome = await scene.run(echo(), **fields)
+    assert outcome.error is not None
+    assert says in outcome.error
+
+
+async def test_host_tensors_need_the_built_in_sandbox(scene: Scene) -> None:
+    component = b"\0asm\x0d\0\x01\0" + b"propeller:program/tensors@0.1.0"
+    assert "--plain" in ((await scene.run(component)).error or "")
+
+
+async def test_a_stop_ends_everything_that_the_runtime_started(scene: Scene) -> None:
+    running = asyncio.create_task(scene.run(echo(), env={"SPIN": "1", "LINGER": "1"}))
+    await eventually(lambda: (scene.folder / "notes.json").exists() and scene.notes())
+    pid = scene.notes()["pid"]
+    group = await eventually(
+        lambda: (
+            found if len(found := [p for p in psutil.process_iter() if _group(p.pid) == pid]) == 2 else None
+        )
+    )
+    assert group is not None
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    await eventually(lambda: not any(p.is_running() and p.status() != "zombie" for p in group))
+
+
+async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
+    """The runtime is tied to the process that started it."""
+    code = (
+        "import asyncio, sys; from pathlib import Path; from propeller.wasm.external import External\n"
+        "from propeller.wasm.job import Job\n"
+        "async def main():\n"
+        "    async with External(sys.argv[1], Path(sys.argv[2])) as sandbox:\n"
+        "        await sandbox.run(Job('t', sys.argv[3], env={'SPIN': '1'}))\n"
+        "asyncio.run(main())"
+    )
+    await scene.sandbox.add(digest_of(echo()), echo())
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        str(scene.folder / "runtime"),
+        str(scene.folder / "sandbox"),
+        digest_of(echo()),
+    )
+    await eventually(lambda: (scene.folder / "notes.json").exists() and scene.notes())
+    child.send_signal(signal.SIGKILL)
+    await child.wait()
+    await eventually(lambda: not _alive(scene.notes()["pid"]))
+    async with External(str(scene.folder / "runtime"), scene.folder / "sandbox"):
+        assert len(list((scene.folder / "sandbox" / "tasks").iterdir())) == 2  # ours, not the dead one's
+
+
+def test_a_runtime_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("no-such-runtime", str(tmp_path)):
+        with pytest.raises(ProgramError, match="PROPLET_EXTERNAL_WASM_RUNTIME: .* is not a program"):
+            External(name, tmp_path / "sandbox")
+
+
+async def test_it_is_no_runtime(tmp_path: Path) -> None:
+    broken = tmp_path / "runtime"
+    broken.write_bytes(b"\x7fELF, but no more")
+    broken.chmod(0o700)
+    program = command("(nop)")
+    async with External(str(broken), tmp_path / "sandbox") as sandbox:
+        await sandbox.add(digest_of(program), program)
+        lines: list[str] = []
+        outcome = await sandbox.run(Job("t", digest_of(program)), lines.append)
+        assert outcome.error == "the program exited with code 127"
+        assert lines == [f"{broken}: Exec format error"]
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
