@@ -47,7 +47,7 @@ def _work(root: Path) -> dict[str, Any]:
     )
     tape = session.main()
     specs = tape.describe("model")
-    model = {name: tape.open("model", name, spec) for name, spec in specs.items()}
+    model = _Model((name, tape.open("model", name, spec)) for name, spec in specs.items())
     data = Data.stored(
         columns := tape.describe("data"),
         lambda name: tape.open("data", name, columns[name]),
@@ -81,6 +81,13 @@ def _work(root: Path) -> dict[str, Any]:
         else:
             tape.save(dict(tensors))
     return document
+
+
+class _Model(dict[str, Array]):
+    """The base model; a name that it has not is answered with those that it has."""
+
+    def __missing__(self, name: object) -> Array:
+        raise TensorError(f"the model has no tensor {name!r}; it has {', '.join(self) or 'none'}")
 
 
 def _text(file: Path, otherwise: str) -> str:
