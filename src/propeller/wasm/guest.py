@@ -55,7 +55,7 @@ class Program:
 
     def explain(self, error: wasmtime.Trap | wasmtime.WasmtimeError) -> tuple[str, str | None]:
         """The error's text and the limit behind it."""
-        if (met := self.quota()) is not None:
+        if (met := self.quota(error)) is not None:
             return met
         reason = cause(error)
         if "all fuel consumed" in reason:
@@ -71,9 +71,15 @@ class Program:
             )
         return self.blame(f"the program failed: {reason}")
 
-    def quota(self) -> tuple[str, str | None] | None:
+    def quota(self, error: Exception) -> tuple[str, str | None] | None:
         """The error and the limit of tensors that it went over, if it did."""
-        return None if self.tensors is None else self.tensors.limit()
+        if self.tensors is None:
+            return None
+        if isinstance(
+            error, MemoryError
+        ):  # no room for a tape, an answer, or what operations take for a while
+            return over("tensor_bytes", self.limits["tensor_bytes"]), "tensor_bytes"
+        return self.tensors.limit()
 
     def blame(self, text: str) -> tuple[str, str | None]:
         """Name the limit that most likely made the program fail.
@@ -148,7 +154,7 @@ class Component(Program):
             self.tensors.define(self.linker)
 
     def call(self) -> str | None:
-        instance = self.linker.instantiate(self.store, self.program)
+        instance = self._instantiate()
         wanted = self.task["export"]
         if wanted and wanted != "_start" and (function := instance.get_func(self.store, wanted)):
             return self._called(function)
@@ -168,6 +174,18 @@ class Component(Program):
         if getattr(result, "tag", "ok") != "ok":
             raise values.CallError("the program exited with code 1")
         return None
+
+    def _instantiate(self) -> component.Instance:
+        try:
+            return self.linker.instantiate(self.store, self.program)
+        except wasmtime.WasmtimeError as error:
+            said = str(error).split("`")
+            if not said[0].startswith("component imports"):
+                raise
+            raise values.CallError(
+                f"the component imports {said[1]}, which the sandbox does not have: "
+                "there are WASI 0.2 and propeller:program/tensors@0.1.0"
+            ) from None
 
     def _command(self, instance: component.Instance) -> component.Func | None:
         for version in ("0.2.0", *(f"0.2.{n}" for n in range(1, 16))):

@@ -128,8 +128,8 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         report["error"], report["limit"] = run.explain(error)
     except values.CallError as error:
         report["error"] = str(error)
-    except Exception:
-        met = run.quota()
+    except Exception as error:
+        met = run.quota(error)
         if met is None:
             raise
         report["error"], report["limit"] = met
