@@ -57,8 +57,10 @@ def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> 
         await asyncio.Event().wait()
 
     code = run_on_stack(Options(folder, proplets, auto_ports, log_level), report, forever)
+    if code == 1:  # it did not start, which is said; whatever else runs on the folder goes on
+        return code
     console.print("Stopped.")
-    return 0 if code == 130 else code
+    return 0
 
 
 async def _work(options: Options, report: Report, body: Body) -> None:

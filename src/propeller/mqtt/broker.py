@@ -19,6 +19,7 @@ from propeller.mqtt.broker_config import (
     prepare_folder,
     render,
 )
+from propeller.mqtt.broker_disk import GIVEN_UP, until_writable
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
 from propeller.process.logs import get_logger
@@ -50,6 +51,7 @@ class Broker:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=5)
+        self._gave_up = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -59,6 +61,12 @@ class Broker:
     async def wait(self) -> int:
         """Wait until the server ends by itself; its exit code."""
         return await self._server.wait()
+
+    async def wait_to_begin_anew(self) -> None:
+        """Wait until the server has given up writing, and its disk takes data again: only a new start helps then."""
+        await self._gave_up.wait()
+        log.error("broker cannot write: free some space", folder=str(self._settings.state))
+        await until_writable(self._settings.state)
 
     async def __aenter__(self) -> Self:
         """Start the server and wait until it accepts MQTT connections.
@@ -163,6 +171,8 @@ class Broker:
     def _relay(self, line: str) -> None:
         match = _LINE.fullmatch(line)
         level, text = (match[1], match[2]) if match else ("ERR", line)
+        if GIVEN_UP in text.lower():
+            self._gave_up.set()
         if level in {"ERR", "FTL"}:
             self._last_lines.append(text)
         if level == "INF" or any(phrase in text for phrase in _EXPECTED):

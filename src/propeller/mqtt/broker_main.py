@@ -1,4 +1,4 @@
-"""The broker as a service: the server runs until told to stop, and again when it ends by itself."""
+"""The broker as a service: the server runs until told to stop, and again when it ends by itself or must begin anew."""
 
 import asyncio
 
@@ -22,10 +22,14 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         while not stop.is_set():
             async with Broker(settings) as broker:
                 ended = asyncio.create_task(broker.wait())
-                await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                anew = asyncio.create_task(broker.wait_to_begin_anew())
+                await asyncio.wait({ended, anew, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if ended.done() and not stop.is_set():
                     log.error("broker ended, starting it again", code=ended.result())
+                elif anew.done():
+                    log.warning("broker can write again, starting it anew")
                 ended.cancel()
+                anew.cancel()
             await asyncio.wait({stopping}, timeout=RESTART_DELAY_S)
     finally:
         stopping.cancel()
