@@ -31,4 +31,7 @@ def run_script(script: Path, root: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(Path(sys.argv[1]), Path(sys.argv[2])))
+    try:
+        sys.exit(run_script(Path(sys.argv[1]), Path(sys.argv[2])))
+    except KeyboardInterrupt:
+        sys.exit(130)

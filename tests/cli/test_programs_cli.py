@@ -1,0 +1,318 @@
+"""``propeller new``, ``build`` and ``try``: what they make, and what they say of what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from propeller.cli.new import run_new
+from propeller.cli.trial import Asked, Trial
+from propeller.cli.try_ import run_try
+from propeller.data import program_path
+from propeller.process.run import StartError
+from propeller.wasm import build as building
+from propeller.wasm.job import Limits
+from support.programs import echo
+from support.python_programs import CACHE_HOME
+from support.stack import PROPELLER, propeller
+
+pytestmark = pytest.mark.timeout(180)
+
+ENV = {"XDG_CACHE_HOME": str(CACHE_HOME), "COLUMNS": "200"}
+NOTHING = Asked(None, None, None, "train")
+HEAD = "from propeller.program import Update, train\nfrom propeller.program import tensors as pt\n\n"
+
+
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return propeller(*map(str, arguments), env=ENV)
+
+
+def said(done: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
+    """What a failed command printed: no trace of our own code."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert "site-packages" not in done.stderr
+    assert "src/propeller" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    run_new(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def script(folder: Path, text: str, name: str = "mine.py") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def task(folder: Path, body: str) -> Path:
+    """A script that trains with a function of this body."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return script(folder, f"{HEAD}@train\ndef fit(model, data, hyperparams, ctx):\n{lines}")
+
+
+# new ------------------------------------------------------------------------------------------------------------
+
+
+def test_new_makes_what_its_readme_says(tmp_path: Path) -> None:
+    made = run("new", tmp_path / "mine")
+    assert made.returncode == 0, made.stderr
+    project = tmp_path / "mine"
+    assert made.stdout == f"Made {project}. Next:\n  cd {project}\n  propeller try train.py\n"
+    files = {str(file.relative_to(project)) for file in project.rglob("*") if file.is_file()}
+    assert files == {"train.py", "experiment.toml", "README.md", "data/1.json", "data/2.json", "data/3.json"}
+    assert 'image = "127.0.0.1:5000/mine:latest"' in (project / "experiment.toml").read_text()
+    assert "NAME" not in (project / "README.md").read_text()
+
+
+def test_new_leaves_what_is_there_alone(project: Path) -> None:
+    before = (project / "train.py").read_bytes()
+    assert "is there already" in said(run("new", project))
+    (project.parent / "file").write_text("")
+    assert "is there already" in said(run("new", project.parent / "file"))
+    assert (project / "train.py").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["Mine", "two words", "-x-", "a__b", "ü"])
+def test_new_refuses_names_that_no_image_has(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StartError, match="cannot name an image") as caught:
+        run_new(tmp_path / name)
+    assert repr(name) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# build ----------------------------------------------------------------------------------------------------------
+
+
+def test_built_it_gives_what_it_gives_natively(project: Path) -> None:
+    """The whole way of a newcomer before a stack: native, built, built again from the cache, in the sandbox."""
+    native = run("try", project / "train.py")
+    built = run("build", project / "train.py")
+    assert built.returncode == 0, built.stderr
+    assert f"Built {project / 'train.wasm'} (" in built.stdout
+    assert "Digest: sha256:" in built.stdout
+    again = run("build", project / "train.py", "-o", project / "new" / "again.wasm")
+    assert "from the cache" in again.stdout
+    assert (project / "new" / "again.wasm").read_bytes() == (project / "train.wasm").read_bytes()
+    sandboxed = run("try", project / "train.wasm")
+    assert sandboxed.returncode == 0, sandboxed.stderr
+    assert native.stderr.splitlines() == sandboxed.stderr.splitlines()[:-1]
+    assert "trained on 64 samples" in native.stderr
+    assert "tensor operations" in sandboxed.stderr.splitlines()[-1]
+    one, other = json.loads(native.stdout), json.loads(sandboxed.stdout)
+    assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+    assert one["update"]["w"] == pytest.approx(other["update"]["w"], abs=1e-6)
+    assert one["metrics"]["accuracy"] > 0.8
+    evaluated = run("try", project / "train.wasm", "--evaluate")
+    assert "update" not in json.loads(evaluated.stdout)
+
+    # An error of the program's own code: the lines are there, though the sandbox has no such file.
+    (project / "three.json").write_text('{"data": [{"x": [1, 2, 3], "y": 1}]}')
+    failed = run("try", project / "train.wasm", "--data", project / "three.json")
+    error = said(failed)
+    assert '  File "train.py", line 11, in loss\n    p = pt.sigmoid(x @ model["w"] + model["b"])\n' in error
+    assert "train.py:11: TensorError: matmul: shapes [1, 3] and [2] do not fit" in error
+    assert error.splitlines()[-1] == "error: the program exited with code 1"
+    late = run("try", project / "train.wasm", "--hyperparams", '{"epochs": 100000000}', "--wall-time", "0.5")
+    assert "error: wall_time_s: over the limit of 0.5 s" in said(late)
+
+
+def test_an_exception_while_it_is_loaded(tmp_path: Path) -> None:
+    """Known only once it runs, in CPython in Wasm: the traceback goes through the module beside the script."""
+    script(tmp_path, "def broken(table):\n    return table['absent']\n", "helpers.py")
+    file = script(
+        tmp_path, f"{HEAD}import helpers\n\n@train\ndef fit(*task):\n    pass\n\nhelpers.broken({{}})\n"
+    )
+    error = said(run("build", file))
+    assert error.startswith(f"error: {file} cannot be loaded:\nTraceback (most recent call last):\n")
+    assert f'  File "{file}", line 10, in <module>\n    helpers.broken({{}})\n' in error
+    assert f'  File "{tmp_path / "helpers.py"}", line 2, in broken\n' in error
+    assert error.splitlines()[-1] == "KeyError: 'absent'"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "helpers.py", file]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("mine.py", "x = 1\ndef f(:\n", "mine.py:2: SyntaxError: invalid syntax\n    def f(:"),
+        ("mine.py", "import numpy as np\n", "mine.py:1: no module 'numpy' for programs"),
+        (
+            "mine.py",
+            "def f():\n    from nowhere.at_all import x\n",
+            "mine.py:2: no module 'nowhere' for programs",
+        ),
+        ("mine.py", "import ssl\n", "mine.py:1: no module 'ssl' for programs"),
+        ("mine.py", "x = 1\n", "no function is marked with @train"),
+        ("mine.py", "x = '\x00'\n", "null bytes"),
+        ("json.py", HEAD, "'json' is a module that the program needs itself"),
+        ("class.py", HEAD, "a Python name"),
+        ("two-words.py", HEAD, "a Python name"),
+        ("mine.txt", HEAD, "give a .py file"),
+    ],
+)
+def test_what_cannot_be_built_is_said_at_once(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    file = script(tmp_path, text, name)
+    with pytest.raises(building.BuildError) as caught:
+        building.build(file, tmp_path / "out.wasm", cache=tmp_path / "cache")
+    assert expected in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert not (tmp_path / "out.wasm").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_it_cannot_be_written(project: Path) -> None:
+    assert "is a folder" in said(run("build", project / "train.py", "-o", project))
+    assert "there is no such file" in said(run("build", project / "absent.py"))
+    assert "Usage" in said(run("build"), 2)
+
+
+def test_componentize_py_is_not_installed(project: Path) -> None:
+    """As for someone who installed the package without its extra."""
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "find = m.distribution\n"
+        "def without(name):\n"
+        "    if name == 'componentize-py': raise m.PackageNotFoundError(name)\n"
+        "    return find(name)\n"
+        "m.distribution = without\n"
+        f"sys.argv = ['propeller', 'build', {str(project / 'train.py')!r}]\n"
+        "from propeller.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'propeller[build]'" in said(done)
+
+
+# try ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("raise KeyError('x')", "mine.py:6: KeyError: 'x'"),
+        ("raise SystemExit(3)", "mine.py:6: SystemExit: 3"),
+        ("return None", "it returns an Update, not NoneType"),
+        (
+            "return Update({**model, 'w': pt.zeros(7)}, num_samples=1)",
+            "the update's 'w' has shape [7], the base model's [2]",
+        ),
+        ("return Update({'v': 1.0}, num_samples=1)", "it lacks b, w and has v beside it"),
+        ("return Update({**model, 'b': float('nan')}, num_samples=1)", "'b' has numbers that are not finite"),
+        ("return Update(model, num_samples=0)", "num_samples is 0"),
+        ("return Update(model, num_samples=1, metrics={'loss': 1e999})", "the metric 'loss' is inf"),
+        ("import sys\nsys.__stdout__.write('mine')\nreturn Update(model, num_samples=1)", "it begins 'mine{"),
+    ],
+)
+def test_mistakes_in_a_script(
+    project: Path, body: str, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_try(task(project, body), NOTHING, Limits()) == 1
+    printed = capfd.readouterr().err
+    assert expected in printed
+    assert "src/propeller" not in printed
+    assert printed.splitlines()[-1].startswith("error: ")
+
+
+def test_mistakes_while_a_script_is_loaded(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    two = "@train\ndef a(*task):\n    pass\n\n@train\ndef b(*task):\n    pass\n"
+    for text, expected in (
+        (f"{HEAD}{two}", "mine.py:8: ValueError: two functions are marked with @train: a and b"),
+        ("import nowhere\n", "mine.py:1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("x = 1\n", "mark one with @train"),
+    ):
+        assert run_try(script(project, text), NOTHING, Limits()) == 1
+        printed = capfd.readouterr().err
+        assert expected in printed
+        assert "src/propeller" not in printed
+
+
+def test_a_script_imports_what_is_beside_it_and_not_what_shadows(project: Path) -> None:
+    """Natively as when it is built: the standard library's ``json`` comes first."""
+    script(project, "raise RuntimeError('shadowed')\n", "json.py")
+    script(project, "def twice(x):\n    return 2 * x\n", "helpers.py")
+    body = "import json\nfrom helpers import twice\nreturn Update(model, num_samples=twice(21))"
+    done = run("try", task(project, body))
+    assert json.loads(done.stdout)["num_samples"] == 42, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "expected"),
+    [
+        ("--model", None, "No such file"),
+        ("--model", '{"w": [0, 0', "Invalid JSON"),
+        ("--model", "[1, 2]", "expected an object"),
+        ("--model", '{"w": [[0, 1], [0]], "b": 0}', "tensor 'w': is ragged"),
+        ("--model", '{"w": ["a"]}', "tensor 'w'"),
+        ("--data", None, "No such file"),
+        ("--data", "{", "not JSON"),
+        ("--data", "[1, 2]", "not a data set"),
+        ("--data", '{"rows": []}', "not a data set"),
+        ("--data", '{"data": []}', "no samples"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(
+    project: Path, option: str, content: str | None, expected: str
+) -> None:
+    file = project / "given.json"
+    if content is not None:
+        file.write_text(content)
+    asked = Asked(None if option == "--data" else file, None if option == "--model" else file, {}, "train")
+    with pytest.raises(StartError) as caught:
+        Trial(project / "train.py", asked)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_are_not_what_they_should_be(project: Path, tmp_path: Path) -> None:
+    train = project / "train.py"
+    assert "--hyperparams: not JSON" in said(run("try", train, "--hyperparams", "{x"))
+    assert "--hyperparams: give a JSON object" in said(run("try", train, "--hyperparams", "[1]"))
+    assert "no such file" in said(run("try", project / "absent.wasm"))
+    assert f"{project / 'README.md'}: not a Wasm program" in said(run("try", project / "README.md"))
+    alone = script(tmp_path, train.read_text())
+    assert "--model FILE" in said(run("try", alone))
+    (project / "experiment.toml").write_text("imag = 1")
+    assert "experiment.toml: imag" in said(run("try", train))
+
+
+def test_a_program_in_another_language(project: Path, tmp_path: Path) -> None:
+    """With its own model and data; what the coordinator would refuse is refused here."""
+    model, data = tmp_path / "model.safetensors", project / "data" / "1.json"
+    save_file({"w": np.zeros(2), "b": np.zeros(())}, model)
+    done = run(
+        "try", program_path("logreg"), "--model", model, "--data", data, "--hyperparams", '{"lr": 0.5}'
+    )
+    assert done.returncode == 0, done.stderr
+    update: dict[str, Any] = json.loads(done.stdout)
+    assert update["metrics"]["accuracy"] > 0.7
+    assert "Loaded dataset with 64 samples" in done.stderr
+    assert run("try", program_path("logreg"), "--model", model, "--data", data).stdout != done.stdout
+    (tmp_path / "echo.wasm").write_bytes(echo())
+    silent = run("try", tmp_path / "echo.wasm", "--model", model, "--data", data)
+    assert "standard output is not an update" in said(silent)
+
+
+def test_ctrl_c_ends_it(project: Path) -> None:
+    file = script(
+        project,
+        f"{HEAD}@train\ndef fit(*task):\n    print('begun', flush=True)\n    while True:\n        pass\n",
+    )
+    with subprocess.Popen(
+        [*PROPELLER, "try", str(file)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line == "begun\n" for line in process.stderr)
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C at a terminal is for the whole group
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "src/propeller" not in rest
