@@ -378,3 +378,22 @@ async def test_health_and_prometheus(manager: Manager) -> None:
     text = (await manager.http.get("/metrics")).text
     assert 'manager_api_request_count{method="list-tasks"} 1.0' in text
     assert 'manager_proplets{status="active"} 0.0' in text
+
+
+async def test_what_a_run_took_is_kept_with_the_task(manager: Manager) -> None:
+    await manager.proplets("p1", directed=True)
+    task_id = await manager.new_task()
+    assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
+    usage = {"total_ms": 12.5, "cpu_ms": 10, "text": "x", "flag": True}
+    result = {"task_id": task_id, "proplet_id": "p1", "results": "8", "usage": usage}
+    await manager.mqtt.say(Kind.PROPLET_RESULTS, result)
+
+    async def ended() -> dict[str, Any] | None:
+        task: dict[str, Any] = (await manager.http.get(f"/tasks/{task_id}")).json()
+        return task if task["state"] == 3 else None
+
+    task = await eventually(ended)
+    assert task is not None
+    assert task["usage"] == {"total_ms": 12.5, "cpu_ms": 10.0}
+    assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
+    assert "usage" not in (await manager.http.get(f"/tasks/{task_id}")).json()

@@ -9,7 +9,7 @@ import pytest
 
 from propeller.proplet.outbox import Outbox
 from propeller.proplet.recent import Recent
-from propeller.proplet.runner import Ran
+from propeller.proplet.runner import Ran, usage
 from propeller.proplet.service import MAX_WAITING, Proplet
 from propeller.protocol.proplet import TaskMetrics
 from propeller.protocol.task import Results, Start
@@ -39,7 +39,7 @@ class Runner:
         return Ran(Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0)
 
     async def report(self, ran: Ran) -> Results:
-        return Results(task_id=ran.job.id, proplet_id=ME, results="done")
+        return Results(task_id=ran.job.id, proplet_id=ME, results="done", usage=usage(ran))
 
 
 class Scene:
@@ -106,7 +106,8 @@ async def test_metrics_follow_a_task_unless_its_profile_says_no(scene: Scene) ->
     await scene.start("c", monitoring_profile={"enabled": True, "export_to_mqtt": True})
     await eventually(lambda: len(scene.results) == 3 and len(scene.metrics) == 2)
     assert [one.task_id for one in scene.metrics] == ["a", "c"]
-    assert scene.metrics[0].metrics["cpu_percent"] == 50.0
+    measured = scene.metrics[0].metrics
+    assert (measured["cpu_percent"], measured["prepare_ms"], measured["total_ms"]) == (50.0, 1.0, 10.0)
 
 
 async def test_a_fault_of_the_proplet_fails_the_task_alone(scene: Scene) -> None:

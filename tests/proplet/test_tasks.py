@@ -93,12 +93,9 @@ async def test_a_task_that_is_not_federated_gives_text_or_a_value(world: World) 
         me, image_url="", file=base64.b64encode(echo("carried")).decode(), env={"REPLY": "carried"}
     )
     for task, expected in ((text, "hello"), (value, "8"), (carried, "carried")):
-        assert await world.peers.result_of(task) == {
-            "task_id": task,
-            "proplet_id": me,
-            "results": expected,
-            "error": None,
-        }
+        result = await world.peers.result_of(task)
+        assert result.pop("usage")["total_ms"] > 0
+        assert result == {"task_id": task, "proplet_id": me, "results": expected, "error": None}
     assert not any(path.startswith("/datasets") for path, _ in world.services.asked)
     assert [one["task_id"] for one in world.peers.of(Kind.TASK_METRICS)] != []
 
@@ -374,3 +371,23 @@ async def test_proplets_of_one_machine_fetch_a_program_once(world: World, tmp_pa
     assert [(await world.peers.result_of(task))["results"] for task in tasks] == ["fine", "fine"]
     assert len([one for one in world.peers.requests if one.digest]) == 1
     assert not (tmp_path / "one" / "sandbox" / "programs").exists()
+
+
+async def test_what_a_task_took_is_in_its_result_and_its_metrics(world: World) -> None:
+    me = await world.join()
+    stages = {"prepare_ms", "start_ms", "run_ms", "total_ms", "cpu_ms", "memory_peak_bytes"}
+    trained = await world.peers.start(me, **federated(me), limits={"fuel": 10**9})
+    usage = (await world.peers.result_of(trained))["usage"]
+    assert stages | {"send_ms", "fuel", "compile_ms"} == set(usage)
+    assert all(value > 0 for value in usage.values())
+    failed = await world.peers.start(me, env={"FAIL": "1"})
+    assert stages == set((await world.peers.result_of(failed))["usage"])
+    refused = await world.peers.start(me, image_url="registry.test/none:latest")
+    assert "usage" not in await world.peers.result_of(refused)  # it did not run
+    sent = await eventually(lambda: found if len(found := world.peers.of(Kind.TASK_METRICS)) == 2 else None)
+    assert sent is not None
+    by_task = {one["task_id"]: one["metrics"] for one in sent}
+    assert set(by_task) == {trained, failed}
+    assert by_task[trained]["fuel"] == usage["fuel"]
+    assert {"cpu_percent", "memory_bytes", "memory_percent", "uptime_seconds"} <= set(by_task[trained])
+    assert by_task[trained]["memory_percent"] > 0

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select
+from sqlalchemy import JSON, Column, Integer, MetaData, String, Table, func, insert, select
 
 from propeller.process.run import StartError
 from propeller.store import database as module
@@ -204,3 +204,20 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"cannot open the database .*a\.db: file is not a database"):
         await database.create(TABLES)
     await database.close()
+
+
+async def test_tables_of_an_earlier_version_gain_the_columns_they_lack(tmp_path: Path) -> None:
+    now = MetaData()
+    columns = (Column("id", Integer, primary_key=True), Column("who", String(40)), Column("last seen", JSON))
+    Table("rows", now, *columns)
+    for tables in (TABLES, now, now):
+        database = Database(str(tmp_path / "d.db"))
+        await database.create(tables)
+        async with database.transaction() as connection:
+            await connection.execute(insert(tables.tables["rows"]).values(who="x"))
+        await database.close()
+    database = Database(str(tmp_path / "d.db"))
+    async with database.read() as connection:
+        found = [tuple(row) for row in await connection.execute(select(now.tables["rows"]))]
+    await database.close()
+    assert found == [(1, "x", None), (2, "x", None), (3, "x", None)]

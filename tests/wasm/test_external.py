@@ -204,7 +204,7 @@ async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
 
 def test_a_runtime_that_is_not_there(tmp_path: Path) -> None:
     for name in ("no-such-runtime", str(tmp_path)):
-        with pytest.raises(ProgramError, match="PROPLET_EXTERNAL_WASM_RUNTIME: .* is not a program"):
+        with pytest.raises(ProgramError, match=r"PROPLET_EXTERNAL_WASM_RUNTIME: .* is not a program"):
             External(name, tmp_path / "sandbox")
 
 

@@ -116,6 +116,7 @@ class Runs:
             else:
                 results = message.results if task.round_id is None else _without_update(message.results)
                 ended = self._ended(task, EndedBy.RESULT, error=message.error, results=results)
+                ended = replace(ended, usage=message.usage or None)
                 await self._store.replace(ended, State)
                 self._report(ended)
                 if message.failed:
@@ -189,6 +190,7 @@ class Runs:
             proplet_id=proplet_id,
             results=None,
             error=None,
+            usage=None,
             ended_by=None,
             start_time=moment,
             finish_time=None,

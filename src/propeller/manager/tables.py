@@ -61,6 +61,7 @@ tasks = Table(
     Column("round_id", String(128), index=True),
     Column("results", _Json),
     Column("error", Text),
+    Column("usage", _Json),
     Column("ended_by", String(16)),
     Column("stopping_on", String(128)),  # the proplet that has yet to report the run that was stopped
     Column("start_time", BigInteger),

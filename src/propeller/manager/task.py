@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -89,6 +90,7 @@ class Task:
     round_id: str | None = None
     results: Any = None
     error: str | None = None
+    usage: Mapping[str, float] | None = None
     ended_by: EndedBy | None = None
     stopping_on: str | None = None
     start_time: datetime | None = None
@@ -114,6 +116,7 @@ class Task:
             "monitoring_profile": spec.monitoring_profile,
             "mode": spec.mode,
             "limits": spec.limits,
+            "usage": self.usage,
         }
         return {
             "id": self.id,

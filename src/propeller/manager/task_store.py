@@ -143,6 +143,7 @@ def _values(task: Task) -> dict[str, Any]:
         "results": task.results,
         # PostgreSQL cannot hold NUL in a text.
         "error": task.error.replace("\0", "\ufffd") if task.error else None,
+        "usage": dict(task.usage) if task.usage else None,
         "ended_by": task.ended_by,
         "stopping_on": task.stopping_on,
         "start_time": tables.to_micros(task.start_time) if task.start_time else None,
@@ -167,6 +168,7 @@ def _task(row: Row[Any]) -> Task:
         round_id=row.round_id,
         results=row.results,
         error=row.error,
+        usage=row.usage,
         ended_by=EndedBy(row.ended_by) if row.ended_by else None,
         stopping_on=row.stopping_on,
         **times,

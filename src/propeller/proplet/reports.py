@@ -1,6 +1,9 @@
 """What a proplet publishes about its tasks."""
 
 import contextlib
+from collections.abc import Mapping
+
+import psutil
 
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.logs import get_logger
@@ -67,3 +70,24 @@ class Reports:
                 f"the update reached the coordinator neither over HTTP nor over MQTT: {error}"
             ) from None
         log.info("update published over MQTT", topic=topic, bytes=len(payload))
+
+
+def sample(task_id: str, proplet_id: str, usage: Mapping[str, float]) -> TaskMetrics:
+    """A task's use of the device over its whole run: the names of absmach/propeller, then every figure there is."""
+    total_ms, cpu_ms = usage.get("total_ms", 0.0), usage.get("cpu_ms", 0.0)
+    memory = int(usage.get("memory_peak_bytes", 0))
+    return TaskMetrics(
+        task_id=task_id,
+        proplet_id=proplet_id,
+        metrics={
+            "cpu_percent": round(100 * cpu_ms / total_ms, 2) if total_ms else 0.0,
+            "memory_bytes": memory,
+            "memory_percent": round(100 * memory / psutil.virtual_memory().total, 2),
+            "disk_read_bytes": 0,
+            "disk_write_bytes": 0,
+            "uptime_seconds": int(total_ms / 1000),
+            "thread_count": 1,
+            "file_descriptor_count": 0,
+            **usage,
+        },
+    )

@@ -3,7 +3,7 @@
 import base64
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -26,6 +26,8 @@ _LINE = 8192
 
 _FILE_URL = re.compile(r"https?://\S+\.wasm")
 """A file to fetch over HTTP, as H proplets do; an artifact would end in a tag or digest."""
+
+_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
 Execute = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
 """Runs a job; ``Sandbox.run``."""
@@ -100,7 +102,10 @@ class Runner:
         begin = time.monotonic()
         job = await self.prepare(start)
         prepare_ms = (time.monotonic() - begin) * 1000
-        return Ran(job, await self.execute(job), prepare_ms)
+        try:
+            return Ran(job, await self.execute(job), prepare_ms)
+        except TaskError as error:
+            raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
 
     async def execute(self, job: Job) -> Outcome:
         """Run a prepared task; its standard error goes to the log, a line each.
@@ -123,7 +128,7 @@ class Runner:
         log.info("Executing task", digest=job.digest)
         outcome = await self._execute(job, take)
         if outcome.error is not None:
-            raise TaskError(f"{outcome.error}: {last}" if last else outcome.error)
+            raise TaskError(f"{outcome.error}: {last}" if last else outcome.error, outcome.metrics)
         return outcome
 
     async def report(self, ran: Ran) -> Results:
@@ -139,11 +144,19 @@ class Runner:
                 task_id=task_id,
                 proplet_id=self._proplet_id,
                 results=stdout.decode(errors="replace") if value is None else value,
+                usage=usage(ran),
             )
-        update = read_update(stdout, ran.outcome.out_files.get(TENSORS_FILE), ran.job.env, self._proplet_id)
         begin = time.monotonic()
-        await self._updates.send(update, ran.job.env)
-        log.info("task stages", **stages(ran, time.monotonic() - begin))
+        try:
+            update = read_update(
+                stdout, ran.outcome.out_files.get(TENSORS_FILE), ran.job.env, self._proplet_id
+            )
+            begin = time.monotonic()
+            await self._updates.send(update, ran.job.env)
+        except TaskError as error:
+            raise TaskError(str(error), usage(ran, time.monotonic() - begin)) from error
+        taken = usage(ran, time.monotonic() - begin)
+        log.info("task stages", **{name: taken[name] for name in _STAGES if name in taken})
         envelope = FlEnvelope(
             task_id=task_id,
             round_id=update.header.round_id,
@@ -153,7 +166,12 @@ class Runner:
             format=ran.job.env.get("FL_FORMAT", "f32-delta"),
             metrics=update.header.metrics,
         )
-        return Results(task_id=task_id, proplet_id=self._proplet_id, results=envelope.model_dump(mode="json"))
+        return Results(
+            task_id=task_id,
+            proplet_id=self._proplet_id,
+            results=envelope.model_dump(mode="json"),
+            usage=taken,
+        )
 
     async def _program(self, start: Start) -> str:
         try:
@@ -184,11 +202,9 @@ def _check_supported(start: Start) -> None:
         )
 
 
-def stages(ran: Ran, send_s: float) -> Mapping[str, float]:
-    """How long each stage of a task took, in milliseconds."""
-    metrics = ran.outcome.metrics
-    return {
-        "prepare_ms": round(ran.prepare_ms, 2),
-        **{name: round(metrics[name], 2) for name in ("start_ms", "run_ms", "total_ms") if name in metrics},
-        "send_ms": round(send_s * 1000, 2),
-    }
+def usage(ran: Ran, send_s: float | None = None) -> dict[str, float]:
+    """What a task took: milliseconds of each stage and of the processors, bytes, instructions, steps."""
+    found = {"prepare_ms": ran.prepare_ms, **ran.outcome.metrics}
+    if send_s is not None:
+        found["send_ms"] = send_s * 1000
+    return {name: round(value, 2) for name, value in found.items()}

@@ -17,6 +17,7 @@ import structlog
 from propeller.process.logs import get_logger
 from propeller.proplet.outbox import Outbox
 from propeller.proplet.recent import Recent
+from propeller.proplet.reports import sample
 from propeller.proplet.runner import Runner
 from propeller.proplet.work import TaskError
 from propeller.protocol import topics
@@ -24,7 +25,6 @@ from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.proplet import TaskMetrics
 from propeller.protocol.task import Results, Start, Stop
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.wasm.job import Outcome
 
 log = get_logger("proplet")
 
@@ -187,6 +187,7 @@ class Proplet:
             result = self._failed(task_id, task.stopped)
         except TaskError as error:
             result = self._failed(task_id, str(error))
+            result.usage = dict(error.usage)
         except Exception as error:
             log.exception("a fault of the proplet ended a task")
             result = self._failed(task_id, f"a fault of the proplet: {type(error).__name__}: {error}")
@@ -205,13 +206,19 @@ class Proplet:
         if start.daemon:
             await self._run_daemon(start)
             return None
-        async with self._places:
-            ran = await self._runner.run(start)
+        usage: Mapping[str, float] = {}
         try:
-            return await self._runner.report(ran)
+            async with self._places:
+                ran = await self._runner.run(start)
+            result = await self._runner.report(ran)
+            usage = result.usage
+        except TaskError as error:
+            usage = error.usage
+            raise
         finally:
-            if _exports_metrics(start):
-                self._spawn(self._send_metrics(_metrics(start.id, self._proplet_id, ran.outcome)))
+            if usage and _exports_metrics(start):
+                self._spawn(self._send_metrics(sample(start.id, self._proplet_id, usage)))
+        return result
 
     async def _run_daemon(self, start: Start) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""
@@ -251,22 +258,3 @@ def _exports_metrics(start: Start) -> bool:
     """Whether the task's monitoring profile, if it has one, wants its metrics sent."""
     profile = start.monitoring_profile
     return profile is None or (profile.get("enabled") is True and profile.get("export_to_mqtt") is True)
-
-
-def _metrics(task_id: str, proplet_id: str, outcome: Outcome) -> TaskMetrics:
-    """A task's use of the device over its whole run."""
-    total_ms, cpu_ms = outcome.metrics.get("total_ms", 0.0), outcome.metrics.get("cpu_ms", 0.0)
-    return TaskMetrics(
-        task_id=task_id,
-        proplet_id=proplet_id,
-        metrics={
-            "cpu_percent": round(100 * cpu_ms / total_ms, 2) if total_ms else 0.0,
-            "memory_bytes": int(outcome.metrics.get("memory_peak_bytes", 0)),
-            "memory_percent": 0.0,
-            "disk_read_bytes": 0,
-            "disk_write_bytes": 0,
-            "uptime_seconds": int(total_ms / 1000),
-            "thread_count": 1,
-            "file_descriptor_count": 0,
-        },
-    )

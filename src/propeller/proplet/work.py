@@ -1,14 +1,21 @@
 """Why a task fails, and how things are done at the same time or once for several."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class TaskError(Exception):
-    """A task cannot go on; the text is what the manager is told."""
+    """A task cannot go on; the text is what the manager is told.
+
+    ``usage``: what its run took until then, if it ran.
+    """
+
+    def __init__(self, text: str, usage: Mapping[str, float] | None = None) -> None:
+        super().__init__(text)
+        self.usage = usage or {}
 
 
 async def together(*parts: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -27,6 +27,18 @@ def empty_if_null(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _usage(value: Any) -> Any:
+    """The finite numbers of an object: nobody's result is refused for what it says beside it."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        str(name)[:80]: number
+        for name, number in list(value.items())[:_MOST_FIGURES]
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < _LARGEST
+    }
+
+
+_MOST_FIGURES, _LARGEST = 64, 2.0**63
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,4000})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -142,6 +154,8 @@ class Results(Message):
     proplet_id: str | None = None
     results: Any = ""
     error: str | None = None
+    usage: Annotated[dict[str, float], BeforeValidator(_usage)] = Field(default_factory=dict)
+    """What the run took, by our proplets' names (docs/reference.md); others do not say."""
 
     @property
     def failed(self) -> bool:
@@ -159,4 +173,6 @@ class Results(Message):
     def encode(self) -> bytes:
         """Write; ``error`` is always there, ``null`` on success."""
         fields = self.model_dump(mode="json", exclude_none=True)
+        if not self.usage:
+            del fields["usage"]
         return encode_json({**fields, "error": self.error})

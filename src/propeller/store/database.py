@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, event
+from sqlalchemy import Connection, MetaData, event, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -47,7 +47,7 @@ class Database:
         return self._engine.dialect.name == "sqlite"
 
     async def create(self, tables: MetaData) -> None:
-        """Create the tables that are missing.
+        """Create the tables that are missing, and in those that an earlier version made the columns that are.
 
         Raises:
             StartError: the database cannot be opened.
@@ -55,6 +55,7 @@ class Database:
         try:
             async with self.transaction() as connection:
                 await connection.run_sync(tables.create_all)
+                await connection.run_sync(_add_columns, tables)
         except (DBAPIError, OSError) as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             place = self._engine.url.render_as_string(hide_password=True)
@@ -97,6 +98,18 @@ class Database:
             yield
         finally:
             self._writer.release()
+
+
+def _add_columns(connection: Connection, tables: MetaData) -> None:
+    """Add what tables have gained since the database was made: columns that may be NULL."""
+    found = inspect(connection)
+    names = connection.dialect.identifier_preparer
+    for table in tables.sorted_tables:
+        there = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                made = f"{names.quote(column.name)} {column.type.compile(connection.dialect)}"
+                connection.exec_driver_sql(f"ALTER TABLE {names.format_table(table)} ADD COLUMN {made}")
 
 
 _READ = "propeller_read"
