@@ -16,6 +16,10 @@ from support.net import eventually
 from support.proplet import Peers, Services, World, log_file, process, settings
 
 
+def _processes(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
 async def ended(child: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
     return await asyncio.to_thread(child.wait, timeout)
 
@@ -29,8 +33,10 @@ async def test_killed_it_reports_at_its_next_start_what_it_was_doing(world: Worl
     with process(chosen) as child:
         await world.peers.alive(chosen.client_id)
         task = await world.peers.start(chosen.client_id, env={"SPIN": "1"})
-        await eventually(lambda: executing(chosen))
-        children = psutil.Process(child.pid).children(recursive=True)
+        daemon = await world.peers.start(chosen.client_id, daemon=True, env={"SPIN": "1"})
+        await world.peers.result_of(daemon)
+        await eventually(lambda: len(_processes(child.pid)) == 3)  # the template and two tasks
+        children = _processes(child.pid)
         child.kill()
         await ended(child)
         await eventually(lambda: not any(one.is_running() and one.status() != "zombie" for one in children))
@@ -39,6 +45,8 @@ async def test_killed_it_reports_at_its_next_start_what_it_was_doing(world: Worl
     with process(chosen):
         result = await world.peers.result_of(task)
         assert result["error"] == "interrupted: the proplet ended while the task ran"
+        (place,) = (world.folder / "sandbox" / "tasks").iterdir()
+        assert list(place.iterdir()) == []  # nothing is left of the tasks
         again = await world.peers.start(chosen.client_id, task, env={"REPLY": "now"})
         await eventually(lambda: world.peers.result(again)["results"] == "now")  # type: ignore[index]
 

@@ -187,9 +187,11 @@ async def test_tasks_beyond_the_places_wait_in_order(world: World) -> None:
 
 
 async def test_a_daemon_is_reported_when_it_starts_and_runs_until_stopped(world: World) -> None:
-    me = await world.join(max_tasks=1)
+    me = await world.join(max_tasks=1, task_wall_time=0.5)
     daemon = await world.peers.start(me, daemon=True, env={"SPIN": "1"})
     assert (await world.peers.result_of(daemon))["error"] is None
+    spinning = await world.peers.start(me, env={"SPIN": "1"})
+    assert "wall_time_s" in (await world.peers.result_of(spinning))["error"]  # which a daemon does not have
     one_more = await world.peers.start(me, daemon=True)
     assert "PROPLET_MAX_TASKS" in (await world.peers.result_of(one_more))["error"]
     beside = await world.peers.start(me, env={"REPLY": "beside"})
@@ -350,13 +352,12 @@ async def test_garbage_on_every_topic_changes_nothing(world: World) -> None:
 
 async def test_a_task_asks_for_lower_limits_and_gets_no_higher_ones(world: World) -> None:
     me = await world.join(task_wall_time=30.0, task_stdout_bytes=2048)
-    spin = {"env": {"SPIN": "1"}}
     for asked, met in (
         ({"wall_time_s": 0.2, "fuel": 10**12}, "wall_time_s: over the limit of 0.2 s"),
         ({"fuel": 10_000}, "fuel: over the limit of 10000 instructions"),
         ({"module_bytes": 100}, "module_bytes: over the limit of 100 bytes"),
     ):
-        task = await world.peers.start(me, limits=asked, **spin)
+        task = await world.peers.start(me, limits=asked, env={"SPIN": "1"})
         assert (await world.peers.result_of(task))["error"] == met
     large = await world.peers.start(me, limits={"stdout_bytes": 10**6}, env={"REPLY": "x" * 4000})
     assert "stdout_bytes: over the limit of 2048 bytes" in (await world.peers.result_of(large))["error"]

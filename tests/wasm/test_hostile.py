@@ -280,7 +280,7 @@ async def test_nothing_is_inherited(sandbox: Sandbox, monkeypatch: pytest.Monkey
         for thread in (place / "task").iterdir():  # those of the runtime too
             assert "NoNewPrivs:\t1\nSeccomp:\t2" in (thread / "status").read_text()
     names = sorted(str(link.readlink()) for link in (place / "fd").iterdir())
-    tasks = next(sandbox._tasks.iterdir())
+    tasks = next(sandbox._places.own.iterdir())
     allowed = (
         "/dev/null",
         str(tasks / "in"),
