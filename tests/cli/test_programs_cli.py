@@ -111,7 +111,7 @@ def test_built_it_gives_what_it_gives_natively(project: Path) -> None:
     one, other = json.loads(native.stdout), json.loads(sandboxed.stdout)
     assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
     assert one["update"]["w"] == pytest.approx(other["update"]["w"], abs=1e-6)
-    assert one["metrics"]["accuracy"] > 0.8
+    assert one["metrics"]["accuracy"] > 0.7
     evaluated = run("try", project / "train.wasm", "--evaluate")
     assert "update" not in json.loads(evaluated.stdout)
 

@@ -36,12 +36,12 @@ def run_new(folder: Path) -> None:
 
 
 def _samples(seed: int) -> str:
-    """Two clouds of points; each device sees more of one than of the other."""
+    """A noisy feature, and a small one that tells more; each device sees more of one label than of the other."""
     source = random.Random(seed)  # noqa: S311 - an example's data
     lines = []
     for _ in range(_SAMPLES):
         label = int(source.random() < seed / 4)
-        middle = 1.0 if label else -1.0
-        x = [round(source.gauss(middle, 1), 3), round(source.gauss(-middle / 2, 1), 3)]
+        sign = 1 if label else -1
+        x = [round(source.gauss(sign, 4), 3), round(source.gauss(-sign / 2, 0.3), 3)]
         lines.append(json.dumps({"x": x, "y": label}))
     return '{"data": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
