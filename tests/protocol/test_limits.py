@@ -1,11 +1,14 @@
 """Limits that a task asks for, from a client's JSON to the proplet's own."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from propeller.cli.experiment import ExperimentFile
 from propeller.manager.task import TaskChange, TaskSpec
+from propeller.process.run import StartError
 from propeller.protocol.limits import NAMES
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import Start
@@ -66,3 +69,12 @@ def test_only_lower_ones_are_taken() -> None:
     assert mine.lowered({"wall_time_s": 3, "memory_bytes": 2000, "fuel": 7}) == replace(
         mine, wall_time_s=3, fuel=7
     )
+
+
+def test_an_experiment_file_has_them_too(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text('image = "i"\n[limits]\nwall_time_s = 1.5\nfuel = 7\n')
+    assert ExperimentFile.load(file).limits == {"wall_time_s": 1.5, "fuel": 7}
+    file.write_text('image = "i"\n[limits]\nwall_time = 1.5\n')
+    with pytest.raises(StartError, match=r"experiment\.toml: limits: 'wall_time' is no limit"):
+        ExperimentFile.load(file)

@@ -52,8 +52,14 @@ class Wiring:
 
     def of_proplet(self, name: str) -> dict[str, str]:
         """The environment of the proplet that is the client ``name``."""
+        chosen = {
+            variable: value
+            for variable, value in os.environ.items()
+            if variable.startswith("PROPLET_TASK_") or variable == "PROPLET_MAX_TASKS"
+        }
         return {
             **self._base(),
+            **chosen,
             **self._identity_of("PROPLET", name),
             "PROPLET_MQTT_ADDRESS": self.broker,
             "PROPLET_STATE": str(self.state.service_folder(name)),
