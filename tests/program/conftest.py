@@ -10,10 +10,16 @@ from propeller.program.tensors.pure import PythonMachine
 from propeller.wasm.tensors.machine import NumpyMachine
 
 
+@pytest.fixture(autouse=True)
+def _own_machine() -> Iterator[None]:
+    """What a test leaves behind is not the next one's."""
+    yield
+    session.use(NumpyMachine())
+
+
 @pytest.fixture(params=[NumpyMachine, PythonMachine])
-def machine(request: pytest.FixtureRequest) -> Iterator[StepMachine]:
+def machine(request: pytest.FixtureRequest) -> StepMachine:
     """Each machine, as the one that arrays of this test are on."""
     made: StepMachine = request.param()
     session.use(made)
-    yield made
-    session.use(NumpyMachine())
+    return made

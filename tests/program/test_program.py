@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ Task = Callable[..., tuple[int, str, str]]
 @pytest.fixture(params=[(NumpyMachine, ArrayFiles), (PythonMachine, TaskFiles)], ids=["numpy", "python"])
 def task(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Iterator[Task]:
+) -> Task:
     """Runs a function as a program on files; gives the exit code, standard output and standard error."""
     machine, files = request.param
     for name in ("in", "out"):
@@ -56,8 +56,7 @@ def task(
         code = command.run(tmp_path)
         return code, *capsys.readouterr()
 
-    yield run
-    session.use(NumpyMachine())
+    return run
 
 
 def test_a_training(task: Task, tmp_path: Path) -> None:

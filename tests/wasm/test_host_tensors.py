@@ -276,9 +276,7 @@ async def test_a_huge_tape(sandbox: Sandbox) -> None:
 
 
 async def test_answer_that_the_program_has_no_room_for(sandbox: Sandbox) -> None:
-    outcome = await run(
-        sandbox, sender([full(1, 20 * MIB), ["read", None, [1], None]]), memory_bytes=16 * MIB
-    )
+    outcome = await run(sandbox, sender([full(1, 2 * MIB), ["read", None, [1], None]]), memory_bytes=4 * MIB)
     assert outcome.error is not None
 
 

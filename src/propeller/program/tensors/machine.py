@@ -230,7 +230,7 @@ class StepMachine(ABC):
         if routine is None:
             raise TensorError(f"no steps are kept as {name!r:.40}")
         given = [self._operand(each) for each in operands]
-        if [each.spec for each in given] != routine.inputs or len(results) != len(routine.outputs):
+        if [each.spec for each in given] != routine.inputs or len(results) != len(routine.specs):
             raise TensorError(f"the steps kept as {name} are for other arrays")
         self._charge(routine.peak_bytes)
         values = [each.value for each in given]
@@ -239,7 +239,7 @@ class StepMachine(ABC):
                 values[at] = self.copy(values[at])
         for at in routine.escaping:
             given[at].shared = True
-        made = routine(values)
-        self.steps_done += len(routine.steps)
+        made = routine.run(*values)
+        self.steps_done += routine.steps
         for handle, value, spec, shared in zip(results, made, routine.specs, routine.shared, strict=True):
             self._keep(handle, value, spec, shared=shared)

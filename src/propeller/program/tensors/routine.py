@@ -3,12 +3,14 @@
 A routine works on slots: its inputs first, then one a step, then the numbers that stand in its steps.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from propeller.program.tensors.operations import infer
 from propeller.program.tensors.shapes import FLOAT, INT, ITEM_BYTES, Spec, TensorError, fits, size_bytes
+from propeller.program.tensors.straight import Step, straighten
 
 WEAK = {FLOAT, INT}
 """The dtypes of Python numbers."""
@@ -22,25 +24,16 @@ BindInto = Callable[[str, Sequence[Spec], Any, Spec, int], "Kernel | None"]
 
 
 @dataclass(slots=True)
-class _Step:
-    kernel: Kernel
-    places: list[int]
-    slot: int
-    dead: list[int]
-    """Slots that are not needed after it."""
-
-
-@dataclass(slots=True)
 class Routine:
     """A list of steps, ready to be called."""
 
     inputs: list[Spec]
     donated: list[int]
     """Inputs that the caller gives up, so that their memory may be written over."""
-    steps: list[_Step]
-    filling: list[Any]
-    """What the slots after the inputs begin with."""
-    outputs: list[int]
+    run: Callable[..., list[Any]]
+    """Does the steps on the inputs' values, and gives the outputs'."""
+    steps: int
+    """How many they are."""
     specs: list[Spec]
     """Of the outputs."""
     shared: list[bool]
@@ -49,15 +42,6 @@ class Routine:
     """Inputs whose memory an output may share."""
     peak_bytes: int
     """What its results take at most at one time."""
-
-    def __call__(self, values: list[Any]) -> list[Any]:
-        """Do the steps; ``values`` are the inputs'."""
-        slots = values + self.filling
-        for step in self.steps:
-            slots[step.slot] = step.kernel(*[slots[place] for place in step.places])
-            for place in step.dead:
-                slots[place] = None
-        return [slots[place] for place in self.outputs]
 
 
 def number(given: list[Any]) -> tuple[Any, Spec]:
@@ -130,18 +114,15 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
         ]
         kernel = bind_into(name, given, params, specs[slot], free[0]) if free else None
         dead = [place for place in ending.get(at, []) if count <= place <= slot]
-        steps.append(_Step(kernel or bind(name, given, params, specs[slot]), places, slot, dead))
+        steps.append(Step(kernel or bind(name, given, params, specs[slot]), places, slot, dead))
     # A view is taken for shared even where nothing else has its memory: it may repeat elements, or not be writable.
-    shared = [
-        roots[place] != place or place < count or [roots[each] for each in outputs].count(place) > 1
-        for place in outputs
-    ]
+    times = Counter(roots[place] for place in outputs)
+    shared = [roots[place] != place or place < count or times[place] > 1 for place in outputs]
     return Routine(
         specs[:count],
         donated,
-        steps,
-        [None] * len(steps) + numbers,
-        outputs,
+        straighten(count, steps, {size + at: value for at, value in enumerate(numbers)}, outputs),
+        len(steps),
         [specs[place] for place in outputs],
         shared,
         sorted({roots[place] for place in outputs if roots[place] < count}),
@@ -183,7 +164,7 @@ def _spec(given: Any) -> Spec:
     return dtype, infer("full", [], ["bool", sizes, 0])[1]
 
 
-def _peak(steps: Sequence[_Step], specs: Sequence[Spec]) -> int:
+def _peak(steps: Sequence[Step], specs: Sequence[Spec]) -> int:
     now = most = 0
     for step in steps:
         now += size_bytes(specs[step.slot])
