@@ -118,14 +118,10 @@ class Rounds:
         for task in await self._store.in_state(State.SCHEDULED):
             round_id = task.round_id or ""
             async with self._locks.hold(round_id):  # a round that is being launched now is not resumed
-                if round_id and round_id not in over:
-                    over[round_id] = await self._ended_early(round_id)
+                if self._coordinator is not None and round_id and round_id not in over:
+                    collects = await self._coordinator.collects(round_id)
+                    over[round_id] = None if collects else self._fleet.clock()
                 await self._runs.resume(task.id, over.get(round_id))
-
-    async def _ended_early(self, round_id: str) -> datetime | None:
-        if self._coordinator is None or await self._coordinator.collects(round_id):
-            return None
-        return self._fleet.clock()
 
     async def stop_late(self) -> None:
         """Stop what still runs for rounds that ended: it would keep the proplets' places from the rounds after."""
