@@ -268,6 +268,7 @@ async def test_compile_bomb(sandbox: Sandbox) -> None:
 async def test_nothing_is_inherited(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest has the environment and the descriptors it is given, and its process no others of the proplet's."""
     digest = await add(sandbox, command(FOREVER))
+    await eventually(lambda: not _children_of(sandbox))  # the compiler's process is gone
     job = asyncio.create_task(sandbox.run(Job("a", digest, env={"ONLY": "this"})))
     pid = max(await eventually(lambda: _children_of(sandbox)))
     place = Path(f"/proc/{pid}")
