@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.python_programs import CACHE_HOME
+from support.python_programs import CACHE_HOME, built
 from support.stack import PROPELLER, Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -49,6 +49,7 @@ def run(
 def image(up: Up, project: Path) -> str:
     """The project made, built and pushed."""
     run(up, project, "new", "mine", folder=".")
+    built(project / "train.py")  # once for all tests of this script
     assert "Built train.wasm" in run(up, project, "build", "train.py").stdout
     reference = f"{up.url('oci_registry').removeprefix('http://')}/mine:latest"
     assert "sha256:" in run(up, project, "push", "train.wasm", reference).stdout

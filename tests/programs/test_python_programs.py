@@ -21,7 +21,7 @@ from propeller.sdk import Propeller
 from propeller.wasm.job import Job, Limits
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
-from support.python_programs import CACHE_HOME, SOURCES, built, together
+from support.python_programs import COMPILED, SANDBOX, SOURCES, built, together
 from support.stack import propeller, running_stack
 
 Model = dict[str, NDArray[np.float64]]
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox(CACHE_HOME / "propeller" / "sandbox") as opened:
+    async with Sandbox(SANDBOX) as opened:
         yield opened
 
 
@@ -235,7 +235,8 @@ def test_logistic_regression_is_that_of_the_other_languages(capsys: pytest.Captu
 def test_rounds_of_the_network_over_three_proplets(tmp_path: Path) -> None:
     """35,000 numbers a model: updates travel as safetensors. No proplet has more than four of the ten digits."""
     x, y = digits()
-    with running_stack(tmp_path / "state") as up, Propeller.from_state(up.folder) as fl:
+    compiled = {"PROPLET_CACHE": str(COMPILED)}
+    with running_stack(tmp_path / "state", env=compiled) as up, Propeller.from_state(up.folder) as fl:
         image = f"{up.url('oci_registry').removeprefix('http://')}/mlp:latest"
         pushed = propeller("push", str(built(SOURCES / "mlp.py")), image)
         assert pushed.returncode == 0, pushed.stderr

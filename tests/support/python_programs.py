@@ -11,6 +11,9 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "programs" / "python"
 CACHE_HOME = ROOT / ".pytest_cache" / "python-programs"
 """As ``XDG_CACHE_HOME`` of commands, it lets them share what is built, and compiled, here."""
+SANDBOX = CACHE_HOME / "propeller" / "sandbox"
+COMPILED = SANDBOX / "programs"
+"""As ``PROPLET_CACHE`` of a stack, it spares the compilation of what a test has compiled before."""
 
 _TOGETHER = """
 from propeller.program import evaluate, registry, train
@@ -34,8 +37,7 @@ def built(script: Path, *, host_tensors: bool = True) -> Path:
     """The program of a script; a first build takes about 10 s, and one of known content none."""
     kept = CACHE_HOME / "propeller" / "programs"
     kept.mkdir(parents=True, exist_ok=True)
-    # By content too: two states of a script may be wanted at once.
-    state = f"{script.resolve()}\0{host_tensors}\0{script.read_text()}"
+    state = f"{script.name}\0{host_tensors}\0{script.read_text()}"
     target = CACHE_HOME / f"{script.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.wasm"
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes

@@ -55,15 +55,15 @@ class Wiring:
         chosen = {
             variable: value
             for variable, value in os.environ.items()
-            if variable.startswith("PROPLET_TASK_") or variable == "PROPLET_MAX_TASKS"
+            if variable.startswith("PROPLET_TASK_") or variable in {"PROPLET_MAX_TASKS", "PROPLET_CACHE"}
         }
         return {
             **self._base(),
+            "PROPLET_CACHE": self._folder("programs"),
             **chosen,
             **self._identity_of("PROPLET", name),
             "PROPLET_MQTT_ADDRESS": self.broker,
             "PROPLET_STATE": str(self.state.service_folder(name)),
-            "PROPLET_CACHE": self._folder("programs"),
             "MODEL_REGISTRY_URL": self.url("model-registry"),
             "DATA_STORE_URL": self.url("data-store"),
             "COORDINATOR_URL": self.url("coordinator"),
