@@ -44,7 +44,9 @@ _COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
-_REDUCTIONS: dict[str, Callable[..., Any]] = {  # NumPy's functions around these cost more than small arrays do
+_REDUCTIONS: dict[
+    str, Callable[..., Any]
+] = {  # NumPy's functions around these cost more than small arrays do
     "sum": np.add.reduce,
     "max": np.maximum.reduce,
     "min": np.minimum.reduce,
@@ -116,7 +118,9 @@ def _sigmoid(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
 
 def _softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
     def kernel(x: Any) -> Any:
-        powers = np.exp(np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe"))
+        powers = np.exp(
+            np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
+        )
         powers /= np.add.reduce(powers, axis=axis, keepdims=True)
         return powers
 
