@@ -31,7 +31,7 @@ def clocks(facts: Facts) -> list[Finding]:
             f"{name} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine",
             _SET_CLOCK,
         )
-        for name, ahead in facts.clocks.items()
+        for name, ahead in sorted(facts.clocks.items())
         if abs(ahead) > MOST_AHEAD_S
     ]
     if not findings:
