@@ -41,6 +41,15 @@ def entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                         pending.append(entry.path)
 
 
+def holds_anything(folder: Path) -> bool:
+    """Whether there is an entry in it, or it is gone."""
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except OSError:
+        return True
+
+
 def excess(folder: str, out_bytes: int, out_files: int) -> str | None:
     """The limit that the folder's content is over, if any; stops looking as soon as it knows."""
     size = count = 0
@@ -65,15 +74,32 @@ def collect(folder: Path) -> dict[str, bytes]:
         OutError: one is a link or another thing that is not a file.
     """
     found = {}
-    for path, status in entries(str(folder)):
-        name = os.path.relpath(path, folder)
-        if stat.S_ISDIR(status.st_mode):
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            raise OutError(f"/out/{name}: not a regular file; write files and folders only")
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:  # noqa: PTH123 - of a descriptor
-            found[name] = file.read()
+    # By descriptors: whatever a process that is about to end does to the folder meanwhile, nothing else is read.
+    for path, folders, files, at in os.fwalk(folder):
+        for name in [*folders, *files]:
+            shown = os.path.relpath(f"{path}/{name}", folder)
+            content = _content(name, at)
+            if content is None:
+                raise OutError(f"/out/{shown}: not a regular file; write files and folders only")
+            if name in files:
+                found[shown] = content
     return found
+
+
+def _content(name: str, folder: int) -> bytes | None:
+    """What is in a file of an open folder (nothing in a folder); None for anything else, which is not waited for."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISREG(kind):
+            with open(fd, "rb", closefd=False) as file:
+                return file.read()
+        return b"" if stat.S_ISDIR(kind) else None
+    finally:
+        os.close(fd)
 
 
 def remove(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,8 @@ from propeller.wasm.lines import Lines
 from propeller.wasm.link import Link, LinkError, Process
 from propeller.wasm.pipe import Sink
 from propeller.wasm.places import Places
-from propeller.wasm.programs import Programs, read_report, write_task
+from propeller.wasm.programs import Programs, write_task
+from propeller.wasm.report import read_report
 from propeller.wasm.verdict import STOPPED, judge, measure
 
 __all__ = ["Job", "Limits", "Outcome", "ProgramError", "Sandbox"]
@@ -193,7 +195,7 @@ class Sandbox:
             report = read_report(ended.result)
             if report.get("stale"):
                 return None
-            outcome = await asyncio.to_thread(
+            say = partial(
                 judge,
                 job,
                 ended,
@@ -203,6 +205,7 @@ class Sandbox:
                 stopped=running.stopped.done(),
                 exceeded=running.exceeded,
             )
+            outcome = await asyncio.to_thread(say) if folders.holds_anything(out) else say()
             return replace(outcome, metrics=measure(ended, report, begin))
         finally:
             running.process = None

@@ -24,6 +24,8 @@ _RUNTIME_BYTES = 192 * 1024 * 1024
 """Writable memory of the process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
 
 _RESULT = 3
+_KEPT: list[guest.Program] = []
+"""What ran, until the process ends: to give its memory back by itself would take a millisecond or two before the report."""
 _VALUE_BYTES = 48 * 1024
 
 
@@ -114,6 +116,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
         run = guest.Component(task) if task["component"] else guest.Core(task)
     except wasmtime.WasmtimeError as error:  # made by another build of the runtime, or damaged
         return {"error": f"sandbox: cannot load the compiled program: {guest.cause(error)}", "stale": True}
+    _KEPT.append(run)
     guard.confine([task["folder"] + "/in"], [task["folder"] + "/out"])
     report: dict[str, Any] = {"error": None, "limit": None, "exit_code": None, "value": None}
     report["entered"] = begin = time.monotonic()
