@@ -305,6 +305,7 @@ def _children_of(sandbox: Sandbox) -> list[int]:
 
 async def test_stop_is_quick(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(FOREVER))
+    await eventually(lambda: not _children_of(sandbox))  # the compiler's
     job = asyncio.create_task(sandbox.run(Job("a", digest)))
     await eventually(lambda: _children_of(sandbox))
     begin = time.monotonic()
