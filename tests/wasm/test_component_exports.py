@@ -91,6 +91,7 @@ async def test_texts_and_lists(sandbox: Sandbox) -> None:
         ("bool", "1", "inputs[0] (x: bool): 1 is not a value of type bool"),
         ("char", "ab", "inputs[0] (x: char): 'ab' is not a value of type char"),
         ("f32", "1e39", "inputs[0] (x: f32): 1e+39 is not a value of type f32"),
+        ("f64", "9" * 400, f"inputs[0] (x: f64): {'9' * 80} is not a value of type f64"),
         ("f64", '"1"', "inputs[0] (x: f64): '1' is not a value of type f64"),
     ],
 )

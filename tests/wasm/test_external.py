@@ -133,6 +133,24 @@ async def test_limits_are_enforced_from_outside(
     assert (await scene.run(echo(), env={"REPLY": "good"})).stdout == b"good"
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"export": "--dir=/"}, "name: '--dir=/' is no function's: it would be an option of the runtime"),
+        ({"env": {"--dir=/": "x"}}, "env: '--dir=/' is not the name of a variable"),
+        ({"env": {"-S": "x"}}, "env: '-S' is not the name of a variable"),
+        ({"env": {"": "x"}}, "env: '' is not the name of a variable"),
+        (
+            {"env": {"XDG_CACHE_HOME": "/proc/self/cwd/out"}},
+            "env: XDG_CACHE_HOME would change the external runtime itself: give it another name",
+        ),
+    ],
+)
+async def test_names_are_no_options_of_the_runtime(scene: Scene, fields: dict[str, Any], says: str) -> None:
+    assert (await scene.run(echo(), **fields)).error == says
+    assert not (scene.folder / "notes.json").exists()
+
+
 async def test_how_a_program_ended_is_told(scene: Scene) -> None:
     failed = await scene.run(echo(), env={"FAIL": "1"})
     assert (failed.error, failed.exit_code) == ("the program exited with code 3", 3)

@@ -36,7 +36,8 @@ _IN_FILES = frozenset({"MODEL_DATA", "DATASET_DATA", "HYPERPARAMS"})
 """Variables that are left out when they are too long: files hold the same."""
 
 _KEPT = ("PATH", "HOME", "LANG")
-_READ_BY_RUNTIMES = ("LD_", "DYLD_", "GLIBC_", "MALLOC_", "RUST_", "WASM", "PYTHON", "BASH_", "NODE_")
+_LIBRARIES = ("LD_", "DYLD_", "GLIBC_", "GCONV_", "MALLOC_", "XDG_")
+_READ_BY_RUNTIMES = (*_LIBRARIES, "RUST_", "WASM", "PYTHON", "BASH_", "NODE_")
 _READ_BY_SHELLS = frozenset({*_KEPT, "TMPDIR", "IFS", "ENV"})
 
 _LOOK_EVERY_S = 0.05
@@ -103,7 +104,7 @@ class External:
             _check(job, program)
             env = _environment(job.env)
             await asyncio.to_thread(_prepare, place, job, program.source)
-            return await self._run(job, self._command(job, program, place), env, place, on_stderr)
+            return await self._run(job, self._command(job, program, place, env), env, place, on_stderr)
         except (ProgramError, ValueError) as error:
             return Outcome(error=str(error), limit=getattr(error, "limit", None))
         except OSError as error:
@@ -111,7 +112,7 @@ class External:
         finally:
             await asyncio.shield(asyncio.to_thread(_remove, place))
 
-    def _command(self, job: Job, program: Program, place: Path) -> list[str]:
+    def _command(self, job: Job, program: Program, place: Path, env: Mapping[str, str]) -> list[str]:
         command = [self._runtime, "run"]
         name, inputs = job.export, list(job.inputs)
         if name and name != "_start" and "--invoke" not in job.args:
@@ -119,9 +120,8 @@ class External:
                 name, inputs = f"{name}({', '.join(inputs)})", []
             command += ["--invoke", name]
         command += job.args
-        passed = _environment(job.env)
         for variable in job.env:
-            command += ["--env", variable] if variable in passed else []
+            command += ["--env", variable] if variable in env else []
         for folder in ("in", "out"):
             command += ["--dir", f"{place / folder}::/{folder}"]
         return [*command, str(_program(place, job)), *inputs]
@@ -240,6 +240,8 @@ def _check(job: Job, program: Program) -> None:
     """
     if program.source.stat().st_size > job.limits.module_bytes:
         raise ProgramError(f"module_bytes: over the limit of {job.limits.module_bytes} bytes", "module_bytes")
+    if (job.export or "").startswith("-"):
+        raise ProgramError(f"name: {job.export!r:.80} is no function's: it would be an option of the runtime")
     if job.limits.fuel is not None:
         raise ProgramError("fuel: this proplet runs programs with an external runtime, which counts none")
     if program.tensors:
@@ -257,6 +259,8 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
     """
     env = {name: os.environ[name] for name in _KEPT if name in os.environ}
     for name, value in given.items():
+        if not name or name.startswith("-") or "=" in name:
+            raise ValueError(f"env: {name[:80]!r} is not the name of a variable")
         if name in _READ_BY_SHELLS or name.startswith(_READ_BY_RUNTIMES):
             raise ValueError(f"env: {name} would change the external runtime itself: give it another name")
         if len(os.fsencode(f"{name}={value}")) < VARIABLE_BYTES:

@@ -43,7 +43,7 @@ class HostTensors:
         try:
             return component.Variant("ok", self._machine.run(tape))
         except TensorError as error:
-            return component.Variant("err", str(error))
+            return component.Variant("err", str(error).encode(errors="replace").decode())  # halves of pairs
         except MemoryError:
             self._over = "tensor_bytes"
             raise

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from propeller.wasm.pipe import Pipe, Sink
+from propeller.wasm.report import figure, read_report
 
 _CODE = "import sys; sys.path[:0] = sys.argv[2:]; from propeller.wasm.template import main; main()"
 _RESULT_BYTES = 64 * 1024
@@ -77,11 +78,9 @@ class Process:
 
 def _used(result: bytes | bytearray) -> tuple[float, int] | None:
     """Seconds of CPU and bytes of memory that a process says it used; None if it did not come to say so."""
-    try:
-        report = json.loads(result)
-        return float(report["cpu_s"]), int(report["memory_peak_bytes"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    report = read_report(result)
+    seconds, size = figure(report, "cpu_s"), figure(report, "memory_peak_bytes")
+    return None if seconds is None or size is None else (seconds, int(size))
 
 
 class Link:
@@ -123,11 +122,13 @@ class Link:
         Raises:
             LinkError: it cannot be started.
         """
-        runtime = importlib.util.find_spec("wasmtime")
-        if runtime is None or runtime.origin is None:
-            raise LinkError("sandbox: the wasmtime package is not installed")
+        folders = [str(Path(__file__).parents[2])]
+        for name in ("wasmtime", "numpy"):
+            package = importlib.util.find_spec(name)
+            if package is None or package.origin is None:
+                raise LinkError(f"sandbox: the {name} package is not installed")
+            folders.append(str(Path(package.origin).parents[1]))
         self.runtime = importlib.metadata.version("wasmtime")  # here, as it would cost the template 4 MB
-        folders = [str(Path(__file__).parents[2]), str(Path(runtime.origin).parents[1])]
         # Isolated, without site: nothing of the environment, and 3 MB less.
         command = [sys.executable, "-I", "-S", "-c", _CODE, str(self._nice), *folders]
         ours, theirs = socket.socketpair()

@@ -1,5 +1,6 @@
 """The folders of one sandbox's tasks: held by a lock while it lives, removed by the next one when it is gone."""
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -20,17 +21,13 @@ class Places:
         """Make the folder, and remove those of sandboxes that are gone: no one holds their lock."""
         self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in self._base.iterdir():
-            fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                folders.remove(entry)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
-        self.own.mkdir(mode=0o700)
-        self._lock = os.open(self.own, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with contextlib.suppress(
+                FileNotFoundError, NotADirectoryError
+            ):  # another one was quicker; not ours
+                _remove_if_free(entry)
+        while self._lock < 0:
+            self.own.mkdir(mode=0o700, exist_ok=True)
+            self._lock = _hold(self.own)
 
     def close(self) -> None:
         """Remove the folder."""
@@ -42,3 +39,25 @@ class Places:
     def new(self) -> Path:
         """A name for a task's folder."""
         return self.own / secrets.token_hex(8)
+
+
+def _remove_if_free(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folders.remove(folder)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _hold(folder: Path) -> int:
+    """A descriptor that holds a folder's lock; -1: another sandbox took the folder for abandoned before it was locked."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if folder.is_dir() and os.path.samestat(os.fstat(fd), folder.stat()):
+            return fd
+        os.close(fd)
+    return -1

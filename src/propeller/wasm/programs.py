@@ -15,6 +15,7 @@ from propeller.wasm.cache import Cache, Program
 from propeller.wasm.job import Limits, ProgramError, over
 from propeller.wasm.link import Ended, Link
 from propeller.wasm.pipe import NOWHERE
+from propeller.wasm.report import read_report
 
 _MARGIN_S = 5.0
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
@@ -106,12 +107,3 @@ def write_task(path: Path, task: dict[str, Any]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - of a descriptor
         json.dump(task, file)
-
-
-def read_report(result: bytes) -> dict[str, Any]:
-    """A task process's report; a broken one (the process is not to be trusted) is none at all."""
-    try:
-        report = json.loads(result)
-    except ValueError:
-        return {}
-    return report if isinstance(report, dict) else {}

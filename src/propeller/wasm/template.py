@@ -105,13 +105,13 @@ class Template:
     def _fork(self, request: dict[str, Any]) -> None:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
         parent = os.getpid()
-        if request.get("tensors") and worker.load_tensors():  # here, once: it takes 100 ms
-            gc.collect()
-            gc.freeze()
         try:
+            if request.get("tensors") and worker.load_tensors():  # here, once: it takes 100 ms
+                gc.collect()
+                gc.freeze()
             pid = os.fork()
-        except OSError as error:
-            self._send({"id": request["id"], "failed": f"cannot fork: {error.strerror}"})
+        except (OSError, ImportError) as error:  # the other tasks go on
+            self._send({"id": request["id"], "failed": f"cannot start a process: {error}"})
             pid = -1
         if pid == 0:
             worker.main(request["task"], pipes, parent, self._nice)

@@ -6,6 +6,7 @@ another type (record, tuple, option, …) is JSON too.
 
 import json
 import math
+import sys
 from typing import Any
 
 from wasmtime import component
@@ -28,7 +29,7 @@ _INTEGERS: dict[type, tuple[str, int, int]] = {
 }
 _FLOATS: dict[type, str] = {component.F32: "f32", component.F64: "f64"}
 _TEXTS: dict[type, str] = {component.String: "string", component.Char: "char"}
-_F32_MOST = 3.4028235677973366e38  # what rounds to a finite f32
+_F32_MOST = math.nextafter(3.4028235677973366e38, 0)  # the largest that rounds to a finite f32
 
 
 def read(parameters: list[tuple[str, component.ValType]], texts: list[str]) -> list[Any]:
@@ -103,9 +104,8 @@ def _checked(kind: component.ValType, value: Any, where: str) -> Any:
         fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
     elif type(kind) in _FLOATS:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = number and (
-            not math.isfinite(value) or isinstance(kind, component.F64) or abs(value) < _F32_MOST
-        )
+        largest = sys.float_info.max if isinstance(kind, component.F64) else _F32_MOST
+        fits = number and (abs(value) <= largest or (isinstance(value, float) and not math.isfinite(value)))
         value = float(value) if fits else value
     elif isinstance(kind, component.String):
         fits = isinstance(value, str) and _is_text(value)

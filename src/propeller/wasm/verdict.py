@@ -8,6 +8,7 @@ from typing import Any
 from propeller.wasm import folder as folders
 from propeller.wasm.job import Job, Limits, Outcome, over
 from propeller.wasm.link import Ended
+from propeller.wasm.report import figure
 
 STOPPED = "stopped before completion"
 
@@ -70,15 +71,13 @@ def measure(ended: Ended, report: dict[str, Any], begin: float) -> dict[str, flo
         "cpu_ms": ended.cpu_s * 1000,
         "memory_peak_bytes": float(ended.memory_peak_bytes),
     }
-    entered, run_s, fuel = report.get("entered"), report.get("run_s"), report.get("fuel")
-    if isinstance(entered, float) and isinstance(run_s, float):
+    entered, run_s = figure(report, "entered"), figure(report, "run_s")
+    if entered is not None and run_s is not None:
         found["start_ms"] = (entered - begin) * 1000
         found["run_ms"] = run_s * 1000
-    steps = report.get("tensor_steps")
-    if isinstance(steps, int):
-        found["tensor_steps"] = float(steps)
-    if isinstance(fuel, int):
-        found["fuel"] = float(fuel)
+    for name in ("tensor_steps", "fuel"):
+        if (value := figure(report, name)) is not None:
+            found[name] = value
     return found
 
 

@@ -12,7 +12,8 @@ from numpy.random import (
 )  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.program.tensors.routine import WEAK, Kernel
-from propeller.program.tensors.shapes import Spec, elements
+from propeller.program.tensors.shapes import Spec
+from propeller.wasm.tensors import indexing
 
 _UFUNCS: dict[str, np.ufunc] = {
     "neg": np.negative,
@@ -192,77 +193,6 @@ def _cast(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
     return kernel
 
 
-def _place(params: Any) -> tuple[Any, ...]:
-    """An index as NumPy takes it, from ``cut``'s."""
-    parts: list[Any] = []
-    for part in params:
-        if isinstance(part, int):
-            parts.append(part)
-        else:
-            start, count, step = part
-            stop = start + count * step
-            parts.append(slice(start, None if stop < 0 else stop, step) if count else slice(0, 0))
-    return tuple(parts)
-
-
-def _cut(_specs: Sequence[Spec], params: Any, _dtype: Any) -> Kernel:
-    place = _place(params)
-    return lambda x: x[place]
-
-
-def _put(_specs: Sequence[Spec], params: Any, _dtype: Any) -> Kernel:
-    place = _place(params)
-
-    def kernel(x: Any, value: Any) -> Any:
-        changed = np.array(x)
-        changed[place] = value
-        return changed
-
-    return kernel
-
-
-def _rows(indices: Any, count: int) -> Any:
-    """Row numbers, checked: NumPy's own error is about another array than the program's."""
-    places = indices.astype(np.int64, copy=False)
-    if places.size and (int(places.min()) < -count or int(places.max()) >= count):
-        raise IndexError(f"an index is outside {count} rows")
-    return places
-
-
-def _take(specs: Sequence[Spec], _params: Any, _dtype: Any) -> Kernel:
-    count = specs[0][1][0]
-    return lambda x, indices: x[_rows(indices, count)]
-
-
-def _put_rows(specs: Sequence[Spec], _params: Any, _dtype: Any) -> Kernel:
-    count = specs[0][1][0]
-
-    def kernel(x: Any, indices: Any, value: Any) -> Any:
-        changed = np.array(x)
-        changed[_rows(indices, count)] = value
-        return changed
-
-    return kernel
-
-
-def _pick(specs: Sequence[Spec], _params: Any, _dtype: Any) -> Kernel:
-    rows, columns = np.arange(specs[0][1][0]), specs[0][1][1]
-    return lambda x, indices: x[rows, _rows(indices, columns)]
-
-
-def _one_hot(specs: Sequence[Spec], classes: Any, dtype: Any) -> Kernel:
-    every = np.arange(elements(specs[0][1]))
-
-    def kernel(labels: Any) -> Any:
-        if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-            raise IndexError(f"a label is outside {classes} classes")
-        made = np.zeros((every.size, classes), dtype)
-        made[every, labels.reshape(-1)] = 1
-        return made.reshape((*labels.shape, classes))
-
-    return kernel
-
-
 def _concatenate(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
     return lambda *arrays: np.concatenate(arrays, axis=axis, dtype=dtype, casting="unsafe")
 
@@ -304,12 +234,12 @@ _OTHERS: dict[str, Callable[[Sequence[Spec], Any, Any], Kernel]] = {
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
     "cast": _cast,
-    "cut": _cut,
-    "put": _put,
-    "take": _take,
-    "put_rows": _put_rows,
-    "pick": _pick,
-    "one_hot": _one_hot,
+    "cut": indexing.cut,
+    "put": indexing.put,
+    "take": indexing.take,
+    "put_rows": indexing.put_rows,
+    "pick": indexing.pick,
+    "one_hot": indexing.one_hot,
     "concatenate": _concatenate,
     "full": _full,
     "arange": _arange,
