@@ -7,7 +7,7 @@ import pytest
 
 from propeller.program import tensors as pt
 from propeller.program.tensors import TensorError, session
-from propeller.program.tensors.functions import frombytes
+from propeller.program.tensors.literals import frombytes
 from propeller.program.tensors.machine import QuotaError, StepMachine
 from propeller.program.tensors.tape import MainTape
 from propeller.wasm.tensors.machine import NumpyMachine

@@ -8,6 +8,9 @@
 Operations are recorded and cross to the host together, when a value is needed. ``jit`` records a whole function once.
 """
 
+from typing import TYPE_CHECKING, Never
+
+from propeller.program.tensors import habits
 from propeller.program.tensors.array import Array
 from propeller.program.tensors.functions import (
     Random,
@@ -16,7 +19,9 @@ from propeller.program.tensors.functions import (
     broadcast_to,
     concatenate,
     exp,
+    eye,
     full,
+    isnan,
     log,
     log_softmax,
     matmul,
@@ -42,22 +47,60 @@ from propeller.program.tensors.grad import grad, value_and_grad
 from propeller.program.tensors.shapes import TensorError
 from propeller.program.tensors.trace import jit
 
+# The methods as functions, too, and the dtypes by their names.
+abs = Array.__abs__  # noqa: A001
+all = Array.all  # noqa: A001
+any = Array.any  # noqa: A001
+argmax = Array.argmax
+argmin = Array.argmin
+clip = Array.clip
+max = Array.max  # noqa: A001
+mean = Array.mean
+min = Array.min  # noqa: A001
+std = Array.std
+sum = Array.sum  # noqa: A001
+var = Array.var
+float32 = "float32"
+float64 = "float64"
+int64 = "int64"
+uint8 = "uint8"
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Never:
+        raise AttributeError(f"{__name__} has no {name!r}{habits.hint(name)}")
+
+
 __all__ = [
     "Array",
     "Random",
     "TensorError",
+    "abs",
+    "all",
+    "any",
     "arange",
+    "argmax",
+    "argmin",
     "array",
     "broadcast_to",
+    "clip",
     "concatenate",
     "exp",
+    "eye",
+    "float32",
+    "float64",
     "full",
     "grad",
+    "int64",
+    "isnan",
     "jit",
     "log",
     "log_softmax",
     "matmul",
+    "max",
     "maximum",
+    "mean",
+    "min",
     "minimum",
     "one_hot",
     "ones",
@@ -70,8 +113,12 @@ __all__ = [
     "sqrt",
     "square",
     "stack",
+    "std",
+    "sum",
     "tanh",
+    "uint8",
     "value_and_grad",
+    "var",
     "where",
     "zeros",
     "zeros_like",

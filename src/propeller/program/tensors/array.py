@@ -4,27 +4,21 @@ Where it differs from NumPy: a slice is a value of its own, never a view; ``x +=
 the default dtype is float32.
 """
 
-import operator
 from array import array as _buffer
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Never, Self, cast
 
-from propeller.program.tensors import session
-from propeller.program.tensors.shapes import FLOAT, INT, TensorError, axis_of, elements
-from propeller.program.tensors.tape import Handle, Tape
-
-TYPECODES = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "B", FLOAT: "d", INT: "q"}
-"""Of the ``array`` module, for the elements of each dtype."""
-
-Number = float | int | bool
-Operand = "Array | float | int | bool"
+from propeller.program.tensors import habits, session, subscripts, text
+from propeller.program.tensors.literals import TYPECODES, Number
+from propeller.program.tensors.operators import Operators
+from propeller.program.tensors.shapes import INT, TensorError, axis_of, dtype_name, elements
+from propeller.program.tensors.tape import Tape
 
 
-class Array(Handle):
+class Array(Operators):
     """An n-dimensional array of one dtype: ``float32``, ``float64``, ``int64``, ``uint8`` or ``bool``."""
 
     __slots__ = ()
-    __hash__ = object.__hash__
 
     def __del__(self) -> None:
         self.tape.release(self.handle)
@@ -44,92 +38,10 @@ class Array(Handle):
         """The axes in reverse order."""
         return self.transpose()
 
-    # Arithmetic -----------------------------------------------------------------------------------------------
+    if not TYPE_CHECKING:
 
-    def __add__(self, other: Any) -> "Array":
-        return _record("add", self, other)
-
-    def __radd__(self, other: Any) -> "Array":
-        return _record("add", other, self)
-
-    def __sub__(self, other: Any) -> "Array":
-        return _record("sub", self, other)
-
-    def __rsub__(self, other: Any) -> "Array":
-        return _record("sub", other, self)
-
-    def __mul__(self, other: Any) -> "Array":
-        return _record("mul", self, other)
-
-    def __rmul__(self, other: Any) -> "Array":
-        return _record("mul", other, self)
-
-    def __truediv__(self, other: Any) -> "Array":
-        return _record("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> "Array":
-        return _record("div", other, self)
-
-    def __floordiv__(self, other: Any) -> "Array":
-        return _record("floordiv", self, other)
-
-    def __mod__(self, other: Any) -> "Array":
-        return _record("mod", self, other)
-
-    def __pow__(self, other: Any) -> "Array":
-        return (
-            _record("square", self) if isinstance(other, int) and other == 2 else _record("pow", self, other)
-        )
-
-    def __matmul__(self, other: Any) -> "Array":
-        return _record("matmul", self, other)
-
-    def __neg__(self) -> "Array":
-        return _record("neg", self)
-
-    def __abs__(self) -> "Array":
-        return _record("abs", self)
-
-    def __iadd__(self, other: Any) -> Self:
-        return self._become(self + other)
-
-    def __isub__(self, other: Any) -> Self:
-        return self._become(self - other)
-
-    def __imul__(self, other: Any) -> Self:
-        return self._become(self * other)
-
-    def __itruediv__(self, other: Any) -> Self:
-        return self._become(self / other)
-
-    # Comparison -----------------------------------------------------------------------------------------------
-
-    def __eq__(self, other: object) -> "Array":  # type: ignore[override]
-        return _record("eq", self, other)
-
-    def __ne__(self, other: object) -> "Array":  # type: ignore[override]
-        return _record("ne", self, other)
-
-    def __lt__(self, other: Any) -> "Array":
-        return _record("lt", self, other)
-
-    def __le__(self, other: Any) -> "Array":
-        return _record("le", self, other)
-
-    def __gt__(self, other: Any) -> "Array":
-        return _record("gt", self, other)
-
-    def __ge__(self, other: Any) -> "Array":
-        return _record("ge", self, other)
-
-    def __and__(self, other: Any) -> "Array":
-        return _record("and", self, other)
-
-    def __or__(self, other: Any) -> "Array":
-        return _record("or", self, other)
-
-    def __invert__(self) -> "Array":
-        return _record("not", self)
+        def __getattr__(self, name: str) -> Never:
+            raise AttributeError(f"an array has no {name!r}{habits.hint(name)}")
 
     # Reductions -----------------------------------------------------------------------------------------------
 
@@ -149,6 +61,23 @@ class Array(Handle):
         """The smallest along ``axis`` (None: of all elements)."""
         return _record("min", self, params=[_axes(axis), keepdims])
 
+    def var(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
+        """The mean of the squared distances from the mean along ``axis`` (None: of all elements)."""
+        apart = self - self.mean(axis, keepdims=True)
+        return _record("square", apart).mean(axis, keepdims=keepdims)
+
+    def std(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
+        """The square root of ``var``."""
+        return _record("sqrt", self.var(axis, keepdims=keepdims))
+
+    def any(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
+        """Whether an element along ``axis`` is not zero (None: any of all)."""
+        return (self != 0).sum(axis, keepdims=keepdims) > 0
+
+    def all(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
+        """Whether no element along ``axis`` is zero (None: none of all)."""
+        return (self == 0).sum(axis, keepdims=keepdims) == 0
+
     def argmax(self, axis: int | None = None) -> "Array":
         """Where the largest is."""
         return _record("argmax", self, params=axis)
@@ -162,24 +91,65 @@ class Array(Handle):
     def reshape(self, *shape: Any) -> "Array":
         """The same elements in another shape; one size may be -1."""
         sizes = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if sizes.count(-1) > 1:
+            raise TensorError(f"reshape: {sizes} leaves more than one size open")
         if -1 in sizes:
             at = sizes.index(-1)
             rest = elements(sizes[:at] + sizes[at + 1 :])
             sizes[at] = self.size // rest if rest else 0
         return _record("reshape", self, params=sizes)
 
-    def transpose(self, *axes: int) -> "Array":
+    def flatten(self) -> "Array":
+        """The elements in one dimension."""
+        return self.reshape(-1)
+
+    def squeeze(self, axis: int | None = None) -> "Array":
+        """Without the axes of size 1 (or without ``axis``, which has it)."""
+        gone = None if axis is None else axis_of("squeeze", axis, self.ndim)
+        if gone is not None and self.shape[gone] != 1:
+            raise TensorError(f"squeeze: axis {axis} of shape {list(self.shape)} is not of size 1")
+        kept = [size for at, size in enumerate(self.shape) if (size != 1 if gone is None else at != gone)]
+        return self.reshape(kept)
+
+    def transpose(self, *axes: Any) -> "Array":
         """The axes in this order (none given: reversed)."""
-        order = [axis_of("transpose", axis, self.ndim) for axis in axes] or list(range(self.ndim))[::-1]
+        given = axes[0] if len(axes) == 1 and isinstance(axes[0], list | tuple) else axes
+        order = [axis_of("transpose", axis, self.ndim) for axis in given] or list(range(self.ndim))[::-1]
         return _record("transpose", self, params=order)
 
-    def astype(self, dtype: str) -> "Array":
+    def clip(self, low: Any = None, high: Any = None) -> "Array":
+        """Each element, or the nearer of two bounds (None: no bound) where it is beyond."""
+        raised = self if low is None else _record("maximum", self, low)
+        return raised if high is None else _record("minimum", raised, high)
+
+    def astype(self, dtype: Any) -> "Array":
         """The elements as another dtype; floats lose their fraction in integers."""
-        return _record("cast", self, params=dtype)
+        return _record("cast", self, params=dtype_name(dtype))
 
     def copy(self) -> "Array":
         """An array of its own, which in-place changes of this one do not reach."""
         return _record("cast", self, params=self.dtype)
+
+    def __copy__(self) -> "Array":
+        return self.copy()
+
+    def __deepcopy__(self, _memo: Any) -> "Array":
+        return self.copy()
+
+    def __reduce_ex__(self, _protocol: Any) -> Never:
+        raise TypeError("an array is not pickled; store x.tolist()")
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._become(self + other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._become(self - other)
+
+    def __imul__(self, other: Any) -> Self:
+        return self._become(self * other)
+
+    def __itruediv__(self, other: Any) -> Self:
+        return self._become(self / other)
 
     # Elements -------------------------------------------------------------------------------------------------
 
@@ -192,23 +162,18 @@ class Array(Handle):
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> "Array":
-        """Positions, slices, an array of integers (rows), or an array of rows and one of columns."""
-        if isinstance(index, Array):
-            return _record("take", self, index)
-        if isinstance(index, tuple) and any(isinstance(part, Array) for part in index):
-            return _record("pick", self, _columns(self, index))
-        return _record("cut", self, params=_parts(self.shape, index))
+        """Positions, slices and ``None``; rows, columns, or one column of each row, by integers."""
+        return cast("Array", subscripts.get(self, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if isinstance(index, Array):
-            self._become(_record("put_rows", self, index, value))
-        else:
-            self._become(_record("put", self, value, params=_parts(self.shape, index)))
+        self._become(subscripts.put(self, index, value))
 
     def item(self) -> Number:
         """The one element, as a Python number."""
         if self.size != 1:
-            raise TensorError(f"an array of shape {list(self.shape)} is not one number")
+            raise TensorError(
+                f"an array of shape {list(self.shape)} is not one number; reduce it first, or read x.tolist()"
+            )
         return self._flat()[0]
 
     def tolist(self) -> Any:
@@ -232,10 +197,28 @@ class Array(Handle):
         return int(self.item())
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise TensorError(
+                f"an array of shape {list(self.shape)} is neither true nor false: use .any() or .all(), "
+                "and & | ~ for and, or, not"
+            )
         return bool(self.item())
 
+    def __round__(self, digits: int | None = None) -> Number:
+        return round(self.item(), digits)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec else str(self), spec)
+
+    def __str__(self) -> str:
+        shown = text.values(self)
+        return repr(self) if shown is None else shown
+
     def __repr__(self) -> str:
-        return f"<Array {self.dtype} {list(self.shape)}>"
+        shown = text.values(self, len("Array("))
+        return (
+            f"<Array {self.dtype} {list(self.shape)}>" if shown is None else f"Array({shown}, {self.dtype})"
+        )
 
     def _flat(self) -> Sequence[Number]:
         values = _buffer(TYPECODES[self.dtype])
@@ -270,37 +253,6 @@ def _axes(axis: int | Sequence[int] | None) -> list[int] | None:
     if axis is None:
         return None
     return [axis] if isinstance(axis, int) else list(axis)
-
-
-def _parts(shape: tuple[int, ...], index: Any) -> list[Any]:
-    """An index as ``cut`` takes it."""
-    given = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in given:
-        at = given.index(Ellipsis)
-        given[at : at + 1] = [slice(None)] * (len(shape) - len(given) + 1)
-    if len(given) > len(shape):
-        raise TensorError(f"too many indices for {len(shape)} dimensions")
-    parts: list[Any] = []
-    for part, size in zip(given, shape, strict=False):
-        if isinstance(part, slice):
-            start, stop, step = part.indices(size)
-            parts.append([start, len(range(start, stop, step)), step])
-        else:
-            place = operator.index(part)
-            if not -size <= place < size:
-                raise TensorError(f"index {place} is outside an axis of size {size}")
-            parts.append(place % size)
-    return parts
-
-
-def _columns(matrix: Array, index: tuple[Any, ...]) -> Array:
-    """The column indices of ``matrix[rows, columns]``, where the rows are all, in order."""
-    if len(index) == 2 and isinstance(index[1], Array):
-        rows: Any = index[0]
-        columns: Array = index[1]
-        if rows == slice(None) or (isinstance(rows, range) and rows == range(len(matrix))):
-            return columns
-    raise TensorError("two indices pick one column a row: write x[range(len(x)), columns]")
 
 
 Tape.make = Array

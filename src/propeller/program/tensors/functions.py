@@ -1,16 +1,15 @@
 """The functions on arrays, as NumPy has them, and how arrays are made."""
 
-import sys
-from array import array as _buffer
 from collections.abc import Sequence
 from typing import Any, cast
 
 from propeller.program.tensors import session
-from propeller.program.tensors.array import TYPECODES, Array, Number
-from propeller.program.tensors.shapes import FLOAT, INT, ITEM_BYTES, TensorError, elements, promote
+from propeller.program.tensors.array import Array
+from propeller.program.tensors.literals import Number, literal
+from propeller.program.tensors.shapes import TensorError, axis_of, dtype_name
 
 
-def array(values: Any, dtype: str | None = None) -> Array:
+def array(values: Any, dtype: Any = None) -> Array:
     """An array of these numbers.
 
     Args:
@@ -22,44 +21,22 @@ def array(values: Any, dtype: str | None = None) -> Array:
     """
     if isinstance(values, Array):
         return values.astype(dtype or values.dtype)
-    flat: list[Number] = []
-    shape = _measure(values, flat)
-    kind = dtype or _kind(flat)
-    if kind not in ITEM_BYTES:
-        raise TensorError(f"there is no dtype {kind!r}; there are {', '.join(ITEM_BYTES)}")
-    if not kind.startswith("float"):
-        flat = [int(value) for value in flat]
-    try:
-        data = _buffer(TYPECODES[kind], flat)
-    except (OverflowError, TypeError) as error:
-        raise TensorError(f"array: a value does not fit {kind}: {error}") from None
-    if sys.byteorder == "big":
-        data.byteswap()
-    return frombytes(data.tobytes(), kind, shape)
+    return cast("Array", literal(values, dtype))
 
 
-def frombytes(data: bytes, dtype: str, shape: Sequence[int]) -> Array:
-    """An array of little-endian elements.
-
-    Raises:
-        TensorError: There are not as many bytes as the shape takes.
-    """
-    if len(data) != elements(shape) * ITEM_BYTES.get(dtype, 0):
-        raise TensorError(f"array: {len(data)} bytes are not {elements(shape)} elements of {dtype}")
-    return cast("Array", session.main().create(data, (dtype, tuple(shape))))
-
-
-def full(shape: int | Sequence[int], value: Number, dtype: str = "float32") -> Array:
+def full(shape: int | Sequence[int], value: Number, dtype: Any = "float32") -> Array:
     """An array with one value everywhere."""
-    return _record("full", params=[dtype, _sizes(shape), value])
+    if isinstance(dtype, int):
+        raise TensorError(f"{dtype} is no dtype; a shape of several sizes is one argument: zeros((2, 3))")
+    return _record("full", params=[dtype_name(dtype), _sizes(shape), value])
 
 
-def zeros(shape: int | Sequence[int], dtype: str = "float32") -> Array:
+def zeros(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
     """An array of zeros."""
     return full(shape, 0, dtype)
 
 
-def ones(shape: int | Sequence[int], dtype: str = "float32") -> Array:
+def ones(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
     """An array of ones."""
     return full(shape, 1, dtype)
 
@@ -74,9 +51,19 @@ def ones_like(x: Array) -> Array:
     return full(x.shape, 1, x.dtype)
 
 
-def arange(count: int) -> Array:
-    """The integers from 0 to below ``count``."""
-    return _record("arange", params=count)
+def arange(start: int, stop: int | None = None, step: int = 1) -> Array:
+    """The integers from ``start`` to below ``stop``, as ``range`` has them; of one argument, from 0 to below it."""
+    try:
+        numbers = range(start) if stop is None else range(start, stop, step)
+    except (TypeError, ValueError) as error:
+        raise TensorError(f"arange: {error}") from None
+    counted = _record("arange", params=len(numbers))
+    return counted if numbers == range(len(numbers)) else counted * numbers.step + numbers.start
+
+
+def eye(count: int) -> Array:
+    """The identity matrix, float32."""
+    return one_hot(arange(count), count)
 
 
 def exp(x: Any) -> Array:
@@ -102,6 +89,11 @@ def square(x: Any) -> Array:
 def sign(x: Any) -> Array:
     """-1, 0 or 1 for each element."""
     return _record("sign", x)
+
+
+def isnan(x: Array) -> Array:
+    """Whether each element is NaN."""
+    return x != x  # noqa: PLR0124 - only NaN differs from itself
 
 
 def relu(x: Any) -> Array:
@@ -164,9 +156,11 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     return _record("concatenate", *arrays, params=axis)
 
 
-def stack(arrays: Sequence[Array]) -> Array:
-    """The arrays as the rows of a new first axis."""
-    return concatenate([each.reshape(1, *each.shape) for each in arrays])
+def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
+    """The arrays one after another along a new axis."""
+    parts = list(arrays)
+    at = axis_of("stack", axis, parts[0].ndim + 1) if parts else 0
+    return concatenate([each.reshape(*each.shape[:at], 1, *each.shape[at:]) for each in parts], at)
 
 
 class Random:
@@ -208,26 +202,3 @@ def _record(name: str, *operands: Any, params: Any = None) -> Array:
 
 def _sizes(shape: int | Sequence[int]) -> list[int]:
     return [shape] if isinstance(shape, int) else list(shape)
-
-
-def _kind(flat: list[Number]) -> str:
-    kinds = {
-        "bool" if isinstance(value, bool) else INT if isinstance(value, int) else FLOAT for value in flat
-    }
-    if kinds == {"bool"}:
-        return "bool"
-    kind = FLOAT if not kinds or FLOAT in kinds else INT
-    return promote(kind, "bool")
-
-
-def _measure(values: Any, flat: list[Number]) -> tuple[int, ...]:
-    """The shape of nested lists; their numbers go to ``flat``."""
-    if isinstance(values, bool | int | float):
-        flat.append(values)
-        return ()
-    if not isinstance(values, list | tuple):
-        raise TensorError(f"array: {type(values).__name__} is not a number or a list of them")
-    shapes = {_measure(each, flat) for each in values}
-    if len(shapes) > 1:
-        raise TensorError("array: the lists are not of one length")
-    return (len(values), *(shapes.pop() if shapes else ()))

@@ -32,9 +32,12 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
         loss = value[0] if isinstance(value, tuple) else value
         if not isinstance(loss, Array) or loss.shape != ():
             shown = list(loss.shape) if isinstance(loss, Array) else type(loss).__name__
-            raise TensorError(
-                f"a gradient is of one number; {function.__name__} returned {shown}: use .sum() or .mean()"
+            remedy = (
+                "use .sum() or .mean()"
+                if isinstance(loss, Array)
+                else "return an array, without float(…) or item()"
             )
+            raise TensorError(f"a gradient is of one number; {function.__name__} returned {shown}: {remedy}")
         return value, _gather(model, _backward(loss, _needed(model, notes)))
 
     return with_gradient

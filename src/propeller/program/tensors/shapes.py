@@ -26,6 +26,11 @@ class TensorError(ValueError):
     """An operation cannot be done on what it is given; the text names the operation, the shapes and what would do."""
 
 
+def dtype_name(dtype: Any) -> Any:
+    """A dtype's name, where Python's type stands for what its numbers become: ``float`` for float32."""
+    return {float: "float32", int: "int64", bool: "bool"}.get(dtype, dtype)
+
+
 def elements(shape: Sequence[int]) -> int:
     """How many elements an array of this shape has."""
     count = 1
@@ -94,7 +99,9 @@ def axis_of(name: str, axis: Any, rank: int) -> int:
     Raises:
         TensorError: There is no such axis.
     """
-    if not isinstance(axis, int) or isinstance(axis, bool) or not -rank <= axis < rank:
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise TensorError(f"{name}: an axis is an integer, not of type {type(axis).__name__}")
+    if not -rank <= axis < rank:
         raise TensorError(f"{name}: there is no axis {axis!r} in {rank} dimensions")
     return axis % rank
 

@@ -1,0 +1,56 @@
+"""What is called otherwise here than in NumPy or PyTorch, for the errors that say so."""
+
+_FUNCTIONS = "exp log sqrt square sign relu sigmoid tanh softmax log_softmax isnan maximum minimum matmul where one_hot"
+
+_HERE = {
+    **{name: f"{name}(x)" for name in _FUNCTIONS.split()},
+    "dot": "x @ y",
+    "mm": "x @ y",
+    "outer": "x[:, None] * y",
+    "einsum": "@, transpose and sum",
+    "power": "x ** y",
+    "pow": "x ** y",
+    "log1p": "log(1 + x)",
+    "expm1": "exp(x) - 1",
+    "norm": "sqrt(square(x).sum())",
+    "linalg": "sqrt(square(x).sum()) for a norm",
+    "ravel": "x.flatten()",
+    "view": "x.reshape(…)",
+    "permute": "x.transpose(…)",
+    "swapaxes": "x.transpose(…)",
+    "unsqueeze": "x[:, None]",
+    "expand_dims": "x[:, None]",
+    "newaxis": "None: x[:, None]",
+    "expand": "broadcast_to(x, shape)",
+    "asarray": "array(…)",
+    "tensor": "array(…)",
+    "empty": "zeros(…)",
+    "cat": "concatenate([…])",
+    "concat": "concatenate([…])",
+    "vstack": "concatenate([…])",
+    "hstack": "concatenate([…], axis=1)",
+    "tile": "concatenate([x] * n)",
+    "repeat": "broadcast_to and reshape",
+    "split": "slices",
+    "fill": "x[...] = value",
+    "clamp": "x.clip(low, high)",
+    "numpy": "x.tolist()",
+    "detach": "x as it is: gradients belong to grad(f)",
+    "cpu": "x as it is",
+    "to": "x.astype(dtype)",
+    "float": "x.astype('float32')",
+    "int32": "int64",
+    "float16": "float32",
+    "double": "float64",
+    "backward": "grad(f)",
+    "sort": "sorted(x.tolist())",
+    "argsort": "sorted(range(len(x)), key=x.tolist().__getitem__)",
+    "randn": "random(seed).normal(shape)",
+    "rand": "random(seed).uniform(shape)",
+    "default_rng": "random(seed)",
+}
+
+
+def hint(name: str) -> str:
+    """What does it here, to end an error with; empty where nothing is known to."""
+    return f"; here it is {_HERE[name]}" if name in _HERE else ""
