@@ -130,3 +130,21 @@ def test_printed(machine: StepMachine) -> None:
     pt.jit(lambda w: shown.append(f"{w} {x}"))(pt.ones(2))
     assert shown == ["<Array float32 [2]> <Array float32 [2, 2]>"]
     assert pt.grad(lambda w: (str(w), (w * w).sum())[1])(x[0]).tolist() == [2.0, 0.5]
+
+
+def test_many_recordings_are_warned_of(machine: StepMachine) -> None:
+    step = pt.jit(lambda x, t: x * t)
+    x = pt.ones(2)
+    for t in range(1, 32):
+        step(x, t)
+    with pytest.warns(RuntimeWarning, match="recorded 32 times") as found:
+        step(x, 32)
+    assert found[0].filename == __file__
+    step(x, 33)
+
+
+def test_seeds(machine: StepMachine) -> None:
+    first, again, other = (pt.random(seed).uniform(4).tolist() for seed in ("round-1", "round-1", "round-2"))
+    assert first == again != other
+    with pytest.raises(TensorError, match="an integer or a text"):
+        pt.random(None)  # type: ignore[arg-type]

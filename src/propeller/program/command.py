@@ -129,7 +129,8 @@ def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array
         said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(unknown)} beside it"] * bool(
             unknown
         )
-        raise TensorError(f"the update has not the base model's names: it {' and '.join(said)}")
+        remedy = "; what is to come back in the next round belongs in the first model" * bool(unknown)
+        raise TensorError(f"the update has not the base model's names: it {' and '.join(said)}{remedy}")
     fitted = {}
     for name, value in model.items():
         made = value if isinstance(value, Array) else array(value)

@@ -1,5 +1,6 @@
 """The functions on arrays, as NumPy has them, and how arrays are made."""
 
+from binascii import crc32
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -166,9 +167,11 @@ def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
 class Random:
     """A stream of random arrays that depends on its seed only, not on when it is asked."""
 
-    def __init__(self, seed: int) -> None:
-        """Args: seed: any integer; its sign does not count."""
-        self._seed, self._drawn = abs(seed), 0
+    def __init__(self, seed: int | str) -> None:
+        """Args: seed: an integer, whose sign does not count, or a text."""
+        if not isinstance(seed, int | str):
+            raise TensorError(f"random: a seed is an integer or a text, not of type {type(seed).__name__}")
+        self._seed, self._drawn = crc32(seed.encode()) if isinstance(seed, str) else abs(seed), 0
 
     def normal(self, shape: int | Sequence[int] = ()) -> Array:
         """Standard normal, float32."""
@@ -191,7 +194,7 @@ class Random:
         return _record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
 
 
-def random(seed: int) -> Random:
+def random(seed: int | str) -> Random:
     """A stream of random arrays."""
     return Random(seed)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from propeller.program.tensors import session
+from propeller.program.tensors import habits, session
 from propeller.program.tensors.array import Array
 from propeller.program.tensors.shapes import FLOAT, Spec, TensorError
 from propeller.program.tensors.tape import Handle, MainTape, Tape
@@ -23,7 +23,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     """The function, traced on its first call for each kind of arguments and replayed from then on.
 
     It must do the same operations for the same kinds of arguments, may change arrays in place, and returns arrays, numbers, None, or
-    tuples, lists and dicts of them. A value that is printed or compared inside is not there yet: that raises TensorError.
+    tuples, lists and dicts of them. A value that is compared inside is not there yet: that raises TensorError.
     """
     traces: dict[Any, _Trace] = {}
 
@@ -36,6 +36,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         trace = traces.get(key)
         if trace is None or not trace.fits():
             trace = traces[key] = _trace(function, args, kwargs)
+            habits.count_recordings(function.__name__, len(traces))
         result: R = trace(session.main(), leaves)
         return result
 
