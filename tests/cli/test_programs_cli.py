@@ -156,6 +156,8 @@ def test_an_exception_while_it_is_loaded(tmp_path: Path) -> None:
         ("mine.py", "x = 1\n", "no function is marked with @train"),
         ("mine.py", "x = '\x00'\n", "null bytes"),
         ("json.py", HEAD, "'json' is a module that the program needs itself"),
+        ("__main__.py", HEAD, "'__main__' is a module that the program needs itself"),
+        ("propeller_entry.py", HEAD, "'propeller_entry' is a module that the program needs itself"),
         ("class.py", HEAD, "a Python name"),
         ("two-words.py", HEAD, "a Python name"),
         ("mine.txt", HEAD, "give a .py file"),

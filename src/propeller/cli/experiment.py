@@ -3,13 +3,25 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from propeller.process.run import StartError
 from propeller.protocol.limits import TaskLimits
 from propeller.protocol.wire import explain
+
+
+def _sendable(values: dict[str, Any]) -> dict[str, Any]:
+    """What TOML has and JSON has not is refused: dates, times, nan and inf."""
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name} must be made of text, finite numbers, true, false, lists and tables"
+            ) from None
+    return values
 
 
 class ModelSource(BaseModel):
@@ -19,6 +31,11 @@ class ModelSource(BaseModel):
 
     version: int | None = Field(None, ge=0)
     file: str | None = None
+
+
+def _with_sendable_tensors(source: ModelSource) -> ModelSource:
+    _sendable(source.model_extra or {})
+    return source
 
 
 class DataSource(BaseModel):
@@ -39,9 +56,9 @@ class ExperimentFile(BaseModel):
     timeout_s: float = Field(60.0, gt=0)
     k_of_n: int = Field(0, ge=0)
     participants: list[str] | None = Field(None, min_length=1)
-    hyperparams: dict[str, Any] = Field(default_factory=dict)
+    hyperparams: Annotated[dict[str, Any], AfterValidator(_sendable)] = Field(default_factory=dict)
     limits: TaskLimits = None
-    model: ModelSource = Field(default_factory=ModelSource)
+    model: Annotated[ModelSource, AfterValidator(_with_sendable_tensors)] = Field(default_factory=ModelSource)
     data: DataSource | None = None
 
     @classmethod
@@ -89,7 +106,7 @@ def read_json(file: Path) -> dict[str, Any]:
         StartError: it is none.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
     except ValueError as error:
@@ -97,3 +114,7 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StartError(f"{file}: not a JSON object")
     return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 from pathlib import Path
 
 from propeller.process.run import StartError
@@ -31,8 +32,7 @@ def run_new(folder: Path) -> None:
             (folder / file.name).write_text(file.read_text().replace("NAME", name))
     for number in (1, 2, 3):
         (folder / "data" / f"{number}.json").write_text(_samples(number))
-    shown = folder if not folder.is_absolute() else folder.absolute()
-    print(f"Made {shown}. Next:\n  cd {shown}\n  propeller try train.py")
+    print(f"Made {folder}. Next:\n  cd {shlex.quote(str(folder))}\n  propeller try train.py")
 
 
 def _samples(seed: int) -> str:

@@ -6,19 +6,18 @@ Only what is imported while the script is loaded goes into it; nothing of this m
 import ast
 import hashlib
 import importlib.metadata
-import importlib.util
 import keyword
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import propeller.program
 from propeller.store.files import write_durably
+from propeller.wasm.build.kept import KeptBuilds
 
 _HERE = Path(__file__).parent
 _GUEST = Path(propeller.program.__file__).parent
@@ -31,6 +30,10 @@ _REMEDY = (
 )
 _NATIVE = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
 """Modules of the standard library that WASI's Python has not."""
+
+
+_TAKEN = {"__main__", "propeller", _ENTRY, "wit_world", "componentize_py_types", "componentize_py_runtime"}
+"""Modules that a built program has under these names."""
 
 
 class BuildError(Exception):
@@ -65,15 +68,15 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
     folder = (
         cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "programs"
     )
-    kept = folder / f"{_key(script.stem, sources, host_tensors=host_tensors)}.wasm"
-    cached = kept.is_file()
-    if not cached:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as place:
-            made = Path(place) / "program.wasm"
-            _componentize(script, sources, Path(place), made, host_tensors=host_tensors)
-            made.replace(kept)
-    content = kept.read_bytes()
+    key, kept = _key(script.stem, sources, host_tensors=host_tensors), KeptBuilds(folder)
+    content = kept.get(key)
+    cached = content is not None
+    if content is None:
+        with kept.workplace() as place:
+            made = place / "program.wasm"
+            _componentize(script, sources, place, made, host_tensors=host_tensors)
+            content = made.read_bytes()
+        kept.put(key, content)
     try:
         write_durably(output, content)
     except OSError as error:
@@ -90,7 +93,7 @@ def _sources(script: Path) -> dict[str, str]:
     name = script.stem
     if script.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name):
         raise BuildError(f"{script}: give a .py file whose name is a Python name, such as train.py")
-    if importlib.util.find_spec(name) is not None and name in sys.stdlib_module_names | {"propeller", _ENTRY}:
+    if name in sys.stdlib_module_names | _TAKEN:
         raise BuildError(
             f"{script}: {name!r} is a module that the program needs itself; call the script something else"
         )
