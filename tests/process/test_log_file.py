@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,24 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     assert [writer.wait(30) for writer in writers] == [0, 0]
     found = "".join(texts(file)).splitlines()
     assert len(found) == len(set(found)) == 300
+
+
+def test_threads_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "svc.log", max_bytes=1000)
+    start = threading.Barrier(4)
+
+    def work(name: str) -> None:
+        start.wait()
+        for number in range(100):
+            log.write(f"{name}{number:07d}\n")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = "".join(texts(tmp_path / "svc.log")).splitlines()
+    assert len(found) == len(set(found)) == 400
 
 
 def test_a_reader_gets_each_line_once_while_files_are_set_aside(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``jit``: what is replayed does what the function itself does, and memory that it writes over is nobody else's."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -277,3 +278,21 @@ def test_only_what_is_needed_is_done(machine: StepMachine) -> None:
     before = machine.steps_done
     step(x).tolist()
     assert machine.steps_done - before <= 4  # call, the sum, read, free
+
+
+def test_steps_lost_to_another_one_s_failure_are_kept_anew(machine: StepMachine) -> None:
+    """What was held when a step failed is gone, a function's steps among it."""
+    twice = pt.jit(lambda x: x * 2)
+    outside = pt.array([1.0, 2.0])[pt.array([7])]
+    held = twice(pt.array([1.0]))
+    with pytest.raises(TensorError, match="outside 2 rows"):
+        outside.tolist()
+    with pytest.raises(TensorError, match="no array with the handle"):
+        held.tolist()
+    assert twice(pt.array([3.0])).tolist() == [6.0]
+
+
+def test_a_callable_without_a_name(machine: StepMachine) -> None:
+    assert pt.jit(partial(pt.maximum, 2.0))(pt.array([1.0, 3.0])).tolist() == [2.0, 3.0]
+    with pytest.raises(TensorError, match="of one number"):
+        pt.grad(partial(pt.maximum, 2.0))(pt.array([1.0, 3.0]))

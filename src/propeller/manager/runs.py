@@ -232,6 +232,7 @@ class Runs:
 
     def _ended(self, task: Task, by: EndedBy, *, error: str | None, results: Any = None) -> Task:
         moment = self._fleet.clock()
+        self._interrupted.pop(task.id, None)
         return replace(
             task,
             state=State.FAILED if error else State.COMPLETED,

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class LogFile(io.TextIOBase):
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._max_bytes = file, max_bytes
+        self._turn = threading.Lock()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, text: str) -> int:
@@ -52,7 +54,8 @@ class LogFile(io.TextIOBase):
         line = text.encode("utf-8", "backslashreplace")
         now = os.fstat(self._descriptor)
         if stat.S_ISREG(now.st_mode) and 0 < now.st_size > self._max_bytes - len(line):
-            with contextlib.suppress(OSError):  # a file that is too long is better than a line that is lost
+            # A file that is too long is better than a line that is lost. The file's lock is for other processes only.
+            with self._turn, contextlib.suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
                 try:
                     self._begin_anew(now)

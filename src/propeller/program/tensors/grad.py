@@ -37,7 +37,8 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
                 if isinstance(loss, Array)
                 else "return an array, without float(…) or item()"
             )
-            raise TensorError(f"a gradient is of one number; {function.__name__} returned {shown}: {remedy}")
+            name = getattr(function, "__name__", "the function")
+            raise TensorError(f"a gradient is of one number; {name} returned {shown}: {remedy}")
         return value, _gather(model, _backward(loss, _needed(model, notes)))
 
     return with_gradient

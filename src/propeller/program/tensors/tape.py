@@ -147,6 +147,7 @@ class MainTape(Tape):
         self.machine = machine
         self._dead: list[int] = []
         self._traces = 0
+        self._lost: set[int] = set()
         self._held = 0
 
     def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
@@ -175,6 +176,7 @@ class MainTape(Tape):
         except TensorError:
             # Those after the step that failed were not done: free again, which does no harm.
             self._dead += [handle for name, _, freed, _ in steps if name == "free" for handle in freed]
+            self._lost.update(number for name, number, _, _ in steps if name == "define")
             raise
         return answers
 
@@ -221,6 +223,10 @@ class MainTape(Tape):
         body = {"inputs": inputs, "donated": donated, "steps": steps, "outputs": outputs}
         self.steps.append(("define", self._traces, [], body))
         return self._traces
+
+    def keeps(self, number: int) -> bool:
+        """Whether defined steps are there, as far as is known: they may have been held when another step failed."""
+        return number not in self._lost
 
     def call(self, number: int, operands: list[Any], outputs: list[Spec]) -> list[Any]:
         """Do defined steps on new operands."""

@@ -36,7 +36,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         trace = traces.get(key)
         if trace is None or not trace.fits():
             trace = traces[key] = _trace(function, args, kwargs)
-            habits.count_recordings(function.__name__, len(traces))
+            habits.count_recordings(getattr(function, "__name__", "a function"), len(traces))
         result: R = trace(session.main(), leaves)
         return result
 
@@ -104,7 +104,8 @@ class _Trace:
 
     def fits(self) -> bool:
         """Whether it can be replayed: on the tape that it was made on, with what it captured still of the same kind."""
-        return self.tape is session.main() and all(array.spec == spec for array, spec in self.captured)
+        there = self.tape is session.main() and self.tape.keeps(self.number)
+        return there and all(array.spec == spec for array, spec in self.captured)
 
     def __call__(self, tape: MainTape, leaves: list[Any]) -> Any:
         self._check_apart(leaves)
