@@ -8,6 +8,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import wasmtime
 from hypothesis import HealthCheck, given, settings
 
@@ -15,10 +16,11 @@ from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.program.tensors.machine import QuotaError
 from propeller.program.tensors.operations import OPERATIONS
 from propeller.program.tensors.shapes import TensorError, size_bytes
+from propeller.wasm import link
 from propeller.wasm.job import MIB, Job, Limits, Outcome
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.tensors.machine import NumpyMachine
-from support.guests import add
+from support.guests import add, command
 from support.tensor_guests import FIRST, sender
 
 GOOD = [["full", 1, [], ["float32", [2], 1.5]], ["add", 2, [1, [1]], None], ["read", None, [2], None]]
@@ -130,6 +132,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([["full", 9, [], ["object", [2], 0]]], "there is no dtype 'object'"),
     ([["full", 9, [], ["float32", [2], {}]]], "full: {} is no float32"),
     ([["full", 9, [], None]], "full: TypeError"),
+    ([["\ud800", 9, 5, None]], "?: TypeError"),
     ([["reshape", 9, [1], [2**62, 4]]], "has not as many elements"),
     ([["broadcast_to", 9, [1], [2**30, 2**30, 2]]], "is too large"),
     ([["one_hot", 9, [2], 2**62]], "is too large"),
@@ -389,3 +392,18 @@ def test_any_tape(tape: Any) -> None:
 def test_any_text(text: str) -> None:
     with contextlib.suppress(TensorError):
         NumpyMachine().run(text)
+
+
+async def test_a_template_that_cannot_load_numpy_serves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = link._CODE.replace("from propeller", "sys.modules['numpy'] = None; from propeller")
+    monkeypatch.setattr(link, "_CODE", without)
+    async with Sandbox(tmp_path) as sandbox:
+        before = sandbox.template_pid
+        outcome = await sandbox.run(Job("a", await add(sandbox, sender(GOOD))))
+        assert outcome.error is not None
+        assert outcome.error.startswith("sandbox: cannot start a process: ")
+        assert "numpy" in outcome.error
+        assert (await sandbox.run(Job("good", await add(sandbox, command(""))))).error is None
+        assert sandbox.template_pid == before

@@ -20,7 +20,7 @@ app = typer.Typer(
 StateOption = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
 ]
-DEFAULT_STATE = Path(".propeller")
+DEFAULT_STATE = program_commands.DEFAULT_STATE
 UsernameOption = Annotated[
     str | None, typer.Option("--username", "-u", help="Else docker's own logins are used.")
 ]

@@ -107,8 +107,8 @@ class External:
             return await self._run(job, self._command(job, program, place, env), env, place, on_stderr)
         except (ProgramError, ValueError) as error:
             return Outcome(error=str(error), limit=getattr(error, "limit", None))
-        except OSError as error:
-            return Outcome(error=f"{self._runtime} cannot be started: {error.strerror}")
+        except OSError as error:  # the disk is full, or there are no more descriptors
+            return Outcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
         finally:
             await asyncio.shield(asyncio.to_thread(_remove, place))
 
@@ -182,7 +182,11 @@ class External:
 
 
 class _Process:
-    """A runtime's process, the leader of its group; its id is kept until ``reap``, so that no signal goes astray."""
+    """A runtime's process, the leader of its group; its id is kept until ``reap``, so that no signal goes astray.
+
+    Raises:
+        ProgramError: it cannot be started.
+    """
 
     def __init__(
         self, command: list[str], env: dict[str, str], place: Path, limits: Limits, writers: list[int]
@@ -195,14 +199,17 @@ class _Process:
         }
         package = str(Path(__file__).parents[2])
         launcher = [sys.executable, "-I", "-S", "-c", _CODE, package, str(os.getpid()), str(_NICE)]
-        self._child = subprocess.Popen(  # noqa: S603 - the operator's runtime
-            [*launcher, json.dumps(bounds), *command],
-            env=env,
-            cwd=place,
-            stdin=subprocess.DEVNULL,
-            stdout=writers[0],
-            stderr=writers[1],
-        )
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - the operator's runtime
+                [*launcher, json.dumps(bounds), *command],
+                env=env,
+                cwd=place,
+                stdin=subprocess.DEVNULL,
+                stdout=writers[0],
+                stderr=writers[1],
+            )
+        except OSError as error:
+            raise ProgramError(f"{command[0]} cannot be started: {error.strerror}") from None
         self.exited = asyncio.Event()
         loop = asyncio.get_running_loop()
 

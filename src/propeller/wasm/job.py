@@ -78,7 +78,8 @@ class Outcome:
     ``limit`` names the limit that ended it. ``exit_code`` is the program's own, when it ended by itself. ``value`` is
     the first result of a called export, as text. ``out_files`` maps paths below ``/out`` to contents (only on success).
     ``metrics``: ``start_ms`` (asked → program entered), ``run_ms``, ``total_ms``, ``cpu_ms``, ``memory_peak_bytes`` (of
-    the whole process), ``fuel`` (used, when limited); ``compile_ms`` when this run had to compile first.
+    the whole process), ``fuel`` (used, when limited), ``tensor_steps`` (done on the host); ``compile_ms`` when this run had to
+    compile first.
     """
 
     error: str | None

@@ -66,9 +66,8 @@ def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     return kernel
 
 
-def bind_into(name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int) -> Kernel | None:
+def bind_into(name: str, specs: Sequence[Spec], out: Spec, position: int) -> Kernel | None:
     """``bind`` for an operation that may write over the operand at ``position``; None for those that cannot."""
-    del params
     if not out[1] or (
         name != "relu" and name not in _UFUNCS
     ):  # NumPy makes scalars of arrays without dimensions
