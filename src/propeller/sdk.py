@@ -141,6 +141,19 @@ class Propeller:
         versions: list[int] = self._ask("GET", "model_registry", "/models")["versions"]
         return versions
 
+    def latest(self) -> int:
+        """The newest model's version.
+
+        Raises:
+            PropellerError: there is no model yet.
+        """
+        versions = self.versions()
+        if not versions:
+            raise PropellerError(
+                "there is no model yet: store one with put_model, or give one in [model] of an experiment file"
+            )
+        return versions[-1]
+
     def model(self, version: int | None = None) -> dict[str, Any]:
         """A model as nested lists by tensor name; the latest if no version is given."""
         model: dict[str, Any] = self._ask(
@@ -187,7 +200,7 @@ class Propeller:
         chosen = (
             list(participants) if participants is not None else [p["id"] for p in self.proplets(alive=True)]
         )
-        version = base_version if base_version is not None else self.versions()[-1]
+        version = base_version if base_version is not None else self.latest()
         try:
             experiment = Experiment(
                 experiment_id=f"exp-{uuid.uuid4().hex[:12]}",

@@ -49,9 +49,7 @@ def _run(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Conso
     for proplet, dataset in zip(participants, datasets, strict=False):
         fl.put_dataset(proplet, dataset)
     version = experiment.model.version if model is None else fl.put_model(model)
-    base = version if version is not None else max(fl.versions(), default=None)
-    if base is None:
-        raise StartError("there is no model yet: give tensors, or file, in [model]")
+    base = version if version is not None else fl.latest()
     console.print(
         f"{escape(experiment.image)}: {experiment.rounds} rounds on {len(participants)} proplets, from model v{base}",
         soft_wrap=True,
