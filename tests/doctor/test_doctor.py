@@ -88,7 +88,7 @@ def test_participants(up: Up) -> None:
     assert report(up, "--participants", good).code == 0
 
 
-def test_services_that_hang(up: Up) -> None:
+async def test_services_that_hang(up: Up) -> None:
     begun = time.monotonic()
     with (
         hung(listener(up.url("data_store"))),
@@ -106,6 +106,7 @@ def test_services_that_hang(up: Up) -> None:
         "channel": "waits for keys",
         "image": "waits for proxy",
     }
+    await healthy_again(up)  # their answers tell the time at which they were stopped, for up to a second
 
 
 async def test_a_proplet_that_died(up: Up) -> None:
