@@ -109,12 +109,15 @@ class Template:
             if request.get("tensors") and worker.load_tensors():  # here, once: it takes 100 ms
                 gc.collect()
                 gc.freeze()
+            # A signal noted here and not yet handled would be handled in the child, whose descriptors are others.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
             pid = os.fork()
         except (OSError, ImportError) as error:  # the other tasks go on
             self._send({"id": request["id"], "failed": f"cannot start a process: {error}"})
             pid = -1
         if pid == 0:
             worker.main(request["task"], pipes, parent, self._nice)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for fd in pipes:
             os.close(fd)
         if pid > 0:

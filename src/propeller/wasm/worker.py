@@ -67,6 +67,7 @@ def load_tensors() -> bool:
 def _take_pipes(pipes: list[int]) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     nothing = os.open(os.devnull, os.O_RDONLY)
     raised = [os.dup(fd) for fd in pipes]  # above every target, as the originals may be 1, 2 or 3
     for target, fd in enumerate([nothing, *raised]):
