@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from propeller.stack.ports import GUIDE_PORTS
 from support import go_program
+from support.net import wait_until
 from support.page import Command, Shell, matches, read_page
 from support.stack import PROPELLER, Up, end
 
@@ -85,9 +85,11 @@ class Reader:
             )
         self.up = Up(self.folder / ".propeller", process, output)
         self.up.wait_ready()
-        while "Ready" not in self.up.output and process.poll() is None:
-            time.sleep(0.02)
-        return self.up.output
+        up = self.up
+        wait_until(
+            lambda: "Ready" in up.output or process.poll() is not None, what="up says that it is ready"
+        )
+        return up.output
 
     def close(self) -> None:
         """End the shell and the stack."""

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from support.net import wait_until
 from support.stack import Up, running_stack
 
 pytestmark = [
@@ -69,25 +69,26 @@ def start(up: Up, round_id: str, **changes: Any) -> str:
 
 def outcome(up: Up, round_id: str) -> dict[str, Any]:
     """The round as the coordinator shows it, once it is over; it may take a moment to appear."""
-    url, end = f"{up.url('coordinator')}/rounds/{round_id}", time.monotonic() + 30
-    while time.monotonic() < end:
+    url = f"{up.url('coordinator')}/rounds/{round_id}"
+
+    def over() -> bool:
         status = httpx.get(f"{url}/complete", params={"wait_s": 5}, timeout=30)
-        if status.is_success and (status.json()["completed"] or status.json()["state"] == "failed"):
-            shown: dict[str, Any] = httpx.get(url).json()
-            return shown
-        time.sleep(0.02)
-    raise AssertionError(f"round {round_id} did not end:\n{log(up, 'manager')[-3000:]}")
+        return status.is_success and (status.json()["completed"] or status.json()["state"] == "failed")
+
+    wait_until(over, 30, f"round {round_id} ends")
+    shown: dict[str, Any] = httpx.get(url).json()
+    return shown
 
 
 def wait_received(up: Up, round_id: str, updates: int) -> None:
     """Block until so many updates of a round are in."""
-    url, end = f"{up.url('coordinator')}/rounds/{round_id}/complete", time.monotonic() + 30
-    while time.monotonic() < end:
+    url = f"{up.url('coordinator')}/rounds/{round_id}/complete"
+
+    def received() -> bool:
         status = httpx.get(url, params={"wait_s": 5, "updates": updates - 1}, timeout=30)
-        if status.is_success and status.json()["num_updates"] >= updates:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"round {round_id} did not get {updates} updates")
+        return status.is_success and int(status.json()["num_updates"]) >= updates
+
+    wait_until(received, 30, f"round {round_id} gets {updates} updates")
 
 
 def log(up: Up, name: str) -> str:

@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from propeller.stack.env_file import EnvFile
 from support.compose_file import Container, containers, image
-from support.net import free_port
+from support.net import free_port, wait_until
 
 _BIN = Path(sys.executable).parent
 _NAME_AND_PORT = re.compile(r"(?<![\w.-])([a-z][a-z0-9-]*|127\.0\.0\.1):(\d{2,5})(?!\w)")
@@ -88,12 +87,13 @@ class Engine:
 
     def wait_healthy(self, *names: str, timeout: float = 40.0) -> None:
         """Block until services are healthy."""
-        end = time.monotonic() + timeout
         for name in names:
-            while not self.healthy(name):
-                if time.monotonic() > end or self._running[name][1].poll() is not None:
-                    raise AssertionError(f"{name} does not become healthy:\n{self.logs(name)}")
-                time.sleep(0.05)
+            process = self._running[name][1]
+            try:
+                wait_until(lambda: self.healthy(name) or process.poll() is not None, timeout)  # noqa: B023 - called here
+                assert process.poll() is None
+            except AssertionError:
+                raise AssertionError(f"{name} does not become healthy:\n{self.logs(name)}") from None
 
     def execute(self, name: str, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in a container, as ``docker compose exec`` does."""

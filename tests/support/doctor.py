@@ -3,7 +3,6 @@
 import copy
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 
 from propeller.cli.app import app
 from propeller.stack.state import State
+from support.net import wait_until
 from support.stack import Up
 
 
@@ -85,9 +85,15 @@ def gone(up: Up, process: psutil.Process) -> Iterator[None]:
     """A process that is killed, and not started again until the end of the block."""
     with hung(psutil.Process(up.process.pid)):
         process.send_signal(signal.SIGKILL)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        wait_until(lambda: _has_ended(process), what="it is killed")
         yield
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # between the two questions
+        return True
 
 
 @contextmanager

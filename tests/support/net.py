@@ -45,6 +45,16 @@ def wait_port(port: int, timeout: float = 10.0) -> None:
     raise TimeoutError(f"nothing listens on port {port}")
 
 
+def wait_until(check: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+    """Call ``check`` until what it returns is true; return that. Blocks."""
+    end = time.monotonic() + timeout
+    while not (value := check()):
+        if time.monotonic() > end:
+            raise AssertionError(f"did not happen within {timeout} s: {what or check}")
+        time.sleep(0.02)
+    return value
+
+
 @overload
 async def eventually(
     check: Callable[[], Coroutine[Any, Any, T]], timeout: float = ..., what: str = ...

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from propeller.doctor.questions import TIMEOUT_S
-from propeller.doctor.target import LISTENERS, Client, Target
+from propeller.doctor.target import Client, Target
 from propeller.process.http import ServiceError
 from propeller.stack.identity_api import IdentityApi
+from propeller.stack.services import LISTENERS
 
 
 class Accounts:

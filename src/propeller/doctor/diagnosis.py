@@ -16,8 +16,9 @@ from propeller.doctor.image import Image
 from propeller.doctor.learning import Learning
 from propeller.doctor.questions import Questions, place_of
 from propeller.doctor.services import Services
-from propeller.doctor.target import HTTP_SERVICES, SourceError, Target
+from propeller.doctor.target import SourceError, Target
 from propeller.stack.ports import GUIDE_PORTS
+from propeller.stack.services import HTTP_SERVICES
 
 NEED_A_STACK = (
     "broker",

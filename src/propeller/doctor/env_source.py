@@ -8,13 +8,14 @@ from pathlib import Path
 from propeller.doctor.advice import Advice, ContainerAdvice
 from propeller.doctor.findings import failed
 from propeller.doctor.state_source import from_state, is_state_folder
-from propeller.doctor.target import HTTP_SERVICES, LISTENERS, Client, Place, SourceError, Target
+from propeller.doctor.target import Client, Place, SourceError, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import EnvFile
 from propeller.stack.ports import GUIDE_PORTS
+from propeller.stack.services import HTTP_SERVICES, LISTENERS
 from propeller.stack.up import PROGRAM_NAME
 from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable, shown_id
 

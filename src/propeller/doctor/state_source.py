@@ -6,10 +6,11 @@ from typing import Any
 
 from propeller.doctor.advice import LocalAdvice
 from propeller.doctor.findings import failed
-from propeller.doctor.target import HTTP_SERVICES, LISTENERS, Client, Place, SourceError, Target
+from propeller.doctor.target import Client, Place, SourceError, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.ids import InvalidIdError
 from propeller.protocol.topics import Channel
+from propeller.stack.services import HTTP_SERVICES, LISTENERS
 from propeller.stack.state import State
 from propeller.stack.up import PROGRAM_NAME
 

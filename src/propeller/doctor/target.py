@@ -10,21 +10,6 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.topics import Channel
 from propeller.stack.variables import shown_id
 
-HTTP_SERVICES = (
-    "identity",
-    "manager",
-    "coordinator",
-    "aggregator",
-    "model-registry",
-    "data-store",
-    "oci-registry",
-    "proxy",
-)
-"""By the names of ``propeller serve``."""
-
-LISTENERS = ("users", "domains", "channels", "clients")
-"""Identity's ports."""
-
 
 class SourceError(Exception):
     """A stack cannot be examined, as it does not say what it is.

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from propeller.stack.services import LISTENERS
 from propeller.stack.state import Secrets, State
 
 HOST = "127.0.0.1"
@@ -108,8 +109,7 @@ class Wiring:
 
     def _identity(self) -> dict[str, str]:
         listeners = {
-            f"IDENTITY_{name.upper()}_PORT": str(self.ports[f"identity-{name}"])
-            for name in ("users", "domains", "channels", "clients")
+            f"IDENTITY_{name.upper()}_PORT": str(self.ports[f"identity-{name}"]) for name in LISTENERS
         }
         return {
             **listeners,

@@ -29,6 +29,21 @@ _MODULES = {
 SERVICES = tuple(_MODULES)
 """The names that ``propeller serve`` takes."""
 
+HTTP_SERVICES = (
+    "identity",
+    "manager",
+    "coordinator",
+    "aggregator",
+    "model-registry",
+    "data-store",
+    "oci-registry",
+    "proxy",
+)
+"""Those with an HTTP API."""
+
+LISTENERS = ("users", "domains", "channels", "clients")
+"""Identity's ports."""
+
 PARENT_FD = "PROPELLER_PARENT_FD"
 """Environment variable: a pipe's end; when it closes, the process that started this one is gone."""
 

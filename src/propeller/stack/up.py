@@ -17,6 +17,7 @@ from propeller.stack.env_file import EnvFile
 from propeller.stack.environment import HOST, Wiring
 from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
+from propeller.stack.services import HTTP_SERVICES, LISTENERS
 from propeller.stack.state import State
 from propeller.stack.supervisor import Plan, Supervisor
 from propeller.stack.variables import client_variables, env_values
@@ -142,7 +143,7 @@ class _Stack:
             self._report("broker", self._wiring.broker)
 
     async def _provision(self) -> None:
-        urls = (self._wiring.url(f"identity-{name}") for name in ("users", "domains", "channels", "clients"))
+        urls = (self._wiring.url(f"identity-{name}") for name in LISTENERS)
         provisioner = Provisioner(*urls)
         try:
             await provisioner.ensure(self._wiring.secrets, self._options.proplets)
@@ -201,19 +202,9 @@ class _Stack:
 
     def _describe(self, image: str) -> dict[str, Any]:
         wiring = self._wiring
-        identity = {
-            name: wiring.url(f"identity-{name}") for name in ("users", "domains", "channels", "clients")
-        }
+        identity = {name: wiring.url(f"identity-{name}") for name in LISTENERS}
         services: dict[str, Any] = {"identity": {"url": identity["users"], **identity}}
-        for service in (
-            "manager",
-            "coordinator",
-            "aggregator",
-            "model-registry",
-            "data-store",
-            "oci-registry",
-            "proxy",
-        ):
+        for service in HTTP_SERVICES[1:]:
             services[service.replace("-", "_")] = {"url": wiring.url(service)}
         return {
             "services": services,
