@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from propeller.web.auth import Principal, unauthorized
+from propeller.errors import UnauthenticatedError
+from propeller.web.auth import Principal
 from support.coordinator import assembled, experiment, update
 
 CALLERS = {
@@ -21,7 +22,7 @@ CALLERS = {
 async def verify(header: str) -> Principal:
     name = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")[0]
     if name not in CALLERS:
-        raise unauthorized("no such client")
+        raise UnauthenticatedError("no such client")
     return CALLERS[name]
 
 

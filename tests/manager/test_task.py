@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from propeller.errors import InvalidError
 from propeller.manager.task import State, Task, TaskSpec, preview, read_program
 from propeller.protocol.wire import MalformedMessageError
-from propeller.web.errors import BadRequestError
 
 MOMENT = datetime(2026, 1, 21, 16, 12, 11, 250_000, tzinfo=UTC)
 
@@ -80,5 +80,5 @@ def test_a_preview_shows_both_ends_only(content: bytes) -> None:
 
 @pytest.mark.parametrize("text", ["no base64!", "AGFzbQ", base64.b64encode(b"ELF").decode(), 5, ["x"]])
 def test_a_program_must_be_wasm_in_base64(text: Any) -> None:
-    with pytest.raises(BadRequestError, match="file"):
+    with pytest.raises(InvalidError, match="file"):
         read_program(text)

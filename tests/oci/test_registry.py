@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.errors import UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci.manifest import (
@@ -24,7 +25,7 @@ from propeller.oci.manifest import (
 from propeller.oci.registry import create_registry
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
-from propeller.web.auth import Principal, unauthorized
+from propeller.web.auth import Principal
 from support.registries import LOGIN, basic, embedded, wasm
 
 BLOB = wasm(300_000)
@@ -343,7 +344,7 @@ async def test_clients_that_identity_knows_pull_and_managers_push(tmp_path: Path
 
     async def verify(header: str) -> Principal:
         if header not in roles:
-            raise unauthorized("the key is wrong")
+            raise UnauthenticatedError("the key is wrong")
         return Principal("client", roles[header], roles[header])
 
     async with browser(tmp_path, verify=verify) as http:

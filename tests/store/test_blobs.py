@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from propeller.process.files import remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import InvalidIdError
 from propeller.store.blobs import BlobMissingError, Blobs
-from propeller.store.files import remove_left_over, write_durably
 
 
 async def test_what_is_put_is_got_and_listed_until_deleted(tmp_path: Path) -> None:

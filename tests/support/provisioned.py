@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from propeller.errors import ConflictError
 from propeller.identity.channels import PUBLISH, SUBSCRIBE
 from propeller.identity.clients import NewClient
 from propeller.identity.records import Page
 from propeller.identity.service import Identity
 from propeller.web.auth import Principal
-from propeller.web.errors import ConflictError
 
 DOMAIN, CHANNEL = "fl-demo", "fl"
 SERVICES = ("manager", "fl-coordinator", "proxy")

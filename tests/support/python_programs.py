@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 from pathlib import Path
 
-from propeller.store.files import write_durably
+from propeller.process.files import write_durably
 from propeller.wasm.build import build
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
+from propeller.errors import ConflictError, NotFoundError
 from propeller.process.http import ServiceError
 from propeller.protocol.ids import Id, check_id
 from propeller.protocol.rounds import Experiment
 from propeller.protocol.wire import decode_object
 from propeller.web.app import Router, create_app
-from propeller.web.errors import ConflictError, NotFoundError
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port
 

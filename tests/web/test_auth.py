@@ -9,11 +9,12 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 
+from propeller.errors import UnauthenticatedError
 from propeller.process.http import ServiceClient
 from propeller.process.settings import HttpSettings
 from propeller.web import auth
 from propeller.web.app import create_app
-from propeller.web.auth import IdentityVerifier, Principal, caller, unauthorized, verifier
+from propeller.web.auth import IdentityVerifier, Principal, caller, verifier
 from support.net import free_port
 
 Serving = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -39,7 +40,7 @@ def identity() -> Identity:
     async def verify(body: dict[str, str]) -> Any:
         made.asked += 1
         if body["authorization"] != GOOD:
-            raise unauthorized("the token has expired")
+            raise UnauthenticatedError("the token has expired")
         return made.says
 
     return made

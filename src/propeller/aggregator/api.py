@@ -4,14 +4,13 @@ import asyncio
 
 from fastapi import FastAPI, Request, Response
 
-from propeller.aggregator.service import Aggregator, NoUpdatesError, UpdateRefusedError
-from propeller.fl.strategy import UnknownStrategyError
+from propeller.aggregator.service import Aggregator
+from propeller.errors import (
+    UnsupportedTypeError,
+)
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS_SEQ,
-    DocumentTooLargeError,
-    NotAcceptableError,
-    TensorError,
     encode,
     media_type,
     negotiate,
@@ -19,7 +18,6 @@ from propeller.fl.tensors import (
 from propeller.web.app import create_app
 from propeller.web.auth import Verify
 from propeller.web.body import read_body
-from propeller.web.errors import ApiError, BadRequestError
 
 
 def create_api(
@@ -33,26 +31,17 @@ def create_api(
         """Aggregate updates: ``{"updates": [...]}`` in JSON, or a stream of safetensors documents."""
         accept = request.headers.get("accept")
         kind = media_type(request.headers.get("content-type"))
-        try:
-            negotiate(accept)  # before the work, not after it
-            if kind == SAFETENSORS_SEQ:
-                model = await service.aggregate_stream(request.stream(), strategy)
-            elif kind == JSON:
-                body = await read_body(request, max_json_bytes)
-                model = await service.aggregate(body, strategy)
-            else:
-                raise ApiError(
-                    415, f"Content-Type {kind[:80]!r} cannot be read; send {JSON} or {SAFETENSORS_SEQ}"
-                )
-            chosen, content = await asyncio.to_thread(encode, model, accept)
-        except NotAcceptableError as error:
-            raise ApiError(406, str(error)) from None
-        except (UnknownStrategyError, NoUpdatesError) as error:
-            raise BadRequestError(str(error)) from None
-        except DocumentTooLargeError as error:
-            raise ApiError(413, str(error)) from None
-        except (UpdateRefusedError, TensorError) as error:
-            raise ApiError(422, str(error)) from None
+        negotiate(accept)  # before the work, not after it
+        if kind == SAFETENSORS_SEQ:
+            model = await service.aggregate_stream(request.stream(), strategy)
+        elif kind == JSON:
+            body = await read_body(request, max_json_bytes)
+            model = await service.aggregate(body, strategy)
+        else:
+            raise UnsupportedTypeError(
+                f"Content-Type {kind[:80]!r} cannot be read; send {JSON} or {SAFETENSORS_SEQ}"
+            )
+        chosen, content = await asyncio.to_thread(encode, model, accept)
         return Response(content, media_type=chosen)
 
     return app

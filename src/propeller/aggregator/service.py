@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from propeller.errors import InvalidError, UnprocessableError
 from propeller.fl.strategy import Strategy, new_strategy
 from propeller.fl.tensors import (
     DocumentTooLargeError,
@@ -39,14 +40,14 @@ class Updates(Message):
     updates: list[WeightedUpdate]
 
 
-class NoUpdatesError(ValueError):
+class NoUpdatesError(InvalidError):
     """There is nothing to aggregate."""
 
     def __init__(self) -> None:
         super().__init__("No updates provided")
 
 
-class UpdateRefusedError(ValueError):
+class UpdateRefusedError(UnprocessableError):
     """An update cannot take part; the text names its sender, or its place, and the tensor."""
 
     def __init__(self, sender: str, number: int, reason: object) -> None:
@@ -70,7 +71,7 @@ class Aggregator:
             MalformedMessageError: the body is not ``Updates``.
             NoUpdatesError: the list is empty.
             UpdateRefusedError: one of them cannot take part.
-            TensorError: the aggregate is not finite.
+            UnprocessableError: the aggregate is not finite.
         """
         folding = new_strategy(strategy)
         if len(body) <= _QUICK:
@@ -83,7 +84,7 @@ class Aggregator:
         Each has ``num_samples``, and should have ``proplet_id``, in its ``__metadata__``.
 
         Raises:
-            UnknownStrategyError, NoUpdatesError, UpdateRefusedError, TensorError: as ``aggregate``.
+            UnknownStrategyError, NoUpdatesError, UnprocessableError: as ``aggregate``.
             DocumentTooLargeError: an update is over the limit.
         """
         folding, number = new_strategy(strategy), 0
@@ -100,7 +101,7 @@ class Aggregator:
             raise UpdateRefusedError("", number + 1, error) from None
         if not number:
             raise NoUpdatesError
-        aggregate = await asyncio.to_thread(folding.finish)
+        aggregate = await asyncio.to_thread(_finish, folding)
         log.info("aggregated", strategy=strategy, updates=number)
         return aggregate
 
@@ -114,7 +115,7 @@ def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
             folding.fold(from_json(update.update), update.num_samples)
         except TensorError as error:
             raise UpdateRefusedError(update.proplet_id, number, error) from None
-    aggregate = folding.finish()
+    aggregate = _finish(folding)
     log.info("aggregated", strategy=strategy, updates=len(updates))
     return aggregate
 
@@ -127,6 +128,13 @@ def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:
         folding.fold(tensors, _samples(metadata))
     except TensorError as error:
         raise UpdateRefusedError(sender, number, error) from None
+
+
+def _finish(folding: Strategy) -> Tensors:
+    try:
+        return folding.finish()
+    except TensorError as error:
+        raise UnprocessableError(str(error)) from None
 
 
 def _samples(metadata: dict[str, str]) -> int:

@@ -16,9 +16,9 @@ from propeller.oci.errors import OciError
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
 from propeller.oci.upload import Artifact
+from propeller.process.files import write_durably
 from propeller.process.run import StartError
 from propeller.protocol.registry import WASM_MAGIC
-from propeller.store.files import write_durably
 
 T = TypeVar("T")
 

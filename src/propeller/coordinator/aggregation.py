@@ -10,11 +10,10 @@ from propeller.coordinator.peers import Aggregator, ModelRegistry
 from propeller.coordinator.record import Record
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.updates import Document, check_shapes
+from propeller.errors import ConflictError, PropellerError
 from propeller.fl.round_state import State
-from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.store.blobs import Blobs
-from propeller.web.errors import ApiError, ConflictError
 
 log = get_logger("coordinator")
 
@@ -72,9 +71,9 @@ class Aggregation:
         for delay in (*self._delays, None):
             try:
                 return await self._try(record, proplet_ids)
-            except (ServiceError, ApiError) as error:
+            except PropellerError as error:
                 reason = str(error)
-                final = isinstance(error, ApiError) or _is_final(error)
+                final = not error.temporary
             except Exception as error:
                 # Of the blobs' store, most likely. A round must not be left open by what was not foreseen.
                 log.exception("updates cannot be aggregated", round_id=record.round_id)
@@ -150,8 +149,3 @@ class Aggregation:
         for proplet_id in proplet_ids:
             async for piece in self._blobs.stream(record.updates[proplet_id].digest):
                 yield piece
-
-
-def _is_final(error: ServiceError) -> bool:
-    """Whether trying again cannot help: the peer understood and said no."""
-    return error.status is not None and 400 <= error.status < 500 and error.status not in {401, 403, 408, 429}

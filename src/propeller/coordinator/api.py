@@ -7,11 +7,11 @@ from fastapi import Depends, FastAPI, Query, Request
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import read_update
+from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import CBOR, LONGEST_WAIT_S, Experiment, Failure, model_uri
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
-from propeller.web.errors import ApiError, BadRequestError
 
 log = get_logger("coordinator")
 
@@ -65,7 +65,7 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
     @app.get("/task")
     async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
         if not round_id:
-            raise BadRequestError("round_id is required")
+            raise InvalidError("round_id is required")
         experiment = (await service.record(round_id)).experiment
         hyperparams = experiment.hyperparams
         return {
@@ -92,7 +92,7 @@ def _add_updates(app: FastAPI, service: Coordinator) -> None:
         proplet_id = incoming.header.proplet_id
         # The manager checks who calls its own /fl/update, and passes the update on.
         if not who.may_act_for(proplet_id) and who.role != "manager":
-            raise ApiError(403, f"client {who.id} may not send an update as {proplet_id}")
+            raise RefusedError(f"client {who.id} may not send an update as {proplet_id}")
         await service.take(incoming)
         return {"status": "accepted"}
 
@@ -134,4 +134,4 @@ def _add_rounds(app: FastAPI, service: Coordinator) -> None:
 
 def _check_may_control(who: Principal) -> None:
     if who.kind == "client" and who.role not in {"manager", "coordinator"}:
-        raise ApiError(403, f"client {who.id} may not control rounds: only users and the manager may")
+        raise RefusedError(f"client {who.id} may not control rounds: only users and the manager may")

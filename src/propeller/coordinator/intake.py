@@ -8,13 +8,12 @@ from sqlalchemy.exc import DBAPIError
 
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import read_update
+from propeller.errors import PropellerError, UnavailableError
 from propeller.fl.tensors import JSON, SAFETENSORS
 from propeller.mqtt.session import Session
-from propeller.process.errors import BusyError
 from propeller.process.logs import get_logger
 from propeller.protocol.topics import UPDATES_FILTER, Channel, Kind, parse
 from propeller.protocol.wire import MalformedMessageError
-from propeller.web.errors import ApiError
 
 log = get_logger("coordinator")
 
@@ -22,7 +21,7 @@ DELAYS, LONGEST_DELAY_S = (0.2, 1.0, 5.0), 15.0
 """Seconds between tries to store an update, when the database or the blobs fail."""
 
 
-_AWAY = (OSError, DBAPIError, BusyError, BaseError)
+_AWAY = (OSError, DBAPIError, UnavailableError, BaseError)
 """What the database and the blobs raise while they cannot be used."""
 
 
@@ -50,7 +49,7 @@ class Intake:
         while True:
             try:
                 await self._take(topic, payload)
-            except (MalformedMessageError, ApiError) as error:
+            except (MalformedMessageError, PropellerError) as error:
                 log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
                 return
             except _AWAY as error:

@@ -4,14 +4,28 @@ from typing import Any
 
 from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.record import Counted, Record
+from propeller.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    PropellerError,
+    RefusedError,
+    UnprocessableError,
+)
 from propeller.fl.round_state import State, Verdict
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import UpdateHeader
-from propeller.web.errors import ApiError
 
 log = get_logger("coordinator")
 
-_OUTCOMES = {400: "malformed", 403: "foreign", 404: "unknown_round", 409: "conflict", 422: "misfit"}
+_OUTCOMES: dict[type[PropellerError], str] = {
+    UnprocessableError: "misfit",
+    InvalidError: "malformed",
+    RefusedError: "foreign",
+    NotFoundError: "unknown_round",
+    ConflictError: "conflict",
+}
+"""The label of a refused update in the metrics, by the kind of the error; the first that fits."""
 
 
 class Journal:
@@ -39,15 +53,14 @@ class Journal:
         """An update counts, or already did."""
         self._metrics.updates.labels(verdict.value).inc()
 
-    def refused(self, header: UpdateHeader, error: ApiError) -> None:
+    def refused(self, header: UpdateHeader, error: PropellerError) -> None:
         """An update does not count."""
-        self._metrics.updates.labels(_OUTCOMES.get(error.status, "refused")).inc()
+        self._metrics.updates.labels(_outcome(error)).inc()
         log.warning(
             "update refused",
             round_id=header.round_id,
             proplet_id=header.proplet_id,
-            status=error.status,
-            reason=error.reason,
+            reason=str(error),
         )
 
     def moved(self, before: Record, after: Record, update: Counted | None) -> None:
@@ -74,6 +87,10 @@ class Journal:
                 self._metrics.aggregation.observe(after.ended_at - after.closed_at)
         elif after.state is State.FAILED:
             line.error("Round failed", reason=after.round.reason)
+
+
+def _outcome(error: PropellerError) -> str:
+    return next((label for kind, label in _OUTCOMES.items() if isinstance(error, kind)), "refused")
 
 
 def _closed(line: Any, record: Record) -> None:

@@ -5,9 +5,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 from propeller.coordinator.updates import Shapes
+from propeller.errors import NotFoundError
 from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, TensorError, Tensors, decode, from_safetensors
 from propeller.process.http import ServiceClient, ServiceError
-from propeller.web.errors import NotFoundError
 
 _SHAPES_KEPT = 64
 

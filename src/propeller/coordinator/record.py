@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from propeller.coordinator.updates import Document, Shapes
+from propeller.errors import ConflictError
 from propeller.fl.round_state import Plan, Round, State
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
-from propeller.web.errors import ConflictError
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from propeller.coordinator.peers import ModelRegistry
 from propeller.coordinator.record import Counted, Record, new_record
 from propeller.coordinator.store import RoundStore, StoreConflictError
 from propeller.coordinator.updates import Incoming, read_document
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
     Aggregate,
     Aggregated,
@@ -30,10 +31,9 @@ from propeller.fl.round import (
     step,
 )
 from propeller.fl.round_state import State, Verdict
-from propeller.process.background import Background
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Experiment, Failure, model_version
-from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
 
 log = get_logger("coordinator")
 
@@ -43,7 +43,12 @@ RESTART_GRACE_S = 2.0
 STORE_DELAY_S = 1.0
 """Between tries to store what happened, when the database fails; in seconds."""
 
-_STATUS = {Verdict.FOREIGN: 403, Verdict.DIFFERENT: 409, Verdict.STALE: 409, Verdict.LATE: 409}
+_ERRORS: dict[Verdict, type[PropellerError]] = {
+    Verdict.FOREIGN: RefusedError,
+    Verdict.DIFFERENT: ConflictError,
+    Verdict.STALE: ConflictError,
+    Verdict.LATE: ConflictError,
+}
 
 
 class Coordinator:
@@ -66,7 +71,7 @@ class Coordinator:
         self._store, self._registry, self._aggregation = store, registry, aggregation
         self._journal, self._announce = journal, announce
         self._rounds = LiveRounds(store)
-        self._background = Background("coordinator")
+        self._background = BackgroundTasks("coordinator")
         self._closing = False
 
     async def start(self) -> None:
@@ -100,7 +105,7 @@ class Coordinator:
         """
         round_id = experiment.round_id
         if round_id == "next":
-            raise BadRequestError("round_id: 'next' is reserved; choose another id")
+            raise InvalidError("round_id: 'next' is reserved; choose another id")
         known = self._rounds.held(round_id)
         if known is not None:
             return known.record.same_as(experiment)
@@ -122,11 +127,11 @@ class Coordinator:
 
         Raises:
             NotFoundError: there is no such round.
-            ApiError: 403, 409, 400 or 422, as the update deserves.
+            RefusedError: 409, 400 or 422, as the update deserves.
         """
         try:
             verdict = await self._take(incoming)
-        except ApiError as error:
+        except PropellerError as error:
             self._journal.refused(incoming.header, error)
             raise
         self._journal.answered(verdict)
@@ -137,7 +142,7 @@ class Coordinator:
 
         Raises:
             NotFoundError: there is no such round.
-            ApiError: 403, it is not a participant.
+            RefusedError: it is not a participant.
         """
         live = await self._find(round_id)
         async with live.lock:
@@ -145,7 +150,7 @@ class Coordinator:
         if answer is None:
             raise AssertionError("a failure is always answered")
         if answer.verdict is Verdict.FOREIGN:
-            raise ApiError(403, answer.reason)
+            raise RefusedError(answer.reason)
         return answer.verdict.is_good
 
     async def record(self, round_id: str) -> Record:
@@ -212,7 +217,7 @@ class Coordinator:
         # First without the tensors: who is foreign, stale or late need not have them read.
         early = _answer(step(live.record.round, UpdateReceived(header.proplet_id, "", base)).effects)
         if early.verdict in {Verdict.FOREIGN, Verdict.STALE, Verdict.LATE}:
-            raise ApiError(_STATUS[early.verdict], early.reason)
+            raise _ERRORS[early.verdict](early.reason)
         document = await read_document(incoming, live.record.shapes)
         event = UpdateReceived(header.proplet_id, document.digest, base)
         if header.proplet_id not in live.record.round.counted:
@@ -223,7 +228,7 @@ class Coordinator:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_good:
             await self._aggregation.drop(document)
-            raise ApiError(_STATUS[answer.verdict], answer.reason)
+            raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
 
     async def _apply(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from propeller.coordinator.cbor import cbor_tensors, decode_cbor
+from propeller.errors import InvalidError, UnprocessableError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -25,7 +26,6 @@ from propeller.fl.tensors import (
 from propeller.fl.tensors.safetensors import read_header
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, Update, UpdateHeader
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.web.errors import ApiError, BadRequestError
 
 MAX_METRICS = 64 * 1024
 """The longest metrics of an update, in bytes of JSON: they are in every answer about the round."""
@@ -78,7 +78,7 @@ def parse_update(content_type: str | None, body: bytes) -> Incoming:
 
     Raises:
         MalformedMessageError: a field is missing or wrong.
-        ApiError: 400, the body is not of its type; 415, the type is none of ours.
+        InvalidError: the body is not of its type; 415, the type is none of ours.
     """
     kind = media_type(content_type)
     if kind in CBOR_TYPES:
@@ -87,23 +87,25 @@ def parse_update(content_type: str | None, body: bytes) -> Incoming:
         try:
             return _from_fields(decode_object(body), len(body))
         except MalformedMessageError as error:
-            raise BadRequestError(str(error)) from None
+            raise InvalidError(str(error)) from None
     if kind == SAFETENSORS:
         return _from_document(body)
-    raise ApiError(415, f"Content-Type {kind[:80]!r} cannot be read; send {JSON}, {SAFETENSORS} or {CBOR}")
+    raise UnsupportedTypeError(
+        f"Content-Type {kind[:80]!r} cannot be read; send {JSON}, {SAFETENSORS} or {CBOR}"
+    )
 
 
 def make_document(incoming: Incoming, base: Shapes) -> Document:
     """Check an update's tensors against the base model and write them in the one form that is kept.
 
     Raises:
-        ApiError: 400, they are malformed; 422, they do not fit: the text names the tensor.
+        InvalidError: they are malformed; 422, they do not fit: the text names the tensor.
     """
     try:
         tensors = incoming.tensors()
         check(tensors)
     except TensorError as error:
-        raise BadRequestError(f"update: {error}") from None
+        raise InvalidError(f"update: {error}") from None
     check_shapes(tensors, base)
     header = incoming.header
     # In the base model's order, so that one update has one digest however its tensors were ordered.
@@ -122,13 +124,13 @@ def check_shapes(tensors: Tensors, base: Shapes) -> None:
     """Check tensors against the names and shapes of the base model.
 
     Raises:
-        ApiError: 422, naming the tensor.
+        UnprocessableError: naming the tensor.
     """
     try:
         # Arrays of the right shapes that take no memory.
         check_fits(tensors, {name: np.broadcast_to(np.float32(0), shape) for name, shape in base.items()})
     except TensorError as error:
-        raise ApiError(422, f"update does not fit the base model: {error}") from None
+        raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> Incoming:
@@ -148,7 +150,7 @@ def _from_document(body: bytes) -> Incoming:
     try:
         metadata: dict[str, Any] = dict(read_header(body).metadata)
     except TensorError as error:
-        raise BadRequestError(f"update: {error}") from None
+        raise InvalidError(f"update: {error}") from None
     samples = metadata.get("num_samples", "")
     if samples.isascii() and samples.isdigit() and len(samples) <= 16:
         metadata["num_samples"] = int(samples)
@@ -156,7 +158,7 @@ def _from_document(body: bytes) -> Incoming:
         try:
             metadata["metrics"] = decode_object(metadata["metrics"])
         except MalformedMessageError as error:
-            raise BadRequestError(f"metrics: {error}") from None
+            raise InvalidError(f"metrics: {error}") from None
     header = UpdateHeader.decode(metadata)
     _check_metrics(header.metrics)
     return Incoming(header, lambda: from_safetensors(body)[0], len(body))
@@ -166,6 +168,6 @@ def _check_metrics(metrics: dict[str, Any]) -> None:
     try:
         size = len(json.dumps(metrics, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        raise BadRequestError("metrics: must be plain JSON values without NaN") from None
+        raise InvalidError("metrics: must be plain JSON values without NaN") from None
     if size > MAX_METRICS:
-        raise BadRequestError(f"metrics: {size} bytes are over the limit of {MAX_METRICS} bytes")
+        raise InvalidError(f"metrics: {size} bytes are over the limit of {MAX_METRICS} bytes")

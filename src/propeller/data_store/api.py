@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request, Response
 
 from propeller.data_store.service import Datasets
+from propeller.errors import RefusedError
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
-from propeller.web.errors import ApiError
 from propeller.web.etag import matches
 
 Caller = Annotated[Principal, Depends(caller)]
@@ -41,6 +41,6 @@ def create_api(datasets: Datasets, *, verify: Verify | None = None, max_body: in
 
 def _check_own(who: Principal, proplet_id: str) -> None:
     if not who.may_act_for(proplet_id):
-        raise ApiError(
-            403, f"client {who.id} may read and write its own dataset only, not that of {proplet_id}"
+        raise RefusedError(
+            f"client {who.id} may read and write its own dataset only, not that of {proplet_id}"
         )

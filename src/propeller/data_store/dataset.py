@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from propeller.data_store.samples import SCHEMA
-from propeller.web.errors import BadRequestError
+from propeller.errors import InvalidError
 
 
 def checked(proplet_id: str, dataset: dict[str, Any]) -> dict[str, Any]:
@@ -14,14 +14,14 @@ def checked(proplet_id: str, dataset: dict[str, Any]) -> dict[str, Any]:
     another schema is its program's own affair: its ``data`` must be a list, and nothing more is asked.
 
     Raises:
-        BadRequestError: naming what is wrong, and in which sample.
+        InvalidError: naming what is wrong, and in which sample.
     """
     schema = dataset.get("schema") or SCHEMA
     data = dataset.get("data")
     if not isinstance(schema, str):
-        raise BadRequestError("schema: must be text")
+        raise InvalidError("schema: must be text")
     if not isinstance(data, list):
-        raise BadRequestError('data: must be a list of samples, as [{"x": [0.1, 0.2], "y": 1}]')
+        raise InvalidError('data: must be a list of samples, as [{"x": [0.1, 0.2], "y": 1}]')
     if schema == SCHEMA:
         _check_samples(data)
     return {**dataset, "schema": schema, "proplet_id": proplet_id, "client_id": proplet_id, "size": len(data)}
@@ -32,13 +32,13 @@ def _check_samples(data: list[Any]) -> None:
     for number, sample in enumerate(data):
         x = sample.get("x") if isinstance(sample, dict) else None
         if not isinstance(x, list) or not x or not all(map(_is_number, x)):
-            raise BadRequestError(f"data[{number}].x: must be a list of finite numbers")
+            raise InvalidError(f"data[{number}].x: must be a list of finite numbers")
         if not _is_number(sample.get("y")):
-            raise BadRequestError(f"data[{number}].y: must be a finite number")
+            raise InvalidError(f"data[{number}].y: must be a finite number")
         if features is None:
             features = len(x)
         if len(x) != features:
-            raise BadRequestError(f"data[{number}].x: has {len(x)} numbers, data[0].x has {features}")
+            raise InvalidError(f"data[{number}].x: has {len(x)} numbers, data[0].x has {features}")
 
 
 def _is_number(value: Any) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 
 from propeller.data_store.dataset import checked
 from propeller.data_store.samples import seed
+from propeller.errors import NotFoundError, PropellerError
+from propeller.process.files import remove_left_over, write_durably
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.store.files import remove_left_over, write_durably
-from propeller.web.errors import ApiError, NotFoundError
 
 log = get_logger("data-store")
 
@@ -63,7 +63,7 @@ class Datasets:
 
         Raises:
             NotFoundError: it has none.
-            ApiError: 500, its file is not a JSON object.
+            PropellerError: its file is not a JSON object.
             InvalidIdError: the id is not one.
         """
         path = self._path(check_id(proplet_id))
@@ -81,8 +81,8 @@ class Datasets:
             ) from None
         except MalformedMessageError as error:
             log.error("Invalid dataset file", proplet_id=proplet_id, reason=str(error))  # noqa: TRY400
-            raise ApiError(
-                500, f"Invalid dataset file: {path.name} is not a JSON object; POST it again"
+            raise PropellerError(
+                f"Invalid dataset file: {path.name} is not a JSON object; POST it again"
             ) from None
         log.info("Dataset served", proplet_id=proplet_id, bytes=len(kept.content))
         return kept
@@ -91,7 +91,7 @@ class Datasets:
         """Store the dataset of a proplet, replacing the one it has; gives the number of samples.
 
         Raises:
-            BadRequestError: the dataset is not one.
+            InvalidError: the dataset is not one.
             InvalidIdError: the id is not one.
         """
         size = await asyncio.to_thread(self._put, check_id(proplet_id), dataset)

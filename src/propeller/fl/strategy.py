@@ -7,6 +7,7 @@ it holds the sums and never the updates, so memory does not grow with their numb
 from collections.abc import Callable
 from typing import Protocol
 
+from propeller.errors import InvalidError
 from propeller.fl.fedavg import FedAvg
 from propeller.fl.tensors import Tensors
 
@@ -29,7 +30,7 @@ class Strategy(Protocol):
         """
 
 
-class UnknownStrategyError(ValueError):
+class UnknownStrategyError(InvalidError):
     """No strategy has this name; the text lists those there are."""
 
 

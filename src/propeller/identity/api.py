@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
 
+from propeller.errors import RefusedError, UnauthenticatedError
 from propeller.identity import bodies
 from propeller.identity.clients import NewClient
 from propeller.identity.records import MOST_PER_PAGE, Page
@@ -13,7 +14,6 @@ from propeller.identity.users import ADMIN
 from propeller.protocol.ids import Id
 from propeller.web.app import Router, create_app
 from propeller.web.auth import Principal, caller
-from propeller.web.errors import ApiError
 
 MAX_BODY = 1024 * 1024
 OPEN = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
@@ -24,14 +24,14 @@ Switch = Literal["enable", "disable"]
 async def user(principal: Annotated[Principal, Depends(caller)]) -> Principal:
     """The calling user; clients do not manage anything."""
     if principal.kind != "user":
-        raise ApiError(403, "a user's token is needed here, a client's key is not enough")
+        raise RefusedError("a user's token is needed here, a client's key is not enough")
     return principal
 
 
 async def admin(principal: Annotated[Principal, Depends(user)]) -> Principal:
     """The calling admin."""
     if principal.role != ADMIN:
-        raise ApiError(403, "only an admin may do this")
+        raise RefusedError("only an admin may do this")
     return principal
 
 
@@ -77,7 +77,7 @@ def _logins(identity: Identity) -> Router:
     async def refresh(request: Request) -> dict[str, str]:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            raise ApiError(401, "send the refresh token as Bearer", {"WWW-Authenticate": "Bearer"})
+            raise UnauthenticatedError("send the refresh token as Bearer", {"WWW-Authenticate": "Bearer"})
         return await identity.users.refresh(token.strip())
 
     @router.post("/auth/verify")

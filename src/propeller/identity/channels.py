@@ -9,11 +9,11 @@ from sqlalchemy import Row, delete, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from propeller.errors import ConflictError, NotFoundError
 from propeller.identity.changes import Changes
 from propeller.identity.records import DELETED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
 from propeller.identity.tables import channels, clients, connections, domains
 from propeller.store.database import Database
-from propeller.web.errors import ConflictError, NotFoundError
 
 PUBLISH, SUBSCRIBE = "publish", "subscribe"
 

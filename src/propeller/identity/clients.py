@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Row, delete, update
 from sqlalchemy.exc import IntegrityError
 
+from propeller.errors import ConflictError, InvalidError
 from propeller.identity.changes import Changes
 from propeller.identity.keys import hash_key, new_key
 from propeller.identity.records import DELETED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
 from propeller.identity.roles import role_of
 from propeller.identity.tables import clients, connections, domains
 from propeller.store.database import Database
-from propeller.web.errors import BadRequestError, ConflictError
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Clients:
         Raises:
             NotFoundError: there is no such domain.
             ConflictError: the domain has a client of that name.
-            BadRequestError: the role is not one.
+            InvalidError: the role is not one.
         """
         try:
             role = role_of(new.name, new.role, new.metadata, new.tags)
         except ValueError as error:
-            raise BadRequestError(str(error)) from None
+            raise InvalidError(str(error)) from None
         now, key = time.time(), key or new_key()
         row = {
             "id": client_id or new_id(),

@@ -6,13 +6,13 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
+from propeller.errors import ConflictError, RefusedError
 from propeller.identity.changes import Changes
 from propeller.identity.records import ENABLED, Page, fetch, fetch_page, iso, listed, new_id
 from propeller.identity.tables import clients, domains
 from propeller.identity.users import ADMIN
 from propeller.store.database import Database
 from propeller.web.auth import Principal
-from propeller.web.errors import ApiError, ConflictError
 
 
 class Domains:
@@ -65,11 +65,11 @@ class Domains:
 
         Raises:
             NotFoundError: there is no such domain.
-            ApiError: 403, it is another user's.
+            RefusedError: it is another user's.
         """
         domain = await self.get(domain_id)
         if user.role != ADMIN and domain["created_by"] != user.id:
-            raise ApiError(403, "only the user who made the domain, or an admin, may manage it")
+            raise RefusedError("only the user who made the domain, or an admin, may manage it")
 
     async def set_status(self, domain_id: str, status: str) -> dict[str, Any]:
         """Enable or disable a domain; in a disabled one no client may connect.

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from propeller.errors import NotFoundError
 from propeller.protocol.wire import format_time
-from propeller.web.errors import NotFoundError
 
 ENABLED, DISABLED, DELETED = "enabled", "disabled", "deleted"
 

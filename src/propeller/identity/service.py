@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from propeller.errors import UnauthenticatedError
 from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
 from propeller.identity.changes import Changes
@@ -22,7 +23,7 @@ from propeller.identity.tokens import Tokens
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
 from propeller.store.database import Database
-from propeller.web.auth import Principal, unauthorized
+from propeller.web.auth import Principal
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Identity:
         """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
 
         Raises:
-            ApiError: 401, with what is wrong.
+            UnauthenticatedError: with what is wrong.
         """
         scheme, _, rest = authorization.partition(" ")
         match scheme.lower():
@@ -50,10 +51,10 @@ class Identity:
                 client_id, key = _read_basic(rest)
                 access = self.directory.authenticate(client_id, key)
                 if access is None:
-                    raise unauthorized("the client is unknown or disabled, or its key is wrong")
+                    raise UnauthenticatedError("the client is unknown or disabled, or its key is wrong")
                 return Principal("client", access.client_id, access.role.value)
             case _:
-                raise unauthorized("send a user's token as Bearer, or a client's id and key as Basic")
+                raise UnauthenticatedError("send a user's token as Bearer, or a client's id and key as Basic")
 
 
 @contextlib.asynccontextmanager
@@ -109,5 +110,5 @@ def _read_basic(text: str) -> tuple[str, str]:
     except ValueError:
         colon = ""
     if not colon:
-        raise unauthorized("Basic takes base64 of id:key")
+        raise UnauthenticatedError("Basic takes base64 of id:key")
     return client_id, key

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jwt
 
-from propeller.web.auth import unauthorized
+from propeller.errors import UnauthenticatedError
 
 _ALGORITHM, _ISSUER = "HS256", "propeller.identity"
 
@@ -37,7 +37,7 @@ class Tokens:
         """What a token says.
 
         Raises:
-            ApiError: 401, with what is wrong.
+            UnauthenticatedError: with what is wrong.
         """
         try:
             body = jwt.decode(
@@ -48,11 +48,15 @@ class Tokens:
                 options={"require": ["exp", "sub", "type", "epoch"]},
             )
         except jwt.ExpiredSignatureError:
-            raise unauthorized("the token has expired: log in again (POST /users/tokens/issue)") from None
+            raise UnauthenticatedError(
+                "the token has expired: log in again (POST /users/tokens/issue)"
+            ) from None
         except jwt.InvalidTokenError:
-            raise unauthorized("the token is not one of this service") from None
+            raise UnauthenticatedError("the token is not one of this service") from None
         if body["type"] != kind:
-            raise unauthorized(f"a token of the kind {kind} is needed here, this one is {body['type']}")
+            raise UnauthenticatedError(
+                f"a token of the kind {kind} is needed here, this one is {body['type']}"
+            )
         return Claims(body["sub"], body["epoch"])
 
     def _make(self, claims: Claims, kind: Kind) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
+from propeller.errors import ConflictError, ThrottledError, UnauthenticatedError
 from propeller.identity.keys import Passwords
 from propeller.identity.records import DISABLED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
 from propeller.identity.tables import users
@@ -15,8 +16,7 @@ from propeller.identity.tokens import Claims, Kind, Tokens
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.store.database import Database
-from propeller.web.auth import Principal, unauthorized
-from propeller.web.errors import ApiError, ConflictError
+from propeller.web.auth import Principal
 
 log = get_logger("users")
 
@@ -59,7 +59,8 @@ class Users:
         """Tokens for a user name and password; ``peer`` is the caller's address.
 
         Raises:
-            ApiError: 401, they do not match; 429, too many tries from there.
+            UnauthenticatedError: they do not match.
+            ThrottledError: too many tries from there.
         """
         guess = (username, peer)
         # One guess at a time: many at once would all be made before the first has failed.
@@ -68,11 +69,7 @@ class Users:
 
     async def _login(self, username: str, password: str, guess: tuple[str, str]) -> dict[str, str]:
         if wait := self._throttle.wait_s(guess):
-            raise ApiError(
-                429,
-                f"{FAILURES} logins failed: try again in {wait:.0f} s",
-                {"Retry-After": str(int(wait) + 1)},
-            )
+            raise ThrottledError(f"{FAILURES} logins failed: try again in {wait:.0f} s", wait)
         async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.username == username))
             row = found.one_or_none()
@@ -80,7 +77,7 @@ class Users:
         if not good or row is None or row.status != ENABLED:
             self._throttle.failed(guess)
             log.warning("login refused", username=username[:128], peer=guess[1])
-            raise unauthorized("the user name or the password is wrong")
+            raise UnauthenticatedError("the user name or the password is wrong")
         self._throttle.succeeded(guess)
         return self._tokens.issue(Claims(row.id, row.epoch))
 
@@ -88,7 +85,7 @@ class Users:
         """New tokens for a refresh token.
 
         Raises:
-            ApiError: 401, it is not good any more.
+            UnauthenticatedError: it is not good any more.
         """
         row = await self._holder(token, "refresh")
         return self._tokens.issue(Claims(row.id, row.epoch))
@@ -97,7 +94,7 @@ class Users:
         """The user behind an access token.
 
         Raises:
-            ApiError: 401, it is not good any more.
+            UnauthenticatedError: it is not good any more.
         """
         row = await self._holder(token, "access")
         return Principal("user", row.id, row.role)
@@ -154,12 +151,12 @@ class Users:
         """Set a new password; the user's tokens are not good any more.
 
         Raises:
-            ApiError: 401, the old one is wrong.
+            UnauthenticatedError: the old one is wrong.
         """
         async with self._database.read() as connection:
             row = await fetch(connection, users, "user", users.c.id == user_id)
         if not await self._passwords.matches(old, row.password_hash):
-            raise unauthorized("the old password is wrong")
+            raise UnauthenticatedError("the old password is wrong")
         await self._set_password(user_id, new)
 
     async def _set_password(self, user_id: str, password: str) -> None:
@@ -173,7 +170,9 @@ class Users:
             found = await connection.execute(select(users).where(users.c.id == claims.user_id))
             row = found.one_or_none()
         if row is None or row.status != ENABLED or row.epoch != claims.epoch:
-            raise unauthorized("the token is not good any more: log in again (POST /users/tokens/issue)")
+            raise UnauthenticatedError(
+                "the token is not good any more: log in again (POST /users/tokens/issue)"
+            )
         return row
 
 

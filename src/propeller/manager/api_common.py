@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
 
+from propeller.errors import RefusedError, UnsupportedTypeError
 from propeller.manager.service import Manager
 from propeller.protocol.ids import Id
 from propeller.protocol.wire import decode_object
 from propeller.web.auth import Principal, caller
-from propeller.web.errors import ApiError
 
 MAX_LIMIT = 1000
 
@@ -29,12 +29,12 @@ async def read_object(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body.
 
     Raises:
-        ApiError: 415, it is announced as something else.
+        UnsupportedTypeError: it is announced as something else.
         MalformedMessageError: it is not a JSON object.
     """
     kind = request.headers.get("content-type", "application/json")
     if "json" not in kind.lower():
-        raise ApiError(415, f"Content-Type is {kind[:80]!r}: send application/json")
+        raise UnsupportedTypeError(f"Content-Type is {kind[:80]!r}: send application/json")
     return decode_object(await request.body())
 
 
@@ -45,7 +45,7 @@ async def check_operator(principal: Annotated[Principal, Depends(caller)]) -> No
     """Refuse every client but a manager: devices and services have no business with the fleet and its tasks.
 
     Raises:
-        ApiError: 403.
+        PropellerError: 403.
     """
     if principal.kind == "client" and principal.role != "manager":
-        raise ApiError(403, f"client {principal.id} is a {principal.role}: a user or a manager must do this")
+        raise RefusedError(f"client {principal.id} is a {principal.role}: a user or a manager must do this")

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx
 
+from propeller.errors import UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.protocol.rounds import Experiment, Failure
-from propeller.web.errors import ApiError
 
 
 class Coordinator:
@@ -67,7 +67,8 @@ class Coordinator:
         """Pass a client's request on, in the client's name, and return the answer.
 
         Raises:
-            ApiError: the coordinator's refusal as it is; 502, it does not answer or failed.
+            PropellerError: the coordinator's refusal, as the same kind of error.
+            ServiceError: it does not answer or failed.
         """
         headers = {"Authorization": authorization, "Content-Type": content_type}
         try:
@@ -80,9 +81,9 @@ class Coordinator:
                 timeout=timeout_s,
             )
         except ServiceError as error:
-            if error.status is not None and 400 <= error.status < 500:
-                raise ApiError(error.status, error.reason) from None
-            raise ApiError(502, str(error)) from None
+            if issubclass(error.kind, UnavailableError):
+                raise
+            raise error.kind(error.reason) from None
 
     async def aclose(self) -> None:
         """Close the connections."""

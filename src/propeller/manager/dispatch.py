@@ -4,13 +4,13 @@ import asyncio
 import base64
 from typing import Any
 
+from propeller.errors import PropellerError, TooLargeError, UnavailableError
 from propeller.manager.proplets import Proplet
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import Start, Stop, encode_json
 from propeller.protocol.topics import Channel, Kind
-from propeller.web.errors import ApiError
 
 _AT_ONCE = 10
 """Publishes under way at the same time; the MQTT library warns above this."""
@@ -61,7 +61,7 @@ class Dispatcher:
         """Wait a moment for the broker.
 
         Raises:
-            ApiError: 503, it is away.
+            UnavailableError: it is away.
         """
         if not await self._session.wait_connected(self._timeout_s):
             raise self._away()
@@ -70,7 +70,7 @@ class Dispatcher:
         """The start message of a task for a proplet.
 
         Raises:
-            ApiError: 413, it is larger than a message may be.
+            TooLargeError: it is larger than a message may be.
         """
         spec = task.spec
         start = Start(
@@ -90,8 +90,7 @@ class Dispatcher:
         )
         message = start.encode(text_inputs=proplet.reads_text_inputs)
         if len(message) > self._max_bytes:
-            raise ApiError(
-                413,
+            raise TooLargeError(
                 f"the start message of this task would have {len(message)} bytes, the limit is {self._max_bytes}: "
                 "push the program to an OCI registry and set image_url instead of file",
             )
@@ -101,7 +100,7 @@ class Dispatcher:
         """Publish a start message.
 
         Raises:
-            ApiError: 503, the broker did not take it.
+            UnavailableError: the broker did not take it.
         """
         channel = self._channel
         topic = channel.start(proplet.id) if proplet.directed else channel.topic(Kind.START)
@@ -111,7 +110,7 @@ class Dispatcher:
         """Tell a proplet to end a task.
 
         Raises:
-            ApiError: 503, the broker did not take it.
+            UnavailableError: the broker did not take it.
         """
         topic = self._channel.stop(proplet_id) if directed else self._channel.topic(Kind.STOP)
         await self._publish(topic, Stop(id=task_id, proplet_id=proplet_id).encode())
@@ -120,7 +119,7 @@ class Dispatcher:
         """Tell observers of the channel that a round starts.
 
         Raises:
-            ApiError: 503, the broker did not take it.
+            UnavailableError: the broker did not take it.
         """
         await self._publish(self._channel.topic(Kind.ROUND_START), start.encode())
 
@@ -131,9 +130,9 @@ class Dispatcher:
         except NotConnectedError:
             raise self._away() from None
 
-    def _away(self) -> ApiError:
+    def _away(self) -> PropellerError:
         why = self._session.trouble or "see whether it runs"
-        return ApiError(503, f"no MQTT broker at {self._session.address}: {why}; try again then")
+        return UnavailableError(f"no MQTT broker at {self._session.address}: {why}; try again then")
 
 
 def _text(value: Any) -> str:

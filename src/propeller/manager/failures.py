@@ -3,7 +3,7 @@
 import asyncio
 
 from propeller.manager.coordinator import Coordinator
-from propeller.process.background import Background
+from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Failure
@@ -23,7 +23,7 @@ class Failures:
         """Without a coordinator there are no rounds, and nothing is reported."""
         self._coordinator = coordinator
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._background = Background("manager")
+        self._background = BackgroundTasks("manager")
 
     def report(self, round_id: str, proplet_id: str, reason: str) -> None:
         """Tell the coordinator that no update is to be expected of a participant."""

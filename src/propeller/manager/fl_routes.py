@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request, Response
 
+from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeError
 from propeller.manager.api_common import Body, PathId, TheManager, check_operator
 from propeller.manager.rounds import NO_COORDINATOR
 from propeller.manager.service import Manager
@@ -11,7 +12,6 @@ from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
 from propeller.protocol.rounds import CBOR_TYPES, LONGEST_WAIT_S, Experiment
 from propeller.web.app import CompactJson, Router
-from propeller.web.errors import ApiError, BadRequestError
 
 log = get_logger("manager")
 
@@ -25,7 +25,7 @@ async def configure_experiment(manager: TheManager, body: Body) -> dict[str, Any
     """Start a round on its participants; fields that experiments do not have are named in the answer."""
     for name in _REQUIRED:
         if not body.get(name):
-            raise BadRequestError(f"{name}: is required and must not be empty")
+            raise InvalidError(f"{name}: is required and must not be empty")
     experiment, ignored = Experiment.decode(body), Experiment.unknown(body)
     started = await manager.rounds.start(experiment)
     if not ignored:
@@ -60,7 +60,7 @@ async def post_fl_update_cbor(manager: TheManager, request: Request) -> Response
     """An update as CBOR."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in CBOR_TYPES:
-        raise ApiError(415, "Content-Type: send application/cbor or application/cbor-seq")
+        raise UnsupportedTypeError("Content-Type: send application/cbor or application/cbor-seq")
     return await _forward(manager, request, "/update_cbor", content=await request.body(), content_type=kind)
 
 
@@ -92,7 +92,7 @@ async def get_round_status(
 
 async def _forward(manager: Manager, request: Request, path: str, **options: Any) -> Response:
     if manager.coordinator is None:
-        raise ApiError(503, NO_COORDINATOR)
+        raise UnavailableError(NO_COORDINATOR)
     answer = await manager.coordinator.forward(
         request.method, path, authorization=request.headers.get("authorization"), **options
     )

@@ -11,20 +11,18 @@ from typing import Any
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
+from propeller.errors import PropellerError, UnavailableError
 from propeller.manager.proplets import Fleet
 from propeller.manager.rounds import Rounds
 from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
 from propeller.mqtt.session import Session
-from propeller.process.errors import BusyError
-from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import Results
 from propeller.protocol.topics import ROUND_START, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.web.errors import ApiError
 
 log = get_logger("manager")
 
@@ -85,14 +83,13 @@ class Inbox:
         while True:
             try:
                 await self._rounds.start(experiment, given=given, must_reach_quorum=False)
-            except (ApiError, ServiceError) as error:
-                final = error.status is not None and error.status < 500
-                if final or loop.time() + delay > end:
-                    log.warning("round is not started", round_id=start.round_id, reason=error.reason)
+            except PropellerError as error:
+                if not error.temporary or loop.time() + delay > end:
+                    log.warning("round is not started", round_id=start.round_id, reason=str(error))
                     return
                 # Nobody waits for an answer who could try again: the start stays with the broker until then.
                 log.warning(
-                    "round is not started yet, trying again", round_id=start.round_id, reason=error.reason
+                    "round is not started yet, trying again", round_id=start.round_id, reason=str(error)
                 )
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY_S)
@@ -140,7 +137,7 @@ async def _until_stored(attempt: Callable[[], Awaitable[None]]) -> None:
             await attempt()
         except (IntegrityError, DataError, ProgrammingError):
             raise  # the same again would fail the same way
-        except (DBAPIError, BusyError, ConnectionError) as error:
+        except (DBAPIError, UnavailableError, ConnectionError) as error:
             log.error("database cannot be reached, trying again", reason=str(error)[:500])  # noqa: TRY400
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_S)

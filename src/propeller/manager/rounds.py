@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
+from propeller.errors import ConflictError, PropellerError, UnavailableError, UnprocessableError
 from propeller.manager import tables
 from propeller.manager.coordinator import Coordinator, experiment_json
 from propeller.manager.dispatch import Dispatcher
@@ -22,7 +23,6 @@ from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import encode_json
 from propeller.store.database import Database
-from propeller.web.errors import ApiError, ConflictError
 
 log = get_logger("manager")
 
@@ -95,12 +95,12 @@ class Rounds:
             must_reach_quorum: refuse if fewer participants than ``k_of_n`` can be launched.
 
         Raises:
-            ApiError: 409, another round had this id; 422, too few participants can be launched; 503, there is no
+            ConflictError: another round had this id; 422, too few participants can be launched; 503, there is no
                 coordinator or no broker. Nothing is started then.
             ServiceError: the coordinator refuses or does not answer.
         """
         if self._coordinator is None:
-            raise ApiError(503, NO_COORDINATOR)
+            raise UnavailableError(NO_COORDINATOR)
         async with self._locks.hold(experiment.round_id):
             known = await self._find(experiment.round_id)
             if known is not None:
@@ -134,8 +134,8 @@ class Rounds:
                         f"stopped: it still ran when its round ended at {ended}",
                         round_is_over=True,
                     )
-                except ApiError as error:  # it ended by itself, or the broker is away
-                    log.info("late task is not stopped", task_id=task.id, reason=error.reason)
+                except PropellerError as error:  # it ended by itself, or the broker is away
+                    log.info("late task is not stopped", task_id=task.id, reason=str(error))
 
     async def report_failures(self) -> None:
         """Tell the coordinator of every failure in rounds that may still be open: a crash may have kept it from it."""
@@ -210,8 +210,8 @@ class Rounds:
         )
         try:
             await self._dispatcher.announce(start)
-        except ApiError as error:
-            log.warning("round is not announced", round_id=experiment.round_id, reason=error.reason)
+        except PropellerError as error:
+            log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
 
     async def _find(self, round_id: str) -> StartedRound | None:
         statement = select(tables.rounds).where(tables.rounds.c.round_id == round_id)
@@ -283,10 +283,11 @@ def _check_quorum(
         return
     reasons = "; ".join(f"{one.proplet_id}: {one.reason}" for one in skipped[:20])
     if launchable == 0:
-        raise ApiError(422, f"round {experiment.round_id} has no participant that can be launched: {reasons}")
+        raise UnprocessableError(
+            f"round {experiment.round_id} has no participant that can be launched: {reasons}"
+        )
     if must_reach_quorum:
-        raise ApiError(
-            422,
+        raise UnprocessableError(
             f"round {experiment.round_id} needs {needed} updates and only {launchable} of its "
             f"{len(experiment.participants)} participants can be launched: lower k_of_n, or correct this: {reasons}",
         )

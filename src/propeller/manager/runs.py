@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from propeller.errors import ConflictError, NotFoundError, PropellerError, UnavailableError
 from propeller.manager.dispatch import Dispatcher
 from propeller.manager.failures import Failures
 from propeller.manager.proplets import Fleet, Proplet
@@ -13,7 +14,6 @@ from propeller.manager.task import ACTIVE, EndedBy, State, Task
 from propeller.manager.tasks import Tasks
 from propeller.process.logs import get_logger
 from propeller.protocol.task import Results
-from propeller.web.errors import ApiError, ConflictError, NotFoundError
 
 log = get_logger("manager")
 
@@ -39,7 +39,7 @@ class Runs:
         """Run a task that does not run, on its own proplet or on the one the scheduler takes.
 
         Raises:
-            ApiError: 404; 409, it runs, has no program, or its proplet is not alive; 413; 503, no proplet lives
+            PropellerError: 404; 409, it runs, has no program, or its proplet is not alive; 413; 503, no proplet lives
                 or the broker is away. The task is then as it was.
         """
         async with self._tasks.locks.hold(task_id):
@@ -59,7 +59,7 @@ class Runs:
                 raise NotFoundError(f"no task {task_id}: it was deleted just now")
             try:
                 await self._dispatcher.start(message, proplet)
-            except ApiError:
+            except PropellerError:
                 await self._store.replace(before, ACTIVE)
                 raise
             await self._store.mark_running([task_id])
@@ -72,7 +72,7 @@ class Runs:
         """End a running task; it is Failed with ``error``.
 
         Raises:
-            ApiError: 404; 409, it does not run; 503, the broker is away. The task is then as it was.
+            PropellerError: 404; 409, it does not run; 503, the broker is away. The task is then as it was.
         """
         async with self._tasks.locks.hold(task_id):
             task = await self._tasks.get(task_id)
@@ -160,8 +160,8 @@ class Runs:
                 return False
             file = await self._store.file(task.id) if task.file_preview else None
             await self._dispatcher.start(self._dispatcher.encode_start(task, proplet, file), proplet)
-        except ApiError as error:
-            line.warning("task will be started later", reason=error.reason)
+        except PropellerError as error:
+            line.warning("task will be started later", reason=str(error))
             return False
         line.info("launched task for FL round participant" if task.round_id else "task started")
         return True
@@ -224,8 +224,8 @@ class Runs:
         )
         proplet = self._fleet.get(chosen) if chosen else None
         if proplet is None:
-            raise ApiError(
-                503, "no proplet is alive: start one and see GET /proplets?status=active, then try again"
+            raise UnavailableError(
+                "no proplet is alive: start one and see GET /proplets?status=active, then try again"
             )
         self._last = proplet.id
         return proplet

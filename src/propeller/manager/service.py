@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from propeller.errors import ConflictError, NotFoundError
 from propeller.manager import tables
 from propeller.manager.coordinator import Coordinator
 from propeller.manager.dispatch import Dispatcher
@@ -26,7 +27,6 @@ from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
 from propeller.store.database import Database
-from propeller.web.errors import ConflictError, NotFoundError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Manager:
         """Delete a proplet.
 
         Raises:
-            ApiError: 404; 409, tasks run on it.
+            PropellerError: 404; 409, tasks run on it.
         """
         proplet = self.proplet(proplet_id)
         count = (await self.tasks.store.loads()).get(proplet.id, 0)

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from propeller.errors import InvalidError
 from propeller.protocol.ids import Id
 from propeller.protocol.limits import TaskLimits
 from propeller.protocol.registry import WASM_MAGIC
 from propeller.protocol.task import Flag, Text
 from propeller.protocol.wire import Message, format_time
-from propeller.web.errors import BadRequestError
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
 _SHOWN = 10
@@ -149,12 +149,12 @@ def read_program(text: Any) -> bytes:
     """A program from a task's ``file``.
 
     Raises:
-        BadRequestError: it is not base64 or not Wasm.
+        InvalidError: it is not base64 or not Wasm.
     """
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, TypeError, ValueError):
-        raise BadRequestError("file: not valid base64 text") from None
+        raise InvalidError("file: not valid base64 text") from None
     return check_program(content)
 
 
@@ -162,8 +162,8 @@ def check_program(content: bytes) -> bytes:
     r"""The same bytes, if they begin as Wasm does (``\0asm``).
 
     Raises:
-        BadRequestError: they do not.
+        InvalidError: they do not.
     """
     if not content.startswith(WASM_MAGIC):
-        raise BadRequestError("file: not a Wasm program (it does not begin with \\0asm)")
+        raise InvalidError("file: not a Wasm program (it does not begin with \\0asm)")
     return content

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import Depends, File, Response, UploadFile
 
+from propeller.errors import InvalidError
 from propeller.manager.api_common import Body, Limit, Offset, PathId, TheManager, check_operator
 from propeller.web.app import CompactJson, Router
-from propeller.web.errors import BadRequestError
 
 router = Router(prefix="/tasks", tags=["tasks"], default_response_class=CompactJson)
 _OPERATOR = [Depends(check_operator)]
@@ -45,7 +45,7 @@ async def upload_task_file(
 ) -> dict[str, Any]:
     """Give a task its program, as a form's file that is named ``*.wasm``."""
     if not (file.filename or "").endswith(".wasm"):
-        raise BadRequestError("file: the name of the file must end in .wasm")
+        raise InvalidError("file: the name of the file must end in .wasm")
     return (await manager.tasks.upload(task_id, await file.read())).to_json()
 
 

@@ -4,13 +4,13 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
+from propeller.errors import ConflictError, InvalidError, NotFoundError, TooLargeError
 from propeller.manager.dispatch import Dispatcher
 from propeller.manager.locks import KeyedLocks
 from propeller.manager.proplets import Fleet
 from propeller.manager.task import State, Task, TaskChange, TaskSpec, check_program, preview, read_program
 from propeller.manager.task_store import TaskStore
 from propeller.process.logs import get_logger
-from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
 
 log = get_logger("manager")
 
@@ -27,7 +27,7 @@ class Tasks:
         """Make a task from the object that a client sent.
 
         Raises:
-            ApiError: a field is wrong, or the program is too large for a message.
+            PropellerError: a field is wrong, or the program is too large for a message.
         """
         spec = TaskSpec.decode(fields)
         file = self._fits(read_program(fields["file"])) if fields.get("file") else None
@@ -61,7 +61,7 @@ class Tasks:
         A program that is shown with its middle left out, as in answers, means no new one.
 
         Raises:
-            ApiError: a field is wrong; 404; 409, the task would move while it runs.
+            PropellerError: a field is wrong; 404; 409, the task would move while it runs.
         """
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields.get("name") == "":
@@ -81,7 +81,7 @@ class Tasks:
         """Give a task its program.
 
         Raises:
-            ApiError: it is not Wasm or too large; 404.
+            PropellerError: it is not Wasm or too large; 404.
         """
         file = self._fits(check_program(content))
         async with self.locks.hold(task_id):
@@ -93,7 +93,7 @@ class Tasks:
         """Delete a task.
 
         Raises:
-            ApiError: 404; 409, it runs.
+            PropellerError: 404; 409, it runs.
         """
         async with self.locks.hold(task_id):
             task = await self.get(task_id)
@@ -119,8 +119,7 @@ class Tasks:
     def _fits(self, content: bytes) -> bytes:
         limit = self._dispatcher.max_program_bytes
         if len(content) > limit:
-            raise ApiError(
-                413,
+            raise TooLargeError(
                 f"file: {len(content)} bytes do not fit in one MQTT message (limit {limit}): "
                 "push the program to an OCI registry and set image_url",
             )
@@ -129,4 +128,4 @@ class Tasks:
 
 def _check_encryption(spec: TaskSpec, *, uploaded: bool) -> None:
     if spec.encrypted and uploaded:
-        raise BadRequestError("encrypted: an encrypted program comes from image_url, not from file")
+        raise InvalidError("encrypted: an encrypted program comes from image_url, not from file")

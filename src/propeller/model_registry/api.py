@@ -6,12 +6,11 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Request, Response
 from pydantic import Field
 
+from propeller.errors import InvalidError, RefusedError
 from propeller.fl.tensors import (
     JSON,
-    NotAcceptableError,
     TensorError,
     Tensors,
-    UnsupportedMediaTypeError,
     decode,
     from_json,
     media_type,
@@ -22,7 +21,6 @@ from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
-from propeller.web.errors import ApiError, BadRequestError
 from propeller.web.etag import matches
 
 Caller = Annotated[Principal, Depends(caller)]
@@ -70,14 +68,11 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
     @app.get("/models/{version}")
     async def one(request: Request, version: str) -> Response:
         if not (version.isascii() and version.isdigit() and len(version) <= 16):
-            raise BadRequestError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
+            raise InvalidError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
         return await _answer(request, int(version))
 
     async def _answer(request: Request, version: int) -> Response:
-        try:
-            chosen = negotiate(request.headers.get("accept"))
-        except NotAcceptableError as error:
-            raise ApiError(406, str(error)) from None
+        chosen = negotiate(request.headers.get("accept"))
         encoded = await models.encoded(version, chosen)
         headers = {
             "ETag": encoded.etag,
@@ -94,9 +89,9 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
 
 def _check_writer(who: Principal, key: str) -> None:
     if who.kind == "client" and who.role in _READERS:
-        raise ApiError(403, f"client {who.id} is a {who.role}: it may read models, not store them")
+        raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store them")
     if len(key) > _LONGEST_KEY or not key.isprintable():
-        raise BadRequestError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
+        raise InvalidError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
 
 
 def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
@@ -105,8 +100,6 @@ def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str
             new = NewModel.decode(body)
             return from_json(new.model), {}, new.version
         tensors, metadata = decode(content_type, body)
-    except UnsupportedMediaTypeError as error:
-        raise ApiError(415, str(error)) from None
     except TensorError as error:
-        raise BadRequestError(f"model: {error}") from None
+        raise InvalidError(f"model: {error}") from None
     return tensors, metadata, None

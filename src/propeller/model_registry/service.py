@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
 from propeller.fl.tensors import CODECS, Tensors, from_json
 from propeller.model_registry.store import (
     MAX_VERSION,
@@ -18,7 +19,6 @@ from propeller.model_registry.store import (
 )
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import model_uri
-from propeller.web.errors import ApiError, BadRequestError, ConflictError, NotFoundError
 
 log = get_logger("model-registry")
 
@@ -72,12 +72,12 @@ class Models:
         """Store a model; gives its version.
 
         Raises:
-            BadRequestError: the version cannot be one.
+            InvalidError: the version cannot be one.
             ConflictError: it is there with other content, or there is no next one.
             TensorError: a tensor cannot be stored.
         """
         if version is not None and not 0 <= version <= MAX_VERSION:
-            raise BadRequestError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
+            raise InvalidError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
         try:
             stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
         except VersionExistsError as error:
@@ -95,7 +95,7 @@ class Models:
 
         Raises:
             NotFoundError: there is no such version.
-            ApiError: 500, its file is damaged.
+            PropellerError: its file is damaged.
         """
         key = (version, media_type)
         try:
@@ -112,8 +112,8 @@ class Models:
             ) from None
         except DamagedVersionError as error:
             log.error("Invalid model file", version=version, reason=str(error))  # noqa: TRY400
-            raise ApiError(
-                500, f"Invalid model file: version {version} is damaged; restore it from a backup"
+            raise PropellerError(
+                f"Invalid model file: version {version} is damaged; restore it from a backup"
             ) from None
         self._keep(key, made)
         return made

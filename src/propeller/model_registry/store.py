@@ -17,8 +17,8 @@ from pathlib import Path
 from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.json import read as read_json
 from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+from propeller.process.files import remove_left_over, write_durably
 from propeller.process.logs import get_logger
-from propeller.store.files import remove_left_over, write_durably
 
 log = get_logger("models")
 

@@ -10,7 +10,6 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from propeller.mqtt import broker_tied
 from propeller.mqtt.broker_config import (
     check_port,
     check_tls,
@@ -22,6 +21,7 @@ from propeller.mqtt.broker_config import (
 from propeller.mqtt.broker_disk import GIVEN_UP, until_writable
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
+from propeller.process import parent_death
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 
@@ -89,7 +89,7 @@ class Broker:
                     sys.executable,
                     "-I",
                     "-S",
-                    broker_tied.__file__,
+                    parent_death.__file__,
                     str(os.getpid()),
                     str(program),
                     "-c",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import aiomqtt
 
+from propeller.errors import RefusedError, UnavailableError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import Connection
 from propeller.mqtt.credentials import Credentials, Will
@@ -34,11 +35,11 @@ CLOSE_TIMEOUT_S = 2.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
 
 
-class NotConnectedError(Exception):
+class NotConnectedError(UnavailableError):
     """A message could not be published in time: there was no connection."""
 
 
-class SubscriptionRefusedError(Exception):
+class SubscriptionRefusedError(RefusedError):
     """The broker does not let this client subscribe to a topic."""
 
 

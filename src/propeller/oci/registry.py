@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci.registry_blobs import Blobs
@@ -22,7 +23,7 @@ from propeller.oci.registry_errors import SpecError
 from propeller.oci.registry_manifests import Manifests
 from propeller.process.logs import get_logger
 from propeller.web.auth import Verify
-from propeller.web.errors import ApiError
+from propeller.web.errors import status_of
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
 log = get_logger("oci-registry")
@@ -56,10 +57,10 @@ class _Authenticated:
         if self._verify is not None and header:
             try:
                 who = await self._verify(header.decode("latin-1"))
-            except ApiError as error:
-                if error.status != 401:
-                    raise SpecError(error.status, "UNAVAILABLE", error.reason) from None
-                reason = error.reason
+            except PropellerError as error:
+                if not isinstance(error, UnauthenticatedError):
+                    raise SpecError(status_of(error), "UNAVAILABLE", str(error)) from None
+                reason = str(error)
             else:
                 if who.kind == "client" and who.role != "manager" and method not in {"GET", "HEAD"}:
                     raise SpecError(403, "DENIED", f"client {who.id} is a {who.role}: it may pull, not push")

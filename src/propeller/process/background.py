@@ -1,25 +1,29 @@
-"""Work that nobody waits for: held, so that it is not collected, and ended with its owner."""
+"""Tasks of asyncio that have an owner: work that nobody waits for, and work that is done at the same time."""
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any
 
 from propeller.process.logs import get_logger
 
 
-class Background:
-    """Tasks beside the caller; a fault of one is logged."""
+class BackgroundTasks:
+    """Work beside the caller: held, so that it is not collected, ended with its owner, and its failure logged."""
 
     def __init__(self, service: str) -> None:
         """``service`` names the log."""
         self._log = get_logger(service)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(
+        self, work: Coroutine[Any, Any, None], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[None]:
         """Begin some work and return at once."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def close(self) -> None:
         """Cancel what is not done, and wait for its end."""
@@ -31,3 +35,15 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._log.error("background work failed", exc_info=task.exception())
+
+
+async def gather_or_cancel(*parts: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Do the parts at the same time; when one fails, cancel the others and raise its own error (not a group)."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

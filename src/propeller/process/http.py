@@ -1,32 +1,69 @@
 """HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
 
-import asyncio
-import time
 from typing import Any, Self
 
 import httpx
 
+from propeller.errors import (
+    ConflictError,
+    InvalidError,
+    NotAcceptableError,
+    NotFoundError,
+    PropellerError,
+    RefusedError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnprocessableError,
+    UnsupportedTypeError,
+)
 from propeller.process.logs import get_logger
+from propeller.process.retry import retry as try_again
 
 log = get_logger("http")
 
 RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
 """Seconds between tries after a connection fault or a 502, 503 or 504."""
 
-_TRY_AGAIN = frozenset({502, 503, 504})
+_PASSING = frozenset({None, 502, 503, 504})
+
+KINDS: dict[int, type[PropellerError]] = {
+    400: InvalidError,
+    401: UnauthenticatedError,
+    403: RefusedError,
+    404: NotFoundError,
+    406: NotAcceptableError,
+    409: ConflictError,
+    413: TooLargeError,
+    415: UnsupportedTypeError,
+    422: UnprocessableError,
+    503: UnavailableError,
+}
+"""What a status means, as a kind of error; ``web`` answers each kind with this status."""
 
 
-class ServiceError(Exception):
+def _kind(status: int | None) -> type[PropellerError]:
+    if status is None or not 400 <= status < 500 or status in {408, 429}:
+        return UnavailableError
+    return KINDS.get(status, InvalidError)
+
+
+class ServiceError(PropellerError):
     """Another service refused or could not be reached.
 
     Attributes:
         service: its name, as an operator knows it.
         status: its HTTP status, or ``None`` if it did not answer.
         reason: the text of its error, for a person.
+        kind: what the service meant, as a kind of error.
+        temporary: whether the same request may succeed later: it is away, or does not take these credentials now, which
+            a service that lost its own connection to identity says too.
     """
 
     def __init__(self, service: str, status: int | None, reason: str) -> None:
         self.service, self.status, self.reason = service, status, reason
+        self.kind = _kind(status)
+        self.temporary = issubclass(self.kind, UnavailableError | RefusedError)
         answer = f"answered {status}" if status is not None else "cannot be reached"
         super().__init__(f"{service} {answer}: {reason}")
 
@@ -71,23 +108,27 @@ class ServiceClient:
         Raises:
             ServiceError: with the status and the reason the service gave, or that it did not answer.
         """
-        delays = self._delays if retry else ()
-        end = time.monotonic() + self._timeout
-        for attempt in range(len(delays) + 1):
+
+        async def once() -> httpx.Response:
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.RequestError as error:
-                if attempt == len(delays) or time.monotonic() >= end:
-                    raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
-            else:
-                if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
-                    return response
-                last = attempt == len(delays) or time.monotonic() >= end
-                if last or response.status_code not in _TRY_AGAIN:
-                    raise ServiceError(self.service, response.status_code, error_text(response))
-            log.debug("trying again", peer=self.service, path=path, attempt=attempt + 1)
-            await asyncio.sleep(delays[attempt])
-        raise AssertionError("unreachable")
+                raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
+            if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
+                return response
+            raise ServiceError(self.service, response.status_code, error_text(response))
+
+        if not retry:
+            return await once()
+        return await try_again(
+            once,
+            delays=self._delays,
+            on=lambda error: isinstance(error, ServiceError) and error.status in _PASSING,
+            timeout_s=self._timeout,
+            failed=lambda error, _delay: log.debug(
+                "trying again", peer=self.service, path=path, reason=str(error)
+            ),
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
+from propeller.errors import PropellerError
 from propeller.process.logs import get_logger
 from propeller.process.settings import SettingsError
 
@@ -46,7 +47,7 @@ def _known_cause(error: Exception) -> Exception | None:
     return error if isinstance(error, SettingsError | StartError) else None
 
 
-class StartError(Exception):
+class StartError(PropellerError):
     """A service cannot start; the text says what is wrong and what to do."""
 
 

@@ -5,12 +5,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from propeller.errors import InvalidError
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 ID_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
 
 
-class InvalidIdError(ValueError):
+class InvalidIdError(InvalidError):
     """A text that must not become part of a topic, a path or a file name."""
 
 

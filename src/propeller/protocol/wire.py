@@ -11,11 +11,13 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 from pydantic_core import from_json
 
+from propeller.errors import InvalidError
+
 _MOST_EXPLAINED = 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class MalformedMessageError(ValueError):
+class MalformedMessageError(InvalidError):
     """A message that cannot be read; the text names the field and what is wrong with it."""
 
 

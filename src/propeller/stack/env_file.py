@@ -17,8 +17,8 @@ from typing import Self
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from propeller.process.files import write_durably
 from propeller.process.run import StartError
-from propeller.store.files import write_durably
 
 PRIVATE = 0o600
 """The mode of a file that holds keys."""

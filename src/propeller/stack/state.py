@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from propeller.process.files import write_durably
 from propeller.process.run import StartError
-from propeller.store.files import write_durably
 
 
 @dataclass

@@ -8,9 +8,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from propeller.process.files import Buffer, remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
-from propeller.store.files import Buffer, remove_left_over, write_durably
 
 CHUNK = 1024 * 1024
 """The least size of the pieces that ``stream`` gives, the last one excepted, in bytes."""

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from propeller.process.errors import BusyError
+from propeller.errors import UnavailableError
 from propeller.process.run import StartError
 
 WAIT_S = 10.0
@@ -20,7 +20,7 @@ WAIT_S = 10.0
 _FORMS = "write a file's path, sqlite:///path or postgresql://user@host/name"
 
 
-class DatabaseBusyError(BusyError):
+class DatabaseBusyError(UnavailableError):
     """A transaction could not begin: another one is open for too long."""
 
 

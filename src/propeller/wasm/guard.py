@@ -10,11 +10,11 @@ import ctypes
 import os
 import platform
 import resource
-import signal
 import struct
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from propeller.process.parent_death import die_with_parent
+
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38
@@ -89,8 +89,7 @@ def isolate(parent: int, nice: int) -> None:
     """Tie this process to its parent, and make it the first to go when the device is short of anything."""
     os.setsid()
     if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if not die_with_parent(parent):
             os._exit(1)
         with contextlib.suppress(OSError):
             fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)

@@ -10,10 +10,10 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
+from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
-from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify, unauthorized
-from propeller.web.errors import ApiError, respond
+from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
 from propeller.web.limits import BodyLimit
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
@@ -28,7 +28,7 @@ class _StrictRequest(Request):
         try:
             return decode_object(await self.body())
         except MalformedMessageError as error:
-            raise errors.BadRequestError(str(error)) from None
+            raise errors.BodyError(error) from None
 
 
 def _unnamed_is_json(scope: Scope) -> Scope:
@@ -97,12 +97,12 @@ class Authenticated:
                 header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
                 try:
                     if not header:
-                        raise unauthorized(
+                        raise UnauthenticatedError(
                             "credentials required: a user's bearer token, or a client's id and key"
                         )
                     state["principal"] = await self.verify(header)
-                except ApiError as error:
-                    await respond(error, scope, receive, send)
+                except PropellerError as error:
+                    await errors.answer(error)(scope, receive, send)
                     return
         await self.app(scope, receive, send)
 

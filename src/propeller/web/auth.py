@@ -13,9 +13,9 @@ from typing import Literal
 import httpx
 from fastapi import Request
 
+from propeller.errors import UnauthenticatedError, UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.process.settings import HttpSettings
-from propeller.web.errors import ApiError
 
 KEEP_S = 5.0
 _MOST_KEPT = 10_000
@@ -46,12 +46,7 @@ class Principal:
 ANYONE = Principal("anyone")
 
 Verify = Callable[[str], Awaitable[Principal]]
-"""Takes an ``Authorization`` header; raises ``ApiError`` 401 if it is not good."""
-
-
-def unauthorized(reason: str) -> ApiError:
-    """The 401 that tells a caller what is taken."""
-    return ApiError(401, reason, {"WWW-Authenticate": 'Bearer, Basic realm="propeller"'})
+"""Takes an ``Authorization`` header; raises ``UnauthenticatedError`` if it is not good."""
 
 
 class IdentityVerifier:
@@ -65,7 +60,8 @@ class IdentityVerifier:
         """The caller behind an ``Authorization`` header.
 
         Raises:
-            ApiError: 401, the header is not good; 503, identity does not answer.
+            UnauthenticatedError: the header is not good.
+            UnavailableError: identity does not answer.
         """
         key, now = hashlib.sha256(authorization.encode()).digest(), time.monotonic()
         kept = self._kept.get(key)
@@ -76,9 +72,9 @@ class IdentityVerifier:
                 "POST", "/auth/verify", json={"authorization": authorization}
             )
         except ServiceError as error:
-            if error.status == 401:
-                raise unauthorized(error.reason) from None
-            raise ApiError(503, f"cannot check credentials: {error}") from None
+            if error.kind is UnauthenticatedError:
+                raise UnauthenticatedError(error.reason) from None
+            raise UnavailableError(f"cannot check credentials: {error}") from None
         principal = _read_verdict(answer)
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
@@ -95,7 +91,7 @@ def _read_verdict(answer: httpx.Response) -> Principal:
         verdict = answer.json()
         return Principal(verdict["kind"], verdict["id"], verdict.get("role", ""))
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ApiError(503, "cannot check credentials: identity's answer cannot be read") from None
+        raise UnavailableError("cannot check credentials: identity's answer cannot be read") from None
 
 
 def verifier(settings: HttpSettings) -> Verify | None:

@@ -2,19 +2,19 @@
 
 from fastapi import Request
 
-from propeller.web.errors import ApiError
+from propeller.errors import TooLargeError
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body, where only some of an app's requests may be as large as the app's own limit.
 
     Raises:
-        ApiError: 413, it is longer than ``max_bytes``.
+        TooLargeError: it is longer than ``max_bytes``.
     """
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > max_bytes:
-            raise ApiError(413, f"the request body is over the limit of {max_bytes} bytes")
+            raise TooLargeError(f"the request body is over the limit of {max_bytes} bytes")
         parts.append(part)
     return b"".join(parts)

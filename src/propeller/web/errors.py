@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -11,53 +12,33 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from propeller.process.errors import BusyError
-from propeller.process.http import ServiceError
+from propeller.errors import PropellerError, ThrottledError, UnauthenticatedError
+from propeller.process.http import KINDS, ServiceError
 from propeller.process.logs import get_logger
-from propeller.protocol.ids import InvalidIdError
-from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("web")
 
-
-class ApiError(HTTPException):
-    """A request that is refused.
-
-    It is an ``HTTPException`` since FastAPI lets no other exception pass while it reads a body.
-
-    Attributes:
-        status: the HTTP status.
-        reason: the text for the caller: what is wrong, and what to do.
-    """
-
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
-        self.status, self.reason = status, reason
-        super().__init__(status, reason, headers)
-
-    def __str__(self) -> str:
-        """The reason."""
-        return self.reason
+_STATUS = {kind: status for status, kind in KINDS.items()} | {ThrottledError: 429}
+_CHALLENGE = {"WWW-Authenticate": 'Bearer, Basic realm="propeller"'}
+"""What a caller is told to send who sent no credentials, or wrong ones (RFC 9110, 11.6.1)."""
 
 
-class BadRequestError(ApiError):
-    """400."""
+class BodyError(HTTPException):
+    """An error while a body is read: FastAPI lets no exception but an ``HTTPException`` pass there as it is."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(400, reason)
-
-
-class NotFoundError(ApiError):
-    """404."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(404, reason)
+    def __init__(self, error: PropellerError) -> None:
+        self.error = error
+        super().__init__(status_of(error), str(error))
 
 
-class ConflictError(ApiError):
-    """409."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(409, reason)
+def status_of(error: PropellerError) -> int:
+    """The HTTP status that says what an error says; 500 for one of no kind."""
+    if isinstance(error, ServiceError):
+        # A peer's verdict on what the caller sent is the caller's to correct; anything else is a bad gateway.
+        if error.status is not None and 400 <= error.status < 500 and error.status not in {401, 403}:
+            return error.status
+        return 502
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
 
 
 def error_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -65,20 +46,33 @@ def error_response(status: int, reason: str, headers: Mapping[str, str] | None =
     return JSONResponse({"error": reason}, status, headers)
 
 
-async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer from a middleware."""
-    await error_response(error.status, error.reason, error.headers)(scope, receive, send)
+def answer(error: PropellerError) -> JSONResponse:
+    """The answer for an error of the domain."""
+    status = status_of(error)
+    reason = error.reason if isinstance(error, ServiceError) and status != 502 else str(error)
+    headers = {}
+    if isinstance(error, UnauthenticatedError):
+        headers = _CHALLENGE
+    elif isinstance(error, ThrottledError):
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return error_response(status, reason, headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer every exception of a handler in the one form (``Guarded`` answers those that no one foresaw)."""
 
+    @app.exception_handler(PropellerError)
+    async def _domain(_request: Request, error: PropellerError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(BodyError)
+    async def _body(_request: Request, error: BodyError) -> JSONResponse:
+        return answer(error.error)
+
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         headers, reason = error.headers or {}, error.detail
-        if isinstance(error, ApiError):
-            pass
-        elif error.status_code == 404 and reason == "Not Found":
+        if error.status_code == 404 and reason == "Not Found":
             reason = f"no such path: {request.url.path}"
         elif error.status_code == 405:
             reason = f"{request.method} is not for {request.url.path}: use {headers.get('Allow', 'another method')}"
@@ -87,22 +81,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
         return error_response(400, "; ".join(_describe(dict(item)) for item in error.errors()))
-
-    @app.exception_handler(MalformedMessageError)
-    @app.exception_handler(InvalidIdError)
-    async def _malformed(_request: Request, error: ValueError) -> JSONResponse:
-        return error_response(400, str(error))
-
-    @app.exception_handler(BusyError)
-    async def _busy(_request: Request, error: BusyError) -> JSONResponse:
-        return error_response(503, f"try again: {error}")
-
-    @app.exception_handler(ServiceError)
-    async def _peer(_request: Request, error: ServiceError) -> JSONResponse:
-        # A peer's verdict on what the caller sent is the caller's to correct; anything else is a bad gateway.
-        if error.status is not None and 400 <= error.status < 500 and error.status not in {401, 403}:
-            return error_response(error.status, error.reason)
-        return error_response(502, str(error))
 
 
 class Guarded:

@@ -2,7 +2,8 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from propeller.web.errors import ApiError, respond
+from propeller.errors import TooLargeError
+from propeller.web.errors import BodyError, error_response, status_of
 
 
 class BodyLimit:
@@ -27,7 +28,9 @@ class BodyLimit:
                 await self.app(scope, receive, send)
             else:
                 # One that waits for "100 Continue" will not send the body: what it sends next is another request.
-                await respond(self._too_large(close=b"expect" in headers), scope, receive, send)
+                error = self._too_large()
+                close = {"connection": "close"} if b"expect" in headers else None
+                await error_response(status_of(error), str(error), close)(scope, receive, send)
             return
         seen = 0
 
@@ -36,11 +39,10 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.max_bytes:
-                raise self._too_large()
+                raise BodyError(self._too_large())
             return message
 
         await self.app(scope, counted, send)
 
-    def _too_large(self, *, close: bool = False) -> ApiError:
-        reason = f"the request body is over the limit of {self.max_bytes} bytes"
-        return ApiError(413, reason, {"connection": "close"} if close else None)
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the request body is over the limit of {self.max_bytes} bytes")

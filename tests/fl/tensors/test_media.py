@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
+from propeller.errors import NotAcceptableError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
-    NotAcceptableError,
-    UnsupportedMediaTypeError,
     decode,
     encode,
     negotiate,
@@ -60,5 +59,5 @@ def test_json_under_its_names(kind: str | None) -> None:
 
 def test_other_types() -> None:
     assert decode("application/vnd.safetensors;v=1", to_safetensors(MODEL))[0]["w"].tolist() == [1.0, 2.5]
-    with pytest.raises(UnsupportedMediaTypeError, match=r"application/vnd\.safetensors"):
+    with pytest.raises(UnsupportedTypeError, match=r"application/vnd\.safetensors"):
         decode("text/plain", b"{}")

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from propeller.errors import InvalidError
+
 Array = npt.NDArray[Any]
 
 Tensors = dict[str, Array]
@@ -30,7 +32,7 @@ AVERAGED = frozenset("fiu")
 """numpy's kinds of numbers that a mean can be taken of: floating point and integers, not bool and not text."""
 
 
-class TensorError(ValueError):
+class TensorError(InvalidError):
     """Tensors that cannot be read or do not fit.
 
     Attributes:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from propeller.errors import NotAcceptableError, UnsupportedTypeError
 from propeller.fl.tensors import json, safetensors
 from propeller.fl.tensors.base import Tensors
 
@@ -10,14 +11,6 @@ JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 SAFETENSORS_SEQ = "application/vnd.safetensors-seq"
 """A stream of safetensors documents, one after another (``stream.read_documents``)."""
-
-
-class UnsupportedMediaTypeError(ValueError):
-    """A body is of a type that no codec reads: HTTP 415."""
-
-
-class NotAcceptableError(ValueError):
-    """A caller accepts none of the types that can be written: HTTP 406."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +48,11 @@ def codec_for(content_type: str | None) -> Codec:
     """The codec that reads a body.
 
     Raises:
-        UnsupportedMediaTypeError: there is none; the text names those there are.
+        UnsupportedTypeError: there is none; the text names those there are.
     """
     codec = CODECS.get(media_type(content_type))
     if codec is None:
-        raise UnsupportedMediaTypeError(
+        raise UnsupportedTypeError(
             f"Content-Type {str(content_type)[:80]!r} cannot be read; send {' or '.join(CODECS)}"
         )
     return codec
@@ -69,7 +62,7 @@ def decode(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, st
     """Read tensors and their metadata (empty in JSON) from a body.
 
     Raises:
-        UnsupportedMediaTypeError: no codec reads this type.
+        UnsupportedTypeError: no codec reads this type.
         TensorError: the body is malformed.
     """
     return codec_for(content_type).decode(body)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator
 
+from propeller.errors import TooLargeError
 from propeller.fl.tensors.base import TensorError
 from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
 
@@ -9,7 +10,7 @@ MAX_DOCUMENT = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
 
 
-class DocumentTooLargeError(TensorError):
+class DocumentTooLargeError(TooLargeError, TensorError):
     """A document of a stream is over the limit."""
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from propeller.store.files import remove_left_over, write_durably
+from propeller.process.files import remove_left_over, write_durably
 
 MOST_BYTES = 1 << 30
 """Of all programs together; one takes about 20 MB."""

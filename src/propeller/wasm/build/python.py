@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import propeller.program
-from propeller.store.files import write_durably
+from propeller.process.files import write_durably
 from propeller.wasm.build.kept import KeptBuilds
 
 _HERE = Path(__file__).parent

@@ -1,10 +1,10 @@
-"""Files that are whole or absent, and survive a power loss once written."""
+"""Files that are whole or absent, and survive a power loss once written; folders that are kept within a size."""
 
 import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 Buffer = bytes | bytearray | memoryview
@@ -41,6 +41,28 @@ def write_durably(path: Path, data: Buffer, *, replace: bool = True, mode: int =
         temporary.unlink(missing_ok=True)
     for folder in made:
         sync_folder(folder)
+
+
+def trim_folder(files: Iterable[Path], max_bytes: int, *, keep: Collection[Path] = ()) -> None:
+    """Remove the files used longest ago (by their time of change) until all together have at most ``max_bytes``.
+
+    Args:
+        files: those that count; one that is gone meanwhile is fine.
+        max_bytes: what they may have together.
+        keep: files that count and are not removed.
+    """
+    found = []
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        if path not in keep:
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 def sync_folder(folder: Path) -> None:

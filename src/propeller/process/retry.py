@@ -1,0 +1,92 @@
+"""Trying again: one helper for calls that may succeed later, and the waits between the lives of a connection."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import tenacity
+
+T = TypeVar("T")
+
+Failed = Callable[[BaseException, float], None]
+"""Told of a try that failed, and of the seconds until the next one."""
+
+
+def doubling(first_s: float, longest_s: float) -> tuple[float, ...]:
+    """Delays that double from ``first_s`` up to ``longest_s``, both in seconds."""
+    delays = [first_s]
+    while delays[-1] < longest_s:
+        delays.append(min(2 * delays[-1], longest_s))
+    return tuple(delays)
+
+
+async def retry(
+    work: Callable[[], Awaitable[T]],
+    *,
+    delays: tuple[float, ...],
+    on: Callable[[BaseException], bool],
+    forever: bool = False,
+    timeout_s: float | None = None,
+    failed: Failed | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> T:
+    """Do ``work`` until it succeeds, and return what it returns.
+
+    Args:
+        work: called once a try.
+        delays: seconds before the second try, the third one and so on.
+        on: whether an error may pass by itself; any other is raised at once.
+        forever: go on after the last delay, with that delay; else the error of the last try is raised.
+        timeout_s: no new try begins when this many seconds have gone by.
+        failed: told of each try that failed and is not the last one.
+        sleep: waits between tries; one that returns earlier, as when a connection is back, makes the next try earlier.
+
+    Raises:
+        Exception: of the last try, as ``work`` raised it.
+    """
+    stop: tenacity.stop.stop_base = (
+        tenacity.stop_never if forever else tenacity.stop_after_attempt(len(delays) + 1)
+    )
+    if timeout_s is not None:
+        stop = tenacity.stop_any(stop, tenacity.stop_after_delay(timeout_s))
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if failed is not None and error is not None:
+            failed(error, state.next_action.sleep if state.next_action else 0.0)
+
+    waits = [tenacity.wait_fixed(delay) for delay in delays] or [tenacity.wait_fixed(0)]
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and on(error)),
+        wait=tenacity.wait_chain(*waits),
+        stop=stop,
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
+    return await retrying(work)
+
+
+class Backoff:
+    """The waits between the lives of something that is always begun again: longer each time, spread at random."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        """The first wait and the longest, in seconds."""
+        self._delays = doubling(first_s, longest_s)
+        self._failures = 0
+
+    def reset(self) -> None:
+        """It worked: the next wait is the first again."""
+        self._failures = 0
+
+    @property
+    def delay_s(self) -> float:
+        """The next wait before it is spread, in seconds."""
+        return self._delays[min(self._failures, len(self._delays) - 1)]
+
+    async def wait(self) -> None:
+        """Wait between half and all of the delay, so that many that failed together do not all come back together."""
+        delay = self.delay_s
+        self._failures += 1
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads tries, no secret
