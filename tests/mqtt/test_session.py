@@ -301,7 +301,7 @@ async def test_a_hook_that_fails_is_logged_and_changes_nothing(broker_port: int)
         raise RuntimeError("no")
 
     with capture_logs() as logs:
-        async with session(broker_port, clean=True, on_connect=fail).running() as one:
+        async with session(broker_port, clean=True).running(on_connect=fail) as one:
             await one.publish("t/hook", b"")
             await eventually(lambda: any("after connecting" in line["event"] for line in logs))
             assert one.connected

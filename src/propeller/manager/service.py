@@ -109,18 +109,12 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         await database.create(tables.metadata)
         fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)
         await fleet.load()
-
-        async def go_on() -> None:
-            watch.listen()
-            await rounds.resume()
-
         address = BrokerAddress.parse(settings.mqtt_address)
         session = Session(
             address,
             Credentials(settings.client_id, settings.client_id if key else "", key),
             tls=settings.tls_context(address),
             names=Names.of("MANAGER"),
-            on_connect=go_on,
         )
         channel = Channel(settings.domain_id, settings.channel_id)
         dispatcher = Dispatcher(
@@ -148,7 +142,12 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         )
         await rounds.report_failures()
         await inbox.subscribe(session)
-        async with session.running(), watch.running():
+
+        async def resume() -> None:
+            watch.listen()
+            await rounds.resume()
+
+        async with session.running(on_connect=resume), watch.running():
             yield Manager(fleet, tasks, runs, samples, rounds, session, coordinator)
         await watch.write()
     finally:

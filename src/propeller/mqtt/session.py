@@ -73,7 +73,6 @@ class Session:
         keepalive: int = 30,
         tls: ssl.SSLContext | None = None,
         names: Names | None = None,
-        on_connect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """A session that does not run yet.
 
@@ -85,11 +84,11 @@ class Session:
             keepalive: in seconds.
             tls: how to connect to an address with TLS; absent: with the certificates that the system trusts.
             names: of the settings behind all this, for what is logged.
-            on_connect: runs after each connect, once everything is subscribed.
         """
         self.address, self._credentials, self._tls = address, credentials, tls
         self._troubles = Troubles(address, credentials, names or Names())
-        self._will, self._clean, self._keepalive, self._on_connect = will, clean, keepalive, on_connect
+        self._will, self._clean, self._keepalive = will, clean, keepalive
+        self._on_connect: Callable[[], Awaitable[None]] | None = None
         self._routes: dict[str, _Route] = {}
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
@@ -178,9 +177,14 @@ class Session:
             ) from None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Session"]:
-        """Keep the session connected for the length of the block, then disconnect (without the will)."""
-        self._running = True
+    async def running(
+        self, on_connect: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator["Session"]:
+        """Keep the session connected for the length of the block, then disconnect (without the will).
+
+        ``on_connect`` runs after each connect, once everything is subscribed.
+        """
+        self._running, self._on_connect = True, on_connect
         keeper = asyncio.create_task(self._keep_connected(), name="mqtt session")
         for route in self._routes.values():
             self._start_worker(route)

@@ -40,10 +40,6 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         StartError: the state folder or the sandbox cannot be opened.
     """
     me, channel = settings.client_id, Channel(settings.domain_id, settings.channel_id)
-
-    async def announce() -> None:
-        await presence.announce()
-
     session = Session(
         settings.broker,
         Credentials(me, me, settings.client_key),
@@ -51,7 +47,6 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         keepalive=int(settings.mqtt_keep_alive),
         tls=settings.tls_context(settings.broker),
         names=Names.of("PROPLET"),
-        on_connect=announce,
     )
     heartbeat = Heartbeat(settings.folder, settings.liveliness_interval)
     presence = Presence(settings, session, channel, heartbeat)
@@ -87,7 +82,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
             await session.subscribe(topic, proplet.take_start)
         for topic in (channel.topic(Kind.STOP), channel.stop(me)):
             await session.subscribe(topic, proplet.take_stop)
-        await stack.enter_async_context(session.running())
+        await stack.enter_async_context(session.running(on_connect=presence.announce))
         log.info("proplet started", proplet_id=me, broker=str(settings.broker), channel=channel.prefix)
         beats = asyncio.create_task(presence.run())
         proplet.send_left()
