@@ -23,7 +23,7 @@ from propeller.oci.client import RegistryClient
 from propeller.oci.manifest import digest_of
 from propeller.oci.reference import Reference
 from propeller.process import logs
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel
 from support.fake_proplets import proplets
 from support.nats import open_broker
@@ -66,7 +66,7 @@ async def deliver(port: int, proplet_count: int, digest: str) -> float:
 
         async def one(index: int) -> None:
             async def take(_topic: str, payload: bytes) -> None:
-                chunk = Chunk.decode(payload)
+                chunk = ProgramChunk.decode(payload)
                 got[index].add(chunk.chunk_idx)
                 total[0] = chunk.total_chunks
 

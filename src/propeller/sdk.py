@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from pydantic import ValidationError
 
 from propeller.process.http import error_text, needs_tls
 from propeller.protocol.rounds import Experiment, model_uri
-from propeller.protocol.wire import explain
+from propeller.protocol.wire import explain_validation_error
 
 WAIT_S = 20.0
 """How long one question for news of a round is held open, in seconds."""
@@ -215,7 +216,8 @@ class Propeller:
             )
             body = experiment.model_dump(mode="json")
         except ValueError as error:  # pydantic's errors of either kind are
-            raise PropellerError(explain(error) if hasattr(error, "errors") else str(error)) from None  # type: ignore[arg-type]
+            reason = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
+            raise PropellerError(reason) from None
         self._ask("POST", "manager", "/fl/experiments", json=body)
         return experiment.round_id
 

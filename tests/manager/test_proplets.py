@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from propeller.manager.proplets import Fleet
-from propeller.protocol.proplet import Alive, Create, PropletMetadata
+from propeller.protocol.proplet import HeartbeatMessage, PropletMetadata, Registration
 from propeller.store.database import Database
 
 
@@ -34,18 +34,18 @@ def fleet(database: Database, clock: Clock) -> Fleet:
 
 
 async def test_two_missed_heartbeats_are_forgiven_and_three_are_not(fleet: Fleet, clock: Clock) -> None:
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(29.9)
     assert fleet.is_alive("p")
     clock.pass_(0.2)
     assert not fleet.is_alive("p")
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")
 
 
 async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fleet, clock: Clock) -> None:
-    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)))
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(179)
     assert fleet.is_alive("p")
     clock.pass_(2)
@@ -56,37 +56,37 @@ async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fle
 async def test_an_interval_that_makes_no_sense_is_not_taken(
     fleet: Fleet, clock: Clock, interval: float
 ) -> None:
-    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)))
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(31)
     assert not fleet.is_alive("p")
 
 
 async def test_a_last_will_is_understood_at_once_and_a_heartbeat_after_it_too(fleet: Fleet) -> None:
-    await fleet.heartbeat(Alive(proplet_id="p"))
-    await fleet.heartbeat(Alive(proplet_id="p", status="offline"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
     assert not fleet.is_alive("p")
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")
 
 
 async def test_a_last_will_makes_no_proplet(fleet: Fleet) -> None:
-    await fleet.heartbeat(Alive(proplet_id="manager-id", status="offline"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="manager-id", status="offline"))
     assert fleet.all() == []
 
 
 async def test_registering_is_no_heartbeat(fleet: Fleet) -> None:
-    await fleet.register(Create(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p"))
     assert not fleet.is_alive("p")
 
 
 async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: Fleet) -> None:
-    await fleet.register(Create(proplet_id="p", metadata=PropletMetadata(directed=True)))
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(directed=True)))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     proplet = fleet.get("p")
     assert proplet is not None
     assert proplet.directed
-    await fleet.register(Create(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p"))
     assert not proplet.directed
     assert proplet.is_alive(fleet.clock())
 
@@ -94,8 +94,8 @@ async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: F
 async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(fleet: Fleet) -> None:
     ids = [f"p{number}" for number in range(5)]
     await asyncio.gather(
-        *(fleet.heartbeat(Alive(proplet_id=one)) for one in ids),
-        *(fleet.register(Create(proplet_id=one, namespace="lab")) for one in ids),
+        *(fleet.heartbeat(HeartbeatMessage(proplet_id=one)) for one in ids),
+        *(fleet.register(Registration(proplet_id=one, namespace="lab")) for one in ids),
     )
     assert sorted(one.id for one in fleet.all()) == ids
     assert all(one.namespace == "lab" for one in fleet.all())
@@ -104,13 +104,13 @@ async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(flee
 async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Database, clock: Clock) -> None:
     for proplet_id in ("b", "a", "c"):
         await fleet.register(
-            Create(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a"))
+            Registration(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a"))
         )
     for _ in range(12):
-        await fleet.heartbeat(Alive(proplet_id="a"))
+        await fleet.heartbeat(HeartbeatMessage(proplet_id="a"))
         clock.pass_(1)
-    await fleet.heartbeat(Alive(proplet_id="c"))
-    await fleet.heartbeat(Alive(proplet_id="c", status="offline"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="c"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="c", status="offline"))
     await fleet.write_heartbeats()
 
     again = Fleet(database, clock=clock)
@@ -121,9 +121,9 @@ async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Da
 
 
 async def test_a_removed_proplet_comes_back_by_its_heartbeat(fleet: Fleet) -> None:
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     await fleet.remove("p")
     assert fleet.all() == []
     await fleet.write_heartbeats()
-    await fleet.heartbeat(Alive(proplet_id="p"))
+    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")

@@ -14,7 +14,7 @@ from propeller.manager.task import State, Task, TaskSpec
 from propeller.manager.task_store import TaskStore
 from propeller.manager.tasks import Tasks
 from propeller.manager.watch import Watch
-from propeller.protocol.proplet import Alive
+from propeller.protocol.proplet import HeartbeatMessage
 from propeller.store.database import Database
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ class World:
 @pytest.fixture
 async def world(database: Database) -> World:
     made = World(database)
-    await made.fleet.heartbeat(Alive(proplet_id="p"))
+    await made.fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     spec = TaskSpec(name="add", image_url="localhost/add:1")
     await made.store.add(Task("t", spec, State.RUNNING, START, proplet_id="p"))
     return made
@@ -65,9 +65,9 @@ async def test_silence_for_the_window(world: World) -> None:
 
 
 async def test_a_last_will_alone_does_not_end_a_task(world: World) -> None:
-    await world.fleet.heartbeat(Alive(proplet_id="p", status="offline"))
+    await world.fleet.heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
     assert await world.after(20) is State.RUNNING
-    await world.fleet.heartbeat(Alive(proplet_id="p"))
+    await world.fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
     assert await world.after(20) is State.RUNNING
 
 

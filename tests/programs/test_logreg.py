@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from propeller.data import program_path
-from propeller.protocol.rounds import Update
+from propeller.protocol.rounds import UpdateMessage
 from propeller.wasm.sandbox import Sandbox
 from support import go_program
 from support.logreg import Logreg
@@ -38,7 +38,7 @@ def log_loss(model: dict[str, Any], dataset: dict[str, Any]) -> float:
 async def test_update(logreg: Logreg) -> None:
     """One document that the coordinator takes, and honest numbers in it."""
     document = await logreg.update(MODEL, DATASET, {"epochs": 5, "lr": 0.5, "batch_size": 8})
-    update = Update.model_validate(document)
+    update = UpdateMessage.model_validate(document)
     assert (update.round_id, update.proplet_id) == ("r1", "p1")
     assert (update.base_model_uri, update.num_samples) == ("fl/models/global_model_v0", 64)
     assert set(document) == {"round_id", "proplet_id", "base_model_uri", "num_samples", "metrics", "update"}

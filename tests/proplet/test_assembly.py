@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.proplet.assembly import MAX_CHUNKS, Assembly, AssemblyError, ChunkError, digest_of
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 
 LIMIT = 10_000
 
 
-def chunk(number: int, total: int, data: bytes, digest: str | None = None) -> Chunk:
-    return Chunk(
+def chunk(number: int, total: int, data: bytes, digest: str | None = None) -> ProgramChunk:
+    return ProgramChunk(
         app_name="a",
         chunk_idx=number,
         total_chunks=total,
@@ -22,7 +22,7 @@ def chunk(number: int, total: int, data: bytes, digest: str | None = None) -> Ch
     )
 
 
-def split(content: bytes, size: int) -> list[Chunk]:
+def split(content: bytes, size: int) -> list[ProgramChunk]:
     parts = [content[at : at + size] for at in range(0, len(content), size)]
     return [chunk(number, len(parts), part) for number, part in enumerate(parts)]
 
@@ -60,11 +60,11 @@ def test_missing_names_what_did_not_come(came: set[int]) -> None:
         (chunk(0, 4, b"x"), "total_chunks: 4"),
         (chunk(0, 3, b"x", digest_of(b"other")), "not the awaited"),
         (chunk(0, 3, b"x" * 31), "more than the 30 bytes"),
-        (Chunk(app_name="a", total_chunks=3, data="***"), "base64"),
+        (ProgramChunk(app_name="a", total_chunks=3, data="***"), "base64"),
         (chunk(1, 3, b"other"), "other bytes"),
     ],
 )
-def test_a_chunk_that_does_not_fit_is_refused_and_changes_nothing(bad: Chunk, reason: str) -> None:
+def test_a_chunk_that_does_not_fit_is_refused_and_changes_nothing(bad: ProgramChunk, reason: str) -> None:
     one = Assembly(LIMIT, digest=digest_of(b"p"), size=30, total=3)
     one.add(chunk(1, 3, b"kept"))
     with pytest.raises(ChunkError, match=reason):
@@ -84,7 +84,7 @@ def test_what_is_not_announced_is_not_taken_for_the_program() -> None:
 
 
 @pytest.mark.parametrize("moved", [chunk(0, 3, b"new"), chunk(0, 2, b"new")])
-def test_without_announcement_a_contradiction_starts_anew(moved: Chunk) -> None:
+def test_without_announcement_a_contradiction_starts_anew(moved: ProgramChunk) -> None:
     one = Assembly(LIMIT)
     one.add(chunk(0, 2, b"old"))
     one.add(chunk(1, 2, b"old"))

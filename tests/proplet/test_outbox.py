@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from propeller.proplet.outbox import Outbox
-from propeller.protocol.task import Results
+from propeller.protocol.task import TaskResult
 from support.net import eventually
 
-INTERRUPTED = Results(task_id="t", proplet_id="p", error="interrupted")
-DONE = Results(task_id="t", proplet_id="p", results="8")
+INTERRUPTED = TaskResult(task_id="t", proplet_id="p", error="interrupted")
+DONE = TaskResult(task_id="t", proplet_id="p", results="8")
 
 
 class Broker:
@@ -56,7 +56,7 @@ async def test_a_result_too_long_for_a_message_becomes_an_error(tmp_path: Path) 
     broker = Broker()
     broker.up.set()
     box = Outbox(tmp_path, broker.send, 1000)
-    await box.deliver(box.hold(INTERRUPTED), Results(task_id="t", results="x" * 2000))
+    await box.deliver(box.hold(INTERRUPTED), TaskResult(task_id="t", results="x" * 2000))
     assert broker.got[0]["results"] == ""
     assert "is over the 1000" in str(broker.got[0]["error"])
 

@@ -13,7 +13,7 @@ from propeller.mqtt.session import Credentials, Session
 from propeller.proplet import programs as module
 from propeller.proplet.programs import Programs
 from propeller.proplet.work import TaskError
-from propeller.protocol.registry import Chunk, Resolved
+from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 from propeller.protocol.topics import Kind
 from propeller.wasm.job import Limits, ProgramError
 from support.net import eventually
@@ -86,15 +86,15 @@ async def test_a_moved_tag_brings_the_new_program(fetcher: Fetcher) -> None:
     assert await programs.fetch(IMAGE) == digest(CONTENT + b"new")
 
 
-def shuffled(chunks: list[Chunk]) -> list[Chunk]:
+def shuffled(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
     return random.Random(1).sample(chunks * 2, 2 * len(chunks))
 
 
-def tampered(chunks: list[Chunk]) -> list[Chunk]:
+def tampered(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
     return [chunks[0].model_copy(update={"data": "AAAA" + chunks[0].data[4:]}), *chunks[1:]]
 
 
-def out_of_range(chunks: list[Chunk]) -> list[Chunk]:
+def out_of_range(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
     wrong = [chunks[0].model_copy(update=change) for change in ({"total_chunks": 9}, {"chunk_idx": 8000})]
     return [*wrong, *chunks]
 
@@ -112,7 +112,7 @@ async def test_chunks_that_cannot_be_of_it_are_left_out(fetcher: Fetcher) -> Non
 async def test_lost_chunks_are_asked_for_again_by_number(fetcher: Fetcher) -> None:
     losses = [[3, 17], [17]]
 
-    def lossy(chunks: list[Chunk]) -> list[Chunk]:
+    def lossy(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
         lost = losses.pop(0) if losses else []
         return [chunk for chunk in chunks if chunk.chunk_idx not in lost]
 
@@ -131,7 +131,7 @@ async def test_a_tampered_program_is_asked_for_once_more_then_refused(fetcher: F
     assert fetcher.store.programs == {}
     tries: list[int] = []
 
-    def tampered_once(chunks: list[Chunk]) -> list[Chunk]:
+    def tampered_once(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
         tries.append(1)
         return tampered(chunks) if len(tries) == 1 else chunks
 
@@ -177,8 +177,8 @@ async def test_why_a_program_cannot_be_had_is_told(
 async def test_a_failure_after_resolving_ends_the_fetch_at_once(fetcher: Fetcher) -> None:
     peers = fetcher.peers
 
-    def fails(chunks: list[Chunk]) -> list[Chunk]:
-        answer = Resolved(app_name=IMAGE, digest=digest(CONTENT), error="blob unknown")
+    def fails(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
+        answer = ResolvedProgram(app_name=IMAGE, digest=digest(CONTENT), error="blob unknown")
         failures.append(
             asyncio.ensure_future(peers.session.publish(peers.channel.answers(ME), answer.encode()))
         )
@@ -218,7 +218,7 @@ async def test_a_proxy_of_s_answers_on_the_shared_topic_only(fetcher: Fetcher) -
     peers.silent = True
     waiting = asyncio.create_task(programs.fetch(IMAGE))
     await eventually(lambda: len(peers.requests) == 4)
-    error = Chunk(app_name=IMAGE, error="denied")
+    error = ProgramChunk(app_name=IMAGE, error="denied")
     await peers.session.publish(peers.channel.topic(Kind.REGISTRY_CHUNK), error.encode())
     with pytest.raises(TaskError, match="denied"):
         await waiting

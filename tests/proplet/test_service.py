@@ -12,7 +12,7 @@ from propeller.proplet.recent import Recent
 from propeller.proplet.runner import Ran, usage
 from propeller.proplet.service import MAX_WAITING, Proplet
 from propeller.protocol.proplet import TaskMetrics
-from propeller.protocol.task import Results, Start
+from propeller.protocol.task import TaskResult, TaskStart
 from propeller.wasm.job import Job, Outcome
 from support.net import eventually
 
@@ -25,9 +25,9 @@ class Runner:
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
-        self.begun: list[Start] = []
+        self.begun: list[TaskStart] = []
 
-    async def run(self, start: Start) -> Ran:
+    async def run(self, start: TaskStart) -> Ran:
         self.begun.append(start)
         try:
             await self.go.wait()
@@ -38,8 +38,8 @@ class Runner:
             raise KeyError("a bug")
         return Ran(Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0)
 
-    async def report(self, ran: Ran) -> Results:
-        return Results(task_id=ran.job.id, proplet_id=ME, results="done", usage=usage(ran))
+    async def report(self, ran: Ran) -> TaskResult:
+        return TaskResult(task_id=ran.job.id, proplet_id=ME, results="done", usage=usage(ran))
 
 
 class Scene:

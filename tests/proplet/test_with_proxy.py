@@ -5,7 +5,7 @@ from pathlib import Path
 
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
-from propeller.protocol.topics import Kind, parse
+from propeller.protocol.topics import Kind, parse_topic
 from support.programs import echo
 from support.proplet import World
 from support.proxy_process import count, proxy_process
@@ -19,7 +19,7 @@ async def test_a_pushed_program_runs_everywhere_and_a_moved_tag_is_followed(
     chunks: list[str] = []
 
     async def see(topic: str, _payload: bytes) -> None:
-        parsed = parse(topic)
+        parsed = parse_topic(topic)
         if parsed and parsed.kind is Kind.REGISTRY_CHUNK and parsed.target and "sha256:" in parsed.target:
             chunks.append(parsed.target)
 

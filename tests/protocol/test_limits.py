@@ -11,7 +11,7 @@ from propeller.manager.task import TaskChange, TaskSpec
 from propeller.process.run import StartError
 from propeller.protocol.limits import NAMES
 from propeller.protocol.rounds import Experiment, RoundStart
-from propeller.protocol.task import Start
+from propeller.protocol.task import TaskStart
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.wasm.job import Limits
 
@@ -40,7 +40,7 @@ def test_every_limit_of_a_run_can_be_asked_for() -> None:
     ("message", "others"),
     [
         (TaskSpec, {"name": "n"}),
-        (Start, {"id": "t", "name": "n", "image_url": "i"}),
+        (TaskStart, {"id": "t", "name": "n", "image_url": "i"}),
         (RoundStart, ROUND),
         (Experiment, {"round_id": "r", "participants": ["a"]}),
     ],
@@ -52,10 +52,10 @@ def test_what_is_wrong_is_named(message: Any, others: dict[str, Any], limits: An
 
 
 def test_a_start_without_limits_is_as_other_proplets_know_it() -> None:
-    start = Start(id="t", name="n", image_url="i")
+    start = TaskStart(id="t", name="n", image_url="i")
     assert "limits" not in decode_object(start.encode())
     asked = start.model_copy(update={"limits": {"fuel": 5}})
-    assert Start.decode(asked.encode()).limits == {"fuel": 5}
+    assert TaskStart.decode(asked.encode()).limits == {"fuel": 5}
 
 
 def test_limits_of_a_task_can_be_taken_back() -> None:

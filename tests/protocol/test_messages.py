@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
+from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
 from propeller.protocol.rounds import (
     MAX_SAMPLES,
     Experiment,
     RoundNext,
     RoundStart,
-    Update,
+    UpdateMessage,
     model_uri,
     model_version,
 )
-from propeller.protocol.task import FlEnvelope, Results, Start, Stop
+from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart, TaskStop
 from propeller.protocol.wire import MalformedMessageError, Message
 
 PROPLET = "3fe95a65-74f1-4ede-bf20-ef565f04cecb"
@@ -30,32 +30,32 @@ MOMENT = datetime(2026, 1, 21, 16, 12, 11, 123456, tzinfo=UTC)
 NUMBERS = st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-def start(**fields: Any) -> Start:
-    return Start.decode({"id": "t", "name": "add", "image_url": "ghcr.io/u/add:latest", **fields})
+def start(**fields: Any) -> TaskStart:
+    return TaskStart.decode({"id": "t", "name": "add", "image_url": "ghcr.io/u/add:latest", **fields})
 
 
 class TestProplet:
     def test_create_of_s_and_h(self) -> None:
-        old = Create.decode(f'{{"proplet_id":"{PROPLET}","namespace":"default"}}')
+        old = Registration.decode(f'{{"proplet_id":"{PROPLET}","namespace":"default"}}')
         assert (old.proplet_id, old.metadata) == (PROPLET, None)
-        new = Create.decode(
+        new = Registration.decode(
             b'{"proplet_id":"3fe9","namespace":"default","metadata":{"tags":["gpu"],"location":"lab",'
             b'"ip":"10.0.0.4","environment":"docker","os":"linux","hostname":"n1","cpu_arch":"x86_64",'
             b'"total_memory_bytes":16776548352,"proplet_version":"0.5.0","wasm_runtime":"wasmtime-internal"}}'
         )
         assert new.metadata is not None
         assert (new.metadata.tags, new.metadata.directed) == (["gpu"], False)
-        assert Create.decode(new.encode()) == new
+        assert Registration.decode(new.encode()) == new
 
     def test_alive_and_the_wills(self) -> None:
-        alive = Alive.decode(b'{"proplet_id":"3fe9","status":"alive","namespace":"default"}')
+        alive = HeartbeatMessage.decode(b'{"proplet_id":"3fe9","status":"alive","namespace":"default"}')
         assert alive.is_alive
         assert json.loads(alive.encode()) == {
             "proplet_id": "3fe9",
             "status": "alive",
             "namespace": "default",
         }
-        assert not Alive.decode(b'{"status":"offline","proplet_id":"3fe9"}').is_alive
+        assert not HeartbeatMessage.decode(b'{"status":"offline","proplet_id":"3fe9"}').is_alive
 
     @pytest.mark.parametrize("timestamp", [RUST_TIME, "2026-01-21T16:12:11.123456789Z"])
     def test_metrics_with_both_timestamps(self, timestamp: Any) -> None:
@@ -106,12 +106,12 @@ class TestStart:
     )
 
     def test_s(self) -> None:
-        read = Start.decode(self.S)
+        read = TaskStart.decode(self.S)
         assert json.loads(read.env["HYPERPARAMS"])["batch_size"] == 16
         assert (read.inputs, read.cli_args, read.file, read.proplet_id) == ([], [], None, "3fe9")
 
     def test_h(self) -> None:
-        read = Start.decode(self.H)
+        read = TaskStart.decode(self.H)
         assert (read.inputs, read.broadcast, read.env) == (["3", "5"], False, {})
 
     def test_inputs_are_numbers_or_strings(self) -> None:
@@ -152,7 +152,7 @@ class TestStart:
         assert (fields["inputs"] or []) == inputs
         assert (fields["cli_args"] or []) == args
         assert (fields["env"] or {}) == env
-        assert Start.decode(written.encode()) == written
+        assert TaskStart.decode(written.encode()) == written
 
     @given(NUMBERS)
     def test_numbers_stay_numbers(self, number: float) -> None:
@@ -184,12 +184,12 @@ class TestStopAndResults:
         ],
     )
     def test_stop(self, text: str) -> None:
-        read = Stop.decode(text)
+        read = TaskStop.decode(text)
         assert read.id == "5c1e"
-        assert Stop.decode(read.encode()) == read
+        assert TaskStop.decode(read.encode()) == read
 
     def test_results_as_text(self) -> None:
-        read = Results.decode(b'{"task_id":"5c1e","proplet_id":"3fe9","results":"8","error":null}')
+        read = TaskResult.decode(b'{"task_id":"5c1e","proplet_id":"3fe9","results":"8","error":null}')
         assert (read.results, read.failed, read.sender) == ("8", False, "3fe9")
         assert json.loads(read.encode()) == {
             "task_id": "5c1e",
@@ -203,14 +203,14 @@ class TestStopAndResults:
             "task_id": "5c1e", "round_id": "r-1", "proplet_id": "3fe9", "num_samples": 1,
             "update_b64": "eyJyb3VuZF9pZCI6", "format": "f32-delta", "metrics": {},
         }  # fmt: skip
-        read = Results.decode({"task_id": "5c1e", "results": envelope, "error": None})
+        read = TaskResult.decode({"task_id": "5c1e", "results": envelope, "error": None})
         assert (read.proplet_id, read.sender) == (None, "3fe9")
         assert FlEnvelope.decode(read.results).model_dump() == envelope
 
     def test_failures(self) -> None:
-        assert Results.decode(b'{"task_id":"t","results":"","error":"no memory"}').failed
-        assert not Results.decode(b'{"task_id":"t","results":"","error":""}').failed
-        assert Results.decode(b'{"task_id":"t","results":{"proplet_id":3}}').sender is None
+        assert TaskResult.decode(b'{"task_id":"t","results":"","error":"no memory"}').failed
+        assert not TaskResult.decode(b'{"task_id":"t","results":"","error":""}').failed
+        assert TaskResult.decode(b'{"task_id":"t","results":{"proplet_id":3}}').sender is None
 
 
 class TestRegistry:
@@ -225,29 +225,29 @@ class TestRegistry:
                 ProgramRequest.decode({"app_name": "x", **wrong})
 
     def test_resolved(self) -> None:
-        found = Resolved(app_name="x", digest=DIGEST, size=4, total_chunks=1)
-        assert Resolved.decode(found.encode()) == found
+        found = ResolvedProgram(app_name="x", digest=DIGEST, size=4, total_chunks=1)
+        assert ResolvedProgram.decode(found.encode()) == found
 
     def test_chunk_of_s(self) -> None:
-        read = Chunk.decode(
+        read = ProgramChunk.decode(
             b'{"app_name":"ghcr.io/u/x:latest","chunk_idx":0,"total_chunks":7,"data":"AGFzbQEAAAA="}'
         )
         assert read.payload() == b"\0asm\x01\0\0\0"
 
     @given(st.binary(min_size=1))
     def test_an_s_proplet_reads_a_chunk(self, part: bytes) -> None:
-        chunk = Chunk(
+        chunk = ProgramChunk(
             app_name="x", chunk_idx=1, total_chunks=2, data=base64.b64encode(part).decode(), digest=DIGEST
         )
         fields = json.loads(chunk.encode())
         assert base64.b64decode(fields["data"], validate=True) == part
         assert (fields["chunk_idx"], fields["total_chunks"]) == (1, 2)
-        assert Chunk.decode(chunk.encode()).payload() == part
+        assert ProgramChunk.decode(chunk.encode()).payload() == part
 
     def test_an_s_proplet_drops_an_error_instead_of_counting_it(self) -> None:
-        failed = Chunk(app_name="x", error="no such image")
+        failed = ProgramChunk(app_name="x", error="no such image")
         assert json.loads(failed.encode()) == {"app_name": "x", "error": "no such image"}
-        assert Chunk.decode(failed.encode()) == failed
+        assert ProgramChunk.decode(failed.encode()) == failed
 
     @pytest.mark.parametrize(
         "fields",
@@ -256,11 +256,11 @@ class TestRegistry:
     )  # fmt: skip
     def test_a_part_that_cannot_be_placed_is_refused(self, fields: dict[str, Any]) -> None:
         with pytest.raises(MalformedMessageError, match="chunk_idx"):
-            Chunk.decode({"app_name": "x", **fields})
+            ProgramChunk.decode({"app_name": "x", **fields})
 
     def test_data_that_is_not_base64(self) -> None:
         with pytest.raises(ValueError, match="data: not valid base64"):
-            Chunk(app_name="x", total_chunks=1, data="@@").payload()
+            ProgramChunk(app_name="x", total_chunks=1, data="@@").payload()
 
 
 class TestRounds:
@@ -341,19 +341,21 @@ class TestRounds:
             "base_model_uri": "fl/models/global_model_v0", "metrics": {"loss": 0.5}, "num_samples": 64,
             "proplet_id": "3fe9", "round_id": "r-1", "update": {"w": [0.1, 0.2, 0.3], "b": 0.5},
         }  # fmt: skip
-        read = Update.decode({**update, "received_at": "2026-01-21T16:12:11Z"})
+        read = UpdateMessage.decode({**update, "received_at": "2026-01-21T16:12:11Z"})
         assert read.model_dump() == update
         assert type(json.loads(read.encode())["num_samples"]) is int
 
     @pytest.mark.parametrize("samples", [0, -1, 1.0, 1.5, "64", True, None, MAX_SAMPLES + 1, 10**30])
     def test_num_samples_is_a_positive_integer(self, samples: Any) -> None:
         with pytest.raises(MalformedMessageError, match="num_samples: "):
-            Update.decode({"round_id": "r", "proplet_id": "p", "num_samples": samples, "update": {"w": [1]}})
+            UpdateMessage.decode(
+                {"round_id": "r", "proplet_id": "p", "num_samples": samples, "update": {"w": [1]}}
+            )
 
     @pytest.mark.parametrize("update", [None, {}, [], "x"])
     def test_an_update_holds_something(self, update: Any) -> None:
         with pytest.raises(MalformedMessageError, match="update: "):
-            Update.decode({"round_id": "r", "proplet_id": "p", "num_samples": 1, "update": update})
+            UpdateMessage.decode({"round_id": "r", "proplet_id": "p", "num_samples": 1, "update": update})
 
     def test_the_notice_of_a_round(self) -> None:
         read = RoundNext.decode(
@@ -374,7 +376,9 @@ class TestRounds:
         assert model_version(ref) == version
 
 
-@pytest.mark.parametrize("message", [Create, Alive, Stop, Results, Update, TaskMetrics])
+@pytest.mark.parametrize(
+    "message", [Registration, HeartbeatMessage, TaskStop, TaskResult, UpdateMessage, TaskMetrics]
+)
 @pytest.mark.parametrize("bad", ["../p", "a/b", "#", "+", "", "p\n", 3, None])
 def test_ids_with_a_meaning_are_refused_everywhere(message: type[Message], bad: Any) -> None:
     name = next(n for n in ("id", "task_id", "round_id", "proplet_id") if n in message.model_fields)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.protocol.ids import InvalidIdError, check_id
-from propeller.protocol.topics import ROUND_NEXT, ROUND_START, Channel, Kind, Topic, parse, update_topic
+from propeller.protocol.topics import ROUND_NEXT, ROUND_START, Channel, Kind, Topic, parse_topic, update_topic
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 CHANNELS = st.builds(Channel, IDS, IDS)
@@ -19,30 +19,30 @@ BAD_IDS = [
 
 @given(CHANNELS, st.sampled_from([kind for kind in Kind if kind is not Kind.UPDATE]))
 def test_shared_topics_round_trip(channel: Channel, kind: Kind) -> None:
-    assert parse(channel.topic(kind)) == Topic(kind, channel)
+    assert parse_topic(channel.topic(kind)) == Topic(kind, channel)
 
 
 @given(CHANNELS, IDS, IDS, DIGESTS)
 def test_directed_topics_round_trip(channel: Channel, proplet: str, round_id: str, digest: str) -> None:
-    assert parse(channel.start(proplet)) == Topic(Kind.START, channel, target=proplet)
-    assert parse(channel.stop(proplet)) == Topic(Kind.STOP, channel, target=proplet)
-    assert parse(channel.answers(proplet)) == Topic(Kind.REGISTRY_CHUNK, channel, target=proplet)
-    assert parse(channel.chunks(digest)) == Topic(Kind.REGISTRY_CHUNK, channel, target=digest)
-    update = parse(channel.update(round_id, proplet))
+    assert parse_topic(channel.start(proplet)) == Topic(Kind.START, channel, target=proplet)
+    assert parse_topic(channel.stop(proplet)) == Topic(Kind.STOP, channel, target=proplet)
+    assert parse_topic(channel.answers(proplet)) == Topic(Kind.REGISTRY_CHUNK, channel, target=proplet)
+    assert parse_topic(channel.chunks(digest)) == Topic(Kind.REGISTRY_CHUNK, channel, target=digest)
+    update = parse_topic(channel.update(round_id, proplet))
     assert update == Topic(Kind.UPDATE, channel, round_id=round_id, proplet_id=proplet)
 
 
 @given(IDS, IDS)
 def test_updates_outside_of_channels_round_trip(round_id: str, proplet: str) -> None:
     topic = update_topic(round_id, proplet)
-    assert parse(topic) == Topic(Kind.UPDATE, round_id=round_id, proplet_id=proplet)
+    assert parse_topic(topic) == Topic(Kind.UPDATE, round_id=round_id, proplet_id=proplet)
 
 
 def test_a_proplet_whose_id_begins_like_a_digest_keeps_its_id() -> None:
-    parsed = parse(Channel("d", "c").answers("my-sha256-1"))
+    parsed = parse_topic(Channel("d", "c").answers("my-sha256-1"))
     assert parsed is not None
     assert parsed.target == "my-sha256-1"
-    assert parse(Channel("d", "c").answers("sha256-1")) == Topic(
+    assert parse_topic(Channel("d", "c").answers("sha256-1")) == Topic(
         Kind.REGISTRY_CHUNK, Channel("d", "c"), "sha256-1"
     )
 
@@ -67,8 +67,8 @@ def test_the_topics_of_absmach_propeller() -> None:
 
 @pytest.mark.parametrize("topic", [ROUND_START, ROUND_NEXT])
 def test_round_topics_also_stand_outside_of_channels(topic: str) -> None:
-    assert parse(topic) == Topic(Kind(topic))
-    assert parse(f"m/d/c/c/{topic}") == Topic(Kind(topic), Channel("d", "c"))
+    assert parse_topic(topic) == Topic(Kind(topic))
+    assert parse_topic(f"m/d/c/c/{topic}") == Topic(Kind(topic), Channel("d", "c"))
 
 
 @pytest.mark.parametrize("bad", BAD_IDS)
@@ -96,7 +96,7 @@ def test_an_id_that_would_change_a_topic_makes_none(bad: str) -> None:
         f"fl/rounds/{bad}/updates/p",
         f"fl/rounds/r/updates/{bad}",
     ):
-        assert parse(topic) is None
+        assert parse_topic(topic) is None
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "sha256:" + "A" * 64, "sha512:" + "a" * 64, "a" * 64])
@@ -112,10 +112,10 @@ def test_chunks_have_a_topic_by_a_whole_digest_only(digest: str) -> None:
      "control/manager/start/p", "registry/server/p", "m/d/c/c/control/proplet/alive/p"],
 )  # fmt: skip
 def test_other_topics_are_none_of_ours(topic: str) -> None:
-    assert parse(topic) is None
+    assert parse_topic(topic) is None
 
 
 @given(st.text())
 def test_any_text_parses_or_is_none(topic: str) -> None:
-    parsed = parse(topic)
+    parsed = parse_topic(topic)
     assert parsed is None or isinstance(parsed, Topic)

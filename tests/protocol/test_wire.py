@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
-from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, Update
-from propeller.protocol.task import FlEnvelope, Results, Start, Stop, encode_json
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
+from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
+from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, UpdateMessage
+from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart, TaskStop, encode_json
 from propeller.protocol.wire import MalformedMessageError, Message, Time, decode_object
 
 MESSAGES: list[type[Message]] = [
-    Alive, Create, PropletMetrics, TaskMetrics, Chunk, ProgramRequest, Resolved, Experiment, RoundNext, RoundStart,
-    Update, FlEnvelope, Results, Start, Stop,
+    HeartbeatMessage, Registration, PropletMetrics, TaskMetrics, ProgramChunk, ProgramRequest, ResolvedProgram, Experiment, RoundNext, RoundStart,
+    UpdateMessage, FlEnvelope, TaskResult, TaskStart, TaskStop,
 ]  # fmt: skip
 FIELDS = sorted({name for message in MESSAGES for name in message.model_fields})
 JSON = st.recursive(
@@ -58,7 +58,7 @@ TIME: TypeAdapter[datetime] = TypeAdapter(Time)
     ],
 )
 def test_what_is_no_json_object_is_refused_with_the_reason(payload: bytes | str, says: str) -> None:
-    for decode in (decode_object, Results.decode):
+    for decode in (decode_object, TaskResult.decode):
         with pytest.raises(MalformedMessageError, match=says):
             decode(payload)
 
@@ -113,7 +113,7 @@ def test_a_flood_of_errors_makes_a_short_text() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert Stop.decode(b'{"id":"t","new":{"x":[1]}}') == Stop(id="t")
+    assert TaskStop.decode(b'{"id":"t","new":{"x":[1]}}') == TaskStop(id="t")
 
 
 def test_a_message_is_never_made_with_a_number_that_is_none() -> None:

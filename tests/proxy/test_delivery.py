@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from propeller.mqtt.session import NotConnectedError
 from propeller.oci.manifest import digest_of
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 from propeller.proxy.delivery import PARALLEL_CHUNKS, Deliveries, DeliveryError, Parcel, ProgramGoneError
 from propeller.proxy.flights import Flights
 from propeller.proxy.metrics import ProxyMetrics
@@ -27,7 +27,7 @@ class Broker:
     """Takes messages slowly, and fails when told to."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, Chunk]] = []
+        self.sent: list[tuple[str, ProgramChunk]] = []
         self.failures = 0
         self.now = self.most = 0
         self.on_send: Callable[[int], Awaitable[None]] | None = None
@@ -40,7 +40,7 @@ class Broker:
             if self.failures:
                 self.failures -= 1
                 raise NotConnectedError("no broker")
-            chunk = Chunk.decode(payload)
+            chunk = ProgramChunk.decode(payload)
             self.sent.append((topic, chunk))
             if self.on_send is not None:
                 await self.on_send(chunk.chunk_idx)

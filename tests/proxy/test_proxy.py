@@ -23,7 +23,7 @@ from propeller.oci.manifest import digest_of
 from propeller.oci.reference import Reference
 from propeller.oci.registry import create_registry
 from propeller.process.run import StartError
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel, Kind
 from propeller.proxy.main import main
 from propeller.proxy.settings import Settings
@@ -469,7 +469,7 @@ def test_a_chunk_of_the_largest_size_fits_a_message() -> None:
 
     from propeller.proxy.settings import LARGEST_CHUNK
 
-    chunk = Chunk(
+    chunk = ProgramChunk(
         app_name="x" * 512,
         chunk_idx=0,
         total_chunks=1,

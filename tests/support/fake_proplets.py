@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from support.net import eventually
 
@@ -16,15 +16,15 @@ class FakeProplet:
 
     def __init__(self, session: Session, channel: Channel, name: str) -> None:
         self.session, self.channel, self.name = session, channel, name
-        self.answers: list[Resolved] = []
-        self.chunks: list[Chunk] = []
+        self.answers: list[ResolvedProgram] = []
+        self.chunks: list[ProgramChunk] = []
 
     async def ask(self, app_name: str, **fields: object) -> None:
         """Publish a request."""
         request = ProgramRequest.model_validate({"app_name": app_name, **fields})
         await self.session.publish(self.channel.topic(Kind.REGISTRY_REQUEST), request.encode())
 
-    async def resolve(self, app_name: str) -> Resolved:
+    async def resolve(self, app_name: str) -> ResolvedProgram:
         """Ask as a directed proplet what a reference stands for."""
         count = len(self.answers)
         await self.ask(app_name, proplet_id=self.name)
@@ -54,10 +54,10 @@ class FakeProplet:
         return b"".join(found[index] for index in sorted(found))
 
     async def _take_chunk(self, _topic: str, payload: bytes) -> None:
-        self.chunks.append(Chunk.decode(payload))
+        self.chunks.append(ProgramChunk.decode(payload))
 
     async def _take_answer(self, _topic: str, payload: bytes) -> None:
-        self.answers.append(Resolved.decode(payload))
+        self.answers.append(ResolvedProgram.decode(payload))
 
 
 @contextlib.asynccontextmanager

@@ -21,8 +21,8 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.proplet.main import main
 from propeller.proplet.settings import Settings
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
-from propeller.protocol.topics import Channel, Kind, parse
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
+from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port, wait_port
 from support.programs import digest, echo
@@ -123,7 +123,7 @@ class Peers:
         self.chunk_size = 100
         self.directed = True
         self.silent = False
-        self.shuffle: Callable[[list[Chunk]], list[Chunk]] = list
+        self.shuffle: Callable[[list[ProgramChunk]], list[ProgramChunk]] = list
         """What happens to a program's chunks on their way."""
 
     @contextlib.asynccontextmanager
@@ -174,7 +174,7 @@ class Peers:
         return task_id
 
     async def _hear(self, topic: str, payload: bytes) -> None:
-        parsed = parse(topic)
+        parsed = parse_topic(topic)
         assert parsed is not None
         self.heard.append((parsed.kind, json.loads(payload)))
 
@@ -188,11 +188,11 @@ class Peers:
             await self._send_chunks(request, content or b"", None, self.channel.topic(Kind.REGISTRY_CHUNK))
         elif content is None:
             assert request.proplet_id
-            error = Resolved(app_name=request.app_name, error="no such image")
+            error = ResolvedProgram(app_name=request.app_name, error="no such image")
             await self.session.publish(self.channel.answers(request.proplet_id), error.encode())
         elif request.digest is None:
             assert request.proplet_id
-            resolved = Resolved(
+            resolved = ResolvedProgram(
                 app_name=request.app_name,
                 digest=digest(content),
                 size=len(content),
@@ -207,7 +207,7 @@ class Peers:
     ) -> None:
         parts = [content[at : at + self.chunk_size] for at in range(0, len(content), self.chunk_size)]
         chunks = [
-            Chunk(
+            ProgramChunk(
                 app_name=request.app_name,
                 chunk_idx=number,
                 total_chunks=len(parts),

@@ -18,7 +18,7 @@ from propeller.oci.reference import Reference
 from propeller.oci.upload import Artifact
 from propeller.process.files import write_durably
 from propeller.process.run import StartError
-from propeller.protocol.registry import WASM_MAGIC
+from propeller.protocol.programs import WASM_MAGIC
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from propeller.process.run import StartError
 from propeller.protocol.limits import TaskLimits
-from propeller.protocol.wire import explain
+from propeller.protocol.wire import explain_validation_error
 
 
 def _sendable(values: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class ExperimentFile(BaseModel):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StartError(f"{file}: not TOML: {error}") from None
         except ValidationError as error:
-            raise StartError(f"{file}: {explain(error)}") from None
+            raise StartError(f"{file}: {explain_validation_error(error)}") from None
 
     def first_model(self, folder: Path) -> dict[str, Any] | None:
         """The model to start from, if this file brings one.

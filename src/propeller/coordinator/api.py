@@ -9,7 +9,7 @@ from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import read_update
 from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import CBOR, LONGEST_WAIT_S, Experiment, Failure, model_uri
+from propeller.protocol.rounds import CBOR, MAX_WAIT_S, Experiment, ParticipantFailure, model_uri
 from propeller.web.app import MAX_BODY, create_app
 from propeller.web.auth import Principal, Verify, caller
 
@@ -38,7 +38,7 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
     @app.post("/experiments", status_code=201)
     async def configure(experiment: Experiment, request: Request, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
-        ignored = Experiment.unknown(await request.json())
+        ignored = Experiment.unknown_fields(await request.json())
         record = await service.configure(experiment)
         if ignored:
             log.warning(
@@ -58,7 +58,7 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
         return (await service.retry(round_id)).status()
 
     @app.post("/rounds/{round_id}/failures")
-    async def give_up(round_id: str, failure: Failure, who: Caller) -> dict[str, Any]:
+    async def give_up(round_id: str, failure: ParticipantFailure, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
         return {"status": "recorded" if await service.give_up(round_id, failure) else "over"}
 
@@ -128,7 +128,7 @@ def _add_rounds(app: FastAPI, service: Coordinator) -> None:
     async def complete(
         round_id: str, wait_s: Wait = 0.0, updates: Annotated[int | None, Query(ge=0)] = None
     ) -> dict[str, Any]:
-        record = await service.wait(round_id, min(wait_s, LONGEST_WAIT_S), updates)
+        record = await service.wait(round_id, min(wait_s, MAX_WAIT_S), updates)
         return record.status()
 
 

@@ -12,7 +12,7 @@ from propeller.errors import PropellerError, UnavailableError
 from propeller.fl.tensors import JSON, SAFETENSORS
 from propeller.mqtt.session import Session
 from propeller.process.logs import get_logger
-from propeller.protocol.topics import UPDATES_FILTER, Channel, Kind, parse
+from propeller.protocol.topics import UPDATES_FILTER, Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("coordinator")
@@ -66,7 +66,7 @@ class Intake:
                 return
 
     async def _take(self, topic: str, payload: bytes) -> None:
-        place = parse(topic)
+        place = parse_topic(topic)
         if place is None or place.kind is not Kind.UPDATE:
             raise MalformedMessageError("not the topic of an update: its ids are not valid")
         if len(payload) > self._max_bytes:

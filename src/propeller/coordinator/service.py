@@ -33,7 +33,7 @@ from propeller.fl.round import (
 from propeller.fl.round_state import State, Verdict
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import Experiment, Failure, model_version
+from propeller.protocol.rounds import Experiment, ParticipantFailure, model_version
 
 log = get_logger("coordinator")
 
@@ -137,7 +137,7 @@ class Coordinator:
         self._journal.answered(verdict)
         return verdict
 
-    async def give_up(self, round_id: str, failure: Failure) -> bool:
+    async def give_up(self, round_id: str, failure: ParticipantFailure) -> bool:
         """Remember that no update is to be expected of a participant; ``False`` if the round collects no more.
 
         Raises:

@@ -24,7 +24,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
-from propeller.protocol.rounds import CBOR, CBOR_TYPES, Update, UpdateHeader
+from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 MAX_METRICS = 64 * 1024
@@ -134,7 +134,7 @@ def check_shapes(tensors: Tensors, base: Shapes) -> None:
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> Incoming:
-    update = Update.decode(fields)
+    update = UpdateMessage.decode(fields)
     _check_metrics(update.metrics)
 
     def tensors() -> Tensors:

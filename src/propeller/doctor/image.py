@@ -9,7 +9,7 @@ from propeller.doctor.target import Client, Target
 from propeller.mqtt.connection import Connection
 from propeller.oci.errors import InvalidReferenceError
 from propeller.oci.reference import Reference
-from propeller.protocol.registry import ProgramRequest, Resolved
+from propeller.protocol.programs import ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Kind
 from propeller.protocol.wire import MalformedMessageError
 
@@ -51,7 +51,7 @@ class Image:
 
     async def _resolve(
         self, connection: Connection, asker: Client, image: str, wait_s: float
-    ) -> Resolved | None:
+    ) -> ResolvedProgram | None:
         """The proxy's answer; ``None`` if there is none in time."""
         request = ProgramRequest(app_name=image, proplet_id=asker.id)
         topic = asker.place.channel.topic(Kind.REGISTRY_REQUEST)
@@ -60,7 +60,7 @@ class Image:
                 await connection.send(topic, request.encode(), 1)
                 async for message in connection.messages:
                     try:
-                        answer = Resolved.decode(bytes(message.payload))
+                        answer = ResolvedProgram.decode(bytes(message.payload))
                     except MalformedMessageError:
                         continue
                     if answer.app_name == image:
@@ -69,7 +69,7 @@ class Image:
             pass
         return None
 
-    def _read(self, image: str, answer: Resolved) -> Finding:
+    def _read(self, image: str, answer: ResolvedProgram) -> Finding:
         if answer.error is None:
             return passed("image", f"the proxy resolves {image} to {answer.digest}")
         cause, _, remedy = answer.error.partition("; ")

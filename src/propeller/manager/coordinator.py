@@ -6,7 +6,7 @@ import httpx
 
 from propeller.errors import UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
-from propeller.protocol.rounds import Experiment, Failure
+from propeller.protocol.rounds import Experiment, ParticipantFailure
 
 
 class Coordinator:
@@ -25,7 +25,7 @@ class Coordinator:
         """
         await self._tell("/experiments", experiment_json(experiment))
 
-    async def give_up(self, round_id: str, failure: Failure) -> None:
+    async def give_up(self, round_id: str, failure: ParticipantFailure) -> None:
         """Tell that no update is to be expected of a participant; again, it changes nothing.
 
         Raises:

@@ -9,7 +9,7 @@ from propeller.manager.proplets import Proplet
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.protocol.rounds import RoundStart
-from propeller.protocol.task import Start, Stop, encode_json
+from propeller.protocol.task import TaskStart, TaskStop, encode_json
 from propeller.protocol.topics import Channel, Kind
 
 _AT_ONCE = 10
@@ -73,7 +73,7 @@ class Dispatcher:
             TooLargeError: it is larger than a message may be.
         """
         spec = task.spec
-        start = Start(
+        start = TaskStart(
             id=task.id,
             name=spec.name,
             image_url=spec.image_url,
@@ -113,7 +113,7 @@ class Dispatcher:
             UnavailableError: the broker did not take it.
         """
         topic = self._channel.stop(proplet_id) if directed else self._channel.topic(Kind.STOP)
-        await self._publish(topic, Stop(id=task_id, proplet_id=proplet_id).encode())
+        await self._publish(topic, TaskStop(id=task_id, proplet_id=proplet_id).encode())
 
     async def announce(self, start: RoundStart) -> None:
         """Tell observers of the channel that a round starts.

@@ -6,7 +6,7 @@ from propeller.manager.coordinator import Coordinator
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import Failure
+from propeller.protocol.rounds import ParticipantFailure
 
 log = get_logger("manager")
 
@@ -29,14 +29,14 @@ class Failures:
         """Tell the coordinator that no update is to be expected of a participant."""
         if self._coordinator is None:
             return
-        failure = Failure(proplet_id=proplet_id, reason=reason)
+        failure = ParticipantFailure(proplet_id=proplet_id, reason=reason)
         self._background.spawn(self._report(self._coordinator, round_id, failure))
 
     async def close(self) -> None:
         """Stop reporting; ``Rounds.report_failures`` says after the next start what was not said."""
         await self._background.close()
 
-    async def _report(self, coordinator: Coordinator, round_id: str, failure: Failure) -> None:
+    async def _report(self, coordinator: Coordinator, round_id: str, failure: ParticipantFailure) -> None:
         line = log.bind(round_id=round_id, proplet_id=failure.proplet_id)
         for delay in (*DELAYS_S, None):
             try:

@@ -10,7 +10,7 @@ from propeller.manager.rounds import NO_COORDINATOR
 from propeller.manager.service import Manager
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
-from propeller.protocol.rounds import CBOR_TYPES, LONGEST_WAIT_S, Experiment
+from propeller.protocol.rounds import CBOR_TYPES, MAX_WAIT_S, Experiment
 from propeller.web.app import CompactJson, Router
 
 log = get_logger("manager")
@@ -26,7 +26,7 @@ async def configure_experiment(manager: TheManager, body: Body) -> dict[str, Any
     for name in _REQUIRED:
         if not body.get(name):
             raise InvalidError(f"{name}: is required and must not be empty")
-    experiment, ignored = Experiment.decode(body), Experiment.unknown(body)
+    experiment, ignored = Experiment.decode(body), Experiment.unknown_fields(body)
     started = await manager.rounds.start(experiment)
     if not ignored:
         return started.to_json()
@@ -82,7 +82,7 @@ async def get_round_status(
 
     With ``updates`` also when more than so many are in.
     """
-    wait_s = min(wait_s, LONGEST_WAIT_S)
+    wait_s = min(wait_s, MAX_WAIT_S)
     params = ({"wait_s": f"{wait_s:g}"} if wait_s else {}) | (
         {} if updates is None else {"updates": str(updates)}
     )

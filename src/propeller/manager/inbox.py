@@ -18,9 +18,9 @@ from propeller.manager.runs import Runs
 from propeller.manager.samples import Samples
 from propeller.mqtt.session import Session
 from propeller.process.logs import get_logger
-from propeller.protocol.proplet import Alive, Create, PropletMetrics, TaskMetrics
+from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
 from propeller.protocol.rounds import Experiment, RoundStart
-from propeller.protocol.task import Results
+from propeller.protocol.task import TaskResult
 from propeller.protocol.topics import ROUND_START, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
@@ -55,13 +55,13 @@ class Inbox:
             await session.subscribe(topic, _guarded(handle), qos, retained=topic != alive)
 
     async def _create(self, fields: dict[str, Any]) -> None:
-        await self._fleet.register(Create.decode(fields))
+        await self._fleet.register(Registration.decode(fields))
 
     async def _alive(self, fields: dict[str, Any]) -> None:
-        await self._fleet.heartbeat(Alive.decode(fields))
+        await self._fleet.heartbeat(HeartbeatMessage.decode(fields))
 
     async def _results(self, fields: dict[str, Any]) -> None:
-        await self._runs.finish(Results.decode(fields))
+        await self._runs.finish(TaskResult.decode(fields))
 
     async def _proplet_metrics(self, fields: dict[str, Any]) -> None:
         sample = PropletMetrics.decode(fields)
@@ -73,7 +73,7 @@ class Inbox:
 
     async def _round_start(self, fields: dict[str, Any]) -> None:
         start = RoundStart.decode(fields)
-        if ignored := RoundStart.unknown(fields):
+        if ignored := RoundStart.unknown_fields(fields):
             log.warning(
                 "unknown fields of a round start are ignored", round_id=start.round_id, fields=ignored
             )

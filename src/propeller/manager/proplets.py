@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, insert, select, update
 from propeller.manager import tables
 from propeller.manager.names import name_of
 from propeller.process.logs import get_logger
-from propeller.protocol.proplet import Alive, Create
+from propeller.protocol.proplet import HeartbeatMessage, Registration
 from propeller.protocol.wire import now
 from propeller.store.database import Database
 
@@ -121,7 +121,7 @@ class Fleet:
         proplet = self.get(proplet_id)
         return proplet is not None and proplet.is_alive(self.clock())
 
-    async def register(self, message: Create) -> None:
+    async def register(self, message: Registration) -> None:
         """A proplet says that it exists; what it says of itself replaces what was known."""
         told = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
         namespace = _clean(message.namespace)
@@ -138,7 +138,7 @@ class Fleet:
         proplet.interval_s = self._interval_of(told)
         log.info("proplet registered again", proplet_id=proplet.id)
 
-    async def heartbeat(self, message: Alive) -> None:
+    async def heartbeat(self, message: HeartbeatMessage) -> None:
         """A proplet lives or, by its last will, does not. Only a live one is made known by this."""
         proplet = self._proplets.get(message.proplet_id)
         if not message.is_alive:

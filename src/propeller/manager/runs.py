@@ -13,7 +13,7 @@ from propeller.manager.scheduler import choose
 from propeller.manager.task import ACTIVE, EndedBy, State, Task
 from propeller.manager.tasks import Tasks
 from propeller.process.logs import get_logger
-from propeller.protocol.task import Results
+from propeller.protocol.task import TaskResult
 
 log = get_logger("manager")
 
@@ -90,7 +90,7 @@ class Runs:
             "task stopped", task_id=task_id, proplet_id=task.proplet_id, round_id=task.round_id, reason=error
         )
 
-    async def finish(self, message: Results) -> None:
+    async def finish(self, message: TaskResult) -> None:
         """Take a result from the proplet that the task runs on; anything else is logged and changes nothing."""
         async with self._tasks.locks.hold(message.task_id):
             task = await self._store.get(message.task_id)
@@ -175,7 +175,7 @@ class Runs:
             "task failed", task_id=task.id, proplet_id=task.proplet_id, round_id=task.round_id, error=error
         )
 
-    def _may_go_again(self, task: Task, message: Results) -> bool:
+    def _may_go_again(self, task: Task, message: TaskResult) -> bool:
         """Whether a round's task that ended because its proplet did is started once more."""
         if task.round_id is None or not (message.error or "").startswith(_INTERRUPTED):
             return False
@@ -244,7 +244,7 @@ class Runs:
         )
 
 
-def _confirms_stop(message: Results, task: Task) -> bool:
+def _confirms_stop(message: TaskResult, task: Task) -> bool:
     """Whether this is the last word of a run that was stopped, which says nothing about a run started since."""
     return (
         task.stopping_on is not None

@@ -21,7 +21,7 @@ from propeller.oci.errors import LOGIN_HELP, DigestMismatchError, InvalidReferen
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
 from propeller.oci.upload import Artifact, Progress, upload_program
-from propeller.protocol.registry import WASM_MAGIC
+from propeller.protocol.programs import WASM_MAGIC
 
 MAX_PROGRAM = 64 * 1024 * 1024
 """The largest program that is pulled, in bytes; the sandbox takes no larger one."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from propeller.oci.errors import UnsupportedArtifactError
 from propeller.oci.reference import is_digest
-from propeller.protocol.registry import WASM_MAGIC
+from propeller.protocol.programs import WASM_MAGIC
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"

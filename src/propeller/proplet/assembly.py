@@ -2,7 +2,7 @@
 
 import hashlib
 
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 
 MAX_CHUNKS = 65536
 """The most chunks a program may come in."""
@@ -60,7 +60,7 @@ class Assembly:
         """The numbers of the chunks that are not there yet."""
         return [number for number in range(self._total or 0) if number not in self._chunks]
 
-    def add(self, chunk: Chunk) -> bool:
+    def add(self, chunk: ProgramChunk) -> bool:
         """Take a chunk; whether it was new.
 
         Raises:
@@ -106,7 +106,7 @@ class Assembly:
         self._chunks.clear()
         self._held = 0
 
-    def _contradiction(self, chunk: Chunk, data: bytes) -> str | None:
+    def _contradiction(self, chunk: ProgramChunk, data: bytes) -> str | None:
         if self._digest is not None and chunk.digest not in {None, self._digest}:
             return f"digest: {chunk.digest} is not the awaited {self._digest}"
         if self._total not in {None, chunk.total_chunks}:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from propeller.process.logs import get_logger
-from propeller.protocol.task import Results
+from propeller.protocol.task import TaskResult
 from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("outbox")
@@ -37,13 +37,13 @@ class Outbox:
             cut_off.unlink()
         self._left = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
 
-    def hold(self, result: Results) -> Path:
+    def hold(self, result: TaskResult) -> Path:
         """Keep what is true if the process dies now; quick, safe against the process's death (not the machine's)."""
         path = self._folder / f"{result.task_id}-{time.time_ns()}-{next(self._numbers)}.json"
         _write(path, result.encode())
         return path
 
-    async def deliver(self, path: Path, result: Results) -> None:
+    async def deliver(self, path: Path, result: TaskResult) -> None:
         """Put a task's result in the place of what was held, publish it, and forget it."""
         payload = result.encode()
         if len(payload) > self._max_bytes:
@@ -66,7 +66,7 @@ class Outbox:
             path = self._left[0]
             payload = await asyncio.to_thread(path.read_bytes)
             try:
-                result = Results.decode(payload)
+                result = TaskResult.decode(payload)
             except MalformedMessageError as error:
                 log.warning("unsent result dropped, it cannot be read", file=path.name, reason=str(error))
             else:

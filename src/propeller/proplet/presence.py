@@ -15,12 +15,12 @@ from propeller.process.logs import get_logger
 from propeller.proplet.heartbeat import Heartbeat
 from propeller.proplet.settings import Settings
 from propeller.protocol.proplet import (
-    Alive,
     CpuMetrics,
-    Create,
+    HeartbeatMessage,
     MemoryMetrics,
     PropletMetadata,
     PropletMetrics,
+    Registration,
 )
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import Message
@@ -34,7 +34,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def offline(proplet_id: str, namespace: str) -> bytes:
     """The last will, and the goodbye of a clean stop."""
-    return Alive(proplet_id=proplet_id, status="offline", namespace=namespace).encode()
+    return HeartbeatMessage(proplet_id=proplet_id, status="offline", namespace=namespace).encode()
 
 
 class Presence:
@@ -49,7 +49,7 @@ class Presence:
 
     async def announce(self) -> None:
         """Register, then say that it lives."""
-        create = Create(
+        create = Registration(
             proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
         )
         await self._say(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
@@ -72,7 +72,7 @@ class Presence:
                 )
 
     async def _beat(self) -> None:
-        alive = Alive(proplet_id=self._settings.client_id, namespace=self._settings.namespace)
+        alive = HeartbeatMessage(proplet_id=self._settings.client_id, namespace=self._settings.namespace)
         if await self._say(Kind.PROPLET_ALIVE, alive):
             self._heartbeat.mark()
 

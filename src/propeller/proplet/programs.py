@@ -1,6 +1,6 @@
 """How a program reaches this proplet: asked for by reference, resolved to a digest, assembled from chunks, cached.
 
-The proxy first says what a reference stands for (``Resolved``); what is cached then costs no bytes. A proxy of
+The proxy first says what a reference stands for (``ResolvedProgram``); what is cached then costs no bytes. A proxy of
 absmach/propeller does not: it sends chunks to everyone at once, on the shared topic, and those are taken then.
 """
 
@@ -14,7 +14,7 @@ from propeller.process.logs import get_logger
 from propeller.proplet.assembly import Assembly, AssemblyError, digest_of
 from propeller.proplet.waiting import Waiting
 from propeller.proplet.work import TaskError, once
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError
 from propeller.wasm.job import Limits, ProgramError
@@ -144,13 +144,13 @@ class Programs:
                     await listening.enter_async_context(self._listening_on_shared())
                 wait = min(2 * wait, LONGEST_WAIT_S)
 
-    async def _download(self, reference: str, digest: str, resolved: Resolved) -> None:
+    async def _download(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
         """Take the chunks of a program that the proxy has resolved, and keep it, unless another proplet has it done."""
         async with self._store.turn(digest, self._timeout):
             if not self._store.has(digest):
                 await self._take_chunks(reference, digest, resolved)
 
-    async def _take_chunks(self, reference: str, digest: str, resolved: Resolved) -> None:
+    async def _take_chunks(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
         assembly = Assembly(
             self._limits.module_bytes, digest=digest, size=resolved.size, total=resolved.total_chunks
         )
@@ -245,7 +245,7 @@ class Programs:
 
     async def _take_answer(self, _topic: str, payload: bytes) -> None:
         try:
-            answer = Resolved.decode(payload)
+            answer = ResolvedProgram.decode(payload)
         except MalformedMessageError as error:
             log.warning("the proxy's answer is dropped", reason=str(error))
             return
@@ -262,9 +262,9 @@ class Programs:
             waiting.take(chunk)
 
 
-def _read_chunk(payload: bytes) -> Chunk | None:
+def _read_chunk(payload: bytes) -> ProgramChunk | None:
     try:
-        return Chunk.decode(payload)
+        return ProgramChunk.decode(payload)
     except MalformedMessageError as error:
         log.warning("chunk dropped", reason=str(error))
         return None

@@ -14,7 +14,7 @@ from propeller.proplet.peers import COORDINATOR, MODEL_REGISTRY, Peers
 from propeller.proplet.programs import Programs
 from propeller.proplet.updates import TENSORS_FILE, Updates, read_update
 from propeller.proplet.work import TaskError, together
-from propeller.protocol.task import FlEnvelope, Results, Start
+from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
 from propeller.wasm.job import Job, Limits, Outcome
 
 log = get_logger("task")
@@ -58,7 +58,7 @@ class Runner:
         self._proplet_id, self._peers, self._programs = proplet_id, peers, programs
         self._inputs, self._updates, self._execute, self._limits = inputs, updates, execute, limits
 
-    async def prepare(self, start: Start) -> Job:
+    async def prepare(self, start: TaskStart) -> Job:
         """Have everything that the task needs here; program, model and dataset are fetched at the same time.
 
         Raises:
@@ -93,7 +93,7 @@ class Runner:
             limits=limits.lowered(start.limits),
         )
 
-    async def run(self, start: Start) -> Ran:
+    async def run(self, start: TaskStart) -> Ran:
         """Prepare a task and run it.
 
         Raises:
@@ -131,7 +131,7 @@ class Runner:
             raise TaskError(f"{outcome.error}: {last}" if last else outcome.error, outcome.metrics)
         return outcome
 
-    async def report(self, ran: Ran) -> Results:
+    async def report(self, ran: Ran) -> TaskResult:
         """Send what a task's program left where it belongs, and say how the task ended.
 
         Raises:
@@ -140,7 +140,7 @@ class Runner:
         task_id, stdout = ran.job.id, ran.outcome.stdout
         if not ran.job.env.get("ROUND_ID"):
             value = ran.outcome.value
-            return Results(
+            return TaskResult(
                 task_id=task_id,
                 proplet_id=self._proplet_id,
                 results=stdout.decode(errors="replace") if value is None else value,
@@ -166,14 +166,14 @@ class Runner:
             format=ran.job.env.get("FL_FORMAT", "f32-delta"),
             metrics=update.header.metrics,
         )
-        return Results(
+        return TaskResult(
             task_id=task_id,
             proplet_id=self._proplet_id,
             results=envelope.model_dump(mode="json"),
             usage=taken,
         )
 
-    async def _program(self, start: Start) -> str:
+    async def _program(self, start: TaskStart) -> str:
         try:
             content = start.program_bytes()
         except ValueError as error:
@@ -183,7 +183,7 @@ class Runner:
         )
 
 
-def _check_supported(start: Start) -> None:
+def _check_supported(start: TaskStart) -> None:
     """See that a task asks for nothing that only other proplets do.
 
     Raises:

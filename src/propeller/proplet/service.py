@@ -23,7 +23,7 @@ from propeller.proplet.work import TaskError
 from propeller.protocol import topics
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.proplet import TaskMetrics
-from propeller.protocol.task import Results, Start, Stop
+from propeller.protocol.task import TaskResult, TaskStart, TaskStop
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 log = get_logger("proplet")
@@ -52,12 +52,12 @@ class _Task:
         again: a start that came while the task was being stopped.
     """
 
-    start: Start
+    start: TaskStart
     held: Path
-    work: asyncio.Task[Results | None]
+    work: asyncio.Task[TaskResult | None]
     stopped: str | None = None
     reported: bool = False
-    again: Start | None = None
+    again: TaskStart | None = None
 
 
 class Proplet:
@@ -88,7 +88,7 @@ class Proplet:
                 self._encrypted.add(fields["id"])
             return
         try:
-            start = Start.decode(fields)
+            start = TaskStart.decode(fields)
         except MalformedMessageError as error:
             self._refuse(fields.get("id"), f"the start message cannot be read: {error}")
         else:
@@ -97,7 +97,7 @@ class Proplet:
     async def take_stop(self, topic: str, payload: bytes) -> None:
         """Stop a task; it is reported as stopped."""
         try:
-            stop = Stop.decode(payload)
+            stop = TaskStop.decode(payload)
         except MalformedMessageError as error:
             log.warning("stop dropped", topic=topic, reason=str(error))
             return
@@ -127,12 +127,12 @@ class Proplet:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _is_for_me(self, topic: str, fields: Mapping[str, Any]) -> bool:
-        named, parsed = fields.get("proplet_id"), topics.parse(topic)
+        named, parsed = fields.get("proplet_id"), topics.parse_topic(topic)
         if named:
             return named == self._proplet_id or fields.get("broadcast") is True
         return fields.get("broadcast") is True or (parsed is not None and parsed.target == self._proplet_id)
 
-    def _accept(self, start: Start) -> None:
+    def _accept(self, start: TaskStart) -> None:
         if (task := self._tasks.get(start.id)) is not None:
             if task.stopped is not None:
                 task.again = start
@@ -155,7 +155,7 @@ class Proplet:
         task = self._tasks[start.id] = _Task(start, held, work)
         self._spawn(self._until_reported(task), context)
 
-    def _no_place(self, start: Start) -> str | None:
+    def _no_place(self, start: TaskStart) -> str | None:
         daemons = sum(task.start.daemon for task in self._tasks.values())
         if self._closing:
             return "interrupted: the proplet was stopped"
@@ -202,7 +202,7 @@ class Proplet:
         if task.again is not None:
             self._accept(task.again)
 
-    async def _work(self, start: Start) -> Results | None:
+    async def _work(self, start: TaskStart) -> TaskResult | None:
         if start.daemon:
             await self._run_daemon(start)
             return None
@@ -220,17 +220,17 @@ class Proplet:
                 self._spawn(self._send_metrics(sample(start.id, self._proplet_id, usage)))
         return result
 
-    async def _run_daemon(self, start: Start) -> None:
+    async def _run_daemon(self, start: TaskStart) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""
         job = await self._runner.prepare(start)
         task = self._tasks[start.id]
         task.reported = True
-        result = Results(task_id=start.id, proplet_id=self._proplet_id)
+        result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
         self._spawn(self._outbox.deliver(task.held, result))
         await self._runner.execute(job)
 
-    def _failed(self, task_id: str, reason: str) -> Results:
-        return Results(task_id=task_id, proplet_id=self._proplet_id, results="", error=reason)
+    def _failed(self, task_id: str, reason: str) -> TaskResult:
+        return TaskResult(task_id=task_id, proplet_id=self._proplet_id, results="", error=reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None], context: contextvars.Context | None = None) -> None:
         task = asyncio.create_task(work, context=context)
@@ -254,7 +254,7 @@ def _log_fault(ended: asyncio.Task[None]) -> None:
         log.error("a fault of the proplet", reason=f"{type(error).__name__}: {error}", exc_info=error)
 
 
-def _exports_metrics(start: Start) -> bool:
+def _exports_metrics(start: TaskStart) -> bool:
     """Whether the task's monitoring profile, if it has one, wants its metrics sent."""
     profile = start.monitoring_profile
     return profile is None or (profile.get("enabled") is True and profile.get("export_to_mqtt") is True)

@@ -10,7 +10,7 @@ from propeller.process.logs import get_logger
 from propeller.proplet.inputs import JSON, SAFETENSORS
 from propeller.proplet.peers import COORDINATOR, Peers
 from propeller.proplet.work import TaskError
-from propeller.protocol.rounds import Update, UpdateHeader
+from propeller.protocol.rounds import UpdateHeader, UpdateMessage
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
@@ -49,7 +49,7 @@ def read_update(
     """
     try:
         fields = decode_object(stdout)
-        header = (Update if tensors is None else UpdateHeader).decode(fields)
+        header = (UpdateMessage if tensors is None else UpdateHeader).decode(fields)
     except MalformedMessageError as error:
         shown = stdout[:_SHOWN].decode(errors="replace")
         raise TaskError(

@@ -4,7 +4,7 @@ import asyncio
 
 from propeller.process.logs import get_logger
 from propeller.proplet.assembly import Assembly, ChunkError
-from propeller.protocol.registry import Chunk, Resolved
+from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 
 log = get_logger("programs")
 
@@ -20,7 +20,7 @@ class Waiting:
 
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
-        self.resolved: Resolved | None = None
+        self.resolved: ResolvedProgram | None = None
         self.error: str | None = None
         self._changed = asyncio.Event()
 
@@ -29,7 +29,7 @@ class Waiting:
         """Whether there is nothing more to wait for."""
         return self.resolved is not None or self.error is not None or self.assembly.complete
 
-    def answer(self, answer: Resolved) -> None:
+    def answer(self, answer: ResolvedProgram) -> None:
         """Take the proxy's answer."""
         if answer.error:
             self.error = answer.error
@@ -37,7 +37,7 @@ class Waiting:
             self.resolved = answer
         self._changed.set()
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: ProgramChunk) -> None:
         """Take a chunk, or the failure that is sent in its place."""
         if chunk.error:
             self.error = chunk.error

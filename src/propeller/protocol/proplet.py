@@ -27,7 +27,7 @@ class PropletMetadata(Message):
     """Seconds between heartbeats, so that the manager's window follows it."""
 
 
-class Create(Message):
+class Registration(Message):
     """A proplet registers."""
 
     proplet_id: Id
@@ -35,7 +35,7 @@ class Create(Message):
     metadata: PropletMetadata | None = None
 
 
-class Alive(Message):
+class HeartbeatMessage(Message):
     """A heartbeat, or a last will: then ``status`` is ``offline``."""
 
     proplet_id: Id

@@ -8,7 +8,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from propeller.protocol.ids import Id
 from propeller.protocol.limits import TaskLimits
 from propeller.protocol.task import Text, empty_if_null
-from propeller.protocol.wire import Message, Time, finite, not_a_flag, now, null_as_empty, printable
+from propeller.protocol.wire import (
+    Message,
+    Time,
+    now,
+    null_as_empty,
+    reject_boolean,
+    require_finite,
+    require_printable,
+)
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
@@ -16,10 +24,10 @@ MAX_INTEGER = 2**53 - 1
 MAX_SAMPLES = MAX_INTEGER
 """The largest ``num_samples``."""
 
-MAX_REASON = 2000
+MAX_REASON_CHARACTERS = 2000
 """How much of the reason of a failure is kept, in characters."""
 
-LONGEST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 """How long an answer waits for the end of a round at most (``wait_s``), in seconds."""
 
 CBOR = "application/cbor"
@@ -27,7 +35,7 @@ CBOR_TYPES = frozenset({CBOR, "application/cbor-seq"})
 """The media types of an update in CBOR (RFC 8949, RFC 8742)."""
 
 DEFAULT_MODEL = "fl/models/global_model_v0"
-DEFAULT_K = 3
+DEFAULT_QUORUM = 3
 DEFAULT_TIMEOUT_S = 60.0
 
 
@@ -61,7 +69,7 @@ def _unique(values: list[str]) -> list[str]:
 
 
 def _short(reason: str) -> str:
-    return reason[:MAX_REASON].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
+    return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
 def _check_quorum(k_of_n: int, participants: int) -> None:
@@ -69,13 +77,15 @@ def _check_quorum(k_of_n: int, participants: int) -> None:
         raise ValueError(f"k_of_n ({k_of_n}) is more than the {participants} participants")
 
 
-ModelRef = Annotated[str, Field(max_length=512), AfterValidator(printable), AfterValidator(_exact_version)]
+ModelRef = Annotated[
+    str, Field(max_length=512), AfterValidator(require_printable), AfterValidator(_exact_version)
+]
 """The reference of a model, as ``fl/models/global_model_v3``."""
 
-_Number = BeforeValidator(not_a_flag)
+_Number = BeforeValidator(reject_boolean)
 _Count = Annotated[int, Field(ge=0), _Number]
-_Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(finite), _Number]
-_Label = Annotated[Text, Field(max_length=128), AfterValidator(printable)]
+_Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(require_finite), _Number]
+_Label = Annotated[Text, Field(max_length=128), AfterValidator(require_printable)]
 
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(_unique)]
 
@@ -85,7 +95,7 @@ class RoundStart(Message):
 
     round_id: Id
     model_uri: Annotated[ModelRef, Field(min_length=1)]
-    task_wasm_image: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(printable)]
+    task_wasm_image: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
     participants: Participants
     hyperparams: dict[str, Any] | None = None
     k_of_n: _Count | None = None
@@ -113,7 +123,7 @@ class Experiment(Message):
     k_of_n: _Count = 0
     timeout_s: _Timeout = 0.0
     min_updates: Annotated[int, Field(ge=1), _Number] = 1
-    task_wasm_image: Annotated[Text, Field(max_length=512), AfterValidator(printable)] = ""
+    task_wasm_image: Annotated[Text, Field(max_length=512), AfterValidator(require_printable)] = ""
     limits: TaskLimits = None
     """Of each participant's task."""
 
@@ -133,7 +143,7 @@ class Experiment(Message):
         count = len(self.participants)
         _check_quorum(self.k_of_n, count)
         if self.k_of_n == 0:
-            self.k_of_n = min(DEFAULT_K, count)
+            self.k_of_n = min(DEFAULT_QUORUM, count)
         if self.timeout_s == 0:
             self.timeout_s = DEFAULT_TIMEOUT_S
         if self.min_updates > self.k_of_n:
@@ -151,7 +161,7 @@ class UpdateHeader(Message):
     metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
 
 
-class Update(UpdateHeader):
+class UpdateMessage(UpdateHeader):
     """``POST /update``: the header with the tensors as JSON (``{"w": [...], "b": 0.0}``)."""
 
     update: dict[str, Any]
@@ -164,7 +174,7 @@ class Update(UpdateHeader):
         return value
 
 
-class Failure(Message):
+class ParticipantFailure(Message):
     """``POST /rounds/{round_id}/failures`` of the coordinator: why no update is to be expected of a participant."""
 
     proplet_id: Id

@@ -53,7 +53,7 @@ Text = Annotated[str, BeforeValidator(empty_if_null)]
 Input = Annotated[str, BeforeValidator(read_input)]
 
 
-class Start(Message):
+class TaskStart(Message):
     """The manager asks a proplet to run a task.
 
     ``inputs`` are decimal texts here; ``encode`` writes them as the receiver's version wants them.
@@ -79,7 +79,7 @@ class Start(Message):
     """Lower ones than the proplet's own; other proplets do not know it."""
 
     @model_validator(mode="after")
-    def _has_a_program(self) -> "Start":
+    def _has_a_program(self) -> "TaskStart":
         if not self.image_url and not self.file:
             raise ValueError("one of image_url and file must name the program")
         return self
@@ -127,7 +127,7 @@ def encode_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-class Stop(Message):
+class TaskStop(Message):
     """The manager asks a proplet to end a task."""
 
     id: Id
@@ -147,7 +147,7 @@ class FlEnvelope(Message):
     metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
 
 
-class Results(Message):
+class TaskResult(Message):
     """A task ended. ``results`` is text, or an object for a federated task; ``error`` tells whether it failed."""
 
     task_id: Id

@@ -110,7 +110,7 @@ def update_topic(round_id: str, proplet_id: str) -> str:
     return f"fl/rounds/{check_id(round_id)}/updates/{check_id(proplet_id)}"
 
 
-def parse(topic: str) -> Topic | None:
+def parse_topic(topic: str) -> Topic | None:
     """Parse a topic; ``None`` if it is none of ours or holds an id that is not one."""
     try:
         channel, rest = _split(topic)

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from propeller.errors import InvalidError
 
-_MOST_EXPLAINED = 10
+_MAX_NAMED_FIELDS = 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -37,13 +37,13 @@ class Message(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise MalformedMessageError(explain(error)) from None
+            raise MalformedMessageError(explain_validation_error(error)) from None
 
     @classmethod
-    def unknown(cls, fields: Mapping[str, Any]) -> list[str]:
+    def unknown_fields(cls, fields: Mapping[str, Any]) -> list[str]:
         """The names in ``fields`` that this message has not, cut to what fits in an answer: they are ignored."""
         names = sorted(set(fields) - set(cls.model_fields))
-        return [name[:80] for name in names[:_MOST_EXPLAINED]]
+        return [name[:80] for name in names[:_MAX_NAMED_FIELDS]]
 
     def encode(self) -> bytes:
         """Write compact JSON without the fields that are ``None``."""
@@ -96,15 +96,15 @@ def _overflows(field: Any) -> bool:
     return False
 
 
-def explain(error: ValidationError) -> str:
+def explain_validation_error(error: ValidationError) -> str:
     """One line that names every wrong field: ``round_id: Field required; k_of_n: …``."""
     parts = []
-    for item in error.errors(include_url=False, include_input=False)[:_MOST_EXPLAINED]:
+    for item in error.errors(include_url=False, include_input=False)[:_MAX_NAMED_FIELDS]:
         where = ".".join(str(step)[:80] for step in item["loc"]) or "body"
         text = item["msg"].removeprefix("Value error, ")
         parts.append(f"{where}: {text}")
-    if error.error_count() > _MOST_EXPLAINED:
-        parts.append(f"and {error.error_count() - _MOST_EXPLAINED} more")
+    if error.error_count() > _MAX_NAMED_FIELDS:
+        parts.append(f"and {error.error_count() - _MAX_NAMED_FIELDS} more")
     return "; ".join(parts)
 
 
@@ -145,21 +145,21 @@ def null_as_empty_list(value: Any) -> Any:
     return [] if value is None else value
 
 
-def printable(value: str) -> str:
+def require_printable(value: str) -> str:
     """Refuse control characters: a text with them reads as another one in a log or on a screen."""
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise ValueError("must have no control characters")
     return value
 
 
-def not_a_flag(value: Any) -> Any:
+def reject_boolean(value: Any) -> Any:
     """Refuse ``true`` and ``false`` where a number is meant: they would count as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic explains ValueErrors
     return value
 
 
-def finite(value: float) -> float:
+def require_finite(value: float) -> float:
     """Refuse NaN and infinities."""
     if not math.isfinite(value):
         raise ValueError("must be a finite number")

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from propeller.mqtt.session import NotConnectedError
 from propeller.process.logs import get_logger
-from propeller.protocol.registry import Chunk
+from propeller.protocol.programs import ProgramChunk
 from propeller.proxy.metrics import ProxyMetrics
 
 log = get_logger("proxy")
@@ -141,7 +141,7 @@ class Deliveries:
         parcel = delivery.parcel
         async with self._slots:
             data = os.pread(file.fileno(), self._chunk_size, index * self._chunk_size)
-            chunk = Chunk(
+            chunk = ProgramChunk(
                 app_name=parcel.app_name,
                 chunk_idx=index,
                 total_chunks=delivery.total,

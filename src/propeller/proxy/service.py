@@ -11,7 +11,7 @@ from pathlib import Path
 from propeller.mqtt.session import NotConnectedError
 from propeller.oci.errors import OciError
 from propeller.process.logs import get_logger
-from propeller.protocol.registry import Chunk, ProgramRequest, Resolved
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, Message
 from propeller.proxy.delivery import Deliveries, DeliveryError, Parcel, ProgramGoneError, Publish
@@ -101,7 +101,9 @@ class ProxyService:
         elif request.digest is None:
             digest, size = await self._programs.resolve(request.app_name)
             total = self._deliveries.total_chunks(size)
-            resolved = Resolved(app_name=request.app_name, digest=digest, size=size, total_chunks=total)
+            resolved = ResolvedProgram(
+                app_name=request.app_name, digest=digest, size=size, total_chunks=total
+            )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
         else:
             topic = self._channel.chunks(request.digest)
@@ -128,10 +130,10 @@ class ProxyService:
         answer: Message
         if request.proplet_id is None:
             topic = self._channel.topic(Kind.REGISTRY_CHUNK)
-            answer = Chunk(app_name=request.app_name, error=reason)
+            answer = ProgramChunk(app_name=request.app_name, error=reason)
         else:
             topic = self._channel.answers(request.proplet_id)
-            answer = Resolved(app_name=request.app_name, digest=request.digest, error=reason)
+            answer = ResolvedProgram(app_name=request.app_name, digest=request.digest, error=reason)
         try:
             await self._publish(topic, answer.encode())
         except NotConnectedError as error:

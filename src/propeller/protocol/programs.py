@@ -20,7 +20,7 @@ class ProgramRequest(Message):
     """A proplet asks for a program.
 
     S sends ``app_name`` alone and takes chunks from the shared topic. A directed proplet also names itself: it
-    first gets a ``Resolved`` answer on its own topic; if it lacks the bytes it asks again with ``digest`` set and
+    first gets a ``ResolvedProgram`` answer on its own topic; if it lacks the bytes it asks again with ``digest`` set and
     takes chunks from the topic of that digest. ``missing`` lists the chunk numbers it still needs (absent: all).
     """
 
@@ -30,7 +30,7 @@ class ProgramRequest(Message):
     missing: list[Annotated[int, Field(ge=0)]] | None = None
 
 
-class Resolved(Message):
+class ResolvedProgram(Message):
     """The proxy's answer to one proplet: what the reference stands for now, or why it cannot be had."""
 
     app_name: str
@@ -40,7 +40,7 @@ class Resolved(Message):
     error: str | None = None
 
 
-class Chunk(Message):
+class ProgramChunk(Message):
     """A part of a program. ``digest`` and ``size`` are of the whole, absent from S proxies; ``error`` ends a request.
 
     An error carries no part: an S proplet cannot read it and drops it, instead of counting it among the chunks.
@@ -55,7 +55,7 @@ class Chunk(Message):
     error: str | None = None
 
     @model_validator(mode="after")
-    def _is_a_part_or_an_error(self) -> "Chunk":
+    def _is_a_part_or_an_error(self) -> "ProgramChunk":
         if not self.error and not (self.data and self.chunk_idx < self.total_chunks):
             raise ValueError("a chunk needs data, and a chunk_idx below its total_chunks")
         return self
