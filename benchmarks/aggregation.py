@@ -1,8 +1,8 @@
-"""How fast FedAvg folds updates beside numpy's own in-place sum of the same arrays, and what memory it takes.
+"""How fast FedAvg averages updates beside numpy's own in-place sum of the same arrays, and what memory it takes.
 
     python benchmarks/aggregation.py [--parameters 10000000] [--updates 50] [--tensors 20]
 
-- fold: ``FedAvg.fold`` of updates that are in memory, and ``finish``, beside ``sum += update`` in float32 (the least that
+- in memory: ``FedAvg.accumulate`` of updates that are in memory, and ``apply``, beside ``sum += update`` in float32 (the least that
   any mean must do) and ``sum += n * update`` in float32 (FedAvg's own job, in half the precision);
 - service: the aggregator as a process, fed a stream of safetensors documents over HTTP, answering one. Its peak memory
   is printed for few and for many updates: it must not grow with their number.
@@ -60,10 +60,10 @@ def weighted_sum(updates: list[Tensors], count: int) -> Tensors:
 
 
 def fedavg(updates: list[Tensors], count: int) -> Tensors:
-    folding = FedAvg()
+    strategy = FedAvg()
     for number in range(count):
-        folding.fold(updates[number % len(updates)], number + 1)
-    return folding.finish()
+        strategy.accumulate(updates[number % len(updates)], number + 1)
+    return strategy.apply()
 
 
 def seconds(work: Callable[[list[Tensors], int], Tensors], updates: list[Tensors], count: int) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from propeller.fl.fedavg import FedAvg
-from propeller.fl.strategy import UnknownStrategyError, new_strategy
+from propeller.fl.strategy import UnknownStrategyError, create_strategy
 from propeller.fl.tensors import TensorError, Tensors
 
 numbers = st.floats(-1e30, 1e30, allow_nan=False)
@@ -18,10 +18,10 @@ samples = st.integers(1, 2**53 - 1)
 
 
 def average(*updates: tuple[Tensors, int]) -> Tensors:
-    folding = FedAvg()
+    fedavg = FedAvg()
     for update, count in updates:
-        folding.fold(update, count)
-    return folding.finish()
+        fedavg.accumulate(update, count)
+    return fedavg.apply()
 
 
 @given(st.lists(st.tuples(st.lists(numbers, min_size=3, max_size=3), samples), min_size=1, max_size=12))
@@ -84,12 +84,12 @@ def test_large_tensors_are_summed_in_all_their_parts() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(second: Tensors, named: str) -> None:
-    folding = FedAvg()
-    folding.fold({"w": np.ones(2), "b": np.array(1.0)}, 2)
+    fedavg = FedAvg()
+    fedavg.accumulate({"w": np.ones(2), "b": np.array(1.0)}, 2)
     with pytest.raises(TensorError, match=named):
-        folding.fold(second, 1)
-    assert folding.samples == 2
-    assert folding.finish()["w"].tolist() == [1.0, 1.0]
+        fedavg.accumulate(second, 1)
+    assert fedavg.num_samples == 2
+    assert fedavg.apply()["w"].tolist() == [1.0, 1.0]
 
 
 def test_sums_beyond_float64_name_the_tensor() -> None:
@@ -99,9 +99,9 @@ def test_sums_beyond_float64_name_the_tensor() -> None:
 
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(TensorError, match="no updates"):
-        FedAvg().finish()
+        FedAvg().apply()
 
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(UnknownStrategyError, match="fedavg"):
-        new_strategy("fedmagic")
+        create_strategy("fedmagic")

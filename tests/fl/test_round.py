@@ -6,36 +6,40 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from propeller.fl.round import (
     Aggregate,
-    Aggregated,
+    AggregateStored,
     AggregationFailed,
+    AnnounceVersion,
     Answer,
-    Configured,
     DeadlinePassed,
     Event,
     ParticipantFailed,
     Persist,
-    PublishNext,
-    Retried,
-    Step,
+    RetryRequested,
+    Round,
+    RoundConfigured,
+    RoundPlan,
+    RoundState,
+    Transition,
     UpdateReceived,
+    Verdict,
+    admit,
     resume,
     step,
 )
-from propeller.fl.round_state import Plan, Round, State, Verdict
 
 
 def collecting(k: int = 2, least: int = 1) -> Round:
-    return step(Round(Plan("r-1", ("a", "b", "c"), 4, k, least)), Configured()).round
+    return step(Round(RoundPlan("r-1", ("a", "b", "c"), 4, k, least)), RoundConfigured()).round
 
 
-def after(current: Round, *events: Event) -> Step:
-    done = Step(current)
+def after(current: Round, *events: Event) -> Transition:
+    done = Transition(current)
     for event in events:
         done = step(done.round, event)
     return done
 
 
-def verdict(done: Step) -> Verdict:
+def verdict(done: Transition) -> Verdict:
     return next(effect.verdict for effect in done.effects if isinstance(effect, Answer))
 
 
@@ -52,23 +56,23 @@ def verdict(done: Step) -> Verdict:
 )
 def test_a_plan_that_can_never_close_is_refused(k: int, least: int, participants: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="participants"):
-        Plan("r-1", participants, 0, k, least)
+        RoundPlan("r-1", participants, 0, k, least)
 
 
 def test_a_round_takes_no_update_before_it_is_configured() -> None:
-    fresh = Round(Plan("r-1", ("a",), 0, 1))
+    fresh = Round(RoundPlan("r-1", ("a",), 0, 1))
     assert verdict(step(fresh, UpdateReceived("a", "d"))) is Verdict.LATE
-    assert step(fresh, DeadlinePassed()) == Step(fresh)
+    assert step(fresh, DeadlinePassed()) == Transition(fresh)
 
 
 def test_configuring_twice_changes_nothing() -> None:
     one = after(collecting(), UpdateReceived("a", "d")).round
-    assert step(one, Configured()) == Step(one)
+    assert step(one, RoundConfigured()) == Transition(one)
 
 
 def test_the_quorum_closes_a_round_and_says_so_only_after_it_is_durable() -> None:
     done = after(collecting(), UpdateReceived("c", "1"), UpdateReceived("a", "2"))
-    assert done.round.state is State.AGGREGATING
+    assert done.round.state is RoundState.AGGREGATING
     # In the plan's order, not that of arrival.
     assert done.effects == (Persist(), Answer(Verdict.ACCEPTED), Aggregate(("a", "c")))
 
@@ -76,10 +80,10 @@ def test_the_quorum_closes_a_round_and_says_so_only_after_it_is_durable() -> Non
 def test_the_same_update_again_is_fine_at_any_time_and_another_never() -> None:
     open_round = after(collecting(), UpdateReceived("a", "1")).round
     closed = after(open_round, UpdateReceived("b", "2")).round
-    over = after(closed, Aggregated(5)).round
+    over = after(closed, AggregateStored(5)).round
     for current in (open_round, closed, over):
         again = step(current, UpdateReceived("a", "1", 4))
-        assert again == Step(current, (Answer(Verdict.REPEATED),))
+        assert again == Transition(current, (Answer(Verdict.REPEATED),))
         assert verdict(step(current, UpdateReceived("a", "other"))) is Verdict.DIFFERENT
 
 
@@ -94,26 +98,37 @@ def test_foreign_stale_and_late_updates_are_told_so() -> None:
     assert verdict(late) is Verdict.LATE
 
 
+def test_an_update_is_admitted_or_not_before_it_is_read() -> None:
+    current = after(collecting(), UpdateReceived("a", "1")).round
+    closed = after(current, UpdateReceived("b", "2")).round
+    assert admit(current, "b", None).verdict is admit(current, "b", 4).verdict is Verdict.ACCEPTED
+    assert admit(current, "x", 4).verdict is Verdict.FOREIGN
+    assert admit(current, "b", 3).verdict is Verdict.STALE
+    assert admit(closed, "c", 4).verdict is Verdict.LATE
+    # Whether this is the update that counts, only its digest tells.
+    assert admit(closed, "a", 3).verdict is Verdict.ACCEPTED
+
+
 def test_the_deadline_closes_with_what_has_come_or_fails() -> None:
     enough = after(collecting(3), UpdateReceived("b", "1"), DeadlinePassed())
     assert enough.effects == (Persist(), Aggregate(("b",)))
     for current in (collecting(3), after(collecting(3, least=2), UpdateReceived("b", "1")).round):
         failed = step(current, DeadlinePassed())
         assert failed.effects == (Persist(),)
-        assert failed.round.state is State.FAILED
+        assert failed.round.state is RoundState.FAILED
         assert failed.round.reason is not None
         assert failed.round.reason.startswith("deadline")
-    assert step(enough.round, DeadlinePassed()) == Step(enough.round)
+    assert step(enough.round, DeadlinePassed()) == Transition(enough.round)
 
 
 def test_a_round_whose_participants_have_all_failed_fails_at_once_and_says_why() -> None:
     current = after(
         collecting(), ParticipantFailed("b", "no image"), ParticipantFailed("a", "no image")
     ).round
-    assert current.state is State.COLLECTING
+    assert current.state is RoundState.COLLECTING
     done = step(current, ParticipantFailed("c", "bad lr"))
     assert done.effects == (Persist(), Answer(Verdict.ACCEPTED))
-    assert done.round.state is State.FAILED
+    assert done.round.state is RoundState.FAILED
     assert done.round.reason == (
         "no update can come any more: 3 of 3 participants failed: no image (and 1 more reason)"
     )
@@ -139,22 +154,22 @@ def test_what_has_come_is_aggregated_once_no_more_can_come() -> None:
 def test_an_update_undoes_the_failure_of_its_sender_and_not_the_other_way_round() -> None:
     current = after(collecting(3), ParticipantFailed("a", "lost"), ParticipantFailed("b", "x")).round
     back = step(current, UpdateReceived("a", "1")).round
-    assert (dict(back.counted), dict(back.failures)) == ({"a": "1"}, {"b": "x"})
-    assert step(back, ParticipantFailed("a", "lost")) == Step(back, (Answer(Verdict.REPEATED),))
+    assert (dict(back.accepted), dict(back.failures)) == ({"a": "1"}, {"b": "x"})
+    assert step(back, ParticipantFailed("a", "lost")) == Transition(back, (Answer(Verdict.REPEATED),))
 
 
 def test_the_last_reason_of_a_failure_wins_and_the_same_again_changes_nothing() -> None:
     current = after(collecting(), ParticipantFailed("a", "lost"), ParticipantFailed("a", "no image")).round
     assert dict(current.failures) == {"a": "no image"}
     again = step(current, ParticipantFailed("a", "no image"))
-    assert again == Step(current, (Answer(Verdict.REPEATED),))
+    assert again == Transition(current, (Answer(Verdict.REPEATED),))
 
 
 def test_failures_of_others_and_of_rounds_that_collect_no_more_change_nothing() -> None:
     current = collecting(1)
     assert verdict(step(current, ParticipantFailed("x", "lost"))) is Verdict.FOREIGN
     closed = step(current, UpdateReceived("a", "1")).round
-    for state in (Round(current.plan), closed, step(closed, Aggregated(1)).round):
+    for state in (Round(current.plan), closed, step(closed, AggregateStored(1)).round):
         done = step(state, ParticipantFailed("b", "lost"))
         assert (done.round, verdict(done)) == (state, Verdict.LATE)
 
@@ -168,24 +183,30 @@ def test_the_deadline_names_the_failures_too() -> None:
 
 def test_a_stored_aggregate_completes_and_is_published_once() -> None:
     closed = after(collecting(1), UpdateReceived("a", "1")).round
-    done = step(closed, Aggregated(9))
-    assert done.effects == (Persist(), PublishNext(9))
-    assert (done.round.state, done.round.model_version) == (State.COMPLETED, 9)
-    for event in (Aggregated(10), AggregationFailed("x"), DeadlinePassed(), Retried(), Configured()):
-        assert step(done.round, event) == Step(done.round)
+    done = step(closed, AggregateStored(9))
+    assert done.effects == (Persist(), AnnounceVersion(9))
+    assert (done.round.state, done.round.model_version) == (RoundState.COMPLETED, 9)
+    for event in (
+        AggregateStored(10),
+        AggregationFailed("x"),
+        DeadlinePassed(),
+        RetryRequested(),
+        RoundConfigured(),
+    ):
+        assert step(done.round, event) == Transition(done.round)
 
 
 def test_a_failed_aggregation_says_why_and_can_be_retried() -> None:
     failed = after(collecting(1), UpdateReceived("a", "1"), AggregationFailed("no aggregator")).round
-    assert (failed.state, failed.reason) == (State.FAILED, "no aggregator")
-    again = step(failed, Retried())
+    assert (failed.state, failed.reason) == (RoundState.FAILED, "no aggregator")
+    again = step(failed, RetryRequested())
     assert again.effects == (Persist(), Aggregate(("a",)))
     assert again.round.reason is None
 
 
 def test_a_round_without_enough_updates_cannot_be_retried() -> None:
     failed = step(collecting(), DeadlinePassed()).round
-    assert step(failed, Retried()) == Step(failed)
+    assert step(failed, RetryRequested()) == Transition(failed)
 
 
 def test_only_an_open_aggregation_is_resumed_after_a_crash() -> None:
@@ -193,7 +214,7 @@ def test_only_an_open_aggregation_is_resumed_after_a_crash() -> None:
     assert resume(current) == ()
     closed = after(current, UpdateReceived("b", "1"), UpdateReceived("a", "2")).round
     assert resume(closed) == (Aggregate(("a", "b")),)
-    assert resume(step(closed, Aggregated(1)).round) == ()
+    assert resume(step(closed, AggregateStored(1)).round) == ()
 
 
 NAMES = ("a", "b", "c", "d")
@@ -204,7 +225,7 @@ class RoundMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.round = Round(Plan("r-1", NAMES, 4, 3, 2))
+        self.round = Round(RoundPlan("r-1", NAMES, 4, 3, 2))
         self.durable = self.round
         self.acknowledged: dict[str, str] = {}
         self.failures: dict[str, str] = {}
@@ -212,7 +233,7 @@ class RoundMachine(RuleBasedStateMachine):
         self.published: list[int] = []
         self.history = [self.round.state]
 
-    def feed(self, event: Event) -> Step:
+    def feed(self, event: Event) -> Transition:
         before, done = self.round, step(self.round, event)
         self.round = done.round
         for effect in done.effects:
@@ -224,9 +245,9 @@ class RoundMachine(RuleBasedStateMachine):
                     if said is Verdict.ACCEPTED:
                         self.accept(event)
                 case Aggregate(names):
-                    assert self.durable.state is State.AGGREGATING
+                    assert self.durable.state is RoundState.AGGREGATING
                     self.aggregations.append(names)
-                case PublishNext(version):
+                case AnnounceVersion(version):
                     assert self.durable.model_version == version
                     self.published.append(version)
         if done.round != before:
@@ -246,13 +267,18 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule()
     def configure(self) -> None:
-        self.feed(Configured())
+        self.feed(RoundConfigured())
 
     @rule(
         name=st.sampled_from((*NAMES, "x")), digest=st.sampled_from("12"), base=st.sampled_from((None, 4, 5))
     )
     def update(self, name: str, digest: str, base: int | None) -> None:
+        admission = admit(self.round, name, base)
         done = self.feed(UpdateReceived(name, digest, base))
+        if admission.verdict is Verdict.ACCEPTED:
+            assert verdict(done) in {Verdict.ACCEPTED, Verdict.REPEATED, Verdict.DIFFERENT}
+        else:
+            assert done.effects == (admission,)
         assert sum(isinstance(effect, Answer) for effect in done.effects) == 1
         if name == "x":
             assert verdict(done) is Verdict.FOREIGN
@@ -270,16 +296,16 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule(version=st.integers(1, 9))
     def stored(self, version: int) -> None:
-        self.feed(Aggregated(version))
+        self.feed(AggregateStored(version))
 
     @rule()
     def not_stored(self) -> None:
         self.feed(AggregationFailed("no aggregator"))
 
-    @precondition(lambda self: self.round.state is State.FAILED)
+    @precondition(lambda self: self.round.state is RoundState.FAILED)
     @rule()
     def retry(self) -> None:
-        self.feed(Retried())
+        self.feed(RetryRequested())
 
     @rule()
     def crash(self) -> None:
@@ -290,7 +316,7 @@ class RoundMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_acknowledged_update_counts_once_and_no_other(self) -> None:
-        assert dict(self.round.counted) == self.acknowledged
+        assert dict(self.round.accepted) == self.acknowledged
         assert len(self.acknowledged) <= self.round.plan.k_of_n
 
     @invariant()
@@ -299,9 +325,9 @@ class RoundMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_round_that_collects_can_get_an_update(self) -> None:
-        if self.round.state is State.COLLECTING:
+        if self.round.state is RoundState.COLLECTING:
             assert len(self.acknowledged) + len(self.failures) < len(NAMES)
-            assert not self.round.is_settled
+            assert not self.round.has_heard_from_all
 
     @invariant()
     def every_aggregation_is_of_all_acknowledged_updates(self) -> None:
@@ -312,20 +338,20 @@ class RoundMachine(RuleBasedStateMachine):
 
     @invariant()
     def aggregated_once_unless_it_failed_and_was_retried(self) -> None:
-        failures = sum(one is State.FAILED for one in self.history)
+        failures = sum(one is RoundState.FAILED for one in self.history)
         assert len(self.aggregations) <= 1 + failures
 
     @invariant()
     def completed_is_final_and_published_once(self) -> None:
-        if State.COMPLETED in self.history:
-            assert self.history[-1] is State.COMPLETED
+        if RoundState.COMPLETED in self.history:
+            assert self.history[-1] is RoundState.COMPLETED
             assert self.published == [self.round.model_version]
         else:
             assert self.published == []
 
     @invariant()
     def a_failed_round_says_why(self) -> None:
-        assert (self.round.state is State.FAILED) == (self.round.reason is not None)
+        assert (self.round.state is RoundState.FAILED) == (self.round.reason is not None)
 
 
 TestRoundMachine = RoundMachine.TestCase

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from propeller.errors import InvalidError, UnprocessableError
-from propeller.fl.strategy import Strategy, new_strategy
+from propeller.fl.strategy import Strategy, create_strategy
 from propeller.fl.tensors import (
     DocumentTooLargeError,
     TensorError,
@@ -73,7 +73,7 @@ class Aggregator:
             UpdateRefusedError: one of them cannot take part.
             UnprocessableError: the aggregate is not finite.
         """
-        folding = new_strategy(strategy)
+        folding = create_strategy(strategy)
         if len(body) <= _QUICK:
             return _fold_all(folding, strategy, body)
         return await asyncio.to_thread(_fold_all, folding, strategy, body)
@@ -87,7 +87,7 @@ class Aggregator:
             UnknownStrategyError, NoUpdatesError, UnprocessableError: as ``aggregate``.
             DocumentTooLargeError: an update is over the limit.
         """
-        folding, number = new_strategy(strategy), 0
+        folding, number = create_strategy(strategy), 0
         try:
             async for document in read_documents(chunks, max_document=self._max_update_bytes):
                 number += 1
@@ -112,7 +112,7 @@ def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
         raise NoUpdatesError
     for number, update in enumerate(updates, 1):
         try:
-            folding.fold(from_json(update.update), update.num_samples)
+            folding.accumulate(from_json(update.update), update.num_samples)
         except TensorError as error:
             raise UpdateRefusedError(update.proplet_id, number, error) from None
     aggregate = _finish(folding)
@@ -125,14 +125,14 @@ def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:
     try:
         tensors, metadata = from_safetensors(document)
         sender = metadata.get("proplet_id", "")
-        folding.fold(tensors, _samples(metadata))
+        folding.accumulate(tensors, _samples(metadata))
     except TensorError as error:
         raise UpdateRefusedError(sender, number, error) from None
 
 
 def _finish(folding: Strategy) -> Tensors:
     try:
-        return folding.finish()
+        return folding.apply()
     except TensorError as error:
         raise UnprocessableError(str(error)) from None
 

@@ -11,7 +11,7 @@ from propeller.coordinator.record import Record
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.updates import Document, check_shapes
 from propeller.errors import ConflictError, PropellerError
-from propeller.fl.round_state import State
+from propeller.fl.round import RoundState
 from propeller.process.logs import get_logger
 from propeller.store.blobs import Blobs
 
@@ -92,7 +92,7 @@ class Aggregation:
         Raises:
             ConflictError: they are not.
         """
-        for update in record.updates.values() if record.state is State.FAILED else ():
+        for update in record.updates.values() if record.state is RoundState.FAILED else ():
             if not await self._blobs.has(update.digest):
                 raise ConflictError(
                     f"round {record.round_id} cannot be retried: its updates are not there any more, they are kept "
@@ -123,7 +123,7 @@ class Aggregation:
             if live is None:
                 continue
             async with live.lock:  # it may be retried just now
-                if live.record.state is State.FAILED:
+                if live.record.state is RoundState.FAILED:
                     await self.clear(live.record)
                     log.info("updates of a failed round removed", round_id=round_id)
 

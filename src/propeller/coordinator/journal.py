@@ -12,7 +12,7 @@ from propeller.errors import (
     RefusedError,
     UnprocessableError,
 )
-from propeller.fl.round_state import State, Verdict
+from propeller.fl.round import RoundState, Verdict
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import UpdateHeader
 
@@ -79,13 +79,13 @@ class Journal:
         if after.state is before.state:
             return
         self._metrics.rounds.labels(after.state.value).inc()
-        if before.state is State.COLLECTING:
+        if before.state is RoundState.COLLECTING:
             _closed(line, after)
-        if after.state is State.COMPLETED:
+        if after.state is RoundState.COMPLETED:
             line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
             if after.closed_at is not None and after.ended_at is not None:
                 self._metrics.aggregation.observe(after.ended_at - after.closed_at)
-        elif after.state is State.FAILED:
+        elif after.state is RoundState.FAILED:
             line.error("Round failed", reason=after.round.reason)
 
 
@@ -98,7 +98,7 @@ def _closed(line: Any, record: Record) -> None:
     k_of_n = record.round.plan.k_of_n
     if len(record.updates) >= k_of_n:
         line.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
-    elif record.round.is_settled:
+    elif record.round.has_heard_from_all:
         line.warning("no update can come any more", failures=len(record.round.failures))
     else:
         line.warning("Round timeout exceeded", timeout_s=record.experiment.timeout_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 from propeller.coordinator.updates import Document, Shapes
 from propeller.errors import ConflictError
-from propeller.fl.round_state import Plan, Round, State
+from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
 
@@ -64,7 +64,7 @@ class Record:
         return self.round.plan.round_id
 
     @property
-    def state(self) -> State:
+    def state(self) -> RoundState:
         """Where the round is."""
         return self.round.state
 
@@ -88,7 +88,7 @@ class Record:
         if update is not None:
             record = replace(record, updates={**self.updates, update.proplet_id: update})
         if after.state is not self.state:
-            if self.state is State.COLLECTING:
+            if self.state is RoundState.COLLECTING:
                 record = replace(record, closed_at=moment)
             record = replace(record, ended_at=moment if after.state.is_over else None)
         return record
@@ -99,7 +99,7 @@ class Record:
             "round_id": self.round_id,
             "experiment_id": self.experiment.experiment_id,
             "state": self.state.value,
-            "num_updates": len(self.round.counted),
+            "num_updates": len(self.round.accepted),
             "k_of_n": self.round.plan.k_of_n,
             "participants": len(self.round.plan.participants),
             "base_version": self.round.plan.base_version,
@@ -113,10 +113,10 @@ class Record:
         plan = self.round.plan
         status = {
             "round_id": self.round_id,
-            "completed": self.state is State.COMPLETED,
-            "num_updates": len(self.round.counted),
+            "completed": self.state is RoundState.COMPLETED,
+            "num_updates": len(self.round.accepted),
             "k_of_n": plan.k_of_n,
-            **({"model_version": self.round.model_version} if self.state is State.COMPLETED else {}),
+            **({"model_version": self.round.model_version} if self.state is RoundState.COMPLETED else {}),
         }
         return {**status, **self._end(), "state": self.state.value, "status": status}
 
@@ -163,7 +163,7 @@ class Record:
 
 def new_record(experiment: Experiment, shapes: Shapes, moment: float) -> Record:
     """A round that is not open yet; its time to collect begins at ``moment``."""
-    plan = Plan(
+    plan = RoundPlan(
         experiment.round_id,
         tuple(experiment.participants),
         model_version(experiment.model_ref),

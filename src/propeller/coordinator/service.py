@@ -16,21 +16,23 @@ from propeller.coordinator.updates import Incoming, read_document
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
     Aggregate,
-    Aggregated,
+    AggregateStored,
     AggregationFailed,
+    AnnounceVersion,
     Answer,
-    Configured,
     DeadlinePassed,
     Event,
     ParticipantFailed,
     Persist,
-    PublishNext,
-    Retried,
+    RetryRequested,
+    RoundConfigured,
+    RoundState,
     UpdateReceived,
+    Verdict,
+    admit,
     resume,
     step,
 )
-from propeller.fl.round_state import State, Verdict
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Experiment, ParticipantFailure, model_version
@@ -80,7 +82,7 @@ class Coordinator:
             live = self._rounds.add(record)
             log.info("resuming round", round_id=record.round_id, state=record.state.value)
             self._resume(live)
-            if record.state is State.COLLECTING:
+            if record.state is RoundState.COLLECTING:
                 self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
         self._background.spawn(self._aggregation.keep_clear(self._store, self._rounds))
 
@@ -112,7 +114,7 @@ class Coordinator:
         shapes = await self._registry.shapes(model_version(experiment.model_ref))
         created = new_record(experiment, shapes, time.time())
         # Where nobody is told about rounds, nobody waits to be told.
-        opened = step(created.round, Configured()).round
+        opened = step(created.round, RoundConfigured()).round
         record = replace(created, round=opened, announced=self._announce is None)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
         live = await self._rounds.create(record)
@@ -151,7 +153,7 @@ class Coordinator:
             raise AssertionError("a failure is always answered")
         if answer.verdict is Verdict.FOREIGN:
             raise RefusedError(answer.reason)
-        return answer.verdict.is_good
+        return answer.verdict.is_positive
 
     async def record(self, round_id: str) -> Record:
         """A round as it is.
@@ -192,9 +194,9 @@ class Coordinator:
         live = await self._find(round_id)
         async with live.lock:
             await self._aggregation.require(live.record)
-            await self._apply(live, Retried())
+            await self._apply(live, RetryRequested())
             record = live.record
-        if record.state is not State.AGGREGATING:
+        if record.state is not RoundState.AGGREGATING:
             raise ConflictError(
                 f"round {round_id} cannot be retried: it is {record.state} with {len(record.updates)} updates"
             )
@@ -215,18 +217,18 @@ class Coordinator:
             )
         base = model_version(header.base_model_uri) if header.base_model_uri else None
         # First without the tensors: who is foreign, stale or late need not have them read.
-        early = _answer(step(live.record.round, UpdateReceived(header.proplet_id, "", base)).effects)
-        if early.verdict in {Verdict.FOREIGN, Verdict.STALE, Verdict.LATE}:
-            raise _ERRORS[early.verdict](early.reason)
+        admission = admit(live.record.round, header.proplet_id, base)
+        if not admission.verdict.is_positive:
+            raise _ERRORS[admission.verdict](admission.reason)
         document = await read_document(incoming, live.record.shapes)
         event = UpdateReceived(header.proplet_id, document.digest, base)
-        if header.proplet_id not in live.record.round.counted:
+        if header.proplet_id not in live.record.round.accepted:
             await self._aggregation.put(document)
         async with live.lock:
             answer = await self._apply(live, event, Counted.of(header, document, time.time()))
         if answer is None:
             raise AssertionError("an update is always answered")
-        if not answer.verdict.is_good:
+        if not answer.verdict.is_positive:
             await self._aggregation.drop(document)
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
@@ -251,7 +253,7 @@ class Coordinator:
                     answer = effect
                 case Aggregate(proplet_ids):
                     self._background.spawn(self._aggregate(live, proplet_ids))
-                case PublishNext(version):
+                case AnnounceVersion(version):
                     if self._announce is not None:
                         self._announce(live.record.round_id, version)
         return answer
@@ -283,7 +285,7 @@ class Coordinator:
         except AggregationError as error:
             await self._settle(live, AggregationFailed(str(error)))
         else:
-            await self._settle(live, Aggregated(made.version), made.timings)
+            await self._settle(live, AggregateStored(made.version), made.timings)
             await self._aggregation.clear(live.record)
 
     async def _settle(self, live: Live, event: Event, timings: dict[str, float] | None = None) -> None:
@@ -299,7 +301,3 @@ class Coordinator:
                 await asyncio.sleep(STORE_DELAY_S)
             else:
                 return
-
-
-def _answer(effects: tuple[object, ...]) -> Answer:
-    return next(effect for effect in effects if isinstance(effect, Answer))

@@ -8,7 +8,7 @@ import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.record import Counted, Record
-from propeller.fl.round_state import Plan, Round, State
+from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.protocol.rounds import Experiment
 from propeller.store.database import Database
 
@@ -132,7 +132,7 @@ class RoundStore:
 
     async def open(self) -> list[Record]:
         """Every round that is not over, the oldest first."""
-        states = [state.value for state in State if not state.is_over]
+        states = [state.value for state in RoundState if not state.is_over]
         return await self._load(
             _rounds.select().where(_rounds.c.state.in_(states)).order_by(_rounds.c.created_at)
         )
@@ -158,7 +158,7 @@ class RoundStore:
         """The id and the model version of the round that completed last."""
         chosen = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
-            .where(_rounds.c.state == State.COMPLETED.value)
+            .where(_rounds.c.state == RoundState.COMPLETED.value)
             .order_by(_rounds.c.ended_at.desc())
             .limit(1)
         )
@@ -170,7 +170,7 @@ class RoundStore:
         """Ids and model versions of completed rounds that nobody was told about, in order of their end."""
         chosen = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
-            .where(_rounds.c.state == State.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
+            .where(_rounds.c.state == RoundState.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
             .order_by(_rounds.c.ended_at)
         )
         async with self._database.read() as connection:
@@ -185,7 +185,7 @@ class RoundStore:
                     sa.select(_updates.c.digest)
                     .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
                     .where(_updates.c.digest.in_(digests[start : start + 500]))
-                    .where(_rounds.c.state == State.COMPLETED.value)
+                    .where(_rounds.c.state == RoundState.COMPLETED.value)
                 )
                 found |= set((await connection.execute(chosen)).scalars())
         return found
@@ -199,7 +199,7 @@ class RoundStore:
                     sa.select(_rounds.c.round_id)
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
                     .where(_updates.c.digest.in_(digests[start : start + 500]))
-                    .where(_rounds.c.state == State.FAILED.value, _rounds.c.ended_at < before)
+                    .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < before)
                 )
                 found |= set((await connection.execute(chosen)).scalars())
         return sorted(found)
@@ -267,7 +267,7 @@ def _record(
         )
         for one in updates
     }
-    plan = Plan(
+    plan = RoundPlan(
         row.round_id,
         tuple(experiment.participants),
         row.base_version,
@@ -276,7 +276,7 @@ def _record(
     )
     current = Round(
         plan,
-        State(row.state),
+        RoundState(row.state),
         {name: one.digest for name, one in counted.items()},
         row.model_version,
         row.reason,

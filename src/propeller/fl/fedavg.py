@@ -12,34 +12,34 @@ import numpy.typing as npt
 
 from propeller.fl.tensors import Array, TensorError, Tensors, check_fits
 
-_CHUNK = 8 * 1024
-"""Numbers of a tensor that are summed at a time: in float64, those of ``_TOGETHER`` updates stay in the processor's cache."""
+_CHUNK_NUMBERS = 8 * 1024
+"""Numbers of a tensor that are summed at a time: in float64, those of ``_MAX_PENDING`` updates fit into the processor's cache."""
 
-_TOGETHER = 8
-"""Updates that are summed in one pass over the sums; reading and writing those is most of the work otherwise."""
+_MAX_PENDING = 8
+"""Updates that are added in one pass over the sums: to read and write the sums is most of the work otherwise."""
 
-_HELD_BYTES = 256 * 1024 * 1024
-"""Updates that wait for each other take no more memory than this and one of them; larger ones wait less."""
+_MAX_PENDING_BYTES = 256 * 1024 * 1024
+"""Pending updates take at most this much memory and one update more; of larger ones fewer are pending."""
 
 _Float64 = npt.NDArray[np.float64]
 
 
 class FedAvg:
-    """The weighted sums so far, one float64 for each number of a model, and a few updates that are not in them yet.
+    """The weighted sums so far, one float64 for each number of a model, and a few pending updates that are not in them yet.
 
     Memory does not grow with the number of updates (docs/decisions/0042).
     """
 
     def __init__(self) -> None:
-        """Nothing is summed yet."""
-        self.samples = 0
-        """The samples behind the sums."""
+        """Start without updates."""
+        self.num_samples = 0
+        """Samples of all updates."""
         self._sums: dict[str, _Float64] = {}
         self._types: dict[str, np.dtype[np.generic]] = {}
-        self._waiting: list[tuple[Tensors, int]] = []
-        self._held = 0
+        self._pending: list[tuple[Tensors, int]] = []
+        self._pending_bytes = 0
 
-    def fold(self, update: Tensors, num_samples: int) -> None:
+    def accumulate(self, update: Tensors, num_samples: int) -> None:
         """Add an update of ``num_samples`` (at least 1) samples; its arrays must not change any more.
 
         Raises:
@@ -52,55 +52,55 @@ class FedAvg:
             self._types = {name: array.dtype for name, array in update.items()}
         for name, array in update.items():
             self._types[name] = np.result_type(self._types[name], array.dtype)
-        self.samples += num_samples
-        self._waiting.append((update, num_samples))
-        self._held += sum(array.nbytes for array in update.values())
-        if len(self._waiting) == _TOGETHER or self._held >= _HELD_BYTES:
-            self._sum()
+        self.num_samples += num_samples
+        self._pending.append((update, num_samples))
+        self._pending_bytes += sum(array.nbytes for array in update.values())
+        if len(self._pending) == _MAX_PENDING or self._pending_bytes >= _MAX_PENDING_BYTES:
+            self._add_pending()
 
-    def finish(self) -> Tensors:
+    def apply(self) -> Tensors:
         """The mean: floating point tensors in the widest of their updates' types, integers as float64.
 
         Raises:
             TensorError: there was no update, or a sum is too large for float64.
         """
-        if not self.samples:
+        if not self.num_samples:
             raise TensorError("there are no updates to average")
-        self._sum()
+        self._add_pending()
         mean: Tensors = {}
         for name, total in self._sums.items():
             kind = self._types[name]
             mean[name] = np.empty(total.shape, kind if kind.kind == "f" else np.float64)
-            if not _divide(total.reshape(-1), self.samples, mean[name].reshape(-1)):
+            if not _write_quotients(total.reshape(-1), self.num_samples, mean[name].reshape(-1)):
                 raise TensorError("its weighted sum is too large for float64", name)
         return mean
 
-    def _sum(self) -> None:
-        """Bring the updates that wait into the sums."""
-        weights = np.array([samples for _update, samples in self._waiting], np.float64)
-        scratch = np.empty((len(self._waiting), _CHUNK))
-        # An infinite sum is found at the end, by the tensor's name; numpy's warning would name nothing.
+    def _add_pending(self) -> None:
+        """Add the pending updates to the sums."""
+        weights = np.array([samples for _update, samples in self._pending], np.float64)
+        scratch = np.empty((len(self._pending), _CHUNK_NUMBERS))
+        # An infinite sum is reported at the end, with the tensor's name; numpy's warning would name none.
         with np.errstate(over="ignore", invalid="ignore"):
             for name, total in self._sums.items():
-                rows = [update[name].reshape(-1) for update, _samples in self._waiting]
-                _add(total.reshape(-1), rows, weights, scratch)
-        self._waiting, self._held = [], 0
+                rows = [update[name].reshape(-1) for update, _samples in self._pending]
+                _add_weighted(total.reshape(-1), rows, weights, scratch)
+        self._pending, self._pending_bytes = [], 0
 
 
-def _add(sums: _Float64, rows: list[Array], weights: _Float64, scratch: _Float64) -> None:
-    for start in range(0, sums.size, _CHUNK):
-        part = sums[start : start + _CHUNK]
+def _add_weighted(sums: _Float64, rows: list[Array], weights: _Float64, scratch: _Float64) -> None:
+    for start in range(0, sums.size, _CHUNK_NUMBERS):
+        part = sums[start : start + _CHUNK_NUMBERS]
         block = scratch[:, : part.size]
         for number, row in enumerate(rows):
-            block[number] = row[start : start + _CHUNK]
+            block[number] = row[start : start + _CHUNK_NUMBERS]
         part += weights @ block
 
 
-def _divide(sums: _Float64, samples: int, into: Array) -> bool:
-    """Write the quotients; whether all of them are finite."""
-    for start in range(0, sums.size, _CHUNK):
-        quotient = sums[start : start + _CHUNK] / samples
+def _write_quotients(sums: _Float64, samples: int, into: Array) -> bool:
+    """Write ``sums / samples`` into ``into``; whether all quotients are finite."""
+    for start in range(0, sums.size, _CHUNK_NUMBERS):
+        quotient = sums[start : start + _CHUNK_NUMBERS] / samples
         if not np.isfinite(quotient).all():
             return False
-        into[start : start + _CHUNK] = quotient
+        into[start : start + _CHUNK_NUMBERS] = quotient
     return True

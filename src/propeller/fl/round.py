@@ -3,22 +3,116 @@
     created → collecting → aggregating → completed | failed(reason)
 
 Synchronous federated averaging with partial participation (McMahan et al. 2017, algorithm 1): the server waits for
-``k_of_n`` updates of the participants, until a deadline, or until no update can come any more as every participant
+``k_of_n`` updates of the participants, until a deadline, or until no update can come any more because every participant
 whose update is missing has failed. ``step`` is the whole of it. Whoever calls it carries out the effects in their
 order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or published that a crash
 could take back. Events that have no meaning in a state change nothing, so each may come twice.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import assert_never
 
-from propeller.fl.round_state import Round, State, Verdict
+
+class RoundState(StrEnum):
+    """Where a round is."""
+
+    CREATED = "created"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in {RoundState.COMPLETED, RoundState.FAILED}
+
+
+class Verdict(StrEnum):
+    """What becomes of an update, or of the report of a failure."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    """What is known already, again: fine, and nothing changes."""
+    FOREIGN = "foreign"
+    """Its sender is not a participant."""
+    DIFFERENT = "different"
+    """Another update of its sender counts already."""
+    STALE = "stale"
+    """It starts from another model version than the round."""
+    LATE = "late"
+    """The round does not collect (any more)."""
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether what was sent counts."""
+        return self in {Verdict.ACCEPTED, Verdict.REPEATED}
 
 
 @dataclass(frozen=True)
-class Configured:
-    """The round is set up and may take updates."""
+class RoundPlan:
+    """What a round was asked to be.
+
+    Attributes:
+        round_id: its id.
+        participants: who may send an update, in the order in which updates are aggregated.
+        base_version: the model version that updates start from.
+        k_of_n: how many updates close the round.
+        min_updates: how many are enough at the deadline, or when no more can come.
+
+    Raises:
+        ValueError: not ``1 <= min_updates <= k_of_n <= len(participants)``, or a participant is named twice.
+    """
+
+    round_id: str
+    participants: tuple[str, ...]
+    base_version: int
+    k_of_n: int
+    min_updates: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the round can close."""
+        if len(set(self.participants)) != len(self.participants):
+            raise ValueError("participants: one is named twice")
+        if not 1 <= self.min_updates <= self.k_of_n <= len(self.participants):
+            raise ValueError(
+                f"need 1 <= min_updates <= k_of_n <= participants, got {self.min_updates}, {self.k_of_n} and "
+                f"{len(self.participants)}"
+            )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round at a moment.
+
+    Attributes:
+        plan: what it was asked to be.
+        state: where it is.
+        accepted: the updates that count, in order of arrival: proplet id → digest of the update's content.
+        model_version: of the stored aggregate, when completed.
+        reason: why it failed, when failed.
+        failures: participants of whom no update is expected, and why; none of their updates counts.
+    """
+
+    plan: RoundPlan
+    state: RoundState = RoundState.CREATED
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    model_version: int | None = None
+    reason: str | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_heard_from_all(self) -> bool:
+        """Whether no update can come any more: every participant's counts, or the participant has failed."""
+        return len(self.accepted) + len(self.failures) == len(self.plan.participants)
+
+
+@dataclass(frozen=True)
+class RoundConfigured:
+    """The round is set up and may collect updates."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +126,7 @@ class UpdateReceived:
 
 @dataclass(frozen=True)
 class ParticipantFailed:
-    """No update is to be expected of a participant; one that comes all the same counts."""
+    """No update is expected of a participant; one that comes all the same counts."""
 
     proplet_id: str
     reason: str
@@ -44,7 +138,7 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True)
-class Aggregated:
+class AggregateStored:
     """The aggregate is stored as this model version."""
 
     version: int
@@ -52,24 +146,24 @@ class Aggregated:
 
 @dataclass(frozen=True)
 class AggregationFailed:
-    """The aggregate could not be made or stored, and trying again was given up."""
+    """The aggregate could not be made or stored, and nobody tries any more."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Retried:
+class RetryRequested:
     """Someone asks to aggregate a failed round's updates after all."""
 
 
 Event = (
-    Configured
+    RoundConfigured
     | UpdateReceived
     | ParticipantFailed
     | DeadlinePassed
-    | Aggregated
+    | AggregateStored
     | AggregationFailed
-    | Retried
+    | RetryRequested
 )
 
 
@@ -88,136 +182,154 @@ class Answer:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Aggregate the updates of these proplets, then report ``Aggregated`` or ``AggregationFailed``."""
+    """Aggregate the updates of these proplets, then report ``AggregateStored`` or ``AggregationFailed``."""
 
     proplet_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class PublishNext:
+class AnnounceVersion:
     """Tell everyone that there is a new model version."""
 
     version: int
 
 
-Effect = Persist | Answer | Aggregate | PublishNext
+Effect = Persist | Answer | Aggregate | AnnounceVersion
 
 
 @dataclass(frozen=True)
-class Step:
+class Transition:
     """What an event led to: the round after it, and what to do, in order."""
 
     round: Round
     effects: tuple[Effect, ...] = ()
 
 
-def step(current: Round, event: Event) -> Step:
+def step(current: Round, event: Event) -> Transition:
     """The round after ``event``, and what to do about it."""
     match event:
-        case Configured():
-            return _open(current)
+        case RoundConfigured():
+            return _start_collecting(current)
         case UpdateReceived():
-            return _take(current, event)
+            return _accept_update(current, event)
         case ParticipantFailed():
-            return _give_up(current, event)
+            return _record_failure(current, event)
         case DeadlinePassed():
             return _close_at_deadline(current)
-        case Aggregated() | AggregationFailed():
+        case AggregateStored() | AggregationFailed():
             return _end(current, event)
-        case Retried():
+        case RetryRequested():
             return _retry(current)
         case _:
             assert_never(event)
 
 
+def admit(current: Round, proplet_id: str, base_version: int | None) -> Answer:
+    """What can be said about an update before its tensors are read, which may be large.
+
+    A sender whose update counts already is admitted: only the digest tells the same update from a different one.
+
+    Args:
+        current: the round.
+        proplet_id: who sends it.
+        base_version: the model version that it starts from; ``None`` for the round's own.
+    """
+    plan = current.plan
+    if proplet_id not in plan.participants:
+        return _not_a_participant(current, proplet_id)
+    if proplet_id in current.accepted:
+        return Answer(Verdict.ACCEPTED)
+    if current.state is not RoundState.COLLECTING:
+        return Answer(
+            Verdict.LATE, f"late: round {plan.round_id} takes no more updates, it is {current.state}"
+        )
+    if base_version not in {None, plan.base_version}:
+        return Answer(
+            Verdict.STALE,
+            f"base_model_uri: the update starts from version {base_version}, round {plan.round_id} from "
+            f"version {plan.base_version}; train on that one",
+        )
+    return Answer(Verdict.ACCEPTED)
+
+
 def resume(current: Round) -> tuple[Effect, ...]:
     """What is still to be done about a round that was read back after a crash: aggregating it again is harmless."""
-    return (Aggregate(_order(current)),) if current.state is State.AGGREGATING else ()
+    return (Aggregate(_aggregation_order(current)),) if current.state is RoundState.AGGREGATING else ()
 
 
-def _open(current: Round) -> Step:
-    if current.state is not State.CREATED:
-        return Step(current)
-    return Step(replace(current, state=State.COLLECTING), (Persist(),))
+def _start_collecting(current: Round) -> Transition:
+    if current.state is not RoundState.CREATED:
+        return Transition(current)
+    return Transition(replace(current, state=RoundState.COLLECTING), (Persist(),))
 
 
-def _take(current: Round, update: UpdateReceived) -> Step:
-    verdict, reason = _judge(current, update)
-    if verdict is not Verdict.ACCEPTED:
-        return Step(current, (Answer(verdict, reason),))
+def _accept_update(current: Round, update: UpdateReceived) -> Transition:
     sender = update.proplet_id
-    return _go_on(
+    # Before lateness: whoever sends again because an answer was lost must hear that the update counts.
+    if sender in current.accepted:
+        if current.accepted[sender] == update.digest:
+            return Transition(current, (Answer(Verdict.REPEATED),))
+        reason = f"another update of {sender} already counts in round {current.plan.round_id}"
+        return Transition(current, (Answer(Verdict.DIFFERENT, reason),))
+    answer = admit(current, sender, update.base_version)
+    if answer.verdict is not Verdict.ACCEPTED:
+        return Transition(current, (answer,))
+    return _close_if_decided(
         replace(
             current,
-            counted={**current.counted, sender: update.digest},
+            accepted={**current.accepted, sender: update.digest},
             failures={name: why for name, why in current.failures.items() if name != sender},
         )
     )
 
 
-def _judge(current: Round, update: UpdateReceived) -> tuple[Verdict, str]:
-    plan, sender = current.plan, update.proplet_id
-    if sender not in plan.participants:
-        return Verdict.FOREIGN, _foreign(current, sender)
-    if sender in current.counted:
-        # Before lateness: whoever sends again because an answer was lost must hear that the update counts.
-        if current.counted[sender] == update.digest:
-            return Verdict.REPEATED, ""
-        return Verdict.DIFFERENT, f"another update of {sender} already counts in round {plan.round_id}"
-    if current.state is not State.COLLECTING:
-        return Verdict.LATE, f"late: round {plan.round_id} takes no more updates, it is {current.state}"
-    if update.base_version not in {None, plan.base_version}:
-        return Verdict.STALE, (
-            f"base_model_uri: the update starts from version {update.base_version}, round {plan.round_id} from "
-            f"version {plan.base_version}; train on that one"
-        )
-    return Verdict.ACCEPTED, ""
-
-
-def _give_up(current: Round, failure: ParticipantFailed) -> Step:
+def _record_failure(current: Round, failure: ParticipantFailed) -> Transition:
     sender, reason = failure.proplet_id, failure.reason
     if sender not in current.plan.participants:
-        return Step(current, (Answer(Verdict.FOREIGN, _foreign(current, sender)),))
-    if current.state is not State.COLLECTING:
-        return Step(current, (Answer(Verdict.LATE, f"round {current.plan.round_id} is {current.state}"),))
-    if sender in current.counted or current.failures.get(sender) == reason:
-        return Step(current, (Answer(Verdict.REPEATED),))
-    return _go_on(replace(current, failures={**current.failures, sender: reason}))
+        return Transition(current, (_not_a_participant(current, sender),))
+    if current.state is not RoundState.COLLECTING:
+        late = Answer(Verdict.LATE, f"round {current.plan.round_id} is {current.state}")
+        return Transition(current, (late,))
+    if sender in current.accepted or current.failures.get(sender) == reason:
+        return Transition(current, (Answer(Verdict.REPEATED),))
+    return _close_if_decided(replace(current, failures={**current.failures, sender: reason}))
 
 
-def _foreign(current: Round, sender: str) -> str:
-    return f"{sender} is not a participant of round {current.plan.round_id}"
+def _not_a_participant(current: Round, sender: str) -> Answer:
+    return Answer(Verdict.FOREIGN, f"{sender} is not a participant of round {current.plan.round_id}")
 
 
-def _go_on(after: Round) -> Step:
+def _close_if_decided(after: Round) -> Transition:
     """Accept what came; the round collects on unless it needs no more updates, or can get no more."""
     accepted = Answer(Verdict.ACCEPTED)
-    count, plan = len(after.counted), after.plan
+    count, plan = len(after.accepted), after.plan
     if count >= plan.k_of_n:
         return _aggregate(after, accepted)
-    if not after.is_settled:
-        return Step(after, (Persist(), accepted))
+    if not after.has_heard_from_all:
+        return Transition(after, (Persist(), accepted))
     few = f", {count} of {plan.k_of_n} came and at least {plan.min_updates} needed" if count else ""
-    return _close(after, f"no update can come any more{few}: {_failed(after)}", accepted)
+    return _close(after, f"no update can come any more{few}: {_describe_failures(after)}", accepted)
 
 
-def _close_at_deadline(current: Round) -> Step:
-    if current.state is not State.COLLECTING:
-        return Step(current)
-    count, plan = len(current.counted), current.plan
+def _close_at_deadline(current: Round) -> Transition:
+    if current.state is not RoundState.COLLECTING:
+        return Transition(current)
+    count, plan = len(current.accepted), current.plan
     reason = f"deadline: {count} of {plan.k_of_n} updates came in time, at least {plan.min_updates} needed"
-    return _close(current, f"{reason}; {_failed(current)}" if current.failures else reason)
+    if current.failures:
+        reason = f"{reason}; {_describe_failures(current)}"
+    return _close(current, reason)
 
 
-def _close(current: Round, reason: str, *answers: Answer) -> Step:
+def _close(current: Round, reason: str, *answers: Answer) -> Transition:
     """End with what has come; ``reason`` is why the round fails if that is too little."""
-    if len(current.counted) >= current.plan.min_updates:
+    if len(current.accepted) >= current.plan.min_updates:
         return _aggregate(current, *answers)
-    return Step(replace(current, state=State.FAILED, reason=reason), (Persist(), *answers))
+    return Transition(replace(current, state=RoundState.FAILED, reason=reason), (Persist(), *answers))
 
 
-def _failed(current: Round) -> str:
-    """How many participants failed and the most frequent reason: there may be thousands of both."""
+def _describe_failures(current: Round) -> str:
+    """How many participants failed, and the most frequent reason: there may be thousands of both."""
     names = current.plan.participants
     reasons = Counter(current.failures[name] for name in names if name in current.failures)
     [(first, _count)] = reasons.most_common(1)
@@ -226,26 +338,26 @@ def _failed(current: Round) -> str:
     return f"{len(current.failures)} of {len(names)} participants failed: {first}{more}"
 
 
-def _end(current: Round, event: Aggregated | AggregationFailed) -> Step:
-    if current.state is not State.AGGREGATING:
-        return Step(current)
+def _end(current: Round, event: AggregateStored | AggregationFailed) -> Transition:
+    if current.state is not RoundState.AGGREGATING:
+        return Transition(current)
     if isinstance(event, AggregationFailed):
-        return Step(replace(current, state=State.FAILED, reason=event.reason), (Persist(),))
-    done = replace(current, state=State.COMPLETED, model_version=event.version)
-    return Step(done, (Persist(), PublishNext(event.version)))
+        return Transition(replace(current, state=RoundState.FAILED, reason=event.reason), (Persist(),))
+    completed = replace(current, state=RoundState.COMPLETED, model_version=event.version)
+    return Transition(completed, (Persist(), AnnounceVersion(event.version)))
 
 
-def _retry(current: Round) -> Step:
-    if current.state is not State.FAILED or len(current.counted) < current.plan.min_updates:
-        return Step(current)
+def _retry(current: Round) -> Transition:
+    if current.state is not RoundState.FAILED or len(current.accepted) < current.plan.min_updates:
+        return Transition(current)
     return _aggregate(replace(current, reason=None))
 
 
-def _aggregate(current: Round, *answers: Answer) -> Step:
-    after = replace(current, state=State.AGGREGATING)
-    return Step(after, (Persist(), *answers, Aggregate(_order(after))))
+def _aggregate(current: Round, *answers: Answer) -> Transition:
+    after = replace(current, state=RoundState.AGGREGATING)
+    return Transition(after, (Persist(), *answers, Aggregate(_aggregation_order(after))))
 
 
-def _order(current: Round) -> tuple[str, ...]:
+def _aggregation_order(current: Round) -> tuple[str, ...]:
     """Whose updates to aggregate: in the plan's order, so that the sum does not depend on who was faster."""
-    return tuple(name for name in current.plan.participants if name in current.counted)
+    return tuple(name for name in current.plan.participants if name in current.accepted)
