@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from propeller.program import tensors
-from propeller.program.tensors import session
-from propeller.program.tensors.operations import OPERATIONS
-from propeller.program.tensors.pure import PythonMachine
-from propeller.program.tensors.tape import MainTape
-from propeller.wasm.tensors.machine import NumpyMachine
+from propeller.tensors import session
+from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.operations import OPERATIONS
+from propeller.tensors.python_machine import PythonMachine
+from propeller.tensors.tape import MainTape
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tensors.md").read_text()

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from propeller.program.tensors import session
-from propeller.program.tensors.machine import StepMachine
-from propeller.program.tensors.pure import PythonMachine
-from propeller.wasm.tensors.machine import NumpyMachine
+from propeller.tensors import session
+from propeller.tensors.machine import StepMachine
+from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.python_machine import PythonMachine
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,13 @@ import pytest
 from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.program import Data, Evaluation, Update, command, registry
 from propeller.program import tensors as pt
-from propeller.program.tensors import TensorError, session
-from propeller.program.tensors.files import TaskFiles
-from propeller.program.tensors.machine import Files, StepMachine
-from propeller.program.tensors.pure import PythonMachine
-from propeller.wasm.tensors.files import ArrayFiles
-from propeller.wasm.tensors.machine import NumpyMachine
+from propeller.program.tensors import TensorError
+from propeller.tensors import session
+from propeller.tensors.files import TaskFiles
+from propeller.tensors.machine import Files, StepMachine
+from propeller.tensors.numpy_files import ArrayFiles
+from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.python_machine import PythonMachine
 
 SAMPLES = [
     {"x": [0.1, 0.2], "y": 1, "name": "a", "ok": True, "big": 2**63, "once": 1},

@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 from propeller.fl.tensors import check_fits, from_safetensors, to_safetensors
 from propeller.program import Context, Data, registry
 from propeller.program import tensors as pt
-from propeller.program.tensors import session
 from propeller.sdk import Propeller
+from propeller.tensors import session
 from propeller.wasm.job import Job, Limits
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add

@@ -13,13 +13,13 @@ import wasmtime
 from hypothesis import HealthCheck, given, settings
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
-from propeller.program.tensors.machine import QuotaError
-from propeller.program.tensors.operations import OPERATIONS
-from propeller.program.tensors.shapes import TensorError, size_bytes
+from propeller.tensors.machine import QuotaError
+from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.operations import OPERATIONS
+from propeller.tensors.shapes import TensorError, size_bytes
 from propeller.wasm import link
 from propeller.wasm.job import MIB, Job, Limits, Outcome
 from propeller.wasm.sandbox import Sandbox
-from propeller.wasm.tensors.machine import NumpyMachine
 from support.guests import add, command
 from support.tensor_guests import FIRST, sender
 

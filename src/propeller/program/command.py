@@ -12,8 +12,9 @@ from typing import Any
 
 from propeller.program.data import Data
 from propeller.program.registry import Context, Evaluation, Update, registered
-from propeller.program.tensors import Array, array, session
-from propeller.program.tensors.shapes import Spec, TensorError
+from propeller.program.tensors import Array, array
+from propeller.tensors import session
+from propeller.tensors.shapes import Spec, TensorError
 
 _INLINE_ELEMENTS = 4096
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""

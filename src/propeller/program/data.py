@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from propeller.program.tensors import Array, array
-from propeller.program.tensors.files import columns
-from propeller.program.tensors.shapes import Spec, TensorError
+from propeller.tensors.files import columns
+from propeller.tensors.shapes import Spec, TensorError
 
 
 class Data:

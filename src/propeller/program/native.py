@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from propeller.program import command
-from propeller.program.tensors import session
+from propeller.tensors import session
 
 
 def run_script(script: Path, root: Path) -> int:

@@ -5,11 +5,11 @@ from typing import Any
 
 from wasmtime import component
 
-from propeller.program.tensors.machine import QuotaError
-from propeller.program.tensors.shapes import TensorError
+from propeller.tensors.machine import QuotaError
+from propeller.tensors.numpy_files import ArrayFiles
+from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.shapes import TensorError
 from propeller.wasm.job import over
-from propeller.wasm.tensors.files import ArrayFiles
-from propeller.wasm.tensors.machine import NumpyMachine
 
 INTERFACE = "propeller:program/tensors@0.1.0"
 

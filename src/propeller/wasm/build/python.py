@@ -9,18 +9,23 @@ import importlib.metadata
 import keyword
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import propeller.program
+import propeller
 from propeller.process.files import write_durably
 from propeller.wasm.build.kept import KeptBuilds
 
 _HERE = Path(__file__).parent
-_GUEST = Path(propeller.program.__file__).parent
+_LIBRARY = Path(propeller.__file__).parent
+_GUEST_MODULES = ("errors.py", "program/*.py", "tensors/**/*.py")
+"""What a program has of this library."""
+
+_HOST_MODULES = "tensors/numpy_*.py"
+"""Of these, what it cannot load: there is no NumPy."""
+
 _ENTRY = "propeller_entry"
 _RUN = "import sys; from componentize_py import script; sys.exit(script())"
 _BUILD_S = 300
@@ -172,10 +177,18 @@ def _names_train(node: ast.AST) -> bool:
 def _key(name: str, sources: dict[str, str], *, host_tensors: bool) -> str:
     """What makes a build: the script, this library, the interface and the tool."""
     parts = [name, str(host_tensors), _version()]
-    for folder, pattern in ((_GUEST, "**/*.py"), (_HERE, "**/*.wit"), (_HERE, "*.in")):
-        parts += [f"{file.relative_to(folder)}\0{file.read_text()}" for file in sorted(folder.glob(pattern))]
+    parts += [f"{name}\0{text}" for name, text in _guest_modules().items()]
+    for pattern in ("**/*.wit", "*.in"):
+        parts += [f"{file.relative_to(_HERE)}\0{file.read_text()}" for file in sorted(_HERE.glob(pattern))]
     parts += [f"{file}\0{text}" for file, text in sorted(sources.items())]
     return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
+
+
+def _guest_modules() -> dict[str, str]:
+    """The modules of this library that go into a program, by their path in it."""
+    host = set(_LIBRARY.glob(_HOST_MODULES))
+    files = sorted(file for pattern in _GUEST_MODULES for file in _LIBRARY.glob(pattern) if file not in host)
+    return {file.relative_to(_LIBRARY).as_posix(): file.read_text() for file in files}
 
 
 def _version() -> str:
@@ -191,8 +204,10 @@ def _componentize(
     script: Path, sources: dict[str, str], place: Path, made: Path, *, host_tensors: bool
 ) -> None:
     path = place / "path"
-    shutil.copytree(_GUEST, path / "propeller" / "program", ignore=shutil.ignore_patterns("__pycache__"))
-    (path / "propeller" / "__init__.py").write_text("")
+    for module, text in {"__init__.py": "", **_guest_modules()}.items():
+        file = path / "propeller" / module
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     for name, text in sources.items():
         (path / name).write_text(text, encoding="utf-8")
     imported = sorted(

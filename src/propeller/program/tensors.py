@@ -1,0 +1,125 @@
+"""Arrays for programs: NumPy's manner, done by the sandbox's host at NumPy's speed, or by plain Python where there is no such host.
+
+    >>> from propeller.program import tensors as pt
+    >>> x = pt.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> (x @ x.T).sum().item()
+    52.0
+
+Operations are recorded and cross to the host together, when a value is needed. ``jit`` records a whole function once.
+"""
+
+from typing import TYPE_CHECKING, Never
+
+from propeller.tensors import hints
+from propeller.tensors.array import Array
+from propeller.tensors.functions import (
+    Random,
+    arange,
+    array,
+    broadcast_to,
+    concatenate,
+    exp,
+    eye,
+    full,
+    isnan,
+    log,
+    log_softmax,
+    matmul,
+    maximum,
+    minimum,
+    one_hot,
+    ones,
+    ones_like,
+    random,
+    relu,
+    sigmoid,
+    sign,
+    softmax,
+    sqrt,
+    square,
+    stack,
+    tanh,
+    where,
+    zeros,
+    zeros_like,
+)
+from propeller.tensors.grad import grad, value_and_grad
+from propeller.tensors.jit import jit
+from propeller.tensors.shapes import TensorError
+
+# The methods as functions, too, and the dtypes by their names.
+abs = Array.__abs__  # noqa: A001
+all = Array.all  # noqa: A001
+any = Array.any  # noqa: A001
+argmax = Array.argmax
+argmin = Array.argmin
+clip = Array.clip
+max = Array.max  # noqa: A001
+mean = Array.mean
+min = Array.min  # noqa: A001
+std = Array.std
+sum = Array.sum  # noqa: A001
+var = Array.var
+float32 = "float32"
+float64 = "float64"
+int64 = "int64"
+uint8 = "uint8"
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Never:
+        raise AttributeError(f"{__name__} has no {name!r}{hints.hint(name)}")
+
+
+__all__ = [
+    "Array",
+    "Random",
+    "TensorError",
+    "abs",
+    "all",
+    "any",
+    "arange",
+    "argmax",
+    "argmin",
+    "array",
+    "broadcast_to",
+    "clip",
+    "concatenate",
+    "exp",
+    "eye",
+    "float32",
+    "float64",
+    "full",
+    "grad",
+    "int64",
+    "isnan",
+    "jit",
+    "log",
+    "log_softmax",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "random",
+    "relu",
+    "sigmoid",
+    "sign",
+    "softmax",
+    "sqrt",
+    "square",
+    "stack",
+    "std",
+    "sum",
+    "tanh",
+    "uint8",
+    "value_and_grad",
+    "var",
+    "where",
+    "zeros",
+    "zeros_like",
+]

@@ -1,0 +1,152 @@
+"""A task's files in plain Python: the model in safetensors or JSON, the data in JSON, and the update in safetensors."""
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from propeller.tensors.shapes import Spec, TensorError, elements, fits
+
+_CODES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8", "BOOL": "bool"}
+"""The element types of safetensors that programs have."""
+_NAMES = {dtype: code for code, dtype in _CODES.items()}
+_FORMATS = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "?"}
+
+
+class TaskFiles:
+    """The files below a root: ``in/model.safetensors`` or ``in/model.json``, ``in/dataset.json``, and ``out/``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._sources: dict[str, dict[str, tuple[Spec, Any]]] = {}
+
+    def contents(self, source: str) -> dict[str, Spec]:
+        """The tensors of a source.
+
+        Raises:
+            TensorError: There is no such source, or its file cannot be read.
+        """
+        return {name: spec for name, (spec, _) in self._load(source).items()}
+
+    def fetch(self, source: str, name: str) -> Any:
+        """The elements of a tensor."""
+        return self._load(source)[name][1]
+
+    def write_update(self, tensors: Mapping[str, tuple[bytes, Spec]]) -> None:
+        """Write the update's file from little-endian elements."""
+        header, at = {}, 0
+        for name, (data, (dtype, shape)) in tensors.items():
+            header[name] = {
+                "dtype": _NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [at, at + len(data)],
+            }
+            at += len(data)
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        path = self._root / "out" / "update.safetensors"
+        # Whatever the program left under that name is not followed.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for data, _ in tensors.values():
+                file.write(data)
+
+    def tensor(self, document: bytes, start: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """The elements of a tensor that begins at a byte of a safetensors document."""
+        return list(struct.unpack_from(f"<{elements(shape)}{_FORMATS[dtype]}", document, start))
+
+    def columns(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, Any]]:
+        """The columns of the data."""
+        return columns(samples)
+
+    def _load(self, source: str) -> dict[str, tuple[Spec, Any]]:
+        if source not in self._sources:
+            read = {"model": self._model, "data": self._data}.get(source)
+            if read is None:
+                raise TensorError(f"there is no source {source!r:.40}; there are model and data")
+            try:
+                self._sources[source] = read()
+            except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+                raise TensorError(f"the {source} cannot be read: {error!s:.200}") from None
+        return self._sources[source]
+
+    def _model(self) -> dict[str, tuple[Spec, Any]]:
+        packed = self._root / "in" / "model.safetensors"
+        if packed.exists():
+            return self._safetensors(packed.read_bytes())
+        plain = self._root / "in" / "model.json"
+        if not plain.exists():
+            return {}
+        document = json.loads(plain.read_text())
+        return {name: self._single(name, value) for name, value in document.items() if name != "version"}
+
+    def _data(self) -> dict[str, tuple[Spec, Any]]:
+        file = self._root / "in" / "dataset.json"
+        if not file.exists():
+            return {}
+        return self.columns(json.loads(file.read_bytes()).get("data") or [])
+
+    def _safetensors(self, document: bytes) -> dict[str, tuple[Spec, Any]]:
+        (length,) = struct.unpack_from("<Q", document)
+        if length > len(document) - 8:
+            raise ValueError("the header does not end")
+        found = {}
+        for name, entry in json.loads(document[8 : 8 + length]).items():
+            if name == "__metadata__":
+                continue
+            dtype = _CODES.get(entry["dtype"])
+            if dtype is None:
+                known = ", ".join(_CODES)
+                raise TensorError(f"the model's tensor {name!r} is {entry['dtype']}; programs take {known}")
+            shape, start = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+            found[name] = ((dtype, shape), self.tensor(document, start, dtype, shape))
+        return found
+
+    def _single(self, name: str, value: Any) -> tuple[Spec, Any]:
+        """A tensor of a JSON model, as float64."""
+        flat: list[Any] = []
+        shape = _measure(value, flat)
+        if shape is None:
+            raise TensorError(f"the model's tensor {name!r} is not numbers of one shape")
+        packed = struct.pack(f"<{len(flat)}d", *flat)
+        return ("float64", shape), self.tensor(packed, 0, "float64", shape)
+
+
+def columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, list[Any]]]:
+    """What samples have in common: each name whose values are numbers of one shape in every sample, with its spec and elements."""
+    found = {}
+    for name in samples[0] if samples else ():
+        if all(name in sample for sample in samples):
+            flat: list[Any] = []
+            shapes = {_measure(sample[name], flat) for sample in samples}
+            if len(shapes) == 1 and None not in shapes:
+                shape = shapes.pop() or ()
+                dtype = _dtype(flat)
+                if dtype == "int64" and not all(fits(value, dtype) for value in flat):
+                    continue
+                values = [float(value) for value in flat] if dtype == "float32" else flat
+                found[name] = ((dtype, (len(samples), *shape)), values)
+    return found
+
+
+def _measure(value: Any, flat: list[Any]) -> tuple[int, ...] | None:
+    """The shape of nested lists of numbers; None: they are not."""
+    if isinstance(value, bool | int | float):
+        flat.append(value)
+        return ()
+    if not isinstance(value, list):
+        return None
+    shapes = {_measure(each, flat) for each in value}
+    if len(shapes) > 1 or None in shapes:
+        return None
+    return (len(value), *(shapes.pop() or () if shapes else ()))
+
+
+def _dtype(flat: list[Any]) -> str:
+    kinds = {type(value) for value in flat}
+    if kinds == {bool}:
+        return "bool"
+    return "int64" if kinds and float not in kinds else "float32"

@@ -1,0 +1,46 @@
+"""Where elements are in a flat list: strides, views, broadcasting."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from propeller.tensors.shapes import elements
+
+
+def strides_of(shape: Sequence[int]) -> list[int]:
+    """How far apart neighbours along each axis are, in C order."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return strides
+
+
+def spread(values: list[Any], shape: tuple[int, ...], out: tuple[int, ...]) -> list[Any]:
+    """The elements repeated as broadcasting says."""
+    if shape == out:
+        return values
+    if len(values) == 1:
+        return values * elements(out)
+    if shape == out[len(out) - len(shape) :]:
+        return values * elements(out[: len(out) - len(shape)])
+    padded = (1,) * (len(out) - len(shape)) + shape
+    strides = [0 if size == 1 else stride for size, stride in zip(padded, strides_of(padded), strict=True)]
+    return [values[at] for at in offsets_of(out, strides)]
+
+
+def offsets_of(shape: Sequence[int], strides: Sequence[int], start: int = 0) -> list[int]:
+    """Where the elements of a view are, in C order."""
+    offsets = [start]
+    for size, stride in zip(shape, strides, strict=True):
+        steps = [stride * n for n in range(size)]
+        offsets = [at + step for at in offsets for step in steps]
+    return offsets
+
+
+def groups_of(shape: tuple[int, ...], axes: Iterable[int]) -> list[list[int]]:
+    """For each element of a reduction's result, where its members are."""
+    gone = sorted(axis % len(shape) for axis in axes)
+    strides = strides_of(shape)
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    inside = offsets_of([shape[axis] for axis in gone], [strides[axis] for axis in gone])
+    outside = offsets_of([shape[axis] for axis in kept], [strides[axis] for axis in kept])
+    return [[at + step for step in inside] for at in outside]

@@ -1,0 +1,207 @@
+"""The functions on arrays, as NumPy has them, and how arrays are made."""
+
+from binascii import crc32
+from collections.abc import Sequence
+from typing import Any, cast
+
+from propeller.tensors import session
+from propeller.tensors.array import Array
+from propeller.tensors.literals import Number, literal
+from propeller.tensors.shapes import TensorError, axis_of, dtype_name
+
+
+def array(values: Any, dtype: Any = None) -> Array:
+    """An array of these numbers.
+
+    Args:
+        values: A number, nested lists of numbers of one length at each level, or an array (which is copied).
+        dtype: Without it, ``float32`` for floats, ``int64`` for integers and ``bool`` for booleans.
+
+    Raises:
+        TensorError: The lists are ragged, hold something else, or an integer does not fit the dtype.
+    """
+    if isinstance(values, Array):
+        return values.astype(dtype or values.dtype)
+    return cast("Array", literal(values, dtype))
+
+
+def full(shape: int | Sequence[int], value: Number, dtype: Any = "float32") -> Array:
+    """An array with one value everywhere."""
+    if isinstance(dtype, int):
+        raise TensorError(f"{dtype} is no dtype; a shape of several sizes is one argument: zeros((2, 3))")
+    return _record("full", params=[dtype_name(dtype), _sizes(shape), value])
+
+
+def zeros(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
+    """An array of zeros."""
+    return full(shape, 0, dtype)
+
+
+def ones(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
+    """An array of ones."""
+    return full(shape, 1, dtype)
+
+
+def zeros_like(x: Array) -> Array:
+    """Zeros with the shape and dtype of another array."""
+    return full(x.shape, 0, x.dtype)
+
+
+def ones_like(x: Array) -> Array:
+    """Ones with the shape and dtype of another array."""
+    return full(x.shape, 1, x.dtype)
+
+
+def arange(start: int, stop: int | None = None, step: int = 1) -> Array:
+    """The integers from ``start`` to below ``stop``, as ``range`` has them; of one argument, from 0 to below it."""
+    try:
+        numbers = range(start) if stop is None else range(start, stop, step)
+    except (TypeError, ValueError) as error:
+        raise TensorError(f"arange: {error}") from None
+    counted = _record("arange", params=len(numbers))
+    return counted if numbers == range(len(numbers)) else counted * numbers.step + numbers.start
+
+
+def eye(count: int) -> Array:
+    """The identity matrix, float32."""
+    return one_hot(arange(count), count)
+
+
+def exp(x: Any) -> Array:
+    """E to the power of each element."""
+    return _record("exp", x)
+
+
+def log(x: Any) -> Array:
+    """The natural logarithm of each element."""
+    return _record("log", x)
+
+
+def sqrt(x: Any) -> Array:
+    """The square root of each element."""
+    return _record("sqrt", x)
+
+
+def square(x: Any) -> Array:
+    """Each element times itself."""
+    return _record("square", x)
+
+
+def sign(x: Any) -> Array:
+    """-1, 0 or 1 for each element."""
+    return _record("sign", x)
+
+
+def isnan(x: Array) -> Array:
+    """Whether each element is NaN."""
+    return x != x  # noqa: PLR0124 - only NaN differs from itself
+
+
+def relu(x: Any) -> Array:
+    """Each element, or 0 where it is negative."""
+    return _record("relu", x)
+
+
+def sigmoid(x: Any) -> Array:
+    """1 / (1 + exp(-x)), without overflow."""
+    return _record("sigmoid", x)
+
+
+def tanh(x: Any) -> Array:
+    """The hyperbolic tangent of each element."""
+    return _record("tanh", x)
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """exp(x) divided by its sum along ``axis``, without overflow."""
+    return _record("softmax", x, params=axis)
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """The logarithm of ``softmax``, without loss of precision."""
+    return _record("log_softmax", x, params=axis)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product, as ``x @ y``."""
+    return _record("matmul", x, y)
+
+
+def maximum(x: Any, y: Any) -> Array:
+    """The larger of two, element by element."""
+    return _record("maximum", x, y)
+
+
+def minimum(x: Any, y: Any) -> Array:
+    """The smaller of two, element by element."""
+    return _record("minimum", x, y)
+
+
+def where(condition: Array, x: Any, y: Any) -> Array:
+    """``x`` where the condition holds, else ``y``."""
+    return _record("where", condition, x, y)
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """A last axis of ``classes`` zeros with a one at each label; float32."""
+    return _record("one_hot", labels, params=classes)
+
+
+def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
+    """The array repeated to a shape."""
+    return _record("broadcast_to", x, params=list(shape))
+
+
+def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
+    """The arrays one after another along an axis."""
+    return _record("concatenate", *arrays, params=axis)
+
+
+def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
+    """The arrays one after another along a new axis."""
+    parts = list(arrays)
+    at = axis_of("stack", axis, parts[0].ndim + 1) if parts else 0
+    return concatenate([each.reshape(*each.shape[:at], 1, *each.shape[at:]) for each in parts], at)
+
+
+class Random:
+    """A stream of random arrays that depends on its seed only, not on when it is asked."""
+
+    def __init__(self, seed: int | str) -> None:
+        """Args: seed: an integer, whose sign does not count, or a text."""
+        if not isinstance(seed, int | str):
+            raise TensorError(f"random: a seed is an integer or a text, not of type {type(seed).__name__}")
+        self._seed, self._drawn = crc32(seed.encode()) if isinstance(seed, str) else abs(seed), 0
+
+    def normal(self, shape: int | Sequence[int] = ()) -> Array:
+        """Standard normal, float32."""
+        return self._draw("normal", shape)
+
+    def uniform(self, shape: int | Sequence[int] = ()) -> Array:
+        """From 0 to below 1, float32."""
+        return self._draw("uniform", shape)
+
+    def permutation(self, count: int) -> Array:
+        """The integers below ``count`` in random order."""
+        return self._draw("permutation", count)
+
+    def _draw(self, kind: str, shape: int | Sequence[int]) -> Array:
+        if session.tracing():
+            raise TensorError(
+                "a traced function would draw the same numbers each time: draw outside and pass them in"
+            )
+        self._drawn += 1
+        return _record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
+
+
+def random(seed: int | str) -> Random:
+    """A stream of random arrays."""
+    return Random(seed)
+
+
+def _record(name: str, *operands: Any, params: Any = None) -> Array:
+    return cast("Array", session.record(name, operands, params))
+
+
+def _sizes(shape: int | Sequence[int]) -> list[int]:
+    return [shape] if isinstance(shape, int) else list(shape)

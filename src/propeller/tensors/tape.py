@@ -1,0 +1,236 @@
+"""Where operations are recorded before they are done: crossing into the host costs more than most operations do.
+
+An operation only appends a step here; the steps cross together when a value is needed, and so do the frees. A machine takes them as text:
+a JSON list of ``[name, result, operands, params]``, where an operand is a handle (a number that the program chose) or ``[number]``. Beside
+the operations of ``shapes.py`` there are::
+
+    ["open", handle, [], [source, name]]        a tensor of the model or the data, by name
+    ["create", handle, [], [dtype, shape, base64 of the little-endian elements]]
+    ["free", null, [handles], null]             those that are not there (their step failed) are passed over
+    ["define", id, [], {"inputs": [specs], "donated": [inputs], "steps": [steps on slots], "outputs": [slots]}]
+    ["call", [handles], [operands], id]         a defined list of steps on new inputs
+    ["read", null, [handle], null]              → base64 of the elements
+    ["describe", null, [], source]              → {name: [dtype, shape]}
+    ["save", null, [handles], [names]]          the update: named tensors, written by the host
+
+The machine answers with the JSON list of what the steps with an arrow give.
+"""
+
+import json
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from propeller.tensors.operations import infer
+from propeller.tensors.shapes import FLOAT, INT, Spec, TensorError, fits
+
+_FLUSH_AT = 2000
+"""Steps that are held at most; keeps what freed handles hold from piling up on the host."""
+
+_FLUSH_AT_CHARACTERS = 8 << 20
+"""Of elements that wait to cross."""
+
+
+class Machine(Protocol):
+    """What does the steps: the sandbox's host, NumPy in this process, or plain Python."""
+
+    def run(self, tape: str) -> str:
+        """Do the steps, in order.
+
+        Raises:
+            TensorError: One cannot be done; those before it are.
+        """
+        ...
+
+
+class Handle:
+    """What a tape gives for a result; ``Array`` is one with operators."""
+
+    __slots__ = ("dtype", "handle", "shape", "tape")
+
+    def __init__(self, tape: "Tape", handle: int, spec: Spec) -> None:
+        self.tape = tape
+        self.handle = handle
+        self.dtype, self.shape = spec
+
+    @property
+    def spec(self) -> Spec:
+        """Its dtype and shape."""
+        return self.dtype, self.shape
+
+
+class Tape:
+    """Steps in order, and the handles that they give; ``make`` builds what stands for a result."""
+
+    make: type[Handle] = Handle
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self._last = 0
+
+    def operand(self, value: Any) -> tuple[Any, Spec]:
+        """What stands for a value in a step, and its spec.
+
+        Raises:
+            TensorError: It is neither an array nor a number.
+        """
+        if isinstance(value, Handle):
+            return self.handle_of(value), value.spec
+        if isinstance(value, bool):
+            return [value], ("bool", ())
+        if isinstance(value, int):
+            if not fits(value, INT):
+                raise TensorError(f"{value} does not fit int64; write it as a float")
+            return [value], (INT, ())
+        if isinstance(value, float):
+            return [float(value)], (FLOAT, ())
+        raise TensorError(
+            f"{type(value).__name__} is neither an array nor a number; make it one with array(…)"
+        )
+
+    def handle_of(self, value: Handle) -> int:
+        """The handle of an array of this tape.
+
+        Raises:
+            TensorError: It belongs to a function that was traced.
+        """
+        if value.tape is not self:
+            raise TensorError(
+                "this array exists only inside the traced function that made it; return it from there"
+            )
+        return value.handle
+
+    def record(self, name: str, operands: Sequence[Any], params: Any = None) -> Any:
+        """Append an operation; returns its result's array, which is known by shape only until it is read."""
+        encoded, specs = [], []
+        for value in operands:
+            one, spec = self.operand(value)
+            encoded.append(one)
+            specs.append(spec)
+        return self.append(name, encoded, params, infer(name, specs, params))
+
+    def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
+        """Append a step that gives one array."""
+        self._last += 1
+        self.steps.append((name, self._last, operands, params))
+        return self.make(self, self._last, spec)
+
+    def new(self, spec: Spec) -> Any:
+        """An array that a step appended by hand will give."""
+        self._last += 1
+        return self.make(self, self._last, spec)
+
+    def adopt(self, value: Handle) -> None:
+        """This array's elements are about to be replaced by a result of this tape."""
+
+    def release(self, handle: int) -> None:
+        """Nobody has this array any more."""
+
+    def read(self, value: Handle) -> bytes:
+        """The little-endian elements of an array.
+
+        Raises:
+            TensorError: A function is being traced: there are no values yet.
+        """
+        del value
+        raise TensorError(
+            "a value is needed inside a traced function, where arrays have only shapes: "
+            "read it outside, or pass it in as an int, bool or str"
+        )
+
+
+class MainTape(Tape):
+    """The program's own tape, which crosses to a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine = machine
+        self._dead: list[int] = []
+        self._traces = 0
+        self._lost: set[int] = set()
+        self._held = 0
+
+    def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
+        """Append a step; many are sent on at once."""
+        self._make_room()
+        return super().append(name, operands, params, spec)
+
+    def release(self, handle: int) -> None:
+        """Free it with the next crossing."""
+        self._dead.append(handle)
+
+    def flush(self, *ask: tuple[Any, ...]) -> list[Any]:
+        """Cross: do every step held and those asked for, and return their answers.
+
+        Raises:
+            TensorError: A step cannot be done; the held ones are gone.
+        """
+        steps = [*self.steps, *ask]
+        self.steps.clear()  # in place: arrays being traced never see another list
+        self._held = 0
+        if self._dead:
+            steps.append(("free", None, self._dead, None))
+            self._dead = []
+        try:
+            answers: list[Any] = json.loads(self.machine.run(json.dumps(steps))) if steps else []
+        except TensorError:
+            # Those after the step that failed were not done: free again, which does no harm.
+            self._dead += [handle for name, _, freed, _ in steps if name == "free" for handle in freed]
+            self._lost.update(number for name, number, _, _ in steps if name == "define")
+            raise
+        return answers
+
+    def _make_room(self) -> None:
+        """Free early: what is not freed until the crossing's end is memory that the host cannot use again."""
+        if len(self.steps) >= _FLUSH_AT:
+            self.flush()
+        elif self._dead:
+            self.steps.append(("free", None, self._dead, None))
+            self._dead = []
+
+    def read(self, value: Handle) -> bytes:
+        """The little-endian elements of an array, after every step before."""
+        return a2b_base64(self.flush(("read", None, [self.handle_of(value)], None))[0])
+
+    def create(self, data: bytes, spec: Spec) -> Any:
+        """An array of these little-endian elements."""
+        dtype, shape = spec
+        text = b2a_base64(data, newline=False).decode()
+        if self._held > _FLUSH_AT_CHARACTERS:
+            self.flush()
+        self._held += len(text)
+        return self.append("create", [], [dtype, list(shape), text], spec)
+
+    def describe(self, source: str) -> dict[str, Spec]:
+        """The tensors of a source (``model`` or ``data``)."""
+        found: dict[str, Any] = self.flush(("describe", None, [], source))[0]
+        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in found.items()}
+
+    def open(self, source: str, name: str, spec: Spec) -> Any:
+        """A tensor of a source."""
+        return self.append("open", [], [source, name], spec)
+
+    def save(self, tensors: dict[str, Handle]) -> None:
+        """Have the machine write the update."""
+        self.flush(("save", None, [self.handle_of(value) for value in tensors.values()], list(tensors)))
+
+    def define(self, inputs: list[Spec], donated: list[int], steps: list[Any], outputs: list[int]) -> int:
+        """Keep steps for later calls; returns their number.
+
+        ``donated`` are inputs that are replaced by a result at each call: their memory may be written over.
+        """
+        self._traces += 1
+        body = {"inputs": inputs, "donated": donated, "steps": steps, "outputs": outputs}
+        self.steps.append(("define", self._traces, [], body))
+        return self._traces
+
+    def keeps(self, number: int) -> bool:
+        """Whether defined steps are there, as far as is known: they may have been held when another step failed."""
+        return number not in self._lost
+
+    def call(self, number: int, operands: list[Any], outputs: list[Spec]) -> list[Any]:
+        """Do defined steps on new operands."""
+        self._make_room()
+        results = [self.new(spec) for spec in outputs]
+        self.steps.append(("call", [each.handle for each in results], operands, number))
+        return results

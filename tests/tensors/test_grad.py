@@ -1,0 +1,189 @@
+"""Gradients against finite differences, for every rule, as they are and traced."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from propeller.program import tensors as pt
+from propeller.program.tensors import TensorError
+from propeller.tensors.grad import _RULES
+from propeller.tensors.machine import StepMachine
+
+ROWS, COLUMNS = np.array([0, 2, 0, -1]), np.array([1, -1, 0])
+MASK = np.array([True, False, True])
+
+
+def ints(values: Any) -> Any:
+    return pt.array(np.asarray(values).tolist())
+
+
+CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+    "add": (lambda a, b: a + b, [(2, 3), (3,)]),
+    "add number": (lambda a: 2.0 + a + 1, [(2, 3)]),
+    "sub": (lambda a, b: a - b, [(3,), (2, 1)]),
+    "mul": (lambda a, b: a * b * 3.0, [(2, 3), (1, 3)]),
+    "mul same": (lambda a: a * a * a, [(2, 3)]),
+    "div": (lambda a, b: a / b + 1.0 / b, [(2, 3), (2, 1)]),
+    "pow": (lambda a: a**3 + a**0.5 + a**1 + a**0 + a**-2, [(2, 3)]),
+    "neg": (lambda a: -a, [(2,)]),
+    "abs": (lambda a: abs(a - 1.2), [(5,)]),
+    "square": (lambda a: pt.square(a) + a**2, [(3,)]),
+    "sign": (lambda a: pt.sign(a - 1.2) * a, [(5,)]),
+    "exp": (pt.exp, [(3,)]),
+    "log": (pt.log, [(3,)]),
+    "sqrt": (pt.sqrt, [(3,)]),
+    "tanh": (pt.tanh, [(3,)]),
+    "sigmoid": (pt.sigmoid, [(3,)]),
+    "relu": (lambda a: pt.relu(a - 1.2), [(6,)]),
+    "maximum": (lambda a, b: pt.maximum(a, b) + pt.maximum(1.2, a), [(2, 3), (3,)]),
+    "minimum": (pt.minimum, [(2, 3), ()]),
+    "where": (lambda a, b: pt.where(ints(MASK), a, b) + pt.where(a > 1.2, a, 0.0), [(2, 3), (3,)]),
+    "matmul": (lambda a, b: a @ b, [(2, 3), (3, 4)]),
+    "matmul vectors": (lambda a, b: a @ b, [(3,), (3,)]),
+    "matmul left vector": (lambda a, b: a @ b, [(3,), (2, 3, 4)]),
+    "matmul right vector": (lambda a, b: a @ b, [(2, 4, 3), (3,)]),
+    "matmul stacks": (lambda a, b: a @ b, [(2, 1, 2, 3), (3, 3, 2)]),
+    "sum": (lambda a: a.sum(0) * 2.0 + a.sum(), [(2, 3)]),
+    "sum kept": (lambda a: a * a.sum(-1, keepdims=True), [(2, 3)]),
+    "mean": (lambda a: a.mean((0, 1)) + a.mean(), [(2, 3, 2)]),
+    "mean kept": (lambda a: a * a.mean(0, keepdims=True), [(2, 3)]),
+    "max": (lambda a: a.max(1) * 2.0 + a.max(), [(2, 3)]),
+    "min": (lambda a: a * a.min(-1, keepdims=True), [(2, 3)]),
+    "softmax": (lambda a: pt.softmax(a) + pt.softmax(a, axis=0), [(2, 3)]),
+    "log_softmax": (lambda a: pt.log_softmax(a, axis=0), [(2, 3)]),
+    "reshape": (lambda a: a.reshape(3, -1) @ pt.arange(2).astype("float64"), [(2, 3)]),
+    "broadcast_to": (lambda a: pt.broadcast_to(a, (2, 2, 3)), [(2, 1)]),
+    "transpose": (lambda a: a.transpose(2, 0, 1) * a.T.transpose(0, 2, 1), [(2, 3, 2)]),
+    "cast": (lambda a: a.astype("float64").copy(), [(3,)]),
+    "cut": (lambda a: a[1] * a[0, ::-1] + a[:, 1:][0].sum() + a[..., 0].sum(), [(2, 3)]),
+    "put": (None, [(2, 3), (3,)]),  # type: ignore[dict-item]
+    "take": (lambda a: a[ints(ROWS)] * pt.arange(4).reshape(4, 1), [(3, 2)]),
+    "take one": (lambda a: a[ints(ROWS)], [(3,)]),
+    "take none": (lambda a: a[pt.zeros((0,), "int64")].sum() + a.sum(), [(3, 2)]),
+    "pick": (lambda a: a[range(3), ints(COLUMNS)], [(3, 4)]),
+    "concatenate": (lambda a, b: pt.concatenate([a, b, a], axis=-1), [(2, 1), (2, 3)]),
+    "stack": (lambda a, b: pt.stack([a, b, a * b]), [(3,), (3,)]),
+    "constants": (
+        lambda a: a * pt.one_hot(pt.arange(3), 3) + pt.full(3, 2.0, "float64") + pt.zeros(3),
+        [(3,)],
+    ),
+    "deep": (lambda a, b: pt.softmax(pt.tanh(a @ b) @ b.T) * a, [(2, 3), (3, 3)]),
+}
+
+
+def put(a: Any, b: Any) -> Any:
+    """Nothing records ``put`` where a gradient is computed, but the gradient of an index: so twice."""
+    return pt.grad(lambda x, y: (x[1] * x[1] * y).sum())(a, b)[1] * b
+
+
+def apply(name: str, arrays: list[Any]) -> Any:
+    function = put if name == "put" else CASES[name][0]
+    result = function(*arrays)
+    weights = pt.sqrt(pt.arange(result.size).astype("float64") + 1).reshape(result.shape)
+    return (result * weights).sum()
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_gradient(machine: StepMachine, name: str, traced: bool) -> None:
+    source = np.random.default_rng(3)
+    given = [
+        source.permutation(int(np.prod(shape))).reshape(shape) * 0.21 + 0.3 + 0.05 * at
+        for at, shape in enumerate(CASES[name][1])
+    ]
+    both = pt.value_and_grad(lambda arrays: apply(name, arrays))
+    both = pt.jit(both) if traced else both
+    value, gradients = both([pt.array(each.tolist(), "float64") for each in given])
+    again = value.item()
+    for which, (x, gradient) in enumerate(zip(given, gradients, strict=True)):
+        assert gradient.shape == x.shape
+        assert gradient.dtype == "float64"
+        found = np.array(gradient.tolist())
+        for at in np.ndindex(x.shape):
+            values = []
+            for step in (1e-5, -1e-5):
+                moved = [np.array(each) for each in given]
+                moved[which][at] += step
+                values.append(apply(name, [pt.array(each.tolist(), "float64") for each in moved]).item())
+            assert found[at] == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-6)
+    assert apply(name, [pt.array(each.tolist(), "float64") for each in given]).item() == pytest.approx(again)
+
+
+def test_every_rule_is_tested() -> None:
+    assert set(_RULES) <= set(CASES)
+
+
+class Layer(NamedTuple):
+    w: Any
+    b: Any
+
+
+def test_form_is_the_first_arguments(machine: StepMachine) -> None:
+    """Unused parameters have zeros, and every gradient the parameter's dtype."""
+    model = {"layer": Layer(pt.ones((2, 2)), pt.zeros(2, "float64")), "rest": [pt.ones(3), (pt.arange(2),)]}
+    (value, extra), found = pt.value_and_grad(
+        lambda m, x: ((m["layer"].w @ x + m["layer"].b).sum(), "extra")
+    )(model, pt.array([2.0, 3.0]))
+    assert (value.item(), extra) == (10.0, "extra")
+    assert found["layer"].w.tolist() == [[2.0, 3.0], [2.0, 3.0]]
+    assert (found["layer"].b.dtype, found["layer"].b.tolist()) == ("float64", [1.0, 1.0])
+    assert found["rest"][0].tolist() == [0.0] * 3
+    assert found["rest"][1][0].tolist() == [0, 0]
+
+
+def test_of_a_traced_function(machine: StepMachine) -> None:
+    """A replay would hide its operations from the gradient."""
+    square = pt.jit(lambda x: (x * x).sum())
+    x = pt.array([1.0, 2.0])
+    for _ in range(2):
+        square(x)
+        assert pt.grad(square)(x).tolist() == [2.0, 4.0]
+
+
+def test_of_a_gradient(machine: StepMachine) -> None:
+    cube = pt.grad(lambda x: (x**3).sum())
+    assert pt.grad(lambda x: cube(x).sum())(pt.array([2.0, 3.0])).tolist() == [12.0, 18.0]
+
+
+def test_of_a_traced_power(machine: StepMachine) -> None:
+    found = pt.jit(pt.grad(lambda x, power: (x**power).sum()))(pt.array([2.0, 3.0]), 3.0)
+    assert found.tolist() == pytest.approx([12.0, 27.0])
+
+
+def test_ties_share(machine: StepMachine) -> None:
+    assert pt.grad(lambda x: x.max())(pt.array([1.0, 3.0, 3.0])).tolist() == [0.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda x: (x ** pt.ones(2)).sum(), "by its base only"),
+        (lambda x: x * 2, r"a gradient is of one number; .* returned \[2\]"),
+        (lambda x: 3.0, "returned float"),
+        (lambda x: (x % 2.0).sum(), "mod has no gradient"),
+    ],
+)
+def test_what_has_no_gradient(machine: StepMachine, function: Any, text: str) -> None:
+    with pytest.raises(TensorError, match=text):
+        pt.grad(function)(pt.ones(2))
+
+
+def test_changes_in_place_are_refused(machine: StepMachine) -> None:
+    x = pt.ones(2)
+
+    def changes(x: Any) -> Any:
+        y = x * 2
+        y += 1
+        return y.sum()
+
+    with pytest.raises(TensorError, match="must not be changed in place"):
+        pt.grad(changes)(x)
+    x += 1  # and that is over with the error
+    assert x.tolist() == [2.0, 2.0]
+
+
+def test_by_a_number(machine: StepMachine) -> None:
+    with pytest.raises(TensorError, match="a gradient is by arrays; the first argument holds a float"):
+        pt.grad(lambda x: pt.ones(()) * x)(2.0)
