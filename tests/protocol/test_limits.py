@@ -9,9 +9,8 @@ import pytest
 from propeller.cli.experiment import ExperimentFile
 from propeller.manager.task import TaskChange, TaskSpec
 from propeller.process.run import StartError
-from propeller.protocol.limits import NAMES
 from propeller.protocol.rounds import Experiment, RoundStart
-from propeller.protocol.task import TaskStart
+from propeller.protocol.task import LIMIT_NAMES, TaskStart
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.wasm.job import Limits
 
@@ -19,7 +18,7 @@ ROUND = {"round_id": "r", "model_uri": "v0", "task_wasm_image": "i", "participan
 
 
 def test_every_limit_of_a_run_can_be_asked_for() -> None:
-    assert set(NAMES) == {one.name for one in fields(Limits)} - {"compile_s", "compile_memory_bytes"}
+    assert set(LIMIT_NAMES) == {one.name for one in fields(Limits)} - {"compile_s", "compile_memory_bytes"}
 
 
 @pytest.mark.parametrize(

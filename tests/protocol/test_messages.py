@@ -20,7 +20,7 @@ from propeller.protocol.rounds import (
     model_uri,
     model_version,
 )
-from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart, TaskStop
+from propeller.protocol.task import LIMIT_NAMES, WALL_TIME, FlEnvelope, TaskResult, TaskStart, TaskStop
 from propeller.protocol.wire import MalformedMessageError, Message
 
 PROPLET = "3fe95a65-74f1-4ede-bf20-ef565f04cecb"
@@ -28,6 +28,32 @@ DIGEST = "sha256:" + "0" * 64
 RUST_TIME = {"secs_since_epoch": 1769011931, "nanos_since_epoch": 123456789}
 MOMENT = datetime(2026, 1, 21, 16, 12, 11, 123456, tzinfo=UTC)
 NUMBERS = st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+LABELS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
+LIMITS = st.dictionaries(
+    st.sampled_from([n for n in LIMIT_NAMES if n != WALL_TIME]), st.integers(1, 2**53 - 1)
+)
+
+
+@st.composite
+def experiments(draw: st.DrawFn) -> Experiment:
+    """Experiments that name a program; ``min_updates``, which round starts have no field for, is its default."""
+    participants = draw(st.lists(IDS, min_size=1, max_size=6, unique=True))
+    return Experiment(
+        experiment_id=draw(LABELS),
+        round_id=draw(IDS),
+        model_ref=model_uri(draw(st.integers(0, 2**53 - 1))),
+        participants=participants,
+        hyperparams=draw(
+            st.none() | st.dictionaries(LABELS, st.integers() | LABELS | st.booleans(), max_size=3)
+        ),
+        k_of_n=draw(st.integers(0, len(participants))),
+        timeout_s=draw(st.floats(0, 7 * 86400)),
+        task_wasm_image=draw(LABELS.filter(bool)),
+        limits=draw(st.none() | LIMITS),
+    )
 
 
 def start(**fields: Any) -> TaskStart:
@@ -331,6 +357,34 @@ class TestRounds:
     def test_experiments_that_cannot_be_run(self, fields: dict[str, Any], says: str) -> None:
         with pytest.raises(MalformedMessageError, match=says):
             Experiment.decode({"round_id": "r", "participants": ["a", "b", "c"], **fields})
+
+    @given(experiments())
+    def test_an_experiment_becomes_a_round_start_and_back(self, experiment: Experiment) -> None:
+        start = experiment.to_round_start()
+        assert start.to_experiment() == experiment
+        assert start.to_experiment().to_round_start() == start
+        assert RoundStart.decode(start.encode()).to_experiment() == experiment
+        assert Experiment.decode(experiment.to_json()) == experiment
+
+    @given(
+        experiments(),
+        st.sets(st.sampled_from(["k_of_n", "timeout_s", "hyperparams", "limits", "experiment_id"])),
+    )
+    def test_what_a_round_start_leaves_out_is_filled_in_once(
+        self, experiment: Experiment, left_out: set[str]
+    ) -> None:
+        start = RoundStart.model_validate(experiment.to_round_start().model_dump(exclude=left_out))
+        assert not left_out & set(start.given())
+        filled_in = start.to_experiment()
+        assert filled_in.to_round_start().to_experiment() == filled_in
+        said = start.given()
+        assert {name: getattr(filled_in, name) for name in said} == said
+
+    def test_coordinators_in_go_read_whole_seconds_as_integers(self) -> None:
+        fields = {"round_id": "r", "participants": ["a"], "timeout_s": 60.0}
+        assert json.dumps(Experiment.decode(fields).to_json()["timeout_s"]) == "60"
+        assert Experiment.decode({**fields, "timeout_s": 0.5}).to_json()["timeout_s"] == 0.5
+        assert "limits" not in Experiment.decode(fields).to_json()
 
     def test_ten_thousand_participants_are_read_at_once(self) -> None:
         many = [f"p-{number}" for number in range(10_000)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from propeller.process.run import StartError
-from propeller.protocol.limits import TaskLimits
+from propeller.protocol.task import TaskLimits
 from propeller.protocol.wire import explain_validation_error
 
 

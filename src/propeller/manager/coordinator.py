@@ -23,7 +23,7 @@ class Coordinator:
         Raises:
             ServiceError: it refuses or does not answer.
         """
-        await self._tell("/experiments", experiment_json(experiment))
+        await self._tell("/experiments", experiment.to_json())
 
     async def give_up(self, round_id: str, failure: ParticipantFailure) -> None:
         """Tell that no update is to be expected of a participant; again, it changes nothing.
@@ -88,13 +88,3 @@ class Coordinator:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-
-def experiment_json(experiment: Experiment) -> dict[str, Any]:
-    """An experiment on the wire; whole seconds are integers, as Go coordinators decode nothing else."""
-    fields = experiment.model_dump(mode="json")
-    if experiment.timeout_s == int(experiment.timeout_s):
-        fields["timeout_s"] = int(experiment.timeout_s)
-    if experiment.limits is None:
-        del fields["limits"]
-    return fields

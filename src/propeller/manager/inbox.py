@@ -19,7 +19,7 @@ from propeller.manager.samples import Samples
 from propeller.mqtt.session import Session
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
-from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import TaskResult
 from propeller.protocol.topics import ROUND_START, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
@@ -77,7 +77,7 @@ class Inbox:
             log.warning(
                 "unknown fields of a round start are ignored", round_id=start.round_id, fields=ignored
             )
-        experiment, given = read_start(start)
+        experiment, given = start.to_experiment(), start.given()
         loop, delay = asyncio.get_running_loop(), 1.0
         end = loop.time() + experiment.timeout_s
         while True:
@@ -95,27 +95,6 @@ class Inbox:
                 delay = min(2 * delay, _LONGEST_DELAY_S)
             else:
                 return
-
-
-def read_start(start: RoundStart) -> tuple[Experiment, set[str]]:
-    """The experiment that a round start stands for, and which of its fields the message gave.
-
-    Raises:
-        MalformedMessageError: the fields do not go together.
-    """
-    fields: dict[str, Any] = {
-        "experiment_id": start.experiment_id or None,
-        "round_id": start.round_id,
-        "model_ref": start.model_uri,
-        "participants": start.participants,
-        "hyperparams": start.hyperparams,
-        "k_of_n": start.k_of_n,
-        "timeout_s": start.timeout_s,
-        "task_wasm_image": start.task_wasm_image,
-        "limits": start.limits,
-    }
-    given = {name for name, value in fields.items() if value is not None}
-    return Experiment.decode(fields), given
 
 
 def _guarded(handle: Handle) -> Callable[[str, bytes], Awaitable[None]]:

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select
 
 from propeller.errors import ConflictError, PropellerError, UnavailableError, UnprocessableError
 from propeller.manager import tables
-from propeller.manager.coordinator import Coordinator, experiment_json
+from propeller.manager.coordinator import Coordinator
 from propeller.manager.dispatch import Dispatcher
 from propeller.manager.failures import Failures
 from propeller.manager.locks import KeyedLocks
@@ -20,7 +20,7 @@ from propeller.manager.runs import Runs
 from propeller.manager.task import State, Task, TaskSpec
 from propeller.manager.task_store import TaskStore
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.rounds import Experiment
 from propeller.protocol.task import encode_json
 from propeller.store.database import Database
 
@@ -180,7 +180,7 @@ class Rounds:
         tasks = [_task(experiment, proplet, moment) for proplet in proplets]
         started = {
             "round_id": experiment.round_id,
-            "experiment": experiment_json(experiment),
+            "experiment": experiment.to_json(),
             "skipped": [vars(one) for one in skipped],
             "deadline": tables.to_micros(moment + timedelta(seconds=experiment.timeout_s)),
             "created_at": tables.to_micros(moment),
@@ -197,19 +197,8 @@ class Rounds:
         await self._announce(experiment)
 
     async def _announce(self, experiment: Experiment) -> None:
-        start = RoundStart(
-            round_id=experiment.round_id,
-            model_uri=experiment.model_ref,
-            task_wasm_image=experiment.task_wasm_image,
-            participants=experiment.participants,
-            hyperparams=experiment.hyperparams,
-            k_of_n=experiment.k_of_n,
-            timeout_s=experiment.timeout_s,
-            experiment_id=experiment.experiment_id,
-            limits=experiment.limits,
-        )
         try:
-            await self._dispatcher.announce(start)
+            await self._dispatcher.announce(experiment.to_round_start())
         except PropellerError as error:
             log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
 

@@ -12,9 +12,8 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt,
 
 from propeller.errors import InvalidError
 from propeller.protocol.ids import Id
-from propeller.protocol.limits import TaskLimits
 from propeller.protocol.programs import WASM_MAGIC
-from propeller.protocol.task import Flag, Text
+from propeller.protocol.task import Flag, TaskLimits, Text
 from propeller.protocol.wire import Message, format_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"

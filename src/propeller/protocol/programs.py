@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -55,7 +55,7 @@ class ProgramChunk(Message):
     error: str | None = None
 
     @model_validator(mode="after")
-    def _is_a_part_or_an_error(self) -> "ProgramChunk":
+    def _is_a_part_or_an_error(self) -> Self:
         if not self.error and not (self.data and self.chunk_idx < self.total_chunks):
             raise ValueError("a chunk needs data, and a chunk_idx below its total_chunks")
         return self

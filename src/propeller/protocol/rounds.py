@@ -1,14 +1,14 @@
 """Rounds on the wire: experiments, starts, updates, status and the notice of a finished round."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from propeller.protocol.ids import Id
-from propeller.protocol.limits import TaskLimits
-from propeller.protocol.task import Text, empty_if_null
+from propeller.protocol.task import TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
+    MAX_INTEGER,
     Message,
     Time,
     now,
@@ -17,9 +17,6 @@ from propeller.protocol.wire import (
     require_finite,
     require_printable,
 )
-
-MAX_INTEGER = 2**53 - 1
-"""The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
 
 MAX_SAMPLES = MAX_INTEGER
 """The largest ``num_samples``."""
@@ -104,9 +101,28 @@ class RoundStart(Message):
     limits: TaskLimits = None
 
     @model_validator(mode="after")
-    def _quorum(self) -> "RoundStart":
+    def _quorum(self) -> Self:
         _check_quorum(self.k_of_n or 0, len(self.participants))
         return self
+
+    def given(self) -> dict[str, Any]:
+        """What it says of its round, by the names of an experiment's fields; what it leaves out is absent."""
+        fields = {
+            "experiment_id": self.experiment_id or None,
+            "round_id": self.round_id,
+            "model_ref": self.model_uri,
+            "participants": self.participants,
+            "hyperparams": self.hyperparams,
+            "k_of_n": self.k_of_n,
+            "timeout_s": self.timeout_s,
+            "task_wasm_image": self.task_wasm_image,
+            "limits": self.limits,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def to_experiment(self) -> "Experiment":
+        """The experiment that it starts, with defaults for what it leaves out."""
+        return Experiment.decode(self.given())
 
 
 class Experiment(Message):
@@ -139,7 +155,7 @@ class Experiment(Message):
         return fields
 
     @model_validator(mode="after")
-    def _quorum(self) -> "Experiment":
+    def _quorum(self) -> Self:
         count = len(self.participants)
         _check_quorum(self.k_of_n, count)
         if self.k_of_n == 0:
@@ -149,6 +165,33 @@ class Experiment(Message):
         if self.min_updates > self.k_of_n:
             raise ValueError(f"min_updates ({self.min_updates}) is more than k_of_n ({self.k_of_n})")
         return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON; whole seconds are integers, as coordinators in Go decode nothing else."""
+        fields = self.model_dump(mode="json")
+        if self.timeout_s == int(self.timeout_s):
+            fields["timeout_s"] = int(self.timeout_s)
+        if self.limits is None:
+            del fields["limits"]
+        return fields
+
+    def to_round_start(self) -> RoundStart:
+        """The message that starts it; ``min_updates`` has no field there.
+
+        Raises:
+            ValidationError: it names no program or no model.
+        """
+        return RoundStart(
+            experiment_id=self.experiment_id,
+            round_id=self.round_id,
+            model_uri=self.model_ref,
+            participants=self.participants,
+            hyperparams=self.hyperparams,
+            k_of_n=self.k_of_n,
+            timeout_s=self.timeout_s,
+            task_wasm_image=self.task_wasm_image,
+            limits=self.limits,
+        )
 
 
 class UpdateHeader(Message):

@@ -1,17 +1,38 @@
-"""Tasks on the wire: topics ``start``, ``stop`` and ``results``."""
+"""Tasks on the wire: topics ``start``, ``stop`` and ``results``, and the limits that a task asks for."""
 
 import base64
 import binascii
 import json
 import math
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from propeller.protocol.ids import Id
-from propeller.protocol.limits import TaskLimits
-from propeller.protocol.wire import Message, null_as_empty, null_as_empty_list
+from propeller.protocol.wire import MAX_INTEGER, Message, null_as_empty, null_as_empty_list
+
+WALL_TIME = "wall_time_s"
+
+LIMIT_NAMES = (
+    WALL_TIME,
+    "fuel",
+    "memory_bytes",
+    "table_elements",
+    "stdout_bytes",
+    "stderr_bytes",
+    "out_bytes",
+    "out_files",
+    "module_bytes",
+    "tensor_bytes",
+    "tensor_handles",
+)
+"""Seconds; Wasm instructions; bytes and counts (docs/reference.md). Limits on compilation are the proplet's alone."""
+
+_MAX_USAGE_ENTRIES, _USAGE_BOUND = 64, 2.0**63
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,4000})")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def _false_if_null(value: Any) -> Any:
@@ -28,29 +49,52 @@ def empty_if_null(value: Any) -> Any:
 
 
 def _usage(value: Any) -> Any:
-    """The finite numbers of an object: nobody's result is refused for what it says beside it."""
+    """The finite numbers of an object: no result is refused because of the usage that it reports."""
     if not isinstance(value, dict):
         return {}
     return {
         str(name)[:80]: number
-        for name, number in list(value.items())[:_MOST_FIGURES]
-        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < _LARGEST
+        for name, number in list(value.items())[:_MAX_USAGE_ENTRIES]
+        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < _USAGE_BOUND
     }
 
 
-_MOST_FIGURES, _LARGEST = 64, 2.0**63
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,4000})")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+def check_limits(limits: Any) -> dict[str, int | float] | None:
+    """The limits, if their names are known and their values above 0; ``None`` if there are none.
+
+    All but the wall time are integers. An unknown name is refused although messages ignore unknown fields: a limit
+    that is not enforced is none.
+
+    Raises:
+        ValueError: naming the limit and what is wrong with it.
+    """
+    if limits is None:
+        return None
+    if not isinstance(limits, Mapping):
+        raise ValueError('must be an object, as {"wall_time_s": 60}')  # noqa: TRY004 - pydantic's convention
+    for name, value in limits.items():
+        if name not in LIMIT_NAMES:
+            raise ValueError(f"{str(name)[:80]!r} is no limit; there are {', '.join(LIMIT_NAMES)}")
+        wanted = (int, float) if name == WALL_TIME else (int,)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            kind = "a number of seconds" if name == WALL_TIME else "a whole number"
+            raise ValueError(f"{name} must be {kind}")  # noqa: TRY004
+        if not 0 < value <= MAX_INTEGER:
+            raise ValueError(f"{name} must be above 0 and at most {MAX_INTEGER}")
+    return dict(limits) or None
 
 
-def read_input(value: Any) -> Any:
-    """An input is a number in S and a string in H; both become the decimal text."""
+def _decimal_text(value: Any) -> Any:
+    """An input, a number in S and a text in H, as decimal text."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Flag = Annotated[bool, BeforeValidator(_false_if_null)]
 Text = Annotated[str, BeforeValidator(empty_if_null)]
-Input = Annotated[str, BeforeValidator(read_input)]
+Input = Annotated[str, BeforeValidator(_decimal_text)]
+
+TaskLimits = Annotated[dict[str, int | float] | None, BeforeValidator(check_limits)]
+"""The most that a task may use, by the limit's name; its proplet takes the smaller of these and its own."""
 
 
 class TaskStart(Message):
@@ -79,7 +123,7 @@ class TaskStart(Message):
     """Lower ones than the proplet's own; other proplets do not know it."""
 
     @model_validator(mode="after")
-    def _has_a_program(self) -> "TaskStart":
+    def _has_a_program(self) -> Self:
         if not self.image_url and not self.file:
             raise ValueError("one of image_url and file must name the program")
         return self

@@ -13,6 +13,9 @@ from pydantic_core import from_json
 
 from propeller.errors import InvalidError
 
+MAX_INTEGER = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
+
 _MAX_NAMED_FIELDS = 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
