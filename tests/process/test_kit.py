@@ -91,6 +91,27 @@ async def test_background_work_ends_with_its_owner() -> None:
     assert ended.is_set()
 
 
+async def test_periodic_work_goes_on_after_a_failure_until_its_owner_ends() -> None:
+    background, runs, waits = BackgroundTasks("test"), 0, iter([0.0, 0.0, 3600.0])
+    done = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            raise OSError("disk full")
+        if runs == 3:
+            done.set()
+
+    later = background.spawn_periodic("later", work, 3600.0)
+    background.spawn_periodic("work", work, lambda: next(waits), at_once=True)
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert not later.done()
+    await background.close()
+    assert (later.cancelled(), runs) == (True, 3)
+
+
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     first, second = FileLock(path), FileLock(path)

@@ -1,7 +1,7 @@
 """Tasks of asyncio that have an owner: work that nobody waits for, and work that is done at the same time."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
@@ -24,6 +24,35 @@ class BackgroundTasks:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def spawn_periodic(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        every_s: float | Callable[[], float],
+        *,
+        at_once: bool = False,
+    ) -> asyncio.Task[None]:
+        """Do some work again and again until the owner ends; a failure is logged, and the next time comes all the same.
+
+        Args:
+            name: of the work, for the log: ``pruning samples``.
+            work: called once each time.
+            every_s: seconds from the end of one time to the next, or a function that gives them.
+            at_once: whether the first time comes now, not after ``every_s``.
+        """
+
+        async def repeat() -> None:
+            if not at_once:
+                await asyncio.sleep(every_s() if callable(every_s) else every_s)
+            while True:
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - the next time may succeed
+                    self._log.error(f"{name} failed", exc_info=error)
+                await asyncio.sleep(every_s() if callable(every_s) else every_s)
+
+        return self.spawn(repeat(), name=name)
 
     async def close(self) -> None:
         """Cancel what is not done, and wait for its end."""
