@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from propeller.process.background import BackgroundTasks, gather_or_cancel
 from propeller.process.byte_lru import ByteLru
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import trim_folder
+from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.single_flight import SingleFlight
 
 
@@ -110,6 +112,24 @@ async def test_periodic_work_goes_on_after_a_failure_until_its_owner_ends() -> N
     assert not later.done()
     await background.close()
     assert (later.cancelled(), runs) == (True, 3)
+
+
+async def test_one_holder_a_key_and_no_key_is_remembered() -> None:
+    locks, inside, most = KeyedLocks(), Counter[str](), Counter[str]()
+
+    async def work(key: str) -> None:
+        async with locks.holding(key):
+            inside[key] += 1
+            most[key] = max(most[key], inside[key])
+            await asyncio.sleep(0)
+            inside[key] -= 1
+
+    waiting = [asyncio.create_task(work(key)) for key in "abab"]
+    await asyncio.sleep(0)
+    assert (len(locks), dict(inside)) == (2, {"a": 1, "b": 1})
+    waiting[2].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert (len(locks), dict(most)) == (0, {"a": 1, "b": 1})
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from propeller.manager import tables
 from propeller.manager.coordinator import Coordinator
 from propeller.manager.dispatch import Dispatcher
 from propeller.manager.failures import Failures
-from propeller.manager.locks import KeyedLocks
 from propeller.manager.proplets import Fleet, Proplet
 from propeller.manager.runs import Runs
 from propeller.manager.task import State, Task, TaskSpec
 from propeller.manager.task_store import TaskStore
+from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import Experiment
 from propeller.protocol.task import encode_json
@@ -101,7 +101,7 @@ class Rounds:
         """
         if self._coordinator is None:
             raise UnavailableError(NO_COORDINATOR)
-        async with self._locks.hold(experiment.round_id):
+        async with self._locks.holding(experiment.round_id):
             known = await self._find(experiment.round_id)
             if known is not None:
                 return _same(known, experiment, given)
@@ -117,7 +117,7 @@ class Rounds:
         over: dict[str, datetime | None] = {**await self._over(State.SCHEDULED)}
         for task in await self._store.in_state(State.SCHEDULED):
             round_id = task.round_id or ""
-            async with self._locks.hold(round_id):  # a round that is being launched now is not resumed
+            async with self._locks.holding(round_id):  # a round that is being launched now is not resumed
                 if self._coordinator is not None and round_id and round_id not in over:
                     collects = await self._coordinator.collects(round_id)
                     over[round_id] = None if collects else self._fleet.clock()

@@ -42,7 +42,7 @@ class Runs:
             PropellerError: 404; 409, it runs, has no program, or its proplet is not alive; 413; 503, no proplet lives
                 or the broker is away. The task is then as it was.
         """
-        async with self._tasks.locks.hold(task_id):
+        async with self._tasks.locks.holding(task_id):
             before = await self._tasks.get(task_id)
             if before.active:
                 raise ConflictError(f"task {task_id} is already running on proplet {before.proplet_id}")
@@ -74,7 +74,7 @@ class Runs:
         Raises:
             PropellerError: 404; 409, it does not run; 503, the broker is away. The task is then as it was.
         """
-        async with self._tasks.locks.hold(task_id):
+        async with self._tasks.locks.holding(task_id):
             task = await self._tasks.get(task_id)
             if not task.active or task.proplet_id is None:
                 raise ConflictError(f"task {task_id} is not running (state {task.state.name.capitalize()})")
@@ -92,7 +92,7 @@ class Runs:
 
     async def finish(self, message: TaskResult) -> None:
         """Take a result from the proplet that the task runs on; anything else is logged and changes nothing."""
-        async with self._tasks.locks.hold(message.task_id):
+        async with self._tasks.locks.holding(message.task_id):
             task = await self._store.get(message.task_id)
             line = log.bind(task_id=message.task_id, proplet_id=message.sender)
             if task is None:
@@ -126,7 +126,7 @@ class Runs:
 
     async def lose(self, task_id: str, error: str) -> None:
         """Give up a running task because of its proplet."""
-        async with self._tasks.locks.hold(task_id):
+        async with self._tasks.locks.holding(task_id):
             task = await self._store.get(task_id)
             if task is not None and task.active:
                 await self._lose(task, error)
@@ -137,7 +137,7 @@ class Runs:
         It waits while its proplet is not alive: that comes back, or its silence ends the task. ``over_since`` is
         the end of the task's round if that is over: then it is not started any more.
         """
-        async with self._tasks.locks.hold(task_id):
+        async with self._tasks.locks.holding(task_id):
             task = await self._store.get(task_id)
             if task is None or task.state is not State.SCHEDULED:
                 return

@@ -6,10 +6,10 @@ from typing import Any
 
 from propeller.errors import ConflictError, InvalidError, NotFoundError, TooLargeError
 from propeller.manager.dispatch import Dispatcher
-from propeller.manager.locks import KeyedLocks
 from propeller.manager.proplets import Fleet
 from propeller.manager.task import State, Task, TaskChange, TaskSpec, check_program, preview, read_program
 from propeller.manager.task_store import TaskStore
+from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
 
 log = get_logger("manager")
@@ -68,7 +68,7 @@ class Tasks:
             del fields["name"]
         change = TaskChange.decode(fields)
         given = {name: getattr(change, name) for name in change.model_fields_set}
-        async with self.locks.hold(task_id):
+        async with self.locks.holding(task_id):
             task = await self.get(task_id)
             text = fields.get("file")
             new_program = bool(text) and text != task.file_preview
@@ -84,7 +84,7 @@ class Tasks:
             PropellerError: it is not Wasm or too large; 404.
         """
         file = self._fits(check_program(content))
-        async with self.locks.hold(task_id):
+        async with self.locks.holding(task_id):
             task = await self.get(task_id)
             _check_encryption(task.spec, uploaded=True)
             return await self._save_change(task, task.spec, file)
@@ -95,7 +95,7 @@ class Tasks:
         Raises:
             PropellerError: 404; 409, it runs.
         """
-        async with self.locks.hold(task_id):
+        async with self.locks.holding(task_id):
             task = await self.get(task_id)
             if task.active:
                 raise ConflictError(f"task {task_id} is running: stop it first (POST /tasks/{task_id}/stop)")

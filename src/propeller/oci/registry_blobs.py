@@ -3,7 +3,6 @@
 import asyncio
 import re
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -11,6 +10,7 @@ from starlette.responses import FileResponse, Response
 from propeller.oci.errors import DigestMismatchError
 from propeller.oci.layout import Layout
 from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+from propeller.process.keyed_locks import KeyedLocks
 
 _BATCH = 1024 * 1024
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})")
@@ -26,7 +26,7 @@ class Blobs:
     def __init__(self, layout: Layout, max_bytes: int) -> None:
         """``max_bytes``: the largest blob."""
         self._layout, self._max = layout, max_bytes
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._upload_locks = KeyedLocks()  # one request at a time writes to an upload
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD, also of a range."""
@@ -67,7 +67,7 @@ class Blobs:
     async def append(self, request: Request) -> Response:
         """PATCH: the next bytes."""
         name, upload, path = self._find(request)
-        async with self._lock(upload):
+        async with self._upload_locks.holding(upload):
             size = await self._receive(request, path)
         return _accepted(name, upload, size)
 
@@ -83,7 +83,7 @@ class Blobs:
         return Response(status_code=204)
 
     async def _finish(self, request: Request, name: str, upload: str, digest: str) -> Response:
-        async with self._lock(upload):
+        async with self._upload_locks.holding(upload):
             path = self._layout.upload(upload)
             if path is None:  # another request finished it while this one waited
                 raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
@@ -130,13 +130,6 @@ class Blobs:
         if path is None:
             raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; begin another one")
         return name, upload, path
-
-    def _lock(self, upload: str) -> asyncio.Lock:
-        """One request at a time writes to an upload."""
-        lock = self._locks.get(upload)
-        if lock is None:
-            lock = self._locks[upload] = asyncio.Lock()
-        return lock
 
 
 def _size(path: Path) -> int:

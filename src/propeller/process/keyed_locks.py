@@ -1,4 +1,4 @@
-"""One lock a key: what concerns one task or one round happens one at a time."""
+"""One lock a key: what concerns one thing happens one at a time."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,14 @@ class KeyedLocks:
     """Locks by key, forgotten when nobody holds or awaits them."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}  # with the number of its holders and waiters
+
+    def __len__(self) -> int:
+        """How many keys are locked now."""
+        return len(self._locks)
 
     @contextlib.asynccontextmanager
-    async def hold(self, key: str) -> AsyncIterator[None]:
+    async def holding(self, key: str) -> AsyncIterator[None]:
         """Hold the lock of ``key`` for the length of the block."""
         lock, users = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = (lock, users + 1)
