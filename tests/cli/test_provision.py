@@ -131,7 +131,10 @@ async def test_a_first_run_makes_the_file_and_everything_in_it(place: Place) -> 
     for name in GUIDE_CLIENTS:
         assert f"{name:<15} {values[id_variable(name)]}  new\n" in shown
         assert values[key_variable(name)] not in shown
-    assert "--force-recreate manager coordinator-http proplet proplet-2 proplet-3 proxy" in shown
+    assert (
+        "--force-recreate manager coordinator-http local-data-store proxy proplet proplet-2 proplet-3"
+        in shown
+    )
 
 
 async def test_a_second_run_changes_nothing(place: Place) -> None:

@@ -3,17 +3,17 @@
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from dotenv import dotenv_values
 from pydantic import AliasChoices
 
-from propeller.data_store.settings import _PROPLET
 from propeller.oci.reference import Home, Reference
-from propeller.stack.services import _MODULES
-from propeller.stack.variables import GUIDE_VARIABLES
+from propeller.stack.services import SERVICES, ServiceSpec
+from propeller.stack.variables import GUIDE_PROPLETS, GUIDE_VARIABLES
 from support.compose_file import (
     COMPOSE,
     DEPLOY,
@@ -28,23 +28,13 @@ from support.compose_file import (
 )
 
 SECRETS = {"BROKER_SECRET": "s" * 16, "IDENTITY_ADMIN_PASSWORD": "p" * 8}
-PUBLISHED = {
-    "broker": ["1883:1883"],
-    "identity": ["9002:9002", "9003:9003", "9005:9005", "9006:9006"],
-    "manager": ["7070:7070"],
-    "coordinator-http": ["8086:8080"],
-    "aggregator": ["8085:8082"],
-    "model-registry": ["8084:8081"],
-    "local-data-store": ["8083:8083"],
-    "local-registry": ["5000:5000"],
-    "proxy": ["9191:9191"],
-    "proplet": [],
-    "proplet-2": [],
-    "proplet-3": [],
+CONTAINERS: dict[str, ServiceSpec] = {
+    name: spec
+    for spec in SERVICES
+    for name in (("proplet", *GUIDE_PROPLETS[1:]) if spec.is_device else (spec.container_name,))
 }
-"""The guide's ports, host's and container's, and the proxy's own."""
 
-NEED_CREDENTIALS = {"manager", "coordinator-http", "proxy", "proplet", "proplet-2", "proplet-3"}
+NEED_CREDENTIALS = {name for name, spec in CONTAINERS.items() if spec.client or spec.is_device}
 
 
 def filled(**given: str) -> dict[str, Container]:
@@ -53,10 +43,10 @@ def filled(**given: str) -> dict[str, Container]:
     return containers({**example, **SECRETS, **given})
 
 
-def read_by(service: str) -> set[str]:
+def read_by(spec: ServiceSpec) -> set[str]:
     """Every variable that a service reads."""
-    names = {f"{service.upper().replace('-', '_')}_LOG_LEVEL", "PROPELLER_LOG_LEVEL"}
-    for field in import_module(_MODULES[service][0]).Settings.model_fields.values():
+    names = {spec.log_level_variable, "PROPELLER_LOG_LEVEL"}
+    for field in spec.load_settings_class().model_fields.values():
         alias = field.validation_alias
         names |= (
             {str(choice) for choice in alias.choices} if isinstance(alias, AliasChoices) else {str(alias)}
@@ -100,17 +90,40 @@ def test_the_image_does_not_run_as_root() -> None:
     assert "0" not in user
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_published_ports_are_the_guides_on_loopback(name: str) -> None:
     ports = [interpolate(port, {}) for port in document()["services"][name].get("ports", [])]
-    assert ports == [f"127.0.0.1:{port}" for port in PUBLISHED[name]]
+    assert ports == [
+        f"127.0.0.1:{port.host}:{port.container}" for port in CONTAINERS[name].ports if port.published
+    ]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_ports_of_the_host_are_chosen_by_the_variables_that_the_doctor_reads(name: str) -> None:
+    chosen = {port.host_variable: f"5{port.container}" for port in CONTAINERS[name].ports if port.published}
+    ports = [interpolate(port, chosen) for port in document()["services"][name].get("ports", [])]
+    assert ports == [
+        f"127.0.0.1:5{port.container}:{port.container}" for port in CONTAINERS[name].ports if port.published
+    ]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_listens_on_the_ports_of_its_service_and_its_health_check_asks_each(name: str) -> None:
+    container, ports = filled()[name], CONTAINERS[name].ports
+    assert container.command == ["serve", CONTAINERS[name].name]
+    assert sorted(container.ports) == sorted(port.container for port in ports)
+    assert {port.variable: str(port.container) for port in ports}.items() <= container.environment.items()
+    if ports:
+        assert {urlsplit(target).port for target in container.health[3:]} == {
+            port.container for port in ports
+        }
 
 
 def test_there_are_exactly_the_guides_services() -> None:
-    assert set(document()["services"]) == set(PUBLISHED)
+    assert set(document()["services"]) == set(CONTAINERS)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_every_container_is_confined_restarted_and_checked(name: str) -> None:
     service = document()["services"][name]
     assert service["container_name"] == f"propeller-{name}"
@@ -127,18 +140,18 @@ def test_every_volume_is_declared_and_no_two_services_share_one() -> None:
     assert sorted(used) == sorted(document()["volumes"])
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_every_variable_that_a_service_gets_is_one_that_it_reads(name: str) -> None:
-    container = filled()[name]
-    serve, service = container.command
-    assert serve == "serve"
-    unread = set(container.environment) - read_by(service)
-    if service == "data-store":
-        unread = {variable for variable in unread if not _PROPLET.fullmatch(variable)}
-    assert not unread
+    spec = CONTAINERS[name]
+    unknown = set(filled()[name].environment) - read_by(spec)
+    if spec.reads_proplets:
+        unknown = {
+            variable for variable in unknown if not re.fullmatch(r"PROPLET(_\d+)?_CLIENT_ID", variable)
+        }
+    assert not unknown
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_every_address_leads_to_a_port_that_a_service_listens_on(name: str) -> None:
     services = filled()
     known = {
@@ -152,17 +165,17 @@ def test_every_address_leads_to_a_port_that_a_service_listens_on(name: str) -> N
         assert set(found) <= known, f"{variable}={value}"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 @pytest.mark.parametrize("auth", ["off", "on"])
 def test_the_settings_are_taken_with_the_examples_values(
     name: str, auth: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = filled(PROPELLER_AUTH=auth, **dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
-    for variable in read_by(container.command[1]):
+    for variable in read_by(CONTAINERS[name]):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in container.environment.items():
         monkeypatch.setenv(variable, value)
-    settings = import_module(_MODULES[container.command[1]][0]).Settings.load()
+    settings = CONTAINERS[name].load_settings_class().load()
     assert getattr(settings, "auth", auth) == auth
     assert hasattr(settings, "auth") or name in {"broker", "identity"}, "these always ask for credentials"
 
@@ -191,7 +204,7 @@ def test_what_provisioning_writes_is_there_empty_and_used() -> None:
 def test_the_examples_values_are_the_defaults() -> None:
     without = containers(SECRETS)
     for name, container in filled().items():
-        settings = import_module(_MODULES[container.command[1]][0]).Settings
+        settings = CONTAINERS[name].load_settings_class()
         for variable, value in container.environment.items():
             default = without[name].environment[variable]
             if value != default:  # compose passes nothing, and the service has the same default
@@ -222,10 +235,10 @@ def test_nothing_waits_for_what_needs_credentials() -> None:
         assert not waited & NEED_CREDENTIALS
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_every_container_listens_where_its_network_reaches_it(name: str) -> None:
     container = filled()[name]
-    wanted = {variable for variable in read_by(container.command[1]) if variable.endswith(("_HOST", "_PORT"))}
+    wanted = {variable for variable in read_by(CONTAINERS[name]) if variable.endswith(("_HOST", "_PORT"))}
     assert {variable for variable in container.environment if variable.endswith(("_HOST", "_PORT"))} == wanted
     values = {variable: container.environment[variable] for variable in wanted}
     assert {values.pop(variable) for variable in wanted if variable.endswith("_HOST")} <= {"0.0.0.0"}
@@ -255,7 +268,7 @@ def test_the_values_of_an_env_file_of_absmach_propeller_are_taken(
     container = filled(**theirs, **dict.fromkeys(GUIDE_VARIABLES, "given"))[name]
     for variable, value in container.environment.items():
         monkeypatch.setenv(variable, value)
-    settings = import_module(_MODULES[name][0]).Settings.load()
+    settings: Any = CONTAINERS[name].load_settings_class().load()
     assert (settings.mqtt_address, settings.mqtt_qos) == ("tcp://mqtt-adapter:1883", 2)
 
 

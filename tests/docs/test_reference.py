@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 from unittest.mock import MagicMock
@@ -25,9 +24,9 @@ from propeller.manager.api import create_api as create_manager
 from propeller.model_registry.api import create_api as create_model_registry
 from propeller.oci.layout import Layout
 from propeller.oci.registry import create_registry
-from propeller.process.settings import HttpSettings, ServiceSettings
+from propeller.process.settings import HttpSettings
 from propeller.protocol.topics import UPDATES_FILTER, Kind
-from propeller.stack.services import _MODULES, SERVICES
+from propeller.stack.services import SERVICES, ServiceSpec
 from propeller.wasm.job import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -101,15 +100,15 @@ def shown(field: FieldInfo) -> str:
     return f"`{value}`"
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_variables_and_their_defaults_are_those_of_the_settings(service: str) -> None:
-    settings: type[ServiceSettings] = import_module(_MODULES[service][0]).Settings
+@pytest.mark.parametrize("service", SERVICES, ids=lambda spec: spec.name)
+def test_variables_and_their_defaults_are_those_of_the_settings(service: ServiceSpec) -> None:
+    settings = service.load_settings_class()
     expected = {names_of(field): shown(field) for field in settings.model_fields.values()}
     if issubclass(settings, HttpSettings):
         expected = {names: default for names, default in expected.items() if not SHARED & set(names)}
     found = {
         names: default
-        for names, default in variables(section(f"### {service}")).items()
+        for names, default in variables(section(f"### {service.name}")).items()
         if not BESIDE_SETTINGS & set(names)
     }
     assert set(found) == set(expected)

@@ -1,15 +1,13 @@
 """Every variable that absmach/propeller's services read: read here, or known as not read and documented so."""
 
 import json
-from importlib import import_module
 
 import pytest
 from structlog.testing import capture_logs
 
 from docs.test_reference import BESIDE_SETTINGS, names_of, section, spans
-from propeller.process.settings import ServiceSettings
-from propeller.process.unread import UNREAD, warn_of_unread
-from propeller.stack.services import modules
+from propeller.stack.services import SERVICES, find_service
+from propeller.stack.unsupported_variables import MANAGER, warn_of_unsupported_variables
 
 _IDENTITY = "DOMAIN_ID CHANNEL_ID CLIENT_ID CLIENT_KEY TENANT_ID ENTITY_ID API_KEY"
 _TLS = "MQTT_TLS_CA_CERT MQTT_TLS_CLIENT_CERT MQTT_TLS_CLIENT_KEY MQTT_TLS_INSECURE_SKIP_VERIFY"
@@ -49,24 +47,24 @@ def theirs(service: str) -> set[str]:
 
 
 def ours(service: str) -> set[str]:
-    settings: type[ServiceSettings] = import_module(modules(service)[0]).Settings
-    log_level = f"{service.upper().replace('-', '_')}_LOG_LEVEL"
-    return {name for field in settings.model_fields.values() for name in names_of(field)} | {log_level}
+    spec = find_service(service)
+    fields = spec.load_settings_class().model_fields.values()
+    return {name for field in fields for name in names_of(field)} | {spec.log_level_variable}
 
 
 @pytest.mark.parametrize("service", sorted({*THEIRS, *UNPREFIXED}))
 def test_each_of_their_variables_is_read_or_known_as_not_read(service: str) -> None:
-    read, unread = ours(service) | BESIDE_SETTINGS, set(UNREAD.get(service, ()))
-    assert theirs(service) <= read | unread
-    assert not read & unread
-    assert unread <= theirs(service)
+    read, unsupported = ours(service) | BESIDE_SETTINGS, set(find_service(service).unsupported)
+    assert theirs(service) <= read | unsupported
+    assert not read & unsupported
+    assert unsupported <= theirs(service)
 
 
 def test_what_is_not_read_is_documented_with_what_holds_instead() -> None:
     text = section("## Variables that are not read")
     documented = {span for span in spans(text) if span.isupper()}
-    assert documented == {name for table in UNREAD.values() for name in table}
-    for instead in (instead for table in UNREAD.values() for instead in table.values()):
+    assert documented == {name for spec in SERVICES for name in spec.unsupported}
+    for instead in (instead for spec in SERVICES for instead in spec.unsupported.values()):
         assert instead in text
 
 
@@ -79,7 +77,7 @@ def test_who_sets_one_in_vain_is_told_once_and_without_its_value() -> None:
         "PROXY_OTEL_URL": "http://collector",
     }
     with capture_logs() as logs:
-        warn_of_unread("manager", environment)
+        warn_of_unsupported_variables(MANAGER, environment)
     assert [line["variable"] for line in logs] == ["MANAGER_OTEL_URL", "MANAGER_STORAGE_TYPE"]
     assert {line["log_level"] for line in logs} == {"warning"}
     assert "secret" not in json.dumps(logs)

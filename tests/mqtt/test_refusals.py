@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from structlog.testing import capture_logs
 
 from propeller.identity.service import Identity
 from propeller.mqtt import trouble
-from propeller.stack.services import modules
+from propeller.stack.services import find_service
 from support.identity import Site
 from support.net import eventually, free_port
 from support.provisioned import Provisioned
@@ -61,10 +60,10 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 @contextlib.asynccontextmanager
 async def running(service: str, fields: dict[str, Any]) -> AsyncIterator[list[Any]]:
     """A service through its ``main``; gives what is logged."""
-    settings_module, main_module = (import_module(name) for name in modules(service))
+    spec = find_service(service)
     stop = asyncio.Event()
     with capture_logs() as logs:
-        task = asyncio.create_task(main_module.main(settings_module.Settings.load(**fields), stop))
+        task = asyncio.create_task(spec.load_main()(spec.load_settings_class().load(**fields), stop))
         try:
             yield logs
         finally:

@@ -8,13 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from propeller.stack.supervisor import Plan, Supervisor, last_error
+from propeller.stack.supervisor import ProcessSpec, Supervisor, last_error
 from support.net import eventually, free_port
 
 
-def plan(folder: Path, port: int, *, own_interpreter: bool = False) -> Plan:
+def plan(folder: Path, port: int, *, forked: bool = True) -> ProcessSpec:
     env = {"PATH": os.environ["PATH"], "AGGREGATOR_PORT": str(port)}
-    return Plan("aggregator", "aggregator", env, folder / "aggregator.log", own_interpreter=own_interpreter)
+    return ProcessSpec("aggregator", "aggregator", env, folder / "aggregator.log", forked=forked)
 
 
 async def answers(port: int) -> bool:
@@ -25,13 +25,11 @@ async def answers(port: int) -> bool:
             return False
 
 
-@pytest.mark.parametrize("own_interpreter", [False, True])
-async def test_a_killed_process_is_started_again_and_ended_when_told(
-    tmp_path: Path, own_interpreter: bool
-) -> None:
+@pytest.mark.parametrize("forked", [True, False])
+async def test_a_killed_process_is_started_again_and_ended_when_told(tmp_path: Path, forked: bool) -> None:
     port, supervisor = free_port(), Supervisor()
     try:
-        await supervisor.start(plan(tmp_path, port, own_interpreter=own_interpreter))
+        await supervisor.start(plan(tmp_path, port, forked=forked))
         await eventually(lambda: answers(port), 20)
         first = supervisor.pids["aggregator"]
         assert os.getsid(first) == first
@@ -50,7 +48,7 @@ async def test_a_fork_server_that_dies_while_it_forks_ends_no_watch(
     port, supervisor = free_port(), Supervisor()
     spawn, refused = supervisor._spawn, iter([EOFError(), BrokenPipeError()])
 
-    def spawn_at_the_third_time(what: Plan) -> object:
+    def spawn_at_the_third_time(what: ProcessSpec) -> object:
         if error := next(refused, None):
             raise error
         return spawn(what)

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from propeller.process.run import StartError
 from propeller.process.settings import ServiceSettings, SettingsError
-from propeller.stack.services import SERVICES, modules
+from propeller.stack.services import SERVICES, find_service
 from support.net import free_port
 
 MISSING = {
@@ -43,8 +42,7 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def settings(service: str) -> type[ServiceSettings]:
-    found: type[ServiceSettings] = import_module(modules(service)[0]).Settings
-    return found
+    return find_service(service).load_settings_class()
 
 
 def fault(service: str) -> str:
@@ -53,7 +51,7 @@ def fault(service: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", [spec.name for spec in SERVICES])
 def test_all_that_is_missing_is_named_at_once(service: str) -> None:
     if service not in MISSING:
         settings(service).load()
@@ -195,7 +193,7 @@ def environment(service: str, folder: Path) -> dict[str, Any]:
 async def test_a_taken_port_is_named_with_who_has_it_and_what_to_do(variable: str, tmp_path: Path) -> None:
     service, more = LISTENERS[variable]
     given = {name: free_port() if value == "free" else value for name, value in more.items()}
-    main = import_module(modules(service)[1]).main
+    main = find_service(service).load_main()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         loaded = settings(service).load(**{**environment(service, tmp_path), **given, variable: port})

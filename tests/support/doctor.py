@@ -16,7 +16,7 @@ import psutil
 from typer.testing import CliRunner
 
 from propeller.cli.app import app
-from propeller.stack.state import State
+from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
 from support.stack import Up
 
@@ -99,10 +99,10 @@ def _has_ended(process: psutil.Process) -> bool:
 @contextmanager
 def published(folder: Path, stack: dict[str, Any]) -> Iterator[Path]:
     """A state folder that says a stack runs on it: this one."""
-    state = State(folder)
-    state.hold()
+    state = StateFolder(folder)
+    state.lock()
     try:
-        state.publish(stack)
+        state.write_stack(stack)
         yield folder
     finally:
         state.release()

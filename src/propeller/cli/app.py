@@ -86,10 +86,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run one service, configured by its environment variables (docs/reference.md)."""
-    from propeller.stack.services import modules
-    from propeller.stack.services import serve as serve_service
+    from propeller.stack.serve import serve as serve_service
 
-    modules(service)
     raise typer.Exit(serve_service(service, log_file=log_file, insecure=insecure))
 
 

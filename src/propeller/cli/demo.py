@@ -18,7 +18,7 @@ from propeller.cli.up import run_on_stack
 from propeller.data import hospitals
 from propeller.process.run import StartError
 from propeller.sdk import Propeller, RoundResult
-from propeller.stack.state import State
+from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import Options
 
 EPOCHS, LEARNING_RATE, BATCH = 2, 0.1, 16
@@ -206,7 +206,7 @@ def _initial_model(model: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def _fresh(folder: Path) -> None:
     """Remove what the last demo left, but never a folder that is not a demo's."""
-    if State(folder).holder() is not None:
+    if StateFolder(folder).running_process() is not None:
         raise StartError(
             f"a stack already runs on {folder}; wait for its end or choose another folder with --state"
         )

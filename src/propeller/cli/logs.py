@@ -13,17 +13,14 @@ from rich.text import Text
 
 from propeller.cli.log_tail import LogTail
 from propeller.process.run import StartError
-from propeller.stack.state import State
+from propeller.stack.services import SERVICES
+from propeller.stack.state_folder import StateFolder
 
 _COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
 _POLL_S = 0.2
 
-_IN_COMPOSE = {
-    "coordinator-http": "coordinator",
-    "local-data-store": "data-store",
-    "local-registry": "oci-registry",
-}
-"""Services that are called otherwise in deploy/compose.yaml: both names do."""
+_CONTAINERS = {spec.container_name: spec.name for spec in SERVICES}
+"""Services by their names in deploy/compose.yaml, which are taken as well."""
 
 
 @dataclass(order=True)
@@ -68,7 +65,7 @@ def show_logs(
 
 
 def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
-    found = {file.stem: file for file in sorted(State(folder).log_file("x").parent.glob("*.log"))}
+    found = {file.stem: file for file in sorted(StateFolder(folder).log_file("x").parent.glob("*.log"))}
     if not found:
         raise StartError(
             f"there are no logs under {folder.absolute()}; start a stack with 'propeller up --state {folder}'"
@@ -82,7 +79,7 @@ def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
 
 def _own_name(name: str) -> str:
     name = name.replace("_", "-")
-    return _IN_COMPOSE.get(name, name)
+    return _CONTAINERS.get(name, name)
 
 
 def _is_asked_for(service: str, names: list[str]) -> bool:

@@ -17,7 +17,7 @@ from propeller.stack.env_file import EnvFile, held
 from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
 from propeller.stack.identity_api import IdentityApi
 from propeller.stack.provisioning import CHANNEL, DOMAIN
-from propeller.stack.state import State
+from propeller.stack.state_folder import StateFolder
 from propeller.stack.variables import GUIDE_VARIABLES, READERS
 
 DEFAULT_PORT, _PORT = "9002", "PORT_IDENTITY_USERS"
@@ -86,7 +86,7 @@ def run_clear(path: Path) -> None:
 
 
 def _of_stack(folder: Path) -> Source:
-    stack = State(folder).read_stack()
+    stack = StateFolder(folder).read_stack()
     if stack is None:
         raise StartError(f"no stack is ready on {folder}; start it: propeller up --state {folder}")
     identity: dict[str, str] = stack["services"]["identity"]

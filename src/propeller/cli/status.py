@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from propeller.sdk import Propeller
-from propeller.stack.state import State
+from propeller.stack.state_folder import StateFolder
 
 CHECK_S = 3.0
 """How long a service may take to answer, in seconds."""
@@ -21,8 +21,8 @@ CHECK_S = 3.0
 def show_status(folder: Path) -> int:
     """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
     console = Console(highlight=False)
-    state = State(folder)
-    holder = state.holder()
+    state = StateFolder(folder)
+    holder = state.running_process()
     if holder is None:
         console.print(
             f"No stack runs on {folder.absolute()}. Start one: propeller up --state {folder}", soft_wrap=True

@@ -6,7 +6,7 @@ from propeller.doctor.questions import TIMEOUT_S
 from propeller.doctor.target import Client, Target
 from propeller.process.http import ServiceError
 from propeller.stack.identity_api import IdentityApi
-from propeller.stack.services import LISTENERS
+from propeller.stack.services import IDENTITY_LISTENERS
 
 
 class Accounts:
@@ -20,7 +20,7 @@ class Accounts:
         admin, urls = self._target.admin, self._target.identity
         if admin is None:
             return [self._unknown(client) for client in clients]
-        api = IdentityApi(*(urls[name] for name in LISTENERS), timeout=TIMEOUT_S)
+        api = IdentityApi(*(urls[name] for name in IDENTITY_LISTENERS), timeout=TIMEOUT_S)
         try:
             await api.login(*admin)  # once: identity locks out who fails too often
             return [await self._ask(api, client) for client in clients]

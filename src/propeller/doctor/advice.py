@@ -5,16 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from propeller.stack.services import SERVICES
 from propeller.stack.variables import READERS
 
-CONTAINERS = {
-    "coordinator": "coordinator-http",
-    "data-store": "local-data-store",
-    "oci-registry": "local-registry",
-    "fl-coordinator": "coordinator-http",
-    "proplet-1": "proplet",
-}
-"""Services and clients whose container has another name."""
+_CONTAINERS = {name: spec.container_name for spec in SERVICES for name in (spec.name, spec.client) if name}
+"""The containers of services, by their names and those of the clients that they are."""
 
 
 class Advice(Protocol):
@@ -123,7 +118,7 @@ class ContainerAdvice:
 
 
 def _container(name: str) -> str:
-    return CONTAINERS.get(name, name)
+    return _CONTAINERS.get(name, name.removesuffix("-1"))
 
 
 def _quoted(path: Path) -> str:

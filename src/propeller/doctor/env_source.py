@@ -14,8 +14,7 @@ from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import EnvFile
-from propeller.stack.ports import GUIDE_PORTS
-from propeller.stack.services import HTTP_SERVICES, LISTENERS
+from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, PORTS
 from propeller.stack.up import PROGRAM_NAME
 from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable, shown_id
 
@@ -50,7 +49,7 @@ def from_env(path: Path, host: str = "localhost") -> Target:
         process=f"it listens on {host}",
         services={name: urls[name] for name in HTTP_SERVICES if name != "identity"}
         | {"identity": urls["identity-users"]},
-        identity={name: urls[f"identity-{name}"] for name in LISTENERS},
+        identity={name: urls[f"identity-{name}"] for name in IDENTITY_LISTENERS},
         broker=BrokerAddress(host, ports["broker"]),
         clients=clients,
         admin=(username, password) if username and password else None,
@@ -77,9 +76,9 @@ def _ports(path: Path, values: Mapping[str, str], advice: Advice) -> dict[str, i
         SourceError: one is no port.
     """
     ports = {}
-    for name, usual in GUIDE_PORTS.items():
-        variable = f"PORT_{name.upper().replace('-', '_')}"
-        text = values.get(variable) or str(usual)
+    for name, port in PORTS.items():
+        variable = port.host_variable
+        text = values.get(variable) or str(port.host)
         if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
             detail = f"{path}: {variable}: {text!r} is not a port"
             raise SourceError(

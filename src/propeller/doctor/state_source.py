@@ -10,14 +10,14 @@ from propeller.doctor.target import Client, Place, SourceError, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.ids import InvalidIdError
 from propeller.protocol.topics import Channel
-from propeller.stack.services import HTTP_SERVICES, LISTENERS
-from propeller.stack.state import State
+from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS
+from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import PROGRAM_NAME
 
 
 def is_state_folder(folder: Path) -> bool:
     """Whether a stack was ever started on a folder."""
-    return State(folder).secrets_file.exists()
+    return StateFolder(folder).secrets_file.exists()
 
 
 def from_state(folder: Path) -> Target:
@@ -26,8 +26,8 @@ def from_state(folder: Path) -> Target:
     Raises:
         SourceError: none runs there, or ``stack.json`` cannot be read.
     """
-    state, advice = State(folder), LocalAdvice(folder)
-    holder, file = state.holder(), state.stack_file
+    state, advice = StateFolder(folder), LocalAdvice(folder)
+    holder, file = state.running_process(), state.stack_file
     stack = state.read_stack()
     if holder is None:
         detail = f"no stack runs on {state.folder}"
@@ -69,7 +69,7 @@ def _read(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, holder: i
         settings=f"{folder / 'stack.json'}: {len(clients)} clients",
         process=f"process {holder} runs it",
         services={name: str(services[name.replace("-", "_")]["url"]) for name in HTTP_SERVICES},
-        identity={name: str(services["identity"][name]) for name in LISTENERS},
+        identity={name: str(services["identity"][name]) for name in IDENTITY_LISTENERS},
         broker=BrokerAddress(str(broker["host"]), int(broker["port"])),
         clients=clients,
         admin=(str(admin["username"]), str(admin["password"])),

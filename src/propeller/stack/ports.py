@@ -7,24 +7,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from propeller.process.run import StartError
+from propeller.stack.services import PORTS
 
-GUIDE_PORTS = {
-    "broker": 1883,
-    "nats": 4222,
-    "identity-users": 9002,
-    "identity-domains": 9003,
-    "identity-channels": 9005,
-    "identity-clients": 9006,
-    "manager": 7070,
-    "coordinator": 8086,
-    "aggregator": 8085,
-    "model-registry": 8084,
-    "data-store": 8083,
-    "oci-registry": 5000,
-    "proxy": 9191,
-}
-"""Host ports as the quick-start guide has them; ``nats`` and ``proxy`` are for the services themselves."""
-
+GUIDE_PORTS = {name: port.host for name, port in PORTS.items()}
+"""The ports of the quick-start guide, and those that the services use among themselves."""
 
 _LOWEST, _HIGHEST = 20_000, 32_000
 """Below what systems give to outgoing connections (from 32768 on): one of those could take the port of a service

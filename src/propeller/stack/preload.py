@@ -14,22 +14,10 @@ import uvicorn.lifespan.on
 import uvicorn.protocols.http.httptools_impl
 import uvloop
 
-import propeller.aggregator.main
-import propeller.aggregator.settings
 import propeller.cli
-import propeller.coordinator.main
-import propeller.coordinator.settings
-import propeller.data_store.main
-import propeller.data_store.settings
-import propeller.identity.main
-import propeller.identity.settings
-import propeller.manager.main
-import propeller.manager.settings
-import propeller.model_registry.main
-import propeller.model_registry.settings
-import propeller.mqtt.broker_main
-import propeller.mqtt.broker_settings
-import propeller.oci.registry_main
-import propeller.oci.registry_settings
-import propeller.proxy.main
-import propeller.proxy.settings
+from propeller.stack.services import SERVICES
+
+for spec in SERVICES:
+    if spec.forked:
+        spec.load_settings_class()
+        spec.load_main()

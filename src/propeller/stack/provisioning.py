@@ -3,10 +3,10 @@
 from propeller.process.http import ServiceError
 from propeller.process.run import StartError
 from propeller.stack.identity_api import IdentityApi, Record
-from propeller.stack.state import Secrets
+from propeller.stack.services import CLIENT_NAMES
+from propeller.stack.state_folder import Secrets
 
 DOMAIN, CHANNEL = "fl-demo", "fl"
-SERVICE_NAMES = ("manager", "fl-coordinator", "proxy")
 
 
 def device_names(proplets: int) -> list[str]:
@@ -16,7 +16,7 @@ def device_names(proplets: int) -> list[str]:
 
 def client_names(proplets: int) -> list[str]:
     """The clients of a stack with so many proplets: the guide's six for three."""
-    return [*SERVICE_NAMES, *device_names(proplets)]
+    return [*CLIENT_NAMES, *device_names(proplets)]
 
 
 class Provisioner:

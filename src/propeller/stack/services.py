@@ -1,101 +1,413 @@
-"""Every service by name: where its settings and its main are. Nothing is imported before it is asked for."""
+"""Every service, described once: what runs it, where it listens, when it starts, and what a stack tells it.
+
+``propeller up``, ``serve``, ``status``, ``logs``, the doctor, the fork server and the tests of deploy/compose.yaml read this. A new
+service is a new ``ServiceSpec`` here. Nothing of a service is imported before it is asked for.
+"""
 
 import asyncio
 import os
-import sys
-from collections.abc import Awaitable, Callable
-from importlib import import_module
-from pathlib import Path
+import pkgutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
-from propeller.process import logs
-from propeller.process.run import StartError, run
-from propeller.process.settings import LogSettings, ServiceSettings, SettingsError
-from propeller.process.unread import warn_of_unread
+from propeller.process.run import StartError
+from propeller.process.settings import ServiceSettings
+from propeller.stack import unsupported_variables
+from propeller.stack.state_folder import Secrets, StateFolder
 
-_MODULES = {
-    "broker": ("propeller.mqtt.broker_settings", "propeller.mqtt.broker_main"),
-    "identity": ("propeller.identity.settings", "propeller.identity.main"),
-    "manager": ("propeller.manager.settings", "propeller.manager.main"),
-    "coordinator": ("propeller.coordinator.settings", "propeller.coordinator.main"),
-    "aggregator": ("propeller.aggregator.settings", "propeller.aggregator.main"),
-    "model-registry": ("propeller.model_registry.settings", "propeller.model_registry.main"),
-    "data-store": ("propeller.data_store.settings", "propeller.data_store.main"),
-    "oci-registry": ("propeller.oci.registry_settings", "propeller.oci.registry_main"),
-    "proxy": ("propeller.proxy.settings", "propeller.proxy.main"),
-    "proplet": ("propeller.proplet.settings", "propeller.proplet.main"),
-}
+HOST = "127.0.0.1"
 
-SERVICES = tuple(_MODULES)
-"""The names that ``propeller serve`` takes."""
+IDENTITY_LISTENERS = ("users", "domains", "channels", "clients")
+"""Identity has a port for each."""
 
-HTTP_SERVICES = (
-    "identity",
-    "manager",
-    "coordinator",
-    "aggregator",
-    "model-registry",
-    "data-store",
-    "oci-registry",
-    "proxy",
+_ALWAYS_INHERITED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "PROPELLER_LOG_MAX_BYTES",
 )
-"""Those with an HTTP API."""
-
-LISTENERS = ("users", "domains", "channels", "clients")
-"""Identity's ports."""
-
-PARENT_FD = "PROPELLER_PARENT_FD"
-"""Environment variable: a pipe's end; when it closes, the process that started this one is gone."""
+"""What every service of a stack gets of the environment that the stack was started in."""
 
 
-def modules(service: str) -> tuple[str, str]:
-    """The settings and main modules of a service.
+class Stage(IntEnum):
+    """When a service starts: one stage after another, the services of a stage side by side; they end in the reverse order."""
+
+    BROKER = 0
+    IDENTITY = 1  # the stack waits for it and makes the clients that the later stages are
+    SERVICES = 2
+    DELIVERY = 3
+    DEVICES = 4
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port that a service listens on.
+
+    Attributes:
+        name: in a stack, as ``identity-users``.
+        host: its number on the host, as the quick-start guide has it.
+        variable: the setting that chooses it.
+        container: its number in the service's container.
+        http: whether it answers HTTP requests, ``GET /health`` among them.
+        published: whether deploy/compose.yaml publishes it on the host.
+    """
+
+    name: str
+    host: int
+    variable: str
+    container: int
+    http: bool = True
+    published: bool = True
+
+    @property
+    def host_variable(self) -> str:
+        """The variable of deploy/compose.yaml that chooses the port of the host."""
+        return f"PORT_{self.name.upper().replace('-', '_')}"
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """What a stack tells its services."""
+
+    folder: StateFolder
+    ports: Mapping[str, int]
+    secrets: Secrets
+    log_level: str = "info"
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Further variables, by the service's name."""
+
+    def url(self, port: str) -> str:
+        """The address of an HTTP API, by the name of its port."""
+        return f"http://{HOST}:{self.ports[port]}"
+
+    @property
+    def broker(self) -> str:
+        """The broker's address."""
+        return f"tcp://{HOST}:{self.ports['broker']}"
+
+    @property
+    def nats(self) -> str:
+        """The address by which identity answers the broker's questions."""
+        return f"nats://{HOST}:{self.ports['nats']}"
+
+    def data(self, name: str) -> str:
+        """The folder of a service, or of a proplet."""
+        return str(self.folder.service_folder(name))
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """A service.
+
+    Attributes:
+        name: by which ``propeller serve`` knows it.
+        settings: its settings class, as ``package.module:Class``.
+        main: its entry point likewise: takes the settings, and an event that asks it to stop.
+        stage: when it starts.
+        ports: where it listens.
+        environment: the variables that it gets in a stack, beside those of its ports and its identity; called with the stack
+            and the name of the process, which is the service's own but for proplets.
+        host_variable: the setting of the address to listen on.
+        client: the name at identity of the client of the broker that it is; a proplet's is the name of its process.
+        container: its name in deploy/compose.yaml, where that is another.
+        reads_proplets: whether it is told the ids of the proplets.
+        forked: whether a stack forks it from one process that has imported all of them; else it is an interpreter of its own.
+        unsupported: variables that absmach/propeller's service of that name reads and this one does not → what holds instead.
+    """
+
+    name: str
+    settings: str
+    main: str
+    stage: Stage
+    ports: tuple[Port, ...] = ()
+    environment: Callable[[StackConfig, str], dict[str, str]] = lambda _stack, _process: {}
+    host_variable: str = ""
+    client: str = ""
+    container: str = ""
+    reads_proplets: bool = False
+    forked: bool = True
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    def load_settings_class(self) -> type[ServiceSettings]:
+        """Import the settings class."""
+        found: type[ServiceSettings] = pkgutil.resolve_name(self.settings)
+        return found
+
+    def load_main(self) -> Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]]:
+        """Import the entry point."""
+        found: Callable[[Any, asyncio.Event], Coroutine[Any, Any, None]] = pkgutil.resolve_name(self.main)
+        return found
+
+    @property
+    def prefix(self) -> str:
+        """What the variables of its identity and its log level begin with."""
+        return self.name.upper().replace("-", "_")
+
+    @property
+    def log_level_variable(self) -> str:
+        """The setting of its own log level."""
+        return f"{self.prefix}_LOG_LEVEL"
+
+    @property
+    def has_http(self) -> bool:
+        """Whether it has an HTTP API."""
+        return any(port.http for port in self.ports)
+
+    @property
+    def is_device(self) -> bool:
+        """Whether a stack runs any number of it."""
+        return self.stage is Stage.DEVICES
+
+    @property
+    def container_name(self) -> str:
+        """Its name in deploy/compose.yaml."""
+        return self.container or self.name
+
+    def environment_in(self, stack: StackConfig, process: str = "") -> dict[str, str]:
+        """The whole environment of one of its processes in a stack: what its container would be given."""
+        process = process or self.name
+        env = {
+            **_inherited(*_ALWAYS_INHERITED),
+            "PROPELLER_LOG_LEVEL": stack.log_level,
+            # One thread each: the services share the machine with the proplets' programs.
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            **self.environment(stack, process),
+            **{port.variable: str(stack.ports[port.name]) for port in self.ports},
+        }
+        if self.host_variable:
+            env[self.host_variable] = HOST
+        if client := process if self.is_device else self.client:
+            known = stack.secrets.clients[client]
+            env |= {
+                f"{self.prefix}_DOMAIN_ID": stack.secrets.domain_id,
+                f"{self.prefix}_CHANNEL_ID": stack.secrets.channel_id,
+                f"{self.prefix}_CLIENT_ID": known["id"],
+                f"{self.prefix}_CLIENT_KEY": known["key"],
+            }
+        return {**env, **stack.extra.get(self.name, {})}
+
+
+def _inherited(*patterns: str) -> dict[str, str]:
+    """The variables of the environment that the stack was started in, by their names or ``PREFIX_*``."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def _broker(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "BROKER_STATE": stack.data(process),
+        "BROKER_SECRET": stack.secrets.broker,
+        **_inherited("PROPELLER_NATS_SERVER"),
+    }
+
+
+def _identity(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "IDENTITY_DATABASE": f"{stack.data(process)}/identity.db",
+        "IDENTITY_ADMIN_USERNAME": stack.secrets.admin_username,
+        "IDENTITY_ADMIN_PASSWORD": stack.secrets.admin_password,
+        "BROKER_SECRET": stack.secrets.broker,
+        "BROKER_NATS_URL": stack.nats,
+    }
+
+
+def _manager(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "MANAGER_MQTT_ADDRESS": stack.broker,
+        "MANAGER_DATABASE": f"{stack.data(process)}/manager.db",
+        "COORDINATOR_URL": stack.url("coordinator"),
+    }
+
+
+def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
+    client = stack.secrets.clients["fl-coordinator"]
+    return {
+        "COORDINATOR_STATE": stack.data(process),
+        "MODEL_REGISTRY_URL": stack.url("model-registry"),
+        "AGGREGATOR_URL": stack.url("aggregator"),
+        "MQTT_BROKER": stack.broker,
+        "MQTT_CLIENT_ID": client["id"],
+        "MQTT_USERNAME": client["id"],
+        "MQTT_PASSWORD": client["key"],
+    }
+
+
+def _model_registry(stack: StackConfig, process: str) -> dict[str, str]:
+    return {"MODELS_DIR": stack.data(process)}
+
+
+def _data_store(stack: StackConfig, process: str) -> dict[str, str]:
+    proplets = [known["id"] for name, known in stack.secrets.clients.items() if name.startswith("proplet-")]
+    return {"DATA_DIR": stack.data(process), "FL_DATASET_PARTICIPANTS": ",".join(proplets)}
+
+
+def _oci_registry(stack: StackConfig, process: str) -> dict[str, str]:
+    return {"OCI_REGISTRY_FOLDER": stack.data(process)}
+
+
+def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "PROXY_REGISTRY_URL": stack.url("oci-registry"),
+        **_inherited("PROXY_*", "DOCKER_CONFIG"),
+        "PROXY_MQTT_ADDRESS": stack.broker,
+        "PROXY_CACHE": stack.data(process),
+    }
+
+
+def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "PROPLET_CACHE": stack.data("programs"),  # one for all proplets of the machine
+        **_inherited("PROPLET_TASK_*", "PROPLET_MAX_TASKS", "PROPLET_CACHE"),
+        "PROPLET_MQTT_ADDRESS": stack.broker,
+        "PROPLET_STATE": stack.data(process),
+        "MODEL_REGISTRY_URL": stack.url("model-registry"),
+        "DATA_STORE_URL": stack.url("data-store"),
+        "COORDINATOR_URL": stack.url("coordinator"),
+    }
+
+
+SERVICES = (
+    ServiceSpec(
+        "broker",
+        "propeller.mqtt.broker_settings:Settings",
+        "propeller.mqtt.broker_main:main",
+        Stage.BROKER,
+        (
+            Port("broker", 1883, "BROKER_PORT", 1883, http=False),
+            Port("nats", 4222, "BROKER_NATS_PORT", 4222, http=False, published=False),
+        ),
+        _broker,
+        "BROKER_HOST",
+    ),
+    ServiceSpec(
+        "identity",
+        "propeller.identity.settings:Settings",
+        "propeller.identity.main:main",
+        Stage.IDENTITY,
+        tuple(
+            Port(f"identity-{name}", number, f"IDENTITY_{name.upper()}_PORT", number)
+            for name, number in zip(IDENTITY_LISTENERS, (9002, 9003, 9005, 9006), strict=True)
+        ),
+        _identity,
+        "IDENTITY_HOST",
+    ),
+    ServiceSpec(
+        "manager",
+        "propeller.manager.settings:Settings",
+        "propeller.manager.main:main",
+        Stage.SERVICES,
+        (Port("manager", 7070, "MANAGER_HTTP_PORT", 7070),),
+        _manager,
+        "MANAGER_HTTP_HOST",
+        client="manager",
+        unsupported=unsupported_variables.MANAGER,
+    ),
+    ServiceSpec(
+        "coordinator",
+        "propeller.coordinator.settings:Settings",
+        "propeller.coordinator.main:main",
+        Stage.SERVICES,
+        (Port("coordinator", 8086, "COORDINATOR_PORT", 8080),),
+        _coordinator,
+        "COORDINATOR_HOST",
+        client="fl-coordinator",
+        container="coordinator-http",
+    ),
+    ServiceSpec(
+        "aggregator",
+        "propeller.aggregator.settings:Settings",
+        "propeller.aggregator.main:main",
+        Stage.SERVICES,
+        (Port("aggregator", 8085, "AGGREGATOR_PORT", 8082),),
+        host_variable="AGGREGATOR_HOST",
+    ),
+    ServiceSpec(
+        "model-registry",
+        "propeller.model_registry.settings:Settings",
+        "propeller.model_registry.main:main",
+        Stage.SERVICES,
+        (Port("model-registry", 8084, "REGISTRY_PORT", 8081),),
+        _model_registry,
+        "REGISTRY_HOST",
+    ),
+    ServiceSpec(
+        "data-store",
+        "propeller.data_store.settings:Settings",
+        "propeller.data_store.main:main",
+        Stage.SERVICES,
+        (Port("data-store", 8083, "DATA_STORE_PORT", 8083),),
+        _data_store,
+        "DATA_STORE_HOST",
+        container="local-data-store",
+        reads_proplets=True,
+    ),
+    ServiceSpec(
+        "oci-registry",
+        "propeller.oci.registry_settings:Settings",
+        "propeller.oci.registry_main:main",
+        Stage.SERVICES,
+        (Port("oci-registry", 5000, "OCI_REGISTRY_PORT", 5000),),
+        _oci_registry,
+        "OCI_REGISTRY_HOST",
+        container="local-registry",
+    ),
+    ServiceSpec(
+        "proxy",
+        "propeller.proxy.settings:Settings",
+        "propeller.proxy.main:main",
+        Stage.DELIVERY,
+        (Port("proxy", 9191, "PROXY_HTTP_PORT", 9191),),
+        _proxy,
+        "PROXY_HTTP_HOST",
+        client="proxy",
+        unsupported=unsupported_variables.PROXY,
+    ),
+    ServiceSpec(
+        "proplet",
+        "propeller.proplet.settings:Settings",
+        "propeller.proplet.main:main",
+        Stage.DEVICES,
+        environment=_proplet,
+        forked=False,
+        unsupported=unsupported_variables.PROPLET,
+    ),
+)
+
+HTTP_SERVICES = tuple(spec.name for spec in SERVICES if spec.has_http)
+"""The names of those with an HTTP API."""
+
+PORTS = {port.name: port for spec in SERVICES for port in spec.ports}
+
+CLIENT_NAMES = tuple(spec.client for spec in SERVICES if spec.client)
+"""The services that are clients of the broker, by the names that identity knows them by."""
+
+
+def find_service(name: str) -> ServiceSpec:
+    """A service by its name.
 
     Raises:
-        StartError: there is no such service; the text lists them.
+        StartError: there is none of that name; the text lists them.
     """
-    try:
-        return _MODULES[service]
-    except KeyError:
-        raise StartError(f"no service is named {service!r}; there are {', '.join(SERVICES)}") from None
+    for spec in SERVICES:
+        if spec.name == name:
+            return spec
+    raise StartError(f"no service is named {name!r}; there are {', '.join(spec.name for spec in SERVICES)}")
 
 
-def serve(service: str, *, log_file: Path | None = None, insecure: bool = False) -> int:
-    """Run one service in this process, configured by its environment, until it is told to stop.
-
-    Returns:
-        The exit code of the process.
-    """
-    own = f"{service.upper().replace('-', '_')}_LOG_LEVEL"
-    level = os.environ.get(own) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
-    try:
-        logs.configure(service, level=level, file=log_file, max_bytes=LogSettings.load().max_bytes)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it
-        return 1
-    if insecure:
-        os.environ["PROPELLER_INSECURE"] = "true"
-
-    async def main(stop: asyncio.Event) -> None:
-        settings_module, main_module = (import_module(name) for name in modules(service))
-        settings: ServiceSettings = settings_module.Settings.load()
-        warn_of_unread(service)
-        start: Callable[[Any, asyncio.Event], Awaitable[None]] = main_module.main
-        _stop_with_parent(stop)
-        await start(settings, stop)
-
-    return run(main)
-
-
-def _stop_with_parent(stop: asyncio.Event) -> None:
-    descriptor = os.environ.pop(PARENT_FD, "")
-    if not descriptor:
-        return
-    loop = asyncio.get_running_loop()
-    number = int(descriptor)
-
-    def closed() -> None:
-        loop.remove_reader(number)
-        stop.set()
-
-    loop.add_reader(number, closed)
+def in_stage(stage: Stage) -> list[ServiceSpec]:
+    """The services that start in a stage."""
+    return [spec for spec in SERVICES if spec.stage is stage]

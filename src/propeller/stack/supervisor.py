@@ -21,7 +21,7 @@ from pathlib import Path
 
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
-from propeller.stack.services import PARENT_FD, serve
+from propeller.stack.serve import PARENT_FD, serve
 
 log = get_logger("supervisor")
 
@@ -34,19 +34,27 @@ STEADY_S = 30.0
 
 
 @dataclass
-class Plan:
-    """How to run one process: ``name`` of its log, ``service`` to serve, its environment."""
+class ProcessSpec:
+    """How to run a process.
+
+    Attributes:
+        name: of the process.
+        service: what it serves.
+        env: its environment.
+        log_file: where it logs.
+        forked: from the process that has imported the services; else it is an interpreter of its own.
+    """
 
     name: str
     service: str
     env: Mapping[str, str]
     log_file: Path
-    own_interpreter: bool = False
+    forked: bool = True
 
 
 @dataclass
 class _Running:
-    plan: Plan
+    spec: ProcessSpec
     process: "BaseProcess | subprocess.Popen[bytes]"
     pid: int
     started: float = field(default_factory=time.monotonic)
@@ -69,17 +77,17 @@ class Supervisor:
         """The process id of each name that runs now."""
         return {name: running.pid for name, running in self._running.items()}
 
-    async def start(self, plan: Plan) -> None:
+    async def start(self, spec: ProcessSpec) -> None:
         """Start a process and keep it running."""
-        self._running[plan.name] = await asyncio.to_thread(self._spawn, plan)
-        self._watchers[plan.name] = asyncio.create_task(self._watch(plan.name))
+        self._running[spec.name] = await asyncio.to_thread(self._spawn, spec)
+        self._watchers[spec.name] = asyncio.create_task(self._watch(spec.name))
 
     def failed_to_start(self, name: str) -> str | None:
         """The last error line of a process that ended right after its start, ``None`` while it runs."""
         running = self._running.get(name)
         if running is None or running.failures == 0:
             return None
-        return last_error(running.plan.log_file) or "it ended without a word; see its log"
+        return last_error(running.spec.log_file) or "it ended without a word; see its log"
 
     async def close(self, *groups: list[str]) -> None:
         """End the processes of each group, one group after another, then all that still run.
@@ -104,32 +112,32 @@ class Supervisor:
             _signal(running.pid, signal.SIGTERM)
         await asyncio.gather(*(self._join(running) for running in ending))
 
-    def _spawn(self, plan: Plan) -> _Running:
-        plan.log_file.parent.mkdir(parents=True, exist_ok=True)
-        if plan.own_interpreter:
-            command = [sys.executable, "-m", "propeller.stack.child", plan.service, str(plan.log_file)]
-            with plan.log_file.open("ab") as output:
+    def _spawn(self, spec: ProcessSpec) -> _Running:
+        spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+        if not spec.forked:
+            command = [sys.executable, "-m", "propeller.stack.serve", spec.service, str(spec.log_file)]
+            with spec.log_file.open("ab") as output:
                 child = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
                     command,
-                    env={**plan.env, PARENT_FD: str(self._parent_read)},
+                    env={**spec.env, PARENT_FD: str(self._parent_read)},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     pass_fds=[self._parent_read],
                     start_new_session=True,
                 )
-            return _Running(plan, child, child.pid)
+            return _Running(spec, child, child.pid)
         process = self._context.Process(
             target=_child,
-            args=(plan.service, dict(plan.env), str(plan.log_file)),
-            name=plan.name,
+            args=(spec.service, dict(spec.env), str(spec.log_file)),
+            name=spec.name,
             daemon=True,
         )
         _run_fork_server()
         process.start()
         if process.pid is None:
-            raise StartError(f"{plan.name} could not be started")
-        return _Running(plan, process, process.pid)
+            raise StartError(f"{spec.name} could not be started")
+        return _Running(spec, process, process.pid)
 
     async def _watch(self, name: str) -> None:
         while True:
@@ -146,21 +154,21 @@ class Supervisor:
                 lived_s=round(lived, 1),
                 delay_s=delay,
             )
-            again = await self._spawn_again(running.plan, delay)
+            again = await self._spawn_again(running.spec, delay)
             again.failures = failures
             self._running[name] = again
 
-    async def _spawn_again(self, plan: Plan, delay: float) -> _Running:
+    async def _spawn_again(self, spec: ProcessSpec, delay: float) -> _Running:
         """Start a process after a delay, as often as it takes: the fork server may die while it forks."""
         while True:
             await asyncio.sleep(delay)
             try:
-                return await asyncio.to_thread(self._spawn, plan)
+                return await asyncio.to_thread(self._spawn, spec)
             except (OSError, EOFError, StartError) as error:
                 delay = RESTART_DELAYS[-1]
                 log.warning(
                     "process cannot be started, trying again",
-                    name=plan.name,
+                    name=spec.name,
                     error=repr(error),
                     delay_s=delay,
                 )
@@ -169,7 +177,7 @@ class Supervisor:
         try:
             await asyncio.wait_for(_wait(running.process), STOP_S)
         except TimeoutError:
-            log.warning("process did not end in time, killing it", name=running.plan.name)
+            log.warning("process did not end in time, killing it", name=running.spec.name)
             _signal(running.pid, signal.SIGKILL)
             await _wait(running.process)
 

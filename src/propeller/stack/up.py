@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,32 @@ import httpx
 
 from propeller.data import program_path
 from propeller.identity.settings import MIN_PASSWORD
+from propeller.process.retry import retry
 from propeller.process.run import StartError
 from propeller.stack.env_file import EnvFile
-from propeller.stack.environment import HOST, Wiring
 from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
-from propeller.stack.services import HTTP_SERVICES, LISTENERS
-from propeller.stack.state import State
-from propeller.stack.supervisor import Plan, Supervisor
+from propeller.stack.services import (
+    HOST,
+    HTTP_SERVICES,
+    IDENTITY_LISTENERS,
+    ServiceSpec,
+    StackConfig,
+    Stage,
+    find_service,
+    in_stage,
+)
+from propeller.stack.state_folder import StateFolder
+from propeller.stack.supervisor import ProcessSpec, Supervisor
 from propeller.stack.variables import client_variables, env_values
 
 PROGRAM_NAME = "fl-client-wasm"
 """The guide's name for the program that a new stack's registry holds."""
 
 READY_S = 30.0
+"""How long a service may take until it answers, in seconds."""
 
-_FIRST = ("broker", "identity")
-_SECOND = ("model-registry", "data-store", "aggregator", "coordinator", "manager", "oci-registry", "proxy")
+_POLL_S = 0.02
 
 Report = Callable[[str, str], None]
 """Told of progress: what is ready, and where."""
@@ -40,8 +49,9 @@ class Options:
 
     Attributes:
         folder: where its state is.
-        proplets: how many devices to run beside the services.
+        proplets: how many proplets to run beside the services.
         auto_ports: take free ports instead of the guide's.
+        log_level: of every service.
         extra: environment variables for single services, by service name.
     """
 
@@ -61,105 +71,112 @@ async def stack(
     Raises:
         StartError: a service cannot start; everything started is ended, and the text says which and why.
     """
-    state = State(options.folder)
-    state.hold()
-    state.stack_file.unlink(missing_ok=True)  # of a stack that was killed: it says that this one is ready
+    folder = StateFolder(options.folder)
+    folder.lock()
     supervisor = Supervisor()
-    held = contextlib.ExitStack()
+    reserved = contextlib.ExitStack()
     try:
-        started = _Stack(options, state, supervisor, report, held)
-        yield await started.start()
+        yield await _Start(options, folder, supervisor, report, reserved).run()
     finally:
-        state.stack_file.unlink(missing_ok=True)
-        # Devices first, then what they talk to, then what those talk to; the broker is the last.
-        services = [name for name in _SECOND if name != "proxy"]
-        await supervisor.close(device_names(options.proplets), ["proxy"], services, ["identity"])
-        held.close()
-        state.release()
+        folder.stack_file.unlink(missing_ok=True)
+        await supervisor.close(*(_processes(stage, options.proplets) for stage in reversed(Stage)))
+        reserved.close()
+        folder.release()
 
 
-class _Stack:
-    """The steps of a start."""
+def _processes(stage: Stage, proplets: int) -> list[str]:
+    """The names of the processes that start in a stage."""
+    return device_names(proplets) if stage is Stage.DEVICES else [spec.name for spec in in_stage(stage)]
+
+
+class _NotReadyError(Exception):
+    """What is waited for is not there yet."""
+
+
+class _Start:
+    """The steps of a stack's start."""
 
     def __init__(
         self,
         options: Options,
-        state: State,
+        folder: StateFolder,
         supervisor: Supervisor,
         report: Report,
-        held: contextlib.ExitStack,
+        reserved: contextlib.ExitStack,
     ) -> None:
-        self._options, self._state, self._supervisor, self._report = options, state, supervisor, report
+        """``reserved`` keeps free ports from others until it is closed."""
+        self._options, self._folder, self._supervisor, self._report = options, folder, supervisor, report
         password = os.environ.get("IDENTITY_ADMIN_PASSWORD")
-        if password and len(password) < MIN_PASSWORD:  # before it is kept
+        if password and len(password) < MIN_PASSWORD:  # before it is saved
             raise StartError(
                 f"IDENTITY_ADMIN_PASSWORD: at least {MIN_PASSWORD} characters, or unset for a random one"
             )
-        secrets = state.secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
+        secrets = folder.load_secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
         if options.auto_ports:
-            ports = secrets.ports = free_ports(held, secrets.ports)
+            ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:
             ports = guide_ports()
-        self._wiring = Wiring(state, ports, secrets, options.log_level, options.extra)
+        self._config = StackConfig(folder, ports, secrets, options.log_level, options.extra)
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
-    async def start(self) -> dict[str, Any]:
+    async def run(self) -> dict[str, Any]:
+        """Start everything; gives what ``stack.json`` holds."""
         async with self._http:
-            for service in _FIRST:
-                await self._launch(service)
-            await self._healthy("identity", "identity-users")
+            await self._start_stage(Stage.BROKER)
+            await self._start_stage(Stage.IDENTITY)
+            await self._wait_healthy(Stage.IDENTITY)
+            self._report("broker", self._config.broker)
             await self._provision()
-            for service in _SECOND:
-                await self._launch(service)
-            proplets = device_names(self._options.proplets)
-            for name in proplets:
-                env = self._wiring.of_proplet(name)
-                await self._supervisor.start(
-                    Plan(name, "proplet", env, self._state.log_file(name), own_interpreter=True)
-                )
-            await asyncio.gather(*(self._healthy(service, service) for service in _SECOND))
+            for stage in (Stage.SERVICES, Stage.DELIVERY, Stage.DEVICES):
+                await self._start_stage(stage)
+            await self._wait_healthy(Stage.SERVICES, Stage.DELIVERY)
             image = await self._push_program()
-            await self._proplets_alive(proplets)
+            await self._wait_for_proplets(device_names(self._options.proplets))
         description = self._describe(image)
-        self._state.publish(description)
+        self._folder.write_stack(description)
         return description
 
-    async def _launch(self, service: str) -> None:
-        plan = Plan(service, service, self._wiring.of(service), self._state.log_file(service))
-        await self._supervisor.start(plan)
+    async def _start_stage(self, stage: Stage) -> None:
+        for spec in in_stage(stage):
+            for name in _processes(stage, self._options.proplets) if spec.is_device else [spec.name]:
+                env = spec.environment_in(self._config, name)
+                log_file = self._folder.log_file(name)
+                await self._supervisor.start(ProcessSpec(name, spec.name, env, log_file, forked=spec.forked))
 
-    async def _healthy(self, service: str, port: str) -> None:
-        url = f"{self._wiring.url(port)}/health"
+    async def _wait_healthy(self, *stages: Stage) -> None:
+        """Wait until every service of some stages answers."""
+        specs = [spec for stage in stages for spec in in_stage(stage) if spec.has_http]
+        await asyncio.gather(*map(self._wait_for_service, specs))
+
+    async def _wait_for_service(self, spec: ServiceSpec) -> None:
+        url = self._config.url(spec.ports[0].name)
 
         async def answers() -> bool:
             try:
-                return (await self._http.get(url)).is_success
+                return (await self._http.get(f"{url}/health")).is_success
             except httpx.TransportError:
                 return False
 
-        await self._until(answers, service, f"{service} does not answer on {url}")
-        self._report(service, self._wiring.url(port))
-        if service == "identity":
-            self._report("broker", self._wiring.broker)
+        await self._wait_until(answers, spec.name, f"{spec.name} does not answer on {url}/health")
+        self._report(spec.name, url)
 
     async def _provision(self) -> None:
-        urls = (self._wiring.url(f"identity-{name}") for name in LISTENERS)
-        provisioner = Provisioner(*urls)
+        provisioner = Provisioner(*(self._config.url(f"identity-{name}") for name in IDENTITY_LISTENERS))
         try:
-            await provisioner.ensure(self._wiring.secrets, self._options.proplets)
+            await provisioner.ensure(self._config.secrets, self._options.proplets)
         finally:
             await provisioner.aclose()
-            self._state.keep(self._wiring.secrets)
+            self._folder.save_secrets(self._config.secrets)
         self._write_env_file()
 
     def _write_env_file(self) -> None:
         """The guide's variables, so that its commands work here too; proplets that do not run now have empty ones."""
-        secrets = self._wiring.secrets
+        secrets = self._config.secrets
         running = {name: secrets.clients[name] for name in client_names(self._options.proplets)}
         values = env_values(secrets.domain_id, secrets.channel_id, running)
         absent = client_variables(name for name in secrets.clients if name not in running)
         try:
-            file = EnvFile.read(self._state.env_file)
+            file = EnvFile.read(self._folder.env_file)
             file.write(file.updated({**values, **dict.fromkeys(absent, "")}))
         except StartError as error:
             raise StartError(f"{error}; or choose another state folder with --state") from None
@@ -168,51 +185,63 @@ class _Stack:
         from propeller.oci.client import RegistryClient
         from propeller.oci.reference import Reference
 
-        reference = Reference.parse(f"{HOST}:{self._wiring.ports['oci-registry']}/{PROGRAM_NAME}:latest")
+        reference = Reference.parse(f"{HOST}:{self._config.ports['oci-registry']}/{PROGRAM_NAME}:latest")
         async with RegistryClient() as registry:
             await registry.push(reference, program_path("logreg"))
         self._report("program", str(reference))
         return str(reference)
 
-    async def _proplets_alive(self, names: list[str]) -> None:
-        wanted = {self._wiring.secrets.clients[name]["id"]: name for name in names}
+    async def _wait_for_proplets(self, names: list[str]) -> None:
+        missing = {self._config.secrets.clients[name]["id"]: name for name in names}
 
-        async def one_more() -> bool:
-            answer = await self._http.get(f"{self._wiring.url('manager')}/proplets", params={"limit": 1000})
+        async def all_alive() -> bool:
+            answer = await self._http.get(f"{self._config.url('manager')}/proplets", params={"limit": 1000})
             answer.raise_for_status()
             for proplet in answer.json()["proplets"]:
-                if proplet["alive"] and (name := wanted.pop(proplet["id"], None)):
+                if proplet["alive"] and (name := missing.pop(proplet["id"], None)):
                     self._report(name, proplet["id"])
-            return not wanted
+            return not missing
 
-        await self._until(
-            one_more, names[0] if names else "", "the proplets do not register with the manager"
+        await self._wait_until(
+            all_alive, names[0] if names else "", "the proplets do not register with the manager"
         )
 
-    async def _until(self, check: Callable[[], Any], name: str, otherwise: str) -> None:
+    async def _wait_until(self, check: Callable[[], Awaitable[bool]], process: str, otherwise: str) -> None:
+        """Wait until a check is true; ``otherwise`` is what to say if it never is, ``process`` whose log tells why."""
+
+        async def look() -> None:
+            if await check():
+                return
+            for name in self._supervisor.pids:
+                if reason := self._supervisor.failed_to_start(name):
+                    raise StartError(f"{name} cannot start: {reason}")
+            raise _NotReadyError
+
         try:
             async with asyncio.timeout(READY_S):
-                while not await check():
-                    for started in self._supervisor.pids:
-                        if reason := self._supervisor.failed_to_start(started):
-                            raise StartError(f"{started} cannot start: {reason}")
-                    await asyncio.sleep(0.02)
+                await retry(
+                    look,
+                    delays=(_POLL_S,),
+                    on=lambda error: isinstance(error, _NotReadyError),
+                    forever=True,
+                )
         except TimeoutError:
-            raise StartError(f"{otherwise}; see {self._state.log_file(name)}") from None
+            raise StartError(f"{otherwise}; see {self._folder.log_file(process)}") from None
 
     def _describe(self, image: str) -> dict[str, Any]:
-        wiring = self._wiring
-        identity = {name: wiring.url(f"identity-{name}") for name in LISTENERS}
+        config = self._config
+        identity = {name: config.url(f"identity-{name}") for name in IDENTITY_LISTENERS}
         services: dict[str, Any] = {"identity": {"url": identity["users"], **identity}}
-        for service in HTTP_SERVICES[1:]:
-            services[service.replace("-", "_")] = {"url": wiring.url(service)}
+        for name in HTTP_SERVICES:
+            if name not in services:
+                services[name.replace("-", "_")] = {"url": config.url(find_service(name).ports[0].name)}
         return {
             "services": services,
-            "broker": {"host": HOST, "port": wiring.ports["broker"]},
-            "domain_id": wiring.secrets.domain_id,
-            "channel_id": wiring.secrets.channel_id,
-            "clients": {name: wiring.secrets.clients[name] for name in client_names(self._options.proplets)},
-            "admin": {"username": wiring.secrets.admin_username, "password": wiring.secrets.admin_password},
+            "broker": {"host": HOST, "port": config.ports["broker"]},
+            "domain_id": config.secrets.domain_id,
+            "channel_id": config.secrets.channel_id,
+            "clients": {name: config.secrets.clients[name] for name in client_names(self._options.proplets)},
+            "admin": {"username": config.secrets.admin_username, "password": config.secrets.admin_password},
             "images": {PROGRAM_NAME: image},
             "processes": {"up": os.getpid(), **self._supervisor.pids},
         }

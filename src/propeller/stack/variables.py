@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_SERVICES = {"manager": "MANAGER", "fl-coordinator": "COORDINATOR", "proxy": "PROXY"}
+from propeller.stack.services import SERVICES
+
+_PREFIXES = {spec.client: spec.prefix for spec in SERVICES if spec.client}
 
 GUIDE_CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinator", "proxy")
 """The clients of the guide, by the names that identity knows them by."""
@@ -11,7 +13,14 @@ GUIDE_CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinat
 DOMAIN_VARIABLES = ("MANAGER_DOMAIN_ID", "PROPLET_DOMAIN_ID", "PROXY_DOMAIN_ID")
 CHANNEL_VARIABLES = ("MANAGER_CHANNEL_ID", "PROPLET_CHANNEL_ID", "PROXY_CHANNEL_ID")
 
-READERS = "manager coordinator-http proplet proplet-2 proplet-3 proxy local-data-store"
+GUIDE_PROPLETS = ("proplet-1", "proplet-2", "proplet-3")
+
+READERS = " ".join(
+    container
+    for spec in SERVICES
+    for container in (("proplet", *GUIDE_PROPLETS[1:]) if spec.is_device else (spec.container_name,))
+    if spec.is_device or spec.client or spec.reads_proplets
+)
 """The containers of deploy/compose.yaml that read them."""
 
 _ID_LENGTH = len("3fe95a65-74f1-4ede-bf20-ef565f04cecb")
@@ -24,7 +33,7 @@ def shown_id(value: str) -> str:
 
 def prefix_of(client: str) -> str:
     """What a client's variables begin with: ``MANAGER``, ``PROPLET`` for ``proplet-1``, ``PROPLET_2`` for the next."""
-    return _SERVICES.get(client) or client.upper().replace("-", "_").removesuffix("_1")
+    return _PREFIXES.get(client) or client.upper().replace("-", "_").removesuffix("_1")
 
 
 def id_variable(client: str) -> str:

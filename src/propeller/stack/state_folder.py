@@ -1,6 +1,5 @@
 """The state folder of a stack: what it keeps between starts, and what it tells others about itself."""
 
-import fcntl
 import json
 import os
 import secrets
@@ -8,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import write_durably
 from propeller.process.run import StartError
 
@@ -35,12 +35,13 @@ class Secrets:
     ports: dict[str, int] = field(default_factory=dict)
 
 
-class State:
-    """A state folder, held by one stack at a time."""
+class StateFolder:
+    """A state folder, used by one stack at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._lock: int | None = None
+        self._lock_file = self.folder / "lock"
+        self._lock = FileLock(self._lock_file)
 
     @property
     def stack_file(self) -> Path:
@@ -65,57 +66,56 @@ class State:
         """A folder that is a service's own."""
         return self.folder / service
 
-    def hold(self) -> None:
-        """Make the folder and hold it until ``release`` or the end of the process.
+    def lock(self) -> None:
+        """Make the folder and keep other stacks from it until ``release`` or the end of the process.
 
         Raises:
-            StartError: another stack holds it, or it cannot be written.
+            StartError: another stack runs on it, or it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock.acquire(0)
+        except LockedError:
+            raise StartError(
+                f"a stack already runs on {self.folder} (process {self._locked_by() or 'unknown'}); "
+                "stop it, or choose another folder with --state"
+            ) from None
         except OSError as error:
             raise StartError(
                 f"cannot use the state folder {self.folder}: {error.strerror}; choose another with --state"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock, 20, 0).decode().strip()
-            os.close(self._lock)
-            self._lock = None
-            raise StartError(
-                f"a stack already runs on {self.folder} (process {holder or 'unknown'}); "
-                "stop it, or choose another folder with --state"
-            ) from None
-        os.truncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        os.truncate(self._lock.descriptor, 0)
+        os.pwrite(self._lock.descriptor, str(os.getpid()).encode(), 0)
         self.stack_file.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Let another stack hold the folder."""
+        """Let another stack use the folder."""
         self.stack_file.unlink(missing_ok=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
-    def holder(self) -> int | None:
-        """The process that holds the folder now, ``None`` if no stack runs on it."""
+    def running_process(self) -> int | None:
+        """The process of the stack that runs on the folder, ``None`` if there is none."""
+        if not self._lock_file.exists():  # asking leaves no file behind
+            return None
+        lock = FileLock(self._lock_file)
         try:
-            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+            lock.acquire(0)
+        except LockedError:
+            return self._locked_by()
         except OSError:
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = os.pread(descriptor, 20, 0).decode().strip()
-            return int(text) if text.isdigit() else None
-        else:
-            return None
-        finally:
-            os.close(descriptor)
+        lock.release()
+        return None
 
-    def secrets(self, admin_username: str | None = None, admin_password: str | None = None) -> Secrets:
+    def _locked_by(self) -> int | None:
+        """The process that wrote its id into the lock file."""
+        try:
+            text = self._lock_file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdigit() else None
+
+    def load_secrets(self, admin_username: str | None = None, admin_password: str | None = None) -> Secrets:
         """Read the secrets, or make them; a given admin name and password win over the kept ones.
 
         Raises:
@@ -126,16 +126,16 @@ class State:
             kept = Secrets(secrets.token_urlsafe(32), "admin", secrets.token_urlsafe(12))
         kept.admin_username = admin_username or kept.admin_username
         kept.admin_password = admin_password or kept.admin_password
-        self.keep(kept)
+        self.save_secrets(kept)
         return kept
 
-    def keep(self, kept: Secrets) -> None:
+    def save_secrets(self, kept: Secrets) -> None:
         """Write the secrets."""
-        write_private(self.secrets_file, asdict(kept))
+        _write_private_json(self.secrets_file, asdict(kept))
 
-    def publish(self, stack: dict[str, Any]) -> None:
+    def write_stack(self, stack: dict[str, Any]) -> None:
         """Write ``stack.json``: from now on others may use the stack."""
-        write_private(self.stack_file, stack)
+        _write_private_json(self.stack_file, stack)
 
     def read_stack(self) -> dict[str, Any] | None:
         """What a running stack says of itself, ``None`` if none is ready."""
@@ -156,6 +156,6 @@ class State:
             ) from None
 
 
-def write_private(file: Path, content: dict[str, Any]) -> None:
+def _write_private_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON that only its owner may read, whole or not at all."""
     write_durably(file, f"{json.dumps(content, indent=2)}\n".encode(), mode=0o600)

@@ -1,0 +1,128 @@
+"""The services' descriptions, and the environment that each process of a stack is given."""
+
+from pathlib import Path
+
+import pytest
+
+from propeller.process.run import StartError
+from propeller.proplet.settings import Settings
+from propeller.stack.services import (
+    CLIENT_NAMES,
+    HTTP_SERVICES,
+    PORTS,
+    SERVICES,
+    ServiceSpec,
+    StackConfig,
+    find_service,
+)
+from propeller.stack.state_folder import StateFolder
+
+GUIDE_PORTS = {
+    "broker": 1883,
+    "identity-users": 9002,
+    "identity-domains": 9003,
+    "identity-channels": 9005,
+    "identity-clients": 9006,
+    "manager": 7070,
+    "coordinator": 8086,
+    "aggregator": 8085,
+    "model-registry": 8084,
+    "data-store": 8083,
+    "oci-registry": 5000,
+}
+"""As the quick-start guide has them."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StackConfig:
+    folder = StateFolder(tmp_path)
+    secrets = folder.load_secrets("admin", "a-long-password")
+    secrets.domain_id, secrets.channel_id = "d", "c"
+    names = (*CLIENT_NAMES, "proplet-1", "proplet-2")
+    secrets.clients = {name: {"id": f"id-{name}", "key": f"key-{name}"} for name in names}
+    return StackConfig(folder, {name: 20_000 + number for number, name in enumerate(PORTS)}, secrets)
+
+
+def test_the_ports_are_the_guides() -> None:
+    own = {"nats": 4222, "proxy": 9191}
+    assert {name: port.host for name, port in PORTS.items()} == {**GUIDE_PORTS, **own}
+
+
+def test_names_ports_and_variables_are_used_once() -> None:
+    ports = [port for spec in SERVICES for port in spec.ports]
+    for values in (
+        [spec.name for spec in SERVICES],
+        [spec.container_name for spec in SERVICES],
+        [port.name for port in ports],
+        [port.variable for port in ports],
+        [port.host for port in ports],
+    ):
+        assert len(set(values)) == len(values)
+
+
+def test_who_has_an_http_api() -> None:
+    without = {"broker", "proplet"}
+    assert set(HTTP_SERVICES) == {spec.name for spec in SERVICES} - without
+
+
+def test_an_unknown_service_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(StartError, match=r"no service is named 'brokr'; there are broker, identity, manager"):
+        find_service("brokr")
+
+
+@pytest.mark.parametrize("spec", SERVICES, ids=lambda spec: spec.name)
+def test_a_service_starts_with_what_a_stack_tells_it_and_reads_all_of_it(
+    spec: ServiceSpec, config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = "proplet-1" if spec.is_device else spec.name
+    env = spec.environment_in(config, process)
+    shared = set(find_service("aggregator").environment_in(config)) - {"AGGREGATOR_HOST", "AGGREGATOR_PORT"}
+    told = set(env) - shared
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    spec.load_settings_class().load()
+    fields = spec.load_settings_class().model_fields.values()
+    known = {str(alias) for field in fields for alias in _aliases(field.validation_alias)}
+    assert told <= known | {"PROPELLER_NATS_SERVER"}
+    assert callable(spec.load_main())
+
+
+def _aliases(alias: object) -> list[object]:
+    return list(getattr(alias, "choices", [alias]))
+
+
+def test_what_is_asked_for_one_service_wins_and_goes_to_no_other(config: StackConfig) -> None:
+    extra = {"model-registry": {"REGISTRY_INITIAL_MODEL": "{}", "REGISTRY_HOST": "::1"}}
+    config = StackConfig(config.folder, config.ports, config.secrets, extra=extra)
+    told = find_service("model-registry").environment_in(config)
+    assert (told["REGISTRY_INITIAL_MODEL"], told["REGISTRY_HOST"]) == ("{}", "::1")
+    assert "REGISTRY_INITIAL_MODEL" not in find_service("aggregator").environment_in(config)
+
+
+def test_proplets_share_programs_and_take_the_limits_that_are_set(
+    config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROPLET_TASK_WALL_TIME", "7")
+    monkeypatch.setenv("PROPLET_MAX_TASKS", "3")
+    monkeypatch.setenv("PROPLET_CLIENT_ID", "another")
+    found = list[Settings]()
+    for name in ("proplet-1", "proplet-2"):
+        with monkeypatch.context() as environment:
+            for variable, value in find_service("proplet").environment_in(config, name).items():
+                environment.setenv(variable, value)
+            found.append(Settings.load())
+    assert [one.client_id for one in found] == ["id-proplet-1", "id-proplet-2"]
+    assert [(one.limits.wall_time_s, one.max_tasks) for one in found] == [(7.0, 3), (7.0, 3)]
+    assert found[0].cache == found[1].cache
+    assert found[0].folder != found[1].folder
+
+
+def test_the_proxy_takes_the_registry_of_the_person_and_its_identity_of_the_stack(
+    config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = find_service("proxy")
+    assert proxy.environment_in(config)["PROXY_REGISTRY_URL"] == config.url("oci-registry")
+    monkeypatch.setenv("PROXY_REGISTRY_URL", "ghcr.io")
+    monkeypatch.setenv("PROXY_CLIENT_KEY", "another")
+    told = proxy.environment_in(config)
+    assert (told["PROXY_REGISTRY_URL"], told["PROXY_CLIENT_KEY"]) == ("ghcr.io", "key-proxy")
