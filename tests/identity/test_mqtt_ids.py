@@ -12,9 +12,10 @@ from propeller.identity import mqtt_ids
 from propeller.identity.directory import Access, Directory
 from propeller.identity.mqtt_ids import MqttIdRefusedError, MqttIds
 from propeller.identity.roles import Role
-from propeller.identity.tables import clients, domains, metadata
+from propeller.identity.tables import SCHEMA, clients, domains
 from propeller.identity.tables import mqtt_ids as table
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 
 NAMES = ("one", "two", "one-b")
 
@@ -22,7 +23,7 @@ NAMES = ("one", "two", "one-b")
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(str(tmp_path / "x.db"))
-    await database.create(metadata)
+    await migrate(database, SCHEMA)
     async with database.transaction() as connection:
         domain = {
             "id": "d",

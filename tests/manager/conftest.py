@@ -7,6 +7,7 @@ import pytest
 
 from propeller.manager import tables
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 from support.manager import FakeCoordinator, Manager, open_manager
 
 
@@ -33,6 +34,6 @@ async def fl_manager(
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     opened = Database(str(tmp_path / "manager.db"))
-    await opened.create(tables.metadata)
+    await migrate(opened, tables.SCHEMA)
     yield opened
     await opened.close()

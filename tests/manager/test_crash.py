@@ -21,6 +21,7 @@ from propeller.manager.task_store import TaskStore
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import now
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 from support.manager import Client, FakeCoordinator, Manager, is_connected, open_manager, served, settings_for
 from support.nats import open_broker
 from support.net import eventually, free_port
@@ -137,7 +138,7 @@ async def test_starts_that_were_decided_go_out_after_a_restart_unless_their_roun
 ) -> None:
     settings = settings_for(broker_port, tmp_path)
     database = Database(settings.database)
-    await database.create(tables.metadata)
+    await migrate(database, tables.SCHEMA)
     store, moment = TaskStore(database), now()
     for round_id, deadline in (("r-open", moment + timedelta(hours=1)), ("r-over", moment)):
         async with database.transaction() as connection:

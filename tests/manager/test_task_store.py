@@ -14,6 +14,7 @@ from propeller.manager import tables
 from propeller.manager.task import EndedBy, State, Task, TaskSpec
 from propeller.manager.task_store import TaskStore
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 
 MOMENT = datetime(2026, 1, 21, 16, 12, 11, 123456, tzinfo=UTC)
 
@@ -50,7 +51,7 @@ async def test_a_task_comes_back_as_it_went_in(database: Database) -> None:
 def test_pages_cover_every_task_once_in_order(count: int, limit: int) -> None:
     async def check(folder: str) -> None:
         database = Database(str(Path(folder) / "manager.db"))
-        await database.create(tables.metadata)
+        await migrate(database, tables.SCHEMA)
         store, ids = TaskStore(database), [f"t-{(number * 7) % 13}" for number in range(count)]
         for task_id in ids:  # all made at the same moment
             await store.add(Task(task_id, TaskSpec(name="a"), State.PENDING, MOMENT))

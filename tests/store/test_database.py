@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import JSON, Column, Integer, MetaData, String, Table, func, insert, select
+from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select
 
 from propeller.process.run import StartError
 from propeller.store import database as module
@@ -27,7 +27,8 @@ rows = Table("rows", tables, Column("id", Integer, primary_key=True), Column("wh
 
 async def main(path, who, times):
     database = Database(path)
-    await database.create(tables)
+    async with database.transaction() as connection:
+        await connection.run_sync(tables.create_all)
     for _ in range(times):
         async with database.transaction() as connection:
             # Read, then write what depends on it: lost if two writers could read the same.
@@ -40,10 +41,15 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
 
+async def create_tables(database: Database) -> None:
+    async with database.transaction() as connection:
+        await connection.run_sync(TABLES.create_all)
+
+
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     opened = Database(str(tmp_path / "sub" / "a.db"))
-    await opened.create(TABLES)
+    await create_tables(opened)
     yield opened
     await opened.close()
 
@@ -73,12 +79,6 @@ async def test_a_transaction_commits_at_its_end_and_rolls_back_when_it_fails(dat
     await add(database)
     with pytest.raises(KeyError):
         await fail()
-    assert await count(database) == 1
-
-
-async def test_creating_twice_keeps_what_is_there(database: Database) -> None:
-    await add(database)
-    await database.create(TABLES)
     assert await count(database) == 1
 
 
@@ -122,7 +122,7 @@ async def test_many_writers_in_one_process_take_turns(database: Database) -> Non
 async def test_a_transaction_inside_another_is_an_error_not_a_hang(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAIT_S", 0.1)
+    monkeypatch.setattr(module, "WRITE_WAIT_S", 0.1)
     async with database.transaction():
         with pytest.raises(DatabaseBusyError, match="is this one inside it"):
             await add(database)
@@ -174,7 +174,7 @@ async def test_a_process_that_fails_without_closing_ends(tmp_path: Path) -> None
 async def test_paths_and_urls(tmp_path: Path, name: str) -> None:
     url = name.format(folder=tmp_path) if "://" in name else str(tmp_path / name)
     database = Database(url)
-    await database.create(TABLES)
+    await create_tables(database)
     await database.close()
     assert database.is_sqlite
     assert len(list(tmp_path.glob("*.db"))) == 1
@@ -195,29 +195,3 @@ def test_a_wrong_url_says_what_to_write_and_no_password(url: str, says: str) -> 
     with pytest.raises(StartError, match=says) as error:
         Database(url)
     assert "hunter2" not in str(error.value)
-
-
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    path.write_bytes(b"not a database" * 100)
-    database = Database(str(path))
-    with pytest.raises(StartError, match=r"cannot open the database .*a\.db: file is not a database"):
-        await database.create(TABLES)
-    await database.close()
-
-
-async def test_tables_of_an_earlier_version_gain_the_columns_they_lack(tmp_path: Path) -> None:
-    now = MetaData()
-    columns = (Column("id", Integer, primary_key=True), Column("who", String(40)), Column("last seen", JSON))
-    Table("rows", now, *columns)
-    for tables in (TABLES, now, now):
-        database = Database(str(tmp_path / "d.db"))
-        await database.create(tables)
-        async with database.transaction() as connection:
-            await connection.execute(insert(tables.tables["rows"]).values(who="x"))
-        await database.close()
-    database = Database(str(tmp_path / "d.db"))
-    async with database.read() as connection:
-        found = [tuple(row) for row in await connection.execute(select(now.tables["rows"]))]
-    await database.close()
-    assert found == [(1, "x", None), (2, "x", None), (3, "x", None)]

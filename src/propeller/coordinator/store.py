@@ -11,8 +11,10 @@ from propeller.coordinator.record import Counted, Record
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.protocol.rounds import Experiment
 from propeller.store.database import Database
+from propeller.store.migrations import Schema, migrate
 
 tables = sa.MetaData()
+SCHEMA = Schema("coordinator", tables, "propeller.coordinator.migrations")
 
 _rounds = sa.Table(
     "rounds",
@@ -65,8 +67,12 @@ class RoundStore:
         self._database = database
 
     async def create(self) -> None:
-        """Make the tables that are missing."""
-        await self._database.create(tables)
+        """Make the tables, or bring them to the newest revision.
+
+        Raises:
+            StartError: the database cannot be used.
+        """
+        await migrate(self._database, SCHEMA)
 
     async def add(self, record: Record) -> bool:
         """Store a new round; ``False``, and nothing stored, if there is one of its id."""

@@ -17,12 +17,13 @@ from propeller.identity.domains import Domains
 from propeller.identity.keys import Passwords
 from propeller.identity.mqtt_ids import MqttIds
 from propeller.identity.settings import Settings
-from propeller.identity.tables import metadata
+from propeller.identity.tables import SCHEMA
 from propeller.identity.throttle import Throttle
 from propeller.identity.tokens import Tokens
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 from propeller.web.auth import Principal
 
 
@@ -85,7 +86,7 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
     )
     try:
         _make_private(settings.database)
-        await database.create(metadata)
+        await migrate(database, SCHEMA)
         await changes.load()
         await mqtt_ids.load()
         password = settings.admin_password

@@ -13,7 +13,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from propeller.store.migrations import Schema
+
 metadata = MetaData()
+SCHEMA = Schema("identity", metadata, "propeller.identity.migrations")
 
 users = Table(
     "users",

@@ -27,6 +27,7 @@ from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
 from propeller.store.database import Database
+from propeller.store.migrations import migrate
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
     failures = Failures(coordinator)
     database = Database(settings.database)
     try:
-        await database.create(tables.metadata)
+        await migrate(database, tables.SCHEMA)
         fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)
         await fleet.load()
         address = BrokerAddress.parse(settings.mqtt_address)

@@ -17,7 +17,10 @@ from sqlalchemy import (
     Text,
 )
 
+from propeller.store.migrations import Schema
+
 metadata = MetaData()
+SCHEMA = Schema("manager", metadata, "propeller.manager.migrations")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, event, inspect
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from propeller.errors import UnavailableError
 from propeller.process.run import StartError
 
-WAIT_S = 10.0
+WRITE_WAIT_S = 10.0
 """How long a writer waits for another, in this process or in another one, in seconds."""
 
-_FORMS = "write a file's path, sqlite:///path or postgresql://user@host/name"
+_URL_FORMS = "write a file's path, sqlite:///path or postgresql://user@host/name"
 
 
 class DatabaseBusyError(UnavailableError):
@@ -38,7 +38,8 @@ class Database:
             StartError: the URL is not one.
         """
         self._engine = _engine(url)
-        self._reader = self._engine.execution_options(**{_READ: True})
+        self._reader = self._engine.execution_options(**{_READ_ONLY: True})
+        self._migrator = self._engine.execution_options(**{_MIGRATES: True})
         self._writer = asyncio.Lock()
 
     @property
@@ -46,29 +47,18 @@ class Database:
         """Whether writers are serialised by the database itself."""
         return self._engine.dialect.name == "sqlite"
 
-    async def create(self, tables: MetaData) -> None:
-        """Create the tables that are missing, and in those that an earlier version made the columns that are.
-
-        Raises:
-            StartError: the database cannot be opened.
-        """
-        try:
-            async with self.transaction() as connection:
-                await connection.run_sync(tables.create_all)
-                await connection.run_sync(_add_columns, tables)
-        except (DBAPIError, OSError) as error:
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            place = self._engine.url.render_as_string(hide_password=True)
-            raise StartError(f"cannot open the database {place}: {reason}") from error
+    def __str__(self) -> str:
+        """Its URL without the password."""
+        return self._engine.url.render_as_string(hide_password=True)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """One transaction: committed at the end of the block, rolled back if it raises.
 
         Raises:
-            DatabaseBusyError: another transaction of this process did not end in ``WAIT_S``.
+            DatabaseBusyError: another transaction of this process did not end in ``WRITE_WAIT_S``.
         """
-        async with self._turn(), self._engine.begin() as connection:
+        async with self._one_writer(), self._engine.begin() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
@@ -77,22 +67,54 @@ class Database:
         async with self._reader.begin() as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def migration(self, *, lock: int) -> AsyncIterator[AsyncConnection]:
+        """One transaction that may change tables; of all processes only one is in it, the others wait.
+
+        SQLite looks at foreign keys at its end alone: to change a table is to drop it there and to make it anew, and rows that
+        refer to it would be deleted with it.
+
+        Args:
+            lock: the number that PostgreSQL's advisory lock has; SQLite has one writer anyway.
+
+        Raises:
+            DatabaseBusyError: another transaction of this process did not end in ``WRITE_WAIT_S``.
+            StartError: a row refers to one that is not there any more.
+        """
+        try:
+            async with self._one_writer(), self._migrator.begin() as connection:
+                if not self.is_sqlite:
+                    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+                yield connection
+                if self.is_sqlite:
+                    await self._check_foreign_keys(connection)
+        finally:
+            if self.is_sqlite:
+                await self._engine.dispose()  # the next connection checks foreign keys again
+
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
 
+    async def _check_foreign_keys(self, connection: AsyncConnection) -> None:
+        found = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().first()
+        if found is not None:
+            raise StartError(
+                f"{self}: a row of the table {found['table']} refers to one of {found['parent']} that is not there"
+            )
+
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _one_writer(self) -> AsyncIterator[None]:
         """Lets this process's writers to SQLite in one by one, as SQLite's own waiting is a poll in a thread."""
         if not self.is_sqlite:
             yield
             return
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(WRITE_WAIT_S):
                 await self._writer.acquire()
         except TimeoutError:
             raise DatabaseBusyError(
-                f"waited {WAIT_S:g} s for another transaction; is this one inside it?"
+                f"waited {WRITE_WAIT_S:g} s for another transaction; is this one inside it?"
             ) from None
         try:
             yield
@@ -100,26 +122,14 @@ class Database:
             self._writer.release()
 
 
-def _add_columns(connection: Connection, tables: MetaData) -> None:
-    """Add what tables have gained since the database was made: columns that may be NULL."""
-    found = inspect(connection)
-    names = connection.dialect.identifier_preparer
-    for table in tables.sorted_tables:
-        there = {column["name"] for column in found.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                made = f"{names.quote(column.name)} {column.type.compile(connection.dialect)}"
-                connection.exec_driver_sql(f"ALTER TABLE {names.format_table(table)} ADD COLUMN {made}")
-
-
-_READ = "propeller_read"
+_READ_ONLY, _MIGRATES = "propeller_read_only", "propeller_migrates"
 
 
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
     except (ArgumentError, ValueError):  # the URL itself stays out of the text: it may hold a password
-        raise StartError(f"the database's URL cannot be read; {_FORMS}") from None
+        raise StartError(f"the database's URL cannot be read; {_URL_FORMS}") from None
     match parsed.get_backend_name():
         case "sqlite":
             return _sqlite(parsed)
@@ -129,13 +139,13 @@ def _engine(url: str) -> AsyncEngine:
             except ModuleNotFoundError:
                 raise StartError("PostgreSQL needs the extra: pip install 'propeller[postgres]'") from None
         case other:
-            raise StartError(f"{other} is not a database that is supported; {_FORMS}")
+            raise StartError(f"{other} is not a database that is supported; {_URL_FORMS}")
 
 
 def _sqlite(url: URL) -> AsyncEngine:
     path = url.database
     if not path or path == ":memory:":
-        raise StartError(f"a database in memory would be lost at the end; {_FORMS}")
+        raise StartError(f"a database in memory would be lost at the end; {_URL_FORMS}")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,7 +159,7 @@ def _sqlite(url: URL) -> AsyncEngine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
     cursor = connection.cursor()
-    wait_ms = int(WAIT_S * 1000)
+    wait_ms = int(WRITE_WAIT_S * 1000)
     for pragma in (
         f"busy_timeout={wait_ms}",
         "journal_mode=WAL",
@@ -162,5 +172,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE takes the write lock at once, so that two writers wait for each other instead of failing half-way.
-    reads = connection.get_execution_options().get(_READ)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get(_MIGRATES):
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")  # has no effect inside a transaction
+    connection.exec_driver_sql("BEGIN" if options.get(_READ_ONLY) else "BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""The history of the coordinator's tables (see ``propeller.store.migrations``)."""

@@ -1,0 +1,1 @@
+"""The history of the identity's tables (see ``propeller.store.migrations``)."""

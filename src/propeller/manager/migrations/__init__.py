@@ -1,0 +1,1 @@
+"""The history of the manager's tables (see ``propeller.store.migrations``)."""
