@@ -148,7 +148,7 @@ async def test_a_database_from_before_there_were_failures_is_read(
         await configure(http)
         await send(http, "p-1")
     with sqlite3.connect(tmp_path / "coordinator.db") as database:
-        database.execute("DROP TABLE failures")
+        database.executescript("DROP TABLE failures; DROP TABLE alembic_version_coordinator")
     database.close()
     async with coordinating(env) as http:
         assert await failures(http) == []
