@@ -18,16 +18,15 @@ from typing import Any, Self
 import httpx
 from pydantic import ValidationError
 
+from propeller.errors import PropellerError
 from propeller.process.http import error_text, needs_tls
 from propeller.protocol.rounds import Experiment, model_uri
 from propeller.protocol.wire import explain_validation_error
 
+__all__ = ["Propeller", "PropellerError", "RoundResult"]
+
 WAIT_S = 20.0
 """How long one question for news of a round is held open, in seconds."""
-
-
-class PropellerError(Exception):
-    """A service refused, did not answer, or a round failed; the text says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,13 @@ def main() -> None:
 
 def _run() -> None:
     from propeller.cli.app import app
+    from propeller.errors import PropellerError
     from propeller.process import logs
-    from propeller.process.run import StartError
-    from propeller.process.settings import SettingsError
-    from propeller.sdk import PropellerError
 
-    logs.configure("propeller", level="error")  # services and stacks say where theirs go
+    logs.configure("propeller", level="error")  # services and stacks configure their own
     try:
         app()
-    except (StartError, SettingsError, PropellerError) as error:
+    except PropellerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
