@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from propeller.cli.log_tail import LogTail
-from propeller.process.log_file import KEPT, LogFile, newest_first
+from propeller.process.log_file import MAX_OLD_FILES, LogFile, newest_first
 
 
 def texts(file: Path) -> list[str]:
@@ -18,9 +18,9 @@ def texts(file: Path) -> list[str]:
 def test_a_full_file_is_set_aside_and_only_so_many_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "svc.log"
     log = LogFile(file, max_bytes=8)
-    for number in range(4 * (KEPT + 3)):
+    for number in range(4 * (MAX_OLD_FILES + 3)):
         assert log.write(f"{number:03d}\n") == 4
-    assert texts(file) == [f"{n:03d}\n{n + 1:03d}\n" for n in range(26, 26 - 2 * (KEPT + 1), -2)]
+    assert texts(file) == [f"{n:03d}\n{n + 1:03d}\n" for n in range(26, 26 - 2 * (MAX_OLD_FILES + 1), -2)]
     assert set(file.parent.iterdir()) == set(newest_first(file))
 
 
@@ -69,17 +69,18 @@ def test_a_process_s_own_output_goes_to_the_newest_file(tmp_path: Path) -> None:
     assert newest.endswith("error: plain\n")
 
 
-def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
+def test_a_child_goes_on_with_the_file_that_it_was_given(tmp_path: Path) -> None:
     file = tmp_path / "svc.log"
-    code = (
-        "import sys; from pathlib import Path; from propeller.process.log_file import LogFile\n"
-        "log = LogFile(Path(sys.argv[1]), max_bytes=400)\n"
-        "for number in range(150): log.write(f'{sys.argv[2]}{number:03d}\\n')"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), name]) for name in "ab"]
-    assert [writer.wait(30) for writer in writers] == [0, 0]
+    log = LogFile(file, max_bytes=400)
+    code = "import sys\nfor number in range(150): print(f'child{number:03d}', file=sys.stderr, flush=True)"
+    with file.open("ab") as output:
+        child = subprocess.Popen([sys.executable, "-c", code], stderr=output)
+    for number in range(150):
+        log.write(f"own{number:03d}\n")
+        if number == 100:
+            assert child.wait(30) == 0
     found = "".join(texts(file)).splitlines()
-    assert len(found) == len(set(found)) == 300
+    assert sorted(found) == [f"{name}{number:03d}" for name in ("child", "own") for number in range(150)]
 
 
 def test_threads_lose_nothing_of_each_other(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_reader_that_is_left_behind_goes_on_with_what_is_left(tmp_path: Path) 
     assert list(tail.lines()) == ["0"]
     for number in range(1, 20):
         log.write(f"{number}\n")
-    assert [int(line) for line in tail.lines()] == list(range(20 - KEPT - 1, 20))
+    assert [int(line) for line in tail.lines()] == list(range(20 - MAX_OLD_FILES - 1, 20))
     tail.close()
     with pytest.raises(FileNotFoundError):
         LogTail(tmp_path / "other.log")

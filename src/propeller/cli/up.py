@@ -8,9 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from propeller.process import logs
 from propeller.process.run import run
-from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import Options, Report, stack
 
 Body = Callable[[dict[str, Any]], Awaitable[None]]
@@ -23,7 +21,6 @@ def run_on_stack(options: Options, report: Report, body: Body) -> int:
     Returns:
         The exit code: 0, 1 if the stack could not start, 130 if it was interrupted before the body's end.
     """
-    logs.configure("up", level=options.log_level, file=StateFolder(options.folder).log_file("up"))
     interrupted = False
 
     async def main(stop: asyncio.Event) -> None:

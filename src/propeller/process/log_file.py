@@ -1,7 +1,10 @@
-"""A log file that is set aside when it is full: ``NAME.log`` is the newest, ``NAME.log.1`` the one before, and so on."""
+"""A log file that is set aside when it is full: ``NAME.log`` is the newest, ``NAME.log.1`` the one before, and so on.
+
+One process writes a log and sets it aside (docs/decisions/0082-one-process-writes-a-log.md). Its standard output and error, and those of
+its children, may append to the same file: they go on with the file that they opened.
+"""
 
 import contextlib
-import fcntl
 import io
 import itertools
 import os
@@ -11,27 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_BYTES = 16 * 2**20
-KEPT = 4
-"""Files kept beside the newest."""
+MAX_OLD_FILES = 4
+"""How many files are kept beside the newest."""
 
 _OUTPUTS = (1, 2)
 """Standard output and error: where a process writes what is no log line, as the reason why it cannot start."""
 
 
 def newest_first(file: Path) -> Iterator[Path]:
-    """Where a log's files are, if they are there.
+    """The paths of a log's files, whether they exist or not.
 
-    A file only ever moves on in this order, so that whoever looks at one after the other misses none that stays.
+    A file only ever moves on in this order, so that a reader who follows it misses none that stays.
     """
     yield file
-    for number in range(1, KEPT + 1):
+    for number in range(1, MAX_OLD_FILES + 1):
         yield file.with_name(f"{file.name}.{number}")
 
 
 class LogFile(io.TextIOBase):
-    """Appends lines to a file, each at once and whole: what the disk does not take is gone, and fails no one who writes next.
+    """Appends lines to a file, each at once and whole: a line that the disk does not take is lost, and the next one is tried anew.
 
-    The file stays open for as long as the process lives.
+    Threads may share it. The file stays open for as long as the process lives.
     """
 
     def __init__(self, file: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -42,7 +45,7 @@ class LogFile(io.TextIOBase):
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._max_bytes = file, max_bytes
-        self._turn = threading.Lock()
+        self._rotation = threading.Lock()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, text: str) -> int:
@@ -52,25 +55,25 @@ class LogFile(io.TextIOBase):
             OSError: the disk does not take it.
         """
         line = text.encode("utf-8", "backslashreplace")
-        now = os.fstat(self._descriptor)
-        if stat.S_ISREG(now.st_mode) and 0 < now.st_size > self._max_bytes - len(line):
-            # A file that is too long is better than a line that is lost. The file's lock is for other processes only.
-            with self._turn, contextlib.suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-                try:
-                    self._begin_anew(now)
-                finally:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        if self._is_full(len(line)):
+            # A file that is too long is better than a line that is lost.
+            with self._rotation, contextlib.suppress(OSError):
+                if self._is_full(len(line)):  # or another thread was first
+                    self._rotate()
         os.write(self._descriptor, line)
         return len(text)
 
-    def _begin_anew(self, full: os.stat_result) -> None:
-        # Another process with the same log may have done it already.
-        if _is_at(self._file, full):
-            places = list(newest_first(self._file))
-            for place, older in reversed(list(itertools.pairwise(places))):
+    def _is_full(self, more: int) -> bool:
+        status = os.fstat(self._descriptor)
+        return stat.S_ISREG(status.st_mode) and 0 < status.st_size > self._max_bytes - more
+
+    def _rotate(self) -> None:
+        full = os.fstat(self._descriptor)
+        if _is_at(self._file, full):  # not if someone moved or removed it
+            files = list(newest_first(self._file))
+            for newer, older in reversed(list(itertools.pairwise(files))):
                 with contextlib.suppress(FileNotFoundError):
-                    place.replace(older)
+                    newer.replace(older)
         fresh = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, stat.S_IMODE(full.st_mode))
         try:
             for output in _OUTPUTS:

@@ -12,6 +12,7 @@ import httpx
 
 from propeller.data import program_path
 from propeller.identity.settings import MIN_PASSWORD
+from propeller.process import logs
 from propeller.process.retry import retry
 from propeller.process.run import StartError
 from propeller.stack.env_file import EnvFile
@@ -66,13 +67,14 @@ class Options:
 async def stack(
     options: Options, report: Report = lambda _what, _where: None
 ) -> AsyncIterator[dict[str, Any]]:
-    """Run a stack for the length of the block; gives what ``stack.json`` holds.
+    """Run a stack for the length of the block; gives what ``stack.json`` holds. This process logs to ``logs/up.log`` from then on.
 
     Raises:
         StartError: a service cannot start; everything started is ended, and the text says which and why.
     """
     folder = StateFolder(options.folder)
     folder.lock()
+    logs.configure("up", level=options.log_level, file=folder.log_file("up"))
     supervisor = Supervisor()
     reserved = contextlib.ExitStack()
     try:
