@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from propeller.stack.supervisor import ProcessSpec, Supervisor, last_error
+from propeller.stack.supervisor import ProcessSpec, ProcessStarter, StartedProcess, Supervisor, last_error
 from support.net import eventually, free_port
 
 
-def plan(folder: Path, port: int, *, forked: bool = True) -> ProcessSpec:
+def spec_of(folder: Path, port: int, *, forked: bool = True) -> ProcessSpec:
     env = {"PATH": os.environ["PATH"], "AGGREGATOR_PORT": str(port)}
     return ProcessSpec("aggregator", "aggregator", env, folder / "aggregator.log", forked=forked)
 
@@ -29,7 +29,7 @@ async def answers(port: int) -> bool:
 async def test_a_killed_process_is_started_again_and_ended_when_told(tmp_path: Path, forked: bool) -> None:
     port, supervisor = free_port(), Supervisor()
     try:
-        await supervisor.start(plan(tmp_path, port, forked=forked))
+        await supervisor.start(spec_of(tmp_path, port, forked=forked))
         await eventually(lambda: answers(port), 20)
         first = supervisor.pids["aggregator"]
         assert os.getsid(first) == first
@@ -42,26 +42,31 @@ async def test_a_killed_process_is_started_again_and_ended_when_told(tmp_path: P
     assert supervisor.pids == {}
 
 
-async def test_a_fork_server_that_dies_while_it_forks_ends_no_watch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port, supervisor = free_port(), Supervisor()
-    spawn, refused = supervisor._spawn, iter([EOFError(), BrokenPipeError()])
+class FailingStarter(ProcessStarter):
+    """A starter that fails as often as it is told to."""
 
-    def spawn_at_the_third_time(what: ProcessSpec) -> object:
-        if error := next(refused, None):
-            raise error
-        return spawn(what)
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors = list[Exception]()
 
-    monkeypatch.setattr("propeller.stack.supervisor.RESTART_DELAYS", (0.01,))
+    def start(self, spec: ProcessSpec) -> StartedProcess:
+        if self.errors:
+            raise self.errors.pop()
+        return super().start(spec)
+
+
+async def test_a_process_that_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    port, starter = free_port(), FailingStarter()
+    supervisor = Supervisor(starter)
     try:
-        await supervisor.start(plan(tmp_path, port))
+        await supervisor.start(spec_of(tmp_path, port))
         await eventually(lambda: answers(port), 20)
-        monkeypatch.setattr(supervisor, "_spawn", spawn_at_the_third_time)
+        starter.errors = [EOFError(), BrokenPipeError()]  # of a fork server that dies while it forks
         first = supervisor.pids["aggregator"]
         os.kill(first, signal.SIGKILL)
         await eventually(lambda: supervisor.pids["aggregator"] != first, 20)
         await eventually(lambda: answers(port), 20)
+        assert starter.errors == []
     finally:
         await supervisor.close(["aggregator"])
 
@@ -71,7 +76,7 @@ async def test_why_it_cannot_start_is_told(tmp_path: Path) -> None:
     taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", port)
     try:
         assert supervisor.failed_to_start("aggregator") is None
-        await supervisor.start(plan(tmp_path, port))
+        await supervisor.start(spec_of(tmp_path, port))
         reason = await eventually(lambda: supervisor.failed_to_start("aggregator"), 20)
         assert reason is not None
         assert f"port {port} is already in use" in reason

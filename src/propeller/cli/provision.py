@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ import httpx
 from rich.console import Console
 
 from propeller.process.http import ServiceError
+from propeller.process.retry import retry
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile, held
+from propeller.stack.env_file import EnvFile, locked_folder
 from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
 from propeller.stack.identity_api import IdentityApi
 from propeller.stack.provisioning import CHANNEL, DOMAIN
@@ -26,7 +26,7 @@ DEFAULT_PORT, _PORT = "9002", "PORT_IDENTITY_USERS"
 DEFAULT_ADMIN, DEFAULT_PASSWORD = "admin", "12345678"
 """Who to log in as where nothing else is said. ``propeller up`` makes a random password unless it is told this one."""
 
-TIMEOUT_S, HEALTH_S, PAUSE_S = 10.0, 2.0, 1.0
+TIMEOUT_S, HEALTH_S, PAUSE_S = 10.0, 2.0, 0.5
 """How long a call and a health check may take, and the time between health checks, in seconds."""
 
 CLEARED = "# Provisioned IDs (cleared)"
@@ -36,20 +36,20 @@ _USERNAME, _PASSWORD = "IDENTITY_ADMIN_USERNAME", "IDENTITY_ADMIN_PASSWORD"
 
 @dataclass(frozen=True)
 class Source:
-    """Where identity is, who to be there, and what is known beforehand.
+    """Where identity is, the user to log in as, and the keys that are known already.
 
     Attributes:
         urls: of users, domains, channels and clients.
         username: of an admin.
         password: the same user's.
-        said_by: where the password comes from, for a person.
+        password_from: where the password comes from, for a person.
         known: ids and keys of clients.
     """
 
     urls: tuple[str, str, str, str]
     username: str
     password: str = field(repr=False)
-    said_by: str
+    password_from: str
     known: Mapping[str, Pair] = field(default_factory=dict, repr=False)
 
 
@@ -62,8 +62,10 @@ def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bo
     console = Console(highlight=False, soft_wrap=True)
     file = EnvFile.read(path)
     file.check_writable()
-    source = _of_stack(state) if state else _of_environment(url, file)
-    with held(path, lambda: console.print(f"Another provisioning works on {path}; waiting for it …")):
+    source = _stack_source(state) if state else _environment_source(url, file)
+    with locked_folder(
+        path, lambda: console.print(f"Another provisioning works on {path}; waiting for it …")
+    ):
         outcome = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
     _show(console, outcome, path)
 
@@ -75,7 +77,7 @@ def run_clear(path: Path) -> None:
         StartError: there is no such file, or it may not be written.
     """
     console = Console(highlight=False, soft_wrap=True)
-    with held(path, lambda: console.print(f"A provisioning works on {path}; waiting for it …")):
+    with locked_folder(path, lambda: console.print(f"A provisioning works on {path}; waiting for it …")):
         file = EnvFile.read(path)
         if file.text is None:
             raise StartError(f"{path}: no such file; name it with --env-file")
@@ -85,7 +87,7 @@ def run_clear(path: Path) -> None:
             console.print(f"warning: {path} has no ids or keys to clear.")
 
 
-def _of_stack(folder: Path) -> Source:
+def _stack_source(folder: Path) -> Source:
     stack = StateFolder(folder).read_stack()
     if stack is None:
         raise StartError(f"no stack is ready on {folder}; start it: propeller up --state {folder}")
@@ -95,7 +97,7 @@ def _of_stack(folder: Path) -> Source:
     return Source(urls, admin["username"], admin["password"], f"{folder}/stack.json", stack["clients"])
 
 
-def _of_environment(url: str | None, file: EnvFile) -> Source:
+def _environment_source(url: str | None, file: EnvFile) -> Source:
     values = file.values
     url = url or f"http://localhost:{os.environ.get(_PORT) or values.get(_PORT) or DEFAULT_PORT}"
     if not _is_address(url):
@@ -106,8 +108,8 @@ def _of_environment(url: str | None, file: EnvFile) -> Source:
         str(file.path): values.get(_PASSWORD),
         "the guide, as none is set": DEFAULT_PASSWORD,
     }
-    said_by, password = next((by, password) for by, password in passwords.items() if password)
-    return Source((url, url, url, url), username, password, said_by)
+    password_from, password = next((source, password) for source, password in passwords.items() if password)
+    return Source((url, url, url, url), username, password, password_from)
 
 
 def _is_address(url: str) -> bool:
@@ -121,37 +123,55 @@ def _is_address(url: str) -> bool:
 async def _provision(source: Source, path: Path, console: Console, *, rotate: bool, wait_s: float) -> Outcome:
     api = IdentityApi(*source.urls, timeout=TIMEOUT_S)
     try:
-        await _wait(source.urls[0], console, wait_s)
+        await _wait_for_identity(source.urls[0], console, wait_s)
         await _login(api, source)
         return await EnvProvisioner(api, path, rotate, source.known).run()
     finally:
         await api.aclose()
 
 
-async def _wait(url: str, console: Console, wait_s: float) -> None:
+class _NotHealthyError(Exception):
+    """Identity does not answer as it should; the text says how."""
+
+
+async def _wait_for_identity(url: str, console: Console, wait_s: float) -> None:
     """Wait until the identity service answers.
 
     Raises:
         StartError: it does not, in so many seconds.
     """
-    end, told = time.monotonic() + wait_s, False
+    told = False
+
+    def tell(_error: BaseException, _delay: float) -> None:
+        nonlocal told
+        if not told:
+            console.print(f"Waiting for identity at {url}, up to {wait_s:g} s …")
+            told = True
+
     async with httpx.AsyncClient(timeout=HEALTH_S, trust_env=False) as http:
-        while True:
+
+        async def ask() -> None:
             try:
                 if (await http.get(f"{url}/health")).status_code in {200, 404}:
                     return
-                reason = "it is not healthy"
             except httpx.HTTPError as error:
-                reason = str(error) or type(error).__name__
-            if time.monotonic() >= end:
-                raise StartError(
-                    f"identity does not answer at {url} ({reason}); start it ('propeller up', or the service identity "
-                    "of deploy/compose.yaml), or say where it is with --identity-url or --state"
-                )
-            if not told:
-                console.print(f"Waiting for identity at {url}, up to {wait_s:g} s …")
-                told = True
-            await asyncio.sleep(min(PAUSE_S, max(0.0, end - time.monotonic())))
+                raise _NotHealthyError(str(error) or type(error).__name__) from None
+            raise _NotHealthyError("it is not healthy")
+
+        try:
+            await retry(
+                ask,
+                delays=(PAUSE_S,),
+                on=lambda error: isinstance(error, _NotHealthyError),
+                forever=True,
+                timeout_s=wait_s,
+                failed=tell,
+            )
+        except _NotHealthyError as error:
+            raise StartError(
+                f"identity does not answer at {url} ({error}); start it ('propeller up', or the service identity "
+                "of deploy/compose.yaml), or say where it is with --identity-url or --state"
+            ) from None
 
 
 async def _login(api: IdentityApi, source: Source) -> None:
@@ -161,7 +181,7 @@ async def _login(api: IdentityApi, source: Source) -> None:
     except ServiceError as error:
         if error.status == 401:
             raise StartError(
-                f"identity at {url} refuses the user {source.username!r} with the password from {source.said_by}; set "
+                f"identity at {url} refuses the user {source.username!r} with the password from {source.password_from}; set "
                 f"{_USERNAME} and {_PASSWORD} to those it was started with (a stack of 'propeller up': --state DIR)"
             ) from None
         raise StartError(

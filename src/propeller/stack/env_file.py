@@ -4,7 +4,6 @@ What is changed, and how, are the rules of absmach/propeller's provisioning scri
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Self
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import write_durably
 from propeller.process.run import StartError
 
@@ -30,26 +30,27 @@ def default_env_file() -> Path:
 
 
 @contextlib.contextmanager
-def held(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Keep others who call this from a file's folder for the length of the block; ``waiting`` is told if one is there.
+def locked_folder(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep others who call this from a file's folder for the length of the block; ``on_wait`` is called if it must wait for one.
 
     Raises:
-        StartError: there is no such folder.
+        StartError: there is no such folder, or it cannot be read.
     """
     folder = path.absolute().parent
+    lock = FileLock(folder)
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.scandir(folder).close()  # raises where there is no such folder
+        try:
+            lock.acquire(0)
+        except LockedError:
+            on_wait()
+            lock.acquire()
     except OSError as error:
         raise StartError(f"{path} cannot be written: {folder}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class EnvFile:
     @property
     def values(self) -> dict[str, str]:
         """Every variable with its value; of several lines for one the last counts, and quotes and comments are taken off."""
-        found = _parsed(self.text or "", interpolate=True)
+        found = _parse(self.text or "", interpolate=True)
         return {name: value for name, value in found.items() if value is not None}
 
     def updated(self, values: Mapping[str, str], heading: str = "") -> str:
@@ -113,7 +114,7 @@ class EnvFile:
         """
         missing = dict(values)
 
-        def put(match: re.Match[str]) -> str:
+        def with_value(match: re.Match[str]) -> str:
             name = match["name"]
             if name not in values:
                 return match[0]
@@ -123,12 +124,10 @@ class EnvFile:
             )
             return start + values[name]
 
-        text = _LINE.sub(put, self.text or "")
+        text = _LINE.sub(with_value, self.text or "")
         if missing:
-            text = _appended(
-                text, [heading] * bool(heading) + [f"{name}={missing[name]}" for name in missing]
-            )
-        self._check(text, values)
+            text = _append(text, [heading] * bool(heading) + [f"{name}={missing[name]}" for name in missing])
+        self._check_result(text, values)
         return text
 
     def write(self, text: str, *, backup: bool = True) -> bool:
@@ -147,13 +146,13 @@ class EnvFile:
                 return False
             self.check_writable()
             if backup and self.text is not None:
-                self._put(self.backup, self.text)
-            self._put(self.path, text)
+                self._write(self.backup, self.text)
+            self._write(self.path, text)
         except OSError as error:
             raise StartError(f"{self.path} cannot be written: {error.strerror}") from None
         return True
 
-    def _put(self, path: Path, text: str) -> None:
+    def _write(self, path: Path, text: str) -> None:
         owner = self.path.stat() if self.text is not None else None
         write_durably(path, text.encode(), mode=PRIVATE)
         if owner is not None and os.geteuid() == 0:  # or whose file it is could not read it any more
@@ -165,20 +164,20 @@ class EnvFile:
         return self.path.with_name(f"{self.path.name}.bak")
 
     def check_writable(self) -> None:
-        """See that ``write`` may write, before anything is done that must be written down.
+        """Check that ``write`` may write, before anything is done that must be written down.
 
         Raises:
             StartError: it may not.
         """
-        for place in (self.path, self.path.parent):
-            # The mode is asked too: the superuser may write everywhere, but who takes that right off a file means it.
-            if place.exists() and not (os.access(place, os.W_OK) and place.stat().st_mode & _ANY_WRITE):
+        for path in (self.path, self.path.parent):
+            # The mode counts too: the superuser may write everywhere, but whoever took that right off a file meant it.
+            if path.exists() and not (os.access(path, os.W_OK) and path.stat().st_mode & _ANY_WRITE):
                 raise StartError(
-                    f"{place} is read-only: allow writing (chmod u+w {place}), or name another with --env-file"
+                    f"{path} is read-only: allow writing (chmod u+w {path}), or name another with --env-file"
                 )
 
-    def _check(self, text: str, values: Mapping[str, str]) -> None:
-        found, wanted = _parsed(text), {**_parsed(self.text or ""), **values}
+    def _check_result(self, text: str, values: Mapping[str, str]) -> None:
+        found, wanted = _parse(text), {**_parse(self.text or ""), **values}
         if found != wanted:
             wrong = {
                 name for name in found.keys() | wanted.keys() if found.get(name, 0) != wanted.get(name, 0)
@@ -196,11 +195,11 @@ _LINE = re.compile(
 )
 
 
-def _parsed(text: str, *, interpolate: bool = False) -> dict[str, str | None]:
+def _parse(text: str, *, interpolate: bool = False) -> dict[str, str | None]:
     return dotenv_values(stream=io.StringIO(text), interpolate=interpolate)
 
 
-def _appended(text: str, lines: list[str]) -> str:
+def _append(text: str, lines: list[str]) -> str:
     """Text with lines at its end, apart from what is there, in its own line ends."""
     end = "\r\n" if "\r\n" in text else "\n"
     if text and not text.endswith("\n"):

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from propeller.process.logs import get_logger
+from propeller.process.retry import Backoff
 from propeller.process.run import StartError
 from propeller.stack.serve import PARENT_FD, serve
 
@@ -28,12 +29,14 @@ log = get_logger("supervisor")
 STOP_S = 2.5
 """How long a process may take to end by itself, in seconds."""
 
-RESTART_DELAYS = (0.2, 1.0, 2.0, 5.0, 10.0)
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 10.0
+"""Before a process is started again."""
+
 STEADY_S = 30.0
-"""A process that lived this long starts over with the first delay."""
+"""After a process that lived this long, the next delay is the first again."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class ProcessSpec:
     """How to run a process.
 
@@ -52,25 +55,78 @@ class ProcessSpec:
     forked: bool = True
 
 
-@dataclass
-class _Running:
+@dataclass(frozen=True)
+class StartedProcess:
+    """A process that was started; it may have ended since."""
+
     spec: ProcessSpec
     process: "BaseProcess | subprocess.Popen[bytes]"
     pid: int
     started: float = field(default_factory=time.monotonic)
-    failures: int = 0
 
 
-class Supervisor:
-    """Runs plans until told to stop them."""
+class ProcessStarter:
+    """Starts the processes of services."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["propeller.stack.preload"])
-        self._running: dict[str, _Running] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
         # The write end lives as long as this process: children see the read end close when it dies.
         self._parent_read, self._parent_write = os.pipe()
+
+    def start(self, spec: ProcessSpec) -> StartedProcess:
+        """Start a process; blocks until it is there.
+
+        Raises:
+            StartError: it cannot be started.
+            OSError: likewise.
+            EOFError: the fork server ended while it forked.
+        """
+        spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+        return self._fork(spec) if spec.forked else self._run_interpreter(spec)
+
+    def close(self) -> None:
+        """Free what starting needs; processes that still run end."""
+        os.close(self._parent_write)
+        os.close(self._parent_read)
+
+    def _run_interpreter(self, spec: ProcessSpec) -> StartedProcess:
+        command = [sys.executable, "-m", "propeller.stack.serve", spec.service, str(spec.log_file)]
+        with spec.log_file.open("ab") as output:
+            child = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
+                command,
+                env={**spec.env, PARENT_FD: str(self._parent_read)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[self._parent_read],
+                start_new_session=True,
+            )
+        return StartedProcess(spec, child, child.pid)
+
+    def _fork(self, spec: ProcessSpec) -> StartedProcess:
+        process = self._context.Process(
+            target=_serve_forked,
+            args=(spec.service, dict(spec.env), str(spec.log_file)),
+            name=spec.name,
+            daemon=True,
+        )
+        _ensure_fork_server()
+        process.start()
+        if process.pid is None:
+            raise StartError(f"{spec.name} could not be started")
+        return StartedProcess(spec, process, process.pid)
+
+
+class Supervisor:
+    """Keeps processes running until it is told to end them."""
+
+    def __init__(self, starter: ProcessStarter | None = None) -> None:
+        """``starter`` starts them; it is closed with the supervisor."""
+        self._starter = starter or ProcessStarter()
+        self._running: dict[str, StartedProcess] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._failed: set[str] = set()
 
     @property
     def pids(self) -> dict[str, int]:
@@ -79,28 +135,28 @@ class Supervisor:
 
     async def start(self, spec: ProcessSpec) -> None:
         """Start a process and keep it running."""
-        self._running[spec.name] = await asyncio.to_thread(self._spawn, spec)
+        self._running[spec.name] = await asyncio.to_thread(self._starter.start, spec)
         self._watchers[spec.name] = asyncio.create_task(self._watch(spec.name))
 
     def failed_to_start(self, name: str) -> str | None:
-        """The last error line of a process that ended right after its start, ``None`` while it runs."""
-        running = self._running.get(name)
-        if running is None or running.failures == 0:
+        """The last error in the log of a process that has ended since it was started first, ``None`` if it has not."""
+        if name not in self._running or name not in self._failed:
             return None
-        return last_error(running.spec.log_file) or "it ended without a word; see its log"
+        return (
+            last_error(self._running[name].spec.log_file) or "it ended without an error message; see its log"
+        )
 
     async def close(self, *groups: list[str]) -> None:
         """End the processes of each group, one group after another, then all that still run.
 
-        What does not end in time is killed.
+        A process that does not end in time is killed.
         """
         try:
             for group in groups:
                 await self._stop(group)
         finally:
             await self._stop(list(self._running))
-            os.close(self._parent_write)
-            os.close(self._parent_read)
+            self._starter.close()
 
     async def _stop(self, group: list[str]) -> None:
         for watcher in [self._watchers.pop(name) for name in group if name in self._watchers]:
@@ -112,68 +168,40 @@ class Supervisor:
             _signal(running.pid, signal.SIGTERM)
         await asyncio.gather(*(self._join(running) for running in ending))
 
-    def _spawn(self, spec: ProcessSpec) -> _Running:
-        spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-        if not spec.forked:
-            command = [sys.executable, "-m", "propeller.stack.serve", spec.service, str(spec.log_file)]
-            with spec.log_file.open("ab") as output:
-                child = subprocess.Popen(  # noqa: S603 - our own module, under our own interpreter
-                    command,
-                    env={**spec.env, PARENT_FD: str(self._parent_read)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=[self._parent_read],
-                    start_new_session=True,
-                )
-            return _Running(spec, child, child.pid)
-        process = self._context.Process(
-            target=_child,
-            args=(spec.service, dict(spec.env), str(spec.log_file)),
-            name=spec.name,
-            daemon=True,
-        )
-        _run_fork_server()
-        process.start()
-        if process.pid is None:
-            raise StartError(f"{spec.name} could not be started")
-        return _Running(spec, process, process.pid)
-
     async def _watch(self, name: str) -> None:
+        """Start a process again each time it ends."""
+        backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
         while True:
             running = self._running[name]
             code = await _wait(running.process)
             lived = time.monotonic() - running.started
-            failures = 1 if lived > STEADY_S else running.failures + 1
-            running.failures = failures
-            delay = RESTART_DELAYS[min(failures, len(RESTART_DELAYS)) - 1]
+            if lived > STEADY_S:
+                backoff.reset()
+            self._failed.add(name)
             log.error(
                 "process ended, starting it again",
                 name=name,
                 code=code,
                 lived_s=round(lived, 1),
-                delay_s=delay,
+                delay_s=backoff.delay_s,
             )
-            again = await self._spawn_again(running.spec, delay)
-            again.failures = failures
-            self._running[name] = again
+            self._running[name] = await self._restart(running.spec, backoff)
 
-    async def _spawn_again(self, spec: ProcessSpec, delay: float) -> _Running:
+    async def _restart(self, spec: ProcessSpec, backoff: Backoff) -> StartedProcess:
         """Start a process after a delay, as often as it takes: the fork server may die while it forks."""
         while True:
-            await asyncio.sleep(delay)
+            await backoff.wait()
             try:
-                return await asyncio.to_thread(self._spawn, spec)
+                return await asyncio.to_thread(self._starter.start, spec)
             except (OSError, EOFError, StartError) as error:
-                delay = RESTART_DELAYS[-1]
                 log.warning(
                     "process cannot be started, trying again",
                     name=spec.name,
                     error=repr(error),
-                    delay_s=delay,
+                    delay_s=backoff.delay_s,
                 )
 
-    async def _join(self, running: _Running) -> None:
+    async def _join(self, running: StartedProcess) -> None:
         try:
             await asyncio.wait_for(_wait(running.process), STOP_S)
         except TimeoutError:
@@ -194,7 +222,7 @@ def last_error(log_file: Path) -> str | None:
     return None
 
 
-def _run_fork_server() -> None:
+def _ensure_fork_server() -> None:
     """Start the fork server with SIGINT blocked: Ctrl-C at a terminal is for this process alone, which ends the others in order."""
     resource_tracker.ensure_running()  # the fork server starts it too, and that unblocks SIGINT
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -210,8 +238,8 @@ def _run_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _child(service: str, env: dict[str, str], log_file: str) -> None:
-    """The first thing in a forked process: its own session, environment and output; then the service."""
+def _serve_forked(service: str, env: dict[str, str], log_file: str) -> None:
+    """What a forked process does: take its own session, environment and output, then serve."""
     os.setsid()
     # A Ctrl-C that came while the process was still in the terminal's group is dropped: its parent ends it in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
