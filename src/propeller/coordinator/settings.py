@@ -11,7 +11,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.mqtt.trouble import Names
-from propeller.process.identity_file import lacking_identity
+from propeller.process.identity_file import missing_identity_variables
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
@@ -88,8 +88,10 @@ class Settings(HttpSettings, MqttTlsSettings):
             SettingsError: naming every variable that is missing or wrong.
         """
         named = given.get("mqtt_username") or os.environ.get("MQTT_USERNAME")
-        lacking = [] if named else lacking_identity("COORDINATOR", given, ("client_id", "client_key"))
-        return super().load(lacking=lacking, **given)
+        missing = (
+            [] if named else missing_identity_variables("COORDINATOR", given, ("client_id", "client_key"))
+        )
+        return super().load(missing=missing, **given)
 
     @property
     def database_place(self) -> str:

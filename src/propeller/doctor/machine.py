@@ -9,7 +9,7 @@ from pathlib import Path
 
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Finding, failed, passed, skipped
-from propeller.process.ports import holder
+from propeller.process.run import listening_process
 from propeller.web.server import is_loopback
 
 MOST_AHEAD_S = 5.0
@@ -71,7 +71,7 @@ def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
-            by = holder(port)
+            by = listening_process(port)
             detail = f"{port} ({name}) is not free: {f'{by} listens there' if by else error.strerror}"
             findings.append(failed("ports", detail, remedy))
     return findings or [passed("ports", f"free: {', '.join(map(str, ports.values()))}")]
@@ -79,7 +79,7 @@ def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:
 
 def listener_on(host: str, port: int) -> str:
     """The program that listens on a port, for a person."""
-    return (holder(port) if is_loopback(host) else None) or f"what listens on {host}:{port}"
+    return (listening_process(port) if is_loopback(host) else None) or f"what listens on {host}:{port}"
 
 
 async def listening(places: Mapping[str, tuple[str, int]]) -> list[str]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.mqtt.broker_settings import Settings
-from propeller.process.ports import cannot_listen
-from propeller.process.run import StartError
+from propeller.process.run import StartError, cannot_listen
 from propeller.process.tls import pair, trust
 
 DEVICES = "DEVICES"

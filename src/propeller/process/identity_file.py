@@ -24,15 +24,15 @@ NAMES = {
 """Field → its keys in the file; in upper case, after a service's prefix, its environment variables."""
 
 
-def lacking_identity(
+def missing_identity_variables(
     prefix: str, known: Mapping[str, Any], fields: Iterable[str] = tuple(NAMES)
 ) -> list[str]:
-    """The variables of an identity that a service lacks, where an identity service is named: nobody connects to its broker without.
+    """The variables of its identity that a service misses. Only where an identity service is named: else a broker may ask for none.
 
     Args:
         prefix: of the variables, as ``PROXY``.
         known: fields that are known already.
-        fields: those that the service cannot do without.
+        fields: those that the service needs.
     """
     if not (known.get("identity_url") or os.environ.get("PROPELLER_IDENTITY_URL")):
         return []
@@ -71,18 +71,18 @@ class IdentityFile:
             SettingsError: naming every variable that is missing or wrong and, if the identity is not complete, what
                 the file lacks and how to get it.
         """
-        found, fault = self._read([name for name in NAMES if not self._is_known(name, given)])
+        found, problem = self._read([name for name in NAMES if not self._is_known(name, given)])
         known = {**found, **given}
         absent = [f"{self.prefix}_{name.upper()}" for name in NAMES if not self._is_known(name, known)]
         try:
-            return settings(lacking=lacking_identity(self.prefix, known), **known)
+            return settings(missing=missing_identity_variables(self.prefix, known), **known)
         except SettingsError as error:
-            # A key that is missing alone may be no fault, as a broker may ask for none; now it is named, too.
+            # A key that alone is missing is no fault, as a broker may ask for none; beside other faults it is named.
             others = [line for line in error.lines if line.partition(":")[0] not in absent]
             if not absent or len(others) == len(error.lines):
                 raise
             lines = [*(f"{variable}: not set" for variable in absent), *others]
-            raise SettingsError(lines, remedy=self._remedy(fault)) from None
+            raise SettingsError(lines, remedy=self._remedy(problem)) from None
 
     def _read(self, absent: list[str]) -> tuple[dict[str, str], str]:
         """What the file has of the absent fields, and what it lacks."""
@@ -102,12 +102,12 @@ class IdentityFile:
         if not isinstance(table, dict):
             return {}, "the file has no such section"
         found = {name: next((table[key] for key in NAMES[name] if table.get(key)), None) for name in absent}
-        lacking = ", ".join(name for name, value in found.items() if value is None)
-        return {name: str(value) for name, value in found.items() if value is not None}, f"it lacks {lacking}"
+        missing = ", ".join(name for name, value in found.items() if value is None)
+        return {name: str(value) for name, value in found.items() if value is not None}, f"it lacks {missing}"
 
-    def _remedy(self, fault: str) -> str:
+    def _remedy(self, problem: str) -> str:
         where = f"section [{self.section}] of {self.path} ({', '.join(NAMES)})"
-        return f"{PROVISION}; or write them into {where}: {fault}"
+        return f"{PROVISION}; or write them into {where}: {problem}"
 
     def _is_known(self, name: str, known: Mapping[str, Any]) -> bool:
         return name in known or _is_set(self.prefix, name)

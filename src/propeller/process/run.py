@@ -1,6 +1,7 @@
-"""Run an async service until it ends or a signal asks it to."""
+"""Run an async service until it ends or a signal asks it to; the errors of one that cannot start."""
 
 import asyncio
+import errno
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,10 @@ Main = Callable[[asyncio.Event], Awaitable[None]]
 """A service: runs until the event is set, then closes what it opened and returns."""
 
 
+class StartError(PropellerError):
+    """A service cannot start; the text says what is wrong and what to do."""
+
+
 def run(main: Main) -> int:
     """Run ``main`` under uvloop where there is one; SIGTERM and SIGINT set its stop event, the second one ends it.
 
@@ -27,9 +32,46 @@ def run(main: Main) -> int:
             runner.run(_until_stopped(main))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
-    except Exception as error:  # noqa: BLE001 - the last one who can say what happened
+    except Exception as error:  # noqa: BLE001 - nothing above this reports it
         return _failed(error)
     return 0
+
+
+def cannot_listen(name: str, host: str, port: int, variable: str, error: OSError) -> StartError:
+    """The error of a service that cannot listen: the port, the process that has it if that can be seen, and the remedy.
+
+    Args:
+        name: of the service.
+        host: the address that it was to listen on.
+        port: the port likewise.
+        variable: the setting that chooses the port; empty if there is none.
+        error: what the system said.
+    """
+    setting = f" ({variable})" if variable else ""
+    if error.errno != errno.EADDRINUSE:
+        return StartError(f"{name}: cannot listen on {host}:{port}{setting}: {error.strerror}")
+    process = listening_process(port)
+    by = f" by {process}" if process else ""
+    other = f"choose another port with {variable}" if variable else "choose another port"
+    return StartError(
+        f"{name}: port {port} is already in use{by}; stop what listens there, or {other} "
+        "(propeller up --ports auto takes free ones)"
+    )
+
+
+def listening_process(port: int) -> str | None:
+    """The process that listens on a port, as far as this user may see it."""
+    import psutil  # for the error alone
+
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+                continue
+            if connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except (psutil.Error, OSError):
+        pass
+    return None
 
 
 def _failed(error: Exception) -> int:
@@ -47,21 +89,17 @@ def _known_cause(error: Exception) -> Exception | None:
     return error if isinstance(error, SettingsError | StartError) else None
 
 
-class StartError(PropellerError):
-    """A service cannot start; the text says what is wrong and what to do."""
-
-
 async def _until_stopped(main: Main) -> None:
     stop = asyncio.Event()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-    def ask() -> None:
+    def stop_or_cancel() -> None:
         if stop.is_set() and task is not None:
             task.cancel()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
+        loop.add_signal_handler(number, stop_or_cancel)
     await main(stop)
 
 

@@ -25,8 +25,8 @@ class SettingsError(PropellerError):
 
     def __init__(self, lines: Sequence[str], *, remedy: str = "") -> None:
         self.lines = list(lines)
-        said = ["settings to correct in the environment:", *lines, *([remedy] if remedy else [])]
-        super().__init__("\n  ".join(said))
+        text = ["settings to correct in the environment:", *lines, *([remedy] if remedy else [])]
+        super().__init__("\n  ".join(text))
 
 
 def parse_duration(value: Any) -> Any:
@@ -60,11 +60,11 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True)
 
     @classmethod
-    def load(cls, *, lacking: Sequence[str] = (), **given: Any) -> Self:
+    def load(cls, *, missing: Sequence[str] = (), **given: Any) -> Self:
         """Read the environment; keyword arguments, by the fields' names, win over it.
 
         Args:
-            lacking: variables that are not set and are needed here, though not everywhere.
+            missing: variables that are not set and are needed here, though not everywhere.
             given: fields that are known already.
 
         Raises:
@@ -73,11 +73,11 @@ class ServiceSettings(BaseSettings):
         try:
             settings = cls(**{_variable(cls, name): value for name, value in given.items()})
         except ValidationError as error:
-            raise _explain(cls, error, lacking) from None
+            raise _explain(cls, error, missing) from None
         except UnreadableError as error:  # a list or an object that is not JSON
             raise SettingsError([str(error)]) from None
-        if lacking:
-            raise _said(dict.fromkeys(lacking, _NOT_SET), [])
+        if missing:
+            raise _settings_error(dict.fromkeys(missing, _NOT_SET), [])
         return settings
 
 
@@ -120,9 +120,9 @@ PROVISION = (
 
 
 def _explain(
-    settings: type[ServiceSettings], error: ValidationError, lacking: Sequence[str]
+    settings: type[ServiceSettings], error: ValidationError, missing: Sequence[str]
 ) -> SettingsError:
-    wrong, others = dict.fromkeys(lacking, _NOT_SET), []
+    wrong, others = dict.fromkeys(missing, _NOT_SET), []
     for item in error.errors(include_input=False, include_url=False):
         text = _NOT_SET if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
         if item["loc"]:
@@ -131,11 +131,11 @@ def _explain(
             )
         else:
             others.append(text)
-    return _said(wrong, others)
+    return _settings_error(wrong, others)
 
 
-def _said(wrong: dict[str, str], others: list[str]) -> SettingsError:
-    """The error: each variable with what is wrong with it, other faults, and where identities come from."""
-    lacks_identity = any(text == _NOT_SET and name.endswith(_IDENTITY) for name, text in wrong.items())
+def _settings_error(wrong: dict[str, str], others: list[str]) -> SettingsError:
+    """Each variable with what is wrong with it, then other faults, then where identities come from."""
+    identity_is_missing = any(text == _NOT_SET and name.endswith(_IDENTITY) for name, text in wrong.items())
     lines = [f"{name}: {text}" for name, text in wrong.items()] + others
-    return SettingsError(lines, remedy=PROVISION if lacks_identity else "")
+    return SettingsError(lines, remedy=PROVISION if identity_is_missing else "")

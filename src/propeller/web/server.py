@@ -11,8 +11,7 @@ from typing import Any
 import uvicorn
 
 from propeller.process.logs import get_logger
-from propeller.process.ports import cannot_listen
-from propeller.process.run import StartError
+from propeller.process.run import StartError, cannot_listen
 from propeller.process.tls import KeyPair
 
 log = get_logger("server")
