@@ -23,7 +23,7 @@ from propeller.identity.api import create_api as create_identity
 from propeller.manager.api import create_api as create_manager
 from propeller.model_registry.api import create_api as create_model_registry
 from propeller.oci.layout import Layout
-from propeller.oci.registry import create_registry
+from propeller.oci_registry.api import create_api
 from propeller.process.settings import HttpSettings
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 from propeller.stack.services import SERVICES, ServiceSpec
@@ -157,7 +157,7 @@ def test_routes_are_those_of_the_api(service: str) -> None:
 
 
 def test_routes_of_the_oci_registry(tmp_path: Path) -> None:
-    app = create_registry(Layout(tmp_path))
+    app = create_api(Layout(tmp_path))
     expected = {
         f"{method} {route.path.replace(':path', '').rstrip('/')}"
         for route in app.routes

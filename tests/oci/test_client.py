@@ -21,7 +21,7 @@ from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.layout import Layout
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference
-from propeller.oci.registry import create_registry
+from propeller.oci_registry.api import create_api
 from support.net import free_port
 from support.registries import LOGIN, basic, debian, embedded, serving, wasm
 
@@ -199,7 +199,7 @@ class TokenRegistry:
         self.asked: list[tuple[str, str | None]] = []
         self.life, self.port = life, token_port
         self.faults: list[int] = []
-        self._inner = create_registry(Layout(folder))
+        self._inner = create_api(Layout(folder))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -419,7 +419,7 @@ async def test_plain_http_where_https_was_asked_for_says_what_to_write(tmp_path:
 
 async def test_transient_faults_are_tried_again(tmp_path: Path) -> None:
     faults = {"HEAD": [503, 429], "GET": [500, 502], "POST": [504], "PUT": [503]}
-    inner = create_registry(Layout(tmp_path))
+    inner = create_api(Layout(tmp_path))
 
     async def flaky(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and faults.get(scope["method"]):

@@ -21,7 +21,7 @@ from propeller.oci.client import RegistryClient
 from propeller.oci.layout import Layout
 from propeller.oci.manifest import digest_of
 from propeller.oci.reference import Reference
-from propeller.oci.registry import create_registry
+from propeller.oci_registry.api import create_api
 from propeller.process.run import StartError
 from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel, Kind
@@ -44,7 +44,7 @@ class CountingRegistry:
         self.asked: Counter[str] = Counter()
         self.gate = asyncio.Event()
         self.gate.set()
-        self._inner = create_registry(Layout(folder))
+        self._inner = create_api(Layout(folder))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -274,7 +274,7 @@ async def test_a_token_is_sent_as_it_is_and_a_namespace_put_before_names(
             header = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
             await Response(status_code=401, headers=header)(scope, receive, send)
         else:
-            await create_registry(Layout(tmp_path / "oci"))(scope, receive, send)
+            await create_api(Layout(tmp_path / "oci"))(scope, receive, send)
 
     async with serving(refuse) as port:
         given = {"authenticate": True, "registry_token": "t"}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from propeller.oci.registry_main import main
-from propeller.oci.registry_settings import Settings
+from propeller.oci_registry.main import main
+from propeller.oci_registry.settings import Settings
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port, wait_port
 

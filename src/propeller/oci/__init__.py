@@ -1,1 +1,1 @@
-"""OCI artifacts: references, a client that pushes and pulls programs, an image-layout folder and a registry over it."""
+"""OCI artifacts: references, a client that pushes and pulls programs and an image-layout folder."""

@@ -357,8 +357,8 @@ SERVICES = (
     ),
     ServiceSpec(
         "oci-registry",
-        "propeller.oci.registry_settings:Settings",
-        "propeller.oci.registry_main:main",
+        "propeller.oci_registry.settings:Settings",
+        "propeller.oci_registry.main:main",
         Stage.SERVICES,
         (Port("oci-registry", 5000, "OCI_REGISTRY_PORT", 5000),),
         _oci_registry,

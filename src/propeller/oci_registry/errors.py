@@ -1,4 +1,4 @@
-"""Errors of the embedded registry, in the form of the distribution specification."""
+"""Errors of the distribution specification, and the checks of what stands in every path."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from starlette.responses import JSONResponse, Response
 from propeller.oci.reference import is_digest, is_repository
 
 
-class SpecError(Exception):
-    """A refusal.
+class DistributionError(Exception):
+    """A refusal, in the form that clients of registries read.
 
     Attributes:
         status: the HTTP status.
         code: one of the specification's codes, as ``BLOB_UNKNOWN``.
-        message: for a person: what is wrong.
+        message: what is wrong, for a person.
+        headers: more headers of the answer.
     """
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
@@ -27,31 +28,33 @@ class SpecError(Exception):
         return JSONResponse(body, self.status, self.headers)
 
 
-def too_large(limit: int) -> SpecError:
+def too_large_error(limit: int) -> DistributionError:
     """413; the connection is closed, as the rest of the body is not read."""
-    return SpecError(413, "SIZE_INVALID", f"the limit is {limit} bytes", {"Connection": "close"})
+    return DistributionError(413, "SIZE_INVALID", f"the limit is {limit} bytes", {"Connection": "close"})
 
 
-def name_of(request: Request) -> str:
+def repository_of(request: Request) -> str:
     """The repository in a request's path.
 
     Raises:
-        SpecError: it is not a repository name.
+        DistributionError: it is not a repository name.
     """
     name = str(request.path_params["name"])
     if not is_repository(name):
-        raise SpecError(
-            400, "NAME_INVALID", f"{name[:200]!r} is not a repository name: lower-case parts and '/'"
+        raise DistributionError(
+            400, "NAME_INVALID", f"{name[:200]!r} is not a repository name: write lower-case parts and '/'"
         )
     return name
 
 
 def check_digest(digest: str) -> str:
-    """Give a digest back.
+    """Return a digest.
 
     Raises:
-        SpecError: it is not one that this registry takes.
+        DistributionError: it is not a sha256 digest.
     """
     if not is_digest(digest):
-        raise SpecError(400, "DIGEST_INVALID", f"{digest[:100]!r} is not sha256: and 64 hexadecimal digits")
+        raise DistributionError(
+            400, "DIGEST_INVALID", f"{digest[:100]!r} is not sha256: and 64 hexadecimal digits"
+        )
     return digest

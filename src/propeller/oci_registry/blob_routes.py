@@ -1,4 +1,4 @@
-"""The embedded registry's blobs: downloads from the disk, uploads to it, never a whole one in memory."""
+"""Blobs: downloads from the disk, uploads to it, never a whole one in memory."""
 
 import asyncio
 import re
@@ -6,79 +6,95 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from propeller.oci.errors import DigestMismatchError
 from propeller.oci.layout import Layout
-from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+from propeller.oci_registry.errors import DistributionError, check_digest, repository_of, too_large_error
 from propeller.process.keyed_locks import KeyedLocks
 
-_BATCH = 1024 * 1024
+_WRITE_BYTES = 1024 * 1024
+"""The size of the pieces in which files are read and written."""
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})")
 
 
 class _BlobResponse(FileResponse):
-    chunk_size = _BATCH
+    chunk_size = _WRITE_BYTES
 
 
-class Blobs:
-    """Handlers of ``/v2/{name}/blobs/…``."""
+def create_routes(layout: Layout, max_blob: int) -> list[Route]:
+    """The routes of ``/v2/{name}/blobs/…``; ``max_blob`` is the largest blob, in bytes."""
+    blobs = _Blobs(layout, max_blob)
+    uploads, upload = "/v2/{name:path}/blobs/uploads", "/v2/{name:path}/blobs/uploads/{upload}"
+    blob = "/v2/{name:path}/blobs/{digest}"
+    return [
+        Route(f"{uploads}/", blobs.start, methods=["POST"]),
+        Route(uploads, blobs.start, methods=["POST"]),
+        Route(upload, blobs.status),
+        Route(upload, blobs.append, methods=["PATCH"]),
+        Route(upload, blobs.finish, methods=["PUT"]),
+        Route(upload, blobs.cancel, methods=["DELETE"]),
+        Route(blob, blobs.get),
+        Route(blob, blobs.delete, methods=["DELETE"]),
+    ]
 
+
+class _Blobs:
     def __init__(self, layout: Layout, max_bytes: int) -> None:
-        """``max_bytes``: the largest blob."""
-        self._layout, self._max = layout, max_bytes
+        self._layout, self._max_bytes = layout, max_bytes
         self._upload_locks = KeyedLocks()  # one request at a time writes to an upload
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD, also of a range."""
-        name_of(request)
+        repository_of(request)
         digest = check_digest(request.path_params["digest"])
         path = self._layout.blob(digest)
         if path is None:
-            raise SpecError(404, "BLOB_UNKNOWN", f"{digest} is not here")
+            raise DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
         headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
         return _BlobResponse(path, media_type="application/octet-stream", headers=headers)
 
     async def delete(self, request: Request) -> Response:
         """DELETE a blob."""
-        name_of(request)
+        repository_of(request)
         digest = check_digest(request.path_params["digest"])
         if not await asyncio.to_thread(self._layout.delete_blob, digest):
-            raise SpecError(404, "BLOB_UNKNOWN", f"{digest} is not here")
+            raise DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
         return Response(status_code=202)
 
-    async def begin(self, request: Request) -> Response:
-        """POST: begin an upload; with ``digest`` the body is all of it; with ``mount`` use what is here already."""
-        name, query = name_of(request), request.query_params
+    async def start(self, request: Request) -> Response:
+        """POST: start an upload; with ``digest`` the body is all of it; with ``mount`` a blob that is here is used."""
+        name, query = repository_of(request), request.query_params
         if (digest := query.get("mount")) and self._layout.blob(check_digest(digest)):
-            return _created(name, digest)
+            return _blob_created(name, digest)
         whole = query.get("digest")
         if whole is not None:
             check_digest(whole)
         upload = await asyncio.to_thread(self._layout.begin_upload)
         if whole is None:
-            return _accepted(name, upload, 0)
+            return _upload_status(name, upload, 0)
         return await self._finish(request, name, upload, whole)
 
     async def status(self, request: Request) -> Response:
-        """GET an upload: how much of it is here."""
-        name, upload, path = self._find(request)
-        return _accepted(name, upload, _size(path), status=204)
+        """GET an upload: how many bytes of it have come."""
+        name, upload, path = self._find_upload(request)
+        return _upload_status(name, upload, _size(path), status=204)
 
     async def append(self, request: Request) -> Response:
         """PATCH: the next bytes."""
-        name, upload, path = self._find(request)
+        name, upload, path = self._find_upload(request)
         async with self._upload_locks.holding(upload):
             size = await self._receive(request, path)
-        return _accepted(name, upload, size)
+        return _upload_status(name, upload, size)
 
     async def finish(self, request: Request) -> Response:
         """PUT: the last bytes, if there are any, and the digest of the whole."""
-        name, upload, _path = self._find(request)
+        name, upload, _path = self._find_upload(request)
         return await self._finish(request, name, upload, check_digest(request.query_params.get("digest", "")))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE an upload."""
-        _name, _upload, path = self._find(request)
+        _name, _upload, path = self._find_upload(request)
         path.unlink(missing_ok=True)
         return Response(status_code=204)
 
@@ -86,49 +102,49 @@ class Blobs:
         async with self._upload_locks.holding(upload):
             path = self._layout.upload(upload)
             if path is None:  # another request finished it while this one waited
-                raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
+                raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
             await self._receive(request, path)
             try:
                 await asyncio.to_thread(self._layout.finish_upload, upload, digest)
             except DigestMismatchError as error:
-                raise SpecError(400, "DIGEST_INVALID", error.cause) from None
-        return _created(name, digest)
+                raise DistributionError(400, "DIGEST_INVALID", error.cause) from None
+        return _blob_created(name, digest)
 
     async def _receive(self, request: Request, path: Path) -> int:
-        """Append the body to an upload's file; gives the size after it."""
+        """Append the body to an upload's file; returns the file's size."""
         size = _size(path)
         asked = request.headers.get("content-range")
         if asked is not None:
             match = _CONTENT_RANGE.fullmatch(asked)
             if match is None or int(match[1]) != size:
-                raise SpecError(
+                raise DistributionError(
                     416, "BLOB_UPLOAD_INVALID", f"expected the bytes from {size} on", {"Range": _range(size)}
                 )
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and size + int(length) > self._max:
-            raise self._refuse(path)
+        if length.isdigit() and size + int(length) > self._max_bytes:
+            raise self._refuse_upload(path)
         with path.open("ab") as file:
             batch = bytearray()
             async for piece in request.stream():
                 batch += piece
                 size += len(piece)
-                if size > self._max:
-                    raise self._refuse(path)
-                if len(batch) >= _BATCH:
+                if size > self._max_bytes:
+                    raise self._refuse_upload(path)
+                if len(batch) >= _WRITE_BYTES:
                     await asyncio.to_thread(file.write, batch)
                     batch = bytearray()
             file.write(batch)
         return size
 
-    def _refuse(self, path: Path) -> SpecError:
+    def _refuse_upload(self, path: Path) -> DistributionError:
         path.unlink()
-        return too_large(self._max)
+        return too_large_error(self._max_bytes)
 
-    def _find(self, request: Request) -> tuple[str, str, Path]:
-        name, upload = name_of(request), str(request.path_params["upload"])
+    def _find_upload(self, request: Request) -> tuple[str, str, Path]:
+        name, upload = repository_of(request), str(request.path_params["upload"])
         path = self._layout.upload(upload)
         if path is None:
-            raise SpecError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; begin another one")
+            raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; start another one")
         return name, upload, path
 
 
@@ -136,12 +152,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _created(name: str, digest: str) -> Response:
+def _blob_created(name: str, digest: str) -> Response:
     headers = {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}
     return Response(status_code=201, headers=headers)
 
 
-def _accepted(name: str, upload: str, size: int, status: int = 202) -> Response:
+def _upload_status(name: str, upload: str, size: int, status: int = 202) -> Response:
     headers = {
         "Location": f"/v2/{name}/blobs/uploads/{upload}",
         "Docker-Upload-UUID": upload,

@@ -1,4 +1,4 @@
-"""The embedded registry's manifests, tags, referrers and catalogue."""
+"""Manifests, tags, referrers and the catalogue."""
 
 import asyncio
 import json
@@ -8,72 +8,88 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from propeller.oci.layout import Layout
 from propeller.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, digest_of
 from propeller.oci.reference import is_digest, is_tag
-from propeller.oci.registry_errors import SpecError, check_digest, name_of, too_large
+from propeller.oci_registry.errors import DistributionError, check_digest, repository_of, too_large_error
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
-MAX_MANIFEST = 4 * 1024 * 1024
-"""In bytes; the specification asks for at least this."""
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+"""The largest manifest; the specification asks for at least this."""
 
-_PAGE = 1000
+_MAX_PAGE = 1000
+"""The most names in one answer."""
 
 _COUNT = re.compile(r"[0-9]{1,18}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.ASCII)
 """RFC 6838, section 4.2; it goes back to clients as a header, so nothing else may."""
 
 
-class Manifests:
-    """Handlers of ``/v2/{name}/manifests/…``, ``tags/list``, ``referrers/…`` and ``/v2/_catalog``."""
+def create_routes(layout: Layout) -> list[Route]:
+    """The routes of ``/v2/{name}/manifests/…``, ``tags/list``, ``referrers/…`` and ``/v2/_catalog``."""
+    manifests = _Manifests(layout)
+    target = "/v2/{name:path}/manifests/{target}"
+    return [
+        Route("/v2/_catalog", manifests.catalog),
+        Route("/v2/{name:path}/tags/list", manifests.tags),
+        Route("/v2/{name:path}/referrers/{digest}", manifests.referrers),
+        Route(target, manifests.get),
+        Route(target, manifests.put, methods=["PUT"]),
+        Route(target, manifests.delete, methods=["DELETE"]),
+    ]
 
+
+class _Manifests:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD by tag or digest."""
-        name, target = name_of(request), _target(request)
+        name, target = repository_of(request), _target(request)
         found = await asyncio.to_thread(self._layout.manifest, name, target)
         path = self._layout.blob(found.digest) if found is not None else None
         if found is None or path is None:
-            raise SpecError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
+            raise DistributionError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
         headers = {"Docker-Content-Digest": found.digest, "ETag": f'"{found.digest}"'}
         data = await asyncio.to_thread(path.read_bytes)
         return Response(data, media_type=found.media_type, headers=headers)
 
     async def put(self, request: Request) -> Response:
         """PUT under a tag or a digest, once everything it names is here."""
-        name, target = name_of(request), _target(request)
-        data = await _small_body(request)
+        name, target = repository_of(request), _target(request)
+        data = await _read_manifest(request)
         if is_digest(target) and digest_of(data) != target:
-            raise SpecError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
+            raise DistributionError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
         document, media_type = _document(data, request.headers.get("content-type", ""))
-        for part in _parts(document):
+        for part in _blobs_of(document):
             if self._layout.blob(part) is None:
-                raise SpecError(404, "MANIFEST_BLOB_UNKNOWN", f"{part} is not here; upload it first")
+                raise DistributionError(
+                    404, "MANIFEST_BLOB_UNKNOWN", f"there is no blob {part}; upload it first"
+                )
         stored = await asyncio.to_thread(self._layout.put_manifest, name, target, media_type, data)
         headers = {
             "Location": f"/v2/{name}/manifests/{stored.digest}",
             "Docker-Content-Digest": stored.digest,
         }
-        if subject := _subject(document):
+        if subject := _subject_of(document):
             headers["OCI-Subject"] = subject
         return Response(status_code=201, headers=headers)
 
     async def delete(self, request: Request) -> Response:
         """DELETE a tag, or a manifest by digest with all its tags."""
-        name, target = name_of(request), _target(request)
+        name, target = repository_of(request), _target(request)
         if not await asyncio.to_thread(self._layout.delete_manifest, name, target):
-            raise SpecError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
+            raise DistributionError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
         return Response(status_code=202)
 
     async def tags(self, request: Request) -> Response:
         """The tags of a repository, in pages."""
-        name = name_of(request)
+        name = repository_of(request)
         tags = await asyncio.to_thread(self._layout.tags, name)
         if tags is None:
-            raise SpecError(404, "NAME_UNKNOWN", f"there is no repository {name}")
+            raise DistributionError(404, "NAME_UNKNOWN", f"there is no repository {name}")
         page, headers = _page(request, tags)
         return JSONResponse({"name": name, "tags": page}, headers=headers)
 
@@ -84,21 +100,21 @@ class Manifests:
 
     async def referrers(self, request: Request) -> Response:
         """The manifests whose ``subject`` is a digest (signatures, for example), as an image index."""
-        name, digest = name_of(request), check_digest(request.path_params["digest"])
+        name, digest = repository_of(request), check_digest(request.path_params["digest"])
         wanted = request.query_params.get("artifactType")
-        found = await asyncio.to_thread(self._referrers, name, digest)
+        found = await asyncio.to_thread(self._find_referrers, name, digest)
         if wanted is not None:
             found = [entry for entry in found if entry.get("artifactType") == wanted]
         headers = {"OCI-Filters-Applied": "artifactType"} if wanted is not None else {}
         index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": found}
         return JSONResponse(index, headers=headers, media_type=IMAGE_INDEX)
 
-    def _referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
+    def _find_referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
         found = []
         for entry in self._layout.manifests(name):
             path = self._layout.blob(entry.digest)
             document = json.loads(path.read_bytes()) if path is not None else {}
-            if _subject(document) == digest:
+            if _subject_of(document) == digest:
                 config = document.get("config")
                 kind = document.get("artifactType") or (config or {}).get("mediaType")
                 fields = {"mediaType": entry.media_type, "digest": entry.digest, "size": entry.size}
@@ -112,43 +128,47 @@ def _target(request: Request) -> str:
     if ":" in target:
         return check_digest(target)
     if not is_tag(target):
-        raise SpecError(400, "MANIFEST_INVALID", f"{target[:150]!r} is not a tag")
+        raise DistributionError(400, "MANIFEST_INVALID", f"{target[:150]!r} is not a tag")
     return target
 
 
-async def _small_body(request: Request) -> bytes:
+async def _read_manifest(request: Request) -> bytes:
     data = bytearray()
     async for piece in request.stream():
         data += piece
-        if len(data) > MAX_MANIFEST:
-            raise too_large(MAX_MANIFEST)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise too_large_error(MAX_MANIFEST_BYTES)
     return bytes(data)
 
 
 def _document(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
-    """The manifest and its media type, which is told by the header, the document, or both alike."""
+    """The manifest and its media type, which the header says, the document, or both alike."""
     try:
         document = decode_object(data)
     except MalformedMessageError as error:
-        raise SpecError(400, "MANIFEST_INVALID", f"the manifest is not a JSON object: {error}") from None
+        raise DistributionError(
+            400, "MANIFEST_INVALID", f"the manifest is not a JSON object: {error}"
+        ) from None
     sent, said = content_type.partition(";")[0].strip(), document.get("mediaType")
     if isinstance(said, str) and sent and said != sent:
-        raise SpecError(
+        raise DistributionError(
             400, "MANIFEST_INVALID", f"the manifest is {said[:100]}, the request says {sent[:100]}"
         )
     media_type = sent or (IMAGE_MANIFEST if said is None else said)
     if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
-        raise SpecError(400, "MANIFEST_INVALID", f"mediaType: {str(media_type)[:100]!r} is not a media type")
+        raise DistributionError(
+            400, "MANIFEST_INVALID", f"mediaType: {str(media_type)[:100]!r} is not a media type"
+        )
     return document, media_type
 
 
-def _parts(document: dict[str, Any]) -> list[str]:
-    """The digests that must be here already: configuration, layers, and the manifests of an index."""
+def _blobs_of(document: dict[str, Any]) -> list[str]:
+    """The digests of what must have been uploaded before: configuration, layers, and the manifests of an index."""
     entries = [document.get("config")]
     for name in ("layers", "manifests"):
         listed = document.get(name)
         if not isinstance(listed, list | None):
-            raise SpecError(400, "MANIFEST_INVALID", f"{name}: must be a list of descriptors")
+            raise DistributionError(400, "MANIFEST_INVALID", f"{name}: must be a list of descriptors")
         entries += listed or []
     parts = []
     for entry in entries:
@@ -156,12 +176,12 @@ def _parts(document: dict[str, Any]) -> list[str]:
             continue
         digest = entry.get("digest") if isinstance(entry, dict) else None
         if not isinstance(digest, str):
-            raise SpecError(400, "MANIFEST_INVALID", "a descriptor in the manifest has no digest")
+            raise DistributionError(400, "MANIFEST_INVALID", "a descriptor in the manifest has no digest")
         parts.append(check_digest(digest))
     return parts
 
 
-def _subject(document: Any) -> str | None:
+def _subject_of(document: Any) -> str | None:
     subject = document.get("subject") if isinstance(document, dict) else None
     digest = subject.get("digest") if isinstance(subject, dict) else None
     return digest if isinstance(digest, str) and is_digest(digest) else None
@@ -169,10 +189,10 @@ def _subject(document: Any) -> str | None:
 
 def _page(request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
     """The names after ``last``, at most ``n``, and the ``Link`` to the next page."""
-    asked, last = request.query_params.get("n", str(_PAGE)), request.query_params.get("last")
+    asked, last = request.query_params.get("n", str(_MAX_PAGE)), request.query_params.get("last")
     if not _COUNT.fullmatch(asked):
-        raise SpecError(400, "PAGINATION_NUMBER_INVALID", f"n must be a number, not {asked[:20]!r}")
-    count = min(int(asked), _PAGE)
+        raise DistributionError(400, "PAGINATION_NUMBER_INVALID", f"n must be a number, not {asked[:20]!r}")
+    count = min(int(asked), _MAX_PAGE)
     rest = [name for name in names if last is None or name > last]
     page = rest[:count]
     if not page or len(rest) <= count:

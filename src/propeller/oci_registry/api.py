@@ -1,6 +1,6 @@
-"""The embedded registry: the OCI distribution specification 1.1 over an image-layout folder.
+"""The embedded registry's HTTP API: the OCI distribution specification 1.1 over an image-layout folder.
 
-It is for machines that have no registry, and holds what ``propeller push``, oras and docker push. All repositories
+It is for machines that have no registry, and keeps what ``propeller push``, oras and docker push. All repositories
 share their blobs, and whoever may use the registry may use all of it.
 """
 
@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
-from propeller.oci.registry_blobs import Blobs
-from propeller.oci.registry_errors import SpecError
-from propeller.oci.registry_manifests import Manifests
+from propeller.oci_registry import blob_routes, manifest_routes
+from propeller.oci_registry.errors import DistributionError
+from propeller.oci_registry.settings import MAX_BLOB_BYTES
 from propeller.process.logs import get_logger
 from propeller.web.auth import Verify
 from propeller.web.errors import status_of
@@ -28,13 +28,10 @@ from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
 log = get_logger("oci-registry")
 
-MAX_BLOB = 1024 * 1024 * 1024
-"""The default limit on a blob, in bytes."""
-
 _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
 
 
-class _Authenticated:
+class _Authentication:
     """ASGI middleware: credentials on everything but ``/health``: the registry's own login, or what identity knows."""
 
     def __init__(self, app: ASGIApp, login: Login | None, verify: Verify | None) -> None:
@@ -45,7 +42,7 @@ class _Authenticated:
         if scope["type"] == "http" and scope["path"] != "/health":
             try:
                 await self._check(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
-            except SpecError as error:
+            except DistributionError as error:
                 await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -59,17 +56,23 @@ class _Authenticated:
                 who = await self._verify(header.decode("latin-1"))
             except PropellerError as error:
                 if not isinstance(error, UnauthenticatedError):
-                    raise SpecError(status_of(error), "UNAVAILABLE", str(error)) from None
+                    raise DistributionError(status_of(error), "UNAVAILABLE", str(error)) from None
                 reason = str(error)
             else:
                 if who.kind == "client" and who.role != "manager" and method not in {"GET", "HEAD"}:
-                    raise SpecError(403, "DENIED", f"client {who.id} is a {who.role}: it may pull, not push")
+                    raise DistributionError(
+                        403, "DENIED", f"client {who.id} is a {who.role}: it may pull, not push"
+                    )
                 return
-        raise SpecError(401, "UNAUTHORIZED", reason, {"WWW-Authenticate": 'Basic realm="propeller"'})
+        raise DistributionError(401, "UNAUTHORIZED", reason, {"WWW-Authenticate": 'Basic realm="propeller"'})
 
 
-def create_registry(
-    layout: Layout, *, login: Login | None = None, verify: Verify | None = None, max_blob: int = MAX_BLOB
+def create_api(
+    layout: Layout,
+    *,
+    login: Login | None = None,
+    verify: Verify | None = None,
+    max_blob: int = MAX_BLOB_BYTES,
 ) -> Starlette:
     """The registry's app; without ``login`` and ``verify`` anyone may use it.
 
@@ -79,7 +82,7 @@ def create_registry(
         verify: checks other credentials with identity: users and managers may push, every client may pull.
         max_blob: the largest blob, in bytes.
     """
-    blobs, manifests, metrics = Blobs(layout, max_blob), Manifests(layout), HttpMetrics("oci-registry")
+    metrics = HttpMetrics("oci-registry")
 
     async def base(_request: Request) -> Response:
         return JSONResponse({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
@@ -90,57 +93,43 @@ def create_registry(
     async def exposition(_request: Request) -> Response:
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    upload = "/v2/{name:path}/blobs/uploads/{upload}"
-    blob, target = "/v2/{name:path}/blobs/{digest}", "/v2/{name:path}/manifests/{target}"
     routes = [
         Route("/health", health),
         Route("/metrics", exposition),
         Route("/v2/", base),
         Route("/v2", base),
-        Route("/v2/_catalog", manifests.catalog),
-        Route("/v2/{name:path}/tags/list", manifests.tags),
-        Route("/v2/{name:path}/referrers/{digest}", manifests.referrers),
-        Route("/v2/{name:path}/blobs/uploads/", blobs.begin, methods=["POST"]),
-        Route("/v2/{name:path}/blobs/uploads", blobs.begin, methods=["POST"]),
-        Route(upload, blobs.status),
-        Route(upload, blobs.append, methods=["PATCH"]),
-        Route(upload, blobs.finish, methods=["PUT"]),
-        Route(upload, blobs.cancel, methods=["DELETE"]),
-        Route(blob, blobs.get),
-        Route(blob, blobs.delete, methods=["DELETE"]),
-        Route(target, manifests.get),
-        Route(target, manifests.put, methods=["PUT"]),
-        Route(target, manifests.delete, methods=["DELETE"]),
+        *manifest_routes.create_routes(layout),
+        *blob_routes.create_routes(layout, max_blob),
     ]
     middleware = [Middleware(Measured, metrics=metrics)]
     if login is not None or verify is not None:
-        middleware.append(Middleware(_Authenticated, login=login, verify=verify))
+        middleware.append(Middleware(_Authentication, login=login, verify=verify))
     handlers: dict[Any, Any] = {
-        SpecError: _refused,
-        HTTPException: _http,
-        ClientDisconnect: _gone,
-        Exception: _unforeseen,
+        DistributionError: _refusal,
+        HTTPException: _http_error,
+        ClientDisconnect: _disconnected,
+        Exception: _unforeseen_error,
     }
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 
 
-async def _refused(_request: Request, error: SpecError) -> Response:
+async def _refusal(_request: Request, error: DistributionError) -> Response:
     return error.response()
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     code = _CODES.get(error.status_code, "UNKNOWN")
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return SpecError(error.status_code, code, message, dict(error.headers or {})).response()
+    return DistributionError(error.status_code, code, message, dict(error.headers or {})).response()
 
 
-async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
-    """Nobody reads this answer; what came of an upload is kept, so that it can go on."""
+async def _disconnected(_request: Request, _error: ClientDisconnect) -> Response:
+    """Nobody reads this answer; the bytes of an upload that have come are kept, so that it can go on."""
     return Response(status_code=400)
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
+async def _unforeseen_error(request: Request, error: Exception) -> Response:
     log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
-    return SpecError(500, "UNKNOWN", "internal error: see the registry's log").response()
+    return DistributionError(500, "UNKNOWN", "internal error: see the registry's log").response()

@@ -22,7 +22,7 @@ from propeller.oci.manifest import (
     digest_of,
     program_manifest,
 )
-from propeller.oci.registry import create_registry
+from propeller.oci_registry.api import create_api
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from propeller.web.auth import Principal
@@ -33,7 +33,7 @@ DIGEST = digest_of(BLOB)
 
 
 def browser(folder: Path, **options: Any) -> httpx.AsyncClient:
-    app = create_registry(Layout(folder), **options)
+    app = create_api(Layout(folder), **options)
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://r"
     )

@@ -1,10 +1,10 @@
-"""The embedded registry as a service."""
+"""The embedded registry's process."""
 
 import asyncio
 
 from propeller.oci.layout import Layout
-from propeller.oci.registry import create_registry
-from propeller.oci.registry_settings import Settings
+from propeller.oci_registry.api import create_api
+from propeller.oci_registry.settings import Settings
 from propeller.process.run import StartError
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
@@ -14,7 +14,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     """Serve the registry until ``stop`` is set.
 
     Raises:
-        StartError: the folder or the port cannot be had, or it would be open to a network.
+        StartError: the folder or the port cannot be used, or the registry would be open to a network.
     """
     login = settings.login
     authenticated = login is not None or settings.auth == "on"
@@ -25,5 +25,5 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         raise StartError(
             f"oci-registry: cannot keep artifacts in {settings.folder}: {error.strerror}; set OCI_REGISTRY_FOLDER"
         ) from None
-    app = create_registry(layout, login=login, verify=verifier(settings), max_blob=settings.max_blob)
+    app = create_api(layout, login=login, verify=verifier(settings), max_blob=settings.max_blob)
     await serve([(Bind("oci-registry", settings.host, settings.port, "OCI_REGISTRY_PORT"), app)], stop)
