@@ -51,6 +51,11 @@ async def test_waits_in_the_order_of_the_delays_and_tells_of_each_failure() -> N
     assert told == [("0", 0.1), ("1", 0.5), ("2", 2.0)]
 
 
+async def test_work_may_be_any_callable_that_returns_an_awaitable() -> None:
+    calls = Calls(UnavailableError("away"))
+    assert await retry(lambda: calls(), delays=(0.1,), on=passes, sleep=calls.sleep) == "done"  # noqa: PLW0108
+
+
 async def test_raises_the_last_error_when_the_tries_are_over() -> None:
     calls, told = Calls(UnavailableError("a"), UnavailableError("b")), []
     with pytest.raises(UnavailableError, match="b"):

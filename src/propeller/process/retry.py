@@ -65,7 +65,11 @@ async def retry(
         sleep=sleep,
         reraise=True,
     )
-    return await retrying(work)
+
+    async def call() -> T:  # tenacity awaits only what a coroutine function returns, and work may be a lambda
+        return await work()
+
+    return await retrying(call)
 
 
 class Backoff:
