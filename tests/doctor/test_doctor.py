@@ -61,6 +61,7 @@ def test_nothing_is_wrong_and_no_session_is_taken_over(up: Up) -> None:
     connects = [log.read_text().count("connected to MQTT broker") for log in logs]
     found = report(up)
     assert (found.code, found.failed, found.skipped) == (0, set(), {})
+    assert "of the 200000 that the broker may keep" in found.line("subscriptions")
     assert connects == [log.read_text().count("connected to MQTT broker") for log in logs]
 
 
@@ -103,6 +104,7 @@ async def test_services_that_hang(up: Up) -> None:
     assert found.skipped == {
         "datasets": "waits for data-store",
         "keys": "waits for identity",
+        "subscriptions": "waits for identity",
         "channel": "waits for keys",
         "image": "waits for proxy",
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from propeller.doctor.broker import subscriptions
 from propeller.doctor.diagnosis import NEED_A_STACK
 from propeller.doctor.facts import Facts
 from propeller.doctor.findings import Status
@@ -273,3 +274,12 @@ def test_two_places_are_too_many(tmp_path: Path) -> None:
     done = propeller("doctor", "--state", str(tmp_path), "--env-file", str(tmp_path / ".env"))
     assert done.returncode == 2
     assert "not with --state" in done.stderr
+
+
+def test_subscriptions_near_their_limit() -> None:
+    limit = "raise BROKER_MAX_SUBSCRIPTIONS"
+    for count, status in ((0, Status.PASS), (799, Status.PASS), (800, Status.FAIL), (1000, Status.FAIL)):
+        (found,) = subscriptions(Facts(subscriptions=(count, 1000)))
+        assert (found.status, found.detail) == (status, f"{count} of the 1000 that the broker may keep")
+        assert found.fix.startswith(limit) is (status is Status.FAIL)
+    assert [one.status for one in subscriptions(Facts())] == [Status.SKIP]

@@ -63,6 +63,12 @@ class Site:
         async with Broker(self.broker), self.open() as identity:
             yield identity, await provision(identity)
 
+    @contextlib.asynccontextmanager
+    async def running_again(self) -> AsyncIterator[Identity]:
+        """The same broker and identity later: what was provisioned is there."""
+        async with Broker(self.broker), self.open() as identity:
+            yield identity
+
     def client(self, client_id: str, key: str, mqtt_id: str | None = None, **options: Any) -> aiomqtt.Client:
         """An MQTT client that is not connected yet."""
         return aiomqtt.Client(

@@ -6,13 +6,15 @@ import aiomqtt
 
 from propeller.doctor.accounts import Accounts
 from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, failed, passed, waits_for
+from propeller.doctor.findings import Finding, failed, passed, skipped, waits_for
 from propeller.doctor.link import NoBrokerError, RefusedError, connected
 from propeller.doctor.machine import listener_on
 from propeller.doctor.target import Client, Target
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 
 _AT_ONCE = 20
+_NEAR_LIMIT = 0.8
+"""The share of the broker's subscriptions from which on it is time to raise their limit."""
 
 
 class Broker:
@@ -84,6 +86,21 @@ class Broker:
             except aiomqtt.MqttError as error:
                 raise NoBrokerError(f"the connection as {client.name} was lost: {error}") from None
         (self._facts.placed if allowed else self._facts.displaced).append(client)
+
+
+def subscriptions(facts: Facts) -> list[Finding]:
+    """Whether the broker has room for more subscriptions, as identity counts them."""
+    if facts.subscriptions is None:
+        return [skipped("subscriptions", "identity has not counted them yet")]
+    count, limit = facts.subscriptions
+    detail = f"{count} of the {limit} that the broker may keep"
+    if count < _NEAR_LIMIT * limit:
+        return [passed("subscriptions", detail)]
+    fix = (
+        "raise BROKER_MAX_SUBSCRIPTIONS of the broker, or shorten identity's BROKER_SESSION_EXPIRY so that the "
+        "sessions of absent clients end sooner; then restart it"
+    )
+    return [failed("subscriptions", detail, fix)]
 
 
 def _needed(client: Client) -> str:

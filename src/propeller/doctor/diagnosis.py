@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from propeller.doctor import broker as broker_checks
 from propeller.doctor import machine
 from propeller.doctor.accounts import Accounts
 from propeller.doctor.broker import Broker
@@ -25,6 +26,7 @@ NEED_A_STACK = (
     *HTTP_SERVICES,
     "keys",
     "channel",
+    "subscriptions",
     "manager mqtt",
     "proplets",
     "rounds",
@@ -95,6 +97,9 @@ def _checks(
     async def disk() -> list[Finding]:
         return machine.disk(target.folder)
 
+    async def subscriptions() -> list[Finding]:
+        return broker_checks.subscriptions(facts)
+
     async def clocks() -> list[Finding]:
         return machine.clocks(facts)
 
@@ -112,6 +117,7 @@ def _checks(
         ),
         check("keys", broker.keys, "broker", "identity"),
         check("channel", broker.channel, after=("keys",)),
+        check("subscriptions", subscriptions, "identity"),
         check("manager mqtt", fleet.connection, "manager", "broker", after=("channel",)),
         check("proplets", fleet.proplets, "manager mqtt"),
         check("rounds", learning.rounds, "coordinator"),

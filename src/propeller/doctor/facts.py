@@ -13,6 +13,7 @@ class Facts:
     Attributes:
         clocks: by service, how many seconds its clock is ahead of this machine's.
         identity_away: identity says that it has no connection to the broker.
+        subscriptions: how many of QoS 1 and 2 the broker has, and how many it may have; ``None`` while identity does not say.
         placed: clients that the broker lets in, and into their channel.
         displaced: clients that it lets in, but not into their channel.
         refused: clients that it does not let in.
@@ -22,6 +23,7 @@ class Facts:
 
     clocks: dict[str, float] = field(default_factory=dict)
     identity_away: bool = False
+    subscriptions: tuple[int, int] | None = None
     placed: list[Client] = field(default_factory=list)
     displaced: list[Client] = field(default_factory=list)
     refused: list[Client] = field(default_factory=list)

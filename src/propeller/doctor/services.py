@@ -40,7 +40,11 @@ class Services:
                 return [self._failed("identity", error)]
             if _status(answer) not in _HEALTHY:
                 return [self._foreign("identity", url)]
-            self._facts.identity_away = answer.json().get("broker") == "away"
+            health = answer.json()
+            self._facts.identity_away = health.get("broker") == "away"
+            counts = (health.get("subscriptions"), health.get("max_subscriptions"))
+            if all(isinstance(count, int) for count in counts):
+                self._facts.subscriptions = counts
         return [passed("identity", f"{', '.join(self._target.identity.values())} answer")]
 
     async def _answer(self, name: str, url: str) -> httpx.Response:

@@ -58,11 +58,18 @@ def create_api(identity: Identity) -> Any:
         verify=identity.verify,
         open_paths=OPEN,
         max_body=MAX_BODY,
-        health=lambda: {"status": "ok", "broker": "connected" if identity.link.connected else "away"},
+        health=lambda: _health(identity),
     )
     for router in (_logins(identity), _users(identity), _domains(identity), _members(identity)):
         app.include_router(router)
     return app
+
+
+def _health(identity: Identity) -> dict[str, Any]:
+    health: dict[str, Any] = {"status": "ok", "broker": "connected" if identity.link.connected else "away"}
+    if identity.link.connected and (usage := identity.sessions.usage) is not None:
+        health |= {"subscriptions": usage.subscriptions, "max_subscriptions": usage.limit}
+    return health
 
 
 def _logins(identity: Identity) -> Router:

@@ -2,20 +2,19 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine
-from datetime import datetime
 from typing import Any
 
-import nats
+import aiomqtt
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from propeller.identity.broker_api import Listed, close_connection, connections, seconds_ahead
 from propeller.identity.callout import Callout
 from propeller.identity.directory import Directory
-from propeller.mqtt.broker_config import DEVICES
+from propeller.identity.sessions import SessionExpiry
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process.logs import get_logger
 
@@ -26,16 +25,17 @@ RETRY_S = 0.2
 AGAIN_S = (1.0, 4.0)
 """After a revocation the connections are looked at again: one that was just being accepted was not listed yet."""
 
-_FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
-_PAGE = 1024
 _ONE_BY_ONE = 16
 
 
 class BrokerLink:
     """Connects again for ever; use ``async with link.running()``."""
 
-    def __init__(self, url: str, keys: BrokerKeys, callout: Callout, directory: Directory) -> None:
+    def __init__(
+        self, url: str, keys: BrokerKeys, callout: Callout, directory: Directory, sessions: SessionExpiry
+    ) -> None:
         self._url, self._keys, self._callout, self._directory = url, keys, callout, directory
+        self._sessions = sessions
         self._nats: Client | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,7 +76,11 @@ class BrokerLink:
                 await self._connect(client, closed)
                 log.info("connected to the broker", url=self._url)
                 last_reason = ""
-                await closed.wait()
+                watching = asyncio.create_task(self._watch_sessions(client), name="sessions")
+                try:
+                    await closed.wait()
+                finally:
+                    watching.cancel()
                 log.warning("the connection to the broker is lost", url=self._url)
             except Exception as error:  # noqa: BLE001 - whatever it was, without this link nobody can connect
                 if repr(error) != last_reason:  # not at each try
@@ -108,6 +112,16 @@ class BrokerLink:
         await client.subscribe(QUESTIONS, queue="identity", cb=self._asked)
         self._spawn(self._cut(None))
 
+    async def _watch_sessions(self, client: Client) -> None:
+        while True:
+            try:
+                await self._sessions.check(client)
+            except (NatsError, aiomqtt.MqttError) as error:
+                log.warning("the broker's sessions could not be looked at", reason=repr(error))
+            except Exception:
+                log.exception("the broker's sessions could not be looked at")
+            await asyncio.sleep(self._sessions.interval_s)
+
     async def _asked(self, message: Msg) -> None:
         # A task each: one that waits for the database must not hold up the others.
         self._spawn(self._answer(message))
@@ -134,41 +148,32 @@ class BrokerLink:
         filters = [{"user": client_id} for client_id in client_ids or ()] if few else [{}]
         try:
             for chosen in filters:
-                for server, connection in await self._outdated(self._nats, chosen):
-                    await self._kick(self._nats, server, connection)
+                for listed in await self._outdated(self._nats, chosen):
+                    log.info(
+                        "cutting connection",
+                        client_id=listed.info.get("authorized_user"),
+                        mqtt_id=listed.info.get("mqtt_client"),
+                    )
+                    await close_connection(self._nats, listed)
         except NatsError as error:
             log.warning("connections could not be cut", reason=repr(error))
         except Exception:  # the change that asked for it is made, and stays
             log.exception("connections could not be cut")
 
-    async def _kick(self, link: Client, server: str, connection: dict[str, Any]) -> None:
-        log.info(
-            "cutting connection",
-            client_id=connection.get("authorized_user"),
-            mqtt_id=connection.get("mqtt_client"),
-        )
-        order = json.dumps({"cid": connection["cid"]}).encode()
-        await link.request(f"$SYS.REQ.SERVER.{server}.KICK", order, timeout=2)
+    async def _outdated(self, link: Client, chosen: dict[str, str]) -> list[Listed]:
+        """The connections that are older than their client's access."""
+        asked = time.time()
+        return [
+            listed
+            async for listed in connections(link, **chosen)
+            if self._stale(listed, seconds_ahead(listed.now, asked, time.time()))
+        ]
 
-    async def _outdated(self, link: Client, chosen: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
-        """The connections that are older than their client's access, each with its server's id."""
-        outdated, offset, more = [], 0, True
-        while more:
-            more, asked = False, time.time()
-            order = {"auth": True, "acc": DEVICES, "offset": offset, "limit": _PAGE, **chosen}
-            async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", order):
-                found = reply.get("connections") or []
-                more = more or len(found) == _PAGE
-                ahead = _ahead(_seconds(reply["now"]), asked, time.time())
-                outdated += [(str(reply["server_id"]), one) for one in found if self._stale(one, ahead)]
-            offset += _PAGE
-        return outdated
-
-    def _stale(self, connection: dict[str, Any], ahead: float) -> bool:
-        access = self._directory.get(str(connection.get("authorized_user", "")))
+    def _stale(self, listed: Listed, ahead: float) -> bool:
+        access = self._directory.get(str(listed.info.get("authorized_user", "")))
         if access is None or not access.enabled:
             return True
-        return _seconds(connection["start"]) < access.changed_at + ahead
+        return listed.start < access.changed_at + ahead
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -176,33 +181,5 @@ class BrokerLink:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _replies(link: Client, subject: str, order: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """What each server answers: the first soon, the others right after it."""
-    inbox = link.new_inbox()
-    subscription = await link.subscribe(inbox)
-    try:
-        await link.publish(subject, json.dumps(order).encode(), reply=inbox)
-        wait = _FIRST_REPLY_S
-        while True:
-            try:
-                message = await subscription.next_msg(timeout=wait)
-            except nats.errors.TimeoutError:
-                return
-            wait = _NEXT_REPLY_S
-            yield json.loads(message.data)["data"]
-    finally:
-        await subscription.unsubscribe()
-
-
 async def _ignore(_error: Exception) -> None:
     """What nats-py would log; it is raised as well."""
-
-
-def _ahead(now: float, asked: float, answered: float) -> float:
-    """How many seconds the server's clock is ahead of ours at least; 0 if both may be right."""
-    return now - min(max(now, asked), answered)
-
-
-def _seconds(text: str) -> float:
-    """A server's RFC 3339 time as seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()

@@ -4,13 +4,17 @@ nats-server publishes a token with what the client sent, and takes a token back.
 reason.
 """
 
+import time
 from typing import Any
 
 from propeller.identity import claims
 from propeller.identity.directory import Access, Directory
 from propeller.identity.mqtt_ids import MqttIdRefusedError, MqttIds
+from propeller.identity.roles import NOTHING, Role
+from propeller.identity.sessions import SessionExpiry
 from propeller.mqtt.broker_config import DEVICES
 from propeller.mqtt.broker_keys import BrokerKeys
+from propeller.mqtt.credentials import Credentials
 from propeller.process.logs import get_logger
 
 log = get_logger("callout")
@@ -23,8 +27,10 @@ class RefusedError(Exception):
 class Callout:
     """Answers from memory; only an MQTT client id that is new is written down first."""
 
-    def __init__(self, directory: Directory, mqtt_ids: MqttIds, keys: BrokerKeys) -> None:
-        self._directory, self._mqtt_ids, self._keys = directory, mqtt_ids, keys
+    def __init__(
+        self, directory: Directory, mqtt_ids: MqttIds, keys: BrokerKeys, sessions: SessionExpiry
+    ) -> None:
+        self._directory, self._mqtt_ids, self._keys, self._sessions = directory, mqtt_ids, keys, sessions
 
     async def answer(self, request: bytes) -> bytes | None:
         """The token to answer with; ``None`` if the request cannot be read (the broker refuses after its time limit)."""
@@ -59,6 +65,8 @@ class Callout:
         )
         if not client_id or not key:
             raise RefusedError("anonymous: a client id and key are required as user name and password")
+        if self._sessions.is_own_login(Credentials(mqtt_id, client_id, key)):
+            return Access(client_id, Role.DEVICE, "", True, NOTHING, NOTHING, time.time())
         access = self._directory.authenticate(client_id, key)
         if access is None:
             raise RefusedError("the client is unknown or disabled, or the key is wrong")
@@ -69,6 +77,7 @@ class Callout:
         except Exception:
             log.exception("MQTT client id could not be recorded", client_id=client_id)
             raise RefusedError("identity cannot write its database") from None
+        self._sessions.note_connect(mqtt_id)
         # It may have been revoked while its MQTT client id was written.
         current = self._directory.authenticate(client_id, key)
         if current is None:

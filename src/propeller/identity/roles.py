@@ -31,6 +31,9 @@ _NAMES = (
     (re.compile(r"proplet(-.*)?"), Role.PROPLET),
 )
 
+NOTHING: dict[str, Any] = {"deny": [">"]}
+"""The permissions of who may say or hear nothing: an empty list would allow everything."""
+
 DATA = "data"
 """The level of a channel that is left to devices."""
 
@@ -129,8 +132,7 @@ def _proplet_hears(client_id: str, channel: Channel) -> list[str]:
 
 def _allow(filters: Iterable[str]) -> dict[str, Any]:
     allowed = sorted({subject for topic in filters for subject in subjects(topic)})
-    # An empty list would allow everything.
-    return {"allow": allowed} if allowed else {"deny": [">"]}
+    return {"allow": allowed} if allowed else NOTHING
 
 
 def subjects(topic_filter: str) -> list[str]:

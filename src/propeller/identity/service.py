@@ -16,6 +16,7 @@ from propeller.identity.directory import Directory
 from propeller.identity.domains import Domains
 from propeller.identity.keys import Passwords
 from propeller.identity.mqtt_ids import MqttIds
+from propeller.identity.sessions import SessionExpiry
 from propeller.identity.settings import Settings
 from propeller.identity.tables import SCHEMA
 from propeller.identity.throttle import Throttle
@@ -37,6 +38,7 @@ class Identity:
     channels: Channels
     directory: Directory
     link: BrokerLink
+    sessions: SessionExpiry
 
     async def verify(self, authorization: str) -> Principal:
         """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
@@ -73,7 +75,9 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
     )
     database, directory = Database(settings.database), Directory()
     mqtt_ids = MqttIds(database, directory)
-    link = BrokerLink(settings.broker_url, keys, Callout(directory, mqtt_ids, keys), directory)
+    sessions = SessionExpiry(settings.session_expiry_s)
+    callout = Callout(directory, mqtt_ids, keys, sessions)
+    link = BrokerLink(settings.broker_url, keys, callout, directory, sessions)
     changes = Changes(database, directory, link)
     users = Users(database, Passwords(), tokens, Throttle())
     identity = Identity(
@@ -83,6 +87,7 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
         Channels(database, changes),
         directory,
         link,
+        sessions,
     )
     try:
         _make_private(settings.database)

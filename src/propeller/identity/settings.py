@@ -28,3 +28,5 @@ class Settings(ServiceSettings):
     jwt_secret: SecretStr | None = Field(None, alias="IDENTITY_JWT_SECRET", min_length=MIN_SECRET)
     broker_secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
     broker_url: str = Field("nats://127.0.0.1:4222", alias="BROKER_NATS_URL")
+    session_expiry_s: Seconds = Field(86400.0, alias="BROKER_SESSION_EXPIRY", gt=0)
+    """A session on the broker ends when its client has been away for so long; the client then subscribes again."""

@@ -33,6 +33,10 @@ START_S = 60.0
 STOP_S = 2.0
 """How long the server may take to end before it is killed; nothing is lost then, as every write is synchronous."""
 
+_LIMIT_REACHED = "maximum consumers limit reached"
+_REPEAT_S = 60.0
+"""How often it is said that the limit is reached: nats-server says it for each subscription, in seconds."""
+
 _LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] ?(.*)")
 _EXPECTED = (
     "authentication error",
@@ -52,6 +56,7 @@ class Broker:
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=5)
         self._gave_up = asyncio.Event()
+        self._limit_logged_at = -_REPEAT_S
 
     @property
     def pid(self) -> int:
@@ -175,7 +180,19 @@ class Broker:
             self._gave_up.set()
         if level in {"ERR", "FTL"}:
             self._last_lines.append(text)
+        if _LIMIT_REACHED in text:
+            self._log_limit()
         if level == "INF" or any(phrase in text for phrase in _EXPECTED):
             log.debug("nats-server", line=text)
         elif text:
             log.warning("nats-server", line=text)
+
+    def _log_limit(self) -> None:
+        now = time.monotonic()
+        if now - self._limit_logged_at >= _REPEAT_S:
+            self._limit_logged_at = now
+            log.error(
+                "broker refuses subscriptions, it has as many as it may: raise BROKER_MAX_SUBSCRIPTIONS, "
+                "or shorten BROKER_SESSION_EXPIRY",
+                limit=self._settings.max_subscriptions,
+            )

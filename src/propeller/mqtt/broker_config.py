@@ -17,21 +17,34 @@ from propeller.process.tls import pair, trust
 DEVICES = "DEVICES"
 """The NATS account that every MQTT client is in."""
 
+JETSTREAM_API = "devices.JS.API"
+"""Where identity finds the interface of that account's JetStream, which holds the MQTT sessions."""
+
 LOCK_WAIT_S = 3.0
 """How long a broker that is just ending may still hold the folder, in seconds."""
 
-_CONFIG = """\
+ACK_WAIT_S = 10
+"""After this many seconds a message that was not acknowledged is delivered again."""
+
+_SERVER = """\
 # Written at each start. It holds public keys only.
 server_name: propeller
 host: {nats_host}
 port: {nats_port}
 max_payload: 64MB
-jetstream {{ store_dir: {store}, sync_interval: always }}
-mqtt {{ host: {host}, port: {port}, ack_wait: "10s"{tls} }}
+jetstream {{ store_dir: {store}, sync_interval: always, limits {{ default_max_consumers: {max_subscriptions} }} }}
+mqtt {{ host: {host}, port: {port}, ack_wait: "{ack_wait_s}s"{tls} }}
+"""
+# default_max_consumers: of a stream, 1,000 where it is not set; each QoS 1 or 2 subscription of a session is a consumer.
+
+_ACCESS = """\
 system_account: SYS
 accounts {{
-  {devices} {{ jetstream: enabled }}
-  SYS {{ users: [ {{ nkey: {service} }} ] }}
+  {devices} {{ jetstream: enabled, exports: [ {{ service: "$JS.API.STREAM.>", accounts: [ SYS ] }} ] }}
+  SYS {{
+    users: [ {{ nkey: {service} }} ]
+    imports: [ {{ service: {{ account: {devices}, subject: "$JS.API.STREAM.>" }}, to: "{jetstream_api}.STREAM.>" }} ]
+  }}
 }}
 authorization {{
   timeout: 3
@@ -43,16 +56,26 @@ authorization {{
 
 def render(settings: Settings, keys: BrokerKeys) -> str:
     """The server's configuration: who connects is decided by whoever holds the issuer's key, no one is anonymous."""
-    return _CONFIG.format(
+    access = _ACCESS.format(
+        devices=DEVICES,
+        jetstream_api=JETSTREAM_API,
+        service=keys.service_public,
+        issuer=keys.issuer_public,
+    )
+    return render_server(settings) + access
+
+
+def render_server(settings: Settings, ack_wait_s: int = ACK_WAIT_S) -> str:
+    """The part of the configuration that says nothing of access: by itself it lets anyone in."""
+    return _SERVER.format(
         nats_host=json.dumps(settings.nats_host),
         nats_port=settings.nats_port,
         host=json.dumps(settings.host),
         port=settings.port,
+        ack_wait_s=ack_wait_s,
         tls=_tls(settings),
         store=json.dumps(str(settings.state.absolute() / "store")),
-        devices=DEVICES,
-        service=keys.service_public,
-        issuer=keys.issuer_public,
+        max_subscriptions=settings.max_subscriptions,
     )
 
 

@@ -25,5 +25,7 @@ class Settings(ServiceSettings):
     nats_host: str = Field("127.0.0.1", alias="BROKER_NATS_HOST")
     nats_port: int = Field(4222, alias="BROKER_NATS_PORT", ge=1, le=65535)
     state: Path = Field(Path(".propeller/broker"), alias="BROKER_STATE")
+    max_subscriptions: int = Field(200_000, alias="BROKER_MAX_SUBSCRIPTIONS", ge=1)
+    """How many subscriptions of QoS 1 and 2 all sessions may have together, those of clients that are away included."""
     secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
     nats_server: Path | None = Field(None, alias="PROPELLER_NATS_SERVER")

@@ -22,7 +22,15 @@ from propeller.mqtt.credentials import Credentials, Will
 from propeller.mqtt.trouble import Names, Troubles
 from propeller.process.logs import get_logger
 
-__all__ = ["Credentials", "Handler", "NotConnectedError", "Session", "SubscriptionRefusedError", "Will"]
+__all__ = [
+    "Credentials",
+    "Handler",
+    "NotConnectedError",
+    "Session",
+    "SubscriptionLimitError",
+    "SubscriptionRefusedError",
+    "Will",
+]
 
 log = get_logger("mqtt")
 
@@ -41,6 +49,12 @@ class NotConnectedError(UnavailableError):
 
 class SubscriptionRefusedError(RefusedError):
     """The broker does not let this client subscribe to a topic."""
+
+
+class SubscriptionLimitError(SubscriptionRefusedError):
+    """The broker lets this client hear a topic, and cannot keep another subscription of QoS 1 or 2."""
+
+    temporary = True
 
 
 @dataclass(eq=False)
@@ -123,6 +137,7 @@ class Session:
         Raises:
             SubscriptionRefusedError: the broker said no (only when connected; later refusals are logged). It is
                 asked again at the next connect, unless ``unsubscribe`` is called.
+            SubscriptionLimitError: it said no because it has too many subscriptions.
         """
         route = _Route(topic_filter, handler, qos, retained)
         old, self._routes[topic_filter] = self._routes.get(topic_filter), route
@@ -261,18 +276,27 @@ class Session:
     async def _subscribe_all(self, connection: Connection) -> None:
         asked: set[_Route] = set()
         refused: list[str] = []
+        over_limit: list[str] = []
         while missing := [route for route in self._routes.values() if route not in asked]:
             for route in missing:  # more may be added while the broker answers
                 asked.add(route)
                 try:
                     await self._subscribe(connection, route)
+                except SubscriptionLimitError:
+                    over_limit.append(route.topic_filter)
                 except SubscriptionRefusedError:
                     refused.append(route.topic_filter)
         if refused:
             self._troubles.refused(refused)
+        if over_limit:
+            self._troubles.over_limit(over_limit)
 
     async def _subscribe(self, connection: Connection, route: _Route) -> None:
         if not await connection.ask_for(route.topic_filter, route.qos):
+            # SUBACK has one code for every refusal. At QoS 0 the broker keeps nothing, so only a missing right refuses it.
+            if route.qos and await connection.ask_for(route.topic_filter, 0):
+                await connection.unsubscribe(route.topic_filter)
+                raise SubscriptionLimitError(self._troubles.limit_reached([route.topic_filter]))
             raise SubscriptionRefusedError(self._troubles.refusal([route.topic_filter]))
         log.info("subscribed to topic", topic=route.topic_filter)
 

@@ -90,6 +90,19 @@ class Troubles:
         log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
         return text
 
+    def over_limit(self, topics: list[str]) -> None:
+        """Subscriptions were refused because there are too many."""
+        text = self.limit_reached(topics)
+        log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
+
+    def limit_reached(self, topics: list[str]) -> str:
+        """What it means that a subscription is refused at QoS 1 and granted at QoS 0."""
+        return (
+            f"the broker lets client {self._credentials.username or '(anonymous)'} hear {', '.join(topics)}, but cannot keep "
+            "another QoS 1 subscription: raise BROKER_MAX_SUBSCRIPTIONS there, or shorten BROKER_SESSION_EXPIRY, after "
+            "which the sessions of absent clients end; if neither is the cause, the broker's log names it"
+        )
+
     def refusal(self, topics: list[str]) -> str:
         """What a refusal of subscriptions means."""
         return (

@@ -211,7 +211,7 @@ def _broker(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "BROKER_STATE": stack.data(process),
         "BROKER_SECRET": stack.secrets.broker,
-        **_inherited("PROPELLER_NATS_SERVER"),
+        **_inherited("BROKER_MAX_SUBSCRIPTIONS", "PROPELLER_NATS_SERVER"),
     }
 
 
@@ -222,6 +222,7 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
         "IDENTITY_ADMIN_PASSWORD": stack.secrets.admin_password,
         "BROKER_SECRET": stack.secrets.broker,
         "BROKER_NATS_URL": stack.nats,
+        **_inherited("BROKER_SESSION_EXPIRY"),
     }
 
 

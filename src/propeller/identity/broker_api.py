@@ -1,0 +1,126 @@
+"""What identity asks nats-server: its connections, and the JetStream streams in which it keeps MQTT sessions."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from propeller.mqtt.broker_config import DEVICES, JETSTREAM_API
+
+_TIMEOUT_S = 5.0
+_FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
+_PAGE = 1024
+_NOT_FOUND = 404
+
+
+class JetStreamError(NatsError):
+    """JetStream refused a request; the text is its own."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A connection, as a server lists it.
+
+    Attributes:
+        server: the server's id.
+        now: the server's time, in seconds since 1970.
+        info: what it says of the connection.
+    """
+
+    server: str
+    now: float
+    info: dict[str, Any]
+
+    @property
+    def start(self) -> float:
+        """When the connection was made, by the server's clock, in seconds since 1970."""
+        return parse_time(self.info["start"])
+
+
+async def connections(link: Client, **filters: str) -> AsyncIterator[Listed]:
+    """The MQTT connections of every server; ``filters`` are those of nats-server (``user``)."""
+    offset, more = 0, True
+    while more:
+        more = False
+        request = {"auth": True, "acc": DEVICES, "offset": offset, "limit": _PAGE, **filters}
+        async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", request):
+            found = reply.get("connections") or []
+            more = more or len(found) == _PAGE
+            for info in found:
+                yield Listed(str(reply["server_id"]), parse_time(reply["now"]), info)
+        offset += _PAGE
+
+
+async def close_connection(link: Client, listed: Listed) -> None:
+    """Have a server close a connection."""
+    request = json.dumps({"cid": listed.info["cid"]}).encode()
+    await link.request(f"$SYS.REQ.SERVER.{listed.server}.KICK", request, timeout=2)
+
+
+async def max_consumers(link: Client) -> int | None:
+    """How many consumers a stream may have; ``None`` if there is no limit or no server says."""
+    limits = [reply.get("limits") or {} async for reply in _replies(link, "$SYS.REQ.SERVER.PING.JSZ", {})]
+    return min(
+        (int(one["default_max_consumers"]) for one in limits if "default_max_consumers" in one), default=None
+    )
+
+
+async def mqtt_listener(link: Client) -> tuple[str, int]:
+    """The host and port at which a server listens for MQTT.
+
+    Raises:
+        LookupError: no server says.
+    """
+    replies = [reply async for reply in _replies(link, "$SYS.REQ.SERVER.PING.VARZ", {})]
+    for listener in (reply.get("mqtt") for reply in replies):
+        if listener:
+            return str(listener["host"]), int(listener["port"])
+    raise LookupError("no server says where it listens for MQTT")
+
+
+async def jetstream(link: Client, call: str, **request: Any) -> dict[str, Any]:
+    """Call JetStream's interface (``STREAM.INFO.NAME`` …).
+
+    Raises:
+        LookupError: there is no such stream, consumer or message.
+        NatsError: the server does not answer, or refuses.
+    """
+    message = await link.request(f"{JETSTREAM_API}.{call}", json.dumps(request).encode(), timeout=_TIMEOUT_S)
+    answer: dict[str, Any] = json.loads(message.data)
+    if error := answer.get("error"):
+        text = f"{call}: {error.get('description')}"
+        raise LookupError(text) if error.get("code") == _NOT_FOUND else JetStreamError(text)
+    return answer
+
+
+async def _replies(link: Client, subject: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """What each server answers: the first soon, the others right after it."""
+    inbox = link.new_inbox()
+    subscription = await link.subscribe(inbox)
+    try:
+        await link.publish(subject, json.dumps(request).encode(), reply=inbox)
+        wait = _FIRST_REPLY_S
+        while True:
+            try:
+                message = await subscription.next_msg(timeout=wait)
+            except nats.errors.TimeoutError:
+                return
+            wait = _NEXT_REPLY_S
+            yield json.loads(message.data)["data"]
+    finally:
+        await subscription.unsubscribe()
+
+
+def parse_time(text: str) -> float:
+    """A server's RFC 3339 time as seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def seconds_ahead(now: float, asked: float, answered: float) -> float:
+    """How many seconds a server's clock is ahead of ours at least; 0 if both may be right."""
+    return now - min(max(now, asked), answered)

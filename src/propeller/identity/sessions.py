@@ -1,0 +1,155 @@
+"""The MQTT sessions that the broker keeps: how many subscriptions they have, and the end of those nobody comes back to.
+
+nats-server keeps a session until its client asks for a clean one. Its ``consumer_inactive_threshold`` is no way out: it
+removes a session's consumers and leaves the session, and a client that comes back to it receives nothing, not even after
+it subscribes again (2.15.1). So identity does what the client would do: it connects under the client's MQTT id and asks
+for a clean session. A client that comes back in that moment is disconnected, connects again and subscribes.
+"""
+
+import base64
+import json
+import secrets
+import ssl
+import time
+from dataclasses import dataclass
+
+import aiomqtt
+from nats.aio.client import Client
+
+from propeller.identity.broker_api import connections, jetstream, max_consumers, mqtt_listener
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.connection import Connection
+from propeller.mqtt.credentials import Credentials
+from propeller.process.logs import get_logger
+
+log = get_logger("sessions")
+
+RECORDS, MESSAGES = "$MQTT_sess", "$MQTT_msgs"
+"""The streams in which nats-server keeps a record of each session, and the messages that wait for one."""
+
+LONGEST_INTERVAL_S = 60.0
+"""The sessions are looked at this often, or four times in the time after which they end, in seconds."""
+
+_KEEPALIVE_S = 30
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The subscriptions of QoS 1 and 2 of all sessions, and how many there may be (``None``: without limit)."""
+
+    subscriptions: int
+    limit: int | None
+
+
+class SessionExpiry:
+    """Ends sessions whose client has been away for ``expiry_s`` seconds, as far as this process has seen."""
+
+    def __init__(self, expiry_s: float) -> None:
+        self._expiry_s = expiry_s
+        self._mqtt_ids: dict[str, str] = {}
+        self._absent_since: dict[str, float] = {}
+        self._own_login: Credentials | None = None
+        self._tls = False
+        self.usage: Usage | None = None
+        """As last counted; ``None`` before that."""
+
+    @property
+    def interval_s(self) -> float:
+        """How often to look at the sessions, in seconds."""
+        return min(self._expiry_s / 4, LONGEST_INTERVAL_S)
+
+    def note_connect(self, mqtt_id: str) -> None:
+        """Note that a client is let in with an MQTT client id: it is not away."""
+        self._absent_since.pop(mqtt_id, None)
+
+    def is_own_login(self, login: Credentials) -> bool:
+        """Whether this is the connection that is just being made here, to end a session."""
+        own = self._own_login
+        return (
+            own is not None
+            and own.mqtt_id == login.mqtt_id
+            and own.username == login.username
+            and secrets.compare_digest(own.password.encode(), login.password.encode())
+        )
+
+    async def check(self, link: Client) -> None:
+        """Count the subscriptions, and end the sessions whose time is over.
+
+        Raises:
+            NatsError: the broker does not answer, or not as it should.
+            MqttError: it does not let identity end a session.
+        """
+        limit = await max_consumers(link)
+        try:
+            stream = await jetstream(link, f"STREAM.INFO.{MESSAGES}")
+            await self._read_records(link)
+        except LookupError:  # nobody has ever connected
+            self.usage = Usage(0, limit)
+            return
+        self.usage = Usage(stream["state"]["consumer_count"], limit)
+        connected = {listed.info.get("mqtt_client") async for listed in connections(link)}
+        now = time.monotonic()
+        for mqtt_id in self._mqtt_ids.values():
+            if mqtt_id in connected:
+                self.note_connect(mqtt_id)
+            else:
+                self._absent_since.setdefault(mqtt_id, now)
+        overdue = [mqtt_id for mqtt_id, since in self._absent_since.items() if now - since >= self._expiry_s]
+        if overdue:
+            host, port = await mqtt_listener(link)
+            if host in {"0.0.0.0", "::"}:
+                host = (link.connected_url.hostname if link.connected_url else None) or "127.0.0.1"
+            for mqtt_id in overdue:
+                await self._end(host, port, mqtt_id)
+
+    async def _read_records(self, link: Client) -> None:
+        """Learn whose sessions there are."""
+        subjects = await _record_subjects(link)
+        for subject in self._mqtt_ids.keys() - subjects:
+            self._absent_since.pop(self._mqtt_ids.pop(subject), None)
+        for subject in subjects - self._mqtt_ids.keys():
+            try:
+                answer = await jetstream(link, f"STREAM.MSG.GET.{RECORDS}", last_by_subj=subject)
+            except LookupError:  # it ended meanwhile
+                continue
+            self._mqtt_ids[subject] = json.loads(base64.b64decode(answer["message"]["data"]))["id"]
+
+    async def _end(self, host: str, port: int, mqtt_id: str) -> None:
+        """End a session, unless its client was let in meanwhile."""
+        if mqtt_id not in self._absent_since:
+            return
+        self._own_login = Credentials(mqtt_id, "identity", secrets.token_hex(32))
+        try:
+            try:
+                await _clear_session(BrokerAddress(host, port, self._tls), self._own_login)
+            except aiomqtt.MqttError:  # the server does not say whether this port is for TLS
+                await _clear_session(BrokerAddress(host, port, not self._tls), self._own_login)
+                self._tls = not self._tls
+        finally:
+            self._own_login = None
+        self._absent_since.pop(mqtt_id, None)
+        log.info("MQTT session ended, its client was away for too long", mqtt_id=mqtt_id)
+
+
+async def _clear_session(address: BrokerAddress, login: Credentials) -> None:
+    """Connect with a clean session: the broker drops the one that there was."""
+    # No certificate is asked for: the password is good for this connection alone, which may do nothing else.
+    tls = ssl.create_default_context()
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    connection = Connection.to(address, login, will=None, clean=True, keepalive=_KEEPALIVE_S, tls=tls)
+    try:
+        async with connection:
+            pass
+    finally:
+        connection.close_socket()
+
+
+async def _record_subjects(link: Client) -> set[str]:
+    subjects: set[str] = set()
+    while True:
+        answer = await jetstream(link, f"STREAM.INFO.{RECORDS}", subjects_filter=">", offset=len(subjects))
+        page = answer["state"].get("subjects") or {}
+        subjects |= page.keys()
+        if not page or len(subjects) >= answer.get("total", 0):
+            return subjects

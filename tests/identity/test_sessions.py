@@ -1,0 +1,176 @@
+"""The sessions that the broker keeps: many of them, as many as it may keep, and the end of those nobody comes back to."""
+
+import asyncio
+import ssl
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from propeller.identity.service import Identity
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session, SubscriptionLimitError, SubscriptionRefusedError
+from support.certificates import make
+from support.identity import Site, first
+from support.net import eventually
+from support.provisioned import Provisioned
+
+SESSIONS, SUBSCRIPTIONS = 600, 4
+AT_ONCE = 20
+
+
+def topic(made: Provisioned, end: str) -> str:
+    """A topic of the guide's channel."""
+    return f"m/{made.domain_id}/c/{made.channel_id}/{end}"
+
+
+async def handle(_topic: str, _payload: bytes) -> None: ...
+
+
+def session(site: Site, made: Provisioned, name: str) -> Session:
+    """A session of one of the guide's clients."""
+    client = made.clients[name]
+    return Session(
+        BrokerAddress("127.0.0.1", site.broker.port), Credentials(client.id, client.id, client.key)
+    )
+
+
+def expiring(folder: Path, expiry_s: float) -> Site:
+    """A site whose sessions end soon."""
+    site = Site.at(folder)
+    return replace(site, identity=site.identity.model_copy(update={"session_expiry_s": expiry_s}))
+
+
+def subscriptions(identity: Identity) -> int:
+    """How many the broker has, as identity counted them last."""
+    return identity.sessions.usage.subscriptions if identity.sessions.usage else -1
+
+
+async def test_600_sessions_of_4_subscriptions_are_granted(tmp_path: Path) -> None:
+    site = Site.at(tmp_path)
+    async with site.running() as (_identity, made):
+        manager = made.clients["manager"]
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def subscribe(number: int) -> list[int]:
+            async with (
+                slots,
+                site.client(
+                    manager.id, manager.key, f"{manager.id}-{number}", clean_session=False, timeout=60
+                ) as client,
+            ):
+                topics = [topic(made, f"t/{number}/{each}") for each in range(SUBSCRIPTIONS)]
+                codes = await client.subscribe([(each, 1) for each in topics])
+            return [code if isinstance(code, int) else code.value for code in codes]
+
+        begun = time.monotonic()
+        granted = await asyncio.gather(*map(subscribe, range(SESSIONS)))
+        assert granted == [[1] * SUBSCRIPTIONS] * SESSIONS
+        assert time.monotonic() - begun < 120  # 5 s on two cores
+
+
+async def test_the_limit_is_told_apart_from_a_missing_right_and_can_be_raised(tmp_path: Path) -> None:
+    site = Site.at(tmp_path)
+    full = replace(site, broker=site.broker.model_copy(update={"max_subscriptions": 2}))
+    with capture_logs() as logs:
+        async with full.running() as (_identity, made), session(full, made, "manager").running() as manager:
+            assert await manager.wait_connected(10)
+            for number in range(2):
+                await manager.subscribe(topic(made, f"t/{number}"), handle)
+            with pytest.raises(SubscriptionLimitError, match="raise BROKER_MAX_SUBSCRIPTIONS"):
+                await manager.subscribe(topic(made, "t/2"), handle)
+            with pytest.raises(SubscriptionRefusedError, match="check the domain and the channel") as refused:
+                await manager.subscribe("m/another/c/channel/t", handle)
+            assert not isinstance(refused.value, SubscriptionLimitError)
+            await manager.subscribe(topic(made, "t/3"), handle, qos=0)
+    (line,) = [line for line in logs if "BROKER_MAX_SUBSCRIPTIONS" in line["event"]]  # once, for all of them
+    assert line["limit"] == 2
+
+    # The streams that were made under the lower limit take more under the higher one.
+    async with site.running_again() as identity, session(site, made, "manager").running() as manager:
+        assert await manager.wait_connected(10)
+        for number in range(4):
+            await manager.subscribe(topic(made, f"t/{number}"), handle)
+        assert identity.link.connected
+
+
+async def test_a_refusal_after_a_reconnect_names_the_limit(tmp_path: Path) -> None:
+    site = Site.at(tmp_path)
+    full = replace(site, broker=site.broker.model_copy(update={"max_subscriptions": 1}))
+    async with full.running() as (_identity, made):
+        manager = session(full, made, "manager")
+        for number in range(3):
+            await manager.subscribe(topic(made, f"t/{number}"), handle)
+        with capture_logs() as logs:
+            async with manager.running():
+                assert await manager.wait_connected(10)
+        (line,) = [line for line in logs if line["event"] == "MQTT subscription refused"]
+        assert line["topics"] == [topic(made, "t/1"), topic(made, "t/2")]
+        assert "raise BROKER_MAX_SUBSCRIPTIONS" in line["reason"]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_a_session_ends_when_its_client_is_away_for_long_and_begins_anew(
+    tmp_path: Path, qos: int
+) -> None:
+    site = expiring(tmp_path, 1.0)
+    async with site.running() as (identity, made), session(site, made, "proplet-2").running() as stays:
+        assert await stays.wait_connected(10)
+        heard: list[bytes] = []
+
+        async def hear(_topic: str, payload: bytes) -> None:
+            heard.append(payload)
+
+        proplet, other, manager = (made.clients[name] for name in ("proplet-1", "proplet-2", "manager"))
+        await stays.subscribe(topic(made, f"control/manager/start/{other.id}"), hear)
+        start = topic(made, f"control/manager/start/{proplet.id}")
+        async with site.client(proplet.id, proplet.key, clean_session=False) as client:
+            await client.subscribe(start, qos=qos)
+        await eventually(lambda: subscriptions(identity) == 2)
+        async with site.client(manager.id, manager.key) as client:
+            await client.publish(start, b"too old when it is back", qos=qos)
+            await eventually(lambda: subscriptions(identity) == 1)  # that of the client that stays
+            await asyncio.sleep(1.5)  # for longer than the expiry of who stays
+            await client.publish(topic(made, f"control/manager/start/{other.id}"), b"kept", qos=1)
+            await eventually(lambda: heard == [b"kept"])
+            async with site.client(proplet.id, proplet.key, clean_session=False) as back:
+                await back.subscribe(start, qos=qos)
+                await client.publish(start, b"new", qos=qos)
+                assert await first(back) == b"new"
+
+
+async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
+    files = make(tmp_path)
+    site = expiring(tmp_path, 0.4)
+    site = replace(site, broker=site.broker.model_copy(update={"tls_cert": files.cert, "tls_key": files.key}))
+    async with site.running() as (identity, made):
+        proplet = made.clients["proplet-1"]
+        tls = ssl.create_default_context(cafile=files.ca)
+        async with site.client(proplet.id, proplet.key, clean_session=False, tls_context=tls) as client:
+            await client.subscribe(topic(made, f"control/manager/start/{proplet.id}"), qos=1)
+            await eventually(lambda: subscriptions(identity) == 1)
+        await eventually(lambda: subscriptions(identity) == 0)
+
+
+async def test_a_client_that_comes_back_while_its_session_ends_hears(tmp_path: Path) -> None:
+    site = expiring(tmp_path, 0.2)
+    async with site.running() as (_identity, made), session(site, made, "manager").running() as manager:
+        start = topic(made, f"control/manager/start/{made.clients['proplet-1'].id}")
+        heard: set[bytes] = set()
+
+        async def hear(_topic: str, payload: bytes) -> None:
+            heard.add(payload)
+
+        for number in range(20):
+            proplet, sent = session(site, made, "proplet-1"), str(number).encode()
+            await proplet.subscribe(start, hear)
+
+            async def is_heard(sent: bytes = sent) -> bool:
+                await manager.publish(start, sent)
+                return sent in heard
+
+            async with proplet.running():
+                await eventually(is_heard)
+            await asyncio.sleep(0.2 + 0.02 * number)  # how long it is away is what is tested
