@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from propeller.coordinator.aggregation import Aggregation
-from propeller.coordinator.record import Counted, Record
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.store import RoundStore
 from propeller.process.settings import SettingsError
 from support.coordinator import (
@@ -85,7 +85,9 @@ async def test_an_aggregate_that_is_not_of_the_models_shape_is_not_stored(
 async def test_an_update_that_is_gone_fails_the_round(
     peers: tuple[Peers, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("propeller.coordinator.main.Aggregation", functools.partial(Aggregation, delays=()))
+    monkeypatch.setattr(
+        "propeller.coordinator.main.Aggregation", functools.partial(Aggregation, retry_delays=())
+    )
     async with coordinating(environment(tmp_path, peers[1])) as http:
         await configure(http)
         await send(http, "p-1")
@@ -109,7 +111,7 @@ async def test_a_transaction_that_was_committed_although_it_failed(
     save, fail = RoundStore.save, {"p-2", "p-3"}
 
     async def save_and_fail(
-        self: RoundStore, before: Record, after: Record, update: Counted | None = None
+        self: RoundStore, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None = None
     ) -> None:
         await save(self, before, after, update)
         if update is not None and update.proplet_id in fail:
@@ -137,7 +139,7 @@ async def test_a_database_that_fails_when_the_deadline_passes(
             raise failures.pop()
         await save(self, *given)
 
-    monkeypatch.setattr("propeller.coordinator.service.STORE_DELAY_S", 0.01)
+    monkeypatch.setattr("propeller.coordinator.service.STORE_RETRY_DELAY_S", 0.01)
     monkeypatch.setattr(RoundStore, "save", fail_first)
     await configure(http, timeout_s=0.1)
     assert (await ended(http))["reason"].startswith("deadline")

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from propeller.coordinator.intake import Intake
+from propeller.coordinator.mqtt import UpdateReceiver
 from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.mqtt.address import BrokerAddress
@@ -205,28 +205,25 @@ class FailingService:
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, 0
 
-    async def take(self, _incoming: object) -> None:
+    async def accept_update(self, _update: object) -> None:
         self.calls += 1
         if self.calls <= self.failures:
             raise OSError("disk full")
 
 
-async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("propeller.coordinator.intake.LONGEST_DELAY_S", 0.001)
+async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes() -> None:
     payload = json.dumps(update()).encode()
     service = FailingService(1)
-    intake = Intake(service, max_bytes=10_000, delays=(0.0, 0.0))  # type: ignore[arg-type]
-    await intake.take(update_topic("r-1", "p-1"), payload)
+    receiver = UpdateReceiver(service, max_bytes=10_000, retry_delays=(0.0, 0.001))  # type: ignore[arg-type]
+    await receiver.handle(update_topic("r-1", "p-1"), payload)
     assert service.calls == 2
     service.failures = 20
-    await intake.take(update_topic("r-1", "p-1"), payload)
+    await receiver.handle(update_topic("r-1", "p-1"), payload)
     assert service.calls == 21
 
 
 async def test_an_update_over_the_limit_is_not_read() -> None:
     service = FailingService(0)
-    intake = Intake(service, max_bytes=10)  # type: ignore[arg-type]
-    await intake.take(update_topic("r-1", "p-1"), json.dumps(update()).encode())
+    receiver = UpdateReceiver(service, max_bytes=10)  # type: ignore[arg-type]
+    await receiver.handle(update_topic("r-1", "p-1"), json.dumps(update()).encode())
     assert service.calls == 0

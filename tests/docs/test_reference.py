@@ -17,7 +17,7 @@ from typer.main import get_command
 from propeller.aggregator.api import create_api as create_aggregator
 from propeller.cli.app import app as cli
 from propeller.coordinator.api import create_api as create_coordinator
-from propeller.coordinator.metrics import CoordinatorMetrics
+from propeller.coordinator.telemetry import CoordinatorMetrics
 from propeller.data_store.api import create_api as create_data_store
 from propeller.identity.api import create_api as create_identity
 from propeller.manager.api import create_api as create_manager

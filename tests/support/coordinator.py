@@ -23,13 +23,12 @@ from starlette.routing import Route
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
-from propeller.coordinator.journal import Journal
+from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.main import main
-from propeller.coordinator.metrics import CoordinatorMetrics
-from propeller.coordinator.peers import Aggregator, ModelRegistry
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import Settings
 from propeller.coordinator.store import RoundStore
+from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_documents, to_safetensors
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import Blobs
@@ -185,10 +184,12 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
     store, metrics = RoundStore(database), CoordinatorMetrics()
     await store.create()
     async with ServiceClient("nobody", "http://127.0.0.1:1", retry_delays=()) as nobody:
-        registry = ModelRegistry(nobody)
-        registry.remember(0, from_json(BASE))
-        aggregation = Aggregation(Blobs(folder / "updates"), registry, Aggregator(nobody), delays=())
-        service = Coordinator(store, registry, aggregation, Journal(metrics))
+        registry = ModelRegistryClient(nobody)
+        registry.remember_shapes(0, from_json(BASE))
+        aggregation = Aggregation(
+            Blobs(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
+        )
+        service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
         transport = httpx.ASGITransport(create_api(service, metrics, verify=verify))
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield http

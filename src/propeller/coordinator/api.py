@@ -4,19 +4,19 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 
-from propeller.coordinator.metrics import CoordinatorMetrics
 from propeller.coordinator.service import Coordinator
-from propeller.coordinator.updates import read_update
+from propeller.coordinator.telemetry import CoordinatorMetrics
+from propeller.coordinator.updates import decode_update
 from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import CBOR, MAX_WAIT_S, Experiment, ParticipantFailure, model_uri
-from propeller.web.app import MAX_BODY, create_app
+from propeller.web.app import MAX_BODY, Router, create_app
 from propeller.web.auth import Principal, Verify, caller
 
 log = get_logger("coordinator")
 
 Caller = Annotated[Principal, Depends(caller)]
-Wait = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+WaitSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 def create_api(
@@ -28,14 +28,17 @@ def create_api(
 ) -> FastAPI:
     """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
     app = create_app("coordinator", verify=verify, max_body=max_body, metrics=metrics)
-    _add_configuration(app, service)
-    _add_updates(app, service)
-    _add_rounds(app, service)
+    app.include_router(_control_routes(service))
+    app.include_router(_update_routes(service))
+    app.include_router(_round_routes(service))
     return app
 
 
-def _add_configuration(app: FastAPI, service: Coordinator) -> None:
-    @app.post("/experiments", status_code=201)
+def _control_routes(service: Coordinator) -> Router:
+    """What the manager and users do with rounds."""
+    router = Router()
+
+    @router.post("/experiments", status_code=201)
     async def configure(experiment: Experiment, request: Request, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
         ignored = Experiment.unknown_fields(await request.json())
@@ -52,21 +55,28 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
             **({"ignored": ignored} if ignored else {}),
         }
 
-    @app.post("/rounds/{round_id}/retry", status_code=202)
+    @router.post("/rounds/{round_id}/retry", status_code=202)
     async def retry(round_id: str, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
-        return (await service.retry(round_id)).status()
+        return (await service.retry_round(round_id)).status()
 
-    @app.post("/rounds/{round_id}/failures")
-    async def give_up(round_id: str, failure: ParticipantFailure, who: Caller) -> dict[str, Any]:
+    @router.post("/rounds/{round_id}/failures")
+    async def record_failure(round_id: str, failure: ParticipantFailure, who: Caller) -> dict[str, Any]:
         _check_may_control(who)
-        return {"status": "recorded" if await service.give_up(round_id, failure) else "over"}
+        return {"status": "recorded" if await service.record_failure(round_id, failure) else "over"}
 
-    @app.get("/task")
+    return router
+
+
+def _update_routes(service: Coordinator) -> Router:
+    """What participants get and send."""
+    router = Router()
+
+    @router.get("/task")
     async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
         if not round_id:
             raise InvalidError("round_id is required")
-        experiment = (await service.record(round_id)).experiment
+        experiment = (await service.get_round(round_id)).experiment
         hyperparams = experiment.hyperparams
         return {
             "task": {
@@ -77,37 +87,40 @@ def _add_configuration(app: FastAPI, service: Coordinator) -> None:
             }
         }
 
-
-def _add_updates(app: FastAPI, service: Coordinator) -> None:
-    @app.post("/update")
+    @router.post("/update")
     async def update(request: Request, who: Caller) -> dict[str, Any]:
-        return await _take(request.headers.get("content-type"), await request.body(), who)
+        return await accept(request.headers.get("content-type"), await request.body(), who)
 
-    @app.post("/update_cbor")
+    @router.post("/update_cbor")
     async def update_cbor(request: Request, who: Caller) -> dict[str, Any]:
-        return await _take(CBOR, await request.body(), who)
+        return await accept(CBOR, await request.body(), who)
 
-    async def _take(content_type: str | None, body: bytes, who: Principal) -> dict[str, Any]:
-        incoming = await read_update(content_type, body)
-        proplet_id = incoming.header.proplet_id
+    async def accept(content_type: str | None, body: bytes, who: Principal) -> dict[str, Any]:
+        update = await decode_update(content_type, body)
+        proplet_id = update.header.proplet_id
         # The manager checks who calls its own /fl/update, and passes the update on.
         if not who.may_act_for(proplet_id) and who.role != "manager":
             raise RefusedError(f"client {who.id} may not send an update as {proplet_id}")
-        await service.take(incoming)
+        await service.accept_update(update)
         return {"status": "accepted"}
 
+    return router
 
-def _add_rounds(app: FastAPI, service: Coordinator) -> None:
-    @app.get("/rounds")
-    async def rounds(
+
+def _round_routes(service: Coordinator) -> Router:
+    """What rounds there are, and how they stand."""
+    router = Router()
+
+    @router.get("/rounds")
+    async def list_rounds(
         offset: Annotated[int, Query(ge=0, lt=2**63)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        total, found = await service.page(offset, limit)
-        return {"offset": offset, "limit": limit, "total": total, "rounds": found}
+        total, rounds = await service.list_rounds(offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "rounds": rounds}
 
-    @app.get("/rounds/next")
-    async def following() -> dict[str, Any]:
+    @router.get("/rounds/next")
+    async def next_round() -> dict[str, Any]:
         last = await service.last_completed()
         if last is None:
             return {"next_round_available": False, "message": "No completed rounds found"}
@@ -120,16 +133,18 @@ def _add_rounds(app: FastAPI, service: Coordinator) -> None:
             "status": "ready",
         }
 
-    @app.get("/rounds/{round_id}")
+    @router.get("/rounds/{round_id}")
     async def detail(round_id: str) -> dict[str, Any]:
-        return (await service.record(round_id)).detail()
+        return (await service.get_round(round_id)).detail()
 
-    @app.get("/rounds/{round_id}/complete")
+    @router.get("/rounds/{round_id}/complete")
     async def complete(
-        round_id: str, wait_s: Wait = 0.0, updates: Annotated[int | None, Query(ge=0)] = None
+        round_id: str, wait_s: WaitSeconds = 0.0, updates: Annotated[int | None, Query(ge=0)] = None
     ) -> dict[str, Any]:
-        record = await service.wait(round_id, min(wait_s, MAX_WAIT_S), updates)
+        record = await service.wait_for_round(round_id, min(wait_s, MAX_WAIT_S), updates)
         return record.status()
+
+    return router
 
 
 def _check_may_control(who: Principal) -> None:

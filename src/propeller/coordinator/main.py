@@ -2,20 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
 
 from propeller.coordinator.aggregation import Aggregation
-from propeller.coordinator.announcer import Announcer
 from propeller.coordinator.api import create_api
-from propeller.coordinator.intake import Intake
-from propeller.coordinator.journal import Journal
-from propeller.coordinator.metrics import CoordinatorMetrics
-from propeller.coordinator.peers import Aggregator, ModelRegistry
+from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.mqtt import RoundAnnouncer, UpdateReceiver
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import Settings
 from propeller.coordinator.store import RoundStore
+from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.mqtt.session import Session
+from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import Blobs
 from propeller.store.database import Database
@@ -23,7 +20,7 @@ from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
-"""The longest silence of a peer, in seconds: aggregating many large updates takes its time."""
+"""The longest silence of a service, in seconds: aggregating many large updates takes its time."""
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> None:
@@ -35,55 +32,62 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     check_exposure(
         "coordinator", settings.host, authenticated=settings.auth == "on", insecure=settings.insecure
     )
-    async with contextlib.AsyncExitStack() as opened:
+    async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_place)
-        opened.push_async_callback(database.close)
+        stack.push_async_callback(database.close)
         store = RoundStore(database)
         await store.create()
-        credentials = settings.credentials
-        registry = await opened.enter_async_context(
-            ServiceClient(
-                "model registry",
-                settings.model_registry_url,
-                credentials=credentials,
-                timeout=REGISTRY_TIMEOUT_S,
+        registry = ModelRegistryClient(
+            await stack.enter_async_context(
+                ServiceClient(
+                    "model registry",
+                    settings.model_registry_url,
+                    credentials=settings.credentials,
+                    timeout=REGISTRY_TIMEOUT_S,
+                )
             )
         )
-        aggregator = await opened.enter_async_context(
-            ServiceClient(
-                "aggregator", settings.aggregator_url, credentials=credentials, timeout=AGGREGATOR_TIMEOUT_S
+        aggregator = AggregatorClient(
+            await stack.enter_async_context(
+                ServiceClient(
+                    "aggregator",
+                    settings.aggregator_url,
+                    credentials=settings.credentials,
+                    timeout=AGGREGATOR_TIMEOUT_S,
+                )
             )
         )
-        models = ModelRegistry(registry)
-        aggregation = Aggregation(
-            Blobs(settings.blobs_place),
-            models,
-            Aggregator(aggregator),
+        metrics = CoordinatorMetrics()
+        session = _create_session(settings)
+        announcer = RoundAnnouncer(session, store, settings.channel) if session else None
+        service = Coordinator(
+            store,
+            registry,
+            Aggregation(Blobs(settings.blobs_place), registry, aggregator),
+            RoundTelemetry(metrics),
+            announce=announcer.announce if announcer else None,
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,
         )
-        metrics = CoordinatorMetrics()
-        session = _session(settings)
-        announcer = Announcer(session, store, settings.channel) if session else None
-        service = Coordinator(
-            store, models, aggregation, Journal(metrics), announce=announcer.add if announcer else None
-        )
         if announcer is not None:
             await announcer.load()
-        opened.push_async_callback(service.close)
+        stack.push_async_callback(service.close)
         await service.start()
+        background = BackgroundTasks("coordinator")
         if session is not None and announcer is not None:
             # Subscribed first, as the broker sends what waited at once. The connection is not waited for: HTTP is
             # served while the broker is away.
-            await Intake(service, max_bytes=settings.max_bytes).subscribe(session, settings.channel)
-            await opened.enter_async_context(session.running())
-            await opened.enter_async_context(_beside(announcer.run()))
+            receiver = UpdateReceiver(service, max_bytes=settings.max_bytes)
+            await receiver.subscribe(session, settings.channel)
+            await stack.enter_async_context(session.running())
+            background.spawn(announcer.run())
+        stack.push_async_callback(background.close)
+        background.spawn(_answer_waiters(service, stop))
         app = create_api(service, metrics, verify=verifier(settings), max_body=settings.max_bytes)
-        async with _beside(_release(service, stop)):
-            await serve([(Bind("coordinator", settings.host, settings.port, "COORDINATOR_PORT"), app)], stop)
+        await serve([(Bind("coordinator", settings.host, settings.port, "COORDINATOR_PORT"), app)], stop)
 
 
-def _session(settings: Settings) -> Session | None:
+def _create_session(settings: Settings) -> Session | None:
     address = settings.broker_address
     if address is None:
         return None
@@ -92,18 +96,7 @@ def _session(settings: Settings) -> Session | None:
     )
 
 
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` for the length of a block."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _release(service: Coordinator, stop: asyncio.Event) -> None:
+async def _answer_waiters(service: Coordinator, stop: asyncio.Event) -> None:
     """Answer those who wait for rounds when the process is to end: the server waits for open requests."""
     await stop.wait()
-    service.release()
+    service.answer_waiters()

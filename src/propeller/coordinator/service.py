@@ -1,18 +1,17 @@
-"""The coordinator: sets rounds up, takes their updates, and turns each round's updates into one model version."""
+"""The coordinator: sets rounds up, accepts their updates, and turns each round's updates into one model version."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
 from propeller.coordinator.aggregation import Aggregation, AggregationError
-from propeller.coordinator.journal import Journal
-from propeller.coordinator.live import Live, LiveRounds
-from propeller.coordinator.peers import ModelRegistry
-from propeller.coordinator.record import Counted, Record, new_record
+from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.store import RoundStore, StoreConflictError
-from propeller.coordinator.updates import Incoming, read_document
+from propeller.coordinator.telemetry import RoundTelemetry
+from propeller.coordinator.updates import ReceivedUpdate, make_document
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
     Aggregate,
@@ -35,6 +34,7 @@ from propeller.fl.round import (
 )
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
+from propeller.process.retry import retry
 from propeller.protocol.rounds import Experiment, ParticipantFailure, model_version
 
 log = get_logger("coordinator")
@@ -42,8 +42,11 @@ log = get_logger("coordinator")
 RESTART_GRACE_S = 2.0
 """How long a round whose deadline passed while the coordinator was down still collects what waits in the broker."""
 
-STORE_DELAY_S = 1.0
-"""Between tries to store what happened, when the database fails; in seconds."""
+STORE_RETRY_DELAY_S = 1.0
+"""Between tries to store what happened when the database fails, in seconds."""
+
+CLEANUP_INTERVAL_S = 600.0
+"""Between searches for updates that nobody needs any more, in seconds."""
 
 _ERRORS: dict[Verdict, type[PropellerError]] = {
     Verdict.FOREIGN: RefusedError,
@@ -63,44 +66,61 @@ class Coordinator:
     def __init__(
         self,
         store: RoundStore,
-        registry: ModelRegistry,
+        registry: ModelRegistryClient,
         aggregation: Aggregation,
-        journal: Journal,
+        telemetry: RoundTelemetry,
         *,
+        keep_failed_s: float,
+        keep_updates: bool = False,
         announce: Callable[[str, int], None] | None = None,
     ) -> None:
-        """``announce`` takes a completed round's id and model version; without it nobody is told."""
+        """Start nothing yet.
+
+        Args:
+            store: the rounds.
+            registry: knows the base models.
+            aggregation: keeps the updates and makes model versions of them.
+            telemetry: is told what happens.
+            keep_failed_s: how long the updates of a failed round stay, so that it can be retried, in seconds.
+            keep_updates: whether all updates stay for good.
+            announce: takes a completed round's id and model version; without it, rounds are not announced.
+        """
         self._store, self._registry, self._aggregation = store, registry, aggregation
-        self._journal, self._announce = journal, announce
-        self._rounds = LiveRounds(store)
+        self._telemetry, self._announce = telemetry, announce
+        self._keep_updates, self._keep_failed_s = keep_updates, keep_failed_s
+        self._rounds = ActiveRounds(store)
         self._background = BackgroundTasks("coordinator")
-        self._closing = False
+        self._stopping = False
 
     async def start(self) -> None:
         """Go on with every round that was open when the process ended."""
-        for record in await self._store.open():
-            live = self._rounds.add(record)
+        for record in await self._store.load_open():
+            active = self._rounds.add(record)
             log.info("resuming round", round_id=record.round_id, state=record.state.value)
-            self._resume(live)
+            self._resume(active)
             if record.state is RoundState.COLLECTING:
-                self._set_timer(live, max(record.deadline - time.time(), RESTART_GRACE_S))
-        self._background.spawn(self._aggregation.keep_clear(self._store, self._rounds))
+                self._start_timer(active, grace_s=RESTART_GRACE_S)
+        if not self._keep_updates:
+            self._background.spawn_periodic(
+                "removing updates of old rounds", self._remove_old_updates, CLEANUP_INTERVAL_S, at_once=True
+            )
 
-    def release(self) -> None:
+    def answer_waiters(self) -> None:
         """Answer everyone who waits for a round to change: the process is about to end."""
-        self._closing = True
-        self._rounds.notify()
+        self._stopping = True
+        self._rounds.wake_waiters()
 
     async def close(self) -> None:
         """Stop. What is not done yet is done after the next start."""
-        self.release()
-        self._rounds.close()
+        self.answer_waiters()
+        self._rounds.cancel_timers()
         await self._background.close()
 
-    async def configure(self, experiment: Experiment) -> Record:
+    async def configure(self, experiment: Experiment) -> RoundRecord:
         """Set a round up; the same experiment again changes nothing.
 
         Raises:
+            InvalidError: the round's id is reserved.
             ConflictError: the round exists and was asked for differently.
             NotFoundError: its base model does not exist.
             ServiceError: the model registry does not answer.
@@ -108,54 +128,56 @@ class Coordinator:
         round_id = experiment.round_id
         if round_id == "next":
             raise InvalidError("round_id: 'next' is reserved; choose another id")
-        known = self._rounds.held(round_id)
+        known = self._rounds.get(round_id)
         if known is not None:
-            return known.record.same_as(experiment)
+            return known.record.require_same(experiment)
         shapes = await self._registry.shapes(model_version(experiment.model_ref))
-        created = new_record(experiment, shapes, time.time())
-        # Where nobody is told about rounds, nobody waits to be told.
-        opened = step(created.round, RoundConfigured()).round
-        record = replace(created, round=opened, announced=self._announce is None)
+        created = RoundRecord.create(experiment, shapes, time.time())
+        collecting = step(created.round, RoundConfigured()).round
+        record = replace(created, round=collecting, announced=self._announce is None)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
-        live = await self._rounds.create(record)
-        if live is None:
-            return (await self._find(round_id)).record.same_as(experiment)
-        self._set_timer(live, record.deadline - time.time())
-        self._journal.configured(record)
+        active = await self._rounds.create(record)
+        if active is None:
+            return (await self._find(round_id)).record.require_same(experiment)
+        self._start_timer(active)
+        self._telemetry.round_configured(record)
         return record
 
-    async def take(self, incoming: Incoming) -> Verdict:
-        """Count an update: once this returns, it is durable. Updates that do not count raise.
+    async def accept_update(self, update: ReceivedUpdate) -> Verdict:
+        """Accept an update, which is durable once this returns, or raise why it does not count.
 
         Raises:
             NotFoundError: there is no such round.
-            RefusedError: 409, 400 or 422, as the update deserves.
+            RefusedError: its sender is not a participant.
+            ConflictError: it is late, starts from another version, or another one of its sender counts.
+            InvalidError: its tensors are malformed, or do not fit the base model.
         """
         try:
-            verdict = await self._take(incoming)
+            verdict = await self._accept_update(update)
         except PropellerError as error:
-            self._journal.refused(incoming.header, error)
+            if not error.temporary:
+                self._telemetry.update_refused(update.header, error)
             raise
-        self._journal.answered(verdict)
+        self._telemetry.update_accepted(verdict)
         return verdict
 
-    async def give_up(self, round_id: str, failure: ParticipantFailure) -> bool:
-        """Remember that no update is to be expected of a participant; ``False`` if the round collects no more.
+    async def record_failure(self, round_id: str, failure: ParticipantFailure) -> bool:
+        """Remember that no update is expected of a participant; ``False`` if the round collects no more.
 
         Raises:
             NotFoundError: there is no such round.
             RefusedError: it is not a participant.
         """
-        live = await self._find(round_id)
-        async with live.lock:
-            answer = await self._apply(live, ParticipantFailed(failure.proplet_id, failure.reason))
+        active = await self._find(round_id)
+        async with active.lock:
+            answer = await self._apply(active, ParticipantFailed(failure.proplet_id, failure.reason))
         if answer is None:
             raise AssertionError("a failure is always answered")
         if answer.verdict is Verdict.FOREIGN:
             raise RefusedError(answer.reason)
         return answer.verdict.is_positive
 
-    async def record(self, round_id: str) -> Record:
+    async def get_round(self, round_id: str) -> RoundRecord:
         """A round as it is.
 
         Raises:
@@ -163,141 +185,174 @@ class Coordinator:
         """
         return (await self._find(round_id)).record
 
-    async def wait(self, round_id: str, timeout: float, more_than: int | None = None) -> Record:
-        """A round once it is over, or has ``more_than`` so many updates, or after ``timeout`` seconds.
+    async def wait_for_round(
+        self, round_id: str, timeout_s: float, more_than: int | None = None
+    ) -> RoundRecord:
+        """A round once it is over or has more updates than ``more_than``, or as it is after ``timeout_s`` seconds.
 
         Raises:
             NotFoundError: there is none of this id.
         """
 
-        def enough(record: Record) -> bool:
+        def changed_enough(record: RoundRecord) -> bool:
             grown = more_than is not None and len(record.updates) > more_than
-            return grown or record.state.is_over or self._closing
+            return grown or record.state.is_over or self._stopping
 
-        return await (await self._find(round_id)).wait(enough, timeout)
+        return await (await self._find(round_id)).wait_until(changed_enough, timeout_s)
 
-    async def page(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+    async def list_rounds(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rounds there are, and the summaries of some, the newest first."""
-        return await self._store.page(offset, limit)
+        return await self._store.list_summaries(offset, limit)
 
     async def last_completed(self) -> tuple[str, int] | None:
         """The id and the model version of the round that completed last."""
         return await self._store.last_completed()
 
-    async def retry(self, round_id: str) -> Record:
+    async def retry_round(self, round_id: str) -> RoundRecord:
         """Aggregate a failed round's updates after all.
 
         Raises:
             NotFoundError: there is none of this id.
             ConflictError: it has not failed, has too few updates, or they were removed.
         """
-        live = await self._find(round_id)
-        async with live.lock:
-            await self._aggregation.require(live.record)
-            await self._apply(live, RetryRequested())
-            record = live.record
+        active = await self._find(round_id)
+        async with active.lock:
+            failed = active.record.state is RoundState.FAILED
+            if failed and not await self._aggregation.has_updates(active.record):
+                raise ConflictError(
+                    f"round {round_id} cannot be retried: its updates are not there any more, they are kept "
+                    f"for {self._keep_failed_s:g} s after it failed (COORDINATOR_KEEP_FAILED); start a new round"
+                )
+            await self._apply(active, RetryRequested())
+            record = active.record
         if record.state is not RoundState.AGGREGATING:
             raise ConflictError(
                 f"round {round_id} cannot be retried: it is {record.state} with {len(record.updates)} updates"
             )
         return record
 
-    async def _find(self, round_id: str) -> Live:
-        live = await self._rounds.find(round_id)
-        if live is None:
+    async def _find(self, round_id: str) -> ActiveRound:
+        active = await self._rounds.find(round_id)
+        if active is None:
             raise NotFoundError("Round not found")
-        return live
+        return active
 
-    async def _take(self, incoming: Incoming) -> Verdict:
-        header = incoming.header
-        live = await self._rounds.find(header.round_id)
-        if live is None:
+    async def _accept_update(self, update: ReceivedUpdate) -> Verdict:
+        header = update.header
+        active = await self._rounds.find(header.round_id)
+        if active is None:
             raise NotFoundError(
                 f"Round not found: {header.round_id}; configure it first with POST /experiments"
             )
-        base = model_version(header.base_model_uri) if header.base_model_uri else None
-        # First without the tensors: who is foreign, stale or late need not have them read.
-        admission = admit(live.record.round, header.proplet_id, base)
+        base_version = model_version(header.base_model_uri) if header.base_model_uri else None
+        admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
-        document = await read_document(incoming, live.record.shapes)
-        event = UpdateReceived(header.proplet_id, document.digest, base)
-        if header.proplet_id not in live.record.round.accepted:
-            await self._aggregation.put(document)
-        async with live.lock:
-            answer = await self._apply(live, event, Counted.of(header, document, time.time()))
+        document = await make_document(update, active.record.shapes)
+        event = UpdateReceived(header.proplet_id, document.digest, base_version)
+        if header.proplet_id not in active.record.round.accepted:
+            await self._aggregation.store_update(document)
+        async with active.lock:
+            answer = await self._apply(active, event, AcceptedUpdate.of(header, document, time.time()))
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_positive:
-            await self._aggregation.drop(document)
+            await self._aggregation.delete_updates([document.digest])
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
 
     async def _apply(
-        self, live: Live, event: Event, update: Counted | None = None, timings: dict[str, float] | None = None
+        self,
+        active: ActiveRound,
+        event: Event,
+        update: AcceptedUpdate | None = None,
+        timings: dict[str, float] | None = None,
     ) -> Answer | None:
         """Carry out what an event leads to. The caller holds the round's lock."""
-        if live.in_doubt:
-            await self._read_back(live)
-        before, done = live.record, step(live.record.round, event)
+        if active.in_doubt:
+            await self._read_back(active)
+        before, transition = active.record, step(active.record.round, event)
         answer: Answer | None = None
-        for effect in done.effects:
+        for effect in transition.effects:
             match effect:
                 case Persist():
-                    after = before.moved(done.round, time.time(), update, timings or {})
-                    live.in_doubt = True
+                    after = before.advance(transition.round, time.time(), update, timings or {})
+                    active.in_doubt = True
                     await self._store.save(before, after, update)
-                    live.move(after)
-                    self._journal.moved(before, after, update)
+                    active.set_record(after)
+                    self._telemetry.round_changed(before, after, update)
                 case Answer():
                     answer = effect
                 case Aggregate(proplet_ids):
-                    self._background.spawn(self._aggregate(live, proplet_ids))
+                    self._background.spawn(self._aggregate(active, proplet_ids))
                 case AnnounceVersion(version):
                     if self._announce is not None:
-                        self._announce(live.record.round_id, version)
+                        self._announce(active.record.round_id, version)
         return answer
 
-    async def _read_back(self, live: Live) -> None:
+    async def _read_back(self, active: ActiveRound) -> None:
         """Find out what became of a transaction that failed: it may have been committed all the same."""
-        record = await self._store.load(live.record.round_id)
+        record = await self._store.load(active.record.round_id)
         if record is None:
-            raise StoreConflictError(f"round {live.record.round_id} is not in the database any more")
-        moved = record.state is not live.record.state
-        live.move(record)
-        if moved:
-            self._resume(live)
+            raise NotFoundError(f"round {active.record.round_id} is not in the database any more")
+        changed = record.state is not active.record.state
+        active.set_record(record)
+        if changed:
+            self._resume(active)
 
-    def _resume(self, live: Live) -> None:
-        for effect in resume(live.record.round):
+    def _resume(self, active: ActiveRound) -> None:
+        for effect in resume(active.record.round):
             if isinstance(effect, Aggregate):
-                self._background.spawn(self._aggregate(live, effect.proplet_ids))
+                self._background.spawn(self._aggregate(active, effect.proplet_ids))
 
-    def _set_timer(self, live: Live, delay: float) -> None:
+    def _start_timer(self, active: ActiveRound, *, grace_s: float = 0.0) -> None:
         def pass_deadline() -> None:
-            self._background.spawn(self._settle(live, DeadlinePassed()))
+            self._background.spawn(self._apply_until_stored(active, DeadlinePassed()))
 
-        live.timer = asyncio.get_running_loop().call_later(max(0.0, delay), pass_deadline)
+        active.start_timer(max(active.record.deadline - time.time(), grace_s), pass_deadline)
 
-    async def _aggregate(self, live: Live, proplet_ids: tuple[str, ...]) -> None:
+    async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
-            made = await self._aggregation.make(live.record, proplet_ids)
+            new = await self._aggregation.make_version(active.record, proplet_ids)
         except AggregationError as error:
-            await self._settle(live, AggregationFailed(str(error)))
+            await self._apply_until_stored(active, AggregationFailed(str(error)))
         else:
-            await self._settle(live, AggregateStored(made.version), made.timings)
-            await self._aggregation.clear(live.record)
+            await self._apply_until_stored(active, AggregateStored(new.version), new.timings)
+            await self._remove_updates(active.record)
 
-    async def _settle(self, live: Live, event: Event, timings: dict[str, float] | None = None) -> None:
-        """Apply an event that nobody waits for, however long the database takes to take it."""
-        while True:
-            try:
-                async with live.lock:
-                    await self._apply(live, event, timings=timings)
-            except StoreConflictError:
-                raise
-            except Exception:
-                log.exception("could not be stored, trying again", round_id=live.record.round_id)
-                await asyncio.sleep(STORE_DELAY_S)
-            else:
-                return
+    async def _apply_until_stored(
+        self, active: ActiveRound, event: Event, timings: dict[str, float] | None = None
+    ) -> None:
+        """Apply an event that nobody waits for, however long the database takes to accept it."""
+
+        async def apply() -> None:
+            async with active.lock:
+                await self._apply(active, event, timings=timings)
+
+        await retry(
+            apply,
+            delays=(STORE_RETRY_DELAY_S,),
+            forever=True,
+            on=lambda error: not isinstance(error, StoreConflictError | NotFoundError),
+            failed=lambda error, _delay_s: log.error(
+                "could not be stored, trying again", round_id=active.record.round_id, exc_info=error
+            ),
+        )
+
+    async def _remove_updates(self, record: RoundRecord) -> None:
+        """Remove the updates of a round that is over, unless they are to be kept."""
+        if not self._keep_updates:
+            await self._aggregation.delete_updates(update.digest for update in record.updates.values())
+
+    async def _remove_old_updates(self) -> None:
+        """Remove the updates of completed rounds that a crash left, and those of rounds that failed long ago."""
+        digests = await self._aggregation.list_updates()
+        await self._aggregation.delete_updates(await self._store.completed_among(digests))
+        for round_id in await self._store.failed_before(time.time() - self._keep_failed_s, digests):
+            active = await self._rounds.find(round_id)
+            if active is None:
+                continue
+            async with active.lock:  # it may be retried just now
+                if active.record.state is RoundState.FAILED:
+                    await self._remove_updates(active.record)
+                    log.info("updates of a failed round removed", round_id=round_id)

@@ -7,7 +7,8 @@ import sqlalchemy as sa
 import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from propeller.coordinator.record import Counted, Record
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.protocol.rounds import Experiment
 from propeller.store.database import Database
@@ -55,8 +56,11 @@ _failures = sa.Table(
 )
 
 
-class StoreConflictError(Exception):
-    """A round is not in the database as this process left it: another coordinator uses the same database."""
+class StoreConflictError(UnavailableError):
+    """A round is not in the database as this process left it: another coordinator uses the same database.
+
+    The round is read back before its next event, so the same request again is answered by what is stored.
+    """
 
 
 class RoundStore:
@@ -74,7 +78,7 @@ class RoundStore:
         """
         await migrate(self._database, SCHEMA)
 
-    async def add(self, record: Record) -> bool:
+    async def add(self, record: RoundRecord) -> bool:
         """Store a new round; ``False``, and nothing stored, if there is one of its id."""
         row = {
             "round_id": record.round_id,
@@ -83,7 +87,7 @@ class RoundStore:
             "base_version": record.round.plan.base_version,
             "created_at": record.created_at,
             "deadline": record.deadline,
-            **_changing(record),
+            **_mutable_columns(record),
         }
         try:
             async with self._database.transaction() as connection:
@@ -92,8 +96,10 @@ class RoundStore:
             return False
         return True
 
-    async def save(self, before: Record, after: Record, update: Counted | None = None) -> None:
-        """Store what an event changed, with the update that it counted, in one transaction.
+    async def save(
+        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None = None
+    ) -> None:
+        """Store what an event changed, with the update that it accepted, in one transaction.
 
         Raises:
             StoreConflictError: the round is not in the state ``before``.
@@ -116,7 +122,7 @@ class RoundStore:
             moved = await connection.execute(
                 _rounds.update()
                 .where(_rounds.c.round_id == after.round_id, _rounds.c.state == before.state.value)
-                .values(**_changing(after))
+                .values(**_mutable_columns(after))
             )
             if moved.rowcount != 1:
                 raise StoreConflictError(
@@ -124,26 +130,26 @@ class RoundStore:
                     "let only one coordinator use it"
                 )
 
-    async def announced(self, round_id: str) -> None:
-        """Remember that everyone was told about a completed round."""
+    async def mark_announced(self, round_id: str) -> None:
+        """Remember that a completed round was announced."""
         async with self._database.transaction() as connection:
             await connection.execute(
                 _rounds.update().where(_rounds.c.round_id == round_id).values(announced=True)
             )
 
-    async def load(self, round_id: str) -> Record | None:
+    async def load(self, round_id: str) -> RoundRecord | None:
         """A round with its updates; ``None`` if there is none of this id."""
         found = await self._load(_rounds.select().where(_rounds.c.round_id == round_id))
         return found[0] if found else None
 
-    async def open(self) -> list[Record]:
+    async def load_open(self) -> list[RoundRecord]:
         """Every round that is not over, the oldest first."""
         states = [state.value for state in RoundState if not state.is_over]
         return await self._load(
             _rounds.select().where(_rounds.c.state.in_(states)).order_by(_rounds.c.created_at)
         )
 
-    async def page(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
+    async def list_summaries(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rounds there are, and the summaries of some, the newest first."""
         newest = _rounds.select().order_by(_rounds.c.created_at.desc(), _rounds.c.round_id)
         async with self._database.read() as connection:
@@ -157,7 +163,7 @@ class RoundStore:
             )
             counted = {row[0]: row[1] for row in counts}
         return total, [
-            {**_record(row, ()).summary(), "num_updates": counted.get(row.round_id, 0)} for row in rows
+            {**_read_record(row, ()).summary(), "num_updates": counted.get(row.round_id, 0)} for row in rows
         ]
 
     async def last_completed(self) -> tuple[str, int] | None:
@@ -173,7 +179,7 @@ class RoundStore:
         return None if row is None else (row[0], row[1])
 
     async def unannounced(self) -> list[tuple[str, int]]:
-        """Ids and model versions of completed rounds that nobody was told about, in order of their end."""
+        """Ids and model versions of completed rounds that were not announced, in order of their end."""
         chosen = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
             .where(_rounds.c.state == RoundState.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
@@ -182,7 +188,7 @@ class RoundStore:
         async with self._database.read() as connection:
             return [(row[0], row[1]) for row in await connection.execute(chosen)]
 
-    async def completed_of(self, digests: Sequence[str]) -> set[str]:
+    async def completed_among(self, digests: Sequence[str]) -> set[str]:
         """Which of these updates are of completed rounds, by their digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
@@ -196,8 +202,8 @@ class RoundStore:
                 found |= set((await connection.execute(chosen)).scalars())
         return found
 
-    async def failed_of(self, digests: Sequence[str], before: float) -> list[str]:
-        """The rounds of these updates that failed before a moment (Unix seconds), by the updates' digests."""
+    async def failed_before(self, moment: float, digests: Sequence[str]) -> list[str]:
+        """The ids of the rounds that failed before a moment (Unix seconds) and have updates among these digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
             for start in range(0, len(digests), 500):
@@ -205,16 +211,16 @@ class RoundStore:
                     sa.select(_rounds.c.round_id)
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
                     .where(_updates.c.digest.in_(digests[start : start + 500]))
-                    .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < before)
+                    .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < moment)
                 )
                 found |= set((await connection.execute(chosen)).scalars())
         return sorted(found)
 
-    async def _load(self, chosen: "sa.Select[Any]") -> list[Record]:
+    async def _load(self, chosen: "sa.Select[Any]") -> list[RoundRecord]:
         async with self._database.read() as connection:
             rows = (await connection.execute(chosen)).all()
             return [
-                _record(
+                _read_record(
                     row,
                     await _updates_of(connection, row.round_id),
                     await _failures_of(connection, row.round_id),
@@ -223,7 +229,7 @@ class RoundStore:
             ]
 
 
-async def _save_failures(connection: AsyncConnection, before: Record, after: Record) -> None:
+async def _save_failures(connection: AsyncConnection, before: RoundRecord, after: RoundRecord) -> None:
     old, new = before.round.failures, after.round.failures
     for name in old:
         if old[name] != new.get(name):
@@ -251,7 +257,7 @@ async def _updates_of(connection: AsyncConnection, round_id: str) -> Iterable["s
     return (await connection.execute(chosen)).all()
 
 
-def _changing(record: Record) -> dict[str, Any]:
+def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
     return {
         "state": record.state.value,
         "model_version": record.round.model_version,
@@ -263,12 +269,12 @@ def _changing(record: Record) -> dict[str, Any]:
     }
 
 
-def _record(
+def _read_record(
     row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"], failures: Mapping[str, str] | None = None
-) -> Record:
+) -> RoundRecord:
     experiment = Experiment.model_validate(row.experiment)
     counted = {
-        one.proplet_id: Counted(
+        one.proplet_id: AcceptedUpdate(
             one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at
         )
         for one in updates
@@ -288,12 +294,11 @@ def _record(
         row.reason,
         failures or {},
     )
-    return Record(
+    return RoundRecord(
         current,
         experiment,
         {name: tuple(shape) for name, shape in row.shapes},
         row.created_at,
-        row.deadline,
         counted,
         row.closed_at,
         row.ended_at,

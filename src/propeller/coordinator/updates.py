@@ -1,19 +1,23 @@
-"""Reading updates: JSON, CBOR or safetensors in; a header, and one durable form of the tensors, out."""
+"""Updates in JSON, CBOR or safetensors: decoded to a header and tensors, which become one durable form.
+
+CBOR (RFC 8949) is a map of the JSON field names; arrays may also be typed arrays (RFC 8746).
+"""
 
 import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+import cbor2
 import numpy as np
 
-from propeller.coordinator.cbor import cbor_tensors, decode_cbor
 from propeller.errors import InvalidError, UnprocessableError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
+    Array,
     TensorError,
     Tensors,
     check,
@@ -27,28 +31,44 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
-MAX_METRICS = 64 * 1024
+MAX_METRICS_BYTES = 64 * 1024
 """The longest metrics of an update, in bytes of JSON: they are in every answer about the round."""
 
-_LARGE = 256 * 1024
-"""Bodies above this are read in a thread; in bytes."""
+_THREAD_FROM_BYTES = 256 * 1024
+"""Bodies above this are read in a thread, so that others are answered meanwhile."""
+
+_SHARING_TAGS = (28, 29, 25, 256)
+"""References inside a document: a few bytes could stand for endless ones."""
+
+_MULTI_DIMENSIONAL_TAG = 40
+_TYPED_ARRAYS: dict[int, str] = {
+    64: "u1", 65: ">u2", 66: ">u4", 67: ">u8", 68: "u1", 69: "<u2", 70: "<u4", 71: "<u8",
+    72: "i1", 73: ">i2", 74: ">i4", 75: ">i8", 77: "<i2", 78: "<i4", 79: "<i8",
+    80: ">f2", 81: ">f4", 82: ">f8", 84: "<f2", 85: "<f4", 86: "<f8",
+}  # fmt: skip
+"""RFC 8746, section 2.1: tag to numpy type, without the 128-bit floats."""
 
 Shapes = dict[str, tuple[int, ...]]
 """The names and shapes of a model's tensors, in its order."""
 
 
 @dataclass(frozen=True)
-class Incoming:
-    """An update as it came: its header, and its tensors still to be read (they may be large, and unwanted)."""
+class ReceivedUpdate:
+    """An update as it came.
+
+    Attributes:
+        header: everything but the tensors.
+        read_tensors: reads the tensors, which may be large and unwanted.
+        size: of the body, in bytes.
+    """
 
     header: UpdateHeader
-    tensors: Callable[[], Tensors]
+    read_tensors: Callable[[], Tensors]
     size: int
-    """Of the body, in bytes."""
 
 
 @dataclass(frozen=True)
-class Document:
+class UpdateDocument:
     """An update's tensors as they are kept: a safetensors document, and the digest that tells it from others.
 
     The digest is of the round, the sender, its number of samples and its tensors: what the aggregate is made of. The
@@ -59,65 +79,28 @@ class Document:
     content: bytes
 
 
-async def read_update(content_type: str | None, body: bytes) -> Incoming:
-    """``parse_update``, in a thread if the body is large, so that others are answered meanwhile."""
-    if len(body) > _LARGE:
-        return await asyncio.to_thread(parse_update, content_type, body)
-    return parse_update(content_type, body)
-
-
-async def read_document(incoming: Incoming, base: Shapes) -> Document:
-    """``make_document``, in a thread if the update is large."""
-    if incoming.size > _LARGE:
-        return await asyncio.to_thread(make_document, incoming, base)
-    return make_document(incoming, base)
-
-
-def parse_update(content_type: str | None, body: bytes) -> Incoming:
-    """Read an update by its media type.
+async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+    """Read an update by its media type, but for its tensors.
 
     Raises:
-        MalformedMessageError: a field is missing or wrong.
-        InvalidError: the body is not of its type; 415, the type is none of ours.
+        InvalidError: a field is missing or wrong, or the body is not of its type.
+        UnsupportedTypeError: the type is none of ours.
     """
-    kind = media_type(content_type)
-    if kind in CBOR_TYPES:
-        return _from_fields(decode_cbor(body), len(body))
-    if kind == JSON:
-        try:
-            return _from_fields(decode_object(body), len(body))
-        except MalformedMessageError as error:
-            raise InvalidError(str(error)) from None
-    if kind == SAFETENSORS:
-        return _from_document(body)
-    raise UnsupportedTypeError(
-        f"Content-Type {kind[:80]!r} cannot be read; send {JSON}, {SAFETENSORS} or {CBOR}"
-    )
+    if len(body) > _THREAD_FROM_BYTES:
+        return await asyncio.to_thread(_decode_update, content_type, body)
+    return _decode_update(content_type, body)
 
 
-def make_document(incoming: Incoming, base: Shapes) -> Document:
+async def make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
     """Check an update's tensors against the base model and write them in the one form that is kept.
 
     Raises:
-        InvalidError: they are malformed; 422, they do not fit: the text names the tensor.
+        InvalidError: they are malformed.
+        UnprocessableError: they do not fit the base model; the text names the tensor.
     """
-    try:
-        tensors = incoming.tensors()
-        check(tensors)
-    except TensorError as error:
-        raise InvalidError(f"update: {error}") from None
-    check_shapes(tensors, base)
-    header = incoming.header
-    # In the base model's order, so that one update has one digest however its tensors were ordered.
-    content = to_safetensors(
-        {name: tensors[name] for name in base},
-        {
-            "num_samples": str(header.num_samples),
-            "proplet_id": header.proplet_id,
-            "round_id": header.round_id,
-        },
-    )
-    return Document(hashlib.sha256(content).hexdigest(), content)
+    if update.size > _THREAD_FROM_BYTES:
+        return await asyncio.to_thread(_make_document, update, base)
+    return _make_document(update, base)
 
 
 def check_shapes(tensors: Tensors, base: Shapes) -> None:
@@ -133,20 +116,53 @@ def check_shapes(tensors: Tensors, base: Shapes) -> None:
         raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
 
-def _from_fields(fields: Mapping[str, Any], size: int) -> Incoming:
+def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+    kind = media_type(content_type)
+    if kind in CBOR_TYPES:
+        return _from_fields(_decode_cbor(body), len(body))
+    if kind == JSON:
+        return _from_fields(decode_object(body), len(body))
+    if kind == SAFETENSORS:
+        return _from_safetensors(body)
+    raise UnsupportedTypeError(
+        f"Content-Type {kind[:80]!r} cannot be read; send {JSON}, {SAFETENSORS} or {CBOR}"
+    )
+
+
+def _make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
+    try:
+        tensors = update.read_tensors()
+        check(tensors)
+    except TensorError as error:
+        raise InvalidError(f"update: {error}") from None
+    check_shapes(tensors, base)
+    header = update.header
+    # In the base model's order, so that one update has one digest however its tensors were ordered.
+    content = to_safetensors(
+        {name: tensors[name] for name in base},
+        {
+            "num_samples": str(header.num_samples),
+            "proplet_id": header.proplet_id,
+            "round_id": header.round_id,
+        },
+    )
+    return UpdateDocument(hashlib.sha256(content).hexdigest(), content)
+
+
+def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
     update = UpdateMessage.decode(fields)
     _check_metrics(update.metrics)
 
-    def tensors() -> Tensors:
-        nested, typed = cbor_tensors(update.update)
+    def read_tensors() -> Tensors:
+        nested, typed = _split_typed_arrays(update.update)
         if not typed:
             return from_json(nested)
         return {**(from_json(nested) if nested else {}), **typed}
 
-    return Incoming(update, tensors, size)
+    return ReceivedUpdate(update, read_tensors, size)
 
 
-def _from_document(body: bytes) -> Incoming:
+def _from_safetensors(body: bytes) -> ReceivedUpdate:
     try:
         metadata: dict[str, Any] = dict(read_header(body).metadata)
     except TensorError as error:
@@ -161,7 +177,7 @@ def _from_document(body: bytes) -> Incoming:
             raise InvalidError(f"metrics: {error}") from None
     header = UpdateHeader.decode(metadata)
     _check_metrics(header.metrics)
-    return Incoming(header, lambda: from_safetensors(body)[0], len(body))
+    return ReceivedUpdate(header, lambda: from_safetensors(body)[0], len(body))
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:
@@ -169,5 +185,66 @@ def _check_metrics(metrics: dict[str, Any]) -> None:
         size = len(json.dumps(metrics, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         raise InvalidError("metrics: must be plain JSON values without NaN") from None
-    if size > MAX_METRICS:
-        raise InvalidError(f"metrics: {size} bytes are over the limit of {MAX_METRICS} bytes")
+    if size > MAX_METRICS_BYTES:
+        raise InvalidError(f"metrics: {size} bytes are over the limit of {MAX_METRICS_BYTES} bytes")
+
+
+def _decode_cbor(body: bytes) -> dict[str, Any]:
+    """Read a CBOR map as plain values, typed arrays as numpy arrays in native byte order.
+
+    Raises:
+        MalformedMessageError: it is not CBOR, not one map, or holds what JSON has no word for.
+    """
+    refused = dict.fromkeys(_SHARING_TAGS, _refuse_sharing)
+    try:
+        value = cbor2.loads(body, tag_hook=_read_tag, semantic_decoders=refused, max_depth=64)
+    except (cbor2.CBORDecodeError, ValueError, RecursionError) as error:
+        raise MalformedMessageError(f"Invalid CBOR: {error.__cause__ or error}") from None
+    if not isinstance(value, dict):
+        raise MalformedMessageError(f"expected a CBOR map, got {type(value).__name__}")
+    plain: dict[str, Any] = _to_plain(value, "body")
+    return plain
+
+
+def _split_typed_arrays(named: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Split tensors into those in nested lists and those that came as typed arrays."""
+    typed = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+    for name, value in named.items():
+        if name not in typed and _contains_array(value):
+            raise TensorError(
+                "typed arrays inside lists are not supported; use one multi-dimensional array", name
+            )
+    return {name: value for name, value in named.items() if name not in typed}, typed
+
+
+def _contains_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or (isinstance(value, list) and any(map(_contains_array, value)))
+
+
+def _refuse_sharing(_value: Any, _immutable: bool) -> NoReturn:
+    raise ValueError("shared references are not supported")
+
+
+def _read_tag(tag: cbor2.CBORTag, _immutable: bool) -> Any:
+    if tag.tag in _TYPED_ARRAYS and isinstance(tag.value, bytes):
+        array = np.frombuffer(tag.value, _TYPED_ARRAYS[tag.tag])
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    if tag.tag == _MULTI_DIMENSIONAL_TAG:
+        try:
+            shape, data = tag.value
+            return np.asarray(data).reshape([int(size) for size in shape])
+        except (TypeError, ValueError):
+            raise ValueError("a multi-dimensional array does not have the size of its dimensions") from None
+    raise ValueError(f"tag {tag.tag} is not supported")
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, str | int | float | np.ndarray):
+        return value
+    if isinstance(value, list):
+        return [_to_plain(item, where) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise MalformedMessageError(f"{where}: the keys of a map must be text")
+        return {key: _to_plain(item, key) for key, item in value.items()}
+    raise MalformedMessageError(f"{where}: {type(value).__name__} is not supported; use what JSON has")

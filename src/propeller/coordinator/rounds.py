@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from propeller.coordinator.updates import Document, Shapes
+from propeller.coordinator.updates import Shapes, UpdateDocument
 from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
@@ -13,7 +13,7 @@ from propeller.protocol.wire import format_time
 
 
 @dataclass(frozen=True)
-class Counted:
+class AcceptedUpdate:
     """An update that counts: the header of what lies in the blobs under ``digest``; ``received_at`` in Unix seconds."""
 
     proplet_id: str
@@ -24,14 +24,14 @@ class Counted:
     received_at: float
 
     @classmethod
-    def of(cls, header: UpdateHeader, document: Document, moment: float) -> "Counted":
-        """The update that was received at ``moment``."""
+    def of(cls, header: UpdateHeader, document: UpdateDocument, received_at: float) -> "AcceptedUpdate":
+        """The update of a document that was received at ``received_at``."""
         size = len(document.content)
-        return cls(header.proplet_id, document.digest, header.num_samples, header.metrics, size, moment)
+        return cls(header.proplet_id, document.digest, header.num_samples, header.metrics, size, received_at)
 
 
 @dataclass(frozen=True)
-class Record:
+class RoundRecord:
     """One round. All times are Unix seconds.
 
     Attributes:
@@ -39,24 +39,34 @@ class Record:
         experiment: what was asked for.
         shapes: of the base model, which every update must have.
         created_at: when it was configured.
-        deadline: when it closes with what has come.
         updates: those that count, by proplet id.
         closed_at: when it took its last update.
         ended_at: when its model was stored, or when it failed.
         timings: of its stages, in milliseconds.
-        announced: whether nobody waits any more to be told that it completed.
+        announced: whether everyone who is to be told that it completed has been told.
     """
 
     round: Round
     experiment: Experiment
     shapes: Shapes
     created_at: float
-    deadline: float
-    updates: Mapping[str, Counted] = field(default_factory=dict)
+    updates: Mapping[str, AcceptedUpdate] = field(default_factory=dict)
     closed_at: float | None = None
     ended_at: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     announced: bool = False
+
+    @classmethod
+    def create(cls, experiment: Experiment, shapes: Shapes, created_at: float) -> "RoundRecord":
+        """A round that does not collect yet; its time to collect begins at ``created_at``."""
+        plan = RoundPlan(
+            experiment.round_id,
+            tuple(experiment.participants),
+            model_version(experiment.model_ref),
+            experiment.k_of_n,
+            experiment.min_updates,
+        )
+        return cls(Round(plan), experiment, shapes, created_at)
 
     @property
     def round_id(self) -> str:
@@ -68,8 +78,13 @@ class Record:
         """Where the round is."""
         return self.round.state
 
-    def same_as(self, experiment: Experiment) -> "Record":
-        """This record, if it is what ``experiment`` asks for.
+    @property
+    def deadline(self) -> float:
+        """When it closes with what has come."""
+        return self.created_at + self.experiment.timeout_s
+
+    def require_same(self, experiment: Experiment) -> "RoundRecord":
+        """This record, if ``experiment`` is what was asked for.
 
         Raises:
             ConflictError: the round was asked for differently.
@@ -80,10 +95,10 @@ class Record:
             )
         return self
 
-    def moved(
-        self, after: Round, moment: float, update: Counted | None, timings: Mapping[str, float]
-    ) -> "Record":
-        """This record with the round after an event, the update that it counted, and the times that follow."""
+    def advance(
+        self, after: Round, moment: float, update: AcceptedUpdate | None, timings: Mapping[str, float]
+    ) -> "RoundRecord":
+        """This record with the round after an event, the update that was accepted by it, and the times that follow."""
         record = replace(self, round=after, timings={**self.timings, **timings})
         if update is not None:
             record = replace(record, updates={**self.updates, update.proplet_id: update})
@@ -103,9 +118,9 @@ class Record:
             "k_of_n": self.round.plan.k_of_n,
             "participants": len(self.round.plan.participants),
             "base_version": self.round.plan.base_version,
-            "created_at": show_time(self.created_at),
-            "ended_at": show_time(self.ended_at),
-            **self._end(),
+            "created_at": format_unix_time(self.created_at),
+            "ended_at": format_unix_time(self.ended_at),
+            **self._outcome(),
         }
 
     def status(self) -> dict[str, Any]:
@@ -118,7 +133,7 @@ class Record:
             "k_of_n": plan.k_of_n,
             **({"model_version": self.round.model_version} if self.state is RoundState.COMPLETED else {}),
         }
-        return {**status, **self._end(), "state": self.state.value, "status": status}
+        return {**status, **self._outcome(), "state": self.state.value, "status": status}
 
     def detail(self) -> dict[str, Any]:
         """Everything about the round."""
@@ -133,7 +148,7 @@ class Record:
                     "num_samples": update.num_samples,
                     "metrics": dict(update.metrics),
                     "size": update.size,
-                    "received_at": show_time(update.received_at),
+                    "received_at": format_unix_time(update.received_at),
                 }
                 for update in self.updates.values()
             ],
@@ -148,12 +163,12 @@ class Record:
             **({"limits": self.experiment.limits} if self.experiment.limits else {}),
             "min_updates": plan.min_updates,
             "timeout_s": self.experiment.timeout_s,
-            "deadline": show_time(self.deadline),
-            "closed_at": show_time(self.closed_at),
+            "deadline": format_unix_time(self.deadline),
+            "closed_at": format_unix_time(self.closed_at),
             "timings": dict(self.timings),
         }
 
-    def _end(self) -> dict[str, Any]:
+    def _outcome(self) -> dict[str, Any]:
         version = self.round.model_version
         return {
             **({} if version is None else {"model_version": version, "model_uri": model_uri(version)}),
@@ -161,18 +176,6 @@ class Record:
         }
 
 
-def new_record(experiment: Experiment, shapes: Shapes, moment: float) -> Record:
-    """A round that is not open yet; its time to collect begins at ``moment``."""
-    plan = RoundPlan(
-        experiment.round_id,
-        tuple(experiment.participants),
-        model_version(experiment.model_ref),
-        experiment.k_of_n,
-        experiment.min_updates,
-    )
-    return Record(Round(plan), experiment, shapes, moment, moment + experiment.timeout_s)
-
-
-def show_time(moment: float | None) -> str | None:
+def format_unix_time(moment: float | None) -> str | None:
     """A time in Unix seconds as RFC 3339."""
     return None if moment is None else format_time(datetime.fromtimestamp(moment, UTC))

@@ -1,9 +1,10 @@
-"""What the coordinator tells people about rounds: log lines (the guide's own phrases) and counters."""
+"""What the coordinator tells its operators about rounds: log lines (in the guide's own phrases) and metrics for Prometheus."""
 
 from typing import Any
 
-from propeller.coordinator.metrics import CoordinatorMetrics
-from propeller.coordinator.record import Counted, Record
+from prometheus_client import Counter, Histogram
+
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.errors import (
     ConflictError,
     InvalidError,
@@ -15,6 +16,7 @@ from propeller.errors import (
 from propeller.fl.round import RoundState, Verdict
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import UpdateHeader
+from propeller.web.metrics import HttpMetrics
 
 log = get_logger("coordinator")
 
@@ -28,14 +30,32 @@ _OUTCOMES: dict[type[PropellerError], str] = {
 """The label of a refused update in the metrics, by the kind of the error; the first that fits."""
 
 
-class Journal:
+class CoordinatorMetrics(HttpMetrics):
+    """Rounds by the state they came to, updates by what became of them, and how long aggregation took."""
+
+    def __init__(self) -> None:
+        super().__init__("coordinator")
+        self.rounds = Counter(
+            "propeller_rounds", "Rounds that came to a state.", ["state"], registry=self.registry
+        )
+        self.updates = Counter(
+            "propeller_updates", "Updates by what became of them.", ["outcome"], registry=self.registry
+        )
+        self.aggregation = Histogram(
+            "propeller_aggregation_seconds",
+            "Time from a round's last update to its model being stored.",
+            registry=self.registry,
+        )
+
+
+class RoundTelemetry:
     """Logs and counts what happens to rounds and updates, once it is durable."""
 
     def __init__(self, metrics: CoordinatorMetrics) -> None:
         """Count in ``metrics``."""
         self._metrics = metrics
 
-    def configured(self, record: Record) -> None:
+    def round_configured(self, record: RoundRecord) -> None:
         """A round was set up."""
         self._metrics.rounds.labels(record.state.value).inc()
         plan, experiment = record.round.plan, record.experiment
@@ -49,11 +69,11 @@ class Journal:
             base_version=plan.base_version,
         )
 
-    def answered(self, verdict: Verdict) -> None:
-        """An update counts, or already did."""
+    def update_accepted(self, verdict: Verdict) -> None:
+        """An update counts now, or did already."""
         self._metrics.updates.labels(verdict.value).inc()
 
-    def refused(self, header: UpdateHeader, error: PropellerError) -> None:
+    def update_refused(self, header: UpdateHeader, error: PropellerError) -> None:
         """An update does not count."""
         self._metrics.updates.labels(_outcome(error)).inc()
         log.warning(
@@ -63,14 +83,14 @@ class Journal:
             reason=str(error),
         )
 
-    def moved(self, before: Record, after: Record, update: Counted | None) -> None:
-        """A round changed, perhaps by an update that counts or by the failure of a participant."""
-        line = log.bind(round_id=after.round_id, updates=len(after.updates))
+    def round_changed(self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None) -> None:
+        """A round changed, perhaps by an accepted update or by the failure of a participant."""
+        round_log = log.bind(round_id=after.round_id, updates=len(after.updates))
         for proplet_id, reason in after.round.failures.items():
             if before.round.failures.get(proplet_id) != reason:
-                line.warning("participant failed", proplet_id=proplet_id, reason=reason)
+                round_log.warning("participant failed", proplet_id=proplet_id, reason=reason)
         if update is not None:
-            line.info(
+            round_log.info(
                 "Received update",
                 proplet_id=update.proplet_id,
                 num_samples=update.num_samples,
@@ -80,25 +100,27 @@ class Journal:
             return
         self._metrics.rounds.labels(after.state.value).inc()
         if before.state is RoundState.COLLECTING:
-            _closed(line, after)
+            _log_close(round_log, after)
         if after.state is RoundState.COMPLETED:
-            line.info("Aggregated model stored", model_version=after.round.model_version, **after.timings)
+            round_log.info(
+                "Aggregated model stored", model_version=after.round.model_version, **after.timings
+            )
             if after.closed_at is not None and after.ended_at is not None:
                 self._metrics.aggregation.observe(after.ended_at - after.closed_at)
         elif after.state is RoundState.FAILED:
-            line.error("Round failed", reason=after.round.reason)
+            round_log.error("Round failed", reason=after.round.reason)
 
 
 def _outcome(error: PropellerError) -> str:
     return next((label for kind, label in _OUTCOMES.items() if isinstance(error, kind)), "refused")
 
 
-def _closed(line: Any, record: Record) -> None:
+def _log_close(round_log: Any, record: RoundRecord) -> None:
     """Say why a round collects no more."""
     k_of_n = record.round.plan.k_of_n
     if len(record.updates) >= k_of_n:
-        line.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
+        round_log.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
     elif record.round.has_heard_from_all:
-        line.warning("no update can come any more", failures=len(record.round.failures))
+        round_log.warning("no update can come any more", failures=len(record.round.failures))
     else:
-        line.warning("Round timeout exceeded", timeout_s=record.experiment.timeout_s)
+        round_log.warning("Round timeout exceeded", timeout_s=record.experiment.timeout_s)

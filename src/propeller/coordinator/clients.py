@@ -1,27 +1,28 @@
 """The services that the coordinator calls: the model registry and the aggregator."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator
+
+from cachetools import LRUCache
 
 from propeller.coordinator.updates import Shapes
 from propeller.errors import NotFoundError
 from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, TensorError, Tensors, decode, from_safetensors
 from propeller.process.http import ServiceClient, ServiceError
 
-_SHAPES_KEPT = 64
+_MAX_KNOWN_VERSIONS = 64
 
 
-class ModelRegistry:
-    """Model versions: what shapes one has, and a new one for an aggregate."""
+class ModelRegistryClient:
+    """Model versions: the shapes of one, and a new one for an aggregate."""
 
     def __init__(self, client: ServiceClient) -> None:
         """Call the registry through ``client``."""
         self._client = client
-        self._shapes: OrderedDict[int, Shapes] = OrderedDict()
+        self._shapes: LRUCache[int, Shapes] = LRUCache(_MAX_KNOWN_VERSIONS)
 
     async def shapes(self, version: int) -> Shapes:
-        """The names and shapes of a version; asked for once, as versions never change.
+        """The names and shapes of a version's tensors; asked for once, as versions never change.
 
         Raises:
             NotFoundError: there is no such version.
@@ -29,35 +30,32 @@ class ModelRegistry:
         """
         known = self._shapes.get(version)
         if known is not None:
-            self._shapes.move_to_end(version)
             return known
         try:
             answer = await self._client.request(
                 "GET", f"/models/{version}", headers={"accept": f"{SAFETENSORS}, application/json;q=0.5"}
             )
         except ServiceError as error:
-            if error.status is None or not 400 <= error.status < 500 or error.status in {401, 403, 429}:
+            if error.temporary:
                 raise
             raise NotFoundError(
                 f"model_ref: the model registry has no version {version} ({error.reason}); GET /models lists those "
                 "it has, POST /models adds one"
             ) from None
         try:
-            kind = answer.headers.get("content-type")
-            tensors, _metadata = await asyncio.to_thread(decode, kind, answer.content)
+            content_type = answer.headers.get("content-type")
+            tensors, _metadata = await asyncio.to_thread(decode, content_type, answer.content)
         except ValueError as error:
             raise ServiceError(self._client.service, None, f"version {version}: {error}") from None
-        return self.remember(version, tensors)
+        return self.remember_shapes(version, tensors)
 
-    def remember(self, version: int, tensors: Tensors) -> Shapes:
+    def remember_shapes(self, version: int, tensors: Tensors) -> Shapes:
         """Keep the shapes of a version, so that the next round need not ask for them."""
         shapes = {name: array.shape for name, array in tensors.items()}
         self._shapes[version] = shapes
-        if len(self._shapes) > _SHAPES_KEPT:
-            self._shapes.popitem(last=False)
         return shapes
 
-    async def store(self, model: bytes, key: str) -> int:
+    async def add_version(self, model: bytes, key: str) -> int:
         """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
 
         Raises:
@@ -79,7 +77,7 @@ class ModelRegistry:
         return version
 
 
-class Aggregator:
+class AggregatorClient:
     """Makes one model of many updates."""
 
     def __init__(self, client: ServiceClient) -> None:

@@ -1,0 +1,141 @@
+"""The coordinator on MQTT: it receives updates of proplets that cannot reach it over HTTP, and announces model versions."""
+
+import asyncio
+
+from obstore.exceptions import BaseError
+from sqlalchemy.exc import DBAPIError
+
+from propeller.coordinator.service import Coordinator
+from propeller.coordinator.store import RoundStore
+from propeller.coordinator.updates import decode_update
+from propeller.errors import PropellerError, UnavailableError
+from propeller.fl.tensors import JSON, SAFETENSORS
+from propeller.mqtt.session import NotConnectedError, Session
+from propeller.process.logs import get_logger
+from propeller.process.retry import retry
+from propeller.protocol.rounds import RoundNext, model_uri
+from propeller.protocol.topics import ROUND_NEXT, UPDATES_FILTER, Channel, Kind, parse_topic
+from propeller.protocol.wire import MalformedMessageError
+
+log = get_logger("coordinator")
+
+STORE_RETRY_DELAYS = (0.2, 1.0, 5.0, 15.0)
+"""Seconds between tries to store an update when the database or the blobs fail; the last one repeats."""
+
+ANNOUNCE_RETRY_DELAY_S = 1.0
+"""Between tries to announce a version; a try waits for the broker by itself."""
+
+_STORE_ERRORS = (OSError, DBAPIError, BaseError, UnavailableError)
+"""What the database and the blobs raise while they cannot be used."""
+
+
+class UpdateReceiver:
+    """Receives updates from ``fl/rounds/{round}/updates/{proplet}``, with and without the channel prefix.
+
+    The topic says who sent it (the broker lets a proplet publish as itself only), so the payload must say the same.
+    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is tried again for as long
+    as it takes, and acknowledged after that: the broker delivers it again if the process ends before.
+    """
+
+    def __init__(
+        self, service: Coordinator, *, max_bytes: int, retry_delays: tuple[float, ...] = STORE_RETRY_DELAYS
+    ) -> None:
+        """Give updates of at most ``max_bytes`` to ``service``."""
+        self._service, self._max_bytes, self._retry_delays = service, max_bytes, retry_delays
+
+    async def subscribe(self, session: Session, channel: Channel | None) -> None:
+        """Receive updates from a session."""
+        await session.subscribe(UPDATES_FILTER, self.handle)
+        if channel is not None:
+            await session.subscribe(f"{channel.prefix}/{UPDATES_FILTER}", self.handle)
+
+    async def handle(self, topic: str, payload: bytes) -> None:
+        """Handle one message."""
+
+        def report(error: BaseException, delay_s: float) -> None:
+            log.error(
+                "update over MQTT could not be stored, trying again",
+                topic=topic[:300],
+                reason=str(error)[:500],
+                delay_s=delay_s,
+            )
+
+        try:
+            # For as long as it takes: an update that the broker is told of as handled would be lost.
+            await retry(
+                lambda: self._accept(topic, payload),
+                delays=self._retry_delays,
+                forever=True,
+                on=lambda error: isinstance(error, _STORE_ERRORS),
+                failed=report,
+            )
+        except PropellerError as error:
+            log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
+
+    async def _accept(self, topic: str, payload: bytes) -> None:
+        place = parse_topic(topic)
+        if place is None or place.kind is not Kind.UPDATE:
+            raise MalformedMessageError("not the topic of an update: its ids are not valid")
+        if len(payload) > self._max_bytes:
+            raise MalformedMessageError(
+                f"{len(payload)} bytes are over the limit of {self._max_bytes} bytes (COORDINATOR_MAX_BYTES)"
+            )
+        update = await decode_update(JSON if payload[:1] == b"{" else SAFETENSORS, payload)
+        header = update.header
+        if (header.round_id, header.proplet_id) != (place.round_id, place.proplet_id):
+            raise MalformedMessageError(
+                f"the topic is of {place.proplet_id} in round {place.round_id}, the update says "
+                f"{header.proplet_id} in round {header.round_id}"
+            )
+        await self._service.accept_update(update)
+
+
+class RoundAnnouncer:
+    """Publishes ``fl/rounds/next`` for each completed round, with and without the channel prefix: at least once.
+
+    The database remembers what was not announced yet, so that neither a broker that is away nor a crash loses a notice.
+    """
+
+    def __init__(self, session: Session, store: RoundStore, channel: Channel | None) -> None:
+        """Publish over ``session``."""
+        self._session, self._store = session, store
+        self._topics = [ROUND_NEXT, *([channel.topic(Kind.ROUND_NEXT)] if channel else [])]
+        self._pending: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    async def load(self) -> None:
+        """Queue what was not announced when the process ended; before any round goes on."""
+        for round_id, version in await self._store.unannounced():
+            self.announce(round_id, version)
+
+    def announce(self, round_id: str, version: int) -> None:
+        """Queue the notice that a round completed with a model version."""
+        self._pending.put_nowait((round_id, version))
+
+    async def run(self) -> None:
+        """Publish one notice after the other, for ever; one that cannot be published or recorded is tried again."""
+        while True:
+            round_id, version = await self._pending.get()
+            await self._publish(round_id, version)
+
+    async def _publish(self, round_id: str, version: int) -> None:
+        notice = RoundNext(round_id=round_id, new_model_version=version, model_uri=model_uri(version))
+
+        async def publish_and_record() -> None:
+            for topic in self._topics:
+                await self._session.publish(topic, notice.encode())
+            await self._store.mark_announced(round_id)
+
+        def report(error: BaseException, _delay_s: float) -> None:
+            if isinstance(error, NotConnectedError):
+                log.warning("next round not published yet", round_id=round_id, reason=str(error))
+            else:
+                log.error("next round not published yet", round_id=round_id, exc_info=error)
+
+        await retry(
+            publish_and_record,
+            delays=(ANNOUNCE_RETRY_DELAY_S,),
+            forever=True,
+            on=lambda _error: True,
+            failed=report,
+        )
+        log.info("published next round", round_id=round_id, model_version=version)
