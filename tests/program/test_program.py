@@ -16,8 +16,7 @@ from propeller.program.tensors import TensorError
 from propeller.tensors import session
 from propeller.tensors.files import TaskFiles
 from propeller.tensors.machine import Files, StepMachine
-from propeller.tensors.numpy_files import ArrayFiles
-from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 from propeller.tensors.python_machine import PythonMachine
 
 SAMPLES = [

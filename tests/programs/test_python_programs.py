@@ -40,10 +40,10 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 def native() -> Iterator[None]:
     """A registry and a tape of their own for a script that is loaded into this process."""
     registry.forget()
-    session.use(session.local(None))
+    session.use(session.local_machine(None))
     yield
     registry.forget()
-    session.use(session.local(None))
+    session.use(session.local_machine(None))
 
 
 def script(name: str) -> Any:

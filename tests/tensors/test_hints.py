@@ -110,7 +110,7 @@ def test_other_names_are_answered() -> None:
         everything.vstack([x, x])
     with pytest.raises(AttributeError, match=r"no 'nonsense'$"):
         x.nonsense()
-    assert not [name for name in hints._HERE if name in vars(pt.Array) and name in pt.__all__]
+    assert not [name for name in hints.EQUIVALENTS if name in vars(pt.Array) and name in pt.__all__]
     with pytest.raises(TypeError, match=r"tolist\(\)"):
         pickle.dumps(x)
 

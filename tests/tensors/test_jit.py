@@ -187,7 +187,7 @@ def test_errors_leave_everything_as_it_was(machine: StepMachine, function: Any, 
         assert x.tolist() == [1.0, 2.0, 3.0]
         assert held.tolist() == [4.0]
         assert (x + held).tolist() == [5.0, 6.0, 7.0]
-    assert not session.tracing()
+    assert not session.current().tracing
 
 
 def test_containers_of_arguments_are_kept(machine: StepMachine) -> None:
@@ -265,11 +265,11 @@ def test_memory_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     w, g = pt.zeros(1000) + 1.0, pt.ones(1000) * 0.5
     step(w, g)
     w.tolist()
-    address = machine._arrays[w.handle].value.ctypes.data
+    address = machine.arrays[w.handle].value.ctypes.data
     for _ in range(5):
         step(w, g)
     assert w.tolist()[0] == -2.0
-    assert machine._arrays[w.handle].value.ctypes.data == address
+    assert machine.arrays[w.handle].value.ctypes.data == address
 
 
 def test_only_what_is_needed_is_done(machine: StepMachine) -> None:

@@ -8,7 +8,7 @@ import pytest
 from propeller.program import tensors as pt
 from propeller.program.tensors import TensorError
 from propeller.tensors import session
-from propeller.tensors.literals import frombytes
+from propeller.tensors.array import from_bytes
 from propeller.tensors.machine import QuotaError, StepMachine
 from propeller.tensors.numpy_machine import NumpyMachine
 from propeller.tensors.tape import MainTape
@@ -17,8 +17,8 @@ from propeller.tensors.tape import MainTape
 def held(machine: StepMachine) -> tuple[int, int]:
     """Handles and bytes, when all that is waiting has crossed."""
     gc.collect()
-    session.main().flush()
-    return len(machine._arrays), machine._bytes
+    session.current().main.flush()
+    return len(machine.arrays), machine.held_bytes
 
 
 def test_arrays_that_die_are_freed(machine: StepMachine) -> None:
@@ -57,9 +57,9 @@ def test_replays_hold_nothing(machine: StepMachine) -> None:
 
 def test_a_long_loop_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a value read: steps cross by themselves, and frees with them."""
-    machine = NumpyMachine(most_bytes=100_000, most_handles=20)
+    machine = NumpyMachine(max_bytes=100_000, max_handles=20)
     session.use(machine)
-    tape = session.main()
+    tape = session.current().main
     x = pt.ones(1000)
     longest = 0
     for _ in range(3000):
@@ -71,8 +71,8 @@ def test_a_long_loop_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_elements_that_wait_are_bounded() -> None:
-    tape = session.main()
-    kept = [frombytes(bytes(1_200_000), "uint8", [1_200_000]) for _ in range(20)]  # 32 MB of text
+    tape = session.current().main
+    kept = [from_bytes(bytes(1_200_000), "uint8", [1_200_000]) for _ in range(20)]  # 32 MB of text
     assert len(kept) == 20
     assert sum(len(step[3][2]) for step in tape.steps if step[0] == "create") <= (8 << 20) + 1_600_000
 
@@ -97,11 +97,11 @@ def test_after_a_step_that_failed(machine: StepMachine) -> None:
 
 
 def test_quotas() -> None:
-    session.use(NumpyMachine(most_bytes=1000, most_handles=3))
+    session.use(NumpyMachine(max_bytes=1000, max_handles=3))
     with pytest.raises(QuotaError, match="800 bytes of tensors and 800 more are over 1000") as caught:
         (pt.ones(200) + pt.ones(200)).tolist()
     assert caught.value.limit == "tensor_bytes"
-    session.use(NumpyMachine(most_bytes=1000, most_handles=3))
+    session.use(NumpyMachine(max_bytes=1000, max_handles=3))
     kept = [pt.ones(1) for _ in range(4)]
     with pytest.raises(QuotaError, match="over 3 tensors") as caught:
         kept[0].item()
@@ -109,7 +109,7 @@ def test_quotas() -> None:
 
 
 def test_a_routine_is_charged_for_its_peak() -> None:
-    session.use(NumpyMachine(most_bytes=30_000))
+    session.use(NumpyMachine(max_bytes=30_000))
 
     @pt.jit
     def wide(x: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from propeller.tensors.machine import StepMachine
+from propeller.tensors.numpy_kernels import KERNELS
 from propeller.tensors.numpy_machine import NumpyMachine
 from propeller.tensors.operations import OPERATIONS, infer
 from propeller.tensors.python_machine import PythonMachine
@@ -398,8 +399,15 @@ def test_operation(name: str, data: st.DataObject) -> None:
             np.testing.assert_array_equal(result, expected)
 
 
-def test_every_operation_is_tested() -> None:
-    assert set(CASES) | {"random"} == set(OPERATIONS)
+def test_every_operation_is_complete() -> None:
+    """A case here, a kernel of each machine, a gradient or the statement that there is none, and documentation."""
+    assert set(CASES) | {"random"} == set(OPERATIONS) == set(KERNELS)
+    for name, operation in OPERATIONS.items():
+        assert operation.name == name
+        assert operation.doc
+        assert callable(operation.infer)
+        assert callable(operation.kernel)
+        assert operation.gradient is None or callable(operation.gradient)
 
 
 @pytest.mark.parametrize("kind_", ["normal", "uniform", "permutation"])

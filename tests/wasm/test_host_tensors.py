@@ -373,18 +373,18 @@ SETUP = json.dumps(
 @given(st.lists(STEP | routines() | CALL | JSON, max_size=8))
 def test_any_tape(tape: Any) -> None:
     """Nothing but its own errors comes out of the machine, and what it counts is what it holds."""
-    machine = NumpyMachine(most_bytes=100_000, most_handles=30)
+    machine = NumpyMachine(max_bytes=100_000, max_handles=30)
     machine.run(SETUP)
     for part in [tape, *[[step] for step in tape]]:
         with contextlib.suppress(TensorError, QuotaError):
             assert isinstance(json.loads(machine.run(json.dumps(part))), list)
-        assert machine._bytes == sum(size_bytes(kept.spec) for kept in machine._arrays.values())
-        for kept in machine._arrays.values():
+        assert machine.held_bytes == sum(size_bytes(kept.spec) for kept in machine.arrays.values())
+        for kept in machine.arrays.values():
             assert np.shape(kept.value) == kept.spec[1]
             if kept.spec[0] not in {"float", "int"}:
                 assert kept.value.dtype.name == kept.spec[0]
-    machine.run(json.dumps([["free", None, list(machine._arrays), None]]))
-    assert (machine._bytes, machine._arrays) == (0, {})
+    machine.run(json.dumps([["free", None, list(machine.arrays), None]]))
+    assert (machine.held_bytes, machine.arrays) == (0, {})
 
 
 @settings(max_examples=100)

@@ -12,8 +12,9 @@ from typing import Any
 
 from propeller.program.data import Data
 from propeller.program.registry import Context, Evaluation, Update, registered
-from propeller.program.tensors import Array, array
 from propeller.tensors import session
+from propeller.tensors.array import Array, open_tensor
+from propeller.tensors.functions import array
 from propeller.tensors.shapes import Spec, TensorError
 
 _INLINE_ELEMENTS = 4096
@@ -46,12 +47,12 @@ def _work(root: Path) -> dict[str, Any]:
     hyperparams = (
         json.loads(_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
     )
-    tape = session.main()
+    tape = session.current().main
     specs = tape.describe("model")
-    model = _Model((name, tape.open("model", name, spec)) for name, spec in specs.items())
+    model = _Model((name, open_tensor("model", name, spec)) for name, spec in specs.items())
     data = Data.stored(
         columns := tape.describe("data"),
-        lambda name: tape.open("data", name, columns[name]),
+        lambda name: open_tensor("data", name, columns[name]),
         root / "in" / "dataset.json",
     )
     context = Context(

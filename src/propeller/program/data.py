@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from propeller.program.tensors import Array, array
+from propeller.tensors.array import Array
 from propeller.tensors.files import columns
+from propeller.tensors.functions import array
 from propeller.tensors.shapes import Spec, TensorError
 
 

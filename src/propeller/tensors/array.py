@@ -6,19 +6,74 @@ the default dtype is float32.
 
 from array import array as _buffer
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Never, Self, cast
+from typing import TYPE_CHECKING, Any, Never, Self
 
-from propeller.tensors import hints, session, subscripts, text
-from propeller.tensors.literals import TYPECODES, Number
-from propeller.tensors.operators import Operators
-from propeller.tensors.shapes import INT, TensorError, axis_of, dtype_name, elements
-from propeller.tensors.tape import Tape
+from propeller.tensors import hints, session, subscripts
+from propeller.tensors.literals import Number, pack
+from propeller.tensors.operations import OperationCall
+from propeller.tensors.shapes import (
+    INT,
+    ITEM_BYTES,
+    TYPECODES,
+    Spec,
+    TensorError,
+    axis_of,
+    dtype_name,
+    elements,
+)
+from propeller.tensors.tape import Handle, MainTape, Tape
+
+_MAX_SHOWN = 100
+"""Elements that are printed in full."""
+
+_EDGE = 3
+"""Of a longer axis, how many are printed at each end."""
 
 
-class Array(Operators):
+def record(name: str, *operands: Any, params: Any = None) -> "Array":
+    """Record an operation; returns its result, which is known by shape only until it is read.
+
+    Raises:
+        TensorError: It does not take these operands.
+    """
+    now = session.current()
+    result = _record_on(now.tape, name, operands, params)
+    if now.differentiating:
+        now.add_call(OperationCall(name, operands, params, result))
+    return result
+
+
+def literal(values: Any, dtype: Any = None) -> "Array":
+    """An array of a number, or of nested lists of numbers.
+
+    Raises:
+        TensorError: The lists are ragged, hold something else, or an integer does not fit the dtype.
+    """
+    return _create(*pack(values, dtype))
+
+
+def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> "Array":
+    """An array of little-endian elements.
+
+    Raises:
+        TensorError: There are not as many bytes as the shape takes.
+    """
+    if len(data) != elements(shape) * ITEM_BYTES.get(dtype, 0):
+        raise TensorError(f"array: {len(data)} bytes are not {elements(shape)} elements of {dtype}")
+    return _create(data, (dtype, tuple(shape)))
+
+
+def open_tensor(source: str, name: str, spec: Spec) -> "Array":
+    """A tensor of a source (``model`` or ``data``), which stays where the machine is."""
+    tape = session.current().main
+    return Array(tape, tape.open(source, name), spec)
+
+
+class Array(Handle):
     """An n-dimensional array of one dtype: ``float32``, ``float64``, ``int64``, ``uint8`` or ``bool``."""
 
     __slots__ = ()
+    __hash__ = object.__hash__
 
     def __del__(self) -> None:
         self.tape.release(self.handle)
@@ -43,32 +98,124 @@ class Array(Operators):
         def __getattr__(self, name: str) -> Never:
             raise AttributeError(f"an array has no {name!r}{hints.hint(name)}")
 
+    # Operators ------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> "Array":
+        return record("add", self, other)
+
+    def __radd__(self, other: Any) -> "Array":
+        return record("add", other, self)
+
+    def __sub__(self, other: Any) -> "Array":
+        return record("sub", self, other)
+
+    def __rsub__(self, other: Any) -> "Array":
+        return record("sub", other, self)
+
+    def __mul__(self, other: Any) -> "Array":
+        return record("mul", self, other)
+
+    def __rmul__(self, other: Any) -> "Array":
+        return record("mul", other, self)
+
+    def __truediv__(self, other: Any) -> "Array":
+        return record("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Array":
+        return record("div", other, self)
+
+    def __floordiv__(self, other: Any) -> "Array":
+        return record("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Any) -> "Array":
+        return record("floordiv", other, self)
+
+    def __mod__(self, other: Any) -> "Array":
+        return record("mod", self, other)
+
+    def __rmod__(self, other: Any) -> "Array":
+        return record("mod", other, self)
+
+    def __pow__(self, other: Any) -> "Array":
+        return record("square", self) if isinstance(other, int) and other == 2 else record("pow", self, other)
+
+    def __rpow__(self, other: Any) -> "Array":
+        return record("pow", other, self)
+
+    def __matmul__(self, other: Any) -> "Array":
+        return record("matmul", self, other)
+
+    def __neg__(self) -> "Array":
+        return record("neg", self)
+
+    def __abs__(self) -> "Array":
+        return record("abs", self)
+
+    def __eq__(self, other: object) -> "Array":  # type: ignore[override]
+        return record("eq", self, other)
+
+    def __ne__(self, other: object) -> "Array":  # type: ignore[override]
+        return record("ne", self, other)
+
+    def __lt__(self, other: Any) -> "Array":
+        return record("lt", self, other)
+
+    def __le__(self, other: Any) -> "Array":
+        return record("le", self, other)
+
+    def __gt__(self, other: Any) -> "Array":
+        return record("gt", self, other)
+
+    def __ge__(self, other: Any) -> "Array":
+        return record("ge", self, other)
+
+    def __and__(self, other: Any) -> "Array":
+        return record("and", self, other)
+
+    def __or__(self, other: Any) -> "Array":
+        return record("or", self, other)
+
+    def __invert__(self) -> "Array":
+        return record("not", self)
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._become(self + other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._become(self - other)
+
+    def __imul__(self, other: Any) -> Self:
+        return self._become(self * other)
+
+    def __itruediv__(self, other: Any) -> Self:
+        return self._become(self / other)
+
     # Reductions -----------------------------------------------------------------------------------------------
 
     def sum(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The sum along ``axis`` (None: of all elements)."""
-        return _record("sum", self, params=[_axes(axis), keepdims])
+        return record("sum", self, params=[_axes(axis), keepdims])
 
     def mean(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The mean along ``axis`` (None: of all elements)."""
-        return _record("mean", self, params=[_axes(axis), keepdims])
+        return record("mean", self, params=[_axes(axis), keepdims])
 
     def max(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The largest along ``axis`` (None: of all elements)."""
-        return _record("max", self, params=[_axes(axis), keepdims])
+        return record("max", self, params=[_axes(axis), keepdims])
 
     def min(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The smallest along ``axis`` (None: of all elements)."""
-        return _record("min", self, params=[_axes(axis), keepdims])
+        return record("min", self, params=[_axes(axis), keepdims])
 
     def var(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The mean of the squared distances from the mean along ``axis`` (None: of all elements)."""
         apart = self - self.mean(axis, keepdims=True)
-        return _record("square", apart).mean(axis, keepdims=keepdims)
+        return record("square", apart).mean(axis, keepdims=keepdims)
 
     def std(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The square root of ``var``."""
-        return _record("sqrt", self.var(axis, keepdims=keepdims))
+        return record("sqrt", self.var(axis, keepdims=keepdims))
 
     def any(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """Whether an element along ``axis`` is not zero (None: any of all)."""
@@ -80,11 +227,11 @@ class Array(Operators):
 
     def argmax(self, axis: int | None = None) -> "Array":
         """Where the largest is."""
-        return _record("argmax", self, params=axis)
+        return record("argmax", self, params=axis)
 
     def argmin(self, axis: int | None = None) -> "Array":
         """Where the smallest is."""
-        return _record("argmin", self, params=axis)
+        return record("argmin", self, params=axis)
 
     # Shape ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +244,7 @@ class Array(Operators):
             at = sizes.index(-1)
             rest = elements(sizes[:at] + sizes[at + 1 :])
             sizes[at] = self.size // rest if rest else 0
-        return _record("reshape", self, params=sizes)
+        return record("reshape", self, params=sizes)
 
     def flatten(self) -> "Array":
         """The elements in one dimension."""
@@ -115,20 +262,20 @@ class Array(Operators):
         """The axes in this order (none given: reversed)."""
         given = axes[0] if len(axes) == 1 and isinstance(axes[0], list | tuple) else axes
         order = [axis_of("transpose", axis, self.ndim) for axis in given] or list(range(self.ndim))[::-1]
-        return _record("transpose", self, params=order)
+        return record("transpose", self, params=order)
 
     def clip(self, low: Any = None, high: Any = None) -> "Array":
         """Each element, or the nearer of two bounds (None: no bound) where it is beyond."""
-        raised = self if low is None else _record("maximum", self, low)
-        return raised if high is None else _record("minimum", raised, high)
+        raised = self if low is None else record("maximum", self, low)
+        return raised if high is None else record("minimum", raised, high)
 
     def astype(self, dtype: Any) -> "Array":
         """The elements as another dtype; floats lose their fraction in integers."""
-        return _record("cast", self, params=dtype_name(dtype))
+        return record("cast", self, params=dtype_name(dtype))
 
     def copy(self) -> "Array":
         """An array of its own, which in-place changes of this one do not reach."""
-        return _record("cast", self, params=self.dtype)
+        return record("cast", self, params=self.dtype)
 
     def __copy__(self) -> "Array":
         return self.copy()
@@ -138,18 +285,6 @@ class Array(Operators):
 
     def __reduce_ex__(self, _protocol: Any) -> Never:
         raise TypeError("an array is not pickled; store x.tolist()")
-
-    def __iadd__(self, other: Any) -> Self:
-        return self._become(self + other)
-
-    def __isub__(self, other: Any) -> Self:
-        return self._become(self - other)
-
-    def __imul__(self, other: Any) -> Self:
-        return self._become(self * other)
-
-    def __itruediv__(self, other: Any) -> Self:
-        return self._become(self / other)
 
     # Elements -------------------------------------------------------------------------------------------------
 
@@ -163,10 +298,13 @@ class Array(Operators):
 
     def __getitem__(self, index: Any) -> "Array":
         """Positions, slices and ``None``; rows, columns, or one column of each row, by integers."""
-        return cast("Array", subscripts.get(self, index))
+        result = self
+        for access in subscripts.plan_read(self.shape, index):
+            result = _apply(access, result)
+        return result
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._become(subscripts.put(self, index, value))
+        self._become(_apply(subscripts.plan_write(self.shape, index, value), self))
 
     def item(self) -> Number:
         """The one element, as a Python number."""
@@ -211,11 +349,11 @@ class Array(Operators):
         return format(self.item() if spec else str(self), spec)
 
     def __str__(self) -> str:
-        shown = text.values(self)
+        shown = self._shown()
         return repr(self) if shown is None else shown
 
     def __repr__(self) -> str:
-        shown = text.values(self, len("Array("))
+        shown = self._shown(len("Array("))
         return (
             f"<Array {self.dtype} {list(self.shape)}>" if shown is None else f"Array({shown}, {self.dtype})"
         )
@@ -237,16 +375,53 @@ class Array(Operators):
                     f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype"
                 )
             result = result.astype(self.dtype)
-        session.change(self)
+        session.current().begin_change(self)
         if self.tape is result.tape:
             self.handle, result.handle = result.handle, self.handle
         else:  # an array from outside, in a function that is traced: it gets its own handle back in the end
             self.tape, self.handle = result.tape, result.handle
         return self
 
+    def _shown(self, indent: int = 0) -> str | None:
+        """The elements in brackets, a line a row; None inside a traced function, where there are none.
 
-def _record(name: str, *operands: Any, params: Any = None) -> Array:
-    return cast("Array", session.record(name, operands, params))
+        Only what is shown is read.
+        """
+        if session.current().tracing or not isinstance(self.tape, MainTape):
+            return None
+        shown = self
+        gaps = [self.size > _MAX_SHOWN and size > 2 * _EDGE for size in self.shape]
+        for axis, gap in enumerate(gaps):
+            if gap:
+                shown = shown._ends(axis)
+        return _nested_text(shown.tolist(), gaps, indent)
+
+    def _ends(self, axis: int) -> "Array":
+        # On the tape itself: what is only shown is no part of a gradient.
+        tape = session.current().main
+        whole = [[0, size, 1] for size in self.shape[:axis]]
+        parts = [
+            _record_on(tape, "cut", (self,), [*whole, [start, _EDGE, 1]])
+            for start in (0, self.shape[axis] - _EDGE)
+        ]
+        return _record_on(tape, "concatenate", parts, axis)
+
+
+def _record_on(tape: Tape, name: str, operands: Sequence[Any], params: Any) -> Array:
+    return Array(tape, *tape.record(name, operands, params))
+
+
+def _create(data: bytes, spec: Spec) -> Array:
+    tape = session.current().main
+    return Array(tape, tape.create(data, spec), spec)
+
+
+def _apply(access: subscripts.Access, x: Array) -> Array:
+    operands = [
+        _create(each.data, each.spec) if isinstance(each, subscripts.Literal) else each
+        for each in access.operands
+    ]
+    return record(access.name, x, *operands, params=access.params)
 
 
 def _axes(axis: int | Sequence[int] | None) -> list[int] | None:
@@ -255,4 +430,18 @@ def _axes(axis: int | Sequence[int] | None) -> list[int] | None:
     return [axis] if isinstance(axis, int) else list(axis)
 
 
-Tape.make = Array
+def _nested_text(value: Any, gaps: list[bool], indent: int) -> str:
+    if not isinstance(value, list):
+        return _number_text(value)
+    parts = [_nested_text(each, gaps[1:], indent + 1) for each in value]
+    if gaps[0]:
+        parts.insert(_EDGE, "...")
+    between = ", " if len(gaps) == 1 else ",\n" + " " * (indent + 1)
+    return f"[{between.join(parts)}]"
+
+
+def _number_text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.6g}"
+    return f"{text}.0" if text.lstrip("-").isdigit() else text

@@ -2,11 +2,11 @@
 
 from binascii import crc32
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from propeller.tensors import session
-from propeller.tensors.array import Array
-from propeller.tensors.literals import Number, literal
+from propeller.tensors.array import Array, literal, record
+from propeller.tensors.literals import Number
 from propeller.tensors.shapes import TensorError, axis_of, dtype_name
 
 
@@ -22,14 +22,14 @@ def array(values: Any, dtype: Any = None) -> Array:
     """
     if isinstance(values, Array):
         return values.astype(dtype or values.dtype)
-    return cast("Array", literal(values, dtype))
+    return literal(values, dtype)
 
 
 def full(shape: int | Sequence[int], value: Number, dtype: Any = "float32") -> Array:
     """An array with one value everywhere."""
     if isinstance(dtype, int):
         raise TensorError(f"{dtype} is no dtype; a shape of several sizes is one argument: zeros((2, 3))")
-    return _record("full", params=[dtype_name(dtype), _sizes(shape), value])
+    return record("full", params=[dtype_name(dtype), _sizes(shape), value])
 
 
 def zeros(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
@@ -58,7 +58,7 @@ def arange(start: int, stop: int | None = None, step: int = 1) -> Array:
         numbers = range(start) if stop is None else range(start, stop, step)
     except (TypeError, ValueError) as error:
         raise TensorError(f"arange: {error}") from None
-    counted = _record("arange", params=len(numbers))
+    counted = record("arange", params=len(numbers))
     return counted if numbers == range(len(numbers)) else counted * numbers.step + numbers.start
 
 
@@ -69,27 +69,27 @@ def eye(count: int) -> Array:
 
 def exp(x: Any) -> Array:
     """E to the power of each element."""
-    return _record("exp", x)
+    return record("exp", x)
 
 
 def log(x: Any) -> Array:
     """The natural logarithm of each element."""
-    return _record("log", x)
+    return record("log", x)
 
 
 def sqrt(x: Any) -> Array:
     """The square root of each element."""
-    return _record("sqrt", x)
+    return record("sqrt", x)
 
 
 def square(x: Any) -> Array:
     """Each element times itself."""
-    return _record("square", x)
+    return record("square", x)
 
 
 def sign(x: Any) -> Array:
     """-1, 0 or 1 for each element."""
-    return _record("sign", x)
+    return record("sign", x)
 
 
 def isnan(x: Array) -> Array:
@@ -99,62 +99,62 @@ def isnan(x: Array) -> Array:
 
 def relu(x: Any) -> Array:
     """Each element, or 0 where it is negative."""
-    return _record("relu", x)
+    return record("relu", x)
 
 
 def sigmoid(x: Any) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
-    return _record("sigmoid", x)
+    return record("sigmoid", x)
 
 
 def tanh(x: Any) -> Array:
     """The hyperbolic tangent of each element."""
-    return _record("tanh", x)
+    return record("tanh", x)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x) divided by its sum along ``axis``, without overflow."""
-    return _record("softmax", x, params=axis)
+    return record("softmax", x, params=axis)
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """The logarithm of ``softmax``, without loss of precision."""
-    return _record("log_softmax", x, params=axis)
+    return record("log_softmax", x, params=axis)
 
 
 def matmul(x: Array, y: Array) -> Array:
     """The matrix product, as ``x @ y``."""
-    return _record("matmul", x, y)
+    return record("matmul", x, y)
 
 
 def maximum(x: Any, y: Any) -> Array:
     """The larger of two, element by element."""
-    return _record("maximum", x, y)
+    return record("maximum", x, y)
 
 
 def minimum(x: Any, y: Any) -> Array:
     """The smaller of two, element by element."""
-    return _record("minimum", x, y)
+    return record("minimum", x, y)
 
 
 def where(condition: Array, x: Any, y: Any) -> Array:
     """``x`` where the condition holds, else ``y``."""
-    return _record("where", condition, x, y)
+    return record("where", condition, x, y)
 
 
 def one_hot(labels: Array, classes: int) -> Array:
     """A last axis of ``classes`` zeros with a one at each label; float32."""
-    return _record("one_hot", labels, params=classes)
+    return record("one_hot", labels, params=classes)
 
 
 def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
     """The array repeated to a shape."""
-    return _record("broadcast_to", x, params=list(shape))
+    return record("broadcast_to", x, params=list(shape))
 
 
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
     """The arrays one after another along an axis."""
-    return _record("concatenate", *arrays, params=axis)
+    return record("concatenate", *arrays, params=axis)
 
 
 def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
@@ -186,21 +186,17 @@ class Random:
         return self._draw("permutation", count)
 
     def _draw(self, kind: str, shape: int | Sequence[int]) -> Array:
-        if session.tracing():
+        if session.current().tracing:
             raise TensorError(
                 "a traced function would draw the same numbers each time: draw outside and pass them in"
             )
         self._drawn += 1
-        return _record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
+        return record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
 
 
 def random(seed: int | str) -> Random:
     """A stream of random arrays."""
     return Random(seed)
-
-
-def _record(name: str, *operands: Any, params: Any = None) -> Array:
-    return cast("Array", session.record(name, operands, params))
 
 
 def _sizes(shape: int | Sequence[int]) -> list[int]:

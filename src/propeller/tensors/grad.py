@@ -1,20 +1,19 @@
-"""Gradients: the operations of a function are noted while it runs, and walked backwards with the chain rule.
+"""Gradients: the operations of a function are collected while it runs, and walked backwards with the chain rule.
 
-Reverse-mode automatic differentiation (Baydin et al., Automatic Differentiation in Machine Learning: a Survey, JMLR 18, 2018). The rules
-are operations on arrays themselves, so a gradient inside ``jit`` is traced with the rest.
+Reverse-mode automatic differentiation (Baydin et al., Automatic Differentiation in Machine Learning: a Survey, JMLR 18, 2018). Each
+operation's gradient is computed by operations on arrays, so a gradient inside ``jit`` is traced with the rest.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from propeller.tensors import session
-from propeller.tensors.array import Array
-from propeller.tensors.functions import full, one_hot, sign, where, zeros_like
-from propeller.tensors.shapes import FLOAT, TensorError, elements
-
-Rule = Callable[[Array, Array, Sequence[Any], Any], Sequence[Any]]
-"""``(gradient of the result, result, operands, params)`` → the gradient of each operand, None where there is none."""
+from propeller.tensors.array import Array, record
+from propeller.tensors.functions import full, zeros_like
+from propeller.tensors.operations import OPERATIONS, OperationCall
+from propeller.tensors.operations.reductions import sum_to_shape
+from propeller.tensors.shapes import TensorError
 
 
 def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -26,8 +25,7 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
 
     @functools.wraps(function)
     def with_gradient(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        notes: list[session.Note] = []
-        with session.noted(notes):
+        with session.current().differentiate() as calls:
             value = function(model, *args, **kwargs)
         loss = value[0] if isinstance(value, tuple) else value
         if not isinstance(loss, Array) or loss.shape != ():
@@ -39,7 +37,7 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
             )
             name = getattr(function, "__name__", "the function")
             raise TensorError(f"a gradient is of one number; {name} returned {shown}: {remedy}")
-        return value, _gather(model, _backward(loss, _needed(model, notes)))
+        return value, _gather(model, _backward(loss, _needed(model, calls)))
 
     return with_gradient
 
@@ -50,14 +48,14 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(function)(lambda *args, **kwargs: both(*args, **kwargs)[1])
 
 
-def _needed(model: Any, notes: Sequence[session.Note]) -> list[session.Note]:
+def _needed(model: Any, calls: Sequence[OperationCall]) -> list[OperationCall]:
     """The operations that depend on the first argument."""
     known = {id(array) for array in _arrays(model)}
     needed = []
-    for note in notes:
-        if any(id(operand) in known for operand in note[1]):
-            needed.append(note)
-            known.add(id(note[3]))
+    for call in calls:
+        if any(id(operand) in known for operand in call.operands):
+            needed.append(call)
+            known.add(id(call.result))
     return needed
 
 
@@ -68,26 +66,26 @@ def _arrays(value: Any) -> list[Array]:
     return [array for part in parts for array in _arrays(part)]
 
 
-def _backward(loss: Array, notes: Sequence[session.Note]) -> dict[int, Array]:
+def _backward(loss: Array, calls: Sequence[OperationCall]) -> dict[int, Array]:
     """The gradient of the loss by every array that it depends on, by the array's identity."""
-    found: dict[int, Array] = {
-        id(loss): full((), 1.0, loss.dtype if loss.dtype.startswith("float") else "float32")
-    }
-    for name, operands, params, result in reversed(notes):
-        upper = found.pop(id(result), None)
-        if upper is None or not result.dtype.startswith("float"):
+    found: dict[int, Array] = {id(loss): full((), 1.0, loss.dtype if _is_float(loss) else "float32")}
+    for call in reversed(calls):
+        upper = found.pop(id(call.result), None)
+        if upper is None or not _is_float(call.result) or not any(map(_is_float, call.operands)):
             continue
-        if not any(isinstance(each, Array) and each.dtype.startswith("float") for each in operands):
-            continue
-        rule = _RULES.get(name)
-        if rule is None:
-            raise TensorError(f"{name} has no gradient; compute it outside of what is differentiated")
-        for operand, part in zip(operands, rule(upper, result, operands, params), strict=False):
-            if part is not None and isinstance(operand, Array) and operand.dtype.startswith("float"):
-                part = _shrunk(part, operand.shape)  # noqa: PLW2901 - the same gradient, in the operand's shape
+        gradient = OPERATIONS[call.name].gradient
+        if gradient is None:
+            raise TensorError(f"{call.name} has no gradient; compute it outside of what is differentiated")
+        for operand, part in zip(call.operands, gradient(upper, call, record), strict=False):
+            if part is not None and _is_float(operand):
+                part = sum_to_shape(part, operand.shape)  # noqa: PLW2901 - the same gradient, in the operand's shape
                 known = found.get(id(operand))
                 found[id(operand)] = part if known is None else known + part
     return found
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Array) and value.dtype.startswith("float")
 
 
 def _gather(value: Any, found: dict[int, Array]) -> Any:
@@ -102,173 +100,3 @@ def _gather(value: Any, found: dict[int, Array]) -> Any:
         parts = [_gather(each, found) for each in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     raise TensorError(f"a gradient is by arrays; the first argument holds a {type(value).__name__}")
-
-
-def _shrunk(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Summed over what broadcasting repeated."""
-    if gradient.shape == shape:
-        return gradient
-    ahead = len(gradient.shape) - len(shape)
-    axes = [
-        *range(ahead),
-        *(ahead + at for at, size in enumerate(shape) if size == 1 and gradient.shape[ahead + at] != 1),
-    ]
-    return _shaped(gradient.sum(axes), shape)
-
-
-def _shaped(x: Array, shape: Sequence[int]) -> Array:
-    return x if x.shape == tuple(shape) else x.reshape(shape)
-
-
-def _transposed(x: Array) -> Array:
-    order = list(range(x.ndim))
-    order[-2:] = order[:-3:-1]
-    return x.transpose(*order)
-
-
-def _matmul(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
-    a, b = operands
-    rows, columns = a if a.ndim > 1 else a.reshape(1, -1), b if b.ndim > 1 else b.reshape(-1, 1)
-    shape = up.shape
-    if a.ndim == 1:
-        shape = (*shape[: len(shape) - (b.ndim > 1)], 1, *shape[len(shape) - (b.ndim > 1) :])
-    if b.ndim == 1:
-        shape = (*shape, 1)
-    wide = _shaped(up, shape)
-    return [
-        _shaped(_shrunk(wide @ _transposed(columns), rows.shape), a.shape),
-        _shaped(_shrunk(_transposed(rows) @ wide, columns.shape), b.shape),
-    ]
-
-
-def _spread(up: Array, operands: Sequence[Any], params: Any) -> Array:
-    """A reduction's gradient, with the axes back in place."""
-    x, (axes, keep) = operands[0], params
-    if keep:
-        return up
-    gone = set(range(x.ndim)) if axes is None else {axis % x.ndim for axis in axes}
-    return _shaped(up, [1 if at in gone else size for at, size in enumerate(x.shape)])
-
-
-def _sum(up: Array, _y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
-    return [_spread(up, operands, params) + zeros_like(operands[0])]
-
-
-def _mean(up: Array, y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
-    x = operands[0]
-    return [_spread(up, operands, params) * (y.size / max(x.size, 1)) + zeros_like(x)]
-
-
-def _extreme(up: Array, y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
-    """Shared evenly where several are the largest."""
-    x = operands[0]
-    most = (x == _spread(y, operands, params)).astype(x.dtype)
-    return [
-        _spread(up, operands, params)
-        * most
-        / _spread(most.sum(params[0], keepdims=params[1]), operands, params)
-    ]
-
-
-def _pair(choose: Callable[[Any, Any], Array]) -> Rule:
-    def rule(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
-        chosen = choose(*operands)
-        return [where(chosen, up, 0.0), where(chosen, 0.0, up)]
-
-    return rule
-
-
-def _pow(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
-    x, power = operands
-    if isinstance(power, Array) and power.dtype != FLOAT:  # a traced function's float is one
-        raise TensorError("pow has a gradient by its base only: give the power as a number")
-    return [up * (power * x ** (power - 1)) if isinstance(power, Array) or power else zeros_like(x)]
-
-
-def _softmax(up: Array, y: Array, _o: Sequence[Any], axis: Any) -> Sequence[Any]:
-    return [(up - (up * y).sum(axis, keepdims=True)) * y]
-
-
-def _log_softmax(up: Array, y: Array, _o: Sequence[Any], axis: Any) -> Sequence[Any]:
-    return [up - _exp(y) * up.sum(axis, keepdims=True)]
-
-
-def _exp(x: Array) -> Array:
-    return cast("Array", session.record("exp", [x]))
-
-
-def _transpose(up: Array, _y: Array, _o: Sequence[Any], axes: Any) -> Sequence[Any]:
-    return [up.transpose(*sorted(range(len(axes)), key=axes.__getitem__))]
-
-
-def _cut(up: Array, _y: Array, operands: Sequence[Any], params: Any) -> Sequence[Any]:
-    return [session.record("put", [zeros_like(operands[0]), up], params)]
-
-
-def _put(up: Array, _y: Array, _o: Sequence[Any], params: Any) -> Sequence[Any]:
-    return [session.record("put", [up, 0.0], params), session.record("cut", [up], params)]
-
-
-def _take(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
-    """Rows may be taken twice: a product with one-hot rows adds their gradients."""
-    x, rows = operands
-    chosen = one_hot(_from_start(rows.reshape(-1), x.shape[0]), x.shape[0]).astype(x.dtype)
-    return [(chosen.T @ up.reshape(rows.size, elements(x.shape[1:]))).reshape(x.shape)]
-
-
-def _pick(up: Array, _y: Array, operands: Sequence[Any], _p: Any) -> Sequence[Any]:
-    x, columns = operands
-    return [one_hot(_from_start(columns, x.shape[1]), x.shape[1]) * up.reshape(x.shape[0], 1)]
-
-
-def _from_start(indices: Array, size: int) -> Array:
-    """Indices that count from the end, counted from the start."""
-    return where(indices < 0, indices + size, indices)
-
-
-def _concatenate(up: Array, _y: Array, operands: Sequence[Any], axis: Any) -> Sequence[Any]:
-    parts, at = [], 0
-    place = axis % up.ndim
-    for each in operands:
-        size = each.shape[place]
-        parts.append(up[(*[slice(None)] * place, slice(at, at + size))])
-        at += size
-    return parts
-
-
-_RULES: dict[str, Rule] = {
-    "add": lambda up, _y, _o, _p: [up, up],
-    "sub": lambda up, _y, _o, _p: [up, -up],
-    "mul": lambda up, _y, o, _p: [up * o[1], up * o[0]],
-    "div": lambda up, y, o, _p: [up / o[1], -up * y / o[1]],
-    "pow": _pow,
-    "neg": lambda up, _y, _o, _p: [-up],
-    "abs": lambda up, _y, o, _p: [up * sign(o[0])],
-    "square": lambda up, _y, o, _p: [up * 2.0 * o[0]],
-    "sign": lambda _up, _y, _o, _p: [None],
-    "exp": lambda up, y, _o, _p: [up * y],
-    "log": lambda up, _y, o, _p: [up / o[0]],
-    "sqrt": lambda up, y, _o, _p: [up * 0.5 / y],
-    "tanh": lambda up, y, _o, _p: [up * (1.0 - y * y)],
-    "sigmoid": lambda up, y, _o, _p: [up * y * (1.0 - y)],
-    "relu": lambda up, _y, o, _p: [up * (o[0] > 0)],
-    "maximum": _pair(lambda a, b: a >= b),
-    "minimum": _pair(lambda a, b: a <= b),
-    "where": lambda up, _y, o, _p: [None, where(o[0], up, 0.0), where(o[0], 0.0, up)],
-    "matmul": _matmul,
-    "sum": _sum,
-    "mean": _mean,
-    "max": _extreme,
-    "min": _extreme,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
-    "reshape": lambda up, _y, o, _p: [up.reshape(o[0].shape)],
-    "broadcast_to": lambda up, _y, _o, _p: [up],
-    "transpose": _transpose,
-    "cast": lambda up, _y, o, _p: [up.astype(o[0].dtype)],
-    "cut": _cut,
-    "put": _put,
-    "take": _take,
-    "pick": _pick,
-    "concatenate": _concatenate,
-}

@@ -1,13 +1,8 @@
-"""What is called otherwise here than in NumPy or PyTorch, for the errors that say so, and a warning."""
-
-import warnings
-
-_MANY = 32
-"""Recordings of one function that are hardly meant."""
+"""What has another name here than in NumPy or PyTorch, for the errors that say so."""
 
 _FUNCTIONS = "exp log sqrt square sign relu sigmoid tanh softmax log_softmax isnan maximum minimum matmul where one_hot"
 
-_HERE = {
+EQUIVALENTS = {
     **{name: f"{name}(x)" for name in _FUNCTIONS.split()},
     "dot": "x @ y",
     "mm": "x @ y",
@@ -57,16 +52,5 @@ _HERE = {
 
 
 def hint(name: str) -> str:
-    """What does it here, to end an error with; empty where nothing is known to."""
-    return f"; here it is {_HERE[name]}" if name in _HERE else ""
-
-
-def count_recordings(function: str, count: int) -> None:
-    """Warn, once, of a function that is recorded again and again."""
-    if count == _MANY:
-        warnings.warn(
-            f"{function} was recorded {count} times, and each recording is kept: of what changes at each call, "
-            "pass numbers as float(…) or array(…), and arrays of few shapes",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    """What to write here for that name, to end an error with; empty where nothing is known."""
+    return f"; here it is {EQUIVALENTS[name]}" if name in EQUIVALENTS else ""

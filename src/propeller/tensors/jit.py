@@ -6,17 +6,21 @@ have at each call, and so are arrays that it changes in place. (The idea is ``ja
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from propeller.tensors import hints, session
+from propeller.tensors import session
 from propeller.tensors.array import Array
 from propeller.tensors.shapes import FLOAT, Spec, TensorError
 from propeller.tensors.tape import Handle, MainTape, Tape
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_WARNED_TRACES = 32
+"""Traces of one function that are hardly meant."""
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -28,96 +32,136 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     traces: dict[Any, _Trace] = {}
 
     @functools.wraps(function)
-    def replayed(*args: P.args, **kwargs: P.kwargs) -> R:
-        if session.tracing() or session.noting():
+    def replay(*args: P.args, **kwargs: P.kwargs) -> R:
+        now = session.current()
+        if now.tracing or now.differentiating:
             return function(*args, **kwargs)
         leaves: list[Any] = []
         key = _flatten((args, kwargs), leaves)
         trace = traces.get(key)
-        if trace is None or not trace.fits():
+        if trace is None or not trace.is_valid_on(now.main):
             trace = traces[key] = _trace(function, args, kwargs)
-            hints.count_recordings(getattr(function, "__name__", "a function"), len(traces))
-        result: R = trace(session.main(), leaves)
+            if len(traces) == _WARNED_TRACES:
+                _warn(getattr(function, "__name__", "a function"))
+        result: R = trace(now.main, leaves)
         return result
 
-    return replayed
+    return replay
 
 
-class _Recorder(Tape):
-    """The tape of a function being traced: handles are slots, inputs first by need."""
+def _warn(function: str) -> None:
+    warnings.warn(
+        f"{function} was recorded {_WARNED_TRACES} times, and each recording is kept: of what changes at each call, "
+        "pass numbers as float(…) or array(…), and arrays of few shapes",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+class _TraceTape(Tape):
+    """The tape of a function being traced: handles are slots, those of inputs as they are met."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inputs: list[tuple[int, Spec]] = []
         self.arguments: dict[int, Array] = {}
-        self.captured: dict[int, tuple[Array, int, tuple[Tape, int]]] = {}
+        self.captured: dict[int, _Captured] = {}
 
-    def leaf(self, spec: Spec) -> Array:
-        """What stands for an argument."""
-        made: Array = self.new(spec)
-        self.inputs.append((made.handle, spec))
-        return made
+    def add_input(self, spec: Spec) -> Array:
+        """What stands for an argument, or for an array from outside."""
+        array = Array(self, self.new_handle(), spec)
+        self.inputs.append((array.handle, spec))
+        return array
 
     def handle_of(self, value: Handle) -> int:
         """The slot of an array; one from outside becomes an input."""
         if value.tape is self:
             return value.handle
-        known = self.captured.get(id(value))
-        if known is None:
+        captured = self.captured.get(id(value))
+        if captured is None:
             if not isinstance(value, Array) or not isinstance(value.tape, MainTape):
                 return super().handle_of(value)
-            slot = self.leaf(value.spec).handle
-            known = self.captured[id(value)] = (value, slot, (value.tape, value.handle))
-        return known[1]
+            slot = self.add_input(value.spec).handle
+            captured = self.captured[id(value)] = _Captured(value, slot, value.tape, value.handle)
+        return captured.slot
 
     def read(self, value: Handle) -> bytes:
         """There are no values to read; says why."""
-        if session.current() is not self:
-            session.current().handle_of(value)  # raises: it outlived the trace
+        tape = session.current().tape
+        if tape is not self:
+            tape.handle_of(value)  # raises: it outlived the trace
         return super().read(value)
 
     def adopt(self, value: Handle) -> None:
         """An array from outside is about to be changed in place."""
         self.handle_of(value)
 
-    def give_back(self) -> dict[int, int]:
+    def restore_captured(self) -> dict[int, int]:
         """Put the arrays from outside back as they were; returns the new slots of those that were changed, by their ids."""
         changed = {}
-        for key, (value, _slot, (tape, handle)) in self.captured.items():
-            if value.tape is self:
-                changed[key] = value.handle
-                value.tape, value.handle = tape, handle
+        for key, captured in self.captured.items():
+            array = captured.array
+            if array.tape is self:
+                changed[key] = array.handle
+                array.tape, array.handle = captured.tape, captured.handle
         return changed
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """An array that a function found outside its arguments, its slot, and where it was before."""
+
+    array: Array
+    slot: int
+    tape: MainTape
+    handle: int
+
+
+@dataclass(frozen=True)
+class _Output:
+    """In the plan of a result: the output at a place."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class _Input:
+    """In the plan of a result: the argument or captured array at a place."""
+
+    at: int
 
 
 @dataclass
 class _Trace:
-    """What a call needs: the steps' number, where inputs come from, and where outputs go."""
+    """What a call needs: the routine's number, where inputs come from, and where outputs go."""
 
     number: int
     tape: MainTape
     captured: list[tuple[Array, Spec]]
     changed_leaves: list[int]
     changed_captured: list[int]
-    outputs: list[Spec]
     result: Any
+    """A plan: the function's result, with places for its arrays."""
+    specs: list[Spec]
+    """Of the outputs."""
 
-    def fits(self) -> bool:
+    def is_valid_on(self, tape: MainTape) -> bool:
         """Whether it can be replayed: on the tape that it was made on, with what it captured still of the same kind."""
-        there = self.tape is session.main() and self.tape.keeps(self.number)
+        there = self.tape is tape and tape.has_routine(self.number)
         return there and all(array.spec == spec for array, spec in self.captured)
 
     def __call__(self, tape: MainTape, leaves: list[Any]) -> Any:
         self._check_apart(leaves)
-        operands = [tape.operand(leaf)[0] for leaf in leaves]
+        operands = [tape.encode(leaf)[0] for leaf in leaves]
         operands += [array.handle for array, _ in self.captured]
-        made = tape.call(self.number, operands, self.outputs)
+        handles = tape.call(self.number, operands, len(self.specs))
+        outputs = [Array(tape, handle, spec) for handle, spec in zip(handles, self.specs, strict=True)]
         changed = [leaves[at] for at in self.changed_leaves] + [
             self.captured[at][0] for at in self.changed_captured
         ]
-        for array, new in zip(changed, made, strict=False):
+        for array, new in zip(changed, outputs, strict=False):
             array.handle, new.handle = new.handle, array.handle
-        return _build(self.result, made, [*leaves, *[array for array, _ in self.captured]])
+        return _build(self.result, outputs, [*leaves, *[array for array, _ in self.captured]])
 
     def _check_apart(self, leaves: list[Any]) -> None:
         """An array that comes in both ways would be two inside, of which only one is changed."""
@@ -131,51 +175,52 @@ class _Trace:
 
 
 def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
-    recorder = _Recorder()
+    now = session.current()
+    main, tape = now.main, _TraceTape()
     stand_ins: list[Any] = []
-    given = _stand_in((args, kwargs), recorder, stand_ins)
-    slots, before = [each.handle for each in stand_ins], _parts(given)
+    arguments = _stand_in((args, kwargs), tape, stand_ins)
+    slots, before = [each.handle for each in stand_ins], _contents(arguments)
     try:
-        with session.on(recorder):
-            result = function(*given[0], **given[1])
+        with now.trace(tape):
+            result = function(*arguments[0], **arguments[1])
     finally:
-        changed = recorder.give_back()
-    _check_kept(before, _parts(given))
-    captured = list(recorder.captured.items())
+        changed = tape.restore_captured()
+    _check_containers(before, _contents(arguments))
+    captured = list(tape.captured.items())
     changed_leaves = [at for at, each in enumerate(stand_ins) if each.handle != slots[at]]
     changed_captured = [at for at, (key, _) in enumerate(captured) if key in changed]
-    outputs = [stand_ins[at].handle for at in changed_leaves] + [
-        changed[captured[at][0]] for at in changed_captured
-    ]
-    specs = [stand_ins[at].spec for at in changed_leaves] + [
-        captured[at][1][0].spec for at in changed_captured
-    ]
-    known: dict[int, Any] = {id(each): _Given(at) for at, each in enumerate(stand_ins)}
-    known |= {key: _Given(len(stand_ins) + at) for at, (key, _) in enumerate(captured)}
-    plan = _plan(result, recorder, known, outputs, specs)
-    # What only the result uses is captured by now, too.
-    captured = list(recorder.captured.items())
-    inputs = [spec for _, spec in recorder.inputs]
-    tape = session.main()
+    outputs = [stand_ins[at].handle for at in changed_leaves]
+    outputs += [changed[captured[at][0]] for at in changed_captured]
+    specs = [stand_ins[at].spec for at in changed_leaves]
+    specs += [captured[at][1].array.spec for at in changed_captured]
+    donated = [slots[at] for at in changed_leaves] + [captured[at][1].slot for at in changed_captured]
+    known: dict[int, Any] = {id(each): _Input(at) for at, each in enumerate(stand_ins)}
+    known |= {key: _Input(len(stand_ins) + at) for at, (key, _) in enumerate(captured)}
+    plan = _plan(result, tape, known, outputs, specs)
     # Slots are renumbered: inputs in their order, then the results that an output needs.
-    order = {slot: at for at, (slot, _) in enumerate(recorder.inputs)}
-    needed = _needed(recorder.steps, outputs)
+    order = {slot: at for at, (slot, _) in enumerate(tape.inputs)}
+    needed = _needed(tape.steps, outputs)
     for _, slot, _, _ in needed:
         order[slot] = len(order)
     steps = [
         (name, order[slot], [each if isinstance(each, list) else order[each] for each in operands], params)
         for name, slot, operands, params in needed
     ]
-    given_up = [slots[at] for at in changed_leaves] + [captured[at][1][1] for at in changed_captured]
-    number = tape.define(inputs, [order[slot] for slot in given_up], steps, [order[slot] for slot in outputs])
+    number = main.define(
+        [spec for _, spec in tape.inputs],
+        [order[slot] for slot in donated],
+        steps,
+        [order[slot] for slot in outputs],
+    )
     return _Trace(
-        number,
-        tape,
-        [(value, value.spec) for _, (value, _, _) in captured],
-        changed_leaves,
-        changed_captured,
-        specs,
-        plan,
+        number=number,
+        tape=main,
+        # What only the result uses is captured by now, too.
+        captured=[(each.array, each.array.spec) for each in tape.captured.values()],
+        changed_leaves=changed_leaves,
+        changed_captured=changed_captured,
+        result=plan,
+        specs=specs,
     )
 
 
@@ -211,26 +256,30 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     return "is", type(value), value
 
 
-def _stand_in(value: Any, recorder: _Recorder, made: list[Any]) -> Any:
+def _like(container: Any, parts: list[Any]) -> Any:
+    """A list, tuple or named tuple of the same type with other parts."""
+    return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
+
+
+def _stand_in(value: Any, tape: _TraceTape, made: list[Any]) -> Any:
     """The same structure with stand-ins for its arrays and floats."""
     if isinstance(value, Array):
-        known = recorder.arguments.get(id(value))
+        known = tape.arguments.get(id(value))
         if known is None:
-            known = recorder.arguments[id(value)] = recorder.leaf(value.spec)
+            known = tape.arguments[id(value)] = tape.add_input(value.spec)
             made.append(known)
         return known
     if isinstance(value, float):
-        made.append(recorder.leaf((FLOAT, ())))
+        made.append(tape.add_input((FLOAT, ())))
         return made[-1]
     if isinstance(value, dict):
-        return {name: _stand_in(each, recorder, made) for name, each in value.items()}
+        return {name: _stand_in(each, tape, made) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_stand_in(each, recorder, made) for each in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return _like(value, [_stand_in(each, tape, made) for each in value])
     return value
 
 
-def _parts(value: Any) -> list[tuple[Any, Any]]:
+def _contents(value: Any) -> list[tuple[Any, Any]]:
     """The parts of a container, at any depth, by where they are."""
     if isinstance(value, dict):
         items: list[tuple[Any, Any]] = list(value.items())
@@ -238,10 +287,10 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
         items = list(enumerate(value))
     else:
         return []
-    return [((key, *place), part) for key, each in items for place, part in [((), each), *_parts(each)]]
+    return [((key, *place), part) for key, each in items for place, part in [((), each), *_contents(each)]]
 
 
-def _check_kept(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> None:
+def _check_containers(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> None:
     """Refuse a function that puts other arrays into its arguments' containers: a replay would not."""
     if [place for place, _ in before] != [place for place, _ in after] or any(
         one is not other for (_, one), (_, other) in zip(before, after, strict=True)
@@ -251,21 +300,18 @@ def _check_kept(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> 
         )
 
 
-def _plan(
-    value: Any, recorder: _Recorder, known: dict[int, Any], outputs: list[int], specs: list[Spec]
-) -> Any:
-    """How to build a result: arrays become positions in ``outputs``; what was given is given back itself."""
+def _plan(value: Any, tape: _TraceTape, known: dict[int, Any], outputs: list[int], specs: list[Spec]) -> Any:
+    """How to build a result: arrays become places in ``outputs``; what was passed in is handed back itself."""
     if isinstance(value, Array):
         if id(value) not in known:
-            outputs.append(recorder.handle_of(value))
+            outputs.append(tape.handle_of(value))
             specs.append(value.spec)
-            known[id(value)] = _Place(len(outputs) - 1)
+            known[id(value)] = _Output(len(outputs) - 1)
         return known[id(value)]
     if isinstance(value, dict):
-        return {name: _plan(each, recorder, known, outputs, specs) for name, each in value.items()}
+        return {name: _plan(each, tape, known, outputs, specs) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_plan(each, recorder, known, outputs, specs) for each in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return _like(value, [_plan(each, tape, known, outputs, specs) for each in value])
     if value is None or isinstance(value, int | float | str):
         return value
     raise TensorError(
@@ -273,28 +319,13 @@ def _plan(
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A result's place."""
-
-    at: int
-
-
-@dataclass(frozen=True)
-class _Given:
-    """An argument's or captured array's."""
-
-    at: int
-
-
-def _build(plan: Any, made: list[Any], given: list[Any]) -> Any:
-    if isinstance(plan, _Place):
-        return made[plan.at]
-    if isinstance(plan, _Given):
-        return given[plan.at]
+def _build(plan: Any, outputs: list[Array], inputs: list[Any]) -> Any:
+    if isinstance(plan, _Output):
+        return outputs[plan.at]
+    if isinstance(plan, _Input):
+        return inputs[plan.at]
     if isinstance(plan, dict):
-        return {name: _build(each, made, given) for name, each in plan.items()}
+        return {name: _build(each, outputs, inputs) for name, each in plan.items()}
     if isinstance(plan, list | tuple):
-        parts = [_build(each, made, given) for each in plan]
-        return type(plan)(*parts) if hasattr(plan, "_fields") else type(plan)(parts)
+        return _like(plan, [_build(each, outputs, inputs) for each in plan])
     return plan

@@ -1,4 +1,4 @@
-"""Each operation in NumPy. ``bind`` chooses once what a routine then calls many times, a bare ufunc where it can."""
+"""Each operation in NumPy: a kernel is chosen once, and called many times where steps are kept; a bare ufunc where that does."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,271 @@ from numpy.random import (
     Generator,
 )  # by name: NumPy imports it late, and a confined task reads no files
 
-from propeller.tensors import numpy_indexing as indexing
-from propeller.tensors.routine import WEAK, Kernel
-from propeller.tensors.shapes import Spec
+from propeller.tensors.operations import Kernel, KernelFactory
+from propeller.tensors.shapes import WEAK, Spec, elements
 
-_UFUNCS: dict[str, np.ufunc] = {
+
+def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    """The kernel of an operation that ``infer`` has checked, for arrays of these specs.
+
+    Its result is an array of the dtype that ``out`` says, or a Python number where that is weak.
+    """
+    kernel = KERNELS[name](specs, params, out)
+    if out[0] in WEAK:
+        number = float if out[0] == "float" else int
+        return lambda *values: number(kernel(*values))
+    return kernel
+
+
+def bind_into(name: str, specs: Sequence[Spec], out: Spec, position: int) -> Kernel | None:
+    """``bind`` for an operation that may write over the operand at ``position``; None for those that cannot."""
+    if not out[1]:  # NumPy makes scalars of arrays without dimensions
+        return None
+    if name == "relu":
+        return lambda x: np.maximum(x, 0, out=x)
+    if name not in _ARITHMETIC:
+        return None
+    kernel = _arithmetic(_ARITHMETIC[name], specs, None, out)
+    if len(specs) == 1:
+        return lambda x: kernel(x, out=x)
+    return (lambda x, y: kernel(x, y, out=y)) if position else (lambda x, y: kernel(x, y, out=x))
+
+
+def _dtype(out: Spec) -> Any:
+    """NumPy's dtype of a result; None for a weak number."""
+    return None if out[0] in WEAK else np.dtype(out[0])
+
+
+# Element by element -----------------------------------------------------------------------------------------
+
+
+def _arithmetic(ufunc: np.ufunc, specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    """The bare ufunc where NumPy's own result has the right dtype; else one that is told."""
+    strong = {dtype for dtype, _ in specs if dtype not in WEAK}
+    if out[0] in WEAK or (strong == {out[0]} and ufunc is not np.float_power):
+        return ufunc
+    if ufunc is np.float_power:
+        return partial(np.power, dtype=np.dtype(out[0]), casting="unsafe")
+    return partial(ufunc, dtype=np.dtype(out[0]), casting="unsafe")
+
+
+def _comparison(ufunc: np.ufunc, _specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    return ufunc
+
+
+def _relu(_specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    return lambda x: np.maximum(x, 0)
+
+
+def _sigmoid(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+
+    def kernel(x: Any) -> Any:
+        # 0.5 (1 + tanh(x / 2)) is the same, and overflows nowhere.
+        half = np.multiply(x, 0.5, dtype=dtype, casting="unsafe") if dtype else x * 0.5
+        return (np.tanh(half) + 1) * (half.dtype.type(0.5) if dtype else 0.5)
+
+    return kernel
+
+
+def _where(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+    # As arrays: NumPy would refuse a Python number that does not fit the array beside it.
+    return lambda condition, x, y: np.where(condition, np.asarray(x, dtype), np.asarray(y, dtype))
+
+
+# Along axes -------------------------------------------------------------------------------------------------
+
+
+def _reduction(function: Callable[..., Any], _specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
+    axes, keep = params
+    return partial(function, axis=None if axes is None else tuple(axes), keepdims=keep)
+
+
+def _sum(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    # NumPy's functions around its ufuncs' reduce cost more than small arrays do.
+    reduction = _reduction(np.add.reduce, specs, params, out)
+    return reduction if out[0] in WEAK else partial(reduction, dtype=np.dtype(out[0]))
+
+
+def _mean(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+    axes = tuple(range(len(specs[0][1]))) if params[0] is None else tuple(params[0])
+    count = math.prod(specs[0][1][axis] for axis in axes)
+    add = partial(np.add.reduce, axis=axes, keepdims=params[1], dtype=dtype)
+    return lambda x: add(x) / np.float64(count) if dtype is None else np.divide(add(x), count, dtype=dtype)
+
+
+def _softmax(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+
+    def kernel(x: Any) -> Any:
+        powers = np.exp(
+            np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
+        )
+        powers /= np.add.reduce(powers, axis=axis, keepdims=True)
+        return powers
+
+    return kernel
+
+
+def _log_softmax(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+
+    def kernel(x: Any) -> Any:
+        moved = np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
+        moved -= np.log(np.add.reduce(np.exp(moved), axis=axis, keepdims=True))
+        return moved
+
+    return kernel
+
+
+def _matmul(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    if specs[0][0] == specs[1][0]:
+        return np.matmul
+    dtype = np.dtype(out[0])
+    return lambda x, y: np.matmul(x.astype(dtype, copy=False), y.astype(dtype, copy=False))
+
+
+# Making and arranging ---------------------------------------------------------------------------------------
+
+
+def _reshape(_specs: Sequence[Spec], shape: Any, _out: Spec) -> Kernel:
+    sizes = tuple(shape)
+    return lambda x: np.reshape(x, sizes)
+
+
+def _transpose(_specs: Sequence[Spec], axes: Any, _out: Spec) -> Kernel:
+    order = tuple(axes)
+    return lambda x: np.transpose(x, order)
+
+
+def _broadcast_to(_specs: Sequence[Spec], shape: Any, _out: Spec) -> Kernel:
+    sizes = tuple(shape)
+    return lambda x: np.broadcast_to(x, sizes)
+
+
+def _cast(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    dtype = np.dtype(out[0])
+    if dtype.kind not in "iu" or not specs[0][0].startswith("float"):
+        return lambda x: np.asarray(x).astype(dtype)
+    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
+
+    def kernel(x: Any) -> Any:
+        # What processors make of a float that does not fit differs.
+        whole = np.trunc(x)
+        if not np.all((whole >= low) & (whole < high)):
+            raise ValueError(f"a value does not fit {dtype}")
+        return np.asarray(whole).astype(dtype)
+
+    return kernel
+
+
+def _concatenate(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+    return lambda *arrays: np.concatenate(arrays, axis=axis, dtype=dtype, casting="unsafe")
+
+
+def _full(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    dtype = np.dtype(out[0])
+    return lambda: np.full(out[1], params[2], dtype)
+
+
+def _arange(_specs: Sequence[Spec], count: Any, _out: Spec) -> Kernel:
+    return lambda: np.arange(count, dtype=np.int64)
+
+
+def _random(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    kind, _, seed = params
+
+    def kernel() -> Any:
+        source = Generator(PCG64(seed))
+        if kind == "permutation":
+            return source.permutation(out[1][0])
+        if kind == "normal":
+            return source.standard_normal(out[1], dtype=np.float32)
+        return source.random(out[1], dtype=np.float32)
+
+    return kernel
+
+
+# Indexing ---------------------------------------------------------------------------------------------------
+
+
+def _index(params: Any) -> tuple[Any, ...]:
+    """An index as NumPy takes it, from ``cut``'s."""
+    parts: list[Any] = []
+    for part in params:
+        if isinstance(part, int):
+            parts.append(part)
+        else:
+            start, count, step = part
+            stop = start + count * step
+            parts.append(slice(start, None if stop < 0 else stop, step) if count else slice(0, 0))
+    return tuple(parts)
+
+
+def _checked_rows(indices: Any, count: int) -> Any:
+    """Row numbers, checked: NumPy's own error is about another array than the program's."""
+    rows = indices.astype(np.int64, copy=False)
+    if rows.size and (int(rows.min()) < -count or int(rows.max()) >= count):
+        raise IndexError(f"an index is outside {count} rows")
+    return rows
+
+
+def _cut(_specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
+    index = _index(params)
+    return lambda x: x[index]
+
+
+def _put(_specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
+    index = _index(params)
+
+    def kernel(x: Any, value: Any) -> Any:
+        changed = np.array(x)
+        changed[index] = value
+        return changed
+
+    return kernel
+
+
+def _take(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    count = specs[0][1][0]
+    return lambda x, indices: x[_checked_rows(indices, count)]
+
+
+def _put_rows(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    count = specs[0][1][0]
+
+    def kernel(x: Any, indices: Any, value: Any) -> Any:
+        changed = np.array(x)
+        changed[_checked_rows(indices, count)] = value
+        return changed
+
+    return kernel
+
+
+def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    rows, columns = np.arange(specs[0][1][0]), specs[0][1][1]
+    return lambda x, indices: x[rows, _checked_rows(indices, columns)]
+
+
+def _one_hot(specs: Sequence[Spec], classes: Any, out: Spec) -> Kernel:
+    every, dtype = np.arange(elements(specs[0][1])), np.dtype(out[0])
+
+    def kernel(labels: Any) -> Any:
+        if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+            raise IndexError(f"a label is outside {classes} classes")
+        made = np.zeros((every.size, classes), dtype)
+        made[every, labels.reshape(-1)] = 1
+        return made.reshape((*labels.shape, classes))
+
+    return kernel
+
+
+# The kernels ------------------------------------------------------------------------------------------------
+
+_ARITHMETIC: dict[str, np.ufunc] = {
     "neg": np.negative,
     "abs": np.absolute,
     "sign": np.sign,
@@ -37,7 +297,9 @@ _UFUNCS: dict[str, np.ufunc] = {
     "or": np.logical_or,
     "not": np.logical_not,
 }
-_COMPARISONS = {
+"""Those that may write over an operand."""
+
+_COMPARISONS: dict[str, np.ufunc] = {
     "eq": np.equal,
     "ne": np.not_equal,
     "lt": np.less,
@@ -45,202 +307,35 @@ _COMPARISONS = {
     "gt": np.greater,
     "ge": np.greater_equal,
 }
-_REDUCTIONS: dict[
-    str, Callable[..., Any]
-] = {  # NumPy's functions around these cost more than small arrays do
-    "sum": np.add.reduce,
-    "max": np.maximum.reduce,
-    "min": np.minimum.reduce,
-}
 
-
-def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
-    """What does an operation that ``shapes.infer`` has checked, on arrays of these specs.
-
-    The result is an array of the dtype ``out`` says, or a Python number where that is weak.
-    """
-    kernel = _choose(name, specs, params, out)
-    if out[0] in WEAK:
-        number = float if out[0] == "float" else int
-        return lambda *values: number(kernel(*values))
-    return kernel
-
-
-def bind_into(name: str, specs: Sequence[Spec], out: Spec, position: int) -> Kernel | None:
-    """``bind`` for an operation that may write over the operand at ``position``; None for those that cannot."""
-    if not out[1] or (
-        name != "relu" and name not in _UFUNCS
-    ):  # NumPy makes scalars of arrays without dimensions
-        return None
-    if name == "relu":
-        return lambda x: np.maximum(x, 0, out=x)
-    kernel = _ufunc(_UFUNCS[name], specs, out)
-    if len(specs) == 1:
-        return lambda x: kernel(x, out=x)
-    return (lambda x, y: kernel(x, y, out=y)) if position else (lambda x, y: kernel(x, y, out=x))
-
-
-def _choose(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
-    if name in _UFUNCS:
-        return _ufunc(_UFUNCS[name], specs, out)
-    if name in _COMPARISONS:
-        return _COMPARISONS[name]
-    if name in _REDUCTIONS:
-        axes, keep = params
-        chosen = None if axes is None else tuple(axes)
-        dtype = {} if name in {"max", "min"} or out[0] in WEAK else {"dtype": np.dtype(out[0])}
-        return partial(_REDUCTIONS[name], axis=chosen, keepdims=keep, **dtype)
-    return _OTHERS[name](specs, params, None if out[0] in WEAK else np.dtype(out[0]))
-
-
-def _ufunc(ufunc: np.ufunc, specs: Sequence[Spec], out: Spec) -> Kernel:
-    """The bare function where NumPy's own result has the right dtype; else one that is told."""
-    strong = {dtype for dtype, _ in specs if dtype not in WEAK}
-    if out[0] in WEAK or (strong == {out[0]} and ufunc is not np.float_power):
-        return ufunc
-    if ufunc is np.float_power:
-        return partial(np.power, dtype=np.dtype(out[0]), casting="unsafe")
-    return partial(ufunc, dtype=np.dtype(out[0]), casting="unsafe")
-
-
-def _relu(_specs: Sequence[Spec], _params: Any, _dtype: Any) -> Kernel:
-    return lambda x: np.maximum(x, 0)
-
-
-def _sigmoid(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    def kernel(x: Any) -> Any:
-        # 0.5 (1 + tanh(x / 2)) is the same, and overflows nowhere.
-        half = np.multiply(x, 0.5, dtype=dtype, casting="unsafe") if dtype else x * 0.5
-        return (np.tanh(half) + 1) * (half.dtype.type(0.5) if dtype else 0.5)
-
-    return kernel
-
-
-def _softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
-    def kernel(x: Any) -> Any:
-        powers = np.exp(
-            np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
-        )
-        powers /= np.add.reduce(powers, axis=axis, keepdims=True)
-        return powers
-
-    return kernel
-
-
-def _log_softmax(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
-    def kernel(x: Any) -> Any:
-        moved = np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), dtype=dtype, casting="unsafe")
-        moved -= np.log(np.add.reduce(np.exp(moved), axis=axis, keepdims=True))
-        return moved
-
-    return kernel
-
-
-def _mean(specs: Sequence[Spec], params: Any, dtype: Any) -> Kernel:
-    axes = tuple(range(len(specs[0][1]))) if params[0] is None else tuple(params[0])
-    count = math.prod(specs[0][1][axis] for axis in axes)
-    add = partial(np.add.reduce, axis=axes, keepdims=params[1], dtype=dtype)
-    return lambda x: add(x) / np.float64(count) if dtype is None else np.divide(add(x), count, dtype=dtype)
-
-
-def _where(_specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    # As arrays: NumPy would refuse a Python number that does not fit the array beside it.
-    return lambda condition, x, y: np.where(condition, np.asarray(x, dtype), np.asarray(y, dtype))
-
-
-def _matmul(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    if specs[0][0] == specs[1][0]:
-        return np.matmul
-    return lambda x, y: np.matmul(x.astype(dtype, copy=False), y.astype(dtype, copy=False))
-
-
-def _argmax(_specs: Sequence[Spec], axis: Any, _dtype: Any) -> Kernel:
-    return partial(np.argmax, axis=axis)
-
-
-def _argmin(_specs: Sequence[Spec], axis: Any, _dtype: Any) -> Kernel:
-    return partial(np.argmin, axis=axis)
-
-
-def _reshape(_specs: Sequence[Spec], shape: Any, _dtype: Any) -> Kernel:
-    sizes = tuple(shape)
-    return lambda x: np.reshape(x, sizes)
-
-
-def _transpose(_specs: Sequence[Spec], axes: Any, _dtype: Any) -> Kernel:
-    order = tuple(axes)
-    return lambda x: np.transpose(x, order)
-
-
-def _broadcast_to(_specs: Sequence[Spec], shape: Any, _dtype: Any) -> Kernel:
-    sizes = tuple(shape)
-    return lambda x: np.broadcast_to(x, sizes)
-
-
-def _cast(specs: Sequence[Spec], _params: Any, dtype: Any) -> Kernel:
-    if dtype.kind not in "iu" or not specs[0][0].startswith("float"):
-        return lambda x: np.asarray(x).astype(dtype)
-    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
-
-    def kernel(x: Any) -> Any:
-        # What processors make of a float that does not fit differs.
-        whole = np.trunc(x)
-        if not np.all((whole >= low) & (whole < high)):
-            raise ValueError(f"a value does not fit {dtype}")
-        return np.asarray(whole).astype(dtype)
-
-    return kernel
-
-
-def _concatenate(_specs: Sequence[Spec], axis: Any, dtype: Any) -> Kernel:
-    return lambda *arrays: np.concatenate(arrays, axis=axis, dtype=dtype, casting="unsafe")
-
-
-def _full(_specs: Sequence[Spec], params: Any, dtype: Any) -> Kernel:
-    _, shape, value = params
-    return lambda: np.full(tuple(shape), value, dtype)
-
-
-def _arange(_specs: Sequence[Spec], count: Any, _dtype: Any) -> Kernel:
-    return lambda: np.arange(count, dtype=np.int64)
-
-
-def _random(_specs: Sequence[Spec], params: Any, _dtype: Any) -> Kernel:
-    kind, shape, seed = params
-
-    def kernel() -> Any:
-        source = Generator(PCG64(seed))
-        if kind == "permutation":
-            return source.permutation(shape[0])
-        if kind == "normal":
-            return source.standard_normal(tuple(shape), dtype=np.float32)
-        return source.random(tuple(shape), dtype=np.float32)
-
-    return kernel
-
-
-_OTHERS: dict[str, Callable[[Sequence[Spec], Any, Any], Kernel]] = {
+KERNELS: dict[str, KernelFactory] = {
+    **{name: partial(_arithmetic, ufunc) for name, ufunc in _ARITHMETIC.items()},
+    **{name: partial(_comparison, ufunc) for name, ufunc in _COMPARISONS.items()},
     "relu": _relu,
     "sigmoid": _sigmoid,
-    "mean": _mean,
-    "softmax": _softmax,
-    "log_softmax": _log_softmax,
     "where": _where,
     "matmul": _matmul,
-    "argmax": _argmax,
-    "argmin": _argmin,
+    "sum": _sum,
+    "mean": _mean,
+    "max": partial(_reduction, np.maximum.reduce),
+    "min": partial(_reduction, np.minimum.reduce),
+    "argmax": lambda _specs, axis, _out: partial(np.argmax, axis=axis),
+    "argmin": lambda _specs, axis, _out: partial(np.argmin, axis=axis),
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "reshape": _reshape,
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
     "cast": _cast,
-    "cut": indexing.cut,
-    "put": indexing.put,
-    "take": indexing.take,
-    "put_rows": indexing.put_rows,
-    "pick": indexing.pick,
-    "one_hot": indexing.one_hot,
     "concatenate": _concatenate,
     "full": _full,
     "arange": _arange,
     "random": _random,
+    "cut": _cut,
+    "put": _put,
+    "take": _take,
+    "put_rows": _put_rows,
+    "pick": _pick,
+    "one_hot": _one_hot,
 }
+"""The kernel of every operation, from its specs and params."""

@@ -1,15 +1,29 @@
-"""The machine that does a program's tensor steps with NumPy, outside the sandbox's linear memory."""
+"""The machine that does a program's steps with NumPy, outside the sandbox's linear memory, and a task's files as NumPy arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from propeller.tensors.files import TaskFiles
 from propeller.tensors.machine import StepMachine
-from propeller.tensors.numpy_files import LITTLE
 from propeller.tensors.numpy_kernels import bind, bind_into
-from propeller.tensors.routine import WEAK, Kernel
-from propeller.tensors.shapes import Spec
+from propeller.tensors.operations import Kernel
+from propeller.tensors.shapes import Spec, elements
+
+_LITTLE_ENDIAN = {
+    "float32": "<f4",
+    "float64": "<f8",
+    "int64": "<i8",
+    "uint8": "u1",
+    "bool": "?",
+    "float": "<f8",
+    "int": "<i8",
+}
+"""NumPy's names of the dtypes."""
+
+_COLUMNS = {"f": np.float32, "i": np.int64, "b": np.bool_}
+"""The dtype of a column of data, by NumPy's kind of its values."""
 
 
 class NumpyMachine(StepMachine):
@@ -37,12 +51,37 @@ class NumpyMachine(StepMachine):
 
     def pack(self, value: Any, spec: Spec) -> bytes:
         """The elements in C order."""
-        dtype = spec[0]
-        little = LITTLE["float64" if dtype == "float" else "int64"] if dtype in WEAK else LITTLE[dtype]
-        return np.ascontiguousarray(value, dtype=little).tobytes()
+        return np.ascontiguousarray(value, dtype=_LITTLE_ENDIAN[spec[0]]).tobytes()
 
     def unpack(self, data: bytes, spec: Spec) -> Any:
         """An array over the bytes themselves."""
         if spec[0] == "bool":  # NumPy reckons with nothing but 0 and 1
             return (np.frombuffer(data, np.uint8) != 0).reshape(spec[1])
-        return np.frombuffer(data, LITTLE[spec[0]]).reshape(spec[1])
+        return np.frombuffer(data, _LITTLE_ENDIAN[spec[0]]).reshape(spec[1])
+
+
+class ArrayFiles(TaskFiles):
+    """``TaskFiles`` whose tensors are arrays; the model's share the file's bytes."""
+
+    def tensor(self, document: bytes, start: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """An array over the document."""
+        return np.frombuffer(document, _LITTLE_ENDIAN[dtype], elements(shape), start).reshape(shape)
+
+    def columns(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, Any]]:
+        """An array for each name whose values are numbers of one shape in every sample."""
+        found: dict[str, tuple[Spec, Any]] = {}
+        for name in samples[0] if samples else ():
+            if all(name in sample for sample in samples):
+                column = _column([sample[name] for sample in samples])
+                if column is not None:
+                    found[name] = ((str(column.dtype), column.shape), column)
+        return found
+
+
+def _column(values: list[Any]) -> Any:
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):
+        return None
+    wanted = _COLUMNS.get(array.dtype.kind)
+    return None if wanted is None else array.astype(wanted, copy=False)

@@ -8,17 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from propeller.tensors.operations import infer
-from propeller.tensors.shapes import FLOAT, INT, ITEM_BYTES, Spec, TensorError, fits, size_bytes
-from propeller.tensors.straight import Step, straighten
+from propeller.tensors.operations import OPERATIONS, Kernel, infer
+from propeller.tensors.shapes import FLOAT, INT, ITEM_BYTES, WEAK, Spec, TensorError, fits, size_bytes
 
-WEAK = {FLOAT, INT}
-"""The dtypes of Python numbers."""
-
-VIEWS = {"cut", "reshape", "transpose", "broadcast_to"}
-"""Operations whose result may share its operand's memory."""
-
-Kernel = Callable[..., Any]
 Bind = Callable[[str, Sequence[Spec], Any, Spec], Kernel]
 BindInto = Callable[[str, Sequence[Spec], Any, Spec, int], "Kernel | None"]
 
@@ -44,13 +36,36 @@ class Routine:
     """What its results take at most at one time."""
 
 
-def number(given: list[Any]) -> tuple[Any, Spec]:
+@dataclass(slots=True)
+class _Step:
+    """One operation on slots, as a program sent it."""
+
+    name: str
+    slots: list[int]
+    """Of its operands."""
+    specs: list[Spec]
+    """Of its operands."""
+    params: Any
+
+
+@dataclass(slots=True)
+class BoundStep:
+    """One operation on slots: its kernel, the slots of its operands, and the slot of its result."""
+
+    kernel: Kernel
+    slots: list[int]
+    result: int
+    dead: list[int]
+    """Slots that are not needed after it."""
+
+
+def parse_number(operand: list[Any]) -> tuple[Any, Spec]:
     """The Python number in ``[number]``, and its spec.
 
     Raises:
         TensorError: It is none.
     """
-    (value,) = given
+    (value,) = operand
     if type(value) is bool:
         return value, ("bool", ())
     if type(value) is int and fits(value, INT):
@@ -65,109 +80,140 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
 
     Args:
         body: ``{"inputs": [specs], "donated": [input numbers], "steps": [[name, slot, operands, params]], "outputs": [slots]}``.
-        bind: What does an operation.
-        bind_into: What does it into the memory of the operand at a position; None where it cannot.
+        bind: Gives the kernel of an operation.
+        bind_into: Gives one that writes over the operand at a position; None where there is none.
 
     Raises:
         TensorError: The steps are not in order, or one of them cannot be done.
     """
-    specs = [_spec(each) for each in body["inputs"]]
-    count, size = len(specs), len(specs) + len(body["steps"])
-    numbers: list[Any] = []
-    read: list[tuple[str, list[int], list[Spec], Any]] = []
-    for at, (name, slot, operands, params) in enumerate(body["steps"]):
-        if slot != count + at:
-            raise TensorError("define: a step's slot is not the next one")
-        places, given = [], []
-        for each in operands:
-            if type(each) is list:
-                value, spec = number(each)
-                numbers.append(value)
-                places.append(size + len(numbers) - 1)
-            else:
-                places.append(_place(each, slot))
-                spec = specs[each]
-            given.append(spec)
-        specs.append(infer(name, given, params))
-        read.append((name, places, given, params))
-    outputs = [_place(each, size) for each in body["outputs"]]
-    donated = [_place(each, count) for each in body.get("donated", [])]
-    roots = _roots(count, read, size + len(numbers))
-    lives = _lives(read, roots, count, outputs)
-    kept = {roots[place] for place in outputs}
+    specs = [_parse_spec(each) for each in body["inputs"]]
+    inputs, size = len(specs), len(specs) + len(body["steps"])
+    steps, numbers = _parse_steps(body["steps"], specs)
+    outputs = [_parse_slot(each, size) for each in body["outputs"]]
+    donated = [_parse_slot(each, inputs) for each in body.get("donated", [])]
+    roots = _memory_roots(steps, inputs, size + len(numbers))
+    last_uses = _last_uses(steps, roots, inputs, outputs)
+    kept = {roots[slot] for slot in outputs}
     ending: dict[int, list[int]] = {}
-    for place in range(size):
-        if roots[place] not in kept and roots[place] in lives:
-            ending.setdefault(lives[roots[place]], []).append(place)
-    steps = []
-    for at, (name, places, given, params) in enumerate(read):
-        slot = count + at
-        free = [
+    for slot in range(size):
+        if roots[slot] not in kept and roots[slot] in last_uses:
+            ending.setdefault(last_uses[roots[slot]], []).append(slot)
+    bound = []
+    for at, step in enumerate(steps):
+        result = inputs + at
+        out = specs[result]
+        # Operands of the result's spec, whose memory nobody needs after this step.
+        writable = [
             position
-            for position, place in enumerate(places)
-            if place < size
-            and given[position] == specs[slot]
-            and roots[place] == place
-            and place not in kept
-            and (place >= count or place in donated)
-            and lives[place] == at
+            for position, slot in enumerate(step.slots)
+            if slot < size
+            and step.specs[position] == out
+            and roots[slot] == slot
+            and slot not in kept
+            and (slot >= inputs or slot in donated)
+            and last_uses[slot] == at
         ]
-        kernel = bind_into(name, given, params, specs[slot], free[0]) if free else None
-        dead = [place for place in ending.get(at, []) if count <= place <= slot]
-        steps.append(Step(kernel or bind(name, given, params, specs[slot]), places, slot, dead))
-    # A view is taken for shared even where nothing else has its memory: it may repeat elements, or not be writable.
-    times = Counter(roots[place] for place in outputs)
-    shared = [roots[place] != place or place < count or times[place] > 1 for place in outputs]
+        kernel = bind_into(step.name, step.specs, step.params, out, writable[0]) if writable else None
+        dead = [slot for slot in ending.get(at, []) if inputs <= slot <= result]
+        bound.append(
+            BoundStep(kernel or bind(step.name, step.specs, step.params, out), step.slots, result, dead)
+        )
+    # A view counts as shared even where nothing else has its memory: it may repeat elements, or not be writable.
+    times = Counter(roots[slot] for slot in outputs)
     return Routine(
-        specs[:count],
-        donated,
-        straighten(count, steps, {size + at: value for at, value in enumerate(numbers)}, outputs),
-        len(steps),
-        [specs[place] for place in outputs],
-        shared,
-        sorted({roots[place] for place in outputs if roots[place] < count}),
-        _peak(steps, specs),
+        inputs=specs[:inputs],
+        donated=donated,
+        run=compile_steps(inputs, bound, {size + at: value for at, value in enumerate(numbers)}, outputs),
+        steps=len(bound),
+        specs=[specs[slot] for slot in outputs],
+        shared=[roots[slot] != slot or slot < inputs or times[slot] > 1 for slot in outputs],
+        escaping=sorted({roots[slot] for slot in outputs if roots[slot] < inputs}),
+        peak_bytes=_peak_bytes(bound, specs),
     )
 
 
-def _roots(count: int, read: Sequence[tuple[str, list[int], list[Spec], Any]], total: int) -> list[int]:
-    """For each slot, the one whose memory it may share: its own, or its source's."""
-    roots = list(range(total))
-    for at, (name, places, _, _) in enumerate(read):
-        if name in VIEWS:
-            roots[count + at] = roots[places[0]]
-    return roots
+def compile_steps(
+    inputs: int, steps: Sequence[BoundStep], numbers: dict[int, Any], outputs: Sequence[int]
+) -> Callable[..., list[Any]]:
+    """One straight Python function of ``inputs`` values that does the steps and returns the slots ``outputs``.
+
+    Small arrays would notice what a loop over the steps costs. The function's text is made of slot numbers only; nothing that a
+    program wrote is in it.
+    """
+    names: dict[str, Any] = {f"s{slot}": value for slot, value in numbers.items()}
+    lines = [f"def routine({', '.join(f's{slot}' for slot in range(inputs))}):"]
+    for at, step in enumerate(steps):
+        names[f"k{at}"] = step.kernel
+        lines.append(f" s{step.result} = k{at}({', '.join(f's{slot}' for slot in step.slots)})")
+        if step.dead:
+            lines.append(f" {' = '.join(f's{slot}' for slot in step.dead)} = None")
+    lines.append(f" return [{', '.join(f's{slot}' for slot in outputs)}]")
+    exec("\n".join(lines), names)  # noqa: S102 - of our own text, see above
+    routine: Callable[..., list[Any]] = names["routine"]
+    return routine
 
 
-def _lives(
-    read: Sequence[tuple[str, list[int], list[Spec], Any]], roots: list[int], count: int, outputs: list[int]
-) -> dict[int, int]:
-    """For each root, the last step that uses it or a view of it."""
-    lives: dict[int, int] = {}
-    for at, (_, places, _, _) in enumerate(read):
-        for place in (*places, count + at):
-            lives[roots[place]] = at
-    lives.update(dict.fromkeys((roots[place] for place in outputs), len(read)))
-    return lives
+def _parse_steps(body: Sequence[Any], specs: list[Spec]) -> tuple[list[_Step], list[Any]]:
+    """The steps, and the numbers that stand in them; the results' specs go to ``specs``, which has the inputs'."""
+    inputs, size = len(specs), len(specs) + len(body)
+    steps: list[_Step] = []
+    numbers: list[Any] = []
+    for at, (name, result, operands, params) in enumerate(body):
+        if result != inputs + at:
+            raise TensorError("define: a step's slot is not the next one")
+        slots, operand_specs = [], []
+        for operand in operands:
+            if type(operand) is list:
+                value, spec = parse_number(operand)
+                numbers.append(value)
+                slots.append(size + len(numbers) - 1)
+            else:
+                slots.append(_parse_slot(operand, result))
+                spec = specs[operand]
+            operand_specs.append(spec)
+        specs.append(infer(name, operand_specs, params))
+        steps.append(_Step(name, slots, operand_specs, params))
+    return steps, numbers
 
 
-def _place(given: Any, below: int) -> int:
-    if type(given) is not int or not 0 <= given < below:
-        raise TensorError(f"define: there is no slot {given!r:.40} below {below}")
-    return given
+def _parse_slot(slot: Any, below: int) -> int:
+    if type(slot) is not int or not 0 <= slot < below:
+        raise TensorError(f"define: there is no slot {slot!r:.40} below {below}")
+    return slot
 
 
-def _spec(given: Any) -> Spec:
-    dtype, sizes = given
+def _parse_spec(spec: Any) -> Spec:
+    dtype, sizes = spec
     if dtype not in ITEM_BYTES and dtype not in WEAK:
         raise TensorError(f"there is no dtype {dtype!r:.40}")
     return dtype, infer("full", [], ["bool", sizes, 0])[1]
 
 
-def _peak(steps: Sequence[Step], specs: Sequence[Spec]) -> int:
-    now = most = 0
+def _memory_roots(steps: Sequence[_Step], inputs: int, total: int) -> list[int]:
+    """For each slot, the one whose memory it may share: its own, or its source's."""
+    roots = list(range(total))
+    for at, step in enumerate(steps):
+        if OPERATIONS[step.name].view:
+            roots[inputs + at] = roots[step.slots[0]]
+    return roots
+
+
+def _last_uses(
+    steps: Sequence[_Step], roots: list[int], inputs: int, outputs: Sequence[int]
+) -> dict[int, int]:
+    """For each root, the last step that uses it or a view of it."""
+    last_uses: dict[int, int] = {}
+    for at, step in enumerate(steps):
+        for slot in (*step.slots, inputs + at):
+            last_uses[roots[slot]] = at
+    last_uses.update(dict.fromkeys((roots[slot] for slot in outputs), len(steps)))
+    return last_uses
+
+
+def _peak_bytes(steps: Sequence[BoundStep], specs: Sequence[Spec]) -> int:
+    now = peak = 0
     for step in steps:
-        now += size_bytes(specs[step.slot])
-        most = max(most, now)
-        now -= sum(size_bytes(specs[place]) for place in step.dead)
-    return most
+        now += size_bytes(specs[step.result])
+        peak = max(peak, now)
+        now -= sum(size_bytes(specs[slot]) for slot in step.dead)
+    return peak

@@ -1,97 +1,101 @@
-"""Which tape operations go to now: the program's, or that of a function being traced."""
+"""What a program's arrays belong to: its tape, and what is being done with its functions at the moment."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
+from propeller.tensors.operations import OperationCall
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.tape import Handle, Machine, MainTape, Tape
 
-Note = tuple[str, Sequence[Any], Any, Any]
-"""An operation that was recorded: its name, operands, params and result."""
 
-_tapes: list[Any] = []
-_notes: list[list[Note]] = []
+class Session:
+    """A machine's tape, and those of functions that are traced or differentiated, innermost last."""
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        """Args: machine: what does the steps; without it, the first use chooses ``local_machine``."""
+        self._main = None if machine is None else MainTape(machine)
+        self._traces: list[Tape] = []
+        self._calls: list[list[OperationCall]] = []
+
+    @property
+    def main(self) -> MainTape:
+        """The program's own tape."""
+        if self._main is None:
+            self._main = MainTape(local_machine())
+        return self._main
+
+    @property
+    def tape(self) -> Tape:
+        """The tape to record on."""
+        return self._traces[-1] if self._traces else self.main
+
+    @property
+    def tracing(self) -> bool:
+        """Whether a function is being traced."""
+        return bool(self._traces)
+
+    @property
+    def differentiating(self) -> bool:
+        """Whether a gradient is being computed."""
+        return bool(self._calls)
+
+    @contextlib.contextmanager
+    def trace(self, tape: Tape) -> Iterator[None]:
+        """Record on another tape for a while."""
+        self._traces.append(tape)
+        try:
+            yield
+        finally:
+            self._traces.pop()
+
+    @contextlib.contextmanager
+    def differentiate(self) -> Iterator[list[OperationCall]]:
+        """Collect the operations that are recorded for a while."""
+        calls: list[OperationCall] = []
+        self._calls.append(calls)
+        try:
+            yield calls
+        finally:
+            self._calls.pop()
+            if self._calls:  # of a gradient around this one
+                self._calls[-1].extend(calls)
+
+    def add_call(self, call: OperationCall) -> None:
+        """Collect an operation, where a gradient is being computed."""
+        self._calls[-1].append(call)
+
+    def begin_change(self, array: Handle) -> None:
+        """An array is about to be changed in place.
+
+        Raises:
+            TensorError: A gradient is being computed, which needs the values as they were.
+        """
+        if self._calls:
+            raise TensorError(
+                "an array must not be changed in place where a gradient is computed: write w = w - …"
+            )
+        self.tape.adopt(array)
 
 
-def current() -> Any:
-    """The tape to record on."""
-    return _tapes[-1] if _tapes else main()
+_session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa: B039 - one for the whole process
 
 
-def record(name: str, operands: Sequence[Any], params: Any = None) -> Any:
-    """Record an operation on the tape; returns its result's array."""
-    result = current().record(name, operands, params)
-    if _notes:
-        _notes[-1].append((name, operands, params, result))
-    return result
-
-
-def change(array: Handle) -> None:
-    """An array is about to be changed in place.
-
-    Raises:
-        TensorError: A gradient is being computed, which needs the values as they were.
-    """
-    if _notes:
-        raise TensorError(
-            "an array must not be changed in place where a gradient is computed: write w = w - …"
-        )
-    current().adopt(array)
-
-
-@contextlib.contextmanager
-def noted(notes: list[Note]) -> Iterator[None]:
-    """Note what is recorded for a while."""
-    _notes.append(notes)
-    try:
-        yield
-    finally:
-        _notes.pop()
-        if _notes:  # of a gradient around this one
-            _notes[-1].extend(notes)
-
-
-def main() -> MainTape:
-    """The program's own tape; the first use chooses the machine."""
-    if not _tapes:
-        use(local(None))
-    first: MainTape = _tapes[0]
-    return first
+def current() -> Session:
+    """The session of this context."""
+    return _session.get()
 
 
 def use(machine: Machine) -> None:
     """Begin anew with this machine; arrays made before are not valid any more."""
-    _tapes[:] = [MainTape(machine)]
+    _session.set(Session(machine))
 
 
-def noting() -> bool:
-    """Whether a gradient is being computed."""
-    return bool(_notes)
-
-
-def tracing() -> bool:
-    """Whether a function is being traced."""
-    return len(_tapes) > 1
-
-
-@contextlib.contextmanager
-def on(tape: Tape) -> Iterator[None]:
-    """Record on another tape for a while."""
-    main()
-    _tapes.append(tape)
-    try:
-        yield
-    finally:
-        _tapes.pop()
-
-
-def local(root: Path | None) -> Machine:
+def local_machine(root: Path | None = None) -> Machine:
     """A machine in this process, on the task's files below ``root``: NumPy where it is, else plain Python."""
     try:
-        from propeller.tensors.numpy_files import ArrayFiles
-        from propeller.tensors.numpy_machine import NumpyMachine
+        from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
     except ImportError:
         from propeller.tensors.files import TaskFiles
         from propeller.tensors.python_machine import PythonMachine

@@ -7,23 +7,37 @@ the array beside them, as in NumPy 2 (NEP 50). Beyond that, where an integer mee
 from collections.abc import Sequence
 from typing import Any
 
+from propeller.errors import InvalidError
+
 Spec = tuple[str, tuple[int, ...]]
 
 ITEM_BYTES = {"bool": 1, "uint8": 1, "int64": 8, "float32": 4, "float64": 8}
 """Bytes an element, by dtype."""
 
-MOST_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 
 FLOAT, INT = "float", "int"
+WEAK = {FLOAT, INT}
 """The dtypes of weak numbers."""
+
+TYPECODES = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "B", FLOAT: "d", INT: "q"}
+"""The type codes of Python's ``array`` module, by dtype."""
 
 _RANGES = {"bool": (0, 1), "uint8": (0, 255), "int64": (-(2**63), 2**63 - 1), INT: (-(2**63), 2**63 - 1)}
 
 _RANK = {"bool": 0, "uint8": 1, "int64": 2, "float32": 3, "float64": 4}
 
 
-class TensorError(ValueError):
-    """An operation cannot be done on what it is given; the text names the operation, the shapes and what would do."""
+class TensorError(InvalidError):
+    """Tensors that cannot be read or do not fit, or an operation that cannot be done on them; the text says what would do.
+
+    Attributes:
+        tensor: the name of the tensor that is wrong, or ``None`` when the fault is not in one of them.
+    """
+
+    def __init__(self, reason: str, tensor: str | None = None) -> None:
+        self.tensor = tensor
+        super().__init__(reason if tensor is None else f"tensor {tensor[:80]!r}: {reason}")
 
 
 def dtype_name(dtype: Any) -> Any:
@@ -114,6 +128,6 @@ def shape_of(name: str, sizes: Any) -> tuple[int, ...]:
     """
     if not isinstance(sizes, list | tuple) or not all(type(size) is int and size >= 0 for size in sizes):
         raise TensorError(f"{name}: {sizes!r:.80} is not a shape")
-    if len(sizes) > MOST_DIMENSIONS:
-        raise TensorError(f"{name}: {len(sizes)} dimensions; at most {MOST_DIMENSIONS}")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise TensorError(f"{name}: {len(sizes)} dimensions; at most {MAX_DIMENSIONS}")
     return tuple(sizes)

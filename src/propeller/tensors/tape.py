@@ -2,7 +2,7 @@
 
 An operation only appends a step here; the steps cross together when a value is needed, and so do the frees. A machine takes them as text:
 a JSON list of ``[name, result, operands, params]``, where an operand is a handle (a number that the program chose) or ``[number]``. Beside
-the operations of ``shapes.py`` there are::
+the operations there are::
 
     ["open", handle, [], [source, name]]        a tensor of the model or the data, by name
     ["create", handle, [], [dtype, shape, base64 of the little-endian elements]]
@@ -18,17 +18,17 @@ The machine answers with the JSON list of what the steps with an arrow give.
 
 import json
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from propeller.tensors.operations import infer
 from propeller.tensors.shapes import FLOAT, INT, Spec, TensorError, fits
 
-_FLUSH_AT = 2000
-"""Steps that are held at most; keeps what freed handles hold from piling up on the host."""
+_MAX_WAITING_STEPS = 2000
+"""More are sent on at once; keeps what freed handles hold from piling up on the host."""
 
-_FLUSH_AT_CHARACTERS = 8 << 20
-"""Of elements that wait to cross."""
+_MAX_WAITING_CHARACTERS = 8 << 20
+"""Of elements that wait to cross; more are sent on."""
 
 
 class Machine(Protocol):
@@ -44,7 +44,7 @@ class Machine(Protocol):
 
 
 class Handle:
-    """What a tape gives for a result; ``Array`` is one with operators."""
+    """The result of a step, known by dtype and shape until it is read; ``Array`` is one with operators."""
 
     __slots__ = ("dtype", "handle", "shape", "tape")
 
@@ -60,16 +60,28 @@ class Handle:
 
 
 class Tape:
-    """Steps in order, and the handles that they give; ``make`` builds what stands for a result."""
-
-    make: type[Handle] = Handle
+    """Steps in order, whose results have handles from 1 on."""
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
-        self._last = 0
+        self._last_handle = 0
 
-    def operand(self, value: Any) -> tuple[Any, Spec]:
-        """What stands for a value in a step, and its spec.
+    def record(self, name: str, operands: Sequence[Any], params: Any = None) -> tuple[int, Spec]:
+        """Append an operation; returns the handle of its result, and its spec.
+
+        Raises:
+            TensorError: It does not take these operands.
+        """
+        encoded, specs = [], []
+        for value in operands:
+            one, spec = self.encode(value)
+            encoded.append(one)
+            specs.append(spec)
+        spec = infer(name, specs, params)
+        return self.append(name, encoded, params), spec
+
+    def encode(self, value: Any) -> tuple[Any, Spec]:
+        """What stands for an operand in a step, and its spec.
 
         Raises:
             TensorError: It is neither an array nor a number.
@@ -100,25 +112,16 @@ class Tape:
             )
         return value.handle
 
-    def record(self, name: str, operands: Sequence[Any], params: Any = None) -> Any:
-        """Append an operation; returns its result's array, which is known by shape only until it is read."""
-        encoded, specs = [], []
-        for value in operands:
-            one, spec = self.operand(value)
-            encoded.append(one)
-            specs.append(spec)
-        return self.append(name, encoded, params, infer(name, specs, params))
+    def append(self, name: str, operands: list[Any], params: Any) -> int:
+        """Append a step that gives one array; returns its handle."""
+        handle = self.new_handle()
+        self.steps.append((name, handle, operands, params))
+        return handle
 
-    def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
-        """Append a step that gives one array."""
-        self._last += 1
-        self.steps.append((name, self._last, operands, params))
-        return self.make(self, self._last, spec)
-
-    def new(self, spec: Spec) -> Any:
-        """An array that a step appended by hand will give."""
-        self._last += 1
-        return self.make(self, self._last, spec)
+    def new_handle(self) -> int:
+        """A handle for the result of a step that is appended by hand."""
+        self._last_handle += 1
+        return self._last_handle
 
     def adopt(self, value: Handle) -> None:
         """This array's elements are about to be replaced by a result of this tape."""
@@ -146,28 +149,28 @@ class MainTape(Tape):
         super().__init__()
         self.machine = machine
         self._dead: list[int] = []
-        self._traces = 0
-        self._lost: set[int] = set()
-        self._held = 0
+        self._routines = 0
+        self._lost_routines: set[int] = set()
+        self._waiting_characters = 0
 
-    def append(self, name: str, operands: list[Any], params: Any, spec: Spec) -> Any:
+    def append(self, name: str, operands: list[Any], params: Any) -> int:
         """Append a step; many are sent on at once."""
         self._make_room()
-        return super().append(name, operands, params, spec)
+        return super().append(name, operands, params)
 
     def release(self, handle: int) -> None:
         """Free it with the next crossing."""
         self._dead.append(handle)
 
-    def flush(self, *ask: tuple[Any, ...]) -> list[Any]:
-        """Cross: do every step held and those asked for, and return their answers.
+    def flush(self, *questions: tuple[Any, ...]) -> list[Any]:
+        """Cross: do every step that waits and these, and return their answers.
 
         Raises:
-            TensorError: A step cannot be done; the held ones are gone.
+            TensorError: A step cannot be done; those that waited are gone.
         """
-        steps = [*self.steps, *ask]
+        steps = [*self.steps, *questions]
         self.steps.clear()  # in place: arrays being traced never see another list
-        self._held = 0
+        self._waiting_characters = 0
         if self._dead:
             steps.append(("free", None, self._dead, None))
             self._dead = []
@@ -176,41 +179,33 @@ class MainTape(Tape):
         except TensorError:
             # Those after the step that failed were not done: free again, which does no harm.
             self._dead += [handle for name, _, freed, _ in steps if name == "free" for handle in freed]
-            self._lost.update(number for name, number, _, _ in steps if name == "define")
+            self._lost_routines.update(number for name, number, _, _ in steps if name == "define")
             raise
         return answers
-
-    def _make_room(self) -> None:
-        """Free early: what is not freed until the crossing's end is memory that the host cannot use again."""
-        if len(self.steps) >= _FLUSH_AT:
-            self.flush()
-        elif self._dead:
-            self.steps.append(("free", None, self._dead, None))
-            self._dead = []
 
     def read(self, value: Handle) -> bytes:
         """The little-endian elements of an array, after every step before."""
         return a2b_base64(self.flush(("read", None, [self.handle_of(value)], None))[0])
 
-    def create(self, data: bytes, spec: Spec) -> Any:
-        """An array of these little-endian elements."""
+    def create(self, data: bytes, spec: Spec) -> int:
+        """Append an array of these little-endian elements; returns its handle."""
         dtype, shape = spec
         text = b2a_base64(data, newline=False).decode()
-        if self._held > _FLUSH_AT_CHARACTERS:
+        if self._waiting_characters > _MAX_WAITING_CHARACTERS:
             self.flush()
-        self._held += len(text)
-        return self.append("create", [], [dtype, list(shape), text], spec)
+        self._waiting_characters += len(text)
+        return self.append("create", [], [dtype, list(shape), text])
 
     def describe(self, source: str) -> dict[str, Spec]:
         """The tensors of a source (``model`` or ``data``)."""
         found: dict[str, Any] = self.flush(("describe", None, [], source))[0]
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in found.items()}
 
-    def open(self, source: str, name: str, spec: Spec) -> Any:
-        """A tensor of a source."""
-        return self.append("open", [], [source, name], spec)
+    def open(self, source: str, name: str) -> int:
+        """Append a tensor of a source; returns its handle."""
+        return self.append("open", [], [source, name])
 
-    def save(self, tensors: dict[str, Handle]) -> None:
+    def save(self, tensors: Mapping[str, Handle]) -> None:
         """Have the machine write the update."""
         self.flush(("save", None, [self.handle_of(value) for value in tensors.values()], list(tensors)))
 
@@ -219,18 +214,26 @@ class MainTape(Tape):
 
         ``donated`` are inputs that are replaced by a result at each call: their memory may be written over.
         """
-        self._traces += 1
+        self._routines += 1
         body = {"inputs": inputs, "donated": donated, "steps": steps, "outputs": outputs}
-        self.steps.append(("define", self._traces, [], body))
-        return self._traces
+        self.steps.append(("define", self._routines, [], body))
+        return self._routines
 
-    def keeps(self, number: int) -> bool:
-        """Whether defined steps are there, as far as is known: they may have been held when another step failed."""
-        return number not in self._lost
+    def has_routine(self, number: int) -> bool:
+        """Whether defined steps are there, as far as is known: they may have waited when another step failed."""
+        return number not in self._lost_routines
 
-    def call(self, number: int, operands: list[Any], outputs: list[Spec]) -> list[Any]:
-        """Do defined steps on new operands."""
+    def call(self, number: int, operands: list[Any], outputs: int) -> list[int]:
+        """Do defined steps on new operands; returns the handles of their outputs."""
         self._make_room()
-        results = [self.new(spec) for spec in outputs]
-        self.steps.append(("call", [each.handle for each in results], operands, number))
-        return results
+        handles = [self.new_handle() for _ in range(outputs)]
+        self.steps.append(("call", handles, operands, number))
+        return handles
+
+    def _make_room(self) -> None:
+        """Free early: what is not freed until the crossing's end is memory that the host cannot use again."""
+        if len(self.steps) >= _MAX_WAITING_STEPS:
+            self.flush()
+        elif self._dead:
+            self.steps.append(("free", None, self._dead, None))
+            self._dead = []

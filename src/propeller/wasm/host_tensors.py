@@ -6,8 +6,7 @@ from typing import Any
 from wasmtime import component
 
 from propeller.tensors.machine import QuotaError
-from propeller.tensors.numpy_files import ArrayFiles
-from propeller.tensors.numpy_machine import NumpyMachine
+from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 from propeller.tensors.shapes import TensorError
 from propeller.wasm.job import over
 
@@ -20,7 +19,7 @@ class HostTensors:
     def __init__(self, folder: Path, limits: dict[str, Any]) -> None:
         """Args: folder: has ``in`` and ``out``; limits: the task's, as ``job.Limits`` names them."""
         self._machine = NumpyMachine(
-            ArrayFiles(folder), most_bytes=limits["tensor_bytes"], most_handles=limits["tensor_handles"]
+            ArrayFiles(folder), max_bytes=limits["tensor_bytes"], max_handles=limits["tensor_handles"]
         )
         self._limits = limits
         self._over: str | None = None

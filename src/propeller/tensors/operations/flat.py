@@ -1,9 +1,14 @@
-"""Where elements are in a flat list: strides, views, broadcasting."""
+"""Flat lists of elements in C order, which the kernels in plain Python work on: strides, broadcasting, rounding."""
 
+import math
+import struct
+from array import array as _buffer
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from propeller.tensors.shapes import elements
+
+_HALF = 1 << 63
 
 
 def strides_of(shape: Sequence[int]) -> list[int]:
@@ -44,3 +49,26 @@ def groups_of(shape: tuple[int, ...], axes: Iterable[int]) -> list[list[int]]:
     inside = offsets_of([shape[axis] for axis in gone], [strides[axis] for axis in gone])
     outside = offsets_of([shape[axis] for axis in kept], [strides[axis] for axis in kept])
     return [[at + step for step in inside] for at in outside]
+
+
+def rounded(values: Iterable[Any], dtype: str) -> list[Any]:
+    """Numbers as the elements of a dtype: float32 loses digits, integers wrap around."""
+    if dtype == "float32":
+        try:
+            return _buffer("f", values).tolist()
+        except OverflowError:
+            return [_as_float32(value) for value in values]
+    if dtype == "float64":
+        return [float(value) for value in values]
+    if dtype == "bool":
+        return [bool(value) for value in values]
+    if dtype == "uint8":
+        return [int(value) & 0xFF for value in values]
+    return [(int(value) + _HALF) % (2 * _HALF) - _HALF for value in values]
+
+
+def _as_float32(value: float) -> float:
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)

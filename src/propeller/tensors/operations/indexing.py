@@ -1,0 +1,255 @@
+"""Operations that index: parts of arrays, rows by number, one column of each row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from propeller.tensors.operations.flat import offsets_of, spread, strides_of
+from propeller.tensors.operations.operation import Kernel, Operation, OperationCall, Record
+from propeller.tensors.shapes import Spec, TensorError, broadcast, elements, shape_of
+
+# What they yield --------------------------------------------------------------------------------------------
+
+
+def _part(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    dtype, shape = specs[0]
+    if not isinstance(params, list | tuple) or len(params) > len(shape):
+        raise TensorError(f"{name}: too many indices for {len(shape)} dimensions")
+    left = []
+    for axis, (part, size) in enumerate(zip(params, shape, strict=False)):
+        if type(part) is int:
+            if not 0 <= part < size:
+                raise TensorError(f"index {part} is outside axis {axis} of size {size}")
+            continue
+        if type(part) not in {list, tuple} or len(part) != 3 or not all(type(n) is int for n in part):
+            raise TensorError(f"{name}: {part!r:.80} is not a slice")
+        start, count, step = part
+        if step == 0 or count < 0:
+            raise TensorError(f"{name}: {part!r} is not a slice")
+        last = start + (count - 1) * step
+        if count and not (0 <= start < size and 0 <= last < size):
+            raise TensorError(f"{name}: {part!r} is outside axis {axis} of size {size}")
+        left.append(count)
+    return dtype, (*left, *shape[len(params) :])
+
+
+def _with_part(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    _check_value(name, specs[1], specs[0], _part(name, specs[:1], params)[1])
+    return specs[0]
+
+
+def _rows(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
+    (dtype, shape), indices = specs
+    _check_indices(name, indices)
+    if not shape:
+        raise TensorError("a number has no rows to take")
+    return dtype, indices[1] + shape[1:]
+
+
+def _with_rows(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
+    _check_value(name, specs[2], specs[0], _rows(name, specs[:2], None)[1])
+    return specs[0]
+
+
+def _columns(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
+    (dtype, shape), indices = specs
+    _check_indices(name, indices)
+    if len(shape) != 2 or indices[1] != shape[:1]:
+        raise TensorError(
+            f"pick takes a matrix and one column for each of its rows, got {list(shape)} and {list(indices[1])}"
+        )
+    return dtype, indices[1]
+
+
+def _classes(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    _check_indices(name, specs[0])
+    return "float32", (*specs[0][1], *shape_of(name, [params]))
+
+
+def _check_value(name: str, value: Spec, target: Spec, place: tuple[int, ...]) -> None:
+    if broadcast(name, value[1], place) != place:
+        raise TensorError(f"a value of shape {list(value[1])} does not fit into {list(place)}")
+    # Fractions are not dropped in silence.
+    if value[0].startswith("float") and not target[0].startswith("float"):
+        raise TensorError(
+            f"{name}: a value of {value[0]} does not go into an array of {target[0]}; use astype"
+        )
+
+
+def _check_indices(name: str, spec: Spec) -> None:
+    if spec[0] == "bool":
+        raise TensorError(
+            f"{name}: an array of bool is no index; use where(mask, x, 0), or weigh with mask * x"
+        )
+    if spec[0] not in {"int64", "uint8"}:
+        raise TensorError(f"{name}: indices are integers, got {spec[0]}; use astype('int64')")
+
+
+# Gradients --------------------------------------------------------------------------------------------------
+
+
+def _cut_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    x = call.operands[0]
+    return [record("put", record("full", params=[x.dtype, list(x.shape), 0]), up, params=call.params)]
+
+
+def _put_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    return [record("put", up, 0.0, params=call.params), record("cut", up, params=call.params)]
+
+
+def _take_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    """Rows may be taken twice: a product with one-hot rows adds their gradients."""
+    x, rows = call.operands
+    count = x.shape[0]
+    chosen = record("one_hot", _from_start(rows.reshape(-1), count, record), params=count).astype(x.dtype)
+    return [(chosen.T @ up.reshape(rows.size, elements(x.shape[1:]))).reshape(x.shape)]
+
+
+def _pick_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    x, columns = call.operands
+    rows, count = x.shape
+    return [record("one_hot", _from_start(columns, count, record), params=count) * up.reshape(rows, 1)]
+
+
+def _from_start(indices: Any, size: int, record: Record) -> Any:
+    """Indices that count from the end, counted from the start."""
+    return record("where", indices < 0, indices + size, indices)
+
+
+# Kernels in plain Python ------------------------------------------------------------------------------------
+
+
+def _part_offsets(shape: tuple[int, ...], params: Any) -> list[int]:
+    strides = strides_of(shape)
+    start, sizes, steps = 0, [], []
+    for axis, stride in enumerate(strides):
+        part = params[axis] if axis < len(params) else [0, shape[axis], 1]
+        if isinstance(part, int):
+            start += part * stride
+        else:
+            start += part[0] * stride
+            sizes.append(part[1])
+            steps.append(part[2] * stride)
+    return offsets_of(sizes, steps, start)
+
+
+def _row_offsets(shape: tuple[int, ...], indices: list[Any]) -> list[int]:
+    count, width = shape[0], elements(shape[1:])
+    places: list[int] = []
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"an index is outside {count} rows")
+        places.extend(range(index % count * width, index % count * width + width))
+    return places
+
+
+def _assigned(x: list[Any], places: list[int], values: list[Any]) -> list[Any]:
+    changed = list(x)
+    for at, value in zip(places, values, strict=True):
+        changed[at] = value
+    return changed
+
+
+def _cut(specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
+    offsets = _part_offsets(specs[0][1], params)
+    return lambda x: [x[at] for at in offsets]
+
+
+def _put(specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
+    places = _part_offsets(specs[0][1], params)
+    sizes = tuple(part[1] for part in params if not isinstance(part, int)) + specs[0][1][len(params) :]
+    return lambda x, value: _assigned(x, places, spread(value, specs[1][1], sizes))
+
+
+def _take(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    shape = specs[0][1]
+    return lambda x, indices: [x[at] for at in _row_offsets(shape, indices)]
+
+
+def _put_rows(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    shape, where, value_shape = specs[0][1], specs[1][1], specs[2][1]
+
+    def kernel(x: list[Any], indices: list[Any], value: list[Any]) -> list[Any]:
+        return _assigned(x, _row_offsets(shape, indices), spread(value, value_shape, where + shape[1:]))
+
+    return kernel
+
+
+def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
+    columns = specs[0][1][1]
+
+    def kernel(x: list[Any], indices: list[Any]) -> list[Any]:
+        if not all(-columns <= index < columns for index in indices):
+            raise IndexError(f"an index is outside {columns} rows")
+        return [x[row * columns + index % columns] for row, index in enumerate(indices)]
+
+    return kernel
+
+
+def _one_hot(_specs: Sequence[Spec], classes: Any, _out: Spec) -> Kernel:
+    def kernel(labels: list[Any]) -> list[Any]:
+        if not all(0 <= label < classes for label in labels):
+            raise IndexError(f"a label is outside {classes} classes")
+        return [1.0 if column == label else 0.0 for label in labels for column in range(classes)]
+
+    return kernel
+
+
+# The operations ---------------------------------------------------------------------------------------------
+
+OPERATIONS = (
+    Operation(
+        name="cut",
+        operands=1,
+        params="for each leading axis a position or `[start, count, step]`",
+        doc="that part; a position's axis goes",
+        infer=_part,
+        gradient=_cut_gradient,
+        kernel=_cut,
+        view=True,
+        moves=True,
+    ),
+    Operation(
+        name="put",
+        operands=2,
+        params="as of `cut`",
+        doc="the first, with the second there",
+        infer=_with_part,
+        gradient=_put_gradient,
+        kernel=_put,
+    ),
+    Operation(
+        name="take",
+        operands=2,
+        doc="rows by indices, which may count from the end",
+        infer=_rows,
+        gradient=_take_gradient,
+        kernel=_take,
+        moves=True,
+    ),
+    Operation(
+        name="put_rows",
+        operands=3,
+        doc="of an array, indices and values: the array with these rows; of equal indices the last counts",
+        infer=_with_rows,
+        gradient=None,
+        kernel=_put_rows,
+    ),
+    Operation(
+        name="pick",
+        operands=2,
+        doc="of a matrix, one column of each row",
+        infer=_columns,
+        gradient=_pick_gradient,
+        kernel=_pick,
+        moves=True,
+    ),
+    Operation(
+        name="one_hot",
+        operands=1,
+        params="classes",
+        doc="`float32`, with a last axis of zeros and a one at each label",
+        infer=_classes,
+        gradient=None,
+        kernel=_one_hot,
+    ),
+)

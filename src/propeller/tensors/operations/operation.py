@@ -1,0 +1,61 @@
+"""What an operation is: one record, which a program's side, both machines and the documentation read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from propeller.tensors.shapes import Spec
+
+Rule = Callable[[str, Sequence[Spec], Any], Spec]
+"""``(name, specs of the operands, params)`` → the spec of the result; raises TensorError where it does not take these."""
+
+Kernel = Callable[..., Any]
+"""Computes the result from the operands' values."""
+
+KernelFactory = Callable[[Sequence[Spec], Any, Spec], Kernel]
+"""``(specs of the operands, params, spec of the result)`` → the kernel for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCall:
+    """An operation that a program did: its name, operands (arrays or numbers), params, and the array that it gave."""
+
+    name: str
+    operands: Sequence[Any]
+    params: Any
+    result: Any
+
+
+class Record(Protocol):
+    """Records an operation and returns the array that it gives: how a gradient computes what arrays have no method for."""
+
+    def __call__(self, name: str, *operands: Any, params: Any = None) -> Any: ...
+
+
+Gradient = Callable[[Any, OperationCall, Record], Sequence[Any]]
+"""``(gradient of the result, call, record)`` → the gradient of each operand, None for one that has none.
+
+What broadcasting repeated is summed up by the caller.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation: what it takes and gives, its gradient, its kernel in plain Python, and its line in docs/tensors.md."""
+
+    name: str
+    operands: int | None
+    """How many it takes; None: any number."""
+    params: str = ""
+    """What else it takes, for the documentation."""
+    doc: str
+    """What it gives, for the documentation."""
+    infer: Rule
+    gradient: Gradient | None
+    """None: it has none, and to ask for it is an error."""
+    kernel: KernelFactory
+    """In plain Python, on flat lists of elements in C order. NumPy's kernels are in ``numpy_kernels.py``."""
+    view: bool = False
+    """Whether the result may share the operand's memory."""
+    moves: bool = False
+    """Whether the result's elements are some of the first operand's, so that there is nothing to round."""
