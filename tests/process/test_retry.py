@@ -98,3 +98,14 @@ async def test_backoff_grows_and_begins_again_after_a_success(monkeypatch: pytes
     backoff.reset()
     await backoff.wait()
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, (1.0, 2.0, 4.0, 4.0, 1.0), strict=True))
+
+
+async def test_work_may_be_a_plain_function_that_gives_an_awaitable() -> None:
+    calls, given = Calls(UnavailableError("away")), list[str]()
+
+    async def answer(text: str) -> str:
+        given.append(text)
+        return await calls()
+
+    assert await retry(lambda: answer("a"), delays=(0.1,), on=passes, sleep=calls.sleep) == "done"
+    assert given == ["a", "a"]
