@@ -2,7 +2,7 @@
 
 Run it as ``python benchmarks/proplet_rss.py``. It starts a broker and one proplet, waits until the proplet has
 registered, and prints the resident memory (RSS) of both of its processes and their proportional share (PSS, Linux: a
-page that processes share counts for each in part). The bound is 80 MB for the proplet.
+page that processes share counts for each in part). The bound is 55 MB for the proplet.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from support.nats import open_broker  # noqa: E402 - the test support is not installed
 
-BOUND_MB = 80.0
+BOUND_MB = 55.0
 
 _PROPLET = """
 import sys

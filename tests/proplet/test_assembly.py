@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.proplet.assembly import MAX_CHUNKS, Assembly, AssemblyError, ChunkError, digest_of
+from propeller.proplet.assembly import MAX_CHUNKS, Assembly, digest_of
+from propeller.proplet.errors import AssemblyError, ChunkError
 from propeller.protocol.programs import ProgramChunk
 
 LIMIT = 10_000
@@ -41,7 +42,7 @@ def test_any_order_and_repetition_gives_the_program(
     assert sum(new) == len(chunks)
     assert one.complete
     assert one.missing() == []
-    assert one.take() == content
+    assert one.content() == content
 
 
 @given(st.sets(st.integers(0, 9)))
@@ -58,7 +59,7 @@ def test_missing_names_what_did_not_come(came: set[int]) -> None:
     [
         (chunk(0, MAX_CHUNKS + 1, b"x"), "is more than"),
         (chunk(0, 4, b"x"), "total_chunks: 4"),
-        (chunk(0, 3, b"x", digest_of(b"other")), "not the awaited"),
+        (chunk(0, 3, b"x", digest_of(b"other")), "not the expected"),
         (chunk(0, 3, b"x" * 31), "more than the 30 bytes"),
         (ProgramChunk(app_name="a", total_chunks=3, data="***"), "base64"),
         (chunk(1, 3, b"other"), "other bytes"),
@@ -76,11 +77,11 @@ def test_what_is_not_announced_is_not_taken_for_the_program() -> None:
     one = Assembly(LIMIT, digest=digest_of(b"good"), size=4, total=1)
     one.add(chunk(0, 1, b"evil"))
     with pytest.raises(AssemblyError, match="digest"):
-        one.take()
+        one.content()
     one.clear()
     one.add(chunk(0, 1, b"bad"))
     with pytest.raises(AssemblyError, match="size: 3 bytes"):
-        one.take()
+        one.content()
 
 
 @pytest.mark.parametrize("moved", [chunk(0, 3, b"new"), chunk(0, 2, b"new")])
@@ -97,7 +98,7 @@ def test_an_s_proxy_that_does_say_the_digest_is_held_to_it() -> None:
     one = Assembly(LIMIT)
     one.add(chunk(0, 1, b"x", digest_of(b"y")))
     with pytest.raises(AssemblyError, match="digest"):
-        one.take()
+        one.content()
 
 
 @pytest.mark.parametrize(

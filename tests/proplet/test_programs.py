@@ -11,8 +11,8 @@ import pytest
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.proplet import programs as module
-from propeller.proplet.programs import Programs
-from propeller.proplet.work import TaskError
+from propeller.proplet.errors import TaskError
+from propeller.proplet.programs import ProgramFetcher
 from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 from propeller.protocol.topics import Kind
 from propeller.wasm.job import Limits, ProgramError
@@ -24,7 +24,7 @@ CONTENT = bytes(range(256)) * 20
 ME = "proplet-1"
 
 
-class Store:
+class FakeStore:
     """Keeps programs without compiling them."""
 
     def __init__(self) -> None:
@@ -42,18 +42,18 @@ class Store:
         return nullcontext(True)
 
 
-class Fetcher:
-    """Programs of a proplet, and what they are fetched into."""
+class Scene:
+    """Opens program fetchers of a proplet, and holds what they fetch into."""
 
     def __init__(self, port: int, peers: Peers, stack: AsyncExitStack) -> None:
-        self.port, self.peers, self.stack, self.store = port, peers, stack, Store()
+        self.port, self.peers, self.stack, self.store = port, peers, stack, FakeStore()
 
-    async def open(self, timeout: float = 10.0, limits: Limits | None = None) -> Programs:
+    async def open(self, timeout: float = 10.0, limits: Limits | None = None) -> ProgramFetcher:
         session = Session(
             BrokerAddress("127.0.0.1", self.port), Credentials(f"{ME}-{self.peers.channel.channel_id}")
         )
         await self.stack.enter_async_context(session.running())
-        one = Programs(session, self.peers.channel, ME, self.store, limits or Limits(), timeout)
+        one = ProgramFetcher(session, self.peers.channel, ME, self.store, limits or Limits(), timeout)
         await one.open()
         assert await session.wait_connected(10)
         self.stack.push_async_callback(one.close)
@@ -61,28 +61,28 @@ class Fetcher:
 
 
 @pytest.fixture
-async def fetcher(broker_port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fetcher]:
+async def scene(broker_port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     monkeypatch.setattr(module, "RESOLVE_WAIT_S", 0.3)
-    monkeypatch.setattr(module, "SILENCE_S", 0.2)
+    monkeypatch.setattr(module, "CHUNK_WAIT_S", 0.2)
     peers = Peers(broker_port)
     peers.programs[IMAGE] = CONTENT
     async with peers.running(), AsyncExitStack() as stack:
-        yield Fetcher(broker_port, peers, stack)
+        yield Scene(broker_port, peers, stack)
 
 
-async def test_what_is_cached_costs_no_bytes(fetcher: Fetcher) -> None:
-    programs, peers = await fetcher.open(), fetcher.peers
+async def test_what_is_cached_costs_no_bytes(scene: Scene) -> None:
+    programs, peers = await scene.open(), scene.peers
     assert await programs.fetch(IMAGE) == digest(CONTENT)
-    assert fetcher.store.programs == {digest(CONTENT): CONTENT}
+    assert scene.store.programs == {digest(CONTENT): CONTENT}
     assert await programs.fetch(IMAGE) == digest(CONTENT)
     assert [request.digest for request in peers.requests] == [None, digest(CONTENT), None]
     assert peers.sent_bytes == len(CONTENT)
 
 
-async def test_a_moved_tag_brings_the_new_program(fetcher: Fetcher) -> None:
-    programs = await fetcher.open()
+async def test_a_moved_tag_brings_the_new_program(scene: Scene) -> None:
+    programs = await scene.open()
     await programs.fetch(IMAGE)
-    fetcher.peers.programs[IMAGE] = CONTENT + b"new"
+    scene.peers.programs[IMAGE] = CONTENT + b"new"
     assert await programs.fetch(IMAGE) == digest(CONTENT + b"new")
 
 
@@ -99,36 +99,36 @@ def out_of_range(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
     return [*wrong, *chunks]
 
 
-async def test_chunks_may_come_in_any_order_and_twice(fetcher: Fetcher) -> None:
-    fetcher.peers.shuffle = shuffled
-    assert await (await fetcher.open()).fetch(IMAGE) == digest(CONTENT)
+async def test_chunks_may_come_in_any_order_and_twice(scene: Scene) -> None:
+    scene.peers.shuffle = shuffled
+    assert await (await scene.open()).fetch(IMAGE) == digest(CONTENT)
 
 
-async def test_chunks_that_cannot_be_of_it_are_left_out(fetcher: Fetcher) -> None:
-    fetcher.peers.shuffle = out_of_range
-    assert await (await fetcher.open()).fetch(IMAGE) == digest(CONTENT)
+async def test_chunks_that_cannot_be_of_it_are_left_out(scene: Scene) -> None:
+    scene.peers.shuffle = out_of_range
+    assert await (await scene.open()).fetch(IMAGE) == digest(CONTENT)
 
 
-async def test_lost_chunks_are_asked_for_again_by_number(fetcher: Fetcher) -> None:
+async def test_lost_chunks_are_asked_for_again_by_number(scene: Scene) -> None:
     losses = [[3, 17], [17]]
 
     def lossy(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
         lost = losses.pop(0) if losses else []
         return [chunk for chunk in chunks if chunk.chunk_idx not in lost]
 
-    fetcher.peers.shuffle = lossy
-    await (await fetcher.open()).fetch(IMAGE)
-    assert [request.missing for request in fetcher.peers.requests[1:]] == [None, [3, 17], [17]]
-    assert fetcher.store.programs[digest(CONTENT)] == CONTENT
+    scene.peers.shuffle = lossy
+    await (await scene.open()).fetch(IMAGE)
+    assert [request.missing for request in scene.peers.requests[1:]] == [None, [3, 17], [17]]
+    assert scene.store.programs[digest(CONTENT)] == CONTENT
 
 
-async def test_a_tampered_program_is_asked_for_once_more_then_refused(fetcher: Fetcher) -> None:
-    programs, peers = await fetcher.open(), fetcher.peers
+async def test_a_tampered_program_is_asked_for_once_more_then_refused(scene: Scene) -> None:
+    programs, peers = await scene.open(), scene.peers
     peers.shuffle = tampered
     with pytest.raises(TaskError, match="digest: the bytes that came are"):
         await programs.fetch(IMAGE)
     assert len(peers.requests) == 3
-    assert fetcher.store.programs == {}
+    assert scene.store.programs == {}
     tries: list[int] = []
 
     def tampered_once(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
@@ -139,21 +139,21 @@ async def test_a_tampered_program_is_asked_for_once_more_then_refused(fetcher: F
     assert await programs.fetch(IMAGE) == digest(CONTENT)
 
 
-async def test_tasks_share_a_fetch_and_references_a_download(fetcher: Fetcher) -> None:
-    programs, peers = await fetcher.open(), fetcher.peers
+async def test_tasks_share_a_fetch_and_references_a_download(scene: Scene) -> None:
+    programs, peers = await scene.open(), scene.peers
     peers.programs["registry.test/same:1"] = CONTENT
     wanted = [IMAGE, IMAGE, IMAGE, "registry.test/same:1"]
     assert set(await asyncio.gather(*map(programs.fetch, wanted))) == {digest(CONTENT)}
     assert peers.sent_bytes == len(CONTENT)
 
 
-async def test_one_who_leaves_does_not_end_the_fetch_for_others(fetcher: Fetcher) -> None:
-    programs = await fetcher.open()
-    fetcher.peers.silent = True
+async def test_one_who_leaves_does_not_end_the_fetch_for_others(scene: Scene) -> None:
+    programs = await scene.open()
+    scene.peers.silent = True
     first, second = (asyncio.create_task(programs.fetch(IMAGE)) for _ in range(2))
-    await eventually(lambda: fetcher.peers.requests)
+    await eventually(lambda: scene.peers.requests)
     first.cancel()
-    fetcher.peers.silent = False
+    scene.peers.silent = False
     assert await second == digest(CONTENT)
     assert first.cancelled()
 
@@ -167,15 +167,15 @@ async def test_one_who_leaves_does_not_end_the_fetch_for_others(fetcher: Fetcher
     ],
 )
 async def test_why_a_program_cannot_be_had_is_told(
-    fetcher: Fetcher, content: bytes | None, limits: Limits, reason: str
+    scene: Scene, content: bytes | None, limits: Limits, reason: str
 ) -> None:
-    fetcher.peers.programs = {} if content is None else {IMAGE: content}
+    scene.peers.programs = {} if content is None else {IMAGE: content}
     with pytest.raises(TaskError, match=f"program {IMAGE}.*{reason}"):
-        await (await fetcher.open(limits=limits)).fetch(IMAGE)
+        await (await scene.open(limits=limits)).fetch(IMAGE)
 
 
-async def test_a_failure_after_resolving_ends_the_fetch_at_once(fetcher: Fetcher) -> None:
-    peers = fetcher.peers
+async def test_a_failure_after_resolving_ends_the_fetch_at_once(scene: Scene) -> None:
+    peers = scene.peers
 
     def fails(chunks: list[ProgramChunk]) -> list[ProgramChunk]:
         answer = ResolvedProgram(app_name=IMAGE, digest=digest(CONTENT), error="blob unknown")
@@ -187,28 +187,28 @@ async def test_a_failure_after_resolving_ends_the_fetch_at_once(fetcher: Fetcher
     failures: list[Any] = []
     peers.shuffle = fails
     with pytest.raises(TaskError, match="blob unknown"):
-        await (await fetcher.open()).fetch(IMAGE)
+        await (await scene.open()).fetch(IMAGE)
     await asyncio.gather(*failures)
 
 
-async def test_a_proxy_that_is_away_is_asked_again_until_the_time_is_up(fetcher: Fetcher) -> None:
-    fetcher.peers.silent = True
-    programs = await fetcher.open(timeout=0.8)
+async def test_a_proxy_that_is_away_is_asked_again_until_the_time_is_up(scene: Scene) -> None:
+    scene.peers.silent = True
+    programs = await scene.open(timeout=0.8)
     with pytest.raises(TaskError, match=r"nothing came for 0\.8 s; check that the proxy runs"):
         await programs.fetch(IMAGE)
-    assert len(fetcher.peers.requests) >= 2
-    fetcher.peers.silent = False
+    assert len(scene.peers.requests) >= 2
+    scene.peers.silent = False
     assert await programs.fetch(IMAGE) == digest(CONTENT)
 
 
-async def test_a_reference_pinned_to_a_manifest_is_for_the_proxy_to_check(fetcher: Fetcher) -> None:
+async def test_a_reference_pinned_to_a_manifest_is_for_the_proxy_to_check(scene: Scene) -> None:
     pinned = f"registry.test/echo@{digest(b'its manifest')}"
-    fetcher.peers.programs[pinned] = CONTENT
-    assert await (await fetcher.open()).fetch(pinned) == digest(CONTENT)
+    scene.peers.programs[pinned] = CONTENT
+    assert await (await scene.open()).fetch(pinned) == digest(CONTENT)
 
 
-async def test_a_proxy_of_s_answers_on_the_shared_topic_only(fetcher: Fetcher) -> None:
-    programs, peers = await fetcher.open(), fetcher.peers
+async def test_a_proxy_of_s_answers_on_the_shared_topic_only(scene: Scene) -> None:
+    programs, peers = await scene.open(), scene.peers
     peers.directed, peers.shuffle = False, shuffled
     assert await programs.fetch(IMAGE) == digest(CONTENT)
     assert len(peers.requests) == 2  # the first one's chunks went by before anyone listened

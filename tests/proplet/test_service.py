@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from propeller.proplet.outbox import Outbox
-from propeller.proplet.recent import Recent
-from propeller.proplet.runner import Ran, usage
-from propeller.proplet.service import MAX_WAITING, Proplet
+from propeller.proplet.runner import CompletedRun
+from propeller.proplet.service import MAX_REMEMBERED_IDS, MAX_WAITING_TASKS, TaskExecutor
 from propeller.protocol.proplet import TaskMetrics
 from propeller.protocol.task import TaskResult, TaskStart
 from propeller.wasm.job import Job, Outcome
@@ -20,14 +19,15 @@ ME = "me"
 TOPIC = f"m/d/c/c/control/manager/start/{ME}"
 
 
-class Runner:
+class FakeRunner:
     """Runs tasks until they are let go, and takes a moment to end when stopped."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.begun: list[TaskStart] = []
+        self.copies: list[bool] = []
 
-    async def run(self, start: TaskStart) -> Ran:
+    async def run(self, start: TaskStart) -> CompletedRun:
         self.begun.append(start)
         try:
             await self.go.wait()
@@ -36,24 +36,27 @@ class Runner:
             raise
         if start.name == "faulty":
             raise KeyError("a bug")
-        return Ran(Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0)
+        return CompletedRun(
+            Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0
+        )
 
-    async def report(self, ran: Ran) -> TaskResult:
-        return TaskResult(task_id=ran.job.id, proplet_id=ME, results="done", usage=usage(ran))
+    async def report(self, run: CompletedRun, *, copy_update: bool) -> TaskResult:
+        self.copies.append(copy_update)
+        return TaskResult(task_id=run.job.id, proplet_id=ME, results="done", usage=run.usage())
 
 
 class Scene:
     def __init__(self, folder: Path, max_tasks: int = 1) -> None:
-        self.runner, self.results, self.metrics = Runner(), list[dict[str, Any]](), list[TaskMetrics]()
+        self.runner, self.results, self.metrics = FakeRunner(), list[dict[str, Any]](), list[TaskMetrics]()
         outbox = Outbox(folder / "outbox", self._send, 10_000)
-        self.proplet = Proplet(ME, self.runner, outbox, self._measure, max_tasks)  # type: ignore[arg-type]
+        self.executor = TaskExecutor(ME, self.runner, outbox, self._measure, max_tasks)  # type: ignore[arg-type]
 
     async def start(self, task_id: str, topic: str = TOPIC, **fields: Any) -> None:
         message = {"id": task_id, "name": "n", "image_url": "i", **fields}
-        await self.proplet.take_start(topic, json.dumps(message).encode())
+        await self.executor.handle_start(topic, json.dumps(message).encode())
 
     async def stop(self, task_id: str, **fields: Any) -> None:
-        await self.proplet.take_stop(
+        await self.executor.handle_stop(
             f"m/d/c/c/control/manager/stop/{ME}", json.dumps({"id": task_id, **fields}).encode()
         )
 
@@ -87,7 +90,7 @@ async def test_a_stop_takes_back_a_start_that_waits_for_the_end_of_the_run_befor
     await scene.start("t")
     await scene.stop("t")
     await eventually(lambda: scene.results)
-    await scene.proplet.close()
+    await scene.executor.close()
     assert len(scene.runner.begun) == 1
 
 
@@ -119,28 +122,39 @@ async def test_a_fault_of_the_proplet_fails_the_task_alone(scene: Scene) -> None
 
 
 async def test_more_than_may_wait_are_refused(scene: Scene) -> None:
-    for number in range(MAX_WAITING + 2):
+    for number in range(MAX_WAITING_TASKS + 2):
         await scene.start(f"t{number}")
     await eventually(lambda: scene.results)
-    assert [one["task_id"] for one in scene.results] == [f"t{MAX_WAITING + 1}"]
-    await scene.proplet.close()
-    assert len(scene.results) == MAX_WAITING + 2
+    assert [one["task_id"] for one in scene.results] == [f"t{MAX_WAITING_TASKS + 1}"]
+    await scene.executor.close()
+    assert len(scene.results) == MAX_WAITING_TASKS + 2
 
 
 async def test_after_it_closed_it_takes_no_more(scene: Scene) -> None:
-    await scene.proplet.close()
+    await scene.executor.close()
     await scene.start("t")
     await eventually(lambda: scene.results)
     assert scene.results[0]["error"] == "interrupted: the proplet was stopped"
 
 
-def test_what_is_recent_is_forgotten() -> None:
-    one = Recent(0.0)
-    one.add("a")
-    assert not one.take("a")
-    many = Recent(60.0)
-    for number in range(1001):
-        many.add(str(number))
-    assert not many.take("0")
-    assert many.take("1")
-    assert not many.take("1")
+async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path / "remembers", max_tasks=5)
+    scene.runner.go.set()
+    for number in range(MAX_REMEMBERED_IDS + 1):
+        await scene.stop(str(number))
+    await scene.start("0")  # its stop is the oldest, and one too many
+    await scene.start("1")
+    await eventually(lambda: len(scene.results) == 2)
+    await scene.start("1")
+    await eventually(lambda: len(scene.results) == 3)
+    errors = sorted((one["task_id"], str(one["error"])) for one in scene.results)
+    assert errors == [("0", "None"), ("1", "None"), ("1", "Task 1 was stopped before completion")]
+    monkeypatch.setattr("propeller.proplet.service.EARLY_STOP_LIFETIME_S", 0.0)
+    forgets = Scene(tmp_path / "forgets")
+    forgets.runner.go.set()
+    await forgets.stop("t")
+    await forgets.start("t")
+    await eventually(lambda: forgets.results)
+    assert forgets.results[0]["error"] is None

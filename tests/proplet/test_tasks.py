@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from propeller.proplet.service import OVERTAKING_S
+from propeller.proplet.service import EARLY_STOP_LIFETIME_S
 from propeller.protocol.topics import Kind
 from support.net import eventually
 from support.programs import echo
@@ -144,7 +144,7 @@ async def test_a_running_task_is_not_started_again_a_finished_one_is(world: Worl
     await world.peers.start(me, task, env={"REPLY": "second"})
     await world.peers.tell(world.peers.channel.stop(me), {"id": task})
     assert "was stopped before completion" in (await world.peers.result_of(task))["error"]
-    await asyncio.sleep(OVERTAKING_S)  # the stop may have come first
+    await asyncio.sleep(EARLY_STOP_LIFETIME_S)  # the stop may have come first
     await world.peers.start(me, task, env={"REPLY": "third"})
     await eventually(lambda: world.peers.result(task)["results"] == "third")  # type: ignore[index]
 

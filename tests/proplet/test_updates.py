@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
-from propeller.proplet.updates import TrainedUpdate, read_update, with_metadata
-from propeller.proplet.work import TaskError
+from propeller.proplet.errors import TaskError
+from propeller.proplet.updates import TrainedUpdate, parse_program_output, with_metadata
 from propeller.protocol.rounds import UpdateHeader
 
 ENV = {"ROUND_ID": "r-1", "MODEL_URI": "fl/models/global_model_v0"}
@@ -26,7 +26,7 @@ DOCUMENT = {
 
 def read(fields: dict[str, Any] | bytes, tensors: bytes | None = None) -> TrainedUpdate:
     stdout = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-    return read_update(stdout, tensors, ENV, "me")
+    return parse_program_output(stdout, tensors, ENV, "me")
 
 
 def test_the_document_goes_as_it_is() -> None:

@@ -17,9 +17,9 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.process.run import StartError
-from propeller.proplet.inputs import ENV_BYTES
-from propeller.proplet.updates import TENSORS_FILE, read_update
-from propeller.proplet.work import TaskError
+from propeller.proplet.errors import TaskError
+from propeller.proplet.inputs import MAX_ENV_BYTES
+from propeller.proplet.updates import TENSORS_FILE, parse_program_output
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 PROPLET = "try"
@@ -71,7 +71,7 @@ class Trial:
             "FL_MODE": asked.mode,
         }
         for variable, name in (("MODEL_DATA", "model.json"), ("DATASET_DATA", "dataset.json")):
-            if len(self.files[name]) < ENV_BYTES:
+            if len(self.files[name]) < MAX_ENV_BYTES:
                 self.env[variable] = texts[name]
 
     def fault(self, stdout: bytes, out_files: Mapping[str, bytes]) -> str | None:
@@ -80,7 +80,7 @@ class Trial:
             return None
         packed = out_files.get(TENSORS_FILE)
         try:
-            read_update(stdout, packed, self.env, PROPLET)
+            parse_program_output(stdout, packed, self.env, PROPLET)
             update = (
                 from_json(decode_object(stdout)["update"]) if packed is None else from_safetensors(packed)[0]
             )

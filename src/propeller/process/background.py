@@ -54,8 +54,10 @@ class BackgroundTasks:
 
         return self.spawn(repeat(), name=name)
 
-    async def close(self) -> None:
-        """Cancel what is not done, and wait for its end."""
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Cancel what is not done after ``grace_s`` seconds, and wait for its end."""
+        if grace_s > 0 and self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -141,6 +141,11 @@ class ServiceClient:
         await self.aclose()
 
 
+def is_not_modified(response: httpx.Response) -> bool:
+    """Whether an answer says that what the caller has (``If-None-Match``) is still right."""
+    return response.status_code == httpx.codes.NOT_MODIFIED
+
+
 def error_text(response: httpx.Response) -> str:
     """The reason in an error answer: its JSON ``error``, else the start of its text."""
     try:

@@ -2,18 +2,11 @@
 
 import hashlib
 
+from propeller.proplet.errors import AssemblyError, ChunkError
 from propeller.protocol.programs import ProgramChunk
 
 MAX_CHUNKS = 65536
 """The most chunks a program may come in."""
-
-
-class ChunkError(ValueError):
-    """A chunk that cannot be part of the program; it is left out and the text says why."""
-
-
-class AssemblyError(Exception):
-    """All chunks came, but they are not the program that was announced."""
 
 
 def digest_of(content: bytes) -> str:
@@ -22,7 +15,7 @@ def digest_of(content: bytes) -> str:
 
 
 class Assembly:
-    """Chunks of one program.
+    """The chunks of one program that have come.
 
     With ``digest``, ``size`` and ``total`` as the proxy announced them every chunk is checked against them. A proxy of
     absmach/propeller announces nothing: then the first chunk fixes what it says, and a chunk that contradicts what is
@@ -39,7 +32,7 @@ class Assembly:
         """
         self._announced = digest, size, total
         self._digest, self._size, self._total = self._announced
-        self._max_bytes, self._held = max_bytes, 0
+        self._max_bytes, self._size_so_far = max_bytes, 0
         self._chunks: dict[int, bytes] = {}
         if size is not None and size > max_bytes:
             raise AssemblyError(f"module_bytes: the program of {size} bytes is over the limit of {max_bytes}")
@@ -61,7 +54,7 @@ class Assembly:
         return [number for number in range(self._total or 0) if number not in self._chunks]
 
     def add(self, chunk: ProgramChunk) -> bool:
-        """Take a chunk; whether it was new.
+        """Add a chunk; whether it was new.
 
         Raises:
             ChunkError: it is of another program or total, not base64, or over a limit.
@@ -81,13 +74,13 @@ class Assembly:
         self._total = self._total or chunk.total_chunks
         self._digest = self._digest or chunk.digest
         limit = self._max_bytes if self._size is None else self._size
-        if self._held + len(data) > limit:
+        if self._size_so_far + len(data) > limit:
             raise ChunkError(f"data: more than the {limit} bytes that the program may have")
         self._chunks[chunk.chunk_idx] = data
-        self._held += len(data)
+        self._size_so_far += len(data)
         return True
 
-    def take(self) -> bytes:
+    def content(self) -> bytes:
         """The whole program, verified against what was announced.
 
         Raises:
@@ -104,11 +97,11 @@ class Assembly:
         """Forget every chunk."""
         self._digest, self._size, self._total = self._announced
         self._chunks.clear()
-        self._held = 0
+        self._size_so_far = 0
 
     def _contradiction(self, chunk: ProgramChunk, data: bytes) -> str | None:
         if self._digest is not None and chunk.digest not in {None, self._digest}:
-            return f"digest: {chunk.digest} is not the awaited {self._digest}"
+            return f"digest: {chunk.digest} is not the expected {self._digest}"
         if self._total not in {None, chunk.total_chunks}:
             return f"total_chunks: {chunk.total_chunks} where there are {self._total}"
         if self._chunks.get(chunk.chunk_idx, data) != data:

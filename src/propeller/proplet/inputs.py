@@ -1,32 +1,84 @@
-"""What a task is given: model, dataset and hyperparameters, as environment and as files in ``/in`` (docs/programs.md)."""
+"""What a task is given: model, dataset and hyperparameters, as environment and as files in ``/in`` (docs/programs.md).
+
+Also the clients of the services that these come from, and that updates go to.
+"""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import httpx
 
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.errors import NotFoundError
+from propeller.process.background import gather_or_cancel
+from propeller.process.byte_lru import ByteLru
+from propeller.process.http import ServiceClient, ServiceError, is_not_modified
 from propeller.process.logs import get_logger
-from propeller.proplet.peers import DATA_STORE, MODEL_REGISTRY, Peers
-from propeller.proplet.work import TaskError, together
+from propeller.proplet.errors import TaskError
 from propeller.protocol.rounds import model_version
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 log = get_logger("inputs")
 
-ENV_BYTES = 1024 * 1024
-"""Up to this size model and dataset are also given as environment variables."""
+COORDINATOR = "COORDINATOR_URL"
+MODEL_REGISTRY = "MODEL_REGISTRY_URL"
+DATA_STORE = "DATA_STORE_URL"
+
+_SERVICE_NAMES = {
+    COORDINATOR: "coordinator",
+    MODEL_REGISTRY: "model registry",
+    DATA_STORE: "Local Data Store",
+}
+
+MAX_ENV_BYTES = 1024 * 1024
+"""Below this size model and dataset are also given as environment variables."""
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
 
-_KEPT_BYTES = 32 * 1024 * 1024
+_MAX_CACHE_BYTES = 32 * 1024 * 1024
 """Bytes of answers that are kept, to be revalidated instead of fetched."""
 
 
+class ServiceClients:
+    """Clients of the services, by the variable that holds a service's address. Use with ``async with``.
+
+    An address is the proplet's own, or the one that a task has in its environment.
+    """
+
+    def __init__(self, urls: Mapping[str, str | None], credentials: tuple[str, str] | None = None) -> None:
+        """``credentials`` (id and key) go to the services of ``urls`` only, never to one that a task names."""
+        self._urls = {variable: url.rstrip("/") for variable, url in urls.items() if url}
+        self._clients = {
+            variable: ServiceClient(_SERVICE_NAMES[variable], url, credentials=credentials)
+            for variable, url in self._urls.items()
+        }
+
+    def url(self, variable: str, env: Mapping[str, str]) -> str | None:
+        """The service's address: the task's own, else the proplet's."""
+        return env.get(variable, "").rstrip("/") or self._urls.get(variable)
+
+    @contextlib.asynccontextmanager
+    async def connect(self, variable: str, env: Mapping[str, str]) -> AsyncIterator[ServiceClient | None]:
+        """A client of the service, ``None`` if nobody says where it is."""
+        url = self.url(variable, env)
+        if url is None or url == self._urls.get(variable):
+            yield self._clients.get(variable)
+            return
+        async with ServiceClient(_SERVICE_NAMES[variable], url) as client:
+            yield client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+
 @dataclass(frozen=True)
-class Given:
+class TaskInputs:
     """A task's inputs: environment variables, and files by their name in ``/in``."""
 
     env: dict[str, str] = field(default_factory=dict)
@@ -34,8 +86,8 @@ class Given:
 
 
 @dataclass(frozen=True)
-class _Body:
-    """An answer that was fetched: its entity tag, and for JSON how many samples it holds."""
+class _Document:
+    """A model or a dataset that was fetched, with its entity tag, and for JSON how many samples it holds."""
 
     etag: str
     media_type: str
@@ -43,45 +95,50 @@ class _Body:
     samples: int = 0
 
 
-class Inputs:
+class InputFetcher:
     """Fetches inputs; what has not changed since is not sent again (entity tags, RFC 9110)."""
 
-    def __init__(self, peers: Peers, proplet_id: str) -> None:
-        self._peers, self._proplet_id = peers, proplet_id
-        self._kept: OrderedDict[tuple[str, str], _Body] = OrderedDict()
+    def __init__(self, services: ServiceClients, proplet_id: str) -> None:
+        self._services, self._proplet_id = services, proplet_id
+        self._cache: ByteLru[tuple[str, str], _Document] = ByteLru(
+            _MAX_CACHE_BYTES, lambda document: len(document.content)
+        )
 
-    async def fetch(self, env: Mapping[str, str]) -> Given:
+    async def fetch(self, env: Mapping[str, str]) -> TaskInputs:
         """What the task with this environment is given; model and dataset are fetched at the same time.
 
         Raises:
             TaskError: the model or the dataset cannot be had.
         """
-        given = Given()
+        inputs = TaskInputs()
+        for variable in (COORDINATOR, MODEL_REGISTRY):
+            if (url := self._services.url(variable, env)) is not None:
+                inputs.env[variable] = url
         if "HYPERPARAMS" in env:
-            given.files["hyperparams.json"] = env["HYPERPARAMS"].encode()
-        wanted = (("MODEL_URI", self._model), ("ROUND_ID", self._dataset))
-        await together(*(fetch(env, given) for variable, fetch in wanted if env.get(variable)))
-        return given
+            inputs.files["hyperparams.json"] = env["HYPERPARAMS"].encode()
+        fetches = (("MODEL_URI", self._fetch_model), ("ROUND_ID", self._fetch_dataset))
+        await gather_or_cancel(*(fetch(env, inputs) for variable, fetch in fetches if env.get(variable)))
+        return inputs
 
-    async def _model(self, env: Mapping[str, str], given: Given) -> None:
+    async def _fetch_model(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
         reference = env["MODEL_URI"]
         path = f"/models/{model_version(reference)}"
-        async with self._peers.at(MODEL_REGISTRY, env) as registry:
+        async with self._services.connect(MODEL_REGISTRY, env) as registry:
             if registry is None:
                 raise TaskError(f"MODEL_URI is {reference} but MODEL_REGISTRY_URL is not set on this proplet")
             try:
-                document, tensors = await together(
+                document, tensors = await gather_or_cancel(
                     self._get(registry, path, JSON), self._get(registry, path, SAFETENSORS)
                 )
             except (ServiceError, MalformedMessageError) as error:
                 log.warning("Failed to fetch model from registry: %s", error, model_uri=reference)
                 raise TaskError(f"model {reference} cannot be fetched: {error}") from error
-        _give(given, "model.json", "MODEL_DATA", document.content)
+        _add_document(inputs, "model.json", "MODEL_DATA", document.content)
         if tensors.media_type == SAFETENSORS:
-            given.files["model.safetensors"] = tensors.content
+            inputs.files["model.safetensors"] = tensors.content
 
-    async def _dataset(self, env: Mapping[str, str], given: Given) -> None:
-        async with self._peers.at(DATA_STORE, env) as store:
+    async def _fetch_dataset(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
+        async with self._services.connect(DATA_STORE, env) as store:
             if store is None:
                 log.info("no dataset is given to the program: DATA_STORE_URL is not set")
                 return
@@ -91,43 +148,38 @@ class Inputs:
                 dataset = await self._get(store, path, JSON)
             except (ServiceError, MalformedMessageError) as error:
                 reason = str(error)
-                if isinstance(error, ServiceError) and error.status == httpx.codes.NOT_FOUND:
+                if isinstance(error, ServiceError) and error.kind is NotFoundError:
                     reason = f"HTTP 404 Not Found (no dataset for {self._proplet_id}; POST one to {path})"
                 log.warning("Failed to fetch dataset from Local Data Store: %s", reason)
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
-        _give(given, "dataset.json", "DATASET_DATA", dataset.content)
+        _add_document(inputs, "dataset.json", "DATASET_DATA", dataset.content)
         log.info("Successfully fetched dataset with %d samples and passed to client", dataset.samples)
 
-    async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Body:
+    async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Document:
         key = (service.base_url + path, media_type)
-        kept = self._kept.get(key)
+        cached = self._cache.get(key)
         headers = {"Accept": media_type if media_type == JSON else f"{media_type}, {JSON};q=0.1"}
-        if kept is not None:
-            headers["If-None-Match"] = kept.etag
+        if cached is not None:
+            headers["If-None-Match"] = cached.etag
         response = await service.request("GET", path, headers=headers)
-        if kept is not None and response.status_code == httpx.codes.NOT_MODIFIED:
-            return kept
-        large = len(response.content) > ENV_BYTES
-        body = await asyncio.to_thread(_read, response) if large else _read(response)
-        self._keep(key, body)
-        return body
-
-    def _keep(self, key: tuple[str, str], body: _Body) -> None:
-        self._kept.pop(key, None)
-        if body.etag:
-            self._kept[key] = body
-        while sum(len(kept.content) for kept in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+        if cached is not None and is_not_modified(response):
+            return cached
+        large = len(response.content) > MAX_ENV_BYTES
+        document = await asyncio.to_thread(_parse, response) if large else _parse(response)
+        self._cache.pop(key, None)
+        if document.etag:
+            self._cache[key] = document
+        return document
 
 
-def _read(response: httpx.Response) -> _Body:
+def _parse(response: httpx.Response) -> _Document:
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     samples = 0
     if media_type != SAFETENSORS:
         document = decode_object(response.content)
         data = document.get("data")
         samples = len(data) if isinstance(data, list) else 0
-    return _Body(
+    return _Document(
         etag=response.headers.get("etag", ""),
         media_type=media_type,
         content=response.content,
@@ -135,7 +187,7 @@ def _read(response: httpx.Response) -> _Body:
     )
 
 
-def _give(given: Given, file: str, variable: str, content: bytes) -> None:
-    given.files[file] = content
-    if len(content) < ENV_BYTES:
-        given.env[variable] = content.decode().strip()
+def _add_document(inputs: TaskInputs, file: str, variable: str, content: bytes) -> None:
+    inputs.files[file] = content
+    if len(content) < MAX_ENV_BYTES:
+        inputs.env[variable] = content.decode().strip()

@@ -2,33 +2,35 @@
 
 import asyncio
 import contextlib
+from typing import TYPE_CHECKING
 
 from propeller.mqtt.session import Credentials, Session, Will
 from propeller.mqtt.trouble import Names
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
-from propeller.proplet.heartbeat import Heartbeat
-from propeller.proplet.inputs import Inputs
-from propeller.proplet.outbox import Outbox
-from propeller.proplet.peers import COORDINATOR, DATA_STORE, MODEL_REGISTRY, Peers
-from propeller.proplet.presence import Presence, offline
-from propeller.proplet.programs import Programs
-from propeller.proplet.reports import Reports
-from propeller.proplet.runner import Runner
-from propeller.proplet.service import Proplet
+from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
+from propeller.proplet.outbox import Outbox, TaskPublisher
+from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
+from propeller.proplet.programs import ProgramFetcher
+from propeller.proplet.runner import ProgramRunner
+from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import Settings
-from propeller.proplet.updates import Updates
+from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Channel, Kind
-from propeller.wasm.external import External
 from propeller.wasm.link import LinkError
 from propeller.wasm.sandbox import ProgramError, Sandbox
+
+if TYPE_CHECKING:
+    from propeller.wasm.external import External
 
 log = get_logger("proplet")
 
 
-def _sandbox(settings: Settings) -> contextlib.AbstractAsyncContextManager[Sandbox | External]:
+def _new_sandbox(settings: Settings) -> "contextlib.AbstractAsyncContextManager[Sandbox | External]":
     folder, runtime = settings.folder / "sandbox", settings.external_runtime
     if runtime:
+        from propeller.wasm.external import External  # 0.2 MB that few proplets need
+
         return External(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
     return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
 
@@ -43,14 +45,14 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     session = Session(
         settings.broker,
         Credentials(me, me, settings.client_key),
-        will=Will(channel.topic(Kind.PROPLET_ALIVE), offline(me, settings.namespace)),
+        will=Will(channel.topic(Kind.PROPLET_ALIVE), offline_message(me, settings.namespace)),
         keepalive=int(settings.mqtt_keep_alive),
         tls=settings.tls_context(settings.broker),
         names=Names.of("PROPLET"),
     )
-    heartbeat = Heartbeat(settings.folder, settings.liveliness_interval)
-    presence = Presence(settings, session, channel, heartbeat)
-    reports = Reports(session, channel, me, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
+    heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
+    presence = Presence(settings, session, channel, heartbeat_file)
+    publisher = TaskPublisher(session, channel, me, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
     urls = {
         COORDINATOR: settings.coordinator_url,
         MODEL_REGISTRY: settings.model_registry_url,
@@ -58,36 +60,36 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     }
     credentials = (me, settings.client_key) if settings.auth == "on" else None
     async with contextlib.AsyncExitStack() as stack:
-        peers = await stack.enter_async_context(Peers(urls, credentials))
+        services = await stack.enter_async_context(ServiceClients(urls, credentials))
         try:
             folder = settings.folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            heartbeat.clear()
-            outbox = Outbox(folder / "outbox", reports.send_result, settings.mqtt_max_packet)
-            sandbox = await stack.enter_async_context(_sandbox(settings))
+            heartbeat_file.clear()
+            outbox = Outbox(folder / "outbox", publisher.send_result, settings.mqtt_max_packet)
+            sandbox = await stack.enter_async_context(_new_sandbox(settings))
         except OSError as error:
-            place = f"PROPLET_STATE: {settings.folder}" + (
+            folders = f"PROPLET_STATE: {settings.folder}" + (
                 f", or PROPLET_CACHE: {settings.cache}," if settings.cache else ""
             )
-            raise StartError(f"{place} cannot be used: {error}") from error
+            raise StartError(f"{folders} cannot be used: {error}") from error
         except (LinkError, ProgramError) as error:
             raise StartError(str(error)) from error
-        programs = Programs(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
+        programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
-        updates = Updates(peers, reports.send_update)
-        runner = Runner(me, peers, programs, Inputs(peers, me), updates, sandbox.run, settings.limits)
-        proplet = Proplet(me, runner, outbox, reports.send_metrics, settings.max_tasks)
+        inputs, updates = InputFetcher(services, me), UpdateSender(services, publisher.send_update)
+        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits)
+        executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()
         for topic in (channel.topic(Kind.START), channel.start(me)):
-            await session.subscribe(topic, proplet.take_start)
+            await session.subscribe(topic, executor.handle_start)
         for topic in (channel.topic(Kind.STOP), channel.stop(me)):
-            await session.subscribe(topic, proplet.take_stop)
+            await session.subscribe(topic, executor.handle_stop)
         await stack.enter_async_context(session.running(on_connect=presence.announce))
         log.info("proplet started", proplet_id=me, broker=str(settings.broker), channel=channel.prefix)
-        beats = asyncio.create_task(presence.run())
-        proplet.send_left()
+        reporting = asyncio.create_task(presence.run())
+        executor.send_left_over()
         await stop.wait()
         log.info("proplet stopping", proplet_id=me)
-        beats.cancel()
-        await proplet.close()
+        reporting.cancel()
+        await executor.close()
         await presence.leave()

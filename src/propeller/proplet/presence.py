@@ -1,18 +1,21 @@
-"""What a proplet tells the manager about itself: that it is there, that it lives, what it uses."""
+"""What a proplet tells the manager about itself: that it is there, that it lives, what it uses.
+
+A container's health check reads that it lives from a file, as a proplet serves no HTTP.
+"""
 
 import asyncio
 import contextlib
 import platform
 import socket
+import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from propeller import __version__
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.logs import get_logger
-from propeller.proplet.heartbeat import Heartbeat
 from propeller.proplet.settings import Settings
 from propeller.protocol.proplet import (
     CpuMetrics,
@@ -28,70 +31,98 @@ from propeller.protocol.wire import Message
 log = get_logger("presence")
 
 RUNTIME = "wasmtime-internal"
-_GOODBYE_S = 0.5
+MAX_MISSED_HEARTBEATS = 3
+"""Heartbeats that may be missed before a proplet counts as gone, as with the manager."""
+
+_GOODBYE_TIMEOUT_S = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def offline(proplet_id: str, namespace: str) -> bytes:
+def offline_message(proplet_id: str, namespace: str) -> bytes:
     """The last will, and the goodbye of a clean stop."""
     return HeartbeatMessage(proplet_id=proplet_id, status="offline", namespace=namespace).encode()
+
+
+class HeartbeatFile:
+    """The file ``heartbeat`` of a proplet's folder: until when it counts as alive, in seconds since 1970."""
+
+    def __init__(self, folder: Path, interval_s: float) -> None:
+        """``interval_s`` between heartbeats."""
+        self._file, self._lifetime_s = folder / "heartbeat", MAX_MISSED_HEARTBEATS * interval_s
+
+    def clear(self) -> None:
+        """Forget what an earlier process wrote.
+
+        Raises:
+            OSError: the file cannot be removed.
+        """
+        self._file.unlink(missing_ok=True)
+
+    def mark(self) -> None:
+        """A heartbeat went out. A disk that cannot be written costs the check's verdict, not the next heartbeat."""
+        temporary = self._file.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            temporary.write_text(f"{time.time() + self._lifetime_s:.3f}\n", encoding="ascii")
+            temporary.replace(self._file)
 
 
 class Presence:
     """Registers on every connect and reports at intervals."""
 
-    def __init__(self, settings: Settings, session: Session, channel: Channel, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, settings: Settings, session: Session, channel: Channel, heartbeat_file: HeartbeatFile
+    ) -> None:
         self._settings, self._session, self._channel = settings, session, channel
-        self._heartbeat = heartbeat
-        self._metadata = describe(settings)
+        self._heartbeat_file = heartbeat_file
+        self._metadata = device_metadata(settings)
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only sets the start of what the next one measures
 
     async def announce(self) -> None:
-        """Register, then say that it lives."""
+        """Register, then send a heartbeat."""
         create = Registration(
             proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
         )
-        await self._say(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
-        await self._beat()
+        await self._publish(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
+        await self._send_heartbeat()
 
     async def run(self) -> None:
-        """Beat and report until cancelled."""
+        """Send heartbeats and metrics until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._every(self._settings.liveliness_interval, self._beat))
+            tasks.create_task(self._repeat(self._settings.liveliness_interval, self._send_heartbeat))
             if self._settings.monitoring and self._settings.metrics_interval > 0:
-                tasks.create_task(self._every(self._settings.metrics_interval, self._report))
+                tasks.create_task(self._repeat(self._settings.metrics_interval, self._send_metrics))
 
     async def leave(self) -> None:
         """Say goodbye, if anyone listens."""
         if self._session.connected:
             with contextlib.suppress(NotConnectedError):
-                payload = offline(self._settings.client_id, self._settings.namespace)
+                payload = offline_message(self._settings.client_id, self._settings.namespace)
                 await self._session.publish(
-                    self._channel.topic(Kind.PROPLET_ALIVE), payload, timeout=_GOODBYE_S
+                    self._channel.topic(Kind.PROPLET_ALIVE), payload, timeout=_GOODBYE_TIMEOUT_S
                 )
 
-    async def _beat(self) -> None:
+    async def _send_heartbeat(self) -> None:
         alive = HeartbeatMessage(proplet_id=self._settings.client_id, namespace=self._settings.namespace)
-        if await self._say(Kind.PROPLET_ALIVE, alive):
-            self._heartbeat.mark()
+        if await self._publish(Kind.PROPLET_ALIVE, alive):
+            self._heartbeat_file.mark()
 
-    async def _report(self) -> None:
-        await self._say(
+    async def _send_metrics(self) -> None:
+        await self._publish(
             Kind.PROPLET_METRICS,
-            measure(self._process, self._settings.client_id, self._settings.namespace),
+            process_metrics(self._process, self._settings.client_id, self._settings.namespace),
         )
 
-    async def _every(self, interval: float, act: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, interval_s: float, act: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(interval_s)
             if self._session.connected:  # a heartbeat of the past says nothing
                 try:
                     await act()
                 except Exception:
-                    log.exception("not told to the manager")  # the next one may go
+                    log.exception("not published to the manager")  # the next one may go
 
-    async def _say(self, kind: Kind, message: Message, qos: int = 0) -> bool:
+    async def _publish(self, kind: Kind, message: Message, qos: int = 0) -> bool:
         """Publish; whether a broker took it."""
         try:
             await self._session.publish(
@@ -101,27 +132,27 @@ class Presence:
                 timeout=self._settings.mqtt_timeout,
             )
         except NotConnectedError as error:
-            log.warning("not told to the manager", topic=str(kind), reason=str(error))
+            log.warning("not published to the manager", topic=str(kind), reason=str(error))
             return False
         return True
 
 
-def describe(settings: Settings) -> PropletMetadata:
+def device_metadata(settings: Settings) -> PropletMetadata:
     """What the device is; only what was set, if system information is not to be collected."""
-    given = PropletMetadata(
+    metadata = PropletMetadata(
         description=settings.description or settings.instance_id or None,
         tags=[tag.strip() for tag in settings.tags.split(",") if tag.strip()] or None,
         location=settings.location,
-        proplet_version=version("propeller"),
+        proplet_version=__version__,
         wasm_runtime=Path(settings.external_runtime).name if settings.external_runtime else RUNTIME,
         directed=True,
         liveliness_interval=settings.liveliness_interval,
     )
     if not settings.collect_system_info:
-        return given
-    return given.model_copy(
+        return metadata
+    return metadata.model_copy(
         update={
-            "ip": _address(settings),
+            "ip": _own_address(settings),
             "environment": "docker" if Path("/.dockerenv").exists() else "binary",
             "os": platform.system().lower(),
             "hostname": socket.gethostname(),
@@ -131,7 +162,7 @@ def describe(settings: Settings) -> PropletMetadata:
     )
 
 
-def measure(process: psutil.Process, proplet_id: str, namespace: str) -> PropletMetrics:
+def process_metrics(process: psutil.Process, proplet_id: str, namespace: str) -> PropletMetrics:
     """The proplet's own use of CPU (since its start; percent since the last call) and memory."""
     with process.oneshot():
         times, memory, percent = process.cpu_times(), process.memory_info(), process.cpu_percent()
@@ -141,13 +172,13 @@ def measure(process: psutil.Process, proplet_id: str, namespace: str) -> Proplet
         cpu_metrics=CpuMetrics(user_seconds=times.user, system_seconds=times.system, percent=percent),
         memory_metrics=MemoryMetrics(
             rss_bytes=memory.rss,
-            container_usage_bytes=_number(_CGROUP / "memory.current"),
-            container_limit_bytes=_number(_CGROUP / "memory.max"),
+            container_usage_bytes=_read_number(_CGROUP / "memory.current"),
+            container_limit_bytes=_read_number(_CGROUP / "memory.max"),
         ),
     )
 
 
-def _number(file: Path) -> int | None:
+def _read_number(file: Path) -> int | None:
     """A control group's number (cgroup v2); ``None`` outside of one or without a limit."""
     try:
         return int(file.read_text())
@@ -155,7 +186,7 @@ def _number(file: Path) -> int | None:
         return None
 
 
-def _address(settings: Settings) -> str | None:
+def _own_address(settings: Settings) -> str | None:
     """The address this device has towards the broker; connecting a datagram socket sends nothing."""
     family = socket.AF_INET6 if ":" in settings.broker.host else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,7 +1,7 @@
 """How a program reaches this proplet: asked for by reference, resolved to a digest, assembled from chunks, cached.
 
 The proxy first says what a reference stands for (``ResolvedProgram``); what is cached then costs no bytes. A proxy of
-absmach/propeller does not: it sends chunks to everyone at once, on the shared topic, and those are taken then.
+absmach/propeller does not: it sends chunks to everyone at once, on the shared topic, which is then listened to.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from typing import Protocol
 
 from propeller.mqtt.session import Handler, NotConnectedError, Session, SubscriptionRefusedError
 from propeller.process.logs import get_logger
-from propeller.proplet.assembly import Assembly, AssemblyError, digest_of
-from propeller.proplet.waiting import Waiting
-from propeller.proplet.work import TaskError, once
+from propeller.process.single_flight import SingleFlight
+from propeller.proplet.assembly import Assembly, digest_of
+from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError
@@ -27,15 +27,19 @@ QOS = 0
 RESOLVE_WAIT_S = 1.0
 """Without an answer for this long the shared topic is listened to as well, and the request is sent again."""
 
-LONGEST_WAIT_S = 8.0
-SILENCE_S = 2.0
+MAX_RESOLVE_WAIT_S = 8.0
+CHUNK_WAIT_S = 2.0
 """Without a chunk for this long the missing ones are asked for again."""
 
-_MISSING_NAMED = 4096
+_MAX_MISSING_LISTED = 4096
 """Above this many missing chunks all are asked for."""
 
 
-class Store(Protocol):
+_MAX_DOWNLOADS = 2
+"""How often a program whose bytes are not those that were announced is downloaded."""
+
+
+class ProgramStore(Protocol):
     """Where programs are kept (``wasm.sandbox.Sandbox``)."""
 
     def has(self, digest: str) -> bool:
@@ -48,7 +52,58 @@ class Store(Protocol):
         """Fetch it while no other proplet that shares the store does."""
 
 
-class Programs:
+class PendingFetch:
+    """Something asked of the proxy, and what has come of it so far.
+
+    Attributes:
+        assembly: the chunks.
+        resolved: the proxy's answer.
+        error: why there will be none.
+    """
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self.resolved: ResolvedProgram | None = None
+        self.error: str | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.resolved is not None or self.error is not None or self.assembly.complete
+
+    def set_answer(self, answer: ResolvedProgram) -> None:
+        """Note the proxy's answer."""
+        if answer.error:
+            self.error = answer.error
+        else:
+            self.resolved = answer
+        self._changed.set()
+
+    def add_chunk(self, chunk: ProgramChunk) -> None:
+        """Add a chunk, or note the failure that is sent in its place."""
+        if chunk.error:
+            self.error = chunk.error
+        else:
+            try:
+                if not self.assembly.add(chunk):
+                    return
+            except ChunkError as error:
+                log.warning("chunk dropped", image=chunk.app_name, reason=str(error))
+                return
+        self._changed.set()
+
+    async def wait_for_change(self, wait_s: float) -> bool:
+        """Wait for the next change, up to ``wait_s`` seconds; whether there was one."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), wait_s)
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+
+class ProgramFetcher:
     """Fetches programs into the store. Tasks that want the same one share a fetch."""
 
     def __init__(
@@ -56,39 +111,37 @@ class Programs:
         session: Session,
         channel: Channel,
         proplet_id: str,
-        store: Store,
+        store: ProgramStore,
         limits: Limits,
-        timeout: float,
+        timeout_s: float,
     ) -> None:
-        """``timeout``: seconds without an answer or a new chunk after which a fetch is given up."""
+        """``timeout_s``: seconds without an answer or a new chunk after which a fetch is given up."""
         self._session, self._channel, self._proplet_id = session, channel, proplet_id
-        self._store, self._limits, self._timeout = store, limits, timeout
-        self._resolving: dict[str, Waiting] = {}
-        self._downloading: dict[str, Waiting] = {}
-        self._fetches: dict[str, asyncio.Task[str]] = {}
-        self._downloads: dict[str, asyncio.Task[None]] = {}
-        self._listeners = 0
-        self._announces = True  # whether the proxy says what a reference stands for
+        self._store, self._limits, self._timeout_s = store, limits, timeout_s
+        self._pending_by_reference: dict[str, PendingFetch] = {}
+        self._pending_by_digest: dict[str, PendingFetch] = {}
+        self._fetches: SingleFlight[str, str] = SingleFlight()
+        self._downloads: SingleFlight[str, None] = SingleFlight()
+        self._shared_topic_users = 0
+        self._proxy_resolves = True  # whether the proxy says what a reference stands for
 
     async def open(self) -> None:
-        """Take the proxy's answers."""
-        await self._session.subscribe(self._channel.answers(self._proplet_id), self._take_answer, qos=QOS)
+        """Listen to the proxy's answers."""
+        await self._session.subscribe(self._channel.answers(self._proplet_id), self._handle_answer, qos=QOS)
 
     async def close(self) -> None:
         """End every fetch."""
-        tasks = [*self._fetches.values(), *self._downloads.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fetches.close()
+        await self._downloads.close()
 
     async def fetch(self, reference: str) -> str:
         """Have the program that a reference stands for now in the store; its digest.
 
         Raises:
-            TaskError: it cannot be had, and why.
+            TaskError: it cannot be fetched, and why.
         """
         try:
-            return await once(self._fetches, reference, lambda: self._fetch(reference))
+            return await self._fetches.run(reference, lambda: self._fetch(reference))
         except AssemblyError as error:
             raise TaskError(f"program {reference}: {error}") from None
 
@@ -99,116 +152,116 @@ class Programs:
             TaskError: it is not a program.
         """
         digest = await asyncio.to_thread(digest_of, content)
-        await self._keep("in the task's file", digest, content)
+        await self._put_in_store("in the task's file", digest, content)
         return digest
 
     async def _fetch(self, reference: str) -> str:
         log.info("Requesting binary from registry: %s", reference)
-        waiting = self._resolving[reference] = Waiting(Assembly(self._limits.module_bytes))
+        pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
         try:
-            await self._ask(reference, waiting)
+            await self._resolve(reference, pending)
         finally:
-            del self._resolving[reference]
-        if waiting.error is not None:
-            raise TaskError(f"program {reference} cannot be fetched: {waiting.error}")
-        if waiting.resolved is None:
-            return await self._assembled(reference, waiting.assembly)
-        self._announces = True
-        digest = waiting.resolved.digest
+            del self._pending_by_reference[reference]
+        if pending.error is not None:
+            raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
+        if pending.resolved is None:
+            return await self._store_assembled(reference, pending.assembly)
+        self._proxy_resolves = True
+        digest = pending.resolved.digest
         if digest is None:
             raise TaskError(f"program {reference}: the proxy resolved it to no digest")
         if not self._store.has(digest):
-            resolved = waiting.resolved
-            await once(self._downloads, digest, lambda: self._download(reference, digest, resolved))
+            resolved = pending.resolved
+            await self._downloads.run(digest, lambda: self._download(reference, digest, resolved))
         return digest
 
-    async def _ask(self, reference: str, waiting: Waiting) -> None:
+    async def _resolve(self, reference: str, pending: PendingFetch) -> None:
         """Ask until the proxy has answered, or a proxy that gives no answers has sent every chunk."""
         request = ProgramRequest(app_name=reference, proplet_id=self._proplet_id)
-        wait, left = RESOLVE_WAIT_S, self._timeout
+        wait_s, left_s = RESOLVE_WAIT_S, self._timeout_s
         async with contextlib.AsyncExitStack() as listening:
-            listens = not self._announces
+            listens = not self._proxy_resolves
             if listens:
                 await listening.enter_async_context(self._listening_on_shared())
             while True:
                 await self._publish(request)
-                while not waiting.settled and await waiting.changes(wait):
-                    left = self._timeout
-                if waiting.settled:
+                while not pending.settled and await pending.wait_for_change(wait_s):
+                    left_s = self._timeout_s
+                if pending.settled:
                     return
-                left -= wait
-                if left <= 0:
-                    raise TaskError(_nothing_came(reference, self._timeout, waiting.assembly))
+                left_s -= wait_s
+                if left_s <= 0:
+                    raise TaskError(_timeout_text(reference, self._timeout_s, pending.assembly))
                 if not listens:
-                    listens, self._announces = True, False
+                    listens, self._proxy_resolves = True, False
                     await listening.enter_async_context(self._listening_on_shared())
-                wait = min(2 * wait, LONGEST_WAIT_S)
+                wait_s = min(2 * wait_s, MAX_RESOLVE_WAIT_S)
 
     async def _download(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
-        """Take the chunks of a program that the proxy has resolved, and keep it, unless another proplet has it done."""
-        async with self._store.turn(digest, self._timeout):
+        """Download a program that the proxy has resolved, unless another proplet of this machine has done so."""
+        async with self._store.turn(digest, self._timeout_s):
             if not self._store.has(digest):
-                await self._take_chunks(reference, digest, resolved)
+                await self._download_chunks(reference, digest, resolved)
 
-    async def _take_chunks(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
+    async def _download_chunks(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
         assembly = Assembly(
             self._limits.module_bytes, digest=digest, size=resolved.size, total=resolved.total_chunks
         )
-        waiting = self._downloading[digest] = Waiting(assembly)
+        pending = self._pending_by_digest[digest] = PendingFetch(assembly)
         topic = self._channel.chunks(digest)
 
-        async def take(_topic: str, payload: bytes) -> None:
+        async def handle_chunk(_topic: str, payload: bytes) -> None:
             if chunk := _read_chunk(payload):
-                waiting.take(chunk)
+                pending.add_chunk(chunk)
 
         try:
-            await self._subscribe(topic, take)
-            await self._all_chunks(reference, digest, waiting)
+            await self._subscribe(topic, handle_chunk)
+            await self._collect_chunks(reference, digest, pending)
         finally:
-            del self._downloading[digest]
+            del self._pending_by_digest[digest]
             await self._session.unsubscribe(topic)
 
-    async def _all_chunks(self, reference: str, digest: str, waiting: Waiting) -> None:
+    async def _collect_chunks(self, reference: str, digest: str, pending: PendingFetch) -> None:
         """Ask for the chunks, and again for those that do not come; a tampered program is asked for once more."""
-        left, tries = self._timeout, 2
+        left_s, downloads = self._timeout_s, 0
         while True:
-            missing = waiting.assembly.missing()
+            missing = pending.assembly.missing()
             request = ProgramRequest(
                 app_name=reference,
                 proplet_id=self._proplet_id,
                 digest=digest,
-                missing=missing if waiting.assembly.chunks and len(missing) <= _MISSING_NAMED else None,
+                missing=missing if pending.assembly.chunks and len(missing) <= _MAX_MISSING_LISTED else None,
             )
             await self._publish(request)
-            while not waiting.settled and await waiting.changes(SILENCE_S):
-                left = self._timeout
-            if waiting.error is not None:
-                raise TaskError(f"program {reference} cannot be fetched: {waiting.error}")
-            if waiting.assembly.complete:
-                tries -= 1
+            while not pending.settled and await pending.wait_for_change(CHUNK_WAIT_S):
+                left_s = self._timeout_s
+            if pending.error is not None:
+                raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
+            if pending.assembly.complete:
+                downloads += 1
                 try:
-                    await self._assembled(reference, waiting.assembly)
+                    await self._store_assembled(reference, pending.assembly)
                 except AssemblyError as error:
-                    if tries == 0:
+                    if downloads == _MAX_DOWNLOADS:
                         raise
                     log.warning("the assembled binary is not what was announced", reason=str(error))
-                    waiting.assembly.clear()
+                    pending.assembly.clear()
                 else:
                     return
             else:
-                left -= SILENCE_S
-                if left <= 0:
-                    raise TaskError(_nothing_came(reference, self._timeout, waiting.assembly))
+                left_s -= CHUNK_WAIT_S
+                if left_s <= 0:
+                    raise TaskError(_timeout_text(reference, self._timeout_s, pending.assembly))
 
-    async def _assembled(self, reference: str, assembly: Assembly) -> str:
+    async def _store_assembled(self, reference: str, assembly: Assembly) -> str:
         chunks = assembly.chunks
-        content = await asyncio.to_thread(assembly.take)
+        content = await asyncio.to_thread(assembly.content)
         digest = await asyncio.to_thread(digest_of, content)
         log.info("Assembled binary", image=reference, digest=digest, bytes=len(content), chunks=chunks)
-        await self._keep(reference, digest, content)
+        await self._put_in_store(reference, digest, content)
         return digest
 
-    async def _keep(self, reference: str, digest: str, content: bytes) -> None:
+    async def _put_in_store(self, reference: str, digest: str, content: bytes) -> None:
         if self._store.has(digest):
             return
         try:
@@ -219,7 +272,7 @@ class Programs:
     async def _publish(self, request: ProgramRequest) -> None:
         topic = self._channel.topic(Kind.REGISTRY_REQUEST)
         try:
-            await self._session.publish(topic, request.encode(), qos=QOS, timeout=self._timeout)
+            await self._session.publish(topic, request.encode(), qos=QOS, timeout=self._timeout_s)
         except NotConnectedError as error:
             raise TaskError(f"program {request.app_name} cannot be asked for: {error}") from None
 
@@ -231,35 +284,35 @@ class Programs:
 
     @contextlib.asynccontextmanager
     async def _listening_on_shared(self) -> AsyncIterator[None]:
-        """Take chunks from the topic that everyone shares, for as long as some fetch needs it."""
+        """Listen to the topic that everyone shares, for as long as some fetch needs it."""
         topic = self._channel.topic(Kind.REGISTRY_CHUNK)
-        self._listeners += 1
+        self._shared_topic_users += 1
         try:
-            if self._listeners == 1:
-                await self._subscribe(topic, self._take_shared_chunk)
+            if self._shared_topic_users == 1:
+                await self._subscribe(topic, self._handle_shared_chunk)
             yield
         finally:
-            self._listeners -= 1
-            if self._listeners == 0:
+            self._shared_topic_users -= 1
+            if self._shared_topic_users == 0:
                 await self._session.unsubscribe(topic)
 
-    async def _take_answer(self, _topic: str, payload: bytes) -> None:
+    async def _handle_answer(self, _topic: str, payload: bytes) -> None:
         try:
             answer = ResolvedProgram.decode(payload)
         except MalformedMessageError as error:
             log.warning("the proxy's answer is dropped", reason=str(error))
             return
-        waiting = self._resolving.get(answer.app_name)
+        pending = self._pending_by_reference.get(answer.app_name)
         if answer.error and answer.digest:  # it cannot send what it has resolved
-            waiting = self._downloading.get(answer.digest)
-        if waiting is not None:
-            waiting.answer(answer)
+            pending = self._pending_by_digest.get(answer.digest)
+        if pending is not None:
+            pending.set_answer(answer)
 
-    async def _take_shared_chunk(self, _topic: str, payload: bytes) -> None:
+    async def _handle_shared_chunk(self, _topic: str, payload: bytes) -> None:
         chunk = _read_chunk(payload)
-        waiting = self._resolving.get(chunk.app_name) if chunk else None
-        if chunk and waiting:
-            waiting.take(chunk)
+        pending = self._pending_by_reference.get(chunk.app_name) if chunk else None
+        if chunk and pending:
+            pending.add_chunk(chunk)
 
 
 def _read_chunk(payload: bytes) -> ProgramChunk | None:
@@ -270,9 +323,9 @@ def _read_chunk(payload: bytes) -> ProgramChunk | None:
         return None
 
 
-def _nothing_came(reference: str, timeout: float, assembly: Assembly) -> str:
+def _timeout_text(reference: str, timeout_s: float, assembly: Assembly) -> str:
     came = f"{assembly.chunks} chunks came, then none" if assembly.chunks else "nothing came"
     return (
-        f"program {reference} cannot be fetched: {came} for {timeout:g} s; check that the proxy runs and is on this "
+        f"program {reference} cannot be fetched: {came} for {timeout_s:g} s; check that the proxy runs and is on this "
         "channel"
     )

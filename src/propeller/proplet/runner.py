@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from propeller.process.background import gather_or_cancel
 from propeller.process.logs import get_logger
-from propeller.proplet.inputs import ENV_BYTES, Given, Inputs
-from propeller.proplet.peers import COORDINATOR, MODEL_REGISTRY, Peers
-from propeller.proplet.programs import Programs
-from propeller.proplet.updates import TENSORS_FILE, Updates, read_update
-from propeller.proplet.work import TaskError, together
+from propeller.proplet.errors import TaskError
+from propeller.proplet.inputs import MAX_ENV_BYTES, InputFetcher, TaskInputs
+from propeller.proplet.programs import ProgramFetcher
+from propeller.proplet.updates import TENSORS_FILE, UpdateSender, parse_program_output
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
 from propeller.wasm.job import Job, Limits, Outcome
 
@@ -22,47 +22,55 @@ log = get_logger("task")
 DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
 """A daemon runs until it is stopped."""
 
-_LINE = 8192
+_MAX_LOG_LINE = 8192
+"""Characters of a line of a program's standard error that are logged."""
 
 _FILE_URL = re.compile(r"https?://\S+\.wasm")
-"""A file to fetch over HTTP, as H proplets do; an artifact would end in a tag or digest."""
+"""A file to fetch over HTTP, as later proplets of absmach/propeller do; an artifact would end in a tag or digest."""
 
-_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
+_LOGGED_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
-Execute = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
-"""Runs a job; ``Sandbox.run``."""
+ExecuteJob = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
+"""Runs a job, whose standard error goes to the second argument; ``Sandbox.run``."""
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedRun:
     """A run that succeeded, and how long what came before it took (milliseconds)."""
 
     job: Job
     outcome: Outcome
     prepare_ms: float
 
+    def usage(self, send_s: float | None = None) -> dict[str, float]:
+        """What the task took: milliseconds of each stage and of the processors, bytes, instructions, steps."""
+        figures = {"prepare_ms": self.prepare_ms, **self.outcome.metrics}
+        if send_s is not None:
+            figures["send_ms"] = send_s * 1000
+        return {name: round(value, 2) for name, value in figures.items()}
 
-class Runner:
-    """Runs tasks, one call each."""
+
+class ProgramRunner:
+    """Prepares a task, runs its program, and makes a result of what that left."""
 
     def __init__(
         self,
         proplet_id: str,
-        peers: Peers,
-        programs: Programs,
-        inputs: Inputs,
-        updates: Updates,
-        execute: Execute,
+        programs: ProgramFetcher,
+        inputs: InputFetcher,
+        updates: UpdateSender,
+        execute: ExecuteJob,
         limits: Limits,
     ) -> None:
-        self._proplet_id, self._peers, self._programs = proplet_id, peers, programs
-        self._inputs, self._updates, self._execute, self._limits = inputs, updates, execute, limits
+        """``limits`` are the proplet's; a task may ask for lower ones."""
+        self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
+        self._updates, self._execute, self._limits = updates, execute, limits
 
     async def prepare(self, start: TaskStart) -> Job:
-        """Have everything that the task needs here; program, model and dataset are fetched at the same time.
+        """Fetch everything that the task needs; program, model and dataset are fetched at the same time.
 
         Raises:
-            TaskError: something cannot be had, or the task is of a kind that does not run here.
+            TaskError: something cannot be fetched, or the task is of a kind that does not run here.
         """
         env = {**start.env, "PROPLET_ID": self._proplet_id}
         _check_supported(start)
@@ -73,27 +81,24 @@ class Runner:
                 )
         federated = bool(env.get("ROUND_ID"))
         if federated:
-            self._updates.check(env)
+            self._updates.check_destination(env)
             env.setdefault("FL_MODE", "train")
-        for variable in (COORDINATOR, MODEL_REGISTRY):
-            if (url := self._peers.url(variable, env)) is not None:
-                env[variable] = url
         limits = replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits
         digest: str
-        given: Given
-        digest, given = await together(self._program(start), self._inputs.fetch(env))
+        inputs: TaskInputs
+        digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env))
         return Job(
             id=start.id,
             digest=digest,
-            env={**env, **given.env},
+            env={**env, **inputs.env},
             args=tuple(start.cli_args),
-            files=given.files,
+            files=inputs.files,
             export=None if federated else start.name,
             inputs=tuple(start.inputs),
             limits=limits.lowered(start.limits),
         )
 
-    async def run(self, start: TaskStart) -> Ran:
+    async def run(self, start: TaskStart) -> CompletedRun:
         """Prepare a task and run it.
 
         Raises:
@@ -103,7 +108,7 @@ class Runner:
         job = await self.prepare(start)
         prepare_ms = (time.monotonic() - begin) * 1000
         try:
-            return Ran(job, await self.execute(job), prepare_ms)
+            return CompletedRun(job, await self.execute(job), prepare_ms)
         except TaskError as error:
             raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
 
@@ -120,60 +125,63 @@ class Runner:
         )
         last = ""
 
-        def take(line: str) -> None:
+        def log_line(line: str) -> None:
             nonlocal last
-            last = line[:_LINE]
+            last = line[:_MAX_LOG_LINE]
             lines.info(last)
 
         log.info("Executing task", digest=job.digest)
-        outcome = await self._execute(job, take)
+        outcome = await self._execute(job, log_line)
         if outcome.error is not None:
             raise TaskError(f"{outcome.error}: {last}" if last else outcome.error, outcome.metrics)
         return outcome
 
-    async def report(self, ran: Ran) -> TaskResult:
+    async def report(self, run: CompletedRun, *, copy_update: bool) -> TaskResult:
         """Send what a task's program left where it belongs, and say how the task ended.
+
+        ``copy_update``: repeat a small update in the result, as absmach/propeller's managers keep it there.
 
         Raises:
             TaskError: it is not an update, or the coordinator refused it.
         """
-        task_id, stdout = ran.job.id, ran.outcome.stdout
-        if not ran.job.env.get("ROUND_ID"):
-            value = ran.outcome.value
+        task_id, stdout = run.job.id, run.outcome.stdout
+        if not run.job.env.get("ROUND_ID"):
+            value = run.outcome.value
             return TaskResult(
                 task_id=task_id,
                 proplet_id=self._proplet_id,
                 results=stdout.decode(errors="replace") if value is None else value,
-                usage=usage(ran),
+                usage=run.usage(),
             )
         begin = time.monotonic()
         try:
-            update = read_update(
-                stdout, ran.outcome.out_files.get(TENSORS_FILE), ran.job.env, self._proplet_id
+            update = parse_program_output(
+                stdout, run.outcome.out_files.get(TENSORS_FILE), run.job.env, self._proplet_id
             )
             begin = time.monotonic()
-            await self._updates.send(update, ran.job.env)
+            await self._updates.send(update, run.job.env)
         except TaskError as error:
-            raise TaskError(str(error), usage(ran, time.monotonic() - begin)) from error
-        taken = usage(ran, time.monotonic() - begin)
-        log.info("task stages", **{name: taken[name] for name in _STAGES if name in taken})
+            raise TaskError(str(error), run.usage(time.monotonic() - begin)) from error
+        usage = run.usage(time.monotonic() - begin)
+        log.info("task stages", **{name: usage[name] for name in _LOGGED_STAGES if name in usage})
+        repeated = copy_update and len(stdout) < MAX_ENV_BYTES
         envelope = FlEnvelope(
             task_id=task_id,
             round_id=update.header.round_id,
             proplet_id=self._proplet_id,
             num_samples=update.header.num_samples,
-            update_b64=base64.b64encode(stdout).decode() if len(stdout) < ENV_BYTES else "",
-            format=ran.job.env.get("FL_FORMAT", "f32-delta"),
+            update_b64=base64.b64encode(stdout).decode() if repeated else "",
+            format=run.job.env.get("FL_FORMAT", "f32-delta"),
             metrics=update.header.metrics,
         )
         return TaskResult(
             task_id=task_id,
             proplet_id=self._proplet_id,
             results=envelope.model_dump(mode="json"),
-            usage=taken,
+            usage=usage,
         )
 
-    async def _program(self, start: TaskStart) -> str:
+    async def _fetch_program(self, start: TaskStart) -> str:
         try:
             content = start.program_bytes()
         except ValueError as error:
@@ -200,11 +208,3 @@ def _check_supported(start: TaskStart) -> None:
             f"image_url {start.image_url!r}: this proplet takes programs from OCI registries, not files over HTTP: push it "
             "there (propeller push) and name it as registry/name:tag, with its tag also if its name ends in .wasm"
         )
-
-
-def usage(ran: Ran, send_s: float | None = None) -> dict[str, float]:
-    """What a task took: milliseconds of each stage and of the processors, bytes, instructions, steps."""
-    found = {"prepare_ms": ran.prepare_ms, **ran.outcome.metrics}
-    if send_s is not None:
-        found["send_ms"] = send_s * 1000
-    return {name: round(value, 2) for name, value in found.items()}

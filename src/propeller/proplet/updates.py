@@ -5,11 +5,11 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from propeller.errors import UnavailableError
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
-from propeller.proplet.inputs import JSON, SAFETENSORS
-from propeller.proplet.peers import COORDINATOR, Peers
-from propeller.proplet.work import TaskError
+from propeller.proplet.errors import TaskError
+from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
 from propeller.protocol.rounds import UpdateHeader, UpdateMessage
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
@@ -17,10 +17,9 @@ from propeller.protocol.wire import MalformedMessageError, decode_object
 log = get_logger("updates")
 
 TENSORS_FILE = "update.safetensors"
-_SHOWN = 200
-_SERVER_FAULT = 500
+_MAX_QUOTED_BYTES = 200
 
-Fallback = Callable[[str, bytes], Awaitable[None]]
+PublishUpdate = Callable[[str, bytes], Awaitable[None]]
 """Publishes an update of a round over MQTT."""
 
 
@@ -33,7 +32,7 @@ class TrainedUpdate:
     body: bytes
 
 
-def read_update(
+def parse_program_output(
     stdout: bytes, tensors: bytes | None, env: Mapping[str, str], proplet_id: str
 ) -> TrainedUpdate:
     """Read what a program left: one JSON document on standard output, large tensors beside it.
@@ -51,9 +50,9 @@ def read_update(
         fields = decode_object(stdout)
         header = (UpdateMessage if tensors is None else UpdateHeader).decode(fields)
     except MalformedMessageError as error:
-        shown = stdout[:_SHOWN].decode(errors="replace")
+        quoted = stdout[:_MAX_QUOTED_BYTES].decode(errors="replace")
         raise TaskError(
-            f"the program's standard output is not an update: {error}; it begins {shown!r}"
+            f"the program's standard output is not an update: {error}; it begins {quoted!r}"
         ) from None
     for name, found, expected in (
         ("round_id", header.round_id, env.get("ROUND_ID")),
@@ -61,12 +60,12 @@ def read_update(
     ):
         if found != expected:
             raise TaskError(f"the program's update names the {name} {found!r}, the task's is {expected!r}")
-    filled = not header.base_model_uri and bool(env.get("MODEL_URI"))
-    if filled:
+    base_model_added = not header.base_model_uri and bool(env.get("MODEL_URI"))
+    if base_model_added:
         header.base_model_uri = fields["base_model_uri"] = env["MODEL_URI"]
     if tensors is not None:
         return TrainedUpdate(header, SAFETENSORS, with_metadata(tensors, header))
-    return TrainedUpdate(header, JSON, encode_json(fields) if filled else stdout)
+    return TrainedUpdate(header, JSON, encode_json(fields) if base_model_added else stdout)
 
 
 def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
@@ -97,19 +96,20 @@ def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
     return struct.pack("<Q", len(text)) + text + tensors[start + length :]
 
 
-class Updates:
-    """Brings updates to the coordinator."""
+class UpdateSender:
+    """Sends updates to the coordinator."""
 
-    def __init__(self, peers: Peers, fallback: Fallback) -> None:
-        self._peers, self._fallback = peers, fallback
+    def __init__(self, services: ServiceClients, publish: PublishUpdate) -> None:
+        """``publish`` is the way that is left when the coordinator cannot be reached over HTTP."""
+        self._services, self._publish = services, publish
 
-    def check(self, env: Mapping[str, str]) -> None:
-        """Whether an update could be sent at all: known before the program runs.
+    def check_destination(self, env: Mapping[str, str]) -> None:
+        """See that an update could be sent at all, before the program runs.
 
         Raises:
             TaskError: nobody says where the coordinator is.
         """
-        if self._peers.url(COORDINATOR, env) is None:
+        if self._services.url(COORDINATOR, env) is None:
             raise TaskError("COORDINATOR_URL is not set on this proplet: there is nowhere to send the update")
 
     async def send(self, update: TrainedUpdate, env: Mapping[str, str]) -> None:
@@ -120,7 +120,7 @@ class Updates:
         Raises:
             TaskError: the coordinator refused it, with its reason, or it went neither way.
         """
-        async with self._peers.at(COORDINATOR, env) as coordinator:
+        async with self._services.connect(COORDINATOR, env) as coordinator:
             if coordinator is None:
                 raise TaskError("COORDINATOR_URL is not set on this proplet")
             try:
@@ -128,10 +128,10 @@ class Updates:
                     "POST", "/update", content=update.body, headers={"Content-Type": update.media_type}
                 )
             except ServiceError as error:
-                if error.status is not None and error.status < _SERVER_FAULT:
+                if not issubclass(error.kind, UnavailableError):
                     raise TaskError(f"the update was refused: {error}") from error
                 log.warning("update not delivered over HTTP, publishing it over MQTT", reason=str(error))
             else:
                 log.info("update delivered", num_samples=update.header.num_samples, bytes=len(update.body))
                 return
-        await self._fallback(update.header.round_id, update.body)
+        await self._publish(update.header.round_id, update.body)
