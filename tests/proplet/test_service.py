@@ -158,3 +158,12 @@ async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
     await forgets.start("t")
     await eventually(lambda: forgets.results)
     assert forgets.results[0]["error"] is None
+
+
+async def test_only_managers_of_absmach_propeller_get_a_copy_of_the_update(scene: Scene) -> None:
+    scene.runner.go.set()
+    await scene.start("ours")
+    await eventually(lambda: scene.results)
+    await scene.start("theirs", "m/d/c/c/control/manager/start", proplet_id=ME)
+    await eventually(lambda: len(scene.results) == 2)
+    assert scene.runner.copies == [False, True]

@@ -241,7 +241,8 @@ class TaskExecutor:
         try:
             async with self._slots:
                 run = await self._runner.run(start)
-            result = await self._runner.report(run, copy_update=True)
+            # This project's managers drop the copy: the coordinator has the update.
+            result = await self._runner.report(run, copy_update=not request.directed)
             usage = result.usage
         except TaskError as error:
             usage = error.usage
