@@ -11,7 +11,7 @@ import pytest
 from dotenv import dotenv_values
 from pydantic import AliasChoices
 
-from propeller.oci.reference import Home, Reference
+from propeller.oci.reference import DefaultRegistry, Reference
 from propeller.stack.services import SERVICES, ServiceSpec
 from propeller.stack.variables import GUIDE_PROPLETS, GUIDE_VARIABLES
 from support.compose_file import (
@@ -274,6 +274,6 @@ def test_the_values_of_an_env_file_of_absmach_propeller_are_taken(
 
 def test_the_local_registry_is_asked_in_plain_http_by_the_name_of_the_guide() -> None:
     url = filled()["proxy"].environment["PROXY_REGISTRY_URL"]
-    reference = Reference.parse("local-registry:5000/fl-client-wasm:latest", Home.parse(url))
+    reference = Reference.parse("local-registry:5000/fl-client-wasm:latest", DefaultRegistry.parse(url))
     assert reference.registry.plain_http
     assert reference.registry.host == "local-registry:5000"

@@ -75,8 +75,8 @@ class Rig:
             document: dict[str, Any] = {
                 "schemaVersion": 2,
                 "mediaType": manifest.IMAGE_MANIFEST,
-                "config": Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY).fields(),
-                "layers": [Descriptor.of(kind, data).fields() for kind, data in layers],
+                "config": Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY).to_json(),
+                "layers": [Descriptor.of(kind, data).to_json() for kind, data in layers],
             }
             if index:
                 document = {"schemaVersion": 2, "mediaType": manifest.IMAGE_INDEX, "manifests": []}

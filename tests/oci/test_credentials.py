@@ -1,15 +1,13 @@
-"""Logins that docker left, and answers to challenges."""
+"""Logins that docker left, and answers to parse_challenges."""
 
 import base64
 import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import structlog
 
-from propeller.oci.authorization import Authorizer, Purpose, Scope, challenges
 from propeller.oci.credentials import Login, Token, docker_logins, logins_for
 from propeller.oci.reference import Registry
 
@@ -64,34 +62,6 @@ def test_helpers_are_named_and_not_run(tmp_path: Path) -> None:
 
 def test_secrets_do_not_show() -> None:
     assert "hidden" not in repr([Login("user", "hidden"), Token("hidden")])
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("", {}),
-        ('Basic realm="a, b"', {"basic": {"realm": "a, b"}}),
-        ("Basic realm=a", {"basic": {"realm": "a"}}),
-        (
-            'Bearer realm="https://a/token",service="s",scope="repository:x:pull,push"',
-            {"bearer": {"realm": "https://a/token", "service": "s", "scope": "repository:x:pull,push"}},
-        ),
-        ('Basic realm="a", Bearer realm="b" , service=c', {"basic": {"realm": "a"}, "bearer": {"realm": "b", "service": "c"}}),
-        ("Negotiate", {}),
-    ],
-)  # fmt: skip
-def test_challenges(header: str, expected: dict[str, dict[str, str]]) -> None:
-    assert challenges(header) == expected
-
-
-async def test_credentials_for_https_are_not_for_plain_http() -> None:
-    scope, plain = Scope("u/x"), Registry("ghcr.io", plain_http=True)
-    for credential in (Login("u", "p"), Token("t")):
-        authorizer = Authorizer({"ghcr.io": credential})
-        async with httpx.AsyncClient() as http:
-            assert authorizer.known(plain, scope) is None
-            assert await authorizer.answer(http, Purpose(plain, scope, "x"), 'Basic realm="r"') is None
-    assert Authorizer({"ghcr.io": Token("t")}).known(Registry("ghcr.io"), scope) == "Bearer t"
 
 
 def test_a_login_of_docker_is_for_plain_http_only_where_that_was_asked_for(

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from propeller.oci.errors import DigestMismatchError
-from propeller.oci.layout import UPLOAD_LIFE_S, Layout
+from propeller.oci.layout import MAX_UPLOAD_AGE_S, Layout
 from propeller.oci.manifest import IMAGE_MANIFEST, digest_of
 
 
 def store(layout: Layout, repository: str, target: str, data: bytes = b"{}") -> str:
-    return layout.put_manifest(repository, target, IMAGE_MANIFEST, data).digest
+    return layout.store_manifest(repository, target, IMAGE_MANIFEST, data).digest
 
 
 def test_it_is_an_image_layout(tmp_path: Path) -> None:
@@ -34,11 +34,11 @@ def test_tags_move_and_repositories_are_apart(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     first, second = store(layout, "a", "v1"), store(layout, "a", "v1", b'{"x":1}')
     store(layout, "a/b", "v2")
-    found = layout.manifest("a", "v1")
+    found = layout.find_manifest("a", "v1")
     assert found is not None
     assert found.digest == second
-    assert layout.manifest("a", first) is not None
-    assert layout.manifest("b", first) is None
+    assert layout.find_manifest("a", first) is not None
+    assert layout.find_manifest("b", first) is None
     assert (layout.tags("a"), layout.tags("a/b"), layout.tags("b")) == (["v1"], ["v2"], None)
     assert layout.repositories() == ["a", "a/b"]
     assert [entry.digest for entry in layout.manifests("a")] == [first, second]
@@ -59,18 +59,18 @@ def test_deleting_a_manifest_takes_its_tags(tmp_path: Path) -> None:
 
 def test_uploads_become_blobs_when_they_are_what_they_should_be(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    name = layout.begin_upload()
-    path = layout.upload(name)
+    name = layout.start_upload()
+    path = layout.find_upload(name)
     assert path is not None
     path.write_bytes(b"abc")
     with pytest.raises(DigestMismatchError):
         layout.finish_upload(name, digest_of(b"abd"))
-    assert layout.upload(name) is None
-    name = layout.begin_upload()
+    assert layout.find_upload(name) is None
+    name = layout.start_upload()
     (tmp_path / "uploads" / name).write_bytes(b"abc")
     again = Layout(tmp_path)  # uploads survive a restart
     again.finish_upload(name, digest_of(b"abc"))
-    blob = again.blob(digest_of(b"abc"))
+    blob = again.find_blob(digest_of(b"abc"))
     assert blob is not None
     assert blob.read_bytes() == b"abc"
     assert again.delete_blob(digest_of(b"abc"))
@@ -79,23 +79,23 @@ def test_uploads_become_blobs_when_they_are_what_they_should_be(tmp_path: Path) 
 
 def test_old_uploads_are_removed(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    old, new = layout.begin_upload(), layout.begin_upload()
-    past = time.time() - UPLOAD_LIFE_S - 1
+    old, new = layout.start_upload(), layout.start_upload()
+    past = time.time() - MAX_UPLOAD_AGE_S - 1
     os.utime(tmp_path / "uploads" / old, (past, past))
     again = Layout(tmp_path)
-    assert again.upload(old) is None
-    assert again.upload(new) is not None
+    assert again.find_upload(old) is None
+    assert again.find_upload(new) is not None
 
 
 @pytest.mark.parametrize("name", ["..", "../index.json", "a/b", "", ".lock"])
 def test_upload_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
-    assert Layout(tmp_path).upload(name) is None
+    assert Layout(tmp_path).find_upload(name) is None
 
 
 @pytest.mark.parametrize("digest", ["../index.json", "sha256:..", "sha256:" + "A" * 64, "sha512:00"])
 def test_digests_cannot_leave_the_folder(tmp_path: Path, digest: str) -> None:
     with pytest.raises(ValueError, match="not a sha256 digest"):
-        Layout(tmp_path).blob(digest)
+        Layout(tmp_path).find_blob(digest)
 
 
 TAG_MANY = """
@@ -105,7 +105,7 @@ from propeller.oci.layout import Layout
 layout, prefix = Layout(Path(sys.argv[1])), sys.argv[2]
 for number in range(10):
     data = json.dumps({"n": f"{prefix}{number}"}).encode()
-    layout.put_manifest("a", f"{prefix}-{number}", "application/json", data)
+    layout.store_manifest("a", f"{prefix}-{number}", "application/json", data)
 """
 
 
@@ -126,7 +126,7 @@ def test_a_kill_while_writing_leaves_what_was_acknowledged(tmp_path: Path) -> No
         "import sys; from pathlib import Path; from propeller.oci.layout import Layout\n"
         "layout = Layout(Path(sys.argv[1]))\n"
         "for n in range(100000):\n"
-        "    layout.put_manifest('a', f'v{n}', 'application/json', b'%d' % n); print(n, flush=True)"
+        "    layout.store_manifest('a', f'v{n}', 'application/json', b'%d' % n); print(n, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -139,9 +139,11 @@ def test_a_kill_while_writing_leaves_what_was_acknowledged(tmp_path: Path) -> No
         killer.cancel()
     layout = Layout(tmp_path)
     for number in range(acknowledged + 1):
-        found = layout.manifest("a", f"v{number}") if number % 10 == 0 or number == acknowledged else None
+        found = (
+            layout.find_manifest("a", f"v{number}") if number % 10 == 0 or number == acknowledged else None
+        )
         if found is not None:
-            path = layout.blob(found.digest)
+            path = layout.find_blob(found.digest)
             assert path is not None
             assert path.read_bytes() == b"%d" % number
     tags = layout.tags("a")

@@ -70,15 +70,15 @@ def test_media_types_of_wasm(media_type: str, expected: bool) -> None:
 )
 def test_what_is_not_a_manifest_is_refused(document: bytes, said: str) -> None:
     with pytest.raises(UnsupportedArtifactError, match=said) as caught:
-        manifest.layers(document, "x")
+        manifest.read_layers(document, "x")
     assert "propeller push" in caught.value.remedy
 
 
 def test_not_one_program_says_what_there_is() -> None:
     tar = Descriptor("application/tar", HEX, 5)
     with pytest.raises(UnsupportedArtifactError, match=r"no Wasm layer \(its layers: application/tar\)"):
-        manifest.the_one([], "x", [tar])
+        manifest.select_program([], "x", [tar])
     with pytest.raises(UnsupportedArtifactError, match="2 Wasm layers instead of one"):
-        manifest.the_one([tar, tar], "x", [tar, tar])
+        manifest.select_program([tar, tar], "x", [tar, tar])
     with pytest.raises(UnsupportedArtifactError, match=r"\(its layers: none\)"):
-        manifest.the_one([], "x", [])
+        manifest.select_program([], "x", [])

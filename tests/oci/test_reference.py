@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.oci.errors import InvalidReferenceError
-from propeller.oci.reference import DOCKER_HUB, Home, Reference, Registry
+from propeller.oci.reference import DOCKER_HUB, DefaultRegistry, Reference, Registry
 
 DIGEST = "sha256:" + "0a" * 32
 HUB = DOCKER_HUB.registry
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(
         tag = "latest"
     reference = Reference(registry, repository, tag, digest)
     assert Reference.parse(str(reference)) == reference
-    assert Reference.parse(str(reference), Home(LOCAL)) == reference
+    assert Reference.parse(str(reference), DefaultRegistry(LOCAL)) == reference
 
 
 @given(st.text(max_size=60))
@@ -74,42 +74,42 @@ def test_forms(text: str, expected: Reference) -> None:
     ],
 )
 def test_the_default_registry_and_its_plain_http(text: str) -> None:
-    assert Reference.parse(text, Home(LOCAL)) == Reference(LOCAL, "fl-client-wasm", "latest")
+    assert Reference.parse(text, DefaultRegistry(LOCAL)) == Reference(LOCAL, "fl-client-wasm", "latest")
 
 
 def test_a_default_registry_without_dot_or_port_is_known_by_its_name() -> None:
     registry = Registry("registry", plain_http=True)
-    assert Reference.parse("registry/x", Home(registry)) == Reference(registry, "x", "latest")
-    assert Reference.parse("other/x", Home(registry)) == Reference(registry, "other/x", "latest")
+    assert Reference.parse("registry/x", DefaultRegistry(registry)) == Reference(registry, "x", "latest")
+    assert Reference.parse("other/x", DefaultRegistry(registry)) == Reference(registry, "other/x", "latest")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ghcr.io", Home(Registry("ghcr.io"))),
-        ("https://ghcr.io/", Home(Registry("ghcr.io"))),
-        ("ghcr.io/user", Home(Registry("ghcr.io"), "user")),
-        ("https://ghcr.io/org/team/", Home(Registry("ghcr.io"), "org/team")),
-        ("http://local-registry:5000/user", Home(LOCAL, "user")),
-        ("https://index.docker.io/v1/", Home(HUB)),
-        ("http://local-registry:5000/v2/", Home(LOCAL)),
+        ("ghcr.io", DefaultRegistry(Registry("ghcr.io"))),
+        ("https://ghcr.io/", DefaultRegistry(Registry("ghcr.io"))),
+        ("ghcr.io/user", DefaultRegistry(Registry("ghcr.io"), "user")),
+        ("https://ghcr.io/org/team/", DefaultRegistry(Registry("ghcr.io"), "org/team")),
+        ("http://local-registry:5000/user", DefaultRegistry(LOCAL, "user")),
+        ("https://index.docker.io/v1/", DefaultRegistry(HUB)),
+        ("http://local-registry:5000/v2/", DefaultRegistry(LOCAL)),
     ],
 )
-def test_homes(text: str, expected: Home) -> None:
-    assert Home.parse(text) == expected
+def test_default_registries(text: str, expected: DefaultRegistry) -> None:
+    assert DefaultRegistry.parse(text) == expected
 
 
 def test_a_namespace_is_for_references_that_name_no_registry() -> None:
-    home = Home(Registry("ghcr.io"), "user")
+    home = DefaultRegistry(Registry("ghcr.io"), "user")
     for text, repository in (("x:v1", "user/x"), ("a/x:v1", "user/a/x"), ("ghcr.io/other/x:v1", "other/x")):
         assert Reference.parse(text, home) == Reference(Registry("ghcr.io"), repository, "v1")
-    assert Reference.parse("x:v1", Home(HUB, "user")) == Reference(HUB, "user/x", "v1")
+    assert Reference.parse("x:v1", DefaultRegistry(HUB, "user")) == Reference(HUB, "user/x", "v1")
 
 
 @pytest.mark.parametrize("text", ["ghcr.io/User", "ghcr.io/a//b", "/user", "ghcr.io/user:v1", "ftp://x/y"])
 def test_what_is_not_a_home_says_how_one_is_written(text: str) -> None:
     with pytest.raises(InvalidReferenceError, match="write") as caught:
-        Home.parse(text)
+        DefaultRegistry.parse(text)
     assert "ghcr.io" in caught.value.remedy
 
 
@@ -134,7 +134,7 @@ def test_what_is_not_a_reference_says_how_one_is_written(text: str) -> None:
 
 
 def test_a_password_in_a_reference_is_not_shown() -> None:
-    for parse in (Reference.parse, Registry.parse, Home.parse):
+    for parse in (Reference.parse, Registry.parse, DefaultRegistry.parse):
         for text in ("http://user:hunter2@host/x", "user:hunter2@host/x"):
             with pytest.raises(InvalidReferenceError) as caught:
                 parse(text)

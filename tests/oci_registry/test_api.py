@@ -298,16 +298,16 @@ async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
     import asyncio
 
     source = Layout(tmp_path / "source")
-    source.put_blob(BLOB)
+    source.store_blob(BLOB)
     config = b'{"architecture":"wasm","os":"wasi","rootfs":{"type":"layers","diff_ids":[]}}'
-    source.put_blob(config)
+    source.store_blob(config)
     document = {
         "schemaVersion": 2,
         "mediaType": IMAGE_MANIFEST,
-        "config": Descriptor.of("application/vnd.oci.image.config.v1+json", config).fields(),
-        "layers": [Descriptor.of("application/vnd.wasm.content.layer.v1+wasm", BLOB).fields()],
+        "config": Descriptor.of("application/vnd.oci.image.config.v1+json", config).to_json(),
+        "layers": [Descriptor.of("application/vnd.wasm.content.layer.v1+wasm", BLOB).to_json()],
     }
-    stored = source.put_manifest("x", "v1", IMAGE_MANIFEST, json.dumps(document).encode())
+    stored = source.store_manifest("x", "v1", IMAGE_MANIFEST, json.dumps(document).encode())
     async with embedded(tmp_path / "registry", username=LOGIN[0], password=LOGIN[1]) as host:
 
         def skopeo(*arguments: str) -> str:

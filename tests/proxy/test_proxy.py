@@ -388,7 +388,7 @@ async def test_a_tampered_blob_in_the_registry_reaches_nobody(
         proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,
         proplet(broker_port, channel, "p") as one,
     ):
-        blob = Layout(tmp_path / "oci").blob(DIGEST)
+        blob = Layout(tmp_path / "oci").find_blob(DIGEST)
         assert blob is not None
         blob.write_bytes(PROGRAM[:-1] + b"!")
         resolved = await one.resolve("x")

@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from propeller.oci.credentials import Login, Token
-from propeller.oci.reference import Home, Registry
+from propeller.oci.reference import DefaultRegistry, Registry
 from propeller.process.settings import SettingsError
 from propeller.proxy.main import registry_logins
 from propeller.proxy.settings import LARGEST_CHUNK, Settings
@@ -78,7 +78,7 @@ def test_half_a_login_is_said_at_the_start(
 
 def test_a_registry_with_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, **{**S, "PROXY_REGISTRY_URL": "http://local-registry:5000/user"})
-    assert settings.home == Home(settings.registry, "user")
+    assert settings.home == DefaultRegistry(settings.registry, "user")
     assert settings.registry == Registry("local-registry:5000", plain_http=True)
 
 

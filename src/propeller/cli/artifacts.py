@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from propeller.oci.client import RegistryClient
+from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.errors import OciError
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
-from propeller.oci.upload import Artifact
 from propeller.process.files import write_durably
 from propeller.process.run import StartError
 from propeller.protocol.programs import WASM_MAGIC

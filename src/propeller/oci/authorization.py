@@ -1,4 +1,4 @@
-"""Answers to a registry's ``WWW-Authenticate``: HTTP Basic, a given token, or the token flow of the distribution project.
+"""Credentials in requests to a registry: HTTP Basic, a given token, or the token flow of the distribution project.
 
 The flow (distribution, "Token Authentication Specification"): a 401 names a token server, a service and a scope; the
 token server is asked with the login of that registry, or with none for what is public, and its token is kept until
@@ -8,28 +8,29 @@ shortly before it expires.
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx
+from cachetools import TLRUCache
 
-from propeller.oci.answers import detail_of, read_document
 from propeller.oci.credentials import Login, Logins, Token
 from propeller.oci.errors import (
     LOGIN_HELP,
-    NotFoundError,
+    ArtifactNotFoundError,
     OciError,
     RegistryError,
-    UnauthorizedError,
-    from_status,
-    no_permission,
+    RegistryLoginError,
 )
 from propeller.oci.reference import Registry
+from propeller.oci.responses import error_of, insufficient_scope, read_document
 
 _CHALLENGE = re.compile(r'([A-Za-z]+)\s+((?:[A-Za-z_]+=(?:"[^"]*"|[^\s",]+)\s*,?\s*)+)')
 _PARAMETER = re.compile(r'([A-Za-z_]+)=(?:"([^"]*)"|([^\s",]+))')
 _DEFAULT_LIFE_S, _MARGIN_S = 60.0, 10.0
-_MOST_KEPT = 1000
+"""How long a token lives that does not say it, and how long before its end it is not used any more, in seconds."""
+
+_MAX_CACHED_HEADERS = 1000
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Purpose:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    header: str = field(repr=False)
-    until: float
+class _Header:
+    value: str = field(repr=False)
+    expires: float
 
 
-def challenges(header: str) -> dict[str, dict[str, str]]:
+def parse_challenges(header: str) -> dict[str, dict[str, str]]:
     """The challenges in ``WWW-Authenticate`` by scheme in lower case, each with its parameters."""
     return {
         scheme.lower(): {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(text)}
@@ -68,63 +69,65 @@ def challenges(header: str) -> dict[str, dict[str, str]]:
 
 
 class Authorizer:
-    """Finds the ``Authorization`` header for a request to a registry; keeps what it learned.
+    """Finds the ``Authorization`` header for a request to a registry, and caches it by registry and scope.
 
     A credential is for one registry: it is sent to that host, and as the token flow needs it to the token server
     that this host names (over HTTPS unless the registry itself is plain HTTP).
     """
 
-    def __init__(self, logins: Logins, login_help: str = LOGIN_HELP) -> None:
-        """``login_help`` tells a person how to give a login (``errors.LOGIN_HELP``)."""
-        self._logins, self._login_help = logins, login_help
-        self._kept: dict[tuple[str, Scope], _Kept] = {}
+    def __init__(
+        self, logins: Logins, login_help: str = LOGIN_HELP, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``login_help`` tells a person how to give a login (``errors.LOGIN_HELP``); ``clock`` counts seconds."""
+        self._logins, self._login_help, self._clock = logins, login_help, clock
+        self._headers: TLRUCache[tuple[str, Scope], _Header] = TLRUCache(
+            _MAX_CACHED_HEADERS, lambda _key, header, _now: header.expires, clock
+        )
 
-    def known(self, registry: Registry, scope: Scope) -> str | None:
-        """The header to send at once, if there is one."""
+    def cached_header(self, registry: Registry, scope: Scope) -> str | None:
+        """The header to send before the registry asks for it, if there is one."""
         credential = self._logins.get(str(registry))
         if isinstance(credential, Token):
             return f"Bearer {credential.value}"
-        kept = self._kept.get((registry.base_url, scope))
-        return kept.header if kept is not None and kept.until > time.monotonic() else None
+        header = self._headers.get((registry.base_url, scope))
+        return header.value if header is not None else None
 
-    async def answer(self, http: httpx.AsyncClient, purpose: Purpose, header: str) -> str | None:
-        """The header that a 401's ``WWW-Authenticate`` asks for; ``None`` if nothing here can answer it.
+    async def answer_challenge(self, http: httpx.AsyncClient, purpose: Purpose, challenge: str) -> str | None:
+        """The header that a 401 asks for in its ``WWW-Authenticate``; ``None`` if there is no login for it.
 
         Raises:
             OciError: the token server refused, or must not be asked.
         """
-        asked = challenges(header)
+        asked = parse_challenges(challenge)
         credential = self._logins.get(str(purpose.registry))
         if isinstance(credential, Token):
             return None  # it was sent already
         if "bearer" in asked:
-            kept = await self._token(http, purpose, asked["bearer"], credential)
+            header = await self._fetch_token(http, purpose, asked["bearer"], credential)
         elif "basic" in asked and credential is not None:
-            kept = _Kept(credential.basic, float("inf"))
+            header = _Header(credential.basic, float("inf"))
         else:
             return None
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept.clear()
-        self._kept[purpose.registry.base_url, purpose.scope] = kept
-        return kept.header
+        self._headers[purpose.registry.base_url, purpose.scope] = header
+        return header.value
 
-    async def error(self, response: httpx.Response, purpose: Purpose) -> OciError:
+    async def error_of(self, response: httpx.Response, purpose: Purpose) -> OciError:
         """The error for a registry's answer that is not a success."""
-        detail, host = await detail_of(response), purpose.registry.host
+        host = purpose.registry.host
         login_help = self._login_help.replace("{host}", host).replace("{registry}", str(purpose.registry))
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            asked = challenges(", ".join(response.headers.get_list("www-authenticate")))
+            asked = parse_challenges(", ".join(response.headers.get_list("www-authenticate")))
             if asked.get("bearer", {}).get("error") == "insufficient_scope":
-                return no_permission(purpose.what, host, detail, login_help)
-        return from_status(response.status_code, purpose.what, host, detail, login_help)
+                return await insufficient_scope(response, purpose.what, host, login_help)
+        return await error_of(response, purpose.what, host, login_help)
 
-    async def _token(
+    async def _fetch_token(
         self, http: httpx.AsyncClient, purpose: Purpose, challenge: Mapping[str, str], login: Login | None
-    ) -> _Kept:
+    ) -> _Header:
         registry = purpose.registry
         realm = httpx.URL(challenge.get("realm", ""))
         if realm.scheme != "https" and not (realm.scheme == "http" and registry.plain_http):
-            raise UnauthorizedError(
+            raise RegistryLoginError(
                 f"{registry.host} names the token server {str(realm)[:200]!r}, which is not HTTPS",
                 "no credentials were sent; ask whoever runs this registry",
             )
@@ -134,7 +137,7 @@ class Authorizer:
         headers = {"Authorization": login.basic} if login else {}
         async with http.stream("GET", realm.copy_merge_params(query), headers=headers) as response:
             if not response.is_success:
-                raise await self._refused(response, purpose)
+                raise await self._token_error(response, purpose)
             text = await read_document(response, f"the token server of {registry.host}")
         try:
             document = json.loads(text)
@@ -143,18 +146,18 @@ class Authorizer:
         except (ValueError, TypeError, AttributeError):
             token, life = None, 0.0
         if not isinstance(token, str) or not token:
-            raise UnauthorizedError(
+            raise RegistryLoginError(
                 f"the token server of {registry.host} gave no token", "check the user name and password"
             )
-        return _Kept(f"Bearer {token}", time.monotonic() + max(life - _MARGIN_S, 1.0))
+        return _Header(f"Bearer {token}", self._clock() + max(life - _MARGIN_S, 1.0))
 
-    async def _refused(self, response: httpx.Response, purpose: Purpose) -> OciError:
-        """The error for what a token server answered; that it is not there says nothing of the artifact."""
-        error = await self.error(response, purpose)
-        if isinstance(error, NotFoundError):
+    async def _token_error(self, response: httpx.Response, purpose: Purpose) -> OciError:
+        """The error for a token server's answer; one that is not there says nothing about the artifact."""
+        error = await self.error_of(response, purpose)
+        if isinstance(error, ArtifactNotFoundError):
             return RegistryError(
                 f"{purpose.what}: the token server of {purpose.registry.host} answered 404 Not Found",
                 "ask whoever runs this registry",
-                response.status_code,
+                temporary=False,
             )
         return error

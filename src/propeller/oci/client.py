@@ -6,31 +6,53 @@ It speaks the OCI distribution specification 1.1. Why it is written here: docs/d
 import asyncio
 import hashlib
 import io
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
 import httpx
 
 from propeller.oci import manifest
-from propeller.oci.answers import read_document
 from propeller.oci.authorization import Authorizer, Purpose, Scope
-from propeller.oci.connection import RETRY_DELAYS, Connections
+from propeller.oci.connection import RETRY_DELAYS, Body, Connections
 from propeller.oci.credentials import Logins
-from propeller.oci.errors import LOGIN_HELP, DigestMismatchError, InvalidReferenceError, TooLargeError
+from propeller.oci.errors import (
+    LOGIN_HELP,
+    ArtifactTooLargeError,
+    DigestMismatchError,
+    InvalidReferenceError,
+    RegistryError,
+)
 from propeller.oci.manifest import Descriptor, digest_of
 from propeller.oci.reference import Reference, is_digest
-from propeller.oci.upload import Artifact, Progress, upload_program
+from propeller.oci.responses import read_document
 from propeller.protocol.programs import WASM_MAGIC
 
-MAX_PROGRAM = 64 * 1024 * 1024
-"""The largest program that is pulled, in bytes; the sandbox takes no larger one."""
+MAX_PROGRAM_BYTES = 64 * 1024 * 1024
+"""The largest program that is pulled; the sandbox takes no larger one."""
 
-_PIECE = 64 * 1024
-_MOST_PROBED = 16
-_REFUSED = (
-    "nothing of it was used; push the artifact again, or check what stands between you and the registry"
-)
+Progress = Callable[[int, int], None]
+"""Takes the bytes done and the bytes in all."""
+
+_PIECE_BYTES = 64 * 1024
+_MAX_PROBED_LAYERS = 16
+_MISSING = frozenset({404})
+_NOT_USED = "nothing of it was used; push the artifact again, or check what is between you and the registry"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a reference stands for.
+
+    Attributes:
+        digest: of its manifest; ``repository@digest`` names it for good.
+        program: the layer that holds the Wasm program, with a digest of its own.
+    """
+
+    digest: str
+    program: Descriptor
 
 
 class ManifestStore(Protocol):
@@ -52,7 +74,7 @@ class RegistryClient:
         *,
         login_help: str = LOGIN_HELP,
         manifests: ManifestStore | None = None,
-        max_bytes: int = MAX_PROGRAM,
+        max_bytes: int = MAX_PROGRAM_BYTES,
         idle_timeout: float = 30.0,
         total_timeout: float = 600.0,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
@@ -62,9 +84,9 @@ class RegistryClient:
         Args:
             logins: credentials by registry; ``logins_for`` reads those of ``docker login``.
             login_help: how a person gives a login, for errors (``errors.LOGIN_HELP``).
-            manifests: where manifests are kept; without it they are asked for each time.
+            manifests: where manifests are kept; without it the registry is asked each time.
             max_bytes: the largest program that is pulled.
-            idle_timeout: seconds a registry may say nothing.
+            idle_timeout: seconds without a byte of a registry.
             total_timeout: seconds for one try of a whole transfer.
             retry_delays: seconds between tries after transient faults.
         """
@@ -84,11 +106,13 @@ class RegistryClient:
         """
         digest = reference.digest or await self._current_digest(reference)
         data = await self._manifest(reference, digest)
-        found = manifest.layers(data, str(reference))
+        found = manifest.read_layers(data, str(reference))
         typed = [layer for layer in found if manifest.is_wasm_type(layer.media_type)]
         if not typed:
-            typed = [layer for layer in found[:_MOST_PROBED] if await self._starts_as_wasm(reference, layer)]
-        return Artifact(digest_of(data), manifest.the_one(typed, str(reference), found))
+            typed = [
+                layer for layer in found[:_MAX_PROBED_LAYERS] if await self._starts_as_wasm(reference, layer)
+            ]
+        return Artifact(digest_of(data), manifest.select_program(typed, str(reference), found))
 
     async def pull(self, reference: Reference, progress: Progress | None = None) -> tuple[Artifact, bytes]:
         """Resolve a reference and get its program's bytes, verified.
@@ -140,7 +164,7 @@ class RegistryClient:
                 sink.seek(0)
                 sink.truncate()
                 hashed, done, head = hashlib.sha256(), 0, b""
-                async for piece in response.aiter_bytes(_PIECE):
+                async for piece in response.aiter_bytes(_PIECE_BYTES):
                     hashed.update(piece)
                     sink.write(piece)
                     done += len(piece)
@@ -152,12 +176,12 @@ class RegistryClient:
                         progress(done, total)
             if f"sha256:{hashed.hexdigest()}" != digest or (size is not None and done != size):
                 raise DigestMismatchError(
-                    f"{what}: the registry sent {done} bytes that are not this", _REFUSED
+                    f"{what}: the registry sent {done} bytes that are not this", _NOT_USED
                 )
             manifest.check_wasm(head, what)
             return done
 
-        return await self._http.retrying(purpose, transfer)
+        return await self._http.with_retries(purpose, transfer)
 
     async def push(
         self,
@@ -188,7 +212,12 @@ class RegistryClient:
             title, program = title or program.name, await asyncio.to_thread(program.read_bytes)
         title = title or "program.wasm"
         manifest.check_wasm(program, title)
-        return await upload_program(self._http, reference, program, title, progress)
+        layer = Descriptor.of(manifest.WASM, program, {manifest.TITLE: title})
+        upload = _Upload(self._http, reference)
+        await upload.blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
+        await upload.blob(layer, program, progress)
+        digest = await upload.manifest(manifest.program_manifest(layer))
+        return Artifact(digest, layer)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -203,12 +232,15 @@ class RegistryClient:
     async def _current_digest(self, reference: Reference) -> str:
         async def head() -> str | None:
             async with self._get(
-                _purpose(reference), f"manifests/{reference.target}", method="HEAD", accept=manifest.ACCEPTED
+                _purpose(reference),
+                f"manifests/{reference.target}",
+                method="HEAD",
+                accept=manifest.ACCEPTED_TYPES,
             ) as response:
                 digest: str | None = response.headers.get("docker-content-digest")
                 return digest
 
-        digest = await self._http.retrying(_purpose(reference), head)
+        digest = await self._http.with_retries(_purpose(reference), head)
         # Some registries do not say the digest; then it follows from the manifest itself.
         return (
             digest
@@ -222,7 +254,7 @@ class RegistryClient:
             return kept
         data = await self._document(reference, digest)
         if digest_of(data) != digest:
-            raise DigestMismatchError(f"{reference}: its manifest is not what {digest} names", _REFUSED)
+            raise DigestMismatchError(f"{reference}: its manifest is not what {digest} names", _NOT_USED)
         if self._manifests is not None:
             self._manifests.put(digest, data)
         return data
@@ -230,11 +262,11 @@ class RegistryClient:
     async def _document(self, reference: Reference, target: str) -> bytes:
         async def get() -> bytes:
             async with self._get(
-                _purpose(reference), f"manifests/{target}", accept=manifest.ACCEPTED
+                _purpose(reference), f"manifests/{target}", accept=manifest.ACCEPTED_TYPES
             ) as response:
                 return await read_document(response, str(reference))
 
-        return await self._http.retrying(_purpose(reference), get)
+        return await self._http.with_retries(_purpose(reference), get)
 
     async def _starts_as_wasm(self, reference: Reference, layer: Descriptor) -> bool:
         async def head_of_layer() -> bytes:
@@ -247,7 +279,7 @@ class RegistryClient:
 
         if layer.size < len(WASM_MAGIC):
             return False
-        head = await self._http.retrying(_purpose(reference), head_of_layer)
+        head = await self._http.with_retries(_purpose(reference), head_of_layer)
         return head == WASM_MAGIC
 
     def _get(
@@ -264,10 +296,86 @@ class RegistryClient:
 
     def _check_size(self, size: int, what: str) -> None:
         if size > self._max_bytes:
-            raise TooLargeError(
+            raise ArtifactTooLargeError(
                 f"{what} has {size} bytes, over the limit of {self._max_bytes}", "make the program smaller"
             )
 
 
 def _purpose(reference: Reference, what: str | None = None) -> Purpose:
     return Purpose(reference.registry, Scope(reference.repository), what or str(reference))
+
+
+class _Upload:
+    """Uploads to one repository: blobs, each only if the registry lacks it, then a manifest under the reference's tag."""
+
+    def __init__(self, http: Connections, reference: Reference) -> None:
+        self._http, self._tag = http, reference.target
+        self._root = f"/v2/{reference.repository}"
+        self._purpose = Purpose(reference.registry, Scope(reference.repository, "pull,push"), str(reference))
+
+    async def blob(self, descriptor: Descriptor, data: bytes, progress: Progress | None) -> None:
+        async def store() -> None:
+            if await self._has(descriptor.digest):
+                if progress is not None:
+                    progress(descriptor.size, descriptor.size)
+                return
+            location = await self._start()
+            mark = "&" if "?" in location else "?"
+            await self._put(
+                f"{location}{mark}digest={descriptor.digest}", "application/octet-stream", data, progress
+            )
+
+        await self._http.with_retries(self._purpose, store)
+
+    async def manifest(self, data: bytes) -> str:
+        digest = digest_of(data)
+
+        async def store() -> str:
+            stored = await self._put(
+                f"{self._root}/manifests/{self._tag}", manifest.IMAGE_MANIFEST, data, None
+            )
+            return stored or digest
+
+        stored = await self._http.with_retries(self._purpose, store)
+        if stored != digest:
+            raise DigestMismatchError(
+                f"{self._purpose.what}: the registry stored {stored[:80]} instead of {digest}",
+                "push it again",
+            )
+        return digest
+
+    async def _has(self, digest: str) -> bool:
+        url = f"{self._root}/blobs/{digest}"
+        async with self._http.send("HEAD", url, self._purpose, allow=_MISSING) as response:
+            return response.status_code == httpx.codes.OK
+
+    async def _start(self) -> str:
+        """Where the registry wants the bytes; it may be relative, and may have a query of its own."""
+        url, headers = f"{self._root}/blobs/uploads/", {"Content-Length": "0"}
+        async with self._http.send("POST", url, self._purpose, headers=headers) as response:
+            location = response.headers.get("location", "")
+            if not location:
+                raise RegistryError(
+                    f"{self._purpose.what}: the registry did not say where to upload to",
+                    "see the registry's own log",
+                    temporary=False,
+                )
+            return str(response.url.join(location))
+
+    async def _put(self, url: str, media_type: str, data: bytes, progress: Progress | None) -> str | None:
+        headers = {"Content-Type": media_type, "Content-Length": str(len(data))}
+        async with self._http.send(
+            "PUT", url, self._purpose, headers=headers, body=_pieces(data, progress)
+        ) as response:
+            digest: str | None = response.headers.get("docker-content-digest")
+            return digest
+
+
+def _pieces(data: bytes, progress: Progress | None) -> Body:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), _PIECE_BYTES):
+            yield data[start : start + _PIECE_BYTES]
+            if progress is not None:
+                progress(min(start + _PIECE_BYTES, len(data)), len(data))
+
+    return pieces

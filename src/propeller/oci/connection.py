@@ -8,17 +8,13 @@ from typing import TypeVar
 import httpx
 
 from propeller.oci.authorization import Authorizer, Purpose
-from propeller.oci.errors import (
-    OciError,
-    RegistryError,
-    RegistryTimeoutError,
-    UnreachableError,
-)
+from propeller.oci.errors import RegistryError, RegistryTimeoutError, RegistryUnreachableError
 from propeller.process.logs import get_logger
+from propeller.process.retry import retry
 
 T = TypeVar("T")
 Body = Callable[[], AsyncIterator[bytes]]
-"""Makes a request's body anew for every try."""
+"""Makes a request's body; called again for every try."""
 
 log = get_logger("oci")
 
@@ -27,17 +23,9 @@ RETRY_DELAYS = (0.1, 0.3, 0.8)
 
 CONNECT_TIMEOUT_S = 10.0
 
-_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_MOST_REDIRECTS = 5
+_MAX_REDIRECTS = 5
 _ASK = "ask whoever runs this registry"
-
-
-class _BusyError(Exception):
-    """The registry may do it if asked again; ``error`` is what to say if it does not."""
-
-    def __init__(self, error: OciError) -> None:
-        self.error = error
 
 
 class Connections:
@@ -62,42 +50,39 @@ class Connections:
         for client in self._clients.values():
             await client.aclose()
 
-    async def retrying(self, purpose: Purpose, operation: Callable[[], Awaitable[T]]) -> T:
+    async def with_retries(self, purpose: Purpose, operation: Callable[[], Awaitable[T]]) -> T:
         """Run an operation that may be repeated until it succeeds, fails for good, or was tried often enough.
 
         Raises:
             OciError: with the cause and the remedy.
         """
-        for delay in (*self._delays, None):
-            try:
-                async with asyncio.timeout(self._total):
-                    return await operation()
-            except httpx.ConnectTimeout as error:
-                raise UnreachableError(
-                    f"{purpose.what}: {_host(error, purpose)} took no connection within {self._connect:g} s",
-                    "check the registry's address and what stands between",
-                ) from None
-            except (httpx.TimeoutException, TimeoutError) as error:
-                limit = self._idle if isinstance(error, httpx.TimeoutException) else self._total
-                raise RegistryTimeoutError(
-                    f"{purpose.what}: {_host(error, purpose)} did not answer within {limit:g} s",
-                    "check that the registry is up and not overloaded",
-                ) from None
-            except httpx.RequestError as error:
-                failure: OciError = _unreachable(purpose, error)
-                if _is_tls(error):
-                    raise failure from None
-            except _BusyError as busy:
-                failure = busy.error
-            except httpx.InvalidURL as error:
-                raise UnreachableError(
-                    f"{purpose.what}: {purpose.registry.host} sent a wrong address: {error}", _ASK
-                ) from None
-            if delay is None:
-                raise failure
-            log.debug("asking the registry again", reason=failure.cause, seconds=delay)
-            await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
+
+        async def attempt() -> T:
+            async with asyncio.timeout(self._total):
+                return await operation()
+
+        def log_failure(error: BaseException, delay_s: float) -> None:
+            log.debug("asking the registry again", reason=str(error), seconds=delay_s)
+
+        try:
+            return await retry(attempt, delays=self._delays, on=_may_pass, failed=log_failure)
+        except httpx.ConnectTimeout as error:
+            raise RegistryUnreachableError(
+                f"{purpose.what}: {_host(error, purpose)} took no connection within {self._connect:g} s",
+                "check the registry's address and the network between",
+            ) from None
+        except (httpx.TimeoutException, TimeoutError) as error:
+            limit = self._idle if isinstance(error, httpx.TimeoutException) else self._total
+            raise RegistryTimeoutError(
+                f"{purpose.what}: {_host(error, purpose)} did not answer within {limit:g} s",
+                "check that the registry is up and not overloaded",
+            ) from None
+        except httpx.RequestError as error:
+            raise _unreachable(purpose, error) from None
+        except httpx.InvalidURL as error:
+            raise RegistryUnreachableError(
+                f"{purpose.what}: {purpose.registry.host} sent a wrong address: {error}", _ASK
+            ) from None
 
     @contextlib.asynccontextmanager
     async def send(
@@ -112,7 +97,7 @@ class Connections:
     ) -> AsyncIterator[httpx.Response]:
         """Send one request; the block reads its answer, which is a success or has a status in ``allow``.
 
-        ``url`` is a path of the registry, or an address it gave. Call it inside ``retrying``.
+        ``url`` is a path of the registry, or an address it gave. Call it inside ``with_retries``.
 
         Raises:
             OciError: the registry answered with another status.
@@ -121,8 +106,7 @@ class Connections:
         response = await self._authorized(method, target, purpose, headers or {}, body)
         try:
             if not response.is_success and response.status_code not in allow:
-                error = await self._authorizer.error(response, purpose)
-                raise _BusyError(error) if response.status_code in _TRY_AGAIN else error
+                raise await self._authorizer.error_of(response, purpose)
             yield response
         finally:
             await response.aclose()
@@ -137,18 +121,16 @@ class Connections:
     ) -> httpx.Response:
         registry, scope = purpose.registry, purpose.scope
         home = httpx.URL(registry.base_url)
-        known = self._authorizer.known(registry, scope) if _same_origin(url, home) else None
+        known = self._authorizer.cached_header(registry, scope) if _same_origin(url, home) else None
         response = await self._redirected(method, url, home, headers, known, body)
         if response.status_code != httpx.codes.UNAUTHORIZED or not _same_origin(response.url, home):
             return response
         challenge = ", ".join(response.headers.get_list("www-authenticate"))
         client = self._client(plain=registry.plain_http)
         try:
-            header = await self._authorizer.answer(client, purpose, challenge)
-        except BaseException as error:
+            header = await self._authorizer.answer_challenge(client, purpose, challenge)
+        except BaseException:
             await response.aclose()
-            if isinstance(error, RegistryError) and error.status in _TRY_AGAIN:
-                raise _BusyError(error) from None
             raise
         if header is None or header == known:
             return response
@@ -164,8 +146,8 @@ class Connections:
         authorization: str | None,
         body: Body | None,
     ) -> httpx.Response:
-        """Send, and follow where reading is sent on to; the authorization goes to the registry itself only."""
-        for _ in range(_MOST_REDIRECTS):
+        """Send, and follow redirects of what is read; the authorization goes to the registry alone."""
+        for _ in range(_MAX_REDIRECTS):
             own = {"Authorization": authorization} if authorization and _same_origin(url, home) else {}
             client = self._client(plain=url.scheme == "http")
             request = client.build_request(
@@ -177,15 +159,15 @@ class Connections:
             response = await client.send(request, stream=True)
             if response.status_code not in _REDIRECTS or method not in {"GET", "HEAD"}:
                 return response
-            onward = url.join(response.headers.get("location", ""))
+            target = url.join(response.headers.get("location", ""))
             await response.aclose()
-            if onward.scheme not in {"https", url.scheme}:
-                raise UnreachableError(
-                    f"{url.host} sends on to {onward.scheme}://{onward.host}, which is not HTTPS",
+            if target.scheme not in {"https", url.scheme}:
+                raise RegistryUnreachableError(
+                    f"{url.host} redirects to {target.scheme}://{target.host}, which is not HTTPS",
                     _ASK,
                 )
-            url = onward
-        raise UnreachableError(f"{home.host} sends on more than {_MOST_REDIRECTS} times", _ASK)
+            url = target
+        raise RegistryUnreachableError(f"{home.host} redirects more than {_MAX_REDIRECTS} times", _ASK)
 
     def _client(self, *, plain: bool) -> httpx.AsyncClient:
         """One client with and one without TLS; the proxies of the environment are for what is outside only."""
@@ -200,6 +182,13 @@ class Connections:
         return self._clients[plain]
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed at once: a connection broke, or the registry says that it is busy."""
+    if isinstance(error, httpx.RequestError):
+        return not isinstance(error, httpx.TimeoutException) and not _is_tls(error)
+    return isinstance(error, RegistryError) and error.temporary
+
+
 def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
     return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
 
@@ -208,12 +197,12 @@ def _port(url: httpx.URL) -> int:
     return url.port or {"http": 80}.get(url.scheme, 443)
 
 
-def _unreachable(purpose: Purpose, error: httpx.RequestError) -> UnreachableError:
+def _unreachable(purpose: Purpose, error: httpx.RequestError) -> RegistryUnreachableError:
     text, host = str(error) or type(error).__name__, _host(error, purpose)
     remedy = "check the registry's address and that it is up"
     if _is_tls(error):
         remedy = f"if it speaks plain HTTP, write http://{host}; else check its certificate"
-    return UnreachableError(f"{purpose.what}: {host} cannot be reached: {text}", remedy)
+    return RegistryUnreachableError(f"{purpose.what}: {host} cannot be reached: {text}", remedy)
 
 
 def _host(error: Exception, purpose: Purpose) -> str:

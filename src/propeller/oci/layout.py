@@ -6,27 +6,27 @@
     uploads/ID               bytes that are still coming in
 
 A tag is a descriptor whose ``org.opencontainers.image.ref.name`` is ``repository:tag``, a manifest that belongs to a
-repository one with ``repository@sha256:…``. Every change is written beside, synced and renamed, so that a reader or a
-crash sees the old or the new state; a lock file keeps writers of several processes apart.
+repository one with ``repository@sha256:…``. Every file is written beside its place, synced and renamed, so that readers see
+the old or the new state, also after a crash; a lock file keeps writers of several processes apart.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from propeller.oci.errors import DigestMismatchError
 from propeller.oci.manifest import IMAGE_INDEX, REF_NAME, Descriptor, digest_of
 from propeller.oci.reference import is_digest
+from propeller.process.file_lock import FileLock
+from propeller.process.files import remove_left_over, sync_folder, write_durably
 
-UPLOAD_LIFE_S = 24 * 3600.0
+MAX_UPLOAD_AGE_S = 24 * 3600.0
 """Unfinished uploads older than this are removed when the layout is opened."""
 
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -36,33 +36,38 @@ class Layout:
     """A layout folder. Its methods block on the disk; call them from a thread where that matters."""
 
     def __init__(self, folder: Path) -> None:
-        """Open ``folder``, made if it is not there."""
-        self.folder = folder
+        """Open ``folder``, which is made if it is missing."""
+        self.folder, self._lock_file = folder, folder / ".lock"
         self._blobs, self._uploads = folder / "blobs" / "sha256", folder / "uploads"
         for path in (self._blobs, self._uploads):
             path.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with FileLock(self._lock_file):
             if not (folder / "oci-layout").exists():
-                self._write(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+                write_durably(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
             if not (folder / "index.json").exists():
                 self._save([])
+        remove_left_over([folder, self._blobs])
         for path in self._uploads.iterdir():
             with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - UPLOAD_LIFE_S:
+                if path.stat().st_mtime < time.time() - MAX_UPLOAD_AGE_S:
                     path.unlink()
 
     # Blobs
 
-    def blob(self, digest: str) -> Path | None:
-        """Where a blob's bytes are, or ``None``; the digest must have been checked with ``is_digest``."""
+    def find_blob(self, digest: str) -> Path | None:
+        """The file of a blob, or ``None``.
+
+        Raises:
+            ValueError: the digest is not one.
+        """
         path = self._path(digest)
         return path if path.is_file() else None
 
-    def put_blob(self, data: bytes) -> str:
-        """Store small bytes; gives their digest."""
+    def store_blob(self, data: bytes) -> str:
+        """Store a small blob; returns its digest."""
         digest = digest_of(data)
-        if self.blob(digest) is None:
-            self._write(self._path(digest), data)
+        if self.find_blob(digest) is None:
+            write_durably(self._path(digest), data)
         return digest
 
     def delete_blob(self, digest: str) -> bool:
@@ -73,16 +78,16 @@ class Layout:
             return False
         return True
 
-    # Uploads: their state is the file itself, so that they survive a restart
+    # Uploads: their file is all of their state, so that they survive a restart
 
-    def begin_upload(self) -> str:
-        """Begin an upload; gives its id."""
+    def start_upload(self) -> str:
+        """Start an upload; returns its id."""
         name = uuid.uuid4().hex
         (self._uploads / name).touch(exist_ok=False)
         return name
 
-    def upload(self, name: str) -> Path | None:
-        """The file of an upload, or ``None`` if there is no such upload."""
+    def find_upload(self, name: str) -> Path | None:
+        """The file of an upload, or ``None``."""
         path = self._uploads / name
         return path if _UPLOAD_ID.fullmatch(name) and path.is_file() else None
 
@@ -100,21 +105,21 @@ class Layout:
                 raise DigestMismatchError(f"the upload is {found}, not {digest}", "upload it again")
             os.fsync(file.fileno())
         path.rename(self._path(digest))
-        _sync(self._blobs)
+        sync_folder(self._blobs)
 
     # Manifests and tags
 
-    def manifest(self, repository: str, target: str) -> Descriptor | None:
-        """The manifest that a tag or digest names in a repository."""
+    def find_manifest(self, repository: str, target: str) -> Descriptor | None:
+        """The manifest that a tag or digest names in a repository, or ``None``."""
         name = _name(repository, target)
         found = (entry for entry in self._load() if entry.annotations.get(REF_NAME) == name)
         return next(found, None)
 
-    def put_manifest(self, repository: str, target: str, media_type: str, data: bytes) -> Descriptor:
+    def store_manifest(self, repository: str, target: str, media_type: str, data: bytes) -> Descriptor:
         """Store a manifest under its digest and, if ``target`` is a tag, under that tag."""
-        digest = self.put_blob(data)
+        digest = self.store_blob(data)
         names = {_name(repository, digest), _name(repository, target)}
-        with self._locked():
+        with FileLock(self._lock_file):
             kept = [entry for entry in self._load() if entry.annotations.get(REF_NAME) not in names]
             added = [Descriptor(media_type, digest, len(data), {REF_NAME: name}) for name in sorted(names)]
             self._save(kept + added)
@@ -123,7 +128,7 @@ class Layout:
     def delete_manifest(self, repository: str, target: str) -> bool:
         """Remove a tag, or a manifest with every tag of it, from a repository; whether it was there."""
         name = _name(repository, target)
-        with self._locked():
+        with FileLock(self._lock_file):
             entries = self._load()
             kept = [
                 entry
@@ -162,30 +167,15 @@ class Layout:
 
     def _load(self) -> list[Descriptor]:
         document = json.loads((self.folder / "index.json").read_bytes())
-        return [Descriptor.read(entry) for entry in document["manifests"]]
+        return [Descriptor.from_json(entry) for entry in document["manifests"]]
 
     def _save(self, entries: list[Descriptor]) -> None:
         document: dict[str, Any] = {
             "schemaVersion": 2,
             "mediaType": IMAGE_INDEX,
-            "manifests": [entry.fields() for entry in entries],
+            "manifests": [entry.to_json() for entry in entries],
         }
-        self._write(self.folder / "index.json", json.dumps(document, indent=1).encode())
-
-    def _write(self, path: Path, data: bytes) -> None:
-        beside = self._uploads / f"{uuid.uuid4().hex}.tmp"
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-        _sync(path.parent)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        write_durably(self.folder / "index.json", json.dumps(document, indent=1).encode())
 
 
 def _name(repository: str, target: str) -> str:
@@ -195,12 +185,3 @@ def _name(repository: str, target: str) -> str:
 def _repository(entry: Descriptor) -> str:
     name = entry.annotations.get(REF_NAME, "")
     return name.partition("@")[0] if "@" in name else name.rpartition(":")[0]
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

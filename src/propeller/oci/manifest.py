@@ -21,10 +21,10 @@ WASM = "application/wasm"
 TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
 
-ACCEPTED = f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {IMAGE_INDEX}, {DOCKER_LIST}"
+ACCEPTED_TYPES = f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {IMAGE_INDEX}, {DOCKER_LIST}"
 """What a manifest request accepts; indexes too, so that an error can say that it is one."""
 
-_PUSH = "push one file with `propeller push FILE.wasm REFERENCE` or `oras push REFERENCE FILE.wasm:application/wasm`"
+_HOW_TO_PUSH = "push one file with `propeller push FILE.wasm REFERENCE` or `oras push REFERENCE FILE.wasm:application/wasm`"
 
 
 def digest_of(data: bytes) -> str:
@@ -47,7 +47,7 @@ class Descriptor:
         return cls(media_type, digest_of(data), len(data), annotations or {})
 
     @classmethod
-    def read(cls, value: Any) -> "Descriptor":
+    def from_json(cls, value: Any) -> "Descriptor":
         """Read a descriptor from decoded JSON.
 
         Raises:
@@ -68,8 +68,8 @@ class Descriptor:
         texts = annotations.items() if isinstance(annotations, dict) else ()
         return cls(media_type, digest, size, {str(key): str(text) for key, text in texts})
 
-    def fields(self) -> dict[str, Any]:
-        """As it stands in JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Its form in JSON."""
         plain: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         return {**plain, "annotations": dict(self.annotations)} if self.annotations else plain
 
@@ -87,13 +87,13 @@ def program_manifest(layer: Descriptor) -> bytes:
         "schemaVersion": 2,
         "mediaType": IMAGE_MANIFEST,
         "artifactType": UNKNOWN_ARTIFACT,
-        "config": {**Descriptor.of(EMPTY_CONFIG, EMPTY).fields(), "data": "e30="},
-        "layers": [layer.fields()],
+        "config": {**Descriptor.of(EMPTY_CONFIG, EMPTY).to_json(), "data": "e30="},
+        "layers": [layer.to_json()],
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def layers(data: bytes, what: str) -> list[Descriptor]:
+def read_layers(data: bytes, what: str) -> list[Descriptor]:
     """The layers of a manifest; ``what`` names it in errors.
 
     Raises:
@@ -104,16 +104,20 @@ def layers(data: bytes, what: str) -> list[Descriptor]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise UnsupportedArtifactError(f"{what}: its manifest is not a JSON object", _PUSH)
+        raise UnsupportedArtifactError(f"{what}: its manifest is not a JSON object", _HOW_TO_PUSH)
     if document.get("mediaType") in {IMAGE_INDEX, DOCKER_LIST} or "manifests" in document:
-        raise UnsupportedArtifactError(f"{what} is an image index (one image for several platforms)", _PUSH)
+        raise UnsupportedArtifactError(
+            f"{what} is an image index (one image for several platforms)", _HOW_TO_PUSH
+        )
     found = document.get("layers")
     if not isinstance(found, list):
-        raise UnsupportedArtifactError(f"{what}: its manifest has no layers", _PUSH)
+        raise UnsupportedArtifactError(f"{what}: its manifest has no layers", _HOW_TO_PUSH)
     try:
-        return [Descriptor.read(layer) for layer in found]
+        return [Descriptor.from_json(layer) for layer in found]
     except ValueError as error:
-        raise UnsupportedArtifactError(f"{what}: its manifest has a wrong layer: {error}", _PUSH) from None
+        raise UnsupportedArtifactError(
+            f"{what}: its manifest has a wrong layer: {error}", _HOW_TO_PUSH
+        ) from None
 
 
 def is_wasm_type(media_type: str) -> bool:
@@ -122,7 +126,7 @@ def is_wasm_type(media_type: str) -> bool:
     return kind == WASM or kind.startswith("application/vnd.wasm.") or kind.endswith("+wasm")
 
 
-def the_one(candidates: list[Descriptor], what: str, all_layers: list[Descriptor]) -> Descriptor:
+def select_program(candidates: list[Descriptor], what: str, all_layers: list[Descriptor]) -> Descriptor:
     """The only candidate.
 
     Raises:
@@ -132,7 +136,7 @@ def the_one(candidates: list[Descriptor], what: str, all_layers: list[Descriptor
         return candidates[0]
     types = ", ".join(sorted({layer.media_type for layer in all_layers})) or "none"
     count = "no Wasm layer" if not candidates else f"{len(candidates)} Wasm layers instead of one"
-    raise UnsupportedArtifactError(f"{what} has {count} (its layers: {types})", _PUSH)
+    raise UnsupportedArtifactError(f"{what} has {count} (its layers: {types})", _HOW_TO_PUSH)
 
 
 def check_wasm(head: bytes, what: str) -> None:
@@ -142,4 +146,4 @@ def check_wasm(head: bytes, what: str) -> None:
         UnsupportedArtifactError: they do not.
     """
     if head[: len(WASM_MAGIC)] != WASM_MAGIC:
-        raise UnsupportedArtifactError(f"{what}: the file is not a Wasm module or component", _PUSH)
+        raise UnsupportedArtifactError(f"{what}: the file is not a Wasm module or component", _HOW_TO_PUSH)

@@ -12,17 +12,17 @@ _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _USERINFO = re.compile(r"//[^/]*@|^[^/@:]+:[^/@]*@(?!sha256:)")
-_LONGEST_REPOSITORY = 255
+_MAX_REPOSITORY_LENGTH = 255
 
 DOCKER_HUB_API = "registry-1.docker.io"
 """Docker Hub's names say ``docker.io``; its API is at another host."""
 
-_FORM = "write [registry/]repository[:tag][@sha256:…], as in ghcr.io/user/fl-client-wasm:latest"
+_HOW_TO_WRITE = "write [registry/]repository[:tag][@sha256:…], as in ghcr.io/user/fl-client-wasm:latest"
 
 
 def is_repository(text: str) -> bool:
     """Whether a text is a repository name of the OCI distribution specification (``a/b-c``)."""
-    return len(text) <= _LONGEST_REPOSITORY and _REPOSITORY.fullmatch(text) is not None
+    return len(text) <= _MAX_REPOSITORY_LENGTH and _REPOSITORY.fullmatch(text) is not None
 
 
 def is_tag(text: str) -> bool:
@@ -84,14 +84,14 @@ _API_VERSIONS = {"v1", "v2"}
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where references are that name no registry: a registry, and a namespace in it that is put before them."""
+class DefaultRegistry:
+    """What is put before a reference that names no registry: a registry, and perhaps a namespace in it."""
 
     registry: Registry
     namespace: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> "Home":
+    def parse(cls, text: str) -> "DefaultRegistry":
         """Read a registry, or one with a namespace: ``ghcr.io``, ``https://ghcr.io/user``.
 
         A path that is an API's version alone (``https://index.docker.io/v1/``, as Docker writes it) is no namespace.
@@ -112,7 +112,7 @@ class Home:
         return cls(Registry.parse(f"{scheme}{mark}{host}"), namespace)
 
 
-DOCKER_HUB = Home(Registry("docker.io"))
+DOCKER_HUB = DefaultRegistry(Registry("docker.io"))
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class Reference:
     digest: str | None = None
 
     @classmethod
-    def parse(cls, text: str, home: Home = DOCKER_HUB) -> "Reference":
-        """Read a reference; one that names no registry is in ``home``, one without tag and digest is ``latest``.
+    def parse(cls, text: str, default: DefaultRegistry = DOCKER_HUB) -> "Reference":
+        """Read a reference; one that names no registry is in ``default``, one without tag and digest is ``latest``.
 
         As docker reads it, the first part is a registry if it has a dot or a port or is ``localhost``; here also
-        if a scheme stands before it (``http://host/x`` asks for plain HTTP), or if it is ``home``'s host.
+        if a scheme stands before it (``http://host/x`` asks for plain HTTP), or if it is ``default``'s host.
 
         Raises:
             InvalidReferenceError: with what is wrong and how it is written.
@@ -138,14 +138,16 @@ class Reference:
         scheme, _, rest = text.rpartition("://")
         name, at, digest = rest.partition("@")
         first, slash, path = name.partition("/")
-        if slash and (scheme or first.lower() == home.registry.host):
-            registry = Registry.parse(f"{scheme}://{first}") if scheme else home.registry
+        if slash and (scheme or first.lower() == default.registry.host):
+            registry = Registry.parse(f"{scheme}://{first}") if scheme else default.registry
         elif slash and (first == "localhost" or "." in first or ":" in first):
             registry = Registry.parse(first)
         elif scheme:
-            raise InvalidReferenceError(f"{_shown(text)} names a registry, but no repository in it", _FORM)
+            raise InvalidReferenceError(
+                f"{_shown(text)} names a registry, but no repository in it", _HOW_TO_WRITE
+            )
         else:
-            registry, path = home.registry, f"{home.namespace}/{name}" if home.namespace else name
+            registry, path = default.registry, f"{default.namespace}/{name}" if default.namespace else name
         repository, colon, tag = path.partition(":")
         if registry.host == "docker.io" and "/" not in repository:
             repository = f"library/{repository}"
@@ -172,14 +174,16 @@ def _check(text: str, repository: str, tag: str | None, digest: str | None) -> N
                 "GHCR names are case-sensitive/lower-case: use exactly the name you pushed",
             )
         raise InvalidReferenceError(
-            f"{shown} is not an artifact reference: the repository is not valid", _FORM
+            f"{shown} is not an artifact reference: the repository is not valid", _HOW_TO_WRITE
         )
     if tag is not None and not is_tag(tag):
-        raise InvalidReferenceError(f"{shown} is not an artifact reference: the tag is not valid", _FORM)
+        raise InvalidReferenceError(
+            f"{shown} is not an artifact reference: the tag is not valid", _HOW_TO_WRITE
+        )
     if digest is not None and not is_digest(digest):
         raise InvalidReferenceError(
             f"{shown} is not an artifact reference: the digest is not sha256: and 64 hexadecimal digits",
-            _FORM,
+            _HOW_TO_WRITE,
         )
 
 

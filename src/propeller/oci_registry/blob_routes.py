@@ -48,7 +48,7 @@ class _Blobs:
         """GET and HEAD, also of a range."""
         repository_of(request)
         digest = check_digest(request.path_params["digest"])
-        path = self._layout.blob(digest)
+        path = self._layout.find_blob(digest)
         if path is None:
             raise DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
         headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
@@ -65,12 +65,12 @@ class _Blobs:
     async def start(self, request: Request) -> Response:
         """POST: start an upload; with ``digest`` the body is all of it; with ``mount`` a blob that is here is used."""
         name, query = repository_of(request), request.query_params
-        if (digest := query.get("mount")) and self._layout.blob(check_digest(digest)):
+        if (digest := query.get("mount")) and self._layout.find_blob(check_digest(digest)):
             return _blob_created(name, digest)
         whole = query.get("digest")
         if whole is not None:
             check_digest(whole)
-        upload = await asyncio.to_thread(self._layout.begin_upload)
+        upload = await asyncio.to_thread(self._layout.start_upload)
         if whole is None:
             return _upload_status(name, upload, 0)
         return await self._finish(request, name, upload, whole)
@@ -100,7 +100,7 @@ class _Blobs:
 
     async def _finish(self, request: Request, name: str, upload: str, digest: str) -> Response:
         async with self._upload_locks.holding(upload):
-            path = self._layout.upload(upload)
+            path = self._layout.find_upload(upload)
             if path is None:  # another request finished it while this one waited
                 raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
             await self._receive(request, path)
@@ -142,7 +142,7 @@ class _Blobs:
 
     def _find_upload(self, request: Request) -> tuple[str, str, Path]:
         name, upload = repository_of(request), str(request.path_params["upload"])
-        path = self._layout.upload(upload)
+        path = self._layout.find_upload(upload)
         if path is None:
             raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; start another one")
         return name, upload, path

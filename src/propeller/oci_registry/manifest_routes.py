@@ -48,8 +48,8 @@ class _Manifests:
     async def get(self, request: Request) -> Response:
         """GET and HEAD by tag or digest."""
         name, target = repository_of(request), _target(request)
-        found = await asyncio.to_thread(self._layout.manifest, name, target)
-        path = self._layout.blob(found.digest) if found is not None else None
+        found = await asyncio.to_thread(self._layout.find_manifest, name, target)
+        path = self._layout.find_blob(found.digest) if found is not None else None
         if found is None or path is None:
             raise DistributionError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
         headers = {"Docker-Content-Digest": found.digest, "ETag": f'"{found.digest}"'}
@@ -64,11 +64,11 @@ class _Manifests:
             raise DistributionError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
         document, media_type = _document(data, request.headers.get("content-type", ""))
         for part in _blobs_of(document):
-            if self._layout.blob(part) is None:
+            if self._layout.find_blob(part) is None:
                 raise DistributionError(
                     404, "MANIFEST_BLOB_UNKNOWN", f"there is no blob {part}; upload it first"
                 )
-        stored = await asyncio.to_thread(self._layout.put_manifest, name, target, media_type, data)
+        stored = await asyncio.to_thread(self._layout.store_manifest, name, target, media_type, data)
         headers = {
             "Location": f"/v2/{name}/manifests/{stored.digest}",
             "Docker-Content-Digest": stored.digest,
@@ -112,7 +112,7 @@ class _Manifests:
     def _find_referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
         found = []
         for entry in self._layout.manifests(name):
-            path = self._layout.blob(entry.digest)
+            path = self._layout.find_blob(entry.digest)
             document = json.loads(path.read_bytes()) if path is not None else {}
             if _subject_of(document) == digest:
                 config = document.get("config")

@@ -4,7 +4,7 @@ import asyncio
 from typing import BinaryIO
 
 from propeller.oci.client import RegistryClient
-from propeller.oci.reference import Home, Reference
+from propeller.oci.reference import DefaultRegistry, Reference
 from propeller.process.logs import get_logger
 from propeller.proxy.cache import BlobCache
 from propeller.proxy.flights import Flights
@@ -22,7 +22,9 @@ class Programs:
     no registry.
     """
 
-    def __init__(self, client: RegistryClient, cache: BlobCache, home: Home, metrics: ProxyMetrics) -> None:
+    def __init__(
+        self, client: RegistryClient, cache: BlobCache, home: DefaultRegistry, metrics: ProxyMetrics
+    ) -> None:
         """``home`` is where references are that name no registry."""
         self._client, self._cache, self._home, self._metrics = client, cache, home, metrics
         self._resolving: Flights[tuple[str, int]] = Flights()

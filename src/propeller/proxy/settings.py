@@ -8,9 +8,9 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
-from propeller.oci.client import MAX_PROGRAM
+from propeller.oci.client import MAX_PROGRAM_BYTES
 from propeller.oci.credentials import Credential, Login, Token
-from propeller.oci.reference import Home, Registry
+from propeller.oci.reference import DefaultRegistry, Registry
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
@@ -20,7 +20,7 @@ LARGEST_CHUNK = 5_900_000
 
 
 def _home(value: Any) -> Any:
-    return Home.parse(value) if isinstance(value, str) else value
+    return DefaultRegistry.parse(value) if isinstance(value, str) else value
 
 
 def _address(value: str) -> str:
@@ -46,7 +46,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     )
     """Empty for a broker that asks for none: not where an identity service is named."""
 
-    home: Annotated[Home, NoDecode, BeforeValidator(_home)] = Field(alias="PROXY_REGISTRY_URL")
+    home: Annotated[DefaultRegistry, NoDecode, BeforeValidator(_home)] = Field(alias="PROXY_REGISTRY_URL")
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
@@ -56,7 +56,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     chunk_size: int = Field(512_000, alias="PROXY_CHUNK_SIZE", ge=1024, le=LARGEST_CHUNK)
     cache: Path = Field(Path(".propeller/proxy"), alias="PROXY_CACHE")
     cache_bytes: int = Field(4 * 1024**3, alias="PROXY_CACHE_BYTES", gt=0)
-    max_program: int = Field(MAX_PROGRAM, alias="PROXY_MAX_PROGRAM", gt=0)
+    max_program: int = Field(MAX_PROGRAM_BYTES, alias="PROXY_MAX_PROGRAM", gt=0)
 
     http_host: str = Field("127.0.0.1", alias="PROXY_HTTP_HOST")
     http_port: int = Field(9191, alias="PROXY_HTTP_PORT", ge=0, le=65535)
