@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from propeller.cli.up import run_on_stack
-from propeller.data import hospitals
+from propeller.data import hospitals, program_source
 from propeller.process.run import StartError
 from propeller.sdk import Propeller, RoundResult
 from propeller.stack.state_folder import StateFolder
@@ -163,7 +163,7 @@ class _Demo:
             "\n[bold]Where to look next[/]\n"
             f"  the last round, in every log:  {command} logs --state {self._folder} --round {last.round_id}\n"
             f"  rounds of your own:            {command} up   (README: the next ten minutes)\n"
-            "  what ran in each sandbox:      programs/logreg_c/logreg.c"
+            f"  what ran in each sandbox:      {program_source('logreg')}"
         )
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""What is shipped with the package: programs that are built, and the demo's records."""
+"""What is shipped with the package: a program with its source, and the demo's records."""
 
+import sysconfig
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,3 +15,12 @@ def program_path(name: str) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"no program {name!r} is shipped")
         return path
+
+
+def program_source(name: str) -> Path:
+    """The C source of a shipped program: in this checkout of the repository, else where an installation puts it."""
+    source = Path(f"{name}_c") / f"{name}.c"
+    checkout = Path("programs") / source
+    return (
+        checkout if checkout.is_file() else Path(sysconfig.get_path("data")) / "share" / "propeller" / source
+    )
