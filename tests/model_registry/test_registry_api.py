@@ -12,16 +12,16 @@ import pytest
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
 from propeller.model_registry.api import create_api
 from propeller.model_registry.main import main
-from propeller.model_registry.service import Models
+from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import Settings
-from propeller.model_registry.store import Model, ModelStore
+from propeller.model_registry.store import ModelStore, StoredModel
 from propeller.process.run import StartError
 from propeller.web.auth import Principal
 from support.net import free_port
 
 
 def client(folder: Path) -> httpx.AsyncClient:
-    app = create_api(Models(ModelStore(folder), cache_bytes=1000), max_body=100_000)
+    app = create_api(ModelRegistry(ModelStore(folder), cache_bytes=1000), max_body=100_000)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
 
 
@@ -217,12 +217,12 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
     reads: list[int] = []
     read = store.read
 
-    def counted(version: int) -> Model:
+    def counted(version: int) -> StoredModel:
         reads.append(version)
         return read(version)
 
     monkeypatch.setattr(store, "read", counted)
-    models = Models(store, cache_bytes=1_000_000)
+    models = ModelRegistry(store, cache_bytes=1_000_000)
     await models.seed(ZEROS)
     answers = await asyncio.gather(*(models.encoded(0, "application/json") for _ in range(20)))
     assert len({answer.etag for answer in answers}) == 1
@@ -235,7 +235,7 @@ async def test_devices_read_models_and_store_none(tmp_path: Path, role: str, sta
     async def verify(_header: str) -> Principal:
         return Principal("client", "c-1", role)
 
-    app = create_api(Models(ModelStore(tmp_path), cache_bytes=0), verify=verify)
+    app = create_api(ModelRegistry(ModelStore(tmp_path), cache_bytes=0), verify=verify)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app),
         base_url="http://registry",
@@ -255,6 +255,6 @@ async def test_a_wrong_initial_model_names_the_variable(tmp_path: Path, given: s
 async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "initial.json").write_text('{"w": [0.5, 1], "b": 0}')
     settings = Settings.load(folder=tmp_path / "models", initial_model=str(tmp_path / "initial.json"))
-    models = Models(ModelStore(settings.folder), cache_bytes=0)
+    models = ModelRegistry(ModelStore(settings.folder), cache_bytes=0)
     await models.seed(settings.read_initial_model())
     assert (await models.encoded(0, "application/json")).content == b'{"w":[0.5,1.0],"b":0}'

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.telemetry import CoordinatorMetrics
@@ -11,11 +11,10 @@ from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import CBOR, MAX_WAIT_S, Experiment, ParticipantFailure, model_uri
 from propeller.web.app import MAX_BODY, Router, create_app
-from propeller.web.auth import Principal, Verify, caller
+from propeller.web.auth import Caller, Principal, Verify
 
 log = get_logger("coordinator")
 
-Caller = Annotated[Principal, Depends(caller)]
 WaitSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, Request, Response
 from pydantic import Field
 
 from propeller.errors import InvalidError, RefusedError
@@ -16,16 +16,14 @@ from propeller.fl.tensors import (
     media_type,
     negotiate,
 )
-from propeller.model_registry.service import Models
+from propeller.model_registry.service import ModelRegistry
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
-from propeller.web.app import MAX_BODY, create_app
-from propeller.web.auth import Principal, Verify, caller
+from propeller.web.app import MAX_BODY, Router, create_app
+from propeller.web.auth import Caller, Principal, Verify
 from propeller.web.etag import matches
 
-Caller = Annotated[Principal, Depends(caller)]
-
-_LONGEST_KEY = 256
+_MAX_KEY_CHARACTERS = 256
 
 _READERS = frozenset({"proplet", "proxy", "device"})
 """Roles of clients that read models and never store one: a device must not replace what the others train on."""
@@ -38,15 +36,21 @@ class NewModel(Message):
     model: dict[str, Any]
 
 
-def create_api(models: Models, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
+def create_api(registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
     """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
     app = create_app("model-registry", verify=verify, max_body=max_body)
+    app.include_router(_model_routes(registry))
+    return app
 
-    @app.get("/models")
+
+def _model_routes(registry: ModelRegistry) -> Router:
+    router = Router()
+
+    @router.get("/models")
     async def list_versions() -> dict[str, list[int]]:
-        return {"versions": await models.versions()}
+        return {"versions": await registry.versions()}
 
-    @app.post("/models", status_code=201)
+    @router.post("/models", status_code=201)
     async def add(
         request: Request,
         who: Caller,
@@ -54,26 +58,28 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
         idempotency_key: Annotated[str, Header()] = "",
     ) -> dict[str, Any]:
         """Store a model: JSON ``{"version"?, "model"}``, or safetensors with ``?version=``."""
-        _check_writer(who, idempotency_key)
-        tensors, metadata, named = await asyncio.to_thread(
-            _read, request.headers.get("content-type"), await request.body()
+        _check_may_store(who)
+        _check_key(idempotency_key)
+        tensors, metadata, version_in_body = await asyncio.to_thread(
+            _decode_model, request.headers.get("content-type"), await request.body()
         )
-        stored = await models.add(tensors, metadata, version if named is None else named, idempotency_key)
+        chosen = version if version_in_body is None else version_in_body
+        stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
-    @app.get("/models/latest")
-    async def latest(request: Request) -> Response:
-        return await _answer(request, await models.latest())
+    @router.get("/models/latest")
+    async def get_latest(request: Request) -> Response:
+        return await answer(request, await registry.latest_version())
 
-    @app.get("/models/{version}")
-    async def one(request: Request, version: str) -> Response:
+    @router.get("/models/{version}")
+    async def get(request: Request, version: str) -> Response:
         if not (version.isascii() and version.isdigit() and len(version) <= 16):
             raise InvalidError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
-        return await _answer(request, int(version))
+        return await answer(request, int(version))
 
-    async def _answer(request: Request, version: int) -> Response:
-        chosen = negotiate(request.headers.get("accept"))
-        encoded = await models.encoded(version, chosen)
+    async def answer(request: Request, version: int) -> Response:
+        media_type = negotiate(request.headers.get("accept"))
+        encoded = await registry.encoded(version, media_type)
         headers = {
             "ETag": encoded.etag,
             "Vary": "Accept",
@@ -82,19 +88,22 @@ def create_api(models: Models, *, verify: Verify | None = None, max_body: int = 
         }
         if matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
-        return Response(encoded.content, media_type=chosen, headers=headers)
+        return Response(encoded.content, media_type=media_type, headers=headers)
 
-    return app
+    return router
 
 
-def _check_writer(who: Principal, key: str) -> None:
+def _check_may_store(who: Principal) -> None:
     if who.kind == "client" and who.role in _READERS:
         raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store them")
-    if len(key) > _LONGEST_KEY or not key.isprintable():
-        raise InvalidError(f"Idempotency-Key: use up to {_LONGEST_KEY} printable characters")
 
 
-def _read(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
+def _check_key(key: str) -> None:
+    if len(key) > _MAX_KEY_CHARACTERS or not key.isprintable():
+        raise InvalidError(f"Idempotency-Key: use up to {_MAX_KEY_CHARACTERS} printable characters")
+
+
+def _decode_model(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
     try:
         if media_type(content_type) == JSON:
             new = NewModel.decode(body)

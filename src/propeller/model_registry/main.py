@@ -4,7 +4,7 @@ import asyncio
 
 from propeller.fl.tensors import TensorError
 from propeller.model_registry.api import create_api
-from propeller.model_registry.service import Models
+from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import Settings
 from propeller.model_registry.store import ModelStore
 from propeller.process.run import StartError
@@ -22,11 +22,11 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         "model-registry", settings.host, authenticated=settings.auth == "on", insecure=settings.insecure
     )
     try:
-        models = Models(ModelStore(settings.folder), cache_bytes=settings.cache_bytes)
-        await models.seed(settings.read_initial_model())
+        registry = ModelRegistry(ModelStore(settings.folder), cache_bytes=settings.cache_bytes)
+        await registry.seed(settings.read_initial_model())
     except OSError as error:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
-    app = create_api(models, verify=verifier(settings), max_body=settings.max_bytes)
+    app = create_api(registry, verify=verifier(settings), max_body=settings.max_bytes)
     await serve([(Bind("model-registry", settings.host, settings.port, "REGISTRY_PORT"), app)], stop)

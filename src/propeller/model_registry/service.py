@@ -1,46 +1,52 @@
 """Model versions over the files: encoded as a caller wants them, the recent ones from memory."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
+from propeller.errors import InvalidError, NotFoundError
 from propeller.fl.tensors import CODECS, Tensors, from_json
 from propeller.model_registry.store import (
     MAX_VERSION,
     DamagedVersionError,
+    FileStamp,
     ModelStore,
-    NoVersionLeftError,
-    Stamp,
-    VersionExistsError,
-    VersionMissingError,
+    VersionNotFoundError,
 )
+from propeller.process.byte_lru import ByteLru
 from propeller.process.logs import get_logger
+from propeller.process.single_flight import SingleFlight
 from propeller.protocol.rounds import model_uri
 
 log = get_logger("model-registry")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A version in one encoding: the body, and the entity tag that stands for it (RFC 9110, section 8.8.3)."""
+class EncodedModel:
+    """A version in one encoding.
+
+    Attributes:
+        content: the body.
+        etag: the entity tag that stands for it (RFC 9110, section 8.8.3).
+        stamp: of the file it was made from.
+    """
 
     content: bytes
     etag: str
-    stamp: Stamp
-    """Of the file it was made from."""
+    stamp: FileStamp
 
 
-class Models:
+class ModelRegistry:
     """The versions of one model."""
 
     def __init__(self, store: ModelStore, *, cache_bytes: int) -> None:
         """``cache_bytes`` limits the encodings that are kept in memory."""
-        self._store, self._room = store, cache_bytes
-        self._kept: OrderedDict[tuple[int, str], Encoded] = OrderedDict()
-        self._encoding: dict[tuple[int, str], asyncio.Task[Encoded]] = {}
+        self._store = store
+        self._cache: ByteLru[tuple[int, str], EncodedModel] = ByteLru(
+            cache_bytes, lambda encoded: len(encoded.content)
+        )
+        self._encodings: SingleFlight[tuple[int, str], EncodedModel] = SingleFlight()
 
     async def seed(self, model: Mapping[str, Any]) -> None:
         """Store version 0, unless it is there.
@@ -55,7 +61,7 @@ class Models:
         """Every version, in order."""
         return await asyncio.to_thread(self._store.versions)
 
-    async def latest(self) -> int:
+    async def latest_version(self) -> int:
         """The largest version.
 
         Raises:
@@ -69,74 +75,50 @@ class Models:
     async def add(
         self, tensors: Tensors, metadata: Mapping[str, str], version: int | None = None, key: str = ""
     ) -> int:
-        """Store a model; gives its version.
+        """Store a model, and return its version.
+
+        Args:
+            tensors: the model.
+            metadata: kept with it.
+            version: the one to store it as; else the next one.
+            key: the same key again gives the version that it gave first.
 
         Raises:
-            InvalidError: the version cannot be one.
-            ConflictError: it is there with other content, or there is no next one.
-            TensorError: a tensor cannot be stored.
+            InvalidError: the version cannot be one, or a tensor cannot be stored.
+            ConflictError: the version is there with other content, or there is no next one.
         """
         if version is not None and not 0 <= version <= MAX_VERSION:
             raise InvalidError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
-        try:
-            stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
-        except VersionExistsError as error:
-            raise ConflictError(
-                f"version {error} exists with other content, and versions never change; "
-                "leave version out to get the next one"
-            ) from None
-        except NoVersionLeftError:
-            raise ConflictError(f"version {MAX_VERSION}, the last there can be, is taken") from None
+        stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
         log.info("model stored", version=stored.version, model_uri=model_uri(stored.version), key=key or None)
         return stored.version
 
-    async def encoded(self, version: int, media_type: str) -> Encoded:
+    async def encoded(self, version: int, media_type: str) -> EncodedModel:
         """A version in one of the media types of ``CODECS``.
 
         Raises:
-            NotFoundError: there is no such version.
-            PropellerError: its file is damaged.
+            VersionNotFoundError: there is no such version.
+            DamagedVersionError: its file cannot be used.
         """
         key = (version, media_type)
         try:
-            kept = self._kept.get(key)
-            if kept is not None and kept.stamp == self._store.stamp(version):
-                self._kept.move_to_end(key)
-                return kept
-            # A new model is asked for by many at once: it is encoded once for all of them.
-            made = await asyncio.shield(self._encoding.get(key) or self._begin(key))
-        except VersionMissingError:
-            self._kept.pop(key, None)
-            raise NotFoundError(
-                f"Model not found: there is no version {version}; GET /models lists those there are"
-            ) from None
+            cached = self._cache.get(key)
+            if cached is not None and cached.stamp == self._store.stamp(version):
+                return cached
+            # Many ask for a new model at once: it is encoded once for all of them.
+            encoded = await self._encodings.run(
+                key, lambda: asyncio.to_thread(self._encode, version, media_type)
+            )
+        except VersionNotFoundError:
+            self._cache.pop(key, None)
+            raise
         except DamagedVersionError as error:
-            log.error("Invalid model file", version=version, reason=str(error))  # noqa: TRY400
-            raise PropellerError(
-                f"Invalid model file: version {version} is damaged; restore it from a backup"
-            ) from None
-        self._keep(key, made)
-        return made
+            log.error("Invalid model file", version=version, reason=error.reason)  # noqa: TRY400
+            raise
+        self._cache[key] = encoded
+        return encoded
 
-    def _begin(self, key: tuple[int, str]) -> asyncio.Task[Encoded]:
-        task = asyncio.create_task(asyncio.to_thread(self._encode, *key))
-        self._encoding[key] = task
-
-        def end(done: asyncio.Task[Encoded]) -> None:
-            del self._encoding[key]
-            if not done.cancelled():
-                done.exception()  # taken note of: those who asked may all have gone
-
-        task.add_done_callback(end)
-        return task
-
-    def _encode(self, version: int, media_type: str) -> Encoded:
+    def _encode(self, version: int, media_type: str) -> EncodedModel:
         codec, stamp, model = CODECS[media_type], self._store.stamp(version), self._store.read(version)
         content = codec.encode(model.tensors, model.metadata)
-        return Encoded(content, f'"{model.digest[:32]}-{codec.name}"', stamp)
-
-    def _keep(self, key: tuple[int, str], encoded: Encoded) -> None:
-        self._kept[key] = encoded
-        self._kept.move_to_end(key)
-        while self._kept and sum(len(kept.content) for kept in self._kept.values()) > self._room:
-            self._kept.popitem(last=False)
+        return EncodedModel(content, f'"{model.digest[:32]}-{codec.name}"', stamp)

@@ -6,17 +6,18 @@ for and the digest of its tensors. Files ``global_model_v{n}.json`` of absmach/p
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from propeller.errors import ConflictError, NotFoundError, PropellerError
 from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.json import read as read_json
 from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over, write_durably
 from propeller.process.logs import get_logger
 
@@ -25,32 +26,54 @@ log = get_logger("models")
 MAX_VERSION = 2**53 - 1
 """The largest version: every JSON reader keeps it exact (RFC 8259, section 6)."""
 
-_KEY, _CONTENT = "propeller.key", "propeller.content"
-_FILE = re.compile(r"global_model_v(0|[1-9]\d{0,15})\.(safetensors|json)")
+_KEY_FIELD, _DIGEST_FIELD = "propeller.key", "propeller.content"
+"""Fields of a file's ``__metadata__`` that are the registry's own."""
+
+_FILE_NAME = re.compile(r"global_model_v(0|[1-9]\d{0,15})\.(safetensors|json)")
 
 
-class VersionExistsError(Exception):
+class VersionExistsError(ConflictError):
     """The version is there with other content."""
 
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"version {version} exists with other content, and versions never change; "
+            "leave version out to get the next one"
+        )
 
-class VersionMissingError(LookupError):
+
+class VersionNotFoundError(NotFoundError):
     """There is no such version."""
 
+    def __init__(self, version: int) -> None:
+        super().__init__(f"Model not found: there is no version {version}; GET /models lists those there are")
 
-class NoVersionLeftError(Exception):
+
+class NoVersionLeftError(ConflictError):
     """The largest version there can be is taken."""
 
+    def __init__(self) -> None:
+        super().__init__(f"version {MAX_VERSION}, the last there can be, is taken")
 
-class DamagedVersionError(Exception):
-    """The version's file cannot be read; the text says why."""
+
+class DamagedVersionError(PropellerError):
+    """The version's file cannot be used.
+
+    Attributes:
+        reason: what is wrong with the file, for the log.
+    """
+
+    def __init__(self, version: int, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Invalid model file: version {version} is damaged; restore it from a backup")
 
 
-Stamp = tuple[str, int, int, int]
-"""A file's name, inode, size and time of change."""
+FileStamp = tuple[str, int, int, int]
+"""A file's name, inode, size in bytes and time of change in nanoseconds."""
 
 
 @dataclass(frozen=True)
-class Model:
+class StoredModel:
     """What a version holds: tensors, the metadata they were stored with, and their digest."""
 
     tensors: Tensors
@@ -59,7 +82,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Stored:
+class VersionRecord:
     """A version: the digest of its tensors, and the key under which it was allocated, if any."""
 
     version: int
@@ -75,30 +98,30 @@ class ModelStore:
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_over([folder])
         self._folder = folder
-        self._known: dict[int, Stored] = {}
+        self._known: dict[int, VersionRecord] = {}
         self._by_key: dict[str, int] = {}
 
     def versions(self) -> list[int]:
         """Every version, in order: those of other registries on the folder too."""
         return sorted(self._files())
 
-    def stamp(self, version: int) -> Stamp:
+    def stamp(self, version: int) -> FileStamp:
         """What tells the file of a version from one that an operator put in its place.
 
         Raises:
-            VersionMissingError: there is none.
+            VersionNotFoundError: there is none.
         """
         for path in (self._path(version), self._path(version).with_suffix(".json")):
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns
-        raise VersionMissingError(version)
+        raise VersionNotFoundError(version)
 
-    def read(self, version: int) -> Model:
+    def read(self, version: int) -> StoredModel:
         """A version, checked against the digest it was stored with.
 
         Raises:
-            VersionMissingError: there is none.
+            VersionNotFoundError: there is none.
             DamagedVersionError: its file cannot be read, or holds other numbers.
         """
         file = self._folder / self.stamp(version)[0]
@@ -106,15 +129,17 @@ class ModelStore:
             content = file.read_bytes()
             tensors, metadata = read_json(content) if file.suffix == ".json" else from_safetensors(content)
         except FileNotFoundError:
-            raise VersionMissingError(version) from None
+            raise VersionNotFoundError(version) from None
         except (OSError, TensorError) as error:
-            raise DamagedVersionError(f"{file.name}: {error}") from None
+            raise DamagedVersionError(version, f"{file.name}: {error}") from None
         digest = content_digest(tensors)
-        if metadata.get(_CONTENT, digest) != digest:
-            raise DamagedVersionError(f"{file.name}: its numbers are not those that were stored")
-        return Model(tensors, _without_own(metadata), digest)
+        if metadata.get(_DIGEST_FIELD, digest) != digest:
+            raise DamagedVersionError(version, f"{file.name}: its numbers are not those that were stored")
+        return StoredModel(tensors, _without_own_fields(metadata), digest)
 
-    def add(self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str) -> Stored:
+    def add(
+        self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str
+    ) -> VersionRecord:
         """Store a model as ``version``, or as the next one; on the disk when this returns.
 
         The same ``key`` again gives the version that it gave first, and the same content under the same version changes nothing.
@@ -125,60 +150,58 @@ class ModelStore:
             TensorError: a tensor cannot be stored.
         """
         digest = content_digest(tensors)
-        with self._locked():
-            self._catch_up()
+        with FileLock(self._folder / ".lock"):
+            self._read_changes()
             chosen = self._by_key.get(key) if key else None
             if chosen is None:
                 chosen = version
             if chosen is not None and chosen in self._known:
-                return self._same(self._known[chosen], digest, key)
-            stored = Stored(self._next() if chosen is None else chosen, digest, key)
-            kept = {**_without_own(metadata), _CONTENT: digest, **({_KEY: key} if key else {})}
-            write_durably(self._path(stored.version), to_safetensors(tensors, kept), replace=False)
+                return _require_same(self._known[chosen], digest, key)
+            stored = VersionRecord(self._next_version() if chosen is None else chosen, digest, key)
+            fields = {
+                **_without_own_fields(metadata),
+                _DIGEST_FIELD: digest,
+                **({_KEY_FIELD: key} if key else {}),
+            }
+            write_durably(self._path(stored.version), to_safetensors(tensors, fields), replace=False)
             self._remember(stored)
             return stored
 
-    def _same(self, stored: Stored, digest: str, key: str) -> Stored:
-        # A key alone decides: the sender of the same key wants what it got before, and never a second version.
-        if stored.digest != digest and not (key and key == stored.key):
-            raise VersionExistsError(stored.version)
-        return stored
-
-    def _next(self) -> int:
-        following = max(self._known, default=-1) + 1
-        if following > MAX_VERSION:
+    def _next_version(self) -> int:
+        version = max(self._known, default=-1) + 1
+        if version > MAX_VERSION:
             raise NoVersionLeftError
-        return following
+        return version
 
-    def _catch_up(self) -> None:
-        """Learn of versions that others wrote to the folder, and of those that an operator removed."""
+    def _read_changes(self) -> None:
+        """Take note of versions that others wrote to the folder, and of those that an operator removed."""
         files = self._files()
         for version in self._known.keys() - files.keys():
             gone = self._known.pop(version)
             if self._by_key.get(gone.key) == version:
                 del self._by_key[gone.key]
         for version in sorted(files.keys() - self._known.keys()):
-            self._remember(self._describe(version, files[version]))
+            self._remember(self._read_record(version, files[version]))
 
-    def _describe(self, version: int, file: Path) -> Stored:
+    def _read_record(self, version: int, file: Path) -> VersionRecord:
         try:
             if file.suffix == ".json":
-                return Stored(version, content_digest(read_json(file.read_bytes())[0]))
+                return VersionRecord(version, content_digest(read_json(file.read_bytes())[0]))
             metadata = _read_metadata(file)
-            return Stored(version, metadata.get(_CONTENT, ""), metadata.get(_KEY, ""))
+            return VersionRecord(version, metadata.get(_DIGEST_FIELD, ""), metadata.get(_KEY_FIELD, ""))
         except (OSError, TensorError) as error:
             log.error("model version cannot be read", version=version, file=file.name, reason=str(error))  # noqa: TRY400
-            return Stored(version, "")
+            return VersionRecord(version, "")
 
-    def _remember(self, stored: Stored) -> None:
-        self._known[stored.version] = stored
-        if stored.key:
-            self._by_key.setdefault(stored.key, stored.version)
+    def _remember(self, record: VersionRecord) -> None:
+        self._known[record.version] = record
+        if record.key:
+            self._by_key.setdefault(record.key, record.version)
 
     def _files(self) -> dict[int, Path]:
         found: dict[int, Path] = {}
         for entry in os.scandir(self._folder):
-            match = _FILE.fullmatch(entry.name)
+            match = _FILE_NAME.fullmatch(entry.name)
             if match is not None and (match[2] == "safetensors" or int(match[1]) not in found):
                 found[int(match[1])] = Path(entry.path)
         return found
@@ -186,23 +209,21 @@ class ModelStore:
     def _path(self, version: int) -> Path:
         return self._folder / f"global_model_v{version}.safetensors"
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
 
 def content_digest(tensors: Tensors) -> str:
     """SHA-256 of the tensors' names, types, shapes and numbers, whatever order and encoding they came in."""
     return hashlib.sha256(to_safetensors(dict(sorted(tensors.items())))).hexdigest()
 
 
-def _without_own(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in metadata.items() if name not in {_KEY, _CONTENT}}
+def _require_same(stored: VersionRecord, digest: str, key: str) -> VersionRecord:
+    # A key alone decides: the sender of the same key wants what it got before, and never a second version.
+    if stored.digest != digest and not (key and key == stored.key):
+        raise VersionExistsError(stored.version)
+    return stored
+
+
+def _without_own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in metadata.items() if name not in {_KEY_FIELD, _DIGEST_FIELD}}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:

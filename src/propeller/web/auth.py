@@ -8,10 +8,10 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import httpx
-from fastapi import Request
+from fastapi import Depends, Request
 
 from propeller.errors import UnauthenticatedError, UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
@@ -106,3 +106,7 @@ async def caller(request: Request) -> Principal:
     """FastAPI dependency: who calls, as the app's ``Authenticated`` middleware found."""
     principal: Principal = request.state.principal
     return principal
+
+
+Caller = Annotated[Principal, Depends(caller)]
+"""Who calls, as an argument of a handler."""
