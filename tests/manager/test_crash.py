@@ -16,8 +16,8 @@ import httpx
 
 from propeller.manager import tables
 from propeller.manager.settings import Settings
-from propeller.manager.task import State, Task, TaskSpec
-from propeller.manager.task_store import TaskStore
+from propeller.manager.task import Task, TaskSpec, TaskState
+from propeller.manager.task_repository import TaskRepository
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import now
 from propeller.store.database import Database
@@ -139,7 +139,7 @@ async def test_starts_that_were_decided_go_out_after_a_restart_unless_their_roun
     settings = settings_for(broker_port, tmp_path)
     database = Database(settings.database)
     await migrate(database, tables.SCHEMA)
-    store, moment = TaskStore(database), now()
+    store, moment = TaskRepository(database), now()
     for round_id, deadline in (("r-open", moment + timedelta(hours=1)), ("r-over", moment)):
         async with database.transaction() as connection:
             await connection.execute(
@@ -153,7 +153,7 @@ async def test_starts_that_were_decided_go_out_after_a_restart_unless_their_roun
             )
         spec = TaskSpec(name=round_id, image_url="localhost/fl:1", proplet_id="p1")
         await store.add(
-            Task(f"t-{round_id}", spec, State.SCHEDULED, moment, proplet_id="p1", round_id=round_id)
+            Task(f"t-{round_id}", spec, TaskState.SCHEDULED, moment, proplet_id="p1", round_id=round_id)
         )
     async with database.transaction() as connection:
         await connection.execute(

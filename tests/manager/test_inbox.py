@@ -1,19 +1,14 @@
 """What comes over MQTT: heartbeats, wills, and garbage on every topic."""
 
-import contextlib
 import json
-import uuid
 from functools import partial
 from pathlib import Path
 
-import pytest
 from structlog.testing import capture_logs
 
-from propeller.errors import RefusedError
-from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.session import Credentials, Session, Will
 from propeller.protocol.topics import ROUND_START, Kind
 from support.manager import Manager, open_manager
+from support.mqtt import die_with_will
 from support.net import eventually
 
 TAKEN = (
@@ -117,17 +112,10 @@ async def test_a_broken_connection_s_will_takes_the_proplet_offline_at_once(
     manager: Manager, broker_port: int
 ) -> None:
     await manager.proplets("p1")
-    async with contextlib.AsyncExitStack() as stack:
-        for proplet_id in ("some-proxy", "p1"):
-            payload = json.dumps({"status": "offline", "proplet_id": proplet_id}).encode()
-            will = Will(manager.mqtt.channel.topic(Kind.PROPLET_ALIVE), payload, 0)
-            session = Session(
-                BrokerAddress("127.0.0.1", broker_port), Credentials(uuid.uuid4().hex), will=will, clean=True
-            )
-            await stack.enter_async_context(session.running())
-            await session.wait_connected(10)
-            session._connection.close_socket()  # type: ignore[union-attr]
-        await eventually(partial(_is_dead, manager, "p1"))
+    for proplet_id in ("some-proxy", "p1"):
+        will = json.dumps({"status": "offline", "proplet_id": proplet_id}).encode()
+        await die_with_will(broker_port, manager.mqtt.channel.topic(Kind.PROPLET_ALIVE), will)
+    await eventually(partial(_is_dead, manager, "p1"))
     assert not await manager.is_known("some-proxy")
 
 
@@ -152,22 +140,3 @@ async def test_a_task_whose_proplet_falls_silent_fails_and_a_late_result_still_c
         done = await manager.in_state(ids[0], 3)
         assert (done["results"], "error" in done) == ("8", False)
         assert (await manager.task(ids[1]))["state"] == 4
-
-
-@pytest.mark.parametrize("role", ["proplet", "device"])
-async def test_devices_give_no_orders(role: str) -> None:
-    from propeller.manager.api_common import check_operator
-    from propeller.web.auth import ANYONE, Principal
-
-    with pytest.raises(RefusedError, match=role):
-        await check_operator(Principal("client", "p1", role))
-    for allowed in (ANYONE, Principal("user", "u", "user"), Principal("client", "m", "manager")):
-        await check_operator(allowed)
-
-
-def test_the_copy_of_an_update_in_a_rounds_result_is_not_kept() -> None:
-    from propeller.manager.runs import _without_update
-
-    envelope = {"round_id": "r-1", "num_samples": 64, "update_b64": "eyJ3IjpbXX0=", "metrics": {"loss": 0.5}}
-    assert _without_update(envelope) == {**envelope, "update_b64": ""}
-    assert _without_update("8") == "8"

@@ -232,7 +232,7 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
 async def test_what_outlives_its_round_is_stopped_and_other_tasks_run_on(
     broker_port: int, tmp_path: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("propeller.manager.rounds.OVER_S", 0.0)
+    monkeypatch.setattr("propeller.manager.housekeeping.LATE_TASK_GRACE_S", 0.0)
     settings = {"coordinator_url": coordinator.url, "MANAGER_LIVELINESS_INTERVAL": "0.5"}
     async with open_manager(broker_port, tmp_path, **settings) as manager:
         await manager.proplets("p1", directed=True, liveliness_interval=60)

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 
 from propeller.manager.samples import Samples
-from propeller.manager.task import State, Task, TaskSpec
-from propeller.manager.task_store import TaskStore
+from propeller.manager.task import Task, TaskSpec, TaskState
+from propeller.manager.task_repository import TaskRepository
 from propeller.protocol.proplet import PropletMetrics, TaskMetrics
 from propeller.store.database import Database
 
@@ -26,7 +26,7 @@ async def test_the_newest_stay(database: Database) -> None:
 
 
 async def test_samples_of_unknown_tasks_are_not_kept(database: Database) -> None:
-    await TaskStore(database).add(Task("t", TaskSpec(name="add"), State.RUNNING, datetime.now(UTC)))
+    await TaskRepository(database).add(Task("t", TaskSpec(name="add"), TaskState.RUNNING, datetime.now(UTC)))
     samples = Samples(database)
     for task_id in ("t", "unknown"):
         samples.add_task(TaskMetrics(task_id=task_id, proplet_id="p", metrics={"cpu_percent": 97.0}))

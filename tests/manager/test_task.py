@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.errors import InvalidError
-from propeller.manager.task import State, Task, TaskSpec, preview, read_program
+from propeller.manager.task import Task, TaskSpec, TaskState, decode_program, program_preview
 from propeller.protocol.wire import MalformedMessageError
 
 MOMENT = datetime(2026, 1, 21, 16, 12, 11, 250_000, tzinfo=UTC)
 
 
 def test_a_new_task_has_every_field_that_is_always_there() -> None:
-    task = Task("t-1", TaskSpec(name="add"), State.PENDING, MOMENT)
+    task = Task("t-1", TaskSpec(name="add"), TaskState.PENDING, MOMENT)
     assert task.to_json() == {
         "id": "t-1",
         "name": "add",
@@ -74,11 +74,11 @@ def test_what_go_clients_send_for_nothing_is_nothing() -> None:
 
 @given(st.binary(max_size=64))
 def test_a_preview_shows_both_ends_only(content: bytes) -> None:
-    text, shown = base64.b64encode(content).decode(), preview(content)
+    text, shown = base64.b64encode(content).decode(), program_preview(content)
     assert shown == text if len(text) <= 20 else shown == f"{text[:10]}<REDACTED>{text[-10:]}"
 
 
 @pytest.mark.parametrize("text", ["no base64!", "AGFzbQ", base64.b64encode(b"ELF").decode(), 5, ["x"]])
 def test_a_program_must_be_wasm_in_base64(text: Any) -> None:
     with pytest.raises(InvalidError, match="file"):
-        read_program(text)
+        decode_program(text)

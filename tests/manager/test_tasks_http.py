@@ -4,7 +4,12 @@ import asyncio
 import base64
 from typing import Any
 
+import pytest
+
+from propeller.errors import RefusedError
+from propeller.manager.api import check_operator
 from propeller.protocol.topics import Kind
+from propeller.web.auth import ANYONE, Principal
 from support.manager import WASM, Manager
 from support.net import eventually
 
@@ -397,3 +402,11 @@ async def test_what_a_run_took_is_kept_with_the_task(manager: Manager) -> None:
     assert task["usage"] == {"total_ms": 12.5, "cpu_ms": 10.0}
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
     assert "usage" not in (await manager.http.get(f"/tasks/{task_id}")).json()
+
+
+@pytest.mark.parametrize("role", ["proplet", "device"])
+async def test_devices_give_no_orders(role: str) -> None:
+    with pytest.raises(RefusedError, match=role):
+        await check_operator(Principal("client", "p1", role))
+    for allowed in (ANYONE, Principal("user", "u", "user"), Principal("client", "m", "manager")):
+        await check_operator(allowed)

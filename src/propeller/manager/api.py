@@ -1,28 +1,30 @@
-"""The manager's HTTP API, put together."""
+"""The manager's HTTP API: proplets, tasks, and what of federated learning starts here or goes through to the coordinator."""
 
-from fastapi import Depends, FastAPI
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, File, Path, Query, Request, Response, UploadFile
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
-from propeller.manager import fl_routes, proplet_routes, task_routes
+from propeller.errors import InvalidError, RefusedError, UnavailableError, UnsupportedTypeError
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
+from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
-from propeller.web.app import create_app
-from propeller.web.auth import Verify
+from propeller.process.logs import get_logger
+from propeller.protocol.ids import Id
+from propeller.protocol.rounds import CBOR_TYPES, MAX_WAIT_S, Experiment
+from propeller.protocol.wire import decode_object, format_time
+from propeller.web.app import Router, create_app
+from propeller.web.auth import Principal, Verify, caller
 from propeller.web.metrics import HttpMetrics
 
+log = get_logger("manager")
 
-class _TrailingSlash:
-    """ASGI middleware: ``/tasks/`` is ``/tasks``."""
+MAX_LIMIT = 1000
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on under the path without its last slash."""
-        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
-        await self.app(scope, receive, send)
+Offset = Annotated[int, Query(ge=0, le=2**63 - 1)]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+PathId = Annotated[Id, Path()]
 
 
 def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None = None) -> FastAPI:
@@ -45,13 +47,230 @@ def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None
             "mqtt_connected": manager.session.connected,
         }
 
-    http = HttpMetrics("manager")
-    requests = ApiMetrics()
-    http.registry.register(requests)
-    http.registry.register(FleetMetrics(manager.fleet))
-    app = create_app("manager", verify=verify, health=health, metrics=http, redirect_slashes=False)
-    app.state.manager = manager
-    for routes in (proplet_routes, task_routes, fl_routes):
-        app.include_router(routes.router, dependencies=[Depends(requests.count)])
+    metrics, requests = HttpMetrics("manager"), ApiMetrics()
+    metrics.registry.register(requests)
+    metrics.registry.register(FleetMetrics(manager.fleet))
+    app = create_app("manager", verify=verify, health=health, metrics=metrics, redirect_slashes=False)
+    for router in (_proplet_routes(manager), _task_routes(manager), _fl_routes(manager)):
+        app.include_router(router, dependencies=[Depends(requests.count)])
     app.add_middleware(_TrailingSlash)
     return app
+
+
+async def check_operator(principal: Annotated[Principal, Depends(caller)]) -> None:
+    """Refuse every client but a manager: devices and services have no business with the fleet and its tasks.
+
+    Raises:
+        RefusedError: the caller is such a client.
+    """
+    if principal.kind == "client" and principal.role != "manager":
+        raise RefusedError(f"client {principal.id} is a {principal.role}: a user or a manager must do this")
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        UnsupportedTypeError: it is announced as something else.
+        MalformedMessageError: it is not a JSON object.
+    """
+    media_type = request.headers.get("content-type", "application/json")
+    if "json" not in media_type.lower():
+        raise UnsupportedTypeError(f"Content-Type is {media_type[:80]!r}: send application/json")
+    return decode_object(await request.body())
+
+
+Body = Annotated[dict[str, Any], Depends(read_object)]
+OPERATOR_ONLY = [Depends(check_operator)]
+
+
+def _proplet_routes(manager: Manager) -> Router:
+    router = Router(prefix="/proplets", tags=["proplets"])
+
+    @router.get("")
+    async def list_proplets(
+        offset: Offset = 0, limit: Limit = 100, status: Literal["active", "inactive"] | None = None
+    ) -> dict[str, Any]:
+        """A page of the proplets, in the order of their registration."""
+        total, page = await manager.list_proplets(offset, limit, status)
+        return {"offset": offset, "limit": limit, "total": total, "proplets": page}
+
+    @router.get("/{proplet_id}")
+    async def get_proplet(proplet_id: PathId) -> dict[str, Any]:
+        """A proplet."""
+        return await manager.describe_proplet(proplet_id)
+
+    @router.delete("/{proplet_id}", dependencies=OPERATOR_ONLY, status_code=204)
+    async def delete_proplet(proplet_id: PathId) -> None:
+        """Delete a proplet on which nothing runs."""
+        await manager.delete_proplet(proplet_id)
+
+    @router.get("/{proplet_id}/metrics")
+    async def get_proplet_metrics(
+        proplet_id: PathId, offset: Offset = 0, limit: Limit = 100
+    ) -> dict[str, Any]:
+        """A page of a proplet's resource samples, the oldest first."""
+        total, samples = await manager.samples.of_proplet(proplet_id, offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "metrics": samples}
+
+    @router.get("/{proplet_id}/alive-history")
+    async def get_proplet_alive_history(
+        proplet_id: PathId, offset: Offset = 0, limit: Limit = 100
+    ) -> dict[str, Any]:
+        """A page of a proplet's last ten heartbeats, the oldest first."""
+        history = [format_time(beat) for beat in manager.proplet(proplet_id).heartbeats]
+        page = history[offset : offset + limit]
+        return {"offset": offset, "limit": limit, "total": len(history), "history": page}
+
+    return router
+
+
+def _task_routes(manager: Manager) -> Router:
+    router = Router(prefix="/tasks", tags=["tasks"], dependencies=OPERATOR_ONLY)
+
+    @router.post("", status_code=201)
+    async def create_task(body: Body, response: Response) -> dict[str, Any]:
+        """Create a task; it does not run yet."""
+        task = await manager.tasks.create(body)
+        response.headers["Location"] = f"/tasks/{task.id}"
+        return task.to_json()
+
+    @router.get("")
+    async def list_tasks(offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
+        """A page of the tasks, in the order of their creation."""
+        total, page = await manager.tasks.page(offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "tasks": [task.to_json() for task in page]}
+
+    @router.get("/{task_id}")
+    async def get_task(task_id: PathId) -> dict[str, Any]:
+        """A task."""
+        return (await manager.tasks.get(task_id)).to_json()
+
+    @router.put("/{task_id}")
+    async def update_task(task_id: PathId, body: Body) -> dict[str, Any]:
+        """Change the fields that are given and not ``null``."""
+        return (await manager.tasks.change(task_id, body)).to_json()
+
+    @router.put("/{task_id}/upload")
+    async def upload_task_file(task_id: PathId, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
+        """Upload a task's program, as a form's file that is named ``*.wasm``."""
+        if not (file.filename or "").endswith(".wasm"):
+            raise InvalidError("file: the name of the file must end in .wasm")
+        return (await manager.tasks.upload(task_id, await file.read())).to_json()
+
+    @router.delete("/{task_id}", status_code=204)
+    async def delete_task(task_id: PathId) -> None:
+        """Delete a task that does not run."""
+        await manager.tasks.delete(task_id)
+
+    @router.post("/{task_id}/start")
+    async def start_task(task_id: PathId) -> dict[str, Any]:
+        """Run a task on a proplet."""
+        await manager.runner.start(task_id)
+        return {"started": True}
+
+    @router.post("/{task_id}/stop")
+    async def stop_task(task_id: PathId) -> dict[str, Any]:
+        """End a running task."""
+        await manager.runner.stop(task_id)
+        return {"stopped": True}
+
+    @router.get("/{task_id}/results")
+    async def get_task_results(task_id: PathId) -> dict[str, Any]:
+        """The results of a task; ``null`` before its end."""
+        return {"results": (await manager.tasks.get(task_id)).results}
+
+    @router.get("/{task_id}/metrics")
+    async def get_task_metrics(task_id: PathId, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
+        """A page of a task's resource samples, the oldest first."""
+        total, samples = await manager.samples.of_task(task_id, offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "metrics": samples}
+
+    return router
+
+
+def _fl_routes(manager: Manager) -> Router:
+    """Experiments start rounds here; all else goes through to the coordinator with the caller's credentials."""
+    router = Router(prefix="/fl", tags=["federated learning"])
+
+    async def forward(request: Request, path: str, **options: Any) -> Response:
+        if manager.coordinator is None:
+            raise UnavailableError(NO_COORDINATOR)
+        answer = await manager.coordinator.forward(
+            request.method, path, authorization=request.headers.get("authorization"), **options
+        )
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
+    @router.post("/experiments", dependencies=OPERATOR_ONLY)
+    async def configure_experiment(body: Body) -> dict[str, Any]:
+        """Start a round on its participants; fields that experiments do not have are named in the answer."""
+        for name in ("round_id", "model_ref", "participants", "task_wasm_image"):
+            if not body.get(name):
+                raise InvalidError(f"{name}: is required and must not be empty")
+        experiment, ignored = Experiment.decode(body), Experiment.unknown_fields(body)
+        started = await manager.rounds.start(experiment)
+        if not ignored:
+            return started.to_json()
+        log.warning(
+            "unknown fields of an experiment are ignored", round_id=experiment.round_id, fields=ignored
+        )
+        return {**started.to_json(), "ignored": ignored}
+
+    @router.get("/task")
+    async def get_fl_task(
+        request: Request, round_id: Annotated[Id, Query()], proplet_id: str = ""
+    ) -> Response:
+        """What a participant does in a round."""
+        params = {"round_id": round_id, **({"proplet_id": proplet_id} if proplet_id else {})}
+        return await forward(request, "/task", params=params)
+
+    @router.post("/update")
+    async def post_fl_update(request: Request) -> Response:
+        """An update, as JSON or safetensors."""
+        media_type = request.headers.get("content-type", "application/json")
+        return await forward(request, "/update", content=await request.body(), content_type=media_type)
+
+    @router.post("/update_cbor")
+    async def post_fl_update_cbor(request: Request) -> Response:
+        """An update as CBOR."""
+        media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if media_type not in CBOR_TYPES:
+            raise UnsupportedTypeError("Content-Type: send application/cbor or application/cbor-seq")
+        return await forward(request, "/update_cbor", content=await request.body(), content_type=media_type)
+
+    @router.get("/rounds/next")
+    async def get_next_round(request: Request) -> Response:
+        """The round that completed last, and the model that the next one starts from."""
+        return await forward(request, "/rounds/next")
+
+    @router.get("/rounds/{round_id}/complete")
+    async def get_round_status(
+        request: Request,
+        round_id: PathId,
+        wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+        updates: Annotated[int | None, Query(ge=0)] = None,
+    ) -> Response:
+        """Whether a round is over; with ``wait_s`` the answer comes when it is, or after so many seconds.
+
+        With ``updates`` the answer also comes when more than that many updates are in.
+        """
+        wait_s = min(wait_s, MAX_WAIT_S)
+        params = {"wait_s": f"{wait_s:g}"} if wait_s else {}
+        if updates is not None:
+            params["updates"] = str(updates)
+        return await forward(request, f"/rounds/{round_id}/complete", params=params, wait_s=wait_s)
+
+    return router
+
+
+class _TrailingSlash:
+    """ASGI middleware: ``/tasks/`` is ``/tasks``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on under the path without its last slash."""
+        if scope["type"] == "http" and len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The manager's own numbers on ``/metrics``: requests by method, and proplets by whether they live."""
+"""The manager's own metrics on ``/metrics``: requests by method, and proplets by whether they are alive."""
 
 import time
 from collections import Counter
@@ -8,7 +8,7 @@ from fastapi import Request
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from propeller.manager.proplets import Fleet
+from propeller.manager.fleet import Fleet
 
 
 class ApiMetrics(Collector):
@@ -20,16 +20,16 @@ class ApiMetrics(Collector):
 
     async def count(self, request: Request) -> AsyncIterator[None]:
         """FastAPI dependency: count and time a request."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             yield
         finally:
             method = str(request.scope["route"].name).replace("_", "-")
             self._counts[method] += 1
-            self._micros[method] += round((time.perf_counter() - begun) * 1e6)
+            self._micros[method] += round((time.perf_counter() - started) * 1e6)
 
     def collect(self) -> Iterable[Metric]:
-        """Give the numbers of now."""
+        """The current numbers."""
         count = Metric("manager_api_request_count", "Number of requests received.", "unknown")
         latency = Metric(
             "manager_api_request_latency_microseconds",
@@ -45,13 +45,13 @@ class ApiMetrics(Collector):
 
 
 class FleetMetrics(Collector):
-    """How many proplets there are and how many of them live."""
+    """How many proplets there are and how many of them are alive."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
     def collect(self) -> Iterable[Metric]:
-        """Count them now."""
+        """The current numbers."""
         metric = Metric("manager_proplets", "Proplets known, by whether they live.", "gauge")
         alive = len(self._fleet.alive())
         metric.add_sample("manager_proplets", {"status": "active"}, alive)

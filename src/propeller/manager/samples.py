@@ -1,4 +1,4 @@
-"""Resource samples of proplets and tasks: written in batches, a bounded number kept of each sender."""
+"""Resource samples of proplets and tasks: written in batches, a bounded number kept of each."""
 
 from collections import defaultdict
 from typing import Any
@@ -10,25 +10,26 @@ from propeller.manager import tables
 from propeller.protocol.proplet import PropletMetrics, TaskMetrics
 from propeller.store.database import Database
 
-_MOST_WAITING = 10_000
+_MAX_UNWRITTEN = 10_000
+"""Of each kind; when the database is away for long, the oldest are dropped."""
 
 
 class Samples:
-    """Takes samples at any rate; ``write`` puts them into the database, at an interval and before they are read."""
+    """Collects samples at any rate; ``write`` stores them, periodically and before they are read."""
 
     def __init__(self, database: Database, *, keep: int = 1000) -> None:
         """``keep`` is how many of the newest samples of each proplet and each task stay."""
         self._database, self._keep = database, keep
-        self._waiting: dict[Table, list[dict[str, Any]]] = defaultdict(list)
-        self._crowded: dict[Table, set[str]] = defaultdict(set)
+        self._unwritten: dict[Table, list[dict[str, Any]]] = defaultdict(list)
+        self._written_since_pruning: dict[Table, set[str]] = defaultdict(set)
 
     def add_proplet(self, sample: PropletMetrics) -> None:
-        """Take a sample of a proplet's own use of its device."""
+        """Add a sample of a proplet's own use of its device."""
         fields = sample.model_dump(mode="json", exclude_none=True)
         self._add(tables.proplet_metrics, sample.proplet_id, fields)
 
     def add_task(self, sample: TaskMetrics) -> None:
-        """Take a sample of a task's use of its device."""
+        """Add a sample of a task's use of its device."""
         self._add(tables.task_metrics, sample.task_id, sample.model_dump(mode="json", exclude_none=True))
 
     async def of_proplet(self, proplet_id: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
@@ -40,30 +41,30 @@ class Samples:
         return await self._page(tables.task_metrics, task_id, offset, limit)
 
     async def write(self) -> None:
-        """Write the samples that wait; those of tasks that are not known are dropped."""
-        waiting, self._waiting = self._waiting, defaultdict(list)
-        if not waiting:
+        """Write new samples to the database; those of unknown tasks are dropped."""
+        unwritten, self._unwritten = self._unwritten, defaultdict(list)
+        if not unwritten:
             return
         try:
             async with self._database.transaction() as connection:
-                for table, rows in waiting.items():
+                for table, rows in unwritten.items():
                     known = rows
                     if table is tables.task_metrics:
-                        known = await _of_known_tasks(connection, rows)
+                        known = await _only_of_known_tasks(connection, rows)
                     if known:
                         await connection.execute(insert(table), known)
-                        self._crowded[table].update(row["owner"] for row in known)
+                        self._written_since_pruning[table].update(row["owner"] for row in known)
         except BaseException:
-            for table, rows in waiting.items():
-                self._waiting[table][:0] = rows
+            for table, rows in unwritten.items():
+                self._unwritten[table][:0] = rows
             raise
 
     async def prune(self) -> None:
-        """Delete what is over the limit, of the senders that wrote since the last time."""
-        crowded, self._crowded = self._crowded, defaultdict(set)
-        for table, owners in crowded.items():
+        """Delete the oldest samples over the limit, of those proplets and tasks that have new ones."""
+        written, self._written_since_pruning = self._written_since_pruning, defaultdict(set)
+        for table, owners in written.items():
             for owner in owners:
-                oldest_over = (
+                newest_over = (
                     select(table.c.seq)
                     .where(table.c.owner == owner)
                     .order_by(table.c.seq.desc())
@@ -71,16 +72,16 @@ class Samples:
                     .limit(1)
                 )
                 async with self._database.transaction() as connection:
-                    last = await connection.scalar(oldest_over)
+                    last = await connection.scalar(newest_over)
                     if last is not None:
                         await connection.execute(
                             delete(table).where(table.c.owner == owner, table.c.seq <= last)
                         )
 
     def _add(self, table: Table, owner: str, sample: dict[str, Any]) -> None:
-        rows = self._waiting[table]
+        rows = self._unwritten[table]
         rows.append({"owner": owner, "sample": sample})
-        if len(rows) > _MOST_WAITING:  # the database has been away for long
+        if len(rows) > _MAX_UNWRITTEN:
             del rows[0]
 
     async def _page(
@@ -96,7 +97,9 @@ class Samples:
             return int(total or 0), [row.sample for row in rows]
 
 
-async def _of_known_tasks(connection: AsyncConnection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _only_of_known_tasks(
+    connection: AsyncConnection, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     owners = {row["owner"] for row in rows}
     found = await connection.scalars(select(tables.tasks.c.id).where(tables.tasks.c.id.in_(owners)))
     known = set(found)

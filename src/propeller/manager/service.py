@@ -8,21 +8,22 @@ from typing import Any
 
 from propeller.errors import ConflictError, NotFoundError
 from propeller.manager import tables
-from propeller.manager.coordinator import Coordinator
-from propeller.manager.dispatch import Dispatcher
-from propeller.manager.failures import Failures
+from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
+from propeller.manager.dispatcher import Dispatcher
+from propeller.manager.fleet import Fleet, PropletRecord
+from propeller.manager.housekeeping import Housekeeping
 from propeller.manager.inbox import Inbox
-from propeller.manager.proplets import Fleet, Proplet
-from propeller.manager.rounds import Rounds
-from propeller.manager.runs import Runs
+from propeller.manager.round_repository import RoundRepository
+from propeller.manager.round_starter import RoundStarter
 from propeller.manager.samples import Samples
 from propeller.manager.settings import Settings
-from propeller.manager.task_store import TaskStore
-from propeller.manager.tasks import Tasks
-from propeller.manager.watch import Watch
+from propeller.manager.task_repository import TaskRepository
+from propeller.manager.task_runner import TaskRunner
+from propeller.manager.task_service import TaskService
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.trouble import Names
+from propeller.process.keyed_locks import KeyedLocks
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
@@ -35,25 +36,29 @@ class Manager:
     """The parts of a manager, put together."""
 
     fleet: Fleet
-    tasks: Tasks
-    runs: Runs
+    tasks: TaskService
+    runner: TaskRunner
     samples: Samples
-    rounds: Rounds
+    rounds: RoundStarter
     session: Session
-    coordinator: Coordinator | None
+    coordinator: CoordinatorClient | None
 
-    def proplets(self, offset: int, limit: int, status: str | None) -> tuple[int, list[Proplet]]:
+    async def list_proplets(
+        self, offset: int, limit: int, status: str | None
+    ) -> tuple[int, list[dict[str, Any]]]:
         """How many proplets there are, and a page of them in the order of their registration.
 
-        ``status`` ``active`` or ``inactive`` leaves only those that live, or do not.
+        ``status`` ``active`` or ``inactive`` leaves only those that are alive, or are not.
         """
         proplets = self.fleet.all()
         if status is not None:
             moment = self.fleet.clock()
             proplets = [one for one in proplets if one.is_alive(moment) == (status == "active")]
-        return len(proplets), proplets[offset : offset + limit]
+        loads = await self.tasks.count_active()
+        page = proplets[offset : offset + limit]
+        return len(proplets), [self._proplet_json(proplet, loads) for proplet in page]
 
-    def proplet(self, proplet_id: str) -> Proplet:
+    def proplet(self, proplet_id: str) -> PropletRecord:
         """A proplet.
 
         Raises:
@@ -64,20 +69,29 @@ class Manager:
             raise NotFoundError(f"no proplet {proplet_id}: ids are client ids, see GET /proplets")
         return proplet
 
-    async def forget_proplet(self, proplet_id: str) -> None:
+    async def describe_proplet(self, proplet_id: str) -> dict[str, Any]:
+        """The proplet object of the HTTP API.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        return self._proplet_json(self.proplet(proplet_id), await self.tasks.count_active())
+
+    async def delete_proplet(self, proplet_id: str) -> None:
         """Delete a proplet.
 
         Raises:
-            PropellerError: 404; 409, tasks run on it.
+            NotFoundError: there is none with this id.
+            ConflictError: tasks run on it.
         """
         proplet = self.proplet(proplet_id)
-        count = (await self.tasks.store.loads()).get(proplet.id, 0)
+        count = (await self.tasks.count_active()).get(proplet.id, 0)
         if count:
             raise ConflictError(f"proplet {proplet_id} runs {count} tasks: stop them first")
         await self.fleet.remove(proplet.id)
 
-    def proplet_json(self, proplet: Proplet, loads: dict[str, int]) -> dict[str, Any]:
-        """The proplet object of the HTTP API: the keys of both versions of absmach/propeller."""
+    def _proplet_json(self, proplet: PropletRecord, loads: dict[str, int]) -> dict[str, Any]:
+        """With the keys of both versions of absmach/propeller."""
         last = proplet.last_alive_at
         return {
             "id": proplet.id,
@@ -95,7 +109,7 @@ class Manager:
 async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = now) -> AsyncIterator[Manager]:
     """A manager with its database and its MQTT session; both are closed at the end of the block.
 
-    It does not wait for the broker: what needs it is answered 503 until it is there.
+    It does not wait for the broker: what needs it fails with ``UnavailableError`` until it is there.
 
     Raises:
         StartError: the database cannot be opened.
@@ -103,8 +117,8 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
     key = settings.client_key.get_secret_value()
     credentials = (settings.client_id, key) if key and settings.auth == "on" else None
     url = settings.coordinator_url
-    coordinator = Coordinator(url, credentials=credentials) if url else None
-    failures = Failures(coordinator)
+    coordinator = CoordinatorClient(url, credentials=credentials) if url else None
+    reporter = FailureReporter(coordinator)
     database = Database(settings.database)
     try:
         await migrate(database, tables.SCHEMA)
@@ -125,34 +139,34 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             timeout_s=settings.mqtt_timeout_s,
             max_bytes=settings.max_message_bytes,
         )
-        store = TaskStore(database)
-        tasks = Tasks(store, fleet, dispatcher)
-        runs = Runs(tasks, fleet, dispatcher, failures)
+        tasks, task_locks = TaskRepository(database), KeyedLocks()
+        rounds, round_locks = RoundRepository(database), KeyedLocks()
         samples = Samples(database, keep=settings.metrics_keep)
-        rounds = Rounds(database, fleet, store, runs, dispatcher, coordinator, failures)
-        inbox = Inbox(channel, fleet, runs, samples, rounds)
-        watch = Watch(
+        runner = TaskRunner(tasks, task_locks, fleet, dispatcher, reporter)
+        starter = RoundStarter(
+            database, rounds, tasks, round_locks, fleet, runner, dispatcher, coordinator, reporter
+        )
+        housekeeping = Housekeeping(
             fleet,
-            store,
-            runs,
+            tasks,
             rounds,
+            round_locks,
+            runner,
             samples,
+            coordinator,
+            reporter,
             interval_s=settings.liveliness_interval_s,
             tasks_keep=settings.tasks_keep,
             is_connected=lambda: session.connected,
         )
-        await rounds.report_failures()
-        await inbox.subscribe(session)
-
-        async def resume() -> None:
-            watch.listen()
-            await rounds.resume()
-
-        async with session.running(on_connect=resume), watch.running():
-            yield Manager(fleet, tasks, runs, samples, rounds, session, coordinator)
-        await watch.write()
+        await housekeeping.report_failures()
+        await Inbox(channel, fleet, runner, samples, starter).subscribe(session)
+        service = TaskService(tasks, task_locks, fleet, max_program_bytes=dispatcher.max_program_bytes)
+        async with session.running(on_connect=housekeeping.on_connect), housekeeping.running():
+            yield Manager(fleet, service, runner, samples, starter, session, coordinator)
+        await housekeeping.write()
     finally:
-        await failures.close()
+        await reporter.close()
         if coordinator is not None:
             await coordinator.aclose()
         await database.close()

@@ -1,4 +1,4 @@
-"""A task: what a client asks for, what has become of it, and how it is told on the wire."""
+"""A task: what a client asks for, its state, and its form in the HTTP API."""
 
 import base64
 import binascii
@@ -17,28 +17,29 @@ from propeller.protocol.task import Flag, TaskLimits, Text
 from propeller.protocol.wire import Message, format_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
-_SHOWN = 10
+_PREVIEW_CHARACTERS = 10
+"""Shown of each end of a program."""
 
 
-class State(IntEnum):
-    """Where a task is, numbered as on the wire."""
+class TaskState(IntEnum):
+    """The state of a task, numbered as in the HTTP API."""
 
     PENDING = 0
-    SCHEDULED = 1  # has a proplet; its start message is not yet known to be with the broker
+    SCHEDULED = 1  # has a proplet; the broker has not yet acknowledged its start
     RUNNING = 2
     COMPLETED = 3
     FAILED = 4
 
 
-ACTIVE = (State.SCHEDULED, State.RUNNING)
+ACTIVE_STATES = (TaskState.SCHEDULED, TaskState.RUNNING)
 
 
-class EndedBy(StrEnum):
-    """Why a task is over."""
+class EndCause(StrEnum):
+    """What ended a task."""
 
     RESULT = "result"
     STOP = "stop"
-    LOST = "lost"  # its proplet fell silent; a result that comes after all is still taken
+    LOST = "lost"  # its proplet fell silent; a result that comes after all still counts
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -53,7 +54,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class TaskSpec(Message):
-    """What a client may say of a task. State, results and times are the manager's and are ignored when sent."""
+    """What a client may say of a task. TaskState, results and times are the manager's and are ignored when sent."""
 
     name: Name
     kind: Annotated[Literal["standard", "federated"], BeforeValidator(_standard_if_empty)] = "standard"
@@ -82,7 +83,7 @@ class Task:
 
     id: str
     spec: TaskSpec
-    state: State
+    state: TaskState
     created_at: datetime
     file_preview: str | None = None
     proplet_id: str | None = None
@@ -90,7 +91,7 @@ class Task:
     results: Any = None
     error: str | None = None
     usage: Mapping[str, float] | None = None
-    ended_by: EndedBy | None = None
+    ended_by: EndCause | None = None
     stopping_on: str | None = None
     start_time: datetime | None = None
     finish_time: datetime | None = None
@@ -98,8 +99,8 @@ class Task:
 
     @property
     def active(self) -> bool:
-        """Whether it is running or about to."""
-        return self.state in ACTIVE
+        """Whether it runs or is about to."""
+        return self.state in ACTIVE_STATES
 
     def to_json(self) -> dict[str, Any]:
         """The task object of the HTTP API; of an uploaded program only its two ends are shown."""
@@ -127,25 +128,29 @@ class Task:
             "encrypted": spec.encrypted,
             **{key: value for key, value in optional.items() if value},
             **({"results": self.results} if self.results is not None else {}),
-            "start_time": _time(self.start_time),
-            "finish_time": _time(self.finish_time),
-            "created_at": _time(self.created_at),
-            "updated_at": _time(self.updated_at),
+            "start_time": _json_time(self.start_time),
+            "finish_time": _json_time(self.finish_time),
+            "created_at": _json_time(self.created_at),
+            "updated_at": _json_time(self.updated_at),
         }
 
 
-def _time(moment: datetime | None) -> str:
+def _json_time(moment: datetime | None) -> str:
     return format_time(moment) if moment else ZERO_TIME
 
 
-def preview(content: bytes) -> str:
-    """The base64 of a program with its middle left out, as later versions of absmach/propeller show it."""
+def program_preview(content: bytes) -> str:
+    """The base64 of a program without its middle, as later absmach/propeller (H) shows it."""
     text = base64.b64encode(content).decode()
-    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}<REDACTED>{text[-_SHOWN:]}"
+    return (
+        text
+        if len(text) <= 2 * _PREVIEW_CHARACTERS
+        else f"{text[:_PREVIEW_CHARACTERS]}<REDACTED>{text[-_PREVIEW_CHARACTERS:]}"
+    )
 
 
-def read_program(text: Any) -> bytes:
-    """A program from a task's ``file``.
+def decode_program(text: Any) -> bytes:
+    """The program in a task's ``file``.
 
     Raises:
         InvalidError: it is not base64 or not Wasm.

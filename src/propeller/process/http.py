@@ -45,6 +45,8 @@ KINDS: dict[int, type[PropellerError]] = {
 def _kind(status: int | None) -> type[PropellerError]:
     if status is None or not 400 <= status < 500 or status in {408, 429}:
         return UnavailableError
+    if status == 405:  # for a caller, a route without this method is none
+        return NotFoundError
     return KINDS.get(status, InvalidError)
 
 

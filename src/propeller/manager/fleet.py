@@ -1,10 +1,12 @@
-"""The fleet: which proplets there are and which of them live.
+"""The fleet: which proplets there are and which of them are alive.
 
 The fleet is held in memory, as every decision asks for it and heartbeats come at a high rate. A proplet is in the
 database before its registration is acknowledged; heartbeats are written there a moment later, in one transaction.
 """
 
 import asyncio
+import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +16,6 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 
 from propeller.manager import tables
-from propeller.manager.names import name_of
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import HeartbeatMessage, Registration
 from propeller.protocol.wire import now
@@ -22,26 +23,50 @@ from propeller.store.database import Database
 
 log = get_logger("manager")
 
-MISSED = 3
-"""Heartbeats that may be missed before a proplet counts as gone (one interval, as in S, makes it flap)."""
+MAX_MISSED_HEARTBEATS = 3
+"""Heartbeats that may be missed before a proplet counts as lost (with one, as in absmach/propeller, proplets flap)."""
 
-HISTORY = 10
-LONGEST_INTERVAL_S = 3600.0
+KEPT_HEARTBEATS = 10
+MAX_INTERVAL_S = 3600.0
+"""Longest interval between heartbeats that a proplet may ask for; one that asks for more gets the default."""
+
+_MAX_NAMESPACE_CHARACTERS = 256
+
+_ADJECTIVES = (
+    "amber azure bold brave bright brisk calm clear clever cosy crisp daring eager early fair fast fine firm "
+    "fond free fresh gentle glad golden grand green happy hardy honest jolly keen kind late light lively loyal "
+    "lucky mellow merry mild modest neat noble patient plain proud quick quiet ready rapid robust sharp shiny "
+    "silent simple steady still sunny swift tidy warm wise"
+)
+_NOUNS = (
+    "acorn badger beacon birch brook canyon cedar cliff cloud comet coral crane creek delta dune eagle elm ember "
+    "falcon fern field finch fjord forest fox garden glacier harbor hawk heron hill island jay lagoon lake larch "
+    "maple marsh meadow moon moss mountain oak otter owl pebble pine plover pond prairie raven reef ridge river "
+    "robin sparrow spruce summit tern valley willow wren"
+)
+
+
+def name_of(proplet_id: str) -> str:
+    """A readable name such as ``calm-otter-41``, always the same for the same id."""
+    digest = hashlib.sha256(proplet_id.encode()).digest()
+    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
+    adjective, noun = adjectives[digest[0] % len(adjectives)], nouns[digest[1] % len(nouns)]
+    return f"{adjective}-{noun}-{digest[2] % 100}"
 
 
 @dataclass
-class Proplet:
-    """A device.
+class PropletRecord:
+    """What the manager knows of a proplet.
 
     Attributes:
         id: its client id, which it registered with.
         name: a readable one, made from the id.
-        namespace: as it says.
-        metadata: what it told of itself (H form), ``None`` from S proplets.
+        namespace: as it reported.
+        metadata: what it reported of itself; ``None`` from proplets of absmach/propeller's guide (S), which send none.
         created_at: when it was first heard of.
         interval_s: between its heartbeats.
         heartbeats: the last ten.
-        offline: its last word was that it goes, or its last will.
+        offline: its last message was a goodbye or its last will.
     """
 
     id: str
@@ -50,7 +75,7 @@ class Proplet:
     metadata: dict[str, Any] | None
     created_at: datetime
     interval_s: float
-    heartbeats: deque[datetime] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    heartbeats: deque[datetime] = field(default_factory=lambda: deque(maxlen=KEPT_HEARTBEATS))
     offline: bool = False
 
     @property
@@ -60,7 +85,7 @@ class Proplet:
 
     @property
     def reads_text_inputs(self) -> bool:
-        """Whether it takes task inputs as strings: H proplets and ours do, which send metadata."""
+        """Whether it takes task inputs as texts: ours and those of later absmach/propeller (H) do, which send metadata."""
         return self.metadata is not None
 
     @property
@@ -71,10 +96,10 @@ class Proplet:
     @property
     def window(self) -> timedelta:
         """How long it counts as alive after a heartbeat."""
-        return timedelta(seconds=MISSED * self.interval_s)
+        return timedelta(seconds=MAX_MISSED_HEARTBEATS * self.interval_s)
 
     def is_alive(self, moment: datetime) -> bool:
-        """Whether it lives, as far as its heartbeats tell."""
+        """Whether it is alive, as far as its heartbeats tell."""
         last = self.last_alive_at
         return not self.offline and last is not None and moment - last <= self.window
 
@@ -85,61 +110,62 @@ class Fleet:
     def __init__(
         self, database: Database, *, interval_s: float = 10.0, clock: Callable[[], datetime] = now
     ) -> None:
-        """``interval_s`` is taken for proplets that do not say how often their heart beats."""
+        """``interval_s`` holds for proplets that do not report the interval between their heartbeats."""
         self._database, self._interval_s, self.clock = database, interval_s, clock
-        self._proplets: dict[str, Proplet] = {}
+        self._proplets: dict[str, PropletRecord] = {}
         self._unwritten: set[str] = set()
         self._registering = asyncio.Lock()
-        self.returned = asyncio.Event()
-        """A proplet lives that did not live before; cleared by whoever waits for it."""
+        self._returned = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the fleet as it was."""
+        """Read the fleet from the database."""
         async with self._database.transaction() as connection:
             rows = await connection.execute(select(tables.proplets).order_by(tables.proplets.c.seq))
             for row in rows:
-                proplet = self._new(row.id, row.namespace, row.metadata, tables.from_micros(row.created_at))
+                proplet = self._new_record(
+                    row.id, row.namespace, row.metadata, tables.from_micros(row.created_at)
+                )
                 proplet.heartbeats.extend(tables.from_micros(beat) for beat in row.heartbeats)
                 proplet.offline = row.offline
                 self._proplets[row.id] = proplet
 
-    def get(self, proplet_id: str) -> Proplet | None:
+    def get(self, proplet_id: str) -> PropletRecord | None:
         """A proplet by its id."""
         return self._proplets.get(proplet_id)
 
-    def all(self) -> list[Proplet]:
+    def all(self) -> list[PropletRecord]:
         """Every proplet, the oldest registration first."""
         return list(self._proplets.values())
 
-    def alive(self) -> list[Proplet]:
-        """Every proplet that lives now."""
+    def alive(self) -> list[PropletRecord]:
+        """Every proplet that is alive now."""
         moment = self.clock()
         return [proplet for proplet in self._proplets.values() if proplet.is_alive(moment)]
 
     def is_alive(self, proplet_id: str) -> bool:
-        """Whether there is such a proplet and it lives."""
+        """Whether there is such a proplet and it is alive."""
         proplet = self.get(proplet_id)
         return proplet is not None and proplet.is_alive(self.clock())
 
     async def register(self, message: Registration) -> None:
-        """A proplet says that it exists; what it says of itself replaces what was known."""
-        told = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
-        namespace = _clean(message.namespace)
-        proplet, is_new = await self._get_or_add(message.proplet_id, namespace, told)
+        """Add a proplet; what it reports of itself replaces what was known."""
+        metadata = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
+        namespace = _storable(message.namespace)
+        proplet, is_new = await self._get_or_add(message.proplet_id, namespace, metadata)
         if is_new:
             return
         async with self._database.transaction() as connection:
             await connection.execute(
                 update(tables.proplets)
                 .where(tables.proplets.c.id == proplet.id)
-                .values(namespace=namespace, metadata=told)
+                .values(namespace=namespace, metadata=metadata)
             )
-        proplet.namespace, proplet.metadata = namespace, told
-        proplet.interval_s = self._interval_of(told)
+        proplet.namespace, proplet.metadata = namespace, metadata
+        proplet.interval_s = self._interval_of(metadata)
         log.info("proplet registered again", proplet_id=proplet.id)
 
-    async def heartbeat(self, message: HeartbeatMessage) -> None:
-        """A proplet lives or, by its last will, does not. Only a live one is made known by this."""
+    async def record_heartbeat(self, message: HeartbeatMessage) -> None:
+        """Record that a proplet is alive or, by its last will, is not. Only a heartbeat adds an unknown proplet."""
         proplet = self._proplets.get(message.proplet_id)
         if not message.is_alive:
             if proplet is not None and not proplet.offline:
@@ -148,17 +174,23 @@ class Fleet:
                 log.warning("proplet is offline", proplet_id=proplet.id, status=message.status[:32])
             return
         if proplet is None:
-            proplet, _ = await self._get_or_add(message.proplet_id, _clean(message.namespace), None)
-        returned = not proplet.is_alive(self.clock())
+            proplet, _ = await self._get_or_add(message.proplet_id, _storable(message.namespace), None)
+        has_returned = not proplet.is_alive(self.clock())
         proplet.offline = False
         proplet.heartbeats.append(self.clock())
-        if returned:
+        if has_returned:
             log.info("proplet is alive", proplet_id=proplet.id)
-            self.returned.set()
+            self._returned.set()
         self._unwritten.add(proplet.id)
 
+    async def wait_for_return(self, timeout_s: float) -> None:
+        """Wait until a proplet that was not alive is alive, at most ``timeout_s`` seconds; one caller at a time."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._returned.wait(), timeout_s)
+        self._returned.clear()
+
     async def remove(self, proplet_id: str) -> None:
-        """Forget a proplet; its next heartbeat makes it known again."""
+        """Delete a proplet; its next heartbeat adds it again."""
         async with self._database.transaction() as connection:
             await connection.execute(tables.proplets.delete().where(tables.proplets.c.id == proplet_id))
             await connection.execute(
@@ -194,19 +226,19 @@ class Fleet:
             raise
 
     async def _get_or_add(
-        self, proplet_id: str, namespace: str, told: dict[str, Any] | None
-    ) -> tuple[Proplet, bool]:
-        """The proplet and whether it is new; its first ``create`` and heartbeat come side by side."""
+        self, proplet_id: str, namespace: str, metadata: dict[str, Any] | None
+    ) -> tuple[PropletRecord, bool]:
+        """The proplet and whether it is new; its registration and first heartbeat come at the same time."""
         async with self._registering:
             known = self._proplets.get(proplet_id)
             if known is not None:
                 return known, False
-            proplet = self._new(proplet_id, namespace, told, self.clock())
+            proplet = self._new_record(proplet_id, namespace, metadata, self.clock())
             values: dict[str, Any] = {
                 "id": proplet.id,
                 "name": proplet.name,
                 "namespace": namespace,
-                "metadata": told,
+                "metadata": metadata,
                 "created_at": tables.to_micros(proplet.created_at),
                 "heartbeats": [],
                 "offline": False,
@@ -217,17 +249,18 @@ class Fleet:
         log.info("proplet registered", proplet_id=proplet_id, name=proplet.name)
         return proplet, True
 
-    def _new(
-        self, proplet_id: str, namespace: str, told: dict[str, Any] | None, created_at: datetime
-    ) -> Proplet:
-        return Proplet(proplet_id, name_of(proplet_id), namespace, told, created_at, self._interval_of(told))
+    def _new_record(
+        self, proplet_id: str, namespace: str, metadata: dict[str, Any] | None, created_at: datetime
+    ) -> PropletRecord:
+        name, interval_s = name_of(proplet_id), self._interval_of(metadata)
+        return PropletRecord(proplet_id, name, namespace, metadata, created_at, interval_s)
 
-    def _interval_of(self, told: dict[str, Any] | None) -> float:
-        interval = (told or {}).get("liveliness_interval")
-        if isinstance(interval, int | float) and 0 < interval <= LONGEST_INTERVAL_S:
+    def _interval_of(self, metadata: dict[str, Any] | None) -> float:
+        interval = (metadata or {}).get("liveliness_interval")
+        if isinstance(interval, int | float) and 0 < interval <= MAX_INTERVAL_S:
             return float(interval)
         return self._interval_s
 
 
-def _clean(namespace: str) -> str:
-    return namespace.replace("\0", "")[:256]  # PostgreSQL cannot hold NUL in a text
+def _storable(namespace: str) -> str:
+    return namespace.replace("\0", "")[:_MAX_NAMESPACE_CHARACTERS]  # PostgreSQL cannot hold NUL in a text

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from propeller.manager.proplets import Fleet
+from propeller.manager.fleet import Fleet
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetadata, Registration
 from propeller.store.database import Database
 
@@ -34,18 +34,18 @@ def fleet(database: Database, clock: Clock) -> Fleet:
 
 
 async def test_two_missed_heartbeats_are_forgiven_and_three_are_not(fleet: Fleet, clock: Clock) -> None:
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(29.9)
     assert fleet.is_alive("p")
     clock.pass_(0.2)
     assert not fleet.is_alive("p")
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")
 
 
 async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fleet, clock: Clock) -> None:
     await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)))
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(179)
     assert fleet.is_alive("p")
     clock.pass_(2)
@@ -57,21 +57,21 @@ async def test_an_interval_that_makes_no_sense_is_not_taken(
     fleet: Fleet, clock: Clock, interval: float
 ) -> None:
     await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)))
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     clock.pass_(31)
     assert not fleet.is_alive("p")
 
 
 async def test_a_last_will_is_understood_at_once_and_a_heartbeat_after_it_too(fleet: Fleet) -> None:
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
     assert not fleet.is_alive("p")
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")
 
 
 async def test_a_last_will_makes_no_proplet(fleet: Fleet) -> None:
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="manager-id", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="manager-id", status="offline"))
     assert fleet.all() == []
 
 
@@ -82,7 +82,7 @@ async def test_registering_is_no_heartbeat(fleet: Fleet) -> None:
 
 async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: Fleet) -> None:
     await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(directed=True)))
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     proplet = fleet.get("p")
     assert proplet is not None
     assert proplet.directed
@@ -94,7 +94,7 @@ async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: F
 async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(fleet: Fleet) -> None:
     ids = [f"p{number}" for number in range(5)]
     await asyncio.gather(
-        *(fleet.heartbeat(HeartbeatMessage(proplet_id=one)) for one in ids),
+        *(fleet.record_heartbeat(HeartbeatMessage(proplet_id=one)) for one in ids),
         *(fleet.register(Registration(proplet_id=one, namespace="lab")) for one in ids),
     )
     assert sorted(one.id for one in fleet.all()) == ids
@@ -107,10 +107,10 @@ async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Da
             Registration(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a"))
         )
     for _ in range(12):
-        await fleet.heartbeat(HeartbeatMessage(proplet_id="a"))
+        await fleet.record_heartbeat(HeartbeatMessage(proplet_id="a"))
         clock.pass_(1)
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="c"))
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="c", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c", status="offline"))
     await fleet.write_heartbeats()
 
     again = Fleet(database, clock=clock)
@@ -121,9 +121,9 @@ async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Da
 
 
 async def test_a_removed_proplet_comes_back_by_its_heartbeat(fleet: Fleet) -> None:
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     await fleet.remove("p")
     assert fleet.all() == []
     await fleet.write_heartbeats()
-    await fleet.heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
     assert fleet.is_alive("p")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from propeller.manager.runs import AGAIN
+from propeller.manager.task_runner import MAX_RESTARTS
 from support.manager import FakeCoordinator, Manager, open_manager, served, settings_for
 from support.net import eventually
 
@@ -48,7 +48,7 @@ async def test_as_often_as_its_proplet_comes_back_until_it_is_enough(
     fleet: Manager, coordinator: FakeCoordinator
 ) -> None:
     task_id = await launched(fleet)
-    for again in range(AGAIN):
+    for again in range(MAX_RESTARTS):
         await interrupted(fleet, task_id)
         waiting = await fleet.in_state(task_id, 1)
         assert "error" not in waiting or not waiting["error"]

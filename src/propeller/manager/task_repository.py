@@ -1,4 +1,4 @@
-"""Tasks in the database. Every change says which states it starts from, so that racing ones cannot undo each other."""
+"""Tasks in the database. Every change names the states it may start from, so that concurrent ones cannot undo each other."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -7,16 +7,18 @@ from typing import Any
 from sqlalchemy import Row, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from propeller.errors import NotFoundError
 from propeller.manager import tables
-from propeller.manager.task import ACTIVE, EndedBy, State, Task, TaskSpec
+from propeller.manager.round_repository import is_open
+from propeller.manager.task import ACTIVE_STATES, EndCause, Task, TaskSpec, TaskState
 from propeller.store.database import Database
 
-_T = tables.tasks.c
-_AT_ONCE = 500
-"""Tasks that one transaction deletes: others must not wait for long."""
+_TASK = tables.tasks.c
+_MAX_DELETED_AT_ONCE = 500
+"""In one transaction: others must not wait for long."""
 
 
-class TaskStore:
+class TaskRepository:
     """Reads and writes of tasks; each method is one transaction unless it takes a connection."""
 
     def __init__(self, database: Database) -> None:
@@ -27,108 +29,123 @@ class TaskStore:
         async with self._database.transaction() as connection:
             await self.insert(connection, [task])
             if file is not None:
-                await _put_file(connection, task.id, file)
+                await _write_file(connection, task.id, file)
 
     async def insert(self, connection: AsyncConnection, tasks: Sequence[Task]) -> None:
         """Store new tasks as part of a larger transaction."""
         await connection.execute(insert(tables.tasks), [{"id": task.id, **_values(task)} for task in tasks])
 
-    async def get(self, task_id: str) -> Task | None:
-        """A task by its id."""
+    async def find(self, task_id: str) -> Task | None:
+        """A task by its id; ``None`` if there is none."""
         async with self._database.transaction() as connection:
-            row = (await connection.execute(select(tables.tasks).where(_T.id == task_id))).first()
+            row = (await connection.execute(select(tables.tasks).where(_TASK.id == task_id))).first()
         return None if row is None else _task(row)
+
+    async def get(self, task_id: str) -> Task:
+        """A task by its id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        task = await self.find(task_id)
+        if task is None:
+            raise NotFoundError(f"no task {task_id}")
+        return task
 
     async def page(self, offset: int, limit: int) -> tuple[int, list[Task]]:
         """How many tasks there are, and a page of them in the order of their creation."""
         async with self._database.transaction() as connection:
             total = await connection.scalar(select(func.count()).select_from(tables.tasks))
-            rows = await connection.execute(select(tables.tasks).order_by(_T.seq).offset(offset).limit(limit))
+            rows = await connection.execute(
+                select(tables.tasks).order_by(_TASK.seq).offset(offset).limit(limit)
+            )
             return int(total or 0), [_task(row) for row in rows]
 
-    async def replace(self, task: Task, states: Iterable[State], file: bytes | None = None) -> bool:
+    async def replace(self, task: Task, states: Iterable[TaskState], file: bytes | None = None) -> bool:
         """Write a task if it is still in one of ``states``; whether it was."""
         async with self._database.transaction() as connection:
             result = await connection.execute(
                 update(tables.tasks)
-                .where(_T.id == task.id, _T.state.in_([int(state) for state in states]))
+                .where(_TASK.id == task.id, _TASK.state.in_([int(state) for state in states]))
                 .values(_values(task))
             )
             if result.rowcount and file is not None:
-                await _put_file(connection, task.id, file)
+                await _write_file(connection, task.id, file)
         return bool(result.rowcount)
 
     async def mark_running(self, task_ids: Sequence[str]) -> None:
-        """The broker has these tasks' starts; one whose result came sooner stays ended."""
+        """Mark tasks whose starts the broker has; one whose result came sooner stays ended."""
         async with self._database.transaction() as connection:
             await connection.execute(
                 update(tables.tasks)
-                .where(_T.id.in_(task_ids), _T.state == int(State.SCHEDULED))
-                .values(state=int(State.RUNNING))
+                .where(_TASK.id.in_(task_ids), _TASK.state == int(TaskState.SCHEDULED))
+                .values(state=int(TaskState.RUNNING))
             )
 
-    async def remove(self, task_id: str) -> None:
+    async def delete(self, task_id: str) -> None:
         """Delete a task with its program and its metrics."""
         async with self._database.transaction() as connection:
-            await _remove(connection, [task_id])
+            await _delete(connection, [task_id])
 
     async def prune(self, keep: int, moment: datetime) -> int:
-        """Delete ended tasks but the ``keep`` newest; those of rounds whose deadline is after ``moment`` stay.
+        """Delete all ended tasks but the ``keep`` newest and those of rounds that are open at ``moment``.
 
         Returns:
             How many were deleted.
         """
-        is_open = select(tables.rounds.c.round_id).where(tables.rounds.c.deadline > tables.to_micros(moment))
-        ended = _T.state.in_([int(State.COMPLETED), int(State.FAILED)])
-        newest_over = select(_T.seq).where(ended).order_by(_T.seq.desc()).offset(keep).limit(1)
+        open_rounds = select(tables.rounds.c.round_id).where(is_open(moment))
+        ended = _TASK.state.in_([int(TaskState.COMPLETED), int(TaskState.FAILED)])
+        newest_over = select(_TASK.seq).where(ended).order_by(_TASK.seq.desc()).offset(keep).limit(1)
         count = 0
         while True:
             async with self._database.transaction() as connection:
                 last = await connection.scalar(newest_over)
                 if last is None:
                     return count
-                old = select(_T.id).where(
-                    ended, _T.seq <= last, or_(_T.round_id.is_(None), _T.round_id.not_in(is_open))
+                old = select(_TASK.id).where(
+                    ended,
+                    _TASK.seq <= last,
+                    or_(_TASK.round_id.is_(None), _TASK.round_id.not_in(open_rounds)),
                 )
-                found = list(await connection.scalars(old.order_by(_T.seq).limit(_AT_ONCE)))
-                await _remove(connection, found)
+                found = list(await connection.scalars(old.order_by(_TASK.seq).limit(_MAX_DELETED_AT_ONCE)))
+                await _delete(connection, found)
             count += len(found)
-            if len(found) < _AT_ONCE:
+            if len(found) < _MAX_DELETED_AT_ONCE:
                 return count
 
-    async def file(self, task_id: str) -> bytes | None:
+    async def program(self, task_id: str) -> bytes | None:
         """A task's uploaded program."""
         statement = select(tables.task_files.c.content).where(tables.task_files.c.task_id == task_id)
         async with self._database.transaction() as connection:
             return await connection.scalar(statement)
 
-    async def in_state(self, *states: State) -> list[Task]:
+    async def in_state(self, *states: TaskState) -> list[Task]:
         """Every task in one of these states, the oldest first."""
-        statement = select(tables.tasks).where(_T.state.in_([int(state) for state in states]))
+        statement = select(tables.tasks).where(_TASK.state.in_([int(state) for state in states]))
         async with self._database.transaction() as connection:
-            return [_task(row) for row in await connection.execute(statement.order_by(_T.seq))]
+            return [_task(row) for row in await connection.execute(statement.order_by(_TASK.seq))]
 
-    async def loads(self) -> dict[str, int]:
-        """How many tasks run on each proplet; one without any is absent."""
+    async def count_active(self) -> dict[str, int]:
+        """How many tasks run or are about to on each proplet; one without any is absent."""
         statement = (
-            select(_T.proplet_id, func.count())
-            .where(_T.state.in_([int(state) for state in ACTIVE]), _T.proplet_id.is_not(None))
-            .group_by(_T.proplet_id)
+            select(_TASK.proplet_id, func.count())
+            .where(_TASK.state.in_([int(state) for state in ACTIVE_STATES]), _TASK.proplet_id.is_not(None))
+            .group_by(_TASK.proplet_id)
         )
         async with self._database.transaction() as connection:
             return {row[0]: row[1] for row in await connection.execute(statement)}
 
 
-async def _remove(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
+async def _delete(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
     for statement in (
         tables.task_files.delete().where(tables.task_files.c.task_id.in_(task_ids)),
         tables.task_metrics.delete().where(tables.task_metrics.c.owner.in_(task_ids)),
-        tables.tasks.delete().where(_T.id.in_(task_ids)),
+        tables.tasks.delete().where(_TASK.id.in_(task_ids)),
     ):
         await connection.execute(statement)
 
 
-async def _put_file(connection: AsyncConnection, task_id: str, content: bytes) -> None:
+async def _write_file(connection: AsyncConnection, task_id: str, content: bytes) -> None:
     await connection.execute(tables.task_files.delete().where(tables.task_files.c.task_id == task_id))
     await connection.execute(insert(tables.task_files).values(task_id=task_id, content=content))
 
@@ -161,7 +178,7 @@ def _task(row: Row[Any]) -> Task:
     return Task(
         id=row.id,
         spec=TaskSpec.model_validate(row.spec),
-        state=State(row.state),
+        state=TaskState(row.state),
         created_at=tables.from_micros(row.created_at),
         file_preview=row.file_preview,
         proplet_id=row.proplet_id,
@@ -169,7 +186,7 @@ def _task(row: Row[Any]) -> Task:
         results=row.results,
         error=row.error,
         usage=row.usage,
-        ended_by=EndedBy(row.ended_by) if row.ended_by else None,
+        ended_by=EndCause(row.ended_by) if row.ended_by else None,
         stopping_on=row.stopping_on,
         **times,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from propeller.manager.failures import Failures
+from propeller.manager.coordinator_client import FailureReporter
 from support.manager import FakeCoordinator, Manager, open_manager, served, settings_for
 from support.net import eventually
 
@@ -93,7 +93,7 @@ async def test_lost_proplets_and_skipped_participants_are_reported(
 async def test_what_is_stopped_because_its_round_is_over_is_not_reported(
     broker_port: int, tmp_path: Path, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("propeller.manager.rounds.OVER_S", 0.0)
+    monkeypatch.setattr("propeller.manager.housekeeping.LATE_TASK_GRACE_S", 0.0)
     settings = {"coordinator_url": coordinator.url, "MANAGER_LIVELINESS_INTERVAL": "0.5"}
     async with open_manager(broker_port, tmp_path, **settings) as manager:
         await manager.proplets("p1", directed=True, liveliness_interval=60)
@@ -107,7 +107,7 @@ async def test_what_is_stopped_because_its_round_is_over_is_not_reported(
 async def test_a_coordinator_that_fails_is_told_later_and_holds_nothing_up(
     fleet: Manager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("propeller.manager.failures.DELAYS_S", (0.05,) * 100)
+    monkeypatch.setattr("propeller.manager.coordinator_client.REPORT_DELAYS_S", (0.05,) * 100)
     tasks = await start(fleet)
     coordinator.refuse = (500, "disk full")
     for name, task_id in tasks.items():
@@ -159,6 +159,6 @@ async def test_what_was_not_told_before_the_end_is_told_at_the_next_start(
 
 
 async def test_without_a_coordinator_nothing_is_reported() -> None:
-    failures = Failures(None)
-    failures.report("r-1", "p1", "lost")
-    await failures.close()
+    reporter = FailureReporter(None)
+    reporter.report("r-1", "p1", "lost")
+    await reporter.close()

@@ -11,8 +11,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from propeller.manager import tables
-from propeller.manager.task import EndedBy, State, Task, TaskSpec
-from propeller.manager.task_store import TaskStore
+from propeller.manager.task import EndCause, Task, TaskSpec, TaskState
+from propeller.manager.task_repository import TaskRepository
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 
@@ -25,25 +25,25 @@ async def test_a_task_comes_back_as_it_went_in(database: Database) -> None:
         spec=TaskSpec(
             name="näme", inputs=[1, 2.5, "3"], env={"A": "b"}, monitoring_profile={"enabled": True}
         ),
-        state=State.FAILED,
+        state=TaskState.FAILED,
         created_at=MOMENT,
         proplet_id="p",
         round_id="r",
         results={"deep": [1, None, "x\0"]},
         error="trap",
-        ended_by=EndedBy.LOST,
+        ended_by=EndCause.LOST,
         stopping_on="q",
         start_time=MOMENT,
         finish_time=MOMENT,
         updated_at=MOMENT,
     )
-    store = TaskStore(database)
-    await store.add(task, b"\0asm")
-    assert await store.get("t") == task
-    assert await store.file("t") == b"\0asm"
-    await store.remove("t")
-    assert await store.get("t") is None
-    assert await store.file("t") is None
+    repository = TaskRepository(database)
+    await repository.add(task, b"\0asm")
+    assert await repository.find("t") == task
+    assert await repository.program("t") == b"\0asm"
+    await repository.delete("t")
+    assert await repository.find("t") is None
+    assert await repository.program("t") is None
 
 
 @settings(max_examples=15, deadline=None)
@@ -52,12 +52,12 @@ def test_pages_cover_every_task_once_in_order(count: int, limit: int) -> None:
     async def check(folder: str) -> None:
         database = Database(str(Path(folder) / "manager.db"))
         await migrate(database, tables.SCHEMA)
-        store, ids = TaskStore(database), [f"t-{(number * 7) % 13}" for number in range(count)]
+        repository, ids = TaskRepository(database), [f"t-{(number * 7) % 13}" for number in range(count)]
         for task_id in ids:  # all made at the same moment
-            await store.add(Task(task_id, TaskSpec(name="a"), State.PENDING, MOMENT))
+            await repository.add(Task(task_id, TaskSpec(name="a"), TaskState.PENDING, MOMENT))
         got = []
         for offset in range(0, count + 2 * limit, limit):
-            total, page = await store.page(offset, limit)
+            total, page = await repository.page(offset, limit)
             assert total == count
             got += [task.id for task in page]
         assert got == ids

@@ -1,21 +1,24 @@
-"""Starts and stops on their way to proplets: one message each, on the proplet's own topic if it has one."""
+"""Messages to proplets: starts and stops of tasks, each on the proplet's own topic if it has one."""
 
 import asyncio
 import base64
 from typing import Any
 
-from propeller.errors import PropellerError, TooLargeError, UnavailableError
-from propeller.manager.proplets import Proplet
+from propeller.errors import TooLargeError, UnavailableError
+from propeller.manager.fleet import PropletRecord
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import TaskStart, TaskStop, encode_json
 from propeller.protocol.topics import Channel, Kind
 
-_AT_ONCE = 10
-"""Publishes under way at the same time; the MQTT library warns above this."""
+_MAX_CONCURRENT_PUBLISHES = 10
+"""The MQTT library warns above this."""
 
-_MONITORING = {
+_HEADROOM_BYTES = 65_536
+"""Of a start message, for what is not the program."""
+
+_DEFAULT_MONITORING_PROFILE = {
     "enabled": True,
     "interval": 10,
     "collect_cpu": True,
@@ -27,11 +30,12 @@ _MONITORING = {
     "retain_history": True,
     "history_size": 100,
 }
-_SHORTEST_NANOSECONDS = 1_000_000
+_MIN_NANOSECONDS = 1_000_000
+"""An interval of at least this is in nanoseconds, as clients in Go write it; a smaller one is in seconds."""
 
 
 class Dispatcher:
-    """Publishes what proplets are told."""
+    """Publishes the manager's messages to proplets."""
 
     def __init__(
         self,
@@ -42,10 +46,10 @@ class Dispatcher:
         timeout_s: float,
         max_bytes: int,
     ) -> None:
-        """``max_bytes`` bounds a message; ``timeout_s`` is how long the broker may take to have it."""
+        """``max_bytes`` bounds a message; ``timeout_s`` is how long the broker may take to acknowledge it."""
         self._session, self._channel, self._qos = session, channel, qos
         self._timeout_s, self._max_bytes = timeout_s, max_bytes
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_PUBLISHES)
 
     @property
     def connected(self) -> bool:
@@ -54,19 +58,19 @@ class Dispatcher:
 
     @property
     def max_program_bytes(self) -> int:
-        """The largest program that fits in a start message as base64, with 64 KiB left for the rest."""
-        return (self._max_bytes - 65_536) * 3 // 4
+        """The largest program that fits in a start message as base64."""
+        return (self._max_bytes - _HEADROOM_BYTES) * 3 // 4
 
     async def require_connection(self) -> None:
         """Wait a moment for the broker.
 
         Raises:
-            UnavailableError: it is away.
+            UnavailableError: it cannot be reached.
         """
         if not await self._session.wait_connected(self._timeout_s):
-            raise self._away()
+            raise self._unreachable()
 
-    def encode_start(self, task: Task, proplet: Proplet, file: bytes | None) -> bytes:
+    def encode_start(self, task: Task, proplet: PropletRecord, file: bytes | None) -> bytes:
         """The start message of a task for a proplet.
 
         Raises:
@@ -78,13 +82,13 @@ class Dispatcher:
             name=spec.name,
             image_url=spec.image_url,
             file=base64.b64encode(file).decode() if file else None,
-            inputs=[_text(value) for value in spec.inputs or ()],
+            inputs=[_input_text(value) for value in spec.inputs or ()],
             cli_args=spec.cli_args or [],
             daemon=spec.daemon,
             env=spec.env or {},
             encrypted=spec.encrypted,
             kbs_resource_path=spec.kbs_resource_path,
-            monitoring_profile=_complete(spec.monitoring_profile),
+            monitoring_profile=_complete_profile(spec.monitoring_profile),
             proplet_id=proplet.id,
             limits=spec.limits,
         )
@@ -96,30 +100,30 @@ class Dispatcher:
             )
         return message
 
-    async def start(self, message: bytes, proplet: Proplet) -> None:
+    async def start(self, message: bytes, proplet: PropletRecord) -> None:
         """Publish a start message.
 
         Raises:
-            UnavailableError: the broker did not take it.
+            UnavailableError: the broker did not acknowledge it.
         """
         channel = self._channel
         topic = channel.start(proplet.id) if proplet.directed else channel.topic(Kind.START)
         await self._publish(topic, message)
 
     async def stop(self, task_id: str, proplet_id: str, *, directed: bool) -> None:
-        """Tell a proplet to end a task.
+        """Publish the stop of a task.
 
         Raises:
-            UnavailableError: the broker did not take it.
+            UnavailableError: the broker did not acknowledge it.
         """
         topic = self._channel.stop(proplet_id) if directed else self._channel.topic(Kind.STOP)
         await self._publish(topic, TaskStop(id=task_id, proplet_id=proplet_id).encode())
 
     async def announce(self, start: RoundStart) -> None:
-        """Tell observers of the channel that a round starts.
+        """Announce on the channel that a round starts.
 
         Raises:
-            UnavailableError: the broker did not take it.
+            UnavailableError: the broker did not acknowledge it.
         """
         await self._publish(self._channel.topic(Kind.ROUND_START), start.encode())
 
@@ -128,27 +132,28 @@ class Dispatcher:
             async with self._slots:
                 await self._session.publish(topic, message, self._qos, self._timeout_s)
         except NotConnectedError:
-            raise self._away() from None
+            raise self._unreachable() from None
 
-    def _away(self) -> PropellerError:
+    def _unreachable(self) -> UnavailableError:
         why = self._session.trouble or "see whether it runs"
         return UnavailableError(f"no MQTT broker at {self._session.address}: {why}; try again then")
 
 
-def _text(value: Any) -> str:
-    """An input as the text that proplets read: flags and lists, which components take, as JSON."""
+def _input_text(value: Any) -> str:
+    """An input as text; booleans and lists, which components take, as JSON."""
     return encode_json(value).decode() if isinstance(value, bool | list) else str(value)
 
 
-def _complete(profile: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A monitoring profile with all ten fields, as H proplets refuse fewer, and its interval in seconds.
-
-    Go clients write the interval as nanoseconds.
-    """
+def _complete_profile(profile: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A monitoring profile with all ten fields, as proplets of later absmach/propeller (H) refuse fewer."""
     if profile is None:
         return None
-    known = {key: value for key, value in profile.items() if key in _MONITORING and value is not None}
+    known = {
+        key: value
+        for key, value in profile.items()
+        if key in _DEFAULT_MONITORING_PROFILE and value is not None
+    }
     interval = known.get("interval")
-    if isinstance(interval, int | float) and interval >= _SHORTEST_NANOSECONDS:
+    if isinstance(interval, int | float) and interval >= _MIN_NANOSECONDS:
         known["interval"] = round(interval / 1e9)
-    return {**_MONITORING, **known}
+    return {**_DEFAULT_MONITORING_PROFILE, **known}

@@ -1,0 +1,153 @@
+"""The coordinator as the manager uses it: rounds are configured there, clients' FL requests are forwarded, failures reported."""
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from propeller.errors import NotFoundError, UnavailableError
+from propeller.process.background import BackgroundTasks
+from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.logs import get_logger
+from propeller.process.retry import retry
+from propeller.protocol.rounds import Experiment, ParticipantFailure
+
+log = get_logger("manager")
+
+REPORT_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Between attempts to report a failure to a coordinator that is away; after the last one, the round ends by its deadline."""
+
+_MAX_CONCURRENT_REPORTS = 10
+_FORWARD_TIMEOUT_S = 30.0
+
+
+class CoordinatorClient:
+    """Calls one coordinator; holds its connections."""
+
+    def __init__(self, url: str, *, credentials: tuple[str, str] | None = None) -> None:
+        """``credentials`` are the manager's own; forwarded requests carry the client's instead."""
+        self._http = ServiceClient("coordinator", url)
+        self._auth = httpx.BasicAuth(*credentials) if credentials else None
+
+    async def configure(self, experiment: Experiment) -> None:
+        """Configure a round; repeating it changes nothing.
+
+        Raises:
+            ServiceError: the coordinator refuses or does not answer.
+        """
+        await self._request("POST", "/experiments", json=experiment.to_json())
+
+    async def report_failure(self, round_id: str, failure: ParticipantFailure) -> None:
+        """Report that no update is to be expected of a participant; repeating it changes nothing.
+
+        Raises:
+            ServiceError: the coordinator refuses or does not answer; of kind ``NotFoundError`` if it has no such round,
+                or no such route, as those of absmach/propeller.
+        """
+        await self._request("POST", f"/rounds/{round_id}/failures", json=failure.model_dump())
+
+    async def is_collecting(self, round_id: str) -> bool:
+        """Whether a round still waits for updates; assumed where the coordinator does not answer or say.
+
+        A round may be over before its deadline: with enough updates, or when no more can come.
+        """
+        try:
+            status = (await self._request("GET", f"/rounds/{round_id}/complete")).json()
+        except (ServiceError, ValueError):
+            return True
+        # absmach/propeller's answer has no state.
+        return not status.get("completed") and status.get("state") in {None, "created", "collecting"}
+
+    async def forward(
+        self,
+        method: str,
+        path: str,
+        *,
+        authorization: str | None,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        params: dict[str, str] | None = None,
+        wait_s: float = 0.0,
+    ) -> httpx.Response:
+        """Forward a client's request with the client's credentials, and return the answer.
+
+        Args:
+            method: of HTTP.
+            path: at the coordinator.
+            authorization: the client's header.
+            content: the body.
+            content_type: of the body.
+            params: the query.
+            wait_s: how long the coordinator may hold the answer back, in seconds.
+
+        Raises:
+            PropellerError: the coordinator's refusal, as the same kind of error.
+            ServiceError: it does not answer or failed.
+        """
+        headers = {"Authorization": authorization, "Content-Type": content_type}
+        try:
+            return await self._http.request(
+                method,
+                path,
+                content=content,
+                params=params,
+                headers={name: value for name, value in headers.items() if value},
+                timeout=_FORWARD_TIMEOUT_S + wait_s,
+            )
+        except ServiceError as error:
+            if issubclass(error.kind, UnavailableError):
+                raise
+            raise error.kind(error.reason) from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        if self._auth:
+            options["auth"] = self._auth
+        return await self._http.request(method, path, **options)
+
+
+class FailureReporter:
+    """Reports failures of rounds' tasks in the background: the coordinator need not wait for updates that cannot come."""
+
+    def __init__(self, coordinator: CoordinatorClient | None) -> None:
+        """Without a coordinator there are no rounds, and nothing is reported."""
+        self._coordinator = coordinator
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_REPORTS)
+        self._background = BackgroundTasks("manager")
+
+    def report(self, round_id: str, proplet_id: str, reason: str) -> None:
+        """Report that no update is to be expected of a participant, and return at once."""
+        if self._coordinator is None:
+            return
+        failure = ParticipantFailure(proplet_id=proplet_id, reason=reason)
+        self._background.spawn(self._report(self._coordinator, round_id, failure))
+
+    async def close(self) -> None:
+        """Stop reporting; what was not reported is after the next start (``Housekeeping.report_failures``)."""
+        await self._background.close()
+
+    async def _report(
+        self, coordinator: CoordinatorClient, round_id: str, failure: ParticipantFailure
+    ) -> None:
+        line = log.bind(round_id=round_id, proplet_id=failure.proplet_id)
+
+        async def attempt() -> None:
+            async with self._slots:
+                await coordinator.report_failure(round_id, failure)
+
+        try:
+            await retry(attempt, delays=REPORT_DELAYS_S, on=_is_away)
+        except ServiceError as error:
+            if issubclass(error.kind, NotFoundError):  # coordinators of absmach/propeller have no such route
+                line.debug("coordinator takes no failures", reason=error.reason)
+            else:
+                line.warning("failure is not reported to the coordinator", reason=str(error))
+        else:
+            line.debug("failure reported to the coordinator", reason=failure.reason)
+
+
+def _is_away(error: BaseException) -> bool:
+    return isinstance(error, ServiceError) and issubclass(error.kind, UnavailableError)

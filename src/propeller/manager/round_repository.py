@@ -1,0 +1,108 @@
+"""Started rounds in the database. Each is remembered for good, so that a request or message that comes again starts nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.manager import tables
+from propeller.manager.task import TaskState
+from propeller.protocol.rounds import Experiment
+from propeller.store.database import Database
+
+_ROUND, _TASK = tables.rounds.c, tables.tasks.c
+
+
+@dataclass(frozen=True)
+class SkippedParticipant:
+    """A participant that gets no task, and why."""
+
+    proplet_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StartedRound:
+    """A round whose tasks were created."""
+
+    experiment: Experiment
+    started_at: datetime
+    skipped: Sequence[SkippedParticipant] = ()
+
+    @property
+    def deadline(self) -> datetime:
+        """When it ends at the latest: its tasks are started no more after it, and stopped a little later."""
+        return self.started_at + timedelta(seconds=self.experiment.timeout_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer of ``POST /fl/experiments``."""
+        answer: dict[str, Any] = {
+            "experiment_id": self.experiment.experiment_id,
+            "round_id": self.experiment.round_id,
+            "status": "configured",
+        }
+        if self.skipped:
+            answer["skipped"] = [vars(one) for one in self.skipped]
+        return answer
+
+
+def is_open(moment: datetime) -> ColumnElement[bool]:
+    """The condition on rounds that their deadline is after ``moment``."""
+    return _ROUND.deadline > tables.to_micros(moment)
+
+
+class RoundRepository:
+    """Reads and writes of rounds; each method is one transaction unless it takes a connection."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert(self, connection: AsyncConnection, started: StartedRound) -> None:
+        """Store a new round as part of a larger transaction."""
+        values = {
+            "round_id": started.experiment.round_id,
+            "experiment": started.experiment.to_json(),
+            "skipped": [vars(one) for one in started.skipped],
+            "deadline": tables.to_micros(started.deadline),
+            "created_at": tables.to_micros(started.started_at),
+        }
+        await connection.execute(insert(tables.rounds), values)
+
+    async def find(self, round_id: str) -> StartedRound | None:
+        """A round by its id; ``None`` if it was never started."""
+        statement = select(tables.rounds).where(_ROUND.round_id == round_id)
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(statement)).first()
+        if row is None:
+            return None
+        skipped = [SkippedParticipant(**one) for one in row.skipped]
+        return StartedRound(Experiment.decode(row.experiment), tables.from_micros(row.created_at), skipped)
+
+    async def overdue(self, moment: datetime, state: TaskState) -> dict[str, datetime]:
+        """The deadlines, by round id, of rounds that ended before ``moment`` and still have tasks in a state."""
+        statement = (
+            select(_ROUND.round_id, _ROUND.deadline)
+            .join(tables.tasks, _TASK.round_id == _ROUND.round_id)
+            .where(_TASK.state == int(state), _ROUND.deadline < tables.to_micros(moment))
+            .distinct()
+        )
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(statement)
+            return {row.round_id: tables.from_micros(row.deadline) for row in rows}
+
+    async def failures(self, moment: datetime) -> list[tuple[str, str, str]]:
+        """Failed and skipped participants of rounds that are open at ``moment``: round id, proplet id, reason."""
+        failed = (
+            select(_TASK.round_id, _TASK.proplet_id, _TASK.error)
+            .join(tables.rounds, _ROUND.round_id == _TASK.round_id)
+            .where(_TASK.state == int(TaskState.FAILED), is_open(moment))
+        )
+        skipped = select(_ROUND.round_id, _ROUND.skipped).where(is_open(moment))
+        async with self._database.transaction() as connection:
+            found = [(row[0], row[1], row[2]) for row in await connection.execute(failed)]
+            for row in await connection.execute(skipped):
+                found += [(row.round_id, one["proplet_id"], one["reason"]) for one in row.skipped]
+        return found
