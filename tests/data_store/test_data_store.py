@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.data_store.api import create_api
-from propeller.data_store.samples import seed
-from propeller.data_store.service import Datasets
+from propeller.data_store.service import DataStore, demo_dataset
 from propeller.data_store.settings import Settings
 from propeller.process.run import StartError
 from propeller.web.auth import Principal
@@ -22,32 +21,32 @@ P1, P2 = "3fe95a65-74f1-4ede-bf20-ef565f04cecb", "1f074cd1-4e22-4e21-92ca-e35a21
 
 @pytest.fixture
 async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_api(Datasets(tmp_path), max_body=50_000)
+    app = create_api(DataStore(tmp_path), max_body=50_000)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://data") as client:
         yield client
 
 
 def test_the_seeds_are_those_of_absmach_propeller() -> None:
-    assert seed(P1)["data"][0] == {"x": [0.4, 0.8, 0.2], "y": 0}
-    assert seed(P2)["data"][0]["x"] == [0.1, 0.2, 0.3]
-    assert seed(P2)["data"][0]["y"] == 1
-    assert seed(P1)["size"] == len(seed(P1)["data"]) == 64
+    assert demo_dataset(P1)["data"][0] == {"x": [0.4, 0.8, 0.2], "y": 0}
+    assert demo_dataset(P2)["data"][0]["x"] == [0.1, 0.2, 0.3]
+    assert demo_dataset(P2)["data"][0]["y"] == 1
+    assert demo_dataset(P1)["size"] == len(demo_dataset(P1)["data"]) == 64
 
 
 @given(st.text(min_size=1, max_size=60))
 def test_seeds_are_in_range_for_every_id(proplet_id: str) -> None:
-    for sample in seed(proplet_id)["data"]:
+    for sample in demo_dataset(proplet_id)["data"]:
         assert sample["y"] in {0, 1}
         assert all(0 <= value < 1 for value in sample["x"])
 
 
 async def test_seeding_keeps_what_is_there(tmp_path: Path) -> None:
-    datasets = Datasets(tmp_path)
-    await datasets.put(P1, {"data": [{"x": [1], "y": 1}]})
-    await datasets.seed([P1, P2])
-    assert json.loads((await datasets.get(P1)).content)["size"] == 1
-    assert json.loads((await datasets.get(P2)).content)["size"] == 64
-    assert await datasets.ids() == sorted([P1, P2])
+    store = DataStore(tmp_path)
+    await store.put(P1, {"data": [{"x": [1], "y": 1}]})
+    await store.seed([P1, P2])
+    assert json.loads((await store.get(P1)).content)["size"] == 1
+    assert json.loads((await store.get(P2)).content)["size"] == 64
+    assert await store.ids() == sorted([P1, P2])
 
 
 async def test_store_and_read(http: httpx.AsyncClient) -> None:
@@ -131,14 +130,14 @@ async def test_a_client_reaches_its_own_dataset_only(tmp_path: Path) -> None:
     async def verify(_header: str) -> Principal:
         return Principal("client", P1, "proplet")
 
-    app = create_api(Datasets(tmp_path), verify=verify)
+    app = create_api(DataStore(tmp_path), verify=verify)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://data", headers={"authorization": "Basic eA=="}
     ) as client:
         assert (await client.post(f"/datasets/{P1}", json={"data": []})).status_code == 201
         assert (await client.post(f"/datasets/{P2}", json={"data": []})).status_code == 403
         assert (await client.get(f"/datasets/{P2}")).status_code == 403
-        await Datasets(tmp_path).seed([P2])
+        await DataStore(tmp_path).seed([P2])
         assert (await client.get("/datasets")).json() == {"clients": [P1], "count": 1}
 
 
@@ -146,9 +145,9 @@ def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PROPLET_CLIENT_ID", "one")
     monkeypatch.setenv("PROPLET_3_CLIENT_ID", "three")
     monkeypatch.setenv("PROPLET_2_CLIENT_ID", "")
-    assert Settings.load().seeded() == ["one", "three"]
+    assert Settings.load().ids_to_seed() == ["one", "three"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", " a , b,,a")
-    assert Settings.load().seeded() == ["a", "b"]
+    assert Settings.load().ids_to_seed() == ["a", "b"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", "../x")
     with pytest.raises(StartError, match="FL_DATASET_PARTICIPANTS"):
-        Settings.load().seeded()
+        Settings.load().ids_to_seed()

@@ -3,7 +3,7 @@
 import asyncio
 
 from propeller.data_store.api import create_api
-from propeller.data_store.service import Datasets
+from propeller.data_store.service import DataStore
 from propeller.data_store.settings import Settings
 from propeller.process.run import StartError
 from propeller.web.auth import verifier
@@ -20,9 +20,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         "data-store", settings.host, authenticated=settings.auth == "on", insecure=settings.insecure
     )
     try:
-        datasets = Datasets(settings.folder)
-        await datasets.seed(settings.seeded())
+        store = DataStore(settings.folder)
+        await store.seed(settings.ids_to_seed())
     except OSError as error:
         raise StartError(f"DATA_DIR {settings.folder} cannot be used: {error.strerror}") from None
-    app = create_api(datasets, verify=verifier(settings), max_body=settings.max_bytes)
+    app = create_api(store, verify=verifier(settings), max_body=settings.max_bytes)
     await serve([(Bind("data-store", settings.host, settings.port, "DATA_STORE_PORT"), app)], stop)

@@ -11,7 +11,8 @@ from propeller.process.settings import HttpSettings
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.web.app import MAX_BODY
 
-_PROPLET = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
+_PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
+"""Names of the variables that tell the ids of the demo's proplets."""
 
 
 class Settings(HttpSettings):
@@ -24,23 +25,23 @@ class Settings(HttpSettings):
     """Ids to seed, separated by commas; else those of ``PROPLET_CLIENT_ID``, ``PROPLET_2_CLIENT_ID``, …"""
     max_bytes: int = Field(MAX_BODY, alias="DATA_STORE_MAX_BYTES", gt=0)
 
-    def seeded(self) -> list[str]:
+    def ids_to_seed(self) -> list[str]:
         """The ids that must have a dataset.
 
         Raises:
             StartError: one of them is not an id.
         """
-        ids = [part.strip() for part in self.participants.split(",") if part.strip()] or _proplets()
+        ids = [part.strip() for part in self.participants.split(",") if part.strip()] or _proplet_ids()
         try:
             return [check_id(proplet_id) for proplet_id in dict.fromkeys(ids)]
         except InvalidIdError as error:
             raise StartError(f"FL_DATASET_PARTICIPANTS, or PROPLET_CLIENT_ID and so on: {error}") from None
 
 
-def _proplets() -> list[str]:
+def _proplet_ids() -> list[str]:
     found = [
         (int(match[1] or 1), value)
         for name, value in os.environ.items()
-        if (match := _PROPLET.fullmatch(name)) and value
+        if (match := _PROPLET_ID.fullmatch(name)) and value
     ]
     return [value for _number, value in sorted(found)]
