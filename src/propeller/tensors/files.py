@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from propeller.tensors import safetensors
 from propeller.tensors.shapes import Spec, TensorError, elements, fits
 
 _CODES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8", "BOOL": "bool"}
@@ -36,23 +37,16 @@ class TaskFiles:
 
     def write_update(self, tensors: Mapping[str, tuple[bytes, Spec]]) -> None:
         """Write the update's file from little-endian elements."""
-        header, at = {}, 0
-        for name, (data, (dtype, shape)) in tensors.items():
-            header[name] = {
-                "dtype": _NAMES[dtype],
-                "shape": list(shape),
-                "data_offsets": [at, at + len(data)],
-            }
-            at += len(data)
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+        header, order = safetensors.write_header(
+            {name: (_NAMES[dtype], shape) for name, (_, (dtype, shape)) in tensors.items()}
+        )
         path = self._root / "out" / "update.safetensors"
         # Whatever the program left under that name is not followed.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for data, _ in tensors.values():
-                file.write(data)
+            file.write(header)
+            for name in order:
+                file.write(tensors[name][0])
 
     def tensor(self, document: bytes, start: int, dtype: str, shape: tuple[int, ...]) -> Any:
         """The elements of a tensor that begins at a byte of a safetensors document."""
@@ -90,19 +84,12 @@ class TaskFiles:
         return self.columns(json.loads(file.read_bytes()).get("data") or [])
 
     def _safetensors(self, document: bytes) -> dict[str, tuple[Spec, Any]]:
-        (length,) = struct.unpack_from("<Q", document)
-        if length > len(document) - 8:
-            raise ValueError("the header does not end")
+        header = safetensors.read_header(document, _check_dtype)
+        header.check_length(len(document))
         found = {}
-        for name, entry in json.loads(document[8 : 8 + length]).items():
-            if name == "__metadata__":
-                continue
-            dtype = _CODES.get(entry["dtype"])
-            if dtype is None:
-                known = ", ".join(_CODES)
-                raise TensorError(f"the model's tensor {name!r} is {entry['dtype']}; programs take {known}")
-            shape, start = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-            found[name] = ((dtype, shape), self.tensor(document, start, dtype, shape))
+        for name, entry in header.entries.items():
+            spec = (_CODES[entry.dtype], entry.shape)
+            found[name] = (spec, self.tensor(document, header.start + entry.begin, *spec))
         return found
 
     def _single(self, name: str, value: Any) -> tuple[Spec, Any]:
@@ -113,6 +100,11 @@ class TaskFiles:
             raise TensorError(f"the model's tensor {name!r} is not numbers of one shape")
         packed = struct.pack(f"<{len(flat)}d", *flat)
         return ("float64", shape), self.tensor(packed, 0, "float64", shape)
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    if not isinstance(dtype, str) or dtype not in _CODES:
+        raise TensorError(f"the model's tensor {name!r} is {dtype}; programs take {', '.join(_CODES)}")
 
 
 def columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, list[Any]]]:

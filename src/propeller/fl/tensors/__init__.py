@@ -1,6 +1,6 @@
 """Tensors: what a model is, and its encodings."""
 
-from propeller.fl.tensors.base import Array, TensorError, Tensors, check, check_fits
+from propeller.fl.tensors.base import Array, Tensors, check, check_fits
 from propeller.fl.tensors.json import from_json, to_json
 from propeller.fl.tensors.media import (
     CODECS,
@@ -16,6 +16,7 @@ from propeller.fl.tensors.media import (
 )
 from propeller.fl.tensors.safetensors import from_safetensors, to_safetensors
 from propeller.fl.tensors.stream import DocumentTooLargeError, read_documents
+from propeller.tensors.shapes import TensorError
 
 __all__ = [
     "CODECS",

@@ -6,18 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from propeller.fl.tensors.base import (
-    MAX_ELEMENTS,
-    MAX_RANK,
-    Array,
-    TensorError,
-    Tensors,
-    check_array,
-    check_count,
-    check_elements,
-    check_name,
-)
+from propeller.fl.tensors.base import Array, Tensors, check_array
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.tensors.limits import MAX_ELEMENTS, MAX_RANK, check_count, check_elements, check_name
+from propeller.tensors.shapes import TensorError
 
 _NUMBERS = frozenset({int, float})
 _EXACT = 2.0**53

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterable, AsyncIterator
 
 from propeller.errors import TooLargeError
-from propeller.fl.tensors.base import TensorError
 from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+from propeller.tensors.shapes import TensorError
 
 MAX_DOCUMENT = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
