@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from propeller.mqtt.session import NotConnectedError
 from propeller.oci.manifest import digest_of
 from propeller.protocol.programs import ProgramChunk
-from propeller.proxy.delivery import PARALLEL_CHUNKS, Deliveries, DeliveryError, Parcel, ProgramGoneError
-from propeller.proxy.flights import Flights
+from propeller.proxy.delivery import (
+    MAX_CONCURRENT_CHUNKS,
+    DeliveryError,
+    Parcel,
+    ProgramGoneError,
+    ProgramSender,
+)
 from propeller.proxy.metrics import ProxyMetrics
 
 DATA = bytes(range(95))
@@ -51,7 +56,7 @@ class Broker:
         return Counter(chunk.chunk_idx for _, chunk in self.sent)
 
 
-def deliveries(broker: Broker, *, window: float = 0.0, content: bytes | None = DATA) -> Deliveries:
+def new_sender(broker: Broker, *, window_s: float = 0.0, content: bytes | None = DATA) -> ProgramSender:
     async def open_program(_digest: str) -> BinaryIO | None:
         if content is None:
             return None
@@ -60,13 +65,13 @@ def deliveries(broker: Broker, *, window: float = 0.0, content: bytes | None = D
         file.flush()
         return file
 
-    return Deliveries(open_program, broker.publish, 10, ProxyMetrics(), window=window)
+    return ProgramSender(open_program, broker.publish, 10, ProxyMetrics(), window_s=window_s)
 
 
 async def test_fifty_who_ask_together_cost_each_chunk_once() -> None:
     broker = Broker()
-    sending = deliveries(broker, window=0.01)
-    await asyncio.gather(*(sending.send(DIRECTED, len(DATA)) for _ in range(50)))
+    sender = new_sender(broker, window_s=0.01)
+    await asyncio.gather(*(sender.send(DIRECTED, len(DATA)) for _ in range(50)))
     assert [chunk.chunk_idx for _, chunk in broker.sent] == list(range(10))
     assert b"".join(chunk.payload() for _, chunk in broker.sent) == DATA
     first = broker.sent[0][1]
@@ -75,28 +80,28 @@ async def test_fifty_who_ask_together_cost_each_chunk_once() -> None:
 
 async def test_who_comes_late_gets_what_was_sent_before_and_shares_the_rest() -> None:
     broker, joined = Broker(), asyncio.Event()
-    sending = deliveries(broker)
+    sender = new_sender(broker)
     late: list[asyncio.Task[None]] = []
 
     async def join(index: int) -> None:
         if index == 3 and not joined.is_set():
             joined.set()
-            late.append(asyncio.create_task(sending.send(DIRECTED, len(DATA))))
+            late.append(asyncio.create_task(sender.send(DIRECTED, len(DATA))))
             await asyncio.sleep(0)
 
     broker.on_send = join
-    await sending.send(DIRECTED, len(DATA))
+    await sender.send(DIRECTED, len(DATA))
     await late[0]
     assert [chunk.chunk_idx for _, chunk in broker.sent] == [*range(10), 0, 1, 2, 3]
 
 
 async def test_only_what_is_missing_is_sent() -> None:
     broker = Broker()
-    sending = deliveries(broker)
+    sender = new_sender(broker)
     await asyncio.gather(
-        sending.send(DIRECTED, len(DATA), [9, 2]),
-        sending.send(DIRECTED, len(DATA), [2, 4, 10, 999]),
-        sending.send(DIRECTED, len(DATA), []),
+        sender.send(DIRECTED, len(DATA), [9, 2]),
+        sender.send(DIRECTED, len(DATA), [2, 4, 10, 999]),
+        sender.send(DIRECTED, len(DATA), []),
     )
     assert broker.counts() == Counter([2, 4, 9])
 
@@ -108,8 +113,8 @@ async def test_only_what_is_missing_is_sent() -> None:
 def test_everyone_gets_what_they_asked_for_after_they_asked(asks: list[tuple[int, set[int] | None]]) -> None:
     async def run() -> None:
         broker = Broker()
-        sending = deliveries(broker)
-        tasks = [asyncio.create_task(sending.send(DIRECTED, len(DATA)))]
+        sender = new_sender(broker)
+        tasks = [asyncio.create_task(sender.send(DIRECTED, len(DATA)))]
         asked_at: list[tuple[int, set[int]]] = []
         waiting = list(asks)
 
@@ -118,7 +123,7 @@ def test_everyone_gets_what_they_asked_for_after_they_asked(asks: list[tuple[int
                 waiting.remove((at, missing))
                 wanted = set(range(10)) if missing is None else {number for number in missing if number < 10}
                 asked_at.append((len(broker.sent), wanted))
-                tasks.append(asyncio.create_task(sending.send(DIRECTED, len(DATA), missing)))
+                tasks.append(asyncio.create_task(sender.send(DIRECTED, len(DATA), missing)))
 
         broker.on_send = join
         while tasks:
@@ -133,75 +138,51 @@ def test_everyone_gets_what_they_asked_for_after_they_asked(asks: list[tuple[int
 
 async def test_on_the_shared_topic_each_name_has_its_own_chunks() -> None:
     broker = Broker()
-    sending = deliveries(broker)
+    sender = new_sender(broker)
     other = Parcel("t", "ghcr.io/u/x", DIGEST, shared=True)
     await asyncio.gather(
-        sending.send(SHARED, len(DATA)), sending.send(SHARED, len(DATA)), sending.send(other, len(DATA))
+        sender.send(SHARED, len(DATA)), sender.send(SHARED, len(DATA)), sender.send(other, len(DATA))
     )
     assert Counter(chunk.app_name for _, chunk in broker.sent) == {"x:latest": 10, "ghcr.io/u/x": 10}
 
 
 async def test_two_programs_of_one_name_do_not_mix_on_the_shared_topic() -> None:
     broker = Broker()
-    sending = deliveries(broker)
+    sender = new_sender(broker)
     moved = Parcel("t", "x:latest", digest_of(b"new"), shared=True)
-    await asyncio.gather(sending.send(SHARED, len(DATA)), *(sending.send(moved, len(DATA)) for _ in range(3)))
+    await asyncio.gather(sender.send(SHARED, len(DATA)), *(sender.send(moved, len(DATA)) for _ in range(3)))
     digests = [chunk.digest for _, chunk in broker.sent]
     assert digests == [DIGEST] * 10 + [moved.digest] * 10
 
 
 async def test_memory_is_bounded_however_many_programs_go_at_once() -> None:
     broker = Broker()
-    sending = deliveries(broker)
+    sender = new_sender(broker)
     parcels = [Parcel(f"t/{number}", "x", f"{DIGEST[:-2]}{number:02}", shared=False) for number in range(20)]
-    await asyncio.gather(*(sending.send(parcel, len(DATA)) for parcel in parcels))
+    await asyncio.gather(*(sender.send(parcel, len(DATA)) for parcel in parcels))
     assert len(broker.sent) == 200
-    assert broker.most == PARALLEL_CHUNKS
+    assert broker.most == MAX_CONCURRENT_CHUNKS
 
 
 async def test_a_chunk_that_the_broker_did_not_take_is_sent_again() -> None:
     broker = Broker()
     broker.failures = 2
-    await deliveries(broker).send(DIRECTED, len(DATA))
+    await new_sender(broker).send(DIRECTED, len(DATA))
     assert broker.counts() == Counter(range(10))
 
 
 async def test_a_broker_that_takes_nothing_ends_the_delivery_for_all() -> None:
     broker = Broker()
     broker.failures = 1000
-    sending = deliveries(broker)
-    both = await asyncio.gather(
-        *(sending.send(DIRECTED, len(DATA)) for _ in range(2)), return_exceptions=True
-    )
+    sender = new_sender(broker)
+    both = await asyncio.gather(*(sender.send(DIRECTED, len(DATA)) for _ in range(2)), return_exceptions=True)
     assert [type(result) for result in both] == [DeliveryError, DeliveryError]
     broker.failures = 0
-    await sending.send(DIRECTED, len(DATA))
+    await sender.send(DIRECTED, len(DATA))
     assert broker.counts() == Counter(range(10))
 
 
 async def test_a_program_that_is_gone_is_told_to_all() -> None:
-    sending = deliveries(Broker(), content=None)
+    sender = new_sender(Broker(), content=None)
     with pytest.raises(ProgramGoneError):
-        await sending.send(DIRECTED, len(DATA))
-
-
-async def test_flights_share_a_run_and_its_failure() -> None:
-    flights: Flights[int] = Flights()
-    runs = 0
-
-    async def work() -> int:
-        nonlocal runs
-        runs += 1
-        await asyncio.sleep(0)
-        if runs == 2:
-            raise OSError("no")
-        return runs
-
-    assert await asyncio.gather(*(flights.join("a", work) for _ in range(5))) == [1] * 5
-    failed = await asyncio.gather(*(flights.join("a", work) for _ in range(3)), return_exceptions=True)
-    assert [str(error) for error in failed] == ["no"] * 3
-    waiting = asyncio.create_task(flights.join("a", work))
-    given_up = asyncio.create_task(flights.join("a", work))
-    await asyncio.sleep(0)
-    given_up.cancel()
-    assert await waiting == 3
+        await sender.send(DIRECTED, len(DATA))

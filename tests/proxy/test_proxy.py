@@ -95,7 +95,7 @@ async def proxy(
         domain_id=channel.domain_id,
         channel_id=channel.channel_id,
         client_id=f"proxy-{channel.domain_id}",
-        home=registry,
+        default_registry=registry,
         cache=cache,
         http_port=free_port(),
         chunk_size=CHUNK_SIZE,
@@ -467,14 +467,14 @@ async def test_it_says_what_to_do_when_it_cannot_start(
 def test_a_chunk_of_the_largest_size_fits_a_message() -> None:
     import base64
 
-    from propeller.proxy.settings import LARGEST_CHUNK
+    from propeller.proxy.settings import MAX_CHUNK_BYTES
 
     chunk = ProgramChunk(
         app_name="x" * 512,
         chunk_idx=0,
         total_chunks=1,
-        data=base64.b64encode(bytes(LARGEST_CHUNK)).decode(),
+        data=base64.b64encode(bytes(MAX_CHUNK_BYTES)).decode(),
         digest=DIGEST,
-        size=LARGEST_CHUNK,
+        size=MAX_CHUNK_BYTES,
     )
     assert len(chunk.encode()) <= 8_000_000

@@ -9,7 +9,7 @@ from propeller.oci.credentials import Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
 from propeller.process.settings import SettingsError
 from propeller.proxy.main import registry_logins
-from propeller.proxy.settings import LARGEST_CHUNK, Settings
+from propeller.proxy.settings import MAX_CHUNK_BYTES, Settings
 
 S = {
     "PROXY_DOMAIN_ID": "d", "PROXY_CHANNEL_ID": "c", "PROXY_CLIENT_ID": "proxy", "PROXY_CLIENT_KEY": "key",
@@ -78,13 +78,13 @@ def test_half_a_login_is_said_at_the_start(
 
 def test_a_registry_with_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, **{**S, "PROXY_REGISTRY_URL": "http://local-registry:5000/user"})
-    assert settings.home == DefaultRegistry(settings.registry, "user")
+    assert settings.default_registry == DefaultRegistry(settings.registry, "user")
     assert settings.registry == Registry("local-registry:5000", plain_http=True)
 
 
 def test_everything_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
-        load(monkeypatch, PROXY_CHUNK_SIZE=str(LARGEST_CHUNK + 1), PROXY_MQTT_ADDRESS="http://x")
+        load(monkeypatch, PROXY_CHUNK_SIZE=str(MAX_CHUNK_BYTES + 1), PROXY_MQTT_ADDRESS="http://x")
     for name in (
         "PROXY_DOMAIN_ID",
         "PROXY_CHANNEL_ID",

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from propeller.errors import NotFoundError, UnavailableError
 from propeller.mqtt.session import NotConnectedError
 from propeller.process.logs import get_logger
 from propeller.protocol.programs import ProgramChunk
@@ -18,14 +19,14 @@ log = get_logger("proxy")
 Publish = Callable[[str, bytes], Awaitable[None]]
 """Publishes on a topic and waits until the broker has it; raises ``NotConnectedError``."""
 
-WINDOW_S = 0.010
+JOIN_WINDOW_S = 0.010
 """How long the first chunk waits for others who want the same program."""
 
-PARALLEL_CHUNKS = 4
+MAX_CONCURRENT_CHUNKS = 4
 """Chunks of all programs in memory at once."""
 
-MOST_FAILURES = 3
-"""How often the broker may not take a chunk in time before a delivery is given up."""
+MAX_FAILURES = 3
+"""Chunks that the broker did not take in time, after which a delivery is given up."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,18 @@ class Parcel:
         return self.topic, self.app_name if self.shared else self.digest
 
 
-class DeliveryError(Exception):
+class DeliveryError(UnavailableError):
     """The broker did not take the chunks."""
 
 
-class ProgramGoneError(Exception):
+class ProgramGoneError(NotFoundError):
     """The program is no longer in the cache, or was changed there."""
 
 
-class Deliveries:
-    """What is being sent now.
+class ProgramSender:
+    """Sends programs to topics.
 
-    A delivery has the set of chunks that are still wanted. Who joins adds what they miss, also what was sent before;
+    A delivery has the set of chunks that are still wanted. Whoever joins adds what they miss, also what was sent before;
     what is not sent yet is sent once for all of them. Memory is bounded: chunks are read from the file as they go.
     """
 
@@ -66,13 +67,13 @@ class Deliveries:
         chunk_size: int,
         metrics: ProxyMetrics,
         *,
-        window: float = WINDOW_S,
+        window_s: float = JOIN_WINDOW_S,
     ) -> None:
-        """``open_program`` takes a digest; ``chunk_size`` in bytes; ``window`` in seconds."""
+        """``open_program`` takes a digest; ``chunk_size`` in bytes; ``window_s``: how long the first chunk waits for others."""
         self._open, self._publish, self._chunk_size = open_program, publish, chunk_size
-        self._metrics, self._window = metrics, window
+        self._metrics, self._window_s = metrics, window_s
         self._running: dict[tuple[str, str], _Delivery] = {}
-        self._slots = asyncio.Semaphore(PARALLEL_CHUNKS)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CHUNKS)
 
     def total_chunks(self, size: int) -> int:
         """How many chunks a program of ``size`` bytes has."""
@@ -100,7 +101,7 @@ class Deliveries:
         delivery.wanted |= wanted
         await asyncio.shield(delivery.task)
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         """Stop sending."""
         tasks = [delivery.task for delivery in self._running.values()]
         for task in tasks:
@@ -110,19 +111,19 @@ class Deliveries:
     async def _run(self, delivery: "_Delivery") -> None:
         parcel, begun, failures = delivery.parcel, time.monotonic(), 0
         try:
-            file, _ = await asyncio.gather(self._open(parcel.digest), asyncio.sleep(self._window))
+            file, _ = await asyncio.gather(self._open(parcel.digest), asyncio.sleep(self._window_s))
             if file is None:
-                raise ProgramGoneError(parcel.digest)
+                raise ProgramGoneError(f"{parcel.digest} is not in the proxy's cache any more")
             with file:
                 if os.fstat(file.fileno()).st_size != delivery.size:
-                    raise ProgramGoneError(parcel.digest)
+                    raise ProgramGoneError(f"{parcel.digest} is not in the proxy's cache any more")
                 while delivery.wanted:
-                    index = delivery.take()
+                    index = delivery.next_chunk()
                     try:
                         await self._send_chunk(delivery, index, file)
                     except NotConnectedError as error:
                         failures += 1
-                        if failures == MOST_FAILURES:
+                        if failures == MAX_FAILURES:
                             raise DeliveryError(str(error)) from None
                         delivery.wanted.add(index)
         finally:
@@ -172,7 +173,7 @@ class _Delivery:
         self.sent = 0
         self._next = 0
 
-    def take(self) -> int:
+    def next_chunk(self) -> int:
         """The next wanted chunk: onwards, then again from the start for those who came late.
 
         It counts as sent from here on: who joins now may have missed it.

@@ -12,12 +12,10 @@ from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.protocol.topics import Channel, Kind
-from propeller.proxy.cache import BlobCache
-from propeller.proxy.delivery import Deliveries
+from propeller.proxy.delivery import ProgramSender
 from propeller.proxy.metrics import ProxyMetrics
-from propeller.proxy.pending import Pending
-from propeller.proxy.programs import Programs
-from propeller.proxy.service import ProxyService
+from propeller.proxy.programs import BlobCache, ProgramSource
+from propeller.proxy.service import OpenRequests, ProxyService
 from propeller.proxy.settings import Settings
 from propeller.web.app import create_app
 from propeller.web.auth import verifier
@@ -40,7 +38,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     """
     verify = verifier(settings)
     check_exposure("proxy", settings.http_host, authenticated=verify is not None, insecure=settings.insecure)
-    cache, pending = await asyncio.to_thread(_open_folders, settings)
+    blobs, requests = await asyncio.to_thread(_open_folders, settings)
     channel, metrics = Channel(settings.domain_id, settings.channel_id), ProxyMetrics()
     address = BrokerAddress.parse(settings.mqtt_address)
     session = Session(
@@ -53,18 +51,20 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     client = RegistryClient(
         registry_logins(settings),
         login_help=_LOGIN_HELP,
-        manifests=cache,
-        max_bytes=settings.max_program,
+        manifests=blobs,
+        max_bytes=settings.max_program_bytes,
         idle_timeout=settings.registry_timeout,
     )
     async with client:
-        programs = Programs(client, cache, settings.home, metrics)
-        deliveries = Deliveries(programs.open, publish, settings.chunk_size, metrics)
-        service = ProxyService(channel, publish, programs, deliveries, pending, metrics)
+        programs = ProgramSource(client, blobs, settings.default_registry, metrics)
+        sender = ProgramSender(programs.open, publish, settings.chunk_size, metrics)
+        service = ProxyService(channel, publish, programs, sender, requests, metrics)
         app = create_app(
             "proxy", verify=verify, metrics=metrics, health=lambda: {"status": "ok", "service": "proxy"}
         )
-        await session.subscribe(channel.topic(Kind.REGISTRY_REQUEST), service.take, max(settings.mqtt_qos, 1))
+        await session.subscribe(
+            channel.topic(Kind.REGISTRY_REQUEST), service.handle_request, max(settings.mqtt_qos, 1)
+        )
         async with session.running():
             try:
                 service.resume()
@@ -72,13 +72,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
                     [(Bind("proxy", settings.http_host, settings.http_port, "PROXY_HTTP_PORT"), app)], stop
                 )
             finally:
-                await service.aclose()
+                await service.close()
 
 
-def _open_folders(settings: Settings) -> tuple[BlobCache, Pending]:
+def _open_folders(settings: Settings) -> tuple[BlobCache, OpenRequests]:
     folder: Path = settings.cache
     try:
-        return BlobCache(folder / "blobs", settings.cache_bytes), Pending(folder / "pending")
+        return BlobCache(folder / "blobs", settings.cache_bytes), OpenRequests(folder / "pending")
     except OSError as error:
         raise StartError(
             f"proxy: cannot keep programs in {folder}: {error.strerror}; set PROXY_CACHE"

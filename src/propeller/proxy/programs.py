@@ -1,21 +1,94 @@
 """Programs from registries: resolved and fetched once however many ask, kept on disk."""
 
 import asyncio
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from propeller.oci.client import RegistryClient
-from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.oci.reference import DefaultRegistry, Reference, Registry
+from propeller.process.files import trim_folder
 from propeller.process.logs import get_logger
-from propeller.proxy.cache import BlobCache
-from propeller.proxy.flights import Flights
+from propeller.process.single_flight import SingleFlight
 from propeller.proxy.metrics import ProxyMetrics
 
 log = get_logger("proxy")
 
-PARALLEL_FETCHES = 4
+MAX_CONCURRENT_FETCHES = 4
 
 
-class Programs:
+class BlobCache:
+    """A folder of blobs by their digest: bounded, the least recently used go first, checked whenever they are used.
+
+    Its methods block on the disk; call them from a thread where that matters.
+    Nothing is synced: a blob that a power cut tore does not have its digest and is fetched again.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open ``folder``, made if it is not there; ``max_bytes`` for all blobs together."""
+        self._folder, self._max_bytes = folder, max_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob("*.part"):
+            left_over.unlink()
+
+    def size(self, digest: str) -> int | None:
+        """The size of a blob in bytes, or ``None`` if it is not here; its bytes are not checked."""
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def open(self, digest: str) -> BinaryIO | None:
+        """A blob's file, checked against its digest; it stays readable when the blob is removed meanwhile."""
+        path = self._path(digest)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
+            file.close()
+            log.warning("cached program was changed on disk, fetching it again", digest=digest)
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
+        return file
+
+    def get(self, digest: str) -> bytes | None:
+        """A small blob's bytes, checked."""
+        file = self.open(digest)
+        if file is None:
+            return None
+        with file:
+            file.seek(0)
+            return file.read()
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep a small blob, which is checked already."""
+        with self.writer(digest) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def writer(self, digest: str) -> Iterator[BinaryIO]:
+        """A file for a blob that becomes part of the cache when the block ends without an error."""
+        partial = self._folder / f"{uuid.uuid4().hex}.part"
+        try:
+            with partial.open("w+b") as file:
+                yield file
+            partial.rename(self._path(digest))
+        finally:
+            partial.unlink(missing_ok=True)
+        trim_folder(self._folder.glob("sha256-*"), self._max_bytes, keep=[self._path(digest)])
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest.replace(":", "-")
+
+
+class ProgramSource:
     """What references stand for, and the bytes of programs.
 
     A tag is asked for anew each time, by one request for all who ask at once. A digest that is in the cache needs
@@ -23,13 +96,13 @@ class Programs:
     """
 
     def __init__(
-        self, client: RegistryClient, cache: BlobCache, home: DefaultRegistry, metrics: ProxyMetrics
+        self, client: RegistryClient, blobs: BlobCache, default: DefaultRegistry, metrics: ProxyMetrics
     ) -> None:
-        """``home`` is where references are that name no registry."""
-        self._client, self._cache, self._home, self._metrics = client, cache, home, metrics
-        self._resolving: Flights[tuple[str, int]] = Flights()
-        self._fetching: Flights[int] = Flights()
-        self._slots = asyncio.Semaphore(PARALLEL_FETCHES)
+        """``default`` is where references are that name no registry."""
+        self._client, self._blobs, self._default, self._metrics = client, blobs, default, metrics
+        self._resolves: SingleFlight[Reference, tuple[str, int]] = SingleFlight()
+        self._fetches: SingleFlight[tuple[Registry, str, str], int] = SingleFlight()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
 
     async def resolve(self, app_name: str) -> tuple[str, int]:
         """The digest and size in bytes of the program that a reference names now.
@@ -37,13 +110,13 @@ class Programs:
         Raises:
             OciError: with the cause and the remedy.
         """
-        reference = Reference.parse(app_name, self._home)
+        reference = Reference.parse(app_name, self._default)
 
         async def ask() -> tuple[str, int]:
             program = (await self._client.resolve(reference)).program
             return program.digest, program.size
 
-        return await self._resolving.join(reference, ask)
+        return await self._resolves.run(reference, ask)
 
     async def ensure(self, app_name: str, digest: str) -> int:
         """Have a program in the cache, from the repository that ``app_name`` names; gives its size in bytes.
@@ -51,25 +124,25 @@ class Programs:
         Raises:
             OciError: with the cause and the remedy.
         """
-        size = self._cache.size(digest)
+        size = self._blobs.size(digest)
         if size is not None:
             return size
-        reference = Reference.parse(app_name, self._home)
+        reference = Reference.parse(app_name, self._default)
         key = (reference.registry, reference.repository, digest)
-        return await self._fetching.join(key, lambda: self._fetch(reference, digest))
+        return await self._fetches.run(key, lambda: self._fetch(reference, digest))
 
     async def open(self, digest: str) -> BinaryIO | None:
         """A program's file, checked; ``None`` if it is not in the cache (any more)."""
-        return await asyncio.to_thread(self._cache.open, digest)
+        return await asyncio.to_thread(self._blobs.open, digest)
 
-    async def aclose(self) -> None:
-        """Give up what is being fetched."""
-        await self._resolving.aclose()
-        await self._fetching.aclose()
+    async def close(self) -> None:
+        """Cancel what is being fetched."""
+        await self._resolves.close()
+        await self._fetches.close()
 
     async def _fetch(self, reference: Reference, digest: str) -> int:
         async with self._slots:
-            with self._cache.writer(digest) as file:
+            with self._blobs.writer(digest) as file:
                 size = await self._client.fetch(reference, digest, file)
         self._metrics.fetched.inc()
         self._metrics.fetched_bytes.inc(size)

@@ -5,23 +5,62 @@ again with their digest, and takes the chunks from the topic of that digest. A p
 only a reference, and takes its chunks from the topic that all share.
 """
 
-import asyncio
+import time
+import uuid
 from pathlib import Path
 
+from propeller.errors import PropellerError
 from propeller.mqtt.session import NotConnectedError
-from propeller.oci.errors import OciError
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
+from propeller.process.retry import retry
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, Message
-from propeller.proxy.delivery import Deliveries, DeliveryError, Parcel, ProgramGoneError, Publish
+from propeller.proxy.delivery import DeliveryError, Parcel, ProgramGoneError, ProgramSender, Publish
 from propeller.proxy.metrics import ProxyMetrics
-from propeller.proxy.pending import Pending
-from propeller.proxy.programs import Programs
+from propeller.proxy.programs import ProgramSource
 
 log = get_logger("proxy")
 
-_MOST_TRIES = 3
+MAX_REQUEST_AGE_S = 120.0
+"""Older requests are dropped at a start: whoever asked has given up."""
+
+_MAX_DELIVERIES = 3
+"""How often a program that goes from the cache while it is sent is fetched again."""
+
+
+class OpenRequests:
+    """A folder with a file for every request that is not answered yet, so that it survives the process.
+
+    It need not survive a power cut, so nothing is synced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder``, made if it is not there."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, payload: bytes) -> Path:
+        """Keep a request; give the result to ``remove`` when it is answered."""
+        path = self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        partial = path.with_suffix(".part")
+        partial.write_bytes(payload)
+        return partial.rename(path)
+
+    def remove(self, path: Path) -> None:
+        """Forget an answered request."""
+        path.unlink(missing_ok=True)
+
+    def left_over(self) -> list[tuple[Path, bytes]]:
+        """What an earlier process left, oldest first."""
+        requests = []
+        for path in sorted(self._folder.iterdir()):
+            if path.suffix or path.stat().st_mtime < time.time() - MAX_REQUEST_AGE_S:
+                path.unlink()
+            else:
+                requests.append((path, path.read_bytes()))
+        return requests
 
 
 class ProxyService:
@@ -31,44 +70,42 @@ class ProxyService:
         self,
         channel: Channel,
         publish: Publish,
-        programs: Programs,
-        deliveries: Deliveries,
-        pending: Pending,
+        programs: ProgramSource,
+        sender: ProgramSender,
+        requests: OpenRequests,
         metrics: ProxyMetrics,
     ) -> None:
         self._channel, self._publish = channel, publish
-        self._programs, self._deliveries = programs, deliveries
-        self._pending, self._metrics = pending, metrics
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._programs, self._sender = programs, sender
+        self._requests, self._metrics = requests, metrics
+        self._background = BackgroundTasks("proxy")
         self._closed = False
 
     def resume(self) -> None:
-        """Take up the requests that an earlier process did not answer."""
-        for path, payload in self._pending.left():
-            self._begin(path, payload)
+        """Answer the requests that an earlier process did not answer."""
+        for path, payload in self._requests.left_over():
+            self._start_answer(path, payload)
 
-    async def take(self, _topic: str, payload: bytes) -> None:
-        """Take a request from MQTT; it may be acknowledged when this returns."""
-        path = self._pending.add(payload)
+    async def handle_request(self, _topic: str, payload: bytes) -> None:
+        """Keep a request and begin to answer it; its message may be acknowledged when this returns."""
+        path = self._requests.add(payload)
         if not self._closed:
-            self._begin(path, payload)
+            self._start_answer(path, payload)
 
-    async def aclose(self) -> None:
-        """Stop; open requests are taken up at the next start."""
+    async def close(self) -> None:
+        """Stop; open requests are answered after the next start."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._deliveries.aclose()
-        await self._programs.aclose()
+        await self._background.close()
+        await self._sender.close()
+        await self._programs.close()
 
-    def _begin(self, path: Path, payload: bytes) -> None:
+    def _start_answer(self, path: Path, payload: bytes) -> None:
         try:
             request = ProgramRequest.decode(payload)
         except MalformedMessageError as error:
             log.warning("ignored a container request that cannot be read", reason=str(error))
-            self._metrics.asked.labels("malformed").inc()
-            self._pending.done(path)
+            self._metrics.requests.labels("malformed").inc()
+            self._requests.remove(path)
             return
         log.info(
             "Received container request",
@@ -76,22 +113,20 @@ class ProxyService:
             proplet_id=request.proplet_id,
             digest=request.digest,
         )
-        task = asyncio.create_task(self._finish(path, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn(self._answer_and_remove(path, request))
 
-    async def _finish(self, path: Path, request: ProgramRequest) -> None:
+    async def _answer_and_remove(self, path: Path, request: ProgramRequest) -> None:
         try:
             await self._answer(request)
-            self._metrics.asked.labels("answered").inc()
+            self._metrics.requests.labels("answered").inc()
         except NotConnectedError as error:
             log.warning("could not answer a container request", app_name=request.app_name, reason=str(error))
-        except (OciError, DeliveryError, OSError) as error:
+        except (PropellerError, OSError) as error:
             await self._fail(request, str(error))
         except Exception:
             log.exception("a container request could not be handled", app_name=request.app_name)
             await self._fail(request, "the proxy failed: see its log")
-        self._pending.done(path)
+        self._requests.remove(path)
 
     async def _answer(self, request: ProgramRequest) -> None:
         if request.proplet_id is None:
@@ -100,7 +135,7 @@ class ProxyService:
             await self._send(Parcel(topic, request.app_name, digest, shared=True), None)
         elif request.digest is None:
             digest, size = await self._programs.resolve(request.app_name)
-            total = self._deliveries.total_chunks(size)
+            total = self._sender.total_chunks(size)
             resolved = ResolvedProgram(
                 app_name=request.app_name, digest=digest, size=size, total_chunks=total
             )
@@ -110,17 +145,23 @@ class ProxyService:
             await self._send(Parcel(topic, request.app_name, request.digest, shared=False), request.missing)
 
     async def _send(self, parcel: Parcel, missing: list[int] | None) -> None:
-        for _ in range(_MOST_TRIES):
+        async def fetch_and_send() -> None:
             size = await self._programs.ensure(parcel.app_name, parcel.digest)
-            try:
-                await self._deliveries.send(parcel, size, missing)
-            except ProgramGoneError:
-                continue
-            return
-        raise DeliveryError("the proxy's cache loses programs: it is too small, or its disk is broken")
+            await self._sender.send(parcel, size, missing)
+
+        try:
+            await retry(
+                fetch_and_send,
+                delays=(0.0,) * (_MAX_DELIVERIES - 1),
+                on=lambda error: isinstance(error, ProgramGoneError),
+            )
+        except ProgramGoneError as error:
+            raise DeliveryError(
+                "the proxy's cache loses programs: it is too small, or its disk is broken"
+            ) from error
 
     async def _fail(self, request: ProgramRequest, reason: str) -> None:
-        self._metrics.asked.labels("failed").inc()
+        self._metrics.requests.labels("failed").inc()
         log.error(
             "failed to fetch container",
             app_name=request.app_name,

@@ -15,11 +15,11 @@ from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
 
-LARGEST_CHUNK = 5_900_000
+MAX_CHUNK_BYTES = 5_900_000
 """In bytes: as base64 in JSON it stays below the 8 MB that a message may have."""
 
 
-def _home(value: Any) -> Any:
+def _parse_registry(value: Any) -> Any:
     return DefaultRegistry.parse(value) if isinstance(value, str) else value
 
 
@@ -46,17 +46,19 @@ class Settings(HttpSettings, MqttTlsSettings):
     )
     """Empty for a broker that asks for none: not where an identity service is named."""
 
-    home: Annotated[DefaultRegistry, NoDecode, BeforeValidator(_home)] = Field(alias="PROXY_REGISTRY_URL")
+    default_registry: Annotated[DefaultRegistry, NoDecode, BeforeValidator(_parse_registry)] = Field(
+        alias="PROXY_REGISTRY_URL"
+    )
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="PROXY_REGISTRY_TOKEN")
     registry_timeout: Seconds = Field(30.0, alias="PROXY_REGISTRY_TIMEOUT", gt=0)
 
-    chunk_size: int = Field(512_000, alias="PROXY_CHUNK_SIZE", ge=1024, le=LARGEST_CHUNK)
+    chunk_size: int = Field(512_000, alias="PROXY_CHUNK_SIZE", ge=1024, le=MAX_CHUNK_BYTES)
     cache: Path = Field(Path(".propeller/proxy"), alias="PROXY_CACHE")
     cache_bytes: int = Field(4 * 1024**3, alias="PROXY_CACHE_BYTES", gt=0)
-    max_program: int = Field(MAX_PROGRAM_BYTES, alias="PROXY_MAX_PROGRAM", gt=0)
+    max_program_bytes: int = Field(MAX_PROGRAM_BYTES, alias="PROXY_MAX_PROGRAM", gt=0)
 
     http_host: str = Field("127.0.0.1", alias="PROXY_HTTP_HOST")
     http_port: int = Field(9191, alias="PROXY_HTTP_PORT", ge=0, le=65535)
@@ -73,7 +75,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     @property
     def registry(self) -> Registry:
         """The registry that ``PROXY_REGISTRY_URL`` names, which the login is for."""
-        return self.home.registry
+        return self.default_registry.registry
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -1,4 +1,4 @@
-"""The cache of blobs and the folder of open requests."""
+"""The cache of blobs."""
 
 import os
 import time
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from propeller.oci.manifest import digest_of
-from propeller.proxy.cache import BlobCache
-from propeller.proxy.pending import KEEP_S, Pending
+from propeller.proxy.programs import BlobCache
 
 
 def fill(cache: BlobCache, *sizes: int) -> list[str]:
@@ -83,15 +82,3 @@ def test_a_program_that_is_evicted_stays_readable_where_it_is_open(tmp_path: Pat
     with file:
         fill(cache, 41)
         assert os.pread(file.fileno(), 100, 0) == b"\0" * 40
-
-
-def test_open_requests_survive_and_old_ones_do_not(tmp_path: Path) -> None:
-    pending = Pending(tmp_path)
-    first, old, second = pending.add(b"1"), pending.add(b"old"), pending.add(b"2")
-    done = pending.add(b"done")
-    pending.done(done)
-    past = time.time() - KEEP_S - 1
-    os.utime(old, (past, past))
-    (tmp_path / "torn.part").write_bytes(b"{")
-    assert Pending(tmp_path).left() == [(first, b"1"), (second, b"2")]
-    assert sorted(tmp_path.iterdir()) == [first, second]
