@@ -22,8 +22,8 @@ from propeller.protocol.wire import Message
 
 log = get_logger("aggregator")
 
-_QUICK = 64 * 1024
-"""Up to this many bytes an update is folded at once; handing it to a thread would take longer."""
+_THREAD_FROM_BYTES = 64 * 1024
+"""Larger updates are read in a thread; of smaller ones, handing them to a thread would take longer."""
 
 
 class WeightedUpdate(Message):
@@ -34,7 +34,7 @@ class WeightedUpdate(Message):
     update: dict[str, Any]
 
 
-class Updates(Message):
+class AggregationRequest(Message):
     """The body of ``POST /aggregate`` in JSON."""
 
     updates: list[WeightedUpdate]
@@ -47,7 +47,7 @@ class NoUpdatesError(InvalidError):
         super().__init__("No updates provided")
 
 
-class UpdateRefusedError(UnprocessableError):
+class UnfitUpdateError(UnprocessableError):
     """An update cannot take part; the text names its sender, or its place, and the tensor."""
 
     def __init__(self, sender: str, number: int, reason: object) -> None:
@@ -57,28 +57,30 @@ class UpdateRefusedError(UnprocessableError):
 
 
 class Aggregator:
-    """Folds updates with a strategy. It keeps nothing between two calls."""
+    """Aggregates updates with a strategy. It keeps nothing between two calls."""
 
     def __init__(self, *, max_update_bytes: int) -> None:
         """``max_update_bytes`` limits one document of a stream."""
         self._max_update_bytes = max_update_bytes
 
-    async def aggregate(self, body: bytes, strategy: str) -> Tensors:
+    async def aggregate(self, body: bytes, strategy_name: str) -> Tensors:
         """Aggregate updates in JSON, all of them in memory.
 
         Raises:
             UnknownStrategyError: there is no such strategy.
-            MalformedMessageError: the body is not ``Updates``.
+            MalformedMessageError: the body is not an ``AggregationRequest``.
             NoUpdatesError: the list is empty.
-            UpdateRefusedError: one of them cannot take part.
+            UnfitUpdateError: one of them cannot take part.
             UnprocessableError: the aggregate is not finite.
         """
-        folding = create_strategy(strategy)
-        if len(body) <= _QUICK:
-            return _fold_all(folding, strategy, body)
-        return await asyncio.to_thread(_fold_all, folding, strategy, body)
+        strategy = create_strategy(strategy_name)
+        if len(body) <= _THREAD_FROM_BYTES:
+            count = _accumulate_all(strategy, body)
+        else:
+            count = await asyncio.to_thread(_accumulate_all, strategy, body)
+        return await _apply(strategy, strategy_name, count)
 
-    async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy: str) -> Tensors:
+    async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy_name: str) -> Tensors:
         """Aggregate a stream of safetensors documents; memory does not grow with their number.
 
         Each has ``num_samples``, and should have ``proplet_id``, in its ``__metadata__``.
@@ -87,57 +89,54 @@ class Aggregator:
             UnknownStrategyError, NoUpdatesError, UnprocessableError: as ``aggregate``.
             DocumentTooLargeError: an update is over the limit.
         """
-        folding, number = create_strategy(strategy), 0
+        strategy, count = create_strategy(strategy_name), 0
         try:
             async for document in read_documents(chunks, max_document=self._max_update_bytes):
-                number += 1
-                if len(document) <= _QUICK:
-                    _fold_document(folding, document, number)
+                count += 1
+                if len(document) <= _THREAD_FROM_BYTES:
+                    _accumulate_document(strategy, document, count)
                 else:
-                    await asyncio.to_thread(_fold_document, folding, document, number)
+                    await asyncio.to_thread(_accumulate_document, strategy, document, count)
         except DocumentTooLargeError:
             raise
         except TensorError as error:
-            raise UpdateRefusedError("", number + 1, error) from None
-        if not number:
-            raise NoUpdatesError
-        aggregate = await asyncio.to_thread(_finish, folding)
-        log.info("aggregated", strategy=strategy, updates=number)
-        return aggregate
+            raise UnfitUpdateError("", count + 1, error) from None
+        return await _apply(strategy, strategy_name, count)
 
 
-def _fold_all(folding: Strategy, strategy: str, body: bytes) -> Tensors:
-    updates = Updates.decode(body).updates
-    if not updates:
-        raise NoUpdatesError
+def _accumulate_all(strategy: Strategy, body: bytes) -> int:
+    """Accumulate the updates of a body in JSON, and return how many there are."""
+    updates = AggregationRequest.decode(body).updates
     for number, update in enumerate(updates, 1):
         try:
-            folding.accumulate(from_json(update.update), update.num_samples)
+            strategy.accumulate(from_json(update.update), update.num_samples)
         except TensorError as error:
-            raise UpdateRefusedError(update.proplet_id, number, error) from None
-    aggregate = _finish(folding)
-    log.info("aggregated", strategy=strategy, updates=len(updates))
-    return aggregate
+            raise UnfitUpdateError(update.proplet_id, number, error) from None
+    return len(updates)
 
 
-def _fold_document(folding: Strategy, document: bytearray, number: int) -> None:
+def _accumulate_document(strategy: Strategy, document: bytearray, number: int) -> None:
     sender = ""
     try:
         tensors, metadata = from_safetensors(document)
         sender = metadata.get("proplet_id", "")
-        folding.accumulate(tensors, _samples(metadata))
+        strategy.accumulate(tensors, _num_samples(metadata))
     except TensorError as error:
-        raise UpdateRefusedError(sender, number, error) from None
+        raise UnfitUpdateError(sender, number, error) from None
 
 
-def _finish(folding: Strategy) -> Tensors:
+async def _apply(strategy: Strategy, strategy_name: str, count: int) -> Tensors:
+    if not count:
+        raise NoUpdatesError
     try:
-        return folding.apply()
+        model = await asyncio.to_thread(strategy.apply)
     except TensorError as error:
         raise UnprocessableError(str(error)) from None
+    log.info("aggregated", strategy=strategy_name, updates=count)
+    return model
 
 
-def _samples(metadata: dict[str, str]) -> int:
+def _num_samples(metadata: dict[str, str]) -> int:
     text = metadata.get("num_samples", "")
     samples = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SAMPLES)) else 0
     if not 1 <= samples <= MAX_SAMPLES:
