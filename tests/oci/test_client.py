@@ -171,7 +171,7 @@ async def test_what_cannot_be_pushed(tmp_path: Path) -> None:
             await one.push(Reference.parse(f"localhost/x@{digest_of(b'')}"), PROGRAM)
 
 
-class Kept(dict[str, bytes]):
+class ManifestDict(dict[str, bytes]):
     """Manifests by digest."""
 
     def put(self, digest: str, data: bytes) -> None:
@@ -179,13 +179,13 @@ class Kept(dict[str, bytes]):
 
 
 async def test_a_kept_manifest_makes_digests_independent_of_the_registry(tmp_path: Path) -> None:
-    kept = Kept()
-    async with client(manifests=kept) as one:
+    manifests = ManifestDict()
+    async with client(manifests=manifests) as one:
         async with embedded(tmp_path) as host:
             pushed = await one.push(Reference.parse(f"{host}/x"), PROGRAM)
             reference = Reference.parse(f"{host}/x@{pushed.digest}")
             assert await one.resolve(reference) == pushed
-        assert list(kept) == [pushed.digest]
+        assert list(manifests) == [pushed.digest]
         assert await one.resolve(reference) == pushed
 
 

@@ -9,11 +9,11 @@ import pytest
 from propeller.process.files import remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import InvalidIdError
-from propeller.store.blobs import BlobMissingError, Blobs
+from propeller.store.blobs import BlobNotFoundError, BlobStore, BlobStoreError
 
 
 async def test_what_is_put_is_got_and_listed_until_deleted(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path / "new" / "blobs")
+    blobs = BlobStore(tmp_path / "new" / "blobs")
     await blobs.put("rounds/r-1/b.safetensors", b"second")
     await blobs.put("rounds/r-1/a.safetensors", memoryview(b"first"))
     await blobs.put("rounds/r-10/a", b"other")
@@ -25,14 +25,14 @@ async def test_what_is_put_is_got_and_listed_until_deleted(tmp_path: Path) -> No
     await blobs.delete("rounds/r-1/a.safetensors")
     assert not await blobs.has("rounds/r-1/a.safetensors")
     await blobs.delete("rounds/r-1/a.safetensors")
-    assert await Blobs(tmp_path / "new" / "blobs").list() == [
+    assert await BlobStore(tmp_path / "new" / "blobs").list() == [
         "rounds/r-1/b.safetensors",
         "rounds/r-10/a",
     ]
 
 
 async def test_a_blob_is_replaced_whole(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
+    blobs = BlobStore(tmp_path)
     await asyncio.gather(*(blobs.put("k", bytes([n]) * 100_000) for n in range(8)))
     data = await blobs.get("k")
     assert len(data) == 100_000
@@ -41,19 +41,19 @@ async def test_a_blob_is_replaced_whole(tmp_path: Path) -> None:
 
 
 async def test_a_blob_streams_in_pieces(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
+    blobs = BlobStore(tmp_path)
     data = os.urandom(3_000_000)
     await blobs.put("big", data)
-    pieces = [piece async for piece in blobs.stream("big", chunk=500_000)]
+    pieces = [piece async for piece in blobs.stream("big", min_piece=500_000)]
     assert b"".join(pieces) == data
     assert len(pieces) > 1
 
 
 async def test_missing_blobs_say_so(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
-    with pytest.raises(BlobMissingError, match="no blob 'a/b'"):
+    blobs = BlobStore(tmp_path)
+    with pytest.raises(BlobNotFoundError, match="no blob 'a/b'"):
         await blobs.get("a/b")
-    with pytest.raises(BlobMissingError):
+    with pytest.raises(BlobNotFoundError):
         [piece async for piece in blobs.stream("a/b")]
 
 
@@ -61,7 +61,7 @@ async def test_missing_blobs_say_so(tmp_path: Path) -> None:
     "key", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a b", "a\x00", "a/" + "b" * 200]
 )
 async def test_keys_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
-    blobs = Blobs(tmp_path / "in")
+    blobs = BlobStore(tmp_path / "in")
     for action in (blobs.put(key, b""), blobs.get(key), blobs.delete(key)):
         with pytest.raises(InvalidIdError, match="not a valid key"):
             await action
@@ -74,7 +74,7 @@ async def test_unfinished_writes_are_not_blobs_and_old_ones_are_removed(tmp_path
     young.touch()
     old.touch()
     os.utime(old, (0, 0))
-    assert await Blobs(tmp_path).list() == []
+    assert await BlobStore(tmp_path).list() == []
     assert young.exists()
     assert not old.exists()
     remove_left_over([tmp_path / "nowhere"])
@@ -91,8 +91,17 @@ def test_of_several_exclusive_writers_one_succeeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ftp://host/x", "nonsense://x"])
 def test_an_unknown_store_says_what_to_write(url: str) -> None:
     with pytest.raises(StartError, match="s3://"):
-        Blobs(url)
+        BlobStore(url)
 
 
 def test_stores_by_url_open_without_a_network() -> None:
-    Blobs("s3://bucket/prefix")
+    BlobStore("s3://bucket/prefix")
+
+
+async def test_a_store_that_cannot_be_used_may_be_used_later(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    (tmp_path / "k").touch()
+    for action in (blobs.put("k/a", b""), blobs.get("k/a"), blobs.has("k/a"), blobs.delete("k/a")):
+        with pytest.raises(BlobStoreError) as error:
+            await action
+        assert error.value.temporary

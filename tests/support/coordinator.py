@@ -31,7 +31,7 @@ from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_documents, to_safetensors
 from propeller.process.http import ServiceClient
-from propeller.store.blobs import Blobs
+from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.web.auth import Verify
 from propeller.web.server import Bind, serve
@@ -187,7 +187,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         registry = ModelRegistryClient(nobody)
         registry.remember_shapes(0, from_json(BASE))
         aggregation = Aggregation(
-            Blobs(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
+            BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
         )
         service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
         transport = httpx.ASGITransport(create_api(service, metrics, verify=verify))

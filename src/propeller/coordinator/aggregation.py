@@ -10,7 +10,7 @@ from propeller.coordinator.updates import UpdateDocument, check_shapes
 from propeller.errors import PropellerError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.store.blobs import Blobs
+from propeller.store.blobs import BlobStore
 
 log = get_logger("coordinator")
 
@@ -35,7 +35,7 @@ class Aggregation:
 
     def __init__(
         self,
-        blobs: Blobs,
+        blobs: BlobStore,
         registry: ModelRegistryClient,
         aggregator: AggregatorClient,
         *,

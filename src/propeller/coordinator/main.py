@@ -14,7 +14,7 @@ from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.mqtt.session import Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
-from propeller.store.blobs import Blobs
+from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
@@ -63,7 +63,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         service = Coordinator(
             store,
             registry,
-            Aggregation(Blobs(settings.blobs_place), registry, aggregator),
+            Aggregation(BlobStore(settings.blobs_place), registry, aggregator),
             RoundTelemetry(metrics),
             announce=announcer.announce if announcer else None,
             keep_updates=settings.keep_updates,

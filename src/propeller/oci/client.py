@@ -16,7 +16,7 @@ import httpx
 
 from propeller.oci import manifest
 from propeller.oci.authorization import Authorizer, Purpose, Scope
-from propeller.oci.connection import RETRY_DELAYS, Body, Connections
+from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
 from propeller.oci.credentials import Logins
 from propeller.oci.errors import (
     LOGIN_HELP,
@@ -91,7 +91,7 @@ class RegistryClient:
             retry_delays: seconds between tries after transient faults.
         """
         self._manifests, self._max_bytes = manifests, max_bytes
-        self._http = Connections(
+        self._http = RegistryConnections(
             Authorizer(logins or {}, login_help),
             idle_timeout=idle_timeout,
             total_timeout=total_timeout,
@@ -104,8 +104,8 @@ class RegistryClient:
         Raises:
             OciError: with the cause and the remedy.
         """
-        digest = reference.digest or await self._current_digest(reference)
-        data = await self._manifest(reference, digest)
+        digest = reference.digest or await self._get_digest(reference)
+        data = await self._get_manifest(reference, digest)
         found = manifest.read_layers(data, str(reference))
         typed = [layer for layer in found if manifest.is_wasm_type(layer.media_type)]
         if not typed:
@@ -176,7 +176,7 @@ class RegistryClient:
                         progress(done, total)
             if f"sha256:{hashed.hexdigest()}" != digest or (size is not None and done != size):
                 raise DigestMismatchError(
-                    f"{what}: the registry sent {done} bytes that are not this", _NOT_USED
+                    f"{what}: the registry sent {done} bytes with another digest or size", _NOT_USED
                 )
             manifest.check_wasm(head, what)
             return done
@@ -214,9 +214,9 @@ class RegistryClient:
         manifest.check_wasm(program, title)
         layer = Descriptor.of(manifest.WASM, program, {manifest.TITLE: title})
         upload = _Upload(self._http, reference)
-        await upload.blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
-        await upload.blob(layer, program, progress)
-        digest = await upload.manifest(manifest.program_manifest(layer))
+        await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
+        await upload.store_blob(layer, program, progress)
+        digest = await upload.store_manifest(manifest.program_manifest(layer))
         return Artifact(digest, layer)
 
     async def aclose(self) -> None:
@@ -229,7 +229,7 @@ class RegistryClient:
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
 
-    async def _current_digest(self, reference: Reference) -> str:
+    async def _get_digest(self, reference: Reference) -> str:
         async def head() -> str | None:
             async with self._get(
                 _purpose(reference),
@@ -241,25 +241,23 @@ class RegistryClient:
                 return digest
 
         digest = await self._http.with_retries(_purpose(reference), head)
-        # Some registries do not say the digest; then it follows from the manifest itself.
-        return (
-            digest
-            if digest and is_digest(digest)
-            else digest_of(await self._document(reference, reference.target))
-        )
+        if digest and is_digest(digest):
+            return digest
+        # Some registries do not say it; then it follows from the manifest itself.
+        return digest_of(await self._get_document(reference, reference.target))
 
-    async def _manifest(self, reference: Reference, digest: str) -> bytes:
-        kept = self._manifests.get(digest) if self._manifests is not None else None
-        if kept is not None:
-            return kept
-        data = await self._document(reference, digest)
+    async def _get_manifest(self, reference: Reference, digest: str) -> bytes:
+        stored = self._manifests.get(digest) if self._manifests is not None else None
+        if stored is not None:
+            return stored
+        data = await self._get_document(reference, digest)
         if digest_of(data) != digest:
             raise DigestMismatchError(f"{reference}: its manifest is not what {digest} names", _NOT_USED)
         if self._manifests is not None:
             self._manifests.put(digest, data)
         return data
 
-    async def _document(self, reference: Reference, target: str) -> bytes:
+    async def _get_document(self, reference: Reference, target: str) -> bytes:
         async def get() -> bytes:
             async with self._get(
                 _purpose(reference), f"manifests/{target}", accept=manifest.ACCEPTED_TYPES
@@ -308,12 +306,12 @@ def _purpose(reference: Reference, what: str | None = None) -> Purpose:
 class _Upload:
     """Uploads to one repository: blobs, each only if the registry lacks it, then a manifest under the reference's tag."""
 
-    def __init__(self, http: Connections, reference: Reference) -> None:
+    def __init__(self, http: RegistryConnections, reference: Reference) -> None:
         self._http, self._tag = http, reference.target
         self._root = f"/v2/{reference.repository}"
         self._purpose = Purpose(reference.registry, Scope(reference.repository, "pull,push"), str(reference))
 
-    async def blob(self, descriptor: Descriptor, data: bytes, progress: Progress | None) -> None:
+    async def store_blob(self, descriptor: Descriptor, data: bytes, progress: Progress | None) -> None:
         async def store() -> None:
             if await self._has(descriptor.digest):
                 if progress is not None:
@@ -327,7 +325,7 @@ class _Upload:
 
         await self._http.with_retries(self._purpose, store)
 
-    async def manifest(self, data: bytes) -> str:
+    async def store_manifest(self, data: bytes) -> str:
         digest = digest_of(data)
 
         async def store() -> str:

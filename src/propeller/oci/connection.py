@@ -25,10 +25,10 @@ CONNECT_TIMEOUT_S = 10.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
-_ASK = "ask whoever runs this registry"
+_ASK_OPERATOR = "ask whoever runs this registry"
 
 
-class Connections:
+class RegistryConnections:
     """HTTP connections to any number of registries; close them with ``aclose``."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Connections:
             raise _unreachable(purpose, error) from None
         except httpx.InvalidURL as error:
             raise RegistryUnreachableError(
-                f"{purpose.what}: {purpose.registry.host} sent a wrong address: {error}", _ASK
+                f"{purpose.what}: {purpose.registry.host} sent a wrong address: {error}", _ASK_OPERATOR
             ) from None
 
     @contextlib.asynccontextmanager
@@ -103,7 +103,7 @@ class Connections:
             OciError: the registry answered with another status.
         """
         target = httpx.URL(purpose.registry.base_url).join(url)
-        response = await self._authorized(method, target, purpose, headers or {}, body)
+        response = await self._send_authorized(method, target, purpose, headers or {}, body)
         try:
             if not response.is_success and response.status_code not in allow:
                 raise await self._authorizer.error_of(response, purpose)
@@ -111,7 +111,7 @@ class Connections:
         finally:
             await response.aclose()
 
-    async def _authorized(
+    async def _send_authorized(
         self,
         method: str,
         url: httpx.URL,
@@ -120,10 +120,10 @@ class Connections:
         body: Body | None,
     ) -> httpx.Response:
         registry, scope = purpose.registry, purpose.scope
-        home = httpx.URL(registry.base_url)
-        known = self._authorizer.cached_header(registry, scope) if _same_origin(url, home) else None
-        response = await self._redirected(method, url, home, headers, known, body)
-        if response.status_code != httpx.codes.UNAUTHORIZED or not _same_origin(response.url, home):
+        origin = httpx.URL(registry.base_url)
+        known = self._authorizer.cached_header(registry, scope) if _same_origin(url, origin) else None
+        response = await self._follow_redirects(method, url, origin, headers, known, body)
+        if response.status_code != httpx.codes.UNAUTHORIZED or not _same_origin(response.url, origin):
             return response
         challenge = ", ".join(response.headers.get_list("www-authenticate"))
         client = self._client(plain=registry.plain_http)
@@ -135,20 +135,20 @@ class Connections:
         if header is None or header == known:
             return response
         await response.aclose()
-        return await self._redirected(method, url, home, headers, header, body)
+        return await self._follow_redirects(method, url, origin, headers, header, body)
 
-    async def _redirected(
+    async def _follow_redirects(
         self,
         method: str,
         url: httpx.URL,
-        home: httpx.URL,
+        origin: httpx.URL,
         headers: Mapping[str, str],
         authorization: str | None,
         body: Body | None,
     ) -> httpx.Response:
         """Send, and follow redirects of what is read; the authorization goes to the registry alone."""
         for _ in range(_MAX_REDIRECTS):
-            own = {"Authorization": authorization} if authorization and _same_origin(url, home) else {}
+            own = {"Authorization": authorization} if authorization and _same_origin(url, origin) else {}
             client = self._client(plain=url.scheme == "http")
             request = client.build_request(
                 method,
@@ -164,10 +164,12 @@ class Connections:
             if target.scheme not in {"https", url.scheme}:
                 raise RegistryUnreachableError(
                     f"{url.host} redirects to {target.scheme}://{target.host}, which is not HTTPS",
-                    _ASK,
+                    _ASK_OPERATOR,
                 )
             url = target
-        raise RegistryUnreachableError(f"{home.host} redirects more than {_MAX_REDIRECTS} times", _ASK)
+        raise RegistryUnreachableError(
+            f"{origin.host} redirects more than {_MAX_REDIRECTS} times", _ASK_OPERATOR
+        )
 
     def _client(self, *, plain: bool) -> httpx.AsyncClient:
         """One client with and one without TLS; the proxies of the environment are for what is outside only."""

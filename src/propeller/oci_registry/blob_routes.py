@@ -24,7 +24,7 @@ class _BlobResponse(FileResponse):
 
 def create_routes(layout: Layout, max_blob: int) -> list[Route]:
     """The routes of ``/v2/{name}/blobs/…``; ``max_blob`` is the largest blob, in bytes."""
-    blobs = _Blobs(layout, max_blob)
+    blobs = _BlobHandlers(layout, max_blob)
     uploads, upload = "/v2/{name:path}/blobs/uploads", "/v2/{name:path}/blobs/uploads/{upload}"
     blob = "/v2/{name:path}/blobs/{digest}"
     return [
@@ -39,7 +39,7 @@ def create_routes(layout: Layout, max_blob: int) -> list[Route]:
     ]
 
 
-class _Blobs:
+class _BlobHandlers:
     def __init__(self, layout: Layout, max_bytes: int) -> None:
         self._layout, self._max_bytes = layout, max_bytes
         self._upload_locks = KeyedLocks()  # one request at a time writes to an upload

@@ -29,7 +29,7 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-
 
 def create_routes(layout: Layout) -> list[Route]:
     """The routes of ``/v2/{name}/manifests/…``, ``tags/list``, ``referrers/…`` and ``/v2/_catalog``."""
-    manifests = _Manifests(layout)
+    manifests = _ManifestHandlers(layout)
     target = "/v2/{name:path}/manifests/{target}"
     return [
         Route("/v2/_catalog", manifests.catalog),
@@ -41,7 +41,7 @@ def create_routes(layout: Layout) -> list[Route]:
     ]
 
 
-class _Manifests:
+class _ManifestHandlers:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 

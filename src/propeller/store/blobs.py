@@ -1,22 +1,24 @@
 """Large values by key: files in a folder, or objects in S3, Google Cloud Storage or Azure by URL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from propeller.errors import NotFoundError, UnavailableError
 from propeller.process.files import Buffer, remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 
-CHUNK = 1024 * 1024
-"""The least size of the pieces that ``stream`` gives, the last one excepted, in bytes."""
+MIN_PIECE_BYTES = 1024 * 1024
+"""The least size of the pieces that ``stream`` yields, but for the last one."""
 
 
-class BlobMissingError(LookupError):
+class BlobNotFoundError(NotFoundError):
     """No blob has this key."""
 
     def __init__(self, key: str) -> None:
@@ -24,21 +26,25 @@ class BlobMissingError(LookupError):
         super().__init__(f"no blob {key!r}")
 
 
-class Blobs:
+class BlobStoreError(UnavailableError):
+    """The folder or the object store cannot be used now."""
+
+
+class BlobStore:
     """Blobs of one service. A key is an id, as a digest, or ids separated by ``/``.
 
     A blob appears whole or not at all, and is durable once ``put`` returns.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        """``place`` is a folder, or a URL: ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///…``.
+    def __init__(self, location: str | Path) -> None:
+        """``location`` is a folder, or a URL: ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///…``.
 
-        The stores' own environment variables give the credentials (``AWS_ACCESS_KEY_ID`` and so on).
+        Credentials are those of the store's own environment variables (``AWS_ACCESS_KEY_ID`` and so on).
 
         Raises:
             StartError: the folder cannot be used, or the URL is not one of a store.
         """
-        text = str(place)
+        text = str(location)
         self._folder: Path | None = None
         self._store: ObjectStore
         if "://" not in text or text.startswith("file://"):
@@ -56,7 +62,7 @@ class Blobs:
             self._store = from_url(text)
         except (BaseError, ValueError) as error:
             raise StartError(
-                f"{text!r} is not a place for blobs ({str(error).splitlines()[0]}); "
+                f"{text!r} is not a location for blobs ({str(error).splitlines()[0]}); "
                 "write a folder, or s3://, gs:// or az:// with a bucket"
             ) from None
 
@@ -64,67 +70,86 @@ class Blobs:
         """Store a blob, replacing what the key had.
 
         Raises:
+            BlobStoreError: the store cannot be used now.
             InvalidIdError: the key cannot be one.
         """
-        check_key(key)
-        if self._folder is not None:
-            # Not through obstore, which does not sync files: an acknowledged blob must survive a power loss.
-            await asyncio.to_thread(write_durably, self._folder / key, data)
-        else:
-            await obstore.put_async(self._store, key, data)
+        with _store_errors(check_key(key)):
+            if self._folder is not None:
+                # Not through obstore, which does not sync files: an acknowledged blob must survive a power loss.
+                await asyncio.to_thread(write_durably, self._folder / key, data)
+            else:
+                await obstore.put_async(self._store, key, data)
 
     async def get(self, key: str) -> bytes:
         """A whole blob.
 
         Raises:
-            BlobMissingError: there is none.
+            BlobNotFoundError: there is none.
+            BlobStoreError: the store cannot be used now.
             InvalidIdError: the key cannot be one.
         """
-        return bytes(await (await self._find(key)).bytes_async())
+        with _store_errors(check_key(key)):
+            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
 
-    async def stream(self, key: str, *, chunk: int = CHUNK) -> AsyncIterator[bytes]:
-        """A blob in pieces of about ``chunk`` bytes.
+    async def stream(self, key: str, *, min_piece: int = MIN_PIECE_BYTES) -> AsyncIterator[bytes]:
+        """A blob in pieces of at least ``min_piece`` bytes, but for the last one.
 
         Raises:
-            BlobMissingError: there is none.
+            BlobNotFoundError: there is none.
+            BlobStoreError: the store cannot be used now.
             InvalidIdError: the key cannot be one.
         """
-        async for piece in (await self._find(key)).stream(min_chunk_size=chunk):
-            yield bytes(piece)
+        with _store_errors(check_key(key)):
+            found = await obstore.get_async(self._store, key)
+            async for piece in found.stream(min_chunk_size=min_piece):
+                yield bytes(piece)
 
     async def delete(self, key: str) -> None:
-        """Remove a blob; one that is not there is fine."""
-        check_key(key)
-        try:
+        """Remove a blob; one that is not there is fine.
+
+        Raises:
+            BlobStoreError: the store cannot be used now.
+            InvalidIdError: the key cannot be one.
+        """
+        with contextlib.suppress(BlobNotFoundError), _store_errors(check_key(key)):
             await obstore.delete_async(self._store, key)
-        except FileNotFoundError:
-            return
 
     async def has(self, key: str) -> bool:
         """Whether there is a blob of this key.
 
         Raises:
+            BlobStoreError: the store cannot be used now.
             InvalidIdError: the key cannot be one.
         """
         try:
-            await obstore.head_async(self._store, check_key(key))
-        except FileNotFoundError:
+            with _store_errors(check_key(key)):
+                await obstore.head_async(self._store, key)
+        except BlobNotFoundError:
             return False
         return True
 
     async def list(self) -> list[str]:
-        """All keys, sorted."""
+        """All keys, sorted.
+
+        Raises:
+            BlobStoreError: the store cannot be used now.
+        """
         keys = []
-        async for batch in obstore.list(self._store):
-            keys += [item["path"] for item in batch if _is_key(item["path"])]
+        with _store_errors(""):
+            async for batch in obstore.list(self._store):
+                keys += [item["path"] for item in batch if _is_key(item["path"])]
         return sorted(keys)
 
-    async def _find(self, key: str) -> "obstore.GetResult":
-        check_key(key)
-        try:
-            return await obstore.get_async(self._store, key)
-        except FileNotFoundError:
-            raise BlobMissingError(key) from None
+
+@contextlib.contextmanager
+def _store_errors(key: str) -> Iterator[None]:
+    """Raises the errors of a folder or object store as those of this module."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BlobNotFoundError(key) from None
+    except (BaseError, OSError) as error:
+        raise BlobStoreError(f"blobs cannot be read or written: {str(error).splitlines()[0]}") from error
 
 
 def check_key(key: str) -> str:
