@@ -10,8 +10,8 @@ from propeller.manager.coordinator_client import FailureReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet
 from propeller.manager.housekeeping import Housekeeping
+from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_repository import RoundRepository
-from propeller.manager.samples import Samples
 from propeller.manager.task import Task, TaskSpec, TaskState
 from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
@@ -36,7 +36,7 @@ class World:
             RoundRepository(database),
             KeyedLocks(),
             TaskRunner(self.tasks, KeyedLocks(), self.fleet, nobody, reporter),
-            Samples(database),
+            MetricsRepository(database),
             None,
             reporter,
             interval_s=10,

@@ -109,9 +109,9 @@ def _proplet_routes(manager: Manager) -> Router:
     async def get_proplet_metrics(
         proplet_id: PathId, offset: Offset = 0, limit: Limit = 100
     ) -> dict[str, Any]:
-        """A page of a proplet's resource samples, the oldest first."""
-        total, samples = await manager.samples.of_proplet(proplet_id, offset, limit)
-        return {"offset": offset, "limit": limit, "total": total, "metrics": samples}
+        """A page of a proplet's resource metrics, the oldest first."""
+        total, page = await manager.metrics.of_proplet(proplet_id, offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "metrics": page}
 
     @router.get("/{proplet_id}/alive-history")
     async def get_proplet_alive_history(
@@ -182,9 +182,9 @@ def _task_routes(manager: Manager) -> Router:
 
     @router.get("/{task_id}/metrics")
     async def get_task_metrics(task_id: PathId, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
-        """A page of a task's resource samples, the oldest first."""
-        total, samples = await manager.samples.of_task(task_id, offset, limit)
-        return {"offset": offset, "limit": limit, "total": total, "metrics": samples}
+        """A page of a task's resource metrics, the oldest first."""
+        total, page = await manager.metrics.of_task(task_id, offset, limit)
+        return {"offset": offset, "limit": limit, "total": total, "metrics": page}
 
     return router
 

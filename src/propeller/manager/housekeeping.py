@@ -1,4 +1,4 @@
-"""What the manager does periodically: fails lost tasks, publishes late starts, stops late tasks, writes samples, deletes old data."""
+"""What the manager does periodically: fails lost tasks, publishes late starts, stops late tasks, writes metrics, deletes old data."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from propeller.errors import PropellerError
 from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
 from propeller.manager.fleet import Fleet, PropletRecord
+from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_repository import RoundRepository
-from propeller.manager.samples import Samples
 from propeller.manager.task import ACTIVE_STATES, TaskState
 from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
@@ -37,7 +37,7 @@ class Housekeeping:
         rounds: RoundRepository,
         round_locks: KeyedLocks,
         runner: TaskRunner,
-        samples: Samples,
+        metrics: MetricsRepository,
         coordinator: CoordinatorClient | None,
         reporter: FailureReporter,
         *,
@@ -47,7 +47,7 @@ class Housekeeping:
     ) -> None:
         """``interval_s`` is the longest time between two checks of the fleet, ``tasks_keep`` how many ended tasks stay."""
         self._fleet, self._tasks, self._rounds, self._round_locks = fleet, tasks, rounds, round_locks
-        self._runner, self._samples = runner, samples
+        self._runner, self._metrics = runner, metrics
         self._coordinator, self._reporter = coordinator, reporter
         self._interval_s, self._tasks_keep, self._is_connected = interval_s, tasks_keep, is_connected
         self._listening_since = fleet.clock()
@@ -67,8 +67,8 @@ class Housekeeping:
             ("failing tasks of lost proplets", self.fail_lost_tasks, self.seconds_to_next_check),
             ("publishing late starts", resume_when_due, 0.0),
             ("stopping late tasks", self.stop_late_tasks, resume_interval_s),
-            ("writing heartbeats and samples", self.write, WRITE_INTERVAL_S),
-            ("deleting old samples", self._samples.prune, PRUNE_INTERVAL_S),
+            ("writing heartbeats and metrics", self.write, WRITE_INTERVAL_S),
+            ("deleting old metrics", self._metrics.prune, PRUNE_INTERVAL_S),
             ("deleting old tasks", self.prune_tasks, PRUNE_INTERVAL_S),
         ):
             background.spawn_periodic(name, work, every_s)
@@ -144,9 +144,9 @@ class Housekeeping:
             self._reporter.report(round_id, proplet_id, reason)
 
     async def write(self) -> None:
-        """Write new heartbeats and samples to the database."""
+        """Write new heartbeats and metrics to the database."""
         await self._fleet.write_heartbeats()
-        await self._samples.write()
+        await self._metrics.write()
 
     async def prune_tasks(self) -> None:
         """Delete the oldest ended tasks that are over the limit."""

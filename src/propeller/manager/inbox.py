@@ -12,8 +12,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 
 from propeller.errors import PropellerError, UnavailableError
 from propeller.manager.fleet import Fleet
+from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_starter import RoundStarter
-from propeller.manager.samples import Samples
 from propeller.manager.task_runner import TaskRunner
 from propeller.mqtt.session import Session
 from propeller.process.logs import get_logger
@@ -37,10 +37,15 @@ class Inbox:
     """Handles the messages of one channel, and round starts outside of every channel."""
 
     def __init__(
-        self, channel: Channel, fleet: Fleet, runner: TaskRunner, samples: Samples, rounds: RoundStarter
+        self,
+        channel: Channel,
+        fleet: Fleet,
+        runner: TaskRunner,
+        metrics: MetricsRepository,
+        rounds: RoundStarter,
     ) -> None:
         self._channel, self._fleet, self._runner = channel, fleet, runner
-        self._samples, self._rounds = samples, rounds
+        self._metrics, self._rounds = metrics, rounds
 
     async def subscribe(self, session: Session) -> None:
         """Subscribe to everything once the session runs; a subscription that the broker refuses is logged there."""
@@ -68,12 +73,12 @@ class Inbox:
         await self._runner.accept_result(TaskResult.decode(fields))
 
     async def _add_proplet_metrics(self, fields: dict[str, Any]) -> None:
-        sample = PropletMetrics.decode(fields)
-        if self._fleet.get(sample.proplet_id) is not None:
-            self._samples.add_proplet(sample)
+        metrics = PropletMetrics.decode(fields)
+        if self._fleet.get(metrics.proplet_id) is not None:
+            self._metrics.add_proplet_metrics(metrics)
 
     async def _add_task_metrics(self, fields: dict[str, Any]) -> None:
-        self._samples.add_task(TaskMetrics.decode(fields))
+        self._metrics.add_task_metrics(TaskMetrics.decode(fields))
 
     async def _start_round(self, fields: dict[str, Any]) -> None:
         start = RoundStart.decode(fields)

@@ -13,9 +13,9 @@ from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.housekeeping import Housekeeping
 from propeller.manager.inbox import Inbox
+from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_repository import RoundRepository
 from propeller.manager.round_starter import RoundStarter
-from propeller.manager.samples import Samples
 from propeller.manager.settings import Settings
 from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
@@ -38,7 +38,7 @@ class Manager:
     fleet: Fleet
     tasks: TaskService
     runner: TaskRunner
-    samples: Samples
+    metrics: MetricsRepository
     rounds: RoundStarter
     session: Session
     coordinator: CoordinatorClient | None
@@ -141,7 +141,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
         )
         tasks, task_locks = TaskRepository(database), KeyedLocks()
         rounds, round_locks = RoundRepository(database), KeyedLocks()
-        samples = Samples(database, keep=settings.metrics_keep)
+        metrics = MetricsRepository(database, keep=settings.metrics_keep)
         runner = TaskRunner(tasks, task_locks, fleet, dispatcher, reporter)
         starter = RoundStarter(
             database, rounds, tasks, round_locks, fleet, runner, dispatcher, coordinator, reporter
@@ -152,7 +152,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             rounds,
             round_locks,
             runner,
-            samples,
+            metrics,
             coordinator,
             reporter,
             interval_s=settings.liveliness_interval_s,
@@ -160,10 +160,10 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             is_connected=lambda: session.connected,
         )
         await housekeeping.report_failures()
-        await Inbox(channel, fleet, runner, samples, starter).subscribe(session)
+        await Inbox(channel, fleet, runner, metrics, starter).subscribe(session)
         service = TaskService(tasks, task_locks, fleet, max_program_bytes=dispatcher.max_program_bytes)
         async with session.running(on_connect=housekeeping.on_connect), housekeeping.running():
-            yield Manager(fleet, service, runner, samples, starter, session, coordinator)
+            yield Manager(fleet, service, runner, metrics, starter, session, coordinator)
         await housekeeping.write()
     finally:
         await reporter.close()

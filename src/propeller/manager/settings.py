@@ -55,7 +55,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     liveliness_interval_s: Seconds = Field(10.0, alias="MANAGER_LIVELINESS_INTERVAL", gt=0)
     """Between heartbeats of a proplet that does not say its own interval; three missed ones and it is gone."""
     metrics_keep: Annotated[int, Field(ge=1)] = Field(1000, alias="MANAGER_METRICS_KEEP")
-    """Newest samples kept of each proplet and of each task."""
+    """Newest metrics kept of each proplet and of each task."""
     tasks_keep: Annotated[int, Field(ge=0)] = Field(10_000, alias="MANAGER_TASKS_KEEP")
     """Newest ended tasks kept; older ones are deleted, but not those of rounds whose deadline has not passed."""
     max_message_bytes: int = Field(8_000_000, alias="MANAGER_MAX_MESSAGE_BYTES", ge=10_000)

@@ -24,12 +24,12 @@ class TaskRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, task: Task, file: bytes | None = None) -> None:
+    async def add(self, task: Task, program: bytes | None = None) -> None:
         """Store a new task, and its program if it was uploaded."""
         async with self._database.transaction() as connection:
             await self.insert(connection, [task])
-            if file is not None:
-                await _write_file(connection, task.id, file)
+            if program is not None:
+                await _write_program(connection, task.id, program)
 
     async def insert(self, connection: AsyncConnection, tasks: Sequence[Task]) -> None:
         """Store new tasks as part of a larger transaction."""
@@ -61,7 +61,7 @@ class TaskRepository:
             )
             return int(total or 0), [_task(row) for row in rows]
 
-    async def replace(self, task: Task, states: Iterable[TaskState], file: bytes | None = None) -> bool:
+    async def replace(self, task: Task, states: Iterable[TaskState], program: bytes | None = None) -> bool:
         """Write a task if it is still in one of ``states``; whether it was."""
         async with self._database.transaction() as connection:
             result = await connection.execute(
@@ -69,8 +69,8 @@ class TaskRepository:
                 .where(_TASK.id == task.id, _TASK.state.in_([int(state) for state in states]))
                 .values(_values(task))
             )
-            if result.rowcount and file is not None:
-                await _write_file(connection, task.id, file)
+            if result.rowcount and program is not None:
+                await _write_program(connection, task.id, program)
         return bool(result.rowcount)
 
     async def mark_running(self, task_ids: Sequence[str]) -> None:
@@ -145,9 +145,9 @@ async def _delete(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
         await connection.execute(statement)
 
 
-async def _write_file(connection: AsyncConnection, task_id: str, content: bytes) -> None:
+async def _write_program(connection: AsyncConnection, task_id: str, program: bytes) -> None:
     await connection.execute(tables.task_files.delete().where(tables.task_files.c.task_id == task_id))
-    await connection.execute(insert(tables.task_files).values(task_id=task_id, content=content))
+    await connection.execute(insert(tables.task_files).values(task_id=task_id, content=program))
 
 
 def _values(task: Task) -> dict[str, Any]:

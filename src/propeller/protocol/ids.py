@@ -1,4 +1,4 @@
-"""Identifiers on the wire: what may stand in a topic, a path or a file name."""
+"""Identifiers: texts that are safe in a topic, a URL path and a file name."""
 
 import re
 from typing import Annotated
@@ -13,14 +13,14 @@ ID_RULE = "1 to 128 letters, digits, '.', '_' or '-', the first a letter or digi
 
 
 class InvalidIdError(InvalidError):
-    """A text that must not become part of a topic, a path or a file name."""
+    """A text that is not safe in a topic, a path or a file name."""
 
 
 def check_id(value: str) -> str:
-    """Return ``value`` if it can be part of a topic, a URL path and a file name without changing them.
+    """The same text, if it can be part of a topic, a URL path and a file name without changing them.
 
     Raises:
-        InvalidIdError: it is empty, too long, or has a character with a meaning there (``/ + # ..`` and more).
+        InvalidIdError: it is empty, too long, or has a special character (``/ + # ..`` and more).
     """
     if _ID.fullmatch(value) is None:
         raise InvalidIdError(f"{value[:80]!r} is not a valid id: use {ID_RULE}")

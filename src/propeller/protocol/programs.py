@@ -1,4 +1,4 @@
-"""How a program reaches proplets: topics ``registry/proplet`` (requests) and ``registry/server`` (answers)."""
+"""Delivery of programs to proplets: topics ``registry/proplet`` (requests) and ``registry/server`` (answers)."""
 
 import base64
 import binascii
@@ -7,10 +7,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from propeller.protocol.ids import Id
-from propeller.protocol.wire import Message
+from propeller.protocol.wire import MalformedMessageError, Message
 
 WASM_MAGIC = b"\0asm"
-"""What a Wasm program begins with."""
+"""The first bytes of every Wasm program."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 """``sha256:`` and 64 hexadecimal digits."""
@@ -19,9 +19,9 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 class ProgramRequest(Message):
     """A proplet asks for a program.
 
-    S sends ``app_name`` alone and takes chunks from the shared topic. A directed proplet also names itself: it
-    first gets a ``ResolvedProgram`` answer on its own topic; if it lacks the bytes it asks again with ``digest`` set and
-    takes chunks from the topic of that digest. ``missing`` lists the chunk numbers it still needs (absent: all).
+    S sends ``app_name`` alone and reads chunks from the shared topic. A directed proplet also names itself: it first
+    gets a ``ResolvedProgram`` on its own topic; if it lacks the bytes it asks again with ``digest`` set and reads
+    chunks from the topic of that digest. ``missing`` lists the chunk numbers that it still needs (absent: all).
     """
 
     app_name: str = Field(min_length=1, max_length=512)
@@ -31,7 +31,7 @@ class ProgramRequest(Message):
 
 
 class ResolvedProgram(Message):
-    """The proxy's answer to one proplet: what the reference stands for now, or why it cannot be had."""
+    """The proxy's answer to one proplet: what the reference resolves to now, or why it cannot be fetched."""
 
     app_name: str
     digest: Digest | None = None
@@ -41,9 +41,10 @@ class ResolvedProgram(Message):
 
 
 class ProgramChunk(Message):
-    """A part of a program. ``digest`` and ``size`` are of the whole, absent from S proxies; ``error`` ends a request.
+    """A part of a program. ``digest`` and ``size`` are of the whole program, absent from S proxies.
 
-    An error carries no part: an S proplet cannot read it and drops it, instead of counting it among the chunks.
+    An ``error`` ends a request and carries no part: an S proplet cannot read it and drops it, instead of counting it
+    among the chunks.
     """
 
     app_name: str
@@ -61,17 +62,17 @@ class ProgramChunk(Message):
         return self
 
     def encode(self) -> bytes:
-        """Write the part, or the error alone."""
+        """The part as JSON, or the error alone."""
         part = {"chunk_idx", "total_chunks", "data"} if self.error else None
         return self.model_dump_json(exclude_none=True, exclude=part).encode()
 
     def payload(self) -> bytes:
-        """The bytes.
+        """The bytes of the part.
 
         Raises:
-            ValueError: ``data`` is not base64.
+            MalformedMessageError: ``data`` is not base64.
         """
         try:
             return base64.b64decode(self.data, validate=True)
         except binascii.Error:
-            raise ValueError("data: not valid base64") from None
+            raise MalformedMessageError("data: not valid base64") from None

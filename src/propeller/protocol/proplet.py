@@ -1,4 +1,4 @@
-"""What a proplet says about itself: topics ``create``, ``alive`` and ``metrics``."""
+"""What a proplet reports of itself: topics ``create``, ``alive``, ``metrics`` and ``task_metrics``."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from propeller.protocol.wire import Message, Time, now, null_as_empty
 
 
 class PropletMetadata(Message):
-    """What a device is (H form). ``directed`` asks for messages on the directed topics."""
+    """The device and its software, as H sends it. ``directed`` asks for messages on the directed topics."""
 
     description: str | None = None
     tags: list[str] | None = None
@@ -24,7 +24,7 @@ class PropletMetadata(Message):
     wasm_runtime: str = ""
     directed: bool = False
     liveliness_interval: Annotated[float, Field(gt=0)] | None = None
-    """Seconds between heartbeats, so that the manager's window follows it."""
+    """Seconds between heartbeats; the manager's liveness window follows it."""
 
 
 class Registration(Message):
@@ -44,7 +44,7 @@ class HeartbeatMessage(Message):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the sender says that it lives."""
+        """Whether it is a heartbeat and not a last will or goodbye."""
         return self.status == "alive"
 
 
@@ -68,7 +68,7 @@ class MemoryMetrics(Message):
 
 
 class PropletMetrics(Message):
-    """A proplet's own use of its device, sent at an interval."""
+    """A proplet's own use of its device, sent periodically."""
 
     proplet_id: Id
     namespace: str = "default"

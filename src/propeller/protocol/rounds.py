@@ -1,4 +1,4 @@
-"""Rounds on the wire: experiments, starts, updates, status and the notice of a finished round."""
+"""Rounds on the wire: experiments, starts, updates, failures and the notice of a completed round."""
 
 from collections import Counter
 from typing import Annotated, Any, Self
@@ -22,10 +22,10 @@ MAX_SAMPLES = MAX_INTEGER
 """The largest ``num_samples``."""
 
 MAX_REASON_CHARACTERS = 2000
-"""How much of the reason of a failure is kept, in characters."""
+"""The rest of a failure's reason is cut off."""
 
 MAX_WAIT_S = 60.0
-"""How long an answer waits for the end of a round at most (``wait_s``), in seconds."""
+"""The longest that an answer waits for the end of a round (``wait_s``)."""
 
 CBOR = "application/cbor"
 CBOR_TYPES = frozenset({CBOR, "application/cbor-seq"})
@@ -65,7 +65,7 @@ def _unique(values: list[str]) -> list[str]:
     return values
 
 
-def _short(reason: str) -> str:
+def _truncated(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
@@ -88,7 +88,7 @@ Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), After
 
 
 class RoundStart(Message):
-    """Starts a round: topic ``fl/rounds/start``. ``k_of_n`` and ``timeout_s`` are honoured when given."""
+    """Starts a round: topic ``fl/rounds/start``. S sends no ``k_of_n`` and no ``timeout_s``."""
 
     round_id: Id
     model_uri: Annotated[ModelRef, Field(min_length=1)]
@@ -106,7 +106,7 @@ class RoundStart(Message):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What it says of its round, by the names of an experiment's fields; what it leaves out is absent."""
+        """The fields that it sets, by their names in an experiment."""
         fields = {
             "experiment_id": self.experiment_id or None,
             "round_id": self.round_id,
@@ -121,7 +121,7 @@ class RoundStart(Message):
         return {name: value for name, value in fields.items() if value is not None}
 
     def to_experiment(self) -> "Experiment":
-        """The experiment that it starts, with defaults for what it leaves out."""
+        """The experiment that it starts, with defaults for the fields that it leaves out."""
         return Experiment.decode(self.given())
 
 
@@ -195,7 +195,7 @@ class Experiment(Message):
 
 
 class UpdateHeader(Message):
-    """An update without its tensors: who trained what on how many samples, and how well."""
+    """An update without its tensors: who trained what on how many samples, with which metrics."""
 
     round_id: Id
     proplet_id: Id
@@ -221,11 +221,11 @@ class ParticipantFailure(Message):
     """``POST /rounds/{round_id}/failures`` of the coordinator: why no update is to be expected of a participant."""
 
     proplet_id: Id
-    reason: Annotated[str, Field(min_length=1), AfterValidator(_short)]
+    reason: Annotated[str, Field(min_length=1), AfterValidator(_truncated)]
 
 
 class RoundNext(Message):
-    """A round is over and its model is stored: topic ``fl/rounds/next``."""
+    """A round completed and its model is stored: topic ``fl/rounds/next``."""
 
     round_id: str
     new_model_version: int

@@ -11,7 +11,13 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from propeller.protocol.ids import Id
-from propeller.protocol.wire import MAX_INTEGER, Message, null_as_empty, null_as_empty_list
+from propeller.protocol.wire import (
+    MAX_INTEGER,
+    MalformedMessageError,
+    Message,
+    null_as_empty,
+    null_as_empty_list,
+)
 
 WALL_TIME = "wall_time_s"
 
@@ -44,7 +50,7 @@ def _zero_if_null(value: Any) -> Any:
 
 
 def empty_if_null(value: Any) -> Any:
-    """``null`` where an empty text is meant."""
+    """Read ``null``, which absmach/propeller's Go code writes for an empty text, as one."""
     return "" if value is None else value
 
 
@@ -100,7 +106,7 @@ TaskLimits = Annotated[dict[str, int | float] | None, BeforeValidator(check_limi
 class TaskStart(Message):
     """The manager asks a proplet to run a task.
 
-    ``inputs`` are decimal texts here; ``encode`` writes them as the receiver's version wants them.
+    ``inputs`` are decimal texts here; ``encode`` writes them as the receiver's version reads them.
     """
 
     id: Id
@@ -118,9 +124,9 @@ class TaskStart(Message):
     proplet_id: str | None = None
     broadcast: Flag = False
     latent: Flag = False
-    """H: to be kept ready, and run when it is invoked."""
+    """H: keep it ready, and run it when it is invoked."""
     limits: TaskLimits = None
-    """Lower ones than the proplet's own; other proplets do not know it."""
+    """Only lower ones than the proplet's own count; proplets of absmach/propeller ignore them."""
 
     @model_validator(mode="after")
     def _has_a_program(self) -> Self:
@@ -129,22 +135,22 @@ class TaskStart(Message):
         return self
 
     def program_bytes(self) -> bytes | None:
-        """The program, when the message carries it.
+        """The program, if the message carries it.
 
         Raises:
-            ValueError: ``file`` is not base64.
+            MalformedMessageError: ``file`` is not base64.
         """
         if not self.file:
             return None
         try:
             return base64.b64decode(self.file, validate=True)
         except binascii.Error:
-            raise ValueError("file: not valid base64") from None
+            raise MalformedMessageError("file: not valid base64") from None
 
     def encode(self, *, text_inputs: bool = False) -> bytes:
-        """Write for S and H alike: every key of S present, never ``null`` where S cannot read it.
+        """JSON for S and H: every key of S is present, never ``null`` where S cannot read it.
 
-        ``inputs`` go as numbers, as S proplets decode nothing else, or as texts for H proplets, likewise.
+        ``inputs`` are numbers, as S proplets decode nothing else, or texts, as H proplets decode nothing else.
         """
         fields = self.model_dump(mode="json")
         fields["inputs"] = (
@@ -158,7 +164,7 @@ class TaskStart(Message):
 
 
 def _as_number(text: str) -> int | float | str:
-    """The number that a decimal text stands for; any other text as it is."""
+    """The number in a decimal text; any other text as it is."""
     if _INTEGER.fullmatch(text):
         return int(text)
     if _NUMBER.fullmatch(text) and math.isfinite(number := float(text)):
@@ -167,7 +173,11 @@ def _as_number(text: str) -> int | float | str:
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact JSON; NaN is a ``ValueError``."""
+    """Compact JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -180,7 +190,7 @@ class TaskStop(Message):
 
 
 class FlEnvelope(Message):
-    """The result of a federated task: the update again, as base64, beside the ids (S ``build_fl_update_envelope``)."""
+    """The result of a federated task: a copy of the update as base64, with the ids (``build_fl_update_envelope`` in S)."""
 
     task_id: str
     round_id: str
@@ -192,14 +202,14 @@ class FlEnvelope(Message):
 
 
 class TaskResult(Message):
-    """A task ended. ``results`` is text, or an object for a federated task; ``error`` tells whether it failed."""
+    """A task ended. ``results`` is text, or an object for a federated task; with an ``error`` it failed."""
 
     task_id: Id
     proplet_id: str | None = None
     results: Any = ""
     error: str | None = None
     usage: Annotated[dict[str, float], BeforeValidator(_usage)] = Field(default_factory=dict)
-    """What the run took, by our proplets' names (docs/reference.md); others do not say."""
+    """What the run used, by the names in docs/reference.md; proplets of absmach/propeller do not report it."""
 
     @property
     def failed(self) -> bool:
@@ -215,7 +225,7 @@ class TaskResult(Message):
         return inner if isinstance(inner, str) else None
 
     def encode(self) -> bytes:
-        """Write; ``error`` is always there, ``null`` on success."""
+        """JSON in which ``error`` is always present, ``null`` on success."""
         fields = self.model_dump(mode="json", exclude_none=True)
         if not self.usage:
             del fields["usage"]

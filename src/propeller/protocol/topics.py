@@ -1,7 +1,7 @@
-"""Every MQTT topic, built and parsed in one place.
+"""Every MQTT topic, built and parsed here alone.
 
-``m/{domain}/c/{channel}`` is the channel prefix. The table is that of absmach/propeller, with the directed
-topics that this project adds: they carry a message to one proplet, so that access rules can name it.
+``m/{domain}/c/{channel}`` is the channel prefix. The topics are those of absmach/propeller and the directed topics
+that this project adds: they carry messages to one proplet, so that access rules can name it.
 """
 
 import re
@@ -83,35 +83,35 @@ class Channel:
         return f"{self.prefix}/{kind}"
 
     def start(self, proplet_id: str) -> str:
-        """Starts for one proplet."""
+        """The topic of starts for one proplet."""
         return f"{self.topic(Kind.START)}/{check_id(proplet_id)}"
 
     def stop(self, proplet_id: str) -> str:
-        """Stops for one proplet."""
+        """The topic of stops for one proplet."""
         return f"{self.topic(Kind.STOP)}/{check_id(proplet_id)}"
 
     def answers(self, proplet_id: str) -> str:
-        """The proxy's answers to one proplet: what a reference resolved to, or why it did not."""
+        """The topic of the proxy's answers to one proplet: what a reference resolves to, or why it cannot be fetched."""
         return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(proplet_id)}"
 
     def chunks(self, digest: str) -> str:
-        """Chunks of one program, for everyone who asked for it; ``sha256:abc…`` is written ``sha256-abc…``."""
+        """The topic of one program's chunks, for all who asked for it; ``sha256:abc…`` is written ``sha256-abc…``."""
         if _DIGEST.fullmatch(digest.replace(":", "-", 1)) is None:
             raise InvalidIdError(f"{digest[:80]!r} is not a digest: use sha256: and 64 hexadecimal digits")
         return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(digest.replace(':', '-'))}"
 
     def update(self, round_id: str, proplet_id: str) -> str:
-        """An update that could not be sent over HTTP, inside the channel."""
+        """The topic in the channel of an update that could not be sent over HTTP."""
         return f"{self.prefix}/{update_topic(round_id, proplet_id)}"
 
 
 def update_topic(round_id: str, proplet_id: str) -> str:
-    """An update that could not be sent over HTTP, outside of every channel (as absmach/propeller sends it)."""
+    """The topic outside of every channel of an update that could not be sent over HTTP, as absmach/propeller has it."""
     return f"fl/rounds/{check_id(round_id)}/updates/{check_id(proplet_id)}"
 
 
 def parse_topic(topic: str) -> Topic | None:
-    """Parse a topic; ``None`` if it is none of ours or holds an id that is not one."""
+    """Parse a topic; ``None`` if it is not one of these or has an invalid id."""
     try:
         channel, rest = _split(topic)
         return _parse_rest(channel, rest)

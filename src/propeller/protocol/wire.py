@@ -1,4 +1,4 @@
-"""The base of every message: strict when written, tolerant when read."""
+"""The base of every message, strict JSON, times, and the rules that fields share."""
 
 import contextlib
 import math
@@ -21,17 +21,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MalformedMessageError(InvalidError):
-    """A message that cannot be read; the text names the field and what is wrong with it."""
+    """A message that is not valid; the text names the field and what is wrong with it."""
 
 
 class Message(BaseModel):
-    """A JSON object on the wire. Unknown fields are ignored, so that newer peers can be read."""
+    """A JSON object on the wire. Unknown fields are ignored, so that newer peers are understood."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     @classmethod
     def decode(cls, payload: bytes | str | Mapping[str, Any]) -> Self:
-        """Read a message from JSON text or a decoded object.
+        """A message from JSON text or a decoded object.
 
         Raises:
             MalformedMessageError: not a JSON object, or a field is missing or wrong.
@@ -44,19 +44,19 @@ class Message(BaseModel):
 
     @classmethod
     def unknown_fields(cls, fields: Mapping[str, Any]) -> list[str]:
-        """The names in ``fields`` that this message has not, cut to what fits in an answer: they are ignored."""
+        """The names in ``fields`` that this message does not have and ignores, cut to what fits in an answer."""
         names = sorted(set(fields) - set(cls.model_fields))
         return [name[:80] for name in names[:_MAX_NAMED_FIELDS]]
 
     def encode(self) -> bytes:
-        """Write compact JSON without the fields that are ``None``."""
+        """Compact JSON without the fields that are ``None``."""
         return self.model_dump_json(exclude_none=True).encode()
 
 
 def decode_object(payload: bytes | str) -> dict[str, Any]:
     """Decode a JSON object.
 
-    Refused, as JSON has no such thing or no reader after us could take it: NaN and infinities, numbers beyond a
+    Refused, as JSON does not have them or later readers could not read them: NaN and infinities, numbers beyond a
     float's range, halves of surrogate pairs, more than 200 levels of nesting, integers of more than 4300 digits.
 
     Raises:
@@ -83,19 +83,19 @@ def _names_a_constant(payload: bytes | str) -> bool:
 
 def _overflows(field: Any) -> bool:
     """Whether a decoded field holds a number beyond a float's range: ``1e999`` reads as infinity."""
-    waiting = [[field]]
-    while waiting:
-        values = waiting.pop()
-        with contextlib.suppress(TypeError, OverflowError):  # anything but floats is looked at one by one
+    pending = [[field]]
+    while pending:
+        values = pending.pop()
+        with contextlib.suppress(TypeError, OverflowError):  # mixed values are checked one by one
             if all(map(math.isfinite, values)):
                 continue
         for value in values:
             if isinstance(value, float) and not math.isfinite(value):
                 return True
             if isinstance(value, list):
-                waiting.append(value)
+                pending.append(value)
             elif isinstance(value, dict):
-                waiting.append(list(value.values()))
+                pending.append(list(value.values()))
     return False
 
 
@@ -112,7 +112,7 @@ def explain_validation_error(error: ValidationError) -> str:
 
 
 def now() -> datetime:
-    """The time, in UTC."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
@@ -139,17 +139,17 @@ def read_time(value: Any) -> Any:
 
 
 def null_as_empty(value: Any) -> Any:
-    """``null`` where absmach/propeller's Go code writes it for an empty map."""
+    """Read ``null``, which absmach/propeller's Go code writes for an empty map, as one."""
     return {} if value is None else value
 
 
 def null_as_empty_list(value: Any) -> Any:
-    """``null`` where absmach/propeller's Go code writes it for an empty list."""
+    """Read ``null``, which absmach/propeller's Go code writes for an empty list, as one."""
     return [] if value is None else value
 
 
 def require_printable(value: str) -> str:
-    """Refuse control characters: a text with them reads as another one in a log or on a screen."""
+    """Refuse control characters: a text with them looks like another one in a log or on a screen."""
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise ValueError("must have no control characters")
     return value

@@ -1,4 +1,4 @@
-"""Resource samples of proplets and tasks: written in batches, a bounded number kept of each."""
+"""Resource metrics of proplets and tasks in the database: written in batches, a bounded number kept of each."""
 
 from collections import defaultdict
 from typing import Any
@@ -14,34 +14,34 @@ _MAX_UNWRITTEN = 10_000
 """Of each kind; when the database is away for long, the oldest are dropped."""
 
 
-class Samples:
-    """Collects samples at any rate; ``write`` stores them, periodically and before they are read."""
+class MetricsRepository:
+    """Collects metrics at any rate; ``write`` stores them, periodically and before they are read."""
 
     def __init__(self, database: Database, *, keep: int = 1000) -> None:
-        """``keep`` is how many of the newest samples of each proplet and each task stay."""
+        """``keep`` is how many of the newest metrics of each proplet and each task stay."""
         self._database, self._keep = database, keep
         self._unwritten: dict[Table, list[dict[str, Any]]] = defaultdict(list)
         self._written_since_pruning: dict[Table, set[str]] = defaultdict(set)
 
-    def add_proplet(self, sample: PropletMetrics) -> None:
-        """Add a sample of a proplet's own use of its device."""
-        fields = sample.model_dump(mode="json", exclude_none=True)
-        self._add(tables.proplet_metrics, sample.proplet_id, fields)
+    def add_proplet_metrics(self, metrics: PropletMetrics) -> None:
+        """Add what a proplet used of its device."""
+        fields = metrics.model_dump(mode="json", exclude_none=True)
+        self._add(tables.proplet_metrics, metrics.proplet_id, fields)
 
-    def add_task(self, sample: TaskMetrics) -> None:
-        """Add a sample of a task's use of its device."""
-        self._add(tables.task_metrics, sample.task_id, sample.model_dump(mode="json", exclude_none=True))
+    def add_task_metrics(self, metrics: TaskMetrics) -> None:
+        """Add what a task used of its device."""
+        self._add(tables.task_metrics, metrics.task_id, metrics.model_dump(mode="json", exclude_none=True))
 
     async def of_proplet(self, proplet_id: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many samples of a proplet there are, and a page of them, the oldest first."""
+        """How many metrics of a proplet there are, and a page of them, the oldest first."""
         return await self._page(tables.proplet_metrics, proplet_id, offset, limit)
 
     async def of_task(self, task_id: str, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
-        """How many samples of a task there are, and a page of them, the oldest first."""
+        """How many metrics of a task there are, and a page of them, the oldest first."""
         return await self._page(tables.task_metrics, task_id, offset, limit)
 
     async def write(self) -> None:
-        """Write new samples to the database; those of unknown tasks are dropped."""
+        """Write new metrics to the database; those of unknown tasks are dropped."""
         unwritten, self._unwritten = self._unwritten, defaultdict(list)
         if not unwritten:
             return
@@ -60,7 +60,7 @@ class Samples:
             raise
 
     async def prune(self) -> None:
-        """Delete the oldest samples over the limit, of those proplets and tasks that have new ones."""
+        """Delete the oldest metrics over the limit, of those proplets and tasks that have new ones."""
         written, self._written_since_pruning = self._written_since_pruning, defaultdict(set)
         for table, owners in written.items():
             for owner in owners:
@@ -78,9 +78,9 @@ class Samples:
                             delete(table).where(table.c.owner == owner, table.c.seq <= last)
                         )
 
-    def _add(self, table: Table, owner: str, sample: dict[str, Any]) -> None:
+    def _add(self, table: Table, owner: str, fields: dict[str, Any]) -> None:
         rows = self._unwritten[table]
-        rows.append({"owner": owner, "sample": sample})
+        rows.append({"owner": owner, "sample": fields})
         if len(rows) > _MAX_UNWRITTEN:
             del rows[0]
 
