@@ -3,8 +3,7 @@
 import asyncio
 import time
 
-from propeller.doctor.checks import Check, run_checks
-from propeller.doctor.findings import Finding, Status, failed, passed, skipped
+from propeller.doctor.checks import Check, Finding, Status, failed, passed, run_checks, skipped
 
 
 async def good() -> list[Finding]:

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from propeller.doctor.broker import subscriptions
-from propeller.doctor.diagnosis import NEED_A_STACK
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Status
-from propeller.doctor.machine import LEAST_FREE, clocks, disk, free_ports
+from propeller.doctor.checks import Status
+from propeller.doctor.diagnosis import CHECKS_OF_A_RUNNING_STACK
+from propeller.doctor.machine import MIN_FREE_BYTES, clocks, disk, free_ports
+from propeller.doctor.target import Observations
 from propeller.stack.variables import GUIDE_VARIABLES
 from support.doctor import answering, examine, published
 from support.net import free_port
 from support.stack import propeller
 
-STACK_CHECKS = set(NEED_A_STACK)
+STACK_CHECKS = set(CHECKS_OF_A_RUNNING_STACK)
 
 
 def env_file(folder: Path, **changes: str) -> Path:
@@ -239,13 +239,15 @@ def test_a_clock_that_is_off(tmp_path: Path) -> None:
 
 
 def test_heartbeats_of_the_future() -> None:
-    facts = Facts(clocks={"manager": 0.0}, proplets={"p": {"last_alive_at": "2999-01-01T00:00:00Z"}, "q": {}})
-    [finding] = clocks(facts)
+    observed = Observations(
+        clocks={"manager": 0.0}, proplets={"p": {"last_alive_at": "2999-01-01T00:00:00Z"}, "q": {}}
+    )
+    [finding] = clocks(observed)
     assert finding.status is Status.FAIL
     assert "the last heartbeat of p" in finding.detail
-    facts.proplets = {"q": {}}
-    assert [one.status for one in clocks(facts)] == [Status.PASS]
-    assert [one.status for one in clocks(Facts())] == [Status.SKIP]
+    observed.proplets = {"q": {}}
+    assert [one.status for one in clocks(observed)] == [Status.PASS]
+    assert [one.status for one in clocks(Observations())] == [Status.SKIP]
 
 
 def test_ports_that_a_stack_would_need() -> None:
@@ -262,7 +264,7 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [one.status for one in disk(tmp_path / "not" / "yet")] == [Status.PASS]
 
     class Full:
-        free = LEAST_FREE - 1
+        free = MIN_FREE_BYTES - 1
 
     monkeypatch.setattr("shutil.disk_usage", lambda _path: Full)
     [finding] = disk(tmp_path)
@@ -279,7 +281,7 @@ def test_two_places_are_too_many(tmp_path: Path) -> None:
 def test_subscriptions_near_their_limit() -> None:
     limit = "raise BROKER_MAX_SUBSCRIPTIONS"
     for count, status in ((0, Status.PASS), (799, Status.PASS), (800, Status.FAIL), (1000, Status.FAIL)):
-        (found,) = subscriptions(Facts(subscriptions=(count, 1000)))
+        (found,) = subscriptions(Observations(subscriptions=(count, 1000)))
         assert (found.status, found.detail) == (status, f"{count} of the 1000 that the broker may keep")
         assert found.fix.startswith(limit) is (status is Status.FAIL)
-    assert [one.status for one in subscriptions(Facts())] == [Status.SKIP]
+    assert [one.status for one in subscriptions(Observations())] == [Status.SKIP]

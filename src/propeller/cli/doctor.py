@@ -10,10 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from propeller.doctor.checks import Finding, Status
 from propeller.doctor.diagnosis import diagnose, is_healthy
-from propeller.doctor.env_source import from_env
-from propeller.doctor.findings import Finding, Status
-from propeller.doctor.state_source import from_state
+from propeller.doctor.sources import from_env, from_state
 from propeller.doctor.target import Target
 
 _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.SKIP: "yellow"}

@@ -6,22 +6,17 @@ from pathlib import Path
 
 from propeller.doctor import broker as broker_checks
 from propeller.doctor import machine
-from propeller.doctor.accounts import Accounts
-from propeller.doctor.broker import Broker
-from propeller.doctor.checks import Ask, Check, run_checks
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, Status, failed, passed, waits_for
-from propeller.doctor.fleet import Fleet
+from propeller.doctor.broker import BrokerChecks, IdentityLookup
+from propeller.doctor.checks import Ask, Check, Finding, Status, failed, passed, run_checks, waits_for
+from propeller.doctor.fleet import FleetChecks, RoundChecks
 from propeller.doctor.image import LIMIT_S as IMAGE_LIMIT_S
-from propeller.doctor.image import Image
-from propeller.doctor.learning import Learning
-from propeller.doctor.questions import Questions, place_of
-from propeller.doctor.services import Services
-from propeller.doctor.target import SourceError, Target
+from propeller.doctor.image import ImageCheck
+from propeller.doctor.services import HttpClient, ServiceChecks, address_of
+from propeller.doctor.target import Observations, SourceError, Target
 from propeller.stack.ports import GUIDE_PORTS
 from propeller.stack.services import HTTP_SERVICES
 
-NEED_A_STACK = (
+CHECKS_OF_A_RUNNING_STACK = (
     "broker",
     *HTTP_SERVICES,
     "keys",
@@ -58,10 +53,10 @@ async def diagnose(
         target = source()
     except SourceError as error:
         return _without_target(error, folder)
-    facts = Facts()
+    observed = Observations()
     urls = {**target.services, **target.identity}
-    async with Questions(*urls.values()) as ask:
-        return await run_checks(_checks(target, ask, facts, image, participants))
+    async with HttpClient(*urls.values()) as http:
+        return await run_checks(_checks(target, http, observed, image, participants))
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
@@ -77,16 +72,20 @@ def _without_target(error: SourceError, folder: Path | None) -> list[Finding]:
         if not error.running:
             remedy = f"end what listens there, or take free ports: propeller up --state {folder} --ports auto"
             findings += machine.free_ports(GUIDE_PORTS, remedy)
-    return findings + [waits_for(what, found.what) for what in NEED_A_STACK]
+    return findings + [waits_for(what, found.what) for what in CHECKS_OF_A_RUNNING_STACK]
 
 
 def _checks(
-    target: Target, ask: Questions, facts: Facts, image: str | None, participants: Sequence[str] | None
+    target: Target,
+    http: HttpClient,
+    observed: Observations,
+    image: str | None,
+    participants: Sequence[str] | None,
 ) -> list[Check]:
-    services = Services(target, ask, facts)
-    broker = Broker(target, Accounts(target), facts)
-    fleet = Fleet(target, ask, facts, participants)
-    learning = Learning(target, ask, facts)
+    services = ServiceChecks(target, http, observed)
+    broker = BrokerChecks(target, IdentityLookup(target), observed)
+    fleet = FleetChecks(target, http, observed, participants)
+    rounds = RoundChecks(target, http, observed)
 
     async def settings() -> list[Finding]:
         return [passed("settings", target.settings)]
@@ -98,10 +97,10 @@ def _checks(
         return machine.disk(target.folder)
 
     async def subscriptions() -> list[Finding]:
-        return broker_checks.subscriptions(facts)
+        return broker_checks.subscriptions(observed)
 
     async def clocks() -> list[Finding]:
-        return machine.clocks(facts)
+        return machine.clocks(observed)
 
     def check(what: str, ask: Ask, *needs: str, after: tuple[str, ...] = (), **options: float) -> Check:
         return Check(what, ask, ("stack", *needs), after, **options)
@@ -120,13 +119,13 @@ def _checks(
         check("subscriptions", subscriptions, "identity"),
         check("manager mqtt", fleet.connection, "manager", "broker", after=("channel",)),
         check("proplets", fleet.proplets, "manager mqtt"),
-        check("rounds", learning.rounds, "coordinator"),
+        check("rounds", rounds.rounds, "coordinator"),
         check("participants", fleet.participants, after=("proplets", "rounds")),
-        check("model 0", learning.model, "model-registry"),
+        check("model 0", rounds.model, "model-registry"),
         check("datasets", fleet.datasets, "data-store", after=("proplets",)),
         check(
             "image",
-            Image(target, facts, image).image,
+            ImageCheck(target, observed, image).image,
             "proxy",
             after=("channel", "rounds"),
             limit_s=IMAGE_LIMIT_S,
@@ -138,9 +137,9 @@ def _checks(
 async def _runs(target: Target) -> list[Finding]:
     """Whether anything listens where the stack should."""
     broker = target.broker
-    places = {"broker": (broker.host, broker.port)}
-    places |= {name: place_of(url) for name, url in target.services.items()}
-    if await machine.listening(places):
+    addresses = {"broker": (broker.host, broker.port)}
+    addresses |= {name: address_of(url) for name, url in target.services.items()}
+    if await machine.listening_names(addresses):
         return [passed("stack", target.process)]
-    shown = ", ".join(f"{port} ({name})" for name, (_, port) in places.items())
+    shown = ", ".join(f"{port} ({name})" for name, (_, port) in addresses.items())
     return [failed("stack", f"nothing listens on {broker.host}: {shown}", target.advice.start())]

@@ -1,4 +1,4 @@
-"""The manager's proplets, those who are asked to take part in rounds, and their data."""
+"""The proplets that the manager knows and their data; the first model, and how the newest round ended."""
 
 import asyncio
 import json
@@ -7,33 +7,44 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, failed, passed, skipped, waits_for
-from propeller.doctor.questions import NoAnswerError, Questions
-from propeller.doctor.target import Client, Target
+from propeller.doctor.checks import Finding, failed, passed, skipped, waits_for
+from propeller.doctor.services import HttpClient, NoAnswerError
+from propeller.doctor.target import Client, Observations, Target
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.stack.variables import shown_id
 
 _INSTANCE_NAME = re.compile(r"proplet(-[0-9]+)?")
 _PAGE = 1000
-_AT_ONCE = 10
+_MAX_REQUESTS = 10
 
 
-class Fleet:
+_REMEDIES = (
+    ("cannot be fetched", "see 'image'; name the program of that round with --image {image}"),
+    ("aggregation:", "see 'aggregator' and 'model-registry'; then POST {coordinator}/rounds/{round}/retry"),
+    ("wall_time_s", "give tasks more time: PROPLET_TASK_WALL_TIME"),
+    ("memory_bytes", "give tasks more memory: PROPLET_TASK_MEMORY"),
+    ("not alive", "see 'proplets'"),
+    ("deadline: 0 of", "no update came: see 'image' and 'proplets', or give the round more timeout_s"),
+    ("deadline:", "see 'proplets', lower k_of_n, or give the round more timeout_s"),
+)
+"""Part of a round's reason → what to do; the first that fits."""
+
+
+class FleetChecks:
     """Asks the manager and the data store."""
 
     def __init__(
-        self, target: Target, ask: Questions, facts: Facts, participants: Sequence[str] | None
+        self, target: Target, http: HttpClient, observed: Observations, participants: Sequence[str] | None
     ) -> None:
         """``participants`` are those to examine; else the newest round's, if that did not complete."""
-        self._target, self._ask, self._facts, self._chosen = target, ask, facts, participants
+        self._target, self._http, self._observed, self._chosen = target, http, observed, participants
 
     async def connection(self) -> list[Finding]:
         """Whether the manager is connected to the broker."""
-        if self._facts.shut_out(self._target.client("manager")):
+        if self._observed.is_shut_out(self._target.client("manager")):
             return [waits_for("manager mqtt", "keys", "channel")]
         url = self._target.services["manager"]
-        health = await self._ask.document(f"{url}/health")
+        health = await self._http.get_object(f"{url}/health")
         if health.get("mqtt_connected", True):
             return [passed("manager mqtt", "the manager is connected to the broker")]
         detail = "the manager is not connected to the broker: its id, key, domain or channel may be those of before"
@@ -41,7 +52,7 @@ class Fleet:
 
     async def proplets(self) -> list[Finding]:
         """Whether every proplet that should be there is registered and alive."""
-        known = self._facts.proplets = await self._known()
+        known = self._observed.proplets = await self._known()
         expected = self._target.proplets
         if not expected:
             return [skipped("proplets", "there should be none")]
@@ -49,7 +60,7 @@ class Fleet:
         findings = [
             self._missing(client, known.get(client.id))
             for client in absent
-            if not self._facts.shut_out(client)
+            if not self._observed.is_shut_out(client)
         ]
         if absent and not findings:
             return [waits_for("proplets", "keys", "channel")]
@@ -58,31 +69,35 @@ class Fleet:
     async def participants(self) -> list[Finding]:
         """Whether those who are asked to take part are client ids of live proplets."""
         chosen, whose = self._chosen, "--participants"
-        newest = self._facts.newest_round
+        newest = self._observed.newest_round
         if chosen is None and newest is not None and newest["state"] != "completed":
             chosen, whose = newest["participants"], f"round {newest['round_id']}"
         if chosen is None:
             return [skipped("participants", "no round is open or failed; name some with --participants ID,…")]
-        findings = [one for one in (self._stranger(name, whose) for name in chosen) if one]
+        findings = [one for one in (self._participant_problem(name, whose) for name in chosen) if one]
         if findings:
             return findings
-        if self._facts.proplets is None:
+        if self._observed.proplets is None:
             return [waits_for("participants", "proplets")]
         return [passed("participants", f"{whose}: {len(chosen)} known proplets")]
 
     async def datasets(self) -> list[Finding]:
         """Whether each proplet has data to learn from."""
         wanted = {client.id: client.shown for client in self._target.proplets}
-        known = self._facts.proplets or {}
+        known = self._observed.proplets or {}
         wanted |= {name: name for name in self._chosen or () if name in known and name not in wanted}
-        slots = asyncio.Semaphore(_AT_ONCE)
+        slots = asyncio.Semaphore(_MAX_REQUESTS)
 
         async def examine(proplet_id: str) -> str | None:
             async with slots:
-                return await self._lack(proplet_id)
+                return await self._dataset_problem(proplet_id)
 
-        lacks = zip(wanted, await asyncio.gather(*map(examine, wanted)), strict=True)
-        findings = [self._no_data(wanted[one], one, lack) for one, lack in lacks if lack is not None]
+        problems = zip(wanted, await asyncio.gather(*map(examine, wanted)), strict=True)
+        findings = [
+            self._no_data(wanted[proplet], proplet, problem)
+            for proplet, problem in problems
+            if problem is not None
+        ]
         return findings or [passed("datasets", f"{len(wanted)} of {len(wanted)} proplets have data")]
 
     async def _known(self) -> dict[str, dict[str, Any]]:
@@ -90,7 +105,7 @@ class Fleet:
         found: dict[str, dict[str, Any]] = {}
         while True:
             params = {"limit": _PAGE, "offset": len(found)}
-            page = await self._ask.document(url, who, params=params)
+            page = await self._http.get_object(url, who, params=params)
             found |= {str(proplet["id"]): proplet for proplet in page["proplets"]}
             if not page["proplets"] or len(found) >= page["total"]:
                 return found
@@ -99,14 +114,14 @@ class Fleet:
         if proplet is None:
             detail = (
                 f"{client.shown} is not registered with the manager: it does not run, or works in another channel, "
-                f"or its id is not what {client.setting} says"
+                f"or its id is not what {client.id_setting} says"
             )
         else:
             detail = f"{client.shown} is not alive{_last_heartbeat(proplet)}"
         return failed("proplets", detail, self._target.advice.restart(client.name))
 
-    def _stranger(self, name: str, whose: str) -> Finding | None:
-        known = self._facts.proplets
+    def _participant_problem(self, name: str, whose: str) -> Finding | None:
+        known = self._observed.proplets
         if known is not None and name in known:
             expected = self._target.owner(name) is not None
             if known[name]["alive"] or expected:  # a dead one that should be there is a finding already
@@ -116,7 +131,7 @@ class Fleet:
         client = next((client for client in self._target.proplets if client.name == name), None)
         if client is not None:
             detail = f"{whose}: {name} is an instance name, not a client id"
-            return failed("participants", detail, f"use {shown_id(client.id)} ({client.setting})")
+            return failed("participants", detail, f"use {shown_id(client.id)} ({client.id_setting})")
         if _INSTANCE_NAME.fullmatch(name):
             fix = "use client ids: GET /proplets at the manager lists them"
             return failed("participants", f"{whose}: {name} is an instance name, not a client id", fix)
@@ -125,12 +140,12 @@ class Fleet:
         fix = "use ids that GET /proplets at the manager lists"
         return failed("participants", f"{whose}: the manager knows no proplet {name[:128]!r}", fix)
 
-    async def _lack(self, proplet_id: str) -> str | None:
+    async def _dataset_problem(self, proplet_id: str) -> str | None:
         """What is wrong with a dataset, ``None`` if nothing is."""
         who = self._target.owner(proplet_id) or self._target.client("manager")
         try:
             url = f"{self._target.services['data-store']}/datasets/{check_id(proplet_id)}"
-            status, body = await self._ask.start_of(url, who)
+            status, body = await self._http.get_start(url, who)
         except (NoAnswerError, InvalidIdError) as error:
             return str(error)
         if status == 403 or body is None:  # another's, which only it may read; or large
@@ -144,9 +159,11 @@ class Fleet:
             return f"has a dataset that cannot be used: the data store answered {status}"
         return None if size else "has an empty dataset"
 
-    def _no_data(self, shown: str, proplet_id: str, lack: str) -> Finding:
+    def _no_data(self, shown: str, proplet_id: str, problem: str) -> Finding:
         post = f"POST one to {self._target.services['data-store']}/datasets/{shown_id(proplet_id)}"
-        return failed("datasets", f"{shown} {lack}", f"{post}, or the demo's: {self._target.advice.seed()}")
+        return failed(
+            "datasets", f"{shown} {problem}", f"{post}, or the demo's: {self._target.advice.seed()}"
+        )
 
 
 def _last_heartbeat(proplet: dict[str, Any]) -> str:
@@ -155,3 +172,44 @@ def _last_heartbeat(proplet: dict[str, Any]) -> str:
     except (KeyError, TypeError, ValueError):
         return ": it never sent a heartbeat"
     return f": its last heartbeat was {max(age, 0):.0f} s ago"
+
+
+class RoundChecks:
+    """Asks the model registry and the coordinator."""
+
+    def __init__(self, target: Target, http: HttpClient, observed: Observations) -> None:
+        self._target, self._http, self._observed = target, http, observed
+
+    async def model(self) -> list[Finding]:
+        """Whether there is a model to begin with."""
+        url = self._target.services["model-registry"]
+        found = await self._http.get_object(f"{url}/models", self._target.client("manager"))
+        if 0 in found["versions"]:
+            return [passed("model 0", f"{url}/models/0 is there; versions: {len(found['versions'])}")]
+        body = '{"version": 0, "model": {"w": [0.0, 0.0, 0.0], "b": 0.0}}'
+        fix = f"curl -X POST {url}/models -H 'Content-Type: application/json' -d '{body}'"
+        return [failed("model 0", f"{url} has no model 0 to begin with", fix)]
+
+    async def rounds(self) -> list[Finding]:
+        """Whether the newest round failed, and why."""
+        url, who = self._target.services["coordinator"], self._target.client("manager")
+        page = await self._http.get_object(f"{url}/rounds", who, params={"limit": 1})
+        if not page["rounds"]:
+            return [passed("rounds", "none was started yet")]
+        newest = await self._http.get_object(f"{url}/rounds/{page['rounds'][0]['round_id']}", who)
+        self._observed.newest_round = newest
+        name, state = newest["round_id"], newest["state"]
+        if state != "failed":
+            return [passed("rounds", f"the newest, {name}, is {state}")]
+        reason = str(newest.get("reason") or "without a reason")
+        return [failed("rounds", f"the newest, {name}, failed: {reason}", self._remedy(newest, reason))]
+
+    def _remedy(self, newest: dict[str, object], reason: str) -> str:
+        text = next((remedy for part, remedy in _REMEDIES if part in reason), "")
+        names = {
+            "image": newest.get("task_wasm_image"),
+            "coordinator": self._target.services["coordinator"],
+            "round": newest["round_id"],
+        }
+        look = self._target.advice.look("coordinator")
+        return f"{text.format(**names)}; {look}" if text else look

@@ -2,10 +2,9 @@
 
 import asyncio
 
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, failed, passed, skipped, waits_for
-from propeller.doctor.link import connected
-from propeller.doctor.target import Client, Target
+from propeller.doctor.broker import connect
+from propeller.doctor.checks import Finding, failed, passed, skipped, waits_for
+from propeller.doctor.target import Client, Observations, Target
 from propeller.mqtt.connection import Connection
 from propeller.oci.errors import InvalidReferenceError
 from propeller.oci.reference import Reference
@@ -17,35 +16,39 @@ LIMIT_S = 7.0
 """How long it may take in all, in seconds."""
 
 _REGISTRY_S, _PROXY_S = 4.5, 1.0
-_NO_PROGRAM = "propeller-doctor/Is-The-Proxy-Here"
+_UNRESOLVABLE = "propeller-doctor/Is-The-Proxy-Here"
 """No reference can be written so: a proxy that hears of it answers at once, without a registry."""
 
 
-class Image:
+class ImageCheck:
     """Asks for a program as a proplet whose key is accepted, else as the manager."""
 
-    def __init__(self, target: Target, facts: Facts, image: str | None) -> None:
+    def __init__(self, target: Target, observed: Observations, image: str | None) -> None:
         """``image`` is what to ask for; else the newest round's, else the stack's own."""
-        self._target, self._facts, self._chosen = target, facts, image
+        self._target, self._observed, self._chosen = target, observed, image
 
     async def image(self) -> list[Finding]:
         """Whether the proxy resolves a reference."""
-        image = self._chosen or (self._facts.newest_round or {}).get("task_wasm_image") or self._target.image
+        image = (
+            self._chosen or (self._observed.newest_round or {}).get("task_wasm_image") or self._target.image
+        )
         if not image:
             return [skipped("image", "there is none to ask for: name one with --image REF")]
         try:
             Reference.parse(image)
         except InvalidReferenceError as error:
             return [failed("image", error.cause, error.remedy)]
-        asker = next((client for client in self._facts.placed if client.is_proplet), None)
-        asker = asker or next((client for client in self._facts.placed if client.name == "manager"), None)
-        if asker is None or self._facts.shut_out(self._target.client("proxy")):
+        asker = next((client for client in self._observed.in_channel if client.is_proplet), None)
+        asker = asker or next(
+            (client for client in self._observed.in_channel if client.name == "manager"), None
+        )
+        if asker is None or self._observed.is_shut_out(self._target.client("proxy")):
             return [waits_for("image", "keys", "channel")]
-        async with connected(self._target.broker, asker) as connection:
-            await connection.ask_for(asker.place.channel.answers(asker.id), 0)
+        async with connect(self._target.broker, asker) as connection:
+            await connection.ask_for(asker.channel.answers(asker.id), 0)
             answer = await self._resolve(connection, asker, image, _REGISTRY_S)
             if answer is None:
-                there = await self._resolve(connection, asker, _NO_PROGRAM, _PROXY_S) is not None
+                there = await self._resolve(connection, asker, _UNRESOLVABLE, _PROXY_S) is not None
                 return [self._silent(image, there=there)]
         return [self._read(image, answer)]
 
@@ -54,7 +57,7 @@ class Image:
     ) -> ResolvedProgram | None:
         """The proxy's answer; ``None`` if there is none in time."""
         request = ProgramRequest(app_name=image, proplet_id=asker.id)
-        topic = asker.place.channel.topic(Kind.REGISTRY_REQUEST)
+        topic = asker.channel.topic(Kind.REGISTRY_REQUEST)
         try:
             async with asyncio.timeout(wait_s):
                 await connection.send(topic, request.encode(), 1)

@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, failed, passed, skipped
+from propeller.doctor.checks import Finding, failed, passed, skipped
+from propeller.doctor.target import Observations
 from propeller.process.run import listening_process
 from propeller.web.server import is_loopback
 
-MOST_AHEAD_S = 5.0
+MAX_CLOCK_DIFFERENCE_S = 5.0
 """How far two clocks may be apart, in seconds."""
 
-LEAST_FREE = 512 * 1024 * 1024
+MIN_FREE_BYTES = 512 * 1024 * 1024
 """Free disk space that a stack should have, in bytes."""
 
 _SET_CLOCK = "set the clocks of both machines by NTP: timedatectl set-ntp true"
 
 
-def clocks(facts: Facts) -> list[Finding]:
+def clocks(observed: Observations) -> list[Finding]:
     """Whether the services' clocks are this machine's: by the Date of their answers, and by heartbeats to come."""
-    if not facts.clocks:
+    if not observed.clocks:
         return [skipped("clocks", "no service told its time")]
     findings = [
         failed(
@@ -31,19 +31,20 @@ def clocks(facts: Facts) -> list[Finding]:
             f"{name} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine",
             _SET_CLOCK,
         )
-        for name, ahead in sorted(facts.clocks.items())
-        if abs(ahead) > MOST_AHEAD_S
+        for name, ahead in sorted(observed.clocks.items())
+        if abs(ahead) > MAX_CLOCK_DIFFERENCE_S
     ]
     if not findings:
         findings = [
             failed("clocks", f"the last heartbeat of {name} is {ahead:.0f} s in the future", _SET_CLOCK)
-            for name, proplet in (facts.proplets or {}).items()
-            if (ahead := _ahead(proplet.get("last_alive_at"))) > MOST_AHEAD_S
+            for name, proplet in (observed.proplets or {}).items()
+            if (ahead := _seconds_ahead(proplet.get("last_alive_at"))) > MAX_CLOCK_DIFFERENCE_S
         ]
-    largest = max(map(abs, facts.clocks.values()))
+    largest = max(map(abs, observed.clocks.values()))
     return findings or [
         passed(
-            "clocks", f"those of {len(facts.clocks)} listeners are within {largest:.0f} s of this machine's"
+            "clocks",
+            f"those of {len(observed.clocks)} listeners are within {largest:.0f} s of this machine's",
         )
     ]
 
@@ -58,8 +59,8 @@ def disk(folder: Path | None) -> list[Finding]:
         ).free
     except OSError as error:
         return [failed("disk", f"{folder}: {error.strerror}", "choose another folder with --state")]
-    if free < LEAST_FREE:
-        detail = f"{folder} has {free // 2**20} MiB left, under {LEAST_FREE // 2**20}"
+    if free < MIN_FREE_BYTES:
+        detail = f"{folder} has {free // 2**20} MiB left, under {MIN_FREE_BYTES // 2**20}"
         return [failed("disk", detail, "make room, or choose a folder on another disk with --state")]
     return [passed("disk", f"{folder} has {free / 2**30:.1f} GiB left")]
 
@@ -71,8 +72,10 @@ def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
-            by = listening_process(port)
-            detail = f"{port} ({name}) is not free: {f'{by} listens there' if by else error.strerror}"
+            process = listening_process(port)
+            detail = (
+                f"{port} ({name}) is not free: {f'{process} listens there' if process else error.strerror}"
+            )
             findings.append(failed("ports", detail, remedy))
     return findings or [passed("ports", f"free: {', '.join(map(str, ports.values()))}")]
 
@@ -82,23 +85,23 @@ def listener_on(host: str, port: int) -> str:
     return (listening_process(port) if is_loopback(host) else None) or f"what listens on {host}:{port}"
 
 
-async def listening(places: Mapping[str, tuple[str, int]]) -> list[str]:
-    """Which of some addresses take connections."""
+async def listening_names(addresses: Mapping[str, tuple[str, int]]) -> list[str]:
+    """The names of the addresses that take connections."""
 
-    async def takes(place: tuple[str, int]) -> bool:
+    async def accepts(address: tuple[str, int]) -> bool:
         try:
             async with asyncio.timeout(2.0):
-                _, writer = await asyncio.open_connection(*place)
+                _, writer = await asyncio.open_connection(*address)
         except (OSError, TimeoutError):
             return False
         writer.close()
         return True
 
-    answers = await asyncio.gather(*map(takes, places.values()))
-    return [name for name, answer in zip(places, answers, strict=True) if answer]
+    answers = await asyncio.gather(*map(accepts, addresses.values()))
+    return [name for name, answer in zip(addresses, answers, strict=True) if answer]
 
 
-def _ahead(moment: object) -> float:
+def _seconds_ahead(moment: object) -> float:
     try:
         return (datetime.fromisoformat(str(moment)) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError):

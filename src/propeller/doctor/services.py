@@ -1,24 +1,133 @@
-"""Whether each service answers where it should."""
+"""Asking the services over HTTP, and whether each answers where it should."""
 
+import contextlib
+import json
 import time
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from typing import Any, Self
 
 import httpx
 
-from propeller.doctor.facts import Facts
-from propeller.doctor.findings import Finding, failed, passed
+from propeller.doctor.checks import CannotAskError, Finding, failed, passed
 from propeller.doctor.machine import listener_on
-from propeller.doctor.questions import NoAnswerError, Questions, place_of
-from propeller.doctor.target import Target
+from propeller.doctor.target import Client, Observations, Target
+from propeller.process.http import error_text, needs_tls
+
+HTTP_TIMEOUT_S = 4.5
+"""How long a service may take to answer, in seconds: less than a check may take, to say who it was."""
+
+_MAX_BYTES = 1024 * 1024
+
+
+class NoAnswerError(CannotAskError):
+    """A service did not answer, or not with what was asked for; the text says where and why."""
+
+
+class HttpClient:
+    """An HTTP client for every service. A client's key goes only to a service that asks who calls."""
+
+    def __init__(self, *urls: str) -> None:
+        """``urls``: every address that will be asked."""
+        self._http = httpx.AsyncClient(timeout=HTTP_TIMEOUT_S, trust_env=False, verify=needs_tls(*urls))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._http.aclose()
+
+    async def get(self, url: str, who: Client | None = None, **options: Any) -> httpx.Response:
+        """The answer to a GET, whatever its status.
+
+        Raises:
+            NoAnswerError: there is none.
+        """
+        answer = await self._send(url, **options)
+        if answer.status_code == httpx.codes.UNAUTHORIZED and who is not None:
+            answer = await self._send(url, auth=(who.id, who.key), **options)
+        return answer
+
+    async def get_object(self, url: str, who: Client | None = None, **options: Any) -> dict[str, Any]:
+        """The JSON object that a GET gives.
+
+        Raises:
+            NoAnswerError: there is no answer, or another.
+        """
+        return _json_object(await self.get(url, who, **options), url)
+
+    async def get_start(self, url: str, who: Client) -> tuple[int, bytes | None]:
+        """The status of a GET and its body, ``None`` if that is more than is worth reading.
+
+        Raises:
+            NoAnswerError: there is no answer.
+        """
+        with _explained_errors(url):
+            answer = await self._open(url, None)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                await answer.aclose()
+                answer = await self._open(url, (who.id, who.key))
+            try:
+                body = b""
+                async for piece in answer.aiter_bytes():
+                    body += piece
+                    if len(body) > _MAX_BYTES:
+                        return answer.status_code, None
+                return answer.status_code, body
+            finally:
+                await answer.aclose()
+
+    async def _open(self, url: str, auth: tuple[str, str] | None) -> httpx.Response:
+        return await self._http.send(self._http.build_request("GET", url), auth=auth, stream=True)
+
+    async def _send(self, url: str, **options: Any) -> httpx.Response:
+        with _explained_errors(url):
+            return await self._http.get(url, **options)
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """The host and port of an address."""
+    parts = httpx.URL(url)
+    return parts.host, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+@contextlib.contextmanager
+def _explained_errors(url: str) -> Iterator[None]:
+    host, port = address_of(url)
+    address = f"{host}:{port}"
+    try:
+        yield
+    except httpx.ConnectError:
+        raise NoAnswerError(f"nothing listens on {address}") from None
+    except httpx.TimeoutException:
+        text = f"{address} takes connections but gave no answer within {HTTP_TIMEOUT_S:g} s"
+        raise NoAnswerError(text) from None
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        raise NoAnswerError(f"what listens on {address} does not speak HTTP") from None
+    except httpx.TransportError as error:
+        raise NoAnswerError(f"{address}: {str(error) or type(error).__name__}") from None
+
+
+def _json_object(answer: httpx.Response, url: str) -> dict[str, Any]:
+    if not answer.is_success:
+        raise NoAnswerError(f"{url} answered {answer.status_code}: {error_text(answer)}")
+    try:
+        found = json.loads(answer.content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise NoAnswerError(f"{url} answered with something that is no JSON object")
+    return found
+
 
 _HEALTHY = frozenset({"ok", "pass"})
 
 
-class Services:
+class ServiceChecks:
     """Asks each service for its health."""
 
-    def __init__(self, target: Target, ask: Questions, facts: Facts) -> None:
-        self._target, self._ask, self._facts = target, ask, facts
+    def __init__(self, target: Target, http: HttpClient, observed: Observations) -> None:
+        self._target, self._http, self._observed = target, http, observed
 
     async def service(self, name: str) -> list[Finding]:
         """A service with one address."""
@@ -41,15 +150,15 @@ class Services:
             if _status(answer) not in _HEALTHY:
                 return [self._foreign("identity", url)]
             health = answer.json()
-            self._facts.identity_away = health.get("broker") == "away"
+            self._observed.identity_disconnected = health.get("broker") == "away"
             counts = (health.get("subscriptions"), health.get("max_subscriptions"))
             if all(isinstance(count, int) for count in counts):
-                self._facts.subscriptions = counts
+                self._observed.subscriptions = counts
         return [passed("identity", f"{', '.join(self._target.identity.values())} answer")]
 
     async def _answer(self, name: str, url: str) -> httpx.Response:
         before = time.time()
-        answer = await self._ask.send(url)
+        answer = await self._http.get(url)
         try:
             shown = parsedate_to_datetime(answer.headers["date"]).timestamp()
         except (KeyError, ValueError):
@@ -57,7 +166,7 @@ class Services:
         # The header has whole seconds: it is right anywhere in the second that it names.
         now = time.time()
         ahead = shown - now if shown > now else min(shown + 1 - before, 0)
-        self._facts.clocks[name] = ahead
+        self._observed.clocks[name] = ahead
         return answer
 
     def _failed(self, name: str, error: NoAnswerError) -> Finding:
@@ -65,7 +174,7 @@ class Services:
 
     def _foreign(self, name: str, url: str) -> Finding:
         detail = f"{url} is answered by something else than {name}"
-        return failed(name, detail, self._target.advice.free_port(listener_on(*place_of(url))))
+        return failed(name, detail, self._target.advice.free_port(listener_on(*address_of(url))))
 
 
 def _status(answer: httpx.Response) -> str:

@@ -1,11 +1,12 @@
-"""What there is to examine: addresses, ids and keys of one stack."""
+"""The stack that is examined: its addresses, ids and keys, and what the checks have learned of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from propeller.doctor.advice import Advice
-from propeller.doctor.findings import Finding
+from propeller.doctor.checks import Finding
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.topics import Channel
 from propeller.stack.variables import shown_id
@@ -25,22 +26,24 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a client works; ``settings`` names what says so."""
-
-    channel: Channel
-    settings: str
-
-
-@dataclass(frozen=True)
 class Client:
-    """A client of the broker: ``name`` as identity has it, ``setting`` names what holds its id."""
+    """A client of the broker.
+
+    Attributes:
+        name: as identity has it.
+        id: its id there.
+        key: its key.
+        channel: where it works.
+        channel_settings: what says so.
+        id_setting: what holds its id.
+    """
 
     name: str
     id: str
     key: str = field(repr=False)
-    place: Place
-    setting: str
+    channel: Channel
+    channel_settings: str
+    id_setting: str
 
     @property
     def shown(self) -> str:
@@ -93,3 +96,32 @@ class Target:
     def proplets(self) -> list[Client]:
         """The devices that should be there."""
         return [client for client in self.clients if client.is_proplet]
+
+
+@dataclass
+class Observations:
+    """Found while the checks run.
+
+    Attributes:
+        clocks: by service, how many seconds its clock is ahead of this machine's.
+        identity_disconnected: identity says that it has no connection to the broker.
+        subscriptions: how many of QoS 1 and 2 the broker has, and how many it may have; ``None`` while identity does not say.
+        in_channel: clients that the broker lets in, and into their channel.
+        outside_channel: clients that it lets in, but not into their channel.
+        refused: clients that it does not let in.
+        proplets: what the manager says of each, by id; ``None`` while it is not known.
+        newest_round: what the coordinator says of it; ``None`` if there is none, or it is not known.
+    """
+
+    clocks: dict[str, float] = field(default_factory=dict)
+    identity_disconnected: bool = False
+    subscriptions: tuple[int, int] | None = None
+    in_channel: list[Client] = field(default_factory=list)
+    outside_channel: list[Client] = field(default_factory=list)
+    refused: list[Client] = field(default_factory=list)
+    proplets: dict[str, dict[str, Any]] | None = None
+    newest_round: dict[str, Any] | None = None
+
+    def is_shut_out(self, client: Client) -> bool:
+        """Whether it is known why a client does nothing: what follows from that is not told again."""
+        return client in self.refused or client in self.outside_channel

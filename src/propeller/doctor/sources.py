@@ -1,22 +1,91 @@
-"""A stack of containers, as its ``.env`` file tells; or one of ``propeller up``, by an ``.env`` file in its state folder."""
+"""Where a stack says what it is: the state folder of ``propeller up``, or the ``.env`` file of containers."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from propeller.doctor.advice import Advice, ContainerAdvice
-from propeller.doctor.findings import failed
-from propeller.doctor.state_source import from_state, is_state_folder
-from propeller.doctor.target import Client, Place, SourceError, Target
+from propeller.doctor.advice import Advice, ContainerAdvice, LocalAdvice
+from propeller.doctor.checks import failed
+from propeller.doctor.target import Client, SourceError, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import EnvFile
 from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, PORTS
+from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import PROGRAM_NAME
 from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable, shown_id
+
+
+def is_state_folder(folder: Path) -> bool:
+    """Whether a stack was ever started on a folder."""
+    return StateFolder(folder).secrets_file.exists()
+
+
+def from_state(folder: Path) -> Target:
+    """The stack that runs on a state folder.
+
+    Raises:
+        SourceError: none runs there, or ``stack.json`` cannot be read.
+    """
+    state, advice = StateFolder(folder), LocalAdvice(folder)
+    process, file = state.running_process(), state.stack_file
+    stack = state.read_stack()
+    if process is None:
+        detail = f"no stack runs on {state.folder}"
+        if file.exists():
+            named = _shown_process(stack)
+            detail = f"{file} was left by a stack that is gone{named}"
+        raise SourceError(failed("stack", detail, advice.start()), running=False)
+    if stack is None and not file.exists():
+        detail = f"a stack is starting on {state.folder} (process {process})"
+        raise SourceError(failed("stack", detail, f"wait; see {folder / 'logs' / 'up.log'}"), running=True)
+    try:
+        return _read_stack(stack or {}, folder, advice, process)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else "it is not what a stack writes"
+        if isinstance(error, InvalidIdError):
+            what = str(error)
+        fix = f"end process {process} and start the stack again: {advice.start()}"
+        raise SourceError(failed("settings", f"{file}: {what}", fix), running=True) from None
+
+
+def _shown_process(stack: Mapping[str, Any] | None) -> str:
+    try:
+        return f" (process {int((stack or {})['processes']['up'])})"
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _read_stack(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, process: int) -> Target:
+    services, broker, admin = stack["services"], stack["broker"], stack["admin"]
+    channel, settings = (
+        Channel(stack["domain_id"], stack["channel_id"]),
+        "domain_id and channel_id of stack.json",
+    )
+    clients = tuple(
+        Client(name, str(one["id"]), str(one["key"]), channel, settings, f"clients.{name}.id of stack.json")
+        for name, one in stack["clients"].items()
+    )
+    for needed in ("manager", "proxy"):
+        if not any(client.name == needed for client in clients):
+            raise KeyError(f"clients.{needed}")
+    return Target(
+        settings=f"{folder / 'stack.json'}: {len(clients)} clients",
+        process=f"process {process} runs it",
+        services={name: str(services[name.replace("-", "_")]["url"]) for name in HTTP_SERVICES},
+        identity={name: str(services["identity"][name]) for name in IDENTITY_LISTENERS},
+        broker=BrokerAddress(str(broker["host"]), int(broker["port"])),
+        clients=clients,
+        admin=(str(admin["username"]), str(admin["password"])),
+        image=str(stack.get("images", {}).get(PROGRAM_NAME, "")),
+        folder=folder,
+        advice=advice,
+    )
+
 
 _PROPLET_ID = re.compile(r"PROPLET_([0-9]+)_CLIENT_ID")
 
@@ -42,8 +111,8 @@ def from_env(path: Path, host: str = "localhost") -> Target:
     clients = _clients(path, names, values, advice)
     username, password = values.get("IDENTITY_ADMIN_USERNAME"), values.get("IDENTITY_ADMIN_PASSWORD")
     ports = _ports(path, values, advice)
-    place = f"[{host}]" if ":" in host else host
-    urls = {name: f"http://{place}:{port}" for name, port in ports.items()}
+    address = f"[{host}]" if ":" in host else host
+    urls = {name: f"http://{address}:{port}" for name, port in ports.items()}
     return Target(
         settings=f"{path}: {len(clients)} clients",
         process=f"it listens on {host}",
@@ -118,8 +187,8 @@ def _variables(name: str) -> tuple[str, str, str, str]:
 
 def _client(name: str, values: Mapping[str, str]) -> Client:
     domain, channel, own_id, own_key = _variables(name)
-    place = Place(Channel(values[domain], values[channel]), f"{domain} and {channel}")
-    return Client(name, values[own_id], values[own_key], place, own_id)
+    work = Channel(values[domain], values[channel])
+    return Client(name, values[own_id], values[own_key], work, f"{domain} and {channel}", own_id)
 
 
 def _image(values: Mapping[str, str]) -> str:
