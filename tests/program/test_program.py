@@ -43,7 +43,9 @@ def task(
             (tmp_path / "in" / "model.safetensors").write_bytes(model)
         else:
             (tmp_path / "in" / "model.json").write_text(json.dumps(model))
-        monkeypatch.setattr(registry, "_functions", {} if function is None else {mode: function})
+        registry.reset()
+        if function is not None:
+            {"train": registry.train, "evaluate": registry.evaluate}[mode](function)
         for key, value in {
             "ROUND_ID": "r-1",
             "PROPLET_ID": "p-1",
@@ -223,8 +225,8 @@ def test_no_data(machine: StepMachine, tmp_path: Path) -> None:
             files.contents("other")
 
 
-def test_one_function_a_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_functions", {})
+def test_one_function_a_mode() -> None:
+    registry.reset()
 
     def first() -> None: ...
 

@@ -39,10 +39,10 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 @pytest.fixture
 def native() -> Iterator[None]:
     """A registry and a tape of their own for a script that is loaded into this process."""
-    registry.forget()
+    registry.reset()
     session.use(session.local_machine(None))
     yield
-    registry.forget()
+    registry.reset()
     session.use(session.local_machine(None))
 
 

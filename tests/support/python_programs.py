@@ -19,9 +19,9 @@ _TOGETHER = """
 from propeller.program import evaluate, registry, train
 
 import softmax
-registry.forget()
+registry.reset()
 import logreg
-registry.forget()
+registry.reset()
 
 @train
 def fit(model, data, hyperparams, ctx):

@@ -1,4 +1,4 @@
-"""A program as a command: reads what a task is given, calls the program's function, and writes what a task gives back (docs/programs.md)."""
+"""A program as a command: reads a task's files, calls the program's function, and writes its result (docs/programs.md)."""
 
 import json
 import math
@@ -10,17 +10,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from propeller.program.data import Data
+from propeller.program.data import TaskData
 from propeller.program.registry import Context, Evaluation, Update, registered
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.functions import array
 from propeller.tensors.shapes import Spec, TensorError
 
-_INLINE_ELEMENTS = 4096
+_MAX_INLINE_ELEMENTS = 4096
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""
 
-_OURS = (f"{Path(__file__).parents[1]}/", "<frozen ")
+_LIBRARY_FRAMES = (f"{Path(__file__).parents[1]}/", "<frozen ")
 
 
 def run(root: Path = Path("/")) -> int:
@@ -31,7 +31,7 @@ def run(root: Path = Path("/")) -> int:
     """
     try:
         with redirect_stdout(sys.stderr):
-            document = _work(root)
+            document = _do_task(root)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong
         explain(error)
         return 1
@@ -40,21 +40,17 @@ def run(root: Path = Path("/")) -> int:
     return 0
 
 
-def _work(root: Path) -> dict[str, Any]:
+def _do_task(root: Path) -> dict[str, Any]:
     environment = dict(os.environ)
     mode = environment.get("FL_MODE") or "train"
     function = registered(mode)
     hyperparams = (
-        json.loads(_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
+        json.loads(_read_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
     )
     tape = session.current().main
     specs = tape.describe("model")
     model = _Model((name, open_tensor("model", name, spec)) for name, spec in specs.items())
-    data = Data.stored(
-        columns := tape.describe("data"),
-        lambda name: open_tensor("data", name, columns[name]),
-        root / "in" / "dataset.json",
-    )
+    data = TaskData(tape.describe("data"), root / "in" / "dataset.json")
     context = Context(
         environment.get("ROUND_ID", ""),
         environment.get("PROPLET_ID", ""),
@@ -71,14 +67,15 @@ def _work(root: Path) -> dict[str, Any]:
         "round_id": context.round_id,
         "proplet_id": context.proplet_id,
         "base_model_uri": context.model_uri,
-        "num_samples": _count(result.num_samples),
+        "num_samples": _check_count(result.num_samples),
         "metrics": {
-            str(name): _finite(name, value) for name, value in _mapping("metrics", result.metrics).items()
+            str(name): _parse_metric(name, value)
+            for name, value in _check_mapping("metrics", result.metrics).items()
         },
     }
     if isinstance(result, Update):
-        tensors = _fitted(_mapping("model", result.model), specs)
-        if sum(each.size for each in tensors.values()) <= _INLINE_ELEMENTS:
+        tensors = _match_model(_check_mapping("model", result.model), specs)
+        if sum(each.size for each in tensors.values()) <= _MAX_INLINE_ELEMENTS:
             document["update"] = {name: each.tolist() for name, each in tensors.items()}
         else:
             tape.save(dict(tensors))
@@ -86,29 +83,29 @@ def _work(root: Path) -> dict[str, Any]:
 
 
 class _Model(dict[str, Array]):
-    """The base model; a name that it has not is answered with those that it has."""
+    """The base model; the error for a name that it lacks says which it has."""
 
     def __missing__(self, name: object) -> Array:
         raise TensorError(f"the model has no tensor {name!r}; it has {', '.join(self) or 'none'}")
 
 
-def _text(file: Path, otherwise: str) -> str:
-    return file.read_text() if file.exists() else otherwise
+def _read_text(file: Path, default: str) -> str:
+    return file.read_text() if file.exists() else default
 
 
-def _count(value: Any) -> int:
+def _check_count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"num_samples is {value!r}; it is an integer of 1 or more")
     return value
 
 
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+def _check_mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a {type(value).__name__}; it is a dict by name")
     return value
 
 
-def _finite(name: str, value: Any) -> float:
+def _parse_metric(name: str, value: Any) -> float:
     try:
         number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
     except (TypeError, ValueError) as error:
@@ -120,7 +117,7 @@ def _finite(name: str, value: Any) -> float:
     return number
 
 
-def _fitted(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:
+def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:
     """The update's tensors, in the dtypes of the base model.
 
     Raises:
@@ -153,7 +150,7 @@ def explain(error: BaseException) -> None:
         # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
         traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith(_OURS)
+        if not frame.f_code.co_filename.startswith(_LIBRARY_FRAMES)
     ]
     kind = type(error).__name__
     where = ""

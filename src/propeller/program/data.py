@@ -1,11 +1,11 @@
 """A device's data, as arrays and as it is."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from propeller.tensors.array import Array
+from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.files import columns
 from propeller.tensors.functions import array
 from propeller.tensors.shapes import Spec, TensorError
@@ -19,22 +19,10 @@ class Data:
 
     def __init__(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Data for a test or a native run: ``[{"x": [0.1, 0.2], "y": 1}, …]``."""
-        found = columns(samples)
-        self._specs: dict[str, Spec] = {name: spec for name, (spec, _) in found.items()}
-        self._open: Callable[[str], Array] = lambda name: array(
-            [sample[name] for sample in samples], self._specs[name][0]
-        )
-        self._samples: Callable[[], Sequence[Mapping[str, Any]]] = lambda: samples
+        self._samples = samples
+        self._specs: dict[str, Spec] = {name: spec for name, (spec, _) in columns(samples).items()}
         self._arrays: dict[str, Array] = {}
-        self._count: int | None = len(samples)
-
-    @classmethod
-    def stored(cls, specs: dict[str, Spec], open_: Callable[[str], Array], file: Path) -> "Data":
-        """Data that is opened only where it is used."""
-        made = cls([])
-        made._specs, made._open, made._count = specs, open_, None
-        made._samples = lambda: cast("Sequence[Mapping[str, Any]]", json.loads(file.read_text())["data"])
-        return made
+        self._count: int | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,8 +31,8 @@ class Data:
 
     @property
     def samples(self) -> Sequence[Mapping[str, Any]]:
-        """Every sample as it is stored; read and parsed at each use."""
-        return self._samples()
+        """Every sample as it is stored; in a task, it is read and parsed at each use."""
+        return self._samples
 
     def __len__(self) -> int:
         if self._count is None:
@@ -67,3 +55,24 @@ class Data:
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
+
+    def _open(self, name: str) -> Array:
+        return array([sample[name] for sample in self._samples], self._specs[name][0])
+
+
+class TaskData(Data):
+    """A task's data, of which only what is used is opened."""
+
+    def __init__(self, specs: dict[str, Spec], file: Path) -> None:
+        """Args: specs: of the columns that the machine has; file: the data as JSON."""
+        super().__init__([])
+        self._specs = specs
+        self._file = file
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """Every sample as it is stored; read and parsed at each use."""
+        return cast("Sequence[Mapping[str, Any]]", json.loads(self._file.read_text())["data"])
+
+    def _open(self, name: str) -> Array:
+        return open_tensor("data", name, self._specs[name])

@@ -1,12 +1,11 @@
-"""The functions that make a script a program, and what they are given and give back."""
+"""The functions that make a script a program, what they get and what they return."""
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-_functions: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Context:
 
 @dataclass
 class Update:
-    """What training gives back.
+    """What training returns.
 
     ``model`` has the base model's names and shapes: arrays, numbers or nested lists, after local training. ``num_samples`` (1 or
     more) is its weight in the mean. ``metrics`` are finite numbers by name, such as ``{"loss": 0.61}``.
@@ -34,10 +33,45 @@ class Update:
 
 @dataclass
 class Evaluation:
-    """What an evaluation gives back: over how many samples, and finite numbers by name."""
+    """What an evaluation returns: over how many samples, and finite numbers by name."""
 
     num_samples: int
     metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Registry:
+    """The functions that a script has marked, by mode: ``train`` and ``evaluate``."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def add(self, mode: str, function: Function) -> Function:
+        """Register the function of a mode; returns it.
+
+        Raises:
+            ValueError: The mode has another one.
+        """
+        known = self._functions.setdefault(mode, function)
+        if known is not function:
+            raise ValueError(
+                f"two functions are marked with @{mode}: {known.__name__} and {function.__name__}"
+            )
+        return function
+
+    def function(self, mode: str) -> Callable[..., Any]:
+        """The function of a mode.
+
+        Raises:
+            LookupError: The program has none.
+        """
+        if mode not in self._functions:
+            raise LookupError(
+                f"this program has no function for {mode!r}: mark one with @{mode} of propeller.program"
+            )
+        return self._functions[mode]
+
+
+_registry: ContextVar[Registry] = ContextVar("registry", default=Registry())  # noqa: B039 - one for the whole process
 
 
 def train(function: Function) -> Function:
@@ -46,36 +80,23 @@ def train(function: Function) -> Function:
     ``model`` maps names to arrays, ``data`` is a ``Data``, ``hyperparams`` is what the experiment set, ``ctx`` a ``Context``. What it prints
     appears in the proplet's log.
     """
-    return _register("train", function)
+    return _registry.get().add("train", function)
 
 
 def evaluate(function: Function) -> Function:
     """Register ``function(model, data, hyperparams, ctx) -> Evaluation`` for tasks that only evaluate (``FL_MODE=evaluate``)."""
-    return _register("evaluate", function)
+    return _registry.get().add("evaluate", function)
 
 
 def registered(mode: str) -> Callable[..., Any]:
-    """The function for a mode.
+    """The function that this program has for a mode.
 
     Raises:
         LookupError: The program has none.
     """
-    if mode not in _functions:
-        raise LookupError(
-            f"this program has no function for {mode!r}: mark one with @{mode} of propeller.program"
-        )
-    return _functions[mode]
+    return _registry.get().function(mode)
 
 
-def forget() -> None:
+def reset() -> None:
     """Register anew from here on: for a test that loads several programs."""
-    _functions.clear()
-
-
-def _register(mode: str, function: Function) -> Function:
-    if mode in _functions and _functions[mode] is not function:
-        raise ValueError(
-            f"two functions are marked with @{mode}: {_functions[mode].__name__} and {function.__name__}"
-        )
-    _functions[mode] = function
-    return function
+    _registry.set(Registry())

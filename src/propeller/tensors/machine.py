@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from propeller.errors import PropellerError
 from propeller.tensors.operations import OPERATIONS, Kernel, infer
 from propeller.tensors.routine import Routine, compile_routine, parse_number
 from propeller.tensors.shapes import Spec, TensorError, elements, size_bytes
 
 
-class QuotaError(Exception):
+class QuotaError(PropellerError):
     """More memory or handles than a task may have; ``limit`` is the name of the limit."""
 
     def __init__(self, limit: str, text: str) -> None:

@@ -1,5 +1,5 @@
 """Building programs: from a Python script to a Wasm component."""
 
-from propeller.wasm.build.python import BuildError, Built, build
+from propeller.wasm.build.python import BuildError, BuildResult, build
 
-__all__ = ["BuildError", "Built", "build"]
+__all__ = ["BuildError", "BuildResult", "build"]

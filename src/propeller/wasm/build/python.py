@@ -4,21 +4,26 @@ Only what is imported while the script is loaded goes into it; nothing of this m
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import keyword
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import propeller
-from propeller.process.files import write_durably
-from propeller.wasm.build.kept import KeptBuilds
+from propeller.errors import InvalidError
+from propeller.process.files import remove_left_over, trim_folder, write_durably
 
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 _LIBRARY = Path(propeller.__file__).parent
 _GUEST_MODULES = ("errors.py", "program/*.py", "tensors/**/*.py")
 """What a program has of this library."""
@@ -27,26 +32,39 @@ _HOST_MODULES = "tensors/numpy_*.py"
 """Of these, what it cannot load: there is no NumPy."""
 
 _ENTRY = "propeller_entry"
-_RUN = "import sys; from componentize_py import script; sys.exit(script())"
-_BUILD_S = 300
+_COMPONENTIZE_PY = "import sys; from componentize_py import script; sys.exit(script())"
+_BUILD_TIMEOUT_S = 300
 _REMEDY = (
     "they have Python's standard library, propeller.program (arrays: propeller.program.tensors), "
     "and modules of your own in files beside the script"
 )
-_NATIVE = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
+_MISSING_STDLIB = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
 """Modules of the standard library that WASI's Python has not."""
 
-
-_TAKEN = {"__main__", "propeller", _ENTRY, "wit_world", "componentize_py_types", "componentize_py_runtime"}
+_RESERVED_NAMES = {
+    "__main__",
+    "propeller",
+    _ENTRY,
+    "wit_world",
+    "componentize_py_types",
+    "componentize_py_runtime",
+}
 """Modules that a built program has under these names."""
 
+MAX_CACHED_BYTES = 1 << 30
+"""Of all programs in the cache together; one takes about 20 MB."""
 
-class BuildError(Exception):
+_BUILD_PREFIX = "building-"
+_ABANDONED_S = 3600.0
+"""A build that is older than this was killed."""
+
+
+class BuildError(InvalidError):
     """A script cannot be made a program; the text says where and why."""
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """A built program: its file, its digest, and whether it came from the cache."""
 
     path: Path
@@ -55,7 +73,7 @@ class Built:
     cached: bool
 
 
-def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path | None = None) -> Built:
+def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path | None = None) -> BuildResult:
     """Build a script that marks a function with ``propeller.program.train``.
 
     Args:
@@ -67,29 +85,66 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
     Raises:
         BuildError: The script has an error, imports what is not there, or registers nothing; or componentize-py is missing.
     """
-    sources = _sources(script)
+    sources = _collect_sources(script)
     if output.is_dir():
         raise BuildError(f"{output} is a folder: name the file to write")
     folder = (
         cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "programs"
     )
-    key, kept = _key(script.stem, sources, host_tensors=host_tensors), KeptBuilds(folder)
-    content = kept.get(key)
+    key, programs = _cache_key(script.stem, sources, host_tensors=host_tensors), BuildCache(folder)
+    content = programs.get(key)
     cached = content is not None
     if content is None:
-        with kept.workplace() as place:
-            made = place / "program.wasm"
-            _componentize(script, sources, place, made, host_tensors=host_tensors)
-            content = made.read_bytes()
-        kept.put(key, content)
+        with programs.build_folder() as place:
+            component = place / "program.wasm"
+            _componentize(script, sources, place, component, host_tensors=host_tensors)
+            content = component.read_bytes()
+        programs.add(key, content)
     try:
         write_durably(output, content)
     except OSError as error:
         raise BuildError(f"{output}: cannot be written: {error.strerror}") from None
-    return Built(output, "sha256:" + hashlib.sha256(content).hexdigest(), len(content), cached)
+    return BuildResult(output, "sha256:" + hashlib.sha256(content).hexdigest(), len(content), cached)
 
 
-def _sources(script: Path) -> dict[str, str]:
+class BuildCache:
+    """A folder of built programs, kept under what they were made of, which several processes may share."""
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_CACHED_BYTES) -> None:
+        """Make the folder if it is missing, and remove what builds left that were killed."""
+        self._folder, self._max_bytes = folder, max_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_left_over([folder])
+        for place in folder.glob(f"{_BUILD_PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if place.stat().st_mtime < time.time() - _ABANDONED_S:
+                    shutil.rmtree(place, ignore_errors=True)
+
+    def get(self, key: str) -> bytes | None:
+        """A program, if it is here; it counts as used now."""
+        try:
+            content = self._path(key).read_bytes()
+            os.utime(self._path(key))
+        except FileNotFoundError:
+            return None
+        return content
+
+    def add(self, key: str, program: bytes) -> None:
+        """Keep a program; those used longest ago make room for it."""
+        write_durably(self._path(key), program)
+        trim_folder(self._folder.glob("*.wasm"), self._max_bytes, keep=[self._path(key)])
+
+    @contextlib.contextmanager
+    def build_folder(self) -> Iterator[Path]:
+        """A folder to build in, which is removed afterwards."""
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=_BUILD_PREFIX) as place:
+            yield Path(place)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.wasm"
+
+
+def _collect_sources(script: Path) -> dict[str, str]:
     """The script and the modules of its folder that it imports, by file name.
 
     Raises:
@@ -98,7 +153,7 @@ def _sources(script: Path) -> dict[str, str]:
     name = script.stem
     if script.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name):
         raise BuildError(f"{script}: give a .py file whose name is a Python name, such as train.py")
-    if name in sys.stdlib_module_names | _TAKEN:
+    if name in sys.stdlib_module_names | _RESERVED_NAMES:
         raise BuildError(
             f"{script}: {name!r} is a module that the program needs itself; call the script something else"
         )
@@ -109,17 +164,17 @@ def _sources(script: Path) -> dict[str, str]:
         module = pending.pop()
         if f"{module}.py" in found:
             continue
-        tree, found[f"{module}.py"] = _parsed(script.parent / f"{module}.py")
+        tree, found[f"{module}.py"] = _parse(script.parent / f"{module}.py")
         trees.append(tree)
-        pending += _own_imports(script.parent / f"{module}.py", tree)
-    if not any(_names_train(node) for tree in trees for node in ast.walk(tree)):
+        pending += _sibling_imports(script.parent / f"{module}.py", tree)
+    if not any(_mentions_train(node) for tree in trees for node in ast.walk(tree)):
         raise BuildError(
             f"{script}: no function is marked with @train: from propeller.program import train, Update"
         )
     return found
 
 
-def _parsed(file: Path) -> tuple[ast.Module, str]:
+def _parse(file: Path) -> tuple[ast.Module, str]:
     try:
         text = file.read_text(encoding="utf-8")
         return ast.parse(text, str(file)), text
@@ -132,7 +187,7 @@ def _parsed(file: Path) -> tuple[ast.Module, str]:
         raise BuildError(f"{file}: cannot be read: {error}") from None
 
 
-def _own_imports(file: Path, tree: ast.Module) -> list[str]:
+def _sibling_imports(file: Path, tree: ast.Module) -> list[str]:
     """The modules beside a file that it imports.
 
     Raises:
@@ -144,7 +199,7 @@ def _own_imports(file: Path, tree: ast.Module) -> list[str]:
     own = []
     for node in ast.walk(tree):
         for first in [name.partition(".")[0] for name in _imported(node)]:
-            there = first in sys.stdlib_module_names | {"propeller"} and first not in _NATIVE
+            there = first in sys.stdlib_module_names | {"propeller"} and first not in _MISSING_STDLIB
             if (file.parent / f"{first}.py").is_file() and not there:
                 own.append(first)
             elif not there and id(node) not in optional:
@@ -161,7 +216,7 @@ def _imported(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
-def _names_train(node: ast.AST) -> bool:
+def _mentions_train(node: ast.AST) -> bool:
     """Whether it uses ``train``, under this name or another one."""
     return (
         (isinstance(node, ast.Name) and node.id == "train")
@@ -174,12 +229,14 @@ def _names_train(node: ast.AST) -> bool:
     )
 
 
-def _key(name: str, sources: dict[str, str], *, host_tensors: bool) -> str:
+def _cache_key(name: str, sources: dict[str, str], *, host_tensors: bool) -> str:
     """What makes a build: the script, this library, the interface and the tool."""
     parts = [name, str(host_tensors), _version()]
     parts += [f"{name}\0{text}" for name, text in _guest_modules().items()]
     for pattern in ("**/*.wit", "*.in"):
-        parts += [f"{file.relative_to(_HERE)}\0{file.read_text()}" for file in sorted(_HERE.glob(pattern))]
+        parts += [
+            f"{file.relative_to(_FOLDER)}\0{file.read_text()}" for file in sorted(_FOLDER.glob(pattern))
+        ]
     parts += [f"{file}\0{text}" for file, text in sorted(sources.items())]
     return hashlib.sha256("\0\0".join(parts).encode()).hexdigest()
 
@@ -201,7 +258,7 @@ def _version() -> str:
 
 
 def _componentize(
-    script: Path, sources: dict[str, str], place: Path, made: Path, *, host_tensors: bool
+    script: Path, sources: dict[str, str], place: Path, component: Path, *, host_tensors: bool
 ) -> None:
     path = place / "path"
     for module, text in {"__init__.py": "", **_guest_modules()}.items():
@@ -213,35 +270,46 @@ def _componentize(
     imported = sorted(
         {name for text in sources.values() for node in ast.walk(ast.parse(text)) for name in _imported(node)}
     )
-    entry = (_HERE / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
+    entry = (_FOLDER / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
     machine = "host.py.in" if host_tensors else "plain.py.in"
-    (path / "propeller" / "machine.py").write_text((_HERE / machine).read_text())
+    (path / "propeller" / "machine.py").write_text((_FOLDER / machine).read_text())
     entry = f"import propeller.machine\n{entry}"
     entry += f"\n\nimport {script.stem}\n\nregistered('train')\ninclude({imported!r})\n"
     (path / f"{_ENTRY}.py").write_text(entry, encoding="utf-8")
     world = "tensor-program" if host_tensors else "plain-program"
-    command = [sys.executable, "-c", _RUN, "--wit-path", str(_HERE / "wit"), "--world", world, "componentize"]
-    command += [_ENTRY, "--python-path", str(path), "--output", str(made)]
-    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    command = [
+        sys.executable,
+        "-c",
+        _COMPONENTIZE_PY,
+        "--wit-path",
+        str(_FOLDER / "wit"),
+        "--world",
+        world,
+        "componentize",
+    ]
+    command += [_ENTRY, "--python-path", str(path), "--output", str(component)]
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}
+    }
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments
             command,
             capture_output=True,
             text=True,
-            timeout=_BUILD_S,
+            timeout=_BUILD_TIMEOUT_S,
             cwd=place,
-            env={**kept, "RUST_BACKTRACE": "0"},
+            env={**inherited, "RUST_BACKTRACE": "0"},
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise BuildError(
-            f"{script}: not built after {_BUILD_S} s: does it do its work when it is imported?"
+            f"{script}: not built after {_BUILD_TIMEOUT_S} s: does it do its work when it is imported?"
         ) from None
-    if done.returncode != 0 or not made.is_file():
-        raise BuildError(_explained(script, done.stderr + done.stdout))
+    if done.returncode != 0 or not component.is_file():
+        raise BuildError(_explain_failure(script, done.stderr + done.stdout))
 
 
-def _explained(script: Path, output: str) -> str:
+def _explain_failure(script: Path, output: str) -> str:
     """The Python error in what componentize-py printed, with the paths that the user knows."""
     head, mark, rest = output.rpartition("Traceback (most recent call last):\n")
     found = re.match(r"(?:  .*\n)*\S.*", rest)

@@ -3,18 +3,18 @@
 import os
 from pathlib import Path
 
-from propeller.wasm.build.kept import KeptBuilds
+from propeller.wasm.build.python import BuildCache
 
 
 def test_those_used_longest_ago_go_first(tmp_path: Path) -> None:
-    kept = KeptBuilds(tmp_path / "cache", most_bytes=25)
+    builds = BuildCache(tmp_path / "cache", max_bytes=25)
     for age, key in ((30, "a"), (20, "b")):
-        kept.put(key, key.encode() * 10)
+        builds.add(key, key.encode() * 10)
         os.utime(tmp_path / "cache" / f"{key}.wasm", (1000 - age, 1000 - age))
-    assert kept.get("a") == b"a" * 10  # and is the newest now
-    kept.put("c", b"c" * 10)
-    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (b"a" * 10, None, b"c" * 10)
-    kept.put("large", b"d" * 100)
+    assert builds.get("a") == b"a" * 10  # and is the newest now
+    builds.add("c", b"c" * 10)
+    assert (builds.get("a"), builds.get("b"), builds.get("c")) == (b"a" * 10, None, b"c" * 10)
+    builds.add("large", b"d" * 100)
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["large.wasm"]
 
 
@@ -26,5 +26,5 @@ def test_what_killed_builds_left_goes(tmp_path: Path) -> None:
     half.touch()
     for old in (left, half):
         os.utime(old, (0, 0))
-    KeptBuilds(tmp_path)
+    BuildCache(tmp_path)
     assert list(tmp_path.iterdir()) == [running]
