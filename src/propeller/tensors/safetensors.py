@@ -145,11 +145,33 @@ def write_header(
         dtype, shape = tensors[name]
         begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode_header(fields), order
+
+
+def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The document with other metadata. Its tensors are copied and not looked at.
+
+    Raises:
+        TensorError: it has no readable header, or the new one is too long to be read back.
+    """
+    start = PREFIX + header_length(document)
+    if len(document) < start:
+        raise TensorError(f"the safetensors header is cut off: {start} bytes announced, {len(document)} came")
+    fields = _parse(document[PREFIX:start])
+    fields["__metadata__"] = dict(metadata)
+    return _encode_header(fields) + document[start:]
+
+
+def _encode_header(fields: dict[str, Any]) -> bytes:
+    """The prefix and the header, filled up so that the elements are aligned."""
+    try:
+        header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise TensorError("the safetensors header holds text that is not Unicode") from None
     header += b" " * (-len(header) % PREFIX)
     if len(header) > MAX_HEADER:
         raise TensorError(f"names and metadata take {len(header)} bytes, over the limit of {MAX_HEADER}")
-    return len(header).to_bytes(PREFIX, "little") + header, order
+    return len(header).to_bytes(PREFIX, "little") + header
 
 
 def _parse(text: bytes) -> dict[str, Any]:
