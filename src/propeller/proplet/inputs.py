@@ -108,7 +108,7 @@ class InputFetcher:
         """What the task with this environment is given; model and dataset are fetched at the same time.
 
         Raises:
-            TaskError: the model or the dataset cannot be had.
+            TaskError: the model or the dataset cannot be fetched.
         """
         inputs = TaskInputs()
         for variable in (COORDINATOR, MODEL_REGISTRY):

@@ -3,18 +3,17 @@
 A container's health check reads that it lives from a file, as a proplet serves no HTTP.
 """
 
-import asyncio
 import contextlib
 import platform
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
 
 from propeller import __version__
 from propeller.mqtt.session import NotConnectedError, Session
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.proplet.settings import Settings
 from propeller.protocol.proplet import (
@@ -74,6 +73,7 @@ class Presence:
     ) -> None:
         self._settings, self._session, self._channel = settings, session, channel
         self._heartbeat_file = heartbeat_file
+        self._background = BackgroundTasks("proplet")
         self._metadata = device_metadata(settings)
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only sets the start of what the next one measures
@@ -86,15 +86,19 @@ class Presence:
         await self._publish(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
         await self._send_heartbeat()
 
-    async def run(self) -> None:
-        """Send heartbeats and metrics until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(self._settings.liveliness_interval, self._send_heartbeat))
-            if self._settings.monitoring and self._settings.metrics_interval > 0:
-                tasks.create_task(self._repeat(self._settings.metrics_interval, self._send_metrics))
+    def start(self) -> None:
+        """Begin to send heartbeats and metrics at their intervals."""
+        spawn = self._background.spawn_periodic
+        spawn("sending heartbeats", self._send_heartbeat, self._settings.liveliness_interval)
+        if self._settings.monitoring and self._settings.metrics_interval > 0:
+            spawn("sending metrics", self._send_metrics, self._settings.metrics_interval)
 
-    async def leave(self) -> None:
-        """Say goodbye, if anyone listens."""
+    async def stop(self) -> None:
+        """Send no more of them."""
+        await self._background.close()
+
+    async def send_goodbye(self) -> None:
+        """Say that the proplet is offline, if there is a connection."""
         if self._session.connected:
             with contextlib.suppress(NotConnectedError):
                 payload = offline_message(self._settings.client_id, self._settings.namespace)
@@ -113,17 +117,10 @@ class Presence:
             process_metrics(self._process, self._settings.client_id, self._settings.namespace),
         )
 
-    async def _repeat(self, interval_s: float, act: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(interval_s)
-            if self._session.connected:  # a heartbeat of the past says nothing
-                try:
-                    await act()
-                except Exception:
-                    log.exception("not published to the manager")  # the next one may go
-
     async def _publish(self, kind: Kind, message: Message, qos: int = 0) -> bool:
-        """Publish; whether a broker took it."""
+        """Publish, if there is a connection, as what is true now is not worth waiting for; whether the broker took it."""
+        if not self._session.connected:
+            return False
         try:
             await self._session.publish(
                 self._channel.topic(kind),

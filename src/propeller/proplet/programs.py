@@ -34,7 +34,6 @@ CHUNK_WAIT_S = 2.0
 _MAX_MISSING_LISTED = 4096
 """Above this many missing chunks all are asked for."""
 
-
 _MAX_DOWNLOADS = 2
 """How often a program whose bytes are not those that were announced is downloaded."""
 

@@ -22,8 +22,8 @@ log = get_logger("task")
 DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
 """A daemon runs until it is stopped."""
 
-_MAX_LOG_LINE = 8192
-"""Characters of a line of a program's standard error that are logged."""
+_MAX_LOG_LINE_CHARS = 8192
+"""Of a line of a program's standard error; what is longer is cut in the log."""
 
 _FILE_URL = re.compile(r"https?://\S+\.wasm")
 """A file to fetch over HTTP, as later proplets of absmach/propeller do; an artifact would end in a tag or digest."""
@@ -127,7 +127,7 @@ class ProgramRunner:
 
         def log_line(line: str) -> None:
             nonlocal last
-            last = line[:_MAX_LOG_LINE]
+            last = line[:_MAX_LOG_LINE_CHARS]
             lines.info(last)
 
         log.info("Executing task", digest=job.digest)
