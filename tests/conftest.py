@@ -1,12 +1,17 @@
 """Fixtures that every test may use."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from support.nats import open_broker
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts, for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine that runs other tests beside it.
 settings.register_profile("no deadline", deadline=None)
