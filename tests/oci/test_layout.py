@@ -38,9 +38,9 @@ def test_tags_move_and_repositories_are_apart(tmp_path: Path) -> None:
     assert found.digest == second
     assert layout.find_manifest("a", first) is not None
     assert layout.find_manifest("b", first) is None
-    assert (layout.tags("a"), layout.tags("a/b"), layout.tags("b")) == (["v1"], ["v2"], None)
-    assert layout.repositories() == ["a", "a/b"]
-    assert [entry.digest for entry in layout.manifests("a")] == [first, second]
+    assert (layout.list_tags("a"), layout.list_tags("a/b"), layout.list_tags("b")) == (["v1"], ["v2"], None)
+    assert layout.list_repositories() == ["a", "a/b"]
+    assert [entry.digest for entry in layout.list_manifests("a")] == [first, second]
 
 
 def test_deleting_a_manifest_takes_its_tags(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_deleting_a_manifest_takes_its_tags(tmp_path: Path) -> None:
     store(layout, "b", "v1")
     assert layout.delete_manifest("a", "v1")
     assert not layout.delete_manifest("a", "v1")
-    assert layout.tags("a") == ["v2"]
+    assert layout.list_tags("a") == ["v2"]
     assert layout.delete_manifest("a", digest)
-    assert layout.tags("a") is None
-    assert layout.tags("b") == ["v1"]
+    assert layout.list_tags("a") is None
+    assert layout.list_tags("b") == ["v1"]
 
 
 def test_uploads_become_blobs_when_they_are_what_they_should_be(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_writers_in_threads_and_processes_lose_nothing(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda at: store(layout, "a", f"t-{at}", json.dumps({"n": at}).encode()), range(30)))
     assert [other.wait() for other in others] == [0, 0]
-    tags = layout.tags("a")
+    tags = layout.list_tags("a")
     assert tags is not None
     assert len(tags) == 50
 
@@ -144,6 +144,6 @@ def test_a_kill_while_writing_leaves_what_was_acknowledged(tmp_path: Path) -> No
             path = layout.find_blob(found.digest)
             assert path is not None
             assert path.read_bytes() == b"%d" % number
-    tags = layout.tags("a")
+    tags = layout.list_tags("a")
     assert tags is not None
     assert len(tags) in {acknowledged + 1, acknowledged + 2}

@@ -62,9 +62,9 @@ def test_media_types_of_wasm(media_type: str, expected: bool) -> None:
         (b"{}", "no layers"),
         (json.dumps({"manifests": []}).encode(), "image index"),
         (json.dumps({"mediaType": manifest.DOCKER_LIST}).encode(), "image index"),
-        (json.dumps({"layers": [3]}).encode(), "wrong layer"),
-        (json.dumps({"layers": [{**layer("a"), "size": "5"}]}).encode(), "wrong layer"),
-        (json.dumps({"layers": [{**layer("a"), "size": True}]}).encode(), "wrong layer"),
+        (json.dumps({"layers": [3]}).encode(), "layer that cannot be read"),
+        (json.dumps({"layers": [{**layer("a"), "size": "5"}]}).encode(), "layer that cannot be read"),
+        (json.dumps({"layers": [{**layer("a"), "size": True}]}).encode(), "layer that cannot be read"),
         (json.dumps({"layers": [{**layer("a"), "digest": "sha512:ab"}]}).encode(), "not a sha256 digest"),
     ],
 )

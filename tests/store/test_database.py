@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select
 
 from propeller.process.run import StartError
-from propeller.store import database as module
 from propeller.store.database import Database, DatabaseBusyError
 
 TABLES = MetaData()
@@ -119,14 +118,14 @@ async def test_many_writers_in_one_process_take_turns(database: Database) -> Non
     assert await count(database) == 50
 
 
-async def test_a_transaction_inside_another_is_an_error_not_a_hang(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WRITE_WAIT_S", 0.1)
+async def test_a_transaction_inside_another_is_an_error_not_a_hang(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "a.db"), write_wait_s=0.1)
+    await create_tables(database)
     async with database.transaction():
         with pytest.raises(DatabaseBusyError, match="is this one inside it"):
             await add(database)
     await add(database)
+    await database.close()
 
 
 async def test_commits_are_on_disk(database: Database) -> None:

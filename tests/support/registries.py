@@ -40,11 +40,10 @@ async def serving(app: Starlette | Callable[..., Any], port: int | None = None) 
 
 
 @contextlib.asynccontextmanager
-async def embedded(folder: Path, **given: Any) -> AsyncIterator[str]:
+async def embedded(folder: Path, **settings: Any) -> AsyncIterator[str]:
     """The embedded registry through its ``main``; gives its host and port."""
-    port, stop = given.pop("port", None) or free_port(), asyncio.Event()
-    settings = Settings.load(port=port, folder=folder, **given)
-    server = asyncio.create_task(main(settings, stop))
+    port, stop = settings.pop("port", None) or free_port(), asyncio.Event()
+    server = asyncio.create_task(main(Settings.load(port=port, folder=folder, **settings), stop))
     await _up(port, server)
     try:
         yield f"127.0.0.1:{port}"

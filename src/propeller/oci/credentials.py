@@ -1,4 +1,4 @@
-"""Credentials of registries: given ones, and those that ``docker login`` left."""
+"""Credentials of registries, among them those that ``docker login`` has stored."""
 
 import base64
 import binascii
@@ -41,21 +41,21 @@ Logins = Mapping[str, Credential]
 """Credentials by registry, as ``str(Registry)`` writes it: those for ``ghcr.io`` are not for ``http://ghcr.io``."""
 
 
-def logins_for(registry: Registry, given: Credential | None = None) -> Logins:
-    """A given login for a registry, and beside it those of ``docker login``.
+def logins_for(registry: Registry, credential: Credential | None = None) -> Logins:
+    """A credential for a registry (else that of ``docker login``), and beside it those of ``docker login`` for others.
 
-    Docker notes hosts only. For ``registry`` itself its login is taken even if that registry speaks plain HTTP, as
+    Docker keeps hosts only. For ``registry`` itself its login is taken even if that registry speaks plain HTTP, as
     whoever calls this asked for it; for other registries it is not.
     """
     found = docker_logins()
-    own = given or found.get(registry.host)
+    own = credential or found.get(registry.host)
     return {**found, str(registry): own} if own is not None else found
 
 
 def docker_logins(folder: Path | None = None) -> dict[str, Credential]:
     """The logins in ``config.json`` of Docker's folder (``DOCKER_CONFIG``, else ``~/.docker``), by registry host.
 
-    Credential helpers are programs of other people and are not run: a log line names the registries they serve.
+    Credential helpers are programs of others and are not run: a log line names their registries.
     A missing or broken file gives no logins.
     """
     folder = folder or Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
@@ -69,18 +69,18 @@ def docker_logins(folder: Path | None = None) -> dict[str, Credential]:
         return {}
     config = document if isinstance(document, dict) else {}
     found: dict[str, Credential] = {}
-    unread = list(_mapping(config.get("credHelpers")))
+    unusable = list(_mapping(config.get("credHelpers")))
     for name, entry in _mapping(config.get("auths")).items():
         host = _host(name)
         credential = _credential(entry)
         if credential is not None:
             found[host] = credential
         else:
-            unread.append(host)
-    if unread:
+            unusable.append(host)
+    if unusable:
         log.warning(
             "logins kept by a credential helper are not used; set the user name and password of the registry instead",
-            hosts=sorted(set(unread)),
+            hosts=sorted(set(unusable)),
         )
     return found
 

@@ -111,52 +111,52 @@ class Layout:
 
     def find_manifest(self, repository: str, target: str) -> Descriptor | None:
         """The manifest that a tag or digest names in a repository, or ``None``."""
-        name = _name(repository, target)
+        name = _full_name(repository, target)
         found = (entry for entry in self._load() if entry.annotations.get(REF_NAME) == name)
         return next(found, None)
 
     def store_manifest(self, repository: str, target: str, media_type: str, data: bytes) -> Descriptor:
         """Store a manifest under its digest and, if ``target`` is a tag, under that tag."""
         digest = self.store_blob(data)
-        names = {_name(repository, digest), _name(repository, target)}
+        names = {_full_name(repository, digest), _full_name(repository, target)}
         with FileLock(self._lock_file):
-            kept = [entry for entry in self._load() if entry.annotations.get(REF_NAME) not in names]
+            others = [entry for entry in self._load() if entry.annotations.get(REF_NAME) not in names]
             added = [Descriptor(media_type, digest, len(data), {REF_NAME: name}) for name in sorted(names)]
-            self._save(kept + added)
+            self._save(others + added)
         return added[0]
 
     def delete_manifest(self, repository: str, target: str) -> bool:
         """Remove a tag, or a manifest with every tag of it, from a repository; whether it was there."""
-        name = _name(repository, target)
+        name = _full_name(repository, target)
         with FileLock(self._lock_file):
             entries = self._load()
-            kept = [
+            others = [
                 entry
                 for entry in entries
                 if entry.annotations.get(REF_NAME) != name
                 and not (entry.digest == target and _repository(entry) == repository)
             ]
-            if len(kept) == len(entries):
+            if len(others) == len(entries):
                 return False
-            self._save(kept)
+            self._save(others)
         return True
 
-    def manifests(self, repository: str) -> list[Descriptor]:
+    def list_manifests(self, repository: str) -> list[Descriptor]:
         """Every manifest of a repository, each once."""
         return [
             entry
             for entry in self._load()
-            if entry.annotations.get(REF_NAME) == _name(repository, entry.digest)
+            if entry.annotations.get(REF_NAME) == _full_name(repository, entry.digest)
         ]
 
-    def tags(self, repository: str) -> list[str] | None:
+    def list_tags(self, repository: str) -> list[str] | None:
         """The tags of a repository, sorted; ``None`` if there is no such repository."""
         names = [
             entry.annotations.get(REF_NAME, "") for entry in self._load() if _repository(entry) == repository
         ]
         return sorted(name.rpartition(":")[2] for name in names if "@" not in name) if names else None
 
-    def repositories(self) -> list[str]:
+    def list_repositories(self) -> list[str]:
         """The names of all repositories, sorted."""
         return sorted({_repository(entry) for entry in self._load()})
 
@@ -178,7 +178,7 @@ class Layout:
         write_durably(self.folder / "index.json", json.dumps(document, indent=1).encode())
 
 
-def _name(repository: str, target: str) -> str:
+def _full_name(repository: str, target: str) -> str:
     return f"{repository}@{target}" if is_digest(target) else f"{repository}:{target}"
 
 

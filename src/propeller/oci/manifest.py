@@ -34,7 +34,7 @@ def digest_of(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Names some bytes: their media type, digest (``sha256:…``) and size in bytes."""
+    """What names a blob: its media type, digest (``sha256:…``) and size in bytes."""
 
     media_type: str
     digest: str
@@ -43,7 +43,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, media_type: str, data: bytes, annotations: Mapping[str, str] | None = None) -> "Descriptor":
-        """Describe bytes."""
+        """The descriptor of a blob."""
         return cls(media_type, digest_of(data), len(data), annotations or {})
 
     @classmethod
@@ -116,7 +116,7 @@ def read_layers(data: bytes, what: str) -> list[Descriptor]:
         return [Descriptor.from_json(layer) for layer in found]
     except ValueError as error:
         raise UnsupportedArtifactError(
-            f"{what}: its manifest has a wrong layer: {error}", _HOW_TO_PUSH
+            f"{what}: its manifest has a layer that cannot be read: {error}", _HOW_TO_PUSH
         ) from None
 
 

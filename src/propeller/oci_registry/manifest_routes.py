@@ -47,7 +47,7 @@ class _ManifestHandlers:
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD by tag or digest."""
-        name, target = repository_of(request), _target(request)
+        name, target = repository_of(request), _target_of(request)
         found = await asyncio.to_thread(self._layout.find_manifest, name, target)
         path = self._layout.find_blob(found.digest) if found is not None else None
         if found is None or path is None:
@@ -58,11 +58,11 @@ class _ManifestHandlers:
 
     async def put(self, request: Request) -> Response:
         """PUT under a tag or a digest, once everything it names is here."""
-        name, target = repository_of(request), _target(request)
+        name, target = repository_of(request), _target_of(request)
         data = await _read_manifest(request)
         if is_digest(target) and digest_of(data) != target:
             raise DistributionError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
-        document, media_type = _document(data, request.headers.get("content-type", ""))
+        document, media_type = _parse_manifest(data, request.headers.get("content-type", ""))
         for part in _blobs_of(document):
             if self._layout.find_blob(part) is None:
                 raise DistributionError(
@@ -79,7 +79,7 @@ class _ManifestHandlers:
 
     async def delete(self, request: Request) -> Response:
         """DELETE a tag, or a manifest by digest with all its tags."""
-        name, target = repository_of(request), _target(request)
+        name, target = repository_of(request), _target_of(request)
         if not await asyncio.to_thread(self._layout.delete_manifest, name, target):
             raise DistributionError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
         return Response(status_code=202)
@@ -87,15 +87,15 @@ class _ManifestHandlers:
     async def tags(self, request: Request) -> Response:
         """The tags of a repository, in pages."""
         name = repository_of(request)
-        tags = await asyncio.to_thread(self._layout.tags, name)
+        tags = await asyncio.to_thread(self._layout.list_tags, name)
         if tags is None:
             raise DistributionError(404, "NAME_UNKNOWN", f"there is no repository {name}")
-        page, headers = _page(request, tags)
+        page, headers = _page_of(request, tags)
         return JSONResponse({"name": name, "tags": page}, headers=headers)
 
     async def catalog(self, request: Request) -> Response:
         """The repositories, in pages."""
-        page, headers = _page(request, await asyncio.to_thread(self._layout.repositories))
+        page, headers = _page_of(request, await asyncio.to_thread(self._layout.list_repositories))
         return JSONResponse({"repositories": page}, headers=headers)
 
     async def referrers(self, request: Request) -> Response:
@@ -111,7 +111,7 @@ class _ManifestHandlers:
 
     def _find_referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
         found = []
-        for entry in self._layout.manifests(name):
+        for entry in self._layout.list_manifests(name):
             path = self._layout.find_blob(entry.digest)
             document = json.loads(path.read_bytes()) if path is not None else {}
             if _subject_of(document) == digest:
@@ -123,7 +123,7 @@ class _ManifestHandlers:
         return found
 
 
-def _target(request: Request) -> str:
+def _target_of(request: Request) -> str:
     target = str(request.path_params["target"])
     if ":" in target:
         return check_digest(target)
@@ -141,7 +141,7 @@ async def _read_manifest(request: Request) -> bytes:
     return bytes(data)
 
 
-def _document(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
+def _parse_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
     """The manifest and its media type, which the header says, the document, or both alike."""
     try:
         document = decode_object(data)
@@ -187,7 +187,7 @@ def _subject_of(document: Any) -> str | None:
     return digest if isinstance(digest, str) and is_digest(digest) else None
 
 
-def _page(request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
+def _page_of(request: Request, names: list[str]) -> tuple[list[str], dict[str, str]]:
     """The names after ``last``, at most ``n``, and the ``Link`` to the next page."""
     asked, last = request.query_params.get("n", str(_MAX_PAGE)), request.query_params.get("last")
     if not _COUNT.fullmatch(asked):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from propeller.errors import UnavailableError
 from propeller.process.run import StartError
 
 WRITE_WAIT_S = 10.0
-"""How long a writer waits for another, in this process or in another one, in seconds."""
+"""How long a writer waits for another one, in this process or another, in seconds, unless told otherwise."""
 
 _URL_FORMS = "write a file's path, sqlite:///path or postgresql://user@host/name"
 
@@ -31,16 +32,20 @@ class Database:
     one writer at a time: keep transactions short, and open none inside another. Readers wait for no one.
     """
 
-    def __init__(self, url: str) -> None:
-        """``url`` as SQLAlchemy's (``sqlite:///path``, ``postgresql://…``) or a file path.
+    def __init__(self, url: str, *, write_wait_s: float = WRITE_WAIT_S) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: as SQLAlchemy's (``sqlite:///path``, ``postgresql://…``) or a file path.
+            write_wait_s: how long a writer to SQLite waits for another one, in seconds.
 
         Raises:
             StartError: the URL is not one.
         """
-        self._engine = _engine(url)
+        self._engine = _create_engine(url, write_wait_s)
         self._reader = self._engine.execution_options(**{_READ_ONLY: True})
         self._migrator = self._engine.execution_options(**{_MIGRATES: True})
-        self._writer = asyncio.Lock()
+        self._writer_lock, self._write_wait_s = asyncio.Lock(), write_wait_s
 
     @property
     def is_sqlite(self) -> bool:
@@ -56,7 +61,7 @@ class Database:
         """One transaction: committed at the end of the block, rolled back if it raises.
 
         Raises:
-            DatabaseBusyError: another transaction of this process did not end in ``WRITE_WAIT_S``.
+            DatabaseBusyError: another transaction of this process did not end in time.
         """
         async with self._one_writer(), self._engine.begin() as connection:
             yield connection
@@ -78,7 +83,7 @@ class Database:
             lock: the number that PostgreSQL's advisory lock has; SQLite has one writer anyway.
 
         Raises:
-            DatabaseBusyError: another transaction of this process did not end in ``WRITE_WAIT_S``.
+            DatabaseBusyError: another transaction of this process did not end in time.
             StartError: a row refers to one that is not there any more.
         """
         try:
@@ -105,34 +110,34 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _one_writer(self) -> AsyncIterator[None]:
-        """Lets this process's writers to SQLite in one by one, as SQLite's own waiting is a poll in a thread."""
+        """Lets in one writer of this process to SQLite at a time, as SQLite's own waiting is a poll in a thread."""
         if not self.is_sqlite:
             yield
             return
         try:
-            async with asyncio.timeout(WRITE_WAIT_S):
-                await self._writer.acquire()
+            async with asyncio.timeout(self._write_wait_s):
+                await self._writer_lock.acquire()
         except TimeoutError:
             raise DatabaseBusyError(
-                f"waited {WRITE_WAIT_S:g} s for another transaction; is this one inside it?"
+                f"waited {self._write_wait_s:g} s for another transaction; is this one inside it?"
             ) from None
         try:
             yield
         finally:
-            self._writer.release()
+            self._writer_lock.release()
 
 
 _READ_ONLY, _MIGRATES = "propeller_read_only", "propeller_migrates"
 
 
-def _engine(url: str) -> AsyncEngine:
+def _create_engine(url: str, write_wait_s: float) -> AsyncEngine:
     try:
         parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
     except (ArgumentError, ValueError):  # the URL itself stays out of the text: it may hold a password
         raise StartError(f"the database's URL cannot be read; {_URL_FORMS}") from None
     match parsed.get_backend_name():
         case "sqlite":
-            return _sqlite(parsed)
+            return _create_sqlite_engine(parsed, write_wait_s)
         case "postgresql" | "postgres":
             try:
                 return create_async_engine(parsed.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
@@ -142,7 +147,7 @@ def _engine(url: str) -> AsyncEngine:
             raise StartError(f"{other} is not a database that is supported; {_URL_FORMS}")
 
 
-def _sqlite(url: URL) -> AsyncEngine:
+def _create_sqlite_engine(url: URL, write_wait_s: float) -> AsyncEngine:
     path = url.database
     if not path or path == ":memory:":
         raise StartError(f"a database in memory would be lost at the end; {_URL_FORMS}")
@@ -151,17 +156,16 @@ def _sqlite(url: URL) -> AsyncEngine:
     except OSError as error:
         raise StartError(f"cannot open the database {path}: {error.strerror}") from None
     engine = create_async_engine(url.set(drivername="sqlite+aiosqlite", database=str(Path(path).absolute())))
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "connect", functools.partial(_prepare_sqlite, write_wait_s))
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(write_wait_s: float, connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
     cursor = connection.cursor()
-    wait_ms = int(WRITE_WAIT_S * 1000)
     for pragma in (
-        f"busy_timeout={wait_ms}",
+        f"busy_timeout={int(write_wait_s * 1000)}",
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",

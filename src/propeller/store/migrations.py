@@ -82,7 +82,7 @@ def _migrate(connection: Connection, schema: Schema, database: str) -> None:
     if revision is not None and revision not in schema.revisions:
         raise StartError(
             f"the {schema.service}'s tables in the database {database} have revision {revision}, and this version of Propeller "
-            f"knows them up to {newest}: install the version that was used last, or restore the backup of before its first start"
+            f"knows them up to {newest}: install the version that was used last, or restore a backup of before it"
         )
     if revision is None and not set(inspect(connection).get_table_names()) & set(schema.tables.tables):
         # A new database needs no history, and alembic would stay in memory (11 MB) for the life of the process.
