@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
-from propeller.mqtt import broker_config, broker_main
-from propeller.mqtt.broker import Broker
-from propeller.mqtt.broker_main import main
-from propeller.mqtt.broker_settings import Settings
+from propeller.mqtt import broker, broker_config
+from propeller.mqtt.broker import Broker, main, until_writable
+from propeller.mqtt.broker_config import Settings
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from support.identity import SECRET, Site, first
@@ -69,7 +69,7 @@ async def test_the_service_starts_a_crashed_server_again_and_stops_in_time(
             started.put_nowait(self.pid)
             return self
 
-    monkeypatch.setattr(broker_main, "Broker", Noted)
+    monkeypatch.setattr(broker, "Broker", Noted)
     chosen, stop = settings(tmp_path), asyncio.Event()
     service = asyncio.create_task(main(chosen, stop))
     try:
@@ -92,8 +92,8 @@ def _ended(pid: int) -> bool:
 async def test_killing_the_process_leaves_no_server_behind(tmp_path: Path) -> None:
     chosen = settings(tmp_path)
     code = (
-        "import asyncio; from propeller.mqtt.broker_main import main;"
-        "from propeller.mqtt.broker_settings import Settings; asyncio.run(main(Settings.load(), asyncio.Event()))"
+        "import asyncio; from propeller.mqtt.broker import main;"
+        "from propeller.mqtt.broker_config import Settings; asyncio.run(main(Settings.load(), asyncio.Event()))"
     )
     env = {
         **os.environ,
@@ -163,3 +163,54 @@ async def test_what_is_written_holds_no_secret(tmp_path: Path) -> None:
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="BROKER_SECRET"):
         Settings.load(state=tmp_path, BROKER_SECRET="short")
+
+
+SERVER = """#!{python}
+# Accepts, as nats-server does, and says at its first run what that says when a write fails.
+import re, socket, sys, time
+runs = open({runs!r}, "a+")
+runs.write("run\\n")
+runs.seek(0)
+port = int(re.search(r"mqtt.*?(?:port|listen)[^0-9]*(?:[0-9.]+:)?([0-9]+)", open(sys.argv[-1]).read(), re.DOTALL)[1])
+server = socket.create_server(("127.0.0.1", port))
+if len(runs.readlines()) == 1:
+    line = "JetStream stream 'DEVICES > $MQTT_sess' critical write error: write 1.blk: no space left on device"
+    print("[7] 2026/01/01 10:00:00.000000 [ERR]", line, file=sys.stderr, flush=True)
+runs.close()
+while True:
+    server.accept()
+"""
+
+
+async def test_a_server_that_gave_a_stream_up_is_started_anew(tmp_path: Path) -> None:
+    program, runs = tmp_path / "nats-server", tmp_path / "runs"
+    program.write_text(SERVER.format(python=sys.executable, runs=str(runs)))
+    program.chmod(0o755)
+    settings = Settings.load(
+        port=free_port(),
+        nats_port=free_port(),
+        state=tmp_path / "broker",
+        secret="s" * 64,
+        nats_server=str(program),
+    )
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        running = asyncio.create_task(main(settings, stop))
+        try:
+            await eventually(lambda: runs.exists() and runs.read_text() == "run\n" * 2)
+        finally:
+            stop.set()
+            await running
+    said = [log["event"] for log in logs]
+    assert "broker cannot write: free some space" in said
+    assert "broker can write again, starting it anew" in said
+
+
+async def test_a_folder_is_waited_for_until_it_takes_data(tmp_path: Path) -> None:
+    folder = tmp_path / "away"
+    waiting = asyncio.create_task(until_writable(folder))
+    done, _ = await asyncio.wait({waiting}, timeout=0.2)
+    assert not done
+    folder.mkdir()
+    await asyncio.wait_for(waiting, broker.DISK_CHECK_INTERVAL_S + 5)
+    assert list(folder.iterdir()) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from propeller.errors import InvalidError, UnavailableError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, NotConnectedError, Session, SubscriptionRefusedError, Will
 from support.mqtt import RudeBroker
@@ -209,6 +210,29 @@ async def test_a_new_handler_has_what_waited_for_the_old_one(broker_port: int) -
         await one.publish(f"{topic}/other", b"5")
         await eventually(lambda: b"5" in got)
     assert b"4" not in got
+
+
+async def test_a_message_that_cannot_be_handled_now_is_handled_again_before_the_next(
+    broker_port: int,
+) -> None:
+    topic, handled = f"t/{uuid.uuid4().hex}", []
+    errors: list[Exception] = [UnavailableError("the database is away"), UnavailableError("still")]
+
+    async def handle(_topic: str, payload: bytes) -> None:
+        if payload == b"refused":
+            raise InvalidError("never right")
+        if errors:
+            raise errors.pop()
+        handled.append(payload)
+
+    with capture_logs() as logs:
+        async with session(broker_port, clean=True).running() as one:
+            await one.subscribe(topic, handle)
+            for payload in (b"1", b"refused", b"2"):
+                await one.publish(topic, payload)
+            await eventually(lambda: handled == [b"1", b"2"])
+    events = [line["event"] for line in logs if line["event"].startswith("message ")]
+    assert events == ["message cannot be handled now, trying again"] * 2 + ["message could not be handled"]
 
 
 async def test_a_connection_lost_while_it_subscribes_is_made_again_at_once() -> None:

@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker import Broker
-from propeller.mqtt.broker_settings import Settings as BrokerSettings
+from propeller.mqtt.broker_config import Settings as BrokerSettings
+from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
-from propeller.mqtt.trouble import Names
 from propeller.process.run import StartError
 from support.certificates import Certificates, make
 from support.identity import SECRET, Site
@@ -61,7 +61,7 @@ def session(site: Site, made: Provisioned, *, tls: bool = True, **given: Any) ->
         address,
         Credentials(client.id, client.id, client.key),
         tls=context,
-        names=Names.of("DEVICE"),
+        names=SettingNames.of_service("DEVICE"),
         clean=True,
     )
 

@@ -17,7 +17,7 @@ from propeller.identity.main import main
 from propeller.identity.service import Identity, open_identity
 from propeller.identity.settings import Settings as IdentitySettings
 from propeller.mqtt.broker import Broker
-from propeller.mqtt.broker_settings import Settings as BrokerSettings
+from propeller.mqtt.broker_config import Settings as BrokerSettings
 from support.net import eventually, free_port
 from support.provisioned import Provisioned, provision
 

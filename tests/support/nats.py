@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from propeller.mqtt.broker_config import find_server, render_server
-from propeller.mqtt.broker_settings import Settings
+from propeller.mqtt.broker_config import Settings, find_server, render_server
 from support.net import free_port, wait_port
 
 ACK_WAIT_S = 2

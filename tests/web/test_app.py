@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from structlog.testing import capture_logs
 
 from propeller.protocol.rounds import Experiment
-from propeller.web.app import create_app
+from propeller.web.app import create_app, etag_matches
 
 JSON = {"content-type": "application/json"}
 BODIES = [
@@ -137,3 +137,13 @@ async def test_a_body_that_curl_sends_without_a_type_is_json() -> None:
             "/experiments", content=b'{"round_id":"r","participants":["a"]}', headers=headers
         )
         assert (answer.status_code, answer.json()) == (200, {"round_id": "r"})
+
+
+@pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"b", "a"', '"b" ,W/"a"', "*", ' "a" '])
+def test_what_the_caller_has(header: str) -> None:
+    assert etag_matches(header, '"a"')
+
+
+@pytest.mark.parametrize("header", ["", "a", '"b"', '"ab"', 'x"a"', '"a"x', "**"])
+def test_what_the_caller_has_not(header: str) -> None:
+    assert not etag_matches(header, '"a"')

@@ -8,9 +8,9 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials
 from propeller.mqtt.tls import MqttTlsSettings, prefixed
-from propeller.mqtt.trouble import Names
 from propeller.process.identity_file import missing_identity_variables
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
@@ -123,13 +123,13 @@ class Settings(HttpSettings, MqttTlsSettings):
         return Credentials(self.mqtt_id or username or "fl-coordinator", username, password)
 
     @property
-    def mqtt_names(self) -> Names:
+    def mqtt_names(self) -> SettingNames:
         """What an operator is told to correct when the broker refuses."""
         own = self.mqtt_username or self.mqtt_password
         client = (
             "MQTT_USERNAME and MQTT_PASSWORD" if own else "COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY"
         )
-        return Names(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID")
+        return SettingNames(client, "COORDINATOR_DOMAIN_ID and COORDINATOR_CHANNEL_ID")
 
     @property
     def channel(self) -> Channel | None:

@@ -6,9 +6,8 @@ from fastapi import FastAPI, Request, Response
 
 from propeller.data_store.service import DataStore
 from propeller.errors import RefusedError
-from propeller.web.app import MAX_BODY, Router, create_app
+from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
 from propeller.web.auth import Caller, Principal, Verify
-from propeller.web.etag import matches
 
 
 def create_api(store: DataStore, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
@@ -31,7 +30,7 @@ def _dataset_routes(store: DataStore) -> Router:
         _check_owner(who, proplet_id)
         dataset = await store.get(proplet_id)
         headers = {"ETag": dataset.etag, "Cache-Control": "no-cache"}
-        if matches(request.headers.get("if-none-match", ""), dataset.etag):
+        if etag_matches(request.headers.get("if-none-match", ""), dataset.etag):
             return Response(status_code=304, headers=headers)
         return Response(dataset.content, media_type="application/json", headers=headers)
 

@@ -186,7 +186,7 @@ class BrokerChecks:
         async with self._slots:
             try:
                 async with connect(self._target.broker, client) as connection:
-                    allowed = await connection.ask_for(_needed(client), 0)
+                    allowed = await connection.try_subscribe(_needed(client), 0)
             except ClientRefusedError:
                 self._observed.refused.append(client)
                 return

@@ -45,7 +45,7 @@ class ImageCheck:
         if asker is None or self._observed.is_shut_out(self._target.client("proxy")):
             return [waits_for("image", "keys", "channel")]
         async with connect(self._target.broker, asker) as connection:
-            await connection.ask_for(asker.channel.answers(asker.id), 0)
+            await connection.try_subscribe(asker.channel.answers(asker.id), 0)
             answer = await self._resolve(connection, asker, image, _REGISTRY_S)
             if answer is None:
                 there = await self._resolve(connection, asker, _UNRESOLVABLE, _PROXY_S) is not None

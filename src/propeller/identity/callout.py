@@ -12,9 +12,9 @@ from propeller.identity.directory import Access, Directory
 from propeller.identity.mqtt_ids import MqttIdRefusedError, MqttIds
 from propeller.identity.roles import NOTHING, Role
 from propeller.identity.sessions import SessionExpiry
+from propeller.mqtt.address import Credentials
 from propeller.mqtt.broker_config import DEVICES
 from propeller.mqtt.broker_keys import BrokerKeys
-from propeller.mqtt.credentials import Credentials
 from propeller.process.logs import get_logger
 
 log = get_logger("callout")

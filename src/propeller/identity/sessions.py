@@ -17,9 +17,8 @@ import aiomqtt
 from nats.aio.client import Client
 
 from propeller.identity.broker_api import connections, jetstream, max_consumers, mqtt_listener
-from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.address import BrokerAddress, Credentials
 from propeller.mqtt.connection import Connection
-from propeller.mqtt.credentials import Credentials
 from propeller.process.logs import get_logger
 
 log = get_logger("sessions")
@@ -137,7 +136,7 @@ async def _clear_session(address: BrokerAddress, login: Credentials) -> None:
     tls = ssl.create_default_context()
     tls.check_hostname = False
     tls.verify_mode = ssl.CERT_NONE
-    connection = Connection.to(address, login, will=None, clean=True, keepalive=_KEEPALIVE_S, tls=tls)
+    connection = Connection.create(address, login, will=None, clean=True, keepalive=_KEEPALIVE_S, tls=tls)
     try:
         async with connection:
             pass

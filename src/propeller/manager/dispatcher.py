@@ -135,7 +135,7 @@ class Dispatcher:
             raise self._unreachable() from None
 
     def _unreachable(self) -> UnavailableError:
-        why = self._session.trouble or "see whether it runs"
+        why = self._session.problem or "see whether it runs"
         return UnavailableError(f"no MQTT broker at {self._session.address}: {why}; try again then")
 
 

@@ -21,8 +21,8 @@ from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
 from propeller.manager.task_service import TaskService
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
-from propeller.mqtt.trouble import Names
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
@@ -129,7 +129,7 @@ async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = no
             address,
             Credentials(settings.client_id, settings.client_id if key else "", key),
             tls=settings.tls_context(address),
-            names=Names.of("MANAGER"),
+            names=SettingNames.of_service("MANAGER"),
         )
         channel = Channel(settings.domain_id, settings.channel_id)
         dispatcher = Dispatcher(

@@ -19,9 +19,8 @@ from propeller.fl.tensors import (
 from propeller.model_registry.service import ModelRegistry
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
-from propeller.web.app import MAX_BODY, Router, create_app
+from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
 from propeller.web.auth import Caller, Principal, Verify
-from propeller.web.etag import matches
 
 _MAX_KEY_CHARACTERS = 256
 
@@ -86,7 +85,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
             "Cache-Control": "no-cache",
             "X-Model-Version": str(version),
         }
-        if matches(request.headers.get("if-none-match", ""), encoded.etag):
+        if etag_matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
         return Response(encoded.content, media_type=media_type, headers=headers)
 

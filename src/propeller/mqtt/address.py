@@ -1,6 +1,6 @@
-"""Where a broker is: ``tcp://host:port`` and the forms that absmach/propeller also takes."""
+"""Where a broker is, who connects to it, and what it says when that connection is lost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _PLAIN = frozenset({"tcp", "mqtt"})
@@ -39,3 +39,21 @@ class BrokerAddress:
         """The address as a URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'tcp'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who connects: the MQTT client identifier, the client's id (user name) and its key (password)."""
+
+    mqtt_id: str
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes when the connection is lost."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1

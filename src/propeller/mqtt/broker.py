@@ -1,16 +1,19 @@
-"""The embedded broker: a nats-server process with its MQTT listener, its state on disk, ended with this process."""
+"""The embedded broker: a nats-server process with its MQTT listener, its state on disk, and the service that keeps it running."""
 
 import asyncio
 import contextlib
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import deque
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from propeller.mqtt.broker_config import (
+    Settings,
     check_port,
     check_tls,
     find_server,
@@ -18,9 +21,7 @@ from propeller.mqtt.broker_config import (
     prepare_folder,
     render,
 )
-from propeller.mqtt.broker_disk import GIVEN_UP, until_writable
 from propeller.mqtt.broker_keys import BrokerKeys
-from propeller.mqtt.broker_settings import Settings
 from propeller.process import parent_death
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
@@ -33,12 +34,20 @@ START_S = 60.0
 STOP_S = 2.0
 """How long the server may take to end before it is killed; nothing is lost then, as every write is synchronous."""
 
+RESTART_DELAY_S = 0.2
+
+STREAM_STOPPED = "critical write error"
+"""What nats-server's log says of a stream whose write failed: it writes to it again only after a new start."""
+
+DISK_CHECK_INTERVAL_S = 1.0
+_PROBE = bytes(1024 * 1024)
+
 _LIMIT_REACHED = "maximum consumers limit reached"
 _REPEAT_S = 60.0
 """How often it is said that the limit is reached: nats-server says it for each subscription, in seconds."""
 
 _LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] ?(.*)")
-_EXPECTED = (
+_ROUTINE_LINES = (
     "authentication error",
     "Auth callout service returned",
     "Maximum payloads over",
@@ -55,7 +64,7 @@ class Broker:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=5)
-        self._gave_up = asyncio.Event()
+        self._stream_stopped = asyncio.Event()
         self._limit_logged_at = -_REPEAT_S
 
     @property
@@ -67,9 +76,9 @@ class Broker:
         """Wait until the server ends by itself; its exit code."""
         return await self._server.wait()
 
-    async def wait_to_begin_anew(self) -> None:
-        """Wait until the server has given up writing, and its disk takes data again: only a new start helps then."""
-        await self._gave_up.wait()
+    async def wait_until_restart_needed(self) -> None:
+        """Wait until the server has stopped writing a stream and its disk has space again: only a new start helps then."""
+        await self._stream_stopped.wait()
         log.error("broker cannot write: free some space", folder=str(self._settings.state))
         await until_writable(self._settings.state)
 
@@ -104,14 +113,14 @@ class Broker:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 limit=1 << 20,  # its lines name MQTT client ids, which may be long
-                pass_fds=[lock],
+                pass_fds=[lock.descriptor],
                 start_new_session=True,  # a Ctrl-C is for us: clients say goodbye before the broker goes
             )
         finally:
-            os.close(lock)  # from here the server holds it
+            lock.release()  # from here the server holds it
         self._reader = asyncio.create_task(self._read_log())
         try:
-            await self._accepting()
+            await self._wait_until_accepting()
         except BaseException:
             await self._stop()
             raise
@@ -130,7 +139,7 @@ class Broker:
             raise RuntimeError("the broker has not been started")
         return self._process
 
-    async def _accepting(self) -> None:
+    async def _wait_until_accepting(self) -> None:
         settings, end = self._settings, time.monotonic() + START_S
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         while time.monotonic() < end:
@@ -176,13 +185,13 @@ class Broker:
     def _relay(self, line: str) -> None:
         match = _LINE.fullmatch(line)
         level, text = (match[1], match[2]) if match else ("ERR", line)
-        if GIVEN_UP in text.lower():
-            self._gave_up.set()
+        if STREAM_STOPPED in text.lower():
+            self._stream_stopped.set()
         if level in {"ERR", "FTL"}:
             self._last_lines.append(text)
         if _LIMIT_REACHED in text:
             self._log_limit()
-        if level == "INF" or any(phrase in text for phrase in _EXPECTED):
+        if level == "INF" or any(phrase in text for phrase in _ROUTINE_LINES):
             log.debug("nats-server", line=text)
         elif text:
             log.warning("nats-server", line=text)
@@ -196,3 +205,39 @@ class Broker:
                 "or shorten BROKER_SESSION_EXPIRY",
                 limit=self._settings.max_subscriptions,
             )
+
+
+async def main(settings: Settings, stop: asyncio.Event) -> None:
+    """Keep the broker running until ``stop`` is set.
+
+    Raises:
+        StartError: it cannot start, or not again.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            async with Broker(settings) as broker:
+                ended = asyncio.create_task(broker.wait())
+                restart = asyncio.create_task(broker.wait_until_restart_needed())
+                await asyncio.wait({ended, restart, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done() and not stop.is_set():
+                    log.error("broker ended, starting it again", code=ended.result())
+                elif restart.done():
+                    log.warning("broker can write again, starting it anew")
+                ended.cancel()
+                restart.cancel()
+            await asyncio.wait({stopping}, timeout=RESTART_DELAY_S)
+    finally:
+        stopping.cancel()
+
+
+async def until_writable(folder: Path) -> None:
+    """Wait until a folder can be written to: a full disk has space again."""
+    while not await asyncio.to_thread(_is_writable, folder):  # noqa: ASYNC110 - a disk tells nobody
+        await asyncio.sleep(DISK_CHECK_INTERVAL_S)
+
+
+def _is_writable(folder: Path) -> bool:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        return file.write(_PROBE) == len(_PROBE)
+    return False

@@ -1,18 +1,43 @@
-"""What the broker needs before it can start: its program, its folder, its ports, its configuration."""
+"""What the broker needs before it can start: its settings, its program, its folder, its ports, its configuration."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
 import socket
-import time
 from pathlib import Path
 
-from propeller.mqtt.broker_keys import BrokerKeys
-from propeller.mqtt.broker_settings import Settings
+from pydantic import Field, SecretStr
+
+from propeller.mqtt.broker_keys import MIN_SECRET, BrokerKeys
+from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.run import StartError, cannot_listen
+from propeller.process.settings import ServiceSettings
 from propeller.process.tls import pair, trust
+
+
+class Settings(ServiceSettings):
+    """What ``propeller serve broker`` reads.
+
+    ``BROKER_HOST`` is where devices connect; every one of them is authenticated. ``BROKER_NATS_HOST`` and
+    ``BROKER_NATS_PORT`` are for the identity service alone: this machine's loopback or a private network.
+    """
+
+    host: str = Field("127.0.0.1", alias="BROKER_HOST")
+    port: int = Field(1883, alias="BROKER_PORT", ge=1, le=65535)
+    tls_cert: Path | None = Field(None, alias="BROKER_TLS_CERT")
+    """With the key: MQTT over TLS, and only so."""
+    tls_key: Path | None = Field(None, alias="BROKER_TLS_KEY")
+    tls_client_ca: Path | None = Field(None, alias="BROKER_TLS_CLIENT_CA")
+    """Clients must show a certificate that one of these signed (beside their id and key)."""
+    nats_host: str = Field("127.0.0.1", alias="BROKER_NATS_HOST")
+    nats_port: int = Field(4222, alias="BROKER_NATS_PORT", ge=1, le=65535)
+    state: Path = Field(Path(".propeller/broker"), alias="BROKER_STATE")
+    max_subscriptions: int = Field(200_000, alias="BROKER_MAX_SUBSCRIPTIONS", ge=1)
+    """How many subscriptions of QoS 1 and 2 all sessions may have together, those of clients that are away included."""
+    secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
+    nats_server: Path | None = Field(None, alias="PROPELLER_NATS_SERVER")
+
 
 DEVICES = "DEVICES"
 """The NATS account that every MQTT client is in."""
@@ -80,7 +105,7 @@ def render_server(settings: Settings, ack_wait_s: int = ACK_WAIT_S) -> str:
 
 
 def check_tls(settings: Settings) -> None:
-    """See that the certificates can be used, as the server would say it less clearly.
+    """Check that the certificates can be used: the server would say it less clearly.
 
     Raises:
         StartError: they cannot; the text names the setting.
@@ -144,33 +169,24 @@ def prepare_folder(folder: Path) -> None:
         ) from None
 
 
-def lock_folder(folder: Path) -> int:
-    """Take the folder for one server; the lock lasts until every process that holds the descriptor has ended.
-
-    Returns:
-        The descriptor, to be inherited by the server.
+def lock_folder(folder: Path) -> FileLock:
+    """Lock the folder for one server; it is free again when every process that holds the descriptor has ended.
 
     Raises:
         StartError: another server keeps its messages there.
     """
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    end = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(descriptor)
-                raise StartError(
-                    f"another broker uses {folder}; stop it, or choose another folder with BROKER_STATE"
-                ) from None
-            time.sleep(0.02)
-        else:
-            return descriptor
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(LOCK_WAIT_S)
+    except LockedError:
+        raise StartError(
+            f"another broker uses {folder}; stop it, or choose another folder with BROKER_STATE"
+        ) from None
+    return lock
 
 
 def check_port(host: str, port: int, variable: str) -> None:
-    """Find out whether a port can be had, before the server tries.
+    """Check that a port is free, before the server tries.
 
     Raises:
         StartError: it cannot; the text says what to do.

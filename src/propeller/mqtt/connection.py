@@ -1,4 +1,8 @@
-"""One connection to a broker: aiomqtt's client, with messages acknowledged by hand."""
+"""One connection to a broker: aiomqtt's client, with messages acknowledged by hand.
+
+Of what is inside aiomqtt 2.5 it uses, and tests/mqtt/test_session.py relies on: ``_client`` (paho's client: ``manual_ack_set``, ``ack``, ``connect_timeout``, ``socket``,
+``_sock_close``, ``on_socket_open``, ``on_socket_close``), ``_client_connect`` (runs in a thread), ``_connected``, ``_disconnected``, ``_on_disconnect``. Look at these before another version is allowed.
+"""
 
 import asyncio
 import math
@@ -9,8 +13,7 @@ from typing import Any, Self, TypeVar
 
 import aiomqtt
 
-from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.credentials import Credentials, Will
+from propeller.mqtt.address import BrokerAddress, Credentials, Will
 
 T = TypeVar("T")
 
@@ -49,10 +52,11 @@ class Connection(aiomqtt.Client):
         self._client.manual_ack_set(on=True)
         self._client.connect_timeout = TCP_TIMEOUT_S
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
-        self._open: set[int] = set()
+        self._in_hand: set[int] = set()
+        self._is_closed = False
 
     @classmethod
-    def to(
+    def create(
         cls,
         address: BrokerAddress,
         credentials: Credentials,
@@ -77,6 +81,12 @@ class Connection(aiomqtt.Client):
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
 
+    def _client_connect(self) -> None:
+        # Runs in a thread, and goes on there when whoever waited for it is cancelled.
+        super()._client_connect()
+        if self._is_closed:
+            self._client._sock_close()  # noqa: SLF001 - paho has no public way
+
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
         # aiomqtt by itself waits for the answer to CONNECT until its timeout, also on a connection that is gone.
         if not self._connected.done():
@@ -93,14 +103,25 @@ class Connection(aiomqtt.Client):
         """
         await self._until_lost(self.publish(topic, payload, qos=qos, timeout=math.inf))
 
-    async def ask_for(self, topic_filter: str, qos: int) -> bool:
-        """Subscribe; whether the broker lets this client.
+    async def try_subscribe(self, topic_filter: str, qos: int) -> bool:
+        """Subscribe; ``False`` if the broker refuses.
 
         Raises:
             MqttError: the connection is lost, or there is no answer.
         """
         codes = await self._until_lost(self.subscribe(topic_filter, qos=qos))
         return all((code if isinstance(code, int) else code.value) < _SUBACK_FAILURE for code in codes)
+
+    async def may_subscribe(self, topic_filter: str) -> bool:
+        """Whether the broker lets this client subscribe at QoS 0, where it has nothing to keep; undone again.
+
+        Raises:
+            MqttError: the connection is lost, or there is no answer.
+        """
+        allowed = await self.try_subscribe(topic_filter, 0)
+        if allowed:
+            await self._until_lost(self.unsubscribe(topic_filter))
+        return allowed
 
     async def _until_lost(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call of aiomqtt, which by itself goes on waiting for its answer when the connection is lost."""
@@ -113,23 +134,27 @@ class Connection(aiomqtt.Client):
         finally:
             task.cancel()
 
-    def take(self, message: aiomqtt.Message) -> bool:
-        """Whether a message is to be handled: not if it is being handled, and was sent again meanwhile."""
-        if message.qos and message.mid in self._open:
+    def start_handling(self, message: aiomqtt.Message) -> bool:
+        """Note that a message is being handled; ``False`` if it is already, and was only sent again meanwhile."""
+        if message.qos and message.mid in self._in_hand:
             return False
-        self._open.add(message.mid)
+        self._in_hand.add(message.mid)
         return True
 
     def acknowledge(self, message: aiomqtt.Message) -> None:
         """Tell the broker that a message was handled; on a connection that is gone this does nothing."""
-        self.leave(message)
+        self.abandon(message)
         self._client.ack(message.mid, message.qos)
 
-    def leave(self, message: aiomqtt.Message) -> None:
-        """Do not handle a message now: it is taken when the broker sends it again."""
-        self._open.discard(message.mid)
+    def abandon(self, message: aiomqtt.Message) -> None:
+        """Note that a message is not handled: it will be when the broker sends it again."""
+        self._in_hand.discard(message.mid)
 
     def close_socket(self) -> None:
-        """Close a socket that a failed connect left open."""
+        """Close a socket that a failed connect left open, or that one which was cancelled is still opening."""
+        self._is_closed = True
         if self._client.socket() is not None:
             self._client._sock_close()  # noqa: SLF001 - paho has no public way
+        else:
+            # aiomqtt's callbacks would use an event loop that may be closed by then.
+            self._client.on_socket_open = self._client.on_socket_close = None

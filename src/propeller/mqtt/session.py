@@ -2,12 +2,12 @@
 
 aiomqtt carries the packets. What is added: a new client for every connection (a timed-out connect leaves aiomqtt's
 socket live), handlers by topic filter, one message at a time a filter, and an acknowledgement only when the handler
-is done, so that a message is redelivered if the process dies before. Handlers must therefore take a message twice.
+is done, so that a message is redelivered if the process dies before. Handlers must therefore cope with a message that
+comes twice.
 """
 
 import asyncio
 import contextlib
-import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import aiomqtt
 
-from propeller.errors import RefusedError, UnavailableError
-from propeller.mqtt.address import BrokerAddress
+from propeller.errors import PropellerError, RefusedError, UnavailableError
+from propeller.mqtt.address import BrokerAddress, Credentials, Will
 from propeller.mqtt.connection import Connection
-from propeller.mqtt.credentials import Credentials, Will
-from propeller.mqtt.trouble import Names, Troubles
+from propeller.mqtt.problems import ProblemLog, SettingNames
 from propeller.process.logs import get_logger
+from propeller.process.retry import Backoff, doubling, retry
 
 __all__ = [
     "Credentials",
@@ -35,12 +35,20 @@ __all__ = [
 log = get_logger("mqtt")
 
 Handler = Callable[[str, bytes], Awaitable[None]]
-"""Takes a topic and a payload. What it raises is logged and the message counts as handled."""
+"""Takes a topic and a payload.
+
+An error that is ``temporary`` (``propeller.errors``) has the message handled again, until then it is not acknowledged and
+those behind it wait. Any other error is logged, and the message counts as handled.
+"""
 
 CLOSE_TIMEOUT_S = 2.0
 """How long to wait for the broker's answer to the goodbye, in seconds."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
+"""Between connects, in seconds."""
+
+HANDLER_DELAYS_S = doubling(0.2, 15.0)
+"""Before a message is handled again that could not be handled for the time being."""
 
 
 class NotConnectedError(UnavailableError):
@@ -58,7 +66,7 @@ class SubscriptionLimitError(SubscriptionRefusedError):
 
 
 @dataclass(eq=False)
-class _Route:
+class _Subscription:
     """A subscription: its filter, its handler, and the messages that wait for it."""
 
     topic_filter: str
@@ -86,7 +94,7 @@ class Session:
         clean: bool = False,
         keepalive: int = 30,
         tls: ssl.SSLContext | None = None,
-        names: Names | None = None,
+        names: SettingNames | None = None,
     ) -> None:
         """A session that does not run yet.
 
@@ -100,10 +108,10 @@ class Session:
             names: of the settings behind all this, for what is logged.
         """
         self.address, self._credentials, self._tls = address, credentials, tls
-        self._troubles = Troubles(address, credentials, names or Names())
+        self._problems = ProblemLog(address, credentials, names or SettingNames())
         self._will, self._clean, self._keepalive = will, clean, keepalive
         self._on_connect: Callable[[], Awaitable[None]] | None = None
-        self._routes: dict[str, _Route] = {}
+        self._subscriptions: dict[str, _Subscription] = {}
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._running = False
@@ -116,9 +124,9 @@ class Session:
         return self._connection is not None
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why there is no connection, as far as that is known."""
-        return self._troubles.last.reason if self._troubles.last else None
+        return self._problems.last.reason if self._problems.last else None
 
     async def wait_connected(self, timeout: float | None = None) -> bool:
         """Wait for a connection, up to ``timeout`` seconds; whether there is one."""
@@ -139,30 +147,30 @@ class Session:
                 asked again at the next connect, unless ``unsubscribe`` is called.
             SubscriptionLimitError: it said no because it has too many subscriptions.
         """
-        route = _Route(topic_filter, handler, qos, retained)
-        old, self._routes[topic_filter] = self._routes.get(topic_filter), route
+        subscription = _Subscription(topic_filter, handler, qos, retained)
+        old, self._subscriptions[topic_filter] = self._subscriptions.get(topic_filter), subscription
         if old is not None:
-            route.queue = old.queue
+            subscription.queue = old.queue
             if old.worker is not None:
                 old.worker.cancel()
         if self._running:
-            self._start_worker(route)
+            self._start_worker(subscription)
         if self._connection is not None:
             with contextlib.suppress(aiomqtt.MqttError):  # the reconnect subscribes it
-                await self._subscribe(self._connection, route)
+                await self._subscribe(self._connection, subscription)
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """Take no more messages of a filter."""
-        route = self._routes.pop(topic_filter, None)
-        if route is None:
+        subscription = self._subscriptions.pop(topic_filter, None)
+        if subscription is None:
             return
         if self._connection is not None:
             with contextlib.suppress(aiomqtt.MqttError):
                 await self._connection.unsubscribe(topic_filter)
-        if route.worker is not None:
-            route.worker.cancel()
-        while not route.queue.empty():
-            connection, message = route.queue.get_nowait()
+        if subscription.worker is not None:
+            subscription.worker.cancel()
+        while not subscription.queue.empty():
+            connection, message = subscription.queue.get_nowait()
             connection.acknowledge(message)
 
     async def publish(self, topic: str, payload: bytes, qos: int = 1, timeout: float = 30.0) -> None:
@@ -186,7 +194,7 @@ class Session:
                     else:
                         return
         except TimeoutError:
-            why = f": {self.trouble}" if self.trouble else ""
+            why = f": {self.problem}" if self.problem else ""
             raise NotConnectedError(
                 f"no broker at {self.address} took the message within {timeout:g} s{why}"
             ) from None
@@ -201,42 +209,53 @@ class Session:
         """
         self._running, self._on_connect = True, on_connect
         keeper = asyncio.create_task(self._keep_connected(), name="mqtt session")
-        for route in self._routes.values():
-            self._start_worker(route)
+        for subscription in self._subscriptions.values():
+            self._start_worker(subscription)
         try:
             yield self
         finally:
             self._running = False
-            tasks = [keeper, *(route.worker for route in self._routes.values() if route.worker is not None)]
+            tasks = [
+                keeper,
+                *(
+                    subscription.worker
+                    for subscription in self._subscriptions.values()
+                    if subscription.worker is not None
+                ),
+            ]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
             keeper.cancel()  # again, if the broker does not answer to the goodbye
             await asyncio.wait([keeper], timeout=CLOSE_TIMEOUT_S)
 
-    def _start_worker(self, route: _Route) -> None:
-        route.worker = asyncio.create_task(self._work(route), name=f"mqtt {route.topic_filter}")
+    def _start_worker(self, subscription: _Subscription) -> None:
+        subscription.worker = asyncio.create_task(
+            self._handle_messages(subscription), name=f"mqtt {subscription.topic_filter}"
+        )
 
     async def _keep_connected(self) -> None:
-        delay = FIRST_DELAY_S
+        backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
         while self._running:
             begun, connects = time.monotonic(), self.connects
             try:
                 async with self._connect() as connection:
                     await self._receive(connection)
             except aiomqtt.MqttError as error:
-                (self._troubles.lost if self.connects > connects else self._troubles.failed)(error)
+                if self.connects > connects:
+                    self._problems.connection_lost(error)
+                else:
+                    self._problems.connect_failed(error)
             except Exception:
                 log.exception("MQTT connection failed, trying again", broker=str(self.address))
             # Two clients with one identifier end each other's connection at once, for ever: slow down then, too.
-            if time.monotonic() - begun > 4 * delay:
-                delay = FIRST_DELAY_S
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, no secret
-            delay = min(2 * delay, LONGEST_DELAY_S)
+            if time.monotonic() - begun > 4 * backoff.delay_s:
+                backoff.reset()
+            await backoff.wait()
 
     @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[Connection]:
-        connection = Connection.to(
+        connection = Connection.create(
             self.address,
             self._credentials,
             will=self._will,
@@ -249,23 +268,22 @@ class Session:
                 await self._subscribe_all(connection)
                 self._connection = connection
                 self._connected.set()
-                self._troubles.over()
+                self._problems.connected()
                 self.connects += 1
                 log.info(
                     "connected to MQTT broker", broker=str(self.address), mqtt_id=self._credentials.mqtt_id
                 )
-                hook = asyncio.create_task(self._run_hook()) if self._on_connect else None
+                after_connect = asyncio.create_task(self._run_on_connect())
                 try:
                     yield connection
                 finally:
                     self._connection = None
                     self._connected.clear()
-                    if hook is not None:
-                        hook.cancel()
+                    after_connect.cancel()
         finally:
             connection.close_socket()
 
-    async def _run_hook(self) -> None:
+    async def _run_on_connect(self) -> None:
         if self._on_connect is None:
             return
         try:
@@ -274,53 +292,74 @@ class Session:
             log.exception("what runs after connecting failed")
 
     async def _subscribe_all(self, connection: Connection) -> None:
-        asked: set[_Route] = set()
+        asked: set[_Subscription] = set()
         refused: list[str] = []
         over_limit: list[str] = []
-        while missing := [route for route in self._routes.values() if route not in asked]:
-            for route in missing:  # more may be added while the broker answers
-                asked.add(route)
+        while missing := [
+            subscription for subscription in self._subscriptions.values() if subscription not in asked
+        ]:
+            for subscription in missing:  # more may be added while the broker answers
+                asked.add(subscription)
                 try:
-                    await self._subscribe(connection, route)
+                    await self._subscribe(connection, subscription)
                 except SubscriptionLimitError:
-                    over_limit.append(route.topic_filter)
+                    over_limit.append(subscription.topic_filter)
                 except SubscriptionRefusedError:
-                    refused.append(route.topic_filter)
+                    refused.append(subscription.topic_filter)
         if refused:
-            self._troubles.refused(refused)
+            self._problems.subscriptions_refused(refused)
         if over_limit:
-            self._troubles.over_limit(over_limit)
+            self._problems.limit_reached(over_limit)
 
-    async def _subscribe(self, connection: Connection, route: _Route) -> None:
-        if not await connection.ask_for(route.topic_filter, route.qos):
+    async def _subscribe(self, connection: Connection, subscription: _Subscription) -> None:
+        if not await connection.try_subscribe(subscription.topic_filter, subscription.qos):
             # SUBACK has one code for every refusal. At QoS 0 the broker keeps nothing, so only a missing right refuses it.
-            if route.qos and await connection.ask_for(route.topic_filter, 0):
-                await connection.unsubscribe(route.topic_filter)
-                raise SubscriptionLimitError(self._troubles.limit_reached([route.topic_filter]))
-            raise SubscriptionRefusedError(self._troubles.refusal([route.topic_filter]))
-        log.info("subscribed to topic", topic=route.topic_filter)
+            if subscription.qos and await connection.may_subscribe(subscription.topic_filter):
+                raise SubscriptionLimitError(self._problems.limit_text([subscription.topic_filter]))
+            raise SubscriptionRefusedError(self._problems.refusal_text([subscription.topic_filter]))
+        log.info("subscribed to topic", topic=subscription.topic_filter)
 
     async def _receive(self, connection: Connection) -> None:
         async for message in connection.messages:
-            if not connection.take(message):
+            if not connection.start_handling(message):
                 continue
-            for route in self._routes.values():
-                if message.topic.matches(route.topic_filter) and (route.retained or not message.retain):
-                    route.queue.put_nowait((connection, message))
+            for subscription in self._subscriptions.values():
+                if message.topic.matches(subscription.topic_filter) and (
+                    subscription.retained or not message.retain
+                ):
+                    subscription.queue.put_nowait((connection, message))
                     break
             else:
                 connection.acknowledge(message)
 
-    async def _work(self, route: _Route) -> None:
+    async def _handle_messages(self, subscription: _Subscription) -> None:
         while True:
-            connection, message = await route.queue.get()
+            connection, message = await subscription.queue.get()
             if connection is not self._connection and message.qos and not self._clean:
                 continue  # the broker delivers it again on the new connection
             try:
-                await route.handler(message.topic.value, message.payload)
+                await _handle(subscription.handler, message)
             except asyncio.CancelledError:
-                connection.leave(message)
+                connection.abandon(message)
                 raise
             except Exception:
                 log.exception("message could not be handled", topic=message.topic.value)
             connection.acknowledge(message)  # on a connection that is gone this does nothing
+
+
+async def _handle(handler: Handler, message: aiomqtt.Message) -> None:
+    """Handle a message, again after errors that may pass."""
+
+    def log_failure(error: BaseException, delay_s: float) -> None:
+        topic = message.topic.value
+        log.warning(
+            "message cannot be handled now, trying again", topic=topic, reason=str(error), delay_s=delay_s
+        )
+
+    await retry(
+        lambda: handler(message.topic.value, message.payload),
+        delays=HANDLER_DELAYS_S,
+        on=lambda error: isinstance(error, PropellerError) and error.temporary,
+        forever=True,
+        failed=log_failure,
+    )

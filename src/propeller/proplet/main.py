@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session, Will
-from propeller.mqtt.trouble import Names
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
@@ -48,7 +48,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         will=Will(channel.topic(Kind.PROPLET_ALIVE), offline_message(me, settings.namespace)),
         keepalive=int(settings.mqtt_keep_alive),
         tls=settings.tls_context(settings.broker),
-        names=Names.of("PROPLET"),
+        names=SettingNames.of_service("PROPLET"),
     )
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
     presence = Presence(settings, session, channel, heartbeat_file)

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
-from propeller.mqtt.trouble import Names
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
@@ -45,7 +45,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         address,
         Credentials(settings.client_id, settings.client_id, settings.client_key.get_secret_value()),
         tls=settings.tls_context(address),
-        names=Names.of("PROXY"),
+        names=SettingNames.of_service("PROXY"),
     )
     publish = partial(session.publish, qos=settings.mqtt_qos, timeout=settings.mqtt_timeout)
     client = RegistryClient(

@@ -284,8 +284,8 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
 SERVICES = (
     ServiceSpec(
         "broker",
-        "propeller.mqtt.broker_settings:Settings",
-        "propeller.mqtt.broker_main:main",
+        "propeller.mqtt.broker_config:Settings",
+        "propeller.mqtt.broker:main",
         Stage.BROKER,
         (
             Port("broker", 1883, "BROKER_PORT", 1883, http=False),

@@ -14,7 +14,7 @@ from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
-from propeller.web.limits import BodyLimit
+from propeller.web.body import BodyLimit
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
 
 MAX_BODY = 100 * 1024 * 1024
@@ -166,3 +166,14 @@ def create_app(
         return Response(measured.text(), headers={"content-type": CONTENT_TYPE})
 
     return app
+
+
+def etag_matches(header: str, etag: str) -> bool:
+    """Whether an ``If-None-Match`` header names a tag (RFC 9110, section 13.1.2).
+
+    Args:
+        header: ``*``, or a list of tags, which are compared weakly; empty if there is none.
+        etag: the strong tag of what would be sent, in its quotes.
+    """
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return "*" in tags or etag in tags

@@ -1,8 +1,10 @@
-"""Reading a request's body whole, up to a limit of its own."""
+"""Limits on request bodies: of an app, refused by the announced length or while the body streams in, and of one request."""
 
 from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.errors import TooLargeError
+from propeller.web.errors import BodyError, error_response, status_of
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -18,3 +20,45 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             raise TooLargeError(f"the request body is over the limit of {max_bytes} bytes")
         parts.append(part)
     return b"".join(parts)
+
+
+class BodyLimit:
+    """ASGI middleware: answers 413 to a body of more than ``max_bytes``.
+
+    What is left of such a body is read and dropped by the server, so that the caller sees the answer (one that is
+    cut off while it sends does not) and the connection goes on.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting its body if its length was not announced."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length")
+        if announced is not None:  # the server holds the caller to it
+            if int(announced) <= self.max_bytes:
+                await self.app(scope, receive, send)
+            else:
+                # One that waits for "100 Continue" will not send the body: what it sends next is another request.
+                error = self._too_large()
+                close = {"connection": "close"} if b"expect" in headers else None
+                await error_response(status_of(error), str(error), close)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                raise BodyError(self._too_large())
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the request body is over the limit of {self.max_bytes} bytes")

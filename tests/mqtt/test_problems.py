@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from propeller.identity.service import Identity
-from propeller.mqtt import trouble
+from propeller.mqtt import problems
 from propeller.stack.services import find_service
 from support.identity import Site
 from support.net import eventually, free_port
@@ -110,7 +110,7 @@ async def test_the_same_trouble_is_told_once_a_minute(place: Place, monkeypatch:
     async with running("proxy", wrong) as logs:
         await eventually(lambda: sum(one["event"] == tries for one in logs) >= 4)
         assert sum(map(refused, logs)) == 1
-    monkeypatch.setattr(trouble, "REPEAT_S", 0.0)
+    monkeypatch.setattr(problems, "REPEAT_S", 0.0)
     async with running("proxy", wrong) as logs:
         await eventually(lambda: sum(map(refused, logs)) >= 3)
 

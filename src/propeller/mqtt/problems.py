@@ -1,4 +1,4 @@
-"""Why a session has no connection, or hears less than it should: said so that its operator knows what to do, and not too often."""
+"""Why a session has no connection or lacks a subscription, logged so that its operator knows what to do, and not too often."""
 
 import ssl
 import time
@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import aiomqtt
 
-from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.address import BrokerAddress, Credentials
 from propeller.mqtt.connection import HungUpError
-from propeller.mqtt.credentials import Credentials
 from propeller.process.logs import get_logger
 
 log = get_logger("mqtt")
 
 REPEAT_S = 60.0
-"""The same trouble is logged again after this long, in seconds."""
+"""The same problem is logged again after this long, in seconds."""
 
 _CANNOT = "cannot connect to MQTT broker, trying again"
 _REFUSED = frozenset({4, 5, 134, 135})
@@ -22,8 +21,8 @@ _REFUSED = frozenset({4, 5, 134, 135})
 
 
 @dataclass(frozen=True)
-class Names:
-    """What the settings are called that a trouble can come from."""
+class SettingNames:
+    """What the settings behind a session are called: the operator is told which to correct."""
 
     client: str = "the client's id and key"
     channel: str = "the domain and the channel"
@@ -31,7 +30,7 @@ class Names:
     """What the variables for TLS begin with."""
 
     @classmethod
-    def of(cls, prefix: str) -> "Names":
+    def of_service(cls, prefix: str) -> "SettingNames":
         """The names of a service, as ``MANAGER``."""
         return cls(
             f"{prefix}_CLIENT_ID and {prefix}_CLIENT_KEY",
@@ -41,7 +40,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Problem:
     """A reason for having no connection.
 
     Attributes:
@@ -55,47 +54,44 @@ class Trouble:
     remedy: str = ""
 
 
-class Troubles:
-    """What is said of one session's troubles."""
+class ProblemLog:
+    """Explains and logs the problems of one session."""
 
-    def __init__(self, address: BrokerAddress, credentials: Credentials, names: Names) -> None:
-        self._address, self._credentials, self._names = address, credentials, names
-        self.last: Trouble | None = None
+    def __init__(self, address: BrokerAddress, credentials: Credentials, names: SettingNames) -> None:
+        self._address, self._credentials, self._settings = address, credentials, names
+        self.last: Problem | None = None
         """Why there is no connection; ``None`` while there is one, and before the first try."""
-        self._told_at = 0.0
+        self._logged_at = 0.0
 
-    def over(self) -> None:
+    def connected(self) -> None:
         """There is a connection."""
         self.last = None
 
-    def lost(self, error: Exception) -> None:
+    def connection_lost(self, error: Exception) -> None:
         """A connection that there was is gone."""
         log.warning(
             "MQTT connection lost, connecting again", broker=str(self._address), reason=str(_root(error))
         )
 
-    def failed(self, error: Exception) -> None:
+    def connect_failed(self, error: Exception) -> None:
         """A connection could not be made."""
-        trouble = self._read(error)
-        if trouble == self.last and time.monotonic() - self._told_at < REPEAT_S:
+        problem = self._problem(error)
+        if problem == self.last and time.monotonic() - self._logged_at < REPEAT_S:
             return
-        self.last, self._told_at = trouble, time.monotonic()
-        more = {"remedy": trouble.remedy} if trouble.remedy else {}
-        say = log.error if trouble.remedy else log.warning
-        say(trouble.event, broker=str(self._address), reason=trouble.reason, **more)
+        self.last, self._logged_at = problem, time.monotonic()
+        more = {"remedy": problem.remedy} if problem.remedy else {}
+        write = log.error if problem.remedy else log.warning
+        write(problem.event, broker=str(self._address), reason=problem.reason, **more)
 
-    def refused(self, topics: list[str]) -> str:
-        """Subscriptions were refused; logs it, and gives the text."""
-        text = self.refusal(topics)
-        log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
-        return text
+    def subscriptions_refused(self, topics: list[str]) -> None:
+        """Subscriptions were refused for lack of a right."""
+        self._log_refused(topics, self.refusal_text(topics))
 
-    def over_limit(self, topics: list[str]) -> None:
+    def limit_reached(self, topics: list[str]) -> None:
         """Subscriptions were refused because there are too many."""
-        text = self.limit_reached(topics)
-        log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
+        self._log_refused(topics, self.limit_text(topics))
 
-    def limit_reached(self, topics: list[str]) -> str:
+    def limit_text(self, topics: list[str]) -> str:
         """What it means that a subscription is refused at QoS 1 and granted at QoS 0."""
         return (
             f"the broker lets client {self._credentials.username or '(anonymous)'} hear {', '.join(topics)}, but cannot keep "
@@ -103,15 +99,18 @@ class Troubles:
             "which the sessions of absent clients end; if neither is the cause, the broker's log names it"
         )
 
-    def refusal(self, topics: list[str]) -> str:
-        """What a refusal of subscriptions means."""
+    def refusal_text(self, topics: list[str]) -> str:
+        """What it means that a subscription is refused at every QoS."""
         return (
             f"the broker refuses {', '.join(topics)} to client {self._credentials.username or '(anonymous)'}: check "
-            f"{self._names.channel}, and that the client is connected to that channel with the role it needs "
+            f"{self._settings.channel}, and that the client is connected to that channel with the role it needs "
             "(identity: /channels/connect)"
         )
 
-    def _read(self, error: Exception) -> Trouble:
+    def _log_refused(self, topics: list[str], text: str) -> None:
+        log.error("MQTT subscription refused", broker=str(self._address), topics=topics, reason=text)
+
+    def _problem(self, error: Exception) -> Problem:
         root = _root(error)
         code = getattr(error, "rc", None)
         if isinstance(error, aiomqtt.MqttCodeError) and getattr(code, "value", code) in _REFUSED:
@@ -120,19 +119,19 @@ class Troubles:
             return self._not_trusted(root.verify_message)
         if isinstance(root, ssl.SSLError) or (self._address.tls and isinstance(root, ConnectionResetError)):
             remedy = f"see that {self._address} is the broker's port for TLS (usually 8883)"
-            return Trouble(_CANNOT, f"no TLS with the broker: {root}", remedy)
+            return Problem(_CANNOT, f"no TLS with the broker: {root}", remedy)
         if isinstance(error, HungUpError):
-            return Trouble(_CANNOT, str(error), self._hung_up())
-        return Trouble(_CANNOT, str(root))
+            return Problem(_CANNOT, str(error), self._hung_up())
+        return Problem(_CANNOT, str(root))
 
     def _hung_up(self) -> str:
         if not self._address.tls:
             return f"if this port is for TLS, write mqtts://{self._address.host}:{self._address.port}"
-        cert = f"{self._names.tls}_CLIENT_CERT and {self._names.tls}_CLIENT_KEY"
+        cert = f"{self._settings.tls}_CLIENT_CERT and {self._settings.tls}_CLIENT_KEY"
         return f"if the broker asks clients for a certificate, set {cert} to one that it accepts"
 
-    def _login_refused(self) -> Trouble:
-        names, client = self._names.client, self._credentials
+    def _login_refused(self) -> Problem:
+        names, client = self._settings.client, self._credentials
         if not client.username or not client.password:
             reason = "it wants a client's id and key, and one of them is not set"
             remedy = f"set {names}: propeller provision makes them"
@@ -142,16 +141,16 @@ class Troubles:
                 f"identifier {client.mqtt_id} is another client's, or identity is away; identity's log says which"
             )
             remedy = f"correct {names} and restart; propeller provision --rotate makes new keys"
-        return Trouble("the MQTT broker refuses this client, trying again", reason, remedy)
+        return Problem("the MQTT broker refuses this client, trying again", reason, remedy)
 
-    def _not_trusted(self, message: str) -> Trouble:
+    def _not_trusted(self, message: str) -> Problem:
         if "mismatch" in message:
             remedy = "write a host that the certificate is for into the broker's address"
         elif "expired" in message:
             remedy = "renew the broker's certificate, or set this machine's clock"
         else:
-            remedy = f"set {self._names.tls}_CA_CERT to the file of the authority that signed it"
-        return Trouble(
+            remedy = f"set {self._settings.tls}_CA_CERT to the file of the authority that signed it"
+        return Problem(
             _CANNOT,
             f"the broker's certificate is not trusted: {message.rstrip('.')}",
             remedy,
