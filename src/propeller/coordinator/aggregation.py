@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.updates import UpdateDocument, check_shapes
+from propeller.coordinator.updates import UpdateDocument, check_fits
 from propeller.errors import PropellerError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
@@ -99,7 +99,7 @@ class Aggregation:
     async def _try_to_make_version(self, record: RoundRecord, proplet_ids: tuple[str, ...]) -> NewVersion:
         started = time.perf_counter()
         model, tensors = await self._aggregator.aggregate(self._stream(record, proplet_ids))
-        check_shapes(tensors, record.shapes)
+        check_fits(tensors, record.shapes)
         aggregated = time.perf_counter()
         # The same key after a crash: the registry answers with the version that it allocated before. The time tells
         # the round from one of the same id that another coordinator, or a lost database, had.

@@ -5,9 +5,17 @@ from collections.abc import AsyncIterator
 
 from cachetools import LRUCache
 
-from propeller.coordinator.updates import Shapes
 from propeller.errors import NotFoundError
-from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, TensorError, Tensors, decode, from_safetensors
+from propeller.fl.tensors import (
+    SAFETENSORS,
+    SAFETENSORS_SEQ,
+    Shapes,
+    TensorError,
+    Tensors,
+    decode,
+    from_safetensors,
+    shapes_of,
+)
 from propeller.process.http import ServiceClient, ServiceError
 
 _MAX_KNOWN_VERSIONS = 64
@@ -51,8 +59,7 @@ class ModelRegistryClient:
 
     def remember_shapes(self, version: int, tensors: Tensors) -> Shapes:
         """Keep the shapes of a version, so that the next round need not ask for them."""
-        shapes = {name: array.shape for name, array in tensors.items()}
-        self._shapes[version] = shapes
+        shapes = self._shapes[version] = shapes_of(tensors)
         return shapes
 
     async def add_version(self, model: bytes, key: str) -> int:

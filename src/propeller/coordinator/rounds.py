@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from propeller.coordinator.updates import Shapes, UpdateDocument
+from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState
+from propeller.fl.tensors import Shapes
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
 

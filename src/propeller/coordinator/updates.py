@@ -18,10 +18,11 @@ from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
     Array,
+    Shapes,
     TensorError,
     Tensors,
-    check,
-    check_fits,
+    check_shapes,
+    check_tensors,
     from_json,
     from_safetensors,
     media_type,
@@ -47,9 +48,6 @@ _TYPED_ARRAYS: dict[int, str] = {
     80: ">f2", 81: ">f4", 82: ">f8", 84: "<f2", 85: "<f4", 86: "<f8",
 }  # fmt: skip
 """RFC 8746, section 2.1: tag to numpy type, without the 128-bit floats."""
-
-Shapes = dict[str, tuple[int, ...]]
-"""The names and shapes of a model's tensors, in its order."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,14 @@ async def make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
     return _make_document(update, base)
 
 
-def check_shapes(tensors: Tensors, base: Shapes) -> None:
+def check_fits(tensors: Tensors, base: Shapes) -> None:
     """Check tensors against the names and shapes of the base model.
 
     Raises:
         UnprocessableError: naming the tensor.
     """
     try:
-        # Arrays of the right shapes that take no memory.
-        check_fits(tensors, {name: np.broadcast_to(np.float32(0), shape) for name, shape in base.items()})
+        check_shapes(tensors, base)
     except TensorError as error:
         raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
@@ -132,10 +129,10 @@ def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
 def _make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
     try:
         tensors = update.read_tensors()
-        check(tensors)
+        check_tensors(tensors)
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
-    check_shapes(tensors, base)
+    check_fits(tensors, base)
     header = update.header
     # In the base model's order, so that one update has one digest however its tensors were ordered.
     content = to_safetensors(

@@ -10,7 +10,7 @@ by at most ``(K + 2) · 2**-53 · Σ n_k |w_k| / n`` for each number, and then b
 import numpy as np
 import numpy.typing as npt
 
-from propeller.fl.tensors import Array, TensorError, Tensors, check_fits
+from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, shapes_of
 
 _CHUNK_NUMBERS = 8 * 1024
 """Numbers of a tensor that are summed at a time: in float64, those of ``_MAX_PENDING`` updates fit into the processor's cache."""
@@ -46,7 +46,7 @@ class FedAvg:
             TensorError: its names or shapes differ from those of the first one; then nothing was added.
         """
         if self._sums:
-            check_fits(update, self._sums, "the first update")
+            check_shapes(update, shapes_of(self._sums), "the first update")
         else:
             self._sums = {name: np.zeros(array.shape, np.float64) for name, array in update.items()}
             self._types = {name: array.dtype for name, array in update.items()}

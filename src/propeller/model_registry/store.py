@@ -15,7 +15,7 @@ from pathlib import Path
 
 from propeller.errors import ConflictError, NotFoundError, PropellerError
 from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
-from propeller.fl.tensors.json import read as read_json
+from propeller.fl.tensors.json import decode_json
 from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over, write_durably
@@ -127,7 +127,7 @@ class ModelStore:
         file = self._folder / self.stamp(version)[0]
         try:
             content = file.read_bytes()
-            tensors, metadata = read_json(content) if file.suffix == ".json" else from_safetensors(content)
+            tensors, metadata = decode_json(content) if file.suffix == ".json" else from_safetensors(content)
         except FileNotFoundError:
             raise VersionNotFoundError(version) from None
         except (OSError, TensorError) as error:
@@ -186,7 +186,7 @@ class ModelStore:
     def _read_record(self, version: int, file: Path) -> VersionRecord:
         try:
             if file.suffix == ".json":
-                return VersionRecord(version, content_digest(read_json(file.read_bytes())[0]))
+                return VersionRecord(version, content_digest(decode_json(file.read_bytes())[0]))
             metadata = _read_metadata(file)
             return VersionRecord(version, metadata.get(_DIGEST_FIELD, ""), metadata.get(_KEY_FIELD, ""))
         except (OSError, TensorError) as error:

@@ -15,11 +15,12 @@ from propeller.fl.tensors import (
     Array,
     TensorError,
     Tensors,
-    check,
-    check_fits,
+    check_shapes,
+    check_tensors,
     decode,
     encode,
     from_json,
+    shapes_of,
     to_json,
 )
 
@@ -57,7 +58,7 @@ def test_whatever_is_sent_is_read_or_refused(value: dict[str, Any]) -> None:
         model = from_json(value)
     except TensorError:
         return
-    check(model)
+    check_tensors(model)
 
 
 @given(st.binary(max_size=40))
@@ -149,7 +150,7 @@ def test_bodies_that_are_not_models(body: bytes) -> None:
 
 def test_an_update_fits_in_any_order_and_type_and_not_otherwise() -> None:
     base: Tensors = {"w": np.zeros((2, 3)), "b": np.zeros(())}
-    check_fits({"b": np.array(1, np.float32), "w": np.ones((2, 3), np.float32)}, base)
+    check_shapes({"b": np.array(1, np.float32), "w": np.ones((2, 3), np.float32)}, shapes_of(base))
     for update, reason in (
         ({"w": np.zeros((2, 3))}, r"tensor 'b': is missing.*\[\]"),
         ({**base, "c": np.zeros(1)}, "tensor 'c': is not in the base model"),
@@ -157,7 +158,7 @@ def test_an_update_fits_in_any_order_and_type_and_not_otherwise() -> None:
         ({**base, "b": np.zeros(1)}, r"tensor 'b': has shape \[1\], the base model has \[\]"),
     ):
         with pytest.raises(TensorError, match=reason):
-            check_fits(update, base)
+            check_shapes(update, shapes_of(base))
 
 
 def test_json_of_large_integers_is_json() -> None:

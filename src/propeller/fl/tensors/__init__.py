@@ -1,6 +1,6 @@
 """Tensors: what a model is, and its encodings."""
 
-from propeller.fl.tensors.base import Array, Tensors, check, check_fits
+from propeller.fl.tensors.base import Array, Shapes, Tensors, check_shapes, check_tensors, shapes_of
 from propeller.fl.tensors.json import from_json, to_json
 from propeller.fl.tensors.media import (
     CODECS,
@@ -14,8 +14,12 @@ from propeller.fl.tensors.media import (
     media_type,
     negotiate,
 )
-from propeller.fl.tensors.safetensors import from_safetensors, to_safetensors
-from propeller.fl.tensors.stream import DocumentTooLargeError, read_documents
+from propeller.fl.tensors.safetensors import (
+    DocumentTooLargeError,
+    from_safetensors,
+    read_documents,
+    to_safetensors,
+)
 from propeller.tensors.shapes import TensorError
 
 __all__ = [
@@ -26,10 +30,11 @@ __all__ = [
     "Array",
     "Codec",
     "DocumentTooLargeError",
+    "Shapes",
     "TensorError",
     "Tensors",
-    "check",
-    "check_fits",
+    "check_shapes",
+    "check_tensors",
     "codec_for",
     "decode",
     "encode",
@@ -38,6 +43,7 @@ __all__ = [
     "media_type",
     "negotiate",
     "read_documents",
+    "shapes_of",
     "to_json",
     "to_safetensors",
 ]

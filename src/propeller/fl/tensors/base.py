@@ -13,7 +13,10 @@ Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 """Names to arrays, in the model's own order; 0-d arrays are scalars."""
 
-AVERAGED = frozenset("fiu")
+Shapes = dict[str, tuple[int, ...]]
+"""Names to the shapes of arrays, in the model's own order."""
+
+AVERAGEABLE_KINDS = frozenset("fiu")
 """numpy's kinds of numbers that a mean can be taken of: floating point and integers, not bool and not text."""
 
 
@@ -23,18 +26,18 @@ def check_array(name: str, array: Array) -> None:
     Raises:
         TensorError: naming the tensor.
     """
-    if array.dtype.kind not in AVERAGED or array.dtype.itemsize > 8:
+    if array.dtype.kind not in AVERAGEABLE_KINDS or array.dtype.itemsize > 8:
         raise TensorError(f"{array.dtype} cannot be averaged; use floating point or integers", name)
     if array.ndim > MAX_RANK:
         raise TensorError(f"has {array.ndim} dimensions, more than the limit of {MAX_RANK}", name)
     if array.size == 0:
-        raise TensorError(f"has no elements (shape {show(array.shape)})", name)
+        raise TensorError(f"has no elements (shape {format_shape(array.shape)})", name)
     # The extremes carry any NaN or infinity, and finding them needs no array of bools.
     if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise TensorError("holds NaN or an infinity; every number must be finite", name)
 
 
-def check(tensors: Tensors) -> None:
+def check_tensors(tensors: Tensors) -> None:
     """Check a whole model that did not come out of a codec.
 
     Raises:
@@ -46,27 +49,34 @@ def check(tensors: Tensors) -> None:
         check_array(check_name(name), array)
 
 
-def check_fits(update: Tensors, base: Tensors, called: str = "the base model") -> None:
-    """Check that an update has exactly the names and shapes of its base, in any order, of any dtype.
+def shapes_of(tensors: Tensors) -> Shapes:
+    """The names and shapes of a model."""
+    return {name: array.shape for name, array in tensors.items()}
+
+
+def check_shapes(tensors: Tensors, expected: Shapes, owner: str = "the base model") -> None:
+    """Check that tensors have exactly the expected names and shapes, in any order, of any dtype.
 
     Args:
-        update: what is checked.
-        base: what it is checked against.
-        called: what the errors call ``base``.
+        tensors: what is checked, an update for example.
+        expected: the names and shapes of what they must fit.
+        owner: what the errors call that.
 
     Raises:
         TensorError: naming the tensor, with both shapes where they differ.
     """
-    for name, array in base.items():
-        if name not in update:
-            raise TensorError(f"is missing; {called} has it with shape {show(array.shape)}", name)
-        if update[name].shape != array.shape:
-            raise TensorError(f"has shape {show(update[name].shape)}, {called} has {show(array.shape)}", name)
-    for name in update:
-        if name not in base:
-            raise TensorError(f"is not in {called}", name)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise TensorError(f"is missing; {owner} has it with shape {format_shape(shape)}", name)
+        if tensors[name].shape != shape:
+            raise TensorError(
+                f"has shape {format_shape(tensors[name].shape)}, {owner} has {format_shape(shape)}", name
+            )
+    for name in tensors:
+        if name not in expected:
+            raise TensorError(f"is not in {owner}", name)
 
 
-def show(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
     """A shape as ``[2, 3]``; ``[]`` is a scalar."""
     return str(list(shape))

@@ -11,8 +11,8 @@ from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.tensors.limits import MAX_ELEMENTS, MAX_RANK, check_count, check_elements, check_name
 from propeller.tensors.shapes import TensorError
 
-_NUMBERS = frozenset({int, float})
-_EXACT = 2.0**53
+_NUMBER_TYPES = frozenset({int, float})
+_MAX_EXACT = 2.0**53
 """Integers below this are exact in float64 (RFC 8259, section 6)."""
 
 
@@ -41,7 +41,7 @@ def to_json(tensors: Tensors) -> dict[str, Any]:
     return {name: array.tolist() for name, array in tensors.items()}
 
 
-def read(body: bytes) -> tuple[Tensors, dict[str, str]]:
+def decode_json(body: bytes) -> tuple[Tensors, dict[str, str]]:
     """Decode a JSON document; JSON carries no metadata.
 
     Raises:
@@ -54,7 +54,7 @@ def read(body: bytes) -> tuple[Tensors, dict[str, str]]:
     return from_json(mapping), {}
 
 
-def write(tensors: Tensors, _metadata: Mapping[str, str]) -> bytes:
+def encode_json(tensors: Tensors, _metadata: Mapping[str, str]) -> bytes:
     """Encode as compact JSON.
 
     A tensor of whole numbers is written without fractions (``[0,0,0]``), as Go writes it: the same numbers, and
@@ -68,7 +68,7 @@ def _is_whole(array: Array) -> bool:
     if array.dtype.kind != "f":
         return False
     with np.errstate(invalid="ignore"):
-        whole = (np.abs(array) < _EXACT) & (np.trunc(array) == array)
+        whole = (np.abs(array) < _MAX_EXACT) & (np.trunc(array) == array)
         # -0.0 is kept as it is: the integer 0 has no sign.
         return bool(np.all(whole & ~(np.signbit(array) & (array == 0))))
 
@@ -83,7 +83,7 @@ def _array(name: str, value: Any) -> Array:
     # Level by level: all lists of a level must have one length, and the last level only numbers.
     while True:
         kinds = set(map(type, row))
-        if kinds <= _NUMBERS:
+        if kinds <= _NUMBER_TYPES:
             break
         if kinds != {list}:
             raise TensorError(_misfit(kinds), name)
@@ -109,9 +109,9 @@ def _array(name: str, value: Any) -> Array:
 
 
 def _misfit(kinds: set[type]) -> str:
-    if list in kinds and kinds <= _NUMBERS | {list}:
+    if list in kinds and kinds <= _NUMBER_TYPES | {list}:
         return "is ragged: numbers and lists at one depth"
-    other = sorted(_NAMES.get(kind, kind.__name__) for kind in kinds - _NUMBERS - {list})
+    other = sorted(_NAMES.get(kind, kind.__name__) for kind in kinds - _NUMBER_TYPES - {list})
     return f"must hold numbers or lists of numbers, found {' and '.join(other)}"
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from propeller.errors import NotAcceptableError, UnsupportedTypeError
-from propeller.fl.tensors import json, safetensors
 from propeller.fl.tensors.base import Tensors
+from propeller.fl.tensors.json import decode_json, encode_json
+from propeller.fl.tensors.safetensors import from_safetensors, to_safetensors
 
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 SAFETENSORS_SEQ = "application/vnd.safetensors-seq"
-"""A stream of safetensors documents, one after another (``stream.read_documents``)."""
+"""A stream of safetensors documents, one after another (``read_documents``)."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Codec:
 
 
 CODECS: dict[str, Codec] = {
-    JSON: Codec("json", json.read, json.write),
-    SAFETENSORS: Codec("safetensors", safetensors.from_safetensors, safetensors.to_safetensors),
+    JSON: Codec("json", decode_json, encode_json),
+    SAFETENSORS: Codec("safetensors", from_safetensors, to_safetensors),
 }
 """Media types to codecs, the preferred one first. Another encoding is one more entry."""
 

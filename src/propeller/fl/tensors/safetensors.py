@@ -1,18 +1,32 @@
-"""Tensors as safetensors: numpy arrays over the format of ``propeller.tensors.safetensors``."""
+"""Tensors as safetensors, one document or a stream of them: numpy arrays over ``propeller.tensors.safetensors``."""
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from propeller.fl.tensors.base import Array, Tensors, check, check_array
+from propeller.errors import TooLargeError
+from propeller.fl.tensors.base import Array, Tensors, check_array, check_tensors
 from propeller.tensors import safetensors
 from propeller.tensors.safetensors import PREFIX, Entry, Header, header_length
 from propeller.tensors.shapes import TensorError
 
-__all__ = ["PREFIX", "Header", "from_safetensors", "header_length", "read_header", "to_safetensors"]
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "PREFIX",
+    "DocumentTooLargeError",
+    "Header",
+    "from_safetensors",
+    "header_length",
+    "read_documents",
+    "read_header",
+    "to_safetensors",
+]
+
+MAX_DOCUMENT_BYTES = 2 * 1024 * 1024 * 1024
+"""The longest document that is read from a stream unless told otherwise, in bytes."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -30,6 +44,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
+
+
+class DocumentTooLargeError(TooLargeError, TensorError):
+    """A document of a stream is over the limit."""
 
 
 def read_header(document: bytes | bytearray | memoryview) -> Header:
@@ -70,11 +88,55 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
     Raises:
         TensorError: it could not be read back: naming the tensor, or the header is too long.
     """
-    check(tensors)
+    check_tensors(tensors)
     arrays = {name: _little_endian(array) for name, array in tensors.items()}
     specs = {name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     header, order = safetensors.write_header(specs, metadata)
     return b"".join([header, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)])
+
+
+async def read_documents(
+    chunks: AsyncIterable[bytes], *, max_document: int = MAX_DOCUMENT_BYTES
+) -> AsyncIterator[bytearray]:
+    """Cut a stream into its documents, each in memory of its own; only one is held at a time.
+
+    Args:
+        chunks: the stream, in pieces of any sizes.
+        max_document: the longest document, in bytes.
+
+    Raises:
+        TensorError: a header is malformed, or the stream ends inside a document.
+        DocumentTooLargeError: a document is longer than ``max_document``.
+    """
+    buffer, filled, header_known = bytearray(PREFIX), 0, False
+    async for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            taken = min(len(rest), len(buffer) - filled)
+            buffer[filled : filled + taken] = rest[:taken]
+            rest, filled = rest[taken:], filled + taken
+            if filled < len(buffer):
+                break
+            # Three neededs, one after the other: the prefix, the header, the whole document.
+            if filled == PREFIX:
+                needed = PREFIX + header_length(buffer)
+            elif not header_known:
+                needed, header_known = read_header(buffer).length, True
+            else:
+                needed = filled
+            if needed > max_document:
+                raise DocumentTooLargeError(
+                    f"a document of {needed} bytes is over the limit of {max_document} bytes"
+                )
+            if needed > filled:
+                grown = bytearray(needed)
+                grown[:filled] = buffer
+                buffer = grown
+            else:
+                yield buffer
+                buffer, filled, header_known = bytearray(PREFIX), 0, False
+    if filled:
+        raise TensorError("the stream ends inside a safetensors document")
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
