@@ -48,7 +48,7 @@ def test_data_is_the_published_one() -> None:
         hashlib.sha256(content).hexdigest()
         == "fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed"
     )
-    features, labels = hospitals._read()
+    features, labels = hospitals.read_records()
     assert features.shape == (569, 30)
     assert (labels == 1).sum() == 212
 

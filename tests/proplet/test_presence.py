@@ -21,29 +21,31 @@ async def test_it_registers_beats_and_reports(world: World) -> None:
     me = await world.join(
         liveliness_interval=0.1, metrics_interval=0.1, tags="gpu, lab", location="here", namespace="ns"
     )
-    heard = world.peers
-    await eventually(lambda: len(heard.of(Kind.PROPLET_ALIVE)) >= 3 and heard.of(Kind.PROPLET_METRICS))
-    (create,) = heard.of(Kind.PROPLET_CREATE)
+    peers = world.peers
+    await eventually(
+        lambda: len(peers.messages(Kind.PROPLET_ALIVE)) >= 3 and peers.messages(Kind.PROPLET_METRICS)
+    )
+    (create,) = peers.messages(Kind.PROPLET_CREATE)
     assert (create["proplet_id"], create["namespace"]) == (me, "ns")
     metadata = create["metadata"]
     assert metadata["directed"] is True
     assert metadata["liveliness_interval"] == 0.1
     assert (metadata["tags"], metadata["location"]) == (["gpu", "lab"], "here")
     assert metadata["total_memory_bytes"] > 0
-    assert heard.of(Kind.PROPLET_ALIVE)[0] == {"proplet_id": me, "status": "alive", "namespace": "ns"}
-    metrics = heard.of(Kind.PROPLET_METRICS)[0]
+    assert peers.messages(Kind.PROPLET_ALIVE)[0] == {"proplet_id": me, "status": "alive", "namespace": "ns"}
+    metrics = peers.messages(Kind.PROPLET_METRICS)[0]
     assert metrics["memory_metrics"]["rss_bytes"] > 1_000_000
     sent = datetime.fromisoformat(metrics["timestamp"])
     assert abs((datetime.now(UTC) - sent).total_seconds()) < 60
-    order = [kind for kind, _ in heard.heard]
+    order = [kind for kind, _ in peers.received]
     assert order.index(Kind.PROPLET_CREATE) < order.index(Kind.PROPLET_ALIVE)
 
 
 @pytest.mark.parametrize("given", [{"metrics_interval": 0}, {"monitoring": False, "metrics_interval": 0.05}])
 async def test_monitoring_can_be_switched_off(world: World, given: dict[str, object]) -> None:
     await world.join(liveliness_interval=0.1, **given)
-    await eventually(lambda: len(world.peers.of(Kind.PROPLET_ALIVE)) >= 4)
-    assert not world.peers.of(Kind.PROPLET_METRICS)
+    await eventually(lambda: len(world.peers.messages(Kind.PROPLET_ALIVE)) >= 4)
+    assert not world.peers.messages(Kind.PROPLET_METRICS)
 
 
 def test_system_information_can_be_kept_back() -> None:

@@ -40,7 +40,9 @@ async def test_killed_it_reports_at_its_next_start_what_it_was_doing(world: Worl
         child.kill()
         await ended(child)
         await eventually(lambda: not any(one.is_running() and one.status() != "zombie" for one in children))
-    await eventually(lambda: world.peers.of(Kind.PROPLET_ALIVE)[-1]["status"] == "offline")  # the last will
+    await eventually(
+        lambda: world.peers.messages(Kind.PROPLET_ALIVE)[-1]["status"] == "offline"
+    )  # the last will
     assert world.peers.result(task) is None
     with process(chosen):
         result = await world.peers.result_of(task)
@@ -60,10 +62,10 @@ async def test_told_to_stop_it_reports_its_tasks_and_leaves(world: World) -> Non
         begin = time.monotonic()
         child.send_signal(signal.SIGTERM)
         assert await ended(child) == 0
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8  # container engines kill after 10 s
     for task in tasks:
         assert (await world.peers.result_of(task))["error"] == "interrupted: the proplet was stopped"
-    assert world.peers.of(Kind.PROPLET_ALIVE)[-1]["status"] == "offline"
+    assert world.peers.messages(Kind.PROPLET_ALIVE)[-1]["status"] == "offline"
     assert list((world.folder / "outbox").iterdir()) == []
 
 
@@ -81,10 +83,10 @@ async def test_while_the_broker_is_away_tasks_go_on_and_results_wait(tmp_path: P
             await eventually(lambda: executing(chosen))
         outbox = tmp_path / "state" / "outbox"
         await eventually(lambda: any("wall_time_s" in one.read_text() for one in outbox.glob("*.json")))
-        heard = len(peers.of(Kind.PROPLET_CREATE))
+        heard = len(peers.messages(Kind.PROPLET_CREATE))
         with open_broker(tmp_path / "broker", port):
             assert "wall_time_s" in (await peers.result_of(task, 20))["error"]
-            await eventually(lambda: len(peers.of(Kind.PROPLET_CREATE)) > heard)
+            await eventually(lambda: len(peers.messages(Kind.PROPLET_CREATE)) > heard)
             again = await peers.start(chosen.client_id, env={"REPLY": "back"})
             assert (await peers.result_of(again))["results"] == "back"
 

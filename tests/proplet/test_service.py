@@ -20,19 +20,19 @@ TOPIC = f"m/d/c/c/control/manager/start/{ME}"
 
 
 class FakeRunner:
-    """Runs tasks until they are let go, and takes a moment to end when stopped."""
+    """Runs tasks until they may end, also when they are stopped."""
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.begun: list[TaskStart] = []
+        self.may_end = asyncio.Event()
+        self.started: list[TaskStart] = []
         self.copies: list[bool] = []
 
     async def run(self, start: TaskStart) -> CompletedRun:
-        self.begun.append(start)
+        self.started.append(start)
         try:
-            await self.go.wait()
+            await self.may_end.wait()
         except asyncio.CancelledError:
-            await asyncio.sleep(0.05)
+            await self.may_end.wait()
             raise
         if start.name == "faulty":
             raise KeyError("a bug")
@@ -74,36 +74,37 @@ def scene(tmp_path: Path) -> Scene:
 
 async def test_a_start_while_the_task_is_being_stopped_runs_after_it(scene: Scene) -> None:
     await scene.start("t")
-    await eventually(lambda: scene.runner.begun)
+    await eventually(lambda: scene.runner.started)
     await scene.stop("t")
     await scene.start("t", name="second")
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     await eventually(lambda: len(scene.results) == 2)
     assert [one["error"] for one in scene.results] == ["Task t was stopped before completion", None]
-    assert [start.name for start in scene.runner.begun] == ["n", "second"]
+    assert [start.name for start in scene.runner.started] == ["n", "second"]
 
 
 async def test_a_stop_takes_back_a_start_that_waits_for_the_end_of_the_run_before(scene: Scene) -> None:
     await scene.start("t")
-    await eventually(lambda: scene.runner.begun)
+    await eventually(lambda: scene.runner.started)
     await scene.stop("t")
     await scene.start("t")
     await scene.stop("t")
+    scene.runner.may_end.set()
     await eventually(lambda: scene.results)
     await scene.executor.close()
-    assert len(scene.runner.begun) == 1
+    assert len(scene.runner.started) == 1
 
 
 async def test_a_stop_for_another_proplet_changes_nothing(scene: Scene) -> None:
     await scene.start("t")
     await scene.stop("t", proplet_id="other")
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     await eventually(lambda: scene.results)
     assert scene.results[0]["results"] == "done"
 
 
 async def test_metrics_follow_a_task_unless_its_profile_says_no(scene: Scene) -> None:
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     await scene.start("a")
     await scene.start("b", monitoring_profile={"enabled": False})
     await scene.start("c", monitoring_profile={"enabled": True, "export_to_mqtt": True})
@@ -114,7 +115,7 @@ async def test_metrics_follow_a_task_unless_its_profile_says_no(scene: Scene) ->
 
 
 async def test_a_fault_of_the_proplet_fails_the_task_alone(scene: Scene) -> None:
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     await scene.start("t", name="faulty")
     await scene.start("u")
     await eventually(lambda: len(scene.results) == 2)
@@ -126,6 +127,7 @@ async def test_more_than_may_wait_are_refused(scene: Scene) -> None:
         await scene.start(f"t{number}")
     await eventually(lambda: scene.results)
     assert [one["task_id"] for one in scene.results] == [f"t{MAX_WAITING_TASKS + 1}"]
+    scene.runner.may_end.set()
     await scene.executor.close()
     assert len(scene.results) == MAX_WAITING_TASKS + 2
 
@@ -141,7 +143,7 @@ async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(tmp_path / "remembers", max_tasks=5)
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     for number in range(MAX_REMEMBERED_IDS + 1):
         await scene.stop(str(number))
     await scene.start("0")  # its stop is the oldest, and one too many
@@ -153,7 +155,7 @@ async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
     assert errors == [("0", "None"), ("1", "None"), ("1", "Task 1 was stopped before completion")]
     monkeypatch.setattr("propeller.proplet.service.EARLY_STOP_LIFETIME_S", 0.0)
     forgets = Scene(tmp_path / "forgets")
-    forgets.runner.go.set()
+    forgets.runner.may_end.set()
     await forgets.stop("t")
     await forgets.start("t")
     await eventually(lambda: forgets.results)
@@ -161,7 +163,7 @@ async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
 
 
 async def test_only_managers_of_absmach_propeller_get_a_copy_of_the_update(scene: Scene) -> None:
-    scene.runner.go.set()
+    scene.runner.may_end.set()
     await scene.start("ours")
     await eventually(lambda: scene.results)
     await scene.start("theirs", "m/d/c/c/control/manager/start", proplet_id=ME)

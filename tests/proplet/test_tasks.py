@@ -1,6 +1,5 @@
 """Tasks from start to result: real broker, real sandbox, scripted manager, proxy and services."""
 
-import asyncio
 import base64
 import json
 import time
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from propeller.proplet.service import EARLY_STOP_LIFETIME_S
 from propeller.protocol.topics import Kind
 from support.net import eventually
 from support.programs import echo
@@ -40,6 +38,16 @@ def federated(me: str, round_id: str = "r-1", **env: str) -> dict[str, Any]:
     }
 
 
+def logged(log_lines: Logged, event: str, task_id: str) -> bool:
+    """Whether something was logged about a task."""
+    return any(line["event"] == event and line.get("task_id") == task_id for line in log_lines())
+
+
+def accepted(world: World) -> int:
+    """How many tasks the proplet has accepted and not reported."""
+    return len(list((world.folder / "outbox").glob("*.json")))
+
+
 async def test_a_federated_task_delivers_its_update(world: World, log_lines: Logged) -> None:
     me = await world.join()
     task = await world.peers.start(me, **federated(me, SAY="DEBUG: Initial model\nDEBUG: Final model"))
@@ -55,7 +63,7 @@ async def test_a_federated_task_delivers_its_update(world: World, log_lines: Log
         "format": "f32-delta",
         "metrics": {"loss": 0.5},
     }
-    logged = {line["event"]: line for line in log_lines()}
+    lines = {line["event"]: line for line in log_lines()}
     for phrase in (
         "Requesting binary from registry: registry.test/echo:latest",
         "Assembled binary",
@@ -65,9 +73,9 @@ async def test_a_federated_task_delivers_its_update(world: World, log_lines: Log
         "Successfully fetched dataset with 64 samples and passed to client",
         "DEBUG: Final model",
     ):
-        assert logged[phrase]["task_id"] == task
-        assert logged[phrase]["round_id"] == "r-1"
-    assert logged["Assembled binary"]["bytes"] == len(echo())
+        assert lines[phrase]["task_id"] == task
+        assert lines[phrase]["round_id"] == "r-1"
+    assert lines["Assembled binary"]["bytes"] == len(echo())
 
 
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:
@@ -104,14 +112,14 @@ async def test_a_task_that_is_not_federated_gives_text_or_a_value(world: World) 
         assert result.pop("usage")["total_ms"] > 0
         assert result == {"task_id": task, "proplet_id": me, "results": expected, "error": None}
     assert not any(path.startswith("/datasets") for path, _ in world.services.asked)
-    assert [one["task_id"] for one in world.peers.of(Kind.TASK_METRICS)] != []
+    assert [one["task_id"] for one in world.peers.messages(Kind.TASK_METRICS)] != []
 
 
 async def test_only_its_own_starts_run(world: World) -> None:
     me, channel = await world.join(), world.peers.channel
     foreign = await world.peers.start(me, shared=True, proplet_id="other")
     nameless = {"id": "nameless", "name": "_start", "image_url": "x", "env": None, "inputs": None}
-    await world.peers.tell(channel.topic(Kind.START), nameless)
+    await world.peers.publish(channel.topic(Kind.START), nameless)
     shared = await world.peers.start(me, shared=True, env={"REPLY": "shared"})
     everyone = await world.peers.start(me, "everyone", shared=True, proplet_id=None, broadcast=True)
     await world.peers.result_of(shared)
@@ -135,13 +143,13 @@ async def test_a_start_of_s_is_run_once_though_it_comes_twice(world: World) -> N
         "state": 0,
     }
     topic = world.peers.channel.topic(Kind.START)
-    await world.peers.tell(topic, {**base, "encrypted": False, "kbs_resource_path": ""})
-    await world.peers.tell(topic, {**base, "proplet_id": me})
+    await world.peers.publish(topic, {**base, "encrypted": False, "kbs_resource_path": ""})
+    await world.peers.publish(topic, {**base, "proplet_id": me})
     assert (await world.peers.result_of("s-task"))["results"] == "s"
-    assert len(world.peers.of(Kind.PROPLET_RESULTS)) == 1
+    assert len(world.peers.messages(Kind.PROPLET_RESULTS)) == 1
     # S tells only in the first message that a program is encrypted.
-    await world.peers.tell(topic, {**base, "id": "secret", "encrypted": True, "kbs_resource_path": "k"})
-    await world.peers.tell(topic, {**base, "id": "secret", "proplet_id": me})
+    await world.peers.publish(topic, {**base, "id": "secret", "encrypted": True, "kbs_resource_path": "k"})
+    await world.peers.publish(topic, {**base, "id": "secret", "proplet_id": me})
     assert "encrypted programs are not supported" in (await world.peers.result_of("secret"))["error"]
 
 
@@ -149,32 +157,41 @@ async def test_a_running_task_is_not_started_again_a_finished_one_is(world: Worl
     me = await world.join()
     task = await world.peers.start(me, env={"SPIN": "1"})
     await world.peers.start(me, task, env={"REPLY": "second"})
-    await world.peers.tell(world.peers.channel.stop(me), {"id": task})
+    await world.peers.publish(world.peers.channel.stop(me), {"id": task})
     assert "was stopped before completion" in (await world.peers.result_of(task))["error"]
-    await asyncio.sleep(EARLY_STOP_LIFETIME_S)  # the stop may have come first
-    await world.peers.start(me, task, env={"REPLY": "third"})
-    await eventually(lambda: world.peers.result(task)["results"] == "third")  # type: ignore[index]
+
+    async def runs_again() -> bool:  # the stop may have come before both starts, and holds for a second then
+        await world.peers.start(me, task, env={"REPLY": "third"})
+        return bool((await world.peers.result_of(task))["results"] == "third")
+
+    await eventually(runs_again)
 
 
-async def test_a_stop_that_overtakes_its_start_holds(world: World) -> None:
+async def test_a_stop_that_overtakes_its_start_holds(world: World, log_lines: Logged) -> None:
     me = await world.join()
-    await world.peers.tell(world.peers.channel.stop(me), {"id": "overtaken"})
-    await asyncio.sleep(0.2)
+    await world.peers.publish(world.peers.channel.stop(me), {"id": "overtaken"})
+    await eventually(lambda: logged(log_lines, "stop of a task that is not here", "overtaken"))
     await world.peers.start(me, "overtaken", env={"SPIN": "1"})
     assert "was stopped before completion" in (await world.peers.result_of("overtaken"))["error"]
 
 
 @pytest.mark.parametrize("when", ["running", "waiting", "fetching"])
-async def test_stop_ends_a_task_at_once_and_reports_it(world: World, when: str) -> None:
+async def test_stop_ends_a_task_at_once_and_reports_it(world: World, log_lines: Logged, when: str) -> None:
     me = await world.join(max_tasks=1)
     world.peers.silent = when == "fetching"
     first = await world.peers.start(me, env={"SPIN": "1"})
     task = await world.peers.start(me, env={"SPIN": "1"}) if when == "waiting" else first
-    await asyncio.sleep(0.2)  # let it get there
+    await eventually(
+        {
+            "running": lambda: logged(log_lines, "Executing task", task),
+            "waiting": lambda: logged(log_lines, "Executing task", first) and accepted(world) == 2,
+            "fetching": lambda: world.peers.requests,
+        }[when]
+    )
     begin = time.monotonic()
-    await world.peers.tell(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": "other"})
+    await world.peers.publish(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": "other"})
     assert world.peers.result(task) is None
-    await world.peers.tell(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": me})
+    await world.peers.publish(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": me})
     result = await world.peers.result_of(task)
     assert time.monotonic() - begin < 5  # far below the task's own end, which never comes
     assert result["error"] == f"Task {task} was stopped before completion"
@@ -185,11 +202,11 @@ async def test_tasks_beyond_the_places_wait_in_order(world: World) -> None:
     me = await world.join(max_tasks=1)
     blocker = await world.peers.start(me, env={"SPIN": "1"})
     tasks = [await world.peers.start(me, env={"REPLY": str(number)}) for number in range(5)]
-    await asyncio.sleep(0.2)
-    assert not world.peers.of(Kind.PROPLET_RESULTS)
-    await world.peers.tell(world.peers.channel.stop(me), {"id": blocker})
+    await eventually(lambda: accepted(world) == 6)
+    assert not world.peers.messages(Kind.PROPLET_RESULTS)
+    await world.peers.publish(world.peers.channel.stop(me), {"id": blocker})
     await world.peers.result_of(tasks[-1])
-    ended = [one["task_id"] for one in world.peers.of(Kind.PROPLET_RESULTS)]
+    ended = [one["task_id"] for one in world.peers.messages(Kind.PROPLET_RESULTS)]
     assert ended == [blocker, *tasks]
 
 
@@ -203,13 +220,13 @@ async def test_a_daemon_is_reported_when_it_starts_and_runs_until_stopped(world:
     assert "PROPLET_MAX_TASKS" in (await world.peers.result_of(one_more))["error"]
     beside = await world.peers.start(me, env={"REPLY": "beside"})
     assert (await world.peers.result_of(beside))["results"] == "beside"
-    await world.peers.tell(world.peers.channel.stop(me), {"id": daemon})
+    await world.peers.publish(world.peers.channel.stop(me), {"id": daemon})
 
     async def starts_again() -> bool:  # a stop is not acknowledged
         return (await world.peers.result_of(await world.peers.start(me, daemon=True)))["error"] is None
 
     await eventually(starts_again)
-    assert len([one for one in world.peers.of(Kind.PROPLET_RESULTS) if one["task_id"] == daemon]) == 1
+    assert len([one for one in world.peers.messages(Kind.PROPLET_RESULTS) if one["task_id"] == daemon]) == 1
 
 
 async def test_limits_end_a_task_and_the_proplet_goes_on(world: World) -> None:
@@ -287,7 +304,7 @@ async def test_a_refusal_of_the_coordinator_is_final(world: World) -> None:
     world.services.answers = [409]
     task = await world.peers.start(me, **federated(me))
     assert "answered 409: no, because" in (await world.peers.result_of(task))["error"]
-    assert not world.peers.of(Kind.UPDATE)
+    assert not world.peers.messages(Kind.UPDATE)
 
 
 async def test_a_coordinator_that_stumbles_is_asked_again(world: World) -> None:
@@ -350,9 +367,9 @@ async def test_garbage_on_every_topic_changes_nothing(world: World) -> None:
             b'{"id": "../x"}',
             b'{"id": NaN}',
         ):
-            await world.peers.tell(topic, garbage)
+            await world.peers.publish(topic, garbage)
     traversal = {"id": "../../etc/passwd", "name": "_start", "image_url": "x", "proplet_id": me}
-    await world.peers.tell(channel.start(me), traversal)
+    await world.peers.publish(channel.start(me), traversal)
     task = await world.peers.start(me, env={"REPLY": "alive"})
     assert (await world.peers.result_of(task))["results"] == "alive"
 
@@ -392,7 +409,9 @@ async def test_what_a_task_took_is_in_its_result_and_its_metrics(world: World) -
     assert stages == set((await world.peers.result_of(failed))["usage"])
     refused = await world.peers.start(me, image_url="registry.test/none:latest")
     assert "usage" not in await world.peers.result_of(refused)  # it did not run
-    sent = await eventually(lambda: found if len(found := world.peers.of(Kind.TASK_METRICS)) == 2 else None)
+    sent = await eventually(
+        lambda: found if len(found := world.peers.messages(Kind.TASK_METRICS)) == 2 else None
+    )
     assert sent is not None
     by_task = {one["task_id"]: one["metrics"] for one in sent}
     assert set(by_task) == {trained, failed}

@@ -1,6 +1,7 @@
 """The proxy through its ``main``, over a real broker and a real registry, with proplets of both kinds."""
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import signal
@@ -26,7 +27,7 @@ from propeller.process.run import StartError
 from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel, Kind
 from propeller.proxy.main import main
-from propeller.proxy.settings import Settings
+from propeller.proxy.settings import MAX_CHUNK_BYTES, Settings
 from support.fake_proplets import proplet, proplets
 from support.net import eventually, free_port
 from support.proxy_process import count, proxy_process
@@ -227,7 +228,7 @@ async def test_failures_are_answered_at_once_to_both_kinds(
         await directed.ask(app_name, proplet_id=directed.name, digest=digest_of(b"no"))
         await other.ask(app_name)
         await eventually(lambda: len(directed.answers) == 2 and other.chunks)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15  # a timeout would take 30 s
         assert {answer.digest for answer in directed.answers if answer.error} == {None, digest_of(b"no")}
         assert said in next(str(answer.error) for answer in directed.answers if answer.digest is None)
         assert said in str(other.chunks[0].error)
@@ -395,7 +396,7 @@ async def test_a_tampered_blob_in_the_registry_reaches_nobody(
         await one.listen(channel.chunks(DIGEST))
         await one.ask("x", proplet_id="p", digest=resolved.digest)
         await eventually(lambda: len(one.answers) == 2)
-        assert "not this" in str(one.answers[1].error)
+        assert "another digest or size" in str(one.answers[1].error)
         assert await running.count("chunks") == 0
         assert list((tmp_path / "cache" / "blobs").glob("*.part")) == []
 
@@ -465,10 +466,6 @@ async def test_it_says_what_to_do_when_it_cannot_start(
 
 
 def test_a_chunk_of_the_largest_size_fits_a_message() -> None:
-    import base64
-
-    from propeller.proxy.settings import MAX_CHUNK_BYTES
-
     chunk = ProgramChunk(
         app_name="x" * 512,
         chunk_idx=0,

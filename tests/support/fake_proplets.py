@@ -33,7 +33,7 @@ class FakeProplet:
 
     async def listen(self, topic: str) -> None:
         """Take chunks from a topic."""
-        await self.session.subscribe(topic, self._take_chunk)
+        await self.session.subscribe(topic, self.record_chunk)
 
     async def download(self, app_name: str) -> bytes:
         """Have a program as a directed proplet does."""
@@ -53,10 +53,12 @@ class FakeProplet:
         found = await eventually(parts, 30, f"{self.name} gets every chunk")
         return b"".join(found[index] for index in sorted(found))
 
-    async def _take_chunk(self, _topic: str, payload: bytes) -> None:
+    async def record_chunk(self, _topic: str, payload: bytes) -> None:
+        """Take a chunk."""
         self.chunks.append(ProgramChunk.decode(payload))
 
-    async def _take_answer(self, _topic: str, payload: bytes) -> None:
+    async def record_answer(self, _topic: str, payload: bytes) -> None:
+        """Take an answer of the proxy."""
         self.answers.append(ResolvedProgram.decode(payload))
 
 
@@ -68,8 +70,8 @@ async def proplet(port: int, channel: Channel, name: str) -> AsyncIterator[FakeP
     )
     async with session.running():
         fake = FakeProplet(session, channel, name)
-        await session.subscribe(channel.topic(Kind.REGISTRY_CHUNK), fake._take_chunk)
-        await session.subscribe(channel.answers(name), fake._take_answer)
+        await session.subscribe(channel.topic(Kind.REGISTRY_CHUNK), fake.record_chunk)
+        await session.subscribe(channel.answers(name), fake.record_answer)
         assert await session.wait_connected(10)
         yield fake
 

@@ -116,7 +116,7 @@ class Peers:
     def __init__(self, port: int) -> None:
         self.channel = Channel(f"d{uuid.uuid4().hex[:8]}", f"c{uuid.uuid4().hex[:8]}")
         self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
-        self.heard: list[tuple[Kind, dict[str, Any]]] = []
+        self.received: list[tuple[Kind, dict[str, Any]]] = []
         self.programs: dict[str, bytes] = {IMAGE: echo()}
         self.requests: list[ProgramRequest] = []
         self.sent_bytes = 0
@@ -129,29 +129,29 @@ class Peers:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Peers"]:
         async with self.session.running():
-            await self.session.subscribe(f"{self.channel.prefix}/control/proplet/+", self._hear)
-            await self.session.subscribe(f"{self.channel.prefix}/fl/#", self._hear)
-            await self.session.subscribe(self.channel.topic(Kind.REGISTRY_REQUEST), self._serve)
+            await self.session.subscribe(f"{self.channel.prefix}/control/proplet/+", self._record)
+            await self.session.subscribe(f"{self.channel.prefix}/fl/#", self._record)
+            await self.session.subscribe(self.channel.topic(Kind.REGISTRY_REQUEST), self._answer_request)
             assert await self.session.wait_connected(10)
             yield self
 
-    def of(self, kind: Kind) -> list[dict[str, Any]]:
-        """What was heard of a kind."""
-        return [message for heard, message in self.heard if heard is kind]
+    def messages(self, kind: Kind) -> list[dict[str, Any]]:
+        """What was received of a kind."""
+        return [message for received, message in self.received if received is kind]
 
     async def alive(self, proplet_id: str) -> None:
         """Wait until a proplet says that it lives."""
         await eventually(
             lambda: any(
                 one["proplet_id"] == proplet_id and one["status"] == "alive"
-                for one in self.of(Kind.PROPLET_ALIVE)
+                for one in self.messages(Kind.PROPLET_ALIVE)
             )
         )
 
     def result(self, task_id: str) -> dict[str, Any] | None:
         """The last result of a task."""
         return next(
-            (one for one in reversed(self.of(Kind.PROPLET_RESULTS)) if one["task_id"] == task_id), None
+            (one for one in reversed(self.messages(Kind.PROPLET_RESULTS)) if one["task_id"] == task_id), None
         )
 
     async def result_of(self, task_id: str, timeout: float = 10.0) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Peers:
         assert found is not None
         return found
 
-    async def tell(self, topic: str, message: Any) -> None:
+    async def publish(self, topic: str, message: Any) -> None:
         """Publish a message, or bytes as they are."""
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()
         await self.session.publish(topic, payload)
@@ -170,15 +170,15 @@ class Peers:
         task_id = task_id or uuid.uuid4().hex
         topic = self.channel.topic(Kind.START) if shared else self.channel.start(receiver)
         message = {"id": task_id, "name": "_start", "image_url": IMAGE, "proplet_id": receiver} | fields
-        await self.tell(topic, message)
+        await self.publish(topic, message)
         return task_id
 
-    async def _hear(self, topic: str, payload: bytes) -> None:
+    async def _record(self, topic: str, payload: bytes) -> None:
         parsed = parse_topic(topic)
         assert parsed is not None
-        self.heard.append((parsed.kind, json.loads(payload)))
+        self.received.append((parsed.kind, json.loads(payload)))
 
-    async def _serve(self, _topic: str, payload: bytes) -> None:
+    async def _answer_request(self, _topic: str, payload: bytes) -> None:
         request = ProgramRequest.decode(payload)
         self.requests.append(request)
         if self.silent:

@@ -55,7 +55,7 @@ _HOSPITALS = (("Riverside", 0.75, 0.05), ("Lakeview", 0.20, 0.15), ("St. Anne", 
 
 def load() -> Split:
     """The records of the three hospitals and those held out: the same each time."""
-    features, labels = _read()
+    features, labels = read_records()
     rng = np.random.default_rng(SEED)
     held: list[np.intp] = []
     parts: list[list[np.intp]] = [[] for _ in _HOSPITALS]
@@ -101,8 +101,8 @@ def _dataset(features: Matrix, labels: Matrix) -> dict[str, Any]:
     return {"schema": "fl-demo-dataset-v1", "data": data, "size": len(data)}
 
 
-def _read() -> tuple[Matrix, Matrix]:
-    """Features of shape [569, 30], and labels: 1 is malignant (in the file it is 0)."""
+def read_records() -> tuple[Matrix, Matrix]:
+    """All records: features of shape [569, 30], and labels of shape [569]; 1 is malignant (in the file it is 0)."""
     with (files(__package__) / "breast_cancer.csv").open(encoding="utf-8") as stream:
         table = np.loadtxt(stream, delimiter=",", skiprows=1)
     return table[:, :-1], 1.0 - table[:, -1]
