@@ -1,6 +1,7 @@
 """docs/tensors.md against the code: its examples are run, and its tables are complete."""
 
 import re
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from propeller.program import tensors
 from propeller.tensors import session
+from propeller.tensors.machine import StepMachine
 from propeller.tensors.numpy_machine import NumpyMachine
 from propeller.tensors.operations import documentation
 from propeller.tensors.python_machine import PythonMachine
@@ -37,7 +39,11 @@ def rows(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples(example: str, machine: Any) -> None:
     """Each runs on its own, and where it shows a value that is the value."""
-    session.use(machine())
+    copy_context().run(check_example, example, machine())
+
+
+def check_example(example: str, machine: StepMachine) -> None:
+    session.use(machine)
     names: dict[str, Any] = {}
     source = ""
     shown = 0

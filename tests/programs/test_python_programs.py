@@ -40,10 +40,10 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 def native() -> Iterator[None]:
     """A registry and a tape of their own for a script that is loaded into this process."""
     registry.reset()
-    session.use(session.local_machine(None))
+    session.use(session.LocalMachine())
     yield
     registry.reset()
-    session.use(session.local_machine(None))
+    session.use(session.LocalMachine())
 
 
 def script(name: str) -> Any:

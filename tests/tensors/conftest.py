@@ -1,25 +1,5 @@
-"""The machines that do a program's steps."""
+"""Each test begins with a machine of its own."""
 
-from collections.abc import Iterator
+from support.machines import machine, own_machine
 
-import pytest
-
-from propeller.tensors import session
-from propeller.tensors.machine import StepMachine
-from propeller.tensors.numpy_machine import NumpyMachine
-from propeller.tensors.python_machine import PythonMachine
-
-
-@pytest.fixture(autouse=True)
-def _own_machine() -> Iterator[None]:
-    """What a test leaves behind is not the next one's."""
-    yield
-    session.use(NumpyMachine())
-
-
-@pytest.fixture(params=[NumpyMachine, PythonMachine])
-def machine(request: pytest.FixtureRequest) -> StepMachine:
-    """Each machine, as the one that arrays of this test are on."""
-    made: StepMachine = request.param()
-    session.use(made)
-    return made
+__all__ = ["machine", "own_machine"]

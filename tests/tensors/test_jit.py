@@ -153,7 +153,7 @@ def test_captured_array_of_another_kind_is_traced_again(machine: StepMachine) ->
     x = held["x"]
     add = pt.jit(lambda: x + 1)
     assert add().tolist() == [2.0, 2.0]
-    x._become(pt.array([5.0, 6.0]))
+    x[...] = pt.array([5.0, 6.0])
     assert add().tolist() == [6.0, 7.0]
     x.tape, x.handle, x.shape = (other := pt.ones(3)).tape, other.handle, other.shape
     other.handle = -1  # x has it now

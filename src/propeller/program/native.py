@@ -14,7 +14,7 @@ def run_script(script: Path, root: Path) -> int:
     Returns:
         The exit code, as ``command.run`` does.
     """
-    session.use(session.local_machine(root))
+    session.use(session.LocalMachine(root))
     sys.path.append(
         str(script.parent)
     )  # at the end: the standard library's modules come first, as in a built program

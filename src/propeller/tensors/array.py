@@ -37,9 +37,10 @@ def record(name: str, *operands: Any, params: Any = None) -> "Array":
         TensorError: It does not take these operands.
     """
     now = session.current()
-    result = _record_on(now.tape, name, operands, params)
-    if now.differentiating:
-        now.add_call(OperationCall(name, operands, params, result))
+    tape = now.tape
+    result = Array(tape, *tape.record(name, operands, params))
+    if now.calls is not None:
+        now.calls.append(OperationCall(name, operands, params, result))
     return result
 
 
@@ -417,11 +418,11 @@ def _create(data: bytes, spec: Spec) -> Array:
 
 
 def _apply(access: subscripts.Access, x: Array) -> Array:
-    operands = [
-        _create(each.data, each.spec) if isinstance(each, subscripts.Literal) else each
-        for each in access.operands
-    ]
-    return record(access.name, x, *operands, params=access.params)
+    name, operands, params = access
+    if not operands:
+        return record(name, x, params=params)
+    arrays = [_create(*each) if isinstance(each, subscripts.Literal) else each for each in operands]
+    return record(name, x, *arrays, params=params)
 
 
 def _axes(axis: int | Sequence[int] | None) -> list[int] | None:

@@ -34,7 +34,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def replay(*args: P.args, **kwargs: P.kwargs) -> R:
         now = session.current()
-        if now.tracing or now.differentiating:
+        if now.tracing or now.calls is not None:
             return function(*args, **kwargs)
         leaves: list[Any] = []
         key = _flatten((args, kwargs), leaves)

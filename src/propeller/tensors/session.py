@@ -11,60 +11,45 @@ from propeller.tensors.tape import Handle, Machine, MainTape, Tape
 
 
 class Session:
-    """A machine's tape, and those of functions that are traced or differentiated, innermost last."""
+    """A machine's tape, and what is being done with a function: traced, or differentiated.
 
-    def __init__(self, machine: Machine | None = None) -> None:
-        """Args: machine: what does the steps; without it, the first use chooses ``local_machine``."""
-        self._main = None if machine is None else MainTape(machine)
-        self._traces: list[Tape] = []
-        self._calls: list[list[OperationCall]] = []
+    Attributes:
+        main: the program's own tape.
+        tape: the one to record on: of the function being traced, or ``main``.
+        calls: the operations recorded since the innermost gradient began, in their order; None where none is being computed.
+    """
 
-    @property
-    def main(self) -> MainTape:
-        """The program's own tape."""
-        if self._main is None:
-            self._main = MainTape(local_machine())
-        return self._main
-
-    @property
-    def tape(self) -> Tape:
-        """The tape to record on."""
-        return self._traces[-1] if self._traces else self.main
+    def __init__(self, machine: Machine) -> None:
+        """Args: machine: what does the steps."""
+        self.main = MainTape(machine)
+        self.tape: Tape = self.main
+        self.calls: list[OperationCall] | None = None
 
     @property
     def tracing(self) -> bool:
         """Whether a function is being traced."""
-        return bool(self._traces)
-
-    @property
-    def differentiating(self) -> bool:
-        """Whether a gradient is being computed."""
-        return bool(self._calls)
+        return self.tape is not self.main
 
     @contextlib.contextmanager
     def trace(self, tape: Tape) -> Iterator[None]:
-        """Record on another tape for a while."""
-        self._traces.append(tape)
+        """Record a function's operations on a tape of its own."""
+        self.tape = tape
         try:
             yield
         finally:
-            self._traces.pop()
+            self.tape = self.main
 
     @contextlib.contextmanager
     def differentiate(self) -> Iterator[list[OperationCall]]:
-        """Collect the operations that are recorded for a while."""
-        calls: list[OperationCall] = []
-        self._calls.append(calls)
+        """Collect the operations that are recorded, for a gradient and for those around it."""
+        outer = self.calls
+        calls = self.calls = []
         try:
             yield calls
         finally:
-            self._calls.pop()
-            if self._calls:  # of a gradient around this one
-                self._calls[-1].extend(calls)
-
-    def add_call(self, call: OperationCall) -> None:
-        """Collect an operation, where a gradient is being computed."""
-        self._calls[-1].append(call)
+            self.calls = outer
+            if outer is not None:
+                outer.extend(calls)
 
     def begin_change(self, array: Handle) -> None:
         """An array is about to be changed in place.
@@ -72,14 +57,39 @@ class Session:
         Raises:
             TensorError: A gradient is being computed, which needs the values as they were.
         """
-        if self._calls:
+        if self.calls is not None:
             raise TensorError(
                 "an array must not be changed in place where a gradient is computed: write w = w - …"
             )
         self.tape.adopt(array)
 
 
-_session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa: B039 - one for the whole process
+class LocalMachine:
+    """A machine in this process, chosen when there is something to do: NumPy where it is, else plain Python."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Args: root: the folder of the task's files; None: there are none."""
+        self._root = root
+        self._machine: Machine | None = None
+
+    def run(self, tape: str) -> str:
+        """As ``Machine.run``."""
+        if self._machine is None:
+            self._machine = self._choose()
+        return self._machine.run(tape)
+
+    def _choose(self) -> Machine:
+        try:
+            from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
+        except ImportError:
+            from propeller.tensors.files import TaskFiles
+            from propeller.tensors.python_machine import PythonMachine
+
+            return PythonMachine(None if self._root is None else TaskFiles(self._root))
+        return NumpyMachine(None if self._root is None else ArrayFiles(self._root))
+
+
+_session: ContextVar[Session] = ContextVar("session", default=Session(LocalMachine()))  # noqa: B039 - one for the whole process
 
 
 def current() -> Session:
@@ -90,15 +100,3 @@ def current() -> Session:
 def use(machine: Machine) -> None:
     """Begin anew with this machine; arrays made before are not valid any more."""
     _session.set(Session(machine))
-
-
-def local_machine(root: Path | None = None) -> Machine:
-    """A machine in this process, on the task's files below ``root``: NumPy where it is, else plain Python."""
-    try:
-        from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
-    except ImportError:
-        from propeller.tensors.files import TaskFiles
-        from propeller.tensors.python_machine import PythonMachine
-
-        return PythonMachine(None if root is None else TaskFiles(root))
-    return NumpyMachine(None if root is None else ArrayFiles(root))

@@ -2,8 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from propeller.tensors.literals import pack
 from propeller.tensors.shapes import Spec, TensorError
@@ -12,16 +11,14 @@ from propeller.tensors.tape import Handle
 _ALL = slice(None)
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(NamedTuple):
     """An operand that is written down: its little-endian elements."""
 
     data: bytes
     spec: Spec
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """An operation on the array that is indexed, or on what the one before it gave."""
 
     name: str
@@ -109,7 +106,7 @@ def _indices(part: Any) -> Any:
 
 def _cut(shape: tuple[int, ...], parts: list[Any]) -> list[Access]:
     params = _cut_params(shape, [part for part in parts if part is not None])
-    cut = Access("cut", params=params)
+    cut = Access("cut", (), params)
     if len(params) == len(parts):
         return [cut]
     sizes: list[int] = []

@@ -114,9 +114,9 @@ class Tape:
 
     def append(self, name: str, operands: list[Any], params: Any) -> int:
         """Append a step that gives one array; returns its handle."""
-        handle = self.new_handle()
-        self.steps.append((name, handle, operands, params))
-        return handle
+        self._last_handle += 1
+        self.steps.append((name, self._last_handle, operands, params))
+        return self._last_handle
 
     def new_handle(self) -> int:
         """A handle for the result of a step that is appended by hand."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from propeller.tensors.shapes import Spec
 
@@ -16,8 +16,7 @@ KernelFactory = Callable[[Sequence[Spec], Any, Spec], Kernel]
 """``(specs of the operands, params, spec of the result)`` → the kernel for these."""
 
 
-@dataclass(frozen=True, slots=True)
-class OperationCall:
+class OperationCall(NamedTuple):
     """An operation that a program did: its name, operands (arrays or numbers), params, and the array that it gave."""
 
     name: str
@@ -39,7 +38,7 @@ What broadcasting repeated is summed up by the caller.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
     """One operation: what it takes and gives, its gradient, its kernel in plain Python, and its line in docs/tensors.md."""
 
