@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from propeller.cli.new import run_new
-from propeller.cli.trial import Asked, Trial
-from propeller.cli.try_ import run_try
+from propeller.cli.project import run_new
+from propeller.cli.try_program import Trial, TrialInputs, run_try
 from propeller.data import program_path
 from propeller.process.run import StartError
 from propeller.wasm import build as building
@@ -26,7 +25,7 @@ from support.stack import PROPELLER, propeller
 pytestmark = pytest.mark.timeout(180)
 
 ENV = {"XDG_CACHE_HOME": str(CACHE_HOME), "COLUMNS": "200"}
-NOTHING = Asked(None, None, None, "train")
+NOTHING = TrialInputs(None, None, None, "train")
 HEAD = "from propeller.program import Update, train\nfrom propeller.program import tensors as pt\n\n"
 
 
@@ -269,7 +268,9 @@ def test_files_that_are_not_what_they_should_be(
     file = project / "given.json"
     if content is not None:
         file.write_text(content)
-    asked = Asked(None if option == "--data" else file, None if option == "--model" else file, {}, "train")
+    asked = TrialInputs(
+        None if option == "--data" else file, None if option == "--model" else file, {}, "train"
+    )
     with pytest.raises(StartError) as caught:
         Trial(project / "train.py", asked)
     assert str(caught.value).startswith(f"{file}: ")

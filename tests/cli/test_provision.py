@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 from propeller.cli.app import app
 from propeller.cli.provision import run_clear, run_provision
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile
-from propeller.stack.identity_api import IdentityApi
-from propeller.stack.variables import (
+from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,
     GUIDE_CLIENTS,
     GUIDE_VARIABLES,
+    EnvFile,
     id_variable,
     key_variable,
 )
+from propeller.stack.provisioning import IdentityApi
 from support.identity import PASSWORD, Site, hash_cheaply, served
 from support.net import eventually, free_port
 from support.stack import propeller

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.cli.run import run_experiment
+from propeller.cli.experiment import run_experiment
 from propeller.process.run import StartError
 from propeller.sdk import Propeller, PropellerError
 

@@ -12,8 +12,8 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices
 
 from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.stack.env_file import GUIDE_PROPLETS, GUIDE_VARIABLES
 from propeller.stack.services import SERVICES, ServiceSpec
-from propeller.stack.variables import GUIDE_PROPLETS, GUIDE_VARIABLES
 from support.compose_file import (
     COMPOSE,
     DEPLOY,

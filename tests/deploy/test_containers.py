@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from propeller.data import program_path
-from propeller.stack.env_file import EnvFile
-from propeller.stack.variables import GUIDE_VARIABLES
+from propeller.stack.env_file import GUIDE_VARIABLES, EnvFile
 from support.compose import Engine
 from support.compose_file import EXAMPLE, document
 from support.net import eventually

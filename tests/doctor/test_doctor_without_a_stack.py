@@ -16,7 +16,7 @@ from propeller.doctor.checks import Status
 from propeller.doctor.diagnosis import CHECKS_OF_A_RUNNING_STACK
 from propeller.doctor.machine import MIN_FREE_BYTES, clocks, disk, free_ports
 from propeller.doctor.target import Observations
-from propeller.stack.variables import GUIDE_VARIABLES
+from propeller.stack.env_file import GUIDE_VARIABLES
 from support.doctor import answering, examine, published
 from support.net import free_port
 from support.stack import propeller

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.stack.env_file import EnvFile
-from propeller.stack.variables import GUIDE_CLIENTS, GUIDE_VARIABLES, env_values
+from propeller.stack.env_file import GUIDE_CLIENTS, GUIDE_VARIABLES, EnvFile, env_values
 from support.smq_script import CLIENTS, SmqScript
 from support.stack import Up, propeller, running_stack
 

@@ -11,8 +11,7 @@ import pytest
 
 from propeller.mqtt.broker import Broker
 from propeller.protocol.topics import Channel, Kind
-from propeller.stack.env_file import EnvFile
-from propeller.stack.variables import GUIDE_VARIABLES, id_variable, key_variable
+from propeller.stack.env_file import GUIDE_VARIABLES, EnvFile, id_variable, key_variable
 from support.identity import Site, first, served
 from support.net import eventually
 from support.smq_script import CLIENTS, ScriptError, SmqScript

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.cli.log_tail import LogTail
+from propeller.cli.logs import LogTail
 from propeller.process.log_file import MAX_OLD_FILES, LogFile, newest_first
 
 

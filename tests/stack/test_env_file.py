@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile, default_env_file
-from propeller.stack.variables import GUIDE_VARIABLES, client_variables, env_values, id_variable
+from propeller.stack.env_file import (
+    GUIDE_VARIABLES,
+    EnvFile,
+    client_variables,
+    default_env_file,
+    env_values,
+    id_variable,
+)
 
 NAMES = ("MANAGER_CLIENT_ID", "PROPLET_CLIENT_ID", "PROPLET_2_CLIENT_KEY")
 

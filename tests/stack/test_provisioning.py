@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.stack.identity_api import IdentityApi
-from propeller.stack.provisioning import Provisioner, client_names
+from propeller.stack.provisioning import IdentityApi, Provisioner, client_names
 from propeller.stack.state_folder import Secrets
 from support.net import free_port
 from support.service import start_service

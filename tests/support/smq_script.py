@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from propeller.stack.variables import env_values
+from propeller.stack.env_file import env_values
 
 CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinator", "proxy")
 TRIES = 30

@@ -1,12 +1,13 @@
 """The commands; each is a few lines that call what does the work, imported when it is asked for."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from propeller import __version__
-from propeller.cli import program_commands
+from propeller.process.run import StartError
 
 app = typer.Typer(
     name="propeller",
@@ -20,7 +21,7 @@ app = typer.Typer(
 StateOption = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
 ]
-DEFAULT_STATE = program_commands.DEFAULT_STATE
+DEFAULT_STATE = Path(".propeller")
 UsernameOption = Annotated[
     str | None, typer.Option("--username", "-u", help="Else docker's own logins are used.")
 ]
@@ -227,4 +228,91 @@ def doctor(
     )
 
 
-program_commands.add_to(app)
+@app.command()
+def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to make.")]) -> None:
+    """Make a project: a training program in Python, an experiment, and a little data."""
+    from propeller.cli.project import run_new
+
+    run_new(folder)
+
+
+@app.command()
+def build(
+    script: Annotated[
+        Path, typer.Argument(metavar="SCRIPT.py", help="Marks a function with @train of propeller.program.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: SCRIPT.wasm.")
+    ] = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Tensors in plain Python: slow, and it runs on any WASI 0.2 runtime."),
+    ] = False,
+) -> None:
+    """Build a Python script into a Wasm program."""
+    from propeller.cli.project import run_build
+
+    run_build(script, output, host_tensors=not plain)
+
+
+@app.command("try")
+def try_program(
+    program: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .wasm, run in the sandbox, or a .py, run as it is.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON or safetensors; default: the experiment's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON; default: the experiment's first file.")
+    ] = None,
+    hyperparams: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Default: the experiment's.")
+    ] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate instead of training.")] = False,
+    wall_time: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.01, help="The limit of its time.")
+    ] = 300,
+) -> None:
+    """Run a program once on this machine, as a proplet would, and print its update.
+
+    What is not given is taken from experiment.toml beside the program.
+    """
+    from propeller.cli.try_program import TrialInputs, run_try
+    from propeller.wasm.job import Limits
+
+    inputs = TrialInputs(
+        model,
+        data,
+        None if hyperparams is None else _json_object("--hyperparams", hyperparams),
+        "evaluate" if evaluate else "train",
+    )
+    code = run_try(program, inputs, Limits(wall_time_s=wall_time))
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
+    state: StateOption = DEFAULT_STATE,
+    image: Annotated[
+        str | None, typer.Option(metavar="REF", help="The program, in the place of the file's.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How many rounds, in the place of the file's.")
+    ] = None,
+) -> None:
+    """Run the federated rounds of an experiment file on a running stack."""
+    from propeller.cli.experiment import run_experiment
+
+    run_experiment(experiment, state, image=image, rounds=rounds)
+
+
+def _json_object(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise StartError(f"{option}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise StartError(f"{option}: give a JSON object")
+    return value

@@ -21,15 +21,18 @@ from propeller.sdk import Propeller, RoundResult
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import Options
 
-EPOCHS, LEARNING_RATE, BATCH = 2, 0.1, 16
+EPOCHS, LEARNING_RATE, BATCH_SIZE = 2, 0.1, 16
 """Local work of one round: passes over the hospital's records, step size, records a step."""
 
-_MARK, _MARKED = ".propeller-demo", "What is in this folder is removed when the demo is run again.\n"
+_MARKER_FILE, _MARKER_TEXT = (
+    ".propeller-demo",
+    "What is in this folder is removed when the demo is run again.\n",
+)
 
 
 def run_demo(folder: Path, rounds: int) -> int:
     """Run the demo with its state in ``folder`` (made anew each time); returns the exit code."""
-    _fresh(folder)
+    _prepare_folder(folder)
     begun = time.monotonic()
     console = Console(highlight=False)
     console.print(
@@ -67,8 +70,8 @@ class _Demo:
         """Whether the federated model reached the accuracy and beat every hospital alone."""
         with Propeller.from_state(self._folder) as fl:
             ids = [fl.stack["clients"][f"proplet-{n}"]["id"] for n in range(1, len(self._split.parts) + 1)]
-            self._hand_out_data(fl, ids)
-            results = self._federate(fl, ids)
+            self._store_data(fl, ids)
+            results = self._train_federated(fl, ids)
             federated = self._accuracy(fl, results[-1].model_version)
             alone = self._train_alone(fl, ids)
             self._show_comparison(federated, alone)
@@ -76,7 +79,7 @@ class _Demo:
         self._show_next(results[-1])
         return federated >= hospitals.TARGET_ACCURACY and federated > max(alone)
 
-    def _hand_out_data(self, fl: Propeller, ids: list[str]) -> None:
+    def _store_data(self, fl: Propeller, ids: list[str]) -> None:
         self._print(
             f"\n[bold]Each hospital's own records[/] ({len(self._split.held_out[1])} more are held out: no hospital sees them)"
         )
@@ -87,7 +90,7 @@ class _Demo:
                 f"  {name:<12} {part['size']:>4} records, {malignant:>3} malignant  [dim]{proplet_id}[/]"
             )
 
-    def _federate(self, fl: Propeller, ids: list[str]) -> list[RoundResult]:
+    def _train_federated(self, fl: Propeller, ids: list[str]) -> list[RoundResult]:
         self._console.print(f"\n[bold]Federated training[/], {self._rounds} rounds of {EPOCHS} local epochs")
         results: list[RoundResult] = []
         for number in range(1, self._rounds + 1):
@@ -197,31 +200,31 @@ def _command() -> str:
 
 
 def _hyperparams(epochs: int) -> dict[str, Any]:
-    return {"epochs": epochs, "lr": LEARNING_RATE, "batch_size": BATCH, "seed": 1}
+    return {"epochs": epochs, "lr": LEARNING_RATE, "batch_size": BATCH_SIZE, "seed": 1}
 
 
 def _initial_model(model: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {"model-registry": {"REGISTRY_INITIAL_MODEL": json.dumps(model)}}
 
 
-def _fresh(folder: Path) -> None:
+def _prepare_folder(folder: Path) -> None:
     """Remove what the last demo left, but never a folder that is not a demo's."""
     if StateFolder(folder).running_process() is not None:
         raise StartError(
             f"a stack already runs on {folder}; wait for its end or choose another folder with --state"
         )
     if folder.exists():
-        if any(folder.iterdir()) and not _is_marked(folder):
+        if any(folder.iterdir()) and not _is_demo_folder(folder):
             raise StartError(
                 f"{folder} is not a demo's folder, so it is not cleared; choose another with --state"
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, mode=0o700)
-    (folder / _MARK).write_text(_MARKED)
+    (folder / _MARKER_FILE).write_text(_MARKER_TEXT)
 
 
-def _is_marked(folder: Path) -> bool:
+def _is_demo_folder(folder: Path) -> bool:
     try:
-        return (folder / _MARK).read_text() == _MARKED
+        return (folder / _MARKER_FILE).read_text() == _MARKER_TEXT
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""An experiment file: what ``propeller run`` reads."""
+"""``propeller run``: an experiment file, and its rounds, one after another, on a running stack."""
 
 import json
 import tomllib
@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.markup import escape
 
 from propeller.process.run import StartError
 from propeller.protocol.task import TaskLimits
 from propeller.protocol.wire import explain_validation_error
+from propeller.sdk import Propeller, PropellerError, RoundResult
 
 
-def _sendable(values: dict[str, Any]) -> dict[str, Any]:
+def _check_json_values(values: dict[str, Any]) -> dict[str, Any]:
     """What TOML has and JSON has not is refused: dates, times, nan and inf."""
     for name, value in values.items():
         try:
@@ -33,8 +36,8 @@ class ModelSource(BaseModel):
     file: str | None = None
 
 
-def _with_sendable_tensors(source: ModelSource) -> ModelSource:
-    _sendable(source.model_extra or {})
+def _check_tensors(source: ModelSource) -> ModelSource:
+    _check_json_values(source.model_extra or {})
     return source
 
 
@@ -56,9 +59,9 @@ class ExperimentFile(BaseModel):
     timeout_s: float = Field(60.0, gt=0)
     k_of_n: int = Field(0, ge=0)
     participants: list[str] | None = Field(None, min_length=1)
-    hyperparams: Annotated[dict[str, Any], AfterValidator(_sendable)] = Field(default_factory=dict)
+    hyperparams: Annotated[dict[str, Any], AfterValidator(_check_json_values)] = Field(default_factory=dict)
     limits: TaskLimits = None
-    model: Annotated[ModelSource, AfterValidator(_with_sendable_tensors)] = Field(default_factory=ModelSource)
+    model: Annotated[ModelSource, AfterValidator(_check_tensors)] = Field(default_factory=ModelSource)
     data: DataSource | None = None
 
     @classmethod
@@ -106,7 +109,7 @@ def read_json(file: Path) -> dict[str, Any]:
         StartError: it is none.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
     except ValueError as error:
@@ -116,5 +119,79 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def run_experiment(file: Path, state: Path, *, image: str | None, rounds: int | None) -> None:
+    """Store local data and the first model, run every round, and show what each gave.
+
+    Args:
+        file: the experiment.
+        state: of the stack.
+        image: in the place of the file's.
+        rounds: in the place of the file's.
+
+    Raises:
+        StartError: a field is wrong, or a round failed; the text has the reason.
+    """
+    experiment = ExperimentFile.load(file)
+    if rounds is not None:
+        experiment.rounds = rounds
+    if image is not None:
+        experiment.image = image
+    console = Console(highlight=False)
+    try:
+        with Propeller.from_state(state) as fl:
+            _run(fl, experiment, file.parent, console)
+    except PropellerError as error:
+        raise StartError(str(error)) from None
+
+
+def _run(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Console) -> None:
+    participants = experiment.participants or sorted(p["id"] for p in fl.proplets(alive=True))
+    if not participants:
+        raise StartError("no proplet is alive: see `propeller status`")
+    datasets, model = experiment.datasets(folder), experiment.first_model(folder)
+    if datasets and len(datasets) != len(participants):
+        raise StartError(
+            f"data.files has {len(datasets)} files for {len(participants)} participants; "
+            "give one for each, or name the participants"
+        )
+    for proplet, dataset in zip(participants, datasets, strict=False):
+        fl.put_dataset(proplet, dataset)
+    version = experiment.model.version if model is None else fl.put_model(model)
+    base = version if version is not None else fl.latest()
+    console.print(
+        f"{escape(experiment.image)}: {experiment.rounds} rounds on {len(participants)} proplets, from model v{base}",
+        soft_wrap=True,
+    )
+    for number in range(1, experiment.rounds + 1):
+        first = " (the program is fetched and compiled first)" if number == 1 else ""
+        with console.status(f"round {number}: no updates yet{first} …") as waiting:
+            result = fl.run_round(
+                experiment.image,
+                participants=participants,
+                hyperparams=experiment.hyperparams,
+                limits=experiment.limits,
+                base_version=base,
+                k_of_n=experiment.k_of_n,
+                timeout_s=experiment.timeout_s,
+                on_update=lambda got, wanted: waiting.update(f"round {number}: {got} of {wanted} updates …"),  # noqa: B023
+            )
+        base = result.model_version
+        console.print(_line(number, result, len(participants)), soft_wrap=True)
+    console.print(f"Model v{base} is at {fl.url('model_registry')}/models/{base}", soft_wrap=True)
+
+
+def _line(number: int, result: RoundResult, participants: int) -> str:
+    names: dict[str, Any] = dict.fromkeys(name for update in result.updates for name in update["metrics"])
+    means = "  ".join(f"{name} {mean:.4f}" for name in names if (mean := result.mean(name)) is not None)
+    return (
+        f"  round {number:>2}  updates {len(result.updates)}/{participants}  {escape(means)}  "
+        f"[dim]v{result.model_version}, {_duration(result.seconds)}, {result.round_id}[/]"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"

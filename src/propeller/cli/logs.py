@@ -2,19 +2,82 @@
 
 import heapq
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from propeller.cli.log_tail import LogTail
+from propeller.process.log_file import newest_first
 from propeller.process.run import StartError
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
+
+
+class LogTail:
+    """The whole lines of a log; those that come later with the next call."""
+
+    def __init__(self, file: Path) -> None:
+        """Begin with the oldest file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        self._file = file
+        oldest = next((place for place in reversed(list(newest_first(file))) if place.exists()), file)
+        self._stream: TextIO = oldest.open(encoding="utf-8", errors="replace")
+
+    def lines(self) -> Iterator[str]:
+        """What is new, without line ends."""
+        while True:
+            # Looked for first: what is written into a file after that was written before the next one began.
+            next_file = self._next_file()
+            yield from self._read()
+            if next_file is None:
+                return
+            self._stream.close()
+            self._stream = next_file
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _read(self) -> Iterator[str]:
+        while True:
+            position = self._stream.tell()
+            text = self._stream.readline()
+            if not text.endswith("\n"):
+                self._stream.seek(position)  # half a line: its rest is still being written
+                return
+            yield text.rstrip("\n")
+
+    def _next_file(self) -> TextIO | None:
+        """The file after the one that is read; ``None`` if that is the newest."""
+        known = os.fstat(self._stream.fileno())
+        newer = None
+        for stream in _open_files(self._file):
+            if os.path.samestat(os.fstat(stream.fileno()), known):
+                stream.close()
+                return newer
+            if newer is not None:
+                newer.close()
+            newer = stream
+        return newer  # ours was removed meanwhile: the oldest that is left
+
+
+def _open_files(file: Path) -> Iterator[TextIO]:
+    for place in newest_first(file):
+        try:
+            stream = place.open(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        yield stream
+
 
 _COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
 _POLL_S = 0.2
@@ -24,14 +87,14 @@ _CONTAINERS = {spec.container_name: spec.name for spec in SERVICES}
 
 
 @dataclass(order=True)
-class Line:
+class LogLine:
     """A line of a log: when, which service, what."""
 
     time: str
     service: str = field(compare=False)
     text: str = field(compare=False)
 
-    def about(self, round_id: str | None) -> bool:
+    def mentions(self, round_id: str | None) -> bool:
         """Whether the line names a round (or none is asked for); ``r-1`` is not ``r-10``."""
         if round_id is None:
             return True
@@ -70,27 +133,27 @@ def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
         raise StartError(
             f"there are no logs under {folder.absolute()}; start a stack with 'propeller up --state {folder}'"
         )
-    names = [_own_name(name) for name in services]
+    names = [_service_name(name) for name in services]
     unknown = [name for name in names if name not in found and name != "proplet"]
     if unknown:
         raise StartError(f"no log of {', '.join(unknown)}; there are {', '.join(found)}")
-    return {name: file for name, file in found.items() if not names or _is_asked_for(name, names)}
+    return {name: file for name, file in found.items() if not names or _is_wanted(name, names)}
 
 
-def _own_name(name: str) -> str:
+def _service_name(name: str) -> str:
     name = name.replace("_", "-")
     return _CONTAINERS.get(name, name)
 
 
-def _is_asked_for(service: str, names: list[str]) -> bool:
+def _is_wanted(service: str, names: list[str]) -> bool:
     return service in names or ("proplet" in names and service.startswith("proplet-"))
 
 
-def _read(name: str, tail: LogTail) -> Iterator[Line]:
+def _read(name: str, tail: LogTail) -> Iterator[LogLine]:
     last = ""
     for text in tail.lines():
         last = _time_of(text) or last
-        yield Line(last, name, text)
+        yield LogLine(last, name, text)
 
 
 def _time_of(text: str) -> str | None:
@@ -100,8 +163,8 @@ def _time_of(text: str) -> str | None:
         return None
 
 
-def _show(console: Console, line: Line, round_id: str | None, *, as_json: bool) -> None:
-    if not line.about(round_id):
+def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: bool) -> None:
+    if not line.mentions(round_id):
         return
     if as_json:
         print(line.text, flush=True)

@@ -13,12 +13,10 @@ from rich.console import Console
 from propeller.process.http import ServiceError
 from propeller.process.retry import retry
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile, locked_folder
+from propeller.stack.env_file import GUIDE_VARIABLES, READERS, EnvFile, locked_folder
 from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
-from propeller.stack.identity_api import IdentityApi
-from propeller.stack.provisioning import CHANNEL, DOMAIN
+from propeller.stack.provisioning import CHANNEL, DOMAIN, IdentityApi
 from propeller.stack.state_folder import StateFolder
-from propeller.stack.variables import GUIDE_VARIABLES, READERS
 
 DEFAULT_PORT, _PORT = "9002", "PORT_IDENTITY_USERS"
 """Where deploy/compose.yaml publishes identity, and the variable that says so."""

@@ -22,14 +22,14 @@ def show_status(folder: Path) -> int:
     """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
     console = Console(highlight=False)
     state = StateFolder(folder)
-    holder = state.running_process()
-    if holder is None:
+    process = state.running_process()
+    if process is None:
         console.print(
             f"No stack runs on {folder.absolute()}. Start one: propeller up --state {folder}", soft_wrap=True
         )
         return 1
     if state.read_stack() is None:
-        console.print(f"A stack is starting on {folder.absolute()} (process {holder}).")
+        console.print(f"A stack is starting on {folder.absolute()} (process {process}).")
         return 1
     with Propeller.from_state(folder) as fl:
         services, healthy = _services(fl.stack)
@@ -53,7 +53,7 @@ def _services(stack: dict[str, Any]) -> tuple[Table, bool]:
     }
     checks["broker"] = (
         f"{broker['host']}:{broker['port']}",
-        partial(_accepts, broker["host"], broker["port"]),
+        partial(_accepts_connections, broker["host"], broker["port"]),
     )
     with ThreadPoolExecutor(len(checks)) as threads:
         answers = list(threads.map(lambda check: check[1](), checks.values()))
@@ -72,7 +72,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _accepts(host: str, port: int) -> bool:
+def _accepts_connections(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), CHECK_S).close()
     except OSError:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from propeller.stack.env_file import READERS
 from propeller.stack.services import SERVICES
-from propeller.stack.variables import READERS
 
 _CONTAINERS = {name: spec.container_name for spec in SERVICES for name in (spec.name, spec.client) if name}
 """The containers of services, by their names and those of the clients that they are."""

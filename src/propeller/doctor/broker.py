@@ -16,7 +16,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import Connection
 from propeller.process.http import ServiceError
 from propeller.protocol.topics import UPDATES_FILTER, Kind
-from propeller.stack.identity_api import IdentityApi
+from propeller.stack.provisioning import IdentityApi
 from propeller.stack.services import IDENTITY_LISTENERS
 
 BROKER_TIMEOUT_S = 4.0

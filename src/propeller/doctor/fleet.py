@@ -11,7 +11,7 @@ from propeller.doctor.checks import Finding, failed, passed, skipped, waits_for
 from propeller.doctor.services import HttpClient, NoAnswerError
 from propeller.doctor.target import Client, Observations, Target
 from propeller.protocol.ids import InvalidIdError, check_id
-from propeller.stack.variables import shown_id
+from propeller.stack.env_file import shown_id
 
 _INSTANCE_NAME = re.compile(r"proplet(-[0-9]+)?")
 _PAGE = 1000

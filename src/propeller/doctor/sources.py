@@ -13,11 +13,10 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
-from propeller.stack.env_file import EnvFile
+from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id
 from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, PORTS
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import PROGRAM_NAME
-from propeller.stack.variables import GUIDE_CLIENTS, id_variable, key_variable, shown_id
 
 
 def is_state_folder(folder: Path) -> bool:

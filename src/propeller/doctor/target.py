@@ -9,7 +9,7 @@ from propeller.doctor.advice import Advice
 from propeller.doctor.checks import Finding
 from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.topics import Channel
-from propeller.stack.variables import shown_id
+from propeller.stack.env_file import shown_id
 
 
 class SourceError(Exception):

@@ -8,18 +8,24 @@ from propeller.identity.records import ENABLED
 from propeller.identity.roles import role_of
 from propeller.process.http import ServiceError
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile
-from propeller.stack.identity_api import IdentityApi, Record
-from propeller.stack.provisioning import CHANNEL, DOMAIN, find_or_make_channel, find_or_make_domain
-from propeller.stack.variables import (
+from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,
     GUIDE_CLIENTS,
     GUIDE_VARIABLES,
+    EnvFile,
     env_values,
     id_variable,
     key_variable,
     shown_id,
+)
+from propeller.stack.provisioning import (
+    CHANNEL,
+    DOMAIN,
+    IdentityApi,
+    Record,
+    find_or_make_channel,
+    find_or_make_domain,
 )
 
 Pair = Mapping[str, str]

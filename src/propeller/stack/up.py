@@ -15,7 +15,7 @@ from propeller.identity.settings import MIN_PASSWORD
 from propeller.process import logs
 from propeller.process.retry import retry
 from propeller.process.run import StartError
-from propeller.stack.env_file import EnvFile
+from propeller.stack.env_file import EnvFile, client_variables, env_values
 from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
 from propeller.stack.services import (
@@ -30,7 +30,6 @@ from propeller.stack.services import (
 )
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.supervisor import ProcessSpec, Supervisor
-from propeller.stack.variables import client_variables, env_values
 
 PROGRAM_NAME = "fl-client-wasm"
 """The guide's name for the program that a new stack's registry holds."""

@@ -1,12 +1,16 @@
-"""``propeller new``: a folder with a program, an experiment and a little data, ready to run."""
+"""``propeller new`` and ``propeller build``: a folder with a program, and a Python script that becomes a Wasm program."""
 
 import json
 import random
 import re
 import shlex
+import time
 from pathlib import Path
 
+from rich.console import Console
+
 from propeller.process.run import StartError
+from propeller.wasm.build import BuildError, build
 
 _TEMPLATE = Path(__file__).parent / "template"
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -45,3 +49,23 @@ def _samples(seed: int) -> str:
         x = [round(source.gauss(sign, 4), 3), round(source.gauss(-sign / 2, 0.3), 3)]
         lines.append(json.dumps({"x": x, "y": label}))
     return '{"data": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
+
+
+def run_build(script: Path, output: Path | None, *, host_tensors: bool) -> None:
+    """Build ``script``; print the file, its digest and size.
+
+    Raises:
+        StartError: with the Python error and its line.
+    """
+    target = output or script.with_suffix(".wasm")
+    begun = time.monotonic()
+    console = Console(stderr=True)
+    try:
+        with console.status(f"Building {target} (a first build takes ten seconds or so) …"):
+            built = build(script, target, host_tensors=host_tensors)
+    except BuildError as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        raise StartError(f"{error.filename or target}: {error.strerror}") from None
+    took = "from the cache" if built.cached else f"{time.monotonic() - begun:.1f} s"
+    print(f"Built {built.path} ({built.size / 1e6:.1f} MB, {took})\nDigest: {built.digest}")
