@@ -8,11 +8,11 @@ import pytest
 from propeller.manager import tables
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
-from support.manager import FakeCoordinator, Manager, open_manager
+from support.manager import FakeCoordinator, RunningManager, open_manager
 
 
 @pytest.fixture
-async def manager(broker_port: int, tmp_path: Path) -> AsyncIterator[Manager]:
+async def manager(broker_port: int, tmp_path: Path) -> AsyncIterator[RunningManager]:
     async with open_manager(broker_port, tmp_path) as running:
         yield running
 
@@ -26,7 +26,7 @@ async def coordinator() -> AsyncIterator[FakeCoordinator]:
 @pytest.fixture
 async def fl_manager(
     broker_port: int, tmp_path: Path, coordinator: FakeCoordinator
-) -> AsyncIterator[Manager]:
+) -> AsyncIterator[RunningManager]:
     async with open_manager(broker_port, tmp_path, coordinator_url=coordinator.url) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Tasks over HTTP, run by fake proplets over MQTT."""
+"""The HTTP API: tasks run by fake proplets over MQTT, pages, errors, metrics."""
 
 import asyncio
 import base64
@@ -10,13 +10,13 @@ from propeller.errors import RefusedError
 from propeller.manager.api import check_operator
 from propeller.protocol.topics import Kind
 from propeller.web.auth import ANYONE, Principal
-from support.manager import WASM, Manager
+from support.manager import WASM, RunningManager
 from support.net import eventually
 
 FILE = base64.b64encode(WASM).decode()
 
 
-async def test_a_task_is_made_read_changed_and_deleted(manager: Manager) -> None:
+async def test_a_task_is_made_read_changed_and_deleted(manager: RunningManager) -> None:
     made = await manager.http.post(
         "/tasks/",
         json={"name": "add", "inputs": [3, 5], "state": 3, "results": "no", "id": "mine", "created_at": "x"},
@@ -39,8 +39,8 @@ async def test_a_task_is_made_read_changed_and_deleted(manager: Manager) -> None
         assert task["id"] in answer.json()["error"]
 
 
-async def test_a_program_is_uploaded_shown_by_its_ends_and_sent_whole(manager: Manager) -> None:
-    await manager.proplets("p1")
+async def test_a_program_is_uploaded_shown_by_its_ends_and_sent_whole(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
     task = (await manager.http.post("/tasks", json={"name": "add"})).json()
     path = f"/tasks/{task['id']}"
     refused = await manager.http.post(f"{path}/start")
@@ -67,16 +67,16 @@ BAD_UPLOADS: tuple[tuple[Any, str], ...] = (
 )
 
 
-async def test_an_upload_that_is_none(manager: Manager) -> None:
-    task_id = await manager.new_task()
+async def test_bad_uploads_are_refused(manager: RunningManager) -> None:
+    task_id = await manager.create_task()
     for files, word in BAD_UPLOADS:
         answer = await manager.http.put(f"/tasks/{task_id}/upload", files=files)
         assert answer.status_code == 400
         assert word in answer.json()["error"]
 
 
-async def test_a_program_too_large_for_a_message_is_refused_with_the_way_out(manager: Manager) -> None:
-    task_id = await manager.new_task()
+async def test_a_program_too_large_for_a_message_is_refused_with_the_way_out(manager: RunningManager) -> None:
+    task_id = await manager.create_task()
     answer = await manager.http.put(
         f"/tasks/{task_id}/upload", files={"file": ("add.wasm", WASM + bytes(6_000_000))}
     )
@@ -98,14 +98,14 @@ BAD_TASKS = (
 )
 
 
-async def test_bad_bodies_are_named(manager: Manager) -> None:
+async def test_bad_bodies_are_named(manager: RunningManager) -> None:
     for body, word in BAD_TASKS:
         answer = await manager.http.post("/tasks", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, body
         assert word in answer.json()["error"]
 
 
-async def test_wrong_paths_methods_types_and_pages(manager: Manager) -> None:
+async def test_wrong_paths_methods_types_and_pages(manager: RunningManager) -> None:
     http = manager.http
     for path in ("/tasks/a%2Fb", "/tasks/..%2fx", "/tasks/%20", "/proplets/a%20b", "/proplets?status=sleepy"):
         assert (await http.get(path)).status_code in {400, 404}, path
@@ -120,8 +120,8 @@ async def test_wrong_paths_methods_types_and_pages(manager: Manager) -> None:
     assert wrong.status_code == 415
 
 
-async def test_pages_are_stable_and_tell_the_total_past_their_end(manager: Manager) -> None:
-    ids = [await manager.new_task(name=f"t{number}") for number in range(7)]
+async def test_pages_are_stable_and_tell_the_total_past_their_end(manager: RunningManager) -> None:
+    ids = [await manager.create_task(name=f"t{number}") for number in range(7)]
     got = []
     for offset in range(0, 9, 2):
         page = (await manager.http.get("/tasks", params={"offset": offset, "limit": 2})).json()
@@ -132,9 +132,9 @@ async def test_pages_are_stable_and_tell_the_total_past_their_end(manager: Manag
     assert past == {"offset": 100, "limit": 100, "total": 7, "tasks": []}
 
 
-async def test_a_start_goes_out_once_with_every_key_of_s(manager: Manager) -> None:
-    await manager.proplets("p1")
-    task_id = await manager.new_task(inputs=[3, "5"], kbs_resource_path="default/key", encrypted=True)
+async def test_a_start_goes_out_once_with_every_key_of_s(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
+    task_id = await manager.create_task(inputs=[3, "5"], kbs_resource_path="default/key", encrypted=True)
     await manager.http.post(f"/tasks/{task_id}/start")
     start = (await eventually(lambda: manager.mqtt.starts(task_id)))[0]
     assert start == {
@@ -154,26 +154,26 @@ async def test_a_start_goes_out_once_with_every_key_of_s(manager: Manager) -> No
         "broadcast": False,
         "latent": False,
     }
-    running = await manager.in_state(task_id, 2)
+    running = await manager.wait_for_state(task_id, 2)
     assert running["proplet_id"] == "p1"
-    await manager.mqtt.result(task_id, "p1", results="8")
-    await manager.in_state(task_id, 3)
+    await manager.mqtt.send_result(task_id, "p1", results="8")
+    await manager.wait_for_state(task_id, 3)
     assert len(manager.mqtt.starts(task_id)) == 1
-    assert [topic for topic, _ in manager.mqtt.heard] == [Kind.START]
+    assert [topic for topic, _ in manager.mqtt.received] == [Kind.START]
 
 
 async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_own_topic(
-    manager: Manager,
+    manager: RunningManager,
 ) -> None:
-    await manager.proplets("h", os="linux")
-    await manager.proplets("d", directed=True)
+    await manager.add_proplets("h", os="linux")
+    await manager.add_proplets("d", directed=True)
     profile = {"enabled": True, "interval": 5_000_000_000}
     for proplet_id in ("h", "d"):
         inputs = [3, "5"] if proplet_id == "h" else [3, "5", "1.50", True, ["a", 1]]
-        task_id = await manager.new_task(proplet_id=proplet_id, inputs=inputs, monitoring_profile=profile)
+        task_id = await manager.create_task(proplet_id=proplet_id, inputs=inputs, monitoring_profile=profile)
         assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
         assert (await manager.http.post(f"/tasks/{task_id}/stop")).status_code == 200
-    heard = await eventually(lambda: manager.mqtt.heard if len(manager.mqtt.heard) == 4 else None)
+    heard = await eventually(lambda: manager.mqtt.received if len(manager.mqtt.received) == 4 else None)
     assert heard is not None
     messages = dict(heard)
     assert set(messages) == {Kind.START, Kind.STOP, f"{Kind.START}/d", f"{Kind.STOP}/d"}
@@ -184,53 +184,53 @@ async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_
     assert messages[f"{Kind.STOP}/d"]["proplet_id"] == "d"
 
 
-async def test_a_proplet_that_turns_directed_is_reached_on_its_own_topic(manager: Manager) -> None:
-    await manager.proplets("p")
-    await manager.mqtt.create("p", directed=True)
+async def test_a_proplet_that_turns_directed_is_reached_on_its_own_topic(manager: RunningManager) -> None:
+    await manager.add_proplets("p")
+    await manager.mqtt.register("p", directed=True)
     await eventually(lambda: _is_directed(manager))
-    task_id = await manager.new_task()
+    task_id = await manager.create_task()
     await manager.http.post(f"/tasks/{task_id}/start")
-    await eventually(lambda: [topic for topic, _ in manager.mqtt.heard] == [f"{Kind.START}/p"])
+    await eventually(lambda: [topic for topic, _ in manager.mqtt.received] == [f"{Kind.START}/p"])
 
 
-async def _is_directed(manager: Manager) -> bool:
+async def _is_directed(manager: RunningManager) -> bool:
     return bool((await manager.http.get("/proplets/p")).json()["metadata"].get("directed"))
 
 
-async def test_the_pinned_proplet_is_taken_or_the_reason_given(manager: Manager) -> None:
-    await manager.proplets("p1", "p2")
-    unknown = await manager.new_task(proplet_id="proplet-1")
+async def test_the_pinned_proplet_is_taken_or_the_reason_given(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", "p2")
+    unknown = await manager.create_task(proplet_id="proplet-1")
     answer = await manager.http.post(f"/tasks/{unknown}/start")
     assert answer.status_code == 409
     assert "client ids" in answer.json()["error"]
-    pinned = await manager.new_task(proplet_id="p2")
-    await manager.mqtt.beat("p2", status="offline")
+    pinned = await manager.create_task(proplet_id="p2")
+    await manager.mqtt.send_heartbeat("p2", status="offline")
     await eventually(lambda: _dead(manager, "p2"))
     answer = await manager.http.post(f"/tasks/{pinned}/start")
     assert answer.status_code == 409
     assert "not alive" in answer.json()["error"]
     assert (await manager.task(pinned))["state"] == 0
-    await manager.proplets("p2")
+    await manager.add_proplets("p2")
     assert (await manager.http.post(f"/tasks/{pinned}/start")).status_code == 200
     assert (await manager.task(pinned))["proplet_id"] == "p2"
 
 
-async def _dead(manager: Manager, proplet_id: str) -> bool:
+async def _dead(manager: RunningManager, proplet_id: str) -> bool:
     return not await manager.is_alive(proplet_id)
 
 
-async def test_without_a_live_proplet_nothing_starts(manager: Manager) -> None:
-    task_id = await manager.new_task()
+async def test_without_a_live_proplet_nothing_starts(manager: RunningManager) -> None:
+    task_id = await manager.create_task()
     answer = await manager.http.post(f"/tasks/{task_id}/start")
     assert answer.status_code == 503
     assert "/proplets" in answer.json()["error"]
     assert (await manager.task(task_id))["state"] == 0
 
 
-async def test_tasks_spread_over_the_fleet_and_are_counted(manager: Manager) -> None:
-    await manager.proplets("a", "b", "c")
+async def test_tasks_spread_over_the_fleet_and_are_counted(manager: RunningManager) -> None:
+    await manager.add_proplets("a", "b", "c")
     for _ in range(6):
-        await manager.http.post(f"/tasks/{await manager.new_task()}/start")
+        await manager.http.post(f"/tasks/{await manager.create_task()}/start")
     page = (await manager.http.get("/proplets")).json()
     assert [(one["id"], one["task_count"]) for one in page["proplets"]] == [("a", 2), ("b", 2), ("c", 2)]
     answer = await manager.http.delete("/proplets/a")
@@ -238,104 +238,104 @@ async def test_tasks_spread_over_the_fleet_and_are_counted(manager: Manager) -> 
     assert "2 tasks" in answer.json()["error"]
 
 
-async def test_a_task_ends_completed_or_failed_and_starts_again(manager: Manager) -> None:
-    await manager.proplets("p1")
-    task_id = await manager.new_task()
+async def test_a_task_ends_completed_or_failed_and_starts_again(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
+    task_id = await manager.create_task()
     await manager.http.post(f"/tasks/{task_id}/start")
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 409
-    await manager.mqtt.result(task_id, "p1", "", error="trap: unreachable")
-    failed = await manager.in_state(task_id, 4)
+    await manager.mqtt.send_result(task_id, "p1", "", error="trap: unreachable")
+    failed = await manager.wait_for_state(task_id, 4)
     assert failed["error"] == "trap: unreachable"
     assert (await manager.http.get("/proplets/p1")).json()["task_count"] == 0
 
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
     again = await manager.task(task_id)
     assert (again["state"], "error" in again, again["finish_time"][:4]) == (2, False, "0001")
-    await manager.mqtt.result(task_id, "p1", "8")
-    done = await manager.in_state(task_id, 3)
+    await manager.mqtt.send_result(task_id, "p1", "8")
+    done = await manager.wait_for_state(task_id, 3)
     assert done["results"] == "8"
     assert done["finish_time"] > done["start_time"]
     assert (await manager.http.get(f"/tasks/{task_id}/results")).json() == {"results": "8"}
-    await manager.mqtt.result(task_id, "p1", "9")
-    await manager.mqtt.result(await _running(manager), "p1", "10")
-    await eventually(lambda: _none_runs(manager))
+    await manager.mqtt.send_result(task_id, "p1", "9")
+    await manager.mqtt.send_result(await _running(manager), "p1", "10")
+    await eventually(lambda: _nothing_runs(manager))
     assert (await manager.task(task_id))["results"] == "8"
 
 
-async def _running(manager: Manager) -> str:
-    task_id = await manager.new_task()
+async def _running(manager: RunningManager) -> str:
+    task_id = await manager.create_task()
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
     return task_id
 
 
-async def _none_runs(manager: Manager) -> bool:
+async def _nothing_runs(manager: RunningManager) -> bool:
     return all(one["task_count"] == 0 for one in (await manager.http.get("/proplets")).json()["proplets"])
 
 
-async def test_results_count_only_from_the_proplet_that_runs_the_task(manager: Manager) -> None:
-    await manager.proplets("p1", "p2")
-    task_id = await manager.new_task(proplet_id="p1")
+async def test_results_count_only_from_the_proplet_that_runs_the_task(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", "p2")
+    task_id = await manager.create_task(proplet_id="p1")
     await manager.http.post(f"/tasks/{task_id}/start")
     envelope = {"task_id": task_id, "round_id": "r", "proplet_id": "p2", "update_b64": "e30=", "metrics": {}}
-    await manager.mqtt.result(task_id, "p2", "forged")
-    await manager.mqtt.result(task_id, None, envelope)
-    await manager.mqtt.result("no-such-task", "p1", "x")
-    await manager.mqtt.result(task_id, None, {**envelope, "proplet_id": "p1"})
-    done = await manager.in_state(task_id, 3)
+    await manager.mqtt.send_result(task_id, "p2", "forged")
+    await manager.mqtt.send_result(task_id, None, envelope)
+    await manager.mqtt.send_result("no-such-task", "p1", "x")
+    await manager.mqtt.send_result(task_id, None, {**envelope, "proplet_id": "p1"})
+    done = await manager.wait_for_state(task_id, 3)
     assert done["results"]["proplet_id"] == "p1"
 
 
-async def test_a_stop_reaches_the_proplet_and_its_last_word_is_not_taken_for_the_next_run(
-    manager: Manager,
+async def test_a_stop_reaches_the_proplet_and_its_confirmation_does_not_end_the_next_run(
+    manager: RunningManager,
 ) -> None:
-    await manager.proplets("p1")
-    task_id = await manager.new_task()
+    await manager.add_proplets("p1")
+    task_id = await manager.create_task()
     idle = await manager.http.post(f"/tasks/{task_id}/stop")
     assert idle.status_code == 409
     await manager.http.post(f"/tasks/{task_id}/start")
     assert (await manager.http.delete(f"/tasks/{task_id}")).status_code == 409
     assert (await manager.http.post(f"/tasks/{task_id}/stop")).json() == {"stopped": True}
     await eventually(
-        lambda: (Kind.STOP, {"id": task_id, "broadcast": False, "proplet_id": "p1"}) in manager.mqtt.heard
+        lambda: (Kind.STOP, {"id": task_id, "broadcast": False, "proplet_id": "p1"}) in manager.mqtt.received
     )
     stopped = await manager.task(task_id)
     assert (stopped["state"], stopped["error"]) == (4, "stopped by request")
 
     await manager.http.post(f"/tasks/{task_id}/start")
-    await manager.mqtt.result(task_id, "p1", "", error=f"Task {task_id} was stopped before completion")
-    await manager.mqtt.result(task_id, "p1", "8")
-    assert (await manager.in_state(task_id, 3))["results"] == "8"
+    await manager.mqtt.send_result(task_id, "p1", "", error=f"Task {task_id} was stopped before completion")
+    await manager.mqtt.send_result(task_id, "p1", "8")
+    assert (await manager.wait_for_state(task_id, 3))["results"] == "8"
 
 
-async def test_a_running_task_does_not_move(manager: Manager) -> None:
-    await manager.proplets("p1", "p2")
-    task_id = await manager.new_task(proplet_id="p1")
+async def test_a_running_task_does_not_move(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", "p2")
+    task_id = await manager.create_task(proplet_id="p1")
     await manager.http.post(f"/tasks/{task_id}/start")
     moved = await manager.http.put(f"/tasks/{task_id}", json={"proplet_id": "p2"})
     assert moved.status_code == 409
-    await manager.mqtt.result(task_id, "p1", "8")
-    await manager.in_state(task_id, 3)
+    await manager.mqtt.send_result(task_id, "p1", "8")
+    await manager.wait_for_state(task_id, 3)
     assert (await manager.http.put(f"/tasks/{task_id}", json={"proplet_id": "p2"})).status_code == 200
     await manager.http.post(f"/tasks/{task_id}/start")
     assert (await manager.task(task_id))["proplet_id"] == "p2"
 
 
-async def test_of_many_starts_at_once_one_counts(manager: Manager) -> None:
-    await manager.proplets("p1", "p2")
-    task_id = await manager.new_task()
+async def test_of_many_concurrent_starts_one_counts(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", "p2")
+    task_id = await manager.create_task()
     answers = await asyncio.gather(*(manager.http.post(f"/tasks/{task_id}/start") for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
-    await manager.mqtt.result(task_id, (await manager.task(task_id))["proplet_id"])
-    await manager.in_state(task_id, 3)
+    await manager.mqtt.send_result(task_id, (await manager.task(task_id))["proplet_id"])
+    await manager.wait_for_state(task_id, 3)
     assert len(manager.mqtt.starts(task_id)) == 1
 
 
-async def test_metrics_of_tasks_and_proplets(manager: Manager) -> None:
-    await manager.proplets("p1")
-    task_id = await manager.new_task()
+async def test_metrics_of_tasks_and_proplets(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
+    task_id = await manager.create_task()
     sample = {"cpu_percent": 97.0, "memory_bytes": 40265318400, "memory_percent": 0.0}
     rust_time = {"secs_since_epoch": 1769011931, "nanos_since_epoch": 123456789}
-    await manager.mqtt.say(
+    await manager.mqtt.publish(
         Kind.TASK_METRICS,
         {
             "task_id": task_id,
@@ -346,7 +346,7 @@ async def test_metrics_of_tasks_and_proplets(manager: Manager) -> None:
         },
     )
     for stamp in (rust_time, "2026-01-21T16:12:11.123456789Z"):
-        await manager.mqtt.say(
+        await manager.mqtt.publish(
             Kind.PROPLET_METRICS,
             {
                 "proplet_id": "p1",
@@ -371,7 +371,7 @@ async def test_metrics_of_tasks_and_proplets(manager: Manager) -> None:
     assert (await manager.http.get("/proplets/unknown/metrics")).json()["total"] == 0
 
 
-async def test_health_and_prometheus(manager: Manager) -> None:
+async def test_health_and_prometheus(manager: RunningManager) -> None:
     await manager.http.get("/tasks")
     health = (await manager.http.get("/health")).json()
     assert (health["status"], health["description"], health["mqtt_connected"]) == (
@@ -385,13 +385,13 @@ async def test_health_and_prometheus(manager: Manager) -> None:
     assert 'manager_proplets{status="active"} 0.0' in text
 
 
-async def test_what_a_run_took_is_kept_with_the_task(manager: Manager) -> None:
-    await manager.proplets("p1", directed=True)
-    task_id = await manager.new_task()
+async def test_the_usage_of_a_run_is_kept_with_the_task(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", directed=True)
+    task_id = await manager.create_task()
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
     usage = {"total_ms": 12.5, "cpu_ms": 10, "text": "x", "flag": True}
     result = {"task_id": task_id, "proplet_id": "p1", "results": "8", "usage": usage}
-    await manager.mqtt.say(Kind.PROPLET_RESULTS, result)
+    await manager.mqtt.publish(Kind.PROPLET_RESULTS, result)
 
     async def ended() -> dict[str, Any] | None:
         task: dict[str, Any] = (await manager.http.get(f"/tasks/{task_id}")).json()
@@ -405,7 +405,7 @@ async def test_what_a_run_took_is_kept_with_the_task(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize("role", ["proplet", "device"])
-async def test_devices_give_no_orders(role: str) -> None:
+async def test_devices_may_not_operate(role: str) -> None:
     with pytest.raises(RefusedError, match=role):
         await check_operator(Principal("client", "p1", role))
     for allowed in (ANYONE, Principal("user", "u", "user"), Principal("client", "m", "manager")):

@@ -22,7 +22,15 @@ from propeller.protocol.topics import Channel
 from propeller.protocol.wire import now
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
-from support.manager import Client, FakeCoordinator, Manager, is_connected, open_manager, served, settings_for
+from support.manager import (
+    ChannelClient,
+    FakeCoordinator,
+    RunningManager,
+    is_connected,
+    open_manager,
+    served,
+    settings_for,
+)
 from support.nats import open_broker
 from support.net import eventually, free_port
 
@@ -81,11 +89,11 @@ async def test_what_was_answered_survives_kill_9(
         for number in range(40)
     ]
     answered: list[str] = []
-    async with Client(broker_port, channel) as mqtt:
+    async with ChannelClient(broker_port, channel) as mqtt:
         async with process(settings) as (running, http):
-            manager = Manager(settings, http, mqtt)
-            await manager.proplets("p1", "p2", directed=True)
-            kept = await manager.new_task(name="kept", proplet_id="p2")
+            manager = RunningManager(settings, http, mqtt)
+            await manager.add_proplets("p1", "p2", directed=True)
+            kept = await manager.create_task(name="kept", proplet_id="p2")
 
             async def post(body: dict[str, Any]) -> None:
                 with contextlib.suppress(httpx.TransportError):
@@ -99,17 +107,17 @@ async def test_what_was_answered_survives_kill_9(
             await asyncio.gather(*posting)
             # What a proplet says while the manager is down waits for it at the broker.
             for start in (one for one in mqtt.starts() if one["env"]["ROUND_ID"] == answered[0]):
-                await mqtt.result(start["id"], start["proplet_id"], "done")
+                await mqtt.send_result(start["id"], start["proplet_id"], "done")
 
         async with process(settings) as (_running, http):
-            manager = Manager(settings, http, mqtt)
+            manager = RunningManager(settings, http, mqtt)
             assert (await manager.task(kept))["name"] == "kept"
             page = (await http.get("/tasks?limit=1000")).json()["tasks"]
             stored = Counter(task["env"]["ROUND_ID"] for task in page if task["name"] != "kept")
             assert all(stored[round_id] == 2 for round_id in answered)
             assert set(stored.values()) == {2}
             await eventually(partial(_ended, http, answered[0]))
-            await manager.proplets("p1", "p2", directed=True)
+            await manager.add_proplets("p1", "p2", directed=True)
 
             answers = await asyncio.gather(*(http.post("/fl/experiments", json=body) for body in bodies))
             assert {answer.status_code for answer in answers} == {200}
@@ -169,10 +177,10 @@ async def test_starts_that_were_decided_go_out_after_a_restart_unless_their_roun
     await database.close()
 
     channel = Channel(settings.domain_id, settings.channel_id)
-    async with Client(broker_port, channel) as mqtt, served(settings) as http:
-        manager = Manager(settings, http, mqtt)
-        await manager.in_state("t-r-open", 2)
-        lost = await manager.in_state("t-r-over", 4)
+    async with ChannelClient(broker_port, channel) as mqtt, served(settings) as http:
+        manager = RunningManager(settings, http, mqtt)
+        await manager.wait_for_state("t-r-open", 2)
+        lost = await manager.wait_for_state("t-r-over", 4)
         assert "round ended" in lost["error"]
         await eventually(mqtt.starts)
         assert [start["id"] for start in mqtt.starts()] == ["t-r-open"]
@@ -192,11 +200,11 @@ async def test_it_serves_while_the_broker_is_away_and_goes_on_when_it_is_back(
         given = {"coordinator_url": coordinator.url, "mqtt_timeout_s": 0.3, "liveliness_interval_s": 60}
         settings = settings_for(port, tmp_path, **given)
         async with open_manager(port, tmp_path, **{**given, "database": settings.database}) as manager:
-            await manager.proplets("p1")
-            task_id = await manager.new_task()
+            await manager.add_proplets("p1")
+            task_id = await manager.create_task()
     settings = manager.settings.model_copy(update={"http_port": free_port()})
     async with served(settings) as http:
-        away = Manager(settings, http, manager.mqtt)
+        away = RunningManager(settings, http, manager.mqtt)
         assert (await http.get("/health")).json()["mqtt_connected"] is False
         assert await away.is_alive("p1")
         for path, json in ((f"/tasks/{task_id}/start", None), ("/fl/experiments", body)):
@@ -220,7 +228,7 @@ async def test_a_broker_that_goes_while_a_round_is_launched_gets_the_starts_when
     given = {"coordinator_url": coordinator.url, "mqtt_timeout_s": 0.3}
     with broker:
         async with open_manager(port, tmp_path, **given) as manager:
-            await manager.proplets("p1", "p2", directed=True)
+            await manager.add_proplets("p1", "p2", directed=True)
             body = {
                 "round_id": "r-1",
                 "model_ref": "m",
@@ -232,5 +240,5 @@ async def test_a_broker_that_goes_while_a_round_is_launched_gets_the_starts_when
             assert [task["state"] for task in launched] == [1, 1]
             broker.enter_context(open_broker(tmp_path / "broker", port))
             for task in launched:
-                await manager.in_state(task["id"], 2)
+                await manager.wait_for_state(task["id"], 2)
             await eventually(lambda: len(manager.mqtt.starts()) == 2)

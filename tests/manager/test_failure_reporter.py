@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from propeller.manager.coordinator_client import FailureReporter
-from support.manager import FakeCoordinator, Manager, open_manager, served, settings_for
+from support.manager import FakeCoordinator, RunningManager, open_manager, served, settings_for
 from support.net import eventually
 
 IMAGE = "localhost/fl:1"
@@ -40,7 +40,7 @@ async def reported(coordinator: FakeCoordinator, count: int) -> list[tuple[str, 
     return reports(coordinator)
 
 
-async def start(manager: Manager, **fields: Any) -> dict[str, str]:
+async def start(manager: RunningManager, **fields: Any) -> dict[str, str]:
     """Start a round; the ids of its tasks by participant."""
     answer = await manager.http.post("/fl/experiments", json=experiment(**fields))
     assert answer.status_code == 200, answer.text
@@ -49,23 +49,23 @@ async def start(manager: Manager, **fields: Any) -> dict[str, str]:
 
 
 @pytest.fixture
-async def fleet(fl_manager: Manager) -> Manager:
-    await fl_manager.proplets("p1", "p2", directed=True)
+async def fleet(fl_manager: RunningManager) -> RunningManager:
+    await fl_manager.add_proplets("p1", "p2", directed=True)
     return fl_manager
 
 
 async def test_errors_and_stops_are_reported_and_good_ends_and_other_tasks_are_not(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
-    alone = await fleet.new_task(image_url=IMAGE, proplet_id="p1")
+    alone = await fleet.create_task(image_url=IMAGE, proplet_id="p1")
     assert (await fleet.http.post(f"/tasks/{alone}/start")).status_code == 200
-    await fleet.mqtt.result(alone, "p1", None, "its own fault")
+    await fleet.mqtt.send_result(alone, "p1", None, "its own fault")
     tasks = await start(fleet, round_id="r-good")
-    await fleet.mqtt.result(tasks["p1"], "p1", "{}")
-    await fleet.in_state(tasks["p1"], 3)
+    await fleet.mqtt.send_result(tasks["p1"], "p1", "{}")
+    await fleet.wait_for_state(tasks["p1"], 3)
     tasks = await start(fleet)
-    await fleet.mqtt.result(tasks["p1"], "p1", None, "no such image")
-    await fleet.mqtt.result(tasks["p1"], "p1", None, "no such image")
+    await fleet.mqtt.send_result(tasks["p1"], "p1", None, "no such image")
+    await fleet.mqtt.send_result(tasks["p1"], "p1", None, "no such image")
     assert await reported(coordinator, 1) == [("r-1", "p1", "no such image")]
     assert (await fleet.http.post(f"/tasks/{tasks['p2']}/stop")).status_code == 200
     assert await reported(coordinator, 2) == [
@@ -80,7 +80,7 @@ async def test_lost_proplets_and_skipped_participants_are_reported(
     async with open_manager(
         broker_port, tmp_path, coordinator_url=coordinator.url, MANAGER_LIVELINESS_INTERVAL="0.5"
     ) as manager:
-        await manager.proplets("p1", directed=True, liveliness_interval=1)
+        await manager.add_proplets("p1", directed=True, liveliness_interval=1)
         await start(manager, participants=["p1", "gone"], min_updates=1)
         (skipped,) = await reported(coordinator, 1)
         assert skipped[:2] == ("r-1", "gone")
@@ -96,25 +96,25 @@ async def test_what_is_stopped_because_its_round_is_over_is_not_reported(
     monkeypatch.setattr("propeller.manager.housekeeping.LATE_TASK_GRACE_S", 0.0)
     settings = {"coordinator_url": coordinator.url, "MANAGER_LIVELINESS_INTERVAL": "0.5"}
     async with open_manager(broker_port, tmp_path, **settings) as manager:
-        await manager.proplets("p1", directed=True, liveliness_interval=60)
+        await manager.add_proplets("p1", directed=True, liveliness_interval=60)
         tasks = await start(manager, participants=["p1"], timeout_s=0.1)
-        await manager.in_state(tasks["p1"], 4)
+        await manager.wait_for_state(tasks["p1"], 4)
         tasks = await start(manager, round_id="r-2", participants=["p1"])
-        await manager.mqtt.result(tasks["p1"], "p1", None, "bad lr")
+        await manager.mqtt.send_result(tasks["p1"], "p1", None, "bad lr")
         assert await reported(coordinator, 1) == [("r-2", "p1", "bad lr")]
 
 
 async def test_a_coordinator_that_fails_is_told_later_and_holds_nothing_up(
-    fleet: Manager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+    fleet: RunningManager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("propeller.manager.coordinator_client.REPORT_DELAYS_S", (0.05,) * 100)
     tasks = await start(fleet)
-    coordinator.refuse = (500, "disk full")
+    coordinator.refusal = (500, "disk full")
     for name, task_id in tasks.items():
-        await fleet.mqtt.result(task_id, name, None, "no such image")
-        await fleet.in_state(task_id, 4)
+        await fleet.mqtt.send_result(task_id, name, None, "no such image")
+        await fleet.wait_for_state(task_id, 4)
     await reported(coordinator, 4)
-    coordinator.refuse = None
+    coordinator.refusal = None
     coordinator.requests.clear()
     told = await reported(coordinator, 2)
     assert {proplet_id for _round, proplet_id, _reason in told} == {"p1", "p2"}
@@ -124,12 +124,12 @@ async def test_a_coordinator_that_fails_is_told_later_and_holds_nothing_up(
     ("status", "level"), [(404, "debug"), (405, "debug"), (403, "warning"), (400, "warning")]
 )
 async def test_a_coordinator_without_the_route_is_no_news_and_a_refusal_is(
-    fleet: Manager, coordinator: FakeCoordinator, status: int, level: str
+    fleet: RunningManager, coordinator: FakeCoordinator, status: int, level: str
 ) -> None:
     tasks = await start(fleet)
-    coordinator.refuse = (status, "no")
+    coordinator.refusal = (status, "no")
     with capture_logs() as logs:
-        await fleet.mqtt.result(tasks["p1"], "p1", None, "no such image")
+        await fleet.mqtt.send_result(tasks["p1"], "p1", None, "no such image")
         said = await eventually(partial(_about_reports, logs))
     assert said is not None
     assert [one["log_level"] for one in said] == [level]
@@ -146,12 +146,12 @@ async def test_what_was_not_told_before_the_end_is_told_at_the_next_start(
     settings = settings_for(broker_port, tmp_path, coordinator_url=coordinator.url)
     given = settings.model_dump(include={"http_port", "domain_id", "channel_id", "client_id"})
     async with open_manager(broker_port, tmp_path, coordinator_url=coordinator.url, **given) as manager:
-        await manager.proplets("p1", "p2", directed=True)
+        await manager.add_proplets("p1", "p2", directed=True)
         tasks = await start(manager, participants=["p1", "p2", "gone"], k_of_n=2)
-        coordinator.refuse = (500, "disk full")
-        await manager.mqtt.result(tasks["p1"], "p1", None, "no such image")
+        coordinator.refusal = (500, "disk full")
+        await manager.mqtt.send_result(tasks["p1"], "p1", None, "no such image")
         await reported(coordinator, 2)
-    coordinator.refuse = None
+    coordinator.refusal = None
     coordinator.requests.clear()
     async with served(settings):
         told = await reported(coordinator, 2)

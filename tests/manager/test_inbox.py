@@ -7,7 +7,7 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from propeller.protocol.topics import ROUND_START, Kind
-from support.manager import Manager, open_manager
+from support.manager import RunningManager, open_manager
 from support.mqtt import die_with_will
 from support.net import eventually
 
@@ -36,18 +36,18 @@ GARBAGE = (
 )
 
 
-async def test_garbage_is_warned_of_and_changes_nothing(manager: Manager) -> None:
-    await manager.proplets("p1")
+async def test_garbage_is_warned_of_and_changes_nothing(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
     with capture_logs() as logs:
         for topic in TAKEN:
             for payload in GARBAGE:
-                await manager.mqtt.say(topic, payload)
+                await manager.mqtt.publish(topic, payload)
         # Filters have queues of their own: each is empty when what came after the garbage has its effect.
-        await manager.proplets("p2")
-        task_id = await manager.new_task()
+        await manager.add_proplets("p2")
+        task_id = await manager.create_task()
         await manager.http.post(f"/tasks/{task_id}/start")
-        await manager.mqtt.result(task_id, (await manager.task(task_id))["proplet_id"])
-        await manager.in_state(task_id, 3)
+        await manager.mqtt.send_result(task_id, (await manager.task(task_id))["proplet_id"])
+        await manager.wait_for_state(task_id, 3)
         ignored = [log for log in logs if log["event"] == "message ignored"]
         await eventually(lambda: len([log for log in logs if log["event"] == "message ignored"]) >= 60)
     assert all(log["reason"] and log["topic"] for log in ignored)
@@ -56,25 +56,25 @@ async def test_garbage_is_warned_of_and_changes_nothing(manager: Manager) -> Non
     assert [one["id"] for one in listed["proplets"]] == ["p1", "p2"]
 
 
-async def test_nothing_else_of_the_channel_reaches_the_manager(manager: Manager) -> None:
+async def test_nothing_else_of_the_channel_reaches_the_manager(manager: RunningManager) -> None:
     with capture_logs() as logs:
         for topic in ("registry/server", "registry/proplet", "control/manager/start", "anything"):
-            await manager.mqtt.say(f"{manager.mqtt.channel.prefix}/{topic}", b"garbage")
-        await manager.proplets("p1")
+            await manager.mqtt.publish(f"{manager.mqtt.channel.prefix}/{topic}", b"garbage")
+        await manager.add_proplets("p1")
     assert [log for log in logs if log["event"] == "message ignored"] == []
 
 
-async def test_a_heartbeat_of_an_unknown_proplet_registers_it(manager: Manager) -> None:
-    await manager.mqtt.beat("late")
+async def test_a_heartbeat_of_an_unknown_proplet_registers_it(manager: RunningManager) -> None:
+    await manager.mqtt.send_heartbeat("late")
     await eventually(partial(manager.is_alive, "late"))
     proplet = (await manager.http.get("/proplets/late")).json()
     assert (proplet["id"], proplet["task_count"], len(proplet["alive_history"])) == ("late", 0, 1)
     assert proplet["name"]
 
 
-async def test_the_history_has_the_last_ten(manager: Manager) -> None:
+async def test_the_history_has_the_last_ten(manager: RunningManager) -> None:
     for _ in range(13):
-        await manager.mqtt.beat("p1")
+        await manager.mqtt.send_heartbeat("p1")
 
     async def history() -> list[str] | None:
         answer = await manager.http.get("/proplets/p1/alive-history?limit=4&offset=8")
@@ -89,9 +89,9 @@ async def test_the_history_has_the_last_ten(manager: Manager) -> None:
     assert proplet["last_alive_at"] == page[-1]
 
 
-async def test_active_and_inactive_proplets(manager: Manager) -> None:
-    await manager.proplets("p1", "p2")
-    await manager.mqtt.create("p3")
+async def test_active_and_inactive_proplets(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", "p2")
+    await manager.mqtt.register("p3")
     await eventually(partial(manager.is_known, "p3"))
 
     async def ids(query: str) -> list[str]:
@@ -109,9 +109,9 @@ async def test_active_and_inactive_proplets(manager: Manager) -> None:
 
 
 async def test_a_broken_connection_s_will_takes_the_proplet_offline_at_once(
-    manager: Manager, broker_port: int
+    manager: RunningManager, broker_port: int
 ) -> None:
-    await manager.proplets("p1")
+    await manager.add_proplets("p1")
     for proplet_id in ("some-proxy", "p1"):
         will = json.dumps({"status": "offline", "proplet_id": proplet_id}).encode()
         await die_with_will(broker_port, manager.mqtt.channel.topic(Kind.PROPLET_ALIVE), will)
@@ -119,7 +119,7 @@ async def test_a_broken_connection_s_will_takes_the_proplet_offline_at_once(
     assert not await manager.is_known("some-proxy")
 
 
-async def _is_dead(manager: Manager, proplet_id: str) -> bool:
+async def _is_dead(manager: RunningManager, proplet_id: str) -> bool:
     return not await manager.is_alive(proplet_id)
 
 
@@ -128,15 +128,15 @@ async def test_a_task_whose_proplet_falls_silent_fails_and_a_late_result_still_c
 ) -> None:
     async with open_manager(broker_port, tmp_path, liveliness_interval_s=0.2) as manager:
         ids = []
-        await manager.proplets("p1", liveliness_interval=0.4)
+        await manager.add_proplets("p1", liveliness_interval=0.4)
         for _ in range(2):
-            task_id = await manager.new_task()
+            task_id = await manager.create_task()
             assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
             ids.append(task_id)
         for task_id in ids:
-            lost = await manager.in_state(task_id, 4)
+            lost = await manager.wait_for_state(task_id, 4)
             assert "p1 was lost: no heartbeat for 1.2 s" in lost["error"]
-        await manager.mqtt.result(ids[0], "p1", "8")
-        done = await manager.in_state(ids[0], 3)
+        await manager.mqtt.send_result(ids[0], "p1", "8")
+        done = await manager.wait_for_state(ids[0], 3)
         assert (done["results"], "error" in done) == ("8", False)
         assert (await manager.task(ids[1]))["state"] == 4

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from propeller.protocol.topics import ROUND_START, Kind
-from support.manager import FakeCoordinator, Manager, open_manager
+from support.manager import FakeCoordinator, RunningManager, open_manager
 from support.net import eventually
 
 IMAGE = "ghcr.io/u/fl-client-wasm:latest"
@@ -44,21 +44,21 @@ def round_start(round_id: str = "r-1", **fields: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def fleet(fl_manager: Manager) -> Manager:
-    await fl_manager.proplets("p1", "p2", "p3", directed=True)
+async def fleet(fl_manager: RunningManager) -> RunningManager:
+    await fl_manager.add_proplets("p1", "p2", "p3", directed=True)
     return fl_manager
 
 
-async def post(manager: Manager, body: dict[str, Any]) -> httpx.Response:
+async def post(manager: RunningManager, body: dict[str, Any]) -> httpx.Response:
     return await manager.http.post("/fl/experiments", json=body)
 
 
-async def tasks(manager: Manager) -> list[dict[str, Any]]:
+async def tasks(manager: RunningManager) -> list[dict[str, Any]]:
     return list((await manager.http.get("/tasks")).json()["tasks"])
 
 
 async def test_an_experiment_configures_the_coordinator_and_launches_every_participant(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     with capture_logs() as logs:
         answer = await post(fleet, experiment())
@@ -68,9 +68,9 @@ async def test_an_experiment_configures_the_coordinator_and_launches_every_parti
     assert configured == {**experiment(), "min_updates": 1}
     assert isinstance(configured["timeout_s"], int)
 
-    await eventually(lambda: len(fleet.mqtt.heard) == 4)
+    await eventually(lambda: len(fleet.mqtt.received) == 4)
     for proplet_id in ("p1", "p2", "p3"):
-        message = dict(fleet.mqtt.heard)[f"{Kind.START}/{proplet_id}"]
+        message = dict(fleet.mqtt.received)[f"{Kind.START}/{proplet_id}"]
         assert message["name"] == f"fl-round-r-1-{proplet_id}"
         assert message["proplet_id"] == proplet_id
         assert message["image_url"] == IMAGE
@@ -79,7 +79,7 @@ async def test_an_experiment_configures_the_coordinator_and_launches_every_parti
             "MODEL_URI": MODEL,
             "HYPERPARAMS": '{"epochs":1,"lr":0.01,"batch_size":16}',
         }
-    announced = dict(fleet.mqtt.heard)[Kind.ROUND_START]
+    announced = dict(fleet.mqtt.received)[Kind.ROUND_START]
     assert (announced["round_id"], announced["model_uri"], announced["k_of_n"]) == ("r-1", MODEL, 3)
     assert [(task["state"], task["proplet_id"]) for task in await tasks(fleet)] == [
         (2, "p1"),
@@ -92,7 +92,7 @@ async def test_an_experiment_configures_the_coordinator_and_launches_every_parti
 
 
 async def test_the_same_experiment_again_changes_nothing_and_another_one_is_refused(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     first = await post(fleet, experiment())
     again = await post(fleet, experiment())
@@ -107,19 +107,21 @@ async def test_the_same_experiment_again_changes_nothing_and_another_one_is_refu
 
 @pytest.mark.parametrize("prefixed", [False, True])
 async def test_a_round_starts_over_mqtt_with_its_quorum_and_timeout(
-    fleet: Manager, coordinator: FakeCoordinator, prefixed: bool
+    fleet: RunningManager, coordinator: FakeCoordinator, prefixed: bool
 ) -> None:
     topic = Kind.ROUND_START if prefixed else ROUND_START
     round_id = f"r-{fleet.settings.channel_id}"
-    await fleet.mqtt.say(topic, round_start(round_id, k_of_n=2, timeout_s=30))
+    await fleet.mqtt.publish(topic, round_start(round_id, k_of_n=2, timeout_s=30))
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
     assert coordinator.experiments[0]["k_of_n"] == 2
     assert coordinator.experiments[0]["timeout_s"] == 30
     assert coordinator.experiments[0]["participants"] == ["p1", "p2", "p3"]
 
 
-async def test_what_s_senders_leave_out_is_filled_in(fleet: Manager, coordinator: FakeCoordinator) -> None:
-    await fleet.mqtt.say(Kind.ROUND_START, round_start(hyperparams=None))
+async def test_what_s_senders_leave_out_is_filled_in(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await fleet.mqtt.publish(Kind.ROUND_START, round_start(hyperparams=None))
     starts = await eventually(lambda: fleet.mqtt.starts() if len(fleet.mqtt.starts()) == 3 else None)
     assert starts is not None
     assert "HYPERPARAMS" not in starts[0]["env"]
@@ -127,12 +129,12 @@ async def test_what_s_senders_leave_out_is_filled_in(fleet: Manager, coordinator
 
 
 async def test_http_and_mqtt_at_the_same_time_start_a_round_once(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     rounds = [f"{fleet.settings.channel_id}-{number}" for number in range(5)]
     posts = [post(fleet, experiment(one)) for one in rounds for _ in range(4)]
     says = [
-        fleet.mqtt.say(topic, round_start(one))
+        fleet.mqtt.publish(topic, round_start(one))
         for one in rounds
         for topic in (ROUND_START, Kind.ROUND_START, ROUND_START, Kind.ROUND_START)
     ]
@@ -140,7 +142,7 @@ async def test_http_and_mqtt_at_the_same_time_start_a_round_once(
     assert {answer.status_code for answer in answers} == {200}
     # The marker round comes after all the others on both topics, which are taken in order.
     for number, topic in enumerate((ROUND_START, Kind.ROUND_START)):
-        await fleet.mqtt.say(topic, round_start(f"{fleet.settings.channel_id}-last-{number}"))
+        await fleet.mqtt.publish(topic, round_start(f"{fleet.settings.channel_id}-last-{number}"))
     await eventually(lambda: len(coordinator.experiments) == 7)
     await eventually(lambda: len(fleet.mqtt.starts()) == 21)
     names = [task["name"] for task in await tasks(fleet)]
@@ -148,9 +150,9 @@ async def test_http_and_mqtt_at_the_same_time_start_a_round_once(
 
 
 async def test_unknown_and_dead_participants_are_skipped_with_the_remedy(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
-    await fleet.mqtt.beat("p3", status="offline")
+    await fleet.mqtt.send_heartbeat("p3", status="offline")
     await eventually(lambda: _dead(fleet, "p3"))
     with capture_logs() as logs:
         answer = await post(fleet, experiment(participants=["p1", "p2", "p3", "proplet-1"], k_of_n=2))
@@ -171,13 +173,13 @@ async def test_unknown_and_dead_participants_are_skipped_with_the_remedy(
     assert warned["skipping participant: proplet is not alive"]["proplet_id"] == "p3"
 
 
-async def _dead(manager: Manager, proplet_id: str) -> bool:
+async def _dead(manager: RunningManager, proplet_id: str) -> bool:
     return not await manager.is_alive(proplet_id)
 
 
 @pytest.mark.parametrize("participants", [["proplet-1", "proplet-2", "proplet-3"], ["p1", "p2", "proplet-3"]])
 async def test_a_round_that_cannot_reach_its_quorum_is_refused_and_not_configured(
-    fleet: Manager, coordinator: FakeCoordinator, participants: list[str]
+    fleet: RunningManager, coordinator: FakeCoordinator, participants: list[str]
 ) -> None:
     answer = await post(fleet, experiment(participants=participants))
     assert answer.status_code == 422
@@ -190,18 +192,18 @@ async def test_a_round_that_cannot_reach_its_quorum_is_refused_and_not_configure
     assert (await post(fleet, experiment())).status_code == 200
 
 
-async def test_who_sets_min_updates_may_start_with_fewer_than_the_quorum(fleet: Manager) -> None:
+async def test_who_sets_min_updates_may_start_with_fewer_than_the_quorum(fleet: RunningManager) -> None:
     body = experiment(participants=["p1", "p2", "gone"], min_updates=2)
     assert (await post(fleet, body)).status_code == 200
     assert len(await tasks(fleet)) == 2
 
 
 async def test_over_mqtt_a_round_below_its_quorum_is_started_with_a_warning(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     with capture_logs() as logs:
-        await fleet.mqtt.say(Kind.ROUND_START, round_start("r-none", participants=["gone"]))
-        await fleet.mqtt.say(Kind.ROUND_START, round_start("r-few", participants=["p1", "gone"]))
+        await fleet.mqtt.publish(Kind.ROUND_START, round_start("r-none", participants=["gone"]))
+        await fleet.mqtt.publish(Kind.ROUND_START, round_start("r-few", participants=["p1", "gone"]))
         await eventually(lambda: len(fleet.mqtt.starts()) == 1)
     assert [one["round_id"] for one in coordinator.experiments] == ["r-few"]
     events = {log["event"]: log for log in logs if log["log_level"] == "warning"}
@@ -235,22 +237,22 @@ async def test_what_outlives_its_round_is_stopped_and_other_tasks_run_on(
     monkeypatch.setattr("propeller.manager.housekeeping.LATE_TASK_GRACE_S", 0.0)
     settings = {"coordinator_url": coordinator.url, "MANAGER_LIVELINESS_INTERVAL": "0.5"}
     async with open_manager(broker_port, tmp_path, **settings) as manager:
-        await manager.proplets("p1", directed=True, liveliness_interval=60)
-        alone = await manager.new_task(image_url=IMAGE, proplet_id="p1")
+        await manager.add_proplets("p1", directed=True, liveliness_interval=60)
+        alone = await manager.create_task(image_url=IMAGE, proplet_id="p1")
         assert (await manager.http.post(f"/tasks/{alone}/start")).status_code == 200
         for round_id, timeout_s in (("r-short", 0.1), ("r-long", 600)):
             fields = {"participants": ["p1"], "k_of_n": 1, "timeout_s": timeout_s}
             assert (await post(manager, experiment(round_id, **fields))).status_code == 200
         by_name = {task["name"]: task["id"] for task in await tasks(manager)}
-        late = await manager.in_state(by_name["fl-round-r-short-p1"], 4)
+        late = await manager.wait_for_state(by_name["fl-round-r-short-p1"], 4)
         assert late["error"].startswith("stopped: it still ran when its round ended at ")
-        await eventually(lambda: f"{Kind.STOP}/p1" in dict(manager.mqtt.heard))
-        assert dict(manager.mqtt.heard)[f"{Kind.STOP}/p1"]["id"] == late["id"]
+        await eventually(lambda: f"{Kind.STOP}/p1" in dict(manager.mqtt.received))
+        assert dict(manager.mqtt.received)[f"{Kind.STOP}/p1"]["id"] == late["id"]
         for task_id in (alone, by_name["fl-round-r-long-p1"]):
             assert (await manager.task(task_id))["state"] == 2
 
 
-async def test_bad_experiments_are_named(fl_manager: Manager) -> None:
+async def test_bad_experiments_are_named(fl_manager: RunningManager) -> None:
     for change, word in BAD:
         answer = await post(fl_manager, experiment(**change))
         assert answer.status_code == 400, change
@@ -258,11 +260,11 @@ async def test_bad_experiments_are_named(fl_manager: Manager) -> None:
 
 
 async def test_unknown_fields_are_named_and_not_passed_on(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     with capture_logs() as logs:
         answer = await post(fleet, experiment(timeout=5, kofn=2))
-        await fleet.mqtt.say(Kind.ROUND_START, round_start("r-2", model_ref=MODEL, k_of_n=2))
+        await fleet.mqtt.publish(Kind.ROUND_START, round_start("r-2", model_ref=MODEL, k_of_n=2))
         await eventually(lambda: len(coordinator.experiments) == 2)
     assert (answer.status_code, answer.json()["ignored"]) == (200, ["kofn", "timeout"])
     assert coordinator.experiments[0] == {**experiment(), "min_updates": 1}
@@ -271,21 +273,21 @@ async def test_unknown_fields_are_named_and_not_passed_on(
 
 
 async def test_the_coordinator_s_refusal_is_the_answer_and_nothing_is_launched(
-    fleet: Manager, coordinator: FakeCoordinator
+    fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:
-    coordinator.refuse = (409, "round r-1 exists with another k_of_n")
+    coordinator.refusal = (409, "round r-1 exists with another k_of_n")
     answer = await post(fleet, experiment())
     assert (answer.status_code, answer.json()) == (409, {"error": "round r-1 exists with another k_of_n"})
-    coordinator.refuse = (500, "disk full")
+    coordinator.refusal = (500, "disk full")
     answer = await post(fleet, experiment())
     assert answer.status_code == 502
     assert "coordinator answered 500: disk full" in answer.json()["error"]
     assert await tasks(fleet) == []
-    coordinator.refuse = None
+    coordinator.refusal = None
     assert (await post(fleet, experiment())).status_code == 200
 
 
-async def test_without_a_coordinator_fl_is_off_and_says_what_to_set(manager: Manager) -> None:
+async def test_without_a_coordinator_fl_is_off_and_says_what_to_set(manager: RunningManager) -> None:
     http = manager.http
     answers = [
         await post(manager, experiment()),
@@ -303,7 +305,7 @@ async def test_without_a_coordinator_fl_is_off_and_says_what_to_set(manager: Man
 async def test_a_coordinator_that_is_away_is_named(broker_port: int, tmp_path: Any) -> None:
     away = FakeCoordinator()
     async with open_manager(broker_port, tmp_path, coordinator_url=away.url) as manager:
-        await manager.proplets("p1", "p2", "p3")
+        await manager.add_proplets("p1", "p2", "p3")
         answer = await post(manager, experiment())
         assert answer.status_code == 502
         assert away.url in answer.json()["error"]
@@ -311,7 +313,7 @@ async def test_a_coordinator_that_is_away_is_named(broker_port: int, tmp_path: A
 
 
 async def test_the_rest_goes_through_to_the_coordinator(
-    fl_manager: Manager, coordinator: FakeCoordinator
+    fl_manager: RunningManager, coordinator: FakeCoordinator
 ) -> None:
     http = fl_manager.http
     status = await http.get("/fl/rounds/r-1/complete?wait_s=1.5")
@@ -343,9 +345,9 @@ async def test_the_rest_goes_through_to_the_coordinator(
     wrong = await http.post("/fl/update_cbor", content=b"{}", headers={"content-type": "application/json"})
     assert wrong.status_code == 415
 
-    coordinator.refuse = (403, "p9 is not a participant of round r-1")
+    coordinator.refusal = (403, "p9 is not a participant of round r-1")
     answer = await http.post("/fl/update", content=update)
-    assert (answer.status_code, answer.json()["error"]) == (403, coordinator.refuse[1])
+    assert (answer.status_code, answer.json()["error"]) == (403, coordinator.refusal[1])
 
 
 async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(
@@ -353,9 +355,9 @@ async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(
 ) -> None:
     away = FakeCoordinator()
     async with open_manager(broker_port, tmp_path, coordinator_url=away.url) as manager:
-        await manager.proplets("p1", "p2", "p3")
+        await manager.add_proplets("p1", "p2", "p3")
         with capture_logs() as lines:
-            await manager.mqtt.say(Kind.ROUND_START, round_start(timeout_s=60))
+            await manager.mqtt.publish(Kind.ROUND_START, round_start(timeout_s=60))
             await eventually(lambda: "trying again" in str(lines) and "not started yet" in str(lines), 20)
         assert await tasks(manager) == []
         async with away.running():
@@ -364,12 +366,12 @@ async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(
 
 @pytest.mark.parametrize("over_mqtt", [False, True])
 async def test_limits_reach_every_participant(
-    fleet: Manager, coordinator: FakeCoordinator, over_mqtt: bool
+    fleet: RunningManager, coordinator: FakeCoordinator, over_mqtt: bool
 ) -> None:
     limits = {"wall_time_s": 1.5, "fuel": 1000}
     round_id = f"r-{fleet.settings.channel_id}"
     if over_mqtt:
-        await fleet.mqtt.say(ROUND_START, round_start(round_id, limits=limits))
+        await fleet.mqtt.publish(ROUND_START, round_start(round_id, limits=limits))
     else:
         assert (await post(fleet, experiment(round_id, limits=limits))).status_code == 200
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
@@ -380,8 +382,8 @@ async def test_limits_reach_every_participant(
     assert (other.status_code, "limits" in other.json()["error"]) == (409, True)
 
 
-async def test_a_task_s_limits_are_checked_kept_and_sent(manager: Manager) -> None:
-    await manager.proplets("p1", directed=True)
+async def test_a_task_s_limits_are_checked_kept_and_sent(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", directed=True)
     wrong = await manager.http.post("/tasks", json={"name": "t", "image_url": IMAGE, "limits": {"fuel": -1}})
     assert (wrong.status_code, wrong.json()["error"]) == (
         400,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
 from support.net import eventually, free_port
 
@@ -119,6 +120,22 @@ async def test_a_refusal_has_its_status_and_reason_and_is_not_repeated(
         assert (error.value.service, error.value.status, error.value.reason) == ("registry", status, reason)
         assert str(error.value) == f"registry answered {status}: {reason}"
         assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidError),
+        (404, NotFoundError),
+        (405, NotFoundError),
+        (409, ConflictError),
+        (418, InvalidError),
+        (429, UnavailableError),
+        (500, UnavailableError),
+    ],
+)
+def test_a_status_is_a_kind_of_error(status: int | None, kind: type[PropellerError]) -> None:
+    assert ServiceError("registry", status, "no").kind is kind
 
 
 async def test_a_peer_that_hangs_is_given_up_after_the_timeout() -> None:

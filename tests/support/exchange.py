@@ -37,11 +37,11 @@ from support.registries import serving
 OURS = frozenset({"manager", "proplet", "proxy", "coordinator", "aggregator", "model-registry", "data-store"})
 
 _NAME = re.compile(r"<([a-z0-9_-]+)>")
-_WAIT_S = 15.0
+_TIMEOUT_S = 15.0
 
 
 @dataclass
-class Heard:
+class ReceivedMessage:
     """A message that came, not checked yet."""
 
     topic: str
@@ -49,7 +49,7 @@ class Heard:
 
 
 @dataclass
-class Asked:
+class ReceivedRequest:
     """A request that came, and its answer once there is one."""
 
     method: str
@@ -65,9 +65,9 @@ class Player:
 
     def __init__(self, mqtt: aiomqtt.Client, urls: Mapping[str, str], variables: Mapping[str, Any]) -> None:
         self._mqtt, self._urls, self.variables = mqtt, urls, dict(variables)
-        self._heard: list[Heard] = []
-        self._said: list[tuple[str, bytes]] = []
-        self._asked: list[Asked] = []
+        self._received: list[ReceivedMessage] = []
+        self._published: list[tuple[str, bytes]] = []
+        self._requests: list[ReceivedRequest] = []
 
     async def play(self, file: Path) -> None:
         """Go through a file, line by line; no request of ours may be left over."""
@@ -76,34 +76,36 @@ class Player:
                 await self._step(json.loads(text))
             except AssertionError as error:
                 raise AssertionError(f"{file.name}:{number}: {text[:300]}\n{error}") from None
-        assert not self._asked, f"{file.name}: nobody answered {self._asked}"
+        assert not self._requests, f"{file.name}: nobody answered {self._requests}"
 
     async def _step(self, line: dict[str, Any]) -> None:
         if "never" in line:
-            wanted = Heard(self._filled(line["never"]), line.get("payload", {}))
+            wanted = ReceivedMessage(self._fill_in(line["never"]), line.get("payload", {}))
             assert not self._find_message(wanted), (
-                f"came: {[one for one in self._heard if one.topic == wanted.topic]}"
+                f"came: {[one for one in self._received if one.topic == wanted.topic]}"
             )
         elif "topic" in line and line["from"] in OURS:
-            wanted = Heard(self._filled(line["topic"]), line["payload"])
-            await self._until(lambda: self._take_message(wanted), lambda: f"heard: {self._heard[-12:]}")
+            wanted = ReceivedMessage(self._fill_in(line["topic"]), line["payload"])
+            await self._wait_for(
+                lambda: self._match_message(wanted), lambda: f"received: {self._received[-12:]}"
+            )
         elif "topic" in line:
-            payload = json.dumps(self._filled(line["payload"])).encode()
-            self._said.append((self._filled(line["topic"]), payload))
-            await self._mqtt.publish(*self._said[-1], qos=1, retain=line.get("retain", False))
+            payload = json.dumps(self._fill_in(line["payload"])).encode()
+            self._published.append((self._fill_in(line["topic"]), payload))
+            await self._mqtt.publish(*self._published[-1], qos=1, retain=line.get("retain", False))
         elif line["from"] in OURS:
-            await self._until(lambda: self._answer(line), lambda: f"asked: {self._asked}")
+            await self._wait_for(lambda: self._answer(line), lambda: f"requested: {self._requests}")
         else:
             await self._request(line)
 
-    async def _until(self, check: Any, say: Any) -> None:
+    async def _wait_for(self, check: Any, describe: Any) -> None:
         try:
-            await eventually(check, _WAIT_S)
+            await eventually(check, _TIMEOUT_S)
         except AssertionError:
-            raise AssertionError(f"did not come; {say()}") from None
+            raise AssertionError(f"did not come; {describe()}") from None
 
-    def _find_message(self, wanted: Heard) -> Heard | None:
-        for one in self._heard:
+    def _find_message(self, wanted: ReceivedMessage) -> ReceivedMessage | None:
+        for one in self._received:
             if (
                 one.topic == wanted.topic
                 and mismatch(wanted.payload, one.payload, dict(self.variables)) is None
@@ -111,28 +113,30 @@ class Player:
                 return one
         return None
 
-    def _take_message(self, wanted: Heard) -> bool:
+    def _match_message(self, wanted: ReceivedMessage) -> bool:
         found = self._find_message(wanted)
         if found is None:
             return False
         mismatch(wanted.payload, found.payload, self.variables)
-        self._heard.remove(found)
+        self._received.remove(found)
         return True
 
     def _answer(self, line: dict[str, Any]) -> bool:
         """Answer a request that is as the line says, if it has come."""
-        method, _, target = self._filled(line["http"]).partition(" ")
-        for one in self._asked:
+        method, _, target = self._fill_in(line["http"]).partition(" ")
+        for one in self._requests:
             fits = (one.method, one.target) == (method, target)
             if fits and mismatch(line.get("body", "<any>"), one.body, self.variables) is None:
-                self._asked.remove(one)
-                one.answer.set_result(JSONResponse(self._filled(line.get("answer")), line.get("status", 200)))
+                self._requests.remove(one)
+                one.answer.set_result(
+                    JSONResponse(self._fill_in(line.get("answer")), line.get("status", 200))
+                )
                 return True
         return False
 
     async def _request(self, line: dict[str, Any]) -> None:
-        method, _, target = self._filled(line["http"]).partition(" ")
-        body = self._filled(line["body"]) if "body" in line else None
+        method, _, target = self._fill_in(line["http"]).partition(" ")
+        body = self._fill_in(line["body"]) if "body" in line else None
         async with httpx.AsyncClient(base_url=self._urls[line["to"]], trust_env=False, timeout=20) as http:
 
             async def reason() -> str | None:
@@ -153,16 +157,16 @@ class Player:
                 return why is None
 
             try:
-                await eventually(agrees, _WAIT_S if method == "GET" and not line.get("once") else 0)
+                await eventually(agrees, _TIMEOUT_S if method == "GET" and not line.get("once") else 0)
             except AssertionError:
                 raise AssertionError(why) from None
 
-    def _filled(self, value: Any) -> Any:
+    def _fill_in(self, value: Any) -> Any:
         """A written value with the variables' values in it."""
         if isinstance(value, dict):
-            return {key: self._filled(item) for key, item in value.items()}
+            return {key: self._fill_in(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._filled(item) for item in value]
+            return [self._fill_in(item) for item in value]
         if not isinstance(value, str):
             return value
         whole = _NAME.fullmatch(value)
@@ -170,21 +174,33 @@ class Player:
             return self.variables[whole[1]]
         return _NAME.sub(lambda found: str(self.variables[found[1]]), value)
 
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Receive messages for the length of the block; requests that are not answered by its end are dropped."""
+        listening = asyncio.create_task(self._listen())
+        try:
+            yield
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            for request in self._requests:
+                request.answer.cancel()
+
     async def _listen(self) -> None:
         async for message in self._mqtt.messages:
             heard = (message.topic.value, bytes(message.payload))
-            if heard in self._said:
-                self._said.remove(heard)
+            if heard in self._published:
+                self._published.remove(heard)
             else:
                 with contextlib.suppress(ValueError):
-                    self._heard.append(Heard(heard[0], json.loads(heard[1])))
+                    self._received.append(ReceivedMessage(heard[0], json.loads(heard[1])))
 
-    async def take_request(self, request: Request) -> Response:
-        """Answer one of ours when the file comes to it."""
+    async def answer_request(self, request: Request) -> Response:
+        """Answer a request of ours when the file comes to it."""
         content = await request.body()
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        one = Asked(request.method, target, json.loads(content) if content else None)
-        self._asked.append(one)
+        one = ReceivedRequest(request.method, target, json.loads(content) if content else None)
+        self._requests.append(one)
         return await one.answer
 
 
@@ -243,18 +259,12 @@ async def playing(
     ) as mqtt:
         player = Player(mqtt, urls, variables)
         app = Starlette(
-            routes=[Route("/{path:path}", player.take_request, methods=["GET", "POST"])],
+            routes=[Route("/{path:path}", player.answer_request, methods=["GET", "POST"])],
         )
         async with serving(app, http_port):
             await mqtt.subscribe([(f"{variables['b']}/#", 1), ("fl/#", 1)])
-            listening = asyncio.create_task(player._listen())
-            try:
+            async with player.listening():
                 yield player
-            finally:
-                listening.cancel()
-                await asyncio.gather(listening, return_exceptions=True)
-                for one in player._asked:
-                    one.answer.cancel()
 
 
 def as_base64(content: bytes) -> str:

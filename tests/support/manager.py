@@ -17,7 +17,7 @@ from propeller.manager.main import main
 from propeller.manager.settings import Settings
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.protocol.topics import ROUND_START, Channel, Kind
+from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port
@@ -25,13 +25,13 @@ from support.net import eventually, free_port
 WASM = b"\0asm\x01\0\0\0" + bytes(40)
 
 
-class Client:
-    """A client of a channel that hears what the manager says there, and speaks as any proplet."""
+class ChannelClient:
+    """A client of a channel that receives the manager's messages there, and publishes as any proplet."""
 
     def __init__(self, port: int, channel: Channel) -> None:
         self.channel = channel
         self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.received: list[tuple[str, dict[str, Any]]] = []
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
@@ -42,67 +42,63 @@ class Client:
             f"{self.channel.topic(Kind.STOP)}/#",
             self.channel.topic(Kind.ROUND_START),
         ):
-            await self.session.subscribe(topic, self._hear)
+            await self.session.subscribe(topic, self._receive)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self._stack.aclose()
 
-    async def _hear(self, topic: str, payload: bytes) -> None:
+    async def _receive(self, topic: str, payload: bytes) -> None:
         with contextlib.suppress(MalformedMessageError):
-            self.heard.append((topic.removeprefix(self.channel.prefix + "/"), decode_object(payload)))
+            self.received.append((topic.removeprefix(self.channel.prefix + "/"), decode_object(payload)))
 
     def starts(self, task_id: str | None = None) -> list[dict[str, Any]]:
         """Start messages, of one task or of all."""
         return [
             message
-            for topic, message in self.heard
+            for topic, message in self.received
             if topic.startswith(Kind.START) and task_id in {None, message["id"]}
         ]
 
-    async def say(self, kind: Kind | str, message: Any) -> None:
+    async def publish(self, kind: Kind | str, message: Any) -> None:
         """Publish on a topic of the channel, or on a topic as it is."""
         topic = self.channel.topic(kind) if isinstance(kind, Kind) else kind
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()
         await self.session.publish(topic, payload)
 
-    async def create(self, proplet_id: str, **metadata: Any) -> None:
+    async def register(self, proplet_id: str, **metadata: Any) -> None:
         """Register, as S does or with metadata as H does."""
         more = {"metadata": metadata} if metadata else {}
-        await self.say(Kind.PROPLET_CREATE, {"proplet_id": proplet_id, "namespace": "default", **more})
+        await self.publish(Kind.PROPLET_CREATE, {"proplet_id": proplet_id, "namespace": "default", **more})
 
-    async def beat(self, proplet_id: str, status: str = "alive") -> None:
-        """A heartbeat, or an offline notice."""
-        await self.say(
+    async def send_heartbeat(self, proplet_id: str, status: str = "alive") -> None:
+        """Publish a heartbeat, or a last will."""
+        await self.publish(
             Kind.PROPLET_ALIVE, {"proplet_id": proplet_id, "status": status, "namespace": "default"}
         )
 
-    async def result(
+    async def send_result(
         self, task_id: str, proplet_id: str | None, results: Any = "8", error: str | None = None
     ) -> None:
-        """The end of a task."""
+        """Publish the end of a task."""
         named = {"proplet_id": proplet_id} if proplet_id else {}
-        await self.say(
+        await self.publish(
             Kind.PROPLET_RESULTS, {"task_id": task_id, **named, "results": results, "error": error}
         )
 
-    async def round_start(self, **fields: Any) -> None:
-        """The guide's option B: a round start outside of every channel."""
-        await self.say(ROUND_START, fields)
 
-
-class Manager:
+class RunningManager:
     """A running manager: its HTTP API as ``http``, and a client of its channel as ``mqtt``."""
 
-    def __init__(self, settings: Settings, http: httpx.AsyncClient, mqtt: Client) -> None:
+    def __init__(self, settings: Settings, http: httpx.AsyncClient, mqtt: ChannelClient) -> None:
         self.settings, self.http, self.mqtt = settings, http, mqtt
 
-    async def proplets(self, *proplet_ids: str, **metadata: Any) -> None:
-        """Register proplets and wait until they live."""
+    async def add_proplets(self, *proplet_ids: str, **metadata: Any) -> None:
+        """Register proplets and wait until they are alive."""
         for proplet_id in proplet_ids:
-            await self.mqtt.create(proplet_id, **metadata)
+            await self.mqtt.register(proplet_id, **metadata)
             await eventually(partial(self.is_known, proplet_id))
-            await self.mqtt.beat(proplet_id)
+            await self.mqtt.send_heartbeat(proplet_id)
             await eventually(partial(self.is_alive, proplet_id))
 
     async def is_known(self, proplet_id: str) -> bool:
@@ -115,15 +111,15 @@ class Manager:
     async def task(self, task_id: str) -> dict[str, Any]:
         return dict((await self.http.get(f"/tasks/{task_id}")).json())
 
-    async def new_task(self, **fields: Any) -> str:
-        """Make a task with an image; its id."""
+    async def create_task(self, **fields: Any) -> str:
+        """Create a task with an image; its id."""
         answer = await self.http.post(
             "/tasks", json={"name": "add", "image_url": "localhost/add:1", **fields}
         )
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
-    async def in_state(self, task_id: str, state: int) -> dict[str, Any]:
+    async def wait_for_state(self, task_id: str, state: int) -> dict[str, Any]:
         """Wait until a task is in a state."""
 
         async def reached() -> dict[str, Any] | None:
@@ -167,13 +163,13 @@ async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextlib.asynccontextmanager
-async def open_manager(broker_port: int, folder: Path, **given: Any) -> AsyncIterator[Manager]:
+async def open_manager(broker_port: int, folder: Path, **given: Any) -> AsyncIterator[RunningManager]:
     """A manager that is connected to the broker."""
     settings = settings_for(broker_port, folder, **given)
     channel = Channel(settings.domain_id, settings.channel_id)
-    async with served(settings) as http, Client(broker_port, channel) as mqtt:
+    async with served(settings) as http, ChannelClient(broker_port, channel) as mqtt:
         await eventually(lambda: is_connected(http))
-        yield Manager(settings, http, mqtt)
+        yield RunningManager(settings, http, mqtt)
 
 
 async def is_connected(http: httpx.AsyncClient) -> bool:
@@ -198,7 +194,7 @@ class FakeCoordinator:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.completed = False
         """What it says of every round."""
-        self.refuse: tuple[int, str] | None = None
+        self.refusal: tuple[int, str] | None = None
         self.on_configure: Callable[[], None] = lambda: None
 
     def app(self) -> FastAPI:
@@ -210,8 +206,8 @@ class FakeCoordinator:
             self.requests.append(
                 (f"{request.method} /{path}", str(request.query_params), dict(request.headers), body)
             )
-            if self.refuse is not None:
-                return JSONResponse({"error": self.refuse[1]}, self.refuse[0])
+            if self.refusal is not None:
+                return JSONResponse({"error": self.refusal[1]}, self.refusal[0])
             if path == "experiments":
                 self.experiments.append(json.loads(body))
                 self.on_configure()
