@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.identity.credentials import FREE_FAILURES
 from propeller.identity.settings import Settings
-from propeller.identity.throttle import FAILURES
 from propeller.process.run import StartError
 from support.identity import PASSWORD, SECRET, Site, served
 
@@ -282,7 +282,7 @@ async def test_guessing_is_slowed_down(api: Api) -> None:
     tries = await asyncio.gather(
         *(
             api.http.post("/users/tokens/issue", json={"username": "x", "password": "y"})
-            for _ in range(FAILURES)
+            for _ in range(FREE_FAILURES)
         )
     )
     assert {answer.status_code for answer in tries} == {401}

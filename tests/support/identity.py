@@ -85,7 +85,7 @@ class Site:
 def hash_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let passwords be hashed fast for the length of a test."""
     cheap = functools.partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr("propeller.identity.keys.argon2.PasswordHasher", cheap)
+    monkeypatch.setattr("propeller.identity.credentials.argon2.PasswordHasher", cheap)
 
 
 @contextlib.asynccontextmanager

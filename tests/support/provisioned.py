@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from propeller.errors import ConflictError
 from propeller.identity.channels import PUBLISH, SUBSCRIBE
 from propeller.identity.clients import NewClient
-from propeller.identity.records import Page
 from propeller.identity.service import Identity
+from propeller.identity.tables import Page
 from propeller.web.auth import Principal
 
 DOMAIN, CHANNEL = "fl-demo", "fl"

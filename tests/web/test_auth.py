@@ -104,7 +104,7 @@ async def test_good_ones_name_the_caller_and_are_asked_about_once_in_a_while(
             answer = await http.get("/who", headers={"authorization": GOOD})
             assert answer.json() == {"kind": "client", "id": "p-1", "role": "proplet"}
         assert identity.asked == 1
-        monkeypatch.setattr(auth, "KEEP_S", -1.0)
+        monkeypatch.setattr(auth, "VERDICT_TTL_S", -1.0)
         for _ in range(2):
             await http.get("/who", headers={"authorization": GOOD})
         assert identity.asked == 1  # what was kept is still good

@@ -6,49 +6,49 @@ from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
 
 from propeller.errors import RefusedError, UnauthenticatedError
-from propeller.identity import bodies
+from propeller.identity import requests
 from propeller.identity.clients import NewClient
-from propeller.identity.records import MOST_PER_PAGE, Page
 from propeller.identity.service import Identity
+from propeller.identity.tables import MAX_ROWS_PER_PAGE, Page
 from propeller.identity.users import ADMIN
 from propeller.protocol.ids import Id
 from propeller.web.app import Router, create_app
 from propeller.web.auth import Principal, caller
 
-MAX_BODY = 1024 * 1024
-OPEN = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
+MAX_BODY_BYTES = 1024 * 1024
+OPEN_PATHS = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
 
 Switch = Literal["enable", "disable"]
 
 
-async def user(principal: Annotated[Principal, Depends(caller)]) -> Principal:
+async def calling_user(principal: Annotated[Principal, Depends(caller)]) -> Principal:
     """The calling user; clients do not manage anything."""
     if principal.kind != "user":
         raise RefusedError("a user's token is needed here, a client's key is not enough")
     return principal
 
 
-async def admin(principal: Annotated[Principal, Depends(user)]) -> Principal:
+async def calling_admin(principal: Annotated[Principal, Depends(calling_user)]) -> Principal:
     """The calling admin."""
     if principal.role != ADMIN:
         raise RefusedError("only an admin may do this")
     return principal
 
 
-User = Annotated[Principal, Depends(user)]
+CallingUser = Annotated[Principal, Depends(calling_user)]
 
 
-async def page(
+async def requested_page(
     offset: Annotated[int, Query(ge=0, lt=2**31)] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = 100,
-    name: Annotated[str | None, Query(max_length=128), AfterValidator(bodies.printable)] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_ROWS_PER_PAGE)] = 100,
+    name: Annotated[str | None, Query(max_length=128), AfterValidator(requests.printable)] = None,
     status: Literal["enabled", "disabled", "all"] = "all",
 ) -> Page:
-    """The part of a list that is asked for."""
+    """The page of a list that the query asks for."""
     return Page(offset, limit, name, None if status == "all" else status)
 
 
-Part = Annotated[Page, Depends(page)]
+RequestedPage = Annotated[Page, Depends(requested_page)]
 
 
 def create_api(identity: Identity) -> Any:
@@ -56,12 +56,12 @@ def create_api(identity: Identity) -> Any:
     app = create_app(
         "identity",
         verify=identity.verify,
-        open_paths=OPEN,
-        max_body=MAX_BODY,
+        open_paths=OPEN_PATHS,
+        max_body=MAX_BODY_BYTES,
         health=lambda: _health(identity),
     )
-    for router in (_logins(identity), _users(identity), _domains(identity), _members(identity)):
-        app.include_router(router)
+    for routes in (_login_routes, _user_routes, _domain_routes, _client_routes, _channel_routes):
+        app.include_router(routes(identity))
     return app
 
 
@@ -72,11 +72,11 @@ def _health(identity: Identity) -> dict[str, Any]:
     return health
 
 
-def _logins(identity: Identity) -> Router:
+def _login_routes(identity: Identity) -> Router:
     router = Router()
 
     @router.post("/users/tokens/issue", status_code=201)
-    async def issue(body: bodies.Login, request: Request) -> dict[str, str]:
+    async def issue(body: requests.LoginRequest, request: Request) -> dict[str, str]:
         peer = request.client.host if request.client else ""
         return await identity.users.login(body.username, body.password.get_secret_value(), peer)
 
@@ -88,95 +88,92 @@ def _logins(identity: Identity) -> Router:
         return await identity.users.refresh(token.strip())
 
     @router.post("/auth/verify")
-    async def verify(body: bodies.VerifyBody) -> dict[str, str]:
+    async def verify(body: requests.VerifyRequest) -> dict[str, str]:
         who = await identity.verify(body.authorization)
         return {"kind": who.kind, "id": who.id, "role": who.role}
 
     return router
 
 
-def _users(identity: Identity) -> Router:
+def _user_routes(identity: Identity) -> Router:
     router, users = Router(), identity.users
 
     @router.get("/users/profile")
-    async def profile(who: User) -> dict[str, Any]:
+    async def profile(who: CallingUser) -> dict[str, Any]:
         return await users.get(who.id)
 
     @router.patch("/users/secret", status_code=204)
-    async def change_password(body: bodies.NewPassword, who: User) -> None:
+    async def change_password(body: requests.NewPassword, who: CallingUser) -> None:
         await users.change_password(
             who.id, body.old_secret.get_secret_value(), body.new_secret.get_secret_value()
         )
 
-    @router.post("/users", status_code=201, dependencies=[Depends(admin)])
-    async def create(body: bodies.NewUser) -> dict[str, Any]:
+    @router.post("/users", status_code=201, dependencies=[Depends(calling_admin)])
+    async def create_user(body: requests.NewUser) -> dict[str, Any]:
         return await users.create(body.username, body.password.get_secret_value(), body.role)
 
-    @router.get("/users", dependencies=[Depends(admin)])
-    async def every(part: Part) -> dict[str, Any]:
-        return await users.list(part)
+    @router.get("/users", dependencies=[Depends(calling_admin)])
+    async def list_users(page: RequestedPage) -> dict[str, Any]:
+        return await users.list(page)
 
-    @router.get("/users/{user_id}", dependencies=[Depends(admin)])
-    async def one(user_id: Id) -> dict[str, Any]:
+    @router.get("/users/{user_id}", dependencies=[Depends(calling_admin)])
+    async def get_user(user_id: Id) -> dict[str, Any]:
         return await users.get(user_id)
 
-    @router.post("/users/{user_id}/{switch}", dependencies=[Depends(admin)])
-    async def switch(user_id: Id, switch: Switch) -> dict[str, Any]:
+    @router.post("/users/{user_id}/{switch}", dependencies=[Depends(calling_admin)])
+    async def switch_user(user_id: Id, switch: Switch) -> dict[str, Any]:
         return await users.set_status(user_id, enabled=switch == "enable")
 
     return router
 
 
-def _domains(identity: Identity) -> Router:
+def _domain_routes(identity: Identity) -> Router:
     router, domains = Router(), identity.domains
 
     @router.post("/domains", status_code=201)
-    async def create(body: bodies.DomainBody, who: User) -> dict[str, Any]:
+    async def create_domain(body: requests.NewDomain, who: CallingUser) -> dict[str, Any]:
         return await domains.create(body.name, body.route, who.id)
 
     @router.get("/domains")
-    async def every(part: Part, who: User) -> dict[str, Any]:
-        return await domains.list(part, who)
+    async def list_domains(page: RequestedPage, who: CallingUser) -> dict[str, Any]:
+        return await domains.list(page, who)
 
     @router.get("/domains/{domain_id}")
-    async def one(domain_id: Id, who: User) -> dict[str, Any]:
+    async def get_domain(domain_id: Id, who: CallingUser) -> dict[str, Any]:
         await domains.check(domain_id, who)
         return await domains.get(domain_id)
 
     @router.post("/domains/{domain_id}/{switch}")
-    async def switch(domain_id: Id, switch: Switch, who: User) -> dict[str, Any]:
+    async def switch_domain(domain_id: Id, switch: Switch, who: CallingUser) -> dict[str, Any]:
         await domains.check(domain_id, who)
         return await domains.set_status(domain_id, f"{switch}d")
 
     return router
 
 
-def _members(identity: Identity) -> Router:
-    """Clients and channels of a domain."""
+def _domain_router(identity: Identity) -> Router:
+    """A router of paths inside a domain, for those who may manage it."""
 
-    async def check(domain_id: Id, who: User) -> None:
+    async def check(domain_id: Id, who: CallingUser) -> None:
         await identity.domains.check(domain_id, who)
 
-    router = Router(prefix="/{domain_id}", dependencies=[Depends(check)])
-    _clients(router, identity)
-    _channels(router, identity)
-    return router
+    return Router(prefix="/{domain_id}", dependencies=[Depends(check)])
 
 
-def _clients(router: Router, identity: Identity) -> None:
-    clients = identity.clients
+def _client_routes(identity: Identity) -> Router:
+    router, clients = _domain_router(identity), identity.clients
 
     @router.post("/clients", status_code=201)
-    async def create_client(domain_id: Id, body: bodies.ClientBody) -> dict[str, Any]:
+    async def create_client(domain_id: Id, body: requests.NewClientRequest) -> dict[str, Any]:
         new = NewClient(body.name, body.role, body.tags, body.metadata, body.status)
         return await clients.create(domain_id, new)
 
     @router.get("/clients")
-    async def every_client(domain_id: Id, part: Part) -> dict[str, Any]:
-        return await clients.list(domain_id, part)
+    async def list_clients(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
+        return await clients.list(domain_id, page)
 
     @router.get("/clients/{client_id}")
-    async def one_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
+    async def get_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
         return await clients.get(domain_id, client_id)
 
     @router.post("/clients/{client_id}/secret")
@@ -192,40 +189,42 @@ def _clients(router: Router, identity: Identity) -> None:
     async def delete_client(domain_id: Id, client_id: Id) -> None:
         await clients.delete(domain_id, client_id)
 
+    return router
 
-def _channels(router: Router, identity: Identity) -> None:
-    channels = identity.channels
+
+def _channel_routes(identity: Identity) -> Router:
+    router, channels = _domain_router(identity), identity.channels
 
     @router.post("/channels", status_code=201)
-    async def create_channel(domain_id: Id, body: bodies.ChannelBody) -> dict[str, Any]:
+    async def create_channel(domain_id: Id, body: requests.NewChannel) -> dict[str, Any]:
         return await channels.create(domain_id, body.name, body.status)
 
     @router.get("/channels")
-    async def every_channel(domain_id: Id, part: Part) -> dict[str, Any]:
-        return await channels.list(domain_id, part)
+    async def list_channels(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
+        return await channels.list(domain_id, page)
 
     @router.post("/channels/connect", status_code=201)
-    async def connect(domain_id: Id, body: bodies.ConnectionBody) -> dict[str, Any]:
+    async def connect(domain_id: Id, body: requests.ConnectionsRequest) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, body.channel_ids, body.types)
         return body.model_dump()
 
     @router.post("/channels/disconnect", status_code=204)
-    async def disconnect(domain_id: Id, body: bodies.ConnectionBody) -> None:
+    async def disconnect(domain_id: Id, body: requests.ConnectionsRequest) -> None:
         await channels.disconnect(domain_id, body.client_ids, body.channel_ids, body.types)
 
     @router.get("/channels/{channel_id}")
-    async def one_channel(domain_id: Id, channel_id: Id) -> dict[str, Any]:
+    async def get_channel(domain_id: Id, channel_id: Id) -> dict[str, Any]:
         return await channels.get(domain_id, channel_id)
 
     @router.post("/channels/{channel_id}/connect", status_code=201)
     async def connect_one(
-        domain_id: Id, channel_id: Id, body: bodies.ChannelConnectionBody
+        domain_id: Id, channel_id: Id, body: requests.ChannelConnectionsRequest
     ) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, [channel_id], body.types)
         return {**body.model_dump(), "channel_ids": [channel_id]}
 
     @router.post("/channels/{channel_id}/disconnect", status_code=204)
-    async def disconnect_one(domain_id: Id, channel_id: Id, body: bodies.ChannelConnectionBody) -> None:
+    async def disconnect_one(domain_id: Id, channel_id: Id, body: requests.ChannelConnectionsRequest) -> None:
         await channels.disconnect(domain_id, body.client_ids, [channel_id], body.types)
 
     @router.post("/channels/{channel_id}/{switch}")
@@ -235,3 +234,5 @@ def _channels(router: Router, identity: Identity) -> None:
     @router.delete("/channels/{channel_id}", status_code=204)
     async def delete_channel(domain_id: Id, channel_id: Id) -> None:
         await channels.delete(domain_id, channel_id)
+
+    return router

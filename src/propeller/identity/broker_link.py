@@ -3,41 +3,49 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Collection
 
 import aiomqtt
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import Listed, close_connection, connections, seconds_ahead
 from propeller.identity.callout import Callout
-from propeller.identity.directory import Directory
 from propeller.identity.sessions import SessionExpiry
 from propeller.mqtt.broker_keys import BrokerKeys
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
+from propeller.process.retry import Backoff
 
 log = get_logger("broker_link")
 
-QUESTIONS = "$SYS.REQ.USER.AUTH"
+AUTH_REQUESTS = "$SYS.REQ.USER.AUTH"
 RETRY_S = 0.2
-AGAIN_S = (1.0, 4.0)
+"""Between connects, always: without this link nobody can connect to the broker."""
+
+REPEAT_CUT_S = (1.0, 4.0)
 """After a revocation the connections are looked at again: one that was just being accepted was not listed yet."""
 
-_ONE_BY_ONE = 16
+_MAX_FILTERED_CLIENTS = 16
 
 
 class BrokerLink:
     """Connects again for ever; use ``async with link.running()``."""
 
     def __init__(
-        self, url: str, keys: BrokerKeys, callout: Callout, directory: Directory, sessions: SessionExpiry
+        self,
+        url: str,
+        keys: BrokerKeys,
+        callout: Callout,
+        directory: AccessDirectory,
+        sessions: SessionExpiry,
     ) -> None:
         self._url, self._keys, self._callout, self._directory = url, keys, callout, directory
         self._sessions = sessions
         self._nats: Client | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks("broker_link")
 
     @property
     def connected(self) -> bool:
@@ -52,9 +60,8 @@ class BrokerLink:
             yield
         finally:
             connecting.cancel()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(connecting, *self._tasks, return_exceptions=True)
+            await asyncio.gather(connecting, return_exceptions=True)
+            await self._tasks.close()
 
     async def cut(self, client_ids: Collection[str]) -> None:
         """End the connections that these clients opened before their access changed, now and once more a little later.
@@ -62,14 +69,14 @@ class BrokerLink:
         While the broker cannot be reached nothing is done; everyone's connections are looked at after each reconnect.
         """
         await self._cut(client_ids)
-        self._spawn(self._cut_again(client_ids))
+        self._tasks.spawn(self._cut_again(client_ids))
 
     def cut_soon(self, client_ids: Collection[str]) -> None:
         """The same in the background: for who may do more than before, and must connect again to do it."""
-        self._spawn(self.cut(client_ids))
+        self._tasks.spawn(self.cut(client_ids))
 
     async def _keep_connected(self) -> None:
-        last_reason = ""
+        backoff, last_reason = Backoff(RETRY_S, RETRY_S), ""
         while True:
             client, closed = Client(), asyncio.Event()
             try:
@@ -91,7 +98,7 @@ class BrokerLink:
             finally:
                 self._nats = None
                 await client.close()
-            await asyncio.sleep(RETRY_S)
+            await backoff.wait()
 
     async def _connect(self, client: Client, closed: asyncio.Event) -> None:
         async def ended() -> None:
@@ -109,8 +116,8 @@ class BrokerLink:
             closed_cb=ended,
         )
         self._nats = client
-        await client.subscribe(QUESTIONS, queue="identity", cb=self._asked)
-        self._spawn(self._cut(None))
+        await client.subscribe(AUTH_REQUESTS, queue="identity", cb=self._asked)
+        self._tasks.spawn(self._cut(None))
 
     async def _watch_sessions(self, client: Client) -> None:
         while True:
@@ -124,7 +131,7 @@ class BrokerLink:
 
     async def _asked(self, message: Msg) -> None:
         # A task each: one that waits for the database must not hold up the others.
-        self._spawn(self._answer(message))
+        self._tasks.spawn(self._answer(message))
 
     async def _answer(self, message: Msg) -> None:
         try:
@@ -136,7 +143,7 @@ class BrokerLink:
 
     async def _cut_again(self, client_ids: Collection[str]) -> None:
         waited = 0.0
-        for after in AGAIN_S:
+        for after in REPEAT_CUT_S:
             await asyncio.sleep(after - waited)
             waited = after
             await self._cut(client_ids)
@@ -144,7 +151,7 @@ class BrokerLink:
     async def _cut(self, client_ids: Collection[str] | None) -> None:
         if self._nats is None or not self._nats.is_connected:
             return
-        few = client_ids is not None and len(client_ids) <= _ONE_BY_ONE
+        few = client_ids is not None and len(client_ids) <= _MAX_FILTERED_CLIENTS
         filters = [{"user": client_id} for client_id in client_ids or ()] if few else [{}]
         try:
             for chosen in filters:
@@ -174,11 +181,6 @@ class BrokerLink:
         if access is None or not access.enabled:
             return True
         return listed.start < access.changed_at + ahead
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def _ignore(_error: Exception) -> None:

@@ -1,26 +1,67 @@
 """The broker's question (NATS auth callout): may this one connect, and what may it say and hear?
 
-nats-server publishes a token with what the client sent, and takes a token back. Passwords never appear in a log or in a
-reason.
+nats-server publishes a token with what the client sent, and takes a token back: JSON web tokens that are signed with an nkey
+(Ed25519). Passwords never appear in a log or in a reason.
 """
 
+import base64
+import json
+import secrets
 import time
 from typing import Any
 
-from propeller.identity import claims
-from propeller.identity.directory import Access, Directory
-from propeller.identity.mqtt_ids import MqttIdRefusedError, MqttIds
+import nkeys
+
+from propeller.identity.access import AccessDirectory, ClientAccess
 from propeller.identity.roles import NOTHING, Role
-from propeller.identity.sessions import SessionExpiry
+from propeller.identity.sessions import MqttIdRefusedError, MqttIds, SessionExpiry
 from propeller.mqtt.address import Credentials
 from propeller.mqtt.broker_config import DEVICES
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process.logs import get_logger
 
+_HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
+
+
+class MalformedClaimsError(ValueError):
+    """A token that cannot be read."""
+
+
+def encode_token(signer: nkeys.KeyPair, claims: dict[str, Any]) -> str:
+    """A signed token with these claims, its issuer, time and a random id."""
+    body = {"jti": secrets.token_hex(8), "iat": int(time.time()), "iss": signer.public_key.decode(), **claims}
+    signed = f"{_json_base64(_HEADER)}.{_json_base64(body)}"
+    return f"{signed}.{_base64(signer.sign(signed.encode()))}"
+
+
+def decode_token(token: bytes) -> dict[str, Any]:
+    """The claims of a token. The signature is not checked: it came over a connection that only the broker writes to.
+
+    Raises:
+        MalformedClaimsError: it is not a token.
+    """
+    try:
+        _header, body, _signature = token.split(b".")
+        claims = json.loads(base64.urlsafe_b64decode(body + b"=" * (-len(body) % 4)))
+    except ValueError as error:
+        raise MalformedClaimsError(str(error)) from None
+    if not isinstance(claims, dict):
+        raise MalformedClaimsError("the claims are not an object")
+    return claims
+
+
+def _json_base64(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 log = get_logger("callout")
 
 
-class RefusedError(Exception):
+class ConnectRefusedError(Exception):
     """The client may not connect; the text is for the log."""
 
 
@@ -28,24 +69,24 @@ class Callout:
     """Answers from memory; only an MQTT client id that is new is written down first."""
 
     def __init__(
-        self, directory: Directory, mqtt_ids: MqttIds, keys: BrokerKeys, sessions: SessionExpiry
+        self, directory: AccessDirectory, mqtt_ids: MqttIds, keys: BrokerKeys, sessions: SessionExpiry
     ) -> None:
         self._directory, self._mqtt_ids, self._keys, self._sessions = directory, mqtt_ids, keys, sessions
 
     async def answer(self, request: bytes) -> bytes | None:
         """The token to answer with; ``None`` if the request cannot be read (the broker refuses after its time limit)."""
         try:
-            asked = claims.decode(request)["nats"]
+            asked = decode_token(request)["nats"]
             user, server = str(asked["user_nkey"]), str(asked["server_id"]["id"])
             client, sent = dict(asked["client_info"]), dict(asked["connect_opts"])
-        except (claims.MalformedClaimsError, KeyError, TypeError, ValueError) as error:
+        except (MalformedClaimsError, KeyError, TypeError, ValueError) as error:
             log.warning("unreadable question from the broker", reason=repr(error))
             return None
         verdict: dict[str, Any] = {"type": "authorization_response", "version": 2}
         try:
             access = await self._decide(client, sent)
             verdict["jwt"] = self._allowed(user, access)
-        except RefusedError as refusal:
+        except ConnectRefusedError as refusal:
             log.warning(
                 "MQTT connection refused",
                 client_id=str(sent.get("user", ""))[:128],
@@ -54,37 +95,37 @@ class Callout:
                 reason=str(refusal),
             )
             verdict["error"] = str(refusal)
-        return claims.encode(self._keys.issuer, {"sub": user, "aud": server, "nats": verdict}).encode()
+        return encode_token(self._keys.issuer, {"sub": user, "aud": server, "nats": verdict}).encode()
 
-    async def _decide(self, client: dict[str, Any], sent: dict[str, Any]) -> Access:
+    async def _decide(self, client: dict[str, Any], sent: dict[str, Any]) -> ClientAccess:
         if client.get("type") != "mqtt":
-            raise RefusedError("clients connect over MQTT only")
+            raise ConnectRefusedError("clients connect over MQTT only")
         client_id, key, mqtt_id = (
             str(source.get(name) or "")
             for source, name in ((sent, "user"), (sent, "pass"), (client, "mqtt_id"))
         )
         if not client_id or not key:
-            raise RefusedError("anonymous: a client id and key are required as user name and password")
+            raise ConnectRefusedError("anonymous: a client id and key are required as user name and password")
         if self._sessions.is_own_login(Credentials(mqtt_id, client_id, key)):
-            return Access(client_id, Role.DEVICE, "", True, NOTHING, NOTHING, time.time())
+            return ClientAccess(client_id, Role.DEVICE, "", True, NOTHING, NOTHING, time.time())
         access = self._directory.authenticate(client_id, key)
         if access is None:
-            raise RefusedError("the client is unknown or disabled, or the key is wrong")
+            raise ConnectRefusedError("the client is unknown or disabled, or the key is wrong")
         try:
             await self._mqtt_ids.claim(mqtt_id, client_id)
         except MqttIdRefusedError as error:
-            raise RefusedError(str(error)) from None
+            raise ConnectRefusedError(str(error)) from None
         except Exception:
             log.exception("MQTT client id could not be recorded", client_id=client_id)
-            raise RefusedError("identity cannot write its database") from None
+            raise ConnectRefusedError("identity cannot write its database") from None
         self._sessions.note_connect(mqtt_id)
         # It may have been revoked while its MQTT client id was written.
         current = self._directory.authenticate(client_id, key)
         if current is None:
-            raise RefusedError("the client was disabled")
+            raise ConnectRefusedError("the client was disabled")
         return current
 
-    def _allowed(self, user: str, access: Access) -> str:
+    def _allowed(self, user: str, access: ClientAccess) -> str:
         rights = {
             "type": "user",
             "version": 2,
@@ -95,6 +136,6 @@ class Callout:
             "data": -1,
             "payload": -1,
         }
-        return claims.encode(
+        return encode_token(
             self._keys.issuer, {"sub": user, "aud": DEVICES, "name": access.client_id, "nats": rights}
         )

@@ -10,9 +10,21 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.errors import ConflictError, NotFoundError
-from propeller.identity.changes import Changes
-from propeller.identity.records import DELETED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
-from propeller.identity.tables import channels, clients, connections, domains
+from propeller.identity.access import AccessChanges
+from propeller.identity.tables import (
+    DELETED,
+    ENABLED,
+    Page,
+    channels,
+    clients,
+    connections,
+    domains,
+    fetch_page,
+    fetch_row,
+    format_seconds,
+    list_answer,
+    new_id,
+)
 from propeller.store.database import Database
 
 PUBLISH, SUBSCRIBE = "publish", "subscribe"
@@ -21,7 +33,7 @@ PUBLISH, SUBSCRIBE = "publish", "subscribe"
 class Channels:
     """The channels of every domain."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: AccessChanges) -> None:
         self._database, self._changes = database, changes
 
     async def create(
@@ -42,7 +54,7 @@ class Channels:
         }
         try:
             async with self._database.transaction() as connection:
-                await fetch(connection, domains, "domain", domains.c.id == domain_id)
+                await fetch_row(connection, domains, "domain", domains.c.id == domain_id)
                 await connection.execute(channels.insert().values(row))
         except IntegrityError:
             raise ConflictError(f"a channel named {name!r} exists in this domain") from None
@@ -55,13 +67,13 @@ class Channels:
             NotFoundError: there is none in this domain.
         """
         async with self._database.read() as connection:
-            return _shown(await _fetch(connection, domain_id, channel_id))
+            return _describe(await _fetch(connection, domain_id, channel_id))
 
     async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
         """A page of a domain's channels."""
         async with self._database.read() as connection:
             total, rows = await fetch_page(connection, channels, page, channels.c.domain_id == domain_id)
-        return listed("channels", page, total, [_shown(row) for row in rows])
+        return list_answer("channels", page, total, [_describe(row) for row in rows])
 
     async def set_status(self, domain_id: str, channel_id: str, status: str) -> dict[str, Any]:
         """Enable or disable a channel; in a disabled one nobody may say or hear anything.
@@ -130,7 +142,7 @@ class Channels:
 
 
 async def _fetch(connection: AsyncConnection, domain_id: str, channel_id: str) -> Row[Any]:
-    return await fetch(
+    return await fetch_row(
         connection, channels, "channel", channels.c.domain_id == domain_id, channels.c.id == channel_id
     )
 
@@ -159,11 +171,11 @@ async def _connected(
     return {(row.client_id, row.channel_id, row.type) for row in rows}
 
 
-def _shown(row: Row[Any]) -> dict[str, Any]:
+def _describe(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
         "domain_id": row.domain_id,
         "status": row.status,
-        "created_at": iso(row.created_at),
+        "created_at": format_seconds(row.created_at),
     }

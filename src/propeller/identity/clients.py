@@ -9,11 +9,22 @@ from sqlalchemy import Row, delete, update
 from sqlalchemy.exc import IntegrityError
 
 from propeller.errors import ConflictError, InvalidError
-from propeller.identity.changes import Changes
-from propeller.identity.keys import hash_key, new_key
-from propeller.identity.records import DELETED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
+from propeller.identity.access import AccessChanges
+from propeller.identity.credentials import hash_key, new_key
 from propeller.identity.roles import role_of
-from propeller.identity.tables import clients, connections, domains
+from propeller.identity.tables import (
+    DELETED,
+    ENABLED,
+    Page,
+    clients,
+    connections,
+    domains,
+    fetch_page,
+    fetch_row,
+    format_seconds,
+    list_answer,
+    new_id,
+)
 from propeller.store.database import Database
 
 
@@ -31,7 +42,7 @@ class NewClient:
 class Clients:
     """The clients of every domain. A key is answered once, when it is made: what is kept is its hash."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: AccessChanges) -> None:
         self._database, self._changes = database, changes
 
     async def create(
@@ -63,7 +74,7 @@ class Clients:
         }
         try:
             async with self._changes.change() as change:
-                await fetch(change.connection, domains, "domain", domains.c.id == domain_id)
+                await fetch_row(change.connection, domains, "domain", domains.c.id == domain_id)
                 await change.connection.execute(clients.insert().values(row))
                 change.added.add(str(row["id"]))
         except IntegrityError:
@@ -80,14 +91,14 @@ class Clients:
             NotFoundError: there is none in this domain.
         """
         async with self._database.read() as connection:
-            row = await fetch(connection, clients, "client", *_which(domain_id, client_id))
-        return _shown(row)
+            row = await fetch_row(connection, clients, "client", *_is_client(domain_id, client_id))
+        return _describe(row)
 
     async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
         """A page of a domain's clients."""
         async with self._database.read() as connection:
             total, rows = await fetch_page(connection, clients, page, clients.c.domain_id == domain_id)
-        return listed("clients", page, total, [_shown(row) for row in rows])
+        return list_answer("clients", page, total, [_describe(row) for row in rows])
 
     async def set_status(self, domain_id: str, client_id: str, status: str) -> dict[str, Any]:
         """Enable or disable a client; a disabled one is cut from the broker.
@@ -122,7 +133,7 @@ class Clients:
         self, domain_id: str, client_id: str, values: dict[str, Any], *, gone: bool = False
     ) -> None:
         async with self._changes.change() as change:
-            await fetch(change.connection, clients, "client", *_which(domain_id, client_id))
+            await fetch_row(change.connection, clients, "client", *_is_client(domain_id, client_id))
             await change.connection.execute(update(clients).where(clients.c.id == client_id).values(values))
             if gone:
                 await change.connection.execute(
@@ -131,11 +142,11 @@ class Clients:
             change.revoked.add(client_id)
 
 
-def _which(domain_id: str, client_id: str) -> tuple[Any, Any]:
+def _is_client(domain_id: str, client_id: str) -> tuple[Any, Any]:
     return clients.c.domain_id == domain_id, clients.c.id == client_id
 
 
-def _shown(row: Row[Any]) -> dict[str, Any]:
+def _describe(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -145,7 +156,7 @@ def _shown(row: Row[Any]) -> dict[str, Any]:
         "metadata": row.metadata,
         "credentials": {"identity": row.id},
         "status": row.status,
-        "created_at": iso(row.created_at),
+        "created_at": format_seconds(row.created_at),
     }
 
 

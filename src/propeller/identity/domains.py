@@ -7,9 +7,18 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
 from propeller.errors import ConflictError, RefusedError
-from propeller.identity.changes import Changes
-from propeller.identity.records import ENABLED, Page, fetch, fetch_page, iso, listed, new_id
-from propeller.identity.tables import clients, domains
+from propeller.identity.access import AccessChanges
+from propeller.identity.tables import (
+    ENABLED,
+    Page,
+    clients,
+    domains,
+    fetch_page,
+    fetch_row,
+    format_seconds,
+    list_answer,
+    new_id,
+)
 from propeller.identity.users import ADMIN
 from propeller.store.database import Database
 from propeller.web.auth import Principal
@@ -18,7 +27,7 @@ from propeller.web.auth import Principal
 class Domains:
     """The domains."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
+    def __init__(self, database: Database, changes: AccessChanges) -> None:
         self._database, self._changes = database, changes
 
     async def create(
@@ -51,14 +60,14 @@ class Domains:
             NotFoundError: there is none.
         """
         async with self._database.read() as connection:
-            return _shown(await fetch(connection, domains, "domain", domains.c.id == domain_id))
+            return _describe(await fetch_row(connection, domains, "domain", domains.c.id == domain_id))
 
     async def list(self, page: Page, user: Principal) -> dict[str, Any]:
         """A page of the domains that a user may manage."""
         own = [] if user.role == ADMIN else [domains.c.created_by == user.id]
         async with self._database.read() as connection:
             total, rows = await fetch_page(connection, domains, page, *own)
-        return listed("domains", page, total, [_shown(row) for row in rows])
+        return list_answer("domains", page, total, [_describe(row) for row in rows])
 
     async def check(self, domain_id: str, user: Principal) -> None:
         """See that a user may manage a domain.
@@ -78,7 +87,7 @@ class Domains:
             NotFoundError: there is none.
         """
         async with self._changes.change() as change:
-            await fetch(change.connection, domains, "domain", domains.c.id == domain_id)
+            await fetch_row(change.connection, domains, "domain", domains.c.id == domain_id)
             await change.connection.execute(
                 update(domains).where(domains.c.id == domain_id).values(status=status)
             )
@@ -89,12 +98,12 @@ class Domains:
         return await self.get(domain_id)
 
 
-def _shown(row: Row[Any]) -> dict[str, Any]:
+def _describe(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
         "route": row.route,
         "status": row.status,
         "created_by": row.created_by,
-        "created_at": iso(row.created_at),
+        "created_at": format_seconds(row.created_at),
     }

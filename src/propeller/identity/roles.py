@@ -73,11 +73,11 @@ def permissions(client_id: str, role: Role, grants: Iterable[Grant]) -> tuple[di
     publish: list[str] = []
     subscribe: list[str] = []
     for grant in grants:
-        says, hears = _filters(client_id, role, grant.channel)
+        publishes, subscribes = _filters(client_id, role, grant.channel)
         if grant.publish:
-            publish += says
+            publish += publishes
         if grant.subscribe:
-            subscribe += hears
+            subscribe += subscribes
     return _allow(publish), _allow(subscribe)
 
 
@@ -95,13 +95,13 @@ def _filters(client_id: str, role: Role, channel: Channel) -> tuple[list[str], l
             chunks = channel.topic(Kind.REGISTRY_CHUNK)
             return [chunks, f"{chunks}/+"], [channel.topic(Kind.REGISTRY_REQUEST)]
         case Role.PROPLET:
-            return _proplet_says(client_id, channel), _proplet_hears(client_id, channel)
+            return _proplet_publishes(client_id, channel), _proplet_subscribes(client_id, channel)
         case Role.DEVICE:
             data = f"{channel.prefix}/{DATA}/#"
             return [data], [data]
 
 
-def _proplet_says(client_id: str, channel: Channel) -> list[str]:
+def _proplet_publishes(client_id: str, channel: Channel) -> list[str]:
     # Who sends on the shared topics is in the payload alone; absmach/propeller's proplets know no others.
     shared = (
         Kind.PROPLET_CREATE,
@@ -115,7 +115,7 @@ def _proplet_says(client_id: str, channel: Channel) -> list[str]:
     return [*(channel.topic(kind) for kind in shared), update, f"{channel.prefix}/{update}"]
 
 
-def _proplet_hears(client_id: str, channel: Channel) -> list[str]:
+def _proplet_subscribes(client_id: str, channel: Channel) -> list[str]:
     chunks = channel.topic(Kind.REGISTRY_CHUNK)
     return [
         channel.topic(Kind.START),

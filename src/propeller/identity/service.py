@@ -7,20 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from propeller.errors import UnauthenticatedError
+from propeller.identity.access import AccessChanges, AccessDirectory
 from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
-from propeller.identity.changes import Changes
 from propeller.identity.channels import Channels
 from propeller.identity.clients import Clients
-from propeller.identity.directory import Directory
+from propeller.identity.credentials import LoginThrottle, Passwords, Tokens
 from propeller.identity.domains import Domains
-from propeller.identity.keys import Passwords
-from propeller.identity.mqtt_ids import MqttIds
-from propeller.identity.sessions import SessionExpiry
+from propeller.identity.sessions import MqttIds, SessionExpiry
 from propeller.identity.settings import Settings
 from propeller.identity.tables import SCHEMA
-from propeller.identity.throttle import Throttle
-from propeller.identity.tokens import Tokens
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
 from propeller.store.database import Database
@@ -36,7 +32,7 @@ class Identity:
     domains: Domains
     clients: Clients
     channels: Channels
-    directory: Directory
+    directory: AccessDirectory
     link: BrokerLink
     sessions: SessionExpiry
 
@@ -73,13 +69,13 @@ async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
     tokens = Tokens(
         derive(signing, "user tokens"), access_s=settings.access_token_s, refresh_s=settings.refresh_token_s
     )
-    database, directory = Database(settings.database), Directory()
+    database, directory = Database(settings.database), AccessDirectory()
     mqtt_ids = MqttIds(database, directory)
     sessions = SessionExpiry(settings.session_expiry_s)
     callout = Callout(directory, mqtt_ids, keys, sessions)
     link = BrokerLink(settings.broker_url, keys, callout, directory, sessions)
-    changes = Changes(database, directory, link)
-    users = Users(database, Passwords(), tokens, Throttle())
+    changes = AccessChanges(database, directory, link)
+    users = Users(database, Passwords(), tokens, LoginThrottle())
     identity = Identity(
         users,
         Domains(database, changes),

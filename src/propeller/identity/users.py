@@ -8,11 +8,25 @@ from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
 from propeller.errors import ConflictError, ThrottledError, UnauthenticatedError
-from propeller.identity.keys import Passwords
-from propeller.identity.records import DISABLED, ENABLED, Page, fetch, fetch_page, iso, listed, new_id
-from propeller.identity.tables import users
-from propeller.identity.throttle import FAILURES, Throttle
-from propeller.identity.tokens import Claims, Kind, Tokens
+from propeller.identity.credentials import (
+    FREE_FAILURES,
+    LoginThrottle,
+    Passwords,
+    TokenClaims,
+    TokenKind,
+    Tokens,
+)
+from propeller.identity.tables import (
+    DISABLED,
+    ENABLED,
+    Page,
+    fetch_page,
+    fetch_row,
+    format_seconds,
+    list_answer,
+    new_id,
+    users,
+)
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.store.database import Database
@@ -26,9 +40,11 @@ ADMIN, USER = "admin", "user"
 class Users:
     """The users, and who of them is calling."""
 
-    def __init__(self, database: Database, passwords: Passwords, tokens: Tokens, throttle: Throttle) -> None:
+    def __init__(
+        self, database: Database, passwords: Passwords, tokens: Tokens, throttle: LoginThrottle
+    ) -> None:
         self._database, self._passwords, self._tokens, self._throttle = database, passwords, tokens, throttle
-        self._guessing = [asyncio.Lock() for _ in range(64)]
+        self._login_locks = [asyncio.Lock() for _ in range(64)]
 
     async def ensure_admin(self, username: str, password: str | None) -> None:
         """Make the admin; a user of that name becomes one again, with this password (a way back in).
@@ -64,22 +80,22 @@ class Users:
         """
         guess = (username, peer)
         # One guess at a time: many at once would all be made before the first has failed.
-        async with self._guessing[hash(guess) % len(self._guessing)]:
+        async with self._login_locks[hash(guess) % len(self._login_locks)]:
             return await self._login(username, password, guess)
 
     async def _login(self, username: str, password: str, guess: tuple[str, str]) -> dict[str, str]:
         if wait := self._throttle.wait_s(guess):
-            raise ThrottledError(f"{FAILURES} logins failed: try again in {wait:.0f} s", wait)
+            raise ThrottledError(f"{FREE_FAILURES} logins failed: try again in {wait:.0f} s", wait)
         async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.username == username))
             row = found.one_or_none()
         good = await self._passwords.matches(password, row.password_hash if row is not None else None)
         if not good or row is None or row.status != ENABLED:
-            self._throttle.failed(guess)
+            self._throttle.note_failure(guess)
             log.warning("login refused", username=username[:128], peer=guess[1])
             raise UnauthenticatedError("the user name or the password is wrong")
-        self._throttle.succeeded(guess)
-        return self._tokens.issue(Claims(row.id, row.epoch))
+        self._throttle.note_success(guess)
+        return self._tokens.issue(TokenClaims(row.id, row.epoch))
 
     async def refresh(self, token: str) -> dict[str, str]:
         """New tokens for a refresh token.
@@ -87,8 +103,8 @@ class Users:
         Raises:
             UnauthenticatedError: it is not good any more.
         """
-        row = await self._holder(token, "refresh")
-        return self._tokens.issue(Claims(row.id, row.epoch))
+        row = await self._token_user(token, "refresh")
+        return self._tokens.issue(TokenClaims(row.id, row.epoch))
 
     async def identify(self, token: str) -> Principal:
         """The user behind an access token.
@@ -96,7 +112,7 @@ class Users:
         Raises:
             UnauthenticatedError: it is not good any more.
         """
-        row = await self._holder(token, "access")
+        row = await self._token_user(token, "access")
         return Principal("user", row.id, row.role)
 
     async def create(self, username: str, password: str, role: str = USER) -> dict[str, Any]:
@@ -128,13 +144,13 @@ class Users:
             NotFoundError: there is none.
         """
         async with self._database.read() as connection:
-            return _shown(await fetch(connection, users, "user", users.c.id == user_id))
+            return _describe(await fetch_row(connection, users, "user", users.c.id == user_id))
 
     async def list(self, page: Page) -> dict[str, Any]:
         """A page of the users."""
         async with self._database.read() as connection:
             total, rows = await fetch_page(connection, users, page, name="username")
-        return listed("users", page, total, [_shown(row) for row in rows])
+        return list_answer("users", page, total, [_describe(row) for row in rows])
 
     async def set_status(self, user_id: str, *, enabled: bool) -> dict[str, Any]:
         """Enable or disable a user; a disabled one's tokens are not good any more.
@@ -154,7 +170,7 @@ class Users:
             UnauthenticatedError: the old one is wrong.
         """
         async with self._database.read() as connection:
-            row = await fetch(connection, users, "user", users.c.id == user_id)
+            row = await fetch_row(connection, users, "user", users.c.id == user_id)
         if not await self._passwords.matches(old, row.password_hash):
             raise UnauthenticatedError("the old password is wrong")
         await self._set_password(user_id, new)
@@ -164,7 +180,7 @@ class Users:
         async with self._database.transaction() as connection:
             await connection.execute(update(users).where(users.c.id == user_id).values(values))
 
-    async def _holder(self, token: str, kind: Kind) -> Row[Any]:
+    async def _token_user(self, token: str, kind: TokenKind) -> Row[Any]:
         claims = self._tokens.read(token, kind)
         async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.id == claims.user_id))
@@ -176,11 +192,11 @@ class Users:
         return row
 
 
-def _shown(row: Row[Any]) -> dict[str, Any]:
+def _describe(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
         "credentials": {"username": row.username},
         "role": row.role,
         "status": row.status,
-        "created_at": iso(row.created_at),
+        "created_at": format_seconds(row.created_at),
     }

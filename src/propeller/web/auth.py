@@ -1,24 +1,24 @@
 """Who calls: a user by bearer token, a device or service by its client id and key; identity says whether it is true.
 
 Verdicts are kept for a short time, so that a busy service does not ask about each request; a revoked client is
-therefore refused by HTTP within ``KEEP_S`` seconds (the broker cuts it off at once).
+therefore refused by HTTP within ``VERDICT_TTL_S`` seconds (the broker cuts it off at once).
 """
 
 import hashlib
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import httpx
+from cachetools import TTLCache
 from fastapi import Depends, Request
 
 from propeller.errors import UnauthenticatedError, UnavailableError
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.process.settings import HttpSettings
 
-KEEP_S = 5.0
-_MOST_KEPT = 10_000
+VERDICT_TTL_S = 5.0
+_MAX_VERDICTS = 10_000
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered to anyone: load balancers and health checks have no credentials."""
@@ -50,11 +50,12 @@ Verify = Callable[[str], Awaitable[Principal]]
 
 
 class IdentityVerifier:
-    """Asks the identity service (``POST /auth/verify`` with the header) and keeps its answers for ``KEEP_S``."""
+    """Asks the identity service (``POST /auth/verify`` with the header) and keeps its answers for ``VERDICT_TTL_S`` seconds."""
 
     def __init__(self, identity: ServiceClient) -> None:
         self._identity = identity
-        self._kept: dict[bytes, tuple[float, Principal]] = {}
+        # By the digest of the header: no credential stays in memory for this.
+        self._verdicts: TTLCache[bytes, Principal] = TTLCache(_MAX_VERDICTS, VERDICT_TTL_S)
 
     async def __call__(self, authorization: str) -> Principal:
         """The caller behind an ``Authorization`` header.
@@ -63,10 +64,10 @@ class IdentityVerifier:
             UnauthenticatedError: the header is not good.
             UnavailableError: identity does not answer.
         """
-        key, now = hashlib.sha256(authorization.encode()).digest(), time.monotonic()
-        kept = self._kept.get(key)
-        if kept is not None and kept[0] > now:
-            return kept[1]
+        key = hashlib.sha256(authorization.encode()).digest()
+        known = self._verdicts.get(key)
+        if known is not None:
+            return known
         try:
             answer = await self._identity.request(
                 "POST", "/auth/verify", json={"authorization": authorization}
@@ -76,9 +77,7 @@ class IdentityVerifier:
                 raise UnauthenticatedError(error.reason) from None
             raise UnavailableError(f"cannot check credentials: {error}") from None
         principal = _read_verdict(answer)
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept.clear()
-        self._kept[key] = (now + KEEP_S, principal)
+        self._verdicts[key] = principal
         return principal
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""The bodies that the identity API reads."""
+"""The request bodies of the identity API."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -16,8 +16,8 @@ from pydantic import (
 from propeller.identity.settings import MIN_PASSWORD
 from propeller.protocol.ids import Id
 
-_MOST = 1000
-_METADATA_BYTES = 16 * 1024
+_MAX_IDS = 1000
+_MAX_METADATA_BYTES = 16 * 1024
 
 
 def printable(text: str | None) -> str | None:
@@ -36,20 +36,20 @@ def _none_is_empty(value: Any) -> Any:
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(value)) > _METADATA_BYTES:
-        raise ValueError(f"must be at most {_METADATA_BYTES} bytes of JSON")
+    if len(json.dumps(value)) > _MAX_METADATA_BYTES:
+        raise ValueError(f"must be at most {_MAX_METADATA_BYTES} bytes of JSON")
     return value
 
 
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable)]
 Password = Annotated[SecretStr, Field(min_length=MIN_PASSWORD, max_length=256)]
 Status = Literal["enabled", "disabled"]
-Ids = Annotated[list[Id], Field(min_length=1, max_length=_MOST)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=_MAX_IDS)]
 Types = Annotated[list[Literal["publish", "subscribe"]], Field(min_length=1, max_length=2)]
 BOTH: tuple[Literal["publish", "subscribe"], ...] = ("publish", "subscribe")
 
 
-class Login(BaseModel):
+class LoginRequest(BaseModel):
     """A user name and password, by the names of either generation of clients."""
 
     username: Name = Field(validation_alias=AliasChoices("username", "identity"))
@@ -71,14 +71,14 @@ class NewPassword(BaseModel):
     new_secret: Password
 
 
-class DomainBody(BaseModel):
+class NewDomain(BaseModel):
     """A domain to be made; its route is its unique name in addresses."""
 
     name: Name
     route: Id
 
 
-class ClientBody(BaseModel):
+class NewClientRequest(BaseModel):
     """A client to be made. Its key is made here and answered once."""
 
     name: Name
@@ -96,14 +96,14 @@ class ClientBody(BaseModel):
         return value
 
 
-class ChannelBody(BaseModel):
+class NewChannel(BaseModel):
     """A channel to be made."""
 
     name: Name
     status: Status = "enabled"
 
 
-class ConnectionBody(BaseModel):
+class ConnectionsRequest(BaseModel):
     """Which clients to connect to which channels, and for what."""
 
     client_ids: Ids
@@ -111,14 +111,14 @@ class ConnectionBody(BaseModel):
     types: Types = list(BOTH)
 
 
-class ChannelConnectionBody(BaseModel):
+class ChannelConnectionsRequest(BaseModel):
     """Which clients to connect to the channel of the path, and for what."""
 
     client_ids: Ids
     types: Types = list(BOTH)
 
 
-class VerifyBody(BaseModel):
+class VerifyRequest(BaseModel):
     """An ``Authorization`` header that a service was sent."""
 
     authorization: str = Field(max_length=8192)

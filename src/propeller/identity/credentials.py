@@ -1,0 +1,161 @@
+"""Keys of clients, passwords and tokens of users: made, hashed, checked; and the slowing down of whoever guesses passwords."""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import argon2
+import jwt
+from cachetools import TTLCache
+
+from propeller.errors import UnauthenticatedError
+
+KEY_BYTES = 32
+"""A client's key is so many random bytes, written as hexadecimal."""
+
+
+def new_key() -> str:
+    """A new client key: 64 hexadecimal digits, safe in a shell, a URL and an ``.env`` file."""
+    return secrets.token_hex(KEY_BYTES)
+
+
+def hash_key(key: str) -> str:
+    """What is kept of a client's key. One SHA-256 is enough, as nobody can guess 256 random bits."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def key_matches(key: str, key_hash: str) -> bool:
+    """Whether a key is the one that was hashed, in constant time."""
+    return hmac.compare_digest(hash_key(key), key_hash)
+
+
+class Passwords:
+    """Hashes passwords with argon2id in threads, as many at a time as there are processors (64 MiB each)."""
+
+    def __init__(self, hasher: argon2.PasswordHasher | None = None) -> None:
+        self._hasher = hasher or argon2.PasswordHasher()
+        self._slots = asyncio.Semaphore(min(4, os.cpu_count() or 1))
+        self._nobody: str | None = None
+
+    async def hash(self, password: str) -> str:
+        """The hash of a password, with its salt and parameters."""
+        async with self._slots:
+            return await asyncio.to_thread(self._hasher.hash, password)
+
+    async def matches(self, password: str, password_hash: str | None) -> bool:
+        """Whether a password is the one that was hashed; for a user that does not exist it takes as long to say no."""
+        if password_hash is None:
+            if self._nobody is None:
+                self._nobody = await self.hash(secrets.token_hex(16))
+            await self._verify(password, self._nobody)
+            return False
+        return await self._verify(password, password_hash)
+
+    async def _verify(self, password: str, password_hash: str) -> bool:
+        async with self._slots:
+            try:
+                return await asyncio.to_thread(self._hasher.verify, password_hash, password)
+            except argon2.exceptions.VerifyMismatchError:
+                return False
+
+
+_ALGORITHM, _ISSUER = "HS256", "propeller.identity"
+
+TokenKind = Literal["access", "refresh"]
+
+
+@dataclass(frozen=True)
+class TokenClaims:
+    """What a token says: whose it is, and the user's epoch when it was made."""
+
+    user_id: str
+    epoch: int
+
+
+class Tokens:
+    """Makes tokens and reads them."""
+
+    def __init__(self, key: bytes, *, access_s: float, refresh_s: float) -> None:
+        """``key`` of 32 bytes; the others are how long tokens are good for, in seconds."""
+        self._key, self._seconds = key, {"access": access_s, "refresh": refresh_s}
+
+    def issue(self, claims: TokenClaims) -> dict[str, str]:
+        """An access token and a refresh token."""
+        return {"access_token": self._make(claims, "access"), "refresh_token": self._make(claims, "refresh")}
+
+    def read(self, token: str, kind: TokenKind) -> TokenClaims:
+        """What a token says.
+
+        Raises:
+            UnauthenticatedError: with what is wrong.
+        """
+        try:
+            body = jwt.decode(
+                token,
+                self._key,
+                algorithms=[_ALGORITHM],
+                issuer=_ISSUER,
+                options={"require": ["exp", "sub", "type", "epoch"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise UnauthenticatedError(
+                "the token has expired: log in again (POST /users/tokens/issue)"
+            ) from None
+        except jwt.InvalidTokenError:
+            raise UnauthenticatedError("the token is not one of this service") from None
+        if body["type"] != kind:
+            raise UnauthenticatedError(
+                f"a token of the kind {kind} is needed here, this one is {body['type']}"
+            )
+        return TokenClaims(body["sub"], body["epoch"])
+
+    def _make(self, claims: TokenClaims, kind: TokenKind) -> str:
+        now = time.time()
+        body: dict[str, Any] = {
+            "iss": _ISSUER,
+            "sub": claims.user_id,
+            "epoch": claims.epoch,
+            "type": kind,
+            "iat": int(now),
+            "exp": int(now + self._seconds[kind]),
+            "jti": secrets.token_hex(8),
+        }
+        return jwt.encode(body, self._key, algorithm=_ALGORITHM)
+
+
+FREE_FAILURES = 5
+"""So many failed logins in a row are free."""
+
+PAUSE_S = 30.0
+"""How long the next one must wait after that, in seconds."""
+
+_MAX_CALLERS = 10_000
+
+
+class LoginThrottle:
+    """Counts failures by caller (a user name and the address it comes from, so that no one can lock another out)."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # How often a caller failed in a row, and when last; forgotten when it may try again.
+        self._failures: TTLCache[tuple[str, str], tuple[int, float]] = TTLCache(_MAX_CALLERS, PAUSE_S, clock)
+
+    def wait_s(self, caller: tuple[str, str]) -> float:
+        """Seconds until the caller may try again; 0 if now."""
+        count, last = self._failures.get(caller, (0, 0.0))
+        return max(0.0, last + PAUSE_S - self._clock()) if count >= FREE_FAILURES else 0.0
+
+    def note_failure(self, caller: tuple[str, str]) -> None:
+        """Count a failed login."""
+        count, _last = self._failures.get(caller, (0, 0.0))
+        self._failures[caller] = (count + 1, self._clock())
+
+    def note_success(self, caller: tuple[str, str]) -> None:
+        """Forget the caller's failures."""
+        self._failures.pop(caller, None)
