@@ -9,6 +9,38 @@ from propeller.tensors.array import Array, literal, record
 from propeller.tensors.literals import Number
 from propeller.tensors.shapes import TensorError, axis_of, dtype_name
 
+__all__ = [
+    "Random",
+    "arange",
+    "array",
+    "broadcast_to",
+    "concatenate",
+    "exp",
+    "eye",
+    "full",
+    "isnan",
+    "log",
+    "log_softmax",
+    "matmul",
+    "maximum",
+    "minimum",
+    "one_hot",
+    "ones",
+    "ones_like",
+    "random",
+    "relu",
+    "sigmoid",
+    "sign",
+    "softmax",
+    "sqrt",
+    "square",
+    "stack",
+    "tanh",
+    "where",
+    "zeros",
+    "zeros_like",
+]
+
 
 def array(values: Any, dtype: Any = None) -> Array:
     """An array of these numbers.
