@@ -44,13 +44,13 @@ async def test_a_registry_that_does_not_answer(api: httpx.AsyncClient) -> None:
 
 
 async def test_an_aggregator_that_comes_back(http: httpx.AsyncClient, peers: tuple[Peers, str]) -> None:
-    peers[0].down.add("aggregate")
+    peers[0].unavailable.add("aggregate")
     await configure(http)
     await send(http, *PARTICIPANTS)
-    await eventually(lambda: peers[0].asked.count("aggregate") >= 2)
+    await eventually(lambda: peers[0].requests.count("aggregate") >= 2)
     status = (await http.get("/rounds/r-1/complete")).json()
     assert (status["completed"], status["state"]) == (False, "aggregating")
-    peers[0].down.clear()
+    peers[0].unavailable.clear()
     assert (await ended(http))["model_version"] == 1
 
 
@@ -74,7 +74,7 @@ async def test_a_refusal_fails_the_round_visibly_and_can_be_retried(
 async def test_an_aggregate_that_is_not_of_the_models_shape_is_not_stored(
     http: httpx.AsyncClient, peers: tuple[Peers, str]
 ) -> None:
-    peers[0].bent = True
+    peers[0].returns_wrong_shape = True
     await configure(http)
     await send(http, *PARTICIPANTS)
     status = await ended(http)
@@ -172,7 +172,7 @@ async def test_killed_while_collecting(killable: Process, peers: tuple[Peers, st
 async def test_killed_between_the_last_update_and_the_end(
     killable: Process, peers: tuple[Peers, str], point: str
 ) -> None:
-    gate = peers[0].hold(point)
+    gate = peers[0].pause_at(point)
     async with client(killable.env) as http:
         await configure(http)
         await send(http, *PARTICIPANTS)
@@ -351,4 +351,4 @@ async def test_the_registry_is_asked_once_for_a_version(peers: tuple[Peers, str]
             body = update("p-1", f"r-{number}", base_model_uri="")
             assert (await http.post("/update", json=body)).status_code == 200
             await ended(http, f"r-{number}")
-        assert own.asked.count("model") == 1
+        assert own.requests.count("model") == 1

@@ -55,7 +55,7 @@ async def test_a_round_from_configuration_to_its_model(
 async def test_the_answer_to_the_last_update_does_not_wait_for_aggregation(
     http: httpx.AsyncClient, peers: tuple[Peers, str]
 ) -> None:
-    gate = peers[0].hold("aggregate")
+    gate = peers[0].pause_at("aggregate")
     await configure(http)
     await send(http, *PARTICIPANTS)
     await peers[0].reached.wait()

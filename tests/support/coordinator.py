@@ -1,7 +1,7 @@
 """A coordinator to test: through its ``main`` in this process, or as a process that can be killed; and its peers.
 
-The peers here speak the contract of the model registry and the aggregator over real HTTP, and can be told to stop at
-a point or to fail, which the real ones cannot. The tests of whole rounds use the real ones.
+The peers here speak the contract of the model registry and the aggregator over real HTTP, and can pause at a
+point or fail when told to, which the real ones cannot. The tests of whole rounds use the real ones.
 """
 
 import asyncio
@@ -48,10 +48,10 @@ class Peers:
         self.versions: dict[int, Tensors] = {0: from_json(BASE)}
         self.keys: dict[str, int] = {}
         self.aggregations: list[list[str]] = []
-        self.down: set[str] = set()
+        self.unavailable: set[str] = set()
         self.refusing: set[str] = set()
-        self.bent = False
-        self.asked: list[str] = []
+        self.returns_wrong_shape = False
+        self.requests: list[str] = []
         self.reached = asyncio.Event()
         self.gates: dict[str, asyncio.Event] = {}
         self.app = Starlette(
@@ -62,17 +62,17 @@ class Peers:
             ]
         )
 
-    def hold(self, point: str) -> asyncio.Event:
-        """Stop at a point (``aggregate``, ``store``, ``stored``) until the event is set."""
+    def pause_at(self, point: str) -> asyncio.Event:
+        """Pause at a point (``aggregate``, ``store``, ``stored``) until the event that is returned is set."""
         self.reached.clear()
         self.gates[point] = asyncio.Event()
         return self.gates[point]
 
-    async def _pass(self, point: str) -> Response | None:
-        self.asked.append(point)
+    async def _answer_early(self, point: str) -> Response | None:
+        self.requests.append(point)
         if point in self.refusing:
             return JSONResponse({"error": f"{point} says no"}, 422)
-        if point in self.down:
+        if point in self.unavailable:
             return JSONResponse({"error": f"{point} is down"}, 503)
         if point in self.gates:
             self.reached.set()
@@ -80,7 +80,7 @@ class Peers:
         return None
 
     async def _model(self, request: Request) -> Response:
-        if (problem := await self._pass("model")) is not None:
+        if (problem := await self._answer_early("model")) is not None:
             return problem
         version = request.path_params["version"]
         if version not in self.versions:
@@ -89,18 +89,18 @@ class Peers:
         return Response(body, media_type=kind)
 
     async def _store(self, request: Request) -> Response:
-        if (problem := await self._pass("store")) is not None:
+        if (problem := await self._answer_early("store")) is not None:
             return problem
         tensors, _ = from_safetensors(await request.body())
         key = request.headers["idempotency-key"]
         if key not in self.keys:
             self.keys[key] = max(self.versions) + 1
             self.versions[self.keys[key]] = {name: array.copy() for name, array in tensors.items()}
-        await self._pass("stored")
+        await self._answer_early("stored")
         return JSONResponse({"version": self.keys[key], "status": "stored"}, 201)
 
     async def _aggregate(self, request: Request) -> Response:
-        if (problem := await self._pass("aggregate")) is not None:
+        if (problem := await self._answer_early("aggregate")) is not None:
             return problem
         total, senders = 0, []
         mean: dict[str, Any] = {}
@@ -112,7 +112,7 @@ class Peers:
             for name, array in tensors.items():
                 mean[name] = mean.get(name, 0.0) + samples * array.astype(np.float64)
         self.aggregations.append(senders)
-        if self.bent:
+        if self.returns_wrong_shape:
             mean["w"] = mean["w"][:1]
         return Response(to_safetensors({name: np.asarray(value / total) for name, value in mean.items()}))
 

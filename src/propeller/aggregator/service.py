@@ -23,7 +23,7 @@ from propeller.protocol.wire import Message
 log = get_logger("aggregator")
 
 _THREAD_FROM_BYTES = 64 * 1024
-"""Larger updates are read in a thread; of smaller ones, handing them to a thread would take longer."""
+"""Larger updates are read in a thread; for smaller ones that would take longer."""
 
 
 class WeightedUpdate(Message):
@@ -48,10 +48,10 @@ class NoUpdatesError(InvalidError):
 
 
 class UnfitUpdateError(UnprocessableError):
-    """An update cannot take part; the text names its sender, or its place, and the tensor."""
+    """An update cannot be aggregated; the text names its sender, or its number, and the tensor."""
 
     def __init__(self, sender: str, number: int, reason: object) -> None:
-        # As repr: a sender that is not an id may hold anything.
+        # As repr: a sender that is not an id may contain anything.
         named = repr(sender[:80]) if sender else "an unnamed proplet"
         super().__init__(f"update {number} of {named}: {reason}")
 
@@ -70,7 +70,7 @@ class Aggregator:
             UnknownStrategyError: there is no such strategy.
             MalformedMessageError: the body is not an ``AggregationRequest``.
             NoUpdatesError: the list is empty.
-            UnfitUpdateError: one of them cannot take part.
+            UnfitUpdateError: one of them cannot be aggregated.
             UnprocessableError: the aggregate is not finite.
         """
         strategy = create_strategy(strategy_name)

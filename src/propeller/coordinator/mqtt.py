@@ -61,7 +61,7 @@ class UpdateReceiver:
             )
 
         try:
-            # For as long as it takes: an update that the broker is told of as handled would be lost.
+            # For as long as it takes: an update that is acknowledged and not stored would be lost.
             await retry(
                 lambda: self._accept(topic, payload),
                 delays=self._retry_delays,

@@ -44,7 +44,7 @@ class RoundRecord:
         closed_at: when it took its last update.
         ended_at: when its model was stored, or when it failed.
         timings: of its stages, in milliseconds.
-        announced: whether everyone who is to be told that it completed has been told.
+        announced: whether its completion was announced, or nobody is to be told.
     """
 
     round: Round

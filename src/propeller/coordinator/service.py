@@ -80,10 +80,10 @@ class Coordinator:
             store: the rounds.
             registry: knows the base models.
             aggregation: keeps the updates and makes model versions of them.
-            telemetry: is told what happens.
+            telemetry: logs and counts what happens.
             keep_failed_s: how long the updates of a failed round stay, so that it can be retried, in seconds.
             keep_updates: whether all updates stay for good.
-            announce: takes a completed round's id and model version; without it, rounds are not announced.
+            announce: called with a completed round's id and model version; without it, rounds are not announced.
         """
         self._store, self._registry, self._aggregation = store, registry, aggregation
         self._telemetry, self._announce = telemetry, announce

@@ -21,7 +21,7 @@ NO_BROKER = "off"
 
 
 class Settings(HttpSettings, MqttTlsSettings):
-    """Each field is one environment variable; absmach/propeller's names are taken in both versions."""
+    """Each field is one environment variable; the names of absmach/propeller and of later absmach/propeller (H) are accepted."""
 
     model_config = SettingsConfigDict(alias_generator=prefixed(""))
 

@@ -56,7 +56,7 @@ class ReceivedUpdate:
 
     Attributes:
         header: everything but the tensors.
-        read_tensors: reads the tensors, which may be large and unwanted.
+        read_tensors: reads the tensors, which may be large and not needed.
         size: of the body, in bytes.
     """
 
@@ -67,7 +67,7 @@ class ReceivedUpdate:
 
 @dataclass(frozen=True)
 class UpdateDocument:
-    """An update's tensors as they are kept: a safetensors document, and the digest that tells it from others.
+    """An update's tensors as they are stored: a safetensors document, and the digest that tells it from others.
 
     The digest is of the round, the sender, its number of samples and its tensors: what the aggregate is made of. The
     metrics and the encoding it came in are not part of it.
@@ -82,7 +82,7 @@ async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate
 
     Raises:
         InvalidError: a field is missing or wrong, or the body is not of its type.
-        UnsupportedTypeError: the type is none of ours.
+        UnsupportedTypeError: updates of this type are not supported.
     """
     if len(body) > _THREAD_FROM_BYTES:
         return await asyncio.to_thread(_decode_update, content_type, body)
@@ -90,7 +90,7 @@ async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate
 
 
 async def make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
-    """Check an update's tensors against the base model and write them in the one form that is kept.
+    """Check an update's tensors against the base model and write them in the form in which they are stored.
 
     Raises:
         InvalidError: they are malformed.
@@ -190,7 +190,7 @@ def _decode_cbor(body: bytes) -> dict[str, Any]:
     """Read a CBOR map as plain values, typed arrays as numpy arrays in native byte order.
 
     Raises:
-        MalformedMessageError: it is not CBOR, not one map, or holds what JSON has no word for.
+        MalformedMessageError: it is not CBOR, not one map, or contains what JSON cannot express.
     """
     refused = dict.fromkeys(_SHARING_TAGS, _refuse_sharing)
     try:

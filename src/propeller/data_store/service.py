@@ -119,7 +119,7 @@ def complete_dataset(proplet_id: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The dataset as it is stored: its ids are the proplet's, its size is counted, its other fields are kept.
 
     Datasets of the demo's schema (also: of none) hold samples ``{"x": [numbers], "y": number}`` of one length. One that names
-    another schema is its program's own affair: its ``data`` must be a list, and nothing more is asked.
+    another schema is left to its program: only its ``data`` must be a list.
 
     Raises:
         InvalidError: naming what is wrong, and in which sample.

@@ -12,7 +12,7 @@ from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.web.app import MAX_BODY
 
 _PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
-"""Names of the variables that tell the ids of the demo's proplets."""
+"""The variables with the ids of the demo's proplets."""
 
 
 class Settings(HttpSettings):

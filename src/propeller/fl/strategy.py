@@ -1,6 +1,6 @@
 """What an aggregation strategy is, and which there are.
 
-A strategy is made anew for each round: ``accumulate`` takes one update in, ``apply`` makes the model. For a mean it holds
+A strategy is made anew for each round: ``accumulate`` adds one update, ``apply`` makes the model. For a mean it holds
 the sums and never the updates, so memory does not grow with their number.
 """
 
@@ -16,7 +16,7 @@ class Strategy(Protocol):
     """Makes one model of a round's updates, which come one at a time."""
 
     def accumulate(self, update: Tensors, num_samples: int) -> None:
-        """Take one update in.
+        """Add one update.
 
         Raises:
             TensorError: it does not fit the first one, or the result is not finite.
@@ -35,7 +35,7 @@ class UnknownStrategyError(InvalidError):
 
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"fedavg": FedAvg}
-"""Strategies by the name that the API takes."""
+"""Strategies by name, as the API knows them."""
 
 
 def create_strategy(name: str) -> Strategy:

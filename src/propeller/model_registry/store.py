@@ -1,8 +1,8 @@
 """Model versions as files: ``global_model_v{n}.safetensors``, written once, whole and durably.
 
 A version is allocated under a lock on the folder, which registries on the same folder share, and its file appears by a link that
-exactly one writer can make. What the file's ``__metadata__`` says is all that a restart needs: the key under which the version was asked
-for and the digest of its tensors. Files ``global_model_v{n}.json`` of absmach/propeller's registry are read where they lie.
+exactly one writer can make. The file's ``__metadata__`` has all that a restart needs: the key under which the version was
+asked for and the digest of its tensors. Files ``global_model_v{n}.json`` of absmach/propeller's registry are read where they lie.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ FileStamp = tuple[str, int, int, int]
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a version holds: tensors, the metadata they were stored with, and their digest."""
+    """What is stored of a version: tensors, the metadata they were stored with, and their digest."""
 
     tensors: Tensors
     metadata: dict[str, str]
@@ -106,7 +106,7 @@ class ModelStore:
         return sorted(self._files())
 
     def stamp(self, version: int) -> FileStamp:
-        """What tells the file of a version from one that an operator put in its place.
+        """What distinguishes the file of a version from one that an operator put in its place.
 
         Raises:
             VersionNotFoundError: there is none.

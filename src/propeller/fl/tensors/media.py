@@ -36,7 +36,7 @@ CODECS: dict[str, Codec] = {
 """Media types to codecs, the preferred one first. Another encoding is one more entry."""
 
 _ALIASES = {"": JSON, "application/x-www-form-urlencoded": JSON, "application/x-safetensors": SAFETENSORS}
-"""No type, and the one that curl sends unless told otherwise, are taken as JSON."""
+"""No type, and the one that curl sends unless told otherwise, are read as JSON."""
 
 
 def media_type(content_type: str | None) -> str:
@@ -97,7 +97,7 @@ def negotiate(accept: str | None) -> str:
     ranges = [_range(part) for part in accept.split(",") if part.strip()]
     best = max(CODECS, key=lambda offered: _quality(offered, ranges))
     if _quality(best, ranges) <= 0:
-        raise NotAcceptableError(f"Accept {accept[:80]!r} takes none of {', '.join(CODECS)}")
+        raise NotAcceptableError(f"Accept {accept[:80]!r} allows none of {', '.join(CODECS)}")
     return best
 
 

@@ -98,7 +98,7 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
 async def read_documents(
     chunks: AsyncIterable[bytes], *, max_document: int = MAX_DOCUMENT_BYTES
 ) -> AsyncIterator[bytearray]:
-    """Cut a stream into its documents, each in memory of its own; only one is held at a time.
+    """Cut a stream into its documents, each in memory of its own; only one is in memory at a time.
 
     Args:
         chunks: the stream, in pieces of any sizes.
@@ -112,9 +112,9 @@ async def read_documents(
     async for chunk in chunks:
         rest = memoryview(chunk)
         while rest:
-            taken = min(len(rest), len(buffer) - filled)
-            buffer[filled : filled + taken] = rest[:taken]
-            rest, filled = rest[taken:], filled + taken
+            count = min(len(rest), len(buffer) - filled)
+            buffer[filled : filled + count] = rest[:count]
+            rest, filled = rest[count:], filled + count
             if filled < len(buffer):
                 break
             # Three neededs, one after the other: the prefix, the header, the whole document.
