@@ -159,6 +159,17 @@ async def test_a_folder_is_locked_as_well_and_waiting_does_not_hold_up_the_loop(
     second.release()
 
 
+def test_a_lock_that_wants_a_folder_makes_nothing_and_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name, error in (("gone", FileNotFoundError), ("file", NotADirectoryError), ("link", OSError)):
+        with pytest.raises(error):
+            FileLock(tmp_path / name, folder=True).acquire(0)
+    assert not (tmp_path / "gone").exists()
+    with FileLock(tmp_path, folder=True), pytest.raises(LockedError):
+        FileLock(tmp_path, folder=True).acquire(0)
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (

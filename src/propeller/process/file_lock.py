@@ -28,9 +28,13 @@ class LockedError(Exception):
 class FileLock:
     """An exclusive lock; as a context manager it waits for as long as it takes."""
 
-    def __init__(self, path: Path) -> None:
-        """``path`` is a folder that exists, or a file, which is made (for its owner only) if it is missing."""
+    def __init__(self, path: Path, *, folder: bool = False) -> None:
+        """``path`` is a folder that exists, or a file, which is made (for its owner only) if it is missing.
+
+        With ``folder`` it is never made, and no link: one that is gone raises FileNotFoundError, another thing NotADirectoryError.
+        """
         self._path = path
+        self._folder = folder
         self._descriptor: int | None = None
 
     @property
@@ -88,7 +92,9 @@ class FileLock:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         """The open file, kept as the locked one if the block ends without an error."""
-        if self._path.is_dir():
+        if self._folder:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        elif self._path.is_dir():
             descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         else:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
