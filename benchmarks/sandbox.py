@@ -23,7 +23,7 @@ import wasmtime
 
 from propeller.data import program_path
 from propeller.wasm.build import build as build_python
-from propeller.wasm.sandbox import Job, Sandbox
+from propeller.wasm.sandbox import ProgramRun, Sandbox
 
 ROOT = Path(__file__).parents[1]
 GOAL_MS, GAIN = 10, 1.8
@@ -83,7 +83,7 @@ async def _overhead(sandbox: Sandbox, digest: str, tasks: int) -> list[float]:
     found = []
     for number in range(tasks + 10):
         begin = time.perf_counter()
-        outcome = await sandbox.run(Job("task", digest, env=env, files=files))
+        outcome = await sandbox.run(ProgramRun("task", digest, env=env, files=files))
         took = (time.perf_counter() - begin) * 1000
         if outcome.error is not None:
             raise SystemExit(outcome.error)
@@ -96,10 +96,10 @@ async def _parallel(sandbox: Sandbox) -> float:
     digest = await _add(sandbox, bytes(wasmtime.wat2wasm(BUSY)))
     begin = time.perf_counter()
     for number in range(2):
-        await sandbox.run(Job(str(number), digest))
+        await sandbox.run(ProgramRun(str(number), digest))
     apart = time.perf_counter() - begin
     begin = time.perf_counter()
-    await asyncio.gather(*(sandbox.run(Job(str(number), digest)) for number in range(2)))
+    await asyncio.gather(*(sandbox.run(ProgramRun(str(number), digest)) for number in range(2)))
     together = time.perf_counter() - begin
     print(f"two busy tasks at once: {apart / together:.2f} times one after another ({os.cpu_count()} cores)")
     return apart / together

@@ -17,7 +17,7 @@ from propeller.cli.try_program import Trial, TrialInputs, run_try
 from propeller.data import program_path
 from propeller.process.run import StartError
 from propeller.wasm import build as building
-from propeller.wasm.job import Limits
+from propeller.wasm.program_run import Limits
 from support.programs import echo
 from support.python_programs import CACHE_HOME, built
 from support.stack import PROPELLER, propeller

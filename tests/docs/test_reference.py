@@ -27,7 +27,7 @@ from propeller.oci_registry.api import create_api
 from propeller.process.settings import HttpSettings
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 from propeller.stack.services import SERVICES, ServiceSpec
-from propeller.wasm.job import Limits
+from propeller.wasm.program_run import Limits
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()

@@ -18,7 +18,7 @@ from propeller.program import Context, Data, registry
 from propeller.program import tensors as pt
 from propeller.sdk import Propeller
 from propeller.tensors import session
-from propeller.wasm.job import Job, Limits
+from propeller.wasm.program_run import Limits, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
 from support.python_programs import COMPILED, SANDBOX, SOURCES, built, together
@@ -93,7 +93,7 @@ async def run(
         "dataset.json": json.dumps({"data": data}).encode(),
         "hyperparams.json": json.dumps(given).encode(),
     }
-    job = Job(
+    job = ProgramRun(
         "j", await add(sandbox, program.read_bytes()), env=env, files=files, limits=Limits(wall_time_s=60)
     )
     outcome = await sandbox.run(job, log.append)

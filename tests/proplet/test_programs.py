@@ -15,7 +15,7 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.programs import ProgramFetcher
 from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 from propeller.protocol.topics import Kind
-from propeller.wasm.job import Limits, ProgramError
+from propeller.wasm.program_run import Limits, ProgramError
 from support.net import eventually
 from support.programs import digest
 from support.proplet import IMAGE, Peers
@@ -38,7 +38,7 @@ class FakeStore:
             raise ProgramError("not a valid Wasm program")
         self.programs[digest] = wasm
 
-    def turn(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
+    def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         return nullcontext(True)
 
 

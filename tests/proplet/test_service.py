@@ -12,7 +12,7 @@ from propeller.proplet.runner import CompletedRun
 from propeller.proplet.service import MAX_REMEMBERED_IDS, MAX_WAITING_TASKS, TaskExecutor
 from propeller.protocol.proplet import TaskMetrics
 from propeller.protocol.task import TaskResult, TaskStart
-from propeller.wasm.job import Job, Outcome
+from propeller.wasm.program_run import ProgramRun, RunOutcome
 from support.net import eventually
 
 ME = "me"
@@ -37,7 +37,7 @@ class FakeRunner:
         if start.name == "faulty":
             raise KeyError("a bug")
         return CompletedRun(
-            Job(start.id, "sha256:0"), Outcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0
+            ProgramRun(start.id, "sha256:0"), RunOutcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0
         )
 
     async def report(self, run: CompletedRun, *, copy_update: bool) -> TaskResult:

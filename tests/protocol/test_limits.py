@@ -12,7 +12,7 @@ from propeller.process.run import StartError
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import LIMIT_NAMES, TaskStart
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.wasm.job import Limits
+from propeller.wasm.program_run import Limits
 
 ROUND = {"round_id": "r", "model_uri": "v0", "task_wasm_image": "i", "participants": ["a"]}
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from propeller.wasm.job import Job, Limits, Outcome
+from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
 
@@ -20,7 +20,7 @@ class Logreg:
 
     async def __call__(
         self, model: Any, dataset: Any, hyperparams: Any = None, *, by_env: bool = False, **env: str
-    ) -> Outcome:
+    ) -> RunOutcome:
         """Run it once; ``log`` has its lines."""
         given = {"model": model, "dataset": dataset, "hyperparams": hyperparams}
         texts = {
@@ -35,7 +35,7 @@ class Logreg:
         self.log = []
         digest = await add(self._sandbox, self._program.read_bytes())
         limits = Limits(wall_time_s=60)
-        job = Job("logreg", digest, env=env, files=files, limits=limits)
+        job = ProgramRun("logreg", digest, env=env, files=files, limits=limits)
         return await self._sandbox.run(job, self.log.append)
 
     async def update(self, *given: Any, **env: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from propeller.wasm.external import External
-from propeller.wasm.job import Job, Limits, Outcome, ProgramError
+from propeller.wasm.external import ExternalRuntime
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from support.guests import command, digest_of
 from support.net import eventually
 from support.programs import echo
@@ -53,12 +53,12 @@ except wasmtime.ExitTrap as exit:
 
 
 class Scene:
-    def __init__(self, folder: Path, sandbox: External) -> None:
+    def __init__(self, folder: Path, sandbox: ExternalRuntime) -> None:
         self.folder, self.sandbox = folder, sandbox
 
-    async def run(self, wasm: bytes, **fields: Any) -> Outcome:
+    async def run(self, wasm: bytes, **fields: Any) -> RunOutcome:
         await self.sandbox.add(digest_of(wasm), wasm)
-        return await self.sandbox.run(Job("t-1", digest_of(wasm), **fields))
+        return await self.sandbox.run(ProgramRun("t-1", digest_of(wasm), **fields))
 
     def notes(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "notes.json").read_text())
@@ -73,7 +73,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     script = tmp_path / "runtime"
     script.write_text(RUNTIME.format(python=sys.executable, notes=str(tmp_path / "notes.json")))
     script.chmod(0o700)
-    async with External(str(script), tmp_path / "sandbox") as sandbox:
+    async with ExternalRuntime(str(script), tmp_path / "sandbox") as sandbox:
         made = Scene(tmp_path, sandbox)
         yield made
         assert made.left() == []
@@ -86,7 +86,9 @@ async def test_a_command_with_its_files(scene: Scene, monkeypatch: pytest.Monkey
     digest = digest_of(echo())
     await scene.sandbox.add(digest, echo())
     env = {"REPLY": "fine", "SAY": "one\ntwo\n", "COPY": "1", "MODEL_DATA": large, "TOKEN": "hidden"}
-    job = Job("t-1", digest, env=env, files={"model.safetensors": large.encode()}, args=("--wasi=x", "y"))
+    job = ProgramRun(
+        "t-1", digest, env=env, files={"model.safetensors": large.encode()}, args=("--wasi=x", "y")
+    )
     outcome = await scene.sandbox.run(job, lines.append)
     assert (outcome.error, outcome.stdout, lines) == (None, b"fine", ["one", "two"])
     assert outcome.out_files == {"update.safetensors": large.encode()}
@@ -196,11 +198,11 @@ async def test_a_stop_ends_everything_that_the_runtime_started(scene: Scene) -> 
 async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
     """The runtime is tied to the process that started it."""
     code = (
-        "import asyncio, sys; from pathlib import Path; from propeller.wasm.external import External\n"
-        "from propeller.wasm.job import Job\n"
+        "import asyncio, sys; from pathlib import Path; from propeller.wasm.external import ExternalRuntime\n"
+        "from propeller.wasm.program_run import ProgramRun\n"
         "async def main():\n"
-        "    async with External(sys.argv[1], Path(sys.argv[2])) as sandbox:\n"
-        "        await sandbox.run(Job('t', sys.argv[3], env={'SPIN': '1'}))\n"
+        "    async with ExternalRuntime(sys.argv[1], Path(sys.argv[2])) as sandbox:\n"
+        "        await sandbox.run(ProgramRun('t', sys.argv[3], env={'SPIN': '1'}))\n"
         "asyncio.run(main())"
     )
     await scene.sandbox.add(digest_of(echo()), echo())
@@ -216,14 +218,14 @@ async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
     child.send_signal(signal.SIGKILL)
     await child.wait()
     await eventually(lambda: not _alive(scene.notes()["pid"]))
-    async with External(str(scene.folder / "runtime"), scene.folder / "sandbox"):
+    async with ExternalRuntime(str(scene.folder / "runtime"), scene.folder / "sandbox"):
         assert len(list((scene.folder / "sandbox" / "tasks").iterdir())) == 2  # ours, not the dead one's
 
 
 def test_a_runtime_that_is_not_there(tmp_path: Path) -> None:
     for name in ("no-such-runtime", str(tmp_path)):
         with pytest.raises(ProgramError, match=r"PROPLET_EXTERNAL_WASM_RUNTIME: .* is not a program"):
-            External(name, tmp_path / "sandbox")
+            ExternalRuntime(name, tmp_path / "sandbox")
 
 
 async def test_it_is_no_runtime(tmp_path: Path) -> None:
@@ -231,10 +233,10 @@ async def test_it_is_no_runtime(tmp_path: Path) -> None:
     broken.write_bytes(b"\x7fELF, but no more")
     broken.chmod(0o700)
     program = command("(nop)")
-    async with External(str(broken), tmp_path / "sandbox") as sandbox:
+    async with ExternalRuntime(str(broken), tmp_path / "sandbox") as sandbox:
         await sandbox.add(digest_of(program), program)
         lines: list[str] = []
-        outcome = await sandbox.run(Job("t", digest_of(program)), lines.append)
+        outcome = await sandbox.run(ProgramRun("t", digest_of(program)), lines.append)
         assert outcome.error == "the program exited with code 127"
         assert lines == [f"{broken}: Exec format error"]
 

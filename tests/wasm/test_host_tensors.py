@@ -17,8 +17,8 @@ from propeller.tensors.machine import QuotaError
 from propeller.tensors.numpy_machine import NumpyMachine
 from propeller.tensors.operations import OPERATIONS
 from propeller.tensors.shapes import TensorError, size_bytes
-from propeller.wasm import link
-from propeller.wasm.job import MIB, Job, Limits, Outcome
+from propeller.wasm import template_client
+from propeller.wasm.program_run import MIB, Limits, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add, command
 from support.tensor_guests import FIRST, sender
@@ -34,17 +34,17 @@ def full(handle: int, *shape: int, dtype: str = "float32") -> list[Any]:
 
 async def run(
     sandbox: Sandbox, wasm: bytes, *, files: Any = None, seconds: float = 20, **limits: Any
-) -> Outcome:
+) -> RunOutcome:
     """Run a component, then a good one, which must work; gives the first one's outcome."""
     asked = Limits(**{"wall_time_s": seconds, "memory_bytes": 192 * MIB, **limits})
-    outcome = await sandbox.run(Job("a", await add(sandbox, wasm), files=files or {}, limits=asked))
-    after = await sandbox.run(Job("good", await add(sandbox, sender(GOOD))))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, wasm), files=files or {}, limits=asked))
+    after = await sandbox.run(ProgramRun("good", await add(sandbox, sender(GOOD))))
     assert after.error is None, after
     assert answers(after) == [GOOD_ANSWER]
     return outcome
 
 
-def answers(outcome: Outcome) -> list[Any]:
+def answers(outcome: RunOutcome) -> list[Any]:
     """What the host answered: the parsed answer, or the text of an error."""
     found: list[Any] = []
     for line in outcome.stdout.decode().splitlines():
@@ -53,7 +53,7 @@ def answers(outcome: Outcome) -> list[Any]:
     return found
 
 
-def named(outcome: Outcome, limit: str) -> None:
+def named(outcome: RunOutcome, limit: str) -> None:
     assert outcome.limit == limit, outcome
     assert outcome.error is not None
     assert outcome.error.startswith(f"{limit}: over the limit of "), outcome
@@ -316,7 +316,7 @@ async def test_numpy_is_loaded_for_those_who_import_tensors(sandbox: Sandbox) ->
     core = '(core module $m (func (export "run") (result i32) (i32.const 0))) (core instance $i (instantiate $m))'
     plain = f"""(component {core} (func $run (result (result)) (canon lift (core func $i "run")))
       (instance $e (export "run" (func $run))) (export "wasi:cli/run@0.2.0" (instance $e)))"""
-    outcome = await sandbox.run(Job("a", await add(sandbox, bytes(wasmtime.wat2wasm(plain)))))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, bytes(wasmtime.wat2wasm(plain)))))
     assert (outcome.error, "tensor_steps" in outcome.metrics, loaded()) == (None, False, False)
     await run(sandbox, sender(GOOD))
     assert loaded()
@@ -397,13 +397,15 @@ def test_any_text(text: str) -> None:
 async def test_a_template_that_cannot_load_numpy_serves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without = link._CODE.replace("from propeller", "sys.modules['numpy'] = None; from propeller")
-    monkeypatch.setattr(link, "_CODE", without)
+    without = template_client.TEMPLATE_CODE.replace(
+        "from propeller", "sys.modules['numpy'] = None; from propeller"
+    )
+    monkeypatch.setattr(template_client, "TEMPLATE_CODE", without)
     async with Sandbox(tmp_path) as sandbox:
         before = sandbox.template_pid
-        outcome = await sandbox.run(Job("a", await add(sandbox, sender(GOOD))))
+        outcome = await sandbox.run(ProgramRun("a", await add(sandbox, sender(GOOD))))
         assert outcome.error is not None
         assert outcome.error.startswith("sandbox: cannot start a process: ")
         assert "numpy" in outcome.error
-        assert (await sandbox.run(Job("good", await add(sandbox, command(""))))).error is None
+        assert (await sandbox.run(ProgramRun("good", await add(sandbox, command(""))))).error is None
         assert sandbox.template_pid == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
+from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import IN, OUT, add, command, digest_of, wat
 from support.net import eventually
@@ -17,17 +17,21 @@ GOOD = command("(drop (call $write (i32.const 1) (i32.const 64) (i32.const 4)))"
 FOREVER = "(loop $l (br $l))"
 
 
-async def attempt(sandbox: Sandbox, wasm: bytes, *, seconds: float = 20, **limits: float | None) -> Outcome:
+async def attempt(
+    sandbox: Sandbox, wasm: bytes, *, seconds: float = 20, **limits: float | None
+) -> RunOutcome:
     """Run a hostile program, then a good one, which must work; gives the first one's outcome."""
     digest = await add(sandbox, wasm)
     asked = Limits(**{"wall_time_s": seconds, **limits})  # type: ignore[arg-type]
-    outcome = await sandbox.run(Job("hostile", digest, env={"A": "b"}, files={"data": b"x"}, limits=asked))
-    after = await sandbox.run(Job("good", await add(sandbox, GOOD)))
+    outcome = await sandbox.run(
+        ProgramRun("hostile", digest, env={"A": "b"}, files={"data": b"x"}, limits=asked)
+    )
+    after = await sandbox.run(ProgramRun("good", await add(sandbox, GOOD)))
     assert (after.error, after.stdout) == (None, b"good")
     return outcome
 
 
-def named(outcome: Outcome, limit: str) -> None:
+def named(outcome: RunOutcome, limit: str) -> None:
     """Check that the outcome names its limit."""
     assert outcome.limit == limit, outcome
     assert outcome.error is not None
@@ -242,7 +246,7 @@ async def test_garbage(sandbox: Sandbox) -> None:
     ):
         with pytest.raises(ProgramError, match=text):
             await add(sandbox, wasm)
-        outcome = await sandbox.run(Job("a", digest_of(wasm)))
+        outcome = await sandbox.run(ProgramRun("a", digest_of(wasm)))
         assert outcome.error is not None
 
 
@@ -262,14 +266,14 @@ async def test_compile_bomb(sandbox: Sandbox) -> None:
         await sandbox.add(digest_of(wasm), wasm, Limits(compile_s=0.1))
     with pytest.raises(ProgramError, match=r"^compile_memory_bytes: over the limit of"):
         await sandbox.add(digest_of(wasm), wasm, Limits(compile_memory_bytes=40 * MIB))
-    assert (await sandbox.run(Job("good", await add(sandbox, GOOD)))).stdout == b"good"
+    assert (await sandbox.run(ProgramRun("good", await add(sandbox, GOOD)))).stdout == b"good"
 
 
-async def test_nothing_is_inherited(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_inherited(sandbox: Sandbox, tmp_path: Path) -> None:
     """The guest has the environment and the descriptors it is given, and its process no others of the proplet's."""
     digest = await add(sandbox, command(FOREVER))
     await eventually(lambda: not _children_of(sandbox))  # the compiler's process is gone
-    job = asyncio.create_task(sandbox.run(Job("a", digest, env={"ONLY": "this"})))
+    job = asyncio.create_task(sandbox.run(ProgramRun("a", digest, env={"ONLY": "this"})))
     pid = max(await eventually(lambda: _children_of(sandbox)))
     place = Path(f"/proc/{pid}")
 
@@ -281,12 +285,12 @@ async def test_nothing_is_inherited(sandbox: Sandbox, monkeypatch: pytest.Monkey
         for thread in (place / "task").iterdir():  # those of the runtime too
             assert "NoNewPrivs:\t1\nSeccomp:\t2" in (thread / "status").read_text()
     names = sorted(str(link.readlink()) for link in (place / "fd").iterdir())
-    tasks = next(sandbox._places.own.iterdir())
+    tasks = next((tmp_path / "sandbox" / "tasks").glob("*/*/out")).parent
     allowed = (
         "/dev/null",
         str(tasks / "in"),
         str(tasks / "out"),
-        str(sandbox._cache.find(digest, "", fuel=False).source)[:-5],
+        str(tmp_path / "sandbox" / "programs" / digest.removeprefix("sha256:")),
     )
     assert [name for name in names if name.startswith("/") and not name.startswith(allowed)] == []
     assert not [name for name in names if name.startswith("socket")]
@@ -306,7 +310,7 @@ def _children_of(sandbox: Sandbox) -> list[int]:
 async def test_stop_is_quick(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(FOREVER))
     await eventually(lambda: not _children_of(sandbox))  # the compiler's
-    job = asyncio.create_task(sandbox.run(Job("a", digest)))
+    job = asyncio.create_task(sandbox.run(ProgramRun("a", digest)))
     await eventually(lambda: _children_of(sandbox))
     begin = time.monotonic()
     assert await sandbox.kill("a")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from propeller.wasm.job import Job, Limits, Outcome, ProgramError
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import OUT, add, command, digest_of, wat
 
@@ -40,7 +40,7 @@ def component(core: str) -> bytes:
 async def test_a_file_in_and_standard_output(sandbox: Sandbox) -> None:
     """A large file comes through whole, as do more bytes than a pipe holds."""
     content = bytes(range(256)) * 8192
-    job = Job("a", await add(sandbox, command(OPEN_IN + ECHO, data="in.js")), files={"in.js": content})
+    job = ProgramRun("a", await add(sandbox, command(OPEN_IN + ECHO, data="in.js")), files={"in.js": content})
     outcome = await sandbox.run(job)
     assert outcome.error is None
     assert outcome.stdout == content
@@ -54,7 +54,7 @@ async def test_a_file_out(sandbox: Sandbox) -> None:
       (drop (call $path_open (i32.const {OUT}) (i32.const 0) (i32.const 64) (i32.const 3) (i32.const 1)
         (i64.const 0x40) (i64.const 0) (i32.const 0) (i32.const 32)))
       (drop (call $write (i32.load (i32.const 32)) (i32.const 67) (i32.const 4)))"""
-    outcome = await sandbox.run(Job("a", await add(sandbox, command(code, data="d/fdata"))))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, command(code, data="d/fdata"))))
     assert outcome.error is None
     assert outcome.out_files == {"d/f": b"data"}
 
@@ -72,7 +72,7 @@ async def test_standard_error_comes_live(sandbox: Sandbox) -> None:
         came.set()
 
     digest = await add(sandbox, command(code, data="first\\nlast"))
-    run = asyncio.create_task(sandbox.run(Job("a", digest), take))
+    run = asyncio.create_task(sandbox.run(ProgramRun("a", digest), take))
     await asyncio.wait_for(came.wait(), 10)
     assert lines == ["first"]
     await sandbox.kill("a")
@@ -99,7 +99,7 @@ async def test_environment_and_arguments(sandbox: Sandbox) -> None:
         (drop (call $args (i32.const 64) (i32.const 1024)))
         (call $put (i32.const 1024) (i32.const 12))))""")
     )
-    job = Job("a", await add(sandbox, wasm), env={"A": "1", "B": "ü"}, args=("-x",))
+    job = ProgramRun("a", await add(sandbox, wasm), env={"A": "1", "B": "ü"}, args=("-x",))
     outcome = await sandbox.run(job)
     assert outcome.stdout == "A=1\0B=ü\0".encode() + b"program\0-x\0\0"
 
@@ -126,7 +126,7 @@ async def test_called_exports(sandbox: Sandbox) -> None:
         ("absent", (), "1"),  # main, and _initialize before it
         (None, (), "1"),
     ):
-        outcome = await sandbox.run(Job("a", digest, export=export, inputs=inputs))
+        outcome = await sandbox.run(ProgramRun("a", digest, export=export, inputs=inputs))
         assert (outcome.error, outcome.value) == (None, value), export
 
 
@@ -140,12 +140,12 @@ async def test_called_exports(sandbox: Sandbox) -> None:
     ],
 )
 async def test_wrong_inputs(sandbox: Sandbox, inputs: tuple[str, ...], text: str) -> None:
-    outcome = await sandbox.run(Job("a", await add(sandbox, wat(CALLED)), export="add", inputs=inputs))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, wat(CALLED)), export="add", inputs=inputs))
     assert outcome.error == text
 
 
 async def test_no_function_to_call(sandbox: Sandbox) -> None:
-    outcome = await sandbox.run(Job("a", await add(sandbox, wat("")), export="task"))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, wat("")), export="task"))
     assert outcome.error == "the program exports no function named task or main or run or _start"
 
 
@@ -156,39 +156,43 @@ async def test_components(sandbox: Sandbox) -> None:
         ("unreachable", "the program failed: wasm trap: wasm `unreachable` instruction executed", None),
         ("(loop $l (br $l)) (i32.const 0)", "wall_time_s: over the limit of 0.3 s", "wall_time_s"),
     ):
-        job = Job("a", await add(sandbox, component(core)), limits=Limits(wall_time_s=0.3 if limit else 20))
+        job = ProgramRun(
+            "a", await add(sandbox, component(core)), limits=Limits(wall_time_s=0.3 if limit else 20)
+        )
         outcome = await sandbox.run(job)
         assert (outcome.error, outcome.limit) == (error, limit)
     fuel = await sandbox.run(
-        Job("a", await add(sandbox, component("(loop $l (br $l)) (i32.const 0)")), limits=Limits(fuel=1000))
+        ProgramRun(
+            "a", await add(sandbox, component("(loop $l (br $l)) (i32.const 0)")), limits=Limits(fuel=1000)
+        )
     )
     assert fuel.limit == "fuel"
     grown = """(loop $l (br_if $l (i32.ne (memory.grow (i32.const 16)) (i32.const -1))))
       (memory.fill (i32.const 0) (i32.const 1) (i32.shl (memory.size) (i32.const 16))) unreachable"""
     outcome = await sandbox.run(
-        Job("a", await add(sandbox, component(grown)), limits=Limits(memory_bytes=1 << 26))
+        ProgramRun("a", await add(sandbox, component(grown)), limits=Limits(memory_bytes=1 << 26))
     )
     assert outcome.limit == "memory_bytes", outcome
 
 
 async def test_component_that_is_no_command(sandbox: Sandbox) -> None:
-    outcome = await sandbox.run(Job("a", await add(sandbox, bytes(wasmtime.wat2wasm("(component)")))))
+    outcome = await sandbox.run(ProgramRun("a", await add(sandbox, bytes(wasmtime.wat2wasm("(component)")))))
     assert outcome.error == "the component does not export wasi:cli/run@0.2"
 
 
 async def test_many_at_once(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(OPEN_IN + ECHO, data="in.js"))
-    jobs = [Job(f"job-{n}", digest, files={"in.js": str(n).encode()}) for n in range(40)]
+    jobs = [ProgramRun(f"job-{n}", digest, files={"in.js": str(n).encode()}) for n in range(40)]
     outcomes = await asyncio.gather(*(sandbox.run(job) for job in jobs))
     assert [outcome.stdout for outcome in outcomes] == [str(n).encode() for n in range(40)]
 
 
 async def test_same_id_twice(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command("(loop $l (br $l))"))
-    first = asyncio.create_task(sandbox.run(Job("a", digest)))
+    first = asyncio.create_task(sandbox.run(ProgramRun("a", digest)))
     await asyncio.sleep(0)
-    second = await sandbox.run(Job("a", digest))
-    assert second.error == "a job with the id a is still running"
+    second = await sandbox.run(ProgramRun("a", digest))
+    assert second.error == "a task with the id a is still running"
     await sandbox.kill("a")
     assert (await first).error == "stopped before completion"
 
@@ -203,8 +207,8 @@ async def test_parallel(sandbox: Sandbox) -> None:
     )
     up = {"a": asyncio.Event(), "b": asyncio.Event()}
 
-    def run(name: str) -> "asyncio.Task[Outcome]":
-        return asyncio.create_task(sandbox.run(Job(name, endless), lambda _: up[name].set()))
+    def run(name: str) -> "asyncio.Task[RunOutcome]":
+        return asyncio.create_task(sandbox.run(ProgramRun(name, endless), lambda _: up[name].set()))
 
     runs = [run(name) for name in up]
     await asyncio.wait_for(asyncio.gather(*(event.wait() for event in up.values())), 20)
@@ -223,7 +227,7 @@ async def test_cancelled(sandbox: Sandbox) -> None:
         ),
     )
     up = asyncio.Event()
-    run = asyncio.create_task(sandbox.run(Job("a", digest), lambda _: up.set()))
+    run = asyncio.create_task(sandbox.run(ProgramRun("a", digest), lambda _: up.set()))
     await asyncio.wait_for(up.wait(), 10)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -233,14 +237,14 @@ async def test_cancelled(sandbox: Sandbox) -> None:
 async def test_file_names(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(""))
     for name in ("../x", "a/b", "", ".."):
-        outcome = await sandbox.run(Job("a", digest, files={name: b""}))
+        outcome = await sandbox.run(ProgramRun("a", digest, files={name: b""}))
         assert outcome.error == f"files: {name!r} is not a plain file name"
 
 
 async def test_program_that_is_not_there(sandbox: Sandbox) -> None:
     for digest in (digest_of(b"x"), "../../etc/passwd", "sha256:short"):
         assert not sandbox.has(digest)
-        outcome = await sandbox.run(Job("a", digest))
+        outcome = await sandbox.run(ProgramRun("a", digest))
         assert outcome.error is not None
         assert "is not in the cache" in outcome.error
 

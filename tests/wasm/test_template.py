@@ -3,13 +3,19 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wasmtime
 
-from propeller.wasm.job import Job
+import propeller
+from propeller.wasm import template_client
+from propeller.wasm.messages import StartTask, TemplateReady, decode_reply, encode
+from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add, children, command, digest_of
 from support.net import eventually
@@ -32,7 +38,7 @@ async def test_template_killed(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         digest, good = await add(sandbox, FOREVER), await add(sandbox, GOOD)
         up = asyncio.Event()
-        job = asyncio.create_task(sandbox.run(Job("a", digest), lambda _: up.set()))
+        job = asyncio.create_task(sandbox.run(ProgramRun("a", digest), lambda _: up.set()))
         await asyncio.wait_for(up.wait(), 10)
         task = max(children(sandbox.template_pid))  # the compiler's process may not be gone yet
         before = sandbox.template_pid
@@ -40,7 +46,7 @@ async def test_template_killed(tmp_path: Path) -> None:
         outcome = await asyncio.wait_for(job, 10)
         assert outcome.error == "sandbox: its process ended unexpectedly, and the task with it"
         await eventually(lambda: not alive(task))
-        assert (await sandbox.run(Job("a", good))).error is None
+        assert (await sandbox.run(ProgramRun("a", good))).error is None
         assert sandbox.template_pid != before
 
 
@@ -49,18 +55,20 @@ async def test_template_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     async with Sandbox(tmp_path) as sandbox:
         good, forever = await add(sandbox, GOOD), await add(sandbox, FOREVER)
         refused = 0
-        send = sandbox._link.send
+        send_fds = socket.send_fds
 
-        def counting(*given: Any) -> bool:
+        def counting(*arguments: Any) -> int:
             nonlocal refused
-            sent = send(*given)
-            refused += not sent
-            return sent
+            try:
+                return send_fds(*arguments)
+            except OSError:
+                refused += 1
+                raise
 
-        monkeypatch.setattr(sandbox._link, "send", counting)
+        monkeypatch.setattr(socket, "send_fds", counting)
         os.kill(sandbox.template_pid, signal.SIGSTOP)
-        jobs = [asyncio.create_task(sandbox.run(Job("stopped", forever)))]
-        jobs += [asyncio.create_task(sandbox.run(Job(str(n), good))) for n in range(250)]
+        jobs = [asyncio.create_task(sandbox.run(ProgramRun("stopped", forever)))]
+        jobs += [asyncio.create_task(sandbox.run(ProgramRun(str(n), good))) for n in range(250)]
         await eventually(lambda: refused > 3)
         assert await sandbox.kill("stopped")
         os.kill(sandbox.template_pid, signal.SIGCONT)
@@ -68,10 +76,82 @@ async def test_template_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert errors == ["stopped before completion"] + [None] * 250
 
 
+BROKEN = """
+import os, sys, time
+marker, ready = {marker!r}, {ready!r}
+if not os.path.exists(marker):
+    open(marker, "w").close()
+    os.write(0, ready)
+    os.read(0, 65536)
+    os.write(0, {said!r})
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"garbage\n",
+        b'{"message": "TaskEnded", "id": 1}\n',
+        b'{"message": "KillTask", "id": 1}\n',
+        b"x" * 70_000,
+    ],
+)
+async def test_template_that_says_what_none_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """It is replaced like one that died: what ran fails with a clear error, and the next run works."""
+    broken = BROKEN.format(marker=str(tmp_path / "marker"), ready=encode(TemplateReady(())), said=said)
+    monkeypatch.setattr(template_client, "TEMPLATE_CODE", broken + template_client.TEMPLATE_CODE)
+    async with Sandbox(tmp_path / "sandbox") as sandbox:
+        before = sandbox.template_pid
+        with pytest.raises(ProgramError, match=r"^sandbox: its process ended unexpectedly"):
+            await asyncio.wait_for(add(sandbox, GOOD), 10)
+        assert not alive(before)
+        assert (await sandbox.run(ProgramRun("a", digest_of(GOOD)))).error is None
+
+
+# What the end of a task that ends with the template means to it while its interpreter is finalized.
+ENDING = "import signal; signal.raise_signal(signal.SIGCHLD); [0 for _ in range(9)]"
+
+
+async def test_template_ends_without_a_word(tmp_path: Path) -> None:
+    """The signals of the tasks that end with it have nowhere to go, and nobody is told of that."""
+    folders = [str(Path(file).parents[1]) for file in (propeller.__file__, str(wasmtime.__file__))]
+    os.mkfifo(tmp_path / "task")  # so that no task gets to know what it is to do
+    control, theirs = socket.socketpair()
+    with control:
+        with theirs:
+            template = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    f"{template_client.TEMPLATE_CODE}; {ENDING}",
+                    "0",
+                    *folders,
+                ],
+                stdin=theirs.fileno(),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert isinstance(decode_reply(await asyncio.to_thread(control.recv, 65536)), TemplateReady)
+        with Path(os.devnull).open("wb") as nothing:
+            request = StartTask(1, str(tmp_path / "task"), 60)
+            socket.send_fds(control, [encode(request)], [nothing.fileno()] * 3)
+        (task,) = await eventually(lambda: children(template.pid))
+    _, said = await asyncio.to_thread(template.communicate, timeout=20)
+    assert (said, template.returncode) == ("", 0)
+    await eventually(lambda: not alive(task))
+
+
 async def test_task_killed_from_outside(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         up = asyncio.Event()
-        job = asyncio.create_task(sandbox.run(Job("a", await add(sandbox, FOREVER)), lambda _: up.set()))
+        job = asyncio.create_task(
+            sandbox.run(ProgramRun("a", await add(sandbox, FOREVER)), lambda _: up.set())
+        )
         await asyncio.wait_for(up.wait(), 10)
         for pid in children(sandbox.template_pid):  # the compiler's process may not be gone yet
             os.kill(pid, signal.SIGKILL)
@@ -82,7 +162,9 @@ async def test_task_killed_from_outside(tmp_path: Path) -> None:
 async def test_closed_while_running(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         up = asyncio.Event()
-        job = asyncio.create_task(sandbox.run(Job("a", await add(sandbox, FOREVER)), lambda _: up.set()))
+        job = asyncio.create_task(
+            sandbox.run(ProgramRun("a", await add(sandbox, FOREVER)), lambda _: up.set())
+        )
         await asyncio.wait_for(up.wait(), 10)
         pids = [sandbox.template_pid, *children(sandbox.template_pid)]
     assert (await job).error is not None
@@ -93,13 +175,13 @@ async def test_closed_while_running(tmp_path: Path) -> None:
 PROPLET = """
 import asyncio, sys
 from pathlib import Path
-from propeller.wasm.sandbox import Job, Sandbox
+from propeller.wasm.sandbox import ProgramRun, Sandbox
 
 async def main():
     async with Sandbox(Path(sys.argv[1])) as sandbox:
         wasm = Path(sys.argv[2]).read_bytes()
         await sandbox.add(sys.argv[3], wasm)
-        runs = [sandbox.run(Job(str(n), sys.argv[3]), lambda _: print(sandbox.template_pid, flush=True)) for n in range(2)]
+        runs = [sandbox.run(ProgramRun(str(n), sys.argv[3]), lambda _: print(sandbox.template_pid, flush=True)) for n in range(2)]
         await asyncio.gather(*runs)
 
 asyncio.run(main())
@@ -126,13 +208,13 @@ async def test_parent_killed(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tasks").iterdir())) == 1
     async with Sandbox(tmp_path) as sandbox:
         assert len(list((tmp_path / "tasks").iterdir())) == 1
-        assert (await sandbox.run(Job("a", await add(sandbox, GOOD)))).error is None
+        assert (await sandbox.run(ProgramRun("a", await add(sandbox, GOOD)))).error is None
 
 
 async def test_template_is_lean(tmp_path: Path) -> None:
     """It has one thread, so that forking it is safe, and takes little memory."""
     async with Sandbox(tmp_path) as sandbox:
-        await sandbox.run(Job("a", await add(sandbox, GOOD)))
+        await sandbox.run(ProgramRun("a", await add(sandbox, GOOD)))
         status = Path(f"/proc/{sandbox.template_pid}/status").read_text()
         assert "Threads:\t1\n" in status
         resident = int(status.split("VmRSS:")[1].split()[0])

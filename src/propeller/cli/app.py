@@ -279,7 +279,7 @@ def try_program(
     What is not given is taken from experiment.toml beside the program.
     """
     from propeller.cli.try_program import TrialInputs, run_try
-    from propeller.wasm.job import Limits
+    from propeller.wasm.program_run import Limits
 
     inputs = TrialInputs(
         model,

@@ -30,9 +30,9 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import MAX_ENV_BYTES
 from propeller.proplet.updates import TENSORS_FILE, parse_program_output
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.wasm.job import Job, Limits, Outcome, ProgramError
-from propeller.wasm.link import LinkError
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.template_client import SandboxError
 
 PROPLET_ID = "try"
 _EXPERIMENT_FILE = "experiment.toml"
@@ -182,7 +182,7 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     return 0 if error is None else 1
 
 
-async def _run_sandboxed(program: Path, trial: Trial, limits: Limits) -> Outcome:
+async def _run_sandboxed(program: Path, trial: Trial, limits: Limits) -> RunOutcome:
     wasm = _read_file(program)
     digest = f"sha256:{hashlib.sha256(wasm).hexdigest()}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
@@ -190,13 +190,13 @@ async def _run_sandboxed(program: Path, trial: Trial, limits: Limits) -> Outcome
         async with Sandbox(cache) as sandbox:
             with Console(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
-            job = Job("try", digest, env=trial.env, files=trial.files, limits=limits)
+            job = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits)
             return await sandbox.run(job, on_stderr=_print_note)
-    except (ProgramError, LinkError) as error:
+    except (ProgramError, SandboxError) as error:
         raise StartError(f"{program}: {error}") from None
 
 
-def _run_natively(script: Path, trial: Trial) -> Outcome:
+def _run_natively(script: Path, trial: Trial) -> RunOutcome:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
@@ -211,7 +211,7 @@ def _run_natively(script: Path, trial: Trial) -> Outcome:
             file.name: file.read_bytes() for file in sorted((root / "out").iterdir()) if file.is_file()
         }
     code = done.returncode
-    return Outcome(
+    return RunOutcome(
         None if code == 0 else f"the script ended with {code}", stdout=done.stdout, out_files=written
     )
 

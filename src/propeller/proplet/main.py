@@ -17,21 +17,21 @@ from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import Settings
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Channel, Kind
-from propeller.wasm.link import LinkError
 from propeller.wasm.sandbox import ProgramError, Sandbox
+from propeller.wasm.template_client import SandboxError
 
 if TYPE_CHECKING:
-    from propeller.wasm.external import External
+    from propeller.wasm.external import ExternalRuntime
 
 log = get_logger("proplet")
 
 
-def _new_sandbox(settings: Settings) -> "contextlib.AbstractAsyncContextManager[Sandbox | External]":
+def _new_sandbox(settings: Settings) -> "contextlib.AbstractAsyncContextManager[Sandbox | ExternalRuntime]":
     folder, runtime = settings.folder / "sandbox", settings.external_runtime
     if runtime:
-        from propeller.wasm.external import External  # 0.2 MB that few proplets need
+        from propeller.wasm.external import ExternalRuntime  # 0.2 MB that few proplets need
 
-        return External(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
+        return ExternalRuntime(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
     return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
 
 
@@ -72,7 +72,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
                 f", or PROPLET_CACHE: {settings.cache}," if settings.cache else ""
             )
             raise StartError(f"{folders} cannot be used: {error}") from error
-        except (LinkError, ProgramError) as error:
+        except (SandboxError, ProgramError) as error:
             raise StartError(str(error)) from error
         programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)

@@ -17,7 +17,7 @@ from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError
-from propeller.wasm.job import Limits, ProgramError
+from propeller.wasm.program_run import Limits, ProgramError
 
 log = get_logger("programs")
 
@@ -47,7 +47,7 @@ class ProgramStore(Protocol):
     async def add(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
         """Keep a program; raises ``ProgramError``."""
 
-    def turn(self, digest: str, wait_s: float) -> contextlib.AbstractAsyncContextManager[bool]:
+    def fetch_lock(self, digest: str, wait_s: float) -> contextlib.AbstractAsyncContextManager[bool]:
         """Fetch it while no other proplet that shares the store does."""
 
 
@@ -198,7 +198,7 @@ class ProgramFetcher:
 
     async def _download(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
         """Download a program that the proxy has resolved, unless another proplet of this machine has done so."""
-        async with self._store.turn(digest, self._timeout_s):
+        async with self._store.fetch_lock(digest, self._timeout_s):
             if not self._store.has(digest):
                 await self._download_chunks(reference, digest, resolved)
 

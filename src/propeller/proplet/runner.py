@@ -15,7 +15,7 @@ from propeller.proplet.inputs import MAX_ENV_BYTES, InputFetcher, TaskInputs
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.updates import TENSORS_FILE, UpdateSender, parse_program_output
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
-from propeller.wasm.job import Job, Limits, Outcome
+from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 
 log = get_logger("task")
 
@@ -30,7 +30,7 @@ _FILE_URL = re.compile(r"https?://\S+\.wasm")
 
 _LOGGED_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
-ExecuteJob = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
+ExecuteProgram = Callable[[ProgramRun, Callable[[str], None]], Awaitable[RunOutcome]]
 """Runs a job, whose standard error goes to the second argument; ``Sandbox.run``."""
 
 
@@ -38,8 +38,8 @@ ExecuteJob = Callable[[Job, Callable[[str], None]], Awaitable[Outcome]]
 class CompletedRun:
     """A run that succeeded, and how long what came before it took (milliseconds)."""
 
-    job: Job
-    outcome: Outcome
+    job: ProgramRun
+    outcome: RunOutcome
     prepare_ms: float
 
     def usage(self, send_s: float | None = None) -> dict[str, float]:
@@ -59,14 +59,14 @@ class ProgramRunner:
         programs: ProgramFetcher,
         inputs: InputFetcher,
         updates: UpdateSender,
-        execute: ExecuteJob,
+        execute: ExecuteProgram,
         limits: Limits,
     ) -> None:
         """``limits`` are the proplet's; a task may ask for lower ones."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
         self._updates, self._execute, self._limits = updates, execute, limits
 
-    async def prepare(self, start: TaskStart) -> Job:
+    async def prepare(self, start: TaskStart) -> ProgramRun:
         """Fetch everything that the task needs; program, model and dataset are fetched at the same time.
 
         Raises:
@@ -87,7 +87,7 @@ class ProgramRunner:
         digest: str
         inputs: TaskInputs
         digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env))
-        return Job(
+        return ProgramRun(
             id=start.id,
             digest=digest,
             env={**env, **inputs.env},
@@ -112,7 +112,7 @@ class ProgramRunner:
         except TaskError as error:
             raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
 
-    async def execute(self, job: Job) -> Outcome:
+    async def execute(self, job: ProgramRun) -> RunOutcome:
         """Run a prepared task; its standard error goes to the log, a line each.
 
         Raises:

@@ -12,7 +12,7 @@ from propeller.mqtt.tls import MqttTlsSettings, prefixed
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import Seconds
 from propeller.protocol.ids import Id
-from propeller.wasm.job import MIB, Limits
+from propeller.wasm.program_run import MIB, Limits
 
 
 def _names(*names: str) -> AliasChoices:

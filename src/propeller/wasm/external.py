@@ -7,7 +7,6 @@ environment, and what is long is in the files of ``/in``.
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,17 +16,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from propeller.wasm import folder as folders
-from propeller.wasm.cache import Cache, Program
-from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
-from propeller.wasm.lines import Lines
-from propeller.wasm.link import Ended
-from propeller.wasm.pipe import Pipe, Sink
-from propeller.wasm.places import Places
-from propeller.wasm.verdict import judge, measure
+from propeller.wasm import folder_contents
+from propeller.wasm.messages import TaskReport
+from propeller.wasm.outcome import judge_outcome, run_metrics, signal_name
+from propeller.wasm.output import LineSplitter, OutputPipe, OutputSink
+from propeller.wasm.program_cache import CachedProgram, ProgramCache
+from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.task_folders import TaskFolders
+from propeller.wasm.template_client import ProcessEnd
 
 VARIABLE_BYTES = 128 * 1024
 """A longer environment variable cannot be given to a process (Linux: ``MAX_ARG_STRLEN``)."""
@@ -35,17 +36,17 @@ VARIABLE_BYTES = 128 * 1024
 _IN_FILES = frozenset({"MODEL_DATA", "DATASET_DATA", "HYPERPARAMS"})
 """Variables that are left out when they are too long: files hold the same."""
 
-_KEPT = ("PATH", "HOME", "LANG")
+_PASSED_ON = ("PATH", "HOME", "LANG")
 _LIBRARIES = ("LD_", "DYLD_", "GLIBC_", "GCONV_", "MALLOC_", "XDG_")
 _READ_BY_RUNTIMES = (*_LIBRARIES, "RUST_", "WASM", "PYTHON", "BASH_", "NODE_")
-_READ_BY_SHELLS = frozenset({*_KEPT, "TMPDIR", "IFS", "ENV"})
+_READ_BY_SHELLS = frozenset({*_PASSED_ON, "TMPDIR", "IFS", "ENV"})
 
-_LOOK_EVERY_S = 0.05
+_SEARCH_EVERY_S = 0.05
 _NICE = 5
-_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from propeller.wasm.launch import main; main()"
+_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from propeller.wasm.confinement import launch_runtime; launch_runtime()"
 
 
-class External:
+class ExternalRuntime:
     """Holds programs and runs each with the runtime, in a process of its own; stands in for ``Sandbox``.
 
     Args:
@@ -68,25 +69,25 @@ class External:
                 "or leave it empty for the built-in sandbox"
             )
         self._runtime = str(Path(found).absolute())
-        place = folder.absolute()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cache = Cache((cache or place / "programs").absolute(), cache_bytes)
-        self._places = Places(place / "tasks")
+        folder = folder.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
+        self._folders = TaskFolders(folder / "tasks")
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._places.open)
+        await asyncio.to_thread(self._folders.open)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self._places.close)
+        await asyncio.to_thread(self._folders.close)
 
     def has(self, digest: str) -> bool:
         """Whether the program is in the cache."""
         return self._cache.has(digest)
 
-    def turn(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
-        """As ``Sandbox.turn``."""
-        return self._cache.turn("fetch", digest, wait_s)
+    def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
+        """As ``Sandbox.fetch_lock``."""
+        return self._cache.lock("fetch", digest, wait_s)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         """Verify a program and keep it.
@@ -94,94 +95,98 @@ class External:
         Raises:
             ProgramError: it is not what its digest says, no Wasm, or over a limit.
         """
-        await asyncio.to_thread(self._cache.put, digest, wasm, limits.module_bytes)
+        await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
 
-    async def run(self, job: Job, on_stderr: Callable[[str], None] | None = None) -> Outcome:
+    async def run(self, run: ProgramRun, on_stderr: Callable[[str], None] | None = None) -> RunOutcome:
         """Run a program once; as ``Sandbox.run``, without fuel, tables and host tensors, which only the runtime sees."""
-        place = self._places.new()
+        folder = self._folders.new()
         try:
-            program = self._cache.find(job.digest, "", fuel=False)
-            _check(job, program)
-            env = _environment(job.env)
-            await asyncio.to_thread(_prepare, place, job, program.source)
-            return await self._run(job, self._command(job, program, place, env), env, place, on_stderr)
-        except (ProgramError, ValueError) as error:
-            return Outcome(error=str(error), limit=getattr(error, "limit", None))
+            program = self._cache.find(run.digest, "", fuel=False)
+            _check(run, program)
+            env = _environment(run.env)
+            await asyncio.to_thread(_create_folder, folder, run, program.source)
+            return await self._run(run, self._command(run, program, folder, env), env, folder, on_stderr)
+        except ProgramError as error:
+            return RunOutcome(error=str(error), limit=error.limit)
+        except ValueError as error:
+            return RunOutcome(error=str(error))
         except OSError as error:  # the disk is full, or there are no more descriptors
-            return Outcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
+            return RunOutcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
         finally:
-            await asyncio.shield(asyncio.to_thread(_remove, place))
+            await asyncio.shield(asyncio.to_thread(_remove_folder, folder))
 
-    def _command(self, job: Job, program: Program, place: Path, env: Mapping[str, str]) -> list[str]:
+    def _command(
+        self, run: ProgramRun, program: CachedProgram, folder: Path, env: Mapping[str, str]
+    ) -> list[str]:
         command = [self._runtime, "run"]
-        name, inputs = job.export, list(job.inputs)
-        if name and name != "_start" and "--invoke" not in job.args:
+        name, inputs = run.export, list(run.inputs)
+        if name and name != "_start" and "--invoke" not in run.args:
             if program.component:
                 name, inputs = f"{name}({', '.join(inputs)})", []
             command += ["--invoke", name]
-        command += job.args
-        for variable in job.env:
+        command += run.args
+        for variable in run.env:
             command += ["--env", variable] if variable in env else []
-        for folder in ("in", "out"):
-            command += ["--dir", f"{place / folder}::/{folder}"]
-        return [*command, str(_program(place, job)), *inputs]
+        for mounted in ("in", "out"):
+            command += ["--dir", f"{folder / mounted}::/{mounted}"]
+        return [*command, str(_program_file(folder, run)), *inputs]
 
     async def _run(
         self,
-        job: Job,
+        run: ProgramRun,
         command: list[str],
         env: dict[str, str],
-        place: Path,
+        folder: Path,
         on_stderr: Callable[[str], None] | None,
-    ) -> Outcome:
-        begin, out = time.monotonic(), place / "out"
-        stdout, lines, exceeded = bytearray(), Lines(on_stderr), list[str]()
+    ) -> RunOutcome:
+        asked_at, out, limits = time.monotonic(), folder / "out", run.limits
+        stdout, lines, exceeded = bytearray(), LineSplitter(on_stderr), list[str]()
         pipes = [
-            Pipe(Sink(job.limits.stdout_bytes, stdout.extend, lambda: exceeded.append("stdout_bytes"))),
-            Pipe(Sink(job.limits.stderr_bytes, lines.feed, lambda: exceeded.append("stderr_bytes"))),
+            OutputPipe(
+                OutputSink(limits.stdout_bytes, stdout.extend, partial(exceeded.append, "stdout_bytes"))
+            ),
+            OutputPipe(OutputSink(limits.stderr_bytes, lines.feed, partial(exceeded.append, "stderr_bytes"))),
         ]
         try:
-            process = _Process(command, env, place, job.limits, [pipe.writer for pipe in pipes])
+            process = _RuntimeProcess(command, env, folder, limits, [pipe.write_end for pipe in pipes])
         except BaseException:
             for pipe in pipes:
                 pipe.close()
             raise
         finally:
             for pipe in pipes:
-                os.close(pipe.writer)
+                os.close(pipe.write_end)
         reason = None
         try:
-            while not await process.ends_within(_LOOK_EVERY_S):
-                if time.monotonic() - begin >= job.limits.wall_time_s:
+            while not await process.ends_within(_SEARCH_EVERY_S):
+                if time.monotonic() - asked_at >= limits.wall_time_s:
                     reason = "wall_time_s"
                 elif reason is None and not exceeded:
-                    reason = folders.excess(str(out), job.limits.out_bytes, job.limits.out_files)
+                    reason = folder_contents.exceeded_limit(str(out), limits.out_bytes, limits.out_files)
                 if reason or exceeded:
                     process.kill()
         finally:
             process.kill()  # when this is cancelled; and what the runtime may have left in its group
             await asyncio.shield(process.exited.wait())
             status, usage = process.reap()
-            await asyncio.shield(asyncio.wait([pipe.ended for pipe in pipes], timeout=1))
+            await asyncio.shield(asyncio.wait([pipe.closed for pipe in pipes], timeout=1))
             for pipe in pipes:
                 pipe.close()
         lines.end()
-        ended = Ended(status, reason, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, b"")
-        report = {**_report(status), "entered": begin, "run_s": time.monotonic() - begin}
+        report = replace(_report(status), entered_s=asked_at, run_s=time.monotonic() - asked_at)
+        end = ProcessEnd(status, reason, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, report)
         outcome = await asyncio.to_thread(
-            judge,
-            job,
-            ended,
-            report,
+            judge_outcome,
+            run,
+            end,
             out=out,
             stdout=bytes(stdout),
-            stopped=False,
             exceeded=exceeded[0] if exceeded else None,
         )
-        return Outcome(**{**vars(outcome), "metrics": measure(ended, report, begin)})
+        return replace(outcome, metrics=run_metrics(end, asked_at))
 
 
-class _Process:
+class _RuntimeProcess:
     """A runtime's process, the leader of its group; its id is kept until ``reap``, so that no signal goes astray.
 
     Raises:
@@ -189,21 +194,19 @@ class _Process:
     """
 
     def __init__(
-        self, command: list[str], env: dict[str, str], place: Path, limits: Limits, writers: list[int]
+        self, command: list[str], env: dict[str, str], folder: Path, limits: Limits, writers: list[int]
     ) -> None:
-        cores = os.cpu_count() or 1
-        bounds = {
-            "data_bytes": limits.memory_bytes + limits.compile_memory_bytes,
-            "file_bytes": max(limits.out_bytes + 1, 256 * MIB),  # what a runtime caches is not the task's
-            "cpu_s": int(limits.wall_time_s) * cores + 5,
-        }
+        data_bytes = limits.memory_bytes + limits.compile_memory_bytes
+        file_bytes = max(limits.out_bytes + 1, 256 * MIB)  # what a runtime caches is not the task's
+        cpu_s = int(limits.wall_time_s) * (os.cpu_count() or 1) + 5
         package = str(Path(__file__).parents[2])
-        launcher = [sys.executable, "-I", "-S", "-c", _CODE, package, str(os.getpid()), str(_NICE)]
+        launcher = [sys.executable, "-I", "-S", "-c", _CODE, package]
+        launcher += map(str, [os.getpid(), _NICE, data_bytes, file_bytes, cpu_s])
         try:
             self._child = subprocess.Popen(  # noqa: S603 - the operator's runtime
-                [*launcher, json.dumps(bounds), *command],
+                [*launcher, *command],
                 env=env,
-                cwd=place,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=writers[0],
                 stderr=writers[1],
@@ -211,14 +214,8 @@ class _Process:
         except OSError as error:
             raise ProgramError(f"{command[0]} cannot be started: {error.strerror}") from None
         self.exited = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def wait() -> None:
-            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self.exited.set)
-
-        threading.Thread(target=wait, daemon=True).start()
+        arguments = (self._child.pid, asyncio.get_running_loop(), self.exited)
+        threading.Thread(target=_wait_for_exit, args=arguments, daemon=True).start()
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait for its end, for a while; whether it ended."""
@@ -239,19 +236,26 @@ class _Process:
         return self._child.returncode, usage
 
 
-def _check(job: Job, program: Program) -> None:
-    """See that the job asks for nothing that only the built-in sandbox does.
+def _wait_for_exit(pid: int, loop: asyncio.AbstractEventLoop, exited: asyncio.Event) -> None:
+    """Set the event when a process has ended; it is not reaped."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(exited.set)
+
+
+def _check(run: ProgramRun, program: CachedProgram) -> None:
+    """See that a run asks for nothing that only the built-in sandbox does.
 
     Raises:
         ProgramError: it does.
     """
-    if program.source.stat().st_size > job.limits.module_bytes:
-        raise ProgramError(f"module_bytes: over the limit of {job.limits.module_bytes} bytes", "module_bytes")
-    if (job.export or "").startswith("-"):
-        raise ProgramError(f"name: {job.export!r:.80} is no function's: it would be an option of the runtime")
-    if job.limits.fuel is not None:
+    if program.source.stat().st_size > run.limits.module_bytes:
+        raise ProgramError.over_limit("module_bytes", run.limits.module_bytes)
+    if (run.export or "").startswith("-"):
+        raise ProgramError(f"name: {run.export!r:.80} is no function's: it would be an option of the runtime")
+    if run.limits.fuel is not None:
         raise ProgramError("fuel: this proplet runs programs with an external runtime, which counts none")
-    if program.tensors:
+    if program.host_tensors:
         raise ProgramError(
             "the program imports the host's tensors, which this proplet's external runtime does not have: build it "
             "with propeller build --plain"
@@ -264,7 +268,7 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ValueError: a variable would be the runtime's own, or is too long.
     """
-    env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     for name, value in given.items():
         if not name or name.startswith("-") or "=" in name:
             raise ValueError(f"env: {name[:80]!r} is not the name of a variable")
@@ -279,24 +283,24 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def _program(place: Path, job: Job) -> Path:
-    return place / f"proplet_{job.id}.wasm"
+def _program_file(folder: Path, run: ProgramRun) -> Path:
+    return folder / f"proplet_{run.id}.wasm"
 
 
-def _prepare(place: Path, job: Job, source: Path) -> None:
-    folders.make(place, job.files)
-    shutil.copyfile(source, _program(place, job))
-    (place / "in").chmod(0o500)
+def _create_folder(folder: Path, run: ProgramRun, source: Path) -> None:
+    folder_contents.create(folder, run.files)
+    shutil.copyfile(source, _program_file(folder, run))
+    (folder / "in").chmod(0o500)
 
 
-def _remove(place: Path) -> None:
+def _remove_folder(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        (place / "in").chmod(0o700)
-    folders.remove(place)
+        (folder / "in").chmod(0o700)
+    folder_contents.remove(folder)
 
 
-def _report(status: int) -> dict[str, Any]:
+def _report(status: int) -> TaskReport:
     """What the built-in sandbox's process would have said."""
-    if status >= 0:
-        return {"error": f"the program exited with code {status}" if status else None, "exit_code": status}
-    return {"error": f"the runtime ended by {signal.Signals(-status).name}"}
+    if status < 0:
+        return TaskReport(f"the runtime ended by {signal_name(-status)}")
+    return TaskReport(f"the program exited with code {status}" if status else None, exit_code=status)

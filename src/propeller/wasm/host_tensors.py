@@ -8,7 +8,7 @@ from wasmtime import component
 from propeller.tensors.machine import QuotaError
 from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 from propeller.tensors.shapes import TensorError
-from propeller.wasm.job import over
+from propeller.wasm.program_run import Limits
 
 INTERFACE = "propeller:program/tensors@0.1.0"
 
@@ -16,13 +16,13 @@ INTERFACE = "propeller:program/tensors@0.1.0"
 class HostTensors:
     """One task's tensors."""
 
-    def __init__(self, folder: Path, limits: dict[str, Any]) -> None:
-        """Args: folder: has ``in`` and ``out``; limits: the task's, as ``job.Limits`` names them."""
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        """Args: folder: has ``in`` and ``out``; limits: the task's."""
         self._machine = NumpyMachine(
-            ArrayFiles(folder), max_bytes=limits["tensor_bytes"], max_handles=limits["tensor_handles"]
+            ArrayFiles(folder), max_bytes=limits.tensor_bytes, max_handles=limits.tensor_handles
         )
-        self._limits = limits
-        self._over: str | None = None
+        self.exceeded: str | None = None
+        """The name of the limit that the program went over, if it did."""
 
     @property
     def steps(self) -> int:
@@ -34,18 +34,14 @@ class HostTensors:
         with linker.root() as root, root.add_instance(INTERFACE) as instance:
             instance.add_func("run", self._run)
 
-    def limit(self) -> tuple[str, str] | None:
-        """The error and the name of the quota that the program went over, if it did."""
-        return None if self._over is None else (over(self._over, self._limits[self._over]), self._over)
-
     def _run(self, _store: Any, tape: str) -> component.Variant:
         try:
             return component.Variant("ok", self._machine.run(tape))
         except TensorError as error:
             return component.Variant("err", str(error).encode(errors="replace").decode())  # halves of pairs
         except MemoryError:
-            self._over = "tensor_bytes"
+            self.exceeded = "tensor_bytes"
             raise
         except QuotaError as error:
-            self._over = error.limit
+            self.exceeded = error.limit
             raise

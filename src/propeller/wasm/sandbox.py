@@ -8,25 +8,27 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from propeller.wasm import folder as folders
-from propeller.wasm.cache import Cache, Program
-from propeller.wasm.job import MIB, Job, Limits, Outcome, ProgramError
-from propeller.wasm.lines import Lines
-from propeller.wasm.link import Link, LinkError, Process
-from propeller.wasm.pipe import Sink
-from propeller.wasm.places import Places
-from propeller.wasm.programs import Programs, write_task
-from propeller.wasm.report import read_report
-from propeller.wasm.verdict import STOPPED, judge, measure
+from propeller.wasm import folder_contents
+from propeller.wasm.compiler import Compiler, write_task
+from propeller.wasm.messages import OutputFolder, RunTask
+from propeller.wasm.outcome import STOPPED_ERROR, judge_outcome, run_metrics
+from propeller.wasm.output import LineSplitter, OutputSink
+from propeller.wasm.program_cache import CachedProgram, ProgramCache
+from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.task_folders import TaskFolders
+from propeller.wasm.template_client import SandboxError, TaskProcess, TemplateClient
 
-__all__ = ["Job", "Limits", "Outcome", "ProgramError", "Sandbox"]
+__all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 
 _INLINE_BYTES = 256 * 1024
+"""Files of a task, together, that are written without a thread."""
+
+_TASK_FILE = "task.json"
 _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
 
@@ -42,53 +44,54 @@ class Sandbox:
         cache_bytes: The bound of the cache's size.
 
     Raises:
-        ProgramError: a folder belongs to someone else. Entering raises LinkError if the template does not start.
+        ProgramError: a folder belongs to someone else. Entering raises SandboxError if the template does not start.
     """
 
     def __init__(self, folder: Path, *, cache: Path | None = None, cache_bytes: int = 1024 * MIB) -> None:
-        place = folder.absolute()
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cache = Cache((cache or place / "programs").absolute(), cache_bytes)
-        self._places = Places(place / "tasks")
-        self._link = Link(_NICE)
-        self._programs = Programs(self._cache, self._link, self._places.own)
-        self._running: dict[str, _Running] = {}
+        folder = folder.absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
+        self._folders = TaskFolders(folder / "tasks")
+        self._template = TemplateClient(_NICE)
+        self._compiler = Compiler(self._cache, self._template, self._folders.own)
+        self._running: dict[str, _ActiveRun] = {}
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._places.open)
+        await asyncio.to_thread(self._folders.open)
         try:
-            self._link.open()
-            await self._link.hello()
+            self._template.open()
+            await self._template.ready()
         except BaseException:
             await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._link.close()
+        await self._template.close()
+        await self._compiler.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
-        await asyncio.to_thread(self._places.close)
+        await asyncio.to_thread(self._folders.close)
 
     @property
     def template_pid(self) -> int:
         """The process id of the template, for measuring it."""
-        return self._link.pid
+        return self._template.pid
 
     async def protections(self) -> list[str]:
         """What the kernel offers to confine tasks (``rlimits``, ``no_new_privs``, ``landlock``, ``seccomp``)."""
-        return list((await self._link.hello())["protections"])
+        return list((await self._template.ready()).protections)
 
     def has(self, digest: str) -> bool:
         """Whether the program is in the cache."""
         return self._cache.has(digest)
 
-    def turn(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
+    def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         """Be the only one, of the sandboxes that share the cache, who fetches a program.
 
         After ``wait_s`` seconds the block is entered all the same.
         """
-        return self._cache.turn("fetch", digest, wait_s)
+        return self._cache.lock("fetch", digest, wait_s)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         """Verify a program, compile it in a process of its own, and keep it.
@@ -97,128 +100,136 @@ class Sandbox:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit; or the sandbox failed.
         """
         try:
-            await self._programs.add(digest, wasm, limits)
-        except LinkError as error:
+            await self._compiler.add(digest, wasm, limits)
+        except SandboxError as error:
             raise ProgramError(str(error)) from None
 
-    async def run(self, job: Job, on_stderr: OnStderr | None = None) -> Outcome:
+    async def run(self, run: ProgramRun, on_stderr: OnStderr | None = None) -> RunOutcome:
         """Run a program once; never raises for what the program does.
 
         Args:
-            job: What to run; its id must not be that of a job still running.
+            run: What to run; its id must not be that of a run that has not ended.
             on_stderr: Called with each line of the program's standard error as it comes.
         """
-        if job.id in self._running:
-            return Outcome(error=f"a job with the id {job.id} is still running")
-        running = self._running[job.id] = _Running()
+        if run.id in self._running:
+            return RunOutcome(error=f"a task with the id {run.id} is still running")
+        active = self._running[run.id] = _ActiveRun()
         try:
-            return await self._attempts(job, running, on_stderr)
-        except (ProgramError, LinkError, ValueError) as error:
-            return Outcome(error=str(error), limit=getattr(error, "limit", None))
+            return await self._compile_and_run(run, active, on_stderr)
+        except ProgramError as error:
+            return RunOutcome(error=str(error), limit=error.limit)
+        except (SandboxError, ValueError) as error:
+            return RunOutcome(error=str(error))
         except OSError as error:  # the disk is full, or there are no more descriptors
-            return Outcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
+            return RunOutcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
         finally:
-            del self._running[job.id]
-            running.done.set_result(None)
+            del self._running[run.id]
+            active.done.set_result(None)
 
-    async def kill(self, job_id: str) -> bool:
-        """End a job at once; its outcome's error is ``stopped before completion``. False: there is no such job."""
-        running = self._running.get(job_id)
-        if running is None:
+    async def kill(self, run_id: str) -> bool:
+        """End a run at once; its outcome's error is ``stopped before completion``. False: there is no such run."""
+        active = self._running.get(run_id)
+        if active is None:
             return False
-        running.stop()
+        active.stop()
         return True
 
-    async def _attempts(self, job: Job, running: "_Running", on_stderr: OnStderr | None) -> Outcome:
-        begin = time.monotonic()
+    async def _compile_and_run(
+        self, run: ProgramRun, active: "_ActiveRun", on_stderr: OnStderr | None
+    ) -> RunOutcome:
+        asked_at = time.monotonic()
         compile_ms = 0.0
         for _ in range(2):
-            ready = asyncio.ensure_future(self._programs.ready(job.digest, job.limits))
+            prepared = asyncio.ensure_future(self._compiler.prepare(run.digest, run.limits))
             try:
-                await asyncio.wait([ready, running.stopped], return_when=asyncio.FIRST_COMPLETED)
+                first: list[asyncio.Future[Any]] = [prepared, active.stopped]
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                if not ready.done():
-                    ready.cancel()
-            if running.stopped.done():
-                return Outcome(error=STOPPED)
-            program, took_ms = await ready
+                if not prepared.done():
+                    prepared.cancel()
+            if active.stopped.done():
+                return RunOutcome(error=STOPPED_ERROR)
+            program, took_ms = await prepared
             compile_ms += took_ms
-            outcome = await self._run(job, program, running, begin, on_stderr)
+            outcome = await self._run_compiled(run, program, active, asked_at, on_stderr)
             if outcome is not None:
                 extra = {"compile_ms": compile_ms} if compile_ms else {}
                 return replace(outcome, metrics={**outcome.metrics, **extra})
             program.artifact.unlink(missing_ok=True)  # damaged, or another build's: made again, once
-        return Outcome(error="sandbox: the compiled program cannot be loaded")
+        return RunOutcome(error="sandbox: the compiled program cannot be loaded")
 
-    async def _run(
-        self, job: Job, program: Program, running: "_Running", begin: float, on_stderr: OnStderr | None
-    ) -> Outcome | None:
+    async def _run_compiled(
+        self,
+        run: ProgramRun,
+        program: CachedProgram,
+        active: "_ActiveRun",
+        asked_at: float,
+        on_stderr: OnStderr | None,
+    ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
-        place = self._places.new()
-        task = {
-            "kind": "run",
-            "folder": str(place),
-            "artifact": str(program.artifact),
-            "component": program.component,
-            "tensors": program.tensors,
-            "env": dict(job.env),
-            "args": job.args,
-            "export": job.export,
-            "inputs": job.inputs,
-            "limits": asdict(job.limits),
-        }
-        out = place / "out"
-        request = {
-            "task": str(place / "task.json"),
-            "wall_time_s": job.limits.wall_time_s,
-            "tensors": program.tensors,
-            "out": {"folder": str(out), "out_bytes": job.limits.out_bytes, "out_files": job.limits.out_files},
-        }
-        stdout, lines = bytearray(), Lines(on_stderr)
+        folder, limits = self._folders.new(), run.limits
+        out = folder / "out"
+        task = RunTask(
+            folder=str(folder),
+            artifact=str(program.artifact),
+            component=program.component,
+            host_tensors=program.host_tensors,
+            env=dict(run.env),
+            args=run.args,
+            export=run.export,
+            inputs=run.inputs,
+            limits=limits,
+        )
+        stdout, lines = bytearray(), LineSplitter(on_stderr)
         try:
-            await _in_thread_if_large(job.files, _prepare, place, job.files, task)
-            running.process = process = await self._link.start(
-                request,
-                Sink(job.limits.stdout_bytes, stdout.extend, lambda: running.exceed("stdout_bytes")),
-                Sink(job.limits.stderr_bytes, lines.feed, lambda: running.exceed("stderr_bytes")),
+            await _in_thread_if_large(run.files, _create_folder, folder, run.files, task)
+            active.process = process = self._template.start(
+                folder / _TASK_FILE,
+                limits.wall_time_s,
+                stdout=OutputSink(
+                    limits.stdout_bytes, stdout.extend, partial(active.note_excess, "stdout_bytes")
+                ),
+                stderr=OutputSink(
+                    limits.stderr_bytes, lines.feed, partial(active.note_excess, "stderr_bytes")
+                ),
+                host_tensors=program.host_tensors,
+                output=OutputFolder(str(out), limits.out_bytes, limits.out_files),
             )
-            if running.stopped.done():
+            if active.stopped.done():
                 process.kill()
             try:
-                ended = await process.ended()
+                end = await process.ended()
             except asyncio.CancelledError:
-                running.stop()
-                with contextlib.suppress(LinkError):
+                active.stop()
+                with contextlib.suppress(SandboxError):
                     await process.ended()
                 raise
             lines.end()
-            report = read_report(ended.result)
-            if report.get("stale"):
+            if end.report is not None and end.report.stale:
                 return None
-            say = partial(
-                judge,
-                job,
-                ended,
-                report,
+            judge = partial(
+                judge_outcome,
+                run,
+                end,
                 out=out,
                 stdout=bytes(stdout),
-                stopped=running.stopped.done(),
-                exceeded=running.exceeded,
+                stopped=active.stopped.done(),
+                exceeded=active.exceeded,
             )
-            outcome = await asyncio.to_thread(say) if folders.holds_anything(out) else say()
-            return replace(outcome, metrics=measure(ended, report, begin))
+            outcome = await asyncio.to_thread(judge) if folder_contents.has_entries(out) else judge()
+            return replace(outcome, metrics=run_metrics(end, asked_at))
         finally:
-            running.process = None
-            await _in_thread_if_large(job.files, folders.remove, place)
+            active.process = None
+            await _in_thread_if_large(run.files, folder_contents.remove, folder)
 
 
-class _Running:
-    """A job under way: whether it was stopped, or went over what this side counts."""
+class _ActiveRun:
+    """A run under way: whether it was stopped, or went over what this side counts."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.process: Process | None = None
-        self.stopped: asyncio.Future[Any] = loop.create_future()
+        self.process: TaskProcess | None = None
+        self.stopped: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
         self.exceeded: str | None = None
 
@@ -227,7 +238,7 @@ class _Running:
             self.stopped.set_result(None)
         self._kill()
 
-    def exceed(self, limit: str) -> None:
+    def note_excess(self, limit: str) -> None:
         self.exceeded = self.exceeded or limit
         self._kill()
 
@@ -236,9 +247,9 @@ class _Running:
             self.process.kill()
 
 
-def _prepare(place: Path, files: Mapping[str, bytes], task: dict[str, Any]) -> None:
-    folders.make(place, files)
-    write_task(place / "task.json", task)
+def _create_folder(folder: Path, files: Mapping[str, bytes], task: RunTask) -> None:
+    folder_contents.create(folder, files)
+    write_task(folder / _TASK_FILE, task)
 
 
 async def _in_thread_if_large(files: Mapping[str, bytes], do: Callable[..., None], *arguments: Any) -> None:

@@ -1,14 +1,13 @@
 """The template process: it imports the runtime once and forks a fresh process for each task.
 
-Started by ``link.py`` with one end of a socket as descriptor 0. It has one thread and never makes an Engine, so that
-forking it is safe. Requests are JSON lines; a ``run`` request brings three descriptors with it. It ends, and every task
-with it, when the socket does. It alone waits for the tasks, so a process id that it signals is never someone else's.
+Started by ``template_client.py`` with one end of a socket as descriptor 0 (see ``messages.py`` for what goes over it). It has one
+thread and never makes an Engine, so that forking it is safe. It ends, and every task with it, when the socket does. It
+alone waits for the tasks, so a process id that it signals is never someone else's.
 """
 
 import array
 import contextlib
 import gc
-import json
 import os
 import select
 import signal
@@ -16,69 +15,90 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from propeller.wasm import folder, guard, worker
+from propeller.wasm import confinement, folder_contents, worker
+from propeller.wasm.messages import (
+    KillTask,
+    OutputFolder,
+    Reply,
+    StartTask,
+    TaskEnded,
+    TaskNotStarted,
+    TemplateReady,
+    decode_request,
+    encode,
+)
 
-_LOOK_EVERY_S = 0.05
+_SEARCH_EVERY_S = 0.05
 """How often ``/out`` of running tasks is searched; only while there are any."""
 
 
 @dataclass
-class _Task:
+class _RunningTask:
     id: int
     pid: int
     deadline: float
-    out: dict[str, Any] | None
+    output: OutputFolder | None
     reason: str | None = None
 
 
 class Template:
-    """The loop: requests in, processes forked and ended, reports out."""
+    """The loop: requests in, processes forked and ended, replies out."""
 
     def __init__(self, control: socket.socket, nice: int) -> None:
+        """``control`` is the socket to the sandbox; ``nice`` is added to the niceness of tasks."""
         self._control = control
         self._nice = nice
-        self._tasks: dict[int, _Task] = {}
+        self._tasks: dict[int, _RunningTask] = {}
         self._text = b""
         self._descriptors: list[int] = []
-        self._wake, signal_end = socket.socketpair()
-        self._signal_end = signal_end
-        for end in (self._wake, signal_end):
-            end.setblocking(False)
-        signal.set_wakeup_fd(signal_end.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> None:
-        """Work until the proplet's end of the socket closes."""
+        """Work until the sandbox's end of the socket closes.
+
+        Raises:
+            MessageError: the sandbox sent something that is no request.
+        """
+        wake, signalled = socket.socketpair()
+        with wake, signalled:
+            wake.setblocking(False)
+            signalled.setblocking(False)
+            signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            try:
+                self._serve(wake)
+            finally:
+                # Those that are killed here may end when the sockets are closed, and nobody is told.
+                signal.set_wakeup_fd(-1)
+                for task in self._tasks.values():
+                    _kill(task.pid)
+
+    def _serve(self, wake: socket.socket) -> None:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        self._send({"protections": guard.available()})
-        try:
-            while True:
-                ready = {fd for fd, _ in poll.poll(self._pause())}
-                if self._wake.fileno() in ready:
-                    with contextlib.suppress(BlockingIOError):
-                        self._wake.recv(4096)
-                    self._reap()
-                if self._control.fileno() in ready and not self._receive():
-                    return
-                self._enforce()
-        finally:
-            for task in self._tasks.values():
-                _end(task.pid)
+        poll.register(wake, select.POLLIN)
+        self._send(TemplateReady(confinement.available_protections()))
+        while True:
+            ready = {fd for fd, _ in poll.poll(self._pause_ms())}
+            if wake.fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    wake.recv(4096)
+                self._reap()
+            if self._control.fileno() in ready and not self._receive():
+                return
+            self._enforce_limits()
 
-    def _pause(self) -> int | None:
-        """Milliseconds to wait at most."""
+    def _pause_ms(self) -> int | None:
+        """Milliseconds to wait for something at most."""
         if not self._tasks:
             return None
-        until = min(task.deadline for task in self._tasks.values()) - time.monotonic()
-        if any(task.out for task in self._tasks.values()):
-            until = min(until, _LOOK_EVERY_S)
-        return max(0, int(min(until * 1000 + 1, 2**31 - 1)))
+        pause_s = min(task.deadline for task in self._tasks.values()) - time.monotonic()
+        if any(task.output for task in self._tasks.values()):
+            pause_s = min(pause_s, _SEARCH_EVERY_S)
+        return max(0, int(min(pause_s * 1000 + 1, 2**31 - 1)))
 
     def _receive(self) -> bool:
+        """Do what has been asked; False if the socket has ended."""
         room = socket.CMSG_SPACE(3 * array.array("i").itemsize)
         try:
             data, ancillary, _, _ = self._control.recvmsg(65536, room)
@@ -93,50 +113,56 @@ class Template:
             return False
         *lines, self._text = (self._text + data).split(b"\n")
         for line in lines:
-            request = json.loads(line)
-            if "kill" in request:
-                for task in self._tasks.values():
-                    if task.id == request["kill"]:
-                        self._kill(task, "killed")
+            request = decode_request(line)
+            if isinstance(request, StartTask):
+                self._start(request)
             else:
-                self._fork(request)
+                self._stop(request)
         return True
 
-    def _fork(self, request: dict[str, Any]) -> None:
+    def _start(self, request: StartTask) -> None:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
         parent = os.getpid()
         try:
-            if request.get("tensors") and worker.load_tensors():  # here, once: it takes 100 ms
+            if request.host_tensors and worker.load_tensors():  # here, once: it takes 100 ms
                 gc.collect()
                 gc.freeze()
             # A signal noted here and not yet handled would be handled in the child, whose descriptors are others.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
             pid = os.fork()
         except (OSError, ImportError) as error:  # the other tasks go on
-            self._send({"id": request["id"], "failed": f"cannot start a process: {error}"})
+            self._send(TaskNotStarted(request.id, f"cannot start a process: {error}"))
             pid = -1
         if pid == 0:
-            worker.main(request["task"], pipes, parent, self._nice)
+            worker.main(request.task_file, pipes, parent, self._nice)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for fd in pipes:
             os.close(fd)
         if pid > 0:
-            deadline = time.monotonic() + request["wall_time_s"]
-            self._tasks[pid] = _Task(request["id"], pid, deadline, request.get("out"))
+            deadline = time.monotonic() + request.wall_time_s
+            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.output)
 
-    def _enforce(self) -> None:
+    def _stop(self, request: KillTask) -> None:
+        for task in self._tasks.values():
+            if task.id == request.id:
+                self._end(task, "killed")
+
+    def _enforce_limits(self) -> None:
         now = time.monotonic()
         for task in self._tasks.values():
+            output = task.output
             if now >= task.deadline:
-                self._kill(task, "wall_time_s")
-            elif task.out and (limit := folder.excess(**task.out)):
-                self._kill(task, limit)
+                self._end(task, "wall_time_s")
+            elif output and (
+                limit := folder_contents.exceeded_limit(output.folder, output.max_bytes, output.max_files)
+            ):
+                self._end(task, limit)
 
-    def _kill(self, task: _Task, reason: str) -> None:
+    def _end(self, task: _RunningTask, reason: str) -> None:
         task.reason = task.reason or reason
         task.deadline = float("inf")
-        task.out = None
-        _end(task.pid)
+        task.output = None
+        _kill(task.pid)
 
     def _reap(self) -> None:
         while self._tasks:
@@ -148,22 +174,22 @@ class Template:
                 return
             task = self._tasks.pop(pid)
             self._send(
-                {
-                    "id": task.id,
-                    "status": os.waitstatus_to_exitcode(status),
-                    "reason": task.reason,
-                    "cpu_s": usage.ru_utime + usage.ru_stime,
-                    "memory_peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-                }
+                TaskEnded(
+                    task.id,
+                    os.waitstatus_to_exitcode(status),
+                    task.reason,
+                    usage.ru_utime + usage.ru_stime,
+                    usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+                )
             )
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, reply: Reply) -> None:
         with contextlib.suppress(BrokenPipeError):  # the next read ends the loop
-            self._control.sendall(json.dumps(message).encode() + b"\n")
+            self._control.sendall(encode(reply))
 
 
-def _end(pid: int) -> None:
-    for send in (os.killpg, os.kill):  # the group is there only once the child made it
+def _kill(pid: int) -> None:
+    for send in (os.killpg, os.kill):  # the group is there only once the child has made it
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
 

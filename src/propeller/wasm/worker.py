@@ -1,6 +1,6 @@
 """One task's own process: forked from the template, it confines itself, runs or compiles one program, and ends.
 
-Its descriptors: 1 and 2 are pipes to the proplet (the program's standard output and error), 3 takes one JSON object that
+Its descriptors: 1 and 2 are pipes to the proplet (the program's standard output and error), 3 takes one ``TaskReport`` that
 says how it ended. Nothing of the program's is in the template, so this is the first and last use of the process.
 """
 
@@ -12,40 +12,54 @@ import resource
 import signal
 import sys
 import time
-from typing import Any
+from dataclasses import replace
 
 import wasmtime
 from wasmtime import component
 
-from propeller.wasm import guard, guest, values
-from propeller.wasm.expose import expose
+from propeller.wasm import confinement
+from propeller.wasm.call_values import CallError
+from propeller.wasm.guest_program import (
+    ComponentProgram,
+    CoreProgram,
+    Failure,
+    GuestProgram,
+    error_cause,
+    runtime_config,
+)
+from propeller.wasm.messages import CompileTask, RunTask, TaskReport, decode_task, encode
+from propeller.wasm.module_exports import export_memories_and_tables
 
 _RUNTIME_BYTES = 192 * 1024 * 1024
 """Writable memory of the process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
 
-_RESULT = 3
-_KEPT: list[guest.Program] = []
-"""What ran, until the process ends: to give its memory back by itself would take a millisecond or two before the report."""
-_VALUE_BYTES = 48 * 1024
+_REPORT_FD = 3
+_MAX_VALUE_BYTES = 48 * 1024
+_MAX_ERROR_CHARACTERS = 4000
 
 
 def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
     """Do what the task file says; never returns."""
     code = 1
     try:
-        guard.isolate(parent, nice)
-        _take_pipes(pipes)
-        with open(task_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs memory here
-            task = json.load(file)
-        report = _compile(task) if task["kind"] == "compile" else _run(task)
+        confinement.isolate(parent, nice)
+        _use_pipes(pipes)
+        with open(task_file, "rb") as file:  # noqa: PTH123 - pathlib costs memory here
+            task = decode_task(file.read())
+        # The program lives until the process ends: to free it would take a millisecond or two before the report.
+        report, _program = _compile(task) if isinstance(task, CompileTask) else _run(task)
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        report["cpu_s"] = usage.ru_utime + usage.ru_stime
-        report["memory_peak_bytes"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        os.write(_RESULT, json.dumps(report).encode())
-        os.close(_RESULT)
+        report = replace(
+            report,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            memory_peak_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        )
+        os.write(_REPORT_FD, encode(report))
+        os.close(_REPORT_FD)
         code = 0
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
-        os.write(_RESULT, json.dumps({"error": f"sandbox: {type(error).__name__}: {error}"[:4000]}).encode())
+        text = f"sandbox: {type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
+        os.write(_REPORT_FD, encode(TaskReport(text.encode(errors="replace").decode())))
     finally:
         os._exit(code)
 
@@ -64,7 +78,8 @@ def load_tensors() -> bool:
     return True
 
 
-def _take_pipes(pipes: list[int]) -> None:
+def _use_pipes(pipes: list[int]) -> None:
+    """Make them the descriptors 1, 2 and 3, and close every other one."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -72,83 +87,90 @@ def _take_pipes(pipes: list[int]) -> None:
     raised = [os.dup(fd) for fd in pipes]  # above every target, as the originals may be 1, 2 or 3
     for target, fd in enumerate([nothing, *raised]):
         os.dup2(fd, target)
-    os.closerange(_RESULT + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(_REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.umask(0o077)
 
 
-def _compile(task: dict[str, Any]) -> dict[str, Any]:
-    limits = task["limits"]
-    guard.limit(
-        data_bytes=limits["compile_memory_bytes"],
-        file_bytes=task["artifact_bytes"],
-        cpu_s=int(limits["compile_s"]) * (os.cpu_count() or 1) + 5,
+def _compile(task: CompileTask) -> tuple[TaskReport, None]:
+    confinement.set_limits(
+        data_bytes=task.limits.compile_memory_bytes,
+        file_bytes=task.max_bytes,
+        cpu_s=int(task.limits.compile_s) * (os.cpu_count() or 1) + 5,
     )
-    with open(task["source"], "rb") as file:  # noqa: PTH123
+    with open(task.source, "rb") as file:  # noqa: PTH123
         wasm = file.read()
-    target = os.open(task["target"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    guard.confine([], [])
-    engine = wasmtime.Engine(guest.config(fuel=task["fuel"]))
+    target = os.open(task.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    confinement.confine([], [])
+    engine = wasmtime.Engine(runtime_config(fuel=task.fuel))
     try:
-        made = (
-            component.Component(engine, wasm) if task["component"] else wasmtime.Module(engine, expose(wasm))
+        compiled = (
+            component.Component(engine, wasm)
+            if task.component
+            else wasmtime.Module(engine, export_memories_and_tables(wasm))
         )
     except wasmtime.WasmtimeError as error:
-        return {"error": f"not a valid Wasm program: {guest.cause(error)}"}
+        return TaskReport(f"not a valid Wasm program: {error_cause(error)}"), None
     with open(target, "wb") as out:  # noqa: PTH123
-        out.write(made.serialize())
+        out.write(compiled.serialize())
         out.flush()
         os.fsync(out.fileno())
-    return {"error": None}
+    return TaskReport(), None
 
 
-def _run(task: dict[str, Any]) -> dict[str, Any]:
-    limits = task["limits"]
-    guard.limit(
-        data_bytes=limits["memory_bytes"]
+def _run(task: RunTask) -> tuple[TaskReport, GuestProgram | None]:
+    limits = task.limits
+    confinement.set_limits(
+        data_bytes=limits.memory_bytes
         + _RUNTIME_BYTES
-        + (2 * limits["tensor_bytes"] if task["tensors"] else 0),
-        file_bytes=limits["out_bytes"] + 1,  # one more, so that the search of /out sees who went over
-        cpu_s=int(limits["wall_time_s"]) + 5,
+        + (2 * limits.tensor_bytes if task.host_tensors else 0),
+        file_bytes=limits.out_bytes + 1,  # one more, so that the search of /out sees who went over
+        cpu_s=int(limits.wall_time_s) + 5,
     )
-    os.chdir(task["folder"])
+    os.chdir(task.folder)
     gc.disable()
     try:
-        run = guest.Component(task) if task["component"] else guest.Core(task)
-    except wasmtime.WasmtimeError as error:  # made by another build of the runtime, or damaged
-        return {"error": f"sandbox: cannot load the compiled program: {guest.cause(error)}", "stale": True}
-    _KEPT.append(run)
-    guard.confine([task["folder"] + "/in"], [task["folder"] + "/out"])
-    report: dict[str, Any] = {"error": None, "limit": None, "exit_code": None, "value": None}
-    report["entered"] = begin = time.monotonic()
+        program = ComponentProgram(task) if task.component else CoreProgram(task)
+    except wasmtime.WasmtimeError as error:  # compiled by another build of the runtime, or damaged
+        text = f"sandbox: cannot load the compiled program: {error_cause(error)}"
+        return TaskReport(text, stale=True), None
+    confinement.confine([task.folder + "/in"], [task.folder + "/out"])
+    entered = time.monotonic()
+    report = _call(program)
+    report = replace(
+        report,
+        entered_s=entered,
+        run_s=time.monotonic() - entered,
+        fuel=None if limits.fuel is None else limits.fuel - program.store.get_fuel(),
+        tensor_steps=None if program.tensors is None else program.tensors.steps,
+    )
+    return report, program
+
+
+def _call(program: GuestProgram) -> TaskReport:
     try:
-        report["value"] = _short(run.call())
-        report["exit_code"] = 0
+        return TaskReport(exit_code=0, value=_bounded(program.call()))
     except wasmtime.ExitTrap as error:
-        report["exit_code"] = error.code
-        if error.code != 0:
-            report["error"], report["limit"] = run.blame(f"the program exited with code {error.code}")
+        if error.code == 0:
+            return TaskReport(exit_code=0)
+        failure = program.blame(f"the program exited with code {error.code}")
+        return TaskReport(failure.error, failure.limit, exit_code=error.code)
     except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
-        report["error"], report["limit"] = run.explain(error)
-    except values.CallError as error:
-        report["error"] = str(error)
+        failure = program.explain(error)
+    except CallError as error:
+        failure = Failure(str(error))
     except Exception as error:
-        met = run.quota(error)
-        if met is None:
+        exceeded = program.exceeded_quota(error)
+        if exceeded is None:
             raise
-        report["error"], report["limit"] = met
-    report["run_s"] = time.monotonic() - begin
-    if limits["fuel"] is not None:
-        report["fuel"] = limits["fuel"] - run.store.get_fuel()
-    if run.tensors is not None:
-        report["tensor_steps"] = run.tensors.steps
-    return report
+        failure = exceeded
+    return TaskReport(failure.error, failure.limit)
 
 
-def _short(value: str | None) -> str | None:
+def _bounded(value: str | None) -> str | None:
     """A result that fits in the report."""
-    if value is not None and (size := len(json.dumps(value))) > _VALUE_BYTES:
-        raise values.CallError(
-            f"the function's result has {size} bytes as text, at most {_VALUE_BYTES} are taken: have the program print it"
+    if value is not None and (size := len(json.dumps(value))) > _MAX_VALUE_BYTES:
+        raise CallError(
+            f"the function's result has {size} bytes as text, at most {_MAX_VALUE_BYTES} are taken: have the program print it"
         )
     return value

@@ -1,13 +1,17 @@
-"""What the sandbox is asked to run and what comes back."""
+"""What a sandbox is asked to run, within which limits, and what comes back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
+
+from propeller.errors import InvalidError
 
 MIB = 1024 * 1024
 
+_UNITS = {"fuel": "instructions", "table_elements": "elements", "out_files": "files"}
 
-class ProgramError(Exception):
+
+class ProgramError(InvalidError):
     """A program cannot be taken: its bytes, its digest, its compilation or its size; the text says which.
 
     ``limit`` names the limit that was hit, if it was one.
@@ -16,6 +20,11 @@ class ProgramError(Exception):
     def __init__(self, text: str, limit: str | None = None) -> None:
         super().__init__(text)
         self.limit = limit
+
+    @classmethod
+    def over_limit(cls, limit: str, value: float) -> Self:
+        """The error of a program that is over a limit."""
+        return cls(limit_error(limit, value), limit)
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,17 @@ class Limits:
         }
         return replace(self, **lower) if lower else self
 
+    def error(self, limit: str) -> str:
+        """The error of a task that went over one of them."""
+        return limit_error(limit, vars(self)[limit])
+
 
 @dataclass(frozen=True)
-class Job:
+class ProgramRun:
     """One run of a program that the sandbox holds.
 
     ``files`` are placed read-only in ``/in`` (names without folders). ``export`` names a function to call with
-    ``inputs``, decimal texts, one a parameter; without it the program is a command.
+    ``inputs``, texts, one a parameter; without it the program is a command.
     """
 
     id: str
@@ -72,11 +85,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run ended: ``error`` is None on success.
 
     ``limit`` names the limit that ended it. ``exit_code`` is the program's own, when it ended by itself. ``value`` is
-    the first result of a called export, as text. ``out_files`` maps paths below ``/out`` to contents (only on success).
+    the result of a called function, as text. ``out_files`` maps paths below ``/out`` to contents (only on success).
     ``metrics``: ``start_ms`` (asked → program entered), ``run_ms``, ``total_ms``, ``cpu_ms``, ``memory_peak_bytes`` (of
     the whole process), ``fuel`` (used, when limited), ``tensor_steps`` (done on the host); ``compile_ms`` when this run had to
     compile first.
@@ -91,16 +104,8 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def over(limit: str, value: float, unit: str = "") -> str:
-    """The error text of a limit: its name, its value and what it counts."""
-    if limit.endswith("_s"):
-        unit = unit or "s"
-    if limit.endswith("_bytes"):
-        unit = unit or "bytes"
-    return (
-        f"{limit}: over the limit of {value:g} {unit}".rstrip() if value % 1 else _whole(limit, value, unit)
-    )
-
-
-def _whole(limit: str, value: float, unit: str) -> str:
-    return f"{limit}: over the limit of {int(value)} {unit}".rstrip()
+def limit_error(limit: str, value: float) -> str:
+    """The error of what went over a limit: the limit's name, its value and what it counts."""
+    unit = "s" if limit.endswith("_s") else "bytes" if limit.endswith("_bytes") else _UNITS.get(limit, "")
+    shown = f"{value:g}" if value % 1 else str(int(value))
+    return f"{limit}: over the limit of {shown} {unit}".rstrip()

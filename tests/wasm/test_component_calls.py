@@ -3,7 +3,7 @@
 import pytest
 import wasmtime
 
-from propeller.wasm.job import Job, Outcome
+from propeller.wasm.program_run import ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
 
@@ -43,8 +43,8 @@ def same_pair(kind: str) -> bytes:
     return component("same", f'(param "x" {kind})', f"(result {kind})", PAIR)
 
 
-async def call(sandbox: Sandbox, wasm: bytes, *inputs: str, name: str = "same") -> Outcome:
-    return await sandbox.run(Job("a", await add(sandbox, wasm), export=name, inputs=inputs))
+async def call(sandbox: Sandbox, wasm: bytes, *inputs: str, name: str = "same") -> RunOutcome:
+    return await sandbox.run(ProgramRun("a", await add(sandbox, wasm), export=name, inputs=inputs))
 
 
 async def test_numbers_and_flags(sandbox: Sandbox) -> None:

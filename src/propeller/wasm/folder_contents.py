@@ -1,4 +1,7 @@
-"""A task's folder on disk: made, searched without following links, and removed whatever the task left in it."""
+"""What is in a task's folder: made, searched without following links, and removed whatever the task left in it.
+
+The template imports this module and is small on purpose: standard library only.
+"""
 
 import contextlib
 import os
@@ -6,12 +9,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from propeller.errors import InvalidError
 
-class OutError(Exception):
+
+class OutputError(InvalidError):
     """What a task left in ``/out`` cannot be taken."""
 
 
-def make(folder: Path, files: Mapping[str, bytes]) -> None:
+def create(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make ``folder`` with ``in`` (holding ``files``) and ``out``.
 
     Raises:
@@ -28,7 +33,7 @@ def make(folder: Path, files: Mapping[str, bytes]) -> None:
             file.write(content)
 
 
-def entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
+def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
     """Every entry below ``folder`` with its status, links not followed; a vanished one is left out."""
     pending = [folder]
     while pending:
@@ -41,7 +46,7 @@ def entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                         pending.append(entry.path)
 
 
-def holds_anything(folder: Path) -> bool:
+def has_entries(folder: Path) -> bool:
     """Whether there is an entry in it, or it is gone."""
     try:
         with os.scandir(folder) as found:
@@ -50,28 +55,28 @@ def holds_anything(folder: Path) -> bool:
         return True
 
 
-def excess(folder: str, out_bytes: int, out_files: int) -> str | None:
+def exceeded_limit(folder: str, max_bytes: int, max_files: int) -> str | None:
     """The limit that the folder's content is over, if any; stops looking as soon as it knows."""
     size = count = 0
     try:
-        for _, status in entries(folder):
+        for _, status in walk(folder):
             count += 1
             if stat.S_ISREG(status.st_mode):
                 size += status.st_size
-            if count > out_files:
+            if count > max_files:
                 return "out_files"
-            if size > out_bytes:
+            if size > max_bytes:
                 return "out_bytes"
     except OSError:  # too deep a path to name
         return "out_files"
     return None
 
 
-def collect(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     """Read every file below ``folder``, by its path relative to it.
 
     Raises:
-        OutError: one is a link or another thing that is not a file.
+        OutputError: one is a link or another thing that is not a file.
     """
     found = {}
     # By descriptors: whatever a process that is about to end does to the folder meanwhile, nothing else is read.
@@ -80,7 +85,7 @@ def collect(folder: Path) -> dict[str, bytes]:
             shown = os.path.relpath(f"{path}/{name}", folder)
             content = _content(name, at)
             if content is None:
-                raise OutError(f"/out/{shown}: not a regular file; write files and folders only")
+                raise OutputError(f"/out/{shown}: not a regular file; write files and folders only")
             if name in files:
                 found[shown] = content
     return found

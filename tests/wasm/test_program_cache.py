@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from propeller.wasm.cache import Cache
-from propeller.wasm.job import Job, ProgramError
+from propeller.wasm.program_cache import ProgramCache
+from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add, command, digest_of
 
@@ -26,7 +26,7 @@ async def test_compiled_once(tmp_path: Path) -> None:
         assert stored(tmp_path) == ["native", "wasm"]
     async with Sandbox(tmp_path) as sandbox:
         assert sandbox.has(digest_of(GOOD))
-        outcome = await sandbox.run(Job("a", digest_of(GOOD)))
+        outcome = await sandbox.run(ProgramRun("a", digest_of(GOOD)))
         assert outcome.error is None
         assert "compile_ms" not in outcome.metrics
     for path in (tmp_path / "programs").iterdir():
@@ -39,7 +39,7 @@ async def test_damaged_artifact_is_made_again(tmp_path: Path) -> None:
         artifact = next((tmp_path / "programs").glob("*.native"))
         for damage in (b"", b"garbage", artifact.read_bytes()[:200]):
             artifact.write_bytes(damage)
-            outcome = await sandbox.run(Job("a", digest))
+            outcome = await sandbox.run(ProgramRun("a", digest))
             assert outcome.error is None
             assert outcome.metrics["compile_ms"] > 0
 
@@ -49,7 +49,7 @@ async def test_artifact_that_others_could_write_is_not_used(tmp_path: Path) -> N
         digest = await add(sandbox, GOOD)
         artifact = next((tmp_path / "programs").glob("*.native"))
         artifact.chmod(0o666)
-        outcome = await sandbox.run(Job("a", digest))
+        outcome = await sandbox.run(ProgramRun("a", digest))
         assert outcome.error is None
         assert outcome.metrics["compile_ms"] > 0
         assert artifact.stat().st_mode & 0o777 == 0o600
@@ -60,7 +60,7 @@ async def test_damaged_program_is_not_compiled(tmp_path: Path) -> None:
         digest = await add(sandbox, GOOD)
         next((tmp_path / "programs").glob("*.native")).unlink()
         next((tmp_path / "programs").glob("*.wasm")).write_bytes(command("unreachable"))
-        outcome = await sandbox.run(Job("a", digest))
+        outcome = await sandbox.run(ProgramRun("a", digest))
         assert outcome.error is not None
         assert "damaged on disk" in outcome.error
         assert not sandbox.has(digest)
@@ -82,9 +82,9 @@ async def test_bounded(tmp_path: Path) -> None:
 
 def test_key(tmp_path: Path) -> None:
     """The artifact's name depends on the runtime and on whether fuel is counted."""
-    cache = Cache(tmp_path, 1000)
+    cache = ProgramCache(tmp_path, 1000)
     digest = digest_of(GOOD)
-    cache.put(digest, GOOD, 10_000)
+    cache.add(digest, GOOD, 10_000)
     names = {
         cache.find(digest, runtime, fuel=fuel).artifact for runtime in ("50", "51") for fuel in (True, False)
     }

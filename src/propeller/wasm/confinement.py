@@ -2,7 +2,7 @@
 
 Linux only: no new privileges, limits (setrlimit), Landlock (files and TCP), and a seccomp filter that refuses what no
 Wasm program needs (network, other processes, debugging, mounting, …). Each is skipped where the kernel lacks it;
-``available`` tells which there are. Runs in the forked child before any foreign code, while it has one thread.
+``available_protections`` tells which there are. Runs in the forked child before any foreign code, while it has one thread.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 
@@ -73,7 +74,7 @@ _LOAD, _EQUAL, _AND_SET, _RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: ld [k], jeq, j
 _EPERM, _ENOSYS = 1, 38
 
 
-def available() -> tuple[str, ...]:
+def available_protections() -> tuple[str, ...]:
     """The protections that this kernel offers, by name."""
     if sys.platform != "linux":
         return ("rlimits",)
@@ -100,7 +101,7 @@ def isolate(parent: int, nice: int) -> None:
         os.nice(nice)
 
 
-def limit(*, data_bytes: int, file_bytes: int, cpu_s: int) -> None:
+def set_limits(*, data_bytes: int, file_bytes: int, cpu_s: int) -> None:
     """Set the process's limits.
 
     ``RLIMIT_DATA`` counts writable private memory, linear memories included, but not the gigabytes of address space
@@ -125,6 +126,25 @@ def confine(readable: list[str], writable: list[str]) -> None:
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _landlock(readable, writable)
     _seccomp()
+
+
+def launch_runtime() -> None:
+    """Bound this process, then become an external runtime; exits with 127 if it cannot be run.
+
+    The arguments of the process are a folder for ``sys.path``, the parent's id, the niceness, the three limits of
+    ``set_limits``, the runtime and its arguments: see ``external.py``, which runs this with ``python -I -S -c``.
+    """
+    parent, nice, data_bytes, file_bytes, cpu_s = map(int, sys.argv[2:7])
+    runtime, *arguments = sys.argv[7:]
+    isolate(parent, nice)
+    set_limits(data_bytes=data_bytes, file_bytes=file_bytes, cpu_s=cpu_s)
+    os.umask(0o077)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the proplet was started in the background
+    try:
+        os.execv(runtime, [runtime, *arguments])  # noqa: S606 - the operator's own program
+    except OSError as error:
+        sys.stderr.write(f"{runtime}: {error.strerror}\n")
+        sys.exit(127)
 
 
 def _landlock(readable: list[str], writable: list[str]) -> None:
@@ -154,15 +174,15 @@ def _seccomp() -> None:
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return
-    column, audit, *judged = known
+    column, audit, *checked = known
     numbers = [row[column] for row in _REFUSED.values() if row[column] is not None]
-    code = _program([number for number in numbers if number is not None], audit, *judged)
+    code = _filter_code([number for number in numbers if number is not None], audit, *checked)
     buffer = ctypes.create_string_buffer(code, len(code))
     filters = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filters, 0, 0)
 
 
-def _program(refused: list[int], audit: int, clone: int, tgkill: int, prlimit: int) -> bytes:
+def _filter_code(refused: list[int], audit: int, clone: int, tgkill: int, prlimit: int) -> bytes:
     """The filter: refuse the list, new processes (not threads), signals to other processes, and setting limits."""
 
     def step(op: int, value: int, true: int = 0, false: int = 0) -> bytes:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from propeller.wasm import guard
+from propeller.wasm import confinement
 
 ATTEMPTS = """
 import os, signal, socket, sys, threading
-from propeller.wasm import guard
+from propeller.wasm import confinement
 
 mine, out = sys.argv[1:]
 ctypes = __import__("ctypes")
 libc = ctypes.CDLL(None, use_errno=True)
 inherited = os.open("/dev/null", os.O_RDONLY)
-guard.isolate(os.getppid(), 5)
-guard.limit(data_bytes=1 << 28, file_bytes=1000, cpu_s=10)
-guard.confine([mine], [out])
+confinement.isolate(os.getppid(), 5)
+confinement.set_limits(data_bytes=1 << 28, file_bytes=1000, cpu_s=10)
+confinement.confine([mine], [out])
 
 def refused(name, attempt):
     try:
@@ -45,13 +45,17 @@ if libc.ptrace(16, os.getppid(), 0, 0) != 0:
 refused("large file", lambda: open(out + "/large", "wb", buffering=0).write(b"x" * 1000) and open(out + "/large", "ab", buffering=0).write(b"y"))
 open(mine + "/given").read()
 open(out + "/result", "w").write("ok")
-threading.Thread(target=lambda: print("thread works")).start()
+thread = threading.Thread(target=lambda: print("thread works"))
+thread.start()
+thread.join()
 print("nice", os.nice(0))
 """
 
 
 @pytest.mark.skipif(
-    "landlock" not in guard.available() or "seccomp" not in guard.available(), reason="needs both"
+    "landlock" not in confinement.available_protections()
+    or "seccomp" not in confinement.available_protections(),
+    reason="needs both",
 )
 def test_confined(tmp_path: Path) -> None:
     mine, out = tmp_path / "in", tmp_path / "out"

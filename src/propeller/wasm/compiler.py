@@ -1,0 +1,120 @@
+"""Programs made ready to run: verified, compiled in a process of their own, kept in the cache."""
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+from propeller.process.single_flight import SingleFlight
+from propeller.wasm.messages import CompileTask, Task, encode
+from propeller.wasm.output import DISCARD
+from propeller.wasm.program_cache import CachedProgram, ProgramCache
+from propeller.wasm.program_run import Limits, ProgramError
+from propeller.wasm.template_client import ProcessEnd, TemplateClient
+
+_LOCK_MARGIN_S = 5.0
+_CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
+
+
+class Compiler:
+    """Compiles what the cache has, once for all who ask for it at the same time."""
+
+    def __init__(self, cache: ProgramCache, template: TemplateClient, folder: Path) -> None:
+        """``folder`` is for task files."""
+        self._cache, self._template, self._folder = cache, template, folder
+        self._compiling = SingleFlight[tuple[Path, Limits], float]()
+
+    async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
+        """Verify a program, compile it and keep it.
+
+        Raises:
+            ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
+            SandboxError: the template is gone.
+        """
+        await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
+        await self.prepare(digest, limits)
+
+    async def prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
+        """A program with its artifact, and the milliseconds that compiling it took now (0: it was there).
+
+        Raises:
+            ProgramError: the program is not in the cache, or cannot be compiled within the limits.
+            SandboxError: the template is gone.
+        """
+        await self._template.ready()
+        program = self._cache.find(digest, self._template.runtime_version, fuel=limits.fuel is not None)
+        if program.source.stat().st_size > limits.module_bytes:
+            raise ProgramError.over_limit("module_bytes", limits.module_bytes)
+        if self._cache.has_trusted_artifact(program):
+            return program, 0.0
+        compile_once = partial(self._compile_once, digest, program, limits)
+        return program, await self._compiling.run((program.artifact, limits), compile_once)
+
+    async def close(self) -> None:
+        """Cancel the compilations that still run."""
+        await self._compiling.close()
+
+    async def _compile_once(self, digest: str, program: CachedProgram, limits: Limits) -> float:
+        """Compile a program, unless another process that shares the cache does; milliseconds it took here.
+
+        Longer than a compilation may take nobody waits for another process: it may be stopped.
+        """
+        async with self._cache.lock("compile", digest, limits.compile_s + _LOCK_MARGIN_S):
+            if self._cache.has_trusted_artifact(program):
+                return 0.0
+            begin = time.monotonic()
+            await asyncio.to_thread(self._cache.verify, program)
+            await self._compile(program, limits)
+            return (time.monotonic() - begin) * 1000
+
+    async def _compile(self, program: CachedProgram, limits: Limits) -> None:
+        written = self._cache.temporary_artifact(program)
+        task = CompileTask(
+            source=str(program.source),
+            target=str(written),
+            component=program.component,
+            fuel=limits.fuel is not None,
+            max_bytes=self._cache.max_bytes,
+            limits=limits,
+        )
+        task_file = self._folder / f"{secrets.token_hex(8)}.json"
+        try:
+            write_task(task_file, task)
+            process = self._template.start(task_file, limits.compile_s, stdout=DISCARD, stderr=DISCARD)
+            try:
+                end = await process.ended()
+            except asyncio.CancelledError:
+                process.kill()
+                raise
+            _check(end, limits)
+            await asyncio.to_thread(self._cache.keep_artifact, written, program)
+        finally:
+            task_file.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
+
+
+def write_task(path: Path, task: Task) -> None:
+    """Write what a task's process reads first; it may hold secrets, and only this user can read it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(fd, "wb") as file:  # noqa: PTH123 - of a descriptor
+        file.write(encode(task))
+
+
+def _check(end: ProcessEnd, limits: Limits) -> None:
+    """See how a compilation ended.
+
+    Raises:
+        ProgramError: there is no artifact.
+    """
+    report = end.report
+    if end.reason == "wall_time_s":
+        raise ProgramError.over_limit("compile_s", limits.compile_s)
+    if report is None and end.status in _CRASHES:
+        limit = "compile_memory_bytes"
+        raise ProgramError(f"{limits.error(limit)}: the compiler was ended", limit)
+    if end.status != 0 or report is None or report.error is not None:
+        error = report.error if report else None
+        raise ProgramError(error or f"the compiler ended with status {end.status}")

@@ -1,0 +1,246 @@
+"""What the processes of a sandbox tell each other: the proplet's own (the sandbox), the template, and a process a task.
+
+    sandbox → template    StartTask, which brings three descriptors, and KillTask
+    template → sandbox    TemplateReady, TaskEnded, TaskNotStarted
+    sandbox → task        RunTask or CompileTask, in a file
+    task → sandbox        TaskReport, once, as its last words
+
+Each is one line of JSON with every field of its class, and is checked when it is read: what comes out is what the class says,
+or a ``MessageError``. A task's process ran foreign code, so its report may be anything. The template imports this module and
+is small on purpose: standard library only.
+"""
+
+import dataclasses
+import json
+import types
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin
+
+from propeller.errors import InvalidError
+from propeller.wasm.program_run import Limits
+
+_NUMBER_BOUND = 2**63
+T = TypeVar("T")
+
+
+class MessageError(InvalidError):
+    """Bytes are no message of those that may come here; the text says why."""
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """What a task sees as ``/out``, which the template searches, and how much may be in it."""
+
+    folder: str
+    max_bytes: int
+    max_files: int
+
+
+@dataclass(frozen=True)
+class StartTask:
+    """Fork a process for the task in ``task_file``, and end it after ``wall_time_s`` seconds.
+
+    With it come the descriptors of its standard output, standard error and report.
+    """
+
+    id: int
+    task_file: str
+    wall_time_s: float
+    host_tensors: bool = False
+    output: OutputFolder | None = None
+
+
+@dataclass(frozen=True)
+class KillTask:
+    """End the process of a task, if it still runs."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class TemplateReady:
+    """The template has started; ``protections`` names what its kernel offers to confine tasks."""
+
+    protections: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """A task's process has ended.
+
+    ``status`` is its exit status (negative: the signal), ``reason`` the limit for which the template ended it, or ``killed``.
+    """
+
+    id: int
+    status: int
+    reason: str | None
+    cpu_s: float
+    memory_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class TaskNotStarted:
+    """There is no process for a task."""
+
+    id: int
+    error: str
+
+
+@dataclass(frozen=True)
+class CompileTask:
+    """Compile the program in ``source`` into ``target``, which is not there yet and may have ``max_bytes``."""
+
+    source: str
+    target: str
+    component: bool
+    fuel: bool
+    max_bytes: int
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Run a compiled program once; ``folder`` has its ``in`` and ``out``."""
+
+    folder: str
+    artifact: str
+    component: bool
+    host_tensors: bool
+    env: dict[str, str]
+    args: tuple[str, ...]
+    export: str | None
+    inputs: tuple[str, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """How a task's process says that it ended.
+
+    ``stale``: the compiled program cannot be loaded. ``entered_s`` is when the program was called (``time.monotonic``), ``run_s``
+    how long it ran, ``fuel`` what it used, ``tensor_steps`` how many operations the host did for it.
+
+    Raises:
+        MessageError: a number is out of range, or a text is not Unicode.
+    """
+
+    error: str | None = None
+    limit: str | None = None
+    exit_code: int | None = None
+    value: str | None = None
+    stale: bool = False
+    entered_s: float | None = None
+    run_s: float | None = None
+    fuel: int | None = None
+    tensor_steps: int | None = None
+    cpu_s: float | None = None
+    memory_peak_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        figures = (
+            self.entered_s,
+            self.run_s,
+            self.fuel,
+            self.tensor_steps,
+            self.cpu_s,
+            self.memory_peak_bytes,
+        )
+        if not all(figure is None or 0 <= figure < _NUMBER_BOUND for figure in figures):
+            raise MessageError("a figure of the report is out of range")
+        if self.exit_code is not None and abs(self.exit_code) >= _NUMBER_BOUND:
+            raise MessageError("the exit code is out of range")
+        try:
+            "".join(text for text in (self.error, self.limit, self.value) if text is not None).encode()
+        except UnicodeEncodeError:  # JSON can name halves of surrogate pairs
+            raise MessageError("a text of the report is not Unicode") from None
+
+
+Request = StartTask | KillTask
+Reply = TemplateReady | TaskEnded | TaskNotStarted
+Task = RunTask | CompileTask
+Message = Request | Reply | Task | TaskReport
+
+
+def encode(message: Message) -> bytes:
+    """A message as a line."""
+    return json.dumps({"message": type(message).__name__, **vars(message)}, default=vars).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """What the sandbox asks of the template.
+
+    Raises:
+        MessageError: it is no request.
+    """
+    request: Request = _decode(line, (StartTask, KillTask))
+    return request
+
+
+def decode_reply(line: bytes) -> Reply:
+    """What the template tells the sandbox.
+
+    Raises:
+        MessageError: it is no reply.
+    """
+    reply: Reply = _decode(line, (TemplateReady, TaskEnded, TaskNotStarted))
+    return reply
+
+
+def decode_task(content: bytes) -> Task:
+    """What a task's process is to do.
+
+    Raises:
+        MessageError: it is no task.
+    """
+    task: Task = _decode(content, (RunTask, CompileTask))
+    return task
+
+
+def decode_report(content: bytes | bytearray) -> TaskReport | None:
+    """What a task's process has said; None: nothing, or nothing that can be read."""
+    try:
+        report: TaskReport = _decode(content, (TaskReport,))
+    except MessageError:
+        return None
+    return report
+
+
+def _decode(line: bytes | bytearray, kinds: tuple[type[Message], ...]) -> Any:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise MessageError("not JSON") from None
+    name = fields.pop("message", None) if isinstance(fields, dict) else None
+    for kind in kinds:
+        if kind.__name__ == name:
+            return _built(kind, fields, kind.__name__)
+    raise MessageError(f"no message of {', '.join(kind.__name__ for kind in kinds)}")
+
+
+def _built(kind: type[T], value: Any, where: str) -> T:
+    expected = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(value, dict) or value.keys() != expected.keys():
+        raise MessageError(f"{where}: not an object with the fields {', '.join(expected)}")
+    return kind(**{name: _checked(expected[name], value[name], f"{where}.{name}") for name in expected})
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as the annotation of a field wants it.
+
+    Raises:
+        MessageError: it is of another type, or a number that is not finite.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _built(kind, value, where)  # type: ignore[arg-type]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _checked(arguments[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_checked(arguments[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _checked(arguments[1], item, where) for key, item in value.items()}
+    if kind is float and type(value) in {int, float} and abs(value) < _NUMBER_BOUND:
+        return value
+    if origin is None and kind is not float and type(value) is kind:
+        return value
+    raise MessageError(f"{where}: not of type {kind}")

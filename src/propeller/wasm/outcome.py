@@ -1,0 +1,99 @@
+"""How a run ended, from what its process reported and what was seen of it from outside."""
+
+import signal
+import time
+from pathlib import Path
+
+from propeller.wasm import folder_contents
+from propeller.wasm.folder_contents import OutputError
+from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
+from propeller.wasm.template_client import ProcessEnd
+
+STOPPED_ERROR = "stopped before completion"
+
+
+def judge_outcome(
+    run: ProgramRun,
+    end: ProcessEnd,
+    *,
+    out: Path,
+    stdout: bytes,
+    stopped: bool = False,
+    exceeded: str | None = None,
+) -> RunOutcome:
+    """Say how a run ended.
+
+    Args:
+        run: What ran.
+        end: The end of its process.
+        out: What the program saw as ``/out``; read here, after the end.
+        stdout: What it wrote, at most as much as is allowed.
+        stopped: Whether someone asked to stop it.
+        exceeded: The output limit that it went over.
+    """
+    killed, report = end.status < 0, end.report
+    limit = exceeded or (end.reason if killed and end.reason != "killed" else None)
+    limit = limit or folder_contents.exceeded_limit(str(out), run.limits.out_bytes, run.limits.out_files)
+    error: str | None
+    if limit:
+        error = run.limits.error(limit)
+    elif stopped and killed:
+        error = STOPPED_ERROR
+    elif report is None:
+        error, limit = _unreported_end(end, run.limits)
+    else:
+        error, limit = report.error, report.limit
+    out_files: dict[str, bytes] = {}
+    if error is None:
+        try:
+            out_files = folder_contents.read_files(out)
+        except OutputError as problem:
+            error = str(problem)
+    return RunOutcome(
+        error=error,
+        limit=limit,
+        exit_code=report.exit_code if report else None,
+        stdout=stdout,
+        value=report.value if report else None,
+        out_files=out_files,
+    )
+
+
+def run_metrics(end: ProcessEnd, asked_at: float) -> dict[str, float]:
+    """What a run took; ``asked_at`` is when it was asked for (``time.monotonic``, the same in every process)."""
+    metrics = {
+        "total_ms": (time.monotonic() - asked_at) * 1000,
+        "cpu_ms": end.cpu_s * 1000,
+        "memory_peak_bytes": float(end.memory_peak_bytes),
+    }
+    report = end.report
+    if report is None:
+        return metrics
+    if report.entered_s is not None and report.run_s is not None:
+        metrics["start_ms"] = (report.entered_s - asked_at) * 1000
+        metrics["run_ms"] = report.run_s * 1000
+    if report.tensor_steps is not None:
+        metrics["tensor_steps"] = float(report.tensor_steps)
+    if report.fuel is not None:
+        metrics["fuel"] = float(report.fuel)
+    return metrics
+
+
+def signal_name(number: int) -> str:
+    """A signal's name, or its number where it has none, as most real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _unreported_end(end: ProcessEnd, limits: Limits) -> tuple[str, str | None]:
+    """The error of a process that ended without a report, and the limit behind it."""
+    if end.status == -signal.SIGXCPU:
+        return limits.error("wall_time_s"), "wall_time_s"
+    if end.status == -signal.SIGABRT and end.memory_peak_bytes > limits.memory_bytes / 2:
+        return limits.error("memory_bytes"), "memory_bytes"
+    if end.status == -signal.SIGKILL:
+        return "the task's process was killed from outside (is the device out of memory?)", None
+    how = signal_name(-end.status) if end.status < 0 else f"status {end.status}"
+    return f"the task's process ended by {how}", None

@@ -1,0 +1,169 @@
+"""Programs on disk: the bytes as they came, by digest, and what this machine's runtime compiled from them.
+
+Compiled code is native code that the process will trust, so it is only ever made here, by ``worker.py``, in a folder that
+only this user can enter. Its name holds the digest, the runtime's version, the configuration and the architecture.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from propeller.process.file_lock import FileLock, LockedError
+from propeller.process.files import remove_left_over, trim_folder, write_durably
+from propeller.wasm.program_run import ProgramError
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
+_TENSORS = b"propeller:program/tensors@"
+"""The name under which a component imports the host's tensors."""
+_CONFIGURATION = "1"
+"""Counts the changes of ``guest_program.runtime_config`` and of ``module_exports``."""
+_ABANDONED_S = 3600.0
+"""The age after which a half-written artifact is one that a killed process left, in seconds."""
+_LOCK, _PART = ".lock", ".part"
+
+
+@dataclass(frozen=True)
+class CachedProgram:
+    """A program in the cache, and where its artifact for this machine is or will be."""
+
+    source: Path
+    artifact: Path
+    component: bool
+    host_tensors: bool
+    """Whether it uses the host's tensors."""
+
+
+class ProgramCache:
+    """The folder of programs, bounded in size: the ones used longest ago go first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Make the folder if it is missing, and remove what killed processes left half-written.
+
+        Raises:
+            ProgramError: it belongs to someone else, or others could write to it.
+        """
+        self._folder = folder
+        self._host_tensors: dict[str, bool] = {}
+        self.max_bytes = max_bytes
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise ProgramError(
+                f"{folder}: must belong to this user and be writable by no one else (chmod 700)"
+            )
+        remove_left_over([folder])
+        for part in folder.glob(f"*{_PART}"):
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_mtime < time.time() - _ABANDONED_S:
+                    part.unlink()
+
+    def has(self, digest: str) -> bool:
+        """Whether the program is here; one whose artifact another version made is compiled again when it runs."""
+        return _DIGEST.fullmatch(digest) is not None and self._path(digest, ".wasm").exists()
+
+    def find(self, digest: str, runtime_version: str, *, fuel: bool) -> CachedProgram:
+        """Where a program and its artifact for this runtime are (or will be); marks them as used.
+
+        Raises:
+            ProgramError: the program is not here.
+        """
+        if not self.has(digest):
+            raise ProgramError(f"program {digest[:71]} is not in the cache; it must be fetched first")
+        source = self._path(digest, ".wasm")
+        with source.open("rb") as file:
+            component = file.read(8) == _COMPONENT
+        key = f"{runtime_version} {platform.machine()} {_CONFIGURATION} {fuel}"
+        artifact = self._path(digest, f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.native")
+        for path in (source, artifact):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
+        return CachedProgram(
+            source, artifact, component, component and self._uses_host_tensors(digest, source)
+        )
+
+    def add(self, digest: str, wasm: bytes, max_bytes: int) -> None:
+        """Store a program's bytes.
+
+        Raises:
+            ProgramError: not a Wasm program, over ``max_bytes``, or not what the digest says.
+        """
+        if _DIGEST.fullmatch(digest) is None:
+            raise ProgramError(f"digest {digest[:80]!r}: must be sha256: and 64 hexadecimal digits")
+        if len(wasm) > max_bytes:
+            raise ProgramError.over_limit("module_bytes", max_bytes)
+        actual = "sha256:" + hashlib.sha256(wasm).hexdigest()
+        if actual != digest:
+            raise ProgramError(f"digest: the program's bytes are {actual}, not {digest}")
+        if wasm[:8] not in {_CORE, _COMPONENT}:
+            raise ProgramError("not a Wasm program: it does not start as a core module or a component")
+        path = self._path(digest, ".wasm")
+        if not path.exists():
+            write_durably(path, wasm, mode=0o600)
+            self._trim({path})
+
+    def verify(self, program: CachedProgram) -> None:
+        """Verify a stored program's bytes again, before they are compiled.
+
+        Raises:
+            ProgramError: they changed on disk; they are removed.
+        """
+        digest = "sha256:" + hashlib.sha256(program.source.read_bytes()).hexdigest()
+        if self._path(digest, ".wasm") != program.source:
+            program.source.unlink()
+            raise ProgramError(f"{program.source}: damaged on disk; removed, fetch the program again")
+
+    @contextlib.asynccontextmanager
+    async def lock(self, work: str, digest: str, wait_s: float) -> AsyncIterator[bool]:
+        """Be the only one, of the processes that share this folder, who does such work on a program.
+
+        Gives whether the lock is held: after ``wait_s`` seconds the block is entered without it, and at once on a file
+        system that has no locks; at worst something is done twice. There are 256 locks for each kind of work, by the
+        digest's first two digits, so that nothing needs to be removed.
+        """
+        lock = FileLock(self._folder / f"{work}-{digest.removeprefix('sha256:')[:2]}{_LOCK}")
+        with contextlib.suppress(LockedError, OSError):
+            await lock.acquire_async(wait_s)
+        try:
+            yield lock.held
+        finally:
+            lock.release()
+
+    def temporary_artifact(self, program: CachedProgram) -> Path:
+        """A name to write an artifact under before ``keep_artifact`` renames it."""
+        return program.artifact.with_suffix(f".{secrets.token_hex(4)}{_PART}")
+
+    def keep_artifact(self, written: Path, program: CachedProgram) -> None:
+        """Make a written artifact the program's, then make room."""
+        written.replace(program.artifact)
+        self._trim({program.source, program.artifact})
+
+    def has_trusted_artifact(self, program: CachedProgram) -> bool:
+        """Whether the artifact is there and can only have been written by this user."""
+        try:
+            status = program.artifact.lstat()
+        except FileNotFoundError:
+            return False
+        return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+    def _uses_host_tensors(self, digest: str, source: Path) -> bool:
+        """Whether the import's name is in the program: one that only contains it is given them for nothing."""
+        if digest not in self._host_tensors:
+            with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self._host_tensors[digest] = content.find(_TENSORS) >= 0
+        return self._host_tensors[digest]
+
+    def _path(self, digest: str, ending: str) -> Path:
+        return self._folder / (digest.removeprefix("sha256:") + ending)
+
+    def _trim(self, keep: set[Path]) -> None:
+        programs = (path for path in self._folder.iterdir() if path.suffix in {".wasm", ".native"})
+        trim_folder(programs, self.max_bytes, keep=keep)

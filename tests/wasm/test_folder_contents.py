@@ -1,0 +1,40 @@
+"""What a process that ran foreign code leaves on disk, read without trust in it."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from propeller.wasm import folder_contents
+
+
+def test_files_are_collected_with_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "a" / "b" / "two").write_bytes(b"2")
+    assert folder_contents.read_files(tmp_path) == {"one": b"1", "a/b/two": b"2"}
+
+
+@pytest.mark.parametrize("kind", ["link", "link to a folder", "pipe", "socket"])
+def test_nothing_but_files_and_folders_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out, secret = tmp_path / "out", tmp_path / "secrets"
+    (out / "sub").mkdir(parents=True)
+    secret.mkdir()
+    (secret / "key").write_text("hidden")
+    place = out / "sub" / "x"
+    if kind == "link":
+        place.symlink_to(secret / "key")
+    elif kind == "link to a folder":
+        place.symlink_to(secret)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        monkeypatch.chdir(place.parent)  # a socket's path has a limit
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("x")
+    with pytest.raises(folder_contents.OutputError, match=r"^/out/sub/x: not a regular file"):
+        folder_contents.read_files(out)
