@@ -47,7 +47,7 @@ class CoordinatorClient:
         await self._request("POST", f"/rounds/{round_id}/failures", json=failure.model_dump())
 
     async def is_collecting(self, round_id: str) -> bool:
-        """Whether a round still waits for updates; assumed where the coordinator does not answer or say.
+        """Whether a round still waits for updates; assumed where the coordinator does not answer.
 
         A round may be over before its deadline: with enough updates, or when no more can come.
         """
@@ -55,7 +55,7 @@ class CoordinatorClient:
             status = (await self._request("GET", f"/rounds/{round_id}/complete")).json()
         except (ServiceError, ValueError):
             return True
-        # absmach/propeller's answer has no state.
+        # The answer of absmach/propeller's coordinator has no state.
         return not status.get("completed") and status.get("state") in {None, "created", "collecting"}
 
     async def forward(

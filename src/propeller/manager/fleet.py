@@ -63,7 +63,7 @@ class PropletRecord:
         name: a readable one, made from the id.
         namespace: as it reported.
         metadata: what it reported of itself; ``None`` from proplets of absmach/propeller's guide (S), which send none.
-        created_at: when it was first heard of.
+        created_at: of its registration or first heartbeat.
         interval_s: between its heartbeats.
         heartbeats: the last ten.
         offline: its last message was a goodbye or its last will.

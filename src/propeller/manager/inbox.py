@@ -49,7 +49,7 @@ class Inbox:
 
     async def subscribe(self, session: Session) -> None:
         """Subscribe to everything once the session runs; a subscription that the broker refuses is logged there."""
-        # A retained heartbeat or last will (absmach/propeller's embed-proplet has its will retained) says nothing about now.
+        # A retained heartbeat or last will (absmach/propeller's embed-proplet has its will retained) is not news.
         alive = self._channel.topic(Kind.PROPLET_ALIVE)
         routes: list[tuple[str, Handler, int]] = [
             (self._channel.topic(Kind.PROPLET_CREATE), self._register, 1),

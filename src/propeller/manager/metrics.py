@@ -52,7 +52,7 @@ class FleetMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The current numbers."""
-        metric = Metric("manager_proplets", "Proplets known, by whether they live.", "gauge")
+        metric = Metric("manager_proplets", "Proplets known, by whether they are alive.", "gauge")
         alive = len(self._fleet.alive())
         metric.add_sample("manager_proplets", {"status": "active"}, alive)
         metric.add_sample("manager_proplets", {"status": "inactive"}, len(self._fleet.all()) - alive)

@@ -60,7 +60,7 @@ class RoundStarter:
     ) -> StartedRound:
         """Start a round, unless it was started before.
 
-        The coordinator is told first, then the tasks are stored in one transaction with the round, then their
+        The coordinator is configured first, then the tasks are stored in one transaction with the round, then their
         starts are published. After a crash in between, whoever asks again or the next connect to the broker completes it.
 
         Args:

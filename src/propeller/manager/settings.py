@@ -36,7 +36,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     mqtt_qos: int = Field(1, alias="MANAGER_MQTT_QOS", ge=0, le=2)
     """Of starts and stops. 1 and not 2 as in S: every receiver knows a message by its id, so 2 only costs time."""
     mqtt_timeout_s: Seconds = Field(5.0, alias="MANAGER_MQTT_TIMEOUT", gt=0)
-    """How long a request waits for the broker before it is answered 503."""
+    """How long a request waits for the broker before it is refused as unavailable."""
     domain_id: Id = Field(validation_alias=AliasChoices("MANAGER_DOMAIN_ID", "MANAGER_TENANT_ID"))
     channel_id: Id = Field(alias="MANAGER_CHANNEL_ID")
     client_id: Id = Field(validation_alias=AliasChoices("MANAGER_CLIENT_ID", "MANAGER_ENTITY_ID"))
@@ -53,7 +53,7 @@ class Settings(HttpSettings, MqttTlsSettings):
     database: str = Field("./manager.db", alias="MANAGER_DATABASE")
     """A SQLite file or a database URL."""
     liveliness_interval_s: Seconds = Field(10.0, alias="MANAGER_LIVELINESS_INTERVAL", gt=0)
-    """Between heartbeats of a proplet that does not say its own interval; three missed ones and it is gone."""
+    """Between heartbeats of a proplet that does not report its own interval; it counts as lost after three missed ones."""
     metrics_keep: Annotated[int, Field(ge=1)] = Field(1000, alias="MANAGER_METRICS_KEEP")
     """Newest metrics kept of each proplet and of each task."""
     tasks_keep: Annotated[int, Field(ge=0)] = Field(10_000, alias="MANAGER_TASKS_KEEP")

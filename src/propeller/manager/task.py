@@ -54,7 +54,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class TaskSpec(Message):
-    """What a client may say of a task. TaskState, results and times are the manager's and are ignored when sent."""
+    """What a client may set of a task. State, results and times are the manager's: they are ignored when sent."""
 
     name: Name
     kind: Annotated[Literal["standard", "federated"], BeforeValidator(_standard_if_empty)] = "standard"
