@@ -1,5 +1,6 @@
 """The embedded registry as any client of the distribution specification sees it."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -91,16 +92,16 @@ async def test_a_monolithic_upload(http: httpx.AsyncClient) -> None:
 
 
 async def test_an_upload_in_chunks(http: httpx.AsyncClient) -> None:
-    place = (await http.post("/v2/a/b/blobs/uploads/")).headers["location"]
+    location = (await http.post("/v2/a/b/blobs/uploads/")).headers["location"]
     first, second, third = BLOB[:100_000], BLOB[100_000:250_000], BLOB[250_000:]
-    answer = await http.patch(place, content=first, headers={"Content-Range": "0-99999"})
+    answer = await http.patch(location, content=first, headers={"Content-Range": "0-99999"})
     assert (answer.status_code, answer.headers["range"]) == (202, "0-99999")
-    out_of_order = await http.patch(place, content=third, headers={"Content-Range": "250000-299999"})
+    out_of_order = await http.patch(location, content=third, headers={"Content-Range": "250000-299999"})
     assert (out_of_order.status_code, out_of_order.headers["range"]) == (416, "0-99999")
-    assert (await http.patch(place, content=second)).headers["range"] == "0-249999"
-    status = await http.get(place)
+    assert (await http.patch(location, content=second)).headers["range"] == "0-249999"
+    status = await http.get(location)
     assert (status.status_code, status.headers["range"]) == (204, "0-249999")
-    answer = await http.put(place, params={"digest": DIGEST}, content=third)
+    answer = await http.put(location, params={"digest": DIGEST}, content=third)
     assert answer.status_code == 201
     assert (await http.get(f"/v2/other/blobs/{DIGEST}")).content == BLOB
 
@@ -119,16 +120,16 @@ async def test_wrong_uploads(http: httpx.AsyncClient) -> None:
     assert (answer.status_code, code(answer)) == (400, "DIGEST_INVALID")
     answer = await http.post("/v2/a/blobs/uploads/", params={"digest": "sha256:12"}, content=BLOB)
     assert (answer.status_code, code(answer)) == (400, "DIGEST_INVALID")
-    place = (await http.post("/v2/a/blobs/uploads/")).headers["location"]
-    assert code(await http.put(place, content=BLOB)) == "DIGEST_INVALID"
-    assert (await http.delete(place)).status_code == 204
+    location = (await http.post("/v2/a/blobs/uploads/")).headers["location"]
+    assert code(await http.put(location, content=BLOB)) == "DIGEST_INVALID"
+    assert (await http.delete(location)).status_code == 204
     for call in (http.get, http.delete, http.patch, http.put):
-        answer = await call(place, params={"digest": DIGEST})
+        answer = await call(location, params={"digest": DIGEST})
         assert (answer.status_code, code(answer)) == (404, "BLOB_UPLOAD_UNKNOWN")
     answer = await http.patch(f"/v2/a/blobs/uploads/{'x' * 3000}", content=BLOB)
     assert (answer.status_code, code(answer)) == (404, "BLOB_UPLOAD_UNKNOWN")
-    place = (await http.post("/v2/a/blobs/uploads/")).headers["location"]
-    answer = await http.patch(place, content=b"x", headers={"Content-Range": f"{'9' * 5000}-0"})
+    location = (await http.post("/v2/a/blobs/uploads/")).headers["location"]
+    answer = await http.patch(location, content=b"x", headers={"Content-Range": f"{'9' * 5000}-0"})
     assert (answer.status_code, code(answer)) == (416, "BLOB_UPLOAD_INVALID")
     assert (await http.get(f"/v2/a/blobs/{wrong}")).status_code == 404
 
@@ -295,8 +296,6 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo, a docker-style client, is not installed")
 async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
-    import asyncio
-
     source = Layout(tmp_path / "source")
     source.store_blob(BLOB)
     config = b'{"architecture":"wasm","os":"wasi","rootfs":{"type":"layers","diff_ids":[]}}'
@@ -315,17 +314,17 @@ async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             return done.stdout.decode()
 
-        place, secret = f"docker://{host}/some/x:v1", ":".join(LOGIN)
+        image, secret = f"docker://{host}/some/x:v1", ":".join(LOGIN)
         await asyncio.to_thread(
             skopeo,
             "copy",
             "--dest-tls-verify=false",
             f"--dest-creds={secret}",
             f"oci:{tmp_path / 'source'}:x:v1",
-            place,
+            image,
         )
         shown = await asyncio.to_thread(
-            skopeo, "inspect", "--raw", "--tls-verify=false", f"--creds={secret}", place
+            skopeo, "inspect", "--raw", "--tls-verify=false", f"--creds={secret}", image
         )
         assert digest_of(shown.encode()) == stored.digest
         await asyncio.to_thread(
@@ -333,7 +332,7 @@ async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
             "copy",
             "--src-tls-verify=false",
             f"--src-creds={secret}",
-            place,
+            image,
             f"dir:{tmp_path / 'back'}",
         )
     assert (tmp_path / "back" / DIGEST.removeprefix("sha256:")).read_bytes() == BLOB

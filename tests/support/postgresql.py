@@ -33,17 +33,11 @@ def open_postgresql(programs: Path) -> Iterator[str]:
         if user is not None:
             os.chown(folder, user, -1)
         data, log = folder / "data", folder / "log"
-        make: list[str | Path] = [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-N"]
-        make += ["-E", "UTF8", "--locale=C"]
-        subprocess.run(make, user=user, check=True, capture_output=True, cwd=folder)
-        options: list[str] = [
-            "-c",
-            "listen_addresses=",
-            "-c",
-            "fsync=off",
-            "-c",
-            f"unix_socket_directories={folder}",
-        ]
+        initialise: list[str | Path] = [programs / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-N"]
+        subprocess.run(
+            [*initialise, "-E", "UTF8", "--locale=C"], user=user, check=True, capture_output=True, cwd=folder
+        )
+        options = ["--listen_addresses=", "--fsync=off", f"--unix_socket_directories={folder}"]
         with log.open("wb") as output:
             server: list[str | Path] = [programs / "postgres", "-D", data, *options]
             process = subprocess.Popen(server, user=user, stdout=output, stderr=output, cwd=folder)
