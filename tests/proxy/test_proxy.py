@@ -143,6 +143,11 @@ async def test_fifty_directed_proplets_get_every_chunk_once(
         assert await running.count("chunks") < 3 * CHUNKS
         health = await running.get("/health")
         assert (health.status_code, health.json()) == (200, {"status": "ok", "service": "proxy"})
+        counted = (await running.get("/metrics")).text
+        assert (
+            'propeller_http_requests_total{method="GET",route="/health",service="proxy",status="200"} 1.0'
+            in counted
+        )
 
 
 async def test_one_batch_costs_each_byte_once_and_who_joins_while_it_is_fetched_too(

@@ -34,7 +34,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
     """Answer requests until ``stop`` is set.
 
     Raises:
-        StartError: the cache folder or the port cannot be had.
+        StartError: the cache folder or the port cannot be used.
     """
     verify = verifier(settings)
     check_exposure("proxy", settings.http_host, authenticated=verify is not None, insecure=settings.insecure)

@@ -11,7 +11,7 @@ class ProxyMetrics(HttpMetrics):
     def __init__(self) -> None:
         super().__init__("proxy")
         registry = self.registry
-        self.requests = Counter(
+        self.program_requests = Counter(
             "propeller_proxy_requests",
             "Requests for programs, by how they ended.",
             ["outcome"],

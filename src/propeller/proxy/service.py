@@ -104,7 +104,7 @@ class ProxyService:
             request = ProgramRequest.decode(payload)
         except MalformedMessageError as error:
             log.warning("ignored a container request that cannot be read", reason=str(error))
-            self._metrics.requests.labels("malformed").inc()
+            self._metrics.program_requests.labels("malformed").inc()
             self._requests.remove(path)
             return
         log.info(
@@ -118,7 +118,7 @@ class ProxyService:
     async def _answer_and_remove(self, path: Path, request: ProgramRequest) -> None:
         try:
             await self._answer(request)
-            self._metrics.requests.labels("answered").inc()
+            self._metrics.program_requests.labels("answered").inc()
         except NotConnectedError as error:
             log.warning("could not answer a container request", app_name=request.app_name, reason=str(error))
         except (PropellerError, OSError) as error:
@@ -161,7 +161,7 @@ class ProxyService:
             ) from error
 
     async def _fail(self, request: ProgramRequest, reason: str) -> None:
-        self._metrics.requests.labels("failed").inc()
+        self._metrics.program_requests.labels("failed").inc()
         log.error(
             "failed to fetch container",
             app_name=request.app_name,
