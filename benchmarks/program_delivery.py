@@ -32,55 +32,55 @@ from support.proxy_process import count, proxy_process
 from support.registries import embedded, wasm
 
 CHANNEL = Channel("bench", "c")
-MESSAGE = 683_000
+MESSAGE_BYTES = 683_000
 """Bytes of a chunk of 512,000 bytes as base64 in JSON."""
 
 
-async def plain(port: int, size: int) -> float:
+async def time_plain_publish(port: int, size: int) -> float:
     """Seconds to publish ``size`` bytes as they are to one subscriber."""
-    got, address = [0], BrokerAddress("127.0.0.1", port)
+    received, address = [0], BrokerAddress("127.0.0.1", port)
     async with (
-        Session(address, Credentials("bench-in"), clean=True).running() as taker,
-        Session(address, Credentials("bench-out"), clean=True).running() as giver,
+        Session(address, Credentials("bench-in"), clean=True).running() as receiver,
+        Session(address, Credentials("bench-out"), clean=True).running() as sender,
     ):
 
-        async def take(_topic: str, payload: bytes) -> None:
-            got[0] += len(payload)
+        async def count_bytes(_topic: str, payload: bytes) -> None:
+            received[0] += len(payload)
 
-        await taker.wait_connected(10)
-        await giver.wait_connected(10)
-        await taker.subscribe("bench/plain", take)
+        await receiver.wait_connected(10)
+        await sender.wait_connected(10)
+        await receiver.subscribe("bench/plain", count_bytes)
         begun = time.perf_counter()
-        for start in range(0, size, MESSAGE):
-            await giver.publish("bench/plain", bytes(min(MESSAGE, size - start)))
-        while got[0] < size:
+        for start in range(0, size, MESSAGE_BYTES):
+            await sender.publish("bench/plain", bytes(min(MESSAGE_BYTES, size - start)))
+        while received[0] < size:
             await asyncio.sleep(0.001)
         return time.perf_counter() - begun
 
 
-async def deliver(port: int, proplet_count: int, digest: str) -> float:
+async def time_delivery(port: int, proplet_count: int, digest: str) -> float:
     """Seconds from the first request until every proplet has every chunk."""
     async with proplets(port, CHANNEL, proplet_count) as fleet:
-        got: list[set[int]] = [set() for _ in fleet]
+        chunks: list[set[int]] = [set() for _ in fleet]
         total = [0]
 
-        async def one(index: int) -> None:
-            async def take(_topic: str, payload: bytes) -> None:
+        async def listen(index: int) -> None:
+            async def record(_topic: str, payload: bytes) -> None:
                 chunk = ProgramChunk.decode(payload)
-                got[index].add(chunk.chunk_idx)
+                chunks[index].add(chunk.chunk_idx)
                 total[0] = chunk.total_chunks
 
-            await fleet[index].session.subscribe(CHANNEL.chunks(digest), take, qos=0)
+            await fleet[index].session.subscribe(CHANNEL.chunks(digest), record, qos=0)
 
-        await asyncio.gather(*(one(index) for index in range(proplet_count)))
+        await asyncio.gather(*(listen(index) for index in range(proplet_count)))
         begun = time.perf_counter()
         for each in fleet:
             await each.ask("x", proplet_id=each.name, digest=digest)
-        await eventually(lambda: total[0] and all(len(parts) == total[0] for parts in got), 60)
+        await eventually(lambda: total[0] and all(len(parts) == total[0] for parts in chunks), 60)
         return time.perf_counter() - begun
 
 
-async def answering(port: int) -> None:
+async def wait_for_proxy(port: int) -> None:
     """Wait until the proxy hears requests."""
     async with proplets(port, CHANNEL, 1) as (one,):
 
@@ -103,17 +103,17 @@ async def main(megabytes: float) -> None:
                 begun = time.perf_counter()
                 await client.pull(Reference.parse(f"{host}/x"))
                 print(f"pull from the registry: {megabytes / (time.perf_counter() - begun):.0f} MB/s")
-            beside = await plain(port, len(program))
-            print(f"published as it is, 1 subscriber: {megabytes / beside:.0f} MB/s")
+            plain_s = await time_plain_publish(port, len(program))
+            print(f"published as it is, 1 subscriber: {megabytes / plain_s:.0f} MB/s")
             async with proxy_process(port, CHANNEL, f"http://{host}", root / "cache") as (process, metrics):
-                await answering(port)
+                await wait_for_proxy(port)
                 for number in (1, 1, 3, 10):
                     before = await count(metrics, "bytes")
-                    seconds = await deliver(port, number, digest)
+                    seconds = await time_delivery(port, number, digest)
                     published = await count(metrics, "bytes") - before
                     print(
                         f"{number:3} proplets: {seconds * 1000:.0f} ms, {megabytes / seconds:.0f} MB/s each, "
-                        f"{published / len(program):.2f} x the program published, {beside / seconds:.2f} of the speed beside"
+                        f"{published / len(program):.2f} x the program published, {plain_s / seconds:.2f} of the speed beside"
                     )
                 rss = psutil.Process(process.pid).memory_info().rss
                 print(f"fetches: {await count(metrics, 'fetches'):.0f}; proxy's memory: {rss / 1e6:.0f} MB")

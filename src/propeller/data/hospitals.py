@@ -2,14 +2,16 @@
 
 **Held out**: a fifth of the records, of each class alike; no hospital has them, and nothing is computed from them.
 
-**Split**: the others go to the hospitals unevenly in number and in kind, as referral makes it. In each class they are ordered by the mean radius
-of the nuclei (the first feature) and cut: ``Riverside``, a screening centre, has the smaller three quarters of the benign ones and a twentieth of the malignant ones;
-``Lakeview`` has a few of either; ``St. Anne``, a cancer centre, has the larger four fifths of the malignant ones and hardly a benign one. Each sees a part of the
-disease, so each alone learns a part of it. (With ten rounds of two epochs the federated model was better than the best hospital alone for each of ten draws of the held-out
-records: .981 against .961 on average.)
+**Split**: the others go to the hospitals unevenly in number and in kind, as referrals would. In each class they are
+ordered by the mean radius of the nuclei (the first feature) and cut: ``Riverside``, a screening centre, has the smaller
+three quarters of the benign ones and a twentieth of the malignant ones; ``Lakeview`` has a few of either; ``St. Anne``, a
+cancer centre, has the larger four fifths of the malignant ones and hardly a benign one. Each sees a part of the disease, so
+each alone learns a part of it. (With ten rounds of two epochs the federated model was better than the best hospital alone
+for each of ten draws of the held-out records: .981 against .961 on average.)
 
-**Standardisation**: each feature minus its mean, divided by its standard deviation. Both come from three sums over each hospital's own records (count, sum, sum of
-squares), which is all that hospitals would have to share; the held-out records are scaled by the same numbers.
+**Standardisation**: each feature minus its mean, divided by its standard deviation. Both come from three sums over each
+hospital's own records (count, sum, sum of squares), which is all that hospitals would have to share; the held-out records
+are scaled by the same numbers.
 """
 
 from collections.abc import Mapping
@@ -35,7 +37,8 @@ class Split:
 
     Attributes:
         names: of the hospitals.
-        parts: for each hospital the dataset that its data store holds, ``{"schema", "data": [{"x", "y"}], "size"}``; ``y`` 1 is malignant.
+        parts: for each hospital the dataset that its data store holds, ``{"schema", "data": [{"x", "y"}], "size"}``;
+            ``y`` 1 is malignant.
         held_out: features, of shape [records, features], and labels, of shape [records].
     """
 
@@ -69,7 +72,7 @@ def load() -> Split:
         cuts = [0, *(round(share * len(ordered)) for share in shares)]
         for number, part in enumerate(parts):
             part.extend(ordered[cuts[number] : cuts[number + 1]])
-    scaled = _standardised(features, [np.array(part) for part in parts])
+    scaled = _standardise(features, [np.array(part) for part in parts])
     names = tuple(name for name, _benign, _malignant in _HOSPITALS)
     return Split(
         names,
@@ -85,7 +88,7 @@ def accuracy(model: Mapping[str, Any], held_out: tuple[Matrix, Matrix]) -> float
     return float(np.mean((logits > 0) == (labels == 1)))
 
 
-def _standardised(features: Matrix, parts: list[npt.NDArray[np.intp]]) -> Matrix:
+def _standardise(features: Matrix, parts: list[npt.NDArray[np.intp]]) -> Matrix:
     sums = [(len(part), features[part].sum(0), np.square(features[part]).sum(0)) for part in parts]
     count = sum(part[0] for part in sums)
     mean = sum((part[1] for part in sums), np.zeros(features.shape[1])) / count

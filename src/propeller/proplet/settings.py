@@ -15,7 +15,7 @@ from propeller.protocol.ids import Id
 from propeller.wasm.program_run import MIB, Limits
 
 
-def _names(*names: str) -> AliasChoices:
+def _aliases(*names: str) -> AliasChoices:
     return AliasChoices(*(f"PROPLET_{name}" for name in names))
 
 
@@ -24,10 +24,10 @@ class Settings(MqttTlsSettings):
 
     model_config = SettingsConfigDict(alias_generator=prefixed("PROPLET_"))
 
-    domain_id: Id = Field(validation_alias=_names("DOMAIN_ID", "TENANT_ID"))
-    channel_id: Id = Field(validation_alias=_names("CHANNEL_ID"))
-    client_id: Id = Field(validation_alias=_names("CLIENT_ID", "ENTITY_ID"))
-    client_key: str = Field(validation_alias=_names("CLIENT_KEY", "API_KEY"), repr=False)
+    domain_id: Id = Field(validation_alias=_aliases("DOMAIN_ID", "TENANT_ID"))
+    channel_id: Id = Field(validation_alias=_aliases("CHANNEL_ID"))
+    client_id: Id = Field(validation_alias=_aliases("CLIENT_ID", "ENTITY_ID"))
+    client_key: str = Field(validation_alias=_aliases("CLIENT_KEY", "API_KEY"), repr=False)
     instance_id: str = Field("", alias="PROPLET_INSTANCE_ID")
     """A label for people, kept in the metadata; not an identity."""
 
@@ -76,7 +76,7 @@ class Settings(MqttTlsSettings):
 
     @field_validator("mqtt_qos", mode="before")
     @classmethod
-    def _read_qos(cls, value: Any) -> Any:
+    def _parse_qos(cls, value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
     @field_validator("mqtt_address")
