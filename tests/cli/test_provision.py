@@ -85,7 +85,7 @@ class Place:
     async def call(self, method: str, path: str) -> None:
         """Do something else as the admin."""
         async with httpx.AsyncClient(trust_env=False) as http:
-            answer = await http.request(method, f"{self.url}{path}", headers=self.api._headers)
+            answer = await http.request(method, f"{self.url}{path}", headers=self.api.headers)
             assert answer.is_success, answer.text
 
     def connections(self) -> set[tuple[str, str]]:

@@ -15,7 +15,7 @@ async def bad() -> list[Finding]:
 
 
 async def hangs() -> list[Finding]:
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
     return []
 
 

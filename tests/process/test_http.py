@@ -143,7 +143,7 @@ async def test_a_peer_that_hangs_is_given_up_after_the_timeout() -> None:
         begun = time.monotonic()
         with pytest.raises(ServiceError, match=r"registry cannot be reached: .*: no answer in time"):
             await client.request("GET", "/")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10  # and not for as long as the peer hangs
         assert len(peer.requests) == 1
 
 

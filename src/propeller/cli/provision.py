@@ -14,7 +14,7 @@ from propeller.process.http import ServiceError
 from propeller.process.retry import retry
 from propeller.process.run import StartError
 from propeller.stack.env_file import GUIDE_VARIABLES, READERS, EnvFile, locked_folder
-from propeller.stack.env_provisioning import EnvProvisioner, Outcome, Pair
+from propeller.stack.env_provisioning import Credentials, EnvProvisioner, ProvisioningResult
 from propeller.stack.provisioning import CHANNEL, DOMAIN, IdentityApi
 from propeller.stack.state_folder import StateFolder
 
@@ -33,7 +33,7 @@ _USERNAME, _PASSWORD = "IDENTITY_ADMIN_USERNAME", "IDENTITY_ADMIN_PASSWORD"
 
 
 @dataclass(frozen=True)
-class Source:
+class IdentitySource:
     """Where identity is, the user to log in as, and the keys that are known already.
 
     Attributes:
@@ -48,7 +48,7 @@ class Source:
     username: str
     password: str = field(repr=False)
     password_from: str
-    known: Mapping[str, Pair] = field(default_factory=dict, repr=False)
+    known: Mapping[str, Credentials] = field(default_factory=dict, repr=False)
 
 
 def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bool, wait_s: float) -> None:
@@ -64,8 +64,8 @@ def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bo
     with locked_folder(
         path, lambda: console.print(f"Another provisioning works on {path}; waiting for it …")
     ):
-        outcome = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
-    _show(console, outcome, path)
+        result = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
+    _show(console, result, path)
 
 
 def run_clear(path: Path) -> None:
@@ -85,17 +85,19 @@ def run_clear(path: Path) -> None:
             console.print(f"warning: {path} has no ids or keys to clear.")
 
 
-def _stack_source(folder: Path) -> Source:
+def _stack_source(folder: Path) -> IdentitySource:
     stack = StateFolder(folder).read_stack()
     if stack is None:
         raise StartError(f"no stack is ready on {folder}; start it: propeller up --state {folder}")
     identity: dict[str, str] = stack["services"]["identity"]
     admin: dict[str, str] = stack["admin"]
     urls = (identity["users"], identity["domains"], identity["channels"], identity["clients"])
-    return Source(urls, admin["username"], admin["password"], f"{folder}/stack.json", stack["clients"])
+    return IdentitySource(
+        urls, admin["username"], admin["password"], f"{folder}/stack.json", stack["clients"]
+    )
 
 
-def _environment_source(url: str | None, file: EnvFile) -> Source:
+def _environment_source(url: str | None, file: EnvFile) -> IdentitySource:
     values = file.values
     url = url or f"http://localhost:{os.environ.get(_PORT) or values.get(_PORT) or DEFAULT_PORT}"
     if not _is_address(url):
@@ -107,7 +109,7 @@ def _environment_source(url: str | None, file: EnvFile) -> Source:
         "the guide, as none is set": DEFAULT_PASSWORD,
     }
     password_from, password = next((source, password) for source, password in passwords.items() if password)
-    return Source((url, url, url, url), username, password, password_from)
+    return IdentitySource((url, url, url, url), username, password, password_from)
 
 
 def _is_address(url: str) -> bool:
@@ -118,7 +120,9 @@ def _is_address(url: str) -> bool:
         return False
 
 
-async def _provision(source: Source, path: Path, console: Console, *, rotate: bool, wait_s: float) -> Outcome:
+async def _provision(
+    source: IdentitySource, path: Path, console: Console, *, rotate: bool, wait_s: float
+) -> ProvisioningResult:
     api = IdentityApi(*source.urls, timeout=TIMEOUT_S)
     try:
         await _wait_for_identity(source.urls[0], console, wait_s)
@@ -172,7 +176,7 @@ async def _wait_for_identity(url: str, console: Console, wait_s: float) -> None:
             ) from None
 
 
-async def _login(api: IdentityApi, source: Source) -> None:
+async def _login(api: IdentityApi, source: IdentitySource) -> None:
     url = source.urls[0]
     try:
         await api.login(source.username, source.password)
@@ -187,17 +191,17 @@ async def _login(api: IdentityApi, source: Source) -> None:
         ) from None
 
 
-def _show(console: Console, outcome: Outcome, path: Path) -> None:
+def _show(console: Console, result: ProvisioningResult, path: Path) -> None:
     rows: list[tuple[str, ...]] = [
-        ("domain", DOMAIN, outcome.domain_id, ""),
-        ("channel", CHANNEL, outcome.channel_id, ""),
-        *(("client", client.name, client.id, client.what) for client in outcome.clients),
+        ("domain", DOMAIN, result.domain_id, ""),
+        ("channel", CHANNEL, result.channel_id, ""),
+        *(("client", client.name, client.id, client.action) for client in result.clients),
     ]
-    for kind, name, known_as, what in rows:
-        console.print(f"{kind:<8} {name:<15} {known_as}  {what}".rstrip())
-    for line in outcome.corrected:
+    for kind, name, known_as, action in rows:
+        console.print(f"{kind:<8} {name:<15} {known_as}  {action}".rstrip())
+    for line in result.corrected:
         console.print(f"corrected: {line}")
-    if not outcome.changed:
+    if not result.changed:
         console.print(f"\n{path} has all of this already; nothing was changed.")
         return
     console.print(f"\nWrote ids and keys to {path}. Now recreate what reads them (a restart does not):")

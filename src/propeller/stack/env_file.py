@@ -23,13 +23,13 @@ from propeller.stack.services import SERVICES
 
 _PREFIXES = {spec.client: spec.prefix for spec in SERVICES if spec.client}
 
-GUIDE_CLIENTS = ("manager", "proplet-1", "proplet-2", "proplet-3", "fl-coordinator", "proxy")
+GUIDE_PROPLETS = ("proplet-1", "proplet-2", "proplet-3")
+
+GUIDE_CLIENTS = ("manager", *GUIDE_PROPLETS, "fl-coordinator", "proxy")
 """The clients of the guide, by the names that identity knows them by."""
 
 DOMAIN_VARIABLES = ("MANAGER_DOMAIN_ID", "PROPLET_DOMAIN_ID", "PROXY_DOMAIN_ID")
 CHANNEL_VARIABLES = ("MANAGER_CHANNEL_ID", "PROPLET_CHANNEL_ID", "PROXY_CHANNEL_ID")
-
-GUIDE_PROPLETS = ("proplet-1", "proplet-2", "proplet-3")
 
 READERS = " ".join(
     container
@@ -37,7 +37,10 @@ READERS = " ".join(
     for container in (("proplet", *GUIDE_PROPLETS[1:]) if spec.is_device else (spec.container_name,))
     if spec.is_device or spec.client or spec.reads_proplets
 )
-"""The containers of deploy/compose.yaml that read them."""
+"""The containers of deploy/compose.yaml that read the variables."""
+
+PRIVATE_MODE = 0o600
+"""The mode of a file that holds keys."""
 
 _ID_LENGTH = len("3fe95a65-74f1-4ede-bf20-ef565f04cecb")
 
@@ -77,10 +80,6 @@ def env_values(domain_id: str, channel_id: str, clients: Mapping[str, Mapping[st
     for name, client in clients.items():
         values |= {id_variable(name): client["id"], key_variable(name): client["key"]}
     return values
-
-
-PRIVATE = 0o600
-"""The mode of a file that holds keys."""
 
 
 def default_env_file() -> Path:
@@ -200,8 +199,8 @@ class EnvFile:
         """
         try:
             if self.text == text:
-                if stat.S_IMODE(self.path.stat().st_mode) != PRIVATE:
-                    self.path.chmod(PRIVATE)
+                if stat.S_IMODE(self.path.stat().st_mode) != PRIVATE_MODE:
+                    self.path.chmod(PRIVATE_MODE)
                 return False
             self.check_writable()
             if backup and self.text is not None:
@@ -213,7 +212,7 @@ class EnvFile:
 
     def _write(self, path: Path, text: str) -> None:
         owner = self.path.stat() if self.text is not None else None
-        write_durably(path, text.encode(), mode=PRIVATE)
+        write_durably(path, text.encode(), mode=PRIVATE_MODE)
         if owner is not None and os.geteuid() == 0:  # or whose file it is could not read it any more
             os.chown(path, owner.st_uid, owner.st_gid)
 

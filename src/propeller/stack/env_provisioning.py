@@ -28,21 +28,21 @@ from propeller.stack.provisioning import (
     find_or_make_domain,
 )
 
-Pair = Mapping[str, str]
+Credentials = Mapping[str, str]
 """A client's ``id`` and ``key``."""
 
 
 @dataclass(frozen=True)
-class Client:
+class ProvisionedClient:
     """A client as it is in the end: its name, its id, and what was done about it."""
 
     name: str
     id: str
-    what: str
+    action: str
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProvisioningResult:
     """What was provisioned.
 
     Attributes:
@@ -55,18 +55,18 @@ class Outcome:
 
     domain_id: str
     channel_id: str
-    clients: list[Client]
+    clients: list[ProvisionedClient]
     corrected: list[str]
     changed: bool
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ClientState:
     """What there is of a client: identity's record of its name, an id and key that work, or why none do."""
 
     name: str
     record: Record | None
-    pair: Pair | None = None
+    credentials: Credentials | None = None
     problem: str = ""
 
 
@@ -84,10 +84,10 @@ class EnvProvisioner:
     api: IdentityApi
     path: Path
     rotate: bool = False
-    known: Mapping[str, Pair] = field(default_factory=dict)
+    known: Mapping[str, Credentials] = field(default_factory=dict)
     _changed: bool = False
 
-    async def run(self) -> Outcome:
+    async def run(self) -> ProvisioningResult:
         """Provision.
 
         Raises:
@@ -98,61 +98,69 @@ class EnvProvisioner:
         file.check_writable()
         values = file.values
         try:
-            domain, channel = await self._place()
-            found = await self._look(domain, values)
+            domain, channel = await self._find_channel()
+            found = await self._examine_clients(domain, values)
             self._refuse_problems(domain, channel, found)
             return await self._provision(values, found)
         except ServiceError as error:
             raise StartError(f"provisioning failed: {error}; run it again, what is done is kept") from None
 
-    async def _place(self) -> tuple[Record | None, Record | None]:
+    async def _find_channel(self) -> tuple[Record | None, Record | None]:
         domain = await self.api.domain(DOMAIN)
         return domain, await self.api.channel(domain["id"], CHANNEL) if domain else None
 
-    async def _look(self, domain: Record | None, values: Mapping[str, str]) -> list[_Found]:
+    async def _examine_clients(self, domain: Record | None, values: Mapping[str, str]) -> list[_ClientState]:
         if domain is None:
-            return [_Found(name, None) for name in GUIDE_CLIENTS]
-        found: list[_Found] = []
+            return [_ClientState(name, None) for name in GUIDE_CLIENTS]
+        found: list[_ClientState] = []
         for name in GUIDE_CLIENTS:
-            taken = {other.pair["id"] for other in found if other.pair}
-            found.append(await self._look_at(name, domain["id"], values, taken))
+            used_ids = {other.credentials["id"] for other in found if other.credentials}
+            found.append(await self._examine_client(name, domain["id"], values, used_ids))
         return found
 
-    async def _look_at(self, name: str, domain_id: str, values: Mapping[str, str], taken: set[str]) -> _Found:
+    async def _examine_client(
+        self, name: str, domain_id: str, values: Mapping[str, str], used_ids: set[str]
+    ) -> _ClientState:
         record = await self.api.client(domain_id, name)
-        written = {
+        in_file = {
             "id": values.get(id_variable(name), ""),
             "key": values.get(key_variable(name), ""),
         }
         if self.rotate or (record is not None and record["status"] != ENABLED):
-            return _Found(name, record)
-        for pair in (written, self.known.get(name, {})):
-            if await self._works(name, pair, domain_id, record, taken):
-                return _Found(name, record, pair)
-        return _Found(name, record, problem=self._problem(name, written, record) if record else "")
+            return _ClientState(name, record)
+        for credentials in (in_file, self.known.get(name, {})):
+            if await self._works(name, credentials, domain_id, record, used_ids):
+                return _ClientState(name, record, credentials)
+        return _ClientState(name, record, problem=self._problem(name, in_file, record) if record else "")
 
     async def _works(
-        self, name: str, pair: Pair, domain_id: str, record: Record | None, taken: set[str]
+        self, name: str, credentials: Credentials, domain_id: str, record: Record | None, used_ids: set[str]
     ) -> bool:
         """Whether an id and key can be a client's: its own, or those of another client that may do the same."""
-        if not pair.get("id") or not pair.get("key") or not await self.api.accepts(pair["id"], pair["key"]):
+        if (
+            not credentials.get("id")
+            or not credentials.get("key")
+            or not await self.api.accepts(credentials["id"], credentials["key"])
+        ):
             return False
-        if record is not None and pair["id"] == record["id"]:
+        if record is not None and credentials["id"] == record["id"]:
             return True
-        other = await self.api.client_by_id(domain_id, pair["id"])
+        other = await self.api.client_by_id(domain_id, credentials["id"])
         wanted = role_of(name, None, {}, ())
         if other is None or other["role"] not in {wanted.value, "manager"}:
             return False
-        return not (name.startswith("proplet") and pair["id"] in taken)
+        return not (name.startswith("proplet") and credentials["id"] in used_ids)
 
-    def _problem(self, name: str, written: Pair, record: Record) -> str:
-        if not written["id"] or not written["key"]:
-            return f"it exists, but {key_variable(name) if written['id'] else id_variable(name)} is empty"
-        if written["id"] != record["id"]:
-            return f"{id_variable(name)} is {shown_id(written['id'])}, but its id is {record['id']}"
+    def _problem(self, name: str, in_file: Credentials, record: Record) -> str:
+        if not in_file["id"] or not in_file["key"]:
+            return f"it exists, but {key_variable(name) if in_file['id'] else id_variable(name)} is empty"
+        if in_file["id"] != record["id"]:
+            return f"{id_variable(name)} is {shown_id(in_file['id'])}, but its id is {record['id']}"
         return f"identity refuses {key_variable(name)}: it was revoked or replaced, or is mistyped"
 
-    def _refuse_problems(self, domain: Record | None, channel: Record | None, found: list[_Found]) -> None:
+    def _refuse_problems(
+        self, domain: Record | None, channel: Record | None, found: list[_ClientState]
+    ) -> None:
         within = domain["id"] if domain else ""
         records = [("/domains", domain), (f"/{within}/channels", channel)]
         records += [(f"/{within}/clients", one.record) for one in found]
@@ -180,7 +188,7 @@ class EnvProvisioner:
                 )
             )
 
-    async def _provision(self, values: Mapping[str, str], found: list[_Found]) -> Outcome:
+    async def _provision(self, values: Mapping[str, str], found: list[_ClientState]) -> ProvisioningResult:
         domain_id = (await find_or_make_domain(self.api))["id"]
         channel_id = (await find_or_make_channel(self.api, domain_id))["id"]
         corrected = _differences(values, DOMAIN_VARIABLES, domain_id) + _differences(
@@ -190,17 +198,19 @@ class EnvProvisioner:
         self._save(absent | env_values(domain_id, channel_id, {}))
         clients, ids = [], []
         for one in found:
-            pair, what = await self._pair(one, domain_id, values)
+            credentials, action = await self._credentials_of(one, domain_id, values)
             # At once: a key that is not written down before something fails is lost.
-            self._save(env_values(domain_id, channel_id, {one.name: pair}), of=one.name)
-            clients.append(Client(one.name, pair["id"], what))
-            ids.append(pair["id"])
+            self._save(env_values(domain_id, channel_id, {one.name: credentials}), of=one.name)
+            clients.append(ProvisionedClient(one.name, credentials["id"], action))
+            ids.append(credentials["id"])
         await self.api.connect(domain_id, channel_id, list(dict.fromkeys(ids)))
-        return Outcome(domain_id, channel_id, clients, corrected, self._changed)
+        return ProvisioningResult(domain_id, channel_id, clients, corrected, self._changed)
 
-    async def _pair(self, one: _Found, domain_id: str, values: Mapping[str, str]) -> tuple[Pair, str]:
-        if one.pair is not None:
-            return one.pair, "kept"
+    async def _credentials_of(
+        self, one: _ClientState, domain_id: str, values: Mapping[str, str]
+    ) -> tuple[Credentials, str]:
+        if one.credentials is not None:
+            return one.credentials, "kept"
         if one.record is not None:
             return await self.api.new_key(domain_id, one.record["id"]), "new key"
         stale = values.get(id_variable(one.name))

@@ -12,32 +12,34 @@ from propeller.stack.services import PORTS
 GUIDE_PORTS = {name: port.host for name, port in PORTS.items()}
 """The ports of the quick-start guide, and those that the services use among themselves."""
 
-_LOWEST, _HIGHEST = 20_000, 32_000
+FREE_PORTS = range(20_000, 32_000)
 """Below what systems give to outgoing connections (from 32768 on): one of those could take the port of a service
 while the service is being started, or started again."""
 
-_TRIES = 1_000
+_MAX_TRIES = 1_000
 
 
-def guide_ports() -> dict[str, int]:
+def guide_ports(ports: Mapping[str, int] = GUIDE_PORTS) -> dict[str, int]:
     """The guide's ports.
 
     Raises:
         StartError: naming each that something else listens on: that may be another stack, which would answer for this one.
     """
-    taken = [f"{port} ({name})" for name, port in GUIDE_PORTS.items() if not _is_free(port)]
+    taken = [f"{port} ({name})" for name, port in ports.items() if not _is_free(port)]
     if taken:
         raise StartError(
             f"already in use: port {', '.join(taken)}; stop what listens there, or take free ports with --ports auto"
         )
-    return dict(GUIDE_PORTS)
+    return dict(ports)
 
 
-def free_ports(held: ExitStack, before: Mapping[str, int] | None = None) -> dict[str, int]:
+def free_ports(
+    reserved: ExitStack, before: Mapping[str, int] | None = None, candidates: range = FREE_PORTS
+) -> dict[str, int]:
     """A free port of loopback for each name: the one that it had ``before``, where that is still free.
 
-    That a stack keeps its ports keeps the references of the programs in its own registry valid. No port comes twice, and
-    on Linux no other stack that starts takes one while ``held`` is open.
+    A stack that keeps its ports keeps the references of the programs in its own registry valid. No port comes twice, and
+    on Linux no other stack that starts takes one while ``reserved`` is open.
     """
     before = before or {}
     with ExitStack() as bound:
@@ -45,9 +47,9 @@ def free_ports(held: ExitStack, before: Mapping[str, int] | None = None) -> dict
             name: port for name, port in before.items() if name in GUIDE_PORTS and _bind_again(bound, port)
         }
         for name in GUIDE_PORTS.keys() - ports.keys():
-            ports[name] = _bind_new(bound)
-        if sys.platform == "linux":  # where the service may listen on a port that is held like this
-            held.enter_context(bound.pop_all())
+            ports[name] = _bind_new(bound, candidates)
+        if sys.platform == "linux":  # where the service may listen on a port that is reserved like this
+            reserved.enter_context(bound.pop_all())
     return ports
 
 
@@ -56,9 +58,9 @@ def _bind_again(bound: ExitStack, port: int) -> bool:
     return _bind(bound, port, lingering=True) is not None
 
 
-def _bind_new(bound: ExitStack) -> int:
-    candidates = random.SystemRandom().sample(range(_LOWEST, _HIGHEST), _TRIES)
-    for port in [*candidates, 0]:  # 0: any that is left
+def _bind_new(bound: ExitStack, candidates: range) -> int:
+    chosen = random.SystemRandom().sample(candidates, min(_MAX_TRIES, len(candidates)))
+    for port in [*chosen, 0]:  # 0: any that is left
         if (found := _bind(bound, port)) is not None:
             return found
     raise OSError("no port of loopback is free")

@@ -26,7 +26,8 @@ class IdentityApi:
         """The service's four addresses, which may be one; ``timeout`` in seconds a try."""
         urls = {"users": users, "domains": domains, "channels": channels, "clients": clients}
         self._services = {name: ServiceClient("identity", url, timeout=timeout) for name, url in urls.items()}
-        self._headers: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
+        """What a call carries, once ``login`` has been done."""
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -43,7 +44,7 @@ class IdentityApi:
             raise ServiceError(
                 "identity", answer.status_code, "there is no access_token in its answer"
             ) from None
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self.headers = {"Authorization": f"Bearer {token}"}
 
     async def domain(self, route: str) -> Record | None:
         """The domain with this route, else the one with this name."""
@@ -72,7 +73,7 @@ class IdentityApi:
         """The client with this id in a domain; its key is not shown."""
         path = f"/{domain_id}/clients/{client_id}"
         try:
-            answer = await self._services["clients"].request("GET", path, headers=self._headers)
+            answer = await self._services["clients"].request("GET", path, headers=self.headers)
         except ServiceError as error:
             if error.status == 404:
                 return None
@@ -111,7 +112,7 @@ class IdentityApi:
         found: list[Record] = []
         while True:
             params = {"offset": len(found), "limit": 1000} | ({} if name is None else {"name": name})
-            answer = await self._services[service].request("GET", path, params=params, headers=self._headers)
+            answer = await self._services[service].request("GET", path, params=params, headers=self.headers)
             page = answer.json()
             found += page[key]
             if not page[key] or len(found) >= page["total"]:
@@ -119,7 +120,7 @@ class IdentityApi:
 
     async def _post(self, service: str, path: str, body: Record) -> Record:
         answer = await self._services[service].request(
-            "POST", path, json=body, headers=self._headers, retry=False
+            "POST", path, json=body, headers=self.headers, retry=False
         )
         made: Record = answer.json()
         return made
