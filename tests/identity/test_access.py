@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiomqtt
@@ -14,6 +15,7 @@ from propeller.identity.service import Identity
 from propeller.mqtt.broker import Broker
 from propeller.protocol.topics import Channel, Kind, update_topic
 from support.identity import Site, first
+from support.mqtt import Relay
 from support.net import eventually
 from support.provisioned import Provisioned, provision
 
@@ -287,15 +289,20 @@ async def test_what_was_revoked_while_identity_could_not_reach_the_broker_is_cut
         async with site.open() as identity:
             made = await provision(identity)
         one, two = made.clients["proplet-1"], made.clients["proplet-2"]
-        async with site.open() as identity:
-            client, other = site.client(one.id, one.key), site.client(two.id, two.key)
-            with pytest.raises(aiomqtt.MqttError):  # noqa: PT012
-                async with other, client:
-                    link, identity.link._nats = identity.link._nats, None
-                    await identity.clients.rotate_key(made.domain_id, one.id)
-                    identity.link._nats = link
-                    async with site.open():  # another start of the service: the same sweep
-                        await first(client, 3.0)
+        async with Relay(site.broker.nats_port).running() as relay:
+            cut_off = replace(
+                site,
+                identity=site.identity.model_copy(update={"broker_url": f"nats://127.0.0.1:{relay.port}"}),
+            )
+            async with cut_off.open() as identity:
+                client, other = site.client(one.id, one.key), site.client(two.id, two.key)
+                with pytest.raises(aiomqtt.MqttError):  # noqa: PT012
+                    async with other, client:
+                        relay.close()
+                        await eventually(lambda: not identity.link.connected)
+                        await identity.clients.rotate_key(made.domain_id, one.id)
+                        async with site.open():  # another start of the service, with a connection of its own
+                            await first(client, 3.0)
 
 
 async def test_identity_may_restart_while_clients_are_connected(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from propeller.errors import InvalidError, UnavailableError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, NotConnectedError, Session, SubscriptionRefusedError, Will
-from support.mqtt import RudeBroker
+from support.mqtt import Relay, RudeBroker
 from support.nats import open_broker
 from support.net import eventually, free_port
 
@@ -115,12 +115,12 @@ async def test_the_will_is_published_when_the_connection_is_lost(broker_port: in
     async with session(broker_port, clean=True).running() as watcher:
         await watcher.subscribe(topic, take)
         await watcher.wait_connected(10)
-        dying = session(broker_port, clean=True, will=Will(topic, b"gone"))
-        async with dying.running():
-            await dying.wait_connected(10)
-            assert dying._connection is not None
-            dying._connection.close_socket()
-            await eventually(lambda: got == [b"gone"])
+        async with Relay(broker_port).running() as relay:
+            dying = session(relay.port, clean=True, will=Will(topic, b"gone"))
+            async with dying.running():
+                await dying.wait_connected(10)
+                relay.cut()
+                await eventually(lambda: got == [b"gone"])
 
 
 async def test_what_is_subscribed_before_and_while_connecting_reaches_the_broker() -> None:

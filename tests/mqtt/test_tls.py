@@ -14,7 +14,7 @@ from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_config import Settings as BrokerSettings
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
-from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.run import StartError
 from support.certificates import Certificates, make
 from support.identity import SECRET, Site
@@ -23,7 +23,7 @@ from support.provisioned import Provisioned
 
 
 class ClientSettings(MqttTlsSettings):
-    model_config = SettingsConfigDict(alias_generator=prefixed("DEVICE_"))
+    model_config = SettingsConfigDict(alias_generator=variable_names("DEVICE_"))
 
 
 @pytest.fixture(scope="module")

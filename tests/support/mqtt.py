@@ -1,6 +1,7 @@
 """Peers of MQTT that misbehave: a broker that answers as it is told, and a client that dies."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -75,3 +76,47 @@ async def die_with_will(port: int, topic: str, payload: bytes) -> None:
     writer.write(b"\x10" + bytes([len(body) % 128 | 128, len(body) // 128]) + body)
     assert (await reader.readexactly(4))[0] == 0x20
     writer.transport.abort()
+
+
+class Relay:
+    """Hands the connections to a port on to another port of this machine, until they are cut."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Relay"]:
+        """Take connections for the length of the block."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def cut(self) -> None:
+        """Lose the connections that there are."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def close(self) -> None:
+        """Lose the connections, and take no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward, back = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, back}
+        await asyncio.gather(self._copy(reader, back), self._copy(onward, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        self._writers.discard(writer)
+        writer.close()

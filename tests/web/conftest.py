@@ -68,8 +68,11 @@ def app() -> FastAPI:  # noqa: C901 - one small route after another
     async def bad_id() -> None:
         check_id("../x")
 
+    made.state.hanging = asyncio.Event()
+
     @made.get("/hang")
     async def hang() -> None:
+        made.state.hanging.set()
         await asyncio.Event().wait()
 
     @made.get("/half")

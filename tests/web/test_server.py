@@ -114,7 +114,7 @@ async def test_a_lifespan_of_the_service_runs(serving: Serving) -> None:
 async def test_it_stops_in_time_with_a_request_open(app: FastAPI, serving: Serving) -> None:
     async with serving(app) as http:
         hanging = asyncio.create_task(http.get("/hang"))
-        await asyncio.sleep(0.1)  # the request is on its way; nothing tells when the handler has it
+        await asyncio.wait_for(app.state.hanging.wait(), 10)
         begun = time.monotonic()
     assert time.monotonic() - begun < 3
     answer = (await asyncio.gather(hanging, return_exceptions=True))[0]

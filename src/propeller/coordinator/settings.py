@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials
-from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import missing_identity_variables
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
@@ -23,7 +23,7 @@ NO_BROKER = "off"
 class Settings(HttpSettings, MqttTlsSettings):
     """Each field is one environment variable; the names of absmach/propeller and of later absmach/propeller (H) are accepted."""
 
-    model_config = SettingsConfigDict(alias_generator=prefixed(""))
+    model_config = SettingsConfigDict(alias_generator=variable_names(""))
 
     host: str = Field("127.0.0.1", alias="COORDINATOR_HOST")
     port: int = Field(8080, alias="COORDINATOR_PORT")

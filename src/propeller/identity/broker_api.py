@@ -23,7 +23,7 @@ class JetStreamError(NatsError):
 
 
 @dataclass(frozen=True)
-class Listed:
+class ServerConnection:
     """A connection, as a server lists it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Listed:
         return parse_time(self.info["start"])
 
 
-async def connections(link: Client, **filters: str) -> AsyncIterator[Listed]:
+async def connections(link: Client, **filters: str) -> AsyncIterator[ServerConnection]:
     """The MQTT connections of every server; ``filters`` are those of nats-server (``user``)."""
     offset, more = 0, True
     while more:
@@ -52,14 +52,14 @@ async def connections(link: Client, **filters: str) -> AsyncIterator[Listed]:
             found = reply.get("connections") or []
             more = more or len(found) == _PAGE
             for info in found:
-                yield Listed(str(reply["server_id"]), parse_time(reply["now"]), info)
+                yield ServerConnection(str(reply["server_id"]), parse_time(reply["now"]), info)
         offset += _PAGE
 
 
-async def close_connection(link: Client, listed: Listed) -> None:
+async def close_connection(link: Client, connection: ServerConnection) -> None:
     """Have a server close a connection."""
-    request = json.dumps({"cid": listed.info["cid"]}).encode()
-    await link.request(f"$SYS.REQ.SERVER.{listed.server}.KICK", request, timeout=2)
+    request = json.dumps({"cid": connection.info["cid"]}).encode()
+    await link.request(f"$SYS.REQ.SERVER.{connection.server}.KICK", request, timeout=2)
 
 
 async def max_consumers(link: Client) -> int | None:

@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from propeller.identity.access import AccessDirectory
-from propeller.identity.broker_api import Listed, close_connection, connections, seconds_ahead
+from propeller.identity.broker_api import ServerConnection, close_connection, connections, seconds_ahead
 from propeller.identity.callout import Callout
 from propeller.identity.sessions import SessionExpiry
 from propeller.mqtt.broker_keys import BrokerKeys
@@ -155,32 +155,32 @@ class BrokerLink:
         filters = [{"user": client_id} for client_id in client_ids or ()] if few else [{}]
         try:
             for chosen in filters:
-                for listed in await self._outdated(self._nats, chosen):
+                for connection in await self._outdated(self._nats, chosen):
                     log.info(
                         "cutting connection",
-                        client_id=listed.info.get("authorized_user"),
-                        mqtt_id=listed.info.get("mqtt_client"),
+                        client_id=connection.info.get("authorized_user"),
+                        mqtt_id=connection.info.get("mqtt_client"),
                     )
-                    await close_connection(self._nats, listed)
+                    await close_connection(self._nats, connection)
         except NatsError as error:
             log.warning("connections could not be cut", reason=repr(error))
         except Exception:  # the change that asked for it is made, and stays
             log.exception("connections could not be cut")
 
-    async def _outdated(self, link: Client, chosen: dict[str, str]) -> list[Listed]:
+    async def _outdated(self, link: Client, chosen: dict[str, str]) -> list[ServerConnection]:
         """The connections that are older than their client's access."""
         asked = time.time()
         return [
-            listed
-            async for listed in connections(link, **chosen)
-            if self._stale(listed, seconds_ahead(listed.now, asked, time.time()))
+            connection
+            async for connection in connections(link, **chosen)
+            if self._stale(connection, seconds_ahead(connection.now, asked, time.time()))
         ]
 
-    def _stale(self, listed: Listed, ahead: float) -> bool:
-        access = self._directory.get(str(listed.info.get("authorized_user", "")))
+    def _stale(self, connection: ServerConnection, ahead: float) -> bool:
+        access = self._directory.get(str(connection.info.get("authorized_user", "")))
         if access is None or not access.enabled:
             return True
-        return listed.start < access.changed_at + ahead
+        return connection.start < access.changed_at + ahead
 
 
 async def _ignore(_error: Exception) -> None:

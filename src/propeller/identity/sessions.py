@@ -187,7 +187,7 @@ class SessionExpiry:
             self.usage = Usage(0, limit)
             return
         self.usage = Usage(stream["state"]["consumer_count"], limit)
-        connected = {listed.info.get("mqtt_client") async for listed in connections(link)}
+        connected = {one.info.get("mqtt_client") async for one in connections(link)}
         now = time.monotonic()
         for mqtt_id in self._mqtt_ids.values():
             if mqtt_id in connected:

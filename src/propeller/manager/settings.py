@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
@@ -21,7 +21,7 @@ def _address(value: str) -> str:
 class Settings(HttpSettings, MqttTlsSettings):
     """One field, one variable; where there are two names, the first is the guide's and the second the later one."""
 
-    model_config = SettingsConfigDict(alias_generator=prefixed("MANAGER_"))
+    model_config = SettingsConfigDict(alias_generator=variable_names("MANAGER_"))
 
     http_host: str = Field("localhost", alias="MANAGER_HTTP_HOST")
     http_port: int = Field(7070, alias="MANAGER_HTTP_PORT", ge=0, le=65535)

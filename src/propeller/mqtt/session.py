@@ -20,7 +20,7 @@ from propeller.mqtt.address import BrokerAddress, Credentials, Will
 from propeller.mqtt.connection import Connection
 from propeller.mqtt.problems import ProblemLog, SettingNames
 from propeller.process.logs import get_logger
-from propeller.process.retry import Backoff, doubling, retry
+from propeller.process.retry import Backoff
 
 __all__ = [
     "Credentials",
@@ -47,8 +47,8 @@ CLOSE_TIMEOUT_S = 2.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
 """Between connects, in seconds."""
 
-HANDLER_DELAYS_S = doubling(0.2, 15.0)
-"""Before a message is handled again that could not be handled for the time being."""
+FIRST_HANDLER_DELAY_S, LONGEST_HANDLER_DELAY_S = 0.2, 15.0
+"""Before a message is handled again that could not be handled for the time being, in seconds."""
 
 
 class NotConnectedError(UnavailableError):
@@ -349,17 +349,15 @@ class Session:
 
 async def _handle(handler: Handler, message: aiomqtt.Message) -> None:
     """Handle a message, again after errors that may pass."""
-
-    def log_failure(error: BaseException, delay_s: float) -> None:
-        topic = message.topic.value
-        log.warning(
-            "message cannot be handled now, trying again", topic=topic, reason=str(error), delay_s=delay_s
-        )
-
-    await retry(
-        lambda: handler(message.topic.value, message.payload),
-        delays=HANDLER_DELAYS_S,
-        on=lambda error: isinstance(error, PropellerError) and error.temporary,
-        forever=True,
-        failed=log_failure,
-    )
+    backoff = Backoff(FIRST_HANDLER_DELAY_S, LONGEST_HANDLER_DELAY_S)
+    while True:
+        try:
+            await handler(message.topic.value, message.payload)
+        except PropellerError as error:
+            if not error.temporary:
+                raise
+            topic = message.topic.value
+            log.warning("message cannot be handled now, trying again", topic=topic, reason=str(error))
+            await backoff.wait()
+        else:
+            return

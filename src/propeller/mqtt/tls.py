@@ -13,7 +13,7 @@ from propeller.process.tls import pair, trust
 log = get_logger("mqtt")
 
 
-def prefixed(prefix: str) -> Callable[[str], str]:
+def variable_names(prefix: str) -> Callable[[str], str]:
     """How the fields below are named in a service's environment: the prefix, then the field in upper case."""
     return lambda field: f"{prefix}{field.upper()}"
 
@@ -21,7 +21,7 @@ def prefixed(prefix: str) -> Callable[[str], str]:
 class MqttTlsSettings(ServiceSettings):
     """Base of the settings of services that are clients of a broker.
 
-    A service that derives from it sets ``alias_generator=prefixed("MANAGER_")`` in its ``model_config``; its variables
+    A service that derives from it sets ``alias_generator=variable_names("MANAGER_")`` in its ``model_config``; its variables
     are then ``MANAGER_MQTT_TLS_CA_CERT`` and so on, as in absmach/propeller.
     """
 

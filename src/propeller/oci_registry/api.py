@@ -24,7 +24,7 @@ from propeller.oci_registry.settings import MAX_BLOB_BYTES
 from propeller.process.logs import get_logger
 from propeller.web.auth import Verify
 from propeller.web.errors import status_of
-from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
+from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 
 log = get_logger("oci-registry")
 
@@ -101,7 +101,7 @@ def create_api(
         *manifest_routes.create_routes(layout),
         *blob_routes.create_routes(layout, max_blob),
     ]
-    middleware = [Middleware(Measured, metrics=metrics)]
+    middleware = [Middleware(MetricsMiddleware, metrics=metrics)]
     if login is not None or verify is not None:
         middleware.append(Middleware(_Authentication, login=login, verify=verify))
     handlers: dict[Any, Any] = {

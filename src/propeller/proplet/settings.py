@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import Seconds
 from propeller.protocol.ids import Id
@@ -22,7 +22,7 @@ def _aliases(*names: str) -> AliasChoices:
 class Settings(MqttTlsSettings):
     """What a proplet reads from its environment. The client's id is also the MQTT client identifier."""
 
-    model_config = SettingsConfigDict(alias_generator=prefixed("PROPLET_"))
+    model_config = SettingsConfigDict(alias_generator=variable_names("PROPLET_"))
 
     domain_id: Id = Field(validation_alias=_aliases("DOMAIN_ID", "TENANT_ID"))
     channel_id: Id = Field(validation_alias=_aliases("CHANNEL_ID"))

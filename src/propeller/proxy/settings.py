@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Secre
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.tls import MqttTlsSettings, prefixed
+from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.oci.client import MAX_PROGRAM_BYTES
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
@@ -31,7 +31,7 @@ def _address(value: str) -> str:
 class Settings(HttpSettings, MqttTlsSettings):
     """Broker, registry, cache and chunks. The client's id is also the MQTT client identifier."""
 
-    model_config = SettingsConfigDict(alias_generator=prefixed("PROXY_"))
+    model_config = SettingsConfigDict(alias_generator=variable_names("PROXY_"))
 
     mqtt_address: Annotated[str, AfterValidator(_address)] = Field(
         "tcp://localhost:1883", alias="PROXY_MQTT_ADDRESS"

@@ -14,8 +14,8 @@ from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
-from propeller.web.body import BodyLimit
-from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, Measured
+from propeller.web.body import BodyLimitMiddleware
+from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 
 MAX_BODY = 100 * 1024 * 1024
 """The default limit on a request body, in bytes."""
@@ -82,7 +82,7 @@ class CompactJson(Response):
         )
 
 
-class Authenticated:
+class AuthenticationMiddleware:
     """ASGI middleware: puts the caller into ``request.state.principal``, or answers 401."""
 
     def __init__(self, app: ASGIApp, verify: Verify | None, open_paths: frozenset[str] = OPEN_PATHS) -> None:
@@ -102,7 +102,7 @@ class Authenticated:
                         )
                     state["principal"] = await self.verify(header)
                 except PropellerError as error:
-                    await errors.answer(error)(scope, receive, send)
+                    await errors.response_of(error)(scope, receive, send)
                     return
         await self.app(scope, receive, send)
 
@@ -151,11 +151,11 @@ def create_app(
         **options,
     )
     app.router.route_class = _StrictRoute
-    errors.install(app)
-    app.add_middleware(Authenticated, verify=verify, open_paths=OPEN_PATHS | open_paths)
-    app.add_middleware(BodyLimit, max_bytes=max_body)
-    app.add_middleware(errors.Guarded)
-    app.add_middleware(Measured, metrics=measured)
+    errors.add_handlers(app)
+    app.add_middleware(AuthenticationMiddleware, verify=verify, open_paths=OPEN_PATHS | open_paths)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body)
+    app.add_middleware(errors.ErrorMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=measured)
 
     @app.get("/health", include_in_schema=False)
     async def _health() -> CompactJson:

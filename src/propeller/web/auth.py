@@ -102,7 +102,7 @@ def verifier(settings: HttpSettings) -> Verify | None:
 
 
 async def caller(request: Request) -> Principal:
-    """FastAPI dependency: who calls, as the app's ``Authenticated`` middleware found."""
+    """FastAPI dependency: who calls, as the app's ``AuthenticationMiddleware`` found."""
     principal: Principal = request.state.principal
     return principal
 

@@ -22,7 +22,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware: answers 413 to a body of more than ``max_bytes``.
 
     What is left of such a body is read and dropped by the server, so that the caller sees the answer (one that is

@@ -46,7 +46,7 @@ def error_response(status: int, reason: str, headers: Mapping[str, str] | None =
     return JSONResponse({"error": reason}, status, headers)
 
 
-def answer(error: PropellerError) -> JSONResponse:
+def response_of(error: PropellerError) -> JSONResponse:
     """The answer for an error of the domain."""
     status = status_of(error)
     reason = error.reason if isinstance(error, ServiceError) and status != 502 else str(error)
@@ -58,16 +58,16 @@ def answer(error: PropellerError) -> JSONResponse:
     return error_response(status, reason, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception of a handler in the one form (``Guarded`` answers those that no one foresaw)."""
+def add_handlers(app: FastAPI) -> None:
+    """Answer every exception of a handler in the one form (``ErrorMiddleware`` answers those that no one foresaw)."""
 
     @app.exception_handler(PropellerError)
     async def _domain(_request: Request, error: PropellerError) -> JSONResponse:
-        return answer(error)
+        return response_of(error)
 
     @app.exception_handler(BodyError)
     async def _body(_request: Request, error: BodyError) -> JSONResponse:
-        return answer(error.error)
+        return response_of(error.error)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -83,7 +83,7 @@ def install(app: FastAPI) -> None:
         return error_response(400, "; ".join(_describe(dict(item)) for item in error.errors()))
 
 
-class Guarded:
+class ErrorMiddleware:
     """ASGI middleware: an exception that no one foresaw is logged once, and answered 500 without its text.
 
     A request that is cut off by the end of the service is answered 503.

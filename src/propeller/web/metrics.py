@@ -32,7 +32,7 @@ class HttpMetrics:
         return generate_latest(self.registry)
 
 
-class Measured:
+class MetricsMiddleware:
     """ASGI middleware that counts and times each request under its route (never its path: ids would flood it)."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
