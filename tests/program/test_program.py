@@ -132,7 +132,7 @@ def updated(model: Any = None, num_samples: Any = 1, metrics: Any = None) -> Cal
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (updated({"w": [1, 2]}), "the update has not the base model's names: it lacks b"),
+        (updated({"w": [1, 2]}), "the update does not have the base model's names: it lacks b"),
         (updated({"w": [1, 2], "b": 0, "c": 1}), "it has c beside it"),
         (updated({"w": [1, 2, 3], "b": 0}), r"the update's 'w' has shape \[3\], the base model's \[2\]"),
         (updated({"w": [[1], [2, 3]], "b": 0}), "the lists are not of one length"),

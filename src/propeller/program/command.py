@@ -124,24 +124,28 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
         TensorError: One is missing, unknown, of another shape, or not finite.
     """
     if specs and set(model) != set(specs):
-        lacks, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
-        said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(unknown)} beside it"] * bool(
-            unknown
+        missing, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
+        faults = []
+        if missing:
+            faults.append(f"lacks {', '.join(missing)}")
+        if unknown:
+            faults.append(f"has {', '.join(unknown)} beside it")
+        remedy = "; what is to come back in the next round belongs in the first model" if unknown else ""
+        raise TensorError(
+            f"the update does not have the base model's names: it {' and '.join(faults)}{remedy}"
         )
-        remedy = "; what is to come back in the next round belongs in the first model" * bool(unknown)
-        raise TensorError(f"the update has not the base model's names: it {' and '.join(said)}{remedy}")
-    fitted = {}
+    matched = {}
     for name, value in model.items():
-        made = value if isinstance(value, Array) else array(value)
-        dtype, shape = specs.get(name, made.spec)
-        if made.shape != shape:
+        tensor = value if isinstance(value, Array) else array(value)
+        dtype, shape = specs.get(name, tensor.spec)
+        if tensor.shape != shape:
             raise TensorError(
-                f"the update's {name!r} has shape {list(made.shape)}, the base model's {list(shape)}"
+                f"the update's {name!r} has shape {list(tensor.shape)}, the base model's {list(shape)}"
             )
-        fitted[name] = made if made.dtype == dtype else made.astype(dtype)
-        if not math.isfinite(float((made * 0).sum())):
+        matched[name] = tensor if tensor.dtype == dtype else tensor.astype(dtype)
+        if not math.isfinite(float((tensor * 0).sum())):
             raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
-    return fitted
+    return matched
 
 
 def explain(error: BaseException) -> None:

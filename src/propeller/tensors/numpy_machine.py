@@ -55,7 +55,7 @@ class NumpyMachine(StepMachine):
 
     def unpack(self, data: bytes, spec: Spec) -> Any:
         """An array over the bytes themselves."""
-        if spec[0] == "bool":  # NumPy reckons with nothing but 0 and 1
+        if spec[0] == "bool":  # NumPy expects nothing but 0 and 1
             return (np.frombuffer(data, np.uint8) != 0).reshape(spec[1])
         return np.frombuffer(data, _LITTLE_ENDIAN[spec[0]]).reshape(spec[1])
 
