@@ -119,12 +119,12 @@ class RoundStore:
                     },
                 )
             await _save_failures(connection, before, after)
-            moved = await connection.execute(
+            changed = await connection.execute(
                 _rounds.update()
                 .where(_rounds.c.round_id == after.round_id, _rounds.c.state == before.state.value)
                 .values(**_mutable_columns(after))
             )
-            if moved.rowcount != 1:
+            if changed.rowcount != 1:
                 raise StoreConflictError(
                     f"round {after.round_id} is not {before.state} in the database any more: "
                     "let only one coordinator use it"
@@ -161,45 +161,46 @@ class RoundStore:
                 .where(_updates.c.round_id.in_([row.round_id for row in rows]))
                 .group_by(_updates.c.round_id)
             )
-            counted = {row[0]: row[1] for row in counts}
+            update_counts = {row[0]: row[1] for row in counts}
         return total, [
-            {**_read_record(row, ()).summary(), "num_updates": counted.get(row.round_id, 0)} for row in rows
+            {**_read_record(row, ()).summary(), "num_updates": update_counts.get(row.round_id, 0)}
+            for row in rows
         ]
 
     async def last_completed(self) -> tuple[str, int] | None:
         """The id and the model version of the round that completed last."""
-        chosen = (
+        query = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
             .where(_rounds.c.state == RoundState.COMPLETED.value)
             .order_by(_rounds.c.ended_at.desc())
             .limit(1)
         )
         async with self._database.read() as connection:
-            row = (await connection.execute(chosen)).first()
+            row = (await connection.execute(query)).first()
         return None if row is None else (row[0], row[1])
 
     async def unannounced(self) -> list[tuple[str, int]]:
         """Ids and model versions of completed rounds that were not announced, in order of their end."""
-        chosen = (
+        query = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
             .where(_rounds.c.state == RoundState.COMPLETED.value, _rounds.c.announced.is_(sa.false()))
             .order_by(_rounds.c.ended_at)
         )
         async with self._database.read() as connection:
-            return [(row[0], row[1]) for row in await connection.execute(chosen)]
+            return [(row[0], row[1]) for row in await connection.execute(query)]
 
     async def completed_among(self, digests: Sequence[str]) -> set[str]:
         """Which of these updates are of completed rounds, by their digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
             for start in range(0, len(digests), 500):
-                chosen = (
+                query = (
                     sa.select(_updates.c.digest)
                     .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
                     .where(_updates.c.digest.in_(digests[start : start + 500]))
                     .where(_rounds.c.state == RoundState.COMPLETED.value)
                 )
-                found |= set((await connection.execute(chosen)).scalars())
+                found |= set((await connection.execute(query)).scalars())
         return found
 
     async def failed_before(self, moment: float, digests: Sequence[str]) -> list[str]:
@@ -207,18 +208,18 @@ class RoundStore:
         found: set[str] = set()
         async with self._database.read() as connection:
             for start in range(0, len(digests), 500):
-                chosen = (
+                query = (
                     sa.select(_rounds.c.round_id)
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
                     .where(_updates.c.digest.in_(digests[start : start + 500]))
                     .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < moment)
                 )
-                found |= set((await connection.execute(chosen)).scalars())
+                found |= set((await connection.execute(query)).scalars())
         return sorted(found)
 
-    async def _load(self, chosen: "sa.Select[Any]") -> list[RoundRecord]:
+    async def _load(self, query: "sa.Select[Any]") -> list[RoundRecord]:
         async with self._database.read() as connection:
-            rows = (await connection.execute(chosen)).all()
+            rows = (await connection.execute(query)).all()
             return [
                 _read_record(
                     row,
@@ -248,13 +249,13 @@ async def _save_failures(connection: AsyncConnection, before: RoundRecord, after
 
 
 async def _failures_of(connection: AsyncConnection, round_id: str) -> dict[str, str]:
-    chosen = sa.select(_failures.c.proplet_id, _failures.c.reason).where(_failures.c.round_id == round_id)
-    return {row[0]: row[1] for row in await connection.execute(chosen)}
+    query = sa.select(_failures.c.proplet_id, _failures.c.reason).where(_failures.c.round_id == round_id)
+    return {row[0]: row[1] for row in await connection.execute(query)}
 
 
 async def _updates_of(connection: AsyncConnection, round_id: str) -> Iterable["sa.Row[Any]"]:
-    chosen = _updates.select().where(_updates.c.round_id == round_id).order_by(_updates.c.received_at)
-    return (await connection.execute(chosen)).all()
+    query = _updates.select().where(_updates.c.round_id == round_id).order_by(_updates.c.received_at)
+    return (await connection.execute(query)).all()
 
 
 def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def _read_record(
     row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"], failures: Mapping[str, str] | None = None
 ) -> RoundRecord:
     experiment = Experiment.model_validate(row.experiment)
-    counted = {
+    accepted = {
         one.proplet_id: AcceptedUpdate(
             one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at
         )
@@ -289,7 +290,7 @@ def _read_record(
     current = Round(
         plan,
         RoundState(row.state),
-        {name: one.digest for name, one in counted.items()},
+        {name: one.digest for name, one in accepted.items()},
         row.model_version,
         row.reason,
         failures or {},
@@ -299,7 +300,7 @@ def _read_record(
         experiment,
         {name: tuple(shape) for name, shape in row.shapes},
         row.created_at,
-        counted,
+        accepted,
         row.closed_at,
         row.ended_at,
         row.timings,
