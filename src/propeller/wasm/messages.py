@@ -14,13 +14,12 @@ import dataclasses
 import json
 import types
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from propeller.errors import InvalidError
 from propeller.wasm.program_run import Limits
 
 _NUMBER_BOUND = 2**63
-T = TypeVar("T")
 
 
 class MessageError(InvalidError):
@@ -161,6 +160,19 @@ Task = RunTask | CompileTask
 Message = Request | Reply | Task | TaskReport
 
 
+def _plain_types(annotation: Any) -> tuple[type, ...]:
+    """The types of JSON values that a field takes as they are."""
+    alternatives = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return tuple(plain for plain in (int, str, bool, types.NoneType) if plain in alternatives)
+
+
+_FIELDS: dict[Any, dict[str, tuple[Any, tuple[type, ...]]]] = {
+    kind: {field.name: (field.type, _plain_types(field.type)) for field in dataclasses.fields(kind)}
+    for kind in (*get_args(Message), OutputFolder, Limits)
+}
+"""The fields of each class in order, with their types and what they take as it is; made before the template forks."""
+
+
 def encode(message: Message) -> bytes:
     """A message as a line."""
     return json.dumps({"message": type(message).__name__, **vars(message)}, default=vars).encode() + b"\n"
@@ -217,30 +229,37 @@ def _decode(line: bytes | bytearray, kinds: tuple[type[Message], ...]) -> Any:
     raise MessageError(f"no message of {', '.join(kind.__name__ for kind in kinds)}")
 
 
-def _built(kind: type[T], value: Any, where: str) -> T:
-    expected = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(value, dict) or value.keys() != expected.keys():
-        raise MessageError(f"{where}: not an object with the fields {', '.join(expected)}")
-    return kind(**{name: _checked(expected[name], value[name], f"{where}.{name}") for name in expected})
+def _built(kind: Any, values: Any, where: str) -> Any:
+    fields = _FIELDS[kind]
+    if not isinstance(values, dict) or values.keys() != fields.keys():
+        raise MessageError(f"{where}: not an object with the fields {', '.join(fields)}")
+    return kind(
+        *(
+            value
+            if type(value := values[name]) in plain_types
+            else _checked(annotation, value, f"{where}.{name}")
+            for name, (annotation, plain_types) in fields.items()
+        )
+    )
 
 
-def _checked(kind: Any, value: Any, where: str) -> Any:
+def _checked(annotation: Any, value: Any, where: str) -> Any:
     """A value of JSON as the annotation of a field wants it.
 
     Raises:
         MessageError: it is of another type, or a number that is not finite.
     """
-    if dataclasses.is_dataclass(kind):
-        return _built(kind, value, where)  # type: ignore[arg-type]
-    origin, arguments = get_origin(kind), get_args(kind)
+    if type(value) in _plain_types(annotation):
+        return value
+    if dataclasses.is_dataclass(annotation):
+        return _built(annotation, value, where)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is types.UnionType:
-        return None if value is None else _checked(arguments[0], value, where)
+        return _checked(arguments[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_checked(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):
         return {key: _checked(arguments[1], item, where) for key, item in value.items()}
-    if kind is float and type(value) in {int, float} and abs(value) < _NUMBER_BOUND:
+    if annotation is float and type(value) in {int, float} and abs(value) < _NUMBER_BOUND:
         return value
-    if origin is None and kind is not float and type(value) is kind:
-        return value
-    raise MessageError(f"{where}: not of type {kind}")
+    raise MessageError(f"{where}: not of type {annotation}")
