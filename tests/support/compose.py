@@ -157,13 +157,13 @@ class Engine:
         return [self._translated(container, word) for word in words]
 
     def _translated(self, container: Container, text: str) -> str:
-        def put(match: re.Match[str]) -> str:
+        def replaced(match: re.Match[str]) -> str:
             name = container.name if match[1] == "127.0.0.1" else self._names.get(match[1])
             port = self._ports.get((name or "", int(match[2])))
             assert port, f"{container.name}: {match[0]} in {text!r} is nothing that listens on the network"
             return f"127.0.0.1:{port}"
 
-        text = _NAME_AND_PORT.sub(put, text)
+        text = _NAME_AND_PORT.sub(replaced, text)
         for volume, mount in container.volumes.items():
             text = re.sub(rf"(?<![\w/]){mount}(?![\w-])", str(self._folder / volume), text)
         return text

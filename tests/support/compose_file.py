@@ -27,7 +27,7 @@ def interpolate(text: str, values: Mapping[str, str]) -> str:
         MissingVariableError: one that must be set is not.
     """
 
-    def put(match: re.Match[str]) -> str:
+    def replaced(match: re.Match[str]) -> str:
         if match["dollar"]:
             return "$"
         name, how, rest = match["name"], match["how"] or "", match["rest"] or ""
@@ -38,7 +38,7 @@ def interpolate(text: str, values: Mapping[str, str]) -> str:
             return rest if how.endswith("-") else ""
         return value
 
-    return _VARIABLE.sub(put, text)
+    return _VARIABLE.sub(replaced, text)
 
 
 def variables(text: str) -> set[str]:

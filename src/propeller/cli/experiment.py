@@ -12,7 +12,7 @@ from rich.markup import escape
 from propeller.process.run import StartError
 from propeller.protocol.task import TaskLimits
 from propeller.protocol.wire import explain_validation_error
-from propeller.sdk import Propeller, PropellerError, RoundResult
+from propeller.sdk import Propeller, RoundResult
 
 
 def _check_json_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,11 +129,11 @@ def run_experiment(file: Path, state: Path, *, image: str | None, rounds: int | 
     Args:
         file: the experiment.
         state: of the stack.
-        image: in the place of the file's.
-        rounds: in the place of the file's.
+        image: instead of the file's.
+        rounds: instead of the file's.
 
     Raises:
-        StartError: a field is wrong, or a round failed; the text has the reason.
+        PropellerError: a field is wrong, or a round failed; the text has the reason.
     """
     experiment = ExperimentFile.load(file)
     if rounds is not None:
@@ -141,14 +141,11 @@ def run_experiment(file: Path, state: Path, *, image: str | None, rounds: int | 
     if image is not None:
         experiment.image = image
     console = Console(highlight=False)
-    try:
-        with Propeller.from_state(state) as fl:
-            _run(fl, experiment, file.parent, console)
-    except PropellerError as error:
-        raise StartError(str(error)) from None
+    with Propeller.from_state(state) as fl:
+        _run_rounds(fl, experiment, file.parent, console)
 
 
-def _run(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Console) -> None:
+def _run_rounds(fl: Propeller, experiment: ExperimentFile, folder: Path, console: Console) -> None:
     participants = experiment.participants or sorted(p["id"] for p in fl.proplets(alive=True))
     if not participants:
         raise StartError("no proplet is alive: see `propeller status`")

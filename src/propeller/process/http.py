@@ -25,7 +25,7 @@ log = get_logger("http")
 RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
 """Seconds between tries after a connection fault or a 502, 503 or 504."""
 
-_PASSING = frozenset({None, 502, 503, 504})
+_TEMPORARY_STATUSES = frozenset({None, 502, 503, 504})
 
 KINDS: dict[int, type[PropellerError]] = {
     400: InvalidError,
@@ -111,7 +111,7 @@ class ServiceClient:
             ServiceError: with the status and the reason the service gave, or that it did not answer.
         """
 
-        async def once() -> httpx.Response:
+        async def send() -> httpx.Response:
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.RequestError as error:
@@ -121,11 +121,11 @@ class ServiceClient:
             raise ServiceError(self.service, response.status_code, error_text(response))
 
         if not retry:
-            return await once()
+            return await send()
         return await try_again(
-            once,
+            send,
             delays=self._delays,
-            on=lambda error: isinstance(error, ServiceError) and error.status in _PASSING,
+            on=lambda error: isinstance(error, ServiceError) and error.status in _TEMPORARY_STATUSES,
             timeout_s=self._timeout,
             failed=lambda error, _delay: log.debug(
                 "trying again", peer=self.service, path=path, reason=str(error)

@@ -51,7 +51,7 @@ async def retry(
     if timeout_s is not None:
         stop = tenacity.stop_any(stop, tenacity.stop_after_delay(timeout_s))
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def report(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if failed is not None and error is not None:
             failed(error, state.next_action.sleep if state.next_action else 0.0)
@@ -61,7 +61,7 @@ async def retry(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and on(error)),
         wait=tenacity.wait_chain(*waits),
         stop=stop,
-        before_sleep=tell,
+        before_sleep=report,
         sleep=sleep,
         reraise=True,
     )
