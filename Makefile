@@ -26,10 +26,11 @@ ifdef COVERAGE
 	done
 endif
 
-check: $(VENV)/.dev ## Lint and type-check
+check: $(VENV)/.dev ## Lint, type-check, and see that imports point downward
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.dev ## Measure what docs/benchmarks.md lists
 	@missed=; for file in benchmarks/[a-z]*.py; do \
