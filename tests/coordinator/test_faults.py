@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ async def test_a_transaction_that_was_committed_although_it_failed(
     await send(http, "p-2", "p-3")
     assert (await ended(http))["num_updates"] == 3
     assert peers[0].aggregations == [PARTICIPANTS]
+
+
+async def test_a_round_that_another_coordinator_moved_is_read_back(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await configure(http)
+    with sqlite3.connect(tmp_path / "coordinator.db") as database:
+        database.execute("UPDATE rounds SET state = 'failed', reason = 'of the other one'")
+    database.close()
+    conflict = await http.post("/update", json=update("p-1"))
+    assert (conflict.status_code, "only one coordinator" in conflict.json()["error"]) == (503, True)
+    late = await http.post("/update", json=update("p-1"))
+    assert (late.status_code, "it is failed" in late.json()["error"]) == (409, True)
+    assert (await ended(http))["reason"] == "of the other one"
 
 
 async def test_a_database_that_fails_when_the_deadline_passes(
