@@ -19,8 +19,10 @@ from support.net import eventually
 from support.programs import echo
 
 RUNTIME = """#!{python}
-import json, os, subprocess, sys
-open({notes!r}, "w").write(json.dumps({{"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}}))
+import json, os, signal, subprocess, sys
+notes = {{"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}}
+notes["interruptible"] = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+open({notes!r}, "w").write(json.dumps(notes))
 if "LINGER" in os.environ:
     subprocess.Popen(["sleep", "600"])
 import wasmtime
@@ -172,6 +174,16 @@ async def test_what_it_cannot_do_is_told(scene: Scene, fields: dict[str, Any], s
     outcome = await scene.run(echo(), **fields)
     assert outcome.error is not None
     assert says in outcome.error
+
+
+async def test_the_runtime_has_the_usual_interrupt(scene: Scene) -> None:
+    """Also where the proplet was started in the background of a shell, which has it ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert (await scene.run(echo())).error is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert scene.notes()["interruptible"]
 
 
 async def test_host_tensors_need_the_built_in_sandbox(scene: Scene) -> None:

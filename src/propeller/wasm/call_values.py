@@ -49,25 +49,25 @@ def core_arguments(kinds: list[str], texts: Sequence[str]) -> list[int | float]:
     if len(kinds) != len(texts):
         raise CallError(f"inputs: the function takes {len(kinds)} ({', '.join(kinds)}), {len(texts)} given")
     return [
-        _core_argument(kind, text, place) for place, (kind, text) in enumerate(zip(kinds, texts, strict=True))
+        _core_argument(kind, text, index) for index, (kind, text) in enumerate(zip(kinds, texts, strict=True))
     ]
 
 
-def _core_argument(kind: str, text: str, place: int) -> int | float:
+def _core_argument(kind: str, text: str, index: int) -> int | float:
     if kind in {"f32", "f64"}:
         try:
             return float(text)
         except ValueError:
-            raise CallError(f"inputs[{place}]: {text!r} is not a number") from None
+            raise CallError(f"inputs[{index}]: {text!r} is not a number") from None
     if kind not in _CORE_INTEGER_BITS:
-        raise CallError(f"inputs[{place}]: a parameter of type {kind} cannot be given as text")
+        raise CallError(f"inputs[{index}]: a parameter of type {kind} cannot be given as text")
     try:
         number = int(text)
     except ValueError:
-        raise CallError(f"inputs[{place}]: {text!r} is not a whole number ({kind})") from None
+        raise CallError(f"inputs[{index}]: {text!r} is not a whole number ({kind})") from None
     bits = _CORE_INTEGER_BITS[kind]
     if not -(1 << bits - 1) <= number < 1 << bits:
-        raise CallError(f"inputs[{place}]: {text} does not fit {kind}")
+        raise CallError(f"inputs[{index}]: {text} does not fit {kind}")
     return number - (1 << bits) if number >= 1 << bits - 1 else number
 
 
@@ -91,8 +91,8 @@ def component_arguments(parameters: list[tuple[str, component.ValType]], texts: 
         shown = ", ".join(f"{name}: {type_name(kind)}" for name, kind in parameters)
         raise CallError(f"inputs: the function takes {len(parameters)} ({shown}), {len(texts)} given")
     return [
-        _component_argument(kind, text, f"inputs[{place}] ({name}: {type_name(kind)})")
-        for place, ((name, kind), text) in enumerate(zip(parameters, texts, strict=True))
+        _component_argument(kind, text, f"inputs[{index}] ({name}: {type_name(kind)})")
+        for index, ((name, kind), text) in enumerate(zip(parameters, texts, strict=True))
     ]
 
 
@@ -145,7 +145,7 @@ def _component_value(kind: component.ValType, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise CallError(f"{where}: {shown} is not a list")
         items = [
-            _component_value(kind.element, item, f"{where}[{place}]") for place, item in enumerate(value)
+            _component_value(kind.element, item, f"{where}[{index}]") for index, item in enumerate(value)
         ]
         return bytes(items) if isinstance(kind.element, component.U8) else items
     if isinstance(kind, component.Bool):
@@ -186,7 +186,9 @@ def _python_classes(kind: component.ValType | None) -> set[type]:
     if kind is None:
         return {type(None)}
     kind.add_classes(found)
-    return {type(None) if one is object else one for one in found}  # ``object`` is said of what holds nothing
+    return {
+        type(None) if one is object else one for one in found
+    }  # the runtime says ``object`` of what holds nothing
 
 
 def _json_value(value: Any) -> Any:

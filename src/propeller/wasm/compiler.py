@@ -65,10 +65,10 @@ class Compiler:
         async with self._cache.lock("compile", digest, limits.compile_s + _LOCK_MARGIN_S):
             if self._cache.has_trusted_artifact(program):
                 return 0.0
-            begin = time.monotonic()
+            started_at = time.monotonic()
             await asyncio.to_thread(self._cache.verify, program)
             await self._compile(program, limits)
-            return (time.monotonic() - begin) * 1000
+            return (time.monotonic() - started_at) * 1000
 
     async def _compile(self, program: CachedProgram, limits: Limits) -> None:
         written = self._cache.temporary_artifact(program)

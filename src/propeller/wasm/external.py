@@ -262,14 +262,14 @@ def _check(run: ProgramRun, program: CachedProgram) -> None:
         )
 
 
-def _environment(given: Mapping[str, str]) -> dict[str, str]:
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     """The runtime's environment: nothing of the proplet's but what finds programs, and the task's.
 
     Raises:
         ValueError: a variable would be the runtime's own, or is too long.
     """
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    for name, value in given.items():
+    for name, value in variables.items():
         if not name or name.startswith("-") or "=" in name:
             raise ValueError(f"env: {name[:80]!r} is not the name of a variable")
         if name in _READ_BY_SHELLS or name.startswith(_READ_BY_RUNTIMES):

@@ -87,11 +87,11 @@ class GuestProgram:
             return Failure(self.limits.error("fuel"), "fuel")
         if "call stack exhausted" in reason:
             return Failure(limit_error("stack_bytes", _STACK_BYTES), "stack_bytes")
-        for told, limit in (
+        for text, limit in (
             ("exceeds memory limits", "memory_bytes"),
             ("exceeds table limits", "table_elements"),
         ):
-            if told in reason:
+            if text in reason:
                 return Failure(f"{self.limits.error(limit)} ({reason})", limit)
         return self.blame(f"the program failed: {reason}")
 
@@ -191,10 +191,10 @@ class ComponentProgram(GuestProgram):
             return self._call_function(function)
         command = self._command(instance)
         if command is None:
-            called = wanted not in {None, "", "_start"}
+            function_wanted = wanted not in {None, "", "_start"}
             raise CallError(
                 f"the component exports neither a function named {wanted} nor wasi:cli/run@0.2"
-                if called
+                if function_wanted
                 else "the component does not export wasi:cli/run@0.2"
             )
         if self.task.inputs:
@@ -210,18 +210,18 @@ class ComponentProgram(GuestProgram):
         try:
             return self.linker.instantiate(self.store, self.program)
         except wasmtime.WasmtimeError as error:
-            said = str(error).split("`")
-            if not said[0].startswith("component imports"):
+            parts = str(error).split("`")
+            if not parts[0].startswith("component imports"):
                 raise
             raise CallError(
-                f"the component imports {said[1]}, which the sandbox does not have: "
+                f"the component imports {parts[1]}, which the sandbox does not have: "
                 "there are WASI 0.2 and propeller:program/tensors@0.1.0"
             ) from None
 
     def _command(self, instance: component.Instance) -> component.Func | None:
         for version in ("0.2.0", *(f"0.2.{n}" for n in range(1, 16))):
-            place = instance.get_export_index(self.store, f"wasi:cli/run@{version}")
-            index = place and instance.get_export_index(self.store, "run", place)
+            interface = instance.get_export_index(self.store, f"wasi:cli/run@{version}")
+            index = interface and instance.get_export_index(self.store, "run", interface)
             if index and (function := instance.get_func(self.store, index)):
                 return function
         return None

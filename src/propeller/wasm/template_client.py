@@ -76,10 +76,10 @@ class TaskProcess:
     """A confined process that was asked for; ``ended`` tells how it ended."""
 
     def __init__(
-        self, template: "TemplateClient", number: int, pipes: list[OutputPipe], said: bytearray
+        self, template: "TemplateClient", number: int, pipes: list[OutputPipe], report_text: bytearray
     ) -> None:
-        """``pipes`` are those of its standard output, its standard error and its report, which goes to ``said``."""
-        self._template, self._number, self._pipes, self._said = template, number, pipes, said
+        """``pipes`` are those of its standard output, its standard error and its report, which goes to ``report_text``."""
+        self._template, self._number, self._pipes, self._report_text = template, number, pipes, report_text
         self._end: asyncio.Future[TaskEnded] = asyncio.get_running_loop().create_future()
 
     def kill(self) -> None:
@@ -99,7 +99,7 @@ class TaskProcess:
         try:
             first: list[asyncio.Future[Any]] = [self._end, reported.closed]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            report = None if self._end.done() else decode_report(self._said)
+            report = None if self._end.done() else decode_report(self._report_text)
             if report and report.cpu_s is not None and report.memory_peak_bytes is not None:
                 self.kill()
                 for pipe in written:
@@ -110,7 +110,9 @@ class TaskProcess:
         finally:
             for pipe in self._pipes:
                 pipe.close()
-        return ProcessEnd(end.status, end.reason, end.cpu_s, end.memory_peak_bytes, decode_report(self._said))
+        return ProcessEnd(
+            end.status, end.reason, end.cpu_s, end.memory_peak_bytes, decode_report(self._report_text)
+        )
 
     def note_end(self, end: TaskEnded) -> None:
         """The template says that it ended."""
@@ -222,10 +224,10 @@ class TemplateClient:
             OSError: there are no more descriptors.
         """
         self._open_if_ended()
-        said = bytearray()
+        report_text = bytearray()
         pipes: list[OutputPipe] = []
         try:
-            for sink in (stdout, stderr, OutputSink(_MAX_REPORT_BYTES, said.extend, lambda: None)):
+            for sink in (stdout, stderr, OutputSink(_MAX_REPORT_BYTES, report_text.extend, lambda: None)):
                 pipes.append(OutputPipe(sink))  # noqa: PERF401 - those made are closed if one cannot be
         except OSError:
             for pipe in pipes:
@@ -233,7 +235,7 @@ class TemplateClient:
                 os.close(pipe.write_end)
             raise
         number = next(self._numbers)
-        process = self._running[number] = TaskProcess(self, number, pipes, said)
+        process = self._running[number] = TaskProcess(self, number, pipes, report_text)
         request = StartTask(number, str(task_file), wall_time_s, host_tensors, output)
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process
