@@ -1,14 +1,18 @@
 """What comes over MQTT: heartbeats, wills, and garbage on every topic."""
 
+import contextlib
 import json
+import uuid
 from functools import partial
 from pathlib import Path
 
 from structlog.testing import capture_logs
 
+from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.session import Credentials, Session, Will
 from propeller.protocol.topics import ROUND_START, Kind
 from support.manager import RunningManager, open_manager
-from support.mqtt import die_with_will
+from support.mqtt import Relay
 from support.net import eventually
 
 TAKEN = (
@@ -112,10 +116,18 @@ async def test_a_broken_connection_s_will_takes_the_proplet_offline_at_once(
     manager: RunningManager, broker_port: int
 ) -> None:
     await manager.add_proplets("p1")
-    for proplet_id in ("some-proxy", "p1"):
-        will = json.dumps({"status": "offline", "proplet_id": proplet_id}).encode()
-        await die_with_will(broker_port, manager.mqtt.channel.topic(Kind.PROPLET_ALIVE), will)
-    await eventually(partial(_is_dead, manager, "p1"))
+    async with contextlib.AsyncExitStack() as stack:
+        relay = await stack.enter_async_context(Relay(broker_port).running())
+        for proplet_id in ("some-proxy", "p1"):
+            payload = json.dumps({"status": "offline", "proplet_id": proplet_id}).encode()
+            will = Will(manager.mqtt.channel.topic(Kind.PROPLET_ALIVE), payload, 0)
+            session = Session(
+                BrokerAddress("127.0.0.1", relay.port), Credentials(uuid.uuid4().hex), will=will, clean=True
+            )
+            await stack.enter_async_context(session.running())
+            await session.wait_connected(10)
+        relay.cut()
+        await eventually(partial(_is_dead, manager, "p1"))
     assert not await manager.is_known("some-proxy")
 
 

@@ -1,8 +1,7 @@
-"""Peers of MQTT that misbehave: a broker that answers as it is told, and a client that dies."""
+"""Peers of MQTT that misbehave: a broker that answers as it is told, and a relay that loses its connections."""
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -63,19 +62,6 @@ class RudeBroker:
             pass
         finally:
             writer.close()
-
-
-async def die_with_will(port: int, topic: str, payload: bytes) -> None:
-    """Connect a client that has a last will, and break its connection without a DISCONNECT."""
-    fields = b"".join(
-        len(field).to_bytes(2, "big") + field
-        for field in (uuid.uuid4().hex.encode(), topic.encode(), payload)
-    )
-    body = b"\0\4MQTT\4\6\0\x3c" + fields  # version 4, clean session and will, keepalive of 60 s
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"\x10" + bytes([len(body) % 128 | 128, len(body) // 128]) + body)
-    assert (await reader.readexactly(4))[0] == 0x20
-    writer.transport.abort()
 
 
 class Relay:
