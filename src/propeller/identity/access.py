@@ -1,4 +1,4 @@
-"""What every client may do, in memory, and the changes of it: written, then taken into memory, then old connections cut.
+"""What every client may do, in memory, and changes of that: written, then loaded into memory, then old connections are cut.
 
 Logins and the broker's questions are answered without a query. The identity service is the only writer of its database, so
 memory follows each change.
@@ -127,12 +127,12 @@ class ConnectionCutter(Protocol):
 
 @dataclass
 class Change:
-    """A change while it is made.
+    """A change in progress.
 
     Attributes:
         connection: its transaction.
         added: clients that are new.
-        granted: clients that may do more: they get it when they connect again, so they are made to.
+        granted: clients that may do more. Rights are given at connect, so they are made to reconnect.
         revoked: clients that may do less: the change ends when their connections have.
     """
 
@@ -150,7 +150,7 @@ class AccessChanges:
         self._lock = asyncio.Lock()
 
     async def load(self) -> None:
-        """Take everyone's access into memory."""
+        """Load everyone's access into memory."""
         async with self._database.read() as connection:
             self._directory.update(await read_access(connection))
 

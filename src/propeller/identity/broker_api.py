@@ -16,6 +16,7 @@ _TIMEOUT_S = 5.0
 _FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
 _PAGE = 1024
 _NOT_FOUND = 404
+"""JetStream's own code for it."""
 
 
 class JetStreamError(NatsError):
@@ -29,7 +30,7 @@ class ServerConnection:
     Attributes:
         server: the server's id.
         now: the server's time, in seconds since 1970.
-        info: what it says of the connection.
+        info: its description of the connection (nats-server's ``ConnInfo``).
     """
 
     server: str
@@ -63,7 +64,7 @@ async def close_connection(link: Client, connection: ServerConnection) -> None:
 
 
 async def max_consumers(link: Client) -> int | None:
-    """How many consumers a stream may have; ``None`` if there is no limit or no server says."""
+    """How many consumers a stream may have; ``None`` if there is no limit, or no server answers."""
     limits = [reply.get("limits") or {} async for reply in _replies(link, "$SYS.REQ.SERVER.PING.JSZ", {})]
     return min(
         (int(one["default_max_consumers"]) for one in limits if "default_max_consumers" in one), default=None
@@ -74,13 +75,13 @@ async def mqtt_listener(link: Client) -> tuple[str, int]:
     """The host and port at which a server listens for MQTT.
 
     Raises:
-        LookupError: no server says.
+        LookupError: no server has an MQTT listener.
     """
     replies = [reply async for reply in _replies(link, "$SYS.REQ.SERVER.PING.VARZ", {})]
     for listener in (reply.get("mqtt") for reply in replies):
         if listener:
             return str(listener["host"]), int(listener["port"])
-    raise LookupError("no server says where it listens for MQTT")
+    raise LookupError("no server listens for MQTT")
 
 
 async def jetstream(link: Client, call: str, **request: Any) -> dict[str, Any]:

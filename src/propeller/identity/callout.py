@@ -1,6 +1,6 @@
-"""The broker's question (NATS auth callout): may this one connect, and what may it say and hear?
+"""The broker's question (NATS auth callout): may this client connect, and what may it publish and subscribe to?
 
-nats-server publishes a token with what the client sent, and takes a token back: JSON web tokens that are signed with an nkey
+nats-server publishes a token with what the client sent, and expects a token as answer: JSON web tokens that are signed with an nkey
 (Ed25519). Passwords never appear in a log or in a reason.
 """
 

@@ -76,7 +76,7 @@ class Channels:
         return list_answer("channels", page, total, [_describe(row) for row in rows])
 
     async def set_status(self, domain_id: str, channel_id: str, status: str) -> dict[str, Any]:
-        """Enable or disable a channel; in a disabled one nobody may say or hear anything.
+        """Enable or disable a channel; in a disabled one nobody may publish or subscribe.
 
         Raises:
             NotFoundError: there is none.
@@ -85,7 +85,7 @@ class Channels:
         return await self.get(domain_id, channel_id)
 
     async def delete(self, domain_id: str, channel_id: str) -> None:
-        """Delete a channel; its clients are cut, and may say and hear nothing in it any more.
+        """Delete a channel; its clients are cut, and have no rights in it any more.
 
         Raises:
             NotFoundError: there is none.
@@ -115,7 +115,7 @@ class Channels:
     async def disconnect(
         self, domain_id: str, client_ids: Sequence[str], channel_ids: Sequence[str], types: Sequence[str]
     ) -> None:
-        """Take back what ``connect`` gave; the clients are cut from the broker.
+        """Withdraw what ``connect`` granted; the clients are cut from the broker.
 
         Raises:
             NotFoundError: a client or a channel is not of this domain.

@@ -30,7 +30,7 @@ from propeller.store.database import Database
 
 @dataclass(frozen=True)
 class NewClient:
-    """What is said about a client when it is made; ``roles.role_of`` finds the role that is not given."""
+    """A client to be created; where no role is given, ``roles.role_of`` finds it."""
 
     name: str
     role: str | None = None
@@ -40,7 +40,7 @@ class NewClient:
 
 
 class Clients:
-    """The clients of every domain. A key is answered once, when it is made: what is kept is its hash."""
+    """The clients of every domain. A key is shown once, in the answer that creates it; only its hash is stored."""
 
     def __init__(self, database: Database, changes: AccessChanges) -> None:
         self._database, self._changes = database, changes
@@ -120,7 +120,7 @@ class Clients:
         )
 
     async def rotate_key(self, domain_id: str, client_id: str) -> dict[str, Any]:
-        """Give a client a new key, answered once; connections made with the old one are cut.
+        """Give a client a new key, shown once; connections with the old one are cut.
 
         Raises:
             NotFoundError: there is none.

@@ -1,4 +1,4 @@
-"""Keys of clients, passwords and tokens of users: made, hashed, checked; and the slowing down of whoever guesses passwords."""
+"""Keys of clients, passwords and tokens of users, and the throttle against guessing passwords."""
 
 import asyncio
 import hashlib
@@ -49,7 +49,7 @@ class Passwords:
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def matches(self, password: str, password_hash: str | None) -> bool:
-        """Whether a password is the one that was hashed; for a user that does not exist it takes as long to say no."""
+        """Whether a password is the one that was hashed; for a user that does not exist the answer takes as long."""
         if password_hash is None:
             if self._nobody is None:
                 self._nobody = await self.hash(secrets.token_hex(16))
@@ -72,14 +72,14 @@ TokenKind = Literal["access", "refresh"]
 
 @dataclass(frozen=True)
 class TokenClaims:
-    """What a token says: whose it is, and the user's epoch when it was made."""
+    """The content of a token: its user, and the user's epoch when it was issued."""
 
     user_id: str
     epoch: int
 
 
 class Tokens:
-    """Makes tokens and reads them."""
+    """Issues tokens and reads them."""
 
     def __init__(self, key: bytes, *, access_s: float, refresh_s: float) -> None:
         """``key`` of 32 bytes; the others are how long tokens are good for, in seconds."""
@@ -90,7 +90,7 @@ class Tokens:
         return {"access_token": self._make(claims, "access"), "refresh_token": self._make(claims, "refresh")}
 
     def read(self, token: str, kind: TokenKind) -> TokenClaims:
-        """What a token says.
+        """The content of a valid token.
 
         Raises:
             UnauthenticatedError: with what is wrong.
@@ -130,7 +130,7 @@ class Tokens:
 
 
 FREE_FAILURES = 5
-"""So many failed logins in a row are free."""
+"""This many failed logins in a row cost no wait."""
 
 PAUSE_S = 30.0
 """How long the next one must wait after that, in seconds."""

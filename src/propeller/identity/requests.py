@@ -57,7 +57,7 @@ class LoginRequest(BaseModel):
 
 
 class NewUser(BaseModel):
-    """A user to be made."""
+    """A new user."""
 
     username: Name
     password: Password
@@ -72,14 +72,14 @@ class NewPassword(BaseModel):
 
 
 class NewDomain(BaseModel):
-    """A domain to be made; its route is its unique name in addresses."""
+    """A new domain; its route is its unique name in addresses."""
 
     name: Name
     route: Id
 
 
 class NewClientRequest(BaseModel):
-    """A client to be made. Its key is made here and answered once."""
+    """A new client. The service makes its key and shows it once, in the answer."""
 
     name: Name
     role: str | None = Field(None, max_length=32)
@@ -90,14 +90,14 @@ class NewClientRequest(BaseModel):
 
     @field_validator("credentials")
     @classmethod
-    def _made_here(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _refuse_secret(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value and value.get("secret"):
             raise ValueError("keys are made by this service: leave secret out, and read it in the answer")
         return value
 
 
 class NewChannel(BaseModel):
-    """A channel to be made."""
+    """A new channel."""
 
     name: Name
     status: Status = "enabled"

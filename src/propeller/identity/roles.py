@@ -1,4 +1,4 @@
-"""What a client is, and what it may say and hear on the broker because of that.
+"""The roles of clients, and what each may publish and subscribe to on the broker.
 
 Rules are written as MQTT topic filters and handed to nats-server as NATS subjects. There, ``/`` is ``.``, ``+`` is
 ``*`` (always a whole level), ``#`` is ``>`` (without the parent level, which ``x/#`` includes in MQTT), and a dot
@@ -15,7 +15,7 @@ from propeller.protocol.topics import ROUND_NEXT, ROUND_START, UPDATES_FILTER, C
 
 
 class Role(StrEnum):
-    """What a client is."""
+    """The role of a client."""
 
     MANAGER = "manager"
     COORDINATOR = "coordinator"
@@ -32,7 +32,7 @@ _NAMES = (
 )
 
 NOTHING: dict[str, Any] = {"deny": [">"]}
-"""The permissions of who may say or hear nothing: an empty list would allow everything."""
+"""The permissions of a client without rights: an empty list would allow everything."""
 
 DATA = "data"
 """The level of a channel that is left to devices."""

@@ -26,7 +26,7 @@ from propeller.web.auth import Principal
 
 @dataclass(frozen=True)
 class Identity:
-    """Who there is and who may do what."""
+    """The parts of the service, and the check of credentials."""
 
     users: Users
     domains: Domains
@@ -102,7 +102,7 @@ def _make_private(url: str) -> None:
     """Create the database's file, if it is one, for this user alone: it holds hashes of passwords."""
     file = Path(url.removeprefix("sqlite:///"))
     if "://" not in str(file):
-        with contextlib.suppress(OSError):  # the database says it better
+        with contextlib.suppress(OSError):  # the database gives the clearer error
             file.touch(mode=0o600)
 
 
@@ -112,5 +112,5 @@ def _read_basic(text: str) -> tuple[str, str]:
     except ValueError:
         colon = ""
     if not colon:
-        raise UnauthenticatedError("Basic takes base64 of id:key")
+        raise UnauthenticatedError("Basic expects base64 of id:key")
     return client_id, key

@@ -1,4 +1,4 @@
-"""Whose an MQTT session is, and when it ends.
+"""MQTT sessions on the broker: which client owns one, and when it ends.
 
 The broker keeps a session, with its queued messages, for each MQTT client id, and gives it to whoever connects with it. So an
 id belongs to the client that first used it, and ``ID`` and ``ID-…`` always to the client ``ID``.
@@ -29,12 +29,13 @@ from propeller.process.logs import get_logger
 from propeller.store.database import Database
 
 MAX_ID_CHARACTERS = 256
-"""The longest identifier that is taken, in characters."""
+"""The longest MQTT client id that is accepted, in characters."""
 
 MAX_IDS_PER_CLIENT = 256
-"""Tools make a new identifier for each connection; of one client so many are kept, those used last."""
+"""Some tools make a new id for each connection: of one client this many are remembered, those used last."""
 
 RENEW_INTERVAL_S = 3600.0
+"""How often the time of an id's last use is written down."""
 
 
 class MqttIdRefusedError(Exception):
@@ -163,7 +164,7 @@ class SessionExpiry:
         self._absent_since.pop(mqtt_id, None)
 
     def is_own_login(self, login: Credentials) -> bool:
-        """Whether this is the connection that is just being made here, to end a session."""
+        """Whether this is identity itself, which is just connecting to end a session."""
         own = self._own_login
         return (
             own is not None
@@ -222,7 +223,7 @@ class SessionExpiry:
         try:
             try:
                 await _clear_session(BrokerAddress(host, port, self._tls), self._own_login)
-            except aiomqtt.MqttError:  # the server does not say whether this port is for TLS
+            except aiomqtt.MqttError:  # whether this port is for TLS is only known by trying
                 await _clear_session(BrokerAddress(host, port, not self._tls), self._own_login)
                 self._tls = not self._tls
         finally:

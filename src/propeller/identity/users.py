@@ -79,7 +79,7 @@ class Users:
             ThrottledError: too many tries from there.
         """
         guess = (username, peer)
-        # One guess at a time: many at once would all be made before the first has failed.
+        # One at a time: many at once would all be tried before the first has failed.
         async with self._login_locks[hash(guess) % len(self._login_locks)]:
             return await self._login(username, password, guess)
 

@@ -1,4 +1,4 @@
-"""Where a broker is, who connects to it, and what it says when that connection is lost."""
+"""A broker's address, a client's credentials, and the will that the broker publishes for it."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ class BrokerAddress:
         """Read ``tcp://host:1883``, ``mqtts://host``, ``host:port``, ``host`` or ``[v6]:port``.
 
         Raises:
-            ValueError: the scheme, host or port is not one; the text says what is taken.
+            ValueError: the scheme, host or port is not one; the text says what is accepted.
         """
         url = urlsplit(text if "://" in text else f"tcp://{text}")
         known = url.scheme in _PLAIN | _TLS

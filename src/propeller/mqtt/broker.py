@@ -44,7 +44,7 @@ _PROBE = bytes(1024 * 1024)
 
 _LIMIT_REACHED = "maximum consumers limit reached"
 _REPEAT_S = 60.0
-"""How often it is said that the limit is reached: nats-server says it for each subscription, in seconds."""
+"""The limit is logged again after this long: nats-server logs it for each subscription, in seconds."""
 
 _LINE = re.compile(r"\[\d+\] \S+ \S+ \[(\w+)\] ?(.*)")
 _ROUTINE_LINES = (
@@ -53,7 +53,7 @@ _ROUTINE_LINES = (
     "Maximum payloads over",
     "TLS handshake error: EOF",
 )
-"""Refused logins, of which identity's log says who and why; a limit that is high on purpose; who only looks at the port."""
+"""Refused logins, which identity logs with the reason; a limit that is high on purpose; a port scan or health check."""
 
 
 class Broker:
@@ -201,7 +201,7 @@ class Broker:
         if now - self._limit_logged_at >= _REPEAT_S:
             self._limit_logged_at = now
             log.error(
-                "broker refuses subscriptions, it has as many as it may: raise BROKER_MAX_SUBSCRIPTIONS, "
+                "broker refuses subscriptions, their limit is reached: raise BROKER_MAX_SUBSCRIPTIONS, "
                 "or shorten BROKER_SESSION_EXPIRY",
                 limit=self._settings.max_subscriptions,
             )

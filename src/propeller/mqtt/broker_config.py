@@ -91,7 +91,7 @@ def render(settings: Settings, keys: BrokerKeys) -> str:
 
 
 def render_server(settings: Settings, ack_wait_s: int = ACK_WAIT_S) -> str:
-    """The part of the configuration that says nothing of access: by itself it lets anyone in."""
+    """The configuration without access control: by itself it lets anyone connect."""
     return _SERVER.format(
         nats_host=json.dumps(settings.nats_host),
         nats_port=settings.nats_port,
@@ -156,7 +156,7 @@ def prepare_folder(folder: Path) -> None:
     """Make the state folder, readable by its owner alone.
 
     Raises:
-        StartError: it cannot be made or written.
+        StartError: it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import nkeys
 
 MIN_SECRET = 16
-"""The shortest secret that is taken, in characters."""
+"""The shortest secret that is accepted, in characters."""
 
 _SALT = b"propeller broker keys v1"
 

@@ -1,7 +1,8 @@
 """One connection to a broker: aiomqtt's client, with messages acknowledged by hand.
 
-Of what is inside aiomqtt 2.5 it uses, and tests/mqtt/test_session.py relies on: ``_client`` (paho's client: ``manual_ack_set``, ``ack``, ``connect_timeout``, ``socket``,
-``_sock_close``, ``on_socket_open``, ``on_socket_close``), ``_client_connect`` (runs in a thread), ``_connected``, ``_disconnected``, ``_on_disconnect``. Look at these before another version is allowed.
+Parts inside aiomqtt 2.5 that it uses, to be looked at before another version is allowed: ``_client`` (paho's client, of
+which ``manual_ack_set``, ``ack``, ``connect_timeout``, ``socket``, ``_sock_close``, ``on_socket_open`` and
+``on_socket_close``), ``_client_connect`` (which runs in a thread), ``_connected``, ``_disconnected``, ``_on_disconnect``.
 """
 
 import asyncio
@@ -66,7 +67,7 @@ class Connection(aiomqtt.Client):
         keepalive: int,
         tls: ssl.SSLContext | None,
     ) -> Self:
-        """A connection that is not made yet; without ``tls`` an address with TLS is checked as the system does."""
+        """A client that is not connected yet; without ``tls`` the system's certificates check an address with TLS."""
         return cls(
             address.host,
             address.port,

@@ -94,7 +94,7 @@ class ProblemLog:
     def limit_text(self, topics: list[str]) -> str:
         """What it means that a subscription is refused at QoS 1 and granted at QoS 0."""
         return (
-            f"the broker lets client {self._credentials.username or '(anonymous)'} hear {', '.join(topics)}, but cannot keep "
+            f"the broker lets client {self._credentials.username or '(anonymous)'} subscribe to {', '.join(topics)}, but cannot keep "
             "another QoS 1 subscription: raise BROKER_MAX_SUBSCRIPTIONS there, or shorten BROKER_SESSION_EXPIRY, after "
             "which the sessions of absent clients end; if neither is the cause, the broker's log names it"
         )

@@ -60,7 +60,7 @@ class SubscriptionRefusedError(RefusedError):
 
 
 class SubscriptionLimitError(SubscriptionRefusedError):
-    """The broker lets this client hear a topic, and cannot keep another subscription of QoS 1 or 2."""
+    """The client may subscribe to a topic, but the broker cannot keep another subscription of QoS 1 or 2."""
 
     temporary = True
 
@@ -138,7 +138,7 @@ class Session:
     async def subscribe(
         self, topic_filter: str, handler: Handler, qos: int = 1, *, retained: bool = True
     ) -> None:
-        """Take messages of a filter, now and after every reconnect; the last handler given to a filter has them.
+        """Receive the messages of a filter, now and after every reconnect; the last handler of a filter replaces those before.
 
         ``retained``: also those that were published before, and that the broker keeps for whoever subscribes.
 

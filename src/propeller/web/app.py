@@ -32,7 +32,7 @@ class _StrictRequest(Request):
 
 
 def _unnamed_is_json(scope: Scope) -> Scope:
-    """The request as if it had no type, where it has the one that ``curl -d`` sends unless told otherwise: no API takes forms."""
+    """The request without its media type if that is the default of ``curl -d``: no API here accepts forms."""
     form = (b"content-type", b"application/x-www-form-urlencoded")
     if form not in scope["headers"]:
         return scope

@@ -1,4 +1,4 @@
-"""Who calls: a user by bearer token, a device or service by its client id and key; identity says whether it is true.
+"""Who calls: a user by bearer token, a device or service by its client id and key; identity checks the credentials.
 
 Verdicts are kept for a short time, so that a busy service does not ask about each request; a revoked client is
 therefore refused by HTTP within ``VERDICT_TTL_S`` seconds (the broker cuts it off at once).
@@ -46,7 +46,7 @@ class Principal:
 ANYONE = Principal("anyone")
 
 Verify = Callable[[str], Awaitable[Principal]]
-"""Takes an ``Authorization`` header; raises ``UnauthenticatedError`` if it is not good."""
+"""Checks an ``Authorization`` header; raises ``UnauthenticatedError`` if it is not good."""
 
 
 class IdentityVerifier:

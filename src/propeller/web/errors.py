@@ -20,7 +20,7 @@ log = get_logger("web")
 
 _STATUS = {kind: status for status, kind in KINDS.items()} | {ThrottledError: 429}
 _CHALLENGE = {"WWW-Authenticate": 'Bearer, Basic realm="propeller"'}
-"""What a caller is told to send who sent no credentials, or wrong ones (RFC 9110, 11.6.1)."""
+"""The challenge to a caller without valid credentials (RFC 9110, 11.6.1)."""
 
 
 class BodyError(HTTPException):
@@ -32,9 +32,9 @@ class BodyError(HTTPException):
 
 
 def status_of(error: PropellerError) -> int:
-    """The HTTP status that says what an error says; 500 for one of no kind."""
+    """The HTTP status of an error's kind; 500 if it has none."""
     if isinstance(error, ServiceError):
-        # A peer's verdict on what the caller sent is the caller's to correct; anything else is a bad gateway.
+        # What a peer refuses of the caller's request is the caller's to correct; anything else is a bad gateway.
         if error.status is not None and 400 <= error.status < 500 and error.status not in {401, 403}:
             return error.status
         return 502
@@ -59,7 +59,7 @@ def response_of(error: PropellerError) -> JSONResponse:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every exception of a handler in the one form (``ErrorMiddleware`` answers those that no one foresaw)."""
+    """Answer every exception of a handler in the one form (``ErrorMiddleware`` answers unexpected ones)."""
 
     @app.exception_handler(PropellerError)
     async def _domain(_request: Request, error: PropellerError) -> JSONResponse:
@@ -84,7 +84,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 class ErrorMiddleware:
-    """ASGI middleware: an exception that no one foresaw is logged once, and answered 500 without its text.
+    """ASGI middleware: an unexpected exception is logged once, and answered 500 without its text.
 
     A request that is cut off by the end of the service is answered 503.
     """
@@ -121,7 +121,7 @@ class ErrorMiddleware:
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Whether an error comes from a disk without space, as the system or SQLite says it."""
+    """Whether an error comes from a disk without space, as the system or SQLite reports it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True

@@ -9,7 +9,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class HttpMetrics:
-    """The collectors of one service; ``registry`` takes the service's own beside them."""
+    """The collectors of one service; ``registry`` is for the service's own too."""
 
     def __init__(self, service: str) -> None:
         self.registry = CollectorRegistry()
