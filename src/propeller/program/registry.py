@@ -39,7 +39,7 @@ class Evaluation:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Registry:
+class FunctionRegistry:
     """The functions that a script has marked, by mode: ``train`` and ``evaluate``."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Registry:
         return self._functions[mode]
 
 
-_registry: ContextVar[Registry] = ContextVar("registry", default=Registry())  # noqa: B039 - one for the whole process
+_registry: ContextVar[FunctionRegistry] = ContextVar("registry", default=FunctionRegistry())  # noqa: B039 - one for the whole process
 
 
 def train(function: Function) -> Function:
@@ -99,4 +99,4 @@ def registered(mode: str) -> Callable[..., Any]:
 
 def reset() -> None:
     """Register anew from here on: for a test that loads several programs."""
-    _registry.set(Registry())
+    _registry.set(FunctionRegistry())

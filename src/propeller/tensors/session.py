@@ -10,7 +10,7 @@ from propeller.tensors.shapes import TensorError
 from propeller.tensors.tape import Handle, Machine, MainTape, Tape
 
 
-class Session:
+class TensorSession:
     """A machine's tape, and what is being done with a function: traced, or differentiated.
 
     Attributes:
@@ -89,14 +89,14 @@ class LocalMachine:
         return NumpyMachine(None if self._root is None else ArrayFiles(self._root))
 
 
-_session: ContextVar[Session] = ContextVar("session", default=Session(LocalMachine()))  # noqa: B039 - one for the whole process
+_session: ContextVar[TensorSession] = ContextVar("session", default=TensorSession(LocalMachine()))  # noqa: B039 - one for the whole process
 
 
-def current() -> Session:
+def current() -> TensorSession:
     """The session of this context."""
     return _session.get()
 
 
 def use(machine: Machine) -> None:
     """Begin anew with this machine; arrays made before are not valid any more."""
-    _session.set(Session(machine))
+    _session.set(TensorSession(machine))
