@@ -165,6 +165,23 @@ async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
         await eventually(lambda: subscriptions(identity) == 0)
 
 
+async def test_sessions_that_cannot_be_ended_are_counted_all_the_same(tmp_path: Path) -> None:
+    files = make(tmp_path)
+    site = expiring(tmp_path, 0.4)
+    tls_files = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.ca}
+    site = replace(site, broker=site.broker.model_copy(update=tls_files))
+    with capture_logs() as logs:
+        async with site.running() as (identity, made):
+            proplet = made.clients["proplet-1"]
+            tls = ssl.create_default_context(cafile=files.ca)
+            tls.load_cert_chain(files.client_cert, files.client_key)
+            async with site.client(proplet.id, proplet.key, clean_session=False, tls_context=tls) as client:
+                await client.subscribe(topic(made, f"control/manager/start/{proplet.id}"), qos=1)
+            cannot = "sessions of absent clients cannot be ended"
+            await eventually(lambda: any(line["event"] == cannot for line in logs))
+            await eventually(lambda: subscriptions(identity) == 1)
+
+
 async def test_a_client_that_comes_back_while_its_session_ends_hears(tmp_path: Path) -> None:
     site = expiring(tmp_path, 0.2)
     async with site.running() as (_identity, made), session(site, made, "manager").running() as manager:

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Collection
 
-import aiomqtt
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -123,7 +122,7 @@ class BrokerLink:
         while True:
             try:
                 await self._sessions.check(client)
-            except (NatsError, aiomqtt.MqttError) as error:
+            except NatsError as error:
                 log.warning("the broker's sessions could not be looked at", reason=repr(error))
             except Exception:
                 log.exception("the broker's sessions could not be looked at")

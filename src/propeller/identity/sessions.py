@@ -131,6 +131,9 @@ RECORDS, MESSAGES = "$MQTT_sess", "$MQTT_msgs"
 LONGEST_INTERVAL_S = 60.0
 """The sessions are looked at this often, or four times in the time after which they end, in seconds."""
 
+_RETRY_INTERVALS = 10
+"""After a failure the next sessions are ended this many looks later: a broker that asks for a certificate always refuses."""
+
 _KEEPALIVE_S = 30
 
 
@@ -151,6 +154,7 @@ class SessionExpiry:
         self._absent_since: dict[str, float] = {}
         self._own_login: Credentials | None = None
         self._tls = False
+        self._retry_at = 0.0
         self.usage: Usage | None = None
         """As last counted; ``None`` before that."""
 
@@ -178,7 +182,6 @@ class SessionExpiry:
 
         Raises:
             NatsError: the broker does not answer, or not as it should.
-            MqttError: it does not let identity end a session.
         """
         limit = await max_consumers(link)
         try:
@@ -196,12 +199,19 @@ class SessionExpiry:
             else:
                 self._absent_since.setdefault(mqtt_id, now)
         overdue = [mqtt_id for mqtt_id, since in self._absent_since.items() if now - since >= self._expiry_s]
-        if overdue:
+        if overdue and now >= self._retry_at:
+            await self._end_all(link, overdue)
+
+    async def _end_all(self, link: Client, overdue: list[str]) -> None:
+        try:
             host, port = await mqtt_listener(link)
             if host in {"0.0.0.0", "::"}:
                 host = (link.connected_url.hostname if link.connected_url else None) or "127.0.0.1"
             for mqtt_id in overdue:
                 await self._end(host, port, mqtt_id)
+        except (aiomqtt.MqttError, LookupError) as error:
+            self._retry_at = time.monotonic() + _RETRY_INTERVALS * self.interval_s
+            log.warning("sessions of absent clients cannot be ended", count=len(overdue), reason=str(error))
 
     async def _read_records(self, link: Client) -> None:
         """Learn whose sessions there are."""
