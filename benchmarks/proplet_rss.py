@@ -24,9 +24,9 @@ _PROPLET = """
 import sys
 from propeller.process import logs, run
 from propeller.proplet.main import main
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 logs.configure("proplet")
-settings = Settings.load(
+settings = PropletSettings.load(
     domain_id="d", channel_id="c", client_id="p", client_key="k", mqtt_address=sys.argv[1], state=sys.argv[2]
 )
 sys.exit(run.run(lambda stop: main(settings, stop)))

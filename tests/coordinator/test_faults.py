@@ -336,10 +336,10 @@ def test_settings_that_cannot_work(
 ) -> None:
     for name, value in {**environment(tmp_path, "http://x"), **variables}.items():
         monkeypatch.setenv(name, value)
-    from propeller.coordinator.settings import Settings
+    from propeller.coordinator.settings import CoordinatorSettings
 
     with pytest.raises(SettingsError, match=named):
-        Settings.load()
+        CoordinatorSettings.load()
 
 
 def test_the_mqtt_client_is_the_coordinators_own_client(tmp_path: Path) -> None:

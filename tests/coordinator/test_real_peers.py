@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from propeller.aggregator import main as aggregator
-from propeller.aggregator.settings import Settings as AggregatorSettings
+from propeller.aggregator.settings import AggregatorSettings
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
 from propeller.model_registry import main as registry
-from propeller.model_registry.settings import Settings as RegistrySettings
+from propeller.model_registry.settings import ModelRegistrySettings
 from support.coordinator import PARTICIPANTS, client, configure, ended, environment, process, send, update
 from support.net import eventually, free_port, wait_port
 
@@ -21,7 +21,7 @@ from support.net import eventually, free_port, wait_port
 @contextlib.asynccontextmanager
 async def serving_registry(folder: Path, port: int) -> AsyncIterator[httpx.AsyncClient]:
     stop = asyncio.Event()
-    settings = RegistrySettings.load(REGISTRY_PORT=port, MODELS_DIR=folder)
+    settings = ModelRegistrySettings.load(REGISTRY_PORT=port, MODELS_DIR=folder)
     server = asyncio.create_task(registry.main(settings, stop))
     await asyncio.to_thread(wait_port, port)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore, demo_dataset
-from propeller.data_store.settings import Settings
+from propeller.data_store.settings import DataStoreSettings
 from propeller.process.run import StartError
 from propeller.web.auth import Principal
 
@@ -145,9 +145,9 @@ def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PROPLET_CLIENT_ID", "one")
     monkeypatch.setenv("PROPLET_3_CLIENT_ID", "three")
     monkeypatch.setenv("PROPLET_2_CLIENT_ID", "")
-    assert Settings.load().ids_to_seed() == ["one", "three"]
+    assert DataStoreSettings.load().ids_to_seed() == ["one", "three"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", " a , b,,a")
-    assert Settings.load().ids_to_seed() == ["a", "b"]
+    assert DataStoreSettings.load().ids_to_seed() == ["a", "b"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", "../x")
     with pytest.raises(StartError, match="FL_DATASET_PARTICIPANTS"):
-        Settings.load().ids_to_seed()
+        DataStoreSettings.load().ids_to_seed()

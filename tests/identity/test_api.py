@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from propeller.identity.credentials import FREE_FAILURES
-from propeller.identity.settings import Settings
+from propeller.identity.settings import IdentitySettings
 from propeller.process.run import StartError
 from support.identity import PASSWORD, SECRET, Site, served
 
 
 class Api:
-    def __init__(self, http: httpx.AsyncClient, settings: Settings) -> None:
+    def __init__(self, http: httpx.AsyncClient, settings: IdentitySettings) -> None:
         self.http, self.settings = http, settings
         self.token = ""
 
@@ -310,7 +310,7 @@ async def test_everything_is_kept_and_the_admins_password_is_the_environments(tm
         await one.login()
         domain = (await one.made("/domains", {"name": "d", "route": "d"}))["id"]
         made = await one.made(f"/{domain}/clients", {"name": "c"})
-    changed = Settings.load(**{**settings.model_dump(), "admin_password": "another one"})
+    changed = IdentitySettings.load(**{**settings.model_dump(), "admin_password": "another one"})
     async with served(changed) as http:
         one = Api(http, changed)
         assert (await one.login()).status_code == 401
@@ -319,13 +319,13 @@ async def test_everything_is_kept_and_the_admins_password_is_the_environments(tm
     assert stat.S_IMODE((tmp_path / "identity.db").stat().st_mode) == 0o600
     secret = made["credentials"]["secret"].encode()
     assert not any(secret in file.read_bytes() for file in tmp_path.glob("identity.db*"))
-    without = Settings.load(**settings.model_dump(exclude={"admin_password"}))
+    without = IdentitySettings.load(**settings.model_dump(exclude={"admin_password"}))
     async with served(without):
         pass
 
 
 async def test_without_an_admin_it_does_not_start(tmp_path: Path) -> None:
-    settings = Settings.load(database=str(tmp_path / "new.db"), broker_secret=SECRET)
+    settings = IdentitySettings.load(database=str(tmp_path / "new.db"), broker_secret=SECRET)
     with pytest.raises(StartError, match="IDENTITY_ADMIN_PASSWORD"):
         async with served(settings):
             pass

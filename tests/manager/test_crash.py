@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from propeller.manager import tables
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.manager.task import Task, TaskSpec, TaskState
 from propeller.manager.task_repository import TaskRepository
 from propeller.protocol.topics import Channel
@@ -37,14 +37,16 @@ from support.net import eventually, free_port
 PROGRAM = """
 import asyncio, sys
 from propeller.manager.main import main
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.process.run import run
-sys.exit(run(lambda stop: main(Settings.load(), stop)))
+sys.exit(run(lambda stop: main(ManagerSettings.load(), stop)))
 """
 
 
 @contextlib.asynccontextmanager
-async def process(settings: Settings) -> AsyncIterator[tuple[subprocess.Popen[bytes], httpx.AsyncClient]]:
+async def process(
+    settings: ManagerSettings,
+) -> AsyncIterator[tuple[subprocess.Popen[bytes], httpx.AsyncClient]]:
     """A manager in a process of its own, connected to its broker; killed at the end."""
     env = {
         **os.environ,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.process.settings import SettingsError
 
 
@@ -17,16 +17,18 @@ def test_the_names_of_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         "MANAGER_MQTT_QOS": "2",
     }.items():
         monkeypatch.setenv(name, value)
-    settings = Settings.load()
+    settings = ManagerSettings.load()
     assert (settings.domain_id, settings.channel_id, settings.client_id) == ("d", "c", "m")
     assert settings.client_key.get_secret_value() == "k"
     assert (settings.mqtt_timeout_s, settings.mqtt_qos) == (30.0, 2)
     assert settings.coordinator_url == "http://coordinator-http:8080"
     monkeypatch.setenv("MANAGER_DOMAIN_ID", "older")
-    assert Settings.load().domain_id == "older"
+    assert ManagerSettings.load().domain_id == "older"
 
 
 def test_an_identity_alone_is_enough_and_a_key_need_not_be() -> None:
-    assert Settings.load(domain_id="d", channel_id="c", client_id="m").client_key.get_secret_value() == ""
+    assert (
+        ManagerSettings.load(domain_id="d", channel_id="c", client_id="m").client_key.get_secret_value() == ""
+    )
     with pytest.raises(SettingsError, match="MANAGER_CLIENT_ID: not set"):
-        Settings.load(domain_id="d", channel_id="c")
+        ManagerSettings.load(domain_id="d", channel_id="c")

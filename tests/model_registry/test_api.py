@@ -13,7 +13,7 @@ from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
 from propeller.model_registry.api import create_api
 from propeller.model_registry.main import main
 from propeller.model_registry.service import ModelRegistry
-from propeller.model_registry.settings import Settings
+from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.store import ModelStore, StoredModel
 from propeller.process.run import StartError
 from propeller.web.auth import Principal
@@ -247,14 +247,16 @@ async def test_devices_read_models_and_store_none(tmp_path: Path, role: str, sta
 
 @pytest.mark.parametrize("given", ["{", "[1]", '{"w": "x"}', "{}", "/no/such/file", '{"w": [NaN]}'])
 async def test_a_wrong_initial_model_names_the_variable(tmp_path: Path, given: str) -> None:
-    settings = Settings.load(folder=tmp_path, initial_model=given, port=free_port())
+    settings = ModelRegistrySettings.load(folder=tmp_path, initial_model=given, port=free_port())
     with pytest.raises(StartError, match="REGISTRY_INITIAL_MODEL"):
         await main(settings, asyncio.Event())
 
 
 async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "initial.json").write_text('{"w": [0.5, 1], "b": 0}')
-    settings = Settings.load(folder=tmp_path / "models", initial_model=str(tmp_path / "initial.json"))
+    settings = ModelRegistrySettings.load(
+        folder=tmp_path / "models", initial_model=str(tmp_path / "initial.json")
+    )
     models = ModelRegistry(ModelStore(settings.folder), cache_bytes=0)
     await models.seed(settings.read_initial_model())
     assert (await models.encoded(0, "application/json")).content == b'{"w":[0.5,1.0],"b":0}'

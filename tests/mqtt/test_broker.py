@@ -16,15 +16,15 @@ from structlog.testing import capture_logs
 
 from propeller.mqtt import broker, broker_config
 from propeller.mqtt.broker import Broker, main, until_writable
-from propeller.mqtt.broker_config import Settings
+from propeller.mqtt.broker_config import BrokerSettings
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from support.identity import SECRET, Site, first
 from support.net import eventually, free_port, wait_port
 
 
-def settings(folder: Path, **given: Any) -> Settings:
-    return Settings.load(
+def settings(folder: Path, **given: Any) -> BrokerSettings:
+    return BrokerSettings.load(
         **{"port": free_port(), "nats_port": free_port(), "state": folder, "secret": SECRET, **given}
     )
 
@@ -51,7 +51,7 @@ async def test_queued_messages_survive_a_killed_broker(tmp_path: Path, qos: int)
     assert got == [str(number).encode() for number in range(20)]
 
 
-def _server_pid(of: Settings) -> int:
+def _server_pid(of: BrokerSettings) -> int:
     config = str(of.state / "nats.conf")
     found = psutil.process_iter(["cmdline"])
     (pid,) = [process.pid for process in found if config in (process.info["cmdline"] or [])]
@@ -93,7 +93,7 @@ async def test_killing_the_process_leaves_no_server_behind(tmp_path: Path) -> No
     chosen = settings(tmp_path)
     code = (
         "import asyncio; from propeller.mqtt.broker import main;"
-        "from propeller.mqtt.broker_config import Settings; asyncio.run(main(Settings.load(), asyncio.Event()))"
+        "from propeller.mqtt.broker_config import BrokerSettings; asyncio.run(main(BrokerSettings.load(), asyncio.Event()))"
     )
     env = {
         **os.environ,
@@ -162,7 +162,7 @@ async def test_what_is_written_holds_no_secret(tmp_path: Path) -> None:
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="BROKER_SECRET"):
-        Settings.load(state=tmp_path, BROKER_SECRET="short")
+        BrokerSettings.load(state=tmp_path, BROKER_SECRET="short")
 
 
 SERVER = """#!{python}
@@ -186,7 +186,7 @@ async def test_a_server_that_gave_a_stream_up_is_started_anew(tmp_path: Path) ->
     program, runs = tmp_path / "nats-server", tmp_path / "runs"
     program.write_text(SERVER.format(python=sys.executable, runs=str(runs)))
     program.chmod(0o755)
-    settings = Settings.load(
+    settings = BrokerSettings.load(
         port=free_port(),
         nats_port=free_port(),
         state=tmp_path / "broker",

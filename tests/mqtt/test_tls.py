@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker import Broker
-from propeller.mqtt.broker_config import Settings as BrokerSettings
+from propeller.mqtt.broker_config import BrokerSettings
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.tls import MqttTlsSettings, variable_names

@@ -10,7 +10,7 @@ import pytest
 
 from propeller.process.probe import NotWellError, probe
 from propeller.proplet.presence import HeartbeatFile, device_metadata, process_metrics
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.protocol.topics import Kind
 from support.nats import open_broker
 from support.net import eventually
@@ -50,10 +50,10 @@ async def test_monitoring_can_be_switched_off(world: World, given: dict[str, obj
 
 def test_system_information_can_be_kept_back() -> None:
     named = {"domain_id": "d", "channel_id": "c", "client_id": "me", "client_key": "k"}
-    told = device_metadata(Settings.load(**named, collect_system_info=False, instance_id="proplet-1"))
+    told = device_metadata(PropletSettings.load(**named, collect_system_info=False, instance_id="proplet-1"))
     assert (told.hostname, told.ip, told.total_memory_bytes) == (None, None, 0)
     assert told.description == "proplet-1"
-    full = device_metadata(Settings.load(**named))
+    full = device_metadata(PropletSettings.load(**named))
     assert full.os
     assert full.cpu_arch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.protocol.topics import Kind
 from support.nats import open_broker
 from support.net import eventually
@@ -24,7 +24,7 @@ async def ended(child: subprocess.Popen[bytes], timeout: float = 10.0) -> int:
     return await asyncio.to_thread(child.wait, timeout)
 
 
-def executing(chosen: Settings) -> bool:
+def executing(chosen: PropletSettings) -> bool:
     return b"Executing task" in log_file(chosen).read_bytes()
 
 

@@ -1,11 +1,11 @@
-"""Settings: both versions' names, both dialects of durations, the configuration file."""
+"""PropletSettings: both versions' names, both dialects of durations, the configuration file."""
 
 from pathlib import Path
 
 import pytest
 
 from propeller.process.settings import SettingsError
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 
 S = {
     "PROPLET_DOMAIN_ID": "d",
@@ -23,11 +23,11 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(monkeypatch: pytest.MonkeyPatch, *environments: dict[str, str]) -> Settings:
+def load(monkeypatch: pytest.MonkeyPatch, *environments: dict[str, str]) -> PropletSettings:
     for environment in environments:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-    return Settings.load()
+    return PropletSettings.load()
 
 
 @pytest.mark.parametrize("names", [S, H])
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, given: dict[str
 
 def test_every_missing_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.load()
+        PropletSettings.load()
     for name in S:
         assert name in str(caught.value)
 

@@ -27,7 +27,7 @@ from propeller.process.run import StartError
 from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel, Kind
 from propeller.proxy.main import main
-from propeller.proxy.settings import MAX_CHUNK_BYTES, Settings
+from propeller.proxy.settings import MAX_CHUNK_BYTES, ProxySettings
 from support.fake_proplets import proplet, proplets
 from support.net import eventually, free_port
 from support.proxy_process import count, proxy_process
@@ -71,7 +71,7 @@ async def counting(folder: Path, port: int | None = None) -> AsyncIterator[tuple
 class Running:
     """A proxy that runs in this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ProxySettings) -> None:
         self.settings, self._http = settings, f"http://127.0.0.1:{settings.http_port}"
 
     async def get(self, path: str) -> httpx.Response:
@@ -91,7 +91,7 @@ def channel() -> Channel:
 async def proxy(
     port: int, channel: Channel, registry: str, cache: Path, **given: Any
 ) -> AsyncIterator[Running]:
-    settings = Settings.load(
+    settings = ProxySettings.load(
         mqtt_address=f"tcp://127.0.0.1:{port}",
         domain_id=channel.domain_id,
         channel_id=channel.channel_id,

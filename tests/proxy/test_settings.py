@@ -9,7 +9,7 @@ from propeller.oci.credentials import Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
 from propeller.process.settings import SettingsError
 from propeller.proxy.main import registry_logins
-from propeller.proxy.settings import MAX_CHUNK_BYTES, Settings
+from propeller.proxy.settings import MAX_CHUNK_BYTES, ProxySettings
 
 S = {
     "PROXY_DOMAIN_ID": "d", "PROXY_CHANNEL_ID": "c", "PROXY_CLIENT_ID": "proxy", "PROXY_CLIENT_KEY": "key",
@@ -27,10 +27,10 @@ def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> ProxySettings:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Settings.load()
+    return ProxySettings.load()
 
 
 def test_the_guides_names(monkeypatch: pytest.MonkeyPatch) -> None:

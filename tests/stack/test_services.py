@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from propeller.process.run import StartError
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.stack.services import (
     CLIENT_NAMES,
     HTTP_SERVICES,
@@ -104,12 +104,12 @@ def test_proplets_share_programs_and_take_the_limits_that_are_set(
     monkeypatch.setenv("PROPLET_TASK_WALL_TIME", "7")
     monkeypatch.setenv("PROPLET_MAX_TASKS", "3")
     monkeypatch.setenv("PROPLET_CLIENT_ID", "another")
-    found = list[Settings]()
+    found = list[PropletSettings]()
     for name in ("proplet-1", "proplet-2"):
         with monkeypatch.context() as environment:
             for variable, value in find_service("proplet").environment_in(config, name).items():
                 environment.setenv(variable, value)
-            found.append(Settings.load())
+            found.append(PropletSettings.load())
     assert [one.client_id for one in found] == ["id-proplet-1", "id-proplet-2"]
     assert [(one.limits.wall_time_s, one.max_tasks) for one in found] == [(7.0, 3), (7.0, 3)]
     assert found[0].cache == found[1].cache

@@ -26,7 +26,7 @@ from propeller.coordinator.api import create_api
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.main import main
 from propeller.coordinator.service import Coordinator
-from propeller.coordinator.settings import Settings
+from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_documents, to_safetensors
@@ -154,9 +154,9 @@ def environment(folder: Path, peers: str, **more: str) -> dict[str, str]:
     }
 
 
-def settings(env: dict[str, str]) -> Settings:
-    """Settings from variables that are not this process's."""
-    return Settings.load(**env)
+def settings(env: dict[str, str]) -> CoordinatorSettings:
+    """CoordinatorSettings from variables that are not this process's."""
+    return CoordinatorSettings.load(**env)
 
 
 @contextlib.asynccontextmanager

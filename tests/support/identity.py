@@ -15,9 +15,9 @@ import pytest
 
 from propeller.identity.main import main
 from propeller.identity.service import Identity, open_identity
-from propeller.identity.settings import Settings as IdentitySettings
+from propeller.identity.settings import IdentitySettings
 from propeller.mqtt.broker import Broker
-from propeller.mqtt.broker_config import Settings as BrokerSettings
+from propeller.mqtt.broker_config import BrokerSettings
 from support.net import eventually, free_port
 from support.provisioned import Provisioned, provision
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse
 
 from propeller.manager.main import main
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.topics import Channel, Kind
@@ -90,7 +90,7 @@ class ChannelClient:
 class RunningManager:
     """A running manager: its HTTP API as ``http``, and a client of its channel as ``mqtt``."""
 
-    def __init__(self, settings: Settings, http: httpx.AsyncClient, mqtt: ChannelClient) -> None:
+    def __init__(self, settings: ManagerSettings, http: httpx.AsyncClient, mqtt: ChannelClient) -> None:
         self.settings, self.http, self.mqtt = settings, http, mqtt
 
     async def add_proplets(self, *proplet_ids: str, **metadata: Any) -> None:
@@ -131,8 +131,8 @@ class RunningManager:
         return task
 
 
-def settings_for(broker_port: int, folder: Path, **given: Any) -> Settings:
-    """Settings of a manager on a channel of its own."""
+def settings_for(broker_port: int, folder: Path, **given: Any) -> ManagerSettings:
+    """ManagerSettings of a manager on a channel of its own."""
     unique = uuid.uuid4().hex[:12]
     fields = {
         "http_port": free_port(),
@@ -143,11 +143,11 @@ def settings_for(broker_port: int, folder: Path, **given: Any) -> Settings:
         "database": str(folder / "manager.db"),
         **given,
     }
-    return Settings.load(**fields)
+    return ManagerSettings.load(**fields)
 
 
 @contextlib.asynccontextmanager
-async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+async def served(settings: ManagerSettings) -> AsyncIterator[httpx.AsyncClient]:
     """The manager's ``main``, and a client of its HTTP API."""
     stop = asyncio.Event()
     running = asyncio.create_task(main(settings, stop))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from propeller.mqtt.broker_config import Settings, find_server, render_server
+from propeller.mqtt.broker_config import BrokerSettings, find_server, render_server
 from support.net import free_port, wait_port
 
 ACK_WAIT_S = 2
@@ -17,7 +17,7 @@ def open_broker(folder: Path, mqtt: int | None = None) -> Iterator[int]:
     """Run a broker in ``folder``; gives its MQTT port."""
     mqtt = mqtt or free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings.load(
+    settings = BrokerSettings.load(
         port=mqtt, nats_port=free_port(), state=folder, secret="not used, anyone may connect"
     )
     config = folder / "nats.conf"

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.proplet.main import main
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.web.server import Bind, serve
@@ -223,10 +223,12 @@ class Peers:
             await self.session.publish(topic, chunk.encode())
 
 
-def settings(peers: Peers, services: Services | None, folder: Path, port: int, **given: Any) -> Settings:
+def settings(
+    peers: Peers, services: Services | None, folder: Path, port: int, **given: Any
+) -> PropletSettings:
     """A proplet's settings among these peers."""
     url = services.url if services else None
-    return Settings.load(
+    return PropletSettings.load(
         **{
             "domain_id": peers.channel.domain_id,
             "channel_id": peers.channel.channel_id,
@@ -243,7 +245,7 @@ def settings(peers: Peers, services: Services | None, folder: Path, port: int, *
 
 
 @contextlib.asynccontextmanager
-async def proplet(chosen: Settings) -> AsyncIterator[str]:
+async def proplet(chosen: PropletSettings) -> AsyncIterator[str]:
     """A proplet through its ``main``; gives its id."""
     stop = asyncio.Event()
     running = asyncio.create_task(main(chosen, stop))
@@ -273,13 +275,13 @@ class World:
         return me
 
 
-def log_file(chosen: Settings) -> Path:
+def log_file(chosen: PropletSettings) -> Path:
     """Where a proplet's process writes its log."""
     return chosen.folder.parent / f"{chosen.client_id}.log"
 
 
 @contextlib.contextmanager
-def process(chosen: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def process(chosen: PropletSettings) -> Iterator[subprocess.Popen[bytes]]:
     """A proplet as a process of its own; killed at the end if it still runs."""
     given = chosen.model_dump(
         mode="json", exclude={"task_fuel", "external_runtime", "description", "location"}
@@ -288,9 +290,9 @@ def process(chosen: Settings) -> Iterator[subprocess.Popen[bytes]]:
         "import json, sys\n"
         "from propeller.process import logs, run\n"
         "from propeller.proplet.main import main\n"
-        "from propeller.proplet.settings import Settings\n"
+        "from propeller.proplet.settings import PropletSettings\n"
         "logs.configure('proplet')\n"
-        "settings = Settings.load(**json.loads(sys.argv[1]))\n"
+        "settings = PropletSettings.load(**json.loads(sys.argv[1]))\n"
         "sys.exit(run.run(lambda stop: main(settings, stop)))\n"
     )
     with log_file(chosen).open("ab") as stderr:

@@ -16,8 +16,8 @@ from support.net import free_port, wait_port
 _CODE = """
 from propeller.process.run import run
 from propeller.proxy.main import main
-from propeller.proxy.settings import Settings
-raise SystemExit(run(lambda stop: main(Settings.load(), stop)))
+from propeller.proxy.settings import ProxySettings
+raise SystemExit(run(lambda stop: main(ProxySettings.load(), stop)))
 """
 
 

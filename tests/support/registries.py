@@ -13,7 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from propeller.oci_registry.main import main
-from propeller.oci_registry.settings import Settings
+from propeller.oci_registry.settings import OciRegistrySettings
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port, wait_port
 
@@ -43,7 +43,7 @@ async def serving(app: Starlette | Callable[..., Any], port: int | None = None) 
 async def embedded(folder: Path, **settings: Any) -> AsyncIterator[str]:
     """The embedded registry through its ``main``; gives its host and port."""
     port, stop = settings.pop("port", None) or free_port(), asyncio.Event()
-    server = asyncio.create_task(main(Settings.load(port=port, folder=folder, **settings), stop))
+    server = asyncio.create_task(main(OciRegistrySettings.load(port=port, folder=folder, **settings), stop))
     await _up(port, server)
     try:
         yield f"127.0.0.1:{port}"

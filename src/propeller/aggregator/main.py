@@ -4,12 +4,12 @@ import asyncio
 
 from propeller.aggregator.api import create_api
 from propeller.aggregator.service import Aggregator
-from propeller.aggregator.settings import Settings
+from propeller.aggregator.settings import AggregatorSettings
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:

@@ -6,7 +6,7 @@ from propeller.process.settings import HttpSettings
 from propeller.web.app import MAX_BODY
 
 
-class Settings(HttpSettings):
+class AggregatorSettings(HttpSettings):
     """Each field is one environment variable."""
 
     host: str = Field("127.0.0.1", alias="AGGREGATOR_HOST")

@@ -8,7 +8,7 @@ from propeller.coordinator.api import create_api
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.mqtt import RoundAnnouncer, UpdateReceiver
 from propeller.coordinator.service import Coordinator
-from propeller.coordinator.settings import Settings
+from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.mqtt.session import Session
@@ -23,7 +23,7 @@ REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
 """The longest silence of a service, in seconds: aggregating many large updates takes its time."""
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     """Coordinate rounds until ``stop`` is set.
 
     Raises:
@@ -87,7 +87,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
         await serve([(Bind("coordinator", settings.host, settings.port, "COORDINATOR_PORT"), app)], stop)
 
 
-def _create_session(settings: Settings) -> Session | None:
+def _create_session(settings: CoordinatorSettings) -> Session | None:
     address = settings.broker_address
     if address is None:
         return None

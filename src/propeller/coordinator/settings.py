@@ -20,7 +20,7 @@ from propeller.web.app import MAX_BODY
 NO_BROKER = "off"
 
 
-class Settings(HttpSettings, MqttTlsSettings):
+class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     """Each field is one environment variable; the names of absmach/propeller and of later absmach/propeller (H) are accepted."""
 
     model_config = SettingsConfigDict(alias_generator=variable_names(""))

@@ -4,13 +4,13 @@ import asyncio
 
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore
-from propeller.data_store.settings import Settings
+from propeller.data_store.settings import DataStoreSettings
 from propeller.process.run import StartError
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: DataStoreSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:

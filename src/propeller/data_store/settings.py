@@ -15,7 +15,7 @@ _PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
 """The variables with the ids of the demo's proplets."""
 
 
-class Settings(HttpSettings):
+class DataStoreSettings(HttpSettings):
     """Each field is one environment variable."""
 
     host: str = Field("127.0.0.1", alias="DATA_STORE_HOST")

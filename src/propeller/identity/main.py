@@ -4,11 +4,11 @@ import asyncio
 
 from propeller.identity.api import create_api
 from propeller.identity.service import open_identity
-from propeller.identity.settings import Settings
+from propeller.identity.settings import IdentitySettings
 from propeller.web.server import Bind, serve
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: IdentitySettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:

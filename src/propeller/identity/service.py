@@ -15,7 +15,7 @@ from propeller.identity.clients import Clients
 from propeller.identity.credentials import LoginThrottle, Passwords, Tokens
 from propeller.identity.domains import Domains
 from propeller.identity.sessions import MqttIds, SessionExpiry
-from propeller.identity.settings import Settings
+from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import SCHEMA
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
@@ -57,7 +57,7 @@ class Identity:
 
 
 @contextlib.asynccontextmanager
-async def open_identity(settings: Settings) -> AsyncIterator[Identity]:
+async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
     """Open the database, make the admin, and answer the broker for the length of the block.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Settings of the identity service."""
+"""IdentitySettings of the identity service."""
 
 from pydantic import Field, SecretStr
 
@@ -9,7 +9,7 @@ MIN_PASSWORD = 8
 """The shortest password of a user, in characters (the guide's admin has 8)."""
 
 
-class Settings(ServiceSettings):
+class IdentitySettings(ServiceSettings):
     """What ``propeller serve identity`` reads.
 
     The API asks for a user's token whatever ``PROPELLER_AUTH`` says: who may connect is not for anyone to change.

@@ -5,7 +5,7 @@ import uuid
 
 from propeller.manager.api import create_api
 from propeller.manager.service import open_manager
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.process.logs import get_logger
 from propeller.process.tls import pair
 from propeller.web.auth import verifier
@@ -14,7 +14,7 @@ from propeller.web.server import Bind, check_exposure, serve
 log = get_logger("manager")
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: ManagerSettings, stop: asyncio.Event) -> None:
     """Run the manager until ``stop`` is set; HTTP answers also while the broker is away.
 
     Raises:

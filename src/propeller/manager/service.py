@@ -16,7 +16,7 @@ from propeller.manager.inbox import Inbox
 from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_repository import RoundRepository
 from propeller.manager.round_starter import RoundStarter
-from propeller.manager.settings import Settings
+from propeller.manager.settings import ManagerSettings
 from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
 from propeller.manager.task_service import TaskService
@@ -106,7 +106,9 @@ class Manager:
 
 
 @contextlib.asynccontextmanager
-async def open_manager(settings: Settings, *, clock: Callable[[], datetime] = now) -> AsyncIterator[Manager]:
+async def open_manager(
+    settings: ManagerSettings, *, clock: Callable[[], datetime] = now
+) -> AsyncIterator[Manager]:
     """A manager with its database and its MQTT session; both are closed at the end of the block.
 
     It does not wait for the broker: what needs it fails with ``UnavailableError`` until it is there.

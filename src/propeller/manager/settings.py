@@ -18,7 +18,7 @@ def _address(value: str) -> str:
     return value
 
 
-class Settings(HttpSettings, MqttTlsSettings):
+class ManagerSettings(HttpSettings, MqttTlsSettings):
     """One field, one variable; where there are two names, the first is the guide's and the second the later one."""
 
     model_config = SettingsConfigDict(alias_generator=variable_names("MANAGER_"))

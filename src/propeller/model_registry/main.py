@@ -5,14 +5,14 @@ import asyncio
 from propeller.fl.tensors import TensorError
 from propeller.model_registry.api import create_api
 from propeller.model_registry.service import ModelRegistry
-from propeller.model_registry.settings import Settings
+from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.store import ModelStore
 from propeller.process.run import StartError
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:

@@ -13,7 +13,7 @@ from propeller.web.app import MAX_BODY
 INITIAL_MODEL = '{"w":[0,0,0],"b":0}'
 
 
-class Settings(HttpSettings):
+class ModelRegistrySettings(HttpSettings):
     """Each field is one environment variable."""
 
     host: str = Field("127.0.0.1", alias="REGISTRY_HOST")

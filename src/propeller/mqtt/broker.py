@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from propeller.mqtt.broker_config import (
-    Settings,
+    BrokerSettings,
     check_port,
     check_tls,
     find_server,
@@ -59,7 +59,7 @@ _ROUTINE_LINES = (
 class Broker:
     """One run of the server, as a context: inside it MQTT is accepted, unless the server ends by itself."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -207,7 +207,7 @@ class Broker:
             )
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
     """Keep the broker running until ``stop`` is set.
 
     Raises:

@@ -16,7 +16,7 @@ from propeller.process.settings import ServiceSettings
 from propeller.process.tls import pair, trust
 
 
-class Settings(ServiceSettings):
+class BrokerSettings(ServiceSettings):
     """What ``propeller serve broker`` reads.
 
     ``BROKER_HOST`` is where devices connect; every one of them is authenticated. ``BROKER_NATS_HOST`` and
@@ -79,7 +79,7 @@ authorization {{
 # timeout: how long a client waits for identity's verdict; while identity is away each connect fails after it.
 
 
-def render(settings: Settings, keys: BrokerKeys) -> str:
+def render(settings: BrokerSettings, keys: BrokerKeys) -> str:
     """The server's configuration: who connects is decided by whoever holds the issuer's key, no one is anonymous."""
     access = _ACCESS.format(
         devices=DEVICES,
@@ -90,7 +90,7 @@ def render(settings: Settings, keys: BrokerKeys) -> str:
     return render_server(settings) + access
 
 
-def render_server(settings: Settings, ack_wait_s: int = ACK_WAIT_S) -> str:
+def render_server(settings: BrokerSettings, ack_wait_s: int = ACK_WAIT_S) -> str:
     """The configuration without access control: by itself it lets anyone connect."""
     return _SERVER.format(
         nats_host=json.dumps(settings.nats_host),
@@ -104,7 +104,7 @@ def render_server(settings: Settings, ack_wait_s: int = ACK_WAIT_S) -> str:
     )
 
 
-def check_tls(settings: Settings) -> None:
+def check_tls(settings: BrokerSettings) -> None:
     """Check that the certificates can be used: the server would say it less clearly.
 
     Raises:
@@ -121,7 +121,7 @@ def check_tls(settings: Settings) -> None:
         trust(settings.tls_client_ca, "BROKER_TLS_CLIENT_CA")
 
 
-def _tls(settings: Settings) -> str:
+def _tls(settings: BrokerSettings) -> str:
     """The part of the configuration that has the MQTT listener speak TLS."""
     if settings.tls_cert is None:
         return ""

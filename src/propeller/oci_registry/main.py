@@ -4,13 +4,13 @@ import asyncio
 
 from propeller.oci.layout import Layout
 from propeller.oci_registry.api import create_api
-from propeller.oci_registry.settings import Settings
+from propeller.oci_registry.settings import OciRegistrySettings
 from propeller.process.run import StartError
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: OciRegistrySettings, stop: asyncio.Event) -> None:
     """Serve the registry until ``stop`` is set.
 
     Raises:

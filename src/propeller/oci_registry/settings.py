@@ -1,4 +1,4 @@
-"""Settings of the embedded registry."""
+"""OciRegistrySettings of the embedded registry."""
 
 from pathlib import Path
 from typing import Self
@@ -12,7 +12,7 @@ MAX_BLOB_BYTES = 1024 * 1024 * 1024
 """The default limit on a blob."""
 
 
-class Settings(HttpSettings):
+class OciRegistrySettings(HttpSettings):
     """Where it listens, where it keeps artifacts, and a login of its own beside those that identity knows."""
 
     host: str = Field("127.0.0.1", alias="OCI_REGISTRY_HOST")

@@ -14,7 +14,7 @@ from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.service import TaskExecutor
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Channel, Kind
 from propeller.wasm.sandbox import ProgramError, Sandbox
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 log = get_logger("proplet")
 
 
-def _new_sandbox(settings: Settings) -> "contextlib.AbstractAsyncContextManager[Sandbox | ExternalRuntime]":
+def _new_sandbox(
+    settings: PropletSettings,
+) -> "contextlib.AbstractAsyncContextManager[Sandbox | ExternalRuntime]":
     folder, runtime = settings.folder / "sandbox", settings.external_runtime
     if runtime:
         from propeller.wasm.external import ExternalRuntime  # 0.2 MB that few proplets need
@@ -35,7 +37,7 @@ def _new_sandbox(settings: Settings) -> "contextlib.AbstractAsyncContextManager[
     return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     """Be a proplet until ``stop`` is set.
 
     Raises:

@@ -15,7 +15,7 @@ from propeller import __version__
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
-from propeller.proplet.settings import Settings
+from propeller.proplet.settings import PropletSettings
 from propeller.protocol.proplet import (
     CpuMetrics,
     HeartbeatMessage,
@@ -69,7 +69,7 @@ class Presence:
     """Registers on every connect and reports at intervals."""
 
     def __init__(
-        self, settings: Settings, session: Session, channel: Channel, heartbeat_file: HeartbeatFile
+        self, settings: PropletSettings, session: Session, channel: Channel, heartbeat_file: HeartbeatFile
     ) -> None:
         self._settings, self._session, self._channel = settings, session, channel
         self._heartbeat_file = heartbeat_file
@@ -134,7 +134,7 @@ class Presence:
         return True
 
 
-def device_metadata(settings: Settings) -> PropletMetadata:
+def device_metadata(settings: PropletSettings) -> PropletMetadata:
     """What the device is; only what was set, if system information is not to be collected."""
     metadata = PropletMetadata(
         description=settings.description or settings.instance_id or None,
@@ -183,7 +183,7 @@ def _read_number(file: Path) -> int | None:
         return None
 
 
-def _own_address(settings: Settings) -> str | None:
+def _own_address(settings: PropletSettings) -> str | None:
     """The address this device has towards the broker; connecting a datagram socket sends nothing."""
     family = socket.AF_INET6 if ":" in settings.broker.host else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:

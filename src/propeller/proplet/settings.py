@@ -19,7 +19,7 @@ def _aliases(*names: str) -> AliasChoices:
     return AliasChoices(*(f"PROPLET_{name}" for name in names))
 
 
-class Settings(MqttTlsSettings):
+class PropletSettings(MqttTlsSettings):
     """What a proplet reads from its environment. The client's id is also the MQTT client identifier."""
 
     model_config = SettingsConfigDict(alias_generator=variable_names("PROPLET_"))

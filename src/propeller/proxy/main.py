@@ -16,7 +16,7 @@ from propeller.proxy.delivery import ProgramSender
 from propeller.proxy.metrics import ProxyMetrics
 from propeller.proxy.programs import BlobCache, ProgramSource
 from propeller.proxy.service import OpenRequests, ProxyService
-from propeller.proxy.settings import Settings
+from propeller.proxy.settings import ProxySettings
 from propeller.web.app import create_app
 from propeller.web.auth import verifier
 from propeller.web.server import Bind, check_exposure, serve
@@ -30,7 +30,7 @@ _LOGIN_HELP = (
 )
 
 
-async def main(settings: Settings, stop: asyncio.Event) -> None:
+async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
     """Answer requests until ``stop`` is set.
 
     Raises:
@@ -75,7 +75,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> None:
                 await service.close()
 
 
-def _open_folders(settings: Settings) -> tuple[BlobCache, OpenRequests]:
+def _open_folders(settings: ProxySettings) -> tuple[BlobCache, OpenRequests]:
     folder: Path = settings.cache
     try:
         return BlobCache(folder / "blobs", settings.cache_bytes), OpenRequests(folder / "pending")
@@ -85,7 +85,7 @@ def _open_folders(settings: Settings) -> tuple[BlobCache, OpenRequests]:
         ) from None
 
 
-def registry_logins(settings: Settings) -> Logins:
+def registry_logins(settings: ProxySettings) -> Logins:
     """The logins to use; a log line says which half of one is missing."""
     given, registry = settings.registry_credential, str(settings.registry)
     if not settings.authenticate:

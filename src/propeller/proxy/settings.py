@@ -1,4 +1,4 @@
-"""Settings of the proxy, with the names of both versions of absmach/propeller."""
+"""ProxySettings of the proxy, with the names of both versions of absmach/propeller."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -28,7 +28,7 @@ def _address(value: str) -> str:
     return value
 
 
-class Settings(HttpSettings, MqttTlsSettings):
+class ProxySettings(HttpSettings, MqttTlsSettings):
     """Broker, registry, cache and chunks. The client's id is also the MQTT client identifier."""
 
     model_config = SettingsConfigDict(alias_generator=variable_names("PROXY_"))

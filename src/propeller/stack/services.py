@@ -284,7 +284,7 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
 SERVICES = (
     ServiceSpec(
         "broker",
-        "propeller.mqtt.broker_config:Settings",
+        "propeller.mqtt.broker_config:BrokerSettings",
         "propeller.mqtt.broker:main",
         Stage.BROKER,
         (
@@ -296,7 +296,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "identity",
-        "propeller.identity.settings:Settings",
+        "propeller.identity.settings:IdentitySettings",
         "propeller.identity.main:main",
         Stage.IDENTITY,
         tuple(
@@ -308,7 +308,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "manager",
-        "propeller.manager.settings:Settings",
+        "propeller.manager.settings:ManagerSettings",
         "propeller.manager.main:main",
         Stage.SERVICES,
         (Port("manager", 7070, "MANAGER_HTTP_PORT", 7070),),
@@ -319,7 +319,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "coordinator",
-        "propeller.coordinator.settings:Settings",
+        "propeller.coordinator.settings:CoordinatorSettings",
         "propeller.coordinator.main:main",
         Stage.SERVICES,
         (Port("coordinator", 8086, "COORDINATOR_PORT", 8080),),
@@ -330,7 +330,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "aggregator",
-        "propeller.aggregator.settings:Settings",
+        "propeller.aggregator.settings:AggregatorSettings",
         "propeller.aggregator.main:main",
         Stage.SERVICES,
         (Port("aggregator", 8085, "AGGREGATOR_PORT", 8082),),
@@ -338,7 +338,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "model-registry",
-        "propeller.model_registry.settings:Settings",
+        "propeller.model_registry.settings:ModelRegistrySettings",
         "propeller.model_registry.main:main",
         Stage.SERVICES,
         (Port("model-registry", 8084, "REGISTRY_PORT", 8081),),
@@ -347,7 +347,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "data-store",
-        "propeller.data_store.settings:Settings",
+        "propeller.data_store.settings:DataStoreSettings",
         "propeller.data_store.main:main",
         Stage.SERVICES,
         (Port("data-store", 8083, "DATA_STORE_PORT", 8083),),
@@ -358,7 +358,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "oci-registry",
-        "propeller.oci_registry.settings:Settings",
+        "propeller.oci_registry.settings:OciRegistrySettings",
         "propeller.oci_registry.main:main",
         Stage.SERVICES,
         (Port("oci-registry", 5000, "OCI_REGISTRY_PORT", 5000),),
@@ -368,7 +368,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "proxy",
-        "propeller.proxy.settings:Settings",
+        "propeller.proxy.settings:ProxySettings",
         "propeller.proxy.main:main",
         Stage.DELIVERY,
         (Port("proxy", 9191, "PROXY_HTTP_PORT", 9191),),
@@ -379,7 +379,7 @@ SERVICES = (
     ),
     ServiceSpec(
         "proplet",
-        "propeller.proplet.settings:Settings",
+        "propeller.proplet.settings:PropletSettings",
         "propeller.proplet.main:main",
         Stage.DEVICES,
         environment=_proplet,
