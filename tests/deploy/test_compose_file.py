@@ -119,6 +119,11 @@ def test_a_container_listens_on_the_ports_of_its_service_and_its_health_check_as
         }
 
 
+def test_the_variables_of_host_ports_are_those_of_the_services() -> None:
+    in_file = {name for name in variables(COMPOSE.read_text()) if name.startswith("PORT_")}
+    assert in_file == {port.host_variable for spec in SERVICES for port in spec.ports if port.published}
+
+
 def test_there_are_exactly_the_guides_services() -> None:
     assert set(document()["services"]) == set(CONTAINERS)
 
@@ -181,11 +186,14 @@ def test_the_settings_are_taken_with_the_examples_values(
 
 
 def test_the_example_explains_every_variable_and_no_other() -> None:
+    """Of the ports of the host it has two: their variables are made of the names in ``SERVICES``."""
     text = EXAMPLE.read_text()
     found = re.findall(r"^(#?)([A-Z][A-Z0-9_]*)=(.*)$", text, re.MULTILINE)
     names = [name for _mark, name, _value in found]
     assert len(names) == len(set(names))
-    assert set(names) == variables(COMPOSE.read_text())
+    used = variables(COMPOSE.read_text())
+    assert set(names) <= used
+    assert {name for name in used - set(names) if not name.startswith("PORT_")} == set()
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if re.match(r"#?[A-Z][A-Z0-9_]*=", line):
