@@ -9,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from propeller.aggregator import main as aggregator
+from propeller.aggregator import api as aggregator
 from propeller.aggregator.settings import AggregatorSettings
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
-from propeller.model_registry import main as registry
+from propeller.model_registry import api as registry
 from propeller.model_registry.settings import ModelRegistrySettings
 from support.coordinator import PARTICIPANTS, client, configure, ended, environment, process, send, update
 from support.net import eventually, free_port, wait_port

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
-from propeller.model_registry.api import create_api
-from propeller.model_registry.main import main
+from propeller.model_registry.api import create_api, main
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.store import ModelStore, StoredModel

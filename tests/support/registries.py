@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from propeller.oci_registry.main import main
+from propeller.oci_registry.api import main
 from propeller.oci_registry.settings import OciRegistrySettings
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port, wait_port

@@ -12,8 +12,9 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from propeller.process.run import StartError
+from propeller.process.settings import HttpSettings
 from propeller.web.app import create_app
-from propeller.web.server import Bind, check_exposure, is_loopback, listen, serve
+from propeller.web.server import Bind, bind_api, check_exposure, is_loopback, listen, serve
 from support.net import eventually, free_port
 
 Serving = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -31,6 +32,19 @@ def test_anything_else_needs_authentication_or_a_word(host: str) -> None:
     check_exposure("manager", host, authenticated=False, insecure=True)
     with pytest.raises(StartError, match=r"manager would listen on .*PROPELLER_AUTH=on.*--insecure"):
         check_exposure("manager", host, authenticated=False, insecure=False)
+
+
+def test_an_api_is_bound_beyond_loopback_only_with_authentication_or_a_word() -> None:
+    closed = HttpSettings(PROPELLER_AUTH="on", PROPELLER_IDENTITY_URL="http://identity")
+    trusted = HttpSettings(PROPELLER_INSECURE=True)
+    expected = Bind("manager", "0.0.0.0", 7070, "MANAGER_HTTP_PORT")
+    for settings in (closed, trusted):
+        assert bind_api("manager", settings, "0.0.0.0", 7070, "MANAGER_HTTP_PORT") == expected
+    assert (
+        bind_api("manager", HttpSettings(), "0.0.0.0", 7070, "MANAGER_HTTP_PORT", has_login=True) == expected
+    )
+    with pytest.raises(StartError, match=r"^manager would listen on 0\.0\.0\.0 without authentication"):
+        bind_api("manager", HttpSettings(), "0.0.0.0", 7070, "MANAGER_HTTP_PORT")
 
 
 def test_a_port_in_use_says_what_to_do() -> None:

@@ -1,15 +1,17 @@
-"""The aggregator's HTTP API."""
+"""The aggregator's HTTP API, and its process."""
 
 import asyncio
 
 from fastapi import FastAPI, Request, Response
 
 from propeller.aggregator.service import Aggregator
+from propeller.aggregator.settings import AggregatorSettings
 from propeller.errors import UnsupportedTypeError
 from propeller.fl.tensors import JSON, SAFETENSORS_SEQ, encode, media_type, negotiate
 from propeller.web.app import Router, create_app
-from propeller.web.auth import Verify
+from propeller.web.auth import Verify, verifier
 from propeller.web.body import read_body
+from propeller.web.server import bind_api, serve
 
 
 def create_api(
@@ -42,3 +44,19 @@ def _aggregation_routes(aggregator: Aggregator, max_json_bytes: int) -> Router:
         return Response(content, media_type=answer_type)
 
     return router
+
+
+async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        StartError: the port cannot be had.
+    """
+    bind = bind_api("aggregator", settings, settings.host, settings.port, "AGGREGATOR_PORT")
+    app = create_api(
+        Aggregator(max_update_bytes=settings.max_update_bytes),
+        verify=verifier(settings),
+        max_bytes=settings.max_bytes,
+        max_json_bytes=settings.max_json_bytes,
+    )
+    await serve([(bind, app)], stop)

@@ -17,7 +17,7 @@ from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.web.auth import verifier
-from propeller.web.server import Bind, check_exposure, serve
+from propeller.web.server import bind_api, serve
 
 REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
 """The longest silence of a service, in seconds: aggregating many large updates takes its time."""
@@ -29,9 +29,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     Raises:
         StartError: a port, the database or the blobs cannot be had.
     """
-    check_exposure(
-        "coordinator", settings.host, authenticated=settings.auth == "on", insecure=settings.insecure
-    )
+    bind = bind_api("coordinator", settings, settings.host, settings.port, "COORDINATOR_PORT")
     async with contextlib.AsyncExitStack() as stack:
         database = Database(settings.database_place)
         stack.push_async_callback(database.close)
@@ -84,7 +82,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(background.close)
         background.spawn(_answer_waiters(service, stop))
         app = create_api(service, metrics, verify=verifier(settings), max_body=settings.max_bytes)
-        await serve([(Bind("coordinator", settings.host, settings.port, "COORDINATOR_PORT"), app)], stop)
+        await serve([(bind, app)], stop)
 
 
 def _create_session(settings: CoordinatorSettings) -> Session | None:

@@ -1,13 +1,17 @@
-"""The data store's HTTP API."""
+"""The data store's HTTP API, and its process."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from propeller.data_store.service import DataStore
+from propeller.data_store.settings import DataStoreSettings
 from propeller.errors import RefusedError
+from propeller.process.run import StartError
 from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
-from propeller.web.auth import Caller, Principal, Verify
+from propeller.web.auth import Caller, Principal, Verify, verifier
+from propeller.web.server import bind_api, serve
 
 
 def create_api(store: DataStore, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
@@ -48,3 +52,19 @@ def _check_owner(who: Principal, proplet_id: str) -> None:
         raise RefusedError(
             f"client {who.id} may read and write its own dataset only, not that of {proplet_id}"
         )
+
+
+async def main(settings: DataStoreSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        StartError: the port or the folder cannot be had, or an id to seed is not one.
+    """
+    bind = bind_api("data-store", settings, settings.host, settings.port, "DATA_STORE_PORT")
+    try:
+        store = DataStore(settings.folder)
+        await store.seed(settings.ids_to_seed())
+    except OSError as error:
+        raise StartError(f"DATA_DIR {settings.folder} cannot be used: {error.strerror}") from None
+    app = create_api(store, verify=verifier(settings), max_body=settings.max_bytes)
+    await serve([(bind, app)], stop)

@@ -9,7 +9,7 @@ from propeller.manager.settings import ManagerSettings
 from propeller.process.logs import get_logger
 from propeller.process.tls import pair
 from propeller.web.auth import verifier
-from propeller.web.server import Bind, check_exposure, serve
+from propeller.web.server import bind_api, serve
 
 log = get_logger("manager")
 
@@ -21,10 +21,11 @@ async def main(settings: ManagerSettings, stop: asyncio.Event) -> None:
         StartError: it cannot start; the text says what to do.
     """
     host = "127.0.0.1" if settings.http_host == "localhost" else settings.http_host
-    verify = verifier(settings)
     tls = pair(settings.http_cert, settings.http_key, "MANAGER_HTTP_SERVER_CERT", "MANAGER_HTTP_SERVER_KEY")
-    check_exposure("manager", host, authenticated=verify is not None, insecure=settings.insecure)
+    bind = bind_api("manager", settings, host, settings.http_port, "MANAGER_HTTP_PORT", tls=tls)
     async with open_manager(settings) as manager:
         log.info("manager starts", broker=settings.mqtt_address, coordinator=settings.coordinator_url or None)
-        app = create_api(manager, instance_id=settings.instance_id or str(uuid.uuid4()), verify=verify)
-        await serve([(Bind("manager", host, settings.http_port, "MANAGER_HTTP_PORT", tls), app)], stop)
+        app = create_api(
+            manager, instance_id=settings.instance_id or str(uuid.uuid4()), verify=verifier(settings)
+        )
+        await serve([(bind, app)], stop)

@@ -1,4 +1,4 @@
-"""The model registry's HTTP API."""
+"""The model registry's HTTP API, and its process."""
 
 import asyncio
 from typing import Annotated, Any
@@ -17,10 +17,14 @@ from propeller.fl.tensors import (
     negotiate,
 )
 from propeller.model_registry.service import ModelRegistry
+from propeller.model_registry.settings import ModelRegistrySettings
+from propeller.model_registry.store import ModelStore
+from propeller.process.run import StartError
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
 from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
-from propeller.web.auth import Caller, Principal, Verify
+from propeller.web.auth import Caller, Principal, Verify, verifier
+from propeller.web.server import bind_api, serve
 
 _MAX_KEY_CHARACTERS = 256
 
@@ -111,3 +115,21 @@ def _decode_model(content_type: str | None, body: bytes) -> tuple[Tensors, dict[
     except TensorError as error:
         raise InvalidError(f"model: {error}") from None
     return tensors, metadata, None
+
+
+async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        StartError: the port or the folder cannot be had, or the initial model is not one.
+    """
+    bind = bind_api("model-registry", settings, settings.host, settings.port, "REGISTRY_PORT")
+    try:
+        registry = ModelRegistry(ModelStore(settings.folder), cache_bytes=settings.cache_bytes)
+        await registry.seed(settings.read_initial_model())
+    except OSError as error:
+        raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
+    except TensorError as error:
+        raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
+    app = create_api(registry, verify=verifier(settings), max_body=settings.max_bytes)
+    await serve([(bind, app)], stop)

@@ -1,9 +1,10 @@
-"""The embedded registry's HTTP API: the OCI distribution specification 1.1 over an image-layout folder.
+"""The embedded registry's HTTP API, and its process: the OCI distribution specification 1.1 over an image-layout folder.
 
 It is for machines that have no registry, and keeps what ``propeller push``, oras and docker push. All repositories
 share their blobs, and whoever may use the registry may use all of it.
 """
 
+import asyncio
 import secrets
 from typing import Any
 
@@ -20,11 +21,13 @@ from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci_registry import blob_routes, manifest_routes
 from propeller.oci_registry.errors import DistributionError
-from propeller.oci_registry.settings import MAX_BLOB_BYTES
+from propeller.oci_registry.settings import MAX_BLOB_BYTES, OciRegistrySettings
 from propeller.process.logs import get_logger
-from propeller.web.auth import Verify
+from propeller.process.run import StartError
+from propeller.web.auth import Verify, verifier
 from propeller.web.errors import status_of
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
+from propeller.web.server import bind_api, serve
 
 log = get_logger("oci-registry")
 
@@ -133,3 +136,27 @@ async def _disconnected(_request: Request, _error: ClientDisconnect) -> Response
 async def _unforeseen_error(request: Request, error: Exception) -> Response:
     log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
     return DistributionError(500, "UNKNOWN", "internal error: see the registry's log").response()
+
+
+async def main(settings: OciRegistrySettings, stop: asyncio.Event) -> None:
+    """Serve the registry until ``stop`` is set.
+
+    Raises:
+        StartError: the folder or the port cannot be used, or the registry would be open to a network.
+    """
+    bind = bind_api(
+        "oci-registry",
+        settings,
+        settings.host,
+        settings.port,
+        "OCI_REGISTRY_PORT",
+        has_login=settings.login is not None,
+    )
+    try:
+        layout = await asyncio.to_thread(Layout, settings.folder)
+    except OSError as error:
+        raise StartError(
+            f"oci-registry: cannot keep artifacts in {settings.folder}: {error.strerror}; set OCI_REGISTRY_FOLDER"
+        ) from None
+    app = create_api(layout, login=settings.login, verify=verifier(settings), max_blob=settings.max_blob)
+    await serve([(bind, app)], stop)

@@ -19,7 +19,7 @@ from propeller.proxy.service import OpenRequests, ProxyService
 from propeller.proxy.settings import ProxySettings
 from propeller.web.app import create_app
 from propeller.web.auth import verifier
-from propeller.web.server import Bind, check_exposure, serve
+from propeller.web.server import bind_api, serve
 
 log = get_logger("proxy")
 
@@ -36,8 +36,7 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
     Raises:
         StartError: the cache folder or the port cannot be used.
     """
-    verify = verifier(settings)
-    check_exposure("proxy", settings.http_host, authenticated=verify is not None, insecure=settings.insecure)
+    bind = bind_api("proxy", settings, settings.http_host, settings.http_port, "PROXY_HTTP_PORT")
     blobs, requests = await asyncio.to_thread(_open_folders, settings)
     channel, metrics = Channel(settings.domain_id, settings.channel_id), ProxyMetrics()
     address = BrokerAddress.parse(settings.mqtt_address)
@@ -60,7 +59,10 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
         sender = ProgramSender(programs.open, publish, settings.chunk_size, metrics)
         service = ProxyService(channel, publish, programs, sender, requests, metrics)
         app = create_app(
-            "proxy", verify=verify, metrics=metrics, health=lambda: {"status": "ok", "service": "proxy"}
+            "proxy",
+            verify=verifier(settings),
+            metrics=metrics,
+            health=lambda: {"status": "ok", "service": "proxy"},
         )
         await session.subscribe(
             channel.topic(Kind.REGISTRY_REQUEST), service.handle_request, max(settings.mqtt_qos, 1)
@@ -68,9 +70,7 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
         async with session.running():
             try:
                 service.resume()
-                await serve(
-                    [(Bind("proxy", settings.http_host, settings.http_port, "PROXY_HTTP_PORT"), app)], stop
-                )
+                await serve([(bind, app)], stop)
             finally:
                 await service.close()
 

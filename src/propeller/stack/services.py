@@ -331,7 +331,7 @@ SERVICES = (
     ServiceSpec(
         "aggregator",
         "propeller.aggregator.settings:AggregatorSettings",
-        "propeller.aggregator.main:main",
+        "propeller.aggregator.api:main",
         Stage.SERVICES,
         (Port("aggregator", 8085, "AGGREGATOR_PORT", 8082),),
         host_variable="AGGREGATOR_HOST",
@@ -339,7 +339,7 @@ SERVICES = (
     ServiceSpec(
         "model-registry",
         "propeller.model_registry.settings:ModelRegistrySettings",
-        "propeller.model_registry.main:main",
+        "propeller.model_registry.api:main",
         Stage.SERVICES,
         (Port("model-registry", 8084, "REGISTRY_PORT", 8081),),
         _model_registry,
@@ -348,7 +348,7 @@ SERVICES = (
     ServiceSpec(
         "data-store",
         "propeller.data_store.settings:DataStoreSettings",
-        "propeller.data_store.main:main",
+        "propeller.data_store.api:main",
         Stage.SERVICES,
         (Port("data-store", 8083, "DATA_STORE_PORT", 8083),),
         _data_store,
@@ -359,7 +359,7 @@ SERVICES = (
     ServiceSpec(
         "oci-registry",
         "propeller.oci_registry.settings:OciRegistrySettings",
-        "propeller.oci_registry.main:main",
+        "propeller.oci_registry.api:main",
         Stage.SERVICES,
         (Port("oci-registry", 5000, "OCI_REGISTRY_PORT", 5000),),
         _oci_registry,

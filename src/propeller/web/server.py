@@ -12,6 +12,7 @@ import uvicorn
 
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError, cannot_listen
+from propeller.process.settings import HttpSettings
 from propeller.process.tls import KeyPair
 
 log = get_logger("server")
@@ -63,6 +64,35 @@ def check_exposure(service: str, host: str, *, authenticated: bool, insecure: bo
         f"{service} would listen on {host} without authentication; set PROPELLER_AUTH=on with PROPELLER_IDENTITY_URL, "
         "listen on 127.0.0.1, or pass --insecure (PROPELLER_INSECURE=true) if the network itself is trusted"
     )
+
+
+def bind_api(
+    name: str,
+    settings: HttpSettings,
+    host: str,
+    port: int,
+    variable: str,
+    *,
+    tls: KeyPair | None = None,
+    has_login: bool = False,
+) -> Bind:
+    """Where a service's API listens. Called before the service opens anything: what may not be served is not started.
+
+    Args:
+        name: of the service.
+        settings: whether callers authenticate, and whether the network is trusted if they do not.
+        host: the address.
+        port: 0 for any free one.
+        variable: the setting that chooses the port.
+        tls: the certificate to show; HTTP without one.
+        has_login: whether the API asks for a login of its own where callers do not authenticate otherwise.
+
+    Raises:
+        StartError: it would be open to a network; the text says what to set.
+    """
+    authenticated = has_login or settings.auth == "on"
+    check_exposure(name, host, authenticated=authenticated, insecure=settings.insecure)
+    return Bind(name, host, port, variable, tls)
 
 
 def listen(bind: Bind) -> socket.socket:
