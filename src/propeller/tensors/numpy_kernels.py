@@ -11,7 +11,7 @@ from numpy.random import (
     Generator,
 )  # by name: NumPy imports it late, and a confined task reads no files
 
-from propeller.tensors.operations import Kernel, KernelFactory
+from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
 from propeller.tensors.shapes import WEAK, Spec, elements
 
 
@@ -33,9 +33,9 @@ def bind_into(name: str, specs: Sequence[Spec], out: Spec, position: int) -> Ker
         return None
     if name == "relu":
         return lambda x: np.maximum(x, 0, out=x)
-    if name not in _ARITHMETIC:
+    if name not in _UFUNCS:
         return None
-    kernel = _arithmetic(_ARITHMETIC[name], specs, None, out)
+    kernel = _arithmetic(_UFUNCS[name], specs, None, out)
     if len(specs) == 1:
         return lambda x: kernel(x, out=x)
     return (lambda x, y: kernel(x, y, out=y)) if position else (lambda x, y: kernel(x, y, out=x))
@@ -275,29 +275,9 @@ def _one_hot(specs: Sequence[Spec], classes: Any, out: Spec) -> Kernel:
 
 # The kernels ------------------------------------------------------------------------------------------------
 
-_ARITHMETIC: dict[str, np.ufunc] = {
-    "neg": np.negative,
-    "abs": np.absolute,
-    "sign": np.sign,
-    "square": np.square,
-    "exp": np.exp,
-    "log": np.log,
-    "sqrt": np.sqrt,
-    "tanh": np.tanh,
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": np.true_divide,
-    "pow": np.float_power,
-    "mod": np.remainder,
-    "floordiv": np.floor_divide,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "not": np.logical_not,
+_UFUNCS: dict[str, np.ufunc] = {
+    name: getattr(np, operation.ufunc) for name, operation in OPERATIONS.items() if operation.ufunc
 }
-"""Those that may write over an operand."""
 
 _COMPARISONS: dict[str, np.ufunc] = {
     "eq": np.equal,
@@ -309,7 +289,7 @@ _COMPARISONS: dict[str, np.ufunc] = {
 }
 
 KERNELS: dict[str, KernelFactory] = {
-    **{name: partial(_arithmetic, ufunc) for name, ufunc in _ARITHMETIC.items()},
+    **{name: partial(_arithmetic, ufunc) for name, ufunc in _UFUNCS.items()},
     **{name: partial(_comparison, ufunc) for name, ufunc in _COMPARISONS.items()},
     "relu": _relu,
     "sigmoid": _sigmoid,

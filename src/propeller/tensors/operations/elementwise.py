@@ -219,6 +219,7 @@ OPERATIONS = (
         infer=_same,
         gradient=lambda up, _call, _record: [-up],
         kernel=_unary(operator.neg),
+        ufunc="negative",
     ),
     Operation(
         name="abs",
@@ -227,6 +228,7 @@ OPERATIONS = (
         infer=_same,
         gradient=lambda up, call, record: [up * record("sign", *call.operands)],
         kernel=_unary(abs),
+        ufunc="absolute",
     ),
     Operation(
         name="sign",
@@ -235,6 +237,7 @@ OPERATIONS = (
         infer=_same,
         gradient=lambda _up, _call, _record: [None],
         kernel=_unary(_sign),
+        ufunc="sign",
     ),
     Operation(
         name="relu",
@@ -251,6 +254,7 @@ OPERATIONS = (
         infer=_same,
         gradient=lambda up, call, _record: [up * 2.0 * call.operands[0]],
         kernel=_unary(lambda x: x * x),
+        ufunc="square",
     ),
     Operation(
         name="exp",
@@ -259,6 +263,7 @@ OPERATIONS = (
         infer=_float,
         gradient=lambda up, call, _record: [up * call.result],
         kernel=_unary(_exp),
+        ufunc="exp",
     ),
     Operation(
         name="log",
@@ -267,6 +272,7 @@ OPERATIONS = (
         infer=_float,
         gradient=lambda up, call, _record: [up / call.operands[0]],
         kernel=_unary(_log),
+        ufunc="log",
     ),
     Operation(
         name="sqrt",
@@ -275,6 +281,7 @@ OPERATIONS = (
         infer=_float,
         gradient=lambda up, call, _record: [up * 0.5 / call.result],
         kernel=_unary(_sqrt),
+        ufunc="sqrt",
     ),
     Operation(
         name="sigmoid",
@@ -291,6 +298,7 @@ OPERATIONS = (
         infer=_float,
         gradient=lambda up, call, _record: [up * (1.0 - call.result * call.result)],
         kernel=_unary(math.tanh),
+        ufunc="tanh",
     ),
     Operation(
         name="add",
@@ -299,6 +307,7 @@ OPERATIONS = (
         infer=_arithmetic,
         gradient=lambda up, _call, _record: [up, up],
         kernel=_binary(operator.add),
+        ufunc="add",
     ),
     Operation(
         name="sub",
@@ -307,6 +316,7 @@ OPERATIONS = (
         infer=_arithmetic,
         gradient=lambda up, _call, _record: [up, -up],
         kernel=_binary(operator.sub),
+        ufunc="subtract",
     ),
     Operation(
         name="mul",
@@ -315,6 +325,7 @@ OPERATIONS = (
         infer=_arithmetic,
         gradient=_product_gradient,
         kernel=_binary(operator.mul),
+        ufunc="multiply",
     ),
     Operation(
         name="mod",
@@ -323,6 +334,7 @@ OPERATIONS = (
         infer=_arithmetic,
         gradient=None,
         kernel=_binary(_mod),
+        ufunc="remainder",
     ),
     Operation(
         name="floordiv",
@@ -331,6 +343,7 @@ OPERATIONS = (
         infer=_arithmetic,
         gradient=None,
         kernel=_binary(_floordiv),
+        ufunc="floor_divide",
     ),
     Operation(
         name="maximum",
@@ -339,6 +352,7 @@ OPERATIONS = (
         infer=_pair,
         gradient=_chosen_gradient("ge"),
         kernel=_binary(larger),
+        ufunc="maximum",
     ),
     Operation(
         name="minimum",
@@ -347,6 +361,7 @@ OPERATIONS = (
         infer=_pair,
         gradient=_chosen_gradient("le"),
         kernel=_binary(smaller),
+        ufunc="minimum",
     ),
     Operation(
         name="div",
@@ -355,6 +370,7 @@ OPERATIONS = (
         infer=_quotient,
         gradient=_quotient_gradient,
         kernel=_binary(_divide),
+        ufunc="true_divide",
     ),
     Operation(
         name="pow",
@@ -363,6 +379,7 @@ OPERATIONS = (
         infer=_quotient,
         gradient=_power_gradient,
         kernel=_binary(_power),
+        ufunc="float_power",
     ),
     *(
         Operation(
@@ -382,6 +399,7 @@ OPERATIONS = (
         infer=_logical,
         gradient=None,
         kernel=_binary(operator.and_),
+        ufunc="logical_and",
     ),
     Operation(
         name="or",
@@ -390,6 +408,7 @@ OPERATIONS = (
         infer=_logical,
         gradient=None,
         kernel=_binary(operator.or_),
+        ufunc="logical_or",
     ),
     Operation(
         name="not",
@@ -398,6 +417,7 @@ OPERATIONS = (
         infer=_logical,
         gradient=None,
         kernel=_unary(operator.not_),
+        ufunc="logical_not",
     ),
     Operation(
         name="where",

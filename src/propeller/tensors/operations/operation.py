@@ -53,7 +53,9 @@ class Operation:
     gradient: Gradient | None
     """None: it has none, and to ask for it is an error."""
     kernel: KernelFactory
-    """In plain Python, on flat lists of elements in C order. NumPy's kernels are in ``numpy_kernels.py``."""
+    """In plain Python, on flat lists of elements in C order."""
+    ufunc: str = ""
+    """The name of NumPy's ufunc that does the same, and may write over an operand; without one, ``numpy_kernels.py`` has the kernel."""
     view: bool = False
     """Whether the result may share the operand's memory."""
     moves: bool = False
