@@ -26,7 +26,7 @@ from propeller.wasm.program_run import Limits
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 SHARED = {str(field.alias) for field in HttpSettings.model_fields.values()}
 BESIDE_SETTINGS = {"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION"}
