@@ -287,7 +287,7 @@ def test_a_tampered_program(rig: Rig) -> None:
     image = rig.put("team/tampered", [(manifest.WASM, program)])
     blob = blob_file(rig.folder, manifest.digest_of(program))
     blob.write_bytes(program[:-1] + b"D")
-    check_failure(rig, image, "bytes that are not this", "nothing of it was used")
+    check_failure(rig, image, "another digest or size", "nothing of it was used")
 
 
 @TOKENS
