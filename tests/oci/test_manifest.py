@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from propeller.digests import digest_of
 from propeller.oci import manifest
 from propeller.oci.errors import UnsupportedArtifactError
 from propeller.oci.manifest import Descriptor
@@ -31,7 +32,7 @@ def test_the_manifest_is_that_of_oras_push() -> None:
         "layers": [
             {
                 "mediaType": "application/wasm",
-                "digest": manifest.digest_of(b"\0asm...."),
+                "digest": digest_of(b"\0asm...."),
                 "size": 8,
                 "annotations": {"org.opencontainers.image.title": "fl-client.wasm"},
             }

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.digests import digest_of
 from propeller.errors import UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
@@ -20,7 +21,6 @@ from propeller.oci.manifest import (
     IMAGE_MANIFEST,
     WASM,
     Descriptor,
-    digest_of,
     program_manifest,
 )
 from propeller.oci_registry.api import create_api

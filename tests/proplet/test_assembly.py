@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.proplet.assembly import MAX_CHUNKS, Assembly, digest_of
+from propeller.digests import digest_of
+from propeller.proplet.assembly import MAX_CHUNKS, Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError
 from propeller.protocol.programs import ProgramChunk
 

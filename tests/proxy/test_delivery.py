@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from propeller.digests import digest_of
 from propeller.mqtt.session import NotConnectedError
-from propeller.oci.manifest import digest_of
 from propeller.protocol.programs import ProgramChunk
 from propeller.proxy.delivery import (
     MAX_CONCURRENT_CHUNKS,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.oci.manifest import digest_of
+from propeller.digests import digest_of
 from propeller.proxy.programs import BlobCache
 
 

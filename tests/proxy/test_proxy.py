@@ -18,9 +18,9 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
+from propeller.digests import digest_of
 from propeller.oci.client import RegistryClient
 from propeller.oci.layout import Layout
-from propeller.oci.manifest import digest_of
 from propeller.oci.reference import Reference
 from propeller.oci_registry.api import create_api
 from propeller.process.run import StartError

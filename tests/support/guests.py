@@ -1,10 +1,10 @@
 """Small Wasm guests, written as text, and running them in a sandbox."""
 
-import hashlib
 from pathlib import Path
 
 import wasmtime
 
+from propeller.digests import digest_of
 from propeller.wasm.sandbox import Sandbox
 
 WASI = """
@@ -43,11 +43,6 @@ def wat(body: str, *, data: str = "") -> bytes:
 def command(code: str, *, data: str = "", more: str = "") -> bytes:
     """A command: ``code`` is the body of ``_start``; ``more`` is beside it."""
     return wat(f'{more} (func (export "_start") (local $i i32) {code})', data=data)
-
-
-def digest_of(wasm: bytes) -> str:
-    """The digest by which a program is known."""
-    return "sha256:" + hashlib.sha256(wasm).hexdigest()
 
 
 async def add(sandbox: Sandbox, wasm: bytes) -> str:

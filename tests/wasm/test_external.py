@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from propeller.digests import digest_of
 from propeller.wasm.external import ExternalRuntime
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
-from support.guests import command, digest_of
+from support.guests import command
 from support.net import eventually
 from support.programs import echo
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from propeller.digests import digest_of
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
-from support.guests import IN, OUT, add, command, digest_of, wat
+from support.guests import IN, OUT, add, command, wat
 from support.net import eventually
 
 GOOD = command("(drop (call $write (i32.const 1) (i32.const 64) (i32.const 4)))", data="good")

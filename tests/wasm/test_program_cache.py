@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from propeller.digests import digest_of
 from propeller.wasm.program_cache import ProgramCache
 from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
-from support.guests import add, command, digest_of
+from support.guests import add, command
 
 GOOD = command("")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from propeller.digests import digest_of
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
-from support.guests import OUT, add, command, digest_of, wat
+from support.guests import OUT, add, command, wat
 
 ECHO = """
   (loop $l

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from propeller.digests import digest_of
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import Limits, ProgramRun
 from propeller.wasm.sandbox import Sandbox
-from support.guests import command, digest_of
+from support.guests import command
 
 PROGRAM = command("(drop (call $write (i32.const 1) (i32.const 64) (i32.const 4)))", data="done")
 

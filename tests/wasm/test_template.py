@@ -13,11 +13,12 @@ import pytest
 import wasmtime
 
 import propeller
+from propeller.digests import digest_of
 from propeller.wasm import template_client
 from propeller.wasm.messages import StartTask, TemplateReady, decode_reply, encode
 from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
-from support.guests import add, children, command, digest_of
+from support.guests import add, children, command
 from support.net import eventually
 
 FOREVER = command(

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol, Self
 
 import httpx
 
+from propeller.digests import digest_of, is_digest
 from propeller.oci import manifest
 from propeller.oci.authorization import Authorizer, Purpose, Scope
 from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
@@ -25,8 +26,8 @@ from propeller.oci.errors import (
     InvalidReferenceError,
     RegistryError,
 )
-from propeller.oci.manifest import Descriptor, digest_of
-from propeller.oci.reference import Reference, is_digest
+from propeller.oci.manifest import Descriptor
+from propeller.oci.reference import Reference
 from propeller.oci.responses import read_document
 from propeller.protocol.programs import WASM_MAGIC
 

@@ -11,7 +11,6 @@ the old or the new state, also after a crash; a lock file keeps writers of sever
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -20,9 +19,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from propeller.digests import digest_of, digest_of_file, is_digest
 from propeller.oci.errors import DigestMismatchError
-from propeller.oci.manifest import IMAGE_INDEX, REF_NAME, Descriptor, digest_of
-from propeller.oci.reference import is_digest
+from propeller.oci.manifest import IMAGE_INDEX, REF_NAME, Descriptor
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over, sync_folder, write_durably
 
@@ -99,7 +98,7 @@ class Layout:
         """
         path = self._uploads / name
         with path.open("rb") as file:
-            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            found = digest_of_file(file)
             if found != digest:
                 path.unlink()
                 raise DigestMismatchError(f"the upload is {found}, not {digest}", "upload it again")

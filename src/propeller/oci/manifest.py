@@ -1,13 +1,12 @@
 """Manifests and descriptors of the OCI image specification 1.1, as far as a Wasm program needs them."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from propeller.digests import digest_of, is_digest
 from propeller.oci.errors import UnsupportedArtifactError
-from propeller.oci.reference import is_digest
 from propeller.protocol.programs import WASM_MAGIC
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -25,11 +24,6 @@ ACCEPTED_TYPES = f"{IMAGE_MANIFEST}, {DOCKER_MANIFEST}, {IMAGE_INDEX}, {DOCKER_L
 """What a manifest request accepts; indexes too, so that an error can say that it is one."""
 
 _HOW_TO_PUSH = "push one file with `propeller push FILE.wasm REFERENCE` or `oras push REFERENCE FILE.wasm:application/wasm`"
-
-
-def digest_of(data: bytes) -> str:
-    """``sha256:…`` of some bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from propeller.digests import is_digest
 from propeller.oci.errors import InvalidReferenceError
 
 _HOST = re.compile(r"(?P<name>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::(?P<port>[0-9]{1,5}))?")
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _USERINFO = re.compile(r"//[^/]*@|^[^/@:]+:[^/@]*@(?!sha256:)")
 _MAX_REPOSITORY_LENGTH = 255
 
@@ -28,11 +28,6 @@ def is_repository(text: str) -> bool:
 def is_tag(text: str) -> bool:
     """Whether a text is a tag of the OCI distribution specification."""
     return _TAG.fullmatch(text) is not None
-
-
-def is_digest(text: str) -> bool:
-    """Whether a text is a digest that is taken here: ``sha256:`` and 64 hexadecimal digits in lower case."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from propeller.oci.reference import is_digest, is_repository
+from propeller.digests import is_digest
+from propeller.oci.reference import is_repository
 
 
 class DistributionError(Exception):

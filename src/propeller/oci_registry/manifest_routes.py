@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from propeller.digests import digest_of, is_digest
 from propeller.oci.layout import Layout
-from propeller.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, digest_of
-from propeller.oci.reference import is_digest, is_tag
+from propeller.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST
+from propeller.oci.reference import is_tag
 from propeller.oci_registry.errors import DistributionError, check_digest, repository_of, too_large_error
 from propeller.protocol.wire import MalformedMessageError, decode_object
 

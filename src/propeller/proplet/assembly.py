@@ -1,17 +1,11 @@
 """A program's chunks put together: in any order, each once, checked against what was announced. No I/O."""
 
-import hashlib
-
+from propeller.digests import digest_of
 from propeller.proplet.errors import AssemblyError, ChunkError
 from propeller.protocol.programs import ProgramChunk
 
 MAX_CHUNKS = 65536
 """The most chunks a program may come in."""
-
-
-def digest_of(content: bytes) -> str:
-    """``sha256:`` and the content's hash in hexadecimal."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 class Assembly:

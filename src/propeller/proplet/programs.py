@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from propeller.digests import digest_of
 from propeller.mqtt.session import Handler, NotConnectedError, Session, SubscriptionRefusedError
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
-from propeller.proplet.assembly import Assembly, digest_of
+from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from propeller.digests import digest_of_file
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.process.files import trim_folder
@@ -49,7 +49,7 @@ class BlobCache:
             file = path.open("rb")
         except FileNotFoundError:
             return None
-        if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
+        if digest_of_file(file) != digest:
             file.close()
             log.warning("cached program was changed on disk, fetching it again", digest=digest)
             path.unlink(missing_ok=True)

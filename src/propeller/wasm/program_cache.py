@@ -9,18 +9,17 @@ import hashlib
 import mmap
 import os
 import platform
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from propeller.digests import digest_of, is_digest
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import remove_left_over, trim_folder, write_durably
 from propeller.wasm.program_run import ProgramError
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
 _TENSORS = b"propeller:program/tensors@"
 """The name under which a component imports the host's tensors."""
@@ -68,7 +67,7 @@ class ProgramCache:
 
     def has(self, digest: str) -> bool:
         """Whether the program is here; one whose artifact another version made is compiled again when it runs."""
-        return _DIGEST.fullmatch(digest) is not None and self._path(digest, ".wasm").exists()
+        return is_digest(digest) and self._path(digest, ".wasm").exists()
 
     def find(self, digest: str, runtime_version: str, *, fuel: bool) -> CachedProgram:
         """Where a program and its artifact for this runtime are (or will be); marks them as used.
@@ -96,11 +95,11 @@ class ProgramCache:
         Raises:
             ProgramError: not a Wasm program, over ``max_bytes``, or not what the digest says.
         """
-        if _DIGEST.fullmatch(digest) is None:
+        if not is_digest(digest):
             raise ProgramError(f"digest {digest[:80]!r}: must be sha256: and 64 hexadecimal digits")
         if len(wasm) > max_bytes:
             raise ProgramError.over_limit("module_bytes", max_bytes)
-        actual = "sha256:" + hashlib.sha256(wasm).hexdigest()
+        actual = digest_of(wasm)
         if actual != digest:
             raise ProgramError(f"digest: the program's bytes are {actual}, not {digest}")
         if wasm[:8] not in {_CORE, _COMPONENT}:
@@ -116,7 +115,7 @@ class ProgramCache:
         Raises:
             ProgramError: they changed on disk; they are removed.
         """
-        digest = "sha256:" + hashlib.sha256(program.source.read_bytes()).hexdigest()
+        digest = digest_of(program.source.read_bytes())
         if self._path(digest, ".wasm") != program.source:
             program.source.unlink()
             raise ProgramError(f"{program.source}: damaged on disk; removed, fetch the program again")

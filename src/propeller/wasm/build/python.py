@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import propeller
+from propeller.digests import digest_of
 from propeller.errors import InvalidError
 from propeller.process.files import remove_left_over, trim_folder, write_durably
 
@@ -34,12 +35,12 @@ _HOST_MODULES = "tensors/numpy_*.py"
 _ENTRY = "propeller_entry"
 _COMPONENTIZE_PY = "import sys; from componentize_py import script; sys.exit(script())"
 _BUILD_TIMEOUT_S = 300
-_REMEDY = (
+_AVAILABLE_MODULES = (
     "they have Python's standard library, propeller.program (arrays: propeller.program.tensors), "
     "and modules of your own in files beside the script"
 )
 _MISSING_STDLIB = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
-"""Modules of the standard library that WASI's Python has not."""
+"""Modules of the standard library that WASI's Python lacks."""
 
 _RESERVED_NAMES = {
     "__main__",
@@ -104,7 +105,7 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
         write_durably(output, content)
     except OSError as error:
         raise BuildError(f"{output}: cannot be written: {error.strerror}") from None
-    return BuildResult(output, "sha256:" + hashlib.sha256(content).hexdigest(), len(content), cached)
+    return BuildResult(output, digest_of(content), len(content), cached)
 
 
 class BuildCache:
@@ -199,12 +200,12 @@ def _sibling_imports(file: Path, tree: ast.Module) -> list[str]:
     own = []
     for node in ast.walk(tree):
         for first in [name.partition(".")[0] for name in _imported(node)]:
-            there = first in sys.stdlib_module_names | {"propeller"} and first not in _MISSING_STDLIB
-            if (file.parent / f"{first}.py").is_file() and not there:
+            provided = first in sys.stdlib_module_names | {"propeller"} and first not in _MISSING_STDLIB
+            if (file.parent / f"{first}.py").is_file() and not provided:
                 own.append(first)
-            elif not there and id(node) not in optional:
+            elif not provided and id(node) not in optional:
                 raise BuildError(
-                    f"{file}:{getattr(node, 'lineno', 1)}: no module {first!r} for programs: {_REMEDY}"
+                    f"{file}:{getattr(node, 'lineno', 1)}: no module {first!r} for programs: {_AVAILABLE_MODULES}"
                 )
     return own
 
@@ -318,4 +319,8 @@ def _explain_failure(script: Path, output: str) -> str:
     own = re.sub(rf'  File "/\d+/(?:{_ENTRY}|propeller/).*\n(?:    .*\n)*', "", found[0])
     text = re.sub(r'File "/\d+/(.*?)"', lambda file: f'File "{script.parent / file[1]}"', own).rstrip()
     text = f"{script} cannot be loaded:\n{mark if own.startswith('  File') else ''}{text}"
-    return f"{text}\nPrograms have no other modules: {_REMEDY}" if "ModuleNotFoundError" in text else text
+    return (
+        f"{text}\nPrograms have no other modules: {_AVAILABLE_MODULES}"
+        if "ModuleNotFoundError" in text
+        else text
+    )
