@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from propeller.sdk import Propeller, PropellerError
+from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
 from support.stack import Up, end, propeller, running_stack, start_up
 
@@ -324,3 +325,13 @@ def test_folders_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
         assert result.returncode == 1
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_log_that_cannot_be_written_is_one_line_and_the_folder_is_free(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("")
+    result = propeller("up", "--state", str(tmp_path), "--ports", "auto")
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"error: cannot log to {tmp_path / 'logs' / 'up.log'}: File exists; choose another folder with --state"
+    ]
+    assert StateFolder(tmp_path).running_process() is None

@@ -73,7 +73,13 @@ async def stack(
     """
     folder = StateFolder(options.folder)
     folder.lock()
-    logs.configure("up", level=options.log_level, file=folder.log_file("up"))
+    try:
+        logs.configure("up", level=options.log_level, file=folder.log_file("up"))
+    except OSError as error:
+        folder.release()
+        raise StartError(
+            f"cannot log to {folder.log_file('up')}: {error.strerror}; choose another folder with --state"
+        ) from None
     supervisor = Supervisor()
     reserved = contextlib.ExitStack()
     try:
