@@ -93,10 +93,10 @@ async def run(
         "dataset.json": json.dumps({"data": data}).encode(),
         "hyperparams.json": json.dumps(given).encode(),
     }
-    job = ProgramRun(
+    run = ProgramRun(
         "j", await add(sandbox, program.read_bytes()), env=env, files=files, limits=Limits(wall_time_s=60)
     )
-    outcome = await sandbox.run(job, log.append)
+    outcome = await sandbox.run(run, log.append)
     assert outcome.error is None, (outcome.error, log)
     document = json.loads(outcome.stdout)
     assert document["num_samples"] == len(data)

@@ -40,9 +40,9 @@ class FakeRunner:
             ProgramRun(start.id, "sha256:0"), RunOutcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0
         )
 
-    async def report(self, run: CompletedRun, *, copy_update: bool) -> TaskResult:
+    async def report(self, completed: CompletedRun, *, copy_update: bool) -> TaskResult:
         self.copies.append(copy_update)
-        return TaskResult(task_id=run.job.id, proplet_id=ME, results="done", usage=run.usage())
+        return TaskResult(task_id=completed.run.id, proplet_id=ME, results="done", usage=completed.usage())
 
 
 class Scene:

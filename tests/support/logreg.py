@@ -35,8 +35,8 @@ class Logreg:
         self.log = []
         digest = await add(self._sandbox, self._program.read_bytes())
         limits = Limits(wall_time_s=60)
-        job = ProgramRun("logreg", digest, env=env, files=files, limits=limits)
-        return await self._sandbox.run(job, self.log.append)
+        run = ProgramRun("logreg", digest, env=env, files=files, limits=limits)
+        return await self._sandbox.run(run, self.log.append)
 
     async def update(self, *given: Any, **env: Any) -> dict[str, Any]:
         """Run it; the document it prints."""

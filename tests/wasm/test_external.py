@@ -89,10 +89,10 @@ async def test_a_command_with_its_files(scene: Scene, monkeypatch: pytest.Monkey
     digest = digest_of(echo())
     await scene.sandbox.add(digest, echo())
     env = {"REPLY": "fine", "SAY": "one\ntwo\n", "COPY": "1", "MODEL_DATA": large, "TOKEN": "hidden"}
-    job = ProgramRun(
+    run = ProgramRun(
         "t-1", digest, env=env, files={"model.safetensors": large.encode()}, args=("--wasi=x", "y")
     )
-    outcome = await scene.sandbox.run(job, lines.append)
+    outcome = await scene.sandbox.run(run, lines.append)
     assert (outcome.error, outcome.stdout, lines) == (None, b"fine", ["one", "two"])
     assert outcome.out_files == {"update.safetensors": large.encode()}
     assert {"total_ms", "cpu_ms", "memory_peak_bytes", "run_ms"} <= set(outcome.metrics)

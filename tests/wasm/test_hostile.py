@@ -274,7 +274,7 @@ async def test_nothing_is_inherited(sandbox: Sandbox, tmp_path: Path) -> None:
     """The guest has the environment and the descriptors it is given, and its process no others of the proplet's."""
     digest = await add(sandbox, command(FOREVER))
     await eventually(lambda: not _children_of(sandbox))  # the compiler's process is gone
-    job = asyncio.create_task(sandbox.run(ProgramRun("a", digest, env={"ONLY": "this"})))
+    running = asyncio.create_task(sandbox.run(ProgramRun("a", digest, env={"ONLY": "this"})))
     pid = max(await eventually(lambda: _children_of(sandbox)))
     place = Path(f"/proc/{pid}")
 
@@ -299,7 +299,7 @@ async def test_nothing_is_inherited(sandbox: Sandbox, tmp_path: Path) -> None:
     assert re.search(r"Max core file size +0 +0 ", limits)
     assert re.search(r"Max cpu time +305 +305 ", limits)
     await sandbox.kill("a")
-    await job
+    await running
 
 
 def _children_of(sandbox: Sandbox) -> list[int]:
@@ -311,11 +311,11 @@ def _children_of(sandbox: Sandbox) -> list[int]:
 async def test_stop_is_quick(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(FOREVER))
     await eventually(lambda: not _children_of(sandbox))  # the compiler's
-    job = asyncio.create_task(sandbox.run(ProgramRun("a", digest)))
+    running = asyncio.create_task(sandbox.run(ProgramRun("a", digest)))
     await eventually(lambda: _children_of(sandbox))
     begin = time.monotonic()
     assert await sandbox.kill("a")
-    outcome = await job
+    outcome = await running
     assert outcome.error == "stopped before completion"
     assert time.monotonic() - begin < 1  # the figure is 0.1, on a machine that does nothing else
     assert not await sandbox.kill("a")

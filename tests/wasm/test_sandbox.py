@@ -41,8 +41,8 @@ def component(core: str) -> bytes:
 async def test_a_file_in_and_standard_output(sandbox: Sandbox) -> None:
     """A large file comes through whole, as do more bytes than a pipe holds."""
     content = bytes(range(256)) * 8192
-    job = ProgramRun("a", await add(sandbox, command(OPEN_IN + ECHO, data="in.js")), files={"in.js": content})
-    outcome = await sandbox.run(job)
+    run = ProgramRun("a", await add(sandbox, command(OPEN_IN + ECHO, data="in.js")), files={"in.js": content})
+    outcome = await sandbox.run(run)
     assert outcome.error is None
     assert outcome.stdout == content
     assert outcome.exit_code == 0
@@ -82,7 +82,7 @@ async def test_standard_error_comes_live(sandbox: Sandbox) -> None:
 
 
 async def test_environment_and_arguments(sandbox: Sandbox) -> None:
-    """Only what the job says."""
+    """Only what the run says."""
     wasm = bytes(
         wasmtime.wat2wasm("""(module
       (import "wasi_snapshot_preview1" "environ_get" (func $env (param i32 i32) (result i32)))
@@ -100,8 +100,8 @@ async def test_environment_and_arguments(sandbox: Sandbox) -> None:
         (drop (call $args (i32.const 64) (i32.const 1024)))
         (call $put (i32.const 1024) (i32.const 12))))""")
     )
-    job = ProgramRun("a", await add(sandbox, wasm), env={"A": "1", "B": "ü"}, args=("-x",))
-    outcome = await sandbox.run(job)
+    run = ProgramRun("a", await add(sandbox, wasm), env={"A": "1", "B": "ü"}, args=("-x",))
+    outcome = await sandbox.run(run)
     assert outcome.stdout == "A=1\0B=ü\0".encode() + b"program\0-x\0\0"
 
 
@@ -157,10 +157,10 @@ async def test_components(sandbox: Sandbox) -> None:
         ("unreachable", "the program failed: wasm trap: wasm `unreachable` instruction executed", None),
         ("(loop $l (br $l)) (i32.const 0)", "wall_time_s: over the limit of 0.3 s", "wall_time_s"),
     ):
-        job = ProgramRun(
+        run = ProgramRun(
             "a", await add(sandbox, component(core)), limits=Limits(wall_time_s=0.3 if limit else 20)
         )
-        outcome = await sandbox.run(job)
+        outcome = await sandbox.run(run)
         assert (outcome.error, outcome.limit) == (error, limit)
     fuel = await sandbox.run(
         ProgramRun(
@@ -183,8 +183,8 @@ async def test_component_that_is_no_command(sandbox: Sandbox) -> None:
 
 async def test_many_at_once(sandbox: Sandbox) -> None:
     digest = await add(sandbox, command(OPEN_IN + ECHO, data="in.js"))
-    jobs = [ProgramRun(f"job-{n}", digest, files={"in.js": str(n).encode()}) for n in range(40)]
-    outcomes = await asyncio.gather(*(sandbox.run(job) for job in jobs))
+    runs = [ProgramRun(f"run-{n}", digest, files={"in.js": str(n).encode()}) for n in range(40)]
+    outcomes = await asyncio.gather(*(sandbox.run(run) for run in runs))
     assert [outcome.stdout for outcome in outcomes] == [str(n).encode() for n in range(40)]
 
 

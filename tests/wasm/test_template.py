@@ -35,16 +35,16 @@ def alive(pid: int) -> bool:
 
 
 async def test_template_killed(tmp_path: Path) -> None:
-    """Running jobs fail with a clear error, their processes end, and the next job works."""
+    """Running tasks fail with a clear error, their processes end, and the next one works."""
     async with Sandbox(tmp_path) as sandbox:
         digest, good = await add(sandbox, FOREVER), await add(sandbox, GOOD)
         up = asyncio.Event()
-        job = asyncio.create_task(sandbox.run(ProgramRun("a", digest), lambda _: up.set()))
+        running = asyncio.create_task(sandbox.run(ProgramRun("a", digest), lambda _: up.set()))
         await asyncio.wait_for(up.wait(), 10)
         task = max(children(sandbox.template_pid))  # the compiler's process may not be gone yet
         before = sandbox.template_pid
         os.kill(before, signal.SIGKILL)
-        outcome = await asyncio.wait_for(job, 10)
+        outcome = await asyncio.wait_for(running, 10)
         assert outcome.error == "sandbox: its process ended unexpectedly, and the task with it"
         await eventually(lambda: not alive(task))
         assert (await sandbox.run(ProgramRun("a", good))).error is None
@@ -68,12 +68,12 @@ async def test_template_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(socket, "send_fds", counting)
         os.kill(sandbox.template_pid, signal.SIGSTOP)
-        jobs = [asyncio.create_task(sandbox.run(ProgramRun("stopped", forever)))]
-        jobs += [asyncio.create_task(sandbox.run(ProgramRun(str(n), good))) for n in range(250)]
+        running = [asyncio.create_task(sandbox.run(ProgramRun("stopped", forever)))]
+        running += [asyncio.create_task(sandbox.run(ProgramRun(str(n), good))) for n in range(250)]
         await eventually(lambda: refused > 3)
         assert await sandbox.kill("stopped")
         os.kill(sandbox.template_pid, signal.SIGCONT)
-        errors = [outcome.error for outcome in await asyncio.gather(*jobs)]
+        errors = [outcome.error for outcome in await asyncio.gather(*running)]
         assert errors == ["stopped before completion"] + [None] * 250
 
 
@@ -150,25 +150,25 @@ async def test_template_ends_without_a_word(tmp_path: Path) -> None:
 async def test_task_killed_from_outside(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         up = asyncio.Event()
-        job = asyncio.create_task(
+        running = asyncio.create_task(
             sandbox.run(ProgramRun("a", await add(sandbox, FOREVER)), lambda _: up.set())
         )
         await asyncio.wait_for(up.wait(), 10)
         for pid in children(sandbox.template_pid):  # the compiler's process may not be gone yet
             os.kill(pid, signal.SIGKILL)
-        outcome = await job
+        outcome = await running
         assert outcome.error == "the task's process was killed from outside (is the device out of memory?)"
 
 
 async def test_closed_while_running(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         up = asyncio.Event()
-        job = asyncio.create_task(
+        running = asyncio.create_task(
             sandbox.run(ProgramRun("a", await add(sandbox, FOREVER)), lambda _: up.set())
         )
         await asyncio.wait_for(up.wait(), 10)
         pids = [sandbox.template_pid, *children(sandbox.template_pid)]
-    assert (await job).error is not None
+    assert (await running).error is not None
     await eventually(lambda: not any(map(alive, pids)))
     assert list((tmp_path / "tasks").iterdir()) == []
 

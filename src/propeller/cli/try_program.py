@@ -1,7 +1,6 @@
 """``propeller try``: one run of a program on files of this machine, in the sandbox as a proplet runs it, or natively."""
 
 import asyncio
-import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from propeller.cli.experiment import ExperimentFile
+from propeller.digests import digest_of
 from propeller.fl.tensors import (
     TensorError,
     Tensors,
@@ -40,7 +40,7 @@ _EXPERIMENT_FILE = "experiment.toml"
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What the command line says; None: as the experiment file experiment_file the program has it."""
+    """What the command line says; None: as the experiment file beside the program has it."""
 
     model: Path | None
     data: Path | None
@@ -184,14 +184,14 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
 
 async def _run_sandboxed(program: Path, trial: Trial, limits: Limits) -> RunOutcome:
     wasm = _read_file(program)
-    digest = f"sha256:{hashlib.sha256(wasm).hexdigest()}"
+    digest = digest_of(wasm)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
     try:
         async with Sandbox(cache) as sandbox:
             with Console(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
-            job = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits)
-            return await sandbox.run(job, on_stderr=_print_note)
+            run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits)
+            return await sandbox.run(run, on_stderr=_print_note)
     except (ProgramError, SandboxError) as error:
         raise StartError(f"{program}: {error}") from None
 

@@ -31,14 +31,14 @@ _FILE_URL = re.compile(r"https?://\S+\.wasm")
 _LOGGED_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
 ExecuteProgram = Callable[[ProgramRun, Callable[[str], None]], Awaitable[RunOutcome]]
-"""Runs a job, whose standard error goes to the second argument; ``Sandbox.run``."""
+"""Runs a program, whose standard error goes to the second argument; ``Sandbox.run``."""
 
 
 @dataclass(frozen=True)
 class CompletedRun:
     """A run that succeeded, and how long what came before it took (milliseconds)."""
 
-    job: ProgramRun
+    run: ProgramRun
     outcome: RunOutcome
     prepare_ms: float
 
@@ -105,23 +105,23 @@ class ProgramRunner:
             TaskError: it could not be prepared, or the program failed.
         """
         begin = time.monotonic()
-        job = await self.prepare(start)
+        run = await self.prepare(start)
         prepare_ms = (time.monotonic() - begin) * 1000
         try:
-            return CompletedRun(job, await self.execute(job), prepare_ms)
+            return CompletedRun(run, await self.execute(run), prepare_ms)
         except TaskError as error:
             raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
 
-    async def execute(self, job: ProgramRun) -> RunOutcome:
+    async def execute(self, run: ProgramRun) -> RunOutcome:
         """Run a prepared task; its standard error goes to the log, a line each.
 
         Raises:
             TaskError: the program failed; the text ends with the last line of its standard error.
         """
-        round_id = job.env.get("ROUND_ID")
+        round_id = run.env.get("ROUND_ID")
         # The lines come from another asyncio task than this one, without its context.
         lines: structlog.typing.FilteringBoundLogger = log.bind(
-            task_id=job.id, **({"round_id": round_id} if round_id else {})
+            task_id=run.id, **({"round_id": round_id} if round_id else {})
         )
         last = ""
 
@@ -130,13 +130,13 @@ class ProgramRunner:
             last = line[:_MAX_LOG_LINE_CHARS]
             lines.info(last)
 
-        log.info("Executing task", digest=job.digest)
-        outcome = await self._execute(job, log_line)
+        log.info("Executing task", digest=run.digest)
+        outcome = await self._execute(run, log_line)
         if outcome.error is not None:
             raise TaskError(f"{outcome.error}: {last}" if last else outcome.error, outcome.metrics)
         return outcome
 
-    async def report(self, run: CompletedRun, *, copy_update: bool) -> TaskResult:
+    async def report(self, completed: CompletedRun, *, copy_update: bool) -> TaskResult:
         """Send what a task's program left where it belongs, and say how the task ended.
 
         ``copy_update``: repeat a small update in the result, as absmach/propeller's managers keep it there.
@@ -144,38 +144,38 @@ class ProgramRunner:
         Raises:
             TaskError: it is not an update, or the coordinator refused it.
         """
-        task_id, stdout = run.job.id, run.outcome.stdout
-        if not run.job.env.get("ROUND_ID"):
-            value = run.outcome.value
+        run, outcome = completed.run, completed.outcome
+        if not run.env.get("ROUND_ID"):
+            value = outcome.value
             return TaskResult(
-                task_id=task_id,
+                task_id=run.id,
                 proplet_id=self._proplet_id,
-                results=stdout.decode(errors="replace") if value is None else value,
-                usage=run.usage(),
+                results=outcome.stdout.decode(errors="replace") if value is None else value,
+                usage=completed.usage(),
             )
         begin = time.monotonic()
         try:
             update = parse_program_output(
-                stdout, run.outcome.out_files.get(TENSORS_FILE), run.job.env, self._proplet_id
+                outcome.stdout, outcome.out_files.get(TENSORS_FILE), run.env, self._proplet_id
             )
             begin = time.monotonic()
-            await self._updates.send(update, run.job.env)
+            await self._updates.send(update, run.env)
         except TaskError as error:
-            raise TaskError(str(error), run.usage(time.monotonic() - begin)) from error
-        usage = run.usage(time.monotonic() - begin)
+            raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
+        usage = completed.usage(time.monotonic() - begin)
         log.info("task stages", **{name: usage[name] for name in _LOGGED_STAGES if name in usage})
-        repeated = copy_update and len(stdout) < MAX_ENV_BYTES
+        repeated = copy_update and len(outcome.stdout) < MAX_ENV_BYTES
         envelope = FlEnvelope(
-            task_id=task_id,
+            task_id=run.id,
             round_id=update.header.round_id,
             proplet_id=self._proplet_id,
             num_samples=update.header.num_samples,
-            update_b64=base64.b64encode(stdout).decode() if repeated else "",
-            format=run.job.env.get("FL_FORMAT", "f32-delta"),
+            update_b64=base64.b64encode(outcome.stdout).decode() if repeated else "",
+            format=run.env.get("FL_FORMAT", "f32-delta"),
             metrics=update.header.metrics,
         )
         return TaskResult(
-            task_id=task_id,
+            task_id=run.id,
             proplet_id=self._proplet_id,
             results=envelope.model_dump(mode="json"),
             usage=usage,

@@ -255,12 +255,12 @@ class TaskExecutor:
 
     async def _run_daemon(self, start: TaskStart) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""
-        job = await self._runner.prepare(start)
+        run = await self._runner.prepare(start)
         task = self._tasks[start.id]
         task.reported = True
         result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
         self._background.spawn(self._outbox.deliver(task.file, result))
-        await self._runner.execute(job)
+        await self._runner.execute(run)
 
     def _failed(self, task_id: str, reason: str) -> TaskResult:
         return TaskResult(task_id=task_id, proplet_id=self._proplet_id, results="", error=reason)
