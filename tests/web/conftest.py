@@ -10,11 +10,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from propeller.errors import ConflictError, NotFoundError
+from propeller.errors import ConflictError, NotFoundError, UnavailableError
 from propeller.process.http import ServiceError
 from propeller.protocol.ids import Id, check_id
 from propeller.protocol.rounds import Experiment
 from propeller.protocol.wire import decode_object
+from propeller.store.blobs import BlobStoreError
 from propeller.web.app import Router, create_app
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port
@@ -22,6 +23,11 @@ from support.net import eventually, free_port
 LIMIT = 100_000
 
 Serving = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @pytest.fixture
@@ -61,6 +67,9 @@ def app() -> FastAPI:  # noqa: C901 - one small route after another
             "peer-500": ServiceError("registry", 500, "oops"),
             "peer-gone": ServiceError("registry", None, "refused"),
             "full": OSError(errno.ENOSPC, "No space left on device"),
+            "full-store": _caused(BlobStoreError("cannot write"), OSError(errno.ENOSPC, "No space left")),
+            "broken-store": _caused(BlobStoreError("cannot write"), OSError(errno.EIO, "I/O error")),
+            "busy": UnavailableError("no proplet is alive"),
             "unforeseen": RuntimeError("the password is hunter2"),
         }[how]
 

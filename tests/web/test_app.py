@@ -65,6 +65,9 @@ async def test_a_body_that_a_handler_reads_itself(http: httpx.AsyncClient) -> No
         ("GET", "/fails/peer-gone", 502, "registry cannot be reached: refused"),
         ("GET", "/fails/unforeseen", 500, "internal error: see the service's log"),
         ("GET", "/fails/full", 507, "the service's disk is full: free some space there"),
+        ("GET", "/fails/full-store", 507, "the service's disk is full: free some space there"),
+        ("GET", "/fails/broken-store", 503, "cannot write"),
+        ("GET", "/fails/busy", 503, "no proplet is alive"),
         ("GET", "/fails/bad-answer", 500, "internal error: see the service's log"),
     ],
 )
@@ -77,7 +80,7 @@ async def test_every_error_has_one_form(
     assert answer.json()["error"].startswith(error)
     assert answer.headers["content-type"] == "application/json"
     failures = [line for line in logs if line["event"] == "request failed"]
-    assert len(failures) == (1 if status in {500, 507} else 0)
+    assert len(failures) == (1 if status in {500, 507} or path == "/fails/broken-store" else 0)
     assert all(line["path"] == path and line["exc_info"] for line in failures)
 
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from propeller.errors import PropellerError, ThrottledError, UnauthenticatedError
+from propeller.errors import PropellerError, ThrottledError, UnauthenticatedError, UnavailableError
 from propeller.process.http import KINDS, ServiceError
 from propeller.process.logs import get_logger
 
@@ -62,7 +62,11 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every exception of a handler in the one form (``ErrorMiddleware`` answers unexpected ones)."""
 
     @app.exception_handler(PropellerError)
-    async def _domain(_request: Request, error: PropellerError) -> JSONResponse:
+    async def _domain(request: Request, error: PropellerError) -> JSONResponse:
+        if _is_full(error):
+            raise error  # ``ErrorMiddleware`` logs and answers it
+        if isinstance(error, UnavailableError) and error.__cause__ is not None:
+            log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
         return response_of(error)
 
     @app.exception_handler(BodyError)
