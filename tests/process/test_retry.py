@@ -85,6 +85,13 @@ async def test_no_try_begins_after_the_timeout() -> None:
     assert calls.tries == 1
 
 
+async def test_no_try_is_waited_for_that_would_begin_after_the_timeout() -> None:
+    calls = Calls(*[UnavailableError(str(number)) for number in range(3)])
+    with pytest.raises(UnavailableError, match="0"):
+        await retry(calls, delays=(60.0,), on=passes, forever=True, timeout_s=30.0, sleep=calls.sleep)
+    assert (calls.tries, calls.waits) == (1, [])
+
+
 async def test_backoff_grows_and_begins_again_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = list[float]()
 

@@ -49,7 +49,7 @@ async def retry(
         tenacity.stop_never if forever else tenacity.stop_after_attempt(len(delays) + 1)
     )
     if timeout_s is not None:
-        stop = tenacity.stop_any(stop, tenacity.stop_after_delay(timeout_s))
+        stop = tenacity.stop_any(stop, tenacity.stop_before_delay(timeout_s))
 
     def report(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
