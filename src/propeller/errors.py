@@ -15,6 +15,9 @@ class PropellerError(Exception):
 
     temporary: bool = False
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
 
 class InvalidError(PropellerError, ValueError):
     """What was given is wrong; the text names the field."""

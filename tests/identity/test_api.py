@@ -254,6 +254,9 @@ async def test_tokens(api: Api) -> None:
         method = "GET" if path.endswith("profile") else "POST"
         answer = await api.http.request(method, path, headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == 401, path
+    answer = await api.http.post("/users/tokens/refresh")
+    assert (answer.status_code, answer.json()) == (401, {"error": "send the refresh token as Bearer"})
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
 async def test_a_new_password_ends_the_old_tokens(api: Api) -> None:

@@ -84,7 +84,7 @@ def _login_routes(identity: Identity) -> Router:
     async def refresh(request: Request) -> dict[str, str]:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            raise UnauthenticatedError("send the refresh token as Bearer", {"WWW-Authenticate": "Bearer"})
+            raise UnauthenticatedError("send the refresh token as Bearer")
         return await identity.users.refresh(token.strip())
 
     @router.post("/auth/verify")
