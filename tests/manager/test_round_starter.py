@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,9 +347,28 @@ async def test_the_rest_goes_through_to_the_coordinator(
     wrong = await http.post("/fl/update_cbor", content=b"{}", headers={"content-type": "application/json"})
     assert wrong.status_code == 415
 
-    coordinator.refusal = (403, "p9 is not a participant of round r-1")
+    for refusal in (400, 401, 403, 404, 405, 409, 410, 413, 415, 422, 429):
+        coordinator.refusal = (refusal, "p9 is not a participant of round r-1")
+        answer = await http.post("/fl/update", content=update)
+        assert (answer.status_code, answer.json()["error"]) == coordinator.refusal
+    coordinator.refusal = (500, "oops")
     answer = await http.post("/fl/update", content=update)
-    assert (answer.status_code, answer.json()["error"]) == (403, coordinator.refusal[1])
+    assert (answer.status_code, answer.json()["error"]) == (502, "coordinator answered 500: oops")
+
+
+async def test_a_start_over_mqtt_that_the_coordinator_refuses_does_not_hold_up_the_next(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    with capture_logs() as lines:
+        for status in (400, 401, 403):
+            coordinator.refusal = (status, "no")
+            await fleet.mqtt.publish(Kind.ROUND_START, round_start(f"r-{status}", timeout_s=600))
+            await eventually(partial(_is_logged, lines, event="round is not started", round_id=f"r-{status}"))
+    assert await tasks(fleet) == []
+
+
+def _is_logged(lines: Sequence[Mapping[str, Any]], **fields: str) -> bool:
+    return any(fields.items() <= line.items() for line in lines)
 
 
 async def test_a_start_over_mqtt_waits_for_a_coordinator_that_is_away(

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from propeller.errors import NotFoundError, UnavailableError
+from propeller.errors import NotFoundError, RefusedError, UnavailableError
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.process.logs import get_logger
@@ -81,8 +81,8 @@ class CoordinatorClient:
             wait_s: how long the coordinator may hold the answer back, in seconds.
 
         Raises:
-            PropellerError: the coordinator's refusal, as the same kind of error.
-            ServiceError: it does not answer or failed.
+            RefusedError: the coordinator refuses the client's credentials.
+            ServiceError: it refuses the request, does not answer or failed.
         """
         headers = {"Authorization": authorization, "Content-Type": content_type}
         try:
@@ -95,9 +95,9 @@ class CoordinatorClient:
                 timeout=_FORWARD_TIMEOUT_S + wait_s,
             )
         except ServiceError as error:
-            if issubclass(error.kind, UnavailableError):
-                raise
-            raise error.kind(error.reason) from None
+            if issubclass(error.kind, RefusedError):
+                raise error.kind(error.reason) from None
+            raise
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -16,6 +16,7 @@ from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_starter import RoundStarter
 from propeller.manager.task_runner import TaskRunner
 from propeller.mqtt.session import Session
+from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
@@ -23,11 +24,11 @@ from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import TaskResult
 from propeller.protocol.topics import ROUND_START, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.store.database import DatabaseBusyError
 
 log = get_logger("manager")
 
 _START_DELAYS_S = doubling(1.0, 15.0)
-_DATABASE_DELAYS_S = doubling(0.2, 15.0)
 _MAX_LOGGED_CHARACTERS = 500
 
 Handler = Callable[[dict[str, Any]], Awaitable[None]]
@@ -91,40 +92,38 @@ class Inbox:
             await retry(
                 lambda: self._rounds.start(experiment, given=given, must_reach_quorum=False),
                 delays=_START_DELAYS_S,
-                on=lambda error: isinstance(error, PropellerError) and error.temporary,
+                on=_may_start_later,
                 forever=True,
                 timeout_s=experiment.timeout_s,
                 failed=lambda error, _delay_s: line.warning(
                     "round is not started yet, trying again", reason=str(error)
                 ),
             )
+        except DatabaseBusyError:
+            raise  # the session tries again for as long as it takes, whatever the round's timeout
         except PropellerError as error:
             line.warning("round is not started", reason=str(error))
 
 
+def _may_start_later(error: BaseException) -> bool:
+    """Whether the broker or the coordinator is away; one that refuses the manager's credentials is not asked again."""
+    kind = error.kind if isinstance(error, ServiceError) else type(error)
+    return issubclass(kind, UnavailableError) and not issubclass(kind, DatabaseBusyError)
+
+
 def _decoding(handler: Handler) -> Callable[[str, bytes], Awaitable[None]]:
-    """The handler for a subscription: ignores what is malformed, and keeps a message until the database has it."""
+    """The handler for a subscription: ignores what is malformed, and has the session try again while the database is away."""
 
     async def handle(topic: str, payload: bytes) -> None:
         try:
-            fields = decode_object(payload)
-            await retry(
-                lambda: handler(fields),
-                delays=_DATABASE_DELAYS_S,
-                on=_is_database_away,
-                forever=True,
-                failed=lambda error, _delay_s: log.error(
-                    "database cannot be reached, trying again", reason=str(error)[:_MAX_LOGGED_CHARACTERS]
-                ),
-            )
+            await handler(decode_object(payload))
         except MalformedMessageError as error:
             reason = str(error)[:_MAX_LOGGED_CHARACTERS]
             log.warning("message ignored", topic=topic, reason=reason, size=len(payload))
+        except (IntegrityError, DataError, ProgrammingError):
+            raise  # the same again would fail the same way
+        except (DBAPIError, ConnectionError) as error:
+            reason = str(error)[:_MAX_LOGGED_CHARACTERS]
+            raise UnavailableError(f"the database cannot be reached: {reason}") from error
 
     return handle
-
-
-def _is_database_away(error: BaseException) -> bool:
-    if isinstance(error, IntegrityError | DataError | ProgrammingError):
-        return False  # the same again would fail the same way
-    return isinstance(error, DBAPIError | UnavailableError | ConnectionError)
