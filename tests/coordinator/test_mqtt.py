@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from propeller.coordinator.mqtt import UpdateReceiver
 from propeller.coordinator.store import RoundStore
@@ -18,6 +19,7 @@ from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.topics import ROUND_NEXT, Channel, Kind, update_topic
+from propeller.store.blobs import BlobStoreError
 from propeller.store.database import Database
 from support.coordinator import (
     Peers,
@@ -200,7 +202,13 @@ async def _none_waits(store: RoundStore) -> bool:
 
 
 class FailingService:
-    """A service whose database fails some times."""
+    """A service that cannot store updates some times, each time for another reason."""
+
+    ERRORS = (
+        OSError("disk full"),
+        OperationalError("INSERT", {}, Exception("locked")),
+        BlobStoreError("S3 is away"),
+    )
 
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, 0
@@ -208,18 +216,26 @@ class FailingService:
     async def accept_update(self, _update: object) -> None:
         self.calls += 1
         if self.calls <= self.failures:
-            raise OSError("disk full")
+            raise self.ERRORS[self.calls % len(self.ERRORS)]
 
 
-async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes() -> None:
-    payload = json.dumps(update()).encode()
-    service = FailingService(1)
-    receiver = UpdateReceiver(service, max_bytes=10_000, retry_delays=(0.0, 0.001))  # type: ignore[arg-type]
-    await receiver.handle(update_topic("r-1", "p-1"), payload)
-    assert service.calls == 2
-    service.failures = 20
-    await receiver.handle(update_topic("r-1", "p-1"), payload)
-    assert service.calls == 21
+async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes(
+    broker_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.mqtt.session.FIRST_HANDLER_DELAY_S", 0.001)
+    monkeypatch.setattr("propeller.mqtt.session.LONGEST_HANDLER_DELAY_S", 0.001)
+    service = FailingService(20)
+    receiver = UpdateReceiver(service, max_bytes=10_000)  # type: ignore[arg-type]
+    round_id = f"r-{uuid.uuid4().hex}"
+    session = Session(BrokerAddress("127.0.0.1", broker_port), Credentials(uuid.uuid4().hex), clean=True)
+    async with session.running():
+        await session.wait_connected(10)
+        await session.subscribe(update_topic(round_id, "p-1"), receiver.handle)
+        for _ in range(2):
+            await session.publish(
+                update_topic(round_id, "p-1"), json.dumps(update(round_id=round_id)).encode()
+            )
+        await eventually(lambda: service.calls == 22)  # the second one waited for the first
 
 
 async def test_an_update_over_the_limit_is_not_read() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from obstore.exceptions import BaseError
 from sqlalchemy.exc import DBAPIError
 
 from propeller.coordinator.service import Coordinator
@@ -19,29 +18,21 @@ from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("coordinator")
 
-STORE_RETRY_DELAYS = (0.2, 1.0, 5.0, 15.0)
-"""Seconds between tries to store an update when the database or the blobs fail; the last one repeats."""
-
 ANNOUNCE_RETRY_DELAY_S = 1.0
 """Between tries to announce a version; a try waits for the broker by itself."""
-
-_STORE_ERRORS = (OSError, DBAPIError, BaseError, UnavailableError)
-"""What the database and the blobs raise while they cannot be used."""
 
 
 class UpdateReceiver:
     """Receives updates from ``fl/rounds/{round}/updates/{proplet}``, with and without the channel prefix.
 
     The topic says who sent it (the broker lets a proplet publish as itself only), so the payload must say the same.
-    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is tried again for as long
-    as it takes, and acknowledged after that: the broker delivers it again if the process ends before.
+    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is handled again for as
+    long as it takes, and acknowledged after that: the broker delivers it again if the process ends before.
     """
 
-    def __init__(
-        self, service: Coordinator, *, max_bytes: int, retry_delays: tuple[float, ...] = STORE_RETRY_DELAYS
-    ) -> None:
+    def __init__(self, service: Coordinator, *, max_bytes: int) -> None:
         """Give updates of at most ``max_bytes`` to ``service``."""
-        self._service, self._max_bytes, self._retry_delays = service, max_bytes, retry_delays
+        self._service, self._max_bytes = service, max_bytes
 
     async def subscribe(self, session: Session, channel: Channel | None) -> None:
         """Receive updates from a session."""
@@ -50,26 +41,18 @@ class UpdateReceiver:
             await session.subscribe(f"{channel.prefix}/{UPDATES_FILTER}", self.handle)
 
     async def handle(self, topic: str, payload: bytes) -> None:
-        """Handle one message."""
+        """Handle one message.
 
-        def report(error: BaseException, delay_s: float) -> None:
-            log.error(
-                "update over MQTT could not be stored, trying again",
-                topic=topic[:300],
-                reason=str(error)[:500],
-                delay_s=delay_s,
-            )
-
+        Raises:
+            UnavailableError: the update cannot be stored now; acknowledged all the same, it would be lost.
+        """
         try:
-            # For as long as it takes: an update that is acknowledged and not stored would be lost.
-            await retry(
-                lambda: self._accept(topic, payload),
-                delays=self._retry_delays,
-                forever=True,
-                on=lambda error: isinstance(error, _STORE_ERRORS),
-                failed=report,
-            )
+            await self._accept(topic, payload)
+        except (OSError, DBAPIError) as error:  # of the database
+            raise UnavailableError(f"the update cannot be stored: {str(error)[:500]}") from error
         except PropellerError as error:
+            if error.temporary:
+                raise
             log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
 
     async def _accept(self, topic: str, payload: bytes) -> None:
