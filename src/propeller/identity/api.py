@@ -13,7 +13,7 @@ from propeller.identity.tables import MAX_ROWS_PER_PAGE, Page
 from propeller.identity.users import ADMIN
 from propeller.protocol.ids import Id
 from propeller.web.app import Router, create_app
-from propeller.web.auth import Principal, caller
+from propeller.web.auth import Caller, Principal
 
 MAX_BODY_BYTES = 1024 * 1024
 OPEN_PATHS = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
@@ -21,7 +21,7 @@ OPEN_PATHS = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/v
 Switch = Literal["enable", "disable"]
 
 
-async def calling_user(principal: Annotated[Principal, Depends(caller)]) -> Principal:
+async def calling_user(principal: Caller) -> Principal:
     """The calling user; clients do not manage anything."""
     if principal.kind != "user":
         raise RefusedError("a user's token is needed here, a client's key is not enough")
