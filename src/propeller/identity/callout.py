@@ -12,6 +12,7 @@ from typing import Any
 
 import nkeys
 
+from propeller.errors import InvalidError, RefusedError
 from propeller.identity.access import AccessDirectory, ClientAccess
 from propeller.identity.roles import NOTHING, Role
 from propeller.identity.sessions import MqttIdRefusedError, MqttIds, SessionExpiry
@@ -23,7 +24,7 @@ from propeller.process.logs import get_logger
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
 
-class MalformedClaimsError(ValueError):
+class MalformedClaimsError(InvalidError):
     """A token that cannot be read."""
 
 
@@ -61,7 +62,7 @@ def _base64(data: bytes) -> str:
 log = get_logger("callout")
 
 
-class ConnectRefusedError(Exception):
+class ConnectRefusedError(RefusedError):
     """The client may not connect; the text is for the log."""
 
 
@@ -79,7 +80,7 @@ class Callout:
             asked = decode_token(request)["nats"]
             user, server = str(asked["user_nkey"]), str(asked["server_id"]["id"])
             client, sent = dict(asked["client_info"]), dict(asked["connect_opts"])
-        except (MalformedClaimsError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             log.warning("unreadable question from the broker", reason=repr(error))
             return None
         verdict: dict[str, Any] = {"type": "authorization_response", "version": 2}

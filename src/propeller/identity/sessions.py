@@ -20,6 +20,7 @@ import aiomqtt
 from nats.aio.client import Client
 from sqlalchemy import delete, select, update
 
+from propeller.errors import RefusedError
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import connections, jetstream, max_consumers, mqtt_listener
 from propeller.identity.tables import mqtt_ids
@@ -38,7 +39,7 @@ RENEW_INTERVAL_S = 3600.0
 """How often the time of an id's last use is written down."""
 
 
-class MqttIdRefusedError(Exception):
+class MqttIdRefusedError(RefusedError):
     """The identifier is another client's, or not one."""
 
 
