@@ -1,9 +1,11 @@
 """Whose an MQTT session is, how many subscriptions the broker keeps, and the end of sessions nobody comes back to."""
 
 import asyncio
+import os
 import ssl
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
 from propeller.identity import sessions
+from propeller.identity.absences import read_absences
 from propeller.identity.access import AccessDirectory, ClientAccess
 from propeller.identity.roles import Role
 from propeller.identity.service import Identity
@@ -48,9 +51,8 @@ def session(site: Site, made: Provisioned, name: str) -> Session:
     )
 
 
-def expiring(folder: Path, expiry_s: float) -> Site:
-    """A site whose sessions end soon."""
-    site = Site.at(folder)
+def expiring(site: Site, expiry_s: float) -> Site:
+    """The site with sessions that end soon."""
     return replace(site, identity=site.identity.model_copy(update={"session_expiry_s": expiry_s}))
 
 
@@ -59,8 +61,19 @@ def subscriptions(identity: Identity) -> int:
     return identity.sessions.usage.subscriptions if identity.sessions.usage else -1
 
 
-async def test_600_sessions_of_4_subscriptions_are_granted(tmp_path: Path) -> None:
-    site = Site.at(tmp_path)
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is such a file system: nats-server writes each subscription through to the disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="propeller-", dir=memory) as folder:
+        yield Path(folder)
+
+
+async def test_600_sessions_of_4_subscriptions_are_granted(fast_folder: Path) -> None:
+    site = Site.at(fast_folder)
     async with site.running() as (_identity, made):
         manager = made.clients["manager"]
         slots = asyncio.Semaphore(AT_ONCE)
@@ -122,11 +135,50 @@ async def test_a_refusal_after_a_reconnect_names_the_limit(tmp_path: Path) -> No
         assert "raise BROKER_MAX_SUBSCRIPTIONS" in line["reason"]
 
 
+async def stored_absences(site: Site) -> dict[str, float]:
+    """Since when clients are away, as identity's database has it."""
+    database = Database(site.identity.database)
+    try:
+        return await read_absences(database)
+    finally:
+        await database.close()
+
+
+async def test_how_long_a_client_is_away_is_counted_over_restarts(tmp_path: Path) -> None:
+    site = Site.at(tmp_path)
+    async with site.running() as (_identity, made):
+        away, back = made.clients["proplet-1"], made.clients["proplet-2"]
+        for proplet in (away, back):
+            async with site.client(proplet.id, proplet.key, clean_session=False) as client:
+                await client.subscribe(topic(made, f"control/manager/start/{proplet.id}"), qos=1)
+    started = time.time()
+    async with site.running_again():
+
+        async def both_are_stored() -> bool:
+            return (await stored_absences(site)).keys() == {away.id, back.id}
+
+        await eventually(both_are_stored)
+    first_absences = await stored_absences(site)
+    assert min(first_absences.values()) >= started  # it was not known before that they were away
+    async with site.running_again() as identity:
+        await eventually(lambda: subscriptions(identity) == 2)
+        async with site.client(back.id, back.key, clean_session=False):
+            assert await stored_absences(site) == {away.id: first_absences[away.id]}
+    # Long enough for the one that stayed away; identity looks at once, and then each quarter of the expiry.
+    await asyncio.sleep(max(0.0, first_absences[away.id] + 3.0 - time.time()))
+    with capture_logs() as logs:
+        async with expiring(site, 3.0).running_again() as identity:
+            await eventually(lambda: subscriptions(identity) >= 0)
+            ended = "MQTT session ended, its client was away for too long"
+            await eventually(lambda: any(line["event"] == ended for line in logs))
+            assert {line["mqtt_id"] for line in logs if line["event"] == ended} == {away.id}
+
+
 @pytest.mark.parametrize("qos", [1, 2])
 async def test_a_session_ends_when_its_client_is_away_for_long_and_begins_anew(
     tmp_path: Path, qos: int
 ) -> None:
-    site = expiring(tmp_path, 1.0)
+    site = expiring(Site.at(tmp_path), 1.0)
     async with site.running() as (identity, made), session(site, made, "proplet-2").running() as stays:
         assert await stays.wait_connected(10)
         heard: list[bytes] = []
@@ -154,7 +206,7 @@ async def test_a_session_ends_when_its_client_is_away_for_long_and_begins_anew(
 
 async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
     files = make(tmp_path)
-    site = expiring(tmp_path, 0.4)
+    site = expiring(Site.at(tmp_path), 0.4)
     site = replace(site, broker=site.broker.model_copy(update={"tls_cert": files.cert, "tls_key": files.key}))
     async with site.running() as (identity, made):
         proplet = made.clients["proplet-1"]
@@ -167,7 +219,7 @@ async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
 
 async def test_sessions_that_cannot_be_ended_are_counted_all_the_same(tmp_path: Path) -> None:
     files = make(tmp_path)
-    site = expiring(tmp_path, 0.4)
+    site = expiring(Site.at(tmp_path), 0.4)
     tls_files = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.ca}
     site = replace(site, broker=site.broker.model_copy(update=tls_files))
     with capture_logs() as logs:
@@ -183,7 +235,7 @@ async def test_sessions_that_cannot_be_ended_are_counted_all_the_same(tmp_path: 
 
 
 async def test_a_client_that_comes_back_while_its_session_ends_hears(tmp_path: Path) -> None:
-    site = expiring(tmp_path, 0.2)
+    site = expiring(Site.at(tmp_path), 0.2)
     async with site.running() as (_identity, made), session(site, made, "manager").running() as manager:
         start = topic(made, f"control/manager/start/{made.clients['proplet-1'].id}")
         heard: set[bytes] = set()

@@ -15,6 +15,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, ins
 
 from propeller.coordinator import store as coordinator
 from propeller.identity import tables as identity
+from propeller.identity.absences import AbsenceChanges, read_absences, write_absences
 from propeller.manager import tables as manager
 from propeller.process.run import StartError
 from propeller.store.database import Database
@@ -139,6 +140,18 @@ async def test_a_new_database_has_the_tables_of_the_code(database: Database, sch
     await migrate(database, schema)
     assert await differences(database, schema) == []
     assert await revision(database, schema) == schema.revisions[-1]
+
+
+async def test_absences_of_clients_can_be_kept_after_the_migration(database: Database) -> None:
+    async with database.migration(lock=1) as connection:
+        await connection.run_sync(run_migrations, identity.SCHEMA)
+    first, then = (
+        AbsenceChanges({"a": 1.5, "b": 2.5}),
+        AbsenceChanges({"b": 1.7e9 + 0.5}, frozenset({"a", "c"})),
+    )
+    for changes in (first, first, then):  # it may be written twice
+        await write_absences(database, changes)
+    assert await read_absences(database) == {"b": 1.7e9 + 0.5}
 
 
 async def test_services_may_share_a_database(database: Database) -> None:

@@ -67,7 +67,7 @@ class ConnectRefusedError(RefusedError):
 
 
 class Callout:
-    """Answers from memory; only an MQTT client id that is new is written down first."""
+    """Answers from memory; only that an MQTT client id is new, or back after an absence, is written down first."""
 
     def __init__(
         self, directory: AccessDirectory, mqtt_ids: MqttIds, keys: BrokerKeys, sessions: SessionExpiry
@@ -119,7 +119,7 @@ class Callout:
         except Exception:
             log.exception("MQTT client id could not be recorded", client_id=client_id)
             raise ConnectRefusedError("identity cannot write its database") from None
-        self._sessions.note_connect(mqtt_id)
+        await self._sessions.note_connect(mqtt_id)
         # It may have been revoked while its MQTT client id was written.
         current = self._directory.authenticate(client_id, key)
         if current is None:

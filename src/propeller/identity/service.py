@@ -71,7 +71,7 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
     )
     database, directory = Database(settings.database), AccessDirectory()
     mqtt_ids = MqttIds(database, directory)
-    sessions = SessionExpiry(settings.session_expiry_s)
+    sessions = SessionExpiry(database, settings.session_expiry_s)
     callout = Callout(directory, mqtt_ids, keys, sessions)
     link = BrokerLink(settings.broker_url, keys, callout, directory, sessions)
     changes = AccessChanges(database, directory, link)
@@ -90,6 +90,7 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
         await migrate(database, SCHEMA)
         await changes.load()
         await mqtt_ids.load()
+        await sessions.load()
         password = settings.admin_password
         await users.ensure_admin(settings.admin_username, password.get_secret_value() if password else None)
         async with link.running():

@@ -9,6 +9,7 @@ it subscribes again (2.15.1). So identity does what the client would do: it conn
 for a clean session. A client that comes back in that moment is disconnected, connects again and subscribes.
 """
 
+import asyncio
 import base64
 import json
 import secrets
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 import aiomqtt
 from nats.aio.client import Client
 from sqlalchemy import delete, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
-from propeller.errors import RefusedError
+from propeller.errors import RefusedError, UnavailableError
+from propeller.identity.absences import Absences, Moment, read_absences, write_absences
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import connections, jetstream, max_consumers, mqtt_listener
 from propeller.identity.tables import mqtt_ids
@@ -147,26 +150,35 @@ class Usage:
 
 
 class SessionExpiry:
-    """Ends sessions whose client has been away for ``expiry_s`` seconds, as far as this process has seen."""
+    """Ends sessions whose client has been away for ``expiry_s`` seconds."""
 
-    def __init__(self, expiry_s: float) -> None:
-        self._expiry_s = expiry_s
+    def __init__(self, database: Database, expiry_s: float) -> None:
+        self._database, self._expiry_s = database, expiry_s
         self._mqtt_ids: dict[str, str] = {}
-        self._absent_since: dict[str, float] = {}
+        self._absences = Absences({}, Moment.now())
+        self._let_in: set[str] = set()
+        self._store_lock = asyncio.Lock()
         self._own_login: Credentials | None = None
         self._tls = False
         self._retry_at = 0.0
         self.usage: Usage | None = None
         """As last counted; ``None`` before that."""
 
+    async def load(self) -> None:
+        """Read who was away when this service stopped."""
+        self._absences = Absences(await read_absences(self._database), Moment.now())
+
     @property
     def interval_s(self) -> float:
         """How often to look at the sessions, in seconds."""
         return min(self._expiry_s / 4, LONGEST_INTERVAL_S)
 
-    def note_connect(self, mqtt_id: str) -> None:
+    async def note_connect(self, mqtt_id: str) -> None:
         """Note that a client is let in with an MQTT client id: it is not away."""
-        self._absent_since.pop(mqtt_id, None)
+        self._let_in.add(mqtt_id)
+        self._absences.end(mqtt_id)
+        if self._absences.is_stored(mqtt_id):
+            await self._store()
 
     def is_own_login(self, login: Credentials) -> bool:
         """Whether this is identity itself, which is just connecting to end a session."""
@@ -192,16 +204,31 @@ class SessionExpiry:
             self.usage = Usage(0, limit)
             return
         self.usage = Usage(stream["state"]["consumer_count"], limit)
-        connected = {one.info.get("mqtt_client") async for one in connections(link)}
-        now = time.monotonic()
-        for mqtt_id in self._mqtt_ids.values():
-            if mqtt_id in connected:
-                self.note_connect(mqtt_id)
-            else:
-                self._absent_since.setdefault(mqtt_id, now)
-        overdue = [mqtt_id for mqtt_id, since in self._absent_since.items() if now - since >= self._expiry_s]
-        if overdue and now >= self._retry_at:
+        connected = {one.info.get("mqtt_client", "") async for one in connections(link)}
+        # Whoever was let in after the last look may have come too late for the list.
+        connected |= self._let_in
+        self._let_in = set()
+        now = Moment.now()
+        self._absences.update(self._mqtt_ids.values(), connected, now)
+        await self._store()
+        overdue = self._absences.overdue(self._expiry_s, now)
+        if overdue and now.steady >= self._retry_at:
             await self._end_all(link, overdue)
+
+    async def _store(self) -> None:
+        """Write down who is away and who is back; what cannot be written is tried again at the next look."""
+        # When many come back together, the second to get the lock writes for all who wait.
+        async with self._store_lock:
+            changes = self._absences.unstored(Moment.now())
+            if not changes:
+                return
+            self._absences.note_storing(changes)
+            try:
+                await write_absences(self._database, changes)
+            except (SQLAlchemyError, UnavailableError, OSError) as error:
+                log.warning("absent clients could not be written down", reason=str(error))
+            else:
+                self._absences.note_stored(changes)
 
     async def _end_all(self, link: Client, overdue: list[str]) -> None:
         try:
@@ -218,7 +245,7 @@ class SessionExpiry:
         """Learn whose sessions there are."""
         subjects = await _record_subjects(link)
         for subject in self._mqtt_ids.keys() - subjects:
-            self._absent_since.pop(self._mqtt_ids.pop(subject), None)
+            self._absences.end(self._mqtt_ids.pop(subject))
         for subject in subjects - self._mqtt_ids.keys():
             try:
                 answer = await jetstream(link, f"STREAM.MSG.GET.{RECORDS}", last_by_subj=subject)
@@ -228,7 +255,7 @@ class SessionExpiry:
 
     async def _end(self, host: str, port: int, mqtt_id: str) -> None:
         """End a session, unless its client was let in meanwhile."""
-        if mqtt_id not in self._absent_since:
+        if mqtt_id not in self._absences:
             return
         self._own_login = Credentials(mqtt_id, "identity", secrets.token_hex(32))
         try:
@@ -239,7 +266,7 @@ class SessionExpiry:
                 self._tls = not self._tls
         finally:
             self._own_login = None
-        self._absent_since.pop(mqtt_id, None)
+        self._absences.end(mqtt_id)
         log.info("MQTT session ended, its client was away for too long", mqtt_id=mqtt_id)
 
 

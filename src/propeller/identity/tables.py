@@ -100,6 +100,14 @@ mqtt_ids = Table(
     Index("mqtt_ids_client", "client_id"),
 )
 
+# Clients that have a session on the broker and are not connected, and since when, in seconds since 1970.
+mqtt_absences = Table(
+    "mqtt_absences",
+    metadata,
+    Column("mqtt_id", String(256), primary_key=True),
+    Column("since", Float, nullable=False),
+)
+
 
 ENABLED, DISABLED, DELETED = "enabled", "disabled", "deleted"
 
