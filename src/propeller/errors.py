@@ -1,13 +1,13 @@
-"""The kinds of errors: what went wrong, without saying over which transport that is told.
+"""The kinds of errors: what went wrong, whatever transport it is reported over.
 
-Every error that a person or another service is told derives from one of these. ``web`` answers each kind with its HTTP
+Every error that is reported to a person or another service derives from one of these. ``web`` answers each kind with its HTTP
 status, handlers of MQTT messages try again where ``temporary`` says that this may help, the command line prints the text.
 A text says what is wrong and what to do about it, and holds no secret.
 """
 
 
 class PropellerError(Exception):
-    """What can be told to whoever asked: the text is for a person.
+    """An error that is reported to the caller: its text is for a person.
 
     Attributes:
         temporary: whether the same request may succeed later without a change.
@@ -20,23 +20,23 @@ class PropellerError(Exception):
 
 
 class InvalidError(PropellerError, ValueError):
-    """What was given is wrong; the text names the field."""
+    """The input is wrong; the text names the field."""
 
 
 class TooLargeError(InvalidError):
-    """What was given is over a limit."""
+    """The input is over a limit."""
 
 
 class UnsupportedTypeError(InvalidError):
-    """What was given is in a media type that is not read here."""
+    """The input has a media type that is not supported."""
 
 
 class NotAcceptableError(InvalidError):
-    """None of the media types that the caller takes is written here."""
+    """None of the media types that the caller accepts is supported."""
 
 
 class UnprocessableError(InvalidError):
-    """What was given is well-formed, and does not fit what is here."""
+    """The input is well-formed, but does not fit what is stored here."""
 
 
 class NotFoundError(PropellerError, LookupError):
@@ -44,25 +44,25 @@ class NotFoundError(PropellerError, LookupError):
 
 
 class ConflictError(PropellerError):
-    """It contradicts what is here already, or the state that it is in."""
+    """The request contradicts what exists already, or the state that it is in."""
 
 
 class RefusedError(PropellerError):
-    """Whoever asks may not do this."""
+    """The caller may not do this."""
 
 
 class UnauthenticatedError(RefusedError):
-    """It is not known who asks: credentials are missing or wrong."""
+    """It is not known who calls: credentials are missing or wrong."""
 
 
 class UnavailableError(PropellerError):
-    """Something that is needed is away or in use: the same request may succeed later."""
+    """Something that is needed cannot be reached or is in use: the same request may succeed later."""
 
     temporary = True
 
 
 class ThrottledError(UnavailableError):
-    """Whoever asks has asked too often.
+    """The caller has asked too often.
 
     Attributes:
         retry_after_s: when to ask again, in seconds.

@@ -89,7 +89,7 @@ class Round:
     """A round at a moment.
 
     Attributes:
-        plan: what it was asked to be.
+        plan: how it was configured.
         state: where it is.
         accepted: the updates that count, in order of arrival: proplet id → digest of the update's content.
         model_version: of the stored aggregate, when completed.
@@ -225,7 +225,7 @@ def step(current: Round, event: Event) -> Transition:
 
 
 def admit(current: Round, proplet_id: str, base_version: int | None) -> Answer:
-    """What can be said about an update before its tensors are read, which may be large.
+    """The verdict on an update as far as it does not depend on its tensors, which may be large.
 
     A sender whose update counts already is admitted: only the digest tells the same update from a different one.
 

@@ -237,7 +237,7 @@ class Session:
     async def _keep_connected(self) -> None:
         backoff = Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
         while self._running:
-            begun, connects = time.monotonic(), self.connects
+            started, connects = time.monotonic(), self.connects
             try:
                 async with self._connect() as connection:
                     await self._receive(connection)
@@ -249,7 +249,7 @@ class Session:
             except Exception:
                 log.exception("MQTT connection failed, trying again", broker=str(self.address))
             # Two clients with one identifier end each other's connection at once, for ever: slow down then, too.
-            if time.monotonic() - begun > 4 * backoff.delay_s:
+            if time.monotonic() - started > 4 * backoff.delay_s:
                 backoff.reset()
             await backoff.wait()
 

@@ -19,7 +19,7 @@ class BackgroundTasks:
     def spawn(
         self, work: Coroutine[Any, Any, None], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[None]:
-        """Begin some work and return at once."""
+        """Start some work and return at once."""
         task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 _POLL_S = 0.01
-"""Between looks at a lock that another process holds, where the wait is bounded: nothing tells when it is let go."""
+"""Between checks of a lock that another process holds, where the wait is bounded: nothing announces its release."""
 
 _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -31,7 +31,7 @@ class FileLock:
     def __init__(self, path: Path, *, folder: bool = False) -> None:
         """``path`` is a folder that exists, or a file, which is made (for its owner only) if it is missing.
 
-        With ``folder`` it is never made, and no link: one that is gone raises FileNotFoundError, another thing NotADirectoryError.
+        With ``folder`` it must be a folder and no link: else FileNotFoundError or NotADirectoryError is raised at ``acquire``.
         """
         self._path = path
         self._folder = folder

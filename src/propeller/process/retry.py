@@ -1,4 +1,4 @@
-"""Trying again: one helper for calls that may succeed later, and the waits between the lives of a connection."""
+"""Trying again: one helper for calls that may succeed later, and the waits between reconnects."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ import tenacity
 T = TypeVar("T")
 
 Failed = Callable[[BaseException, float], None]
-"""Told of a try that failed, and of the seconds until the next one."""
+"""Called with the error of a try that failed, and the seconds until the next one."""
 
 
 def doubling(first_s: float, longest_s: float) -> tuple[float, ...]:
@@ -39,7 +39,7 @@ async def retry(
         on: whether an error may pass by itself; any other is raised at once.
         forever: go on after the last delay, with that delay; else the error of the last try is raised.
         timeout_s: no new try begins when this many seconds have gone by.
-        failed: told of each try that failed and is not the last one.
+        failed: called after each try that failed and is not the last one.
         sleep: waits between tries; one that returns earlier, as when a connection is back, makes the next try earlier.
 
     Raises:
@@ -73,7 +73,7 @@ async def retry(
 
 
 class Backoff:
-    """The waits between the lives of something that is always begun again: longer each time, spread at random."""
+    """The waits before something that ended is started again: longer each time, spread at random."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
         """The first wait and the longest, in seconds."""

@@ -18,7 +18,7 @@ class SingleFlight(Generic[K, T]):
         self._running: dict[K, asyncio.Task[T]] = {}
 
     async def run(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of the work of ``key``, which is begun here if it does not run.
+        """The result of the work of ``key``, which is started here unless it runs already.
 
         Raises:
             Exception: what the work raised, to each who waits.

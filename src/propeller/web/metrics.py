@@ -43,7 +43,7 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, begun = 500, time.perf_counter()
+        status, started = 500, time.perf_counter()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -56,4 +56,4 @@ class MetricsMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requests.labels(self.metrics.service, scope["method"], route, status).inc()
-            self.metrics.seconds.labels(self.metrics.service, route).observe(time.perf_counter() - begun)
+            self.metrics.seconds.labels(self.metrics.service, route).observe(time.perf_counter() - started)
