@@ -296,11 +296,9 @@ def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
     state: StateOption = DEFAULT_STATE,
     image: Annotated[
-        str | None, typer.Option(metavar="REF", help="The program, in the place of the file's.")
+        str | None, typer.Option(metavar="REF", help="The program, instead of the file's.")
     ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help="How many rounds, in the place of the file's.")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the file's.")] = None,
 ) -> None:
     """Run the federated rounds of an experiment file on a running stack."""
     from propeller.cli.experiment import run_experiment

@@ -3,23 +3,18 @@
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
-from propeller.oci.errors import OciError
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
 from propeller.process.files import write_durably
 from propeller.process.run import StartError
 from propeller.protocol.programs import WASM_MAGIC
-
-T = TypeVar("T")
 
 USERNAME, PASSWORD = "ORAS_USER", "ORAS_PASSWORD"
 """Environment variables of a login, as the guide of absmach/propeller sets them for ``oras push``."""
@@ -36,7 +31,8 @@ def run_push(
     """Push a file; print its reference, digest and size as ``oras push`` does.
 
     Raises:
-        StartError: with the cause and the remedy.
+        OciError: with the cause and the remedy.
+        StartError: the file is not a program, or half a login was given.
     """
     _check_wasm(file)
     login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
@@ -53,7 +49,7 @@ def run_push(
                 )
         return parsed, artifact
 
-    pushed, artifact = _run(push())
+    pushed, artifact = asyncio.run(push())
     print(f"Pushed [registry] {pushed}")
     print(f"ArtifactType: {UNKNOWN_ARTIFACT}")
     print(f"Digest: {artifact.digest}")
@@ -66,7 +62,8 @@ def run_pull(
     """Pull a program to a file.
 
     Raises:
-        StartError: with the cause and the remedy.
+        OciError: with the cause and the remedy.
+        StartError: the file cannot be written, or half a login was given.
     """
     login = _login(username, password_stdin=password_stdin)
 
@@ -85,7 +82,7 @@ def run_pull(
             raise StartError(f"{target} cannot be written: {error.strerror}") from None
         return target, artifact
 
-    target, artifact = _run(pull())
+    target, artifact = asyncio.run(pull())
     print(f"Pulled {reference}\nDigest: {artifact.digest}\nWrote {artifact.program.size} bytes to {target}")
 
 
@@ -101,13 +98,6 @@ def _check_wasm(file: Path) -> None:
         raise StartError(
             f"{file} is not a Wasm module: it does not begin with \\0asm; build it first (docs/programs.md)"
         )
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except OciError as error:
-        raise StartError(str(error)) from None
 
 
 def _parse(text: str, *, plain_http: bool) -> Reference:

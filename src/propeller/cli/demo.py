@@ -33,7 +33,7 @@ _MARKER_FILE, _MARKER_TEXT = (
 def run_demo(folder: Path, rounds: int) -> int:
     """Run the demo with its state in ``folder`` (made anew each time); returns the exit code."""
     _prepare_folder(folder)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     console = Console(highlight=False)
     console.print(
         "[bold]Three hospitals train one breast-cancer classifier; no record leaves a hospital.[/]\n\nStarting every service …",
@@ -49,11 +49,13 @@ def run_demo(folder: Path, rounds: int) -> int:
 
     async def body(_stack: dict[str, Any]) -> None:
         nonlocal passed
-        passed = await asyncio.to_thread(_Demo(folder, rounds, begun, split, console).run)
+        passed = await asyncio.to_thread(_Demo(folder, rounds, started_at, split, console).run)
 
     code = run_on_stack(options, report, body)
     if code == 0:
-        console.print(f"\nEverything that was started has ended. {time.monotonic() - begun:.1f} s in all.")
+        console.print(
+            f"\nEverything that was started has ended. {time.monotonic() - started_at:.1f} s in all."
+        )
     return code or (0 if passed else 1)
 
 
@@ -61,9 +63,9 @@ class _Demo:
     """What the demo does on a running stack."""
 
     def __init__(
-        self, folder: Path, rounds: int, begun: float, split: hospitals.Split, console: Console
+        self, folder: Path, rounds: int, started_at: float, split: hospitals.Split, console: Console
     ) -> None:
-        self._folder, self._rounds, self._begun = folder, rounds, begun
+        self._folder, self._rounds, self._started_at = folder, rounds, started_at
         self._split, self._console = split, console
 
     def run(self) -> bool:
@@ -111,7 +113,7 @@ class _Demo:
             )
             if number == 1:
                 self._print(
-                    f"  [dim]first aggregated model {time.monotonic() - self._begun:.1f} s after the start[/]"
+                    f"  [dim]first aggregated model {time.monotonic() - self._started_at:.1f} s after the start[/]"
                 )
         return results
 

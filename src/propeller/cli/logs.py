@@ -29,7 +29,7 @@ class LogTail:
             FileNotFoundError: there is none.
         """
         self._file = file
-        oldest = next((place for place in reversed(list(newest_first(file))) if place.exists()), file)
+        oldest = next((path for path in reversed(list(newest_first(file))) if path.exists()), file)
         self._stream: TextIO = oldest.open(encoding="utf-8", errors="replace")
 
     def lines(self) -> Iterator[str]:
@@ -71,9 +71,9 @@ class LogTail:
 
 
 def _open_files(file: Path) -> Iterator[TextIO]:
-    for place in newest_first(file):
+    for path in newest_first(file):
         try:
-            stream = place.open(encoding="utf-8", errors="replace")
+            stream = path.open(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             continue
         yield stream

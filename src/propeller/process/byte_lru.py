@@ -17,7 +17,7 @@ class ByteLru(LRUCache[K, V]):
         super().__init__(max_bytes, getsizeof=size_of)
 
     def __setitem__(self, key: K, value: V) -> None:
-        """Keep a value, in the place of what the key had."""
+        """Keep a value; it replaces what the key had."""
         if self.getsizeof(value) > self.maxsize:
             self.pop(key, None)
         else:

@@ -6,7 +6,6 @@ inherit the descriptor hold it too, and every open of the same file in one proce
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
 import time
@@ -17,8 +16,6 @@ from typing import Self
 
 _POLL_S = 0.01
 """Between checks of a lock that another process holds, where the wait is bounded: nothing announces its release."""
-
-_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 class LockedError(Exception):
@@ -113,8 +110,3 @@ class FileLock:
                 raise LockedError(f"{self._path} is locked by another process") from None
             return False
         return True
-
-
-def is_unsupported(error: OSError) -> bool:
-    """Whether an error of ``acquire`` says that the file system has no locks."""
-    return error.errno in _UNSUPPORTED

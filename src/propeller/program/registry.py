@@ -98,5 +98,5 @@ def registered(mode: str) -> Callable[..., Any]:
 
 
 def reset() -> None:
-    """Register anew from here on: for a test that loads several programs."""
+    """Start an empty registry: for a test that loads several programs."""
     _registry.set(FunctionRegistry())

@@ -109,7 +109,7 @@ class ProgramSender:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, delivery: "_Delivery") -> None:
-        parcel, begun, failures = delivery.parcel, time.monotonic(), 0
+        parcel, started_at, failures = delivery.parcel, time.monotonic(), 0
         try:
             file, _ = await asyncio.gather(self._open(parcel.digest), asyncio.sleep(self._window_s))
             if file is None:
@@ -135,7 +135,7 @@ class ProgramSender:
             digest=parcel.digest,
             total_chunks=delivery.total,
             sent_chunks=delivery.sent,
-            ms=round((time.monotonic() - begun) * 1000),
+            ms=round((time.monotonic() - started_at) * 1000),
         )
 
     async def _send_chunk(self, delivery: "_Delivery", index: int, file: BinaryIO) -> None:

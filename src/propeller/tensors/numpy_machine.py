@@ -27,7 +27,7 @@ _COLUMNS = {"f": np.float32, "i": np.int64, "b": np.bool_}
 
 
 class NumpyMachine(StepMachine):
-    """Steps in NumPy. Divisions by zero and overflows give infinities, without a word."""
+    """Steps in NumPy. Divisions by zero and overflows give infinities, without a warning."""
 
     def run(self, tape: str) -> str:
         """As ``StepMachine.run``."""

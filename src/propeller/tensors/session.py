@@ -98,5 +98,5 @@ def current() -> TensorSession:
 
 
 def use(machine: Machine) -> None:
-    """Begin anew with this machine; arrays made before are not valid any more."""
+    """Start a new session on this machine; arrays of the one before are no longer valid."""
     _session.set(TensorSession(machine))

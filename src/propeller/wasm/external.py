@@ -1,4 +1,4 @@
-"""Runs Wasm programs with a runtime of the operator's, such as ``wasmtime``, in the place of the built-in one.
+"""Runs Wasm programs with a runtime of the operator's, such as ``wasmtime``, instead of the built-in one.
 
 The command is that of absmach/propeller: ``RUNTIME run [--invoke NAME] CLI_ARGS… --env NAME… --dir FOLDER::/in --dir
 FOLDER::/out proplet_ID.wasm INPUTS…``. Of the environment only names stand in it; the values are in the runtime's own

@@ -96,9 +96,9 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
     content = programs.get(key)
     cached = content is not None
     if content is None:
-        with programs.build_folder() as place:
-            component = place / "program.wasm"
-            _componentize(script, sources, place, component, host_tensors=host_tensors)
+        with programs.build_folder() as workspace:
+            component = workspace / "program.wasm"
+            _componentize(script, sources, workspace, component, host_tensors=host_tensors)
             content = component.read_bytes()
         programs.add(key, content)
     try:
@@ -116,10 +116,10 @@ class BuildCache:
         self._folder, self._max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_over([folder])
-        for place in folder.glob(f"{_BUILD_PREFIX}*"):
+        for abandoned in folder.glob(f"{_BUILD_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):
-                if place.stat().st_mtime < time.time() - _ABANDONED_S:
-                    shutil.rmtree(place, ignore_errors=True)
+                if abandoned.stat().st_mtime < time.time() - _ABANDONED_S:
+                    shutil.rmtree(abandoned, ignore_errors=True)
 
     def get(self, key: str) -> bytes | None:
         """A program, if it is here; it counts as used now."""
@@ -138,8 +138,8 @@ class BuildCache:
     @contextlib.contextmanager
     def build_folder(self) -> Iterator[Path]:
         """A folder to build in, which is removed afterwards."""
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=_BUILD_PREFIX) as place:
-            yield Path(place)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=_BUILD_PREFIX) as folder:
+            yield Path(folder)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.wasm"
@@ -259,9 +259,9 @@ def _version() -> str:
 
 
 def _componentize(
-    script: Path, sources: dict[str, str], place: Path, component: Path, *, host_tensors: bool
+    script: Path, sources: dict[str, str], folder: Path, component: Path, *, host_tensors: bool
 ) -> None:
-    path = place / "path"
+    path = folder / "path"
     for module, text in {"__init__.py": "", **_guest_modules()}.items():
         file = path / "propeller" / module
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +298,7 @@ def _componentize(
             capture_output=True,
             text=True,
             timeout=_BUILD_TIMEOUT_S,
-            cwd=place,
+            cwd=folder,
             env={**inherited, "RUST_BACKTRACE": "0"},
             check=False,
         )
