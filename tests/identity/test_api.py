@@ -246,8 +246,6 @@ async def test_tokens(api: Api) -> None:
     assert verdict.json()["role"] == "admin"
     refreshed = await api.http.post("/users/tokens/refresh", headers={"Authorization": f"Bearer {refresh}"})
     assert refreshed.status_code == 201
-    without = await api.http.post("/users/tokens/refresh")
-    assert (without.status_code, without.json()) == (401, {"error": "send the refresh token as Bearer"})
     for path, token in (
         ("/users/profile", refresh),
         ("/users/tokens/refresh", access),
