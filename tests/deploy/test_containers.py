@@ -12,6 +12,7 @@ import pytest
 
 from propeller.data import program_path
 from propeller.stack.env_file import GUIDE_VARIABLES, EnvFile
+from propeller.stack.services import PORTS, SERVICES
 from support.compose import Engine
 from support.compose_file import EXAMPLE, document
 from support.net import eventually
@@ -103,9 +104,7 @@ def test_before_provisioning_a_service_says_all_that_it_misses_and_what_to_do(si
 
 
 def test_before_provisioning_the_others_run(site: Site) -> None:
-    assert set(site.first) == {
-        *RECREATED, "broker", "identity", "aggregator", "model-registry", "local-data-store", "local-registry",
-    }  # fmt: skip
+    assert set(site.first) == {*PROPLETS, *(spec.container_name for spec in SERVICES)}
 
 
 def test_provisioning_fills_every_variable(site: Site) -> None:
@@ -160,7 +159,7 @@ def test_the_doctor_finds_nothing_wrong(site: Site) -> None:
         for line in service.get("ports", ())
         if (port := re.search(r"\$\{(PORT_\w+):-\d+\}:(\d+)$", line))
     ]
-    assert len(ports) == 12
+    assert len(ports) == sum(port.published for port in PORTS.values())
     file = site.engine.env_file.with_name("doctor.env")
     file.write_text(site.engine.env_file.read_text() + "".join(ports))
     shown = propeller("doctor", "--env-file", str(file))

@@ -17,6 +17,7 @@ from propeller.doctor.diagnosis import CHECKS_OF_A_RUNNING_STACK
 from propeller.doctor.machine import MIN_FREE_BYTES, clocks, disk, free_ports
 from propeller.doctor.target import Observations
 from propeller.stack.env_file import GUIDE_VARIABLES
+from propeller.stack.services import HTTP_SERVICES, PORTS
 from support.doctor import answering, examine, published
 from support.net import free_port
 from support.stack import propeller
@@ -29,13 +30,7 @@ def env_file(folder: Path, **changes: str) -> Path:
     values = {name: f"id-{number}" for number, name in enumerate(GUIDE_VARIABLES)}
     for kind in ("DOMAIN", "CHANNEL"):
         values |= {f"{service}_{kind}_ID": kind.lower() for service in ("MANAGER", "PROPLET", "PROXY")}
-    values |= {
-        f"PORT_{name}": str(free_port())
-        for name in (
-            "BROKER", "IDENTITY_USERS", "IDENTITY_DOMAINS", "IDENTITY_CHANNELS", "IDENTITY_CLIENTS", "MANAGER",
-            "COORDINATOR", "AGGREGATOR", "MODEL_REGISTRY", "DATA_STORE", "OCI_REGISTRY", "PROXY",
-        )
-    }  # fmt: skip
+    values |= {port.host_variable: str(free_port()) for port in PORTS.values() if port.published}
     file = folder / ".env"
     file.write_text("".join(f"{name}={value}\n" for name, value in {**values, **changes}.items()))
     return file
@@ -44,16 +39,7 @@ def env_file(folder: Path, **changes: str) -> Path:
 def nobody(port: int, **urls: str) -> dict[str, Any]:
     """A stack of which nothing listens, but what is given."""
     nowhere = f"http://127.0.0.1:{port}"
-    names = (
-        "identity",
-        "manager",
-        "coordinator",
-        "aggregator",
-        "model_registry",
-        "data_store",
-        "oci_registry",
-        "proxy",
-    )
+    names = [name.replace("-", "_") for name in HTTP_SERVICES]
     services: dict[str, Any] = {name: {"url": urls.get(name, nowhere)} for name in names}
     services["identity"] |= dict.fromkeys(
         ("users", "domains", "channels", "clients"), services["identity"]["url"]
