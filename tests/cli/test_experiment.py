@@ -36,7 +36,7 @@ def test_what_json_has_not_is_named(tmp_path: Path, table: str, name: str, value
 def test_a_number_that_is_none_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "model.json"
     file.write_text('{"w": NaN}')
-    with pytest.raises(StartError, match=r"model\.json: not JSON: NaN is no number in JSON"):
+    with pytest.raises(StartError, match=r"model\.json: not JSON: NaN is not a number in JSON"):
         read_json(file)
 
 

@@ -66,7 +66,7 @@ def test_new_makes_what_its_readme_says(tmp_path: Path) -> None:
     made = run("new", tmp_path / "mine")
     assert made.returncode == 0, made.stderr
     project = tmp_path / "mine"
-    assert made.stdout == f"Made {project}. Next:\n  cd {project}\n  propeller try train.py\n"
+    assert made.stdout == f"Created {project}. Next:\n  cd {project}\n  propeller try train.py\n"
     files = {str(file.relative_to(project)) for file in project.rglob("*") if file.is_file()}
     assert files == {"train.py", "experiment.toml", "README.md", "data/1.json", "data/2.json", "data/3.json"}
     assert 'image = "127.0.0.1:5000/mine:latest"' in (project / "experiment.toml").read_text()
@@ -75,9 +75,9 @@ def test_new_makes_what_its_readme_says(tmp_path: Path) -> None:
 
 def test_new_leaves_what_is_there_alone(project: Path) -> None:
     before = (project / "train.py").read_bytes()
-    assert "is there already" in said(run("new", project))
+    assert "already exists" in said(run("new", project))
     (project.parent / "file").write_text("")
-    assert "is there already" in said(run("new", project.parent / "file"))
+    assert "already exists" in said(run("new", project.parent / "file"))
     assert (project / "train.py").read_bytes() == before
 
 

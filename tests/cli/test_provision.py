@@ -400,7 +400,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     env = tmp_path / ".env"
     missing = propeller("provision", "clear", "--env-file", str(env))
     assert missing.returncode == 1
-    assert missing.stderr == f"error: {env}: no such file; name it with --env-file\n"
+    assert missing.stderr == f"error: {env}: there is no such file; name it with --env-file\n"
     with pytest.raises(StartError, match=f"start it: propeller up --state {tmp_path}"):
         run_provision(env, None, tmp_path, rotate=False, wait_s=0)
     for wrong in (

@@ -100,7 +100,7 @@ async def test_services_that_hang(up: Up) -> None:
     assert time.monotonic() - begun < 15
     assert found.failed == {"data-store", "identity", "proxy"}
     for what in found.failed:
-        assert "takes connections but gave no answer" in found.line(what)
+        assert "accepts connections but did not answer" in found.line(what)
     assert found.skipped == {
         "datasets": "waits for data-store",
         "keys": "waits for identity",
@@ -217,7 +217,7 @@ def test_a_registry_that_says_nothing(up: Up) -> None:
         found = report(up, "--image", f"127.0.0.1:{silent.getsockname()[1]}/program:latest")
     assert time.monotonic() - begun < 15
     assert found.failed == {"image"}
-    assert "the proxy runs, but its registry said nothing" in found.line("image")
+    assert "the proxy runs, but its registry gave no answer" in found.line("image")
 
 
 def test_the_ids_of_an_env_file(up: Up, tmp_path: Path) -> None:

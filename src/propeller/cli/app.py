@@ -23,12 +23,12 @@ StateOption = Annotated[
 ]
 DEFAULT_STATE = Path(".propeller")
 UsernameOption = Annotated[
-    str | None, typer.Option("--username", "-u", help="Else docker's own logins are used.")
+    str | None, typer.Option("--username", "-u", help="User name (default: the login that Docker stores).")
 ]
 PasswordOption = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input.")
 ]
-PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Talk HTTP; loopback always does.")]
+PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Use HTTP; on loopback always.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,9 +78,9 @@ def up(
 
 @app.command()
 def serve(
-    service: Annotated[str, typer.Argument(help="Its name; an unknown one lists them all.")],
+    service: Annotated[str, typer.Argument(help="The service's name; an unknown name lists all.")],
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond loopback without authentication.")
+        bool, typer.Option("--insecure", help="Allow listening beyond loopback without authentication.")
     ] = False,
     log_file: Annotated[
         Path | None, typer.Option(help="Append the log here instead of standard error.")
@@ -95,7 +95,7 @@ def serve(
 @app.command()
 def provision(
     action: Annotated[
-        str | None, typer.Argument(metavar="clear", help="'clear' empties the variables instead.")
+        str | None, typer.Argument(metavar="clear", help="'clear': empty the variables instead.")
     ] = None,
     env_file: Annotated[
         Path | None,
@@ -105,27 +105,27 @@ def provision(
     ] = None,
     rotate: Annotated[bool, typer.Option("--rotate", help="Give every client a new key.")] = False,
     identity_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where identity is (default: http://localhost:9002).")
+        str | None, typer.Option(metavar="URL", help="Address of identity (default: http://localhost:9002).")
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="DIR", help="A running stack whose identity and keys to take."),
+        typer.Option("--state", metavar="DIR", help="Use the identity and keys of this running stack."),
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for identity.")] = 30.0,
 ) -> None:
-    """Make the guide's domain, channel and clients, and write their ids and keys to an .env file."""
+    """Create the guide's domain, channel and clients, and write their ids and keys to an .env file."""
     from propeller.cli.provision import run_clear, run_provision
     from propeller.stack.env_file import default_env_file
 
     if action not in {None, "clear"}:
-        raise typer.BadParameter("must be 'clear' or left out", param_hint="ACTION")
+        raise typer.BadParameter("must be 'clear' or left out", param_hint="clear")
     if state and (identity_url or rotate):
         raise typer.BadParameter(
-            "not with --identity-url, and not with --rotate: a stack's own keys are its own",
+            "cannot be used with --identity-url or --rotate: a running stack manages its own keys",
             param_hint="--state",
         )
     if action and (rotate or state or identity_url):
-        raise typer.BadParameter("takes --env-file alone", param_hint="clear")
+        raise typer.BadParameter("cannot be used with options other than --env-file", param_hint="clear")
     path = env_file or default_env_file()
     if action:
         run_clear(path)
@@ -136,7 +136,7 @@ def provision(
 @app.command()
 def push(
     file: Annotated[Path, typer.Argument(help="A Wasm file.")],
-    reference: Annotated[str, typer.Argument(metavar="REF", help="Where to: registry/name:tag.")],
+    reference: Annotated[str, typer.Argument(metavar="REF", help="Destination: registry/name:tag.")],
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
@@ -150,7 +150,7 @@ def push(
 @app.command()
 def pull(
     reference: Annotated[
-        str, typer.Argument(metavar="REF", help="What: registry/name:tag or name@sha256:….")
+        str, typer.Argument(metavar="REF", help="Source: registry/name:tag or name@sha256:….")
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write (default: NAME.wasm).")
@@ -185,8 +185,10 @@ def logs(
             "--service", metavar="NAME", help="Only this service (proplet: all of them); repeatable."
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The lines as they are in the files.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the lines as they are in the files.")
+    ] = False,
 ) -> None:
     """Show the logs of a stack, merged by time."""
     from propeller.cli.logs import show_logs
@@ -202,26 +204,24 @@ def doctor(
     ] = None,
     env_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Instead: the stack whose ids and keys are in this .env file."),
+        typer.Option(metavar="FILE", help="Check the stack whose ids and keys are in this .env file."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="With --env-file: where that stack is.")
+        str, typer.Option(metavar="HOST", help="With --env-file: the host of that stack.")
     ] = "localhost",
     image: Annotated[
         str | None, typer.Option(metavar="REF", help="The program that the proxy must be able to fetch.")
     ] = None,
     participants: Annotated[
-        str | None, typer.Option(metavar="ID,…", help="What you give as participants, to be checked.")
+        str | None, typer.Option(metavar="ID,…", help="Check these participants.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a stack as the guide's troubleshooting does, and say how to mend what is wrong."""
+    """Check a stack as the guide's troubleshooting does, and print a fix for each problem."""
     from propeller.cli.doctor import run_doctor
 
     if state and env_file:
-        raise typer.BadParameter(
-            "not with --state: one of the two says where the stack is", param_hint="--env-file"
-        )
+        raise typer.BadParameter("cannot be used with --state", param_hint="--env-file")
     folder = state or DEFAULT_STATE
     raise typer.Exit(
         run_doctor(folder, env_file, host, image=image, participants=participants, as_json=as_json)
@@ -229,8 +229,8 @@ def doctor(
 
 
 @app.command()
-def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to make.")]) -> None:
-    """Make a project: a training program in Python, an experiment, and a little data."""
+def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to create.")]) -> None:
+    """Create a project: a training program in Python, an experiment, and a little data."""
     from propeller.cli.project import run_new
 
     run_new(folder)
@@ -239,14 +239,14 @@ def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder 
 @app.command()
 def build(
     script: Annotated[
-        Path, typer.Argument(metavar="SCRIPT.py", help="Marks a function with @train of propeller.program.")
+        Path, typer.Argument(metavar="SCRIPT.py", help="A script with a function marked with @train.")
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: SCRIPT.wasm.")
     ] = None,
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="Tensors in plain Python: slow, and it runs on any WASI 0.2 runtime."),
+        typer.Option("--plain", help="Tensors in plain Python: slow, but runs on any WASI 0.2 runtime."),
     ] = False,
 ) -> None:
     """Build a Python script into a Wasm program."""
@@ -258,7 +258,10 @@ def build(
 @app.command("try")
 def try_program(
     program: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .wasm, run in the sandbox, or a .py, run as it is.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A .wasm file, run in the sandbox, or a .py file, run as plain Python."
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON or safetensors; default: the experiment's.")
@@ -270,13 +273,11 @@ def try_program(
         str | None, typer.Option(metavar="JSON", help="Default: the experiment's.")
     ] = None,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate instead of training.")] = False,
-    wall_time: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.01, help="The limit of its time.")
-    ] = 300,
+    wall_time: Annotated[float, typer.Option(metavar="SECONDS", min=0.01, help="Time limit.")] = 300,
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update.
 
-    What is not given is taken from experiment.toml beside the program.
+    Options left out are taken from experiment.toml beside the program.
     """
     from propeller.cli.try_program import TrialInputs, run_try
     from propeller.wasm.program_run import Limits
@@ -293,7 +294,7 @@ def try_program(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What to run.")],
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")],
     state: StateOption = DEFAULT_STATE,
     image: Annotated[
         str | None, typer.Option(metavar="REF", help="The program, instead of the file's.")

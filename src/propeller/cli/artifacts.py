@@ -91,7 +91,7 @@ def _check_wasm(file: Path) -> None:
         with file.open("rb") as opened:
             head = opened.read(len(WASM_MAGIC))
     except FileNotFoundError:
-        raise StartError(f"{file}: no such file; build it first (docs/programs.md)") from None
+        raise StartError(f"{file}: there is no such file; build it first (docs/programs.md)") from None
     except OSError as error:
         raise StartError(f"{file} cannot be read: {error.strerror}") from None
     if head != WASM_MAGIC:

@@ -1,4 +1,4 @@
-"""``propeller doctor``: what is wrong with a stack, and how to mend it."""
+"""``propeller doctor``: what is wrong with a stack, and how to fix it."""
 
 import asyncio
 import json

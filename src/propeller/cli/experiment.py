@@ -16,7 +16,7 @@ from propeller.sdk import Propeller, RoundResult
 
 
 def _check_json_values(values: dict[str, Any]) -> dict[str, Any]:
-    """What TOML has and JSON has not is refused: dates, times, nan and inf."""
+    """Refuse what TOML has and JSON does not: dates, times, nan and inf."""
     for name, value in values.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -28,7 +28,7 @@ def _check_json_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class ModelSource(BaseModel):
-    """Where training starts: a version that is there, a file, or tensors by name."""
+    """Where training starts: an existing version, a file, or tensors by name."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -50,7 +50,7 @@ class DataSource(BaseModel):
 
 
 class ExperimentFile(BaseModel):
-    """The fields of an experiment file; one that is not known is refused by its name."""
+    """The fields of an experiment file; an unknown one is refused by name."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -120,7 +120,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def run_experiment(file: Path, state: Path, *, image: str | None, rounds: int | None) -> None:
@@ -159,10 +159,8 @@ def _run_rounds(fl: Propeller, experiment: ExperimentFile, folder: Path, console
         fl.put_dataset(proplet, dataset)
     version = experiment.model.version if model is None else fl.put_model(model)
     base = version if version is not None else fl.latest()
-    console.print(
-        f"{escape(experiment.image)}: {experiment.rounds} rounds on {len(participants)} proplets, from model v{base}",
-        soft_wrap=True,
-    )
+    rounds, proplets = _count(experiment.rounds, "round"), _count(len(participants), "proplet")
+    console.print(f"{escape(experiment.image)}: {rounds} on {proplets}, from model v{base}", soft_wrap=True)
     for number in range(1, experiment.rounds + 1):
         first = " (the program is fetched and compiled first)" if number == 1 else ""
         with console.status(f"round {number}: no updates yet{first} …") as waiting:
@@ -188,6 +186,10 @@ def _line(number: int, result: RoundResult, participants: int) -> str:
         f"  round {number:>2}  updates {len(result.updates)}/{participants}  {escape(means)}  "
         f"[dim]v{result.model_version}, {_duration(result.seconds)}, {result.round_id}[/]"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _duration(seconds: float) -> str:

@@ -29,14 +29,14 @@ def run_new(folder: Path) -> None:
             f"{name!r} cannot name an image: use lower-case letters and digits, with single . _ or - between them"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StartError(f"{folder} is there already; choose another name, or remove it first")
+        raise StartError(f"{folder} already exists; choose another name, or remove it first")
     (folder / "data").mkdir(parents=True)
     for file in sorted(_TEMPLATE.iterdir()):
         if file.suffix in {".py", ".toml", ".md"}:
             (folder / file.name).write_text(file.read_text().replace("NAME", name))
     for number in (1, 2, 3):
         (folder / "data" / f"{number}.json").write_text(_samples(number))
-    print(f"Made {folder}. Next:\n  cd {shlex.quote(str(folder))}\n  propeller try train.py")
+    print(f"Created {folder}. Next:\n  cd {shlex.quote(str(folder))}\n  propeller try train.py")
 
 
 def _samples(seed: int) -> str:

@@ -78,7 +78,7 @@ def run_clear(path: Path) -> None:
     with locked_folder(path, lambda: console.print(f"A provisioning works on {path}; waiting for it …")):
         file = EnvFile.read(path)
         if file.text is None:
-            raise StartError(f"{path}: no such file; name it with --env-file")
+            raise StartError(f"{path}: there is no such file; name it with --env-file")
         if file.write(file.updated(dict.fromkeys(sorted(GUIDE_VARIABLES), ""), CLEARED)):
             console.print(f"Cleared the ids and keys in {path}; what was there is in {file.backup}.")
         else:

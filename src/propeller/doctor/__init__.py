@@ -1,1 +1,1 @@
-"""What is wrong with a stack, and how to mend it: the guide's troubleshooting, asked of the running services."""
+"""What is wrong with a stack, and how to fix it: the guide's troubleshooting, asked of the running services."""

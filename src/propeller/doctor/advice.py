@@ -1,4 +1,4 @@
-"""How a stack is mended: by the commands of the way it runs."""
+"""How a stack is fixed: by the commands of the way it runs."""
 
 import shlex
 from dataclasses import dataclass
@@ -61,9 +61,7 @@ class LocalAdvice:
 
     def right_ids(self) -> str:
         """A stack writes them at its start."""
-        return (
-            f"end the stack (Ctrl-C) and start it again: {self.start()}; it writes {self.state / '.env'} anew"
-        )
+        return f"end the stack (Ctrl-C) and start it again: {self.start()}; it rewrites {self.state / '.env'}"
 
     def free_port(self, listener: str) -> str:
         """Its owner gives it up, or the stack takes others."""

@@ -73,10 +73,10 @@ def _explain(error: aiomqtt.MqttError, address: BrokerAddress) -> str:
     if isinstance(root, ConnectionRefusedError):
         return f"nothing listens on {address}"
     if isinstance(root, TimeoutError) or "timed out" in str(error):
-        return f"{address} takes connections but gave no answer within {BROKER_TIMEOUT_S:g} s"
+        return f"{address} accepts connections but did not answer within {BROKER_TIMEOUT_S:g} s"
     if isinstance(root, OSError):
         return f"{address} cannot be reached: {root}"
-    return f"what listens on {address} speaks no MQTT"
+    return f"what listens on {address} does not speak MQTT"
 
 
 class IdentityLookup:
@@ -130,7 +130,7 @@ class BrokerChecks:
         address = self._target.broker
         try:
             async with connect(address, None):
-                detail = f"{address} lets anyone in: that is another broker than this stack's"
+                detail = f"{address} accepts anyone: it is not this stack's broker"
                 fix = self._target.advice.free_port(listener_on(address.host, address.port))
                 return [failed("broker", detail, fix)]
         except ClientRefusedError:
@@ -146,7 +146,7 @@ class BrokerChecks:
         if not refused:
             return [passed("keys", f"the broker accepts all {len(clients)} clients")]
         if self._observed.identity_disconnected and len(refused) == len(clients):
-            detail = "the broker lets nobody in, as identity has no connection to it"
+            detail = "the broker accepts nobody, as identity is not connected to it"
             return [failed("keys", detail, self._target.advice.look("identity"))]
         reasons = await self._identity.explain_refusals(refused)
         return [

@@ -43,7 +43,7 @@ def passed(what: str, detail: str) -> Finding:
 
 
 def failed(what: str, detail: str, fix: str) -> Finding:
-    """Something is wrong; ``fix`` mends it."""
+    """Something is wrong; ``fix`` says how to correct it."""
     return Finding(Status.FAIL, what, detail, fix)
 
 
@@ -107,7 +107,7 @@ async def _run(check: Check, waited: dict[str, asyncio.Task[list[Finding]]], end
     except TimeoutError:
         detail = f"no answer within {limit:.0f} s"
         return [
-            failed(check.what, detail, "mend what fails above, or try again when the machine is less busy")
+            failed(check.what, detail, "fix what fails above, or try again when the machine is less busy")
         ]
     except CannotAskError as error:
         return [failed(check.what, str(error), "see the log of the service that was asked")]

@@ -47,7 +47,9 @@ class FleetChecks:
         health = await self._http.get_object(f"{url}/health")
         if health.get("mqtt_connected", True):
             return [passed("manager mqtt", "the manager is connected to the broker")]
-        detail = "the manager is not connected to the broker: its id, key, domain or channel may be those of before"
+        detail = (
+            "the manager is not connected to the broker: its id, key, domain or channel may be out of date"
+        )
         return [failed("manager mqtt", detail, self._target.advice.restart("manager"))]
 
     async def proplets(self) -> list[Finding]:
@@ -188,7 +190,7 @@ class RoundChecks:
             return [passed("model 0", f"{url}/models/0 is there; versions: {len(found['versions'])}")]
         body = '{"version": 0, "model": {"w": [0.0, 0.0, 0.0], "b": 0.0}}'
         fix = f"curl -X POST {url}/models -H 'Content-Type: application/json' -d '{body}'"
-        return [failed("model 0", f"{url} has no model 0 to begin with", fix)]
+        return [failed("model 0", f"{url} has no model 0 to start from", fix)]
 
     async def rounds(self) -> list[Finding]:
         """Whether the newest round failed, and why."""

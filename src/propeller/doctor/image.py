@@ -82,7 +82,7 @@ class ImageCheck:
 
     def _silent(self, image: str, *, there: bool) -> Finding:
         if there:
-            detail = f"the proxy runs, but its registry said nothing about {image} within {_REGISTRY_S:g} s"
+            detail = f"the proxy runs, but its registry gave no answer about {image} within {_REGISTRY_S:g} s"
             fix = f"check PROXY_REGISTRY_URL and that the proxy can reach it: {self._target.advice.look('proxy')}"
             return failed("image", detail, fix)
         detail = "no proxy answers in this channel: tasks would fail with updates=0"

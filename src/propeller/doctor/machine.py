@@ -44,7 +44,7 @@ def clocks(observed: Observations) -> list[Finding]:
     return findings or [
         passed(
             "clocks",
-            f"those of {len(observed.clocks)} listeners are within {largest:.0f} s of this machine's",
+            f"the clocks of {len(observed.clocks)} listeners are within {largest:.0f} s of this machine's",
         )
     ]
 

@@ -100,7 +100,7 @@ def _explained_errors(url: str) -> Iterator[None]:
     except httpx.ConnectError:
         raise NoAnswerError(f"nothing listens on {address}") from None
     except httpx.TimeoutException:
-        text = f"{address} takes connections but gave no answer within {HTTP_TIMEOUT_S:g} s"
+        text = f"{address} accepts connections but did not answer within {HTTP_TIMEOUT_S:g} s"
         raise NoAnswerError(text) from None
     except (httpx.RemoteProtocolError, httpx.ReadError):
         raise NoAnswerError(f"what listens on {address} does not speak HTTP") from None
@@ -116,7 +116,7 @@ def _json_object(answer: httpx.Response, url: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise NoAnswerError(f"{url} answered with something that is no JSON object")
+        raise NoAnswerError(f"{url} answered with something other than a JSON object")
     return found
 
 
@@ -173,7 +173,7 @@ class ServiceChecks:
         return failed(name, str(error), self._target.advice.restart(name))
 
     def _foreign(self, name: str, url: str) -> Finding:
-        detail = f"{url} is answered by something else than {name}"
+        detail = f"{url} is answered by something other than {name}"
         return failed(name, detail, self._target.advice.free_port(listener_on(*address_of(url))))
 
 

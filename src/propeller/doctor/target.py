@@ -70,7 +70,7 @@ class Target:
         admin: name and password of identity's first user, where they are known.
         image: a program that it should be able to fetch; empty if none is known.
         folder: where its state is, if that is on this machine.
-        advice: how it is mended.
+        advice: how it is fixed.
     """
 
     settings: str

@@ -115,7 +115,7 @@ _NOT_SET = "not set"
 _IDENTITY = ("_DOMAIN_ID", "_CHANNEL_ID", "_CLIENT_ID", "_CLIENT_KEY")
 PROVISION = (
     "propeller provision makes these ids and keys and writes them into the .env file: "
-    "run it, then start this service anew with them"
+    "run it, then start this service with them"
 )
 
 
