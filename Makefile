@@ -1,4 +1,4 @@
-# Everything a person runs. `make demo` and `make test` need Python 3.11 or newer, make and a C library, nothing else.
+# `make demo` and `make test` need Python 3.11 or newer, make and a C library, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,7 +41,7 @@ clean: ## Remove the environment and what runs left behind
 	rm -rf $(VENV) .propeller .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Not the interpreter itself: it is there before pip is, and an interrupted run must begin again.
+# A marker instead of the interpreter, which exists before pip does: an interrupted run must begin again.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11 make $(MAKECMDGOALS)" >&2; exit 1; }
