@@ -379,7 +379,7 @@ async def test_clear_empties_the_variables_and_nothing_else(place: Place) -> Non
     await place.run()
     full = place.path.read_text()
     run_clear(place.path)
-    assert f"what was there is in {place.path}.bak" in place.capture.readouterr().out
+    assert f"the previous file is {place.path}.bak" in place.capture.readouterr().out
     assert place.values == {"A": "1", **dict.fromkeys(GUIDE_VARIABLES, "")}
     assert place.path.with_name("deploy.env.bak").read_text() == full
     run_clear(place.path)

@@ -50,7 +50,7 @@ def test_it_says_its_version(installed: Path, tmp_path: Path) -> None:
 def test_it_runs_the_demo(installed: Path, tmp_path: Path) -> None:
     said = run(installed / "propeller", "demo", cwd=tmp_path, COLUMNS="200")
     assert "all three, federated" in said
-    assert "Everything that was started has ended." in said
+    assert "All processes have ended." in said
     source = Path(said.partition("what ran in each sandbox:")[2].split()[0])
     assert source.is_relative_to(installed.parent)
     assert "int main" in source.read_text()

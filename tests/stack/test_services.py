@@ -65,7 +65,9 @@ def test_who_has_an_http_api() -> None:
 
 
 def test_an_unknown_service_is_refused_with_the_names_of_all() -> None:
-    with pytest.raises(StartError, match=r"no service is named 'brokr'; there are broker, identity, manager"):
+    with pytest.raises(
+        StartError, match=r"there is no service 'brokr'; choose from broker, identity, manager"
+    ):
         find_service("brokr")
 
 

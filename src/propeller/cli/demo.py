@@ -26,7 +26,7 @@ EPOCHS, LEARNING_RATE, BATCH_SIZE = 2, 0.1, 16
 
 _MARKER_FILE, _MARKER_TEXT = (
     ".propeller-demo",
-    "What is in this folder is removed when the demo is run again.\n",
+    "The content of this folder is removed when the demo is run again.\n",
 )
 
 
@@ -53,9 +53,7 @@ def run_demo(folder: Path, rounds: int) -> int:
 
     code = run_on_stack(options, report, body)
     if code == 0:
-        console.print(
-            f"\nEverything that was started has ended. {time.monotonic() - started_at:.1f} s in all."
-        )
+        console.print(f"\nAll processes have ended. Total time: {time.monotonic() - started_at:.1f} s.")
     return code or (0 if passed else 1)
 
 
@@ -212,9 +210,7 @@ def _initial_model(model: dict[str, Any]) -> dict[str, dict[str, str]]:
 def _prepare_folder(folder: Path) -> None:
     """Remove what the last demo left, but never a folder that is not a demo's."""
     if StateFolder(folder).running_process() is not None:
-        raise StartError(
-            f"a stack already runs on {folder}; wait for its end or choose another folder with --state"
-        )
+        raise StartError(f"a stack already runs on {folder}; stop it, or choose another folder with --state")
     if folder.exists():
         if any(folder.iterdir()) and not _is_demo_folder(folder):
             raise StartError(

@@ -136,7 +136,7 @@ def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
     names = [_service_name(name) for name in services]
     unknown = [name for name in names if name not in found and name != "proplet"]
     if unknown:
-        raise StartError(f"no log of {', '.join(unknown)}; there are {', '.join(found)}")
+        raise StartError(f"there is no log of {', '.join(unknown)}; choose from {', '.join(found)}")
     return {name: file for name, file in found.items() if not names or _is_wanted(name, names)}
 
 

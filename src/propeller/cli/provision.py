@@ -62,7 +62,7 @@ def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bo
     file.check_writable()
     source = _stack_source(state) if state else _environment_source(url, file)
     with locked_folder(
-        path, lambda: console.print(f"Another provisioning works on {path}; waiting for it …")
+        path, lambda: console.print(f"Another 'propeller provision' uses {path}; waiting for it …")
     ):
         result = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
     _show(console, result, path)
@@ -75,12 +75,12 @@ def run_clear(path: Path) -> None:
         StartError: there is no such file, or it may not be written.
     """
     console = Console(highlight=False, soft_wrap=True)
-    with locked_folder(path, lambda: console.print(f"A provisioning works on {path}; waiting for it …")):
+    with locked_folder(path, lambda: console.print(f"A 'propeller provision' uses {path}; waiting for it …")):
         file = EnvFile.read(path)
         if file.text is None:
             raise StartError(f"{path}: there is no such file; name it with --env-file")
         if file.write(file.updated(dict.fromkeys(sorted(GUIDE_VARIABLES), ""), CLEARED)):
-            console.print(f"Cleared the ids and keys in {path}; what was there is in {file.backup}.")
+            console.print(f"Cleared the ids and keys in {path}; the previous file is {file.backup}.")
         else:
             console.print(f"warning: {path} has no ids or keys to clear.")
 
@@ -101,7 +101,7 @@ def _environment_source(url: str | None, file: EnvFile) -> IdentitySource:
     values = file.values
     url = url or f"http://localhost:{os.environ.get(_PORT) or values.get(_PORT) or DEFAULT_PORT}"
     if not _is_address(url):
-        raise StartError(f"identity's address {url!r} is none; write it as http://host:9002")
+        raise StartError(f"identity's address {url!r} is not valid; write it as http://host:9002")
     username = os.environ.get(_USERNAME) or values.get(_USERNAME) or DEFAULT_ADMIN
     passwords = {
         "the environment": os.environ.get(_PASSWORD),
@@ -202,9 +202,11 @@ def _show(console: Console, result: ProvisioningResult, path: Path) -> None:
     for line in result.corrected:
         console.print(f"corrected: {line}")
     if not result.changed:
-        console.print(f"\n{path} has all of this already; nothing was changed.")
+        console.print(f"\n{path} already has all of this; nothing was changed.")
         return
-    console.print(f"\nWrote ids and keys to {path}. Now recreate what reads them (a restart does not):")
+    console.print(
+        f"\nWrote ids and keys to {path}. Now recreate the services that use them (a restart is not enough):"
+    )
     console.print(
         f"  docker compose -f deploy/compose.yaml --env-file {path} up -d --force-recreate {READERS}"
     )

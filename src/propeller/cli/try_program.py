@@ -121,7 +121,7 @@ class Trial:
             self.from_experiment.append("model")
         if file is None and found is None:
             raise StartError(
-                f"give the model to begin with: --model FILE, or tensors in [model] of {experiment_file}"
+                f"give a model to start from: --model FILE, or tensors in [model] of {experiment_file}"
             )
         try:
             if file is not None and file.suffix == ".safetensors":
@@ -147,7 +147,7 @@ class Trial:
         if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
             raise StartError(f'{file}: not a data set: {{"data": [{{"x": [0.1, 0.2], "y": 1}}, …]}}')
         if not samples:
-            raise StartError(f"{file}: there are no samples in it")
+            raise StartError(f"{file}: it has no samples")
         return {**fields, "data": samples, "size": len(samples)}
 
 
@@ -212,7 +212,7 @@ def _run_natively(script: Path, trial: Trial) -> RunOutcome:
         }
     code = done.returncode
     return RunOutcome(
-        None if code == 0 else f"the script ended with {code}", stdout=done.stdout, out_files=written
+        None if code == 0 else f"the script exited with {code}", stdout=done.stdout, out_files=written
     )
 
 

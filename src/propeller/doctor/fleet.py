@@ -183,7 +183,7 @@ class RoundChecks:
         self._target, self._http, self._observed = target, http, observed
 
     async def model(self) -> list[Finding]:
-        """Whether there is a model to begin with."""
+        """Whether there is a model to start from."""
         url = self._target.services["model-registry"]
         found = await self._http.get_object(f"{url}/models", self._target.client("manager"))
         if 0 in found["versions"]:

@@ -406,7 +406,7 @@ def find_service(name: str) -> ServiceSpec:
     for spec in SERVICES:
         if spec.name == name:
             return spec
-    raise StartError(f"no service is named {name!r}; there are {', '.join(spec.name for spec in SERVICES)}")
+    raise StartError(f"there is no service {name!r}; choose from {', '.join(spec.name for spec in SERVICES)}")
 
 
 def in_stage(stage: Stage) -> list[ServiceSpec]:
