@@ -22,7 +22,7 @@ from propeller.digests import digest_of
 from propeller.oci import manifest
 from propeller.oci.manifest import Descriptor
 from support import go_program
-from support.bystanders import Answer, Bystander, silent
+from support.http_servers import Answer, RecordingServer, open_silent_server
 from support.net import free_port
 from support.registries import basic, blob_file, debian
 from support.stack import Up, propeller, running_stack
@@ -124,8 +124,8 @@ class Front:
 
     def __init__(self, program: bytes) -> None:
         self._layer = Descriptor.of(manifest.WASM, program)
-        self.store = Bystander(lambda _path, _authorization: (200, {}, program))
-        self.registry = Bystander(self._answer)
+        self.store = RecordingServer(lambda _path, _authorization: (200, {}, program))
+        self.registry = RecordingServer(self._answer)
 
     def _answer(self, path: str, authorization: str | None) -> Answer:
         if authorization != basic(FRONT):
@@ -307,7 +307,7 @@ def test_artifacts_that_are_not_one_program(rig: Rig) -> None:
 def test_a_registry_that_is_not_there_or_hangs(rig: Rig) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     check_failure(rig, f"{nowhere}/team/x:v1", f"{nowhere} cannot be reached", "check the registry's address")
-    with silent() as host:
+    with open_silent_server() as host:
         check_failure(
             rig, f"{host}/team/x:v1", f"{host} did not answer within 1 s", "check that the registry is up"
         )
@@ -321,7 +321,7 @@ def test_another_registry_gets_no_credentials(rig: Rig) -> None:
         challenge = f'Bearer realm="http://{other.host}/token",service="r", Basic realm="r"'
         return (403, {}, b"") if path.startswith("/token") else (401, {"WWW-Authenticate": challenge}, b"")
 
-    other = Bystander(ask)
+    other = RecordingServer(ask)
     with other.running():
         check_failure(rig, f"{other.host}/team/x:v1", "403 Forbidden", f"docker login {other.host}")
     assert {path.partition("?")[0] for path, _ in other.seen} == {"/token", "/v2/team/x/manifests/v1"}

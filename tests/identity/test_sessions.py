@@ -26,7 +26,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session, SubscriptionLimitError, SubscriptionRefusedError
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
-from support.certificates import make
+from support.certificates import make_certificates
 from support.identity import Site, first
 from support.net import eventually
 from support.provisioned import Provisioned
@@ -205,7 +205,7 @@ async def test_a_session_ends_when_its_client_is_away_for_long_and_begins_anew(
 
 
 async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
-    files = make(tmp_path)
+    files = make_certificates(tmp_path)
     site = expiring(Site.at(tmp_path), 0.4)
     site = replace(site, broker=site.broker.model_copy(update={"tls_cert": files.cert, "tls_key": files.key}))
     async with site.running() as (identity, made):
@@ -218,7 +218,7 @@ async def test_sessions_end_at_a_broker_with_tls_too(tmp_path: Path) -> None:
 
 
 async def test_sessions_that_cannot_be_ended_are_counted_all_the_same(tmp_path: Path) -> None:
-    files = make(tmp_path)
+    files = make_certificates(tmp_path)
     site = expiring(Site.at(tmp_path), 0.4)
     tls_files = {"tls_cert": files.cert, "tls_key": files.key, "tls_client_ca": files.ca}
     site = replace(site, broker=site.broker.model_copy(update=tls_files))

@@ -10,13 +10,13 @@ import pytest
 
 from propeller.manager.main import main
 from propeller.process.run import StartError
-from support.certificates import make
+from support.certificates import make_certificates
 from support.manager import settings_for
 from support.net import eventually
 
 
 async def test_with_a_certificate_it_answers_https_alone(broker_port: int, tmp_path: Path) -> None:
-    files = make(tmp_path)
+    files = make_certificates(tmp_path)
     settings = settings_for(broker_port, tmp_path, http_cert=files.cert, http_key=files.key)
     host, stop = f"127.0.0.1:{settings.http_port}", asyncio.Event()
     running = asyncio.create_task(main(settings, stop))
@@ -41,7 +41,7 @@ async def test_with_a_certificate_it_answers_https_alone(broker_port: int, tmp_p
 
 
 async def test_a_certificate_without_its_key_is_an_error(broker_port: int, tmp_path: Path) -> None:
-    files = make(tmp_path)
+    files = make_certificates(tmp_path)
     with pytest.raises(
         StartError, match=r"MANAGER_HTTP_SERVER_KEY: not set, but MANAGER_HTTP_SERVER_CERT is"
     ):

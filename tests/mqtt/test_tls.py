@@ -16,7 +16,7 @@ from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.run import StartError
-from support.certificates import Certificates, make
+from support.certificates import Certificates, make_certificates
 from support.identity import SECRET, Site
 from support.net import eventually, free_port
 from support.provisioned import Provisioned
@@ -28,7 +28,7 @@ class ClientSettings(MqttTlsSettings):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make(tmp_path_factory.mktemp("certificates"))
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +125,7 @@ async def test_a_broker_may_ask_for_the_clients_certificate_too(tmp_path: Path, 
 
 
 async def test_a_certificate_for_another_host_is_refused(tmp_path: Path, files: Certificates) -> None:
-    async with tls_site(tmp_path, files, tls_cert=files.elsewhere_cert, tls_key=files.elsewhere_key) as (
+    async with tls_site(tmp_path, files, tls_cert=files.other_host_cert, tls_key=files.other_host_key) as (
         site,
         made,
     ):

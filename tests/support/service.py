@@ -1,4 +1,4 @@
-"""A service in a process of its own, as its container would run it."""
+"""Services as processes of their own, as their containers run them."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from support.net import wait_port
 def start_service(
     service: str, env: Mapping[str, str], port: int, log: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run ``propeller serve SERVICE`` with ``env`` until it listens on ``port``; it is killed at the end of the block."""
+    """Run ``propeller serve SERVICE`` with ``env`` until it listens on ``port``; at the end of the block it is killed."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "propeller", "serve", service],
@@ -37,12 +37,12 @@ def start_service(
 
 @contextmanager
 def start_services(services: Mapping[str, tuple[Mapping[str, str], int]], logs: Path) -> Iterator[None]:
-    """Run several at the same time, each with its environment and its port; their logs are ``NAME.log`` in a folder."""
+    """Run several services, each with its environment and port; they start together and log to ``NAME.log`` in a folder."""
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         starting = [
             pool.submit(stack.enter_context, start_service(name, env, port, logs / f"{name}.log"))
             for name, (env, port) in services.items()
         ]
-        for one in starting:
-            one.result()
+        for start in starting:
+            start.result()
         yield

@@ -1,4 +1,4 @@
-"""The calls that absmach/propeller's provisioning script makes, one after the other, as it makes them (protocol of its FL demo)."""
+"""The requests of absmach/propeller's provisioning script for its FL demo, in the same order and form."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +12,16 @@ TRIES = 30
 
 
 class ScriptError(Exception):
-    """The script would end with exit code 1."""
+    """The script would exit with code 1."""
 
 
 @dataclass
 class SmqScript:
-    """The script, pointed at four addresses.
+    """The script with the addresses of the four APIs.
 
     Attributes:
-        warnings: what it would warn of and go on.
-        answers: each client as it was answered, by name.
+        warnings: what it would only warn of.
+        answers: the answer to each client's creation, or its entry in the list, by name.
     """
 
     users: str
@@ -36,7 +36,7 @@ class SmqScript:
         self.answers: dict[str, dict[str, Any]] = {}
 
     def run(self) -> dict[str, str]:
-        """The variables it writes to the .env file; clients without id or secret are skipped."""
+        """Provision; gives the variables that the script writes to the .env file, without clients that have no id or secret."""
         with httpx.Client(timeout=10, trust_env=False) as http:
             self._http = http
             self._wait()
@@ -66,7 +66,7 @@ class SmqScript:
                 if self._http.get(f"{base}/health", timeout=2).status_code in {200, 404}:
                     break
             else:
-                raise ScriptError(f"{base} is not there")
+                raise ScriptError(f"{base} does not answer")
 
     def _login(self) -> str:
         body = {"username": self.username, "password": self.password}
@@ -105,20 +105,22 @@ class SmqScript:
     def _client(self, domain: str, name: str) -> dict[str, Any] | None:
         url = f"{self.clients}/{domain}/clients"
         answer = self._post(url, {"name": name, "tags": ["propeller", "fl-demo"], "status": "enabled"})
-        return self._made_or_listed(answer, url, name, "clients")
+        return self._created_or_listed(answer, url, name, "clients")
 
     def _channel(self, domain: str) -> str:
         url = f"{self.channels}/{domain}/channels"
         answer = self._post(url, {"name": "fl", "status": "enabled"})
-        channel = self._made_or_listed(answer, url, "fl", "channels")
+        channel = self._created_or_listed(answer, url, "fl", "channels")
         if channel is None:
             raise ScriptError(f"channel: {answer.status_code} {answer.text}")
         return str(channel["id"])
 
-    def _made_or_listed(self, answer: httpx.Response, url: str, name: str, key: str) -> dict[str, Any] | None:
+    def _created_or_listed(
+        self, answer: httpx.Response, url: str, name: str, key: str
+    ) -> dict[str, Any] | None:
         if answer.status_code == 201:
-            made: dict[str, Any] = answer.json()
-            return made
+            created: dict[str, Any] = answer.json()
+            return created
         if answer.status_code != 409:
             return None
         listed = self._get(f"{url}?name={name}")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from support.bystanders import Answer, Bystander
+from support.http_servers import Answer, RecordingServer
 from support.registries import basic
 
 ISSUER, SERVICE = "test-tokens", "test-registry"
@@ -41,7 +41,7 @@ class TokenServer:
         self._login = basic(login)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = _certificate(self._key)
-        self._server = Bystander(self._answer)
+        self._server = RecordingServer(self._answer)
 
     @contextmanager
     def running(self) -> Iterator["TokenServer"]:

@@ -1,4 +1,4 @@
-"""Servers beside a registry: one that records what is sent to it, one that sends on to it, one that says nothing."""
+"""Small servers for tests: an HTTP server that records its requests, and one that never answers."""
 
 import contextlib
 import socket
@@ -10,8 +10,8 @@ Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body."""
 
 
-class Bystander:
-    """An HTTP server that answers with ``answer(path, authorization)``; ``seen`` has those of every request."""
+class RecordingServer:
+    """An HTTP server that answers with ``answer(path, authorization)`` and records both of every request in ``seen``."""
 
     def __init__(self, answer: Callable[[str, str | None], Answer]) -> None:
         self.seen: list[tuple[str, str | None]] = []
@@ -25,8 +25,8 @@ class Bystander:
         return f"127.0.0.1:{self._server.server_port}"
 
     @contextlib.contextmanager
-    def running(self) -> "Iterator[Bystander]":
-        """Answer for the length of the block."""
+    def running(self) -> "Iterator[RecordingServer]":
+        """Serve for the length of the block."""
         thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         thread.start()
         try:
@@ -36,7 +36,7 @@ class Bystander:
             self._server.server_close()
             thread.join()
 
-    def _handler(server: "Bystander") -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
+    def _handler(server: "RecordingServer") -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 authorization = self.headers.get("authorization")
@@ -58,7 +58,7 @@ class Bystander:
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[str]:
-    """The host and port of a server that takes connections and never answers."""
+def open_silent_server() -> Iterator[str]:
+    """The host and port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
