@@ -224,6 +224,20 @@ def test_a_clock_that_is_off(tmp_path: Path) -> None:
     assert "timedatectl" in lines[0]
 
 
+def test_a_service_that_has_just_hung_is_asked_for_its_time_again(tmp_path: Path) -> None:
+    times = iter([time.time() - 60])
+
+    def headers() -> dict[str, str]:
+        return {"Date": formatdate(next(times, time.time()), usegmt=True)}
+
+    with (
+        answering(b'{"status":"ok"}', headers) as service,
+        published(tmp_path, nobody(free_port(), aggregator=service)),
+    ):
+        found = examine("--state", str(tmp_path))
+    assert found.line("clocks").startswith("PASS the clocks of 1")
+
+
 def test_heartbeats_of_the_future() -> None:
     observed = Observations(
         clocks={"manager": 0.0}, proplets={"p": {"last_alive_at": "2999-01-01T00:00:00Z"}, "q": {}}

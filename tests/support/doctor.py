@@ -3,7 +3,7 @@
 import copy
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,13 +117,16 @@ def changed(stack: dict[str, Any], **urls: str) -> dict[str, Any]:
 
 
 @contextmanager
-def answering(body: bytes, headers: dict[str, str], status: int = 200) -> Iterator[str]:
-    """A program on a port that answers every GET with this."""
+def answering(
+    body: bytes, headers: dict[str, str] | Callable[[], dict[str, str]], status: int = 200
+) -> Iterator[str]:
+    """A program on a port that answers every GET with this; a function gives the headers of each answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            given = headers() if callable(headers) else headers
             self.send_response_only(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            for name, value in {"Content-Length": str(len(body)), **given}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

@@ -99,9 +99,6 @@ def _checks(
     async def subscriptions() -> list[Finding]:
         return broker_checks.subscriptions(observed)
 
-    async def clocks() -> list[Finding]:
-        return machine.clocks(observed)
-
     def check(what: str, ask: Ask, *needs: str, after: tuple[str, ...] = (), **options: float) -> Check:
         return Check(what, ask, ("stack", *needs), after, **options)
 
@@ -130,7 +127,7 @@ def _checks(
             after=("channel", "rounds"),
             limit_s=IMAGE_LIMIT_S,
         ),
-        check("clocks", clocks, after=(*HTTP_SERVICES, "proplets")),
+        check("clocks", services.clocks, after=(*HTTP_SERVICES, "proplets")),
     ]
 
 

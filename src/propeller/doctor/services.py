@@ -1,5 +1,6 @@
 """Asking the services over HTTP, and whether each answers where it should."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -10,7 +11,7 @@ from typing import Any, Self
 import httpx
 
 from propeller.doctor.checks import CannotAskError, Finding, failed, passed
-from propeller.doctor.machine import listener_on
+from propeller.doctor.machine import MAX_CLOCK_DIFFERENCE_S, clocks, listener_on
 from propeller.doctor.target import Client, Observations, Target
 from propeller.process.http import error_text, needs_tls
 
@@ -120,6 +121,9 @@ def _json_object(answer: httpx.Response, url: str) -> dict[str, Any]:
     return found
 
 
+_DATE_INTERVAL_S = 1.2
+"""A little more than the second after which uvicorn renews the ``Date`` of its answers."""
+
 _HEALTHY = frozenset({"ok", "pass"})
 
 
@@ -128,6 +132,7 @@ class ServiceChecks:
 
     def __init__(self, target: Target, http: HttpClient, observed: Observations) -> None:
         self._target, self._http, self._observed = target, http, observed
+        self._asked: dict[str, str] = {}
 
     async def service(self, name: str) -> list[Finding]:
         """A service with one address."""
@@ -156,7 +161,20 @@ class ServiceChecks:
                 self._observed.subscriptions = counts
         return [passed("identity", f"{', '.join(self._target.identity.values())} answer")]
 
+    async def clocks(self) -> list[Finding]:
+        """The services' clocks beside this machine's.
+
+        A server renews the time in its answers once a second: one that has just hung still tells that of before, and is asked again.
+        """
+        off = [name for name, ahead in self._observed.clocks.items() if abs(ahead) > MAX_CLOCK_DIFFERENCE_S]
+        if off:
+            await asyncio.sleep(_DATE_INTERVAL_S)
+            with contextlib.suppress(NoAnswerError):  # its own check has said so, or the next doctor will
+                await asyncio.gather(*(self._answer(name, self._asked[name]) for name in off))
+        return clocks(self._observed)
+
     async def _answer(self, name: str, url: str) -> httpx.Response:
+        self._asked[name] = url
         before = time.time()
         answer = await self._http.get(url)
         try:
