@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 
 from propeller.coordinator.mqtt import UpdateReceiver
 from propeller.coordinator.store import RoundStore
@@ -236,6 +236,20 @@ async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_
                 update_topic(round_id, "p-1"), json.dumps(update(round_id=round_id)).encode()
             )
         await eventually(lambda: service.calls == 22)  # the second one waited for the first
+
+
+async def test_an_update_that_the_database_will_never_take_does_not_block_the_others() -> None:
+    class RefusingService:
+        calls = 0
+
+        async def accept_update(self, _update: object) -> None:
+            self.calls += 1
+            raise DataError("INSERT", {}, Exception("value out of range"))
+
+    service = RefusingService()
+    receiver = UpdateReceiver(service, max_bytes=10_000)  # type: ignore[arg-type]
+    await receiver.handle(update_topic("r-1", "p-1"), json.dumps(update()).encode())
+    assert service.calls == 1
 
 
 async def test_an_update_over_the_limit_is_not_read() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.store import RoundStore
@@ -48,6 +48,8 @@ class UpdateReceiver:
         """
         try:
             await self._accept(topic, payload)
+        except DataError as error:  # no later try can store it, and it must not block those behind it
+            log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
         except (OSError, DBAPIError) as error:  # of the database
             raise UnavailableError(f"the update cannot be stored: {str(error)[:500]}") from error
         except PropellerError as error:
