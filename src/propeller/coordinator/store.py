@@ -1,6 +1,6 @@
 """Rounds in SQL: one transaction for each event, so that what was answered is there after a crash."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +15,9 @@ from propeller.store.database import Database
 from propeller.store.migrations import Schema, migrate
 
 tables = sa.MetaData()
+_MAX_QUERY_VALUES = 500
+"""Values of one query: older SQLite takes 999."""
+
 SCHEMA = Schema("coordinator", tables, "propeller.coordinator.migrations")
 
 _rounds = sa.Table(
@@ -193,11 +196,11 @@ class RoundStore:
         """Which of these updates are of completed rounds, by their digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
-            for start in range(0, len(digests), 500):
+            for some in _batches(digests):
                 query = (
                     sa.select(_updates.c.digest)
                     .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
-                    .where(_updates.c.digest.in_(digests[start : start + 500]))
+                    .where(_updates.c.digest.in_(some))
                     .where(_rounds.c.state == RoundState.COMPLETED.value)
                 )
                 found |= set((await connection.execute(query)).scalars())
@@ -207,11 +210,11 @@ class RoundStore:
         """The ids of the rounds that failed before a moment (Unix seconds) and have updates among these digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
-            for start in range(0, len(digests), 500):
+            for some in _batches(digests):
                 query = (
                     sa.select(_rounds.c.round_id)
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
-                    .where(_updates.c.digest.in_(digests[start : start + 500]))
+                    .where(_updates.c.digest.in_(some))
                     .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < moment)
                 )
                 found |= set((await connection.execute(query)).scalars())
@@ -306,3 +309,8 @@ def _read_record(
         row.timings,
         row.announced,
     )
+
+
+def _batches(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), _MAX_QUERY_VALUES):
+        yield values[start : start + _MAX_QUERY_VALUES]
