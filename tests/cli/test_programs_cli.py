@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save_file
 
@@ -305,6 +306,19 @@ def test_a_program_in_another_language(project: Path, tmp_path: Path) -> None:
     (tmp_path / "echo.wasm").write_bytes(echo())
     silent = run("try", tmp_path / "echo.wasm", "--model", model, "--data", data)
     assert "standard output is not an update" in said(silent)
+
+
+def test_a_script_ends_with_a_command_that_is_killed(project: Path) -> None:
+    file = script(
+        project,
+        f"{HEAD}@train\ndef fit(*task):\n    import os\n    print('pid', os.getpid(), flush=True)\n    while True:\n        pass\n",
+    )
+    with subprocess.Popen([*PROPELLER, "try", str(file)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        pid = int(next(line for line in process.stderr if line.startswith("pid ")).removeprefix("pid "))
+        process.kill()
+        assert process.stderr.read() == ""  # the script held the other end
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_ctrl_c_ends_it(project: Path) -> None:

@@ -25,6 +25,7 @@ from propeller.fl.tensors import (
     to_json,
     to_safetensors,
 )
+from propeller.process import parent_death
 from propeller.process.run import StartError
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import MAX_ENV_BYTES
@@ -203,7 +204,9 @@ def _run_natively(script: Path, trial: Trial) -> RunOutcome:
         (root / "out").mkdir()
         for name, content in trial.files.items():
             (root / "in" / name).write_bytes(content)
-        command = [sys.executable, "-P", "-m", "propeller.program.native", str(script), folder]
+        run = [sys.executable, "-P", "-m", "propeller.program.native", str(script), folder]
+        # A script may loop for ever: it must not outlive a command that is killed.
+        command = [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), *run]
         done = subprocess.run(  # noqa: S603 - the user's own
             command, env={**os.environ, **trial.env}, stdout=subprocess.PIPE, check=False
         )
