@@ -1,6 +1,7 @@
 """A program in its task's process: what WASI lets it see, how it is called, and why it failed."""
 
 import resource
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class Failure:
     limit: str | None = None
 
 
-class GuestProgram:
+class GuestProgram(ABC):
     """What core modules and components share: the store with its limits and what WASI lets them see."""
 
     def __init__(self, task: RunTask) -> None:
@@ -69,6 +70,7 @@ class GuestProgram:
         wasi.preopen_dir("out", "/out")
         self.store.set_wasi(wasi)
 
+    @abstractmethod
     def call(self) -> str | None:
         """Run the program; gives the result of a called function, as text.
 
@@ -76,7 +78,6 @@ class GuestProgram:
             CallError: there is no such function, its inputs do not fit, or it gave an error.
             wasmtime.WasmtimeError: the program failed (``explain`` says why), or exited (``wasmtime.ExitTrap``).
         """
-        raise NotImplementedError
 
     def explain(self, error: wasmtime.Trap | wasmtime.WasmtimeError) -> Failure:
         """The error's text and the limit behind it."""
