@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import save_file
 
@@ -19,6 +18,7 @@ from propeller.data import program_path
 from propeller.process.run import StartError
 from propeller.wasm import build as building
 from propeller.wasm.program_run import Limits
+from support.net import has_ended, wait_until
 from support.programs import echo
 from support.python_programs import CACHE_HOME, built
 from support.stack import PROPELLER, propeller
@@ -318,7 +318,7 @@ def test_a_script_ends_with_a_command_that_is_killed(project: Path) -> None:
         pid = int(next(line for line in process.stderr if line.startswith("pid ")).removeprefix("pid "))
         process.kill()
         assert process.stderr.read() == ""  # the script held the other end
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: has_ended(pid), what="the script ends with the command")
 
 
 def test_ctrl_c_ends_it(project: Path) -> None:

@@ -1,7 +1,6 @@
 """The embedded broker: what it keeps over a crash, and what it says when it cannot start."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import stat
@@ -20,7 +19,7 @@ from propeller.mqtt.broker_config import BrokerSettings
 from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from support.identity import SECRET, Site, first
-from support.net import eventually, free_port, wait_port
+from support.net import eventually, free_port, has_ended, wait_port
 
 
 def settings(folder: Path, **given: Any) -> BrokerSettings:
@@ -43,7 +42,7 @@ async def test_queued_messages_survive_a_killed_broker(tmp_path: Path, qos: int)
         # Another broker on the same folder, after the first one was killed and not stopped.
         pid = _server_pid(site.broker)
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: _ended(pid))
+        await eventually(lambda: has_ended(pid))
         async with Broker(site.broker):
             await eventually(lambda: _identity.link.connected)
             async with site.client(proplet.id, proplet.key, clean_session=False) as client:
@@ -82,12 +81,6 @@ async def test_the_service_starts_a_crashed_server_again_and_stops_in_time(
     assert not psutil.pid_exists(pid)
 
 
-def _ended(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return True
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 async def test_killing_the_process_leaves_no_server_behind(tmp_path: Path) -> None:
     chosen = settings(tmp_path)
@@ -106,7 +99,7 @@ async def test_killing_the_process_leaves_no_server_behind(tmp_path: Path) -> No
         await asyncio.to_thread(wait_port, chosen.port, 20)
         pid = _server_pid(chosen)
         parent.kill()
-    await eventually(lambda: _ended(pid), 3)
+    await eventually(lambda: has_ended(pid), 3)
     async with Broker(chosen):  # the folder and the ports are free again
         pass
 

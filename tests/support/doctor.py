@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from propeller.cli.app import app
 from propeller.stack.state_folder import StateFolder
-from support.net import wait_until
+from support.net import has_ended, wait_until
 from support.stack import Up
 
 
@@ -85,15 +85,8 @@ def gone(up: Up, process: psutil.Process) -> Iterator[None]:
     """A process that is killed, and not started again until the end of the block."""
     with hung(psutil.Process(up.process.pid)):
         process.send_signal(signal.SIGKILL)
-        wait_until(lambda: _has_ended(process), what="it is killed")
+        wait_until(lambda: has_ended(process.pid), what="it is killed")
         yield
-
-
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # between the two questions
-        return True
 
 
 @contextmanager

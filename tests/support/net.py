@@ -1,4 +1,4 @@
-"""Free ports, and waiting until something is there."""
+"""Free ports, and waiting until something is there, or gone."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, overload
+
+import psutil
 
 T = TypeVar("T")
 
@@ -43,6 +45,16 @@ def wait_port(port: int, timeout: float = 10.0) -> None:
         else:
             return
     raise TimeoutError(f"nothing listens on port {port}")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits only for its parent to take note.
+
+    A process closes its files a moment before that: who read the end of its output has to wait for this.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
 
 
 def wait_until(check: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:

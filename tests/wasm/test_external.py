@@ -16,7 +16,7 @@ from propeller.digests import digest_of
 from propeller.wasm.external import ExternalRuntime
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from support.guests import command
-from support.net import eventually
+from support.net import eventually, has_ended
 from support.programs import echo
 
 RUNTIME = """#!{python}
@@ -230,7 +230,7 @@ async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
     await eventually(lambda: (scene.folder / "notes.json").exists() and scene.notes())
     child.send_signal(signal.SIGKILL)
     await child.wait()
-    await eventually(lambda: not _alive(scene.notes()["pid"]))
+    await eventually(lambda: has_ended(scene.notes()["pid"]))
     async with ExternalRuntime(str(scene.folder / "runtime"), scene.folder / "sandbox"):
         assert len(list((scene.folder / "sandbox" / "tasks").iterdir())) == 2  # ours, not the dead one's
 
@@ -259,10 +259,3 @@ def _group(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return 0
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
