@@ -1,11 +1,4 @@
-"""A Python client of a running Propeller: start rounds, wait for them, read models.
-
-from propeller.sdk import Propeller
-
-with Propeller.from_state(".propeller") as fl:
-    result = fl.run_round(image=fl.image(), hyperparams={"epochs": 1, "lr": 0.1})
-    print(result.model_version, fl.model(result.model_version))
-"""
+"""The client of a stack: its services by their addresses, and what can be asked of them."""
 
 import json
 import uuid
@@ -22,8 +15,6 @@ from propeller.errors import PropellerError
 from propeller.process.http import error_text, needs_tls
 from propeller.protocol.rounds import Experiment, model_uri
 from propeller.protocol.wire import explain_validation_error
-
-__all__ = ["Propeller", "PropellerError", "RoundResult"]
 
 WAIT_S = 20.0
 """How long one question for news of a round is held open, in seconds."""
