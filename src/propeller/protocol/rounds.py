@@ -1,6 +1,5 @@
 """Rounds on the wire: experiments, starts, updates, failures and the notice of a completed round."""
 
-from collections import Counter
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -16,6 +15,7 @@ from propeller.protocol.wire import (
     reject_boolean,
     require_finite,
     require_printable,
+    require_unique,
 )
 
 MAX_SAMPLES = MAX_INTEGER
@@ -58,13 +58,6 @@ def _exact_version(reference: str) -> str:
     return reference
 
 
-def _unique(values: list[str]) -> list[str]:
-    twice = [value for value, count in Counter(values).items() if count > 1]
-    if twice:
-        raise ValueError(f"named twice: {', '.join(twice[:10])}")
-    return values
-
-
 def _truncated(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
@@ -84,7 +77,7 @@ _Count = Annotated[int, Field(ge=0), _Number]
 _Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(require_finite), _Number]
 _Label = Annotated[Text, Field(max_length=128), AfterValidator(require_printable)]
 
-Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(_unique)]
+Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(require_unique)]
 
 
 class RoundStart(Message):

@@ -4,6 +4,7 @@ import contextlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
@@ -153,6 +154,14 @@ def require_printable(value: str) -> str:
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise ValueError("must have no control characters")
     return value
+
+
+def require_unique(values: list[str]) -> list[str]:
+    """Refuse a list that names something twice."""
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise ValueError(f"named twice: {', '.join(twice[:10])}")
+    return values
 
 
 def reject_boolean(value: Any) -> Any:

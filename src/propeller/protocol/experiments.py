@@ -1,0 +1,620 @@
+"""What a person asks for: the experiment, as ``POST /experiments`` of the coordinator and an experiment file have it.
+
+Strict, unlike messages between services: an unknown field is refused by its path, with the nearest name and those that
+there are, and fields that contradict each other are refused with the way out. What is accepted has all its defaults
+filled in, so that it means the same after an upgrade and can be compared with what was sent again.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from propeller.protocol.ids import Id
+from propeller.protocol.task import TaskLimits
+from propeller.protocol.wire import (
+    MAX_INTEGER,
+    MalformedMessageError,
+    Message,
+    decode_object,
+    require_printable,
+    require_unique,
+)
+
+MAX_ROUNDS = 100_000
+"""The most rounds of an experiment."""
+
+MAX_RETRIES = 100
+"""The most tries of one round after the first."""
+
+MAX_ID_CHARACTERS = 100
+"""Of an experiment's id: the ids of its rounds, which are this and a suffix, are ids too."""
+
+MAX_NAMED = 10_000
+"""The most devices of a selection."""
+
+DEFAULT_BUFFER = 3
+DEFAULT_MAX_STALENESS = 10
+
+_LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL_RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
+_ROUND_SUFFIX = re.compile(r"\.e?[0-9]+")
+_ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
+_MAX_NAMED_ERRORS = 10
+
+_ELSEWHERE = {
+    "image": "program",
+    "participants": "selection.names",
+    "hyperparameters": "hyperparams",
+    "timeout": "timeout_s",
+    "seed": "selection.seed",
+    "fraction": "selection.fraction",
+    "count": "selection.count",
+    "names": "selection.names",
+    "tags": "selection.tags",
+    "metric": "stop.metric",
+    "patience": "stop.patience",
+    "target": "stop.target",
+    "split": "data.split",
+    "compression": "update.compression",
+}
+"""Names that people try at the top, and where the field is."""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that ``name`` may be a misspelling of, the nearest first."""
+    lower = {one.casefold(): one for one in known}
+    return [lower[one] for one in difflib.get_close_matches(name.casefold(), list(lower), 3, 0.6)]
+
+
+class _Part(Message):
+    """A part of an experiment: strict types, no other fields, and no ``null`` for what is not there when written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    text_field: ClassVar[str | None] = None
+    """The field that a text in the place of the part stands for."""
+
+    @classmethod
+    def decode(cls, payload: bytes | str | Mapping[str, Any]) -> Self:
+        """Read JSON text or a decoded object.
+
+        Raises:
+            MalformedMessageError: a field is missing, unknown, wrong, or contradicts another one.
+        """
+        fields = payload if isinstance(payload, Mapping) else decode_object(payload)
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise MalformedMessageError(_explain(_problems(cls, error))) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str) and cls.text_field is not None:
+            value = {cls.text_field: value}
+        if not isinstance(value, Mapping):
+            return value
+        return cls.complete({k: v for k, v in value.items() if v is not None or k not in cls.model_fields})
+
+    @classmethod
+    def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the defaults that depend on others; nothing is checked yet."""
+        return fields
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Not ``exclude_none``, which would also drop a hyperparameter or a strategy's parameter that is null.
+        known = type(self).model_fields
+        return {name: value for name, value in write(self).items() if value is not None or name not in known}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values; ``decode`` gives the same back."""
+        fields: dict[str, Any] = self.model_dump(mode="json")
+        return fields
+
+
+class _ProblemsError(ValueError):
+    """What is wrong inside a value that is read by itself."""
+
+    def __init__(self, problems: "list[tuple[tuple[str, ...], str]]") -> None:
+        self.problems = problems
+        super().__init__(_explain(problems))
+
+
+def _problems(part: type[_Part], error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
+    found = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = tuple(str(step)[:80] for step in item["loc"])
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, _ProblemsError):
+            found += [((*where, *path), text) for path, text in inner.problems]
+        elif item["type"] == "extra_forbidden":
+            found.append((where, _explain_unknown(where, part)))
+        elif item["type"] == "model_type":
+            names = ", ".join(sorted(_part_at(part, where).model_fields))
+            found.append((where, f"must be a table of {names}"))
+        else:
+            found.append((where, item["msg"].removeprefix("Value error, ")))
+    return found
+
+
+def _explain(problems: list[tuple[tuple[str, ...], str]]) -> str:
+    lines = [": ".join(filter(None, (".".join(path), text))) for path, text in problems[:_MAX_NAMED_ERRORS]]
+    more = len(problems) - _MAX_NAMED_ERRORS
+    return "; ".join([*lines, f"and {more} more"] if more > 0 else lines)
+
+
+def _explain_unknown(where: tuple[str, ...], part: type[_Part]) -> str:
+    *path, name = where
+    names = sorted(_part_at(part, path).model_fields)
+    near = nearest_names(name, names)
+    meant = near[0] if near else _ELSEWHERE.get(name) if not path else None
+    hint = f"; did you mean {meant!r}? There" if meant else "; there"
+    return f"there is no such field{hint} are {', '.join(names)}"
+
+
+def _part_at(part: type[_Part], path: Iterable[str]) -> type[_Part]:
+    for step in path:
+        part = _part_of(part.model_fields[step].annotation) or part
+    return part
+
+
+def _part_of(annotation: Any) -> type[_Part] | None:
+    """The part in an annotation such as ``Selection | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, _Part):
+        return annotation
+    return next((part for one in get_args(annotation) if (part := _part_of(one))), None)
+
+
+def _require_json(value: Any) -> Any:
+    """Refuse what JSON does not have: NaN, infinities, dates, keys that are no text."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError("must be a finite number")
+        if isinstance(one, dict):
+            if not all(isinstance(key, str) for key in one):
+                raise ValueError("the names in a table must be texts")
+            pending += one.values()
+        elif isinstance(one, list):
+            pending += one
+        elif not (one is None or isinstance(one, str | int | float)):
+            raise ValueError("must be made of text, finite numbers, true, false, lists and tables")
+    return value
+
+
+def _check_label(value: str) -> str:
+    if _LABEL.fullmatch(value) is None:
+        raise ValueError(f"{value[:80]!r} is not a valid name: use {_LABEL_RULE}")
+    return value
+
+
+def _check_strategy_name(value: str) -> str:
+    if _LABEL.fullmatch(value) is None:
+        raise ValueError(
+            f'{value[:80]!r} is not a name of a strategy, as "fedavg"; for a program that aggregates give '
+            '{"program": "registry/mine:v1"}'
+        )
+    return value
+
+
+def _check_experiment_id(value: str) -> str:
+    if len(value) > MAX_ID_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_ID_CHARACTERS} characters, as ids of rounds are made of it")
+    ending = _ROUND_SUFFIX.search(value[value.rfind(".") :]) if "." in value else None
+    if ending is not None:
+        raise ValueError(f"must not end in {ending[0]!r}, as ids of rounds do; use another one")
+    return value
+
+
+def _check_alias(value: int | str) -> int | str:
+    if isinstance(value, str) and _ALIAS.fullmatch(value) is None:
+        raise ValueError("must be a number, or an alias as 'production' or 'my-experiment/best'")
+    if isinstance(value, int) and not 0 <= value <= MAX_INTEGER:
+        raise ValueError(f"must be from 0 to {MAX_INTEGER}")
+    return value
+
+
+_Label = Annotated[str, AfterValidator(_check_label)]
+_Text = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(require_printable)]
+_Reference = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
+_Json = Annotated[Any, AfterValidator(_require_json)]
+_Fraction = Annotated[float, Field(gt=0, le=1)]
+_Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+_Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
+_Names = Annotated[list[_Text], Field(min_length=1, max_length=MAX_NAMED), AfterValidator(require_unique)]
+_Tags = Annotated[list[_Text], Field(max_length=100), AfterValidator(require_unique)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Selection(_Part):
+    """Who takes part in a round.
+
+    Attributes:
+        fraction: this part of the devices that are there, rounded up.
+        count: this many of them. Without both: all of them.
+        over_select: asks for this part more than needed (0.25: a quarter more), as some will be slow or fail.
+        tags: only devices that have all of these.
+        names: only devices of these names or ids.
+        min_available: how many must be there before a choice is made. Default: ``count``, all ``names``, or 1.
+        seed: of the choice, and of everything else that is random in the experiment.
+        cooldown_rounds: who took part rests for this many rounds while enough others are there.
+    """
+
+    fraction: _Fraction | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
+    over_select: Annotated[float, Field(ge=0, le=10)] = 0.0
+    tags: _Tags = Field(default_factory=list)
+    names: _Names | None = None
+    min_available: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
+    seed: _Seed = 0
+    cooldown_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("fraction and count contradict each other: give one of them")
+        if self.names is not None:
+            self._check_names(self.names)
+        elif self.over_select and self.fraction is None and self.count is None:
+            raise ValueError(
+                "over_select needs count or fraction: without them all devices are asked already"
+            )
+        if self.count is not None and self.min_available is not None and self.min_available < self.count:
+            raise ValueError(
+                f"min_available ({self.min_available}) is less than count ({self.count}): raise it, or leave it out"
+            )
+        return self
+
+    def _check_names(self, names: list[str]) -> None:
+        for field in ("over_select", "tags"):
+            if getattr(self, field):
+                raise ValueError(
+                    f"names and {field} contradict each other: names says who there is to choose from"
+                )
+        for field in ("count", "min_available"):
+            value = getattr(self, field)
+            if value is not None and value > len(names):
+                raise ValueError(
+                    f"{field} ({value}) is more than the {len(names)} names: lower it, or name more"
+                )
+
+    @property
+    def most(self) -> int | None:
+        """How many updates a round can ask for, the surplus of ``over_select`` aside; ``None``: not known before."""
+        return self.count if self.count is not None or self.names is None else len(self.names)
+
+
+class SelectionPolicy(Message):
+    """How the manager chooses the participants of one round: ``selection`` in the message that starts it.
+
+    Attributes:
+        min_chosen: fewer participants than this could not close the round.
+        exclude: ids of devices that are chosen only where there are too few others: they have just failed.
+        last_rounds: id → number of the last round in which it took part, of those that still rest.
+    """
+
+    fraction: _Fraction | None = None
+    count: Annotated[int, Field(ge=1)] | None = None
+    over_select: Annotated[float, Field(ge=0)] = 0.0
+    tags: list[str] = Field(default_factory=list)
+    names: list[str] | None = None
+    min_available: Annotated[int, Field(ge=1)] | None = None
+    min_chosen: Annotated[int, Field(ge=1)] = 1
+    seed: _Seed = 0
+    cooldown_rounds: Annotated[int, Field(ge=0)] = 0
+    exclude: list[Id] = Field(default_factory=list)
+    last_rounds: dict[Id, int] = Field(default_factory=dict)
+
+
+class EvaluationPlan(_Part):
+    """When and where the model is evaluated.
+
+    Attributes:
+        every: after each so many rounds, and after the last one.
+        on: ``devices``: on held-out data of the devices; ``central``: by the coordinator, on a data set.
+        fraction: of the devices that could take part in a round, for ``devices``.
+        dataset: its id in the data store, for ``central``.
+    """
+
+    every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
+    on: Literal["devices", "central"] = "devices"
+    fraction: _Fraction = 1.0
+    dataset: Id | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.on == "central" and self.dataset is None:
+            raise ValueError(
+                'dataset is missing: on = "central" needs the id of a data set in the data store'
+            )
+        if self.on == "devices" and self.dataset is not None:
+            raise ValueError(
+                'dataset is only for on = "central": devices evaluate on their own data; leave one out'
+            )
+        if self.on == "central" and self.fraction != 1:
+            raise ValueError('fraction is only for on = "devices": leave one of them out')
+        return self
+
+
+class StopRule(_Part):
+    """When an experiment ends before its last round, and which of its versions is the best.
+
+    Attributes:
+        metric: what is looked at: of evaluations if there are any, else of training.
+        target: ends once the metric is as good as this.
+        patience: ends after this many looks in a row without a better one.
+        goal: what is better. Default: ``min`` if the metric's name has "loss" or "error" in it, else ``max``.
+        max_time_s: ends after this many seconds.
+    """
+
+    metric: _Text | None = None
+    target: _Number | None = None
+    patience: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
+    goal: Literal["max", "min"] | None = None
+    max_time_s: _Seconds | None = None
+
+    @classmethod
+    def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Say what is better, by the metric's name."""
+        metric = fields.get("metric")
+        if not isinstance(metric, str):
+            return fields
+        is_loss = any(word in metric.casefold() for word in ("loss", "error"))
+        return {"goal": "min" if is_loss else "max", **fields}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.metric is None:
+            for field in ("target", "patience", "goal"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f'{field} needs metric: name what is looked at, as metric = "accuracy"')
+        return self
+
+
+class ModelChoice(_Part):
+    """The version to start from, by number or alias."""
+
+    version: Annotated[int | str, AfterValidator(_check_alias)]
+
+
+class Schedule(_Part):
+    """A hyperparameter that changes from round to round.
+
+    Attributes:
+        schedule: the form: from ``start`` to ``end`` along a line, half a cosine or a constant factor; or steps.
+        start, end: the values in the first round and in round ``rounds``, and after it.
+        rounds: when the end is reached. Default: in the experiment's last round.
+        values: for ``step``: round number → the value from that round on; one is for round 1.
+    """
+
+    schedule: Literal["linear", "cosine", "exponential", "step"]
+    start: _Number | None = None
+    end: _Number | None = None
+    rounds: Annotated[int, Field(ge=2, le=MAX_ROUNDS)] | None = None
+    values: dict[str, _Number] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.schedule == "step":
+            self._check_steps()
+            return self
+        if self.values is not None:
+            raise ValueError(f'values is only for schedule = "step": {self.schedule} has start and end')
+        if self.start is None or self.end is None:
+            raise ValueError(f"{self.schedule} needs start and end")
+        if self.schedule == "exponential" and not self.start * self.end > 0:
+            raise ValueError("exponential needs a start and an end above 0, or both below 0; use linear")
+        return self
+
+    def _check_steps(self) -> None:
+        if any(field is not None for field in (self.start, self.end, self.rounds)):
+            raise ValueError(
+                'step has values alone, as {"1": 0.1, "10": 0.01}: leave out start, end and rounds'
+            )
+        if not self.values or "1" not in self.values:
+            raise ValueError('values must have the value of round "1", as {"1": 0.1, "10": 0.01}')
+        for number in self.values:
+            if re.fullmatch("[1-9][0-9]{0,5}", number) is None or int(number) > MAX_ROUNDS:
+                raise ValueError(f"values: {number[:80]!r} is no round: use numbers from 1 to {MAX_ROUNDS}")
+
+
+def _read_hyperparameter(value: Any) -> Any:
+    """A schedule where there is one, any other value as it is."""
+    if not isinstance(value, dict) or "schedule" not in value:
+        return value
+    try:
+        return Schedule.model_validate(value)
+    except ValidationError as error:
+        raise _ProblemsError(_problems(Schedule, error)) from None
+
+
+def _constant_or_schedule(value: Any) -> Any:
+    return value if isinstance(value, Schedule) else _require_json(value)
+
+
+_Hyperparameter = Annotated[Any, BeforeValidator(_read_hyperparameter), AfterValidator(_constant_or_schedule)]
+
+
+class Mode(_Part):
+    """How updates are gathered: in rounds, or by FedBuff (Nguyen et al. 2022).
+
+    Attributes:
+        kind: ``sync`` or ``async``.
+        buffer: async: this many updates make a version. Default: 3.
+        concurrency: async: this many devices train at once. Default: twice ``buffer``.
+        max_staleness: async: an update is refused if its base is more than this many versions old. Default: 10.
+    """
+
+    text_field = "kind"
+
+    kind: Literal["sync", "async"] = "sync"
+    buffer: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
+    max_staleness: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] | None = None
+
+    @classmethod
+    def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fill in what an asynchronous mode leaves out."""
+        if fields.get("kind") != "async":
+            return fields
+        buffer = fields.get("buffer", DEFAULT_BUFFER)
+        concurrency = min(2 * buffer, MAX_NAMED) if isinstance(buffer, int) else None
+        staleness = DEFAULT_MAX_STALENESS
+        return {"buffer": buffer, "concurrency": concurrency, "max_staleness": staleness, **fields}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "sync":
+            for field in ("buffer", "concurrency", "max_staleness"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f'{field} is only for kind = "async": leave one of them out')
+        return self
+
+
+class DataSplit(_Part):
+    """Which part of a device's data is held out from training for evaluation, and the seed of the choice."""
+
+    holdout: Annotated[float, Field(gt=0, lt=1)]
+    seed: _Seed = 0
+
+
+class DataPlan(_Part):
+    """How devices use their data."""
+
+    split: DataSplit | None = None
+
+
+class UpdateForm(_Part):
+    """What devices send: the new weights or their difference to the base model, and how it is compressed."""
+
+    kind: Literal["weights", "delta"] = "weights"
+    compression: Literal["none"] = "none"
+
+
+class StrategySpec(_Part):
+    """A strategy by name, or a program that aggregates, with its parameters as further fields.
+
+    Names and parameters are checked by whoever knows the strategies (``fl.strategies``), not here.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    text_field = "name"
+
+    name: Annotated[str, AfterValidator(_check_strategy_name)] | None = None
+    program: _Reference | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.name is None) == (self.program is None):
+            raise ValueError('give either name, as "fedavg", or program, as {"program": "registry/mine:v1"}')
+        for name, value in self.params.items():
+            try:
+                _require_json(value)
+            except ValueError as error:
+                raise _ProblemsError([((name[:80],), str(error))]) from None
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters that were given."""
+        return dict(self.model_extra or {})
+
+
+class ExperimentSpec(_Part):
+    """An experiment as it was asked for (docs/reference.md has the fields)."""
+
+    id: Annotated[Id, AfterValidator(_check_experiment_id)] | None = None
+    name: _Label = ""
+    program: _Reference
+    rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)]
+    strategy: StrategySpec = Field(default_factory=lambda: StrategySpec(name="fedavg"))
+    selection: Selection = Field(default_factory=Selection)
+    k_of_n: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
+    min_updates: Annotated[int, Field(ge=1, le=MAX_NAMED)] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 60.0
+    retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] = 2
+    evaluate: EvaluationPlan | None = None
+    stop: StopRule = Field(default_factory=StopRule)
+    model: ModelChoice | None = None
+    hyperparams: dict[str, _Hyperparameter] = Field(default_factory=dict)
+    limits: TaskLimits = None
+    mode: Mode = Field(default_factory=Mode)
+    data: DataPlan = Field(default_factory=DataPlan)
+    update: UpdateForm = Field(default_factory=UpdateForm)
+
+    @classmethod
+    def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Name it after its program."""
+        program = fields.get("program")
+        return {"name": default_name(program), **fields} if isinstance(program, str) else fields
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode.kind == "async":
+            self._check_async()
+        self._check_quorum()
+        if self.evaluate is not None and self.evaluate.every > self.rounds:
+            raise ValueError(
+                f"evaluate.every ({self.evaluate.every}) is more than rounds ({self.rounds}): lower it, or leave it out"
+            )
+        return self
+
+    def _check_quorum(self) -> None:
+        most = self.selection.most
+        where = "selection.names" if self.selection.count is None else "selection.count"
+        if self.k_of_n is not None and most is not None and self.k_of_n > most:
+            raise ValueError(
+                f"k_of_n ({self.k_of_n}) is more than {where} ({most}): lower it, or choose more devices"
+            )
+        if self.k_of_n is not None and self.min_updates > self.k_of_n:
+            raise ValueError(
+                f"min_updates ({self.min_updates}) is more than k_of_n ({self.k_of_n}): lower it"
+            )
+        if most is not None and self.min_updates > most:
+            raise ValueError(f"min_updates ({self.min_updates}) is more than {where} ({most}): lower it")
+
+    def _check_async(self) -> None:
+        if self.k_of_n is not None or self.min_updates != 1:
+            field = "min_updates" if self.k_of_n is None else "k_of_n"
+            raise ValueError(
+                f'{field} and mode.kind = "async" contradict each other: mode.buffer says how many updates make a '
+                "version; leave one of them out"
+            )
+        for field in ("count", "fraction", "over_select"):
+            if getattr(self.selection, field):
+                raise ValueError(
+                    f'selection.{field} and mode.kind = "async" contradict each other: mode.concurrency says how many '
+                    "devices train at once; leave one of them out"
+                )
+        names, concurrency = self.selection.names, self.mode.concurrency
+        if names is not None and concurrency is not None and concurrency > len(names):
+            raise ValueError(
+                f"mode.concurrency ({concurrency}) is more than the {len(names)} selection.names: lower it, or name more"
+            )
+
+
+def default_name(program: str) -> str:
+    """The last part of the program's repository as a name: ``logreg`` for ``localhost:5000/fl/logreg:v1``."""
+    repository = program.partition("@")[0].rpartition("/")[2].partition(":")[0]
+    return re.sub(r"[^a-z0-9._-]", "-", repository.lower()).lstrip("._-")[:64] or "experiment"
+
+
+def canonical_json(spec: ExperimentSpec) -> str:
+    """The experiment as one text: two are asked for alike exactly if these are equal."""
+    return json.dumps(spec.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
