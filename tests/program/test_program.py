@@ -221,7 +221,7 @@ def test_no_data(machine: StepMachine, tmp_path: Path) -> None:
     for files in (TaskFiles(tmp_path), ArrayFiles(tmp_path)):
         assert files.contents("data") == {}
         assert files.contents("model") == {}
-        with pytest.raises(TensorError, match="there is no source 'other'; there are model and data"):
+        with pytest.raises(TensorError, match="there is no source 'other'"):
             files.contents("other")
 
 

@@ -38,3 +38,13 @@ def test_nothing_but_files_and_folders_is_collected(
             made.bind("x")
     with pytest.raises(folder_contents.OutputError, match=r"^/out/sub/x: not a regular file"):
         folder_contents.read_files(out)
+
+
+def test_files_given_by_path_are_linked_and_go_alone(tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(b"3" * 10)
+    folder_contents.create(tmp_path / "task", {"a": b"1", "b": large})
+    assert (tmp_path / "task" / "in" / "b").read_bytes() == b"3" * 10
+    assert (tmp_path / "task" / "in" / "b").samefile(large)
+    folder_contents.remove(tmp_path / "task")
+    assert large.read_bytes() == b"3" * 10

@@ -13,7 +13,18 @@ Built into a Wasm component it runs in the sandbox, where ``tensors`` are done b
 natively, in a debugger or a test.
 """
 
+from propeller.program.aggregation import Aggregate, DeviceUpdate
 from propeller.program.data import Data
-from propeller.program.registry import Context, Evaluation, Update, evaluate, train
+from propeller.program.registry import Context, Evaluation, Update, aggregate, evaluate, train
 
-__all__ = ["Context", "Data", "Evaluation", "Update", "evaluate", "train"]
+__all__ = [
+    "Aggregate",
+    "Context",
+    "Data",
+    "DeviceUpdate",
+    "Evaluation",
+    "Update",
+    "aggregate",
+    "evaluate",
+    "train",
+]

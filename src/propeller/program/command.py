@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from propeller.program import aggregation
 from propeller.program.data import TaskData
 from propeller.program.registry import Context, Evaluation, Update, registered
 from propeller.tensors import session
@@ -43,6 +44,8 @@ def run(root: Path = Path("/")) -> int:
 def _do_task(root: Path) -> dict[str, Any]:
     environment = dict(os.environ)
     mode = environment.get("FL_MODE") or "train"
+    if mode == aggregation.MODE:
+        return aggregation.aggregate_task(root, environment)
     function = registered(mode)
     hyperparams = (
         json.loads(_read_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}

@@ -40,7 +40,7 @@ class Evaluation:
 
 
 class FunctionRegistry:
-    """The functions that a script has marked, by mode: ``train`` and ``evaluate``."""
+    """The functions that a script has marked, by mode: ``train``, ``evaluate`` and ``aggregate``."""
 
     def __init__(self) -> None:
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -70,6 +70,15 @@ class FunctionRegistry:
             )
         return self._functions[mode]
 
+    def check_any(self) -> None:
+        """See that there is a function to call.
+
+        Raises:
+            LookupError: The program has none.
+        """
+        if not self._functions.keys() & {"train", "aggregate"}:
+            raise LookupError("this program has no function: mark one with @train of propeller.program")
+
 
 _registry: ContextVar[FunctionRegistry] = ContextVar("registry", default=FunctionRegistry())  # noqa: B039 - one for the whole process
 
@@ -88,6 +97,16 @@ def evaluate(function: Function) -> Function:
     return _registry.get().add("evaluate", function)
 
 
+def aggregate(function: Function) -> Function:
+    """Register ``function(base, updates, state, params, ctx) -> Aggregate`` as the strategy that this program is.
+
+    ``base`` maps names to arrays, ``updates`` is a sequence of ``DeviceUpdate``, ``state`` is what the last round's aggregation
+    returned as its state (empty in the first), ``params`` are the strategy's parameters as the experiment set them, ``ctx`` is
+    a ``Context``. It runs in the aggregator's sandbox. Updates are opened as they are used: go through them one at a time.
+    """
+    return _registry.get().add("aggregate", function)
+
+
 def registered(mode: str) -> Callable[..., Any]:
     """The function that this program has for a mode.
 
@@ -95,6 +114,15 @@ def registered(mode: str) -> Callable[..., Any]:
         LookupError: The program has none.
     """
     return _registry.get().function(mode)
+
+
+def check_registered() -> None:
+    """See that this program has a function for a task.
+
+    Raises:
+        LookupError: It has none.
+    """
+    _registry.get().check_any()
 
 
 def reset() -> None:

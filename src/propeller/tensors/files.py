@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,23 @@ _CODES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8", "BO
 """The element types of safetensors that programs have."""
 _NAMES = {dtype: code for code, dtype in _CODES.items()}
 _FORMATS = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "?"}
+_FILE_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+"""What a program may call a source or a file: a plain name, never a path."""
+
+
+Source = dict[str, tuple[Spec, Callable[[], Any]]]
+"""The tensors of a source by name: the spec of each, and what reads its elements."""
 
 
 class TaskFiles:
-    """The files below a root: ``in/model.safetensors`` or ``in/model.json``, ``in/dataset.json``, and ``out/``."""
+    """The files below a root: ``in/model.safetensors`` or ``in/model.json``, ``in/dataset.json``, and ``out/``.
+
+    Any other source ``NAME`` is ``in/NAME.safetensors``.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._sources: dict[str, dict[str, tuple[Spec, Any]]] = {}
+        self._sources: dict[str, Source] = {}
 
     def contents(self, source: str) -> dict[str, Spec]:
         """The tensors of a source.
@@ -33,14 +44,20 @@ class TaskFiles:
 
     def fetch(self, source: str, name: str) -> Any:
         """The elements of a tensor."""
-        return self._load(source)[name][1]
+        return self._load(source)[name][1]()
 
-    def write_update(self, tensors: Mapping[str, tuple[bytes, Spec]]) -> None:
-        """Write the update's file from little-endian elements."""
+    def write(self, result: str, tensors: Mapping[str, tuple[bytes, Spec]]) -> None:
+        """Write ``out/RESULT.safetensors`` from little-endian elements.
+
+        Raises:
+            TensorError: The name is not a plain one.
+        """
+        if _FILE_NAME.fullmatch(result) is None:
+            raise TensorError(f"{result!r:.40} cannot name a file: use small letters, digits and '-'")
         header, order = safetensors.write_header(
             {name: (_NAMES[dtype], shape) for name, (_, (dtype, shape)) in tensors.items()}
         )
-        path = self._root / "out" / "update.safetensors"
+        path = self._root / "out" / f"{result}.safetensors"
         # Whatever the program left under that name is not followed.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
@@ -56,50 +73,73 @@ class TaskFiles:
         """The columns of the data."""
         return columns(samples)
 
-    def _load(self, source: str) -> dict[str, tuple[Spec, Any]]:
+    def _load(self, source: str) -> Source:
         if source not in self._sources:
-            read = {"model": self._model, "data": self._data}.get(source)
-            if read is None:
-                raise TensorError(f"there is no source {source!r:.40}; there are model and data")
+            read = self._reader(source)
             try:
                 self._sources[source] = read()
             except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
                 raise TensorError(f"the {source} cannot be read: {error!s:.200}") from None
         return self._sources[source]
 
-    def _model(self) -> dict[str, tuple[Spec, Any]]:
+    def _reader(self, source: str) -> Callable[[], Source]:
+        found = {"model": self._model, "data": self._data}.get(source)
+        if found is not None:
+            return found
+        packed = self._root / "in" / f"{source}.safetensors"
+        if _FILE_NAME.fullmatch(str(source)) is None or not packed.exists():
+            raise TensorError(f"there is no source {source!r:.40}")
+        return partial(self._safetensors, packed)
+
+    def _model(self) -> Source:
         packed = self._root / "in" / "model.safetensors"
         if packed.exists():
-            return self._safetensors(packed.read_bytes())
+            return self._safetensors(packed)
         plain = self._root / "in" / "model.json"
         if not plain.exists():
             return {}
         document = json.loads(plain.read_text())
         return {name: self._single(name, value) for name, value in document.items() if name != "version"}
 
-    def _data(self) -> dict[str, tuple[Spec, Any]]:
+    def _data(self) -> Source:
         file = self._root / "in" / "dataset.json"
         if not file.exists():
             return {}
-        return self.columns(json.loads(file.read_bytes()).get("data") or [])
+        found = self.columns(json.loads(file.read_bytes()).get("data") or [])
+        return {name: (spec, partial(_given, elements)) for name, (spec, elements) in found.items()}
 
-    def _safetensors(self, document: bytes) -> dict[str, tuple[Spec, Any]]:
-        header = safetensors.read_header(document, _check_dtype)
-        header.check_length(len(document))
-        found = {}
+    def _safetensors(self, file: Path) -> Source:
+        """The tensors of a file, each of which is read when it is used: a program may have more of them than memory."""
+        with file.open("rb") as opened:
+            prefix = opened.read(safetensors.PREFIX)
+            head = prefix + opened.read(safetensors.header_length(prefix))
+            header = safetensors.read_header(head, _check_dtype)
+            header.check_length(os.fstat(opened.fileno()).st_size)
+        found: Source = {}
         for name, entry in header.entries.items():
             spec = (_CODES[entry.dtype], entry.shape)
-            found[name] = (spec, self.tensor(document, header.start + entry.begin, *spec))
+            at = (header.start + entry.begin, entry.end - entry.begin)
+            found[name] = (spec, partial(self._read_tensor, file, at, spec))
         return found
 
-    def _single(self, name: str, value: Any) -> tuple[Spec, Any]:
+    def _read_tensor(self, file: Path, at: tuple[int, int], spec: Spec) -> Any:
+        start, length = at
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return self.tensor(opened.read(length), 0, *spec)
+
+    def _single(self, name: str, value: Any) -> tuple[Spec, Callable[[], Any]]:
         """A tensor of a JSON model, as float64."""
         flat: list[Any] = []
         shape = _measure(value, flat)
         if shape is None:
             raise TensorError(f"the model's tensor {name!r} is not numbers of one shape")
         packed = struct.pack(f"<{len(flat)}d", *flat)
-        return ("float64", shape), self.tensor(packed, 0, "float64", shape)
+        return ("float64", shape), partial(self.tensor, packed, 0, "float64", shape)
+
+
+def _given(elements: Any) -> Any:
+    return elements
 
 
 def _check_dtype(name: str, dtype: Any) -> None:

@@ -36,18 +36,18 @@ class Operand:
 
 
 class Files(Protocol):
-    """Where the model and the data come from, and where the update goes."""
+    """Where the model, the data and other tensors come from, and where results go."""
 
     def contents(self, source: str) -> dict[str, Spec]:
-        """The tensors of a source (``model`` or ``data``)."""
+        """The tensors of a source (``model``, ``data``, …)."""
         ...
 
     def fetch(self, source: str, name: str) -> Any:
         """A tensor that a source has."""
         ...
 
-    def write_update(self, tensors: dict[str, tuple[bytes, Spec]]) -> None:
-        """Write the update from little-endian elements."""
+    def write(self, result: str, tensors: dict[str, tuple[bytes, Spec]]) -> None:
+        """Write a result, such as the ``update``, from little-endian elements."""
         ...
 
 
@@ -217,17 +217,18 @@ class StepMachine(ABC):
     def _describe(self, _result: Any, _operands: Any, source: Any) -> dict[str, Any]:
         return {name: [dtype, list(shape)] for name, (dtype, shape) in self._contents(source).items()}
 
-    def _save(self, _result: Any, handles: Any, names: Any) -> None:
+    def _save(self, result: Any, handles: Any, names: Any) -> None:
         arrays = [self._array(handle) for handle in handles]
         if len(set(names)) != len(arrays) or not all(isinstance(name, str) for name in names):
             raise TensorError("save: one name for each array")
         if self._files is None:
             raise TensorError("save: there is nowhere to write to")
-        self._files.write_update(
+        self._files.write(
+            "update" if result is None else result,
             {
                 name: (self.pack(each.value, each.spec), each.spec)
                 for name, each in zip(names, arrays, strict=True)
-            }
+            },
         )
 
     def _contents(self, source: Any) -> dict[str, Spec]:

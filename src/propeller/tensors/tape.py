@@ -11,7 +11,7 @@ the operations there are::
     ["call", [handles], [operands], id]         a defined list of steps on new inputs
     ["read", null, [handle], null]              → base64 of the elements
     ["describe", null, [], source]              → {name: [dtype, shape]}
-    ["save", null, [handles], [names]]          the update: named tensors, written by the host
+    ["save", "update", [handles], [names]]      a result: named tensors, written by the host (null: the update)
 
 The machine answers with the JSON list of what the steps with an arrow give.
 """
@@ -197,7 +197,7 @@ class MainTape(Tape):
         return self.append("create", [], [dtype, list(shape), text])
 
     def describe(self, source: str) -> dict[str, Spec]:
-        """The tensors of a source (``model`` or ``data``)."""
+        """The tensors of a source (``model``, ``data``, …)."""
         found: dict[str, Any] = self.flush(("describe", None, [], source))[0]
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in found.items()}
 
@@ -205,9 +205,9 @@ class MainTape(Tape):
         """Append a tensor of a source; returns its handle."""
         return self.append("open", [], [source, name])
 
-    def save(self, tensors: Mapping[str, Handle]) -> None:
-        """Have the machine write the update."""
-        self.flush(("save", None, [self.handle_of(value) for value in tensors.values()], list(tensors)))
+    def save(self, tensors: Mapping[str, Handle], result: str = "update") -> None:
+        """Have the machine write a result: the update, unless ``result`` names another one."""
+        self.flush(("save", result, [self.handle_of(value) for value in tensors.values()], list(tensors)))
 
     def define(self, inputs: list[Spec], donated: list[int], steps: list[Any], outputs: list[int]) -> int:
         """Keep steps for later calls; returns their number.

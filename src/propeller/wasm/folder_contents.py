@@ -11,13 +11,17 @@ from pathlib import Path
 
 from propeller.errors import InvalidError
 
+_COPIED_BYTES = 1024 * 1024
+
 
 class OutputError(InvalidError):
     """What a task left in ``/out`` cannot be taken."""
 
 
-def create(folder: Path, files: Mapping[str, bytes]) -> None:
+def create(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     """Make ``folder`` with ``in`` (holding ``files``) and ``out``.
+
+    A file that is given by its path is linked, or copied if it is on another file system.
 
     Raises:
         ValueError: a file's name is not a plain name.
@@ -28,9 +32,21 @@ def create(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         if name in {"", ".", ".."} or "/" in name or "\0" in name:
             raise ValueError(f"files: {name!r} is not a plain file name")
+        if isinstance(content, Path):
+            _link(content, folder / "in" / name)
+            continue
         fd = os.open(folder / "in" / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
         with open(fd, "wb") as file:  # noqa: PTH123 - of a descriptor
             file.write(content)
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # another file system, or one that has no links
+        with file.open("rb") as source, target.open("xb") as copy:
+            while piece := source.read(_COPIED_BYTES):
+                copy.write(piece)
 
 
 def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 from propeller.errors import InvalidError
@@ -70,7 +71,8 @@ class Limits:
 class ProgramRun:
     """One run of a program that the sandbox holds.
 
-    ``files`` are placed read-only in ``/in`` (names without folders). ``export`` names a function to call with
+    ``files`` are placed read-only in ``/in`` (names without folders): contents, or paths of files that are linked there and
+    must not change meanwhile. ``export`` names a function to call with
     ``inputs``, texts, one a parameter; without it the program is a command.
     """
 
@@ -78,7 +80,7 @@ class ProgramRun:
     digest: str
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
     export: str | None = None
     inputs: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)

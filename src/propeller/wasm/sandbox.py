@@ -247,14 +247,17 @@ class _ActiveRun:
             self.process.kill()
 
 
-def _create_folder(folder: Path, files: Mapping[str, bytes], task: RunTask) -> None:
+def _create_folder(folder: Path, files: Mapping[str, bytes | Path], task: RunTask) -> None:
     folder_contents.create(folder, files)
     write_task(folder / _TASK_FILE, task)
 
 
-async def _in_thread_if_large(files: Mapping[str, bytes], do: Callable[..., None], *arguments: Any) -> None:
+async def _in_thread_if_large(
+    files: Mapping[str, bytes | Path], do: Callable[..., None], *arguments: Any
+) -> None:
     """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
-    if sum(map(len, files.values())) > _INLINE_BYTES:
+    sizes = [len(content) if isinstance(content, bytes) else _INLINE_BYTES + 1 for content in files.values()]
+    if sum(sizes) > _INLINE_BYTES:
         await asyncio.to_thread(do, *arguments)
     else:
         do(*arguments)

@@ -42,6 +42,9 @@ _AVAILABLE_MODULES = (
 _MISSING_STDLIB = {"bz2", "ctypes", "curses", "lzma", "readline", "ssl", "tkinter"}
 """Modules of the standard library that WASI's Python lacks."""
 
+_MARKERS = {"train", "aggregate"}
+"""The decorators of what a program is for; one of them must be used."""
+
 _RESERVED_NAMES = {
     "__main__",
     "propeller",
@@ -75,7 +78,7 @@ class BuildResult:
 
 
 def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path | None = None) -> BuildResult:
-    """Build a script that marks a function with ``propeller.program.train``.
+    """Build a script that marks a function with ``propeller.program.train``, or with ``aggregate``.
 
     Args:
         script: A ``.py`` file; the modules that it imports from its folder go along.
@@ -168,7 +171,7 @@ def _collect_sources(script: Path) -> dict[str, str]:
         tree, found[f"{module}.py"] = _parse(script.parent / f"{module}.py")
         trees.append(tree)
         pending += _sibling_imports(script.parent / f"{module}.py", tree)
-    if not any(_mentions_train(node) for tree in trees for node in ast.walk(tree)):
+    if not any(_mentions_marker(node) for tree in trees for node in ast.walk(tree)):
         raise BuildError(
             f"{script}: no function is marked with @train: from propeller.program import train, Update"
         )
@@ -217,14 +220,14 @@ def _imported(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
-def _mentions_train(node: ast.AST) -> bool:
-    """Whether it uses ``train``, under this name or another one."""
+def _mentions_marker(node: ast.AST) -> bool:
+    """Whether it uses ``train`` or ``aggregate``, under this name or another one."""
     return (
-        (isinstance(node, ast.Name) and node.id == "train")
-        or (isinstance(node, ast.Attribute) and node.attr == "train")
+        (isinstance(node, ast.Name) and node.id in _MARKERS)
+        or (isinstance(node, ast.Attribute) and node.attr in _MARKERS)
         or (
             isinstance(node, ast.alias)
-            and node.name in {"train", "*"}
+            and node.name in {*_MARKERS, "*"}
             and (node.name == "*" or bool(node.asname))
         )
     )
@@ -275,7 +278,7 @@ def _componentize(
     machine = "host.py.in" if host_tensors else "plain.py.in"
     (path / "propeller" / "machine.py").write_text((_FOLDER / machine).read_text())
     entry = f"import propeller.machine\n{entry}"
-    entry += f"\n\nimport {script.stem}\n\nregistered('train')\ninclude({imported!r})\n"
+    entry += f"\n\nimport {script.stem}\n\ncheck_registered()\ninclude({imported!r})\n"
     (path / f"{_ENTRY}.py").write_text(entry, encoding="utf-8")
     world = "tensor-program" if host_tensors else "plain-program"
     command = [
