@@ -78,6 +78,22 @@ async def test_a_federated_task_delivers_its_update(world: World, log_lines: Log
     assert lines["Assembled binary"]["bytes"] == len(echo())
 
 
+async def test_an_evaluation_goes_to_the_coordinator_without_an_update(world: World) -> None:
+    me = await world.join()
+    evaluated = {name: value for name, value in update(me).items() if name != "update"}
+    start = federated(me, FL_MODE="evaluate", REPLY=json.dumps(evaluated))
+    result = await world.peers.result_of(await world.peers.start(me, **start))
+    assert (result["error"], result["results"]["metrics"]) == (None, {"loss": 0.5})
+    assert world.services.updates == [evaluated]
+
+
+async def test_a_program_that_trains_where_it_should_evaluate_is_told_so(world: World) -> None:
+    me = await world.join()
+    result = await world.peers.result_of(await world.peers.start(me, **federated(me, FL_MODE="evaluate")))
+    assert result["error"].startswith("update: the task only evaluates")
+    assert world.services.updates == []
+
+
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:
     me = await world.join()
     task = await world.peers.start(me, shared=True, **federated(me))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.proplet.errors import TaskError
-from propeller.proplet.updates import TrainedUpdate, parse_program_output, with_metadata
+from propeller.proplet.updates import ProgramOutput, parse_program_output, with_metadata
 from propeller.protocol.rounds import UpdateHeader
 
 ENV = {"ROUND_ID": "r-1", "MODEL_URI": "fl/models/global_model_v0"}
@@ -24,9 +24,9 @@ DOCUMENT = {
 }
 
 
-def read(fields: dict[str, Any] | bytes, tensors: bytes | None = None) -> TrainedUpdate:
+def read(fields: dict[str, Any] | bytes, tensors: bytes | None = None, mode: str = "train") -> ProgramOutput:
     stdout = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-    return parse_program_output(stdout, tensors, ENV, "me")
+    return parse_program_output(stdout, tensors, {**ENV, "FL_MODE": mode}, "me")
 
 
 def test_the_document_goes_as_it_is() -> None:
@@ -51,6 +51,16 @@ def test_a_program_may_leave_the_base_model_to_the_proplet() -> None:
         ({"num_samples": 1.5}, "num_samples"),
         ({"update": {}}, "update data is required"),
         ({"update": None}, "update"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.0}, "steps"),
+        ({"kind": "gradient"}, "kind"),
+        ({"metrics": [0.5]}, "metrics"),
+        ({"metrics": {"loss": "low"}}, "metrics: 'loss' is text; a metric is one finite number"),
+        ({"metrics": {"loss": [0.5]}}, "metrics: 'loss' is a list"),
+        ({"metrics": {"loss": {"a": 1}}}, "metrics: 'loss' is an object"),
+        ({"metrics": {"loss": None}}, "metrics: 'loss' is null"),
+        ({"metrics": {"loss": True}}, "metrics: 'loss' is true or false"),
+        ({"metrics": {"loss": 10**400}}, "metrics: 'loss' is beyond the range of float64"),
     ],
 )
 def test_a_wrong_document_is_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -64,6 +74,39 @@ def test_a_wrong_document_is_refused_by_name(change: dict[str, Any], named: str)
 def test_what_is_not_one_document_is_refused(stdout: bytes) -> None:
     with pytest.raises(TaskError, match="standard output is not an update"):
         read(stdout)
+
+
+EVALUATED = {name: value for name, value in DOCUMENT.items() if name != "update"}
+
+
+def test_an_evaluation_has_no_update() -> None:
+    stdout = json.dumps(EVALUATED).encode()
+    evaluation = read(stdout, mode="evaluate")
+    assert (evaluation.body, evaluation.media_type) == (stdout, "application/json")
+    assert evaluation.header.metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors"), [(DOCUMENT, None), ({**DOCUMENT, "update": {}}, None), (EVALUATED, b"x")]
+)
+def test_an_update_where_an_evaluation_was_asked_for_says_what_to_do(
+    fields: dict[str, Any], tensors: bytes | None
+) -> None:
+    """As of programs in C and Go that do not look at FL_MODE."""
+    with pytest.raises(TaskError, match=r"^update: the task only evaluates .* have it read FL_MODE"):
+        read(fields, tensors, "evaluate")
+
+
+def test_an_evaluation_without_metrics_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"^metrics: an evaluation has one or more"):
+        read({**EVALUATED, "metrics": {}}, mode="evaluate")
+
+
+def test_steps_and_kind_go_along_with_tensors_beside_the_document() -> None:
+    tensors = to_safetensors({"w": np.ones(3, dtype=np.float32)})
+    update = read({**EVALUATED, "steps": 12, "kind": "delta"}, tensors)
+    _, metadata = from_safetensors(update.body)
+    assert (metadata["steps"], metadata["kind"]) == ("12", "delta")
 
 
 def test_tensors_beside_the_document_carry_its_header() -> None:

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from propeller.metrics import metric_fault
 from propeller.program import aggregation
 from propeller.program.data import TaskData
 from propeller.program.registry import Context, Evaluation, Update, registered
@@ -108,16 +109,20 @@ def _check_mapping(name: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _parse_metric(name: str, value: Any) -> float:
-    try:
-        number = value if isinstance(value, int) and not isinstance(value, bool) else float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the metric {name!r} is not one number: {error}") from None
-    if not math.isfinite(number):
-        raise ValueError(
-            f"the metric {name!r} is {number}: training diverged, or something was divided by zero"
-        )
-    return number
+def _parse_metric(name: Any, value: Any) -> Any:
+    """A metric as JSON has it; an array of one element counts as its number.
+
+    Raises:
+        ValueError: It is no finite number.
+    """
+    if not isinstance(value, bool | str) and hasattr(value, "__float__") and not isinstance(value, int):
+        try:
+            value = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metrics: {str(name)[:80]!r} is not one number: {error}") from None
+    if fault := metric_fault(str(name), value):
+        raise ValueError(f"metrics: {fault}")
+    return value
 
 
 def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:

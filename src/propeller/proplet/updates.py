@@ -1,4 +1,4 @@
-"""From a program's output to an update at the coordinator: checked, sent over HTTP, else over MQTT."""
+"""From a program's output to an update or an evaluation at the coordinator: checked, sent over HTTP, else over MQTT."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,15 +16,24 @@ from propeller.protocol.wire import MalformedMessageError, decode_object
 log = get_logger("updates")
 
 TENSORS_FILE = "update.safetensors"
+
+EVALUATE = "evaluate"
+"""The value of ``FL_MODE`` in a task that gives back metrics and no update."""
+
 _MAX_QUOTED_BYTES = 200
+
+_TRAINED_INSTEAD = (
+    "update: the task only evaluates (FL_MODE is evaluate), and the program gave back an update, as if it had been asked to "
+    "train: have it read FL_MODE and give back num_samples and metrics alone, or take evaluate out of the experiment"
+)
 
 PublishUpdate = Callable[[str, bytes], Awaitable[None]]
 """Publishes an update of a round over MQTT."""
 
 
 @dataclass(frozen=True)
-class TrainedUpdate:
-    """An update as it goes to the coordinator: its header, and the body with its media type."""
+class ProgramOutput:
+    """An update or an evaluation as it goes to the coordinator: its header, and the body with its media type."""
 
     header: UpdateHeader
     media_type: str
@@ -33,38 +42,46 @@ class TrainedUpdate:
 
 def parse_program_output(
     stdout: bytes, tensors: bytes | None, env: Mapping[str, str], proplet_id: str
-) -> TrainedUpdate:
+) -> ProgramOutput:
     """Read what a program left: one JSON document on standard output, large tensors beside it.
 
     Args:
         stdout: the program's standard output.
         tensors: its ``/out/update.safetensors``, if it wrote one.
-        env: the task's environment (``ROUND_ID``, ``MODEL_URI``).
+        env: the task's environment (``ROUND_ID``, ``MODEL_URI``, ``FL_MODE``).
         proplet_id: this proplet.
 
     Raises:
         TaskError: naming what is missing or wrong.
     """
+    evaluates = env.get("FL_MODE") == EVALUATE
+    expected_kind = "evaluation" if evaluates else "update"
     try:
         fields = decode_object(stdout)
-        header = (UpdateMessage if tensors is None else UpdateHeader).decode(fields)
+        if evaluates and ("update" in fields or tensors is not None):
+            raise TaskError(_TRAINED_INSTEAD)
+        header = (UpdateMessage if tensors is None and not evaluates else UpdateHeader).decode(fields)
     except MalformedMessageError as error:
         quoted = stdout[:_MAX_QUOTED_BYTES].decode(errors="replace")
         raise TaskError(
-            f"the program's standard output is not an update: {error}; it begins {quoted!r}"
+            f"the program's standard output is not an {expected_kind}: {error}; it begins {quoted!r}"
         ) from None
+    if evaluates and not header.metrics:
+        raise TaskError("metrics: an evaluation has one or more; the program's document has none")
     for name, found, expected in (
         ("round_id", header.round_id, env.get("ROUND_ID")),
         ("proplet_id", header.proplet_id, proplet_id),
     ):
         if found != expected:
-            raise TaskError(f"the program's update names the {name} {found!r}, the task's is {expected!r}")
+            raise TaskError(
+                f"the program's {expected_kind} names the {name} {found!r}, the task's is {expected!r}"
+            )
     base_model_added = not header.base_model_uri and bool(env.get("MODEL_URI"))
     if base_model_added:
         header.base_model_uri = fields["base_model_uri"] = env["MODEL_URI"]
     if tensors is not None:
-        return TrainedUpdate(header, SAFETENSORS, with_metadata(tensors, header))
-    return TrainedUpdate(header, JSON, encode_json(fields) if base_model_added else stdout)
+        return ProgramOutput(header, SAFETENSORS, with_metadata(tensors, header))
+    return ProgramOutput(header, JSON, encode_json(fields) if base_model_added else stdout)
 
 
 def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
@@ -86,6 +103,10 @@ def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
         "num_samples": str(header.num_samples),
         "metrics": json.dumps(header.metrics, allow_nan=False),
     }
+    if header.kind != "weights":
+        metadata["kind"] = header.kind
+    if header.steps is not None:
+        metadata["steps"] = str(header.steps)
     try:
         return replace_metadata(tensors, metadata)
     except TensorError as error:
@@ -108,7 +129,7 @@ class UpdateSender:
         if self._services.url(COORDINATOR, env) is None:
             raise TaskError("COORDINATOR_URL is not set on this proplet: there is nowhere to send the update")
 
-    async def send(self, update: TrainedUpdate, env: Mapping[str, str]) -> None:
+    async def send(self, update: ProgramOutput, env: Mapping[str, str]) -> None:
         """Send an update, again if need be; over MQTT when the coordinator cannot be reached over HTTP.
 
         Sending twice is safe: the coordinator counts the same update once.

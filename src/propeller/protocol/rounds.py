@@ -1,9 +1,10 @@
 """Rounds on the wire: experiments, starts, updates, failures and the notice of a completed round."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from propeller.metrics import metric_fault
 from propeller.protocol.ids import Id
 from propeller.protocol.task import TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
@@ -62,6 +63,13 @@ def _truncated(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
+def _finite_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    for name, value in metrics.items():
+        if fault := metric_fault(name, value):
+            raise ValueError(fault)
+    return metrics
+
+
 def _check_quorum(k_of_n: int, participants: int) -> None:
     if k_of_n > participants:
         raise ValueError(f"k_of_n ({k_of_n}) is more than the {participants} participants")
@@ -71,6 +79,12 @@ ModelRef = Annotated[
     str, Field(max_length=512), AfterValidator(require_printable), AfterValidator(_exact_version)
 ]
 """The reference of a model, as ``fl/models/global_model_v3``."""
+
+Metrics = Annotated[dict[str, Any], AfterValidator(_finite_numbers), BeforeValidator(null_as_empty)]
+"""Finite numbers by name; anything else is refused by the metric's name."""
+
+UpdateKind = Literal["weights", "delta"]
+"""What the tensors of an update are: the model after local training, or its difference to the base model."""
 
 _Number = BeforeValidator(reject_boolean)
 _Count = Annotated[int, Field(ge=0), _Number]
@@ -188,13 +202,18 @@ class Experiment(Message):
 
 
 class UpdateHeader(Message):
-    """An update without its tensors: who trained what on how many samples, with which metrics."""
+    """An update without its tensors: who trained what on how many samples, with which metrics.
+
+    It is also all that an evaluation has. ``steps`` are local steps of the optimizer, for strategies that weigh by them.
+    """
 
     round_id: Id
     proplet_id: Id
     base_model_uri: Annotated[ModelRef, BeforeValidator(empty_if_null)] = ""
     num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
-    metrics: Annotated[dict[str, Any], BeforeValidator(null_as_empty)] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
+    steps: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] | None = None
+    kind: UpdateKind = "weights"
 
 
 class UpdateMessage(UpdateHeader):

@@ -26,7 +26,7 @@ from propeller.process.files import remove_left_over, trim_folder, write_durably
 
 _FOLDER = Path(__file__).parent
 _LIBRARY = Path(propeller.__file__).parent
-_GUEST_MODULES = ("errors.py", "program/*.py", "tensors/**/*.py")
+_GUEST_MODULES = ("errors.py", "metrics.py", "program/*.py", "tensors/**/*.py")
 """What a program has of this library."""
 
 _HOST_MODULES = "tensors/numpy_*.py"
