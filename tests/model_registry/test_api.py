@@ -1,7 +1,6 @@
 """The model registry over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,14 @@ import numpy as np
 import pytest
 
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
-from propeller.model_registry.api import create_api, main
+from propeller.model_registry.api import main
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
+from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import ModelStore, StoredModel
 from propeller.process.run import StartError
-from propeller.web.auth import Principal
+from support.model_registry import client, client_as
 from support.net import free_port
-
-
-def client(folder: Path) -> httpx.AsyncClient:
-    app = create_api(ModelRegistry(ModelStore(folder), cache_bytes=1000), max_body=100_000)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
-
-
-@pytest.fixture
-async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with client(tmp_path) as opened:
-        yield opened
-
 
 ZEROS = {"w": [0.0, 0.0, 0.0], "b": 0.0}
 
@@ -221,7 +209,7 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
         return read(version)
 
     monkeypatch.setattr(store, "read", counted)
-    models = ModelRegistry(store, cache_bytes=1_000_000)
+    models = ModelRegistry(store, StateStore(tmp_path), cache_bytes=1_000_000)
     await models.seed(ZEROS)
     answers = await asyncio.gather(*(models.encoded(0, "application/json") for _ in range(20)))
     assert len({answer.etag for answer in answers}) == 1
@@ -231,15 +219,7 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
 
 @pytest.mark.parametrize(("role", "status"), [("proplet", 403), ("device", 403), ("coordinator", 201)])
 async def test_devices_read_models_and_store_none(tmp_path: Path, role: str, status: int) -> None:
-    async def verify(_header: str) -> Principal:
-        return Principal("client", "c-1", role)
-
-    app = create_api(ModelRegistry(ModelStore(tmp_path), cache_bytes=0), verify=verify)
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app),
-        base_url="http://registry",
-        headers={"authorization": "Basic eA=="},
-    ) as client:
+    async with client_as(tmp_path, role) as client:
         assert (await client.post("/models", json={"model": ZEROS})).status_code == status
         assert (await client.get("/models")).status_code == 200
 
@@ -256,6 +236,6 @@ async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
     settings = ModelRegistrySettings.load(
         folder=tmp_path / "models", initial_model=str(tmp_path / "initial.json")
     )
-    models = ModelRegistry(ModelStore(settings.folder), cache_bytes=0)
+    models = ModelRegistry.open(settings.folder, cache_bytes=0)
     await models.seed(settings.read_initial_model())
     assert (await models.encoded(0, "application/json")).content == b'{"w":[0.5,1.0],"b":0}'

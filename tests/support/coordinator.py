@@ -185,7 +185,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
     await store.create()
     async with ServiceClient("nobody", "http://127.0.0.1:1", retry_delays=()) as nobody:
         registry = ModelRegistryClient(nobody)
-        registry.remember_shapes(0, from_json(BASE))
+        registry.remember_specs(0, from_json(BASE))
         aggregation = Aggregation(
             BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
         )

@@ -105,7 +105,7 @@ class Aggregation:
         # the round from one of the same id that another coordinator, or a lost database, had.
         version = await self._registry.add_version(model, f"{record.round_id}.{record.created_at:.6f}")
         stored = time.perf_counter()
-        self._registry.remember_shapes(version, tensors)
+        self._registry.remember_specs(version, tensors)
         return NewVersion(
             version,
             {

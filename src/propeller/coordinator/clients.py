@@ -1,66 +1,84 @@
 """The services that the coordinator calls: the model registry and the aggregator."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
+import httpx
 from cachetools import LRUCache
 
-from propeller.errors import NotFoundError
+from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.tensors import (
     SAFETENSORS,
     SAFETENSORS_SEQ,
     Shapes,
+    Specs,
     TensorError,
     Tensors,
     decode,
     from_safetensors,
-    shapes_of,
+    specs_of,
 )
 from propeller.process.http import ServiceClient, ServiceError
+from propeller.protocol.wire import MalformedMessageError, decode_object
 
 _MAX_KNOWN_VERSIONS = 64
 
 
 class ModelRegistryClient:
-    """Model versions: the shapes of one, and a new one for an aggregate."""
+    """Model versions: what is known of one, a new one for an aggregate, and the server state beside it."""
 
     def __init__(self, client: ServiceClient) -> None:
         """Call the registry through ``client``."""
         self._client = client
-        self._shapes: LRUCache[int, Shapes] = LRUCache(_MAX_KNOWN_VERSIONS)
+        self._specs: LRUCache[int, Specs] = LRUCache(_MAX_KNOWN_VERSIONS)
 
-    async def shapes(self, version: int) -> Shapes:
-        """The names and shapes of a version's tensors; asked for once, as versions never change.
+    async def specs(self, version: int) -> Specs:
+        """The names, types and shapes of a version's tensors; asked for once, as versions never change.
 
         Raises:
             NotFoundError: there is no such version.
             ServiceError: the registry does not answer.
         """
-        known = self._shapes.get(version)
-        if known is not None:
-            return known
-        try:
-            answer = await self._client.request(
-                "GET", f"/models/{version}", headers={"accept": f"{SAFETENSORS}, application/json;q=0.5"}
-            )
-        except ServiceError as error:
-            if error.temporary:
-                raise
-            raise NotFoundError(
-                f"model_ref: the model registry has no version {version} ({error.reason}); GET /models lists those "
-                "it has, POST /models adds one"
-            ) from None
-        try:
-            content_type = answer.headers.get("content-type")
-            tensors, _metadata = await asyncio.to_thread(decode, content_type, answer.content)
-        except ValueError as error:
-            raise ServiceError(self._client.service, None, f"version {version}: {error}") from None
-        return self.remember_shapes(version, tensors)
+        known = self._specs.get(version)
+        if known is None:
+            try:
+                known = _read_specs(await self.info(version))
+            except NotFoundError:
+                # A registry of absmach/propeller knows models, and nothing about them.
+                known = specs_of(await self._model(version))
+            self._specs[version] = known
+        return known
 
-    def remember_shapes(self, version: int, tensors: Tensors) -> Shapes:
-        """Keep the shapes of a version, so that the next round need not ask for them."""
-        shapes = self._shapes[version] = shapes_of(tensors)
-        return shapes
+    async def shapes(self, version: int) -> Shapes:
+        """The names and shapes of a version's tensors.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        return {name: shape for name, (_dtype, shape) in (await self.specs(version)).items()}
+
+    async def info(self, version: int | str) -> dict[str, Any]:
+        """What the registry says of a version or alias: ``version``, ``tensors``, ``lineage``, ``has_state`` …
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        try:
+            answer = await self._client.request("GET", f"/models/{version}/info")
+        except ServiceError as error:
+            raise self._not_found(version, error) from None
+        info = self._json(answer)
+        if type(info.get("version")) is not int:
+            raise ServiceError(self._client.service, None, "its answer names no version")
+        return info
+
+    def remember_specs(self, version: int, tensors: Tensors) -> Specs:
+        """Keep what is known of a version's tensors, so that the next round need not ask for it."""
+        specs = self._specs[version] = specs_of(tensors)
+        return specs
 
     async def add_version(self, model: bytes, key: str) -> int:
         """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
@@ -75,13 +93,63 @@ class ModelRegistryClient:
             headers={"content-type": SAFETENSORS, "idempotency-key": key},
             retry=False,
         )
-        try:
-            version = answer.json()["version"]
-        except (ValueError, KeyError, TypeError):
-            version = None
+        version = self._json(answer).get("version")
         if type(version) is not int:
             raise ServiceError(self._client.service, None, "its answer names no version")
         return version
+
+    async def put_state(self, version: int, state: bytes) -> None:
+        """Keep a version's server state, a safetensors document; the same one again is fine.
+
+        Raises:
+            ServiceError: the registry refused it or does not answer.
+        """
+        path, headers = f"/models/{version}/state", {"content-type": SAFETENSORS}
+        await self._client.request("PUT", path, content=state, headers=headers)
+
+    async def state(self, version: int) -> bytes | None:
+        """A version's server state, a safetensors document; ``None`` if it has none.
+
+        Raises:
+            ServiceError: the registry does not answer.
+        """
+        try:
+            answer = await self._client.request("GET", f"/models/{version}/state")
+        except ServiceError as error:
+            if error.kind is NotFoundError:
+                return None
+            raise
+        return answer.content
+
+    async def _model(self, version: int) -> Tensors:
+        accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}
+        try:
+            answer = await self._client.request("GET", f"/models/{version}", headers=accept)
+        except ServiceError as error:
+            raise self._not_found(version, error) from None
+        try:
+            content_type = answer.headers.get("content-type")
+            return (await asyncio.to_thread(decode, content_type, answer.content))[0]
+        except ValueError as error:
+            raise ServiceError(self._client.service, None, f"version {version}: {error}") from None
+
+    def _not_found(self, version: int | str, error: ServiceError) -> PropellerError:
+        if error.temporary:
+            return error
+        return NotFoundError(
+            f"model_ref: the model registry has no version {version} ({error.reason}); GET /models lists those "
+            "it has, POST /models adds one"
+        )
+
+    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            return decode_object(answer.content)
+        except MalformedMessageError as error:
+            raise ServiceError(self._client.service, None, f"its answer cannot be read: {error}") from None
+
+
+def _read_specs(info: Mapping[str, Any]) -> Specs:
+    return {name: (str(spec["dtype"]), tuple(spec["shape"])) for name, spec in info["tensors"].items()}
 
 
 class AggregatorClient:

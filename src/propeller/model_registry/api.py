@@ -6,20 +6,23 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Request, Response
 from pydantic import Field
 
-from propeller.errors import InvalidError, RefusedError
+from propeller.errors import InvalidError, RefusedError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
+    SAFETENSORS,
     TensorError,
     Tensors,
     decode,
     from_json,
+    from_safetensors,
     media_type,
     negotiate,
 )
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
-from propeller.model_registry.store import ModelStore
+from propeller.model_registry.store import LINEAGE_FIELD
 from propeller.process.run import StartError
+from propeller.protocol.models import lineage_text
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
 from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
@@ -37,6 +40,7 @@ class NewModel(Message):
 
     version: Annotated[int, Field(strict=True)] | None = None
     model: dict[str, Any]
+    lineage: dict[str, Any] | None = None
 
 
 def create_api(registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
@@ -60,7 +64,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
         version: int | None = None,
         idempotency_key: Annotated[str, Header()] = "",
     ) -> dict[str, Any]:
-        """Store a model: JSON ``{"version"?, "model"}``, or safetensors with ``?version=``."""
+        """Store a model: JSON ``{"version"?, "model", "lineage"?}``, or safetensors with ``?version=``."""
         _check_may_store(who)
         _check_key(idempotency_key)
         tensors, metadata, version_in_body = await asyncio.to_thread(
@@ -70,15 +74,35 @@ def _model_routes(registry: ModelRegistry) -> Router:
         stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
-    @router.get("/models/latest")
-    async def get_latest(request: Request) -> Response:
-        return await answer(request, await registry.latest_version())
-
     @router.get("/models/{version}")
     async def get(request: Request, version: str) -> Response:
+        return await answer(request, await find(version))
+
+    @router.get("/models/{version}/info")
+    async def get_info(version: str) -> dict[str, Any]:
+        return await registry.info(await find(version))
+
+    @router.get("/models/{version}/state")
+    async def get_state(version: str) -> Response:
+        return Response(await registry.state(await find(version)), media_type=SAFETENSORS)
+
+    @router.put("/models/{version}/state")
+    async def put_state(request: Request, who: Caller, version: str) -> dict[str, Any]:
+        """Keep the server state that belongs to a version: safetensors, its values in ``__metadata__.values``."""
+        _check_may_store(who)
+        tensors, metadata = await asyncio.to_thread(
+            _decode_state, request.headers.get("content-type"), await request.body()
+        )
+        number = await find(version)
+        await registry.add_state(number, tensors, metadata)
+        return {"version": number, "status": "stored"}
+
+    async def find(version: str) -> int:
+        if version == "latest":
+            return await registry.latest_version()
         if not (version.isascii() and version.isdigit() and len(version) <= 16):
             raise InvalidError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
-        return await answer(request, int(version))
+        return int(version)
 
     async def answer(request: Request, version: int) -> Response:
         media_type = negotiate(request.headers.get("accept"))
@@ -110,11 +134,23 @@ def _decode_model(content_type: str | None, body: bytes) -> tuple[Tensors, dict[
     try:
         if media_type(content_type) == JSON:
             new = NewModel.decode(body)
-            return from_json(new.model), {}, new.version
+            metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
+            return from_json(new.model), metadata, new.version
         tensors, metadata = decode(content_type, body)
     except TensorError as error:
         raise InvalidError(f"model: {error}") from None
     return tensors, metadata, None
+
+
+def _decode_state(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str]]:
+    if media_type(content_type) != SAFETENSORS:
+        raise UnsupportedTypeError(
+            f"Content-Type {str(content_type)[:80]!r} cannot be read; send {SAFETENSORS}"
+        )
+    try:
+        return from_safetensors(body)
+    except TensorError as error:
+        raise InvalidError(f"state: {error}") from None
 
 
 async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
@@ -125,7 +161,7 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
     """
     bind = bind_api("model-registry", settings, settings.host, settings.port, "REGISTRY_PORT")
     try:
-        registry = ModelRegistry(ModelStore(settings.folder), cache_bytes=settings.cache_bytes)
+        registry = ModelRegistry.open(settings.folder, cache_bytes=settings.cache_bytes)
         await registry.seed(settings.read_initial_model())
     except OSError as error:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None

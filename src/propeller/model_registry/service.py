@@ -1,13 +1,17 @@
 """Model versions over the files: encoded as a caller wants them, the recent ones from memory."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from propeller.errors import InvalidError, NotFoundError
 from propeller.fl.tensors import CODECS, Tensors, from_json
+from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import (
+    LINEAGE_FIELD,
     MAX_VERSION,
     DamagedVersionError,
     FileStamp,
@@ -17,7 +21,9 @@ from propeller.model_registry.store import (
 from propeller.process.byte_lru import ByteLru
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
+from propeller.protocol.models import lineage_text
 from propeller.protocol.rounds import model_uri
+from propeller.protocol.wire import format_time
 
 log = get_logger("model-registry")
 
@@ -40,13 +46,22 @@ class EncodedModel:
 class ModelRegistry:
     """The versions of one model."""
 
-    def __init__(self, store: ModelStore, *, cache_bytes: int) -> None:
+    def __init__(self, store: ModelStore, states: StateStore, *, cache_bytes: int) -> None:
         """``cache_bytes`` limits the encodings that are kept in memory."""
-        self._store = store
+        self._store, self._states = store, states
         self._cache: ByteLru[tuple[int, str], EncodedModel] = ByteLru(
             cache_bytes, lambda encoded: len(encoded.content)
         )
         self._encodings: SingleFlight[tuple[int, str], EncodedModel] = SingleFlight()
+
+    @classmethod
+    def open(cls, folder: Path, *, cache_bytes: int) -> Self:
+        """The registry of a folder, which is made if it is missing.
+
+        Raises:
+            OSError: it cannot be used.
+        """
+        return cls(ModelStore(folder), StateStore(folder), cache_bytes=cache_bytes)
 
     async def seed(self, model: Mapping[str, Any]) -> None:
         """Store version 0, unless it is there.
@@ -84,9 +99,11 @@ class ModelRegistry:
             key: the same key again gives the version that it gave first.
 
         Raises:
-            InvalidError: the version cannot be one, or a tensor cannot be stored.
+            InvalidError: the version or the lineage cannot be one, or a tensor cannot be stored.
             ConflictError: the version is there with other content, or there is no next one.
         """
+        if LINEAGE_FIELD in metadata:
+            metadata = {**metadata, LINEAGE_FIELD: lineage_text(metadata[LINEAGE_FIELD])}
         if version is not None and not 0 <= version <= MAX_VERSION:
             raise InvalidError(f"version: must be from 0 to {MAX_VERSION}, got {version}")
         stored = await asyncio.to_thread(self._store.add, tensors, metadata, version, key)
@@ -117,6 +134,48 @@ class ModelRegistry:
             raise
         self._cache[key] = encoded
         return encoded
+
+    async def info(self, version: int) -> dict[str, Any]:
+        """What is known of a version, as ``GET /models/{version}/info`` answers it.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            DamagedVersionError: its file cannot be read.
+        """
+        found = await asyncio.to_thread(self._store.info, version)
+        return {
+            "version": version,
+            "created_at": format_time(found.created_at),
+            "size": found.size,
+            "digest": found.digest,
+            "tensors": {
+                name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in found.specs.items()
+            },
+            "lineage": json.loads(found.lineage) if found.lineage else None,
+            "has_state": await asyncio.to_thread(self._states.has, version),
+        }
+
+    async def add_state(self, version: int, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+        """Keep the server state that belongs to a version.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            ConflictError: it has another state.
+            InvalidError: a tensor or the values cannot be stored.
+        """
+        self._store.stamp(version)
+        await asyncio.to_thread(self._states.add, version, tensors, metadata)
+        log.info("server state stored", version=version)
+
+    async def state(self, version: int) -> bytes:
+        """The server state of a version, as a safetensors document.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            StateNotFoundError: it has none.
+        """
+        self._store.stamp(version)
+        return await asyncio.to_thread(self._states.read, version)
 
     def _encode(self, version: int, media_type: str) -> EncodedModel:
         codec, stamp, model = CODECS[media_type], self._store.stamp(version), self._store.read(version)

@@ -11,22 +11,28 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from propeller.errors import ConflictError, NotFoundError, PropellerError
-from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors import Specs, TensorError, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.json import decode_json
-from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+from propeller.fl.tensors.safetensors import PREFIX, Header, header_length, read_header
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over, write_durably
 from propeller.process.logs import get_logger
+from propeller.protocol.wire import format_time, now
 
 log = get_logger("models")
 
 MAX_VERSION = 2**53 - 1
 """The largest version: every JSON reader keeps it exact (RFC 8259, section 6)."""
 
-_KEY_FIELD, _DIGEST_FIELD = "propeller.key", "propeller.content"
+LINEAGE_FIELD = "lineage"
+"""The field of a document's ``__metadata__`` that says where a version comes from, in JSON (``protocol.models``)."""
+
+_OWN = "propeller."
+_KEY_FIELD, _DIGEST_FIELD, _TIME_FIELD = f"{_OWN}key", f"{_OWN}content", f"{_OWN}created_at"
 """Fields of a file's ``__metadata__`` that are the registry's own."""
 
 _FILE_NAME = re.compile(r"global_model_v(0|[1-9]\d{0,15})\.(safetensors|json)")
@@ -90,6 +96,27 @@ class VersionRecord:
     key: str = ""
 
 
+@dataclass(frozen=True)
+class VersionInfo:
+    """What is known of a version without reading its numbers.
+
+    Attributes:
+        version: its number.
+        created_at: when it was stored; of a file without that, when the file was written.
+        size: of its file, in bytes.
+        digest: of its tensors.
+        specs: the type and shape of each tensor, in the model's order.
+        lineage: where it comes from, as JSON; empty if that is not known.
+    """
+
+    version: int
+    created_at: datetime
+    size: int
+    digest: str
+    specs: Specs
+    lineage: str
+
+
 class ModelStore:
     """A folder of versions. Its methods block: call them in a thread."""
 
@@ -137,6 +164,35 @@ class ModelStore:
             raise DamagedVersionError(version, f"{file.name}: its numbers are not those that were stored")
         return StoredModel(tensors, _without_own_fields(metadata), digest)
 
+    def info(self, version: int) -> VersionInfo:
+        """What is known of a version.
+
+        Raises:
+            VersionNotFoundError: there is none.
+            DamagedVersionError: its file cannot be read.
+        """
+        name, _inode, size, changed_ns = self.stamp(version)
+        file, written = self._folder / name, datetime.fromtimestamp(changed_ns / 1e9, UTC)
+        try:
+            if file.suffix == ".json":
+                tensors = decode_json(file.read_bytes())[0]
+                specs = {name: ("F64", array.shape) for name, array in tensors.items()}
+                return VersionInfo(version, written, size, content_digest(tensors), specs, "")
+            header = read_file_header(file)
+            fields = header.metadata
+            return VersionInfo(
+                version,
+                datetime.fromisoformat(fields[_TIME_FIELD]) if _TIME_FIELD in fields else written,
+                size,
+                fields.get(_DIGEST_FIELD) or self.read(version).digest,
+                {name: (entry.dtype, entry.shape) for name, entry in header.entries.items()},
+                fields.get(LINEAGE_FIELD, ""),
+            )
+        except FileNotFoundError:
+            raise VersionNotFoundError(version) from None
+        except (OSError, ValueError) as error:
+            raise DamagedVersionError(version, f"{file.name}: {error}") from None
+
     def add(
         self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str
     ) -> VersionRecord:
@@ -161,6 +217,7 @@ class ModelStore:
             fields = {
                 **_without_own_fields(metadata),
                 _DIGEST_FIELD: digest,
+                _TIME_FIELD: format_time(now()),
                 **({_KEY_FIELD: key} if key else {}),
             }
             write_durably(self._path(stored.version), to_safetensors(tensors, fields), replace=False)
@@ -187,7 +244,7 @@ class ModelStore:
         try:
             if file.suffix == ".json":
                 return VersionRecord(version, content_digest(decode_json(file.read_bytes())[0]))
-            metadata = _read_metadata(file)
+            metadata = read_file_header(file).metadata
             return VersionRecord(version, metadata.get(_DIGEST_FIELD, ""), metadata.get(_KEY_FIELD, ""))
         except (OSError, TensorError) as error:
             log.error("model version cannot be read", version=version, file=file.name, reason=str(error))  # noqa: TRY400
@@ -223,10 +280,16 @@ def _require_same(stored: VersionRecord, digest: str, key: str) -> VersionRecord
 
 
 def _without_own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in metadata.items() if name not in {_KEY_FIELD, _DIGEST_FIELD}}
+    return {name: text for name, text in metadata.items() if not name.startswith(_OWN)}
 
 
-def _read_metadata(file: Path) -> dict[str, str]:
+def read_file_header(file: Path) -> Header:
+    """The header of a safetensors file; its numbers are not read.
+
+    Raises:
+        TensorError: it is malformed.
+        OSError: the file cannot be read.
+    """
     with file.open("rb") as stream:
         prefix = stream.read(PREFIX)
-        return read_header(prefix + stream.read(header_length(prefix))).metadata
+        return read_header(prefix + stream.read(header_length(prefix)))

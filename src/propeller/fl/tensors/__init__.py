@@ -1,6 +1,6 @@
 """Tensors: what a model is, and its encodings."""
 
-from propeller.fl.tensors.base import Array, Shapes, Tensors, check_shapes, check_tensors, shapes_of
+from propeller.fl.tensors.base import Array, Shapes, Specs, Tensors, check_shapes, check_tensors, shapes_of
 from propeller.fl.tensors.json import from_json, to_json
 from propeller.fl.tensors.media import (
     CODECS,
@@ -18,6 +18,7 @@ from propeller.fl.tensors.safetensors import (
     DocumentTooLargeError,
     from_safetensors,
     read_documents,
+    specs_of,
     to_safetensors,
 )
 from propeller.tensors.shapes import TensorError
@@ -31,6 +32,7 @@ __all__ = [
     "Codec",
     "DocumentTooLargeError",
     "Shapes",
+    "Specs",
     "TensorError",
     "Tensors",
     "check_shapes",
@@ -44,6 +46,7 @@ __all__ = [
     "negotiate",
     "read_documents",
     "shapes_of",
+    "specs_of",
     "to_json",
     "to_safetensors",
 ]

@@ -16,6 +16,9 @@ Tensors = dict[str, Array]
 Shapes = dict[str, tuple[int, ...]]
 """Names to the shapes of arrays, in the model's own order."""
 
+Specs = dict[str, tuple[str, tuple[int, ...]]]
+"""Names to the type, as safetensors calls it (``F32``), and the shape of arrays, in the model's own order."""
+
 AVERAGEABLE_KINDS = frozenset("fiu")
 """numpy's kinds of numbers that a mean can be taken of: floating point and integers, not bool and not text."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from propeller.errors import TooLargeError
-from propeller.fl.tensors.base import Array, Tensors, check_array, check_tensors
+from propeller.fl.tensors.base import Array, Specs, Tensors, check_array, check_tensors
 from propeller.tensors import safetensors
 from propeller.tensors.safetensors import PREFIX, Entry, Header, header_length
 from propeller.tensors.shapes import TensorError
@@ -93,6 +93,21 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
     specs = {name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     header, order = safetensors.write_header(specs, metadata)
     return b"".join([header, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)])
+
+
+def specs_of(tensors: Tensors) -> Specs:
+    """The names, types and shapes of a model.
+
+    Raises:
+        TensorError: a tensor has a type that safetensors does not have.
+    """
+    specs: Specs = {}
+    for name, array in tensors.items():
+        dtype = _NAMES.get(array.dtype.newbyteorder("<"))
+        if dtype is None:
+            raise TensorError(f"type {array.dtype} cannot be written; use one of {', '.join(_DTYPES)}", name)
+        specs[name] = (dtype, array.shape)
+    return specs
 
 
 async def read_documents(

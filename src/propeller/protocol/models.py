@@ -1,0 +1,106 @@
+"""Where a model version comes from, as the model registry keeps it beside the version's tensors."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from propeller.errors import InvalidError, TooLargeError
+from propeller.protocol.ids import Id
+from propeller.protocol.wire import Message, Time, decode_object
+
+MAX_LINEAGE_BYTES = 64 * 1024
+"""The longest lineage, as JSON in UTF-8."""
+
+_Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Part(BaseModel):
+    """A part of a lineage; fields of one's own are kept."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class StrategyUsed(_Part):
+    """The strategy that made a version: a name, or a program, and its parameters."""
+
+    name: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class ProgramUsed(_Part):
+    """The program that trained: its reference, and the digest that it stood for."""
+
+    reference: str
+    digest: str | None = None
+
+
+class UpdateUsed(_Part):
+    """An update that went into a version."""
+
+    proplet_id: Id
+    digest: str
+    num_samples: _Count
+
+
+class Lineage(Message):
+    """Where a version comes from. Every field may be missing; fields of one's own are kept.
+
+    Attributes:
+        experiment: the id of the experiment.
+        round: the id of the round.
+        number: of the round in the experiment, from 1.
+        parent: the version that the round's updates started from.
+        strategy: how the updates became this version.
+        program: what the participants ran.
+        participants: how many updates went into it.
+        num_samples: of all of them.
+        metrics: of the round, by name.
+        updates: each of them by its digest, from which the version can be computed again.
+        created_at: when the aggregate was made.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    experiment: Id | None = None
+    round: Id | None = None
+    number: Annotated[int, Field(ge=1, strict=True)] | None = None
+    parent: _Count | None = None
+    strategy: StrategyUsed | None = None
+    program: ProgramUsed | None = None
+    participants: _Count | None = None
+    num_samples: _Count | None = None
+    metrics: dict[str, Annotated[float, Field(strict=True)]] | None = None
+    updates: list[UpdateUsed] | None = None
+    created_at: Time | None = None
+
+
+def lineage_text(lineage: str | Mapping[str, Any]) -> str:
+    """A lineage as it is kept: compact JSON of the fields that are given.
+
+    Args:
+        lineage: the fields, or JSON of them.
+
+    Raises:
+        TooLargeError: it is longer than ``MAX_LINEAGE_BYTES``.
+        InvalidError: it is no JSON object, or a field is wrong: the text names the field.
+    """
+    if isinstance(lineage, str):
+        _check_size(lineage)
+    try:
+        fields = decode_object(lineage) if isinstance(lineage, str) else dict(lineage)
+        Lineage.decode(fields)
+        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InvalidError(f"lineage: {error}") from None
+    _check_size(text)
+    return text
+
+
+def _check_size(text: str) -> None:
+    size = len(text.encode(errors="replace"))
+    if size > MAX_LINEAGE_BYTES:
+        raise TooLargeError(
+            f"lineage: {size} bytes of JSON are over the limit of {MAX_LINEAGE_BYTES}; leave out its updates"
+        )

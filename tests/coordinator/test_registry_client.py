@@ -1,0 +1,64 @@
+"""What the coordinator asks of the model registry, against a real one and one that knows models only."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from propeller.coordinator.clients import ModelRegistryClient
+from propeller.errors import NotFoundError
+from propeller.fl.tensors import Tensors, from_json, from_safetensors, to_safetensors
+from propeller.process.http import ServiceClient, ServiceError
+from support.coordinator import BASE, Peers
+from support.model_registry import serving_registry
+
+MODEL: Tensors = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(3, np.int64)}
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[ModelRegistryClient]:
+    async with (
+        serving_registry(tmp_path) as url,
+        ServiceClient("model registry", url, retry_delays=()) as http,
+    ):
+        yield ModelRegistryClient(http)
+
+
+async def test_types_and_shapes_of_a_version(registry: ModelRegistryClient) -> None:
+    version = await registry.add_version(to_safetensors(MODEL, {"lineage": '{"number":1}'}), "k-1")
+    assert await registry.specs(version) == {"w": ("F32", (2, 3)), "steps": ("I64", ())}
+    assert await registry.shapes(version) == {"w": (2, 3), "steps": ()}
+    assert (await registry.info("latest"))["lineage"] == {"number": 1}
+    with pytest.raises(NotFoundError, match="no version 7"):
+        await registry.specs(7)
+
+
+async def test_a_registry_that_knows_models_only(peers: tuple[Peers, str]) -> None:
+    peers[0].versions[0] = from_json(BASE)
+    async with ServiceClient("model registry", peers[1], retry_delays=()) as http:
+        registry = ModelRegistryClient(http)
+        assert await registry.specs(0) == {"w": ("F64", (3,)), "b": ("F64", ())}
+        with pytest.raises(NotFoundError, match="no version 9"):
+            await registry.specs(9)
+
+
+async def test_the_server_state_of_a_version(registry: ModelRegistryClient) -> None:
+    version = await registry.add_version(to_safetensors(MODEL), "k-1")
+    assert await registry.state(version) is None
+    state = to_safetensors({"m/w": np.zeros((2, 3))}, {"values": '{"round":1}'})
+    for _again in range(2):
+        await registry.put_state(version, state)
+    kept = await registry.state(version)
+    assert kept is not None
+    assert from_safetensors(kept)[1] == {"values": '{"round":1}'}
+    with pytest.raises(ServiceError, match="409"):
+        await registry.put_state(version, to_safetensors({"m/w": np.ones((2, 3))}))
+
+
+async def test_a_registry_that_does_not_answer_is_not_one_without_the_version() -> None:
+    async with ServiceClient("model registry", "http://127.0.0.1:1", retry_delays=()) as http:
+        registry = ModelRegistryClient(http)
+        for ask in (registry.specs(0), registry.state(0), registry.info(0)):
+            with pytest.raises(ServiceError, match="cannot be reached"):
+                await ask
