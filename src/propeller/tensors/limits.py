@@ -39,13 +39,13 @@ def check_name(name: object) -> str:
     return name
 
 
-def check_count(count: int) -> None:
+def check_count(count: int, least: int = 1) -> None:
     """Refuse a model without tensors or with too many.
 
     Raises:
-        TensorError: there are none, or more than ``MAX_TENSORS``.
+        TensorError: there are fewer than ``least``, or more than ``MAX_TENSORS``.
     """
-    if count == 0:
+    if count < least:
         raise TensorError("there are no tensors; send at least one name with numbers")
     if count > MAX_TENSORS:
         raise TensorError(f"{count} tensors are more than the limit of {MAX_TENSORS}")

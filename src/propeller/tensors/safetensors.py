@@ -94,7 +94,7 @@ def header_length(prefix: bytes | bytearray | memoryview) -> int:
 
 
 def read_header(document: bytes | bytearray | memoryview, check_dtype: Callable[[str, Any], None]) -> Header:
-    """Read and check the header at the start of a document; the numbers need not be there yet.
+    """Read and check the header at the start of a document; the numbers need not be there yet, and there may be no tensors.
 
     Args:
         document: at least its prefix and header.
@@ -109,7 +109,7 @@ def read_header(document: bytes | bytearray | memoryview, check_dtype: Callable[
         raise TensorError(f"the safetensors header is cut off: {start} bytes announced, {len(document)} came")
     fields = _parse(bytes(document[PREFIX:start]))
     metadata = _metadata(fields.pop("__metadata__", {}))
-    check_count(len(fields))
+    check_count(len(fields), least=0)
     entries = {check_name(name): _entry(name, value, check_dtype) for name, value in fields.items()}
     check_elements(math.prod(entry.shape) for entry in entries.values())
     end = 0

@@ -10,6 +10,7 @@ import numpy as np
 from propeller.errors import TooLargeError
 from propeller.fl.tensors.base import Array, Specs, Tensors, check_array, check_tensors
 from propeller.tensors import safetensors
+from propeller.tensors.limits import check_count
 from propeller.tensors.safetensors import PREFIX, Entry, Header, header_length
 from propeller.tensors.shapes import TensorError
 
@@ -51,7 +52,7 @@ class DocumentTooLargeError(TooLargeError, TensorError):
 
 
 def read_header(document: bytes | bytearray | memoryview) -> Header:
-    """Read and check the header at the start of a document; the numbers need not be there yet.
+    """Read and check the header at the start of a document; the numbers need not be there yet, and there may be no tensors.
 
     Raises:
         TensorError: the header is malformed, or a type cannot be averaged: the text names the tensor where there is one.
@@ -69,6 +70,7 @@ def from_safetensors(document: bytes | bytearray | memoryview) -> tuple[Tensors,
             finite, or of a type that cannot be averaged (``BOOL``, 8-bit floats).
     """
     header = read_header(document)
+    check_count(len(header.entries))
     header.check_length(len(document))
     tensors: Tensors = {}
     for name, entry in header.entries.items():
