@@ -2,7 +2,7 @@
 
     python benchmarks/aggregation.py [--parameters 10000000] [--updates 50] [--tensors 20]
 
-- in memory: ``FedAvg.accumulate`` of updates that are in memory, and ``apply``, beside ``sum += update`` in float32 (the least that
+- in memory: ``aggregate`` of updates that are in memory, beside ``sum += update`` in float32 (the least that
   any mean must do) and ``sum += n * update`` in float32 (FedAvg's own job, in half the precision);
 - service: the aggregator as a process, fed a stream of safetensors documents over HTTP, answering one. Its peak memory
   is printed for few and for many updates: it must not grow with their number.
@@ -23,7 +23,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from propeller.fl.fedavg import FedAvg
+from propeller.fl.strategies import Contribution, FedAvg, aggregate
 from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, Tensors, from_safetensors, to_safetensors
 from support.net import free_port
 from support.service import start_service
@@ -60,10 +60,10 @@ def weighted_sum(updates: list[Tensors], count: int) -> Tensors:
 
 
 def fedavg(updates: list[Tensors], count: int) -> Tensors:
-    strategy = FedAvg()
-    for number in range(count):
-        strategy.accumulate(updates[number % len(updates)], number + 1)
-    return strategy.apply()
+    received = [
+        (Contribution(slot, f"p-{slot}", slot + 1), updates[slot % len(updates)]) for slot in range(count)
+    ]
+    return aggregate(FedAvg(), updates[0], None, received)[0]
 
 
 def seconds(work: Callable[[list[Tensors], int], Tensors], updates: list[Tensors], count: int) -> float:

@@ -4,17 +4,27 @@ import asyncio
 from collections.abc import AsyncIterable
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from propeller.errors import InvalidError, UnprocessableError
-from propeller.fl.strategy import Strategy, create_strategy
+from propeller.fl.strategies import (
+    Contribution,
+    Strategy,
+    UpdateError,
+    WeightedSums,
+    aggregate,
+    create_strategy,
+)
 from propeller.fl.tensors import (
     DocumentTooLargeError,
     TensorError,
     Tensors,
+    check_shapes,
     from_json,
     from_safetensors,
     read_documents,
+    shapes_of,
 )
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import MAX_SAMPLES
@@ -74,11 +84,13 @@ class Aggregator:
             UnprocessableError: the aggregate is not finite.
         """
         strategy = create_strategy(strategy_name)
-        if len(body) <= _THREAD_FROM_BYTES:
-            count = _accumulate_all(strategy, body)
-        else:
-            count = await asyncio.to_thread(_accumulate_all, strategy, body)
-        return await _apply(strategy, strategy_name, count)
+        if not strategy.needs_base:
+            if len(body) <= _THREAD_FROM_BYTES:
+                return _aggregate_all(strategy, body)
+            return await asyncio.to_thread(_aggregate_all, strategy, body)
+        raise UnprocessableError(
+            f"{strategy_name} needs the base model, which this form of the request does not carry"
+        )
 
     async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy_name: str) -> Tensors:
         """Aggregate a stream of safetensors documents; memory does not grow with their number.
@@ -89,50 +101,82 @@ class Aggregator:
             UnknownStrategyError, NoUpdatesError, UnprocessableError: as ``aggregate``.
             DocumentTooLargeError: an update is over the limit.
         """
-        strategy, count = create_strategy(strategy_name), 0
+        if create_strategy(strategy_name).name != "fedavg":
+            raise UnprocessableError(f"{strategy_name} needs what this form of the request does not carry")
+        mean, count = _StreamedMean(), 0
         try:
             async for document in read_documents(chunks, max_document=self._max_update_bytes):
                 count += 1
                 if len(document) <= _THREAD_FROM_BYTES:
-                    _accumulate_document(strategy, document, count)
+                    mean.add(document, count)
                 else:
-                    await asyncio.to_thread(_accumulate_document, strategy, document, count)
+                    await asyncio.to_thread(mean.add, document, count)
         except DocumentTooLargeError:
             raise
         except TensorError as error:
             raise UnfitUpdateError("", count + 1, error) from None
-        return await _apply(strategy, strategy_name, count)
+        model = await asyncio.to_thread(mean.finish)
+        log.info("aggregated", strategy=strategy_name, updates=count)
+        return model
 
 
-def _accumulate_all(strategy: Strategy, body: bytes) -> int:
-    """Accumulate the updates of a body in JSON, and return how many there are."""
-    updates = AggregationRequest.decode(body).updates
-    for number, update in enumerate(updates, 1):
+class _StreamedMean:
+    """FedAvg of updates whose number and samples are not known before they have come."""
+
+    def __init__(self) -> None:
+        self._sums: WeightedSums | None = None
+        self._first: Tensors = {}
+        self._samples = 0
+
+    def add(self, document: bytearray, number: int) -> None:
+        sender = ""
         try:
-            strategy.accumulate(from_json(update.update), update.num_samples)
+            tensors, metadata = from_safetensors(document)
+            sender = metadata.get("proplet_id", "")
+            samples = _num_samples(metadata)
+            if self._sums is None:
+                self._first = tensors
+                self._sums = WeightedSums(shapes_of(tensors), lambda _number, error: error)
+            check_shapes(tensors, shapes_of(self._first), "the first update")
+            self._samples += samples
+            self._sums.add(number, tensors, samples)
         except TensorError as error:
-            raise UnfitUpdateError(update.proplet_id, number, error) from None
-    return len(updates)
+            raise UnfitUpdateError(sender, number, error) from None
+
+    def finish(self) -> Tensors:
+        if self._sums is None:
+            raise NoUpdatesError
+        try:
+            sums = self._sums.sums()
+        except TensorError as error:
+            raise UnprocessableError(str(error)) from None
+        return {
+            name: (sums[name] / self._samples)
+            .astype(array.dtype if array.dtype.kind == "f" else np.float64)
+            .reshape(array.shape)
+            for name, array in self._first.items()
+        }
 
 
-def _accumulate_document(strategy: Strategy, document: bytearray, number: int) -> None:
-    sender = ""
-    try:
-        tensors, metadata = from_safetensors(document)
-        sender = metadata.get("proplet_id", "")
-        strategy.accumulate(tensors, _num_samples(metadata))
-    except TensorError as error:
-        raise UnfitUpdateError(sender, number, error) from None
-
-
-async def _apply(strategy: Strategy, strategy_name: str, count: int) -> Tensors:
-    if not count:
+def _aggregate_all(strategy: Strategy, body: bytes) -> Tensors:
+    """Aggregate the updates of a body in JSON, which has no base model: the first update has its shapes."""
+    received: list[tuple[Contribution, Tensors]] = []
+    updates = AggregationRequest.decode(body).updates
+    if not updates:
         raise NoUpdatesError
+    for number, update in enumerate(updates):
+        try:
+            contribution = Contribution(number, update.proplet_id, update.num_samples)
+            received.append((contribution, from_json(update.update)))
+        except TensorError as error:
+            raise UnfitUpdateError(update.proplet_id, number + 1, error) from None
     try:
-        model = await asyncio.to_thread(strategy.apply)
+        model, _state = aggregate(strategy, received[0][1], None, received)
+    except UpdateError as error:
+        raise UnfitUpdateError(updates[error.number].proplet_id, error.number + 1, error.reason) from None
     except TensorError as error:
         raise UnprocessableError(str(error)) from None
-    log.info("aggregated", strategy=strategy_name, updates=count)
+    log.info("aggregated", strategy=strategy.name, updates=len(updates))
     return model
 
 

@@ -1,0 +1,67 @@
+"""Strategies: how the updates of a round become the next model."""
+
+from propeller.fl.strategies.aggregation import PART_BYTES, NoUpdatesError, aggregate, make_plan, parts_of
+from propeller.fl.strategies.catalog import (
+    Description,
+    Parameter,
+    ParameterError,
+    StrategyLoadError,
+    UnknownStrategyError,
+    create_strategy,
+    describe_strategies,
+    describe_strategy,
+    read_strategy,
+    strategy_names,
+)
+from propeller.fl.strategies.fedavg import FedAvg
+from propeller.fl.strategies.measurement import Measurement
+from propeller.fl.strategies.part import PartAggregation
+from propeller.fl.strategies.strategy import (
+    EXTRA,
+    Block,
+    Contribution,
+    Measure,
+    Measured,
+    Plan,
+    ServerState,
+    Strategy,
+    StrategyInputError,
+    UpdateError,
+    require_metric,
+    require_steps,
+)
+from propeller.fl.strategies.sums import WeightedSums
+
+__all__ = [
+    "EXTRA",
+    "PART_BYTES",
+    "Block",
+    "Contribution",
+    "Description",
+    "FedAvg",
+    "Measure",
+    "Measured",
+    "Measurement",
+    "NoUpdatesError",
+    "Parameter",
+    "ParameterError",
+    "PartAggregation",
+    "Plan",
+    "ServerState",
+    "Strategy",
+    "StrategyInputError",
+    "StrategyLoadError",
+    "UnknownStrategyError",
+    "UpdateError",
+    "WeightedSums",
+    "aggregate",
+    "create_strategy",
+    "describe_strategies",
+    "describe_strategy",
+    "make_plan",
+    "parts_of",
+    "read_strategy",
+    "require_metric",
+    "require_steps",
+    "strategy_names",
+]

@@ -1,0 +1,136 @@
+"""A whole aggregation in memory: for tests, simulation and small models. The aggregator does the same part by part."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from propeller.fl.strategies.measurement import Measurement
+from propeller.fl.strategies.part import PartAggregation
+from propeller.fl.strategies.strategy import (
+    Contribution,
+    Measure,
+    Measured,
+    Plan,
+    ServerState,
+    Strategy,
+    StrategyInputError,
+    UpdateError,
+)
+from propeller.fl.tensors import TensorError, Tensors, check_shapes
+
+PART_BYTES = 64 * 1024 * 1024
+"""A part of a model has the tensors that fit into this, or one larger tensor."""
+
+
+class NoUpdatesError(StrategyInputError):
+    """There is nothing to aggregate."""
+
+
+def make_plan(
+    strategy: Strategy, contributions: Sequence[Contribution], values: Mapping[str, Any], measured: Measured
+) -> Plan:
+    """What the strategy decides for a round, once its contributions were checked.
+
+    Args:
+        strategy: decides.
+        contributions: the round's.
+        values: the server state's; empty before the first round.
+        measured: what its ``measure`` asks for.
+
+    Raises:
+        NoUpdatesError: there are no contributions.
+        StrategyInputError: there are too few, or one lacks what the strategy needs.
+    """
+    if not contributions:
+        raise NoUpdatesError("there are no updates to aggregate")
+    if len(contributions) < strategy.min_updates:
+        raise StrategyInputError(
+            f"{strategy.name} with these parameters needs at least {strategy.min_updates} updates, there are {len(contributions)}; "
+            "raise k_of_n and min_updates, or change its parameters"
+        )
+    for contribution in contributions:
+        strategy.check(contribution)
+    return strategy.plan(contributions, values or strategy.initial_values(), measured)
+
+
+def parts_of(sizes: Mapping[str, int], part_bytes: int = PART_BYTES) -> Iterator[list[str]]:
+    """The names of a model's tensors, part by part, in the model's order.
+
+    Args:
+        sizes: bytes of each tensor.
+        part_bytes: the most that a part of more than one tensor has.
+    """
+    names: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if names and total + size > part_bytes:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    if names:
+        yield names
+
+
+def aggregate(
+    strategy: Strategy,
+    base: Tensors,
+    state: ServerState | None,
+    updates: Iterable[tuple[Contribution, Tensors]],
+    *,
+    other_bases: Sequence[Tensors] = (),
+    part_bytes: int = PART_BYTES,
+) -> tuple[Tensors, ServerState]:
+    """Make a model of updates.
+
+    Args:
+        strategy: how.
+        base: the model that the result replaces; its dtypes and shapes are the result's.
+        state: the server state beside it; ``None`` before the first round.
+        updates: the contributions with their tensors.
+        other_bases: older models that contributions with ``base`` 1, 2, … started from.
+        part_bytes: the size of parts; the result does not depend on it.
+
+    Returns:
+        The model and the server state beside it.
+
+    Raises:
+        NoUpdatesError, StrategyInputError: as ``make_plan``.
+        UpdateError: an update does not fit the base model, or is not finite.
+        TensorError: the state does not fit, or a result is not finite in its dtype.
+    """
+    received = list(updates)
+    contributions = [contribution for contribution, _tensors in received]
+    for number, (contribution, tensors) in enumerate(received):
+        try:
+            check_shapes(tensors, strategy.update_shapes(base))
+        except TensorError as error:
+            raise UpdateError(number, contribution, error) from None
+    parts = list(parts_of({name: array.nbytes for name, array in base.items()}, part_bytes))
+    measurement = Measurement(strategy, contributions)
+    for names in parts if strategy.measure is not Measure.NONE else ():
+        measurement.begin([_pick(model, names) for model in (base, *other_bases)])
+        for number, (_contribution, tensors) in enumerate(received):
+            measurement.add(number, _pick(tensors, names))
+        measurement.end()
+    plan = make_plan(strategy, contributions, state.values if state else {}, measurement.result())
+    model: Tensors = {}
+    state_tensors: Tensors = {}
+    for names in parts:
+        part = PartAggregation(
+            strategy,
+            plan,
+            contributions,
+            [_pick(old, names) for old in (base, *other_bases)],
+            _pick(state.tensors, strategy.state_names(names)) if state else None,
+        )
+        for number, (_contribution, tensors) in enumerate(received):
+            if part.counts(number):
+                part.add(number, _pick(tensors, strategy.update_names(names)))
+        part_model, part_state = part.finish()
+        model |= part_model
+        state_tensors |= part_state
+    return model, ServerState(state_tensors, plan.values)
+
+
+def _pick(tensors: Tensors, names: Iterable[str]) -> Tensors:
+    return {name: tensors[name] for name in names if name in tensors}

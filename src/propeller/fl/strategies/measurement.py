@@ -1,0 +1,99 @@
+"""The first pass over a round's updates: norms or inner products of their differences to their base models."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from propeller.fl.strategies.strategy import Contribution, Float64, Measure, Measured, Strategy, UpdateError
+from propeller.fl.strategies.sums import blocks
+from propeller.fl.tensors import Array, TensorError, Tensors
+
+
+class Measurement:
+    """Measures updates part by part; integers, truth values, personal and extra tensors do not count.
+
+    For each part: ``begin`` with its base models, ``add`` for each update, ``end``. The results do not depend on which tensors are
+    in which part, as long as their order is the same. Norms keep no update; inner products keep those of one part until ``end``.
+    """
+
+    def __init__(self, strategy: Strategy, contributions: Sequence[Contribution]) -> None:
+        """Measure what the strategy asks for."""
+        self._strategy = strategy
+        self._contributions = contributions
+        count = len(contributions)
+        self._squares = np.zeros(count)
+        self._gram = np.zeros((count, count))
+        self._bases: Sequence[Tensors] = ()
+        self._names: list[str] = []
+        self._rows: dict[int, Mapping[str, Array]] = {}
+
+    def begin(self, bases: Sequence[Tensors]) -> None:
+        """Begin a part, with its tensors of each base model."""
+        self._bases, self._rows = bases, {}
+        self._names = [name for name, array in bases[0].items() if self._strategy.learns(name, array)]
+
+    def add(self, number: int, update: Tensors) -> None:
+        """Measure an update's tensors of this part; it is the ``number``-th contribution, from 0.
+
+        Raises:
+            UpdateError: it holds NaN or an infinity.
+        """
+        if self._strategy.measure is Measure.GRAM:
+            self._rows[number] = update
+            return
+        for name in self._names:
+            total = 0.0
+            for start, end in blocks(update[name].size):
+                block = self._difference(number, update, name, start, end)
+                total += float(block @ block)
+            self._squares[number] += self._finite(number, name, total)
+
+    def end(self) -> None:
+        """End the part.
+
+        Raises:
+            UpdateError: as ``add``.
+        """
+        if self._strategy.measure is not Measure.GRAM:
+            return
+        count = len(self._contributions)
+        for name in self._names:
+            gram = np.zeros((count, count))
+            for start, end in blocks(self._bases[0][name].size):
+                matrix = np.stack(
+                    [
+                        self._difference(number, self._rows[number], name, start, end)
+                        for number in range(count)
+                    ]
+                )
+                gram += matrix @ matrix.T
+            for number in range(count):
+                self._finite(number, name, float(gram[number, number]))
+            self._gram += gram
+        self._rows = {}
+
+    def result(self) -> Measured:
+        """What was measured of all parts so far."""
+        if self._strategy.measure is Measure.NONE:
+            return Measured()
+        squares = np.diag(self._gram) if self._strategy.measure is Measure.GRAM else self._squares
+        gram = self._gram if self._strategy.measure is Measure.GRAM else None
+        return Measured(np.sqrt(squares), gram)
+
+    def _difference(
+        self, number: int, update: Mapping[str, Array], name: str, start: int, end: int
+    ) -> Float64:
+        contribution = self._contributions[number]
+        values = update[name].reshape(-1)[start:end].astype(np.float64)
+        if contribution.kind == "weights":
+            values -= self._bases[contribution.base][name].reshape(-1)[start:end]
+        return values
+
+    def _finite(self, number: int, name: str, square: float) -> float:
+        if not np.isfinite(square):
+            raise UpdateError(
+                number,
+                self._contributions[number],
+                TensorError("holds NaN, an infinity or numbers too large for the norm of the update", name),
+            )
+        return square
