@@ -222,11 +222,19 @@ def _check_experiment_id(value: str) -> str:
     return value
 
 
-def _check_alias(value: int | str) -> int | str:
+def _check_version(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("must be a number, or an alias")  # noqa: TRY004 - pydantic explains ValueErrors
     if isinstance(value, str) and _ALIAS.fullmatch(value) is None:
         raise ValueError("must be a number, or an alias as 'production' or 'my-experiment/best'")
     if isinstance(value, int) and not 0 <= value <= MAX_INTEGER:
         raise ValueError(f"must be from 0 to {MAX_INTEGER}")
+    return value
+
+
+def _check_number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
     return value
 
 
@@ -274,6 +282,10 @@ class Selection(_Part):
         elif self.over_select and self.fraction is None and self.count is None:
             raise ValueError(
                 "over_select needs count or fraction: without them all devices are asked already"
+            )
+        if self.cooldown_rounds and self.fraction is None and self.count is None:
+            raise ValueError(
+                "cooldown_rounds needs count or fraction: without them all take part in each round"
             )
         if self.count is not None and self.min_available is not None and self.min_available < self.count:
             raise ValueError(
@@ -390,7 +402,7 @@ class StopRule(_Part):
 class ModelChoice(_Part):
     """The version to start from, by number or alias."""
 
-    version: Annotated[int | str, AfterValidator(_check_alias)]
+    version: Annotated[int | str, BeforeValidator(_check_version)]
 
 
 class Schedule(_Part):
@@ -407,7 +419,7 @@ class Schedule(_Part):
     start: _Number | None = None
     end: _Number | None = None
     rounds: Annotated[int, Field(ge=2, le=MAX_ROUNDS)] | None = None
-    values: dict[str, _Number] | None = None
+    values: dict[str, Annotated[int | float, BeforeValidator(_check_number)]] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -418,7 +430,9 @@ class Schedule(_Part):
             raise ValueError(f'values is only for schedule = "step": {self.schedule} has start and end')
         if self.start is None or self.end is None:
             raise ValueError(f"{self.schedule} needs start and end")
-        if self.schedule == "exponential" and not self.start * self.end > 0:
+        if self.schedule == "exponential" and not (
+            min(self.start, self.end) > 0 or max(self.start, self.end) < 0
+        ):
             raise ValueError("exponential needs a start and an end above 0, or both below 0; use linear")
         return self
 

@@ -1,0 +1,200 @@
+"""Who takes part in a round: a pure choice from the devices that are there, a policy and a seed.
+
+Nothing random depends on ids: devices are sorted by name and id, and positions in that order are drawn. So a fleet
+whose ids are new, as after a reinstallation or in a simulation, is chosen from in the same way.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from propeller.errors import UnavailableError
+from propeller.protocol.experiments import SelectionPolicy, nearest_names
+
+MAX_LISTED = 10
+"""The most devices or tags that an error lists."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device that is there and could take part."""
+
+    id: str
+    name: str
+    tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which choice of an experiment it is: each round, attempt and kind draws anew."""
+
+    number: int
+    attempt: int = 1
+    kind: Literal["train", "evaluate"] = "train"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The participants of a round.
+
+    Attributes:
+        ids: in the order of their slots, which is that of their names.
+        surplus: how many of them were chosen beyond those needed; so many may fail or be late.
+    """
+
+    ids: tuple[str, ...]
+    surplus: int = 0
+
+
+class NotEnoughError(UnavailableError):
+    """Too few devices are there; more may come. The text says how many of which are missing.
+
+    Attributes:
+        needed: how many must be there.
+        available: how many are.
+    """
+
+    def __init__(self, reason: str, needed: int, available: int) -> None:
+        self.needed, self.available = needed, available
+        super().__init__(reason)
+
+
+def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw) -> Chosen:
+    """Choose the participants of a round.
+
+    Those that have just failed (``policy.exclude``) are taken last, and before them those that took part within the
+    last ``policy.cooldown_rounds`` rounds: only where too few others are there. A fraction that is less than
+    ``policy.min_chosen`` gives that many.
+
+    Raises:
+        NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
+    """
+    there = sorted(candidates, key=lambda one: (one.name, one.id))
+    pool = [one for one in there if _fits(one, policy)]
+    needed = max(_min_available(policy), policy.min_chosen)
+    if len(pool) < needed or (
+        policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
+    ):
+        raise NotEnoughError(_explain_too_few(there, pool, policy, needed), needed, len(pool))
+    reluctance = _reluctance(pool, policy, draw.number)
+    order = sorted(
+        range(len(pool)), key=lambda position: (reluctance[position], _draw(policy.seed, draw, position))
+    )
+    willing = len(pool) - reluctance.count(_EXCLUDED)
+    wanted = _wanted(policy, len(pool), willing, needed)
+    with_surplus = math.ceil((1 + _exact(policy.over_select)) * wanted)
+    asked = max(wanted, min(willing, with_surplus))
+    return Chosen(tuple(pool[position].id for position in sorted(order[:asked])), asked - wanted)
+
+
+def slot_seed(seed: int, number: int, slot: int) -> int:
+    """The seed of one participant in one round: the first 63 bits of SHA-256 of ``seed:number:slot``.
+
+    Args:
+        seed: of the experiment (``selection.seed``).
+        number: of the round.
+        slot: of the participant in the round, from 0.
+    """
+    digest = hashlib.sha256(f"{seed}:{number}:{slot}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+_FRESH, _RESTING, _EXCLUDED = range(3)
+
+
+def _reluctance(pool: Sequence[Candidate], policy: SelectionPolicy, number: int) -> list[int]:
+    """For each device whether it is fresh, resting or excluded: the lower, the sooner it is taken."""
+    excluded = frozenset(policy.exclude)
+    resting = {id_ for id_, last in policy.last_rounds.items() if number - last <= policy.cooldown_rounds}
+    return [_EXCLUDED if one.id in excluded else _RESTING if one.id in resting else _FRESH for one in pool]
+
+
+def _draw(seed: int, draw: Draw, position: int) -> bytes:
+    # A hash and not ``random.shuffle``, whose order Python may change between versions.
+    return hashlib.sha256(f"{seed}:{draw.kind}:{draw.number}:{draw.attempt}:{position}".encode()).digest()
+
+
+def _needs_all(policy: SelectionPolicy) -> bool:
+    """Whether each of the named devices must be there."""
+    return policy.min_available is None and policy.count is None and policy.fraction is None
+
+
+def _unknown_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[str]:
+    known = {name for one in there for name in (one.name, one.id)}
+    return [name for name in policy.names or () if name not in known]
+
+
+def _fits(one: Candidate, policy: SelectionPolicy) -> bool:
+    named = policy.names is None or not {one.name, one.id}.isdisjoint(policy.names)
+    return named and one.tags.issuperset(policy.tags)
+
+
+def _min_available(policy: SelectionPolicy) -> int:
+    if policy.min_available is not None:
+        return max(policy.min_available, policy.count or 1)
+    if policy.count is not None:
+        return policy.count
+    return len(policy.names) if policy.names is not None and _needs_all(policy) else 1
+
+
+def _wanted(policy: SelectionPolicy, available: int, willing: int, needed: int) -> int:
+    """How many are needed; all that are there, unless they have just failed, if the policy does not say."""
+    if policy.count is not None:
+        return policy.count
+    if policy.fraction is not None:
+        return max(math.ceil(_exact(policy.fraction) * available), policy.min_chosen)
+    return max(willing, needed)
+
+
+def _exact(number: float) -> Fraction:
+    """The decimal number that a person wrote: 0.07 of 100 devices are 7, not ``ceil(7.000000000000001)``."""
+    return Fraction(repr(number))
+
+
+def _explain_too_few(
+    there: Sequence[Candidate], pool: Sequence[Candidate], policy: SelectionPolicy, needed: int
+) -> str:
+    reasons = [f"{needed} device{'s' if needed != 1 else ''} needed, {len(pool)} there"]
+    reasons += _explain_names(there, policy)
+    reasons += _explain_tags(there, policy)
+    if pool:
+        reasons.append(_list([one.name for one in pool], "there"))
+    elif not there:
+        reasons.append("no device is alive")
+    return "; ".join(reasons)
+
+
+def _explain_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[str]:
+    missing = _unknown_names(there, policy)
+    reasons = []
+    for name in missing[:MAX_LISTED]:
+        near = nearest_names(name, sorted({one.name for one in there}))
+        reasons.append(
+            f"selection.names: no device {name!r} is alive" + (f", but {near[0]!r} is" if near else "")
+        )
+    if len(missing) > MAX_LISTED:
+        reasons.append(f"and {len(missing) - MAX_LISTED} more")
+    return reasons
+
+
+def _explain_tags(there: Sequence[Candidate], policy: SelectionPolicy) -> list[str]:
+    counts = {tag: sum(tag in one.tags for one in there) for tag in policy.tags}
+    known = sorted({tag for one in there for tag in one.tags})
+    reasons = []
+    for tag, count in counts.items():
+        if count:
+            continue
+        near = nearest_names(tag, known)
+        hint = f"; did you mean {near[0]!r}?" if near else f", {_list(known, 'there are')}" if known else ""
+        reasons.append(f"selection.tags: no device that is alive has {tag!r}{hint}")
+    if policy.tags and all(counts.values()):
+        reasons.append(f"selection.tags: too few devices have {' and '.join(map(repr, policy.tags))}")
+    return reasons
+
+
+def _list(names: Sequence[str], lead: str) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{lead}: {', '.join(names[:MAX_LISTED])}{more}"
