@@ -69,7 +69,7 @@ async def test_streams_in_safetensors_out_whatever_the_pieces(http: httpx.AsyncC
         ({"updates": [update(samples=-3)]}, 400, "num_samples"),
         ({"updates": [update(samples=2**60)]}, 400, "num_samples"),
         ({"updates": [update(samples=1.5)]}, 400, "num_samples"),
-        ({"updates": [update("p\n7", w=[])]}, 422, r"'p\\n7'"),
+        ({"updates": [update("p\n7", w=[None])]}, 422, r"'p\\n7'"),
         ({"updates": [update("p-7", w="none")]}, 422, "p-7.*'w'"),
         ({"updates": [update("p-7", w=[[1], [1, 2]])]}, 422, "p-7.*'w'"),
         ({"updates": [update("p-1"), update("p-2", w=[1.0, 2.0], b=1.0)]}, 422, "update 2 of 'p-2'.*'w'"),

@@ -195,7 +195,7 @@ def nested(**tensors: Any) -> bytes:
         (nested(w=[cbor2.CBORTag(85, b"\0" * 4)] * 3, b=0), 400),
         (nested(w=cbor2.CBORTag(85, b"\0\0\xc0\x7f" * 3), b=0), 400),
         (nested(w=cbor2.CBORTag(85, b"\0" * 16), b=0), 422),
-        (nested(w=cbor2.CBORTag(85, b""), b=0), 400),
+        (nested(w=cbor2.CBORTag(85, b""), b=0), 422),
     ],
 )
 async def test_bad_cbor(api: httpx.AsyncClient, body: bytes, status: int) -> None:

@@ -28,7 +28,6 @@ async def registry(tmp_path: Path) -> AsyncIterator[ModelRegistryClient]:
 async def test_types_and_shapes_of_a_version(registry: ModelRegistryClient) -> None:
     version = await registry.add_version(to_safetensors(MODEL, {"lineage": '{"number":1}'}), "k-1")
     assert await registry.specs(version) == {"w": ("F32", (2, 3)), "steps": ("I64", ())}
-    assert await registry.shapes(version) == {"w": (2, 3), "steps": ()}
     assert (await registry.info("latest"))["lineage"] == {"number": 1}
     with pytest.raises(NotFoundError, match="no version 7"):
         await registry.specs(7)

@@ -99,7 +99,7 @@ class Aggregation:
     async def _try_to_make_version(self, record: RoundRecord, proplet_ids: tuple[str, ...]) -> NewVersion:
         started = time.perf_counter()
         model, tensors = await self._aggregator.aggregate(self._stream(record, proplet_ids))
-        check_fits(tensors, record.shapes)
+        check_fits(tensors, record.specs)
         aggregated = time.perf_counter()
         # The same key after a crash: the registry answers with the version that it allocated before. The time tells
         # the round from one of the same id that another coordinator, or a lost database, had.

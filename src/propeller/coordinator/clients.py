@@ -11,10 +11,10 @@ from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.tensors import (
     SAFETENSORS,
     SAFETENSORS_SEQ,
-    Shapes,
     Specs,
     TensorError,
     Tensors,
+    TensorSpec,
     decode,
     from_safetensors,
     specs_of,
@@ -49,15 +49,6 @@ class ModelRegistryClient:
                 known = specs_of(await self._model(version))
             self._specs[version] = known
         return known
-
-    async def shapes(self, version: int) -> Shapes:
-        """The names and shapes of a version's tensors.
-
-        Raises:
-            NotFoundError: there is no such version.
-            ServiceError: the registry does not answer.
-        """
-        return {name: shape for name, (_dtype, shape) in (await self.specs(version)).items()}
 
     async def info(self, version: int | str) -> dict[str, Any]:
         """What the registry says of a version or alias: ``version``, ``tensors``, ``lineage``, ``has_state`` …
@@ -149,7 +140,9 @@ class ModelRegistryClient:
 
 
 def _read_specs(info: Mapping[str, Any]) -> Specs:
-    return {name: (str(spec["dtype"]), tuple(spec["shape"])) for name, spec in info["tensors"].items()}
+    return {
+        name: TensorSpec(str(spec["dtype"]), tuple(spec["shape"])) for name, spec in info["tensors"].items()
+    }
 
 
 class AggregatorClient:

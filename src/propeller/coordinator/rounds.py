@@ -8,7 +8,7 @@ from typing import Any
 from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState
-from propeller.fl.tensors import Shapes
+from propeller.fl.tensors import Specs
 from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
 from propeller.protocol.wire import format_time
 
@@ -38,7 +38,7 @@ class RoundRecord:
     Attributes:
         round: the state machine's part.
         experiment: what was asked for.
-        shapes: of the base model, which every update must have.
+        specs: of the base model, whose names and shapes every update must have.
         created_at: when it was configured.
         updates: those that count, by proplet id.
         closed_at: when it took its last update.
@@ -49,7 +49,7 @@ class RoundRecord:
 
     round: Round
     experiment: Experiment
-    shapes: Shapes
+    specs: Specs
     created_at: float
     updates: Mapping[str, AcceptedUpdate] = field(default_factory=dict)
     closed_at: float | None = None
@@ -58,7 +58,7 @@ class RoundRecord:
     announced: bool = False
 
     @classmethod
-    def create(cls, experiment: Experiment, shapes: Shapes, created_at: float) -> "RoundRecord":
+    def create(cls, experiment: Experiment, specs: Specs, created_at: float) -> "RoundRecord":
         """A round that does not collect yet; its time to collect begins at ``created_at``."""
         plan = RoundPlan(
             experiment.round_id,
@@ -67,7 +67,7 @@ class RoundRecord:
             experiment.k_of_n,
             experiment.min_updates,
         )
-        return cls(Round(plan), experiment, shapes, created_at)
+        return cls(Round(plan), experiment, specs, created_at)
 
     @property
     def round_id(self) -> str:

@@ -131,8 +131,8 @@ class Coordinator:
         known = self._rounds.get(round_id)
         if known is not None:
             return known.record.require_same(experiment)
-        shapes = await self._registry.shapes(model_version(experiment.model_ref))
-        created = RoundRecord.create(experiment, shapes, time.time())
+        specs = await self._registry.specs(model_version(experiment.model_ref))
+        created = RoundRecord.create(experiment, specs, time.time())
         collecting = step(created.round, RoundConfigured()).round
         record = replace(created, round=collecting, announced=self._announce is None)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
@@ -248,7 +248,7 @@ class Coordinator:
         admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
-        document = await make_document(update, active.record.shapes)
+        document = await make_document(update, active.record.specs)
         event = UpdateReceived(header.proplet_id, document.digest, base_version)
         if header.proplet_id not in active.record.round.accepted:
             await self._aggregation.store_update(document)

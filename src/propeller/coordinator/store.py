@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
+from propeller.fl.tensors import TensorSpec
 from propeller.protocol.rounds import Experiment
 from propeller.store.database import Database
 from propeller.store.migrations import Schema, migrate
@@ -86,7 +87,7 @@ class RoundStore:
         row = {
             "round_id": record.round_id,
             "experiment": record.experiment.model_dump(mode="json"),
-            "shapes": [[name, list(shape)] for name, shape in record.shapes.items()],
+            "shapes": [[name, list(shape), dtype] for name, (dtype, shape) in record.specs.items()],
             "base_version": record.round.plan.base_version,
             "created_at": record.created_at,
             "deadline": record.deadline,
@@ -301,7 +302,8 @@ def _read_record(
     return RoundRecord(
         current,
         experiment,
-        {name: tuple(shape) for name, shape in row.shapes},
+        # A round from before there were dtypes has none here; nothing is lost in F64.
+        {name: TensorSpec((dtype or ["F64"])[0], tuple(shape)) for name, shape, *dtype in row.shapes},
         row.created_at,
         accepted,
         row.closed_at,

@@ -18,14 +18,17 @@ from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
     Array,
-    Shapes,
+    Specs,
     TensorError,
     Tensors,
+    check_ranges,
     check_shapes,
     check_tensors,
     from_json,
     from_safetensors,
     media_type,
+    shapes_of,
+    to_base_dtypes,
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
@@ -56,12 +59,12 @@ class ReceivedUpdate:
 
     Attributes:
         header: everything but the tensors.
-        read_tensors: reads the tensors, which may be large and not needed.
+        read_tensors: reads the tensors, which may be large and not needed; in JSON, by the base model's dtypes.
         size: of the body, in bytes.
     """
 
     header: UpdateHeader
-    read_tensors: Callable[[], Tensors]
+    read_tensors: Callable[[Specs], Tensors]
     size: int
 
 
@@ -89,8 +92,11 @@ async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate
     return _decode_update(content_type, body)
 
 
-async def make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
+async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
     """Check an update's tensors against the base model and write them in the form in which they are stored.
+
+    That is in the base model's dtypes where they lose nothing by it, so that an update is the same one in each encoding and as small
+    as the base model; else as they came, and the strategy rounds what it makes of them (docs/decisions/0130).
 
     Raises:
         InvalidError: they are malformed.
@@ -101,14 +107,14 @@ async def make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
     return _make_document(update, base)
 
 
-def check_fits(tensors: Tensors, base: Shapes) -> None:
+def check_fits(tensors: Tensors, base: Specs) -> None:
     """Check tensors against the names and shapes of the base model.
 
     Raises:
         UnprocessableError: naming the tensor.
     """
     try:
-        check_shapes(tensors, base)
+        check_shapes(tensors, shapes_of(base))
     except TensorError as error:
         raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
@@ -126,17 +132,22 @@ def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
     )
 
 
-def _make_document(update: ReceivedUpdate, base: Shapes) -> UpdateDocument:
+def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
     try:
-        tensors = update.read_tensors()
+        tensors = update.read_tensors(base)
         check_tensors(tensors)
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
     check_fits(tensors, base)
     header = update.header
+    if header.kind == "weights":  # a difference of unsigned integers may be negative
+        try:
+            check_ranges(tensors, base)
+        except TensorError as error:
+            raise UnprocessableError(f"update does not fit the base model: {error}") from None
     # In the base model's order, so that one update has one digest however its tensors were ordered.
     content = to_safetensors(
-        {name: tensors[name] for name in base},
+        to_base_dtypes(tensors, base),
         {
             "num_samples": str(header.num_samples),
             "proplet_id": header.proplet_id,
@@ -150,11 +161,11 @@ def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
     update = UpdateMessage.decode(fields)
     _check_metrics(update.metrics)
 
-    def read_tensors() -> Tensors:
+    def read_tensors(base: Specs) -> Tensors:
         nested, typed = _split_typed_arrays(update.update)
         if not typed:
-            return from_json(nested)
-        return {**(from_json(nested) if nested else {}), **typed}
+            return from_json(nested, base)
+        return {**(from_json(nested, base) if nested else {}), **typed}
 
     return ReceivedUpdate(update, read_tensors, size)
 
@@ -174,7 +185,7 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
             raise InvalidError(f"metrics: {error}") from None
     header = UpdateHeader.decode(metadata)
     _check_metrics(header.metrics)
-    return ReceivedUpdate(header, lambda: from_safetensors(body)[0], len(body))
+    return ReceivedUpdate(header, lambda _base: from_safetensors(body)[0], len(body))
 
 
 def _check_metrics(metrics: dict[str, Any]) -> None:

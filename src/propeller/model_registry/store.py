@@ -15,7 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from propeller.errors import ConflictError, NotFoundError, PropellerError
-from propeller.fl.tensors import Specs, TensorError, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors import (
+    Specs,
+    TensorError,
+    Tensors,
+    TensorSpec,
+    from_safetensors,
+    specs_of,
+    to_safetensors,
+)
 from propeller.fl.tensors.json import decode_json
 from propeller.fl.tensors.safetensors import PREFIX, Header, header_length, read_header
 from propeller.process.file_lock import FileLock
@@ -176,8 +184,7 @@ class ModelStore:
         try:
             if file.suffix == ".json":
                 tensors = decode_json(file.read_bytes())[0]
-                specs = {name: ("F64", array.shape) for name, array in tensors.items()}
-                return VersionInfo(version, written, size, content_digest(tensors), specs, "")
+                return VersionInfo(version, written, size, content_digest(tensors), specs_of(tensors), "")
             header = read_file_header(file)
             fields = header.metadata
             return VersionInfo(
@@ -185,7 +192,7 @@ class ModelStore:
                 datetime.fromisoformat(fields[_TIME_FIELD]) if _TIME_FIELD in fields else written,
                 size,
                 fields.get(_DIGEST_FIELD) or self.read(version).digest,
-                {name: (entry.dtype, entry.shape) for name, entry in header.entries.items()},
+                {name: TensorSpec(entry.dtype, entry.shape) for name, entry in header.entries.items()},
                 fields.get(LINEAGE_FIELD, ""),
             )
         except FileNotFoundError:

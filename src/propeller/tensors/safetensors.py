@@ -34,6 +34,8 @@ ITEM_BYTES = {
     "U16": 2,
     "U8": 1,
     "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
     "BOOL": 1,
 }
 """Bytes an element, by the format's name of its type."""
@@ -113,7 +115,7 @@ def read_header(document: bytes | bytearray | memoryview, check_dtype: Callable[
     entries = {check_name(name): _entry(name, value, check_dtype) for name, value in fields.items()}
     check_elements(math.prod(entry.shape) for entry in entries.values())
     end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
             fault = "overlaps the one before it" if entry.begin < end else "leaves a hole before it"
             raise TensorError(f"its data_offsets begin at {entry.begin}: {fault}", name)

@@ -1,6 +1,18 @@
 """Tensors: what a model is, and its encodings."""
 
-from propeller.fl.tensors.base import Array, Shapes, Specs, Tensors, check_shapes, check_tensors, shapes_of
+from propeller.fl.tensors.base import (
+    Shapes,
+    Specs,
+    Tensors,
+    TensorSpec,
+    check_ranges,
+    check_shapes,
+    check_tensors,
+    shapes_of,
+    specs_of,
+    to_base_dtypes,
+)
+from propeller.fl.tensors.dtypes import DTYPES, Array, bounds, is_floating, is_integer, name_of
 from propeller.fl.tensors.json import from_json, to_json
 from propeller.fl.tensors.media import (
     CODECS,
@@ -18,13 +30,13 @@ from propeller.fl.tensors.safetensors import (
     DocumentTooLargeError,
     from_safetensors,
     read_documents,
-    specs_of,
     to_safetensors,
 )
 from propeller.tensors.shapes import TensorError
 
 __all__ = [
     "CODECS",
+    "DTYPES",
     "JSON",
     "SAFETENSORS",
     "SAFETENSORS_SEQ",
@@ -34,7 +46,10 @@ __all__ = [
     "Shapes",
     "Specs",
     "TensorError",
+    "TensorSpec",
     "Tensors",
+    "bounds",
+    "check_ranges",
     "check_shapes",
     "check_tensors",
     "codec_for",
@@ -42,11 +57,15 @@ __all__ = [
     "encode",
     "from_json",
     "from_safetensors",
+    "is_floating",
+    "is_integer",
     "media_type",
+    "name_of",
     "negotiate",
     "read_documents",
     "shapes_of",
     "specs_of",
+    "to_base_dtypes",
     "to_json",
     "to_safetensors",
 ]

@@ -1,14 +1,22 @@
 """What a model is: an ordered mapping of names to numpy arrays, and what two of them must share."""
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from propeller.fl.tensors.dtypes import (
+    DTYPES,
+    Array,
+    bounds,
+    extremes,
+    is_floating,
+    name_of,
+    without_loss,
+)
 from propeller.tensors.limits import MAX_RANK, check_count, check_elements, check_name
 from propeller.tensors.shapes import TensorError
-
-Array = npt.NDArray[Any]
 
 Tensors = dict[str, Array]
 """Names to arrays, in the model's own order; 0-d arrays are scalars."""
@@ -16,27 +24,37 @@ Tensors = dict[str, Array]
 Shapes = dict[str, tuple[int, ...]]
 """Names to the shapes of arrays, in the model's own order."""
 
-Specs = dict[str, tuple[str, tuple[int, ...]]]
-"""Names to the type, as safetensors calls it (``F32``), and the shape of arrays, in the model's own order."""
 
-AVERAGEABLE_KINDS = frozenset("fiu")
-"""numpy's kinds of numbers that a mean can be taken of: floating point and integers, not bool and not text."""
+class TensorSpec(NamedTuple):
+    """What a tensor is but for its numbers: a dtype by its name in ``DTYPES``, and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Specs = dict[str, TensorSpec]
+"""Names to dtypes and shapes, in the model's own order."""
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 def check_array(name: str, array: Array) -> None:
-    """Refuse an array that cannot be averaged, is empty, or holds NaN or an infinity.
+    """Refuse an array of a dtype that models do not have, or one that holds NaN or an infinity.
 
     Raises:
         TensorError: naming the tensor.
     """
-    if array.dtype.kind not in AVERAGEABLE_KINDS or array.dtype.itemsize > 8:
-        raise TensorError(f"{array.dtype} cannot be averaged; use floating point or integers", name)
+    try:
+        name_of(array.dtype)
+    except TensorError as error:
+        raise TensorError(str(error), name) from None
     if array.ndim > MAX_RANK:
         raise TensorError(f"has {array.ndim} dimensions, more than the limit of {MAX_RANK}", name)
-    if array.size == 0:
-        raise TensorError(f"has no elements (shape {format_shape(array.shape)})", name)
     # The extremes carry any NaN or infinity, and finding them needs no array of bools.
-    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    if is_floating(array.dtype) and array.size and not all(map(math.isfinite, extremes(array))):
         raise TensorError("holds NaN or an infinity; every number must be finite", name)
 
 
@@ -52,9 +70,14 @@ def check_tensors(tensors: Tensors) -> None:
         check_array(check_name(name), array)
 
 
-def shapes_of(tensors: Tensors) -> Shapes:
-    """The names and shapes of a model."""
-    return {name: array.shape for name, array in tensors.items()}
+def shapes_of(tensors: Mapping[str, _Shaped]) -> Shapes:
+    """The names and shapes of a model, or of its specs."""
+    return {name: each.shape for name, each in tensors.items()}
+
+
+def specs_of(tensors: Tensors) -> Specs:
+    """The names, dtypes and shapes of a model."""
+    return {name: TensorSpec(name_of(array.dtype), array.shape) for name, array in tensors.items()}
 
 
 def check_shapes(tensors: Tensors, expected: Shapes, owner: str = "the base model") -> None:
@@ -80,6 +103,41 @@ def check_shapes(tensors: Tensors, expected: Shapes, owner: str = "the base mode
             raise TensorError(f"is not in {owner}", name)
 
 
+def check_ranges(tensors: Tensors, base: Specs) -> None:
+    """Check that every number would fit the base model's dtype, once rounded: then so does each mean of such numbers.
+
+    Raises:
+        TensorError: naming the tensor and the number.
+    """
+    for name, (dtype, _shape) in base.items():
+        array, wanted = tensors[name], DTYPES[dtype]
+        if array.dtype == wanted or not array.size:
+            continue
+        least, most = bounds(wanted)
+        for number in extremes(array):
+            if not _fits(number, wanted):
+                raise TensorError(
+                    f"holds {number:g}, but the base model's {dtype} goes from {least:g} to {most:g}", name
+                )
+
+
+def to_base_dtypes(tensors: Tensors, base: Specs) -> Tensors:
+    """The tensors in the base model's order, each in its dtype where no number changes by it, else as it is."""
+    converted: Tensors = {}
+    for name, (dtype, _shape) in base.items():
+        same = without_loss(tensors[name], DTYPES[dtype])
+        converted[name] = tensors[name] if same is None else same
+    return converted
+
+
 def format_shape(shape: tuple[int, ...]) -> str:
     """A shape as ``[2, 3]``; ``[]`` is a scalar."""
     return str(list(shape))
+
+
+def _fits(number: float, dtype: np.dtype[Any]) -> bool:
+    if not is_floating(dtype):
+        least, most = bounds(dtype)
+        return least <= round(number) <= most
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(float(np.asarray(number, np.float64).astype(dtype)))

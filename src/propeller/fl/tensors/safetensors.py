@@ -1,14 +1,14 @@
 """Tensors as safetensors, one document or a stream of them: numpy arrays over ``propeller.tensors.safetensors``."""
 
 import math
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from propeller.errors import TooLargeError
-from propeller.fl.tensors.base import Array, Specs, Tensors, check_array, check_tensors
+from propeller.fl.tensors.base import Tensors, check_array, check_tensors, specs_of
+from propeller.fl.tensors.dtypes import DTYPES, Array, name_of
 from propeller.tensors import safetensors
 from propeller.tensors.limits import check_count
 from propeller.tensors.safetensors import PREFIX, Entry, Header, header_length
@@ -29,23 +29,6 @@ __all__ = [
 MAX_DOCUMENT_BYTES = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    # numpy has no bfloat16: its 16 bits are the upper half of a float32, which it becomes, exactly.
-    "BF16": np.dtype("<u2"),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
-
 
 class DocumentTooLargeError(TooLargeError, TensorError):
     """A document of a stream is over the limit."""
@@ -55,7 +38,7 @@ def read_header(document: bytes | bytearray | memoryview) -> Header:
     """Read and check the header at the start of a document; the numbers need not be there yet, and there may be no tensors.
 
     Raises:
-        TensorError: the header is malformed, or a type cannot be averaged: the text names the tensor where there is one.
+        TensorError: the header is malformed, or a type is not in ``DTYPES``: the text names the tensor where there is one.
     """
     return safetensors.read_header(document, _check_dtype)
 
@@ -63,18 +46,17 @@ def read_header(document: bytes | bytearray | memoryview) -> Header:
 def from_safetensors(document: bytes | bytearray | memoryview) -> tuple[Tensors, dict[str, str]]:
     """Read a document: the tensors in its header's order, and its metadata.
 
-    The arrays share the document's memory; ``BF16`` is read as float32, which is exact.
+    The arrays share the document's memory.
 
     Raises:
-        TensorError: the document is malformed, cut off or has bytes after its end; or a tensor is empty, not
-            finite, or of a type that cannot be averaged (``BOOL``, 8-bit floats).
+        TensorError: the document is malformed, cut off or has bytes after its end; or a tensor is not finite.
     """
     header = read_header(document)
     check_count(len(header.entries))
     header.check_length(len(document))
     tensors: Tensors = {}
     for name, entry in header.entries.items():
-        array = _view(document, header.start + entry.begin, entry)
+        array = _view(name, document, header.start + entry.begin, entry)
         check_array(name, array)
         tensors[name] = array
     return tensors, header.metadata
@@ -84,7 +66,7 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
     """Write a document; the header keeps the order of ``tensors``, the numbers lie by falling size of their type.
 
     Args:
-        tensors: floating point or integer arrays.
+        tensors: arrays of dtypes in ``DTYPES``.
         metadata: texts to put under ``__metadata__``.
 
     Raises:
@@ -92,24 +74,8 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
     """
     check_tensors(tensors)
     arrays = {name: _little_endian(array) for name, array in tensors.items()}
-    specs = {name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
-    header, order = safetensors.write_header(specs, metadata)
+    header, order = safetensors.write_header(specs_of(arrays), metadata)
     return b"".join([header, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)])
-
-
-def specs_of(tensors: Tensors) -> Specs:
-    """The names, types and shapes of a model.
-
-    Raises:
-        TensorError: a tensor has a type that safetensors does not have.
-    """
-    specs: Specs = {}
-    for name, array in tensors.items():
-        dtype = _NAMES.get(array.dtype.newbyteorder("<"))
-        if dtype is None:
-            raise TensorError(f"type {array.dtype} cannot be written; use one of {', '.join(_DTYPES)}", name)
-        specs[name] = (dtype, array.shape)
-    return specs
 
 
 async def read_documents(
@@ -157,20 +123,17 @@ async def read_documents(
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise TensorError(f"type {str(dtype)[:20]} cannot be averaged; use one of {', '.join(_DTYPES)}", name)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TensorError(f"type {str(dtype)[:20]} is none of {', '.join(DTYPES)}", name)
 
 
-def _view(document: bytes | bytearray | memoryview, start: int, entry: Entry) -> Array:
-    dtype = _DTYPES[entry.dtype]
-    flat: Array = np.frombuffer(document, dtype, math.prod(entry.shape), start)
-    if entry.dtype == "BF16":
-        flat = (flat.astype("<u4") << 16).view("<f4")
+def _view(name: str, document: bytes | bytearray | memoryview, start: int, entry: Entry) -> Array:
+    flat: Array = np.frombuffer(document, DTYPES[entry.dtype], math.prod(entry.shape), start)
+    if entry.dtype == "BOOL" and flat.size and flat.view(np.uint8).max() > 1:
+        raise TensorError("is BOOL and holds bytes other than 0 and 1", name)
     return flat.reshape(entry.shape)
 
 
 def _little_endian(array: Array) -> Array:
     array = np.ascontiguousarray(array).reshape(array.shape)
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        return array.astype(array.dtype.newbyteorder("<"))
-    return array
+    return array.astype(DTYPES[name_of(array.dtype)], copy=False)
