@@ -14,13 +14,16 @@ natively, in a debugger or a test.
 """
 
 from propeller.program.aggregation import Aggregate, DeviceUpdate
+from propeller.program.context import Context
 from propeller.program.data import Data
-from propeller.program.registry import Context, Evaluation, Update, aggregate, evaluate, train
+from propeller.program.device_state import DeviceState
+from propeller.program.registry import Evaluation, Update, aggregate, evaluate, train
 
 __all__ = [
     "Aggregate",
     "Context",
     "Data",
+    "DeviceState",
     "DeviceUpdate",
     "Evaluation",
     "Update",

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from propeller.program.registry import Context, registered
+from propeller.program.context import Context
+from propeller.program.registry import registered
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.functions import array

@@ -5,17 +5,21 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from propeller.metrics import metric_fault
 from propeller.program import aggregation
+from propeller.program.context import Context
 from propeller.program.data import TaskData
-from propeller.program.registry import Context, Evaluation, Update, registered
+from propeller.program.device_state import TaskState
+from propeller.program.local_strategy import LocalStrategy
+from propeller.program.registry import Evaluation, Update, registered
 from propeller.tensors import session
-from propeller.tensors.array import Array, open_tensor
+from propeller.tensors.array import Array
 from propeller.tensors.functions import array
 from propeller.tensors.shapes import Spec, TensorError
 
@@ -48,42 +52,97 @@ def _do_task(root: Path) -> dict[str, Any]:
     if mode == aggregation.MODE:
         return aggregation.aggregate_task(root, environment)
     function = registered(mode)
-    hyperparams = (
-        json.loads(_read_text(root / "in" / "hyperparams.json", environment.get("HYPERPARAMS") or "{}")) or {}
-    )
-    tape = session.current().main
-    specs = tape.describe("model")
-    model = _Model((name, open_tensor("model", name, spec)) for name, spec in specs.items())
-    data = TaskData(tape.describe("data"), root / "in" / "dataset.json")
-    context = Context(
-        environment.get("ROUND_ID", ""),
-        environment.get("PROPLET_ID", ""),
-        environment.get("MODEL_URI", ""),
-        environment,
-    )
-    result = function(model, data, hyperparams, context)
-    expected = Update if mode == "train" else Evaluation
-    if not isinstance(result, expected):
-        raise TypeError(
-            f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {type(result).__name__}"
-        )
-    document: dict[str, Any] = {
-        "round_id": context.round_id,
-        "proplet_id": context.proplet_id,
-        "base_model_uri": context.model_uri,
-        "num_samples": _check_count(result.num_samples),
-        "metrics": {
-            str(name): _parse_metric(name, value)
-            for name, value in _check_mapping("metrics", result.metrics).items()
-        },
-    }
-    if isinstance(result, Update):
-        tensors = _match_model(_check_mapping("model", result.model), specs)
+    task = _Task(root, Context.of_task(root, environment))
+    return task.evaluate(function) if mode == "evaluate" else task.train(function)
+
+
+class _Task:
+    """One training or evaluation: what the program's function is given, and what becomes of its result."""
+
+    def __init__(self, root: Path, context: Context) -> None:
+        self._root, self._context = root, context
+        self._tape = session.current().main
+        self._specs = self._tape.describe("model")
+        self._strategy = LocalStrategy(context, self._specs, root)
+
+    def train(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Train as the strategy wants it; returns the document of the update, whose tensors may be in a file beside it."""
+        strategy = self._strategy
+        context = replace(self._context, correct=strategy.correction())
+        result, model = self._train_once(function, strategy.model(), context)
+        steps = None if result.steps is None else _check_count("steps", result.steps)
+        kind = _check_kind(result.kind)
+        control = strategy.control_tensors(model, kind, steps, _check_rate(result.lr))
+        strategy.keep_personal_tensors(model, kind)
+        document = self._document(result)
+        if strategy.trains_twice:
+            own, second = self._train_once(
+                function, strategy.second_model(), strategy.second_context(context)
+            )
+            if own.kind != "weights":
+                raise ValueError(
+                    "kind: the training of the device's own model (ctx.personal) returns weights"
+                )
+            strategy.keep_second_model(second)
+            document["metrics"] |= {
+                f"personal_{name}": value for name, value in _parse_metrics(own.metrics).items()
+            }
+        if steps is not None:
+            document["steps"] = steps
+        if kind != "weights":
+            document["kind"] = kind
+        self._save_state()
+        tensors = {name: model[name] for name in strategy.shared} if self._specs else model
+        tensors |= control
         if sum(each.size for each in tensors.values()) <= _MAX_INLINE_ELEMENTS:
             document["update"] = {name: each.tolist() for name, each in tensors.items()}
         else:
-            tape.save(dict(tensors))
-    return document
+            self._tape.save(tensors)
+        return document
+
+    def evaluate(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Evaluate the model that this device would use; returns the document."""
+        strategy = self._strategy
+        model = strategy.second_model() if strategy.trains_twice else strategy.model()
+        result = self._call(function, model, self._context, Evaluation)
+        if not result.metrics:
+            raise ValueError("metrics: an evaluation has one or more")
+        return self._document(result)
+
+    def _train_once(
+        self, function: Callable[..., Any], model: dict[str, Array], context: Context
+    ) -> tuple[Update, dict[str, Array]]:
+        result = self._call(function, model, context, Update)
+        return result, _match_model(_check_mapping("model", result.model), self._specs)
+
+    def _call(
+        self, function: Callable[..., Any], model: dict[str, Array], context: Context, expected: type[Any]
+    ) -> Any:
+        """Call the program's function, with data and hyperparameters that it may change."""
+        text = _read_text(
+            self._root / "in" / "hyperparams.json", context.environment.get("HYPERPARAMS") or "{}"
+        )
+        data = TaskData(self._tape.describe("data"), self._root / "in" / "dataset.json")
+        result = function(_Model(model), data, json.loads(text) or {}, context)
+        if not isinstance(result, expected):
+            mode = "train" if expected is Update else "evaluate"
+            raise TypeError(
+                f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {type(result).__name__}"
+            )
+        return result
+
+    def _document(self, result: Update | Evaluation) -> dict[str, Any]:
+        return {
+            "round_id": self._context.round_id,
+            "proplet_id": self._context.proplet_id,
+            "base_model_uri": self._context.model_uri,
+            "num_samples": _check_count("num_samples", result.num_samples),
+            "metrics": _parse_metrics(result.metrics),
+        }
+
+    def _save_state(self) -> None:
+        if isinstance(self._context.state, TaskState):
+            self._context.state.save()
 
 
 class _Model(dict[str, Array]):
@@ -97,16 +156,36 @@ def _read_text(file: Path, default: str) -> str:
     return file.read_text() if file.exists() else default
 
 
-def _check_count(value: Any) -> int:
+def _check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"num_samples is {value!r}; it is an integer of 1 or more")
+        raise ValueError(f"{name} is {value!r}; it is an integer of 1 or more")
     return value
+
+
+def _check_rate(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"lr is {value!r}; it is a number above 0")
+    return float(value)
+
+
+def _check_kind(value: Any) -> str:
+    if value not in {"weights", "delta"}:
+        raise ValueError(f"kind is {value!r}; it is 'weights' or 'delta'")
+    return str(value)
 
 
 def _check_mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a {type(value).__name__}; it is a dict by name")
     return value
+
+
+def _parse_metrics(metrics: Any) -> dict[str, Any]:
+    return {
+        str(name): _parse_metric(name, value) for name, value in _check_mapping("metrics", metrics).items()
+    }
 
 
 def _parse_metric(name: Any, value: Any) -> Any:

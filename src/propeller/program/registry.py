@@ -8,27 +8,25 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Context:
-    """Which task this is."""
-
-    round_id: str = ""
-    proplet_id: str = ""
-    model_uri: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass
 class Update:
     """What training returns.
 
-    ``model`` has the base model's names and shapes: arrays, numbers or nested lists, after local training. ``num_samples`` (1 or
-    more) is its weight in the mean. ``metrics`` are finite numbers by name, such as ``{"loss": 0.61}``.
+    Attributes:
+        model: the base model's names and shapes: arrays, numbers or nested lists, after local training.
+        num_samples: its weight in the mean, 1 or more.
+        metrics: finite numbers by name, such as ``{"loss": 0.61}``.
+        steps: how many steps of the optimizer were done, 1 or more, for strategies that need it (SCAFFOLD, FedNova).
+        lr: the learning rate of these steps, for SCAFFOLD.
+        kind: what ``model`` is: ``weights``, or their ``delta``, the difference to the base model.
     """
 
     model: Mapping[str, Any]
     num_samples: int
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    lr: float | None = None
+    kind: str = "weights"
 
 
 @dataclass

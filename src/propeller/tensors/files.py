@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from propeller.tensors import safetensors
 from propeller.tensors.shapes import Spec, TensorError, elements, fits
@@ -19,13 +19,24 @@ _FORMATS = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": 
 _FILE_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """What a program may call a source or a file: a plain name, never a path."""
 
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+STATE_FOLDER = "state"
+"""Where device state is, below a task's root; it is there in tasks that have some."""
+
+DEVICE_STATE = "device-state"
+"""The source and the result of its arrays."""
+
+STATE_TENSORS = "tensors.safetensors"
+"""Their file in that folder."""
+
 
 Source = dict[str, tuple[Spec, Callable[[], Any]]]
 """The tensors of a source by name: the spec of each, and what reads its elements."""
 
 
 class TaskFiles:
-    """The files below a root: ``in/model.safetensors`` or ``in/model.json``, ``in/dataset.json``, and ``out/``.
+    """The files below a root: ``in/model.safetensors`` or ``in/model.json``, ``in/dataset.json``, ``state/`` and ``out/``.
 
     Any other source ``NAME`` is ``in/NAME.safetensors``.
     """
@@ -47,7 +58,7 @@ class TaskFiles:
         return self._load(source)[name][1]()
 
     def write(self, result: str, tensors: Mapping[str, tuple[bytes, Spec]]) -> None:
-        """Write ``out/RESULT.safetensors`` from little-endian elements.
+        """Write ``out/RESULT.safetensors``, or the device state, from little-endian elements.
 
         Raises:
             TensorError: The name is not a plain one.
@@ -57,9 +68,9 @@ class TaskFiles:
         header, order = safetensors.write_header(
             {name: (_NAMES[dtype], shape) for name, (_, (dtype, shape)) in tensors.items()}
         )
-        path = self._root / "out" / f"{result}.safetensors"
+        path = self._state if result == DEVICE_STATE else self._root / "out" / f"{result}.safetensors"
         # Whatever the program left under that name is not followed.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.write(header)
             for name in order:
@@ -83,13 +94,20 @@ class TaskFiles:
         return self._sources[source]
 
     def _reader(self, source: str) -> Callable[[], Source]:
-        found = {"model": self._model, "data": self._data}.get(source)
+        found = {"model": self._model, "data": self._data, DEVICE_STATE: self._device_state}.get(source)
         if found is not None:
             return found
         packed = self._root / "in" / f"{source}.safetensors"
         if _FILE_NAME.fullmatch(str(source)) is None or not packed.exists():
             raise TensorError(f"there is no source {source!r:.40}")
         return partial(self._safetensors, packed)
+
+    @property
+    def _state(self) -> Path:
+        return self._root / STATE_FOLDER / STATE_TENSORS
+
+    def _device_state(self) -> Source:
+        return self._safetensors(self._state) if self._state.exists() else {}
 
     def _model(self) -> Source:
         packed = self._root / "in" / "model.safetensors"
@@ -110,7 +128,7 @@ class TaskFiles:
 
     def _safetensors(self, file: Path) -> Source:
         """The tensors of a file, each of which is read when it is used: a program may have more of them than memory."""
-        with file.open("rb") as opened:
+        with _open(file) as opened:
             prefix = opened.read(safetensors.PREFIX)
             head = prefix + opened.read(safetensors.header_length(prefix))
             header = safetensors.read_header(head, _check_dtype)
@@ -124,7 +142,7 @@ class TaskFiles:
 
     def _read_tensor(self, file: Path, at: tuple[int, int], spec: Spec) -> Any:
         start, length = at
-        with file.open("rb") as opened:
+        with _open(file) as opened:
             opened.seek(start)
             return self.tensor(opened.read(length), 0, *spec)
 
@@ -136,6 +154,11 @@ class TaskFiles:
             raise TensorError(f"the model's tensor {name!r} is not numbers of one shape")
         packed = struct.pack(f"<{len(flat)}d", *flat)
         return ("float64", shape), partial(self.tensor, packed, 0, "float64", shape)
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a file for reading; a link, as a program may leave in its state, is not followed."""
+    return os.fdopen(os.open(file, os.O_RDONLY | _NO_FOLLOW), "rb")
 
 
 def _given(elements: Any) -> Any:

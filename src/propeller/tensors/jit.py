@@ -1,12 +1,13 @@
 """``jit``: record a function's operations once, and do them again on new arguments without running its Python.
 
 The shape of what comes in is what a trace is for: arrays count by dtype and shape and floats not at all, so that a learning rate may change;
-every other argument counts by its value. Arrays that the function finds outside its arguments are inputs like them, with the value they
+every other argument counts by its value, but for an ``ArrayContainer``, which says itself what it is known by. Arrays that the function finds outside its arguments are inputs like them, with the value they
 have at each call, and so are arrays that it changes in place. (The idea is ``jax.jit``'s.)
 """
 
 import functools
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +22,18 @@ R = TypeVar("R")
 
 _WARNED_TRACES = 32
 """Traces of one function that are hardly meant."""
+
+
+class ArrayContainer(ABC):
+    """An argument of traced functions that has arrays in it, as a dict has."""
+
+    @abstractmethod
+    def array_parts(self) -> tuple[Any, Any]:
+        """What it is known by (hashable), and its arrays and floats in dicts, lists and tuples."""
+
+    @abstractmethod
+    def with_array_parts(self, parts: Any) -> "ArrayContainer":
+        """The same with other arrays and floats, in the structure of ``array_parts``."""
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -237,11 +250,7 @@ def _needed(steps: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
 def _flatten(value: Any, leaves: list[Any]) -> Any:
     """What a call is known by; its arrays and floats go to ``leaves``."""
     if isinstance(value, Array):
-        for at, known in enumerate(leaves):
-            if known is value:  # the same array twice is one array inside, too
-                return at
-        leaves.append(value)
-        return value.dtype, value.shape
+        return _array_key(value, leaves)
     if isinstance(value, float):
         leaves.append(value)
         return float
@@ -249,6 +258,21 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
         return ("dict", *[(name, _flatten(each, leaves)) for name, each in value.items()])
     if isinstance(value, list | tuple):
         return (type(value), *[_flatten(each, leaves) for each in value])
+    if isinstance(value, ArrayContainer):
+        known_by, parts = value.array_parts()
+        return type(value), known_by, _flatten(parts, leaves)
+    return _value_key(value)
+
+
+def _array_key(array: Array, leaves: list[Any]) -> Any:
+    for at, known in enumerate(leaves):
+        if known is array:  # the same array twice is one array inside, too
+            return at
+    leaves.append(array)
+    return array.dtype, array.shape
+
+
+def _value_key(value: Any) -> Any:
     try:
         hash(value)
     except TypeError:
@@ -276,6 +300,8 @@ def _stand_in(value: Any, tape: _TraceTape, made: list[Any]) -> Any:
         return {name: _stand_in(each, tape, made) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return _like(value, [_stand_in(each, tape, made) for each in value])
+    if isinstance(value, ArrayContainer):
+        return value.with_array_parts(_stand_in(value.array_parts()[1], tape, made))
     return value
 
 

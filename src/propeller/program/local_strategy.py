@@ -1,0 +1,202 @@
+"""The device's part of a strategy: what a task does with the values that ``FL_STRATEGY`` has for devices (docs/programs.md).
+
+``mu`` pulls the training towards the round's model (FedProx). ``control`` keeps a control variate (SCAFFOLD). ``lambda`` has a second
+model trained, which stays on the device (Ditto). ``personal`` names tensors that stay on the device.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from propeller.errors import InvalidError
+from propeller.program.context import Context
+from propeller.program.correction import Correction
+from propeller.program.device_state import DeviceState
+from propeller.tensors import session
+from propeller.tensors.array import Array, open_tensor
+from propeller.tensors.functions import zeros
+from propeller.tensors.shapes import Spec
+
+CONTROL = "control"
+"""The kind of the tensors that SCAFFOLD's updates have beside the model's, ``@control/NAME``, and of its server state's, ``control/NAME``."""
+
+_DITTO, _PERSONAL = "ditto", "personal"
+"""Kinds of the state that is kept here."""
+
+_SERVER_STATE = "strategy"
+"""The source of the strategy's tensors for devices, ``in/strategy.safetensors``."""
+
+
+class LocalStrategy:
+    """What one task does for its strategy, before, beside and after the program's function."""
+
+    def __init__(self, context: Context, specs: Mapping[str, Spec], root: Path) -> None:
+        """Read what the strategy asks for.
+
+        Args:
+            context: of the task.
+            specs: of the base model's tensors.
+            root: of the task's files.
+
+        Raises:
+            InvalidError: a value of the strategy is not what it should be; the text names it.
+        """
+        values = context.strategy
+        self._name, self._specs = str(values.get("name", "strategy")), specs
+        self._state = context.state
+        self._mu, self._lambda = (_weight(values, name) for name in ("mu", "lambda"))
+        self._has_control = bool(values.get(CONTROL))
+        self._has_server_state = (root / "in" / f"{_SERVER_STATE}.safetensors").exists()
+        self._personal = _matching(values.get(_PERSONAL) or [], specs)
+        self._shift: dict[str, Array] = {}
+
+    @property
+    def trains_twice(self) -> bool:
+        """Whether a second model is trained, which stays on the device."""
+        return self._lambda > 0
+
+    @property
+    def shared(self) -> dict[str, Spec]:
+        """The tensors of the model that an update has."""
+        return {name: spec for name, spec in self._specs.items() if name not in self._personal}
+
+    def model(self) -> dict[str, Array]:
+        """The model to train or evaluate: the base model, with the device's own tensors where it has some."""
+        own = self._kept.library_arrays(_PERSONAL) if self._personal else {}
+        return {
+            name: own[name].copy() if name in own else open_tensor("model", name, spec)
+            for name, spec in self._specs.items()
+        }
+
+    def second_model(self) -> dict[str, Array]:
+        """The device's own model, which begins as the base model."""
+        own = self._kept.library_arrays(_DITTO)
+        return {
+            name: own[name].copy() if name in own else open_tensor("model", name, spec)
+            for name, spec in self._specs.items()
+        }
+
+    def correction(self) -> Correction:
+        """What is added to the gradients of the training whose model is shared."""
+        if self._has_control:
+            self._shift = self._control_shift()
+        anchor = self._base() if self._mu else {}
+        return Correction(self._mu, anchor, self._shift, frozenset(self._personal))
+
+    def second_context(self, context: Context) -> Context:
+        """The context in which the device's own model is trained."""
+        return replace(context, correct=Correction(self._lambda, self._base()), personal=True)
+
+    def keep_second_model(self, model: Mapping[str, Array]) -> None:
+        """Keep the device's own model for the next round."""
+        self._kept.keep_library_arrays(_DITTO, model)
+
+    def keep_personal_tensors(self, model: Mapping[str, Array], kind: str) -> None:
+        """Keep the tensors of a trained model that stay here; ``kind`` says what ``model`` is, weights or a delta."""
+        if not self._personal:
+            return
+        own = self._kept.library_arrays(_PERSONAL)
+        kept = {}
+        for name in self._personal:
+            before = own.get(name)
+            if before is None:
+                before = open_tensor("model", name, self._specs[name])
+            kept[name] = model[name] if kind == "weights" else before + model[name]
+        self._kept.keep_library_arrays(_PERSONAL, kept)
+
+    def control_tensors(
+        self, model: Mapping[str, Array], kind: str, steps: int | None, lr: float | None
+    ) -> dict[str, Array]:
+        """Keep the new control variate of this device, and return what the update has of it.
+
+        Karimireddy et al. (2020), algorithm 1, line 12, option II: ``c_i+ = c_i - c + (x - y_i) / (K lr)`` for the base model x and
+        the trained one y_i after K steps; the server gets ``c_i+ - c_i``.
+
+        Raises:
+            InvalidError: the program does not say how many steps it did, or with which learning rate.
+        """
+        if not self._has_control:
+            return {}
+        if steps is None or lr is None:
+            missing = " and ".join(name for name, value in (("steps", steps), ("lr", lr)) if value is None)
+            raise InvalidError(
+                f"{missing}: the strategy {self._name} needs how many steps were done and with which learning rate: "
+                "return Update(…, steps=…, lr=…)"
+            )
+        base, old, new, sent = self._base(), self._kept.library_arrays(CONTROL), {}, {}
+        for name in self._controlled:
+            change = base[name] - model[name] if kind == "weights" else -model[name]
+            control = change / (steps * lr)
+            if name in self._shift:
+                control = control - self._shift[name]
+            new[name] = control
+            sent[f"@{CONTROL}/{name}"] = control - old[name] if name in old else control
+        self._kept.keep_library_arrays(CONTROL, new)
+        return sent
+
+    @property
+    def _controlled(self) -> list[str]:
+        """The tensors that have a control variate: those with gradients that are shared."""
+        return [name for name, (dtype, _) in self.shared.items() if dtype.startswith("float")]
+
+    def _control_shift(self) -> dict[str, Array]:
+        """``c - c_i``; what is not there yet is zero."""
+        own, server = self._kept.library_arrays(CONTROL), self._server_control()
+        shift = {}
+        for name in self._controlled:
+            if name in server or name in own:
+                dtype, shape = self._specs[name]
+                one = server[name] if name in server else zeros(shape, dtype)
+                shift[name] = (one - own[name] if name in own else one).astype(dtype)
+        return shift
+
+    def _server_control(self) -> dict[str, Array]:
+        if not self._has_server_state:
+            return {}
+        specs, prefix = session.current().main.describe(_SERVER_STATE), f"{CONTROL}/"
+        return {
+            name.removeprefix(prefix): open_tensor(_SERVER_STATE, name, spec)
+            for name, spec in specs.items()
+            if name.startswith(prefix)
+        }
+
+    def _base(self) -> dict[str, Array]:
+        """The shared tensors of the base model that can have gradients, as arrays that the program does not have."""
+        return {name: open_tensor("model", name, self._specs[name]) for name in self._controlled}
+
+    @property
+    def _kept(self) -> DeviceState:
+        if not isinstance(self._state, DeviceState):
+            raise InvalidError(
+                "state: the context's state is no DeviceState, in which strategies keep tensors"
+            )
+        return self._state
+
+
+def _weight(values: Mapping[str, Any], name: str) -> float:
+    value = values.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InvalidError(f"strategy.{name} is {value!r}; it is a number of 0 or more")
+    return float(value)
+
+
+def _matching(patterns: Any, specs: Mapping[str, Spec]) -> list[str]:
+    """The tensors that stay on the device.
+
+    Raises:
+        InvalidError: a pattern matches none, or nothing is left to share.
+    """
+    if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
+        raise InvalidError('strategy.personal is a list of patterns of tensor names, such as ["head.*"]')
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in specs):
+            raise InvalidError(
+                f"strategy.personal: {pattern!r} matches no tensor of the model; there are {', '.join(specs)}"
+            )
+    found = [name for name in specs if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if specs and len(found) == len(specs):
+        raise InvalidError("strategy.personal names every tensor of the model: nothing is left to share")
+    return found
