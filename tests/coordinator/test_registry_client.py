@@ -55,6 +55,16 @@ async def test_the_server_state_of_a_version(registry: ModelRegistryClient) -> N
         await registry.put_state(version, to_safetensors({"m/w": np.ones((2, 3))}))
 
 
+async def test_aliases(registry: ModelRegistryClient) -> None:
+    version = await registry.add_version(to_safetensors(MODEL), "k-1")
+    await registry.set_alias("digits-1/latest", version)
+    assert (await registry.info("digits-1/latest"))["version"] == version
+    with pytest.raises(NotFoundError, match="did you mean 'digits-1/latest'"):
+        await registry.info("digits-2/latest")
+    with pytest.raises(ServiceError, match="404"):
+        await registry.set_alias("digits-1/best", 7)
+
+
 async def test_a_registry_that_does_not_answer_is_not_one_without_the_version() -> None:
     async with ServiceClient("model registry", "http://127.0.0.1:1", retry_delays=()) as http:
         registry = ModelRegistryClient(http)

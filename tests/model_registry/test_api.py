@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
+from propeller.model_registry.aliases import AliasStore
 from propeller.model_registry.api import main
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
@@ -208,7 +209,7 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
         return read(version)
 
     monkeypatch.setattr(store, "read", counted)
-    models = ModelRegistry(store, StateStore(tmp_path), cache_bytes=1_000_000)
+    models = ModelRegistry(store, StateStore(tmp_path), AliasStore(tmp_path), cache_bytes=1_000_000)
     await models.seed(ZEROS)
     answers = await asyncio.gather(*(models.encoded(0, "application/json") for _ in range(20)))
     assert len({answer.etag for answer in answers}) == 1

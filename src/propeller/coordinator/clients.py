@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from cachetools import LRUCache
@@ -58,7 +59,7 @@ class ModelRegistryClient:
             ServiceError: the registry does not answer.
         """
         try:
-            answer = await self._client.request("GET", f"/models/{version}/info")
+            answer = await self._client.request("GET", f"/models/{quote(str(version))}/info")
         except ServiceError as error:
             raise self._not_found(version, error) from None
         info = self._json(answer)
@@ -97,6 +98,14 @@ class ModelRegistryClient:
         """
         path, headers = f"/models/{version}/state", {"content-type": SAFETENSORS}
         await self._client.request("PUT", path, content=state, headers=headers)
+
+    async def set_alias(self, name: str, version: int) -> None:
+        """Have a name, such as ``EXPERIMENT/latest``, stand for a version from now on.
+
+        Raises:
+            ServiceError: the registry refused it or does not answer.
+        """
+        await self._client.request("PUT", f"/aliases/{quote(name)}", json={"version": version})
 
     async def state(self, version: int) -> bytes | None:
         """A version's server state, a safetensors document; ``None`` if it has none.

@@ -43,10 +43,17 @@ class NewModel(Message):
     lineage: dict[str, Any] | None = None
 
 
+class AliasedVersion(Message):
+    """``PUT /aliases/{name}``."""
+
+    version: Annotated[int, Field(strict=True, ge=0)]
+
+
 def create_api(registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
     """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
     app = create_app("model-registry", verify=verify, max_body=max_body)
     app.include_router(_model_routes(registry))
+    app.include_router(_alias_routes(registry))
     return app
 
 
@@ -74,35 +81,28 @@ def _model_routes(registry: ModelRegistry) -> Router:
         stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
-    @router.get("/models/{version}")
-    async def get(request: Request, version: str) -> Response:
-        return await answer(request, await find(version))
-
-    @router.get("/models/{version}/info")
+    @router.get("/models/{version:path}/info")
     async def get_info(version: str) -> dict[str, Any]:
-        return await registry.info(await find(version))
+        return await registry.info(await registry.find(version))
 
-    @router.get("/models/{version}/state")
+    @router.get("/models/{version:path}/state")
     async def get_state(version: str) -> Response:
-        return Response(await registry.state(await find(version)), media_type=SAFETENSORS)
+        return Response(await registry.state(await registry.find(version)), media_type=SAFETENSORS)
 
-    @router.put("/models/{version}/state")
+    @router.put("/models/{version:path}/state")
     async def put_state(request: Request, who: Caller, version: str) -> dict[str, Any]:
         """Keep the server state that belongs to a version: safetensors, its values in ``__metadata__.values``."""
         _check_may_store(who)
         tensors, metadata = await asyncio.to_thread(
             _decode_state, request.headers.get("content-type"), await request.body()
         )
-        number = await find(version)
+        number = await registry.find(version)
         await registry.add_state(number, tensors, metadata)
         return {"version": number, "status": "stored"}
 
-    async def find(version: str) -> int:
-        if version == "latest":
-            return await registry.latest_version()
-        if not (version.isascii() and version.isdigit() and len(version) <= 16):
-            raise InvalidError(f"Invalid version: {version[:40]!r} is not a number from 0, nor 'latest'")
-        return int(version)
+    @router.get("/models/{version:path}")
+    async def get(request: Request, version: str) -> Response:
+        return await answer(request, await registry.find(version))
 
     async def answer(request: Request, version: int) -> Response:
         media_type = negotiate(request.headers.get("accept"))
@@ -120,9 +120,35 @@ def _model_routes(registry: ModelRegistry) -> Router:
     return router
 
 
+def _alias_routes(registry: ModelRegistry) -> Router:
+    router = Router()
+
+    @router.get("/aliases")
+    async def list_aliases() -> dict[str, dict[str, int]]:
+        return {"aliases": await registry.aliases()}
+
+    @router.get("/aliases/{name:path}")
+    async def get_alias(name: str) -> dict[str, Any]:
+        return {"name": name, "version": await registry.alias(name)}
+
+    @router.put("/aliases/{name:path}")
+    async def put_alias(who: Caller, name: str, given: AliasedVersion) -> dict[str, Any]:
+        """Have an alias stand for a version from now on."""
+        _check_may_store(who)
+        await registry.put_alias(name, given.version)
+        return {"name": name, "version": given.version}
+
+    @router.delete("/aliases/{name:path}", status_code=204)
+    async def delete_alias(who: Caller, name: str) -> None:
+        _check_may_store(who)
+        await registry.delete_alias(name)
+
+    return router
+
+
 def _check_may_store(who: Principal) -> None:
     if who.kind == "client" and who.role in _READERS:
-        raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store them")
+        raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store or name them")
 
 
 def _check_key(key: str) -> None:

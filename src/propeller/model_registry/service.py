@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from propeller.errors import InvalidError, NotFoundError
 from propeller.fl.tensors import CODECS, Tensors, from_json
+from propeller.model_registry.aliases import LATEST, AliasStore, check_alias
 from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import (
     LINEAGE_FIELD,
@@ -26,6 +27,8 @@ from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import format_time
 
 log = get_logger("model-registry")
+
+_MAX_DIGITS = len(str(MAX_VERSION))
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,11 @@ class EncodedModel:
 class ModelRegistry:
     """The versions of one model."""
 
-    def __init__(self, store: ModelStore, states: StateStore, *, cache_bytes: int) -> None:
+    def __init__(
+        self, store: ModelStore, states: StateStore, aliases: AliasStore, *, cache_bytes: int
+    ) -> None:
         """``cache_bytes`` limits the encodings that are kept in memory."""
-        self._store, self._states = store, states
+        self._store, self._states, self._aliases = store, states, aliases
         self._cache: ByteLru[tuple[int, str], EncodedModel] = ByteLru(
             cache_bytes, lambda encoded: len(encoded.content)
         )
@@ -61,7 +66,7 @@ class ModelRegistry:
         Raises:
             OSError: it cannot be used.
         """
-        return cls(ModelStore(folder), StateStore(folder), cache_bytes=cache_bytes)
+        return cls(ModelStore(folder), StateStore(folder), AliasStore(folder), cache_bytes=cache_bytes)
 
     async def seed(self, model: Mapping[str, Any]) -> None:
         """Store version 0, unless it is there.
@@ -86,6 +91,53 @@ class ModelRegistry:
         if not versions:
             raise NotFoundError("there is no model yet; POST /models stores one")
         return versions[-1]
+
+    async def find(self, name: str) -> int:
+        """The version that a number, ``latest`` or an alias stands for; whether a number is there is not checked.
+
+        Raises:
+            NotFoundError: there is no version yet, or no such alias.
+            InvalidError: it can be none of these.
+        """
+        if name == LATEST:
+            return await self.latest_version()
+        if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS:
+            return int(name)
+        return await asyncio.to_thread(self._aliases.version, name)
+
+    async def aliases(self) -> dict[str, int]:
+        """Every alias and its version."""
+        return await asyncio.to_thread(self._aliases.all)
+
+    async def alias(self, name: str) -> int:
+        """The version that an alias stands for.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            InvalidError: it cannot be an alias.
+        """
+        return await asyncio.to_thread(self._aliases.version, name)
+
+    async def put_alias(self, name: str, version: int) -> None:
+        """Have an alias stand for a version.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            InvalidError: it cannot be an alias.
+        """
+        check_alias(name)
+        self._store.stamp(version)
+        await asyncio.to_thread(self._aliases.put, name, version)
+        log.info("alias set", alias=name, version=version)
+
+    async def delete_alias(self, name: str) -> None:
+        """Forget an alias.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        await asyncio.to_thread(self._aliases.delete, name)
+        log.info("alias deleted", alias=name)
 
     async def add(
         self, tensors: Tensors, metadata: Mapping[str, str], version: int | None = None, key: str = ""
@@ -152,6 +204,7 @@ class ModelRegistry:
                 name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in found.specs.items()
             },
             "lineage": json.loads(found.lineage) if found.lineage else None,
+            "aliases": sorted(name for name, other in (await self.aliases()).items() if other == version),
             "has_state": await asyncio.to_thread(self._states.has, version),
         }
 
@@ -180,4 +233,4 @@ class ModelRegistry:
     def _encode(self, version: int, media_type: str) -> EncodedModel:
         codec, stamp, model = CODECS[media_type], self._store.stamp(version), self._store.read(version)
         content = codec.encode(model.tensors, model.metadata)
-        return EncodedModel(content, f'"{model.digest[:32]}-{codec.name}"', stamp)
+        return EncodedModel(content, f'"{model.digest[:32]}-{version}-{codec.name}"', stamp)
