@@ -21,6 +21,8 @@ from propeller.fl.tensors import (
     from_safetensors,
     to_safetensors,
 )
+from propeller.fl.tensors.safetensors import read_header
+from propeller.tensors.safetensors import write_header
 
 TYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?"]
 
@@ -204,3 +206,13 @@ def test_malformed_documents_say_what_is_wrong(content: bytes, reason: str) -> N
 def test_what_could_not_be_read_back_is_not_written(model: Tensors, reason: str) -> None:
     with pytest.raises(TensorError, match=reason):
         to_safetensors(model)
+
+
+def test_a_header_may_be_without_tensors_and_a_model_may_not() -> None:
+    alone = write_header({}, {"values": "{}"})[0]
+    header = read_header(alone)
+    assert header.entries == {}
+    assert header.metadata == {"values": "{}"}
+    assert header.length == len(alone)
+    with pytest.raises(TensorError, match="no tensors"):
+        from_safetensors(alone)
