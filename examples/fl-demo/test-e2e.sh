@@ -42,6 +42,8 @@ CHECKS=0
 finish() {
   local code=$?
   trap '' INT TERM
+  # Interrupted while it reads a command substitution, bash 5.2 cannot run the trap and ends with 2; nothing else here does.
+  ((code != 2)) || code=130
   if [[ -n $STACK ]]; then
     kill "$STACK" 2>/dev/null || true
     wait "$STACK" || true

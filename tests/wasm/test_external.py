@@ -23,7 +23,8 @@ RUNTIME = """#!{python}
 import json, os, signal, subprocess, sys
 notes = {{"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}}
 notes["interruptible"] = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
-open({notes!r}, "w").write(json.dumps(notes))
+open({notes!r} + ".new", "w").write(json.dumps(notes))
+os.rename({notes!r} + ".new", {notes!r})  # whole, for whoever waits for it
 if "LINGER" in os.environ:
     subprocess.Popen(["sleep", "600"])
 import wasmtime
@@ -194,7 +195,7 @@ async def test_host_tensors_need_the_built_in_sandbox(scene: Scene) -> None:
 
 async def test_a_stop_ends_everything_that_the_runtime_started(scene: Scene) -> None:
     running = asyncio.create_task(scene.run(echo(), env={"SPIN": "1", "LINGER": "1"}))
-    await eventually(lambda: (scene.folder / "notes.json").exists() and scene.notes())
+    await eventually((scene.folder / "notes.json").exists)
     pid = scene.notes()["pid"]
     group = await eventually(
         lambda: (
@@ -227,9 +228,11 @@ async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
         str(scene.folder / "sandbox"),
         digest_of(echo()),
     )
-    await eventually(lambda: (scene.folder / "notes.json").exists() and scene.notes())
-    child.send_signal(signal.SIGKILL)
-    await child.wait()
+    try:
+        await eventually((scene.folder / "notes.json").exists)
+    finally:
+        child.kill()
+        await child.wait()
     await eventually(lambda: has_ended(scene.notes()["pid"]))
     async with ExternalRuntime(str(scene.folder / "runtime"), scene.folder / "sandbox"):
         assert len(list((scene.folder / "sandbox" / "tasks").iterdir())) == 2  # ours, not the dead one's
