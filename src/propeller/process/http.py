@@ -42,7 +42,8 @@ KINDS: dict[int, type[PropellerError]] = {
 """What a status means, as a kind of error; ``web`` answers each kind with this status."""
 
 
-def _kind(status: int | None) -> type[PropellerError]:
+def kind_of_status(status: int | None) -> type[PropellerError]:
+    """What a status means, as a kind of error; ``None`` if there was no answer."""
     if status is None or not 400 <= status < 500 or status in {408, 429}:
         return UnavailableError
     if status == 405:  # for a caller, a route without this method is none
@@ -64,7 +65,7 @@ class ServiceError(PropellerError):
 
     def __init__(self, service: str, status: int | None, reason: str) -> None:
         self.service, self.status, self.reason = service, status, reason
-        self.kind = _kind(status)
+        self.kind = kind_of_status(status)
         self.temporary = issubclass(self.kind, UnavailableError | RefusedError)
         answer = f"answered {status}" if status is not None else "cannot be reached"
         super().__init__(f"{service} {answer}: {reason}")

@@ -1,13 +1,39 @@
-"""A Python client of a running Propeller: start rounds, wait for them, read models.
+"""A Python client of a running Propeller: run experiments, follow them, read their models.
 
-from propeller.sdk import Propeller
+from propeller.sdk import Experiment, Propeller
 
 with Propeller.from_state(".propeller") as fl:
-    result = fl.run_round(image=fl.image(), hyperparams={"epochs": 1, "lr": 0.1})
-    print(result.model_version, fl.model(result.model_version))
+    handle = fl.run(Experiment(program=fl.image(), rounds=5, hyperparams={"epochs": 1, "lr": 0.1}))
+    result = handle.wait()
+    print(result.model_version, handle.model(), handle.history().metric("loss"))
+
+``AsyncPropeller`` is the same for programs with an event loop. Whatever goes wrong is a ``PropellerError`` that says what to do.
 """
 
 from propeller.errors import PropellerError
-from propeller.sdk.client import Propeller, RoundResult
+from propeller.sdk.blocking import ExperimentHandle, Propeller
+from propeller.sdk.client import AsyncPropeller, RoundResult
+from propeller.sdk.experiment import Experiment
+from propeller.sdk.handle import (
+    AsyncExperimentHandle,
+    Event,
+    ExperimentFailedError,
+    ExperimentResult,
+    WaitTimeoutError,
+)
+from propeller.sdk.history import History
 
-__all__ = ["Propeller", "PropellerError", "RoundResult"]
+__all__ = [
+    "AsyncExperimentHandle",
+    "AsyncPropeller",
+    "Event",
+    "Experiment",
+    "ExperimentFailedError",
+    "ExperimentHandle",
+    "ExperimentResult",
+    "History",
+    "Propeller",
+    "PropellerError",
+    "RoundResult",
+    "WaitTimeoutError",
+]

@@ -1,20 +1,23 @@
 """The client of a stack: its services by their addresses, and what can be asked of them."""
 
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
 from pydantic import ValidationError
 
-from propeller.errors import PropellerError
-from propeller.process.http import error_text, needs_tls
-from propeller.protocol.rounds import Experiment, model_uri
+from propeller.errors import InvalidError, PropellerError
+from propeller.protocol import rounds as wire
+from propeller.protocol.experiments import ModelChoice
 from propeller.protocol.wire import explain_validation_error
+from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
+from propeller.sdk.connection import Connection
+from propeller.sdk.experiment import Experiment, Fleet, assign_data, plain
+from propeller.sdk.handle import AsyncExperimentHandle
+from propeller.sdk.transport import AsyncTransport, BlockingTransport
 
 WAIT_S = 20.0
 """How long one question for news of a round is held open, in seconds."""
@@ -29,12 +32,16 @@ class RoundResult:
         model_version: the version that its aggregated model got.
         updates: for each update that counts, ``proplet_id``, ``num_samples`` and ``metrics``.
         seconds: from its configuration to its end.
+        failures: participants that failed: id → why.
+        missing: participants of which neither an update nor a failure came before the round was closed.
     """
 
     round_id: str
     model_version: int
     updates: list[dict[str, Any]]
     seconds: float
+    failures: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric over the updates that have it, weighted by their samples."""
@@ -43,67 +50,97 @@ class RoundResult:
         return sum(samples * value for samples, value in found) / total if total else None
 
 
-class Propeller:
-    """Talks to the manager, the coordinator, the model registry and the data store."""
+class AsyncPropeller:
+    """A stack, for programs with an event loop; ``Propeller`` is the same for programs without one.
+
+    Attributes:
+        stack: ``stack.json``, if it was read from there; else empty.
+    """
+
+    _transport: type[AsyncTransport | BlockingTransport] = AsyncTransport
 
     def __init__(
         self,
         *,
-        manager: str = "http://localhost:7070",
-        coordinator: str = "http://localhost:8086",
-        model_registry: str = "http://localhost:8084",
-        data_store: str = "http://localhost:8083",
+        url: str = "http://localhost",
+        user: str | None = None,
+        password: str | None = None,
+        manager: str | None = None,
+        coordinator: str | None = None,
+        model_registry: str | None = None,
+        data_store: str | None = None,
+        identity: str | None = None,
         auth: tuple[str, str] | None = None,
         stack: Mapping[str, Any] | None = None,
     ) -> None:
-        """Addresses of the services; ``auth`` is a client's id and key where authentication is on."""
-        self._urls = {
+        """A client of the stack on a host.
+
+        Args:
+            url: the host; its services are on the guide's ports.
+            user: who calls, where authentication is on; with ``password``.
+            password: the user's.
+            manager: the address of that service, instead of the one on ``url``; the next four likewise.
+            coordinator: see ``manager``.
+            model_registry: see ``manager``.
+            data_store: see ``manager``.
+            identity: see ``manager``; it is asked for the user's tokens.
+            auth: a client's id and key, instead of a user.
+            stack: what ``stack.json`` of a state folder says: its addresses, and its operator as the user.
+
+        Raises:
+            InvalidError: these contradict each other, or one is not an address.
+        """
+        given = {
             "manager": manager,
             "coordinator": coordinator,
             "model_registry": model_registry,
             "data_store": data_store,
+            "identity": identity,
         }
-        self._http = httpx.Client(
-            timeout=WAIT_S + 10, auth=auth, trust_env=False, verify=needs_tls(*self._urls.values())
+        urls = (
+            urls_of_host(url)
+            | urls_of_stack(stack or {})
+            | {name: check_url(name, one) for name, one in given.items() if one is not None}
         )
-        self.stack = dict(stack or {})
+        if (user is None) != (password is None):
+            missing = "password" if password is None else "user"
+            raise InvalidError(f"{missing}: is missing; user and password belong together")
+        if user is not None and auth is not None:
+            raise InvalidError("auth: give it, a client's id and key, or user and password; not both")
+        if user is not None and password is not None:
+            login: Login | None = Login(urls["identity"], user, password)
+        else:
+            login = login_of_stack(stack) if stack and auth is None else None
+        transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10)
+        self._connection = Connection(urls, transport, login, stack or {})
+        self.stack = self._connection.stack
 
     @classmethod
     def from_state(cls, folder: str | Path = ".propeller") -> Self:
-        """A client of the stack that runs on a state folder.
+        """A client of the stack that runs on a state folder, as its operator.
 
         Raises:
             PropellerError: none runs there.
         """
-        file = Path(folder) / "stack.json"
-        try:
-            stack = json.loads(file.read_text())
-        except (OSError, ValueError):
-            raise PropellerError(
-                f"no stack is ready on {folder}: start one with 'propeller up --state {folder}'"
-            ) from None
-        services = stack["services"]
-        return cls(
-            manager=services["manager"]["url"],
-            coordinator=services["coordinator"]["url"],
-            model_registry=services["model_registry"]["url"],
-            data_store=services["data_store"]["url"],
-            stack=stack,
-        )
+        return cls(stack=read_stack(folder))
 
-    def __enter__(self) -> Self:
+    def __repr__(self) -> str:
+        """Shows where it is."""
+        return f"<{type(self).__name__} of {self.url('coordinator')}>"
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.aclose()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close every connection."""
-        self._http.close()
+        await self._connection.transport.aclose()
 
     def url(self, service: str) -> str:
-        """The address of a service: ``manager``, ``coordinator``, ``model_registry`` or ``data_store``."""
-        return self._urls[service]
+        """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""
+        return self._connection.urls[service]
 
     def image(self, name: str = "fl-client-wasm") -> str:
         """The reference of a program that the stack put into its own registry.
@@ -118,49 +155,52 @@ class Propeller:
             )
         return images[name]
 
-    def proplets(self, *, alive: bool | None = None) -> list[dict[str, Any]]:
+    async def proplets(self, *, alive: bool | None = None) -> list[dict[str, Any]]:
         """The proplets that the manager knows; ``alive`` narrows to those that are, or are not."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self._ask("GET", "manager", "/proplets", params={"limit": 1000, "offset": len(found)})
+            page = await self._connection.ask(
+                "GET", "manager", "/proplets", params={"limit": 1000, "offset": len(found)}
+            )
             found += page["proplets"]
             if not page["proplets"] or len(found) >= page["total"]:
                 return [proplet for proplet in found if alive is None or proplet["alive"] is alive]
 
-    def versions(self) -> list[int]:
+    async def versions(self) -> list[int]:
         """The model versions that there are, in order."""
-        versions: list[int] = self._ask("GET", "model_registry", "/models")["versions"]
+        versions: list[int] = (await self._connection.ask("GET", "model_registry", "/models"))["versions"]
         return versions
 
-    def latest(self) -> int:
+    async def latest(self) -> int:
         """The newest model's version.
 
         Raises:
             PropellerError: there is no model yet.
         """
-        versions = self.versions()
+        versions = await self.versions()
         if not versions:
             raise PropellerError(
                 "there is no model yet: store one with put_model, or give one in [model] of an experiment file"
             )
         return versions[-1]
 
-    def model(self, version: int | None = None) -> dict[str, Any]:
+    async def model(self, version: int | None = None) -> dict[str, Any]:
         """A model as nested lists by tensor name; the latest if no version is given."""
-        model: dict[str, Any] = self._ask(
+        model: dict[str, Any] = await self._connection.ask(
             "GET", "model_registry", f"/models/{'latest' if version is None else version}"
         )
         return model
 
-    def put_model(self, model: Mapping[str, Any]) -> int:
+    async def put_model(self, model: Mapping[str, Any]) -> int:
         """Store a model; returns the version it got."""
-        return int(self._ask("POST", "model_registry", "/models", json={"model": model})["version"])
+        answer = await self._connection.ask("POST", "model_registry", "/models", json={"model": plain(model)})
+        return int(answer["version"])
 
-    def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
+    async def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
         """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``."""
-        self._ask("POST", "data_store", f"/datasets/{proplet_id}", json=dataset)
+        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=plain(dataset))
 
-    def start_round(
+    async def start_round(
         self,
         image: str,
         *,
@@ -189,14 +229,16 @@ class Propeller:
             PropellerError: with what to correct.
         """
         chosen = (
-            list(participants) if participants is not None else [p["id"] for p in self.proplets(alive=True)]
+            list(participants)
+            if participants is not None
+            else [p["id"] for p in await self.proplets(alive=True)]
         )
-        version = base_version if base_version is not None else self.latest()
+        version = base_version if base_version is not None else await self.latest()
         try:
-            experiment = Experiment(
+            experiment = wire.Experiment(
                 experiment_id=f"exp-{uuid.uuid4().hex[:12]}",
                 round_id=round_id or f"r-{uuid.uuid4().hex[:12]}",
-                model_ref=model_uri(version),
+                model_ref=wire.model_uri(version),
                 participants=chosen,
                 hyperparams=dict(hyperparams or {}),
                 k_of_n=k_of_n or len(chosen),
@@ -208,10 +250,12 @@ class Propeller:
         except ValueError as error:  # pydantic's errors of either kind are
             reason = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
             raise PropellerError(reason) from None
-        self._ask("POST", "manager", "/fl/experiments", json=body)
+        await self._connection.ask("POST", "manager", "/fl/experiments", json=body)
         return experiment.round_id
 
-    def wait_round(self, round_id: str, on_update: Callable[[int, int], None] | None = None) -> RoundResult:
+    async def wait_round(
+        self, round_id: str, on_update: Callable[[int, int], None] | None = None
+    ) -> RoundResult:
         """Wait for the end of a round; ``on_update`` is called with the updates so far and the number that ends it.
 
         Raises:
@@ -220,7 +264,9 @@ class Propeller:
         seen = -1
         while True:
             question = {"wait_s": WAIT_S, "updates": max(seen, 0)}
-            status = self._ask("GET", "coordinator", f"/rounds/{round_id}/complete", params=question)
+            status = await self._connection.ask(
+                "GET", "coordinator", f"/rounds/{round_id}/complete", params=question
+            )
             if status["num_updates"] != seen:
                 seen = status["num_updates"]
                 if on_update is not None:
@@ -229,33 +275,70 @@ class Propeller:
                 break
             if status.get("state") == "failed":
                 raise PropellerError(f"round {round_id} failed: {status.get('reason')}")
-        detail = self._ask("GET", "coordinator", f"/rounds/{round_id}")
-        return RoundResult(round_id, status["model_version"], detail["received"], _seconds(detail))
+        detail = await self._connection.ask("GET", "coordinator", f"/rounds/{round_id}")
+        failures = {one["proplet_id"]: one["reason"] for one in detail["failures"]}
+        missing = [name for name in detail["missing"] if name not in failures]
+        return RoundResult(
+            round_id, status["model_version"], detail["received"], _seconds(detail), failures, missing
+        )
 
-    def run_round(
-        self, image: str, *, on_update: Callable[[int, int], None] | None = None, **options: Any
+    async def run_round(
+        self, /, image: str, *, on_update: Callable[[int, int], None] | None = None, **options: Any
     ) -> RoundResult:
         """Start a round and wait for its end; ``options`` are those of ``start_round``."""
-        return self.wait_round(self.start_round(image, **options), on_update)
+        return await self.wait_round(await self.start_round(image, **options), on_update)
 
-    def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
+    async def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rounds, newest first."""
-        found: list[dict[str, Any]] = self._ask("GET", "coordinator", "/rounds", params={"limit": limit})[
-            "rounds"
-        ]
+        answer = await self._connection.ask("GET", "coordinator", "/rounds", params={"limit": limit})
+        found: list[dict[str, Any]] = answer["rounds"]
         return found
 
-    def _ask(self, method: str, service: str, path: str, **options: Any) -> Any:
-        url = f"{self._urls[service]}{path}"
-        try:
-            answer = self._http.request(method, url, **options)
-        except httpx.TransportError as error:
-            raise PropellerError(
-                f"{method} {url}: {str(error) or type(error).__name__}; is the stack running?"
-            ) from None
-        if not answer.is_success:
-            raise PropellerError(f"{method} {url} answered {answer.status_code}: {error_text(answer)}")
-        return answer.json()
+    async def run(self, experiment: Experiment) -> AsyncExperimentHandle:
+        """Submit an experiment; returns at once. It goes on without this program.
+
+        Its data and its first model are stored before.
+
+        Raises:
+            PropellerError: something is wrong with it; the text names the field.
+        """
+        spec = experiment.spec
+        names = spec.selection.names
+        if names is not None or experiment.data is not None:
+            fleet = Fleet(await self.proplets(), self._names())
+            if names is not None:
+                names = fleet.resolve(names, "selection.names")
+                selection = spec.selection.model_copy(update={"names": names})
+                spec = spec.model_copy(update={"selection": selection})
+            for name, dataset in assign_data(experiment, names, fleet).items():
+                await self.put_dataset(name, dataset)
+        if isinstance(experiment.model, Mapping):
+            version = await self.put_model(experiment.model)
+            spec = spec.model_copy(update={"model": ModelChoice(version=version)})
+        summary = await self._connection.ask("POST", "coordinator", "/experiments", json=spec.to_json())
+        return AsyncExperimentHandle(self._connection, summary["id"], summary)
+
+    async def experiment(self, experiment_id: str) -> AsyncExperimentHandle:
+        """An experiment that was submitted before.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        handle = AsyncExperimentHandle(self._connection, experiment_id)
+        await handle.status()
+        return handle
+
+    async def experiments(self, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest experiments, newest first; ``state`` narrows to those that are ``running``, ``completed`` …"""
+        params = {"limit": limit} | ({} if state is None else {"state": state})
+        answer = await self._connection.ask("GET", "coordinator", "/experiments", params=params)
+        found: list[dict[str, Any]] = answer["experiments"]
+        return found
+
+    def _names(self) -> dict[str, str]:
+        """The names that a stack on this machine gives its devices: name → id."""
+        clients: dict[str, dict[str, str]] = self.stack.get("clients", {})
+        return {name: client["id"] for name, client in clients.items() if name.startswith("proplet-")}
 
 
 def _seconds(detail: Mapping[str, Any]) -> float:

@@ -1,0 +1,110 @@
+"""Where the services of a stack are, and who calls them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from propeller.errors import InvalidError, PropellerError
+from propeller.sdk.transport import Transport
+
+PORTS = {
+    "manager": 7070,
+    "coordinator": 8086,
+    "model_registry": 8084,
+    "data_store": 8083,
+    "identity": 9002,
+}
+"""The ports of a stack as the guide has them; of identity that of users."""
+
+
+def urls_of_host(url: str) -> dict[str, str]:
+    """The addresses of the services of a stack by the host that it runs on, on the guide's ports.
+
+    Raises:
+        InvalidError: it is no host, or names one port, where each service has its own.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InvalidError(f"url: {url!r} is not the address of a host; write it as http://fleet.example")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if port is not None or parts.path.strip("/") or parts.query or parts.username:
+        raise InvalidError(
+            f"url: give the host alone, as {parts.scheme}://{parts.hostname}: each service has a port of its own "
+            f"({', '.join(f'{name} {number}' for name, number in PORTS.items())}); "
+            "for other ports give manager=, coordinator=, model_registry=, data_store= and identity="
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return {name: f"{parts.scheme}://{host}:{number}" for name, number in PORTS.items()}
+
+
+def check_url(service: str, url: str) -> str:
+    """The address of a service, without a slash at its end.
+
+    Raises:
+        InvalidError: it is not one.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or any(one.isspace() for one in url):
+        raise InvalidError(
+            f"{service}: {url!r} is not an address; write it as http://fleet.example:{PORTS[service]}"
+        )
+    return url.rstrip("/")
+
+
+@dataclass
+class Login:
+    """A user, and the token that identity gave.
+
+    It is asked for when a service first wants to know who calls: a stack without authentication needs none.
+    """
+
+    identity: str
+    user: str
+    password: str = field(repr=False)
+    _token: str = field(default="", repr=False)
+
+    def headers(self) -> dict[str, str]:
+        """What a request carries."""
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    async def renew(self, transport: Transport) -> Any:
+        """Ask for a token; gives identity's answer, whose status says whether that went well."""
+        body = {"username": self.user, "password": self.password}
+        self._token = ""
+        answer = await transport.send("POST", f"{self.identity}/users/tokens/issue", json=body)
+        if answer.is_success:
+            self._token = answer.json()["access_token"]
+        return answer
+
+
+def read_stack(folder: str | Path) -> dict[str, Any]:
+    """``stack.json`` of a state folder.
+
+    Raises:
+        PropellerError: no stack is ready there.
+    """
+    try:
+        stack: dict[str, Any] = json.loads((Path(folder) / "stack.json").read_text())
+    except (OSError, ValueError):
+        raise PropellerError(
+            f"no stack is ready on {folder}: start one with 'propeller up --state {folder}'"
+        ) from None
+    return stack
+
+
+def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
+    """The addresses of the services that a client calls."""
+    services = {name: service["url"] for name, service in stack.get("services", {}).items()}
+    return {name: services[name] for name in PORTS if name in services}
+
+
+def login_of_stack(stack: Mapping[str, Any]) -> Login | None:
+    """The stack's operator, who may do everything."""
+    admin, identity = stack.get("admin"), urls_of_stack(stack).get("identity")
+    return Login(identity, admin["username"], admin["password"]) if admin and identity else None

@@ -1,0 +1,157 @@
+"""The client for programs without an event loop: the methods of the other one, which block."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from propeller.sdk.addresses import read_stack
+from propeller.sdk.client import AsyncPropeller
+from propeller.sdk.experiment import Experiment
+from propeller.sdk.handle import AsyncExperimentHandle, Event
+from propeller.sdk.transport import Blocking, BlockingTransport, blocking, complete, iterate
+
+
+class _BlockingPropeller(AsyncPropeller):
+    _transport = BlockingTransport
+
+
+class ExperimentHandle(Blocking[AsyncExperimentHandle]):
+    """An experiment of a stack.
+
+    ``status``, ``wait``, ``history``, ``model``, ``pause``, ``resume`` and ``stop`` are described at ``AsyncExperimentHandle``.
+    """
+
+    status = blocking(AsyncExperimentHandle.status)
+    wait = blocking(AsyncExperimentHandle.wait)
+    history = blocking(AsyncExperimentHandle.history)
+    history_csv = blocking(AsyncExperimentHandle.history_csv)
+    model = blocking(AsyncExperimentHandle.model)
+    pause = blocking(AsyncExperimentHandle.pause)
+    resume = blocking(AsyncExperimentHandle.resume)
+    stop = blocking(AsyncExperimentHandle.stop)
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self._inner.id
+
+    def __repr__(self) -> str:
+        """Shows the state as it was when last heard of."""
+        return repr(self._inner).replace("<Async", "<", 1)
+
+    def events(self, after: str | None = None) -> Iterator[Event]:
+        """What happens, as it happens, from the beginning or behind the event with the id ``after``; ends with the experiment.
+
+        A connection that breaks is made again, and goes on behind the last event: none is left out or comes twice.
+
+        Raises:
+            PropellerError: there is no such experiment, or the coordinator cannot be reached for a minute.
+        """
+        return iterate(self._inner.events(after))
+
+
+class Propeller(Blocking[AsyncPropeller]):
+    """A stack: its manager, coordinator, model registry and data store.
+
+    The methods are described at ``AsyncPropeller``.
+
+    Attributes:
+        stack: ``stack.json``, if it was read from there; else empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str = "http://localhost",
+        user: str | None = None,
+        password: str | None = None,
+        manager: str | None = None,
+        coordinator: str | None = None,
+        model_registry: str | None = None,
+        data_store: str | None = None,
+        identity: str | None = None,
+        auth: tuple[str, str] | None = None,
+        stack: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A client of the stack on a host; the arguments are those of ``AsyncPropeller``.
+
+        Raises:
+            InvalidError: these contradict each other, or one is not an address.
+        """
+        super().__init__(
+            _BlockingPropeller(
+                url=url,
+                user=user,
+                password=password,
+                manager=manager,
+                coordinator=coordinator,
+                model_registry=model_registry,
+                data_store=data_store,
+                identity=identity,
+                auth=auth,
+                stack=stack,
+            )
+        )
+        self.stack = self._inner.stack
+
+    @classmethod
+    def from_state(cls, folder: str | Path = ".propeller") -> Self:
+        """A client of the stack that runs on a state folder, as its operator.
+
+        Raises:
+            PropellerError: none runs there.
+        """
+        return cls(stack=read_stack(folder))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Shows where it is."""
+        return f"<{type(self).__name__} of {self.url('coordinator')}>"
+
+    close = blocking(AsyncPropeller.aclose)
+    proplets = blocking(AsyncPropeller.proplets)
+    versions = blocking(AsyncPropeller.versions)
+    latest = blocking(AsyncPropeller.latest)
+    model = blocking(AsyncPropeller.model)
+    put_model = blocking(AsyncPropeller.put_model)
+    put_dataset = blocking(AsyncPropeller.put_dataset)
+    start_round = blocking(AsyncPropeller.start_round)
+    wait_round = blocking(AsyncPropeller.wait_round)
+    run_round = blocking(AsyncPropeller.run_round)
+    rounds = blocking(AsyncPropeller.rounds)
+    experiments = blocking(AsyncPropeller.experiments)
+
+    def url(self, service: str) -> str:
+        """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""
+        return self._inner.url(service)
+
+    def image(self, name: str = "fl-client-wasm") -> str:
+        """The reference of a program that the stack put into its own registry.
+
+        Raises:
+            PropellerError: there is none of that name.
+        """
+        return self._inner.image(name)
+
+    def run(self, experiment: Experiment) -> ExperimentHandle:
+        """Submit an experiment; returns at once. It goes on without this program.
+
+        Its data and its first model are stored before.
+
+        Raises:
+            PropellerError: something is wrong with it; the text names the field.
+        """
+        return ExperimentHandle(complete(self._inner.run(experiment)))
+
+    def experiment(self, experiment_id: str) -> ExperimentHandle:
+        """An experiment that was submitted before.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        return ExperimentHandle(complete(self._inner.experiment(experiment_id)))

@@ -1,0 +1,118 @@
+"""Requests of the services of a stack, with errors that say what to do."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from propeller.errors import PropellerError, UnavailableError
+from propeller.process.http import error_text, kind_of_status
+from propeller.sdk.addresses import Login
+from propeller.sdk.transport import EventStream, Transport
+
+
+class Connection:
+    """The services of one stack, by name.
+
+    Attributes:
+        urls: where they are.
+        stack: ``stack.json``, if it was read from there; else empty.
+        transport: how requests are sent.
+    """
+
+    def __init__(
+        self, urls: Mapping[str, str], transport: Transport, login: Login | None, stack: Mapping[str, Any]
+    ) -> None:
+        """``login`` is used when a service wants to know who calls."""
+        self.urls, self.stack, self.transport = dict(urls), dict(stack), transport
+        self._login = login
+
+    async def ask(self, method: str, service: str, path: str, **options: Any) -> Any:
+        """Send a request; the JSON of its answer.
+
+        Raises:
+            PropellerError: of the kind that the answer's status means, with the reason that the service gave;
+                ``UnavailableError`` if it did not answer.
+        """
+        answer = await self.send(method, service, path, **options)
+        try:
+            return answer.json()
+        except ValueError:
+            url = f"{self.urls[service]}{path}"
+            raise PropellerError(f"{method} {url}: the answer is not JSON; is that the {service}?") from None
+
+    async def send(self, method: str, service: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request; its answer, which is a good one. Raises as ``ask`` does."""
+        url = f"{self.urls[service]}{path}"
+        headers = options.pop("headers", {})
+        try:
+            answer = await self.transport.send(
+                method, url, headers=headers | self._authorization(), **options
+            )
+            if await self._may_try_again(answer):
+                headers |= self._authorization()
+                answer = await self.transport.send(method, url, headers=headers, **options)
+        except httpx.TransportError as error:
+            raise _unreachable(method, url, error) from None
+        _check(answer, method, url)
+        return answer
+
+    @asynccontextmanager
+    async def stream(
+        self, service: str, path: str, *, headers: Mapping[str, str], timeout: float
+    ) -> AsyncIterator[EventStream]:
+        """Server-sent events for the length of the block; ``timeout`` is how long one may take, in seconds.
+
+        Raises:
+            PropellerError: as ``ask``; also inside the block, if the connection breaks.
+        """
+        url = f"{self.urls[service]}{path}"
+        sent = {
+            "Accept": "text/event-stream",
+            "Cache-Control": "no-store",
+            **headers,
+            **self._authorization(),
+        }
+        try:
+            async with self.transport.stream(url, headers=sent, timeout=timeout) as stream:
+                if not await self._may_try_again(stream.answer):
+                    _check(stream.answer, "GET", url)
+                    yield stream
+                    return
+            sent |= self._authorization()
+            async with self.transport.stream(url, headers=sent, timeout=timeout) as stream:
+                _check(stream.answer, "GET", url)
+                yield stream
+        except httpx.TransportError as error:
+            raise _unreachable("GET", url, error) from None
+
+    def _authorization(self) -> dict[str, str]:
+        return {} if self._login is None else self._login.headers()
+
+    async def _may_try_again(self, answer: httpx.Response) -> bool:
+        """Whether the service wanted to know who calls, and there is a token for it now."""
+        if answer.status_code != httpx.codes.UNAUTHORIZED or self._login is None:
+            return False
+        told = await self._login.renew(self.transport)
+        if told.status_code == httpx.codes.UNAUTHORIZED:
+            raise kind_of_status(told.status_code)(
+                f"user {self._login.user!r} cannot log in at {self._login.identity}: {error_text(told)}"
+            )
+        _check(told, "POST", f"{self._login.identity}/users/tokens/issue")
+        return True
+
+
+def _check(answer: httpx.Response, method: str, url: str) -> None:
+    if not answer.is_success:
+        reason = f"{method} {url} answered {answer.status_code}: {error_text(answer)}"
+        raise kind_of_status(answer.status_code)(reason)
+
+
+def _unreachable(method: str, url: str, error: httpx.TransportError) -> PropellerError:
+    what = (
+        "no answer in time"
+        if isinstance(error, httpx.TimeoutException)
+        else str(error) or type(error).__name__
+    )
+    return UnavailableError(f"{method} {url}: {what}; is the stack running?")

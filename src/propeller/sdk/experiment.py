@@ -1,0 +1,180 @@
+"""An experiment as a person writes it in Python: the coordinator's fields, and models and data as they are at hand."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from propeller.errors import InvalidError
+from propeller.protocol.experiments import ExperimentSpec, nearest_names
+
+_OWN = {"model", "data", "split"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Rounds of one program with one strategy; checked when it is made.
+
+    A field that is left out has the default of docs/experiments.md, where all of them are described.
+
+    Attributes:
+        program: the program, as an OCI reference.
+        rounds: how many training rounds.
+        name: a label; else the last part of the program's repository.
+        id: an id of your own: the same experiment with the same id again starts nothing.
+        strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
+        model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
+        data: local data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
+            if there are any, else all that are alive, ordered by their ids). Default: what is stored there.
+        split: which part of a device's data is held out for evaluation, as ``{"holdout": 0.2, "seed": 0}``.
+        selection: who takes part in a round, as ``{"fraction": 0.5, "seed": 1}``.
+        k_of_n: how many updates close a round.
+        min_updates: how many are enough at its deadline.
+        timeout_s: seconds to the deadline.
+        retries: tries of one round after the first.
+        evaluate: as ``{"every": 1, "on": "devices"}``.
+        stop: when to end early, as ``{"metric": "accuracy", "target": 0.95}``.
+        hyperparams: for the program: constants, or schedules as ``{"lr": {"schedule": "cosine", "start": 0.1, "end": 0.001}}``.
+        limits: of each task, as ``{"wall_time_s": 60}``.
+        mode: ``"sync"``, or ``{"kind": "async", "buffer": 3}``.
+        update: what devices send, as ``{"kind": "delta"}``.
+
+    Raises:
+        InvalidError: a field is wrong, or contradicts another one; the text names it and the remedy.
+    """
+
+    program: str
+    rounds: int
+    name: str | None = None
+    id: str | None = None
+    strategy: str | Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | int | str | None = None
+    data: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None
+    split: Mapping[str, Any] | None = None
+    selection: Mapping[str, Any] | None = None
+    k_of_n: int | None = None
+    min_updates: int | None = None
+    timeout_s: float | None = None
+    retries: int | None = None
+    evaluate: Mapping[str, Any] | None = None
+    stop: Mapping[str, Any] | None = None
+    hyperparams: Mapping[str, Any] | None = None
+    limits: Mapping[str, float] | None = None
+    mode: str | Mapping[str, Any] | None = None
+    update: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.data is not None and not self.data:
+            raise InvalidError("data: it is empty; leave it out to use the data that is stored")
+        if isinstance(self.model, Mapping) and not self.model:
+            raise InvalidError(
+                "model: there are no tensors in it; leave it out to start from the latest version"
+            )
+        _ = self.spec
+
+    @cached_property
+    def spec(self) -> ExperimentSpec:
+        """What is sent to the coordinator, with an id; the model only if it is a version or an alias."""
+        given = {
+            one.name: plain(getattr(self, one.name))
+            for one in fields(self)
+            if one.name not in _OWN and getattr(self, one.name) is not None
+        }
+        if self.split is not None:
+            given["data"] = {"split": plain(self.split)}
+        if self.model is not None and not isinstance(self.model, Mapping):
+            given["model"] = {"version": plain(self.model)}
+        spec = ExperimentSpec.decode(given)
+        return spec if spec.id else spec.model_copy(update={"id": f"{spec.name}-{uuid.uuid4().hex[:8]}"})
+
+
+def plain(value: Any) -> Any:
+    """NumPy's scalars and arrays, and mappings and sequences of any class, as JSON has them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+class Fleet:
+    """The devices that a manager knows, by their ids and names."""
+
+    def __init__(self, proplets: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+        """``names`` are further ones, as those of a stack on this machine: name → id."""
+        self._alive = {one["id"]: bool(one["alive"]) for one in proplets}
+        self._ids = {one["name"]: one["id"] for one in proplets}
+        self._ids |= {name: id_ for name, id_ in names.items() if id_ in self._alive}
+
+    def id_of(self, name: str) -> str | None:
+        """The id of a device by its id or name; ``None`` if there is none."""
+        return name if name in self._alive else self._ids.get(name)
+
+    def resolve(self, names: Sequence[str], field: str) -> list[str]:
+        """The ids of devices.
+
+        Raises:
+            InvalidError: there is none of such a name; the text says which are like it.
+        """
+        unknown = [name for name in names if self.id_of(name) is None]
+        if unknown:
+            raise InvalidError(f"{field}: {'; '.join(map(self._explain_unknown, unknown[:10]))}")
+        ids = [self.id_of(name) or name for name in names]
+        for id_ in ids:
+            if ids.count(id_) > 1:
+                both = " and ".join(name for name in names if self.id_of(name) == id_)
+                raise InvalidError(f"{field}: {both} are the same device; name it once")
+        return ids
+
+    def alive(self) -> list[str]:
+        """The ids of the devices that are alive, in order.
+
+        Raises:
+            InvalidError: there is none.
+        """
+        ids = sorted(id_ for id_, alive in self._alive.items() if alive)
+        if not ids:
+            raise InvalidError("no proplet is alive: see `propeller status`")
+        return ids
+
+    def _explain_unknown(self, name: str) -> str:
+        known = [*self._ids, *self._alive]
+        near = nearest_names(name, known)
+        shown = ", ".join(sorted(self._ids)[:10]) or "none"
+        meant = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
+        return f"there is no device {name[:80]!r}; {meant}"
+
+
+def assign_data(
+    experiment: Experiment, names: Sequence[str] | None, fleet: Fleet
+) -> dict[str, Mapping[str, Any]]:
+    """The data sets that an experiment brings, by the id under which each is stored.
+
+    Args:
+        experiment: what was asked for.
+        names: the devices that it names, as ids.
+        fleet: the devices that there are.
+
+    Raises:
+        InvalidError: there are not as many as devices, or one is for a device that does not exist.
+    """
+    data = experiment.data
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        plan = experiment.spec.evaluate
+        central = plan.dataset if plan is not None else None
+        of_devices = [name for name in data if name != central]
+        ids = dict(zip(of_devices, fleet.resolve(of_devices, "data"), strict=True))
+        return {ids.get(name, name): one for name, one in data.items()}
+    devices = list(names) if names is not None else fleet.alive()
+    if len(data) != len(devices):
+        raise InvalidError(
+            f"data: there are {len(data)} data sets for {len(devices)} devices; give one for each, or name the "
+            "devices in selection.names"
+        )
+    return dict(zip(devices, data, strict=True))

@@ -1,0 +1,100 @@
+"""What happened in an experiment: every round with every participant's metrics, as plain dicts and as a table."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from propeller.errors import PropellerError
+
+
+class History(list[dict[str, Any]]):
+    """The rounds of an experiment in the order in which they ended, evaluations among them, as the coordinator keeps them.
+
+    Each has ``number``, ``attempt``, ``kind`` (``train`` or ``evaluate``), ``round_id``, ``state``, ``base_version``, ``model_version``,
+    ``started_at``, ``ended_at``, ``seconds``, ``metrics`` (means weighted by samples), ``num_samples``, ``updates`` (a dict a participant:
+    ``proplet_id``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``received_at``), ``failures`` (``proplet_id``, ``reason``) and ``reason``.
+
+    Attributes:
+        id: the experiment's.
+    """
+
+    def __init__(self, experiment_id: str, rounds: Iterable[Mapping[str, Any]]) -> None:
+        """``rounds`` are those of ``GET /experiments/{id}/history``."""
+        self.id = experiment_id
+        super().__init__(dict(one) for one in rounds)
+
+    def __repr__(self) -> str:
+        """Shows how much there is, not all of it."""
+        trained = sum(1 for one in self if one["kind"] == "train")
+        names = ", ".join(self.metric_names()) or "none"
+        return (
+            f"<History of {self.id}: {trained} rounds, {len(self) - trained} evaluations; metrics: {names}>"
+        )
+
+    def metric_names(self) -> list[str]:
+        """The metrics that there are, in the order in which they first came."""
+        return list(dict.fromkeys(name for one in self for name in one.get("metrics") or {}))
+
+    def metric(self, name: str, kind: str | None = None) -> list[tuple[int, float]]:
+        """A metric as pairs of round number and mean; ``kind`` narrows to ``train`` or ``evaluate``."""
+        return [
+            (one["number"], one["metrics"][name])
+            for one in self
+            if kind in {None, one["kind"]} and name in (one.get("metrics") or {})
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict a participant and round; a metric is ``metrics.NAME``, and of the round's mean ``mean.NAME``.
+
+        Participants that failed have a ``failure``, which is why.
+        """
+        return [row for one in self for row in _rows_of(one)]
+
+    def to_pandas(self) -> Any:
+        """``rows`` as a ``pandas.DataFrame``.
+
+        Raises:
+            PropellerError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise PropellerError(
+                "to_pandas needs pandas: pip install pandas; rows() gives the same as a list of dicts"
+            ) from None
+        return pandas.DataFrame.from_records(self.rows())
+
+
+_OF_ROUND = (
+    "number",
+    "attempt",
+    "kind",
+    "round_id",
+    "state",
+    "base_version",
+    "model_version",
+    "started_at",
+    "ended_at",
+    "seconds",
+)
+_OF_PARTICIPANT = ("proplet_id", "num_samples", "steps", "size", "received_at")
+
+
+def _rows_of(one: Mapping[str, Any]) -> list[dict[str, Any]]:
+    shared = {name: one.get(name) for name in _OF_ROUND}
+    means = {f"mean.{name}": value for name, value in (one.get("metrics") or {}).items()}
+    rows = [
+        shared
+        | {name: update.get(name) for name in _OF_PARTICIPANT}
+        | {"failure": None}
+        | {f"metrics.{name}": value for name, value in (update.get("metrics") or {}).items()}
+        | means
+        for update in one.get("updates") or []
+    ]
+    return rows + [
+        shared
+        | dict.fromkeys(_OF_PARTICIPANT)
+        | {"proplet_id": failure["proplet_id"], "failure": failure["reason"]}
+        | means
+        for failure in one.get("failures") or []
+    ]

@@ -1,0 +1,152 @@
+"""HTTP in two forms, so that the client is written once: one waits in an event loop, the other blocks.
+
+What the client does with a stack is ``async`` code over a ``Transport``. Over the blocking one it never waits for an event loop,
+so ``complete`` and ``iterate`` run it to its end in the thread of the caller: without a loop, and without a second thread.
+"""
+
+import functools
+import time
+from abc import ABC, abstractmethod
+from asyncio import sleep
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from propeller.process.http import needs_tls
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Inner = TypeVar("Inner")
+
+
+class Transport(ABC):
+    """Sends requests to the services of a stack."""
+
+    @abstractmethod
+    async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """A request and its whole answer; ``options`` are httpx's."""
+
+    @abstractmethod
+    def stream(self, url: str, **options: Any) -> AbstractAsyncContextManager["EventStream"]:
+        """A stream of server-sent events, for the length of the block."""
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+
+class EventStream(NamedTuple):
+    """The answer, which has been read if it is an error, and its events."""
+
+    answer: httpx.Response
+    events: AsyncIterator[ServerSentEvent]
+
+
+class AsyncTransport(Transport):
+    """For programs with an event loop."""
+
+    def __init__(self, *urls: str, auth: tuple[str, str] | None, timeout: float) -> None:
+        """``urls`` are those that will be called, ``timeout`` is in seconds."""
+        self._http = httpx.AsyncClient(timeout=timeout, auth=auth, trust_env=False, verify=needs_tls(*urls))
+
+    async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """A request and its whole answer."""
+        return await self._http.request(method, url, **options)
+
+    @asynccontextmanager
+    async def stream(self, url: str, **options: Any) -> AsyncIterator[EventStream]:
+        """A stream of server-sent events."""
+        async with self._http.stream("GET", url, **options) as answer:
+            if not answer.is_success:
+                await answer.aread()
+            yield EventStream(answer, EventSource(answer).aiter_sse())
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await sleep(seconds)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+
+class BlockingTransport(Transport):
+    """For programs without an event loop: its methods end before they are awaited."""
+
+    def __init__(self, *urls: str, auth: tuple[str, str] | None, timeout: float) -> None:
+        """``urls`` are those that will be called, ``timeout`` is in seconds."""
+        self._http = httpx.Client(timeout=timeout, auth=auth, trust_env=False, verify=needs_tls(*urls))
+
+    async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """A request and its whole answer."""
+        return self._http.request(method, url, **options)
+
+    @asynccontextmanager
+    async def stream(self, url: str, **options: Any) -> AsyncIterator[EventStream]:
+        """A stream of server-sent events."""
+        with self._http.stream("GET", url, **options) as answer:
+            if not answer.is_success:
+                answer.read()
+            yield EventStream(answer, _as_async(EventSource(answer).iter_sse()))
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)  # noqa: ASYNC251 - it is never in an event loop
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+
+async def _as_async(values: Iterable[T]) -> AsyncIterator[T]:
+    for value in values:
+        yield value
+
+
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``async`` code over a blocking transport to its end."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    work.close()
+    raise RuntimeError("code over a blocking transport waited for an event loop")
+
+
+def iterate(values: AsyncIterator[T]) -> Iterator[T]:
+    """What an ``async`` generator over a blocking transport yields; it is closed with this one."""
+    try:
+        while True:
+            try:
+                yield complete(cast("Coroutine[Any, Any, T]", anext(values)))
+            except StopAsyncIteration:
+                return
+    finally:
+        if isinstance(values, AsyncGenerator):
+            complete(values.aclose())
+
+
+class Blocking(Generic[Inner]):
+    """The blocking form of an object whose methods are ``async``."""
+
+    def __init__(self, inner: Inner) -> None:
+        self._inner = inner
+
+
+def blocking(
+    method: Callable[Concatenate[Inner, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Blocking[Inner], P], T]:
+    """A method that calls one of the inner object and blocks; arguments, result and documentation are the same."""
+
+    @functools.wraps(method)
+    def call(self: Blocking[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return complete(method(self._inner, *args, **kwargs))
+
+    return cast("Callable[Concatenate[Blocking[Inner], P], T]", call)

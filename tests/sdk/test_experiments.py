@@ -1,0 +1,372 @@
+"""Experiments from Python: submitting, following, steering and reading them, in both forms of the client."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.errors import (
+    InvalidError,
+    NotFoundError,
+    PropellerError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.sdk import (
+    AsyncExperimentHandle,
+    AsyncPropeller,
+    Experiment,
+    ExperimentFailedError,
+    ExperimentHandle,
+    Propeller,
+    WaitTimeoutError,
+)
+from propeller.sdk import handle as handle_module
+from support.fake_stack import PASSWORD, USER, FakeStack
+
+HISTORY = [
+    {
+        "number": 1,
+        "attempt": 1,
+        "kind": "train",
+        "round_id": "exp.1",
+        "state": "completed",
+        "base_version": 0,
+        "model_version": 1,
+        "seconds": 0.5,
+        "metrics": {"loss": 0.5},
+        "num_samples": 30,
+        "updates": [{"proplet_id": "id-1", "num_samples": 30, "metrics": {"loss": 0.5}, "size": 10}],
+        "failures": [{"proplet_id": "id-2", "reason": "out of memory"}],
+    },
+    {
+        "number": 1,
+        "attempt": 1,
+        "kind": "evaluate",
+        "round_id": "exp.e1",
+        "state": "completed",
+        "base_version": 1,
+        "model_version": None,
+        "seconds": 0.1,
+        "metrics": {"accuracy": 0.9},
+        "num_samples": 3,
+        "updates": [{"proplet_id": "id-1", "num_samples": 3, "metrics": {"accuracy": 0.9}, "size": 0}],
+        "failures": [],
+    },
+]
+
+
+@pytest.fixture
+def stack() -> Iterator[FakeStack]:
+    with FakeStack().running() as running:
+        yield running
+
+
+@pytest.fixture
+def fl(stack: FakeStack) -> Iterator[Propeller]:
+    with Propeller(**stack.urls()) as client:
+        yield client
+
+
+def experiment(**fields: Any) -> Experiment:
+    return Experiment(**{"program": "localhost:5000/digits:v1", "rounds": 2, "id": "exp", **fields})
+
+
+def test_an_experiment_is_submitted_with_its_model_and_its_data(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(
+        experiment(
+            strategy={"name": "fedadam", "server_lr": np.float64(0.01)},
+            model={"w": np.zeros(3), "b": 0.0},
+            data=[{"data": [{"x": [1.0], "y": 0}]}, {"data": [{"x": [2.0], "y": 1}]}],
+            hyperparams={"lr": np.float32(0.5), "epochs": np.int64(2)},
+        )
+    )
+    assert handle.id == "exp"
+    sent = stack.specs["exp"]
+    assert sent["strategy"] == {"name": "fedadam", "server_lr": 0.01}
+    assert sent["hyperparams"] == {"lr": 0.5, "epochs": 2}
+    assert sent["model"] == {"version": 1}
+    assert {name: one["data"][0]["y"] for name, one in stack.datasets.items()} == {"id-1": 0, "id-2": 1}
+    assert ExperimentSpec.decode(sent).name == "digits"
+    assert repr(handle) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
+
+
+def test_an_id_of_its_own_is_made(stack: FakeStack, fl: Propeller) -> None:
+    one, other = (fl.run(experiment(id=None, name="mine")) for _ in range(2))
+    assert one.id.startswith("mine-")
+    assert one.id != other.id
+    assert [found["id"] for found in fl.experiments()] == [one.id, other.id]
+
+
+def test_data_by_device_and_a_model_by_alias(stack: FakeStack, fl: Propeller) -> None:
+    fl.run(
+        experiment(
+            model="production",
+            data={"brave-fox-7": {"data": [1]}, "id-1": {"data": [2]}, "test": {"data": [3]}},
+            evaluate={"on": "central", "dataset": "test"},
+            split={"holdout": 0.2},
+        )
+    )
+    assert stack.datasets == {"id-2": {"data": [1]}, "id-1": {"data": [2]}, "test": {"data": [3]}}
+    assert stack.specs["exp"]["model"] == {"version": "production"}
+    assert stack.specs["exp"]["data"] == {"split": {"holdout": 0.2, "seed": 0}}
+
+
+def test_devices_are_named_as_people_name_them(stack: FakeStack) -> None:
+    clients = {"proplet-1": {"id": "id-1", "key": "k"}, "manager": {"id": "m", "key": "k"}}
+    with Propeller(**stack.urls(), stack={"clients": clients}) as fl:
+        fl.run(experiment(selection={"names": ["proplet-1", "old-crow-2"]}))
+        assert stack.specs["exp"]["selection"]["names"] == ["id-1", "id-3"]
+        with pytest.raises(InvalidError, match="'proplet-9'; did you mean 'proplet-1'"):
+            fl.run(experiment(selection={"names": ["proplet-9"]}))
+        with pytest.raises(InvalidError, match=r"selection\.names: proplet-1 and id-1 are the same device"):
+            fl.run(experiment(selection={"names": ["proplet-1", "id-1"]}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rounds": 0}, "rounds: "),
+        ({"rounds": True}, "rounds: "),
+        ({"hyperparams": {"lr": float("nan")}}, r"hyperparams\.lr: must be a finite number"),
+        ({"selection": {"fracton": 0.5}}, r"selection\.fracton: .*did you mean 'fraction'"),
+        ({"selection": {"count": 2}, "k_of_n": 3}, "k_of_n"),
+        ({"data": []}, "data: it is empty"),
+        ({"model": {}}, "model: there are no tensors"),
+        ({"strategy": {"nam": "fedavg"}}, "strategy: "),
+    ],
+)
+def test_a_wrong_field_is_named_before_anything_is_sent(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        experiment(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"selection": {"names": ["calm-oter-41"]}},
+            "selection.names: .*'calm-oter-41'; did you mean 'calm-otter-41'",
+        ),
+        ({"data": {"brave-fox": {}}}, "data: .*'brave-fox'; did you mean 'brave-fox-7'"),
+        ({"data": [{}]}, "data: there are 1 data sets for 2 devices"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_refused(
+    stack: FakeStack, fl: Propeller, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidError, match=said):
+        fl.run(experiment(**fields))
+    assert stack.specs == {}
+    assert stack.datasets == {}
+
+
+def test_events_come_as_they_happen_and_end_with_the_experiment(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    stack.happen("state", state="running")
+    seen = []
+    for event in handle.events():
+        seen.append(event.kind)
+        if event.kind == "state" and event.data["state"] == "running":
+            stack.happen("round_started", number=1, round_id="exp.1")
+        if event.kind == "round_started":
+            stack.happen("state", state="completed")
+    assert seen == ["state", "round_started", "state"]
+
+
+def test_a_stream_that_breaks_goes_on_where_it_was(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    for number in range(4):
+        stack.happen("update", number=number)
+    stack.happen("state", state="completed")
+    stack.breaks_after = [2, 0, 1]
+    stack.away = 0
+    events = list(handle.events())
+    assert [event.data.get("number") for event in events] == [0, 1, 2, 3, None]
+    assert stack.resumed_behind == [None, "2", "2", "3"]
+    assert [event.id for event in handle.events(after="3")] == ["4", "5"]
+    assert list(handle.events(after="5")) == []
+
+
+def test_a_coordinator_that_is_started_again_is_waited_for(
+    stack: FakeStack, fl: Propeller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = fl.run(experiment())
+    stack.happen("state", state="completed")
+    stack.away = 3
+    assert [event.kind for event in handle.events()] == ["state"]
+    stack.away = 3
+    assert handle.wait().state == "completed"
+    monkeypatch.setattr(handle_module, "PATIENCE_S", -1.0)
+    stack.away = 1
+    with pytest.raises(UnavailableError, match="503"):
+        handle.wait()
+
+
+def test_events_that_are_no_longer_wanted_leave_nothing_open(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    stack.happen("state", state="running")
+    events = handle.events()
+    assert next(events).kind == "state"
+    events.close()  # type: ignore[attr-defined]
+    assert handle.status()["state"] == "running"
+
+
+def test_waiting_gives_the_result(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    with pytest.raises(WaitTimeoutError, match=r"exp is not over after 0 s \(running, 0 of 2 rounds\)"):
+        handle.wait(timeout=0)
+    stack.history, stack.best = HISTORY, {"version": 1, "metric": "accuracy", "value": 0.9}
+    stack.models.append(stack.models[0])
+    timer = threading.Timer(0.05, stack.happen, ("state",), {"state": "completed"})
+    timer.start()
+    result = handle.wait(timeout=20)
+    timer.join()
+    assert (result.state, result.rounds, result.asked, result.seconds) == ("completed", 1, 2, 2.0)
+    assert result.best == {"version": 1, "metric": "accuracy", "value": 0.9}
+    assert result.model_version == 1
+
+
+def test_a_failed_experiment_is_an_error_with_the_reason(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    stack.happen("state", state="failed", reason="round exp.1: 3 of 3 participants failed: no memory")
+    with pytest.raises(ExperimentFailedError, match=r"exp failed after 0 of 2 rounds: round exp\.1: 3 of 3"):
+        handle.wait()
+
+
+def test_steering(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    handle.pause()
+    handle.resume()
+    handle.stop()
+    assert stack.steered == ["pause", "resume", "stop"]
+
+
+def test_models_are_arrays_that_can_be_changed(stack: FakeStack, fl: Propeller) -> None:
+    handle = fl.run(experiment())
+    with pytest.raises(NotFoundError, match="exp has no latest model yet: no round has completed"):
+        handle.model()
+    with pytest.raises(NotFoundError, match="no best model yet"):
+        handle.model("best")
+    with pytest.raises(InvalidError, match="which: 'worst' is no model"):
+        handle.model("worst")
+    stack.history, stack.best = HISTORY, {"version": 0, "metric": "loss", "value": 0.1}
+    for which in ("latest", "best", 0):
+        model = handle.model(which)
+        assert model["w"].tolist() == [1.0, 2.0]
+        model["w"] += 1
+
+
+def test_history_as_dicts_rows_and_a_table(
+    stack: FakeStack, fl: Propeller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = fl.run(experiment())
+    stack.history = HISTORY
+    history = handle.history()
+    assert list(history) == HISTORY
+    assert repr(history) == "<History of exp: 1 rounds, 1 evaluations; metrics: loss, accuracy>"
+    assert history.metric("loss") == [(1, 0.5)]
+    assert history.metric("accuracy", "train") == []
+    rows = history.rows()
+    assert [(row["kind"], row["proplet_id"], row["failure"]) for row in rows] == [
+        ("train", "id-1", None),
+        ("train", "id-2", "out of memory"),
+        ("evaluate", "id-1", None),
+    ]
+    assert (rows[0]["metrics.loss"], rows[1]["mean.loss"]) == (0.5, 0.5)
+    assert handle.history_csv().startswith("number,")
+    pytest.importorskip("pandas")
+    assert history.to_pandas()["proplet_id"].tolist() == ["id-1", "id-2", "id-1"]
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(PropellerError, match="pip install pandas"):
+        history.to_pandas()
+
+
+def test_an_experiment_by_its_id(stack: FakeStack, fl: Propeller) -> None:
+    fl.run(experiment())
+    assert repr(fl.experiment("exp")) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
+    with pytest.raises(NotFoundError, match="there is no experiment nope"):
+        fl.experiment("nope")
+
+
+def test_a_user_is_logged_in_when_a_service_wants_to_know(stack: FakeStack) -> None:
+    stack.wants_login = True
+    with Propeller(**stack.urls(), user=USER, password=PASSWORD) as fl:
+        fl.run(experiment())
+        stack.happen("state", state="completed")
+    with Propeller(**stack.urls(), user=USER, password=PASSWORD) as fl:  # the stream is what asks first
+        handle = ExperimentHandle(AsyncExperimentHandle(fl._inner._connection, "exp"))  # noqa: SLF001
+        assert [event.kind for event in handle.events()] == ["state"]
+    with (
+        Propeller(**stack.urls(), user=USER, password="wrong") as fl,
+        pytest.raises(UnauthenticatedError, match=r"user 'admin' cannot log in at .*: wrong user name"),
+    ):
+        fl.versions()
+    with Propeller(**stack.urls()) as fl, pytest.raises(UnauthenticatedError, match="credentials required"):
+        fl.versions()
+    operator = {
+        "services": {"identity": {"url": stack.url}},
+        "admin": {"username": USER, "password": PASSWORD},
+    }
+    with Propeller(**stack.urls(), stack=operator) as fl:
+        assert fl.versions() == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"url": "http://fleet:7070"}, "url: give the host alone, as http://fleet"),
+        ({"url": "http://fleet:http"}, "url: give the host alone, as http://fleet"),
+        ({"url": "ftp://fleet"}, "url: 'ftp://fleet' is not the address of a host"),
+        ({"coordinator": "http://a b"}, "coordinator: 'http://a b' is not an address"),
+        ({"manager": "fleet:7070"}, "manager: 'fleet:7070' is not an address"),
+        ({"user": "a"}, "password: is missing"),
+        ({"user": "a", "password": "b", "auth": ("c", "d")}, "auth: give it"),
+    ],
+)
+def test_what_a_client_cannot_be_made_of(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        Propeller(**given)
+
+
+def test_a_stack_elsewhere_has_the_guides_ports() -> None:
+    with Propeller(url="fleet.example", coordinator="https://other:1/") as fl:
+        assert fl.url("manager") == "http://fleet.example:7070"
+        assert fl.url("coordinator") == "https://other:1"
+        assert fl.url("identity") == "http://fleet.example:9002"
+        assert repr(fl) == "<Propeller of https://other:1>"
+    with Propeller(url="https://[::1]") as fl:
+        assert fl.url("data_store") == "https://[::1]:8083"
+
+
+def test_nothing_answers() -> None:
+    with (
+        Propeller(coordinator="http://127.0.0.1:9") as fl,
+        pytest.raises(UnavailableError, match="is the stack running"),
+    ):
+        fl.experiments()
+
+
+async def test_the_same_in_an_event_loop(stack: FakeStack) -> None:
+    async with AsyncPropeller(**stack.urls()) as fl:
+        handle = await fl.run(experiment(model={"w": np.ones(2)}))
+        stack.happen("state", state="running")
+        stack.happen("update", number=1)
+        stack.breaks_after = [1]
+        kinds = []
+        async for event in handle.events():
+            kinds.append(event.kind)
+            if event.kind == "update":
+                stack.happen("state", state="completed")
+        assert kinds == ["state", "update", "state"]
+        assert (await handle.wait()).state == "completed"
+        stack.history = HISTORY
+        assert (await handle.history()).metric_names() == ["loss", "accuracy"]
+        assert (await handle.model(0))["w"].tolist() == [1.0, 2.0]
+        assert repr(handle) == "<AsyncExperimentHandle exp: completed, 0 of 2 rounds>"
+        assert repr(await fl.experiment("exp")) == "<AsyncExperimentHandle exp: completed, 1 of 2 rounds>"
+        with pytest.raises(NotFoundError):
+            await fl.experiment("nope")

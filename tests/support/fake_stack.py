@@ -1,0 +1,210 @@
+"""The services of a stack as a client sees them, in one HTTP server with one experiment whose events are given by the test.
+
+What no real stack does when it is asked to, this one does: break a stream in the middle, be away for a while, want to know who calls.
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from propeller.fl.tensors import to_safetensors
+
+DEVICES = [
+    {"id": "id-1", "name": "calm-otter-41", "alive": True, "task_count": 0},
+    {"id": "id-2", "name": "brave-fox-7", "alive": True, "task_count": 0},
+    {"id": "id-3", "name": "old-crow-2", "alive": False, "task_count": 0},
+]
+SERVICES = ("manager", "coordinator", "model_registry", "data_store")
+USER, PASSWORD, TOKEN = "admin", "12345678", "a-token"
+
+
+class FakeStack:
+    """What it was sent, and what it answers."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.state, self.reason = "running", None
+        self.models: list[bytes] = [to_safetensors({"w": np.array([1.0, 2.0])})]
+        self.datasets: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.steered: list[str] = []
+        self.resumed_behind: list[str | None] = []
+        self.breaks_after: list[int] = []
+        self.away = 0
+        self.wants_login = False
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._changed = threading.Condition()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        """Where all its services are."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def urls(self) -> dict[str, Any]:
+        """The addresses of its services, as a client is given them."""
+        return dict.fromkeys((*SERVICES, "identity"), self.url)
+
+    def happen(self, kind: str, **data: Any) -> None:
+        """Add an event."""
+        with self._changed:
+            self._events.append((kind, {"at": "2026-11-27T12:00:00.000000Z", "experiment": "exp", **data}))
+            if kind == "state":
+                self.state, self.reason = data["state"], data.get("reason")
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def running(self) -> "Iterator[FakeStack]":
+        """Serve for the length of the block."""
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            with self._changed:
+                self.state = "stopped"
+                self._changed.notify_all()
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+    def summary(self, experiment_id: str) -> dict[str, Any]:
+        """What is said of an experiment."""
+        spec = self.specs[experiment_id]
+        done = sum(1 for one in self.history if one["kind"] == "train" and one["state"] == "completed")
+        return {
+            "id": experiment_id,
+            "name": spec["name"],
+            "state": self.state,
+            "reason": self.reason,
+            "program": spec["program"],
+            "strategy": spec["strategy"],
+            "rounds": spec["rounds"],
+            "done": done,
+            "model_version": len(self.models) - 1 if done else None,
+            "best": self.best,
+            "created_at": "2026-11-27T12:00:00.000000Z",
+            "started_at": "2026-11-27T12:00:00.000000Z",
+            "ended_at": "2026-11-27T12:00:02.000000Z"
+            if self.state in {"completed", "stopped", "failed"}
+            else None,
+        }
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
+        """Status and JSON (or bytes) of the answer to a request."""
+        first, *rest = path.strip("/").split("/")
+        if first == "experiments":
+            return self._experiments(method, rest, query, body)
+        match method, first, rest:
+            case "POST", "users", ["tokens", "issue"]:
+                asked = json.loads(body)
+                if (asked["username"], asked["password"]) != (USER, PASSWORD):
+                    return 401, {"error": "wrong user name or password"}
+                return 201, {"access_token": TOKEN, "refresh_token": "r"}
+            case "GET", "proplets", []:
+                return 200, {"total": len(DEVICES), "proplets": DEVICES[int(query["offset"][0]) :]}
+            case "POST", "datasets", [name]:
+                self.datasets[name] = json.loads(body)
+                return 201, {}
+            case "GET", "models", []:
+                return 200, {"versions": list(range(len(self.models)))}
+            case "POST", "models", []:
+                self.models.append(body)
+                return 201, {"version": len(self.models) - 1}
+            case "GET", "models", [version]:
+                return 200, self.models[int(version)]
+        return 404, {"error": f"there is no {path}"}
+
+    def _experiments(
+        self, method: str, rest: list[str], query: dict[str, list[str]], body: bytes
+    ) -> tuple[int, Any]:
+        if rest and rest[0] not in self.specs:
+            return 404, {"error": f"there is no experiment {rest[0]}"}
+        match method, rest:
+            case "POST", []:
+                spec = json.loads(body)
+                self.specs[spec["id"]] = spec
+                return 201, {**self.summary(spec["id"]), "spec": spec}
+            case "GET", []:
+                found = [self.summary(one) for one in self.specs]
+                return 200, {"total": len(found), "experiments": found}
+            case "GET", [name]:
+                return 200, {**self.summary(name), "spec": self.specs[name], "round": None}
+            case "GET", [_, "history"] if query.get("format") == ["csv"]:
+                return 200, b"number,proplet_id\r\n1,id-1\r\n"
+            case "GET", [name, "history"]:
+                return 200, {"id": name, "rounds": self.history}
+            case "POST", [name, verb]:
+                self.steered.append(verb)
+                return 202, self.summary(name)
+        return 405, {"error": "no such route"}
+
+    def stream(self, behind: str | None) -> Iterator[bytes]:
+        """The events behind one, as they are sent, until the experiment is over or the connection is to break."""
+        self.resumed_behind.append(behind)
+        sent, limit = int(behind or 0), self.breaks_after.pop(0) if self.breaks_after else None
+        while limit is None or limit > 0:
+            with self._changed:
+                while len(self._events) <= sent and self.state not in {"completed", "stopped", "failed"}:
+                    self._changed.wait()
+                if len(self._events) <= sent:
+                    return
+                kind, data = self._events[sent]
+            sent += 1
+            limit = None if limit is None else limit - 1
+            yield f"id: {sent}\nevent: {kind}\ndata: {json.dumps(data)}\n\n".encode()
+        yield b"id: 99\nevent: update\ndata: {"  # cut off in the middle
+
+    def _handler(stack: "FakeStack") -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                asked = urlsplit(self.path)
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                knows = self.headers.get("authorization") == f"Bearer {TOKEN}"
+                if stack.away:
+                    stack.away -= 1
+                    self._send(503, {"error": "is starting"})
+                elif stack.wants_login and not knows and not asked.path.startswith("/users"):
+                    self._send(401, {"error": "credentials required"})
+                elif asked.path.endswith("/events") and asked.path.split("/")[2] in stack.specs:
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/event-stream")
+                    self.send_header("Transfer-Encoding", "chunked")
+                    self.end_headers()
+                    self._send_events(stack.stream(self.headers.get("last-event-id")))
+                else:
+                    self._send(*stack.answer(self.command, asked.path, parse_qs(asked.query), body))
+
+            def _send_events(self, events: Iterator[bytes]) -> None:
+                with contextlib.suppress(ConnectionError):
+                    for event in events:
+                        self.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+                        if not event.endswith(b"\n\n"):
+                            self.close_connection = True
+                            return
+                    self.wfile.write(b"0\r\n\r\n")
+
+            do_POST = do_GET  # noqa: N815 - the name that http.server looks for
+
+            def _send(self, status: int, content: Any) -> None:
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        return Handler
