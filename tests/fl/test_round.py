@@ -1,6 +1,12 @@
 """The round as a state machine: each rule by example, and its invariants under any order of events."""
 
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -10,12 +16,15 @@ from propeller.fl.round import (
     AggregationFailed,
     AnnounceVersion,
     Answer,
+    ChoiceFailed,
     DeadlinePassed,
     Event,
     ParticipantFailed,
+    ParticipantsChosen,
     Persist,
     RetryRequested,
     Round,
+    RoundCancelled,
     RoundConfigured,
     RoundPlan,
     RoundState,
@@ -25,6 +34,7 @@ from propeller.fl.round import (
     admit,
     resume,
     step,
+    weighted_metrics,
 )
 
 
@@ -49,12 +59,16 @@ def verdict(done: Transition) -> Verdict:
         (3, 1, ("a", "b")),
         (0, 0, ("a",)),
         (1, 2, ("a", "b")),
-        (1, 1, ()),
+        (1, 2, ()),
+        (None, 0, ()),
+        (None, 1, ("a",)),
         (1, 1, ("a", "a")),
         (-1, -1, ("a",)),
     ],
 )
-def test_a_plan_that_can_never_close_is_refused(k: int, least: int, participants: tuple[str, ...]) -> None:
+def test_a_plan_that_can_never_close_is_refused(
+    k: int | None, least: int, participants: tuple[str, ...]
+) -> None:
     with pytest.raises(ValueError, match="participants"):
         RoundPlan("r-1", participants, 0, k, least)
 
@@ -217,15 +231,138 @@ def test_only_an_open_aggregation_is_resumed_after_a_crash() -> None:
     assert resume(step(closed, AggregateStored(1)).round) == ()
 
 
+def created(k: int | None = None, least: int = 1) -> Round:
+    return Round(RoundPlan("r-1", (), 4, k, least))
+
+
+def test_participants_are_chosen_later_and_the_first_choice_stays() -> None:
+    fresh = created()
+    assert verdict(step(fresh, UpdateReceived("a", "1"))) is Verdict.FOREIGN
+    assert step(fresh, RoundConfigured()) == step(fresh, DeadlinePassed()) == Transition(fresh)
+    done = step(fresh, ParticipantsChosen(("a", "b", "c"), surplus=1))
+    assert done.effects == (Persist(),)
+    assert (done.round.state, done.round.plan.participants, done.round.plan.k_of_n) == (
+        RoundState.COLLECTING,
+        ("a", "b", "c"),
+        2,
+    )
+    for late in (ParticipantsChosen(("x",)), ChoiceFailed("nobody"), RoundConfigured()):
+        assert step(done.round, late) == Transition(done.round)
+    assert step(created(k=2), ParticipantsChosen(("a", "b", "c"))).round.plan.k_of_n == 2
+
+
+def test_a_choice_that_failed_ends_the_round_and_participants_come_too_late() -> None:
+    failed = step(created(), ChoiceFailed("3 devices needed, 1 there"))
+    assert failed.effects == (Persist(),)
+    assert (failed.round.state, failed.round.reason) == (RoundState.FAILED, "3 devices needed, 1 there")
+    assert step(failed.round, ParticipantsChosen(("a",))) == Transition(failed.round)
+
+
+def test_a_round_whose_participants_are_known_is_not_chosen_for() -> None:
+    known = Round(RoundPlan("r-1", ("a",), 0, 1))
+    for event in (ParticipantsChosen(("b",)), ChoiceFailed("nobody")):
+        assert step(known, event) == Transition(known)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "event"),
+    [
+        (created(), ParticipantsChosen(())),
+        (created(k=3), ParticipantsChosen(("a", "b"))),
+        (created(least=3), ParticipantsChosen(("a", "b", "c"), surplus=1)),
+        (created(), ParticipantsChosen(("a", "a"))),
+    ],
+)
+def test_a_choice_with_which_the_round_cannot_close_fails_it(fresh: Round, event: ParticipantsChosen) -> None:
+    done = step(fresh, event)
+    assert (done.round.state, done.effects) == (RoundState.FAILED, (Persist(),))
+    assert done.round.reason is not None
+    assert "participants" in done.round.reason
+
+
+def test_an_open_round_can_be_cancelled_and_one_that_is_over_not() -> None:
+    closed = after(collecting(1), UpdateReceived("a", "1")).round
+    for current in (created(), collecting(), closed):
+        done = step(current, RoundCancelled("stopped"))
+        assert done.effects == (Persist(),)
+        assert (done.round.state, done.round.reason) == (RoundState.FAILED, "stopped")
+        assert step(done.round, RoundCancelled("again")) == Transition(done.round)
+        assert step(done.round, AggregateStored(5)) == Transition(done.round)
+    over = step(closed, AggregateStored(5)).round
+    assert step(over, RoundCancelled("stopped")) == Transition(over)
+
+
+def test_an_evaluation_completes_with_what_has_come_and_makes_no_version() -> None:
+    plan = RoundPlan("r-1", ("a", "b", "c"), 4, 2, kind="evaluate")
+    current = step(Round(plan), RoundConfigured()).round
+    quorum = after(current, UpdateReceived("a", "1"), UpdateReceived("b", "2"))
+    assert quorum.effects == (Persist(), Answer(Verdict.ACCEPTED))
+    deadline = after(current, UpdateReceived("a", "1"), DeadlinePassed())
+    assert deadline.effects == (Persist(),)
+    for done in (quorum, deadline):
+        assert (done.round.state, done.round.model_version) == (RoundState.COMPLETED, None)
+        assert resume(done.round) == ()
+    assert step(current, DeadlinePassed()).round.state is RoundState.FAILED
+
+
+def test_who_was_not_heard_is_known_at_the_end() -> None:
+    current = after(collecting(3), UpdateReceived("b", "1"), ParticipantFailed("c", "lost"), DeadlinePassed())
+    assert current.round.unheard == ("a", "c")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    num_samples: int
+    metrics: Mapping[str, float]
+
+
+def test_a_metric_is_weighted_over_those_that_have_it() -> None:
+    parts = [Measurement(1, {"loss": 4.0, "acc": 0.5}), Measurement(3, {"loss": 2.0}), Measurement(9, {})]
+    assert weighted_metrics(parts) == {"acc": 0.5, "loss": 2.5}
+    assert weighted_metrics([]) == {}
+
+
+measurements = st.lists(
+    st.builds(
+        Measurement,
+        st.integers(1, 2**53 - 1),
+        st.dictionaries(
+            st.sampled_from("ab"), st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9)
+        ),
+    ),
+    max_size=6,
+)
+
+
+@given(measurements, st.randoms())
+def test_a_mean_is_exact_enough_within_its_values_and_the_same_in_any_order(
+    parts: list[Measurement], order: random.Random
+) -> None:
+    means = weighted_metrics(parts)
+    for name, mean in means.items():
+        having = [(one.num_samples, Fraction(one.metrics[name])) for one in parts if name in one.metrics]
+        total = sum(weight for weight, _value in having)
+        exact = sum((Fraction(weight, total) * value for weight, value in having), Fraction())
+        size = max(abs(value) for _weight, value in having)
+        assert (
+            abs(Fraction(mean) - exact) <= 2 * len(having) * Fraction(2) ** -52 * size + Fraction(2) ** -1070
+        )
+        assert min(value for _weight, value in having) <= mean <= max(value for _weight, value in having)
+    order.shuffle(parts)
+    assert weighted_metrics(parts) == means
+
+
 NAMES = ("a", "b", "c", "d")
 
 
 class RoundMachine(RuleBasedStateMachine):
     """Any events in any order, with crashes between them; beside it the least that must be remembered."""
 
+    fresh = Round(RoundPlan("r-1", NAMES, 4, 3, 2))
+
     def __init__(self) -> None:
         super().__init__()
-        self.round = Round(RoundPlan("r-1", NAMES, 4, 3, 2))
+        self.round = self.fresh
         self.durable = self.round
         self.acknowledged: dict[str, str] = {}
         self.failures: dict[str, str] = {}
@@ -283,6 +420,25 @@ class RoundMachine(RuleBasedStateMachine):
         if name == "x":
             assert verdict(done) is Verdict.FOREIGN
 
+    @rule(chosen=st.sampled_from((NAMES, (*NAMES[::-1], "e"), ("a", "b"))), surplus=st.integers(0, 2))
+    def choose(self, chosen: tuple[str, ...], surplus: int) -> None:
+        before = self.round
+        done = self.feed(ParticipantsChosen(chosen, surplus))
+        if before.plan.is_chosen or before.state is not RoundState.CREATED:
+            assert done == Transition(before)
+
+    @rule()
+    def not_chosen(self) -> None:
+        self.feed(ChoiceFailed("too few"))
+
+    @precondition(lambda self: len(self.history) > 2)
+    @rule()
+    def cancel(self) -> None:
+        before = self.round
+        done = self.feed(RoundCancelled("stopped"))
+        assert done.round.state.is_over
+        assert (done == Transition(before)) == before.state.is_over
+
     @rule(name=st.sampled_from((*NAMES, "x")), reason=st.sampled_from(("lost", "no image")))
     def failure(self, name: str, reason: str) -> None:
         done = self.feed(ParticipantFailed(name, reason))
@@ -317,7 +473,7 @@ class RoundMachine(RuleBasedStateMachine):
     @invariant()
     def every_acknowledged_update_counts_once_and_no_other(self) -> None:
         assert dict(self.round.accepted) == self.acknowledged
-        assert len(self.acknowledged) <= self.round.plan.k_of_n
+        assert len(self.acknowledged) <= (self.round.plan.k_of_n or 0)
 
     @invariant()
     def every_acknowledged_failure_is_remembered_until_its_update_comes(self) -> None:
@@ -326,7 +482,7 @@ class RoundMachine(RuleBasedStateMachine):
     @invariant()
     def a_round_that_collects_can_get_an_update(self) -> None:
         if self.round.state is RoundState.COLLECTING:
-            assert len(self.acknowledged) + len(self.failures) < len(NAMES)
+            assert len(self.acknowledged) + len(self.failures) < len(self.round.plan.participants)
             assert not self.round.has_heard_from_all
 
     @invariant()
@@ -345,7 +501,7 @@ class RoundMachine(RuleBasedStateMachine):
     def completed_is_final_and_published_once(self) -> None:
         if RoundState.COMPLETED in self.history:
             assert self.history[-1] is RoundState.COMPLETED
-            assert self.published == [self.round.model_version]
+            assert self.published == ([self.round.model_version] if self.round.plan.kind == "train" else [])
         else:
             assert self.published == []
 
@@ -354,4 +510,24 @@ class RoundMachine(RuleBasedStateMachine):
         assert (self.round.state is RoundState.FAILED) == (self.round.reason is not None)
 
 
+class ChosenRoundMachine(RoundMachine):
+    """The same, of a round whose participants come after it is created."""
+
+    fresh = Round(RoundPlan("r-1", (), 4, None, 2))
+
+
+class EvaluationMachine(RoundMachine):
+    """The same, of a round that makes no version."""
+
+    fresh = Round(RoundPlan("r-1", (), 4, 2, kind="evaluate"))
+
+    @invariant()
+    def nothing_is_aggregated(self) -> None:
+        assert self.aggregations == []
+        assert self.round.model_version is None
+        assert RoundState.AGGREGATING not in self.history
+
+
 TestRoundMachine = RoundMachine.TestCase
+TestChosenRoundMachine = ChosenRoundMachine.TestCase
+TestEvaluationMachine = EvaluationMachine.TestCase

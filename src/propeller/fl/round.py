@@ -4,16 +4,22 @@
 
 Synchronous federated averaging with partial participation (McMahan et al. 2017, algorithm 1): the server waits for
 ``k_of_n`` updates of the participants, until a deadline, or until no update can come any more because every participant
-whose update is missing has failed. ``step`` is the whole of it. Whoever calls it carries out the effects in their
+whose update is missing has failed. A round of evaluation is the same, but completes with the metrics that have come:
+nothing is aggregated. Who takes part may be known from the start, or be chosen after the round was created.
+
+``step`` is the whole of it. Whoever calls it carries out the effects in their
 order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or published that a crash
 could take back. Events that have no meaning in a state change nothing, so each may come twice.
 """
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import assert_never
+from typing import Protocol, assert_never
+
+from propeller.protocol.experiments import RoundKind
 
 
 class RoundState(StrEnum):
@@ -58,10 +64,12 @@ class RoundPlan:
 
     Attributes:
         round_id: its id.
-        participants: who may send an update, in the order in which updates are aggregated.
+        participants: who may send an update, in the order in which updates are aggregated; empty: not chosen yet.
         base_version: the model version that updates start from.
-        k_of_n: how many updates close the round.
+        k_of_n: how many updates close the round; ``None``, where the participants are not chosen yet, for all of
+            them but the surplus.
         min_updates: how many are enough at the deadline, or when no more can come.
+        kind: whether they train or evaluate.
 
     Raises:
         ValueError: not ``1 <= min_updates <= k_of_n <= len(participants)``, or a participant is named twice.
@@ -70,18 +78,39 @@ class RoundPlan:
     round_id: str
     participants: tuple[str, ...]
     base_version: int
-    k_of_n: int
+    k_of_n: int | None
     min_updates: int = 1
+    kind: RoundKind = "train"
 
     def __post_init__(self) -> None:
         """Check that the round can close."""
         if len(set(self.participants)) != len(self.participants):
             raise ValueError("participants: one is named twice")
-        if not 1 <= self.min_updates <= self.k_of_n <= len(self.participants):
+        quorum, count = self.k_of_n, len(self.participants)
+        if self.participants and quorum is None:
+            raise ValueError("k_of_n: participants are known, so their quorum must be")
+        if self.min_updates < 1 or (
+            quorum is not None and not self.min_updates <= quorum <= (count or quorum)
+        ):
             raise ValueError(
-                f"need 1 <= min_updates <= k_of_n <= participants, got {self.min_updates}, {self.k_of_n} and "
-                f"{len(self.participants)}"
+                f"need 1 <= min_updates <= k_of_n <= participants, got {self.min_updates}, {quorum} and {count}"
             )
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it is known who takes part."""
+        return bool(self.participants)
+
+    def choose(self, participants: tuple[str, ...], surplus: int) -> "RoundPlan":
+        """The plan with its participants.
+
+        Raises:
+            ValueError: with them the round could not close.
+        """
+        if not participants:
+            raise ValueError("no participants were chosen")
+        quorum = len(participants) - surplus if self.k_of_n is None else self.k_of_n
+        return replace(self, participants=participants, k_of_n=quorum)
 
 
 @dataclass(frozen=True)
@@ -92,7 +121,7 @@ class Round:
         plan: how it was configured.
         state: where it is.
         accepted: the updates that count, in order of arrival: proplet id → digest of the update's content.
-        model_version: of the stored aggregate, when completed.
+        model_version: of the stored aggregate, when a round of training is completed.
         reason: why it failed, when failed.
         failures: participants of whom no update is expected, and why; none of their updates counts.
     """
@@ -109,10 +138,40 @@ class Round:
         """Whether no update can come any more: every participant's counts, or the participant has failed."""
         return len(self.accepted) + len(self.failures) == len(self.plan.participants)
 
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """The participants of whom no update counts, because they failed or were late."""
+        return tuple(name for name in self.plan.participants if name not in self.accepted)
+
 
 @dataclass(frozen=True)
 class RoundConfigured:
-    """The round is set up and may collect updates."""
+    """The round, whose participants are known, is set up and may collect updates."""
+
+
+@dataclass(frozen=True)
+class ParticipantsChosen:
+    """Who takes part in a round that was created without participants; the first choice stays.
+
+    The last ``surplus`` updates of theirs are not waited for.
+    """
+
+    participants: tuple[str, ...]
+    surplus: int = 0
+
+
+@dataclass(frozen=True)
+class ChoiceFailed:
+    """Nobody could be chosen, or too few."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundCancelled:
+    """The round is not wanted any more."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -153,11 +212,14 @@ class AggregationFailed:
 
 @dataclass(frozen=True)
 class RetryRequested:
-    """Someone asks to aggregate a failed round's updates after all."""
+    """Someone asks to go on with the updates of a failed round after all."""
 
 
 Event = (
     RoundConfigured
+    | ParticipantsChosen
+    | ChoiceFailed
+    | RoundCancelled
     | UpdateReceived
     | ParticipantFailed
     | DeadlinePassed
@@ -208,15 +270,15 @@ class Transition:
 def step(current: Round, event: Event) -> Transition:
     """The round after ``event``, and what to do about it."""
     match event:
-        case RoundConfigured():
-            return _start_collecting(current)
+        case RoundConfigured() | ParticipantsChosen() | ChoiceFailed():
+            return _begin(current, event)
         case UpdateReceived():
             return _accept_update(current, event)
         case ParticipantFailed():
             return _record_failure(current, event)
         case DeadlinePassed():
             return _close_at_deadline(current)
-        case AggregateStored() | AggregationFailed():
+        case AggregateStored() | AggregationFailed() | RoundCancelled():
             return _end(current, event)
         case RetryRequested():
             return _retry(current)
@@ -257,10 +319,25 @@ def resume(current: Round) -> tuple[Effect, ...]:
     return (Aggregate(_aggregation_order(current)),) if current.state is RoundState.AGGREGATING else ()
 
 
-def _start_collecting(current: Round) -> Transition:
-    if current.state is not RoundState.CREATED:
+def _begin(current: Round, event: RoundConfigured | ParticipantsChosen | ChoiceFailed) -> Transition:
+    known_before = isinstance(event, RoundConfigured)
+    if current.state is not RoundState.CREATED or current.plan.is_chosen is not known_before:
         return Transition(current)
-    return Transition(replace(current, state=RoundState.COLLECTING), (Persist(),))
+    match event:
+        case ChoiceFailed(reason):
+            return _fail(current, reason)
+        case ParticipantsChosen(participants, surplus):
+            try:
+                plan = current.plan.choose(participants, surplus)
+            except ValueError as error:
+                return _fail(current, f"the participants that were chosen do not do: {error}")
+        case _:
+            plan = current.plan
+    return Transition(replace(current, plan=plan, state=RoundState.COLLECTING), (Persist(),))
+
+
+def _fail(current: Round, reason: str, *answers: Answer) -> Transition:
+    return Transition(replace(current, state=RoundState.FAILED, reason=reason), (Persist(), *answers))
 
 
 def _accept_update(current: Round, update: UpdateReceived) -> Transition:
@@ -303,8 +380,8 @@ def _close_if_decided(after: Round) -> Transition:
     """Accept what came; the round collects on unless it needs no more updates, or can get no more."""
     accepted = Answer(Verdict.ACCEPTED)
     count, plan = len(after.accepted), after.plan
-    if count >= plan.k_of_n:
-        return _aggregate(after, accepted)
+    if plan.k_of_n is not None and count >= plan.k_of_n:
+        return _finish(after, accepted)
     if not after.has_heard_from_all:
         return Transition(after, (Persist(), accepted))
     few = f", {count} of {plan.k_of_n} came and at least {plan.min_updates} needed" if count else ""
@@ -324,8 +401,8 @@ def _close_at_deadline(current: Round) -> Transition:
 def _close(current: Round, reason: str, *answers: Answer) -> Transition:
     """End with what has come; ``reason`` is why the round fails if that is too little."""
     if len(current.accepted) >= current.plan.min_updates:
-        return _aggregate(current, *answers)
-    return Transition(replace(current, state=RoundState.FAILED, reason=reason), (Persist(), *answers))
+        return _finish(current, *answers)
+    return _fail(current, reason, *answers)
 
 
 def _describe_failures(current: Round) -> str:
@@ -338,11 +415,13 @@ def _describe_failures(current: Round) -> str:
     return f"{len(current.failures)} of {len(names)} participants failed: {first}{more}"
 
 
-def _end(current: Round, event: AggregateStored | AggregationFailed) -> Transition:
+def _end(current: Round, event: AggregateStored | AggregationFailed | RoundCancelled) -> Transition:
+    if isinstance(event, RoundCancelled):
+        return Transition(current) if current.state.is_over else _fail(current, event.reason)
     if current.state is not RoundState.AGGREGATING:
         return Transition(current)
     if isinstance(event, AggregationFailed):
-        return Transition(replace(current, state=RoundState.FAILED, reason=event.reason), (Persist(),))
+        return _fail(current, event.reason)
     completed = replace(current, state=RoundState.COMPLETED, model_version=event.version)
     return Transition(completed, (Persist(), AnnounceVersion(event.version)))
 
@@ -350,10 +429,12 @@ def _end(current: Round, event: AggregateStored | AggregationFailed) -> Transiti
 def _retry(current: Round) -> Transition:
     if current.state is not RoundState.FAILED or len(current.accepted) < current.plan.min_updates:
         return Transition(current)
-    return _aggregate(replace(current, reason=None))
+    return _finish(replace(current, reason=None))
 
 
-def _aggregate(current: Round, *answers: Answer) -> Transition:
+def _finish(current: Round, *answers: Answer) -> Transition:
+    if current.plan.kind == "evaluate":
+        return Transition(replace(current, state=RoundState.COMPLETED), (Persist(), *answers))
     after = replace(current, state=RoundState.AGGREGATING)
     return Transition(after, (Persist(), *answers, Aggregate(_aggregation_order(after))))
 
@@ -361,3 +442,36 @@ def _aggregate(current: Round, *answers: Answer) -> Transition:
 def _aggregation_order(current: Round) -> tuple[str, ...]:
     """Whose updates to aggregate: in the plan's order, so that the sum does not depend on who was faster."""
     return tuple(name for name in current.plan.participants if name in current.accepted)
+
+
+class Measured(Protocol):
+    """What counts of an update or an evaluation, beside its tensors."""
+
+    @property
+    def num_samples(self) -> int:
+        """On how many samples; at least 1."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Finite numbers by name."""
+
+
+def weighted_metrics(contributions: Iterable[Measured]) -> dict[str, float]:
+    """The metrics of a round: each metric's mean, weighted by samples, over the contributions that have it.
+
+    The sum is rounded once (``math.fsum``), so that the order of the contributions does not matter, and a mean is
+    never outside of its values: equal values give that value.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for one in contributions:
+        for name, value in one.metrics.items():
+            found.setdefault(name, []).append((one.num_samples, value))
+    return {name: _weighted_mean(found[name]) for name in sorted(found)}
+
+
+def _weighted_mean(weighted: list[tuple[int, float]]) -> float:
+    total = sum(weight for weight, _value in weighted)
+    values = [value for _weight, value in weighted]
+    # Weights are divided first: a large metric times many samples may be infinite.
+    mean = math.fsum(weight / total * value for weight, value in weighted)
+    return float(min(max(mean, min(values)), max(values)))

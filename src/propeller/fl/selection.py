@@ -9,10 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from propeller.errors import UnavailableError
-from propeller.protocol.experiments import SelectionPolicy, nearest_names
+from propeller.protocol.experiments import RoundKind, SelectionPolicy, nearest_names
 
 MAX_LISTED = 10
 """The most devices or tags that an error lists."""
@@ -33,7 +32,7 @@ class Draw:
 
     number: int
     attempt: int = 1
-    kind: Literal["train", "evaluate"] = "train"
+    kind: RoundKind = "train"
 
 
 @dataclass(frozen=True)

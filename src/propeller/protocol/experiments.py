@@ -49,6 +49,9 @@ MAX_NAMED = 10_000
 DEFAULT_BUFFER = 3
 DEFAULT_MAX_STALENESS = 10
 
+RoundKind = Literal["train", "evaluate"]
+"""What participants do in a round: train, which gives a model version, or evaluate, which gives metrics alone."""
+
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LABEL_RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
 _ROUND_SUFFIX = re.compile(r"\.e?[0-9]+")
