@@ -79,7 +79,13 @@ async def test_what_is_not_a_json_object(api: httpx.AsyncClient, path: str, body
         ({"num_samples": 2**53}, 400, "num_samples"),
         ({"num_samples": 10**400}, 400, "num_samples"),
         ({"metrics": [1]}, 400, "metrics"),
-        ({"metrics": {"log": "x" * 70_000}}, 400, "metrics"),
+        ({"metrics": {"log": "good"}}, 400, "metrics: 'log' is text; a metric is one finite number"),
+        ({"metrics": {"x" * 129: 1}}, 400, "128 printable characters"),
+        (
+            {"metrics": {f"m{n}": n for n in range(1001)}},
+            400,
+            "metrics: 1001 are more than the limit of 1000",
+        ),
         ({"update": {}}, 400, "update"),
         ({"update": None}, 400, "update"),
         ({"update": [1, 2]}, 400, "update"),
@@ -91,6 +97,7 @@ async def test_what_is_not_a_json_object(api: httpx.AsyncClient, path: str, body
         ({"update": {"w": [1, 2], "b": 0}}, 422, "'w'"),
         ({"update": {"w": [1, 2, 3], "b": [0]}}, 422, "'b'"),
         ({"update": {"w": [1, 2, 3]}}, 422, "'b'"),
+        ({"update": {"w": [1, True, 3], "b": 0}}, 400, "'w'"),
         ({"update": {"w": [1, 2, 3], "b": 0, "extra": 1}}, 422, "'extra'"),
     ],
 )

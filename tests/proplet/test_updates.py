@@ -123,7 +123,10 @@ def test_tensors_beside_the_document_carry_its_header() -> None:
     }
 
 
-@given(st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False, allow_infinity=False)))
+names = st.text(min_size=1, max_size=20).filter(str.isprintable)
+
+
+@given(st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False)))
 def test_metadata_stays_readable_whatever_the_metrics(metrics: dict[str, float]) -> None:
     header = UpdateHeader(round_id="r", proplet_id="p", num_samples=1, metrics=metrics)
     body = with_metadata(to_safetensors({"w": np.ones(3, dtype=np.float32)}), header)

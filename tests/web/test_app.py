@@ -14,7 +14,7 @@ BODIES = [
     (b"", "body: Field required"),
     (b"[]", "Invalid JSON: expected an object, got list"),
     (b"\xff", "Invalid JSON: "),
-    (b'{"round_id":"r","participants":["a"],"timeout_s":NaN}', "NaN and Infinity are not JSON numbers"),
+    (b'{"round_id":"r","participants":["a"],"timeout_s":NaN}', "timeout_s: NaN is not a finite number"),
     (b'{"round_id":"r","participants":["a"],"timeout_s":1e999}', "timeout_s: a number is too large"),
     (b'{"round_id":"r"}', "participants: Field required"),
     (b'{"round_id":5,"participants":"a"}', "round_id: Input should be a valid string; participants: "),

@@ -20,7 +20,7 @@ class AcceptedUpdate:
     proplet_id: str
     digest: str
     num_samples: int
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, float]
     size: int
     received_at: float
 

@@ -5,7 +5,6 @@ CBOR (RFC 8949) is a map of the JSON field names; arrays may also be typed array
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -32,11 +31,8 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
-from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage
-from propeller.protocol.wire import MalformedMessageError, decode_object
-
-MAX_METRICS_BYTES = 64 * 1024
-"""The longest metrics of an update, in bytes of JSON: they are in every answer about the round."""
+from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
+from propeller.protocol.wire import MalformedMessageError
 
 _THREAD_FROM_BYTES = 256 * 1024
 """Bodies above this are read in a thread, so that others are answered meanwhile."""
@@ -124,7 +120,7 @@ def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
     if kind in CBOR_TYPES:
         return _from_fields(_decode_cbor(body), len(body))
     if kind == JSON:
-        return _from_fields(decode_object(body), len(body))
+        return _from_fields(read_update_fields(body), len(body))
     if kind == SAFETENSORS:
         return _from_safetensors(body)
     raise UnsupportedTypeError(
@@ -159,7 +155,6 @@ def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
     update = UpdateMessage.decode(fields)
-    _check_metrics(update.metrics)
 
     def read_tensors(base: Specs) -> Tensors:
         nested, typed = _split_typed_arrays(update.update)
@@ -175,26 +170,18 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
         metadata: dict[str, Any] = dict(read_header(body).metadata)
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
-    samples = metadata.get("num_samples", "")
-    if samples.isascii() and samples.isdigit() and len(samples) <= 16:
-        metadata["num_samples"] = int(samples)
+    for field in ("num_samples", "steps"):
+        text = metadata.get(field, "")
+        if text.isascii() and text.isdigit() and len(text) <= 16:
+            metadata[field] = int(text)
     if "metrics" in metadata:
         try:
-            metadata["metrics"] = decode_object(metadata["metrics"])
+            metadata["metrics"] = read_update_fields(metadata["metrics"], ("metrics",))
         except MalformedMessageError as error:
-            raise InvalidError(f"metrics: {error}") from None
+            text = str(error)
+            raise InvalidError(text if text.startswith("metrics") else f"metrics: {text}") from None
     header = UpdateHeader.decode(metadata)
-    _check_metrics(header.metrics)
     return ReceivedUpdate(header, lambda _base: from_safetensors(body)[0], len(body))
-
-
-def _check_metrics(metrics: dict[str, Any]) -> None:
-    try:
-        size = len(json.dumps(metrics, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        raise InvalidError("metrics: must be plain JSON values without NaN") from None
-    if size > MAX_METRICS_BYTES:
-        raise InvalidError(f"metrics: {size} bytes are over the limit of {MAX_METRICS_BYTES} bytes")
 
 
 def _decode_cbor(body: bytes) -> dict[str, Any]:

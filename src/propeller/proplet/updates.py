@@ -9,9 +9,9 @@ from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
-from propeller.protocol.rounds import UpdateHeader, UpdateMessage
+from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("updates")
 
@@ -57,7 +57,7 @@ def parse_program_output(
     evaluates = env.get("FL_MODE") == EVALUATE
     expected_kind = "evaluation" if evaluates else "update"
     try:
-        fields = decode_object(stdout)
+        fields = read_update_fields(stdout)
         if evaluates and ("update" in fields or tensors is not None):
             raise TaskError(_TRAINED_INSTEAD)
         header = (UpdateMessage if tensors is None and not evaluates else UpdateHeader).decode(fields)

@@ -2,17 +2,20 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
-from propeller.metrics import metric_fault
+from propeller.metrics import DIVERGED, metric_fault, metrics_fault
+from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
 from propeller.protocol.task import TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
     MAX_INTEGER,
+    MalformedMessageError,
     Message,
+    NonFiniteNumberError,
     Time,
+    decode_object,
     now,
-    null_as_empty,
     reject_boolean,
     require_finite,
     require_printable,
@@ -63,10 +66,13 @@ def _truncated(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
-def _finite_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
-    for name, value in metrics.items():
-        if fault := metric_fault(name, value):
-            raise ValueError(fault)
+def _finite_numbers(metrics: Any) -> Any:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, dict):
+        raise ValueError("must be an object of finite numbers by name")  # noqa: TRY004 - pydantic explains ValueErrors
+    if fault := metrics_fault(metrics):
+        raise ValueError(fault)
     return metrics
 
 
@@ -80,7 +86,7 @@ ModelRef = Annotated[
 ]
 """The reference of a model, as ``fl/models/global_model_v3``."""
 
-Metrics = Annotated[dict[str, Any], AfterValidator(_finite_numbers), BeforeValidator(null_as_empty)]
+Metrics = Annotated[dict[str, float], PlainValidator(_finite_numbers)]
 """Finite numbers by name; anything else is refused by the metric's name."""
 
 UpdateKind = Literal["weights", "delta"]
@@ -101,7 +107,7 @@ class RoundStart(Message):
     model_uri: Annotated[ModelRef, Field(min_length=1)]
     task_wasm_image: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
     participants: Participants
-    hyperparams: dict[str, Any] | None = None
+    hyperparams: JsonObject | None = None
     k_of_n: _Count | None = None
     timeout_s: _Timeout | None = None
     experiment_id: _Label = ""
@@ -142,7 +148,7 @@ class Experiment(Message):
     round_id: Id
     model_ref: ModelRef = DEFAULT_MODEL
     participants: Participants
-    hyperparams: dict[str, Any] | None = None
+    hyperparams: JsonObject | None = None
     k_of_n: _Count = 0
     timeout_s: _Timeout = 0.0
     min_updates: Annotated[int, Field(ge=1), _Number] = 1
@@ -227,6 +233,27 @@ class UpdateMessage(UpdateHeader):
         if not value:
             raise ValueError("update data is required and cannot be empty")
         return value
+
+
+def read_update_fields(payload: bytes | str, within: Path = ()) -> dict[str, Any]:
+    """The fields of an update or an evaluation in JSON, as ``decode_object`` reads them.
+
+    Args:
+        payload: the text of all of it, or of one field.
+        within: the path to that field.
+
+    Raises:
+        MalformedMessageError: it is no JSON object; of NaN and infinities the text says where one is, and what it means.
+    """
+    try:
+        return decode_object(payload)
+    except NonFiniteNumberError as error:
+        match [*within, *error.path]:
+            case ["metrics", str(name)]:
+                reason = f"metrics: {metric_fault(name, error.value)}"
+            case path:
+                reason = f"{format_path(path)} is {error.value}; every number must be finite: {DIVERGED}"
+        raise MalformedMessageError(reason) from None
 
 
 class ParticipantFailure(Message):

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from pydantic_core import from_json
 
 from propeller.errors import InvalidError
+from propeller.protocol.finite import Path, find_number, find_word, format_path
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
@@ -25,10 +25,24 @@ class MalformedMessageError(InvalidError):
     """A message that is not valid; the text names the field and what is wrong with it."""
 
 
+class NonFiniteNumberError(MalformedMessageError):
+    """A number in a JSON text is NaN or infinite.
+
+    Attributes:
+        path: the keys and positions that lead to it.
+        value: the number.
+    """
+
+    def __init__(self, reason: str, path: Path, value: float) -> None:
+        super().__init__(reason)
+        self.path, self.value = path, value
+
+
 class Message(BaseModel):
     """A JSON object on the wire. Unknown fields are ignored, so that newer peers are understood."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    # Without "constants" pydantic writes NaN and infinities as null: a lost number instead of an error.
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, ser_json_inf_nan="constants")
 
     @classmethod
     def decode(cls, payload: bytes | str | Mapping[str, Any]) -> Self:
@@ -62,24 +76,30 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
 
     Raises:
         MalformedMessageError: not UTF-8, not JSON, or not an object.
+        NonFiniteNumberError: the same, where the fault is a NaN or an infinity that can be found.
     """
     try:
         data = payload.encode() if isinstance(payload, str) else payload
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        hint = " (NaN and Infinity are not JSON numbers)" if _names_a_constant(payload) else ""
-        raise MalformedMessageError(f"Invalid JSON: {error}{hint}") from None
+        text = payload if isinstance(payload, str) else payload.decode(errors="replace")
+        if (word := find_word(text)) is not None:
+            raise _non_finite(*word) from None
+        raise MalformedMessageError(f"Invalid JSON: {error}") from None
     if not isinstance(value, dict):
         raise MalformedMessageError(f"Invalid JSON: expected an object, got {type(value).__name__}")
     for name, field in value.items():
         if _overflows(field):
-            raise MalformedMessageError(f"{name[:80]}: a number is too large")
+            path = find_number(field, (name,)) or (name,)
+            raise NonFiniteNumberError(f"{format_path(path)}: a number is too large", path, math.inf)
     return value
 
 
-def _names_a_constant(payload: bytes | str) -> bool:
-    text = payload if isinstance(payload, str) else payload.decode(errors="replace")
-    return re.search(r"[:,\[]\s*-?(NaN|Infinity)", text) is not None
+def _non_finite(path: Path, word: str) -> NonFiniteNumberError:
+    negative = word.startswith("-")
+    value = math.nan if "n" in word.lower().replace("inf", "") else -math.inf if negative else math.inf
+    reason = f"{format_path(path)}: {word} is not a finite number; NaN and infinities are not JSON numbers"
+    return NonFiniteNumberError(f"Invalid JSON: {reason}", path, value)
 
 
 def _overflows(field: Any) -> bool:
