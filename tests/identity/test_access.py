@@ -122,6 +122,7 @@ async def test_what_a_proplet_may_hear(world: World) -> None:
             f"{channel.prefix}/#",
             f"{channel.prefix}/control/#",
             "fl/rounds/start",
+            "fl/rounds/stop",
             "fl/rounds/+/updates/+",
             "fl/#",
             "m/#",
@@ -151,6 +152,7 @@ async def said(world: World, name: str, topics: list[str]) -> list[str]:
             f"{world.channel.prefix}/#",
             "fl/rounds/start",
             "fl/rounds/next",
+            "fl/rounds/stop",
             "fl/rounds/+/updates/+",
         ):
             assert await allowed(manager, topic_filter)
@@ -189,6 +191,8 @@ async def test_what_a_proplet_may_say(world: World) -> None:
         update_topic("r-1", other),
         "fl/rounds/start",
         "fl/rounds/next",
+        "fl/rounds/stop",
+        channel.topic(Kind.ROUND_STOP),
         f"{channel.prefix}/data/x",
     ]
     assert await said(world, "proplet-1", [*bad, *good, *bad]) == sorted(good)
@@ -196,7 +200,13 @@ async def test_what_a_proplet_may_say(world: World) -> None:
 
 async def test_what_the_coordinator_may_say_and_hear(world: World) -> None:
     channel = world.channel
-    good = ["fl/rounds/next", "fl/rounds/start", channel.topic(Kind.ROUND_NEXT)]
+    good = [
+        "fl/rounds/next",
+        "fl/rounds/start",
+        "fl/rounds/stop",
+        channel.topic(Kind.ROUND_NEXT),
+        channel.topic(Kind.ROUND_STOP),
+    ]
     bad = [channel.topic(Kind.START), channel.topic(Kind.PROPLET_RESULTS), update_topic("r", "p")]
     assert await said(world, "fl-coordinator", [*bad, *good]) == sorted(good)
     async with world.client("fl-coordinator") as coordinator:

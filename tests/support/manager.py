@@ -196,6 +196,9 @@ class FakeCoordinator:
         """What it says of every round."""
         self.refusal: tuple[int, str] | None = None
         self.on_configure: Callable[[], None] = lambda: None
+        self.proposals: list[dict[str, Any]] = []
+        self.participants: dict[str, dict[str, Any]] = {}
+        """Its answer about the participants of a round; without one it keeps what is proposed first."""
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -212,12 +215,28 @@ class FakeCoordinator:
                 self.experiments.append(json.loads(body))
                 self.on_configure()
                 return JSONResponse({"status": "configured"}, 201)
+            if path.endswith("/participants"):
+                return JSONResponse(self._keep_participants(path.split("/")[1], json.loads(body)))
             if path.endswith("/complete"):
                 flat = {"round_id": path.split("/")[1], "completed": self.completed, "num_updates": 3}
                 return JSONResponse({**flat, "status": flat})
             return JSONResponse({"status": "accepted"})
 
         return app
+
+    def _keep_participants(self, round_id: str, proposal: dict[str, Any]) -> dict[str, Any]:
+        self.proposals.append(proposal)
+        if round_id in self.participants:
+            return self.participants[round_id]
+        if "waiting" in proposal:
+            return {"participants": [], "state": "created", "task_wasm_image": "x"}
+        chosen = proposal.get("participants", [])
+        self.participants[round_id] = {
+            "participants": chosen,
+            "state": "collecting" if chosen else "failed",
+            "task_wasm_image": proposal.get("program", "x"),
+        }
+        return self.participants[round_id]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:

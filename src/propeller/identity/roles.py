@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from propeller.protocol.topics import ROUND_NEXT, ROUND_START, UPDATES_FILTER, Channel, Kind
+from propeller.protocol.topics import ROUND_NEXT, ROUND_START, ROUND_STOP, UPDATES_FILTER, Channel, Kind
 
 
 class Role(StrEnum):
@@ -83,14 +83,15 @@ def permissions(client_id: str, role: Role, grants: Iterable[Grant]) -> tuple[di
 
 def _filters(client_id: str, role: Role, channel: Channel) -> tuple[list[str], list[str]]:
     """The topic filters that a role may publish to and subscribe to in a channel, and beside it."""
-    rounds = [ROUND_START, ROUND_NEXT]
+    rounds = [ROUND_START, ROUND_NEXT, ROUND_STOP]
     updates = [UPDATES_FILTER, f"{channel.prefix}/{UPDATES_FILTER}"]
     match role:
         case Role.MANAGER:
             everything = f"{channel.prefix}/#"
             return [everything, *rounds], [everything, *rounds, UPDATES_FILTER]
         case Role.COORDINATOR:
-            return [*rounds, *(channel.topic(kind) for kind in (Kind.ROUND_START, Kind.ROUND_NEXT))], updates
+            own = (Kind.ROUND_START, Kind.ROUND_NEXT, Kind.ROUND_STOP)
+            return [*rounds, *(channel.topic(kind) for kind in own)], updates
         case Role.PROXY:
             chunks = channel.topic(Kind.REGISTRY_CHUNK)
             return [chunks, f"{chunks}/+"], [channel.topic(Kind.REGISTRY_REQUEST)]

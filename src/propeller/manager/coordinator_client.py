@@ -10,7 +10,12 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.rounds import Experiment, ParticipantFailure
+from propeller.protocol.rounds import (
+    ChosenParticipants,
+    Experiment,
+    ParticipantFailure,
+    RoundParticipants,
+)
 
 log = get_logger("manager")
 
@@ -36,6 +41,16 @@ class CoordinatorClient:
             ServiceError: the coordinator refuses or does not answer.
         """
         await self._request("POST", "/experiments", json=experiment.to_json())
+
+    async def propose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
+        """Say whom to let take part in a round of an experiment, and hear who does; repeating it changes nothing.
+
+        Raises:
+            ServiceError: the coordinator refuses or does not answer; of kind ``NotFoundError`` if it has no such round.
+        """
+        body = chosen.model_dump(mode="json", exclude_none=True)
+        answer = await self._request("POST", f"/rounds/{round_id}/participants", json=body)
+        return RoundParticipants.decode(answer.content)
 
     async def report_failure(self, round_id: str, failure: ParticipantFailure) -> None:
         """Report that no update is to be expected of a participant; repeating it changes nothing.

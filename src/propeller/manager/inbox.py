@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from propeller.errors import PropellerError, UnavailableError
 from propeller.manager.fleet import Fleet
 from propeller.manager.metrics_repository import MetricsRepository
+from propeller.manager.round_selection import RoundSelector
 from propeller.manager.round_starter import RoundStarter
 from propeller.manager.task_runner import TaskRunner
 from propeller.mqtt.session import Session
@@ -20,9 +21,9 @@ from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
-from propeller.protocol.rounds import RoundStart
+from propeller.protocol.rounds import RoundStart, RoundStop
 from propeller.protocol.task import TaskResult
-from propeller.protocol.topics import ROUND_START, Channel, Kind
+from propeller.protocol.topics import ROUND_START, ROUND_STOP, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.store.database import DatabaseBusyError
 
@@ -44,9 +45,10 @@ class Inbox:
         runner: TaskRunner,
         metrics: MetricsRepository,
         rounds: RoundStarter,
+        selector: RoundSelector,
     ) -> None:
         self._channel, self._fleet, self._runner = channel, fleet, runner
-        self._metrics, self._rounds = metrics, rounds
+        self._metrics, self._rounds, self._selector = metrics, rounds, selector
 
     async def subscribe(self, session: Session) -> None:
         """Subscribe to everything once the session runs; a subscription that the broker refuses is logged there."""
@@ -60,6 +62,8 @@ class Inbox:
             (self._channel.topic(Kind.TASK_METRICS), self._add_task_metrics, 1),
             (self._channel.topic(Kind.ROUND_START), self._start_round, 1),
             (ROUND_START, self._start_round, 1),
+            (self._channel.topic(Kind.ROUND_STOP), self._stop_round, 1),
+            (ROUND_STOP, self._stop_round, 1),
         ]
         for topic, handler, qos in routes:
             await session.subscribe(topic, _decoding(handler), qos, retained=topic != alive)
@@ -86,6 +90,9 @@ class Inbox:
         line = log.bind(round_id=start.round_id)
         if ignored := RoundStart.unknown_fields(fields):
             line.warning("unknown fields of a round start are ignored", fields=ignored)
+        if start.selection is not None:
+            await self._selector.start(start)
+            return
         experiment, given = start.to_experiment(), start.given()
         try:
             # Nobody waits for an answer who could try again: the start stays with the broker until then.
@@ -103,6 +110,9 @@ class Inbox:
             raise  # the session tries again for as long as it takes, whatever the round's timeout
         except PropellerError as error:
             line.warning("round is not started", reason=str(error))
+
+    async def _stop_round(self, fields: dict[str, Any]) -> None:
+        await self._selector.stop(RoundStop.decode(fields))
 
 
 def _may_start_later(error: BaseException) -> bool:

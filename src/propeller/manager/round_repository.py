@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.manager import tables
 from propeller.manager.task import TaskState
-from propeller.protocol.rounds import Experiment
+from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.store.database import Database
 
-_ROUND, _TASK = tables.rounds.c, tables.tasks.c
+_ROUND, _TASK, _WAITING = tables.rounds.c, tables.tasks.c, tables.waiting_rounds.c
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,33 @@ class RoundRepository:
             "created_at": tables.to_micros(started.started_at),
         }
         await connection.execute(insert(tables.rounds), values)
+        await connection.execute(delete(tables.waiting_rounds).where(_WAITING.round_id == values["round_id"]))
+
+    async def add_waiting(self, start: RoundStart, moment: datetime) -> datetime:
+        """Remember a round that waits for its participants; since when it waits."""
+        known = select(_WAITING.since).where(_WAITING.round_id == start.round_id)
+        values = {
+            "round_id": start.round_id,
+            "start": start.model_dump(mode="json", exclude_none=True),
+            "since": tables.to_micros(moment),
+        }
+        async with self._database.transaction() as connection:
+            since = await connection.scalar(known)
+            if since is not None:
+                return tables.from_micros(since)
+            await connection.execute(insert(tables.waiting_rounds), values)
+        return moment
+
+    async def waiting(self) -> list[RoundStart]:
+        """Every round that waits for its participants, the oldest first."""
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(select(_WAITING.start).order_by(_WAITING.since))
+            return [RoundStart.decode(row.start) for row in rows]
+
+    async def remove_waiting(self, round_id: str) -> None:
+        """Forget a round that waits no more."""
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(tables.waiting_rounds).where(_WAITING.round_id == round_id))
 
     async def find(self, round_id: str) -> StartedRound | None:
         """A round by its id; ``None`` if it was never started."""

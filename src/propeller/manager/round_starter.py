@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from propeller.errors import ConflictError, PropellerError, UnavailableError, UnprocessableError
@@ -87,7 +87,21 @@ class RoundStarter:
             await self._coordinator.configure(experiment)
             started = StartedRound(experiment, self._fleet.clock(), skipped)
             await self._launch(started, proplets)
+            try:
+                await self._dispatcher.announce(experiment.to_round_start())
+            except PropellerError as error:
+                log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
         return started
+
+    async def launch_chosen(self, experiment: Experiment, env: Mapping[str, Mapping[str, str]]) -> None:
+        """Launch a round whose participants the coordinator has on record. The caller holds the round's lock.
+
+        Args:
+            experiment: the round.
+            env: what the program of each participant is told beside what it is told in every round.
+        """
+        proplets, skipped = self._split_participants(experiment)
+        await self._launch(StartedRound(experiment, self._fleet.clock(), skipped), proplets, env)
 
     def _split_participants(
         self, experiment: Experiment
@@ -111,12 +125,21 @@ class RoundStarter:
                 proplets.append(proplet)
         return proplets, skipped
 
-    async def _launch(self, started: StartedRound, proplets: list[PropletRecord]) -> None:
+    async def _launch(
+        self,
+        started: StartedRound,
+        proplets: list[PropletRecord],
+        env: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         experiment = started.experiment
-        tasks = [_task(experiment, proplet, started.started_at) for proplet in proplets]
+        more = env or {}
+        tasks = [
+            _task(experiment, proplet, started.started_at, more.get(proplet.id, {})) for proplet in proplets
+        ]
         async with self._database.transaction() as connection:
             await self._rounds.insert(connection, started)
-            await self._tasks.insert(connection, tasks)
+            if tasks:
+                await self._tasks.insert(connection, tasks)
         for one in started.skipped:
             self._reporter.report(experiment.round_id, one.proplet_id, one.reason)
         published = await asyncio.gather(
@@ -128,14 +151,10 @@ class RoundStarter:
         await self._tasks.mark_running(
             [task.id for task, has_gone_out in zip(tasks, published, strict=True) if has_gone_out]
         )
-        try:
-            await self._dispatcher.announce(experiment.to_round_start())
-        except PropellerError as error:
-            log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
 
 
-def _task(experiment: Experiment, proplet: PropletRecord, moment: datetime) -> Task:
-    env = {"ROUND_ID": experiment.round_id, "MODEL_URI": experiment.model_ref}
+def _task(experiment: Experiment, proplet: PropletRecord, moment: datetime, more: Mapping[str, str]) -> Task:
+    env = {"ROUND_ID": experiment.round_id, "MODEL_URI": experiment.model_ref, **more}
     if experiment.hyperparams is not None:
         env["HYPERPARAMS"] = encode_json(experiment.hyperparams).decode()
     spec = TaskSpec.model_construct(

@@ -14,7 +14,9 @@ from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.housekeeping import Housekeeping
 from propeller.manager.inbox import Inbox
 from propeller.manager.metrics_repository import MetricsRepository
+from propeller.manager.program_pins import ProgramPins
 from propeller.manager.round_repository import RoundRepository
+from propeller.manager.round_selection import RoundSelector
 from propeller.manager.round_starter import RoundStarter
 from propeller.manager.settings import ManagerSettings
 from propeller.manager.task_repository import TaskRepository
@@ -148,6 +150,8 @@ async def open_manager(
         starter = RoundStarter(
             database, rounds, tasks, round_locks, fleet, runner, dispatcher, coordinator, reporter
         )
+        pins = ProgramPins(session, channel, settings.client_id)
+        selector = RoundSelector(rounds, tasks, round_locks, fleet, starter, runner, pins, coordinator)
         housekeeping = Housekeeping(
             fleet,
             tasks,
@@ -162,9 +166,14 @@ async def open_manager(
             is_connected=lambda: session.connected,
         )
         await housekeeping.report_failures()
-        await Inbox(channel, fleet, runner, metrics, starter).subscribe(session)
+        await pins.open()
+        await Inbox(channel, fleet, runner, metrics, starter, selector).subscribe(session)
         service = TaskService(tasks, task_locks, fleet, max_program_bytes=dispatcher.max_program_bytes)
-        async with session.running(on_connect=housekeeping.on_connect), housekeeping.running():
+        async with (
+            session.running(on_connect=housekeeping.on_connect),
+            housekeeping.running(),
+            selector.running(),
+        ):
             yield Manager(fleet, service, runner, metrics, starter, session, coordinator)
         await housekeeping.write()
     finally:

@@ -108,3 +108,11 @@ rounds = Table(
     Column("deadline", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
+
+waiting_rounds = Table(  # of experiments, whose participants are not chosen yet
+    "waiting_rounds",
+    metadata,
+    Column("round_id", String(128), primary_key=True),
+    Column("start", _Json, nullable=False),
+    Column("since", BigInteger, nullable=False),
+)

@@ -125,6 +125,13 @@ class TaskRepository:
         async with self._database.transaction() as connection:
             return [_task(row) for row in await connection.execute(statement.order_by(_TASK.seq))]
 
+    async def active_of_round(self, round_id: str) -> list[Task]:
+        """The tasks of a round that run or are about to, the oldest first."""
+        active = _TASK.state.in_([int(state) for state in ACTIVE_STATES])
+        statement = select(tables.tasks).where(_TASK.round_id == round_id, active).order_by(_TASK.seq)
+        async with self._database.transaction() as connection:
+            return [_task(row) for row in await connection.execute(statement)]
+
     async def count_active(self) -> dict[str, int]:
         """How many tasks run or are about to on each proplet; one without any is absent."""
         statement = (

@@ -35,6 +35,9 @@ class ResolvedProgram(Message):
 
     app_name: str
     digest: Digest | None = None
+    """Of the program."""
+    reference: str | None = None
+    """By digest: what ``app_name`` stands for, for good."""
     size: int | None = None
     total_chunks: int | None = None
     error: str | None = None

@@ -2,9 +2,18 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from propeller.metrics import DIVERGED, metric_fault, metrics_fault
+from propeller.protocol.experiments import RoundKind, SelectionPolicy
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
 from propeller.protocol.task import TaskLimits, Text, empty_if_null
@@ -96,27 +105,63 @@ _Number = BeforeValidator(reject_boolean)
 _Count = Annotated[int, Field(ge=0), _Number]
 _Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(require_finite), _Number]
 _Label = Annotated[Text, Field(max_length=128), AfterValidator(require_printable)]
+_Image = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
 
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(require_unique)]
 
 
 class RoundStart(Message):
-    """Starts a round: topic ``fl/rounds/start``. S sends no ``k_of_n`` and no ``timeout_s``."""
+    """Starts a round: topic ``fl/rounds/start``. S sends no ``k_of_n`` and no ``timeout_s``.
+
+    A round of an experiment has ``selection`` in the place of ``participants``: the manager chooses, and asks the
+    coordinator who takes part (``RoundParticipants``) before it starts a task. The fields after ``limits`` are of such
+    rounds alone.
+    """
 
     round_id: Id
     model_uri: Annotated[ModelRef, Field(min_length=1)]
-    task_wasm_image: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
-    participants: Participants
+    task_wasm_image: _Image
+    selection: SelectionPolicy | None = None
+    participants: Annotated[Participants | None, Field(validate_default=True)] = None
     hyperparams: JsonObject | None = None
     k_of_n: _Count | None = None
     timeout_s: _Timeout | None = None
     experiment_id: _Label = ""
     limits: TaskLimits = None
+    mode: RoundKind = "train"
+    number: Annotated[int, Field(ge=1)] = 1
+    """Of the round in its experiment."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+    min_updates: Annotated[int, Field(ge=1), _Number] = 1
+    strategy: dict[str, Any] | None = None
+    """What programs are told of it: its name and the values that it has for devices."""
+    split: dict[str, Any] | None = None
+    """Of each device's data, into what is trained on and what is held out."""
+    seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
+    """Of the experiment: what programs draw follows from it, the round's number and the participant's slot."""
+
+    @field_validator("participants")
+    @classmethod
+    def _or_selection(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if "selection" in info.data and (value is None) == (info.data["selection"] is None):
+            raise ValueError("must be named, or selection must say how they are chosen; one of both")
+        return value
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
-        _check_quorum(self.k_of_n or 0, len(self.participants))
+        if self.participants is not None:
+            _check_quorum(self.k_of_n or 0, len(self.participants))
         return self
+
+    @property
+    def model_ref(self) -> str:
+        """The base model, as an experiment names it."""
+        return self.model_uri
+
+    def encode(self) -> bytes:
+        """Compact JSON; of a round with participants the fields that S knows, and no others."""
+        exclude = _SELECTION_FIELDS if self.selection is None else None
+        return self.model_dump_json(exclude_none=True, exclude=exclude).encode()
 
     def given(self) -> dict[str, Any]:
         """The fields that it sets, by their names in an experiment."""
@@ -136,6 +181,15 @@ class RoundStart(Message):
     def to_experiment(self) -> "Experiment":
         """The experiment that it starts, with defaults for the fields that it leaves out."""
         return Experiment.decode(self.given())
+
+    def with_participants(self, participants: list[str]) -> "Experiment":
+        """The round with those that take part in it: what the manager remembers of a round that it started."""
+        count = len(participants)
+        fields = {**self.given(), "participants": participants, "k_of_n": min(self.k_of_n or count, count)}
+        return Experiment.decode(fields)
+
+
+_SELECTION_FIELDS = {"selection", "mode", "number", "attempt", "min_updates", "strategy", "split", "seed"}
 
 
 class Experiment(Message):
@@ -260,6 +314,52 @@ class ParticipantFailure(Message):
     """``POST /rounds/{round_id}/failures`` of the coordinator: why no update is to be expected of a participant."""
 
     proplet_id: Id
+    reason: Annotated[str, Field(min_length=1), AfterValidator(_truncated)]
+
+
+class ChosenParticipants(Message):
+    """``POST /rounds/{round_id}/participants`` of the coordinator: whom the manager chose, or why it could choose nobody.
+
+    Attributes:
+        participants: in the order of their slots.
+        surplus: how many of them are beyond those that are needed.
+        failure: why there will be none: the round fails.
+        waiting: what the choice waits for: the round goes on to wait for participants.
+        program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
+    """
+
+    participants: Annotated[list[Id], Field(max_length=10_000), AfterValidator(require_unique)] = Field(
+        default_factory=list
+    )
+    surplus: _Count = 0
+    failure: Annotated[str, AfterValidator(_truncated)] | None = None
+    waiting: Annotated[str, AfterValidator(_truncated)] | None = None
+    program: _Image | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if sum(map(bool, (self.participants, self.failure, self.waiting))) != 1:
+            raise ValueError("one of participants, failure and waiting must be given")
+        return self
+
+
+class RoundParticipants(Message):
+    """The coordinator's answer to ``ChosenParticipants``: who takes part, in the order of their slots.
+
+    The first answer counts, so it may name others than the manager chose now. Nobody is named of a round that is over.
+    """
+
+    participants: list[Id]
+    state: str
+    k_of_n: _Count = 0
+    task_wasm_image: _Image
+
+
+class RoundStop(Message):
+    """A round takes no more updates, and the tasks of these participants need not go on: topic ``fl/rounds/stop``."""
+
+    round_id: Id
+    participants: list[Id]
     reason: Annotated[str, Field(min_length=1), AfterValidator(_truncated)]
 
 

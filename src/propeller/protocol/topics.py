@@ -12,6 +12,7 @@ from propeller.protocol.ids import InvalidIdError, check_id
 
 ROUND_START = "fl/rounds/start"
 ROUND_NEXT = "fl/rounds/next"
+ROUND_STOP = "fl/rounds/stop"
 """Round topics that are also used without the channel prefix."""
 
 UPDATES_FILTER = "fl/rounds/+/updates/+"
@@ -31,6 +32,7 @@ class Kind(StrEnum):
     REGISTRY_CHUNK = "registry/server"
     ROUND_START = ROUND_START
     ROUND_NEXT = ROUND_NEXT
+    ROUND_STOP = ROUND_STOP
     UPDATE = "fl/rounds/updates"
 
 
@@ -128,7 +130,7 @@ def _split(topic: str) -> tuple[Channel | None, str]:
 
 def _parse_rest(channel: Channel | None, rest: str) -> Topic | None:
     match rest.split("/"):
-        case ["fl", "rounds", "start" | "next"]:
+        case ["fl", "rounds", "start" | "next" | "stop"]:
             return Topic(Kind(rest), channel)
         case ["fl", "rounds", round_id, "updates", proplet_id]:
             return Topic(Kind.UPDATE, channel, round_id=check_id(round_id), proplet_id=check_id(proplet_id))

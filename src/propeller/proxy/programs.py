@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from propeller.digests import digest_of_file
 from propeller.oci.client import RegistryClient
+from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.process.files import trim_folder
 from propeller.process.logs import get_logger
@@ -100,21 +101,22 @@ class ProgramSource:
     ) -> None:
         """``default`` is where references are that name no registry."""
         self._client, self._blobs, self._default, self._metrics = client, blobs, default, metrics
-        self._resolves: SingleFlight[Reference, tuple[str, int]] = SingleFlight()
+        self._resolves: SingleFlight[Reference, tuple[Reference, Descriptor]] = SingleFlight()
         self._fetches: SingleFlight[tuple[Registry, str, str], int] = SingleFlight()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
 
-    async def resolve(self, app_name: str) -> tuple[str, int]:
-        """The digest and size in bytes of the program that a reference names now.
+    async def resolve(self, app_name: str) -> tuple[Reference, Descriptor]:
+        """What a reference names now: the same by its manifest's digest, and the program.
 
         Raises:
             OciError: with the cause and the remedy.
         """
         reference = Reference.parse(app_name, self._default)
 
-        async def ask() -> tuple[str, int]:
-            program = (await self._client.resolve(reference)).program
-            return program.digest, program.size
+        async def ask() -> tuple[Reference, Descriptor]:
+            artifact = await self._client.resolve(reference)
+            pinned = Reference(reference.registry, reference.repository, digest=artifact.digest)
+            return pinned, artifact.program
 
         return await self._resolves.run(reference, ask)
 

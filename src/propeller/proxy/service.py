@@ -130,14 +130,17 @@ class ProxyService:
 
     async def _answer(self, request: ProgramRequest) -> None:
         if request.proplet_id is None:
-            digest, _size = await self._programs.resolve(request.app_name)
+            _pinned, program = await self._programs.resolve(request.app_name)
             topic = self._channel.topic(Kind.REGISTRY_CHUNK)
-            await self._send(Parcel(topic, request.app_name, digest, shared=True), None)
+            await self._send(Parcel(topic, request.app_name, program.digest, shared=True), None)
         elif request.digest is None:
-            digest, size = await self._programs.resolve(request.app_name)
-            total = self._sender.total_chunks(size)
+            pinned, program = await self._programs.resolve(request.app_name)
             resolved = ResolvedProgram(
-                app_name=request.app_name, digest=digest, size=size, total_chunks=total
+                app_name=request.app_name,
+                digest=program.digest,
+                reference=str(pinned),
+                size=program.size,
+                total_chunks=self._sender.total_chunks(program.size),
             )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
         else:

@@ -1,0 +1,79 @@
+"""What a program's reference stands for: the proxy says, which has the credentials of the registries."""
+
+import asyncio
+from collections import defaultdict
+
+from propeller.errors import UnprocessableError
+from propeller.mqtt.session import Session
+from propeller.process.logs import get_logger
+from propeller.protocol.programs import ProgramRequest, ResolvedProgram
+from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.wire import MalformedMessageError
+
+log = get_logger("manager")
+
+ASK_AGAIN_S = 2.0
+"""Between questions: they and their answers have QoS 0, so that they may be lost."""
+
+MAX_QUESTIONS = 5
+"""Unanswered, after which a reference is used as it is: a proxy of absmach/propeller gives no answers."""
+
+
+class ProgramPins:
+    """Asks the proxy for references by digest, so that all rounds of an experiment run the same program."""
+
+    def __init__(self, session: Session, channel: Channel, client_id: str) -> None:
+        """``client_id`` is the manager's own: the proxy answers on a topic that ends with it."""
+        self._session, self._channel, self._client_id = session, channel, client_id
+        self._waiting: defaultdict[str, list[asyncio.Future[ResolvedProgram]]] = defaultdict(list)
+
+    async def open(self) -> None:
+        """Listen to the proxy's answers."""
+        await self._session.subscribe(self._channel.answers(self._client_id), self._handle_answer, qos=0)
+
+    async def pin(self, reference: str) -> str:
+        """The reference by digest of what a reference names now; the same text if the proxy does not answer.
+
+        Raises:
+            UnprocessableError: the proxy cannot fetch the program; the text says why.
+            NotConnectedError: the broker cannot be reached.
+        """
+        if "@sha256:" in reference:
+            return reference
+        question = ProgramRequest(app_name=reference, proplet_id=self._client_id).encode()
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting[reference].append(answered)
+        try:
+            for _ in range(MAX_QUESTIONS):
+                await self._session.publish(
+                    self._channel.topic(Kind.REGISTRY_REQUEST), question, qos=0, timeout=ASK_AGAIN_S
+                )
+                await asyncio.wait([answered], timeout=ASK_AGAIN_S)
+                if answered.done():
+                    return _read(reference, answered.result())
+        finally:
+            self._waiting[reference].remove(answered)
+            if not self._waiting[reference]:
+                del self._waiting[reference]
+        log.warning(
+            "program is not pinned: its tag may name another one in later rounds",
+            image=reference,
+            reason=f"the proxy has not answered for {MAX_QUESTIONS * ASK_AGAIN_S:g} s",
+        )
+        return reference
+
+    async def _handle_answer(self, _topic: str, payload: bytes) -> None:
+        try:
+            answer = ResolvedProgram.decode(payload)
+        except MalformedMessageError as error:
+            log.warning("the proxy's answer is dropped", reason=str(error))
+            return
+        for waiting in self._waiting.get(answer.app_name, ()):
+            if not waiting.done():
+                waiting.set_result(answer)
+
+
+def _read(reference: str, answer: ResolvedProgram) -> str:
+    if answer.error:
+        raise UnprocessableError(f"program {reference} cannot be fetched: {answer.error}")
+    return answer.reference or reference

@@ -1,0 +1,169 @@
+"""Rounds of experiments: the participants are chosen here, where it is known who is alive, and started once on record.
+
+The coordinator publishes the start of a round with a policy in the place of participants, again after each of its own
+restarts. The manager chooses and proposes its choice; the coordinator keeps the first one, answers with what it keeps,
+and exactly those are launched. So either process may end between any two steps: the start comes again from the broker,
+or from the table of waiting rounds, or from the coordinator, and the same participants are launched, once.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+from propeller.errors import PropellerError, UnprocessableError
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
+from propeller.manager.coordinator_client import CoordinatorClient
+from propeller.manager.fleet import Fleet, PropletRecord
+from propeller.manager.program_pins import ProgramPins
+from propeller.manager.round_repository import RoundRepository
+from propeller.manager.round_starter import RoundStarter
+from propeller.manager.task_repository import TaskRepository
+from propeller.manager.task_runner import TaskRunner
+from propeller.mqtt.session import NotConnectedError
+from propeller.process.background import BackgroundTasks
+from propeller.process.http import ServiceError
+from propeller.process.keyed_locks import KeyedLocks
+from propeller.process.logs import get_logger
+from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
+from propeller.protocol.task import encode_json
+
+log = get_logger("manager")
+
+CHOOSE_AGAIN_S = 0.5
+"""Between looks at the fleet while too few proplets are alive, and between calls of a coordinator that is away."""
+
+DEFAULT_WAIT_S = 60.0
+
+
+class RoundSelector:
+    """Chooses the participants of rounds, and launches those that the coordinator has on record."""
+
+    def __init__(
+        self,
+        rounds: RoundRepository,
+        tasks: TaskRepository,
+        locks: KeyedLocks,
+        fleet: Fleet,
+        starter: RoundStarter,
+        runner: TaskRunner,
+        pins: ProgramPins,
+        coordinator: CoordinatorClient | None,
+    ) -> None:
+        """``locks`` are those of the rounds."""
+        self._rounds, self._tasks, self._locks = rounds, tasks, locks
+        self._fleet, self._starter, self._runner = fleet, starter, runner
+        self._pins, self._coordinator = pins, coordinator
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        self._background = BackgroundTasks("manager")
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Go on, for the length of the block, with the rounds that waited for participants when the process ended."""
+        for start in await self._rounds.waiting():
+            self._wait(start, await self._rounds.add_waiting(start, self._fleet.clock()))
+        try:
+            yield
+        finally:
+            await self._background.close()
+
+    async def start(self, start: RoundStart) -> None:
+        """Start a round, unless it was started before: at once, or when enough proplets are alive."""
+        line = log.bind(round_id=start.round_id)
+        if self._coordinator is None:
+            line.warning("round is not started: set COORDINATOR_URL to the coordinator's address")
+            return
+        async with self._locks.holding(start.round_id):
+            if start.round_id in self._waiting or await self._rounds.find(start.round_id) is not None:
+                line.debug("round was already started")
+                return
+            if await self._try(self._coordinator, start, is_last=False):
+                return
+            since = await self._rounds.add_waiting(start, self._fleet.clock())
+            self._wait(start, since)
+
+    async def stop(self, message: RoundStop) -> None:
+        """Start a round no more, and stop the tasks of the participants whose updates count no more."""
+        async with self._locks.holding(message.round_id):
+            waiting = self._waiting.pop(message.round_id, None)
+            if waiting is not None:
+                waiting.cancel()
+                await self._rounds.remove_waiting(message.round_id)
+            for task in await self._tasks.active_of_round(message.round_id):
+                if task.proplet_id in message.participants:
+                    try:
+                        await self._runner.stop(task.id, f"stopped: {message.reason}", round_is_over=True)
+                    except PropellerError as refused:  # it ended by itself, or the broker is away
+                        log.info("task is not stopped", task_id=task.id, reason=str(refused))
+
+    def _wait(self, start: RoundStart, since: datetime) -> None:
+        if self._coordinator is not None and start.round_id not in self._waiting:
+            work = self._wait_and_start(self._coordinator, start, since)
+            self._waiting[start.round_id] = self._background.spawn(work)
+
+    async def _wait_and_start(
+        self, coordinator: CoordinatorClient, start: RoundStart, since: datetime
+    ) -> None:
+        until = since + timedelta(seconds=start.timeout_s or DEFAULT_WAIT_S)
+        while True:
+            await asyncio.sleep(CHOOSE_AGAIN_S)
+            async with self._locks.holding(start.round_id):
+                if await self._try(coordinator, start, is_last=self._fleet.clock() >= until):
+                    await self._rounds.remove_waiting(start.round_id)
+                    self._waiting.pop(start.round_id, None)
+                    return
+
+    async def _try(self, coordinator: CoordinatorClient, start: RoundStart, *, is_last: bool) -> bool:
+        """Choose, propose and launch; whether nothing is left to do. The caller holds the round's lock."""
+        line = log.bind(round_id=start.round_id)
+        try:
+            choice = await self._choose(start, is_last=is_last)
+            answer = await coordinator.propose_participants(start.round_id, choice)
+        except (ServiceError, NotConnectedError) as error:
+            line.warning("round is not started", reason=str(error), again=error.temporary)
+            return not error.temporary
+        if answer.state == "collecting" and answer.participants:
+            program = answer.task_wasm_image
+            experiment = start.model_copy(update={"task_wasm_image": program}).with_participants(
+                answer.participants
+            )
+            await self._starter.launch_chosen(experiment, _environments(start, answer.participants))
+            return True
+        if answer.state == "created":
+            line.info("round waits for participants", reason=choice.waiting)
+            return False
+        line.info("round is not started", state=answer.state, reason=choice.failure)
+        return True
+
+    async def _choose(self, start: RoundStart, *, is_last: bool) -> ChosenParticipants:
+        if start.selection is None:
+            raise AssertionError("a round with participants is started by RoundStarter")
+        candidates = [_candidate(proplet) for proplet in self._fleet.alive()]
+        try:
+            chosen = select(candidates, start.selection, Draw(start.number, start.attempt, start.mode))
+            program = await self._pins.pin(start.task_wasm_image)
+        except NotEnoughError as error:
+            return (
+                ChosenParticipants(failure=str(error)) if is_last else ChosenParticipants(waiting=str(error))
+            )
+        except UnprocessableError as error:
+            return ChosenParticipants(failure=str(error))
+        return ChosenParticipants(participants=list(chosen.ids), surplus=chosen.surplus, program=program)
+
+
+def _candidate(proplet: PropletRecord) -> Candidate:
+    tags = (proplet.metadata or {}).get("tags") or ()
+    return Candidate(proplet.id, proplet.name, frozenset(tags))
+
+
+def _environments(start: RoundStart, participants: list[str]) -> dict[str, dict[str, str]]:
+    """What the programs of a round's participants are told, beside what they are told in every round."""
+    common = {"FL_MODE": start.mode, "EXPERIMENT_ID": start.experiment_id, "FL_ROUND": str(start.number)}
+    if start.strategy:
+        common["FL_STRATEGY"] = encode_json(start.strategy).decode()
+    if start.split:
+        common["FL_SPLIT"] = encode_json(start.split).decode()
+    return {
+        proplet_id: {**common, "FL_SEED": str(slot_seed(start.seed, start.number, slot))}
+        for slot, proplet_id in enumerate(participants)
+    }

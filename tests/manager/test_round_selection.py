@@ -1,0 +1,211 @@
+"""Rounds of experiments: who takes part is chosen here, kept by the coordinator, and launched once, whoever ends meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from propeller.protocol.programs import ProgramRequest, ResolvedProgram
+from propeller.protocol.topics import Kind
+from support.manager import FakeCoordinator, RunningManager, open_manager
+from support.net import eventually
+
+IMAGE = "ghcr.io/u/logreg:v1"
+PINNED = f"ghcr.io/u/logreg@sha256:{'a' * 64}"
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("propeller.manager.round_selection.CHOOSE_AGAIN_S", 0.05)
+
+
+@pytest.fixture
+async def fleet(fl_manager: RunningManager) -> RunningManager:
+    await fl_manager.add_proplets("p1", "p2", "p3", directed=True)
+    return fl_manager
+
+
+def start(round_id: str = "e.1", **fields: Any) -> dict[str, Any]:
+    return {
+        "experiment_id": "e",
+        "round_id": round_id,
+        "model_uri": "fl/models/global_model_v4",
+        "task_wasm_image": PINNED,
+        "hyperparams": {"lr": 0.1},
+        "timeout_s": 60,
+        "selection": {"seed": 3},
+        "mode": "train",
+        "number": 1,
+        "attempt": 1,
+        "seed": 3,
+        **fields,
+    }
+
+
+async def begin(manager: RunningManager, **fields: Any) -> None:
+    await manager.mqtt.publish(Kind.ROUND_START, start(**fields))
+
+
+async def tasks(manager: RunningManager) -> list[dict[str, Any]]:
+    return list((await manager.http.get("/tasks")).json()["tasks"])
+
+
+async def test_what_the_coordinator_keeps_is_launched_in_its_order_with_what_programs_need(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    coordinator.participants["e.1"] = {
+        "participants": ["p3", "p1"],
+        "state": "collecting",
+        "task_wasm_image": PINNED,
+    }
+    more = {"mode": "evaluate", "number": 1, "strategy": {"name": "fedprox", "mu": 0.1}}
+    await begin(fleet, split={"holdout": 0.2, "seed": 1}, **more)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 2)
+    assert sorted(coordinator.proposals[0]["participants"]) == ["p1", "p2", "p3"]
+    env = {message["proplet_id"]: message["env"] for message in fleet.mqtt.starts()}
+    assert set(env) == {"p1", "p3"}
+    seeds = {proplet_id: found.pop("FL_SEED") for proplet_id, found in env.items()}
+    assert all(0 <= int(seed) < 2**63 for seed in seeds.values())
+    assert len(set(seeds.values())) == 2
+    assert (
+        env["p1"]
+        == env["p3"]
+        == {
+            "ROUND_ID": "e.1",
+            "MODEL_URI": "fl/models/global_model_v4",
+            "HYPERPARAMS": '{"lr":0.1}',
+            "FL_MODE": "evaluate",
+            "EXPERIMENT_ID": "e",
+            "FL_ROUND": "1",
+            "FL_STRATEGY": '{"name":"fedprox","mu":0.1}',
+            "FL_SPLIT": '{"holdout":0.2,"seed":1}',
+        }
+    )
+    assert {message["image_url"] for message in fleet.mqtt.starts()} == {PINNED}
+
+
+async def test_a_start_that_comes_again_launches_nothing_again(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    for _ in range(3):
+        await begin(fleet)
+    await begin(fleet, round_id="e.2", number=2)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 6)
+    names = [task["name"] for task in await tasks(fleet)]
+    assert len(names) == len(set(names)) == 6
+    assert len(coordinator.proposals) == 2
+
+
+async def test_it_waits_for_enough_proplets_also_over_a_restart(
+    broker_port: int, tmp_path: Path, coordinator: FakeCoordinator
+) -> None:
+    given = {"coordinator_url": coordinator.url, "domain_id": "d-wait", "channel_id": "c-wait"}
+    async with open_manager(broker_port, tmp_path, **given) as manager:
+        await manager.add_proplets("p1", directed=True)
+        await begin(manager, selection={"min_available": 2})
+        await eventually(lambda: len(coordinator.proposals) >= 2)
+        assert all("waiting" in proposal for proposal in coordinator.proposals)
+        assert await tasks(manager) == []
+    async with open_manager(broker_port, tmp_path, **given) as manager:
+        await manager.add_proplets("p1", "p2", directed=True)
+        await eventually(lambda: len(manager.mqtt.starts()) == 2)
+    assert coordinator.participants["e.1"]["participants"]
+
+
+async def test_too_few_until_the_timeout_is_a_failure_that_says_why(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(fleet, selection={"min_available": 4}, timeout_s=0.2)
+    await eventually(lambda: "failure" in coordinator.proposals[-1] if coordinator.proposals else False)
+    assert "3" in coordinator.proposals[-1]["failure"]
+    assert await tasks(fleet) == []
+
+
+async def test_a_coordinator_that_is_away_is_asked_until_it_answers(
+    fleet: RunningManager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator.refusal = (503, "starting")
+    await begin(fleet)
+    await eventually(lambda: len(coordinator.requests) > 4, timeout=20)
+    assert await tasks(fleet) == []
+    coordinator.refusal = None
+    await eventually(lambda: len(fleet.mqtt.starts()) == 3)
+
+
+async def test_a_round_that_was_cancelled_is_not_launched_and_its_tasks_are_stopped(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    coordinator.participants["e.1"] = {"participants": [], "state": "failed", "task_wasm_image": PINNED}
+    await begin(fleet)
+    await begin(fleet, round_id="e.2", number=2)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 3)
+    await fleet.mqtt.publish(
+        Kind.ROUND_STOP,
+        {"round_id": "e.2", "participants": ["p1", "p2"], "reason": "the experiment is stopped"},
+    )
+
+    async def stopped() -> bool:
+        states = {task["proplet_id"]: task["state"] for task in await tasks(fleet)}
+        return states == {"p1": 4, "p2": 4, "p3": 2}
+
+    await eventually(stopped)
+    error = next(task["error"] for task in await tasks(fleet) if task["proplet_id"] == "p1")
+    assert error == "stopped: the experiment is stopped"
+    stops = [message for topic, message in fleet.mqtt.received if topic.startswith(Kind.STOP)]
+    assert len(stops) == 2
+
+
+async def test_a_round_that_waits_and_is_stopped_waits_no_more(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(fleet, selection={"min_available": 4})
+    await eventually(lambda: coordinator.proposals)
+    await fleet.mqtt.publish(Kind.ROUND_STOP, {"round_id": "e.1", "participants": [], "reason": "stopped"})
+    await fleet.add_proplets("p4", directed=True)
+    await begin(fleet, round_id="e.2", number=2)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 4)
+    assert {task["env"]["ROUND_ID"] for task in await tasks(fleet)} == {"e.2"}
+
+
+async def test_a_tag_is_resolved_by_the_proxy_before_anything_is_launched(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    async def answer(_topic: str, payload: bytes) -> None:
+        request = ProgramRequest.decode(payload)
+        assert request.app_name == IMAGE
+        resolved = ResolvedProgram(app_name=IMAGE, digest=f"sha256:{'b' * 64}", reference=PINNED)
+        await fleet.mqtt.session.publish(
+            fleet.mqtt.channel.answers(str(request.proplet_id)), resolved.encode()
+        )
+
+    await fleet.mqtt.session.subscribe(fleet.mqtt.channel.topic(Kind.REGISTRY_REQUEST), answer)
+    await begin(fleet, task_wasm_image=IMAGE)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 3)
+    assert coordinator.proposals[0]["program"] == PINNED
+    assert {message["image_url"] for message in fleet.mqtt.starts()} == {PINNED}
+
+
+async def test_a_program_that_cannot_be_fetched_fails_the_round(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    async def answer(_topic: str, payload: bytes) -> None:
+        request = ProgramRequest.decode(payload)
+        resolved = ResolvedProgram(app_name=IMAGE, error="404: no such repository")
+        await fleet.mqtt.session.publish(
+            fleet.mqtt.channel.answers(str(request.proplet_id)), resolved.encode()
+        )
+
+    await fleet.mqtt.session.subscribe(fleet.mqtt.channel.topic(Kind.REGISTRY_REQUEST), answer)
+    await begin(fleet, task_wasm_image=IMAGE)
+    await eventually(lambda: coordinator.proposals)
+    failure = coordinator.proposals[0]["failure"]
+    assert failure == f"program {IMAGE} cannot be fetched: 404: no such repository"
+
+
+async def test_without_an_answer_of_the_proxy_the_tag_is_used(
+    fleet: RunningManager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.manager.program_pins.ASK_AGAIN_S", 0.05)
+    await begin(fleet, task_wasm_image=IMAGE)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 3)
+    assert coordinator.proposals[0]["program"] == IMAGE
