@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,17 @@ from typing import Any
 
 import pytest
 
+from propeller.proplet.device_states import DeviceStates
+from propeller.proplet.errors import TaskError
+from propeller.proplet.inputs import (
+    COORDINATOR,
+    DATA_STORE,
+    MODEL_REGISTRY,
+    InputFetcher,
+    ServiceClients,
+    TaskInputs,
+)
+from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Kind
 from support.net import eventually
 from support.programs import echo
@@ -92,6 +104,143 @@ async def test_a_program_that_trains_where_it_should_evaluate_is_told_so(world: 
     result = await world.peers.result_of(await world.peers.start(me, **federated(me, FL_MODE="evaluate")))
     assert result["error"].startswith("update: the task only evaluates")
     assert world.services.updates == []
+
+
+def experiment_task(me: str, number: int, **env: str) -> dict[str, Any]:
+    """A task of an experiment's round, whose program adds its round's number to what it keeps."""
+    round_id = f"e-1.{number}"
+    start = federated(me, round_id, EXPERIMENT_ID="e-1", FL_ROUND=str(number), KEEP=f"{number} ")
+    start["env"] |= env
+    return start
+
+
+async def test_device_state_goes_from_round_to_round(world: World, log_lines: Logged) -> None:
+    """It is kept when the coordinator has the update, and is as it was when the task has failed."""
+    me = await world.join()
+
+    async def run(number: int, **env: str) -> tuple[Any, str]:
+        task = await world.peers.start(me, **experiment_task(me, number, **env))
+        result = await world.peers.result_of(task)
+        kept = [
+            line["event"]
+            for line in log_lines()
+            if line.get("task_id") == task and line["component"] == "task"
+        ]
+        return result["error"], kept[kept.index("Executing task") + 1].strip()
+
+    assert await run(1) == (None, "")
+    assert await run(2) == (None, "1")
+    error, found = await run(3, FAIL="1")
+    assert (error is not None, found) == (True, "1 2")
+    error, found = await run(3, REPLY="no update")
+    assert (error is not None, found) == (True, "1 2")
+    world.services.answers.append(409)
+    error, found = await run(3)
+    assert (error, found) == ("the update was refused: coordinator answered 409: no, because", "1 2")
+    assert await run(3) == (None, "1 2")
+    assert await run(3) == (None, "1 2")  # the round is done again
+    assert await run(4) == (None, "1 2 3")
+    assert await run(4, EXPERIMENT_ID="e-2") == (None, "")
+    assert list((world.folder / "states").glob(".*")) == []
+
+
+async def test_a_task_without_an_experiment_has_no_device_state(world: World) -> None:
+    me = await world.join()
+    result = await world.peers.result_of(
+        await world.peers.start(me, **experiment_task(me, 1, EXPERIMENT_ID=""))
+    )
+    assert result["error"].startswith("the program exited with code 4")
+
+
+async def test_a_proplet_or_an_experiment_can_do_without_device_state(world: World) -> None:
+    me = await world.join(task_state_bytes=0)
+    result = await world.peers.result_of(await world.peers.start(me, **experiment_task(me, 1)))
+    assert result["error"].startswith("the program exited with code 4")
+
+
+async def test_device_state_over_its_limit_fails_the_task(world: World) -> None:
+    me = await world.join()
+    start = experiment_task(me, 1, KEEP="x" * 100)
+    result = await world.peers.result_of(await world.peers.start(me, **start, limits={"state_bytes": 99}))
+    assert result["error"] == "state_bytes: over the limit of 99 bytes"
+
+
+async def test_the_state_of_an_experiment_that_is_over_is_removed(world: World) -> None:
+    world.services.experiments = {"e-1": "completed", "e-2": "running"}
+    me = await world.join()
+    for experiment in ("e-1", "e-2", "e-3"):
+        task = await world.peers.start(me, **experiment_task(me, 1, EXPERIMENT_ID=experiment))
+        assert (await world.peers.result_of(task))["error"] is None
+    states = DeviceStates(world.folder / "states", 10**9, 1000)
+    urls: dict[str, str | None] = {COORDINATOR: world.services.url}
+    async with ServiceClients(urls) as services:
+        await states.clean(UpdateSender(services, _no_mqtt).experiment_has_ended)
+    left = {
+        json.loads(file.read_bytes())["experiment_id"] for file in world.folder.glob("states/*/about.json")
+    }
+    assert left == {"e-2", "e-3"}
+
+
+async def _no_mqtt(_round_id: str, _payload: bytes) -> None:
+    raise AssertionError("nothing is published")
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("train", [1, 2, 3, 4]), ("evaluate", [0])])
+async def test_a_split_gives_training_and_evaluation_their_parts(
+    world: World, mode: str, expected: list[int]
+) -> None:
+    """The files, and the variable: programs in every language see it."""
+    samples = [{"x": [number], "y": 0} for number in range(5)]
+    inputs = await fetched(world, samples, FL_SPLIT='{"holdout": 0.2, "seed": 3}', FL_MODE=mode)
+    document = json.loads(inputs.files["dataset.json"])
+    assert [sample["x"][0] for sample in document["data"]] == expected
+    assert document["size"] == len(expected)
+    assert json.loads(inputs.env["DATASET_DATA"]) == document
+
+
+async def test_without_a_split_both_see_everything(world: World) -> None:
+    samples = [{"x": [number], "y": 0} for number in range(5)]
+    for mode in ("train", "evaluate"):
+        inputs = await fetched(world, samples, FL_MODE=mode)
+        assert json.loads(inputs.files["dataset.json"])["data"] == samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "split", "text"),
+    [
+        ([{"x": [1], "y": 0}], '{"holdout": 0.2}', "data.split: the dataset of me: 1 samples cannot be split: at least 2 are needed: give"),
+        ([{"x": [1], "y": 0}] * 2, '{"holdout": 2}', "FL_SPLIT: holdout"),
+        ([{"x": [1], "y": 0}] * 2, "no", "FL_SPLIT: Invalid JSON"),
+    ],
+)  # fmt: skip
+async def test_a_split_that_cannot_be_made(world: World, samples: Any, split: str, text: str) -> None:
+    with pytest.raises(TaskError, match=re.escape(text)):
+        await fetched(world, samples, FL_SPLIT=split)
+
+
+async def test_the_strategys_tensors_are_fetched_where_it_has_some(world: World) -> None:
+    strategy = json.dumps({"name": "scaffold", "control": True, "tensors": True})
+    world.services.states = {0: safetensors(b"abcd")}
+    inputs = await fetched(world, [], MODEL_URI=MODEL_URI, FL_STRATEGY=strategy)
+    assert inputs.files["strategy.safetensors"] == safetensors(b"abcd")
+    for env in (
+        {"FL_STRATEGY": '{"name": "fedprox", "mu": 0.1}'},
+        {"FL_STRATEGY": strategy, "MODEL_URI": "v1"},
+    ):
+        world.services.models[1] = MODEL
+        inputs = await fetched(world, [], **{"MODEL_URI": MODEL_URI, **env})
+        assert "strategy.safetensors" not in inputs.files
+
+
+async def fetched(world: World, samples: Any, **env: str) -> TaskInputs:
+    """The inputs of a task with this environment, on a device with these samples."""
+    world.services.datasets["me"] = {"data": samples}
+    urls: dict[str, str | None] = dict.fromkeys((MODEL_REGISTRY, DATA_STORE), world.services.url)
+    async with ServiceClients(urls) as services:
+        fetcher = InputFetcher(services, "me")
+        first = await fetcher.fetch({"ROUND_ID": "r-1", **env})
+        assert await fetcher.fetch({"ROUND_ID": "r-1", **env}) == first  # from what is kept
+        return first
 
 
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import wasmtime
 
 # A command that goes through its environment: REPLY=text is written to standard output, SAY=text to standard error,
+# KEEP=text writes what is in /state/n to standard error, as a line, and adds text to it,
 # COPY=1 copies /in/model.safetensors to /out/update.safetensors, FAIL=1 exits with 3, SPIN=1 runs for ever. It also
 # exports ``add`` (i32, i32) and is named apart from other tests' programs by the text in its memory.
 _ECHO = r"""
@@ -21,6 +22,7 @@ _ECHO = r"""
   (data (i32.const 0) "model.safetensors")
   (data (i32.const 32) "update.safetensors")
   (data (i32.const 64) "%s")
+  (data (i32.const 120) "n\n")
   (func $put (param $fd i32) (param $at i32) (param $len i32)
     (block $end (loop $more
       (br_if $end (i32.eqz (local.get $len)))
@@ -44,6 +46,16 @@ _ECHO = r"""
       (br_if $end (i32.eqz (i32.load (i32.const 136))))
       (call $put (local.get $to) (i32.const 4194304) (i32.load (i32.const 136)))
       (br $more))))
+  (func $keep (param $at i32) (local $file i32)
+    (if (call $open (i32.const 5) (i32.const 0) (i32.const 120) (i32.const 1) (i32.const 1)
+      (i64.const 0x42) (i64.const 0) (i32.const 1) (i32.const 140)) (then (call $exit (i32.const 4))))
+    (local.set $file (i32.load (i32.const 140)))
+    (i32.store (i32.const 128) (i32.const 4194304))
+    (i32.store (i32.const 132) (i32.const 65536))
+    (drop (call $read (local.get $file) (i32.const 128) (i32.const 1) (i32.const 136)))
+    (call $put (i32.const 2) (i32.const 4194304) (i32.load (i32.const 136)))
+    (call $put (i32.const 2) (i32.const 121) (i32.const 1))
+    (call $put (local.get $file) (local.get $at) (call $length (local.get $at))))
   (func $is (param $at i32) (param $word i32) (result i32)
     (i32.eq (i32.load (local.get $at)) (local.get $word)))
   (func $length (param $at i32) (result i32) (local $end i32)
@@ -67,6 +79,8 @@ _ECHO = r"""
       (if (call $is (local.get $at) (i32.const 0x3d594153)) (then
         (call $put (i32.const 2) (i32.add (local.get $at) (i32.const 4))
           (call $length (i32.add (local.get $at) (i32.const 4))))))
+      (if (call $is (local.get $at) (i32.const 0x5045454b)) (then
+        (call $keep (i32.add (local.get $at) (i32.const 5)))))
       (if (call $is (local.get $at) (i32.const 0x59504f43)) (then (call $copy)))
       (if (call $is (local.get $at) (i32.const 0x4c494146)) (then (call $exit (i32.const 3))))
       (if (call $is (local.get $at) (i32.const 0x4e495053)) (then (loop $for_ever (br $for_ever))))

@@ -45,6 +45,10 @@ class Services:
     def __init__(self) -> None:
         self.models: dict[int, Any] = {0: MODEL}
         self.tensors: dict[int, bytes] = {0: safetensors()}
+        self.states: dict[int, bytes] = {}
+        """Server states, by model version."""
+        self.experiments: dict[str, str] = {}
+        """The states of experiments."""
         self.datasets: dict[str, Any] = {}
         self.updates: list[Any] = []
         self.update_types: list[str] = []
@@ -62,6 +66,8 @@ class Services:
         return Starlette(
             routes=[
                 Route("/models/{version:int}", self._model),
+                Route("/models/{version:int}/state", self._state),
+                Route("/experiments/{id}", self._experiment),
                 Route("/datasets/{proplet_id}", self._dataset),
                 Route("/update", self._update, methods=["POST"]),
             ]
@@ -85,6 +91,18 @@ class Services:
         if SAFETENSORS in request.headers.get("accept", "") and version in self.tensors:
             return self._answer(request, Response(self.tensors[version], media_type=SAFETENSORS))
         return self._answer(request, JSONResponse(self.models[version]))
+
+    async def _state(self, request: Request) -> Response:
+        state = self.states.get(request.path_params["version"])
+        if state is None:
+            return self._answer(request, JSONResponse({"error": "no server state"}, 404))
+        return self._answer(request, Response(state, media_type=SAFETENSORS))
+
+    async def _experiment(self, request: Request) -> Response:
+        state = self.experiments.get(request.path_params["id"])
+        if state is None:
+            return self._answer(request, JSONResponse({"error": "no such experiment"}, 404))
+        return self._answer(request, JSONResponse({"id": request.path_params["id"], "state": state}))
 
     async def _dataset(self, request: Request) -> Response:
         dataset = self.datasets.get(request.path_params["proplet_id"])

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.wasm.messages import (
+    BoundedFolder,
     CompileTask,
     KillTask,
     MessageError,
-    OutputFolder,
     RunTask,
     StartTask,
     TaskEnded,
@@ -52,7 +52,7 @@ def report_of(**fields: Any) -> bytes:
 
 def test_messages_come_out_as_they_went_in() -> None:
     for request in (
-        StartTask(1, "/task", 2.5, host_tensors=True, output=OutputFolder("/out", 10, 3)),
+        StartTask(1, "/task", 2.5, host_tensors=True, outputs=(BoundedFolder("out", "/out", 10, 3),)),
         StartTask(2, "/task", 60),
         KillTask(3),
     ):
@@ -88,7 +88,7 @@ def test_messages_come_out_as_they_went_in() -> None:
         encode(TaskNotStarted(1, "a reply")),
         encode(StartTask(1, "/task", float("inf"))),
         encode(StartTask(1, "/task", float("nan"))),
-        encode(StartTask(1, "/task", 1)).replace(b'"output": null', b'"output": {"folder": "/"}'),
+        encode(StartTask(1, "/task", 1)).replace(b'"outputs": []', b'"outputs": [{"folder": "/"}]'),
         encode(StartTask(1, "/task", 1)).replace(b'"/task"', b'["/task"]'),
     ],
 )

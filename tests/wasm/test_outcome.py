@@ -14,7 +14,7 @@ RUN = ProgramRun("a", "sha256:0", limits=Limits(wall_time_s=2, memory_bytes=64 *
 
 def judged(folder: Path, status: int, *, reason: str | None = None, memory: int = 0) -> RunOutcome:
     """The outcome of a process that ended without a report."""
-    return judge_outcome(RUN, ProcessEnd(status, reason, 0.0, memory, None), out=folder, stdout=b"")
+    return judge_outcome(RUN, ProcessEnd(status, reason, 0.0, memory, None), task_folder=folder, stdout=b"")
 
 
 @pytest.mark.parametrize(

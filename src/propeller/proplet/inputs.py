@@ -12,12 +12,14 @@ from typing import Self
 import httpx
 
 from propeller.errors import NotFoundError
+from propeller.fl.data_split import split_positions
 from propeller.process.background import gather_or_cancel
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import ServiceClient, ServiceError, is_not_modified
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.protocol.rounds import model_version
+from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 log = get_logger("inputs")
@@ -108,7 +110,7 @@ class InputFetcher:
         """What the task with this environment is given; model and dataset are fetched at the same time.
 
         Raises:
-            TaskError: the model or the dataset cannot be fetched.
+            TaskError: something cannot be fetched, or the dataset cannot be split.
         """
         inputs = TaskInputs()
         for variable in (COORDINATOR, MODEL_REGISTRY):
@@ -116,7 +118,11 @@ class InputFetcher:
                 inputs.env[variable] = url
         if "HYPERPARAMS" in env:
             inputs.files["hyperparams.json"] = env["HYPERPARAMS"].encode()
-        fetches = (("MODEL_URI", self._fetch_model), ("ROUND_ID", self._fetch_dataset))
+        fetches = (
+            ("MODEL_URI", self._fetch_model),
+            ("ROUND_ID", self._fetch_dataset),
+            ("FL_STRATEGY", self._fetch_strategy_tensors),
+        )
         await gather_or_cancel(*(fetch(env, inputs) for variable, fetch in fetches if env.get(variable)))
         return inputs
 
@@ -152,8 +158,54 @@ class InputFetcher:
                     reason = f"HTTP 404 Not Found (no dataset for {self._proplet_id}; POST one to {path})"
                 log.warning("Failed to fetch dataset from Local Data Store: %s", reason)
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
+        if env.get("FL_SPLIT"):
+            dataset = await self._split(dataset, env)
         _add_document(inputs, "dataset.json", "DATASET_DATA", dataset.content)
         log.info("Successfully fetched dataset with %d samples and passed to client", dataset.samples)
+
+    async def _split(self, dataset: _Document, env: Mapping[str, str]) -> _Document:
+        """The part of a dataset that the task is for: of training, or held out for evaluation."""
+        evaluates = env.get("FL_MODE") == "evaluate"
+        key = (f"{env['FL_SPLIT']} {evaluates}", dataset.etag)
+        known = self._cache.get(key)
+        if known is not None and dataset.etag:
+            return known
+        try:
+            content, samples = await asyncio.to_thread(
+                split_dataset, dataset.content, env["FL_SPLIT"], evaluates=evaluates
+            )
+        except MalformedMessageError as error:
+            raise TaskError(f"FL_SPLIT: {error}") from None
+        except ValueError as error:
+            raise TaskError(
+                f"data.split: the dataset of {self._proplet_id}: {error}: give this device more data, leave it out of the "
+                "experiment (selection.names), or take data.split out"
+            ) from None
+        part = self._cache[key] = _Document(dataset.etag, dataset.media_type, content, samples)
+        return part
+
+    async def _fetch_strategy_tensors(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
+        """Fetch what the strategy has for devices of the base model's server state, if it says that there is something."""
+        try:
+            strategy = decode_object(env["FL_STRATEGY"])
+        except MalformedMessageError as error:
+            raise TaskError(f"FL_STRATEGY: {error}") from None
+        if not strategy.get("tensors"):
+            return
+        path = f"/models/{model_version(env.get('MODEL_URI', ''))}/state"
+        async with self._services.connect(MODEL_REGISTRY, env) as registry:
+            if registry is None:
+                raise TaskError("FL_STRATEGY has tensors but MODEL_REGISTRY_URL is not set on this proplet")
+            try:
+                document = await self._get(registry, path, SAFETENSORS)
+            except (ServiceError, MalformedMessageError) as error:
+                if isinstance(error, ServiceError) and error.kind is NotFoundError:
+                    log.info("the base model has no server state yet: the strategy begins", path=path)
+                    return
+                raise TaskError(
+                    f"the strategy's tensors cannot be fetched from {registry.base_url}{path}: {error}"
+                ) from error
+        inputs.files["strategy.safetensors"] = document.content
 
     async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Document:
         key = (service.base_url + path, media_type)
@@ -170,6 +222,30 @@ class InputFetcher:
         if document.etag:
             self._cache[key] = document
         return document
+
+
+def split_dataset(content: bytes, split: str, *, evaluates: bool) -> tuple[bytes, int]:
+    """The part of a dataset that is trained on, or held out: the document with these samples, and how many they are.
+
+    Args:
+        content: the dataset, ``{"data": [samples], …}``.
+        split: ``{"holdout": 0.2, "seed": 0}``.
+        evaluates: whether it is the held-out part that is wanted.
+
+    Raises:
+        MalformedMessageError: the split is not valid.
+        ValueError: there are fewer than 2 samples, or none can be told apart.
+    """
+    from propeller.protocol.experiments import DataSplit  # 1 MB that proplets without a split do not need
+
+    wanted = DataSplit.decode(split)
+    fields = decode_object(content)
+    samples = fields.get("data")
+    if not isinstance(samples, list):
+        raise ValueError("it has no list 'data' of samples")  # noqa: TRY004 - of the document
+    train, held_out = split_positions(len(samples), wanted.holdout, wanted.seed)
+    part = [samples[at] for at in (held_out if evaluates else train)]
+    return encode_json({**fields, "data": part, "size": len(part)}), len(part)
 
 
 def _parse(response: httpx.Response) -> _Document:

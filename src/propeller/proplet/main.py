@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session, Will
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
+from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
 from propeller.proplet.outbox import Outbox, TaskPublisher
 from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
@@ -67,6 +70,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             folder = settings.folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             heartbeat_file.clear()
+            states = DeviceStates(
+                folder / "states", settings.state_bytes, timedelta(days=settings.state_days).total_seconds()
+            )
             outbox = Outbox(folder / "outbox", publisher.send_result, settings.mqtt_max_packet)
             sandbox = await stack.enter_async_context(_new_sandbox(settings))
         except OSError as error:
@@ -79,7 +85,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
         inputs, updates = InputFetcher(services, me), UpdateSender(services, publisher.send_update)
-        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits)
+        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits, states)
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()
         for topic in (channel.topic(Kind.START), channel.start(me)):
@@ -89,6 +95,14 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         await stack.enter_async_context(session.running(on_connect=presence.announce))
         log.info("proplet started", proplet_id=me, broker=str(settings.broker), channel=channel.prefix)
         presence.start()
+        background = BackgroundTasks("proplet")
+        stack.push_async_callback(background.close)
+        background.spawn_periodic(
+            "removing device states",
+            lambda: states.clean(updates.experiment_has_ended),
+            CLEAN_EVERY_S,
+            at_once=True,
+        )
         executor.send_left_over()
         await stop.wait()
         log.info("proplet stopping", proplet_id=me)

@@ -3,21 +3,25 @@
 import base64
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
 
 from propeller.process.background import gather_or_cancel
 from propeller.process.logs import get_logger
+from propeller.proplet.device_states import DeviceStates, TaskState
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import MAX_ENV_BYTES, InputFetcher, TaskInputs
 from propeller.proplet.programs import ProgramFetcher
-from propeller.proplet.updates import TENSORS_FILE, UpdateSender, parse_program_output
+from propeller.proplet.updates import EVALUATE, TENSORS_FILE, UpdateSender, parse_program_output
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 
 log = get_logger("task")
+
+MAX_DIGITS = 9
+"""The longest number of a round."""
 
 DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
 """A daemon runs until it is stopped."""
@@ -61,10 +65,11 @@ class ProgramRunner:
         updates: UpdateSender,
         execute: ExecuteProgram,
         limits: Limits,
+        states: DeviceStates,
     ) -> None:
         """``limits`` are the proplet's; a task may ask for lower ones."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
-        self._updates, self._execute, self._limits = updates, execute, limits
+        self._updates, self._execute, self._limits, self._states = updates, execute, limits, states
 
     async def prepare(self, start: TaskStart) -> ProgramRun:
         """Fetch everything that the task needs; program, model and dataset are fetched at the same time.
@@ -84,6 +89,7 @@ class ProgramRunner:
             self._updates.check_destination(env)
             env.setdefault("FL_MODE", "train")
         limits = replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits
+        limits = limits.lowered(start.limits)
         digest: str
         inputs: TaskInputs
         digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env))
@@ -95,7 +101,8 @@ class ProgramRunner:
             files=inputs.files,
             export=None if federated else start.name,
             inputs=tuple(start.inputs),
-            limits=limits.lowered(start.limits),
+            limits=limits,
+            state=self._state(start, env, digest) if federated and limits.state_bytes else None,
         )
 
     async def run(self, start: TaskStart) -> CompletedRun:
@@ -154,14 +161,20 @@ class ProgramRunner:
                 usage=completed.usage(),
             )
         begin = time.monotonic()
+        state = run.state if isinstance(run.state, TaskState) else None
         try:
             update = parse_program_output(
                 outcome.stdout, outcome.out_files.get(TENSORS_FILE), run.env, self._proplet_id
             )
             begin = time.monotonic()
             await self._updates.send(update, run.env)
+            if state is not None:
+                await self._states.commit(state)
         except TaskError as error:
             raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
+        finally:
+            if state is not None:
+                await self._states.discard(state)
         usage = completed.usage(time.monotonic() - begin)
         log.info("task stages", **{name: usage[name] for name in _LOGGED_STAGES if name in usage})
         repeated = copy_update and len(outcome.stdout) < MAX_ENV_BYTES
@@ -181,6 +194,24 @@ class ProgramRunner:
             usage=usage,
         )
 
+    def _state(self, start: TaskStart, env: Mapping[str, str], digest: str) -> TaskState | None:
+        """The device state of a task; only those of experiments have one.
+
+        Raises:
+            TaskError: the number of its round is none.
+        """
+        experiment_id, number = env.get("EXPERIMENT_ID"), env.get("FL_ROUND") or None
+        if not experiment_id:
+            return None
+        if number is not None and not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
+            raise TaskError(f"FL_ROUND is {number[:80]!r}; it is a whole number of 0 or more")
+        return self._states.open(
+            experiment_id,
+            _repository(start.image_url) or digest,
+            None if number is None else int(number),
+            changes=env.get("FL_MODE") != EVALUATE,
+        )
+
     async def _fetch_program(self, start: TaskStart) -> str:
         try:
             content = start.program_bytes()
@@ -189,6 +220,12 @@ class ProgramRunner:
         return await (
             self._programs.add(content) if content is not None else self._programs.fetch(start.image_url)
         )
+
+
+def _repository(image: str) -> str:
+    """A reference without tag and digest: all versions of a program see the same device state."""
+    folder, slash, name = image.partition("@")[0].rpartition("/")
+    return folder + slash + name.partition(":")[0]
 
 
 def _check_supported(start: TaskStart) -> None:

@@ -57,6 +57,8 @@ class PropletSettings(MqttTlsSettings):
     state: Path | None = Field(None, alias="PROPLET_STATE")
     cache: Path | None = Field(None, alias="PROPLET_CACHE")
     cache_bytes: int = Field(1024 * MIB, alias="PROPLET_CACHE_BYTES", ge=MIB)
+    state_bytes: int = Field(1024 * MIB, alias="PROPLET_STATE_BYTES", ge=MIB)
+    state_days: float = Field(30.0, alias="PROPLET_STATE_DAYS", gt=0, le=36500)
     max_tasks: int = Field(os.cpu_count() or 1, alias="PROPLET_MAX_TASKS", ge=1, le=1024)
     task_wall_time: Seconds = Field(300.0, alias="PROPLET_TASK_WALL_TIME", gt=0)
     task_memory: int = Field(512 * MIB, alias="PROPLET_TASK_MEMORY", ge=MIB)
@@ -66,6 +68,8 @@ class PropletSettings(MqttTlsSettings):
     task_stderr_bytes: int = Field(MIB, alias="PROPLET_TASK_STDERR_BYTES", ge=1024)
     task_out_bytes: int = Field(256 * MIB, alias="PROPLET_TASK_OUT_BYTES", ge=1024)
     task_out_files: int = Field(64, alias="PROPLET_TASK_OUT_FILES", ge=1)
+    task_state_bytes: int = Field(64 * MIB, alias="PROPLET_TASK_STATE_BYTES", ge=0)
+    task_state_files: int = Field(64, alias="PROPLET_TASK_STATE_FILES", ge=1)
     task_module_bytes: int = Field(64 * MIB, alias="PROPLET_TASK_MODULE_BYTES", ge=1024)
     task_tensor_bytes: int = Field(512 * MIB, alias="PROPLET_TASK_TENSOR_BYTES", ge=1024)
     task_tensor_handles: int = Field(100_000, alias="PROPLET_TASK_TENSOR_HANDLES", ge=16)
@@ -83,6 +87,16 @@ class PropletSettings(MqttTlsSettings):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         BrokerAddress.parse(value)
+        return value
+
+    @field_validator("task_state_bytes")
+    @classmethod
+    def _fits_twice(cls, value: int, info: ValidationInfo) -> int:
+        room = info.data.get("state_bytes")
+        if room is not None and 2 * value > room:
+            raise ValueError(
+                f"twice this is more than PROPLET_STATE_BYTES ({room}): of a state there are two, that of the last round and the one before"
+            )
         return value
 
     @field_validator("external_runtime")
@@ -126,6 +140,8 @@ class PropletSettings(MqttTlsSettings):
             stderr_bytes=self.task_stderr_bytes,
             out_bytes=self.task_out_bytes,
             out_files=self.task_out_files,
+            state_bytes=self.task_state_bytes,
+            state_files=self.task_state_files,
             module_bytes=self.task_module_bytes,
             table_elements=self.task_table_elements,
             tensor_bytes=self.task_tensor_bytes,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from propeller.errors import UnavailableError
 from propeller.process.http import ServiceError
@@ -11,9 +12,12 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
 from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError
+from propeller.protocol.wire import MalformedMessageError, decode_object
 
 log = get_logger("updates")
+
+ENDED_STATES = frozenset({"completed", "stopped", "failed"})
+"""Of an experiment that has no more rounds."""
 
 TENSORS_FILE = "update.safetensors"
 
@@ -114,7 +118,7 @@ def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
 
 
 class UpdateSender:
-    """Sends updates to the coordinator."""
+    """Sends updates to the coordinator, and asks it whether experiments are over."""
 
     def __init__(self, services: ServiceClients, publish: PublishUpdate) -> None:
         """``publish`` is the way that is left when the coordinator cannot be reached over HTTP."""
@@ -152,3 +156,20 @@ class UpdateSender:
                 log.info("update delivered", num_samples=update.header.num_samples, bytes=len(update.body))
                 return
         await self._publish(update.header.round_id, update.body)
+
+    async def experiment_has_ended(self, experiment_id: str) -> bool:
+        """Whether the coordinator says that an experiment is over; one that it does not tell of may be going on."""
+        async with self._services.connect(COORDINATOR, {}) as coordinator:
+            if coordinator is None:
+                return False
+            try:
+                response = await coordinator.request("GET", f"/experiments/{quote(experiment_id, safe='')}")
+                state = decode_object(response.content).get("state")
+            except (ServiceError, MalformedMessageError) as error:
+                log.debug(
+                    "the coordinator does not tell of an experiment",
+                    experiment_id=experiment_id,
+                    reason=str(error),
+                )
+                return False
+        return state in ENDED_STATES

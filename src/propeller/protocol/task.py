@@ -30,6 +30,8 @@ LIMIT_NAMES = (
     "stderr_bytes",
     "out_bytes",
     "out_files",
+    "state_bytes",
+    "state_files",
     "module_bytes",
     "tensor_bytes",
     "tensor_handles",

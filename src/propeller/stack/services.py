@@ -272,7 +272,13 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
 def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROPLET_CACHE": stack.data("programs"),  # one for all proplets of the machine
-        **_inherited("PROPLET_TASK_*", "PROPLET_MAX_TASKS", "PROPLET_CACHE"),
+        **_inherited(
+            "PROPLET_TASK_*",
+            "PROPLET_MAX_TASKS",
+            "PROPLET_CACHE",
+            "PROPLET_STATE_BYTES",
+            "PROPLET_STATE_DAYS",
+        ),
         "PROPLET_MQTT_ADDRESS": stack.broker,
         "PROPLET_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from propeller.wasm import folder_contents
 from propeller.wasm.messages import TaskReport
-from propeller.wasm.outcome import judge_outcome, run_metrics, signal_name
+from propeller.wasm.outcome import bounded_folders, judge_outcome, run_metrics, signal_name
 from propeller.wasm.output import LineSplitter, OutputPipe, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
@@ -127,7 +127,7 @@ class ExternalRuntime:
         command += run.args
         for variable in run.env:
             command += ["--env", variable] if variable in env else []
-        for mounted in ("in", "out"):
+        for mounted in ("in", "out", "state") if run.state else ("in", "out"):
             command += ["--dir", f"{folder / mounted}::/{mounted}"]
         return [*command, str(_program_file(folder, run)), *inputs]
 
@@ -139,7 +139,7 @@ class ExternalRuntime:
         folder: Path,
         on_stderr: Callable[[str], None] | None,
     ) -> RunOutcome:
-        asked_at, out, limits = time.monotonic(), folder / "out", run.limits
+        asked_at, limits, searched = time.monotonic(), run.limits, bounded_folders(run, folder)
         stdout, lines, exceeded = bytearray(), LineSplitter(on_stderr), list[str]()
         pipes = [
             OutputPipe(
@@ -162,7 +162,11 @@ class ExternalRuntime:
                 if time.monotonic() - asked_at >= limits.wall_time_s:
                     reason = "wall_time_s"
                 elif reason is None and not exceeded:
-                    reason = folder_contents.exceeded_limit(str(out), limits.out_bytes, limits.out_files)
+                    over = (
+                        folder_contents.exceeded_limit(each.name, each.folder, each.max_bytes, each.max_files)
+                        for each in searched
+                    )
+                    reason = next(filter(None, over), None)
                 if reason or exceeded:
                     process.kill()
         finally:
@@ -179,7 +183,7 @@ class ExternalRuntime:
             judge_outcome,
             run,
             end,
-            out=out,
+            task_folder=folder,
             stdout=bytes(stdout),
             exceeded=exceeded[0] if exceeded else None,
         )
@@ -197,7 +201,9 @@ class _RuntimeProcess:
         self, command: list[str], env: dict[str, str], folder: Path, limits: Limits, writers: list[int]
     ) -> None:
         data_bytes = limits.memory_bytes + limits.compile_memory_bytes
-        file_bytes = max(limits.out_bytes + 1, 256 * MIB)  # what a runtime caches is not the task's
+        file_bytes = max(
+            limits.out_bytes + 1, limits.state_bytes + 1, 256 * MIB
+        )  # what a runtime caches is not the task's
         cpu_s = int(limits.wall_time_s) * (os.cpu_count() or 1) + 5
         package = str(Path(__file__).parents[2])
         launcher = [sys.executable, "-I", "-S", "-c", _CODE, package]
@@ -288,7 +294,7 @@ def _program_file(folder: Path, run: ProgramRun) -> Path:
 
 
 def _create_folder(folder: Path, run: ProgramRun, source: Path) -> None:
-    folder_contents.create(folder, run.files)
+    folder_contents.create(folder, run.files, run.state)
     shutil.copyfile(source, _program_file(folder, run))
     (folder / "in").chmod(0o500)
 

@@ -10,16 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from propeller.errors import InvalidError
+from propeller.wasm.program_run import StateFolder
 
 _COPIED_BYTES = 1024 * 1024
 
 
 class OutputError(InvalidError):
-    """What a task left in ``/out`` cannot be taken."""
+    """What a task left in ``/out`` or ``/state`` cannot be taken."""
 
 
-def create(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Make ``folder`` with ``in`` (holding ``files``) and ``out``.
+def create(folder: Path, files: Mapping[str, bytes | Path], state: StateFolder | None = None) -> None:
+    """Make ``folder`` with ``in`` (holding ``files``), ``out`` and, for a task that has one, a copy of its ``state``.
 
     A file that is given by its path is linked, or copied if it is on another file system.
 
@@ -29,6 +30,10 @@ def create(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     folder.mkdir(mode=0o700)
     (folder / "in").mkdir(mode=0o700)
     (folder / "out").mkdir(mode=0o700)
+    if state is not None:
+        (folder / "state").mkdir(mode=0o700)
+        if state.source is not None:
+            copy(state.source, folder / "state")
     for name, content in files.items():
         if name in {"", ".", ".."} or "/" in name or "\0" in name:
             raise ValueError(f"files: {name!r} is not a plain file name")
@@ -44,9 +49,25 @@ def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
     except OSError:  # another file system, or one that has no links
-        with file.open("rb") as source, target.open("xb") as copy:
-            while piece := source.read(_COPIED_BYTES):
-                copy.write(piece)
+        _copy_file(file, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy the files and folders of one folder into another, which is empty."""
+    with os.scandir(source) as found:
+        for entry in found:
+            place = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                place.mkdir(mode=0o700)
+                copy(Path(entry.path), place)
+            else:
+                _copy_file(Path(entry.path), place)
+
+
+def _copy_file(file: Path, target: Path) -> None:
+    with file.open("rb") as source, target.open("xb") as copied:
+        while piece := source.read(_COPIED_BYTES):
+            copied.write(piece)
 
 
 def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -71,8 +92,8 @@ def has_entries(folder: Path) -> bool:
         return True
 
 
-def exceeded_limit(folder: str, max_bytes: int, max_files: int) -> str | None:
-    """The limit that the folder's content is over, if any; stops looking as soon as it knows."""
+def exceeded_limit(name: str, folder: str, max_bytes: int, max_files: int) -> str | None:
+    """The limit that a folder's content is over, if any: ``NAME_files`` or ``NAME_bytes``; stops looking as soon as it knows."""
     size = count = 0
     try:
         for _, status in walk(folder):
@@ -80,11 +101,11 @@ def exceeded_limit(folder: str, max_bytes: int, max_files: int) -> str | None:
             if stat.S_ISREG(status.st_mode):
                 size += status.st_size
             if count > max_files:
-                return "out_files"
+                return f"{name}_files"
             if size > max_bytes:
-                return "out_bytes"
+                return f"{name}_bytes"
     except OSError:  # too deep a path to name
-        return "out_files"
+        return f"{name}_files"
     return None
 
 
@@ -101,10 +122,25 @@ def read_files(folder: Path) -> dict[str, bytes]:
             shown = os.path.relpath(f"{path}/{name}", folder)
             content = _content(name, at)
             if content is None:
-                raise OutputError(f"/out/{shown}: not a regular file; write files and folders only")
+                raise _unusual("out", shown)
             if name in files:
                 found[shown] = content
     return found
+
+
+def check_files(name: str, folder: Path) -> None:
+    """See that a folder that a task saw as ``/NAME`` has nothing but files and folders below it.
+
+    Raises:
+        OutputError: it has something else, such as a link.
+    """
+    for path, status in walk(str(folder)):
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise _unusual(name, os.path.relpath(path, folder))
+
+
+def _unusual(name: str, shown: str) -> OutputError:
+    return OutputError(f"/{name}/{shown}: not a regular file; write files and folders only")
 
 
 def _content(name: str, folder: int) -> bytes | None:

@@ -16,7 +16,7 @@ from propeller.wasm.call_values import (
     core_arguments,
     core_result,
 )
-from propeller.wasm.messages import RunTask
+from propeller.wasm.messages import STATE_WRITABLE, RunTask
 from propeller.wasm.program_run import limit_error
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class GuestProgram(ABC):
         wasi.stderr_file = "/proc/self/fd/2"
         wasi.preopen_dir("in", "/in", fs_mutable=False)
         wasi.preopen_dir("out", "/out")
+        if task.state:
+            wasi.preopen_dir("state", "/state", fs_mutable=task.state == STATE_WRITABLE)
         self.store.set_wasi(wasi)
 
     @abstractmethod

@@ -19,6 +19,9 @@ from typing import Any, get_args, get_origin
 from propeller.errors import InvalidError
 from propeller.wasm.program_run import Limits
 
+STATE_READABLE, STATE_WRITABLE = "read", "write"
+"""What a program may do with its ``/state``."""
+
 _NUMBER_BOUND = 2**63
 
 
@@ -27,9 +30,10 @@ class MessageError(InvalidError):
 
 
 @dataclass(frozen=True)
-class OutputFolder:
-    """What a task sees as ``/out``, which the template searches, and how much may be in it."""
+class BoundedFolder:
+    """What a task sees as ``/out`` or ``/state`` (``name``), which the template searches, and how much may be in it."""
 
+    name: str
     folder: str
     max_bytes: int
     max_files: int
@@ -46,7 +50,7 @@ class StartTask:
     task_file: str
     wall_time_s: float
     host_tensors: bool = False
-    output: OutputFolder | None = None
+    outputs: tuple[BoundedFolder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,10 @@ class CompileTask:
 
 @dataclass(frozen=True)
 class RunTask:
-    """Run a compiled program once; ``folder`` has its ``in`` and ``out``."""
+    """Run a compiled program once; ``folder`` has its ``in`` and ``out``.
+
+    ``state``: it has a ``state`` too, which the program may only read (``STATE_READABLE``) or also change (``STATE_WRITABLE``).
+    """
 
     folder: str
     artifact: str
@@ -110,6 +117,7 @@ class RunTask:
     export: str | None
     inputs: tuple[str, ...]
     limits: Limits
+    state: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ def _plain_types(annotation: Any) -> tuple[type, ...]:
 
 _FIELDS: dict[Any, dict[str, tuple[Any, tuple[type, ...]]]] = {
     kind: {field.name: (field.type, _plain_types(field.type)) for field in dataclasses.fields(kind)}
-    for kind in (*get_args(Message), OutputFolder, Limits)
+    for kind in (*get_args(Message), BoundedFolder, Limits)
 }
 """The fields of each class in order, with their types and what they take as it is; made before the template forks."""
 

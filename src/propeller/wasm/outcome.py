@@ -6,6 +6,7 @@ from pathlib import Path
 
 from propeller.wasm import folder_contents
 from propeller.wasm.folder_contents import OutputError
+from propeller.wasm.messages import BoundedFolder
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.template_client import ProcessEnd
 
@@ -16,7 +17,7 @@ def judge_outcome(
     run: ProgramRun,
     end: ProcessEnd,
     *,
-    out: Path,
+    task_folder: Path,
     stdout: bytes,
     stopped: bool = False,
     exceeded: str | None = None,
@@ -26,14 +27,17 @@ def judge_outcome(
     Args:
         run: What ran.
         end: The end of its process.
-        out: What the program saw as ``/out``; read here, after the end.
+        task_folder: Has what the program saw as ``/out``, read here, after the end, and ``/state``, moved from here if it is kept.
         stdout: What it wrote, at most as much as is allowed.
         stopped: Whether someone asked to stop it.
         exceeded: The output limit that it went over.
     """
     killed, report = end.status < 0, end.report
     limit = exceeded or (end.reason if killed and end.reason != "killed" else None)
-    limit = limit or folder_contents.exceeded_limit(str(out), run.limits.out_bytes, run.limits.out_files)
+    for folder in [] if limit else bounded_folders(run, task_folder):
+        limit = limit or folder_contents.exceeded_limit(
+            folder.name, folder.folder, folder.max_bytes, folder.max_files
+        )
     error: str | None
     if limit:
         error = run.limits.error(limit)
@@ -46,7 +50,9 @@ def judge_outcome(
     out_files: dict[str, bytes] = {}
     if error is None:
         try:
-            out_files = folder_contents.read_files(out)
+            out_files = folder_contents.read_files(task_folder / "out")
+            if run.state is not None and run.state.target is not None:
+                _keep_state(task_folder / "state", run.state.target, given=run.state.source is not None)
         except OutputError as problem:
             error = str(problem)
     return RunOutcome(
@@ -57,6 +63,21 @@ def judge_outcome(
         value=report.value if report else None,
         out_files=out_files,
     )
+
+
+def bounded_folders(run: ProgramRun, task_folder: Path) -> tuple[BoundedFolder, ...]:
+    """The folders that the program of a run may write to, with what may be in them."""
+    limits = run.limits
+    out = BoundedFolder("out", str(task_folder / "out"), limits.out_bytes, limits.out_files)
+    if run.state is None:
+        return (out,)
+    return out, BoundedFolder("state", str(task_folder / "state"), limits.state_bytes, limits.state_files)
+
+
+def _keep_state(state: Path, target: Path, *, given: bool) -> None:
+    folder_contents.check_files("state", state)
+    if given or folder_contents.has_entries(state):
+        state.rename(target)
 
 
 def run_metrics(end: ProcessEnd, asked_at: float) -> dict[str, float]:

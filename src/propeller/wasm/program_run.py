@@ -9,7 +9,12 @@ from propeller.errors import InvalidError
 
 MIB = 1024 * 1024
 
-_UNITS = {"fuel": "instructions", "table_elements": "elements", "out_files": "files"}
+_UNITS = {
+    "fuel": "instructions",
+    "table_elements": "elements",
+    "out_files": "files",
+    "state_files": "files",
+}
 
 
 class ProgramError(InvalidError):
@@ -36,7 +41,7 @@ class Limits:
     host call is ended too). ``memory_bytes`` bounds each linear memory and, with a margin for the runtime, the
     whole process. ``fuel`` counts Wasm instructions (about one each), the same on every machine; None: not
     counted. ``table_elements`` bounds each table. ``tensor_bytes`` and ``tensor_handles`` bound what a program holds on
-    the host at one time. ``out_files`` counts folders too. ``compile_s`` and ``compile_memory_bytes`` bound the
+    the host at one time. ``out_files`` and ``state_files`` count folders too. ``compile_s`` and ``compile_memory_bytes`` bound the
     compilation of a program.
     """
 
@@ -47,6 +52,8 @@ class Limits:
     stderr_bytes: int = MIB
     out_bytes: int = 256 * MIB
     out_files: int = 64
+    state_bytes: int = 64 * MIB
+    state_files: int = 64
     module_bytes: int = 64 * MIB
     table_elements: int = 1_000_000
     tensor_bytes: int = 512 * MIB
@@ -68,12 +75,27 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class StateFolder:
+    """What a run sees as ``/state``: its own copy of a folder, which is kept elsewhere if the run succeeds.
+
+    Attributes:
+        source: what is copied; None: it begins empty.
+        target: where the copy is moved when the run has succeeded and left or was given something: a path on the file system
+            of the sandbox's folder, at which there is nothing yet. None: nothing is kept, and the program cannot change it.
+    """
+
+    source: Path | None
+    target: Path | None
+
+
+@dataclass(frozen=True)
 class ProgramRun:
     """One run of a program that the sandbox holds.
 
     ``files`` are placed read-only in ``/in`` (names without folders): contents, or paths of files that are linked there and
     must not change meanwhile. ``export`` names a function to call with
-    ``inputs``, texts, one a parameter; without it the program is a command.
+    ``inputs``, texts, one a parameter; without it the program is a command. ``state`` is what it sees as ``/state``; None:
+    there is none.
     """
 
     id: str
@@ -84,6 +106,7 @@ class ProgramRun:
     export: str | None = None
     inputs: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    state: StateFolder | None = None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
-from propeller.wasm.messages import OutputFolder, RunTask
-from propeller.wasm.outcome import STOPPED_ERROR, judge_outcome, run_metrics
+from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, RunTask
+from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, run_metrics
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
-from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.task_folders import TaskFolders
 from propeller.wasm.template_client import SandboxError, TaskProcess, TemplateClient
 
@@ -168,7 +168,6 @@ class Sandbox:
     ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
         folder, limits = self._folders.new(), run.limits
-        out = folder / "out"
         task = RunTask(
             folder=str(folder),
             artifact=str(program.artifact),
@@ -179,10 +178,12 @@ class Sandbox:
             export=run.export,
             inputs=run.inputs,
             limits=limits,
+            state=_state_access(run.state),
         )
+        copies = run.state is not None and run.state.source is not None
         stdout, lines = bytearray(), LineSplitter(on_stderr)
         try:
-            await _in_thread_if_large(run.files, _create_folder, folder, run.files, task)
+            await _in_thread_if_large(run.files, _create_folder, folder, run, task, large=copies)
             active.process = process = self._template.start(
                 folder / _TASK_FILE,
                 limits.wall_time_s,
@@ -193,7 +194,7 @@ class Sandbox:
                     limits.stderr_bytes, lines.feed, partial(active.note_excess, "stderr_bytes")
                 ),
                 host_tensors=program.host_tensors,
-                output=OutputFolder(str(out), limits.out_bytes, limits.out_files),
+                outputs=bounded_folders(run, folder),
             )
             if active.stopped.done():
                 process.kill()
@@ -211,16 +212,21 @@ class Sandbox:
                 judge_outcome,
                 run,
                 end,
-                out=out,
+                task_folder=folder,
                 stdout=bytes(stdout),
                 stopped=active.stopped.done(),
                 exceeded=active.exceeded,
             )
-            outcome = await asyncio.to_thread(judge) if folder_contents.has_entries(out) else judge()
+            written = any(
+                folder_contents.has_entries(folder / name)
+                for name in ("out", "state")
+                if run.state or name == "out"
+            )
+            outcome = await asyncio.to_thread(judge) if written else judge()
             return replace(outcome, metrics=run_metrics(end, asked_at))
         finally:
             active.process = None
-            await _in_thread_if_large(run.files, folder_contents.remove, folder)
+            await _in_thread_if_large(run.files, folder_contents.remove, folder, large=copies)
 
 
 class _ActiveRun:
@@ -247,17 +253,23 @@ class _ActiveRun:
             self.process.kill()
 
 
-def _create_folder(folder: Path, files: Mapping[str, bytes | Path], task: RunTask) -> None:
-    folder_contents.create(folder, files)
+def _state_access(state: StateFolder | None) -> str | None:
+    if state is None:
+        return None
+    return STATE_READABLE if state.target is None else STATE_WRITABLE
+
+
+def _create_folder(folder: Path, run: ProgramRun, task: RunTask) -> None:
+    folder_contents.create(folder, run.files, run.state)
     write_task(folder / _TASK_FILE, task)
 
 
 async def _in_thread_if_large(
-    files: Mapping[str, bytes | Path], do: Callable[..., None], *arguments: Any
+    files: Mapping[str, bytes | Path], do: Callable[..., None], *arguments: Any, large: bool
 ) -> None:
     """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
     sizes = [len(content) if isinstance(content, bytes) else _INLINE_BYTES + 1 for content in files.values()]
-    if sum(sizes) > _INLINE_BYTES:
+    if large or sum(sizes) > _INLINE_BYTES:
         await asyncio.to_thread(do, *arguments)
     else:
         do(*arguments)

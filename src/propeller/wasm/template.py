@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from propeller.wasm import confinement, folder_contents, worker
 from propeller.wasm.messages import (
+    BoundedFolder,
     KillTask,
-    OutputFolder,
     Reply,
     StartTask,
     TaskEnded,
@@ -30,7 +30,7 @@ from propeller.wasm.messages import (
 )
 
 _SEARCH_EVERY_S = 0.05
-"""How often ``/out`` of running tasks is searched; only while there are any."""
+"""How often ``/out`` and ``/state`` of running tasks are searched; only while there are any."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _RunningTask:
     id: int
     pid: int
     deadline: float
-    output: OutputFolder | None
+    outputs: tuple[BoundedFolder, ...]
     reason: str | None = None
 
 
@@ -93,7 +93,7 @@ class Template:
         if not self._tasks:
             return None
         pause_s = min(task.deadline for task in self._tasks.values()) - time.monotonic()
-        if any(task.output for task in self._tasks.values()):
+        if any(task.outputs for task in self._tasks.values()):
             pause_s = min(pause_s, _SEARCH_EVERY_S)
         return max(0, int(min(pause_s * 1000 + 1, 2**31 - 1)))
 
@@ -140,7 +140,7 @@ class Template:
             os.close(fd)
         if pid > 0:
             deadline = time.monotonic() + request.wall_time_s
-            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.output)
+            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.outputs)
 
     def _stop(self, request: KillTask) -> None:
         for task in self._tasks.values():
@@ -150,18 +150,20 @@ class Template:
     def _enforce_limits(self) -> None:
         now = time.monotonic()
         for task in self._tasks.values():
-            output = task.output
             if now >= task.deadline:
                 self._end(task, "wall_time_s")
-            elif output and (
-                limit := folder_contents.exceeded_limit(output.folder, output.max_bytes, output.max_files)
-            ):
-                self._end(task, limit)
+                continue
+            for output in task.outputs:
+                if limit := folder_contents.exceeded_limit(
+                    output.name, output.folder, output.max_bytes, output.max_files
+                ):
+                    self._end(task, limit)
+                    break
 
     def _end(self, task: _RunningTask, reason: str) -> None:
         task.reason = task.reason or reason
         task.deadline = float("inf")
-        task.output = None
+        task.outputs = ()
         _kill(task.pid)
 
     def _reap(self) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 from propeller.errors import UnavailableError
 from propeller.wasm.messages import (
+    BoundedFolder,
     KillTask,
     MessageError,
-    OutputFolder,
     Request,
     StartTask,
     TaskEnded,
@@ -215,7 +215,7 @@ class TemplateClient:
         stdout: OutputSink,
         stderr: OutputSink,
         host_tensors: bool = False,
-        output: OutputFolder | None = None,
+        outputs: tuple[BoundedFolder, ...] = (),
     ) -> TaskProcess:
         """Ask for a confined process for the task in a file; the sinks take its standard output and error.
 
@@ -236,7 +236,7 @@ class TemplateClient:
             raise
         number = next(self._numbers)
         process = self._running[number] = TaskProcess(self, number, pipes, report_text)
-        request = StartTask(number, str(task_file), wall_time_s, host_tensors, output)
+        request = StartTask(number, str(task_file), wall_time_s, host_tensors, outputs)
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process
 

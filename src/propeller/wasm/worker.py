@@ -27,7 +27,7 @@ from propeller.wasm.guest_program import (
     error_cause,
     runtime_config,
 )
-from propeller.wasm.messages import CompileTask, RunTask, TaskReport, decode_task, encode
+from propeller.wasm.messages import STATE_WRITABLE, CompileTask, RunTask, TaskReport, decode_task, encode
 from propeller.wasm.module_exports import export_memories_and_tables
 
 _RUNTIME_BYTES = 192 * 1024 * 1024
@@ -124,7 +124,8 @@ def _run(task: RunTask) -> tuple[TaskReport, GuestProgram | None]:
         data_bytes=limits.memory_bytes
         + _RUNTIME_BYTES
         + (2 * limits.tensor_bytes if task.host_tensors else 0),
-        file_bytes=limits.out_bytes + 1,  # one more, so that the search of /out sees who went over
+        # One more, so that the search of /out and /state sees who went over.
+        file_bytes=max(limits.out_bytes, limits.state_bytes if task.state else 0) + 1,
         cpu_s=int(limits.wall_time_s) + 5,
     )
     os.chdir(task.folder)
@@ -134,7 +135,10 @@ def _run(task: RunTask) -> tuple[TaskReport, GuestProgram | None]:
     except wasmtime.WasmtimeError as error:  # compiled by another build of the runtime, or damaged
         text = f"sandbox: cannot load the compiled program: {error_cause(error)}"
         return TaskReport(text, stale=True), None
-    confinement.confine([task.folder + "/in"], [task.folder + "/out"])
+    readable, writable = [task.folder + "/in"], [task.folder + "/out"]
+    if task.state:
+        (writable if task.state == STATE_WRITABLE else readable).append(task.folder + "/state")
+    confinement.confine(readable, writable)
     entered = time.monotonic()
     report = _call(program)
     report = replace(

@@ -1,0 +1,186 @@
+"""Device states on disk: versions by round, bounded, gone when the experiment is over."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from propeller.proplet.device_states import DeviceStates, TaskState
+
+PROGRAM = "registry.test/mine"
+
+
+def opened(folder: Path, max_bytes: int = 10_000, max_age_s: float = 1000) -> DeviceStates:
+    return DeviceStates(folder / "states", max_bytes, max_age_s)
+
+
+def leave(state: TaskState, text: str) -> None:
+    """Do what the sandbox does when a run has succeeded."""
+    assert state.target is not None
+    state.target.mkdir()
+    (state.target / "n").write_text(text)
+
+
+def found(state: TaskState) -> str | None:
+    """What a task is given."""
+    return None if state.source is None else (state.source / "n").read_text()
+
+
+async def keep(states: DeviceStates, number: int | None, text: str, experiment: str = "e-1") -> None:
+    state = states.open(experiment, PROGRAM, number, changes=True)
+    leave(state, text)
+    await states.commit(state)
+
+
+def given(
+    states: DeviceStates, number: int | None, experiment: str = "e-1", *, evaluates: bool = False
+) -> str | None:
+    return found(states.open(experiment, PROGRAM, number, changes=not evaluates))
+
+
+async def never(_experiment: str) -> bool:
+    return False
+
+
+async def test_a_round_gets_what_the_one_before_left(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    assert given(states, 1) is None
+    await keep(states, 1, "one")
+    assert given(states, 2) == "one"
+    await keep(states, 2, "two")
+    assert given(states, 3) == "two"
+    assert given(states, 7) == "two"  # it was not chosen for the rounds between
+    assert given(opened(tmp_path), 3) == "two"  # after a restart
+
+
+async def test_a_round_that_is_done_again_starts_from_the_one_before(tmp_path: Path) -> None:
+    """As when the first attempt failed, or the proplet was killed before it could report."""
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    await keep(states, 2, "two")
+    assert given(states, 2) == "one"
+    await keep(states, 2, "two again")
+    assert given(states, 3) == "two again"
+    assert given(states, 2) == "one"
+
+
+async def test_an_evaluation_gets_what_its_round_left_and_changes_nothing(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    await keep(states, 2, "two")
+    assert given(states, 2, evaluates=True) == "two"
+    assert states.open("e-1", PROGRAM, 2, changes=False).target is None
+
+
+async def test_tasks_without_a_round_number_follow_one_another(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    await keep(states, None, "one")
+    await keep(states, None, "two")
+    assert given(states, None) == "two"
+    assert given(states, None, evaluates=True) == "two"
+
+
+async def test_two_versions_are_kept(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    for number in range(1, 20):
+        await keep(states, number, "x")
+    names = sorted(place.name.partition("-")[0] for place in (tmp_path / "states").glob("*/[0-9]*"))
+    assert names == ["18", "19"]
+
+
+async def test_a_failed_task_leaves_nothing(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    state = states.open("e-1", PROGRAM, 2, changes=True)
+    leave(state, "two")
+    await states.discard(state)
+    assert given(states, 3) == "one"
+    unused = states.open("e-1", PROGRAM, 2, changes=True)
+    await states.commit(unused)
+    await states.discard(unused)
+    assert given(states, 3) == "one"
+    assert len(list((tmp_path / "states").iterdir())) == 1
+
+
+async def test_it_is_private_to_experiment_and_program(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    assert given(states, 2, "e-2") is None
+    assert states.open("e-1", "registry.test/other", 2, changes=True).source is None
+    for place in (tmp_path / "states").iterdir():
+        assert place.stat().st_mode & 0o077 == 0
+
+
+async def test_killed_at_any_moment_the_next_process_finds_a_whole_version(tmp_path: Path) -> None:
+    """What a task left and was not taken yet, and a version whose removal was under way, are removed at the start."""
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    leave(states.open("e-1", PROGRAM, 2, changes=True), "two")
+    (place,) = [place for place in (tmp_path / "states").iterdir() if not place.name.startswith(".")]
+    (version,) = place.glob("1-*")
+    (place / ".old-a").mkdir()
+    (place / ".old-a" / "part").write_text("x")
+    states = opened(tmp_path)
+    assert given(states, 2) == "one"
+    assert sorted(entry.name for entry in place.iterdir()) == sorted([version.name, "about.json"])
+    assert [entry.name for entry in (tmp_path / "states").iterdir()] == [place.name]
+
+
+async def test_all_together_are_bounded(tmp_path: Path) -> None:
+    """Those used longest ago make room; the one in use stays."""
+    states = opened(tmp_path, max_bytes=2000)
+    for number, experiment in enumerate(("e-1", "e-2", "e-3")):
+        await keep(states, 1, "x" * 800, experiment)
+        about = states.open(experiment, PROGRAM, 2, changes=True).place / "about.json"
+        os.utime(about, (number, number))
+    kept = [name for name in ("e-1", "e-2", "e-3") if given(states, 2, name) is not None]
+    assert kept == ["e-2", "e-3"]
+    states = opened(tmp_path, max_bytes=2000)
+    await keep(states, 2, "x" * 800, "e-2")  # its second version
+    assert [name for name in ("e-2", "e-3") if given(states, 3, name) is not None] == ["e-2"]
+
+
+async def test_experiments_that_are_over_leave_nothing(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    for experiment in ("e-1", "e-2"):
+        await keep(states, 1, "one", experiment)
+    asked: list[str] = []
+
+    async def has_ended(experiment: str) -> bool:
+        asked.append(experiment)
+        return experiment == "e-1"
+
+    await states.clean(has_ended)
+    assert sorted(asked) == ["e-1", "e-2"]
+    assert (given(states, 2, "e-1"), given(states, 2, "e-2")) == (None, "one")
+
+
+async def test_what_is_not_used_for_long_is_removed(tmp_path: Path) -> None:
+    states = opened(tmp_path, max_age_s=100)
+    for experiment in ("e-1", "e-2"):
+        await keep(states, 1, "one", experiment)
+    about = states.open("e-1", PROGRAM, 2, changes=True).place / "about.json"
+    os.utime(about, (time.time() - 101,) * 2)
+    await states.clean(never)
+    assert (given(states, 2, "e-1"), given(states, 2, "e-2")) == (None, "one")
+
+
+async def test_a_disk_that_takes_nothing_is_a_task_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from propeller.proplet import device_states
+    from propeller.proplet.errors import TaskError
+
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    state = states.open("e-1", PROGRAM, 2, changes=True)
+    leave(state, "two")
+
+    def full(_path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(device_states, "sync_folder", full)
+    with pytest.raises(TaskError, match="state: it cannot be kept for the next round: No space left"):
+        await states.commit(state)
+    assert given(states, 3) == "one"
