@@ -15,7 +15,7 @@ from propeller.fl.strategies.strategy import (
     StrategyInputError,
     UpdateError,
 )
-from propeller.fl.tensors import TensorError, Tensors, check_shapes
+from propeller.fl.tensors import TensorError, Tensors
 
 PART_BYTES = 64 * 1024 * 1024
 """A part of a model has the tensors that fit into this, or one larger tensor."""
@@ -102,7 +102,7 @@ def aggregate(
     contributions = [contribution for contribution, _tensors in received]
     for number, (contribution, tensors) in enumerate(received):
         try:
-            check_shapes(tensors, strategy.update_shapes(base))
+            strategy.check_update(base, tensors)
         except TensorError as error:
             raise UpdateError(number, contribution, error) from None
     parts = list(parts_of({name: array.nbytes for name, array in base.items()}, part_bytes))

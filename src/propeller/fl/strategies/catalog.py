@@ -7,15 +7,52 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from propeller.errors import InvalidError
+from propeller.fl.strategies.clipping import NormClipping
 from propeller.fl.strategies.fedavg import FedAvg
+from propeller.fl.strategies.fedbuff import FedBuff
+from propeller.fl.strategies.fednova import FedNova
+from propeller.fl.strategies.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from propeller.fl.strategies.fedprox import FedProx
+from propeller.fl.strategies.geometric_median import GeometricMedian
+from propeller.fl.strategies.krum import Bulyan, Krum, MultiKrum
+from propeller.fl.strategies.order import FedMedian, TrimmedMean
+from propeller.fl.strategies.personal import Ditto, FedBN, FedPer
+from propeller.fl.strategies.qfedavg import QFedAvg
+from propeller.fl.strategies.scaffold import Scaffold
 from propeller.fl.strategies.strategy import Strategy
 
 ENTRY_POINTS = "propeller.strategies"
 """The entry-point group in which an installed package names strategies of its own."""
 
-_BUILT_IN: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (FedAvg,)}
+_BUILT_IN: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (
+        FedAvg,
+        FedAvgM,
+        FedAdagrad,
+        FedAdam,
+        FedYogi,
+        FedProx,
+        FedNova,
+        Scaffold,
+        QFedAvg,
+        FedMedian,
+        TrimmedMean,
+        GeometricMedian,
+        Krum,
+        MultiKrum,
+        Bulyan,
+        NormClipping,
+        FedBuff,
+        Ditto,
+        FedBN,
+        FedPer,
+    )
+}
+"""In the order of the documentation."""
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 """The bounds of JSON schemas, which pydantic writes."""
@@ -131,20 +168,23 @@ def describe_strategy(name: str) -> Description:
     schema = kind.model_json_schema()["properties"]
     parameters = tuple(
         Parameter(
-            field,
-            _type_name(schema[field]),
+            parameter,
+            _type_name(schema[parameter]),
             None if info.is_required() else info.get_default(call_default_factory=True),
             info.is_required(),
-            _range(schema[field]),
+            _range(schema[parameter]),
             info.description or "",
         )
-        # What all strategies have comes last.
-        for field, info in sorted(
-            kind.model_fields.items(), key=lambda item: item[0] in Strategy.model_fields
-        )
+        for parameter, info in _parameters(kind).items()
     )
     summary = (kind.__doc__ or "").strip().partition("\n")[0]
     return Description(name, summary, kind.paper, parameters, kind.keeps_device_state)
+
+
+def _parameters(kind: type[Strategy]) -> dict[str, FieldInfo]:
+    """The parameters as experiment files name them; what all strategies have comes last."""
+    found = {info.alias or field: info for field, info in kind.model_fields.items()}
+    return dict(sorted(found.items(), key=lambda item: item[0] in Strategy.model_fields))
 
 
 def _find(name: str) -> type[Strategy]:
@@ -184,10 +224,14 @@ def _load(point: EntryPoint) -> type[Strategy]:
 
 
 def _explain(kind: type[Strategy], item: Any) -> str:
+    if not item["loc"]:
+        return f"strategy: {kind.name}: {item['msg'].removeprefix('Value error, ')}"
     field = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
-        has = ", ".join(kind.model_fields)
-        return f"strategy.{field[:80]}: {kind.name} has no such parameter{_hint(field, kind.model_fields)}; it has {has}"
+        names = _parameters(kind)
+        return f"strategy.{field[:80]}: {kind.name} has no such parameter{_hint(field, names)}; it has {', '.join(names)}"
+    if item["type"] == "missing":
+        return f"strategy.{field}: {kind.name} needs it: {_parameters(kind)[field].description}"
     where = ".".join(str(step)[:80] for step in item["loc"])
     allowed = _range(kind.model_json_schema()["properties"].get(field, {}))
     valid = f" (valid: {allowed})" if allowed else ""

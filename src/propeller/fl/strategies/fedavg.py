@@ -1,12 +1,11 @@
 """Federated averaging: the mean of the updates, weighted by their samples."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from propeller.fl.strategies.strategy import Contribution, Measured, Plan, Strategy
+from propeller.fl.strategies.mean import MeanStrategy
 
 
-class FedAvg(Strategy):
+class FedAvg(MeanStrategy):
     """The mean of the updates, weighted by their samples: ``w = Σ n_k / n · w_k``.
 
     McMahan, Moore, Ramage, Hampson and Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from Decentralized
@@ -22,10 +21,3 @@ class FedAvg(Strategy):
         "arXiv:1602.05629"
     )
     needs_base: ClassVar[bool] = False
-
-    def plan(
-        self, contributions: Sequence[Contribution], values: Mapping[str, Any], measured: Measured
-    ) -> Plan:
-        """Each update counts by its samples."""
-        del values, measured
-        return Plan.by_samples(contributions)

@@ -42,11 +42,7 @@ class Measurement:
             self._rows[number] = update
             return
         for name in self._names:
-            total = 0.0
-            for start, end in blocks(update[name].size):
-                block = self._difference(number, update, name, start, end)
-                total += float(block @ block)
-            self._squares[number] += self._finite(number, name, total)
+            self._squares[number] += self._square(number, update, name)
 
     def end(self) -> None:
         """End the part.
@@ -58,17 +54,12 @@ class Measurement:
             return
         count = len(self._contributions)
         for name in self._names:
-            gram = np.zeros((count, count))
-            for start, end in blocks(self._bases[0][name].size):
-                matrix = np.stack(
-                    [
-                        self._difference(number, self._rows[number], name, start, end)
-                        for number in range(count)
-                    ]
-                )
-                gram += matrix @ matrix.T
-            for number in range(count):
-                self._finite(number, name, float(gram[number, number]))
+            # Rows whose squares leave float64 have none of their products: they are infinitely far from all others.
+            squares = np.array([self._square(number, self._rows[number], name) for number in range(count)])
+            usable = [number for number in range(count) if np.isfinite(squares[number])]
+            gram = np.diag(squares)
+            if usable:
+                gram[np.ix_(usable, usable)] = self._products(name, usable)
             self._gram += gram
         self._rows = {}
 
@@ -80,20 +71,31 @@ class Measurement:
         gram = self._gram if self._strategy.measure is Measure.GRAM else None
         return Measured(np.sqrt(squares), gram)
 
+    def _products(self, name: str, numbers: Sequence[int]) -> Float64:
+        gram = np.zeros((len(numbers), len(numbers)))
+        for start, end in blocks(self._bases[0][name].size):
+            rows = [self._difference(number, self._rows[number], name, start, end) for number in numbers]
+            matrix = np.stack(rows)
+            gram += matrix @ matrix.T
+        return gram
+
+    def _square(self, number: int, update: Mapping[str, Array], name: str) -> float:
+        """The squared norm of one tensor's difference; infinity where it leaves float64."""
+        total = 0.0
+        with np.errstate(over="ignore"):
+            for start, end in blocks(update[name].size):
+                block = self._difference(number, update, name, start, end)
+                total += float(block @ block)
+        if not np.isfinite(total) and not np.isfinite(update[name]).all():
+            error = TensorError("holds NaN or an infinity; every number must be finite", name)
+            raise UpdateError(number, self._contributions[number], error)
+        return total if np.isfinite(total) else np.inf
+
     def _difference(
         self, number: int, update: Mapping[str, Array], name: str, start: int, end: int
     ) -> Float64:
         contribution = self._contributions[number]
-        values = update[name].reshape(-1)[start:end].astype(np.float64)
+        values: Float64 = update[name].reshape(-1)[start:end].astype(np.float64)
         if contribution.kind == "weights":
             values -= self._bases[contribution.base][name].reshape(-1)[start:end]
         return values
-
-    def _finite(self, number: int, name: str, square: float) -> float:
-        if not np.isfinite(square):
-            raise UpdateError(
-                number,
-                self._contributions[number],
-                TensorError("holds NaN, an infinity or numbers too large for the norm of the update", name),
-            )
-        return square

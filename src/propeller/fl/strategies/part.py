@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from math import fsum
 
 import numpy as np
-import numpy.typing as npt
 
 from propeller.fl.strategies.integers import (
     IntegerMean,
@@ -54,7 +53,6 @@ class PartAggregation:
         initial = strategy.initial_state(base)
         self._state = initial if state is None else state
         check_shapes(self._state, shapes_of(initial), f"the server state of {strategy.name}")
-        self._expected = strategy.update_shapes(base)
         self._learned = {name: array.shape for name, array in base.items() if strategy.learns(name, array)}
         self._rows: dict[int, Tensors] = {}
         self._sums = WeightedSums({} if strategy.rows else self._learned, self._refuse)
@@ -84,7 +82,7 @@ class PartAggregation:
                 holds NaN or an infinity.
         """
         try:
-            check_shapes(update, self._expected)
+            self._strategy.check_update(self._base, update)
         except TensorError as error:
             raise self._refuse(number, error) from None
         if self._strategy.rows:
@@ -134,7 +132,7 @@ class PartAggregation:
             return self._strategy.combine(self._plan, rows)
         mean = sums[name][start:end]
         for number, coefficient in self._base_coefficients:
-            mean += coefficient * self._bases[number][name].reshape(-1)[start:end]
+            mean += coefficient * _float64(self._bases[number][name], start, end)
         if self._plan.divisor != 1:
             mean /= self._plan.divisor
         return mean
@@ -151,9 +149,9 @@ class PartAggregation:
     ) -> None:
         kinds = self._strategy.state_kinds
         block = Block(
-            self._base[name].reshape(-1)[start:end].astype(np.float64),
+            _float64(self._base[name], start, end),
             mean,
-            {kind: self._state[f"{kind}/{name}"].reshape(-1)[start:end].astype(np.float64) for kind in kinds},
+            {kind: _float64(self._state[f"{kind}/{name}"], start, end) for kind in kinds},
             extra,
         )
         with np.errstate(over="ignore", invalid="ignore"):
@@ -175,15 +173,15 @@ class PartAggregation:
     def _row(self, number: int, name: str, start: int, end: int) -> Float64:
         """A block of an update, as weights."""
         contribution = self._contributions[number]
-        row: npt.NDArray[np.float64] = self._rows[number][name].reshape(-1)[start:end].astype(np.float64)
+        row = _float64(self._rows[number][name], start, end)
         if not np.isfinite(row).all():
             raise self._refuse(
                 number, TensorError("holds NaN or an infinity; every number must be finite", name)
             )
         if contribution.kind == "delta" or contribution.base:
-            row += self._base[name].reshape(-1)[start:end]
+            row += _float64(self._base[name], start, end)
             if contribution.kind == "weights":
-                row -= self._bases[contribution.base][name].reshape(-1)[start:end]
+                row -= _float64(self._bases[contribution.base][name], start, end)
         return row
 
     def _exact_names(self) -> list[str]:
@@ -220,6 +218,12 @@ class PartAggregation:
 
     def _refuse(self, number: int, error: TensorError) -> UpdateError:
         return UpdateError(number, self._contributions[number], error)
+
+
+def _float64(array: Array, start: int, end: int) -> Float64:
+    """A copy of a block: arithmetic with it must not be in the array's own dtype."""
+    block: Float64 = array.reshape(-1)[start:end].astype(np.float64)
+    return block
 
 
 def _extra(kind: str, name: str) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from propeller.errors import InvalidError
-from propeller.fl.tensors import Array, Shapes, TensorError, Tensors
+from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shapes
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 
@@ -94,7 +94,9 @@ class Measured:
         if self.gram is None:
             raise TensorError("distances need the inner products of the updates")
         squares = np.diag(self.gram)
-        distances: Float64 = np.maximum(squares[:, None] + squares[None, :] - 2 * self.gram, 0.0)
+        products = self.gram.copy()
+        np.fill_diagonal(products, 0.0)  # infinite where a norm is
+        distances: Float64 = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0.0)
         np.fill_diagonal(distances, 0.0)
         return distances
 
@@ -229,6 +231,25 @@ class Strategy(BaseModel, ABC):
                 if self.learns(name, array)
             }
         return shapes
+
+    def check_update(self, base: Tensors, update: Tensors) -> None:
+        """Check that an update has what ``update_shapes`` says, of any dtypes.
+
+        Raises:
+            TensorError: naming the tensor and what is wrong with it.
+        """
+        expected = self.update_shapes(base)
+        for name in expected:
+            if name.startswith(EXTRA) and name not in update:
+                raise TensorError(
+                    f"is missing; with {self.name} an update carries it beside the model's tensors", name
+                )
+        for name in update:
+            if name in base and name not in expected:
+                raise TensorError(
+                    "stays on the devices (strategy.personal); an update must not carry it", name
+                )
+        check_shapes(update, expected)
 
     def update_names(self, names: Sequence[str]) -> list[str]:
         """Names that an update may have for these tensors of the model."""
