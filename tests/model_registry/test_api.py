@@ -8,13 +8,13 @@ import httpx
 import numpy as np
 import pytest
 
-from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
+from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
 from propeller.model_registry.aliases import AliasStore
 from propeller.model_registry.api import main
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.states import StateStore
-from propeller.model_registry.store import ModelStore, StoredModel
+from propeller.model_registry.store import ModelStore
 from propeller.process.run import StartError
 from support.model_registry import client, client_as
 from support.net import free_port
@@ -204,7 +204,7 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
     reads: list[int] = []
     read = store.read
 
-    def counted(version: int) -> StoredModel:
+    def counted(version: int) -> tuple[Tensors, dict[str, str]]:
         reads.append(version)
         return read(version)
 
@@ -238,4 +238,4 @@ async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
     )
     models = ModelRegistry.open(settings.folder, cache_bytes=0)
     await models.seed(settings.read_initial_model())
-    assert (await models.encoded(0, "application/json")).content == b'{"w":[0.5,1.0],"b":0}'
+    assert (await models.encoded(0, "application/json")).body.head == b'{"w":[0.5,1.0],"b":0}'

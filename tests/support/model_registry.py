@@ -14,9 +14,12 @@ from propeller.web.auth import Principal, Verify
 from support.coordinator import serving
 
 
-def client(folder: Path, *, verify: Verify | None = None, max_body: int = 100_000) -> httpx.AsyncClient:
+def client(
+    folder: Path, *, verify: Verify | None = None, max_body: int = 100_000, max_decoded: int = 100_000
+) -> httpx.AsyncClient:
     """A client of a registry on a folder, without a port between them."""
-    app = create_api(ModelRegistry.open(folder, cache_bytes=1000), verify=verify, max_body=max_body)
+    registry = ModelRegistry.open(folder, cache_bytes=1000, max_decoded=max_decoded)
+    app = create_api(registry, verify=verify, max_body=max_body, max_decoded=max_decoded)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Request, Response
 from pydantic import Field
 
-from propeller.errors import InvalidError, RefusedError, UnsupportedTypeError
+from propeller.errors import InvalidError, RefusedError, TooLargeError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -14,19 +14,20 @@ from propeller.fl.tensors import (
     Tensors,
     decode,
     from_json,
-    from_safetensors,
     media_type,
     negotiate,
 )
-from propeller.model_registry.service import ModelRegistry
-from propeller.model_registry.settings import ModelRegistrySettings
+from propeller.model_registry.service import MAX_DECODED, EncodedModel, ModelRegistry
+from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.model_registry.store import LINEAGE_FIELD
 from propeller.process.run import StartError
 from propeller.protocol.models import lineage_text
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
-from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
+from propeller.web.app import Router, create_app, etag_matches
 from propeller.web.auth import Caller, Principal, Verify, verifier
+from propeller.web.body import read_body
+from propeller.web.ranges import asked_ranges, respond
 from propeller.web.server import bind_api, serve
 
 _MAX_KEY_CHARACTERS = 256
@@ -49,15 +50,30 @@ class AliasedVersion(Message):
     version: Annotated[int, Field(strict=True, ge=0)]
 
 
-def create_api(registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
-    """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
-    app = create_app("model-registry", verify=verify, max_body=max_body)
-    app.include_router(_model_routes(registry))
+def create_api(
+    registry: ModelRegistry,
+    *,
+    verify: Verify | None = None,
+    max_body: int = MAX_BYTES,
+    max_decoded: int = MAX_DECODED,
+) -> FastAPI:
+    """The app.
+
+    Args:
+        registry: what it answers for.
+        verify: checks who calls.
+        max_body: the largest body, in bytes.
+        max_decoded: the largest body that is decoded in memory (any but safetensors), in bytes.
+    """
+    app = create_app(
+        "model-registry", verify=verify, max_body=max_body, max_body_setting="REGISTRY_MAX_BYTES"
+    )
+    app.include_router(_model_routes(registry, max_decoded))
     app.include_router(_alias_routes(registry))
     return app
 
 
-def _model_routes(registry: ModelRegistry) -> Router:
+def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
     router = Router()
 
     @router.get("/models")
@@ -74,11 +90,17 @@ def _model_routes(registry: ModelRegistry) -> Router:
         """Store a model: JSON ``{"version"?, "model", "lineage"?}``, or safetensors with ``?version=``."""
         _check_may_store(who)
         _check_key(idempotency_key)
-        tensors, metadata, version_in_body = await asyncio.to_thread(
-            _decode_model, request.headers.get("content-type"), await request.body()
-        )
-        chosen = version if version_in_body is None else version_in_body
-        stored = await registry.add(tensors, metadata, chosen, idempotency_key)
+        content_type = request.headers.get("content-type")
+        try:
+            if media_type(content_type) == SAFETENSORS:
+                stored = await registry.add_document(request.stream(), version, idempotency_key)
+            else:
+                body = await read_decoded(request)
+                tensors, metadata, in_body = await asyncio.to_thread(_decode_model, content_type, body)
+                chosen = version if in_body is None else in_body
+                stored = await registry.add(tensors, metadata, chosen, idempotency_key)
+        except TensorError as error:
+            raise InvalidError(f"model: {error}") from None
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
     @router.get("/models/{version:path}/info")
@@ -86,27 +108,36 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return await registry.info(await registry.find(version))
 
     @router.get("/models/{version:path}/state")
-    async def get_state(version: str) -> Response:
-        return Response(await registry.state(await registry.find(version)), media_type=SAFETENSORS)
+    async def get_state(request: Request, version: str) -> Response:
+        number = await registry.find(version)
+        state = await registry.state(number, whole="range" not in request.headers)
+        return answer(request, state, SAFETENSORS, number)
 
     @router.put("/models/{version:path}/state")
     async def put_state(request: Request, who: Caller, version: str) -> dict[str, Any]:
         """Keep the server state that belongs to a version: safetensors, its values in ``__metadata__.values``."""
         _check_may_store(who)
-        tensors, metadata = await asyncio.to_thread(
-            _decode_state, request.headers.get("content-type"), await request.body()
-        )
-        number = await registry.find(version)
-        await registry.add_state(number, tensors, metadata)
+        content_type, number = request.headers.get("content-type"), await registry.find(version)
+        if media_type(content_type) != SAFETENSORS:
+            raise UnsupportedTypeError(
+                f"Content-Type {str(content_type)[:80]!r} cannot be read; send {SAFETENSORS}"
+            )
+        try:
+            await registry.add_state(number, request.stream())
+        except TensorError as error:
+            raise InvalidError(f"state: {error}") from None
         return {"version": number, "status": "stored"}
 
     @router.get("/models/{version:path}")
     async def get(request: Request, version: str) -> Response:
-        return await answer(request, await registry.find(version))
+        return await answer_model(request, await registry.find(version))
 
-    async def answer(request: Request, version: int) -> Response:
+    async def answer_model(request: Request, version: int) -> Response:
         media_type = negotiate(request.headers.get("accept"))
-        encoded = await registry.encoded(version, media_type)
+        encoded = await registry.encoded(version, media_type, whole="range" not in request.headers)
+        return answer(request, encoded, media_type, version)
+
+    def answer(request: Request, encoded: EncodedModel, media_type: str, version: int) -> Response:
         headers = {
             "ETag": encoded.etag,
             "Vary": "Accept",
@@ -115,7 +146,17 @@ def _model_routes(registry: ModelRegistry) -> Router:
         }
         if etag_matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
-        return Response(encoded.content, media_type=media_type, headers=headers)
+        ranges = asked_ranges(request.headers, encoded.body.length, encoded.etag)
+        return respond(encoded.body, ranges, headers, media_type)
+
+    async def read_decoded(request: Request) -> bytes:
+        """A body that is decoded in memory."""
+        try:
+            return await read_body(request, max_decoded)
+        except TooLargeError:
+            raise TooLargeError(
+                f"the model is over REGISTRY_MAX_DECODED_BYTES ({max_decoded}) in this encoding: send it as {SAFETENSORS}"
+            ) from None
 
     return router
 
@@ -157,26 +198,12 @@ def _check_key(key: str) -> None:
 
 
 def _decode_model(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
-    try:
-        if media_type(content_type) == JSON:
-            new = NewModel.decode(body)
-            metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
-            return from_json(new.model), metadata, new.version
-        tensors, metadata = decode(content_type, body)
-    except TensorError as error:
-        raise InvalidError(f"model: {error}") from None
+    if media_type(content_type) == JSON:
+        new = NewModel.decode(body)
+        metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
+        return from_json(new.model), metadata, new.version
+    tensors, metadata = decode(content_type, body)
     return tensors, metadata, None
-
-
-def _decode_state(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str]]:
-    if media_type(content_type) != SAFETENSORS:
-        raise UnsupportedTypeError(
-            f"Content-Type {str(content_type)[:80]!r} cannot be read; send {SAFETENSORS}"
-        )
-    try:
-        return from_safetensors(body)
-    except TensorError as error:
-        raise InvalidError(f"state: {error}") from None
 
 
 async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
@@ -187,11 +214,18 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
     """
     bind = bind_api("model-registry", settings, settings.host, settings.port, "REGISTRY_PORT")
     try:
-        registry = ModelRegistry.open(settings.folder, cache_bytes=settings.cache_bytes)
+        registry = ModelRegistry.open(
+            settings.folder, cache_bytes=settings.cache_bytes, max_decoded=settings.max_decoded_bytes
+        )
         await registry.seed(settings.read_initial_model())
     except OSError as error:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
-    app = create_api(registry, verify=verifier(settings), max_body=settings.max_bytes)
+    app = create_api(
+        registry,
+        verify=verifier(settings),
+        max_body=settings.max_bytes,
+        max_decoded=settings.max_decoded_bytes,
+    )
     await serve([(bind, app)], stop)

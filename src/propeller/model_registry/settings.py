@@ -6,9 +6,12 @@ from typing import Any
 
 from pydantic import Field
 
+from propeller.model_registry.service import MAX_DECODED
 from propeller.process.run import StartError
 from propeller.process.settings import HttpSettings
-from propeller.web.app import MAX_BODY
+
+MAX_BYTES = 4 * 1024 * 1024 * 1024
+"""The default of the largest model: it goes to the disk as it comes, and does not take that much memory."""
 
 INITIAL_MODEL = '{"w":[0,0,0],"b":0}'
 
@@ -21,7 +24,8 @@ class ModelRegistrySettings(HttpSettings):
     folder: Path = Field(Path("/tmp/fl-models"), alias="MODELS_DIR")  # noqa: S108 - absmach/propeller's default
     initial_model: str = Field(INITIAL_MODEL, alias="REGISTRY_INITIAL_MODEL")
     """Version 0 of a registry that has none: JSON, or the path of a JSON file."""
-    max_bytes: int = Field(MAX_BODY, alias="REGISTRY_MAX_BYTES", gt=0)
+    max_bytes: int = Field(MAX_BYTES, alias="REGISTRY_MAX_BYTES", gt=0)
+    max_decoded_bytes: int = Field(MAX_DECODED, alias="REGISTRY_MAX_DECODED_BYTES", gt=0)
     cache_bytes: int = Field(64 * 1024 * 1024, alias="REGISTRY_CACHE_BYTES", ge=0)
 
     def read_initial_model(self) -> dict[str, Any]:

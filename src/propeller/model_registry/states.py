@@ -5,12 +5,12 @@ A server state is what a strategy keeps from round to round: named tensors, and 
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from propeller.errors import ConflictError, InvalidError, NotFoundError, TooLargeError
-from propeller.fl.tensors import Tensors, to_safetensors
-from propeller.process.files import write_durably
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, TooLargeError
+from propeller.fl.tensors import TensorError
+from propeller.model_registry.documents import Document, Upload
+from propeller.model_registry.store import DIGEST_FIELD, without_own_fields
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 VALUES_FIELD = "values"
@@ -36,6 +36,18 @@ class StateNotFoundError(NotFoundError):
         )
 
 
+class DamagedStateError(PropellerError):
+    """The state's file cannot be used.
+
+    Attributes:
+        reason: what is wrong with the file, for the log.
+    """
+
+    def __init__(self, version: int, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the server state of version {version} is damaged; restore it from a backup")
+
+
 class StateStore:
     """The server states in a folder. Its methods block: call them in a thread."""
 
@@ -45,37 +57,61 @@ class StateStore:
 
     def has(self, version: int) -> bool:
         """Whether a version has a state."""
-        return self._path(version).exists()
+        return self.path(version).exists()
 
-    def read(self, version: int) -> bytes:
-        """The state of a version, as a safetensors document.
+    def open(self, version: int) -> Document:
+        """The state of a version.
 
         Raises:
             StateNotFoundError: it has none.
+            DamagedStateError: its file cannot be used.
         """
         try:
-            return self._path(version).read_bytes()
+            return Document.open(self.path(version))
         except FileNotFoundError:
             raise StateNotFoundError(version) from None
+        except (OSError, TensorError) as error:
+            raise DamagedStateError(version, str(error)) from None
 
-    def add(self, version: int, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-        """Keep the state of a version; on the disk when this returns. The same state again changes nothing.
+    def check(self, version: int) -> str:
+        """Compare the numbers of a version's state with the digest they were stored with; gives the digest.
+
+        Raises:
+            StateNotFoundError: it has none.
+            DamagedStateError: its file cannot be used.
+        """
+        with self.open(version) as document:
+            try:
+                digest = document.check()
+            except (OSError, TensorError) as error:
+                raise DamagedStateError(version, str(error)) from None
+            if document.metadata.get(DIGEST_FIELD) != digest:
+                raise DamagedStateError(version, "its numbers are not those that were stored")
+        return digest
+
+    def upload(self) -> Upload:
+        """Begin a state; to be given to ``add``."""
+
+        def fields(metadata: dict[str, str]) -> dict[str, str]:
+            return {**without_own_fields(metadata), VALUES_FIELD: _values(metadata.get(VALUES_FIELD, "{}"))}
+
+        return Upload(self._folder, fields, DIGEST_FIELD, least_tensors=0)
+
+    def add(self, version: int, upload: Upload) -> None:
+        """Keep a finished upload as the state of a version; on the disk when this returns. The same again changes nothing.
 
         Raises:
             StateExistsError: it has another one.
-            TensorError: a tensor cannot be stored.
-            InvalidError: the values are not JSON.
         """
-        # In one order of names and fields: then the same state is the same bytes.
-        fields = dict(sorted({**metadata, VALUES_FIELD: _values(metadata.get(VALUES_FIELD, "{}"))}.items()))
-        document = to_safetensors(dict(sorted(tensors.items())), fields)
         try:
-            write_durably(self._path(version), document, replace=False)
+            upload.commit(self.path(version), replace=False)
         except FileExistsError:
-            if self.read(version) != document:
-                raise StateExistsError(version) from None
+            with self.open(version) as kept:
+                if kept.metadata != upload.metadata:
+                    raise StateExistsError(version) from None
 
-    def _path(self, version: int) -> Path:
+    def path(self, version: int) -> Path:
+        """The file of a version's state."""
         return self._folder / f"server_state_v{version}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Model versions as files: ``global_model_v{n}.safetensors``, written once, whole and durably.
+"""Model versions as files: ``global_model_v{n}.safetensors``, written once, whole and durably, and read by blocks.
 
 A version is allocated under a lock on the folder, which registries on the same folder share, and its file appears by a link that
 exactly one writer can make. The file's ``__metadata__`` has all that a restart needs: the key under which the version was
@@ -6,30 +6,25 @@ asked for and the digest of its tensors. Files ``global_model_v{n}.json`` of abs
 """
 
 import contextlib
-import hashlib
+import io
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from propeller.errors import ConflictError, NotFoundError, PropellerError
-from propeller.fl.tensors import (
-    Specs,
-    TensorError,
-    Tensors,
-    TensorSpec,
-    from_safetensors,
-    specs_of,
-    to_safetensors,
-)
+from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.json import decode_json
-from propeller.fl.tensors.safetensors import PREFIX, Header, header_length, read_header
+from propeller.model_registry.documents import Document, Upload
 from propeller.process.file_lock import FileLock
-from propeller.process.files import remove_left_over, write_durably
+from propeller.process.files import remove_left_over
 from propeller.process.logs import get_logger
-from propeller.protocol.wire import format_time, now
+from propeller.protocol.models import lineage_text
+from propeller.protocol.wire import decode_object, format_time, now
 
 log = get_logger("models")
 
@@ -40,7 +35,7 @@ LINEAGE_FIELD = "lineage"
 """The field of a document's ``__metadata__`` that says where a version comes from, in JSON (``protocol.models``)."""
 
 _OWN = "propeller."
-_KEY_FIELD, _DIGEST_FIELD, _TIME_FIELD = f"{_OWN}key", f"{_OWN}content", f"{_OWN}created_at"
+_KEY_FIELD, DIGEST_FIELD, _TIME_FIELD = f"{_OWN}key", f"{_OWN}content", f"{_OWN}created_at"
 """Fields of a file's ``__metadata__`` that are the registry's own."""
 
 _FILE_NAME = re.compile(r"global_model_v(0|[1-9]\d{0,15})\.(safetensors|json)")
@@ -87,42 +82,24 @@ FileStamp = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
-class StoredModel:
-    """What is stored of a version: tensors, the metadata they were stored with, and their digest."""
-
-    tensors: Tensors
-    metadata: dict[str, str]
-    digest: str
-
-
-@dataclass(frozen=True)
 class VersionRecord:
-    """A version: the digest of its tensors, and the key under which it was allocated, if any."""
-
-    version: int
-    digest: str
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """What is known of a version without reading its numbers.
+    """What is kept in memory of a version.
 
     Attributes:
         version: its number.
-        created_at: when it was stored; of a file without that, when the file was written.
-        size: of its file, in bytes.
-        digest: of its tensors.
-        specs: the type and shape of each tensor, in the model's order.
-        lineage: where it comes from, as JSON; empty if that is not known.
+        inode: of its file.
+        digest: of its content; empty if the file cannot be read.
+        key: under which it was allocated, if any.
+        experiment: of its lineage, if any.
+        strategy: the name or program in its lineage, if any.
     """
 
     version: int
-    created_at: datetime
-    size: int
+    inode: int
     digest: str
-    specs: Specs
-    lineage: str
+    key: str = ""
+    experiment: str = ""
+    strategy: str = ""
 
 
 class ModelStore:
@@ -133,12 +110,20 @@ class ModelStore:
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_over([folder])
         self._folder = folder
+        self._lock = threading.Lock()
         self._known: dict[int, VersionRecord] = {}
         self._by_key: dict[str, int] = {}
+        self._checked: dict[int, FileStamp] = {}
 
     def versions(self) -> list[int]:
         """Every version, in order: those of other registries on the folder too."""
         return sorted(self._files())
+
+    def records(self) -> list[VersionRecord]:
+        """What is known of every version, in order."""
+        with self._lock:
+            self._read_changes()
+            return [self._known[version] for version in sorted(self._known)]
 
     def stamp(self, version: int) -> FileStamp:
         """What distinguishes the file of a version from one that an operator put in its place.
@@ -146,90 +131,118 @@ class ModelStore:
         Raises:
             VersionNotFoundError: there is none.
         """
-        for path in (self._path(version), self._path(version).with_suffix(".json")):
+        for path in (self.path(version), self.path(version).with_suffix(".json")):
             with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
-                return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns
+                return stamp_of(path)
         raise VersionNotFoundError(version)
 
-    def read(self, version: int) -> StoredModel:
-        """A version, checked against the digest it was stored with.
+    @contextlib.contextmanager
+    def open(self, version: int) -> Iterator[Document]:
+        """The document of a version; its numbers are not checked.
+
+        Raises:
+            VersionNotFoundError: there is none.
+            DamagedVersionError: its file cannot be read, also while the block reads it.
+        """
+        file = self._folder / self.stamp(version)[0]
+        try:
+            with _open(file) as document:
+                yield document
+        except FileNotFoundError:
+            raise VersionNotFoundError(version) from None
+        except (OSError, TensorError) as error:
+            raise DamagedVersionError(version, f"{file.name}: {error}") from None
+
+    def check(self, version: int) -> str:
+        """Compare a version's numbers with the digest they were stored with, once for a file; gives the digest.
 
         Raises:
             VersionNotFoundError: there is none.
             DamagedVersionError: its file cannot be read, or holds other numbers.
         """
-        file = self._folder / self.stamp(version)[0]
-        try:
-            content = file.read_bytes()
-            tensors, metadata = decode_json(content) if file.suffix == ".json" else from_safetensors(content)
-        except FileNotFoundError:
-            raise VersionNotFoundError(version) from None
-        except (OSError, TensorError) as error:
-            raise DamagedVersionError(version, f"{file.name}: {error}") from None
-        digest = content_digest(tensors)
-        if metadata.get(_DIGEST_FIELD, digest) != digest:
-            raise DamagedVersionError(version, f"{file.name}: its numbers are not those that were stored")
-        return StoredModel(tensors, _without_own_fields(metadata), digest)
+        stamp = self.stamp(version)
+        if self._checked.get(version) == stamp and (known := self.record(version)).digest:
+            return known.digest
+        with self.open(version) as document:
+            digest = document.check()
+            if document.metadata.get(DIGEST_FIELD, digest) != digest:
+                raise DamagedVersionError(version, f"{stamp[0]}: its numbers are not those that were stored")
+        self._checked[version] = stamp
+        return digest
 
-    def info(self, version: int) -> VersionInfo:
+    def read(self, version: int) -> tuple[Tensors, dict[str, str]]:
+        """The tensors of a version and the metadata they were stored with; checked.
+
+        Raises:
+            VersionNotFoundError: there is none.
+            DamagedVersionError: its file cannot be read, or holds other numbers.
+        """
+        self.check(version)
+        with self.open(version) as document:
+            tensors, metadata = from_safetensors(document.read())
+        return tensors, without_own_fields(metadata)
+
+    def record(self, version: int) -> VersionRecord:
         """What is known of a version.
 
         Raises:
             VersionNotFoundError: there is none.
-            DamagedVersionError: its file cannot be read.
         """
-        name, _inode, size, changed_ns = self.stamp(version)
-        file, written = self._folder / name, datetime.fromtimestamp(changed_ns / 1e9, UTC)
-        try:
-            if file.suffix == ".json":
-                tensors = decode_json(file.read_bytes())[0]
-                return VersionInfo(version, written, size, content_digest(tensors), specs_of(tensors), "")
-            header = read_file_header(file)
-            fields = header.metadata
-            return VersionInfo(
-                version,
-                datetime.fromisoformat(fields[_TIME_FIELD]) if _TIME_FIELD in fields else written,
-                size,
-                fields.get(_DIGEST_FIELD) or self.read(version).digest,
-                {name: TensorSpec(entry.dtype, entry.shape) for name, entry in header.entries.items()},
-                fields.get(LINEAGE_FIELD, ""),
-            )
-        except FileNotFoundError:
-            raise VersionNotFoundError(version) from None
-        except (OSError, ValueError) as error:
-            raise DamagedVersionError(version, f"{file.name}: {error}") from None
+        name, inode, _size, _changed = self.stamp(version)
+        with self._lock:
+            known = self._known.get(version)
+            if known is None or known.inode != inode:
+                known = self._remember(self._read_record(version, self._folder / name, inode))
+            return known
 
-    def add(
-        self, tensors: Tensors, metadata: Mapping[str, str], version: int | None, key: str
-    ) -> VersionRecord:
-        """Store a model as ``version``, or as the next one; on the disk when this returns.
+    def created_at(self, version: int, metadata: dict[str, str]) -> datetime:
+        """When a version was stored; of a file that does not say it, when it was written.
 
-        The same ``key`` again gives the version that it gave first, and the same content under the same version changes nothing.
+        Raises:
+            VersionNotFoundError: there is none.
+        """
+        with contextlib.suppress(KeyError, ValueError):
+            return datetime.fromisoformat(metadata[_TIME_FIELD])
+        return datetime.fromtimestamp(self.stamp(version)[3] / 1e9, UTC)
+
+    def upload(self, key: str = "") -> Upload:
+        """Begin a new version, allocated under ``key`` if that is not empty; to be given to ``add``."""
+
+        def fields(metadata: dict[str, str]) -> dict[str, str]:
+            kept = without_own_fields(metadata)
+            if LINEAGE_FIELD in kept:
+                kept[LINEAGE_FIELD] = lineage_text(kept[LINEAGE_FIELD])
+            own = {_TIME_FIELD: format_time(now()), **({_KEY_FIELD: key} if key else {})}
+            return {**kept, **own}
+
+        return Upload(self._folder, fields, DIGEST_FIELD)
+
+    def add(self, upload: Upload, version: int | None) -> VersionRecord:
+        """Store a finished upload as ``version``, or as the next one; on the disk when this returns.
+
+        The same key again gives the version that it gave first, and the same content under the same version changes nothing.
 
         Raises:
             VersionExistsError: the version has other content.
             NoVersionLeftError: there is no next version.
-            TensorError: a tensor cannot be stored.
         """
-        digest = content_digest(tensors)
-        with FileLock(self._folder / ".lock"):
+        key = upload.metadata.get(_KEY_FIELD, "")
+        with FileLock(self._folder / ".lock"), self._lock:
             self._read_changes()
             chosen = self._by_key.get(key) if key else None
             if chosen is None:
                 chosen = version
             if chosen is not None and chosen in self._known:
-                return _require_same(self._known[chosen], digest, key)
-            stored = VersionRecord(self._next_version() if chosen is None else chosen, digest, key)
-            fields = {
-                **_without_own_fields(metadata),
-                _DIGEST_FIELD: digest,
-                _TIME_FIELD: format_time(now()),
-                **({_KEY_FIELD: key} if key else {}),
-            }
-            write_durably(self._path(stored.version), to_safetensors(tensors, fields), replace=False)
-            self._remember(stored)
-            return stored
+                return _require_same(self._known[chosen], upload.digest, key)
+            number = self._next_version() if chosen is None else chosen
+            path = self.path(number)
+            upload.commit(path, replace=False)
+            self._checked[number] = self.stamp(number)
+            return self._remember(_record(number, path.stat().st_ino, upload.metadata, upload.digest))
+
+    def path(self, version: int) -> Path:
+        """The file of a version."""
+        return self._folder / f"global_model_v{version}.safetensors"
 
     def _next_version(self) -> int:
         version = max(self._known, default=-1) + 1
@@ -238,45 +251,84 @@ class ModelStore:
         return version
 
     def _read_changes(self) -> None:
-        """Take note of versions that others wrote to the folder, and of those that an operator removed."""
+        """Take note of versions that others wrote to the folder, and of those that an operator removed or replaced."""
         files = self._files()
-        for version in self._known.keys() - files.keys():
-            gone = self._known.pop(version)
-            if self._by_key.get(gone.key) == version:
-                del self._by_key[gone.key]
+        for version, known in list(self._known.items()):
+            if version not in files or files[version].inode() != known.inode:
+                del self._known[version]
+                if self._by_key.get(known.key) == version:
+                    del self._by_key[known.key]
         for version in sorted(files.keys() - self._known.keys()):
-            self._remember(self._read_record(version, files[version]))
+            entry = files[version]
+            self._remember(self._read_record(version, Path(entry.path), entry.inode()))
 
-    def _read_record(self, version: int, file: Path) -> VersionRecord:
+    def _read_record(self, version: int, file: Path, inode: int) -> VersionRecord:
         try:
-            if file.suffix == ".json":
-                return VersionRecord(version, content_digest(decode_json(file.read_bytes())[0]))
-            metadata = read_file_header(file).metadata
-            return VersionRecord(version, metadata.get(_DIGEST_FIELD, ""), metadata.get(_KEY_FIELD, ""))
+            with _open(file) as document:
+                digest = document.metadata.get(DIGEST_FIELD) or document.check()
+                return _record(version, inode, document.metadata, digest)
         except (OSError, TensorError) as error:
             log.error("model version cannot be read", version=version, file=file.name, reason=str(error))  # noqa: TRY400
-            return VersionRecord(version, "")
+            return VersionRecord(version, inode, "")
 
-    def _remember(self, record: VersionRecord) -> None:
+    def _remember(self, record: VersionRecord) -> VersionRecord:
         self._known[record.version] = record
         if record.key:
             self._by_key.setdefault(record.key, record.version)
+        return record
 
-    def _files(self) -> dict[int, Path]:
-        found: dict[int, Path] = {}
-        for entry in os.scandir(self._folder):
-            match = _FILE_NAME.fullmatch(entry.name)
-            if match is not None and (match[2] == "safetensors" or int(match[1]) not in found):
-                found[int(match[1])] = Path(entry.path)
+    def _files(self) -> "dict[int, os.DirEntry[str]]":
+        found: dict[int, os.DirEntry[str]] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                match = _FILE_NAME.fullmatch(entry.name)
+                if match is not None and (match[2] == "safetensors" or int(match[1]) not in found):
+                    found[int(match[1])] = entry
         return found
 
-    def _path(self, version: int) -> Path:
-        return self._folder / f"global_model_v{version}.safetensors"
+
+def stamp_of(path: Path) -> FileStamp:
+    """The stamp of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    status = path.stat()
+    return path.name, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def content_digest(tensors: Tensors) -> str:
-    """SHA-256 of the tensors' names, types, shapes and numbers, whatever order and encoding they came in."""
-    return hashlib.sha256(to_safetensors(dict(sorted(tensors.items())))).hexdigest()
+def without_own_fields(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata as it was sent, without the fields that are the registry's."""
+    return {name: text for name, text in metadata.items() if not name.startswith(_OWN)}
+
+
+def lineage_of(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """The lineage in the metadata of a version's file; ``None`` where it has none that can be read."""
+    try:
+        return decode_object(metadata[LINEAGE_FIELD])
+    except (KeyError, ValueError):
+        return None
+
+
+def _record(version: int, inode: int, metadata: dict[str, str], digest: str) -> VersionRecord:
+    lineage = lineage_of(metadata) or {}
+    strategy = lineage.get("strategy")
+    used = strategy if isinstance(strategy, dict) else {}
+    return VersionRecord(
+        version,
+        inode,
+        digest,
+        metadata.get(_KEY_FIELD, ""),
+        str(lineage.get("experiment") or ""),
+        str(used.get("name") or used.get("program") or ""),
+    )
+
+
+def _open(file: Path) -> Document:
+    """The document in a file; one of absmach/propeller is read into memory."""
+    if file.suffix != ".json":
+        return Document.open(file)
+    return Document(io.BytesIO(to_safetensors(decode_json(file.read_bytes())[0])))
 
 
 def _require_same(stored: VersionRecord, digest: str, key: str) -> VersionRecord:
@@ -284,19 +336,3 @@ def _require_same(stored: VersionRecord, digest: str, key: str) -> VersionRecord
     if stored.digest != digest and not (key and key == stored.key):
         raise VersionExistsError(stored.version)
     return stored
-
-
-def _without_own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in metadata.items() if not name.startswith(_OWN)}
-
-
-def read_file_header(file: Path) -> Header:
-    """The header of a safetensors file; its numbers are not read.
-
-    Raises:
-        TensorError: it is malformed.
-        OSError: the file cannot be read.
-    """
-    with file.open("rb") as stream:
-        prefix = stream.read(PREFIX)
-        return read_header(prefix + stream.read(header_length(prefix)))

@@ -6,11 +6,67 @@ import time
 import uuid
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
 Buffer = bytes | bytearray | memoryview
 
 _LEFT_OVER_S = 3600.0
 """The age after which a temporary file is one that a killed process left, in seconds."""
+
+
+class DurableFile:
+    """A file that is written under another name, and appears at once and whole when it is committed.
+
+    As a context manager it leaves nothing behind that was not committed.
+
+    Attributes:
+        stream: where its content is written.
+    """
+
+    def __init__(self, folder: Path, label: str = "new", *, mode: int = 0o666) -> None:
+        """Begin one in ``folder``; folders that are missing are made. ``label`` is part of the other name.
+
+        ``mode`` is that of the new file, from which the process's mask is taken.
+        """
+        self._made = _make_folder(folder)
+        self._temporary = folder / f".{label[:200]}.{uuid.uuid4().hex[:12]}.tmp"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.stream: BinaryIO = os.fdopen(os.open(self._temporary, flags, mode), "w+b")
+
+    def sync(self) -> None:
+        """Put what was written on the disk; ``commit`` has little to do then."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def commit(self, path: Path, *, replace: bool = True) -> None:
+        """Have it appear as ``path``, in the same folder; it is on the disk when this returns.
+
+        Raises:
+            FileExistsError: ``replace`` is off and the file is there: of several writers exactly one succeeds.
+        """
+        self.sync()
+        if replace:
+            self._temporary.replace(path)
+        else:
+            path.hardlink_to(self._temporary)
+        for folder in self._made:
+            sync_folder(folder)
+
+    def close(self) -> None:
+        """Close the stream, and remove what was not committed."""
+        try:
+            self.stream.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def write_durably(path: Path, data: Buffer, *, replace: bool = True, mode: int = 0o666) -> None:
@@ -25,22 +81,9 @@ def write_durably(path: Path, data: Buffer, *, replace: bool = True, mode: int =
     Raises:
         FileExistsError: ``replace`` is off and the file is there.
     """
-    made = _make_folder(path.parent)
-    temporary = path.parent / f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            path.hardlink_to(temporary)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for folder in made:
-        sync_folder(folder)
+    with DurableFile(path.parent, path.name, mode=mode) as file:
+        file.stream.write(data)
+        file.commit(path, replace=replace)
 
 
 def trim_folder(files: Iterable[Path], max_bytes: int, *, keep: Collection[Path] = ()) -> None:

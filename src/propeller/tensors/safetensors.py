@@ -150,6 +150,22 @@ def write_header(
     return _encode_header(fields), order
 
 
+def encode_header(header: Header, metadata: Mapping[str, str]) -> bytes:
+    """A document's prefix and header with other metadata: its numbers may follow as they are.
+
+    Raises:
+        TensorError: the header is too long to be read back.
+    """
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, entry in header.entries.items():
+        fields[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.begin, entry.end],
+        }
+    return _encode_header(fields)
+
+
 def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> bytes:
     """The document with other metadata. Its tensors are copied and not looked at.
 

@@ -126,6 +126,7 @@ def create_app(
     verify: Verify | None = None,
     open_paths: frozenset[str] = frozenset(),
     max_body: int = MAX_BODY,
+    max_body_setting: str = "",
     health: Callable[[], dict[str, Any]] = lambda: {"status": "ok"},
     metrics: HttpMetrics | None = None,
     **options: Any,
@@ -137,6 +138,7 @@ def create_app(
         verify: checks an ``Authorization`` header; ``None`` lets anyone in: for loopback only.
         open_paths: answered to anyone, beside ``/health``.
         max_body: the largest request body, in bytes.
+        max_body_setting: the setting that says so, for the error.
         health: the body of ``/health``.
         metrics: the service's collectors, made here if not given.
         options: FastAPI's own (``lifespan`` …).
@@ -153,7 +155,7 @@ def create_app(
     app.router.route_class = _StrictRoute
     errors.add_handlers(app)
     app.add_middleware(AuthenticationMiddleware, verify=verify, open_paths=OPEN_PATHS | open_paths)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body, setting=max_body_setting)
     app.add_middleware(errors.ErrorMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=measured)
 

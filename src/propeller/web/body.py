@@ -29,8 +29,8 @@ class BodyLimitMiddleware:
     cut off while it sends does not) and the connection goes on.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, setting: str = "") -> None:
+        self.app, self.max_bytes, self.setting = app, max_bytes, setting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting its body if its length was not announced."""
@@ -61,4 +61,5 @@ class BodyLimitMiddleware:
         await self.app(scope, counted, send)
 
     def _too_large(self) -> TooLargeError:
-        return TooLargeError(f"the request body is over the limit of {self.max_bytes} bytes")
+        named = f" ({self.setting})" if self.setting else ""
+        return TooLargeError(f"the request body is over the limit of {self.max_bytes} bytes{named}")

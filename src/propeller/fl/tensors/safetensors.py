@@ -24,6 +24,7 @@ __all__ = [
     "read_documents",
     "read_header",
     "to_safetensors",
+    "view_tensor",
 ]
 
 MAX_DOCUMENT_BYTES = 2 * 1024 * 1024 * 1024
@@ -56,7 +57,7 @@ def from_safetensors(document: bytes | bytearray | memoryview) -> tuple[Tensors,
     header.check_length(len(document))
     tensors: Tensors = {}
     for name, entry in header.entries.items():
-        array = _view(name, document, header.start + entry.begin, entry)
+        array = view_tensor(name, document, header.start + entry.begin, entry)
         check_array(name, array)
         tensors[name] = array
     return tensors, header.metadata
@@ -76,6 +77,18 @@ def to_safetensors(tensors: Tensors, metadata: Mapping[str, str] | None = None) 
     arrays = {name: _little_endian(array) for name, array in tensors.items()}
     header, order = safetensors.write_header(specs_of(arrays), metadata)
     return b"".join([header, *(arrays[name].reshape(-1).view(np.uint8).data for name in order)])
+
+
+def view_tensor(name: str, document: bytes | bytearray | memoryview, start: int, entry: Entry) -> Array:
+    """The elements of a tensor, or of a part of it, from byte ``start`` on, as an array over the same memory.
+
+    Raises:
+        TensorError: a BOOL is no BOOL.
+    """
+    flat: Array = np.frombuffer(document, DTYPES[entry.dtype], math.prod(entry.shape), start)
+    if entry.dtype == "BOOL" and flat.size and flat.view(np.uint8).max() > 1:
+        raise TensorError("is BOOL and holds bytes other than 0 and 1", name)
+    return flat.reshape(entry.shape)
 
 
 async def read_documents(
@@ -125,13 +138,6 @@ async def read_documents(
 def _check_dtype(name: str, dtype: Any) -> None:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise TensorError(f"type {str(dtype)[:20]} is none of {', '.join(DTYPES)}", name)
-
-
-def _view(name: str, document: bytes | bytearray | memoryview, start: int, entry: Entry) -> Array:
-    flat: Array = np.frombuffer(document, DTYPES[entry.dtype], math.prod(entry.shape), start)
-    if entry.dtype == "BOOL" and flat.size and flat.view(np.uint8).max() > 1:
-        raise TensorError("is BOOL and holds bytes other than 0 and 1", name)
-    return flat.reshape(entry.shape)
 
 
 def _little_endian(array: Array) -> Array:
