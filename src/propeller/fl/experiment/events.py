@@ -1,0 +1,133 @@
+"""What happens to an experiment, and what is to be done about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from propeller.fl.experiment.requests import RoundRequest
+from propeller.fl.experiment.state import Experiment
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A place among those that run is free."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class RoundEnded:
+    """A round is over, or an evaluation by the coordinator.
+
+    Attributes:
+        round_id: which.
+        at: when.
+        version: of the new model, after training.
+        metrics: the weighted means.
+        reason: why it failed; ``None``: it is completed.
+        participants: who took part.
+        failed: those of them whose update does not count, because they failed or were late.
+    """
+
+    round_id: str
+    at: float
+    version: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    participants: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PauseRequested:
+    """No other round is to be started for now; the open one goes on."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class ResumeRequested:
+    """A paused experiment is to go on."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """The experiment is to end; its open round is cancelled."""
+
+    at: float
+    reason: str = "stopped by request"
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """It is ``at``: the time that the experiment may take may be over."""
+
+    at: float
+
+
+Event = Admitted | RoundEnded | PauseRequested | ResumeRequested | StopRequested | TimePassed
+Request = PauseRequested | ResumeRequested | StopRequested
+
+
+@dataclass(frozen=True)
+class Persist:
+    """Make the new experiment durable, with the reports that follow, before going on."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell whoever follows the experiment: ``state``, ``round_started``, ``round_ended``, ``metrics`` or ``best``."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StartRound:
+    """Start a round, unless there is one of its id; then report its end with ``RoundEnded``, whenever that was."""
+
+    request: RoundRequest
+
+
+@dataclass(frozen=True)
+class EvaluateCentrally:
+    """Evaluate a version on the data set ``spec.evaluate.dataset``; then report ``RoundEnded``."""
+
+    request: RoundRequest
+
+
+@dataclass(frozen=True)
+class CancelRound:
+    """End a round, or an evaluation by the coordinator, and report ``RoundEnded``, also if it had ended already."""
+
+    round_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MarkLatest:
+    """Let the alias ``ID/latest`` point to this version."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class MarkBest:
+    """Let the alias ``ID/best`` point to this version."""
+
+    version: int
+    metric: str
+    value: float
+
+
+Effect = Persist | Report | StartRound | EvaluateCentrally | CancelRound | MarkLatest | MarkBest
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What an event led to: the experiment after it, and what to do, in order."""
+
+    experiment: Experiment
+    effects: tuple[Effect, ...] = ()

@@ -1,0 +1,269 @@
+"""What is next in an experiment: a round of training, an evaluation, or the end."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import assert_never
+
+from propeller.fl.experiment.events import (
+    Admitted,
+    CancelRound,
+    Effect,
+    EvaluateCentrally,
+    Event,
+    MarkBest,
+    MarkLatest,
+    PauseRequested,
+    Persist,
+    Report,
+    Request,
+    ResumeRequested,
+    RoundEnded,
+    StartRound,
+    StopRequested,
+    TimePassed,
+    Transition,
+)
+from propeller.fl.experiment.requests import make_request, round_id
+from propeller.fl.experiment.state import Best, Experiment, ExperimentState, OpenRound
+from propeller.protocol.experiments import nearest_names
+
+_NOUNS = {"train": "round", "evaluate": "the evaluation after round"}
+
+
+def step(current: Experiment, event: Event) -> Transition:
+    """The experiment after ``event``, and what to do about it."""
+    match event:
+        case Admitted():
+            return _admit(current, event)
+        case RoundEnded():
+            return _end_round(current, event)
+        case PauseRequested() | ResumeRequested() | StopRequested():
+            return Transition(current) if refusal(current, event) else _request(current, event)
+        case TimePassed():
+            return _pass_time(current, event)
+        case _:
+            assert_never(event)
+
+
+def refusal(current: Experiment, request: Request) -> str | None:
+    """Why a request cannot be fulfilled; ``None`` if it can, or is already."""
+    match request:
+        case PauseRequested():
+            verb, fine = "paused", {ExperimentState.RUNNING, ExperimentState.PAUSED}
+        case ResumeRequested():
+            verb, fine = "resumed", {ExperimentState.RUNNING, ExperimentState.PAUSED}
+        case StopRequested():
+            verb, fine = "stopped", {state for state in ExperimentState if not state.is_over}
+            fine.add(ExperimentState.STOPPED)
+        case _:
+            assert_never(request)
+    if current.state in fine:
+        return None
+    hint = "; it starts once others have ended" if current.state is ExperimentState.QUEUED else ""
+    return f"experiment {current.id} cannot be {verb}: it is {current.state}{hint}"
+
+
+def resume(current: Experiment) -> tuple[Effect, ...]:
+    """What may not have been done about an experiment that was read back after a crash; doing it again is harmless."""
+    effects: list[Effect] = []
+    if current.open is not None:
+        effects.append(
+            _cancel(current, current.open) if current.state.is_over else _start(current, current.open)
+        )
+    if current.done:
+        effects.append(MarkLatest(current.version))
+    if current.best is not None:
+        effects.append(MarkBest(**asdict(current.best)))
+    return tuple(effects)
+
+
+def _admit(current: Experiment, event: Admitted) -> Transition:
+    if current.state is not ExperimentState.QUEUED:
+        return Transition(current)
+    running = replace(current, state=ExperimentState.RUNNING, running_since=event.at)
+    return _go_on(running, event.at, [_report_state(running)])
+
+
+def _request(current: Experiment, event: Request) -> Transition:
+    match event:
+        case PauseRequested() if current.state is ExperimentState.RUNNING:
+            paused = replace(_stop_watch(current, event.at), state=ExperimentState.PAUSED)
+            return Transition(paused, (Persist(), _report_state(paused)))
+        case ResumeRequested() if current.state is ExperimentState.PAUSED:
+            running = replace(current, state=ExperimentState.RUNNING, running_since=event.at)
+            return _go_on(running, event.at, [_report_state(running)])
+        case StopRequested() if not current.state.is_over:
+            return _finish(current, event.at, ExperimentState.STOPPED, event.reason)
+        case _:
+            return Transition(current)
+
+
+def _pass_time(current: Experiment, event: TimePassed) -> Transition:
+    if current.deadline is None or event.at < current.deadline:
+        return Transition(current)
+    return _finish(current, event.at, ExperimentState.COMPLETED, _time_is_over(current))
+
+
+def _end_round(current: Experiment, event: RoundEnded) -> Transition:
+    opened = current.open
+    if opened is None or event.round_id != round_id(current.id, opened):
+        return Transition(current)
+    notes: list[Effect] = [_report_end(opened, event)]
+    if event.reason is not None:
+        return _retry(replace(current, open=None), opened, event, notes)
+    after = replace(_record(current, opened, event), open=None)
+    if opened.kind == "train":
+        notes.append(MarkLatest(after.version))
+    if event.metrics:
+        where = {"number": opened.number, "round_id": event.round_id, "kind": opened.kind}
+        notes.append(Report("metrics", {**where, "metrics": dict(event.metrics)}))
+    looked = opened.kind == ("train" if after.spec.evaluate is None else "evaluate")
+    metric = after.spec.stop.metric
+    if not looked or metric is None:
+        return _go_on(after, event.at, notes)
+    value = event.metrics.get(metric)
+    if value is None and after.best is None and not after.state.is_over:
+        reason = _explain_missing(metric, opened, event.metrics)
+        return _finish(after, event.at, ExperimentState.FAILED, reason, notes)
+    after = _look(after, metric, value)
+    if after.best is not current.best and after.best is not None:
+        notes += [Report("best", asdict(after.best)), MarkBest(**asdict(after.best))]
+    reason_to_end = None if after.state.is_over else _reason_to_end(after, value)
+    if reason_to_end is not None:
+        return _finish(after, event.at, ExperimentState.COMPLETED, reason_to_end, notes)
+    return _go_on(after, event.at, notes)
+
+
+def _record(current: Experiment, opened: OpenRound, event: RoundEnded) -> Experiment:
+    """The experiment with what a completed round gave."""
+    after = replace(current, failed_tries=0, exclude=())
+    if opened.kind == "evaluate":
+        return replace(after, evaluated=opened.number)
+    if event.version is None:
+        raise AssertionError(f"round {event.round_id} of training is completed and has no version")
+    rest = current.spec.selection.cooldown_rounds
+    took_part = {**current.last_rounds, **dict.fromkeys(event.participants, opened.number)} if rest else {}
+    resting = {name: number for name, number in took_part.items() if opened.number + 1 - number <= rest}
+    return replace(after, done=opened.number, version=event.version, last_rounds=resting)
+
+
+def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list[Effect]) -> Transition:
+    tries = closed.failed_tries + 1
+    exclude = closed.exclude + tuple(name for name in event.failed if name not in closed.exclude)
+    after = replace(closed, failed_tries=tries, exclude=exclude)
+    if tries <= closed.spec.retries or after.state.is_over:
+        return _go_on(after, event.at, notes)
+    what = f"{_NOUNS[opened.kind]} {opened.number}"
+    often = f" {tries} times, the last time" if tries > 1 else ""
+    return _finish(after, event.at, ExperimentState.FAILED, f"{what} failed{often}: {event.reason}", notes)
+
+
+def _look(current: Experiment, metric: str, value: float | None) -> Experiment:
+    """The experiment once a metric was looked at; a round whose participants did not report it is not better."""
+    best = current.best
+    sign = -1 if current.spec.stop.goal == "min" else 1
+    if value is not None and (best is None or sign * value > sign * best.value):
+        return replace(current, best=Best(current.version, metric, value), looks_since_best=0)
+    return replace(current, looks_since_best=current.looks_since_best + 1)
+
+
+def _reason_to_end(current: Experiment, value: float | None) -> str | None:
+    rule, best = current.spec.stop, current.best
+    if rule.target is not None and value is not None:
+        reached = value <= rule.target if rule.goal == "min" else value >= rule.target
+        if reached:
+            return f"{rule.metric} is {value:g}: the target {rule.target:g} is reached"
+    if rule.patience is not None and best is not None and current.looks_since_best >= rule.patience:
+        times = "once" if rule.patience == 1 else f"{rule.patience} times in a row"
+        return f"{rule.metric} was {times} no better than the {best.value:g} of version {best.version}"
+    return None
+
+
+def _explain_missing(metric: str, opened: OpenRound, metrics: Mapping[str, float]) -> str:
+    near = nearest_names(metric, metrics)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    there = f"there are {', '.join(sorted(metrics)[:20])}" if metrics else "there are none"
+    what = f"{_NOUNS[opened.kind]} {opened.number}"
+    return f"stop.metric: {metric!r} is not among the metrics of {what}, {there}{hint}"
+
+
+def _go_on(current: Experiment, at: float, notes: list[Effect]) -> Transition:
+    """Start what is next, if anything is and may be."""
+    if current.state is ExperimentState.RUNNING:
+        if current.deadline is not None and at >= current.deadline:
+            return _finish(current, at, ExperimentState.COMPLETED, _time_is_over(current), notes)
+        if current.open is not None:
+            return Transition(current, _effects(notes))
+        opened = _next_round(current)
+        if opened is None:
+            return _finish(current, at, ExperimentState.COMPLETED, None, notes)
+        started = replace(current, open=opened)
+        notes.append(_report_start(started, opened))
+        return Transition(started, _effects(notes, _start(started, opened)))
+    if current.state is ExperimentState.PAUSED and current.open is None and _next_round(current) is None:
+        return _finish(current, at, ExperimentState.COMPLETED, None, notes)
+    return Transition(current, _effects(notes))
+
+
+def _next_round(current: Experiment) -> OpenRound | None:
+    attempt, done, plan = current.failed_tries + 1, current.done, current.spec.evaluate
+    is_last = done == current.spec.rounds
+    if plan is not None and done > current.evaluated and (is_last or done % plan.every == 0):
+        return OpenRound("evaluate", done, attempt)
+    return None if is_last else OpenRound("train", done + 1, attempt)
+
+
+def _finish(
+    current: Experiment,
+    at: float,
+    state: ExperimentState,
+    reason: str | None,
+    notes: list[Effect] | None = None,
+) -> Transition:
+    over = replace(_stop_watch(current, at), state=state, reason=reason)
+    cancel = () if over.open is None else (_cancel(over, over.open),)
+    return Transition(over, _effects([*(notes or ()), _report_state(over)], *cancel))
+
+
+def _stop_watch(current: Experiment, at: float) -> Experiment:
+    if current.running_since is None:
+        return current
+    return replace(
+        current, running_since=None, spent_s=current.spent_s + max(0.0, at - current.running_since)
+    )
+
+
+def _start(current: Experiment, opened: OpenRound) -> Effect:
+    request, plan = make_request(current, opened), current.spec.evaluate
+    central = opened.kind == "evaluate" and plan is not None and plan.on == "central"
+    return EvaluateCentrally(request) if central else StartRound(request)
+
+
+def _cancel(current: Experiment, opened: OpenRound) -> Effect:
+    return CancelRound(round_id(current.id, opened), f"the experiment is {current.state}: {current.reason}")
+
+
+def _effects(notes: list[Effect], *next_: Effect) -> tuple[Effect, ...]:
+    """All effects in order. Aliases are moved last: what is next does not wait for them."""
+    reports = [one for one in notes if isinstance(one, Report)]
+    marks = [one for one in notes if not isinstance(one, Report)]
+    return (Persist(), *reports, *next_, *marks)
+
+
+def _report_state(current: Experiment) -> Report:
+    return Report("state", {"state": current.state.value, "reason": current.reason})
+
+
+def _report_start(current: Experiment, opened: OpenRound) -> Report:
+    what = {"round_id": round_id(current.id, opened), **asdict(opened)}
+    return Report("round_started", {**what, "base_version": current.version})
+
+
+def _report_end(opened: OpenRound, event: RoundEnded) -> Report:
+    state = "completed" if event.reason is None else "failed"
+    what = {"round_id": event.round_id, **asdict(opened), "state": state}
+    return Report("round_ended", {**what, "version": event.version, "reason": event.reason})
+
+
+def _time_is_over(current: Experiment) -> str:
+    return f"stop.max_time_s: {current.spec.stop.max_time_s:g} s have passed"
