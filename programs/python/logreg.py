@@ -14,10 +14,12 @@ from propeller.program import tensors as pt
 
 
 @pt.jit
-def step(model, x, y, lr, l2):
+def step(model, x, y, lr, l2, correct):
     error = pt.sigmoid(x @ model["w"] + model["b"]) - y
-    model["w"] -= lr * (error @ x / len(x) + l2 * model["w"])
-    model["b"] -= lr * error.mean()
+    slope = {"w": error @ x / len(x) + l2 * model["w"], "b": error.mean()}
+    slope = correct(slope, model)  # what the strategy adds, if anything
+    for name in slope:
+        model[name] -= lr * slope[name]
 
 
 @pt.jit
@@ -31,7 +33,7 @@ def measure(model, x, y):
 @train
 def fit(model, data, hyperparams, ctx):
     given = {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0, **hyperparams}
-    batch = given["batch_size"] or len(data)
+    batch, lr, steps = given["batch_size"] or len(data), float(given["lr"]), 0
     print(f"Loaded dataset with {len(data)} samples from Local Data Store")
     print(f"DEBUG: Initial model - {shown(model)}")
     print(f"DEBUG: First sample - x: {numbers(data.x[0])}, y: {int(data.y[0])}")
@@ -42,12 +44,13 @@ def fit(model, data, hyperparams, ctx):
         rows = order.permutation(len(data))
         x, y = data.x[rows], data.y[rows]
         for at in range(0, len(data), batch):
-            step(model, x[at : at + batch], y[at : at + batch], float(given["lr"]), float(given["l2"]))
+            step(model, x[at : at + batch], y[at : at + batch], lr, float(given["l2"]), ctx.correct)
+            steps += 1
     after = measure(model, data.x, data.y)
     print(f"DEBUG: Final model after training - {shown(model)}")
     print(f"DEBUG: Update payload: {json.dumps({name: model[name].tolist() for name in model})}")
     metrics = {**after, **{f"{name}_before": value for name, value in before.items()}}
-    return Update(model, num_samples=len(data), metrics=metrics)
+    return Update(model, num_samples=len(data), metrics=metrics, steps=steps, lr=lr)
 
 
 @evaluate

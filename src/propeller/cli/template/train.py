@@ -17,24 +17,25 @@ def accuracy(model, x, y):
 
 
 @pt.jit  # recorded once; from then on, a step costs the sandbox next to nothing
-def step(model, x, y, lr):
-    slope = pt.grad(loss)(model, x, y)
+def step(model, x, y, lr, correct):
+    slope = correct(pt.grad(loss)(model, x, y), model)  # what the experiment's strategy adds, if anything
     for name in model:
         model[name] -= lr * slope[name]
 
 
 @train
 def fit(model, data, hyperparams, ctx):
-    batch = hyperparams.get("batch_size", 16)
-    order = pt.random(hyperparams.get("seed", 0))
+    batch, lr, steps = hyperparams.get("batch_size", 16), float(hyperparams.get("lr", 0.1)), 0
+    order = pt.random(hyperparams.get("seed", ctx.seed))
     for _ in range(hyperparams.get("epochs", 1)):
         rows = order.permutation(len(data))
         x, y = data.x[rows], data.y[rows]
         for at in range(0, len(data), batch):
-            step(model, x[at : at + batch], y[at : at + batch], hyperparams.get("lr", 0.1))
+            step(model, x[at : at + batch], y[at : at + batch], lr, ctx.correct)
+            steps += 1
     print(f"trained on {len(data)} samples")  # appears in the proplet's log
     metrics = {"loss": loss(model, data.x, data.y), "accuracy": accuracy(model, data.x, data.y)}
-    return Update(model, num_samples=len(data), metrics=metrics)
+    return Update(model, num_samples=len(data), metrics=metrics, steps=steps, lr=lr)
 
 
 @evaluate
