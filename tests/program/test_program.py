@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from propeller.fl.tensors import from_safetensors, to_safetensors
+from propeller.fl.tensors import (
+    DTYPES,
+    Tensors,
+    bounds,
+    check_ranges,
+    from_json,
+    from_safetensors,
+    specs_of,
+    to_base_dtypes,
+    to_safetensors,
+)
 from propeller.program import Data, Evaluation, Update, command, registry
 from propeller.program import tensors as pt
 from propeller.program.tensors import TensorError
@@ -86,7 +96,7 @@ def test_a_training(task: Task, tmp_path: Path) -> None:
 
 
 def test_a_large_update(task: Task, tmp_path: Path) -> None:
-    """It goes to a file, in the base model's types, and the platform reads it."""
+    """It goes to a file, in types that lose nothing, and the platform reads it."""
     base = {
         "w": np.zeros((100, 60), "float32"),
         "n": np.array([1, 2], "int64"),
@@ -102,9 +112,78 @@ def test_a_large_update(task: Task, tmp_path: Path) -> None:
     assert "update" not in json.loads(out)
     found, _ = from_safetensors((tmp_path / "out" / "update.safetensors").read_bytes())
     assert list(found) == ["w", "n", "s"]
-    assert [each.dtype.name for each in found.values()] == ["float32", "int64", "float64"]
+    assert [each.dtype.name for each in found.values()] == ["float64", "int64", "float64"]
     np.testing.assert_array_equal(found["w"], np.arange(6000).reshape(100, 60) * 0.5)
     assert (found["n"].tolist(), found["s"].item()) == ([2, 3], 0.5)
+
+
+def every_dtype() -> Tensors:
+    """A tensor of each dtype of a model, with its extremes; one without elements and one of many dimensions."""
+    model: Tensors = {"rank": np.ones((1,) * 32, np.float32), "none": np.empty((2, 0, 3), np.float32)}
+    for name, dtype in DTYPES.items():
+        least, most = bounds(dtype)
+        model[name] = np.array([least, most, 1, 0], object).astype(dtype)
+        model[f"{name}.scalar"] = model[name][1].reshape(())
+    model["F32"][2] = 0.1
+    return model
+
+
+@pytest.mark.parametrize("filling", [1, 10_000])
+def test_every_model_comes_back_as_it_was(task: Task, tmp_path: Path, filling: int) -> None:
+    """Inline and in a file, whatever its dtypes: as the coordinator reads it, it is the base model bit for bit."""
+    model = {**every_dtype(), "filling": np.zeros(filling, np.float32)}
+    code, out, err = task(lambda model, *_: Update(model, 3), model=to_safetensors(model))
+    assert code == 0, err
+    base = specs_of(model)
+    if filling == 1:
+        update = from_json(json.loads(out)["update"], base)
+    else:
+        update = from_safetensors((tmp_path / "out" / "update.safetensors").read_bytes())[0]
+    check_ranges(update, base)
+    returned = to_base_dtypes(update, base)
+    assert specs_of(returned) == base
+    for name, array in model.items():
+        assert returned[name].tobytes() == array.tobytes(), name
+
+
+def test_what_a_program_has_of_each_dtype(task: Task) -> None:
+    def fit(model: Any, *_: Any) -> Update:
+        dtypes = {name: model[name].dtype for name in DTYPES}
+        assert dtypes == {
+            "F64": "float64",
+            **dict.fromkeys(("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"), "float32"),
+            **dict.fromkeys(("I64", "I32", "I16", "I8", "U32", "U16"), "int64"),
+            "U64": "uint64",
+            "U8": "uint8",
+            "BOOL": "bool",
+        }
+        assert (model["F16"] * 2).tolist()[1] == 131008.0
+        assert (model["I8"] + 1).tolist()[1] == 128
+        assert model["U64"].tolist() == [0, 2**64 - 1, 1, 0]
+        assert type(model["I32.scalar"].item()) is int
+        assert range(model["U8.scalar"].item())[-1] == 254
+        with pytest.raises(TensorError, match=r"uint64 is only carried.*astype\('int64'\)"):
+            model["U64"] + 1
+        with pytest.raises(TensorError, match="does not fit int64"):
+            model["U64"].astype("int64").tolist()
+        small = model["U64"].astype("float64").clip(0, 7).astype("int64")
+        update = dict(model)
+        update["U64"] = small + 1
+        update["I8"] = model["I8"] * 0.25
+        update["BOOL"] = ~model["BOOL"]
+        update["U8"] = model["BOOL"]
+        update["U64.scalar"] = 2**63
+        update["F64.scalar"] = 0.1
+        return Update(update, 3)
+
+    code, out, err = task(fit, model=to_safetensors(every_dtype()))
+    assert code == 0, err
+    update = json.loads(out)["update"]
+    assert update["U64"] == [1, 8, 2, 1]
+    assert update["I8"] == [-32.0, 31.75, 0.25, 0.0]  # the strategy rounds their mean, not each device
+    assert update["BOOL"] == [True, False, False, True]
+    assert update["U8"] == [0, 1, 1, 0]
+    assert (update["U64.scalar"], update["F64.scalar"]) == (2**63, 0.1)
 
 
 def test_an_update_is_not_written_through_a_link(task: Task, tmp_path: Path) -> None:
@@ -179,7 +258,7 @@ def test_what_is_not_right(task: Task, function: Any, text: str, tmp_path: Path)
         (b"short", "the model cannot be read"),
         (b"\xff" * 8 + b"{}", "the model cannot be read"),
         (to_safetensors({"w": np.zeros(3, "float32")})[:-1], "the model cannot be read"),
-        (to_safetensors({"w": np.zeros(3, "float16")}), "the model's tensor 'w' is F16; programs take F32"),
+        (to_safetensors({"w": np.zeros(3, "float16")}).replace(b"F16", b"F17"), "the model's tensor 'w' is F17; programs take F64"),
         (to_safetensors({"w": np.zeros(3, "float32")}).replace(b"[0,12]", b"[9,12]"), "the model cannot be read"),
         (to_safetensors({"w": np.zeros(3, "float32")}).replace(b"[3]", b"[9]"), "the model cannot be read"),
     ],

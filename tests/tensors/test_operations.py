@@ -505,7 +505,7 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("full", [], ["float32", [2], "0"]),
         ("full", [], ["float32", [2], [1, 2]]),
         ("full", [], ["float16", [2], 0]),
-        ("full", [], ["bool", [1] * 9, 0]),
+        ("full", [], ["bool", [1] * 33, 0]),
         ("full", [], ["bool", [2**40, 2], 0]),
         ("arange", [], -1),
         ("arange", [], 1.5),

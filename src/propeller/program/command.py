@@ -21,7 +21,7 @@ from propeller.program.registry import Evaluation, Update, registered
 from propeller.tensors import session
 from propeller.tensors.array import Array
 from propeller.tensors.functions import array
-from propeller.tensors.shapes import Spec, TensorError
+from propeller.tensors.shapes import CARRIED, Spec, TensorError
 
 _MAX_INLINE_ELEMENTS = 4096
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""
@@ -205,7 +205,7 @@ def _parse_metric(name: Any, value: Any) -> Any:
 
 
 def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:
-    """The update's tensors, in the dtypes of the base model.
+    """The update's tensors in dtypes that lose none of their numbers; the coordinator gives them the base model's again.
 
     Raises:
         TensorError: One is missing, unknown, of another shape, or not finite.
@@ -223,16 +223,24 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
         )
     matched = {}
     for name, value in model.items():
-        tensor = value if isinstance(value, Array) else array(value)
-        dtype, shape = specs.get(name, tensor.spec)
-        if tensor.shape != shape:
+        dtype, shape = specs.get(name, (None, None))
+        tensor = value if isinstance(value, Array) else _exact_array(value, dtype)
+        if shape is not None and tensor.shape != shape:
             raise TensorError(
                 f"the update's {name!r} has shape {list(tensor.shape)}, the base model's {list(shape)}"
             )
-        matched[name] = tensor if tensor.dtype == dtype else tensor.astype(dtype)
-        if not math.isfinite(float((tensor * 0).sum())):
+        # True and false are no numbers in JSON.
+        as_number = tensor.dtype == "bool" and dtype not in {"bool", None}
+        matched[name] = tensor.astype("uint8") if as_number else tensor
+        if tensor.dtype.startswith("float") and not math.isfinite(float((tensor * 0).sum())):
             raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
     return matched
+
+
+def _exact_array(values: Any, base: str | None) -> Array:
+    """An array of what a program wrote as numbers or lists, in a dtype that has all of their digits."""
+    made = array(values, base if base == CARRIED else None)
+    return array(values, "float64") if made.dtype == "float32" and not hasattr(values, "dtype") else made
 
 
 def explain(error: BaseException) -> None:

@@ -12,6 +12,7 @@ from propeller.tensors import hints, session, subscripts
 from propeller.tensors.literals import Number, pack
 from propeller.tensors.operations import OperationCall
 from propeller.tensors.shapes import (
+    CARRIED,
     INT,
     ITEM_BYTES,
     TYPECODES,
@@ -71,7 +72,10 @@ def open_tensor(source: str, name: str, spec: Spec) -> "Array":
 
 
 class Array(Handle):
-    """An n-dimensional array of one dtype: ``float32``, ``float64``, ``int64``, ``uint8`` or ``bool``."""
+    """An n-dimensional array of one dtype: ``float32``, ``float64``, ``int64``, ``uint8`` or ``bool``.
+
+    A model's ``uint64`` is carried, read and converted, and not computed with.
+    """
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -320,8 +324,9 @@ class Array(Handle):
         flat: Any = list(self._flat())
         if not self.shape:
             return flat[0]
-        for size in self.shape[:0:-1]:
-            flat = [flat[at : at + size] for at in range(0, len(flat), size)] if size else []
+        for axis in range(self.ndim - 1, 0, -1):
+            size, rows = self.shape[axis], elements(self.shape[:axis])
+            flat = [flat[row * size : (row + 1) * size] for row in range(rows)]
         return flat
 
     def __float__(self) -> float:
@@ -331,7 +336,7 @@ class Array(Handle):
         return int(self.item())
 
     def __index__(self) -> int:
-        if self.dtype not in {"int64", "uint8", INT}:
+        if self.dtype not in {"int64", "uint8", CARRIED, INT}:
             raise TypeError(f"an array of {self.dtype} is not an index")
         return int(self.item())
 

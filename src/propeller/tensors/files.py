@@ -1,6 +1,7 @@
 """A task's files in plain Python: the model in safetensors or JSON, the data in JSON, and the update in safetensors."""
 
 import json
+import math
 import os
 import re
 import struct
@@ -12,10 +13,57 @@ from typing import Any, BinaryIO
 from propeller.tensors import safetensors
 from propeller.tensors.shapes import Spec, TensorError, elements, fits
 
-_CODES = {"F32": "float32", "F64": "float64", "I64": "int64", "U8": "uint8", "BOOL": "bool"}
-"""The element types of safetensors that programs have."""
-_NAMES = {dtype: code for code, dtype in _CODES.items()}
-_FORMATS = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "?"}
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float32",
+    "BF16": "float32",
+    "F8_E4M3": "float32",
+    "F8_E5M2": "float32",
+    "I64": "int64",
+    "I32": "int64",
+    "I16": "int64",
+    "I8": "int64",
+    "U64": "uint64",
+    "U32": "int64",
+    "U16": "int64",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Programs' dtypes by the element types of safetensors, each of which holds every number of that type (docs/decisions/0131)."""
+
+FORMATS = {
+    "F64": "d",
+    "F32": "f",
+    "F16": "e",
+    "I64": "q",
+    "I32": "i",
+    "I16": "h",
+    "I8": "b",
+    "U64": "Q",
+    "U32": "I",
+    "U16": "H",
+    "U8": "B",
+    "BOOL": "?",
+}
+"""Their formats in ``struct`` and NumPy, which name them alike; bfloat16 and the 8-bit floats have none."""
+
+
+def _e4m3(bits: int) -> float:
+    exponent, fraction = bits >> 3 & 15, bits & 7
+    size = math.ldexp(fraction, -9) if not exponent else math.ldexp(8 + fraction, exponent - 10)
+    return math.copysign(math.nan if bits & 127 == 127 else size, 127.5 - bits)
+
+
+SMALL_FLOATS = {
+    "F8_E4M3": tuple(map(_e4m3, range(256))),
+    # The upper half of a float16.
+    "F8_E5M2": tuple(struct.unpack("<e", bytes([0, bits]))[0] for bits in range(256)),
+}
+"""The 256 numbers of each 8-bit float, by its bits (Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433)."""
+
+_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint64": "U64", "uint8": "U8", "bool": "BOOL"}
+"""The element types of safetensors that programs write."""
 _FILE_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """What a program may call a source or a file: a plain name, never a path."""
 
@@ -66,7 +114,7 @@ class TaskFiles:
         if _FILE_NAME.fullmatch(result) is None:
             raise TensorError(f"{result!r:.40} cannot name a file: use small letters, digits and '-'")
         header, order = safetensors.write_header(
-            {name: (_NAMES[dtype], shape) for name, (_, (dtype, shape)) in tensors.items()}
+            {name: (_CODES[dtype], shape) for name, (_, (dtype, shape)) in tensors.items()}
         )
         path = self._state if result == DEVICE_STATE else self._root / "out" / f"{result}.safetensors"
         # Whatever the program left under that name is not followed.
@@ -76,9 +124,17 @@ class TaskFiles:
             for name in order:
                 file.write(tensors[name][0])
 
-    def tensor(self, document: bytes, start: int, dtype: str, shape: tuple[int, ...]) -> Any:
-        """The elements of a tensor that begins at a byte of a safetensors document."""
-        return list(struct.unpack_from(f"<{elements(shape)}{_FORMATS[dtype]}", document, start))
+    def tensor(self, data: bytes, code: str, shape: tuple[int, ...]) -> Any:
+        """The elements of a tensor from its bytes in safetensors, as its dtype in programs has them."""
+        count = elements(shape)
+        if code == "BF16":  # the upper half of a float32
+            halves = struct.unpack(f"<{count}H", data)
+            return list(
+                struct.unpack(f"<{count}f", struct.pack(f"<{count}I", *(half << 16 for half in halves)))
+            )
+        if code in SMALL_FLOATS:
+            return [SMALL_FLOATS[code][bits] for bits in data]
+        return list(struct.unpack(f"<{count}{FORMATS[code]}", data))
 
     def columns(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, Any]]:
         """The columns of the data."""
@@ -135,25 +191,28 @@ class TaskFiles:
             header.check_length(os.fstat(opened.fileno()).st_size)
         found: Source = {}
         for name, entry in header.entries.items():
-            spec = (_CODES[entry.dtype], entry.shape)
             at = (header.start + entry.begin, entry.end - entry.begin)
-            found[name] = (spec, partial(self._read_tensor, file, at, spec))
+            found[name] = (
+                (DTYPES[entry.dtype], entry.shape),
+                partial(self._read_tensor, file, at, entry.dtype, entry.shape),
+            )
         return found
 
-    def _read_tensor(self, file: Path, at: tuple[int, int], spec: Spec) -> Any:
+    def _read_tensor(self, file: Path, at: tuple[int, int], code: str, shape: tuple[int, ...]) -> Any:
         start, length = at
         with _open(file) as opened:
             opened.seek(start)
-            return self.tensor(opened.read(length), 0, *spec)
+            return self.tensor(opened.read(length), code, shape)
 
     def _single(self, name: str, value: Any) -> tuple[Spec, Callable[[], Any]]:
-        """A tensor of a JSON model, as float64."""
+        """A tensor of a JSON model: float64, or bool where it is true and false."""
         flat: list[Any] = []
         shape = _measure(value, flat)
         if shape is None:
             raise TensorError(f"the model's tensor {name!r} is not numbers of one shape")
-        packed = struct.pack(f"<{len(flat)}d", *flat)
-        return ("float64", shape), partial(self.tensor, packed, 0, "float64", shape)
+        code = "BOOL" if _dtype(flat) == "bool" else "F64"
+        packed = struct.pack(f"<{len(flat)}{FORMATS[code]}", *flat)
+        return (DTYPES[code], shape), partial(self.tensor, packed, code, shape)
 
 
 def _open(file: Path) -> BinaryIO:
@@ -166,8 +225,8 @@ def _given(elements: Any) -> Any:
 
 
 def _check_dtype(name: str, dtype: Any) -> None:
-    if not isinstance(dtype, str) or dtype not in _CODES:
-        raise TensorError(f"the model's tensor {name!r} is {dtype}; programs take {', '.join(_CODES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TensorError(f"the model's tensor {name!r} is {dtype}; programs take {', '.join(DTYPES)}")
 
 
 def columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, list[Any]]]:

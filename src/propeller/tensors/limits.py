@@ -4,9 +4,6 @@ from collections.abc import Iterable
 
 from propeller.tensors.shapes import TensorError
 
-MAX_RANK = 32
-"""The most dimensions a tensor may have."""
-
 MAX_TENSORS = 100_000
 """The most tensors a model may have."""
 

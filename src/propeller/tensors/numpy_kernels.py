@@ -12,7 +12,7 @@ from numpy.random import (
 )  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
-from propeller.tensors.shapes import WEAK, Spec, elements
+from propeller.tensors.shapes import CARRIED, WEAK, Spec, elements
 
 
 def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
@@ -156,9 +156,11 @@ def _broadcast_to(_specs: Sequence[Spec], shape: Any, _out: Spec) -> Kernel:
 
 
 def _cast(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
-    dtype = np.dtype(out[0])
-    if dtype.kind not in "iu" or not specs[0][0].startswith("float"):
+    dtype, source = np.dtype(out[0]), specs[0][0]
+    if dtype.kind not in "iu" or not (source.startswith("float") or CARRIED in {source, out[0]}):
         return lambda x: np.asarray(x).astype(dtype)
+    if not source.startswith("float"):
+        return lambda x: _whole_in_range(x, dtype)
     low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
 
     def kernel(x: Any) -> Any:
@@ -169,6 +171,13 @@ def _cast(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
         return np.asarray(whole).astype(dtype)
 
     return kernel
+
+
+def _whole_in_range(x: Any, dtype: Any) -> Any:
+    limits, array = np.iinfo(dtype), np.asarray(x)
+    if array.size and not limits.min <= int(array.min()) <= int(array.max()) <= limits.max:
+        raise ValueError(f"a value does not fit {dtype}")
+    return array.astype(dtype)
 
 
 def _concatenate(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from propeller.tensors.files import TaskFiles
+from propeller.tensors.files import DTYPES, FORMATS, SMALL_FLOATS, TaskFiles
 from propeller.tensors.machine import StepMachine
 from propeller.tensors.numpy_kernels import bind, bind_into
 from propeller.tensors.operations import Kernel
-from propeller.tensors.shapes import Spec, elements
+from propeller.tensors.shapes import Spec
 
 _LITTLE_ENDIAN = {
     "float32": "<f4",
@@ -17,6 +17,7 @@ _LITTLE_ENDIAN = {
     "int64": "<i8",
     "uint8": "u1",
     "bool": "?",
+    "uint64": "<u8",
     "float": "<f8",
     "int": "<i8",
 }
@@ -63,9 +64,17 @@ class NumpyMachine(StepMachine):
 class ArrayFiles(TaskFiles):
     """``TaskFiles`` whose tensors are arrays; the model's share the file's bytes."""
 
-    def tensor(self, document: bytes, start: int, dtype: str, shape: tuple[int, ...]) -> Any:
-        """An array over the document."""
-        return np.frombuffer(document, _LITTLE_ENDIAN[dtype], elements(shape), start).reshape(shape)
+    def tensor(self, data: bytes, code: str, shape: tuple[int, ...]) -> Any:
+        """An array over the bytes themselves, where its dtype is one of programs'."""
+        if code == "BF16":  # the upper half of a float32
+            array = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+        elif code == "BOOL":  # NumPy expects nothing but 0 and 1
+            array = np.frombuffer(data, np.uint8) != 0
+        elif code in SMALL_FLOATS:
+            array = np.array(SMALL_FLOATS[code], np.float32)[np.frombuffer(data, np.uint8)]
+        else:
+            array = np.frombuffer(data, f"<{FORMATS[code]}").astype(_LITTLE_ENDIAN[DTYPES[code]], copy=False)
+        return array.reshape(shape)
 
     def columns(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, Any]]:
         """An array for each name whose values are numbers of one shape in every sample."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from propeller.tensors.limits import MAX_RANK, check_count, check_elements, check_name
-from propeller.tensors.shapes import TensorError
+from propeller.tensors.limits import check_count, check_elements, check_name
+from propeller.tensors.shapes import MAX_RANK, TensorError
 
 PREFIX = 8
 """Bytes of the header's length, an unsigned 64-bit integer."""

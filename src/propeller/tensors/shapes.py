@@ -11,19 +11,38 @@ from propeller.errors import InvalidError
 
 Spec = tuple[str, tuple[int, ...]]
 
-ITEM_BYTES = {"bool": 1, "uint8": 1, "int64": 8, "float32": 4, "float64": 8}
+ITEM_BYTES = {"bool": 1, "uint8": 1, "int64": 8, "float32": 4, "float64": 8, "uint64": 8}
 """Bytes an element, by dtype."""
 
-MAX_DIMENSIONS = 8
+CARRIED = "uint64"
+"""The dtype that no operation but ``cast`` takes: it holds what a model has and int64 cannot."""
+
+MAX_RANK = 32
+"""The most dimensions a tensor may have, in programs and models alike: as many as every version of NumPy has."""
 
 FLOAT, INT = "float", "int"
 WEAK = {FLOAT, INT}
 """The dtypes of weak numbers."""
 
-TYPECODES = {"float32": "f", "float64": "d", "int64": "q", "uint8": "B", "bool": "B", FLOAT: "d", INT: "q"}
+TYPECODES = {
+    "float32": "f",
+    "float64": "d",
+    "int64": "q",
+    "uint8": "B",
+    "bool": "B",
+    CARRIED: "Q",
+    FLOAT: "d",
+    INT: "q",
+}
 """The type codes of Python's ``array`` module, by dtype."""
 
-_RANGES = {"bool": (0, 1), "uint8": (0, 255), "int64": (-(2**63), 2**63 - 1), INT: (-(2**63), 2**63 - 1)}
+_RANGES = {
+    "bool": (0, 1),
+    "uint8": (0, 255),
+    "int64": (-(2**63), 2**63 - 1),
+    CARRIED: (0, 2**64 - 1),
+    INT: (-(2**63), 2**63 - 1),
+}
 
 _RANK = {"bool": 0, "uint8": 1, "int64": 2, "float32": 3, "float64": 4}
 
@@ -128,6 +147,6 @@ def shape_of(name: str, sizes: Any) -> tuple[int, ...]:
     """
     if not isinstance(sizes, list | tuple) or not all(type(size) is int and size >= 0 for size in sizes):
         raise TensorError(f"{name}: {sizes!r:.80} is not a shape")
-    if len(sizes) > MAX_DIMENSIONS:
-        raise TensorError(f"{name}: {len(sizes)} dimensions; at most {MAX_DIMENSIONS}")
+    if len(sizes) > MAX_RANK:
+        raise TensorError(f"{name}: {len(sizes)} dimensions; at most {MAX_RANK}")
     return tuple(sizes)

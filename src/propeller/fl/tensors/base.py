@@ -15,8 +15,8 @@ from propeller.fl.tensors.dtypes import (
     name_of,
     without_loss,
 )
-from propeller.tensors.limits import MAX_RANK, check_count, check_elements, check_name
-from propeller.tensors.shapes import TensorError
+from propeller.tensors.limits import check_count, check_elements, check_name
+from propeller.tensors.shapes import MAX_RANK, TensorError
 
 Tensors = dict[str, Array]
 """Names to arrays, in the model's own order; 0-d arrays are scalars."""

@@ -12,8 +12,8 @@ import numpy as np
 from propeller.fl.tensors.base import Specs, Tensors, TensorSpec, check_array
 from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.tensors.limits import MAX_ELEMENTS, MAX_RANK, check_count, check_elements, check_name
-from propeller.tensors.shapes import TensorError
+from propeller.tensors.limits import MAX_ELEMENTS, check_count, check_elements, check_name
+from propeller.tensors.shapes import MAX_RANK, TensorError
 
 _NUMBER_TYPES = frozenset({int, float})
 _MAX_EXACT = 2.0**53

@@ -16,7 +16,7 @@ from propeller.tensors.operations.operation import (
     OperationCall,
     Record,
 )
-from propeller.tensors.shapes import MAX_DIMENSIONS, Spec, TensorError, elements
+from propeller.tensors.shapes import CARRIED, MAX_RANK, Spec, TensorError, elements
 
 OPERATIONS = {
     operation.name: operation
@@ -44,9 +44,14 @@ def infer(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     count = operation.operands
     if count is not None and len(specs) != count:
         raise TensorError(f"{name} takes {count} operands, got {len(specs)}")
+    if name != "cast" and any(dtype == CARRIED for dtype, _ in specs):
+        raise TensorError(
+            f"{name}: an array of {CARRIED} is only carried; to compute with it write x.astype('int64'), which "
+            "holds numbers below 2**63"
+        )
     dtype, shape = operation.infer(name, specs, params)
-    if len(shape) > MAX_DIMENSIONS:
-        raise TensorError(f"{name}: {len(shape)} dimensions; at most {MAX_DIMENSIONS}")
+    if len(shape) > MAX_RANK:
+        raise TensorError(f"{name}: {len(shape)} dimensions; at most {MAX_RANK}")
     if elements(shape) > _MAX_ELEMENTS:
         raise TensorError(f"{name}: a result of shape {list(shape)} is too large")
     return dtype, shape

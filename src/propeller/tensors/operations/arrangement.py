@@ -9,6 +9,7 @@ from typing import Any
 from propeller.tensors.operations.flat import offsets_of, spread, strides_of
 from propeller.tensors.operations.operation import Kernel, Operation, OperationCall, Record
 from propeller.tensors.shapes import (
+    CARRIED,
     ITEM_BYTES,
     Spec,
     TensorError,
@@ -129,7 +130,10 @@ def _broadcast_to(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
 
 
 def _cast(specs: Sequence[Spec], dtype: Any, _out: Spec) -> Kernel:
-    if not specs[0][0].startswith("float") or dtype not in {"int64", "uint8"}:
+    source = specs[0][0]
+    if dtype not in {"int64", "uint8", CARRIED} or (
+        not source.startswith("float") and CARRIED not in {source, dtype}
+    ):
         return lambda x: x
 
     def kernel(x: list[Any]) -> list[Any]:
@@ -217,7 +221,7 @@ OPERATIONS = (
         name="cast",
         operands=1,
         params="dtype",
-        doc="the elements in that dtype; floats lose their fraction in integers, and must fit",
+        doc="the elements in that dtype; floats lose their fraction in integers, and must fit, as must what goes into and out of `uint64`",
         infer=_converted,
         gradient=lambda up, call, _record: [up.astype(call.operands[0].dtype)],
         kernel=_cast,

@@ -6,9 +6,10 @@ from array import array as _buffer
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from propeller.tensors.shapes import elements
+from propeller.tensors.shapes import CARRIED, elements
 
 _HALF = 1 << 63
+_MASKS = {"uint8": 0xFF, CARRIED: 2 * _HALF - 1}
 
 
 def strides_of(shape: Sequence[int]) -> list[int]:
@@ -62,8 +63,9 @@ def rounded(values: Iterable[Any], dtype: str) -> list[Any]:
         return [float(value) for value in values]
     if dtype == "bool":
         return [bool(value) for value in values]
-    if dtype == "uint8":
-        return [int(value) & 0xFF for value in values]
+    if dtype in _MASKS:
+        mask = _MASKS[dtype]
+        return [int(value) & mask for value in values]
     return [(int(value) + _HALF) % (2 * _HALF) - _HALF for value in values]
 
 
