@@ -1,11 +1,14 @@
 """Numbers that are NaN or infinite, which JSON does not have: where in a document one is, so that it can be named."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
+
+MUST_BE_FINITE = "must be a finite number, not NaN or an infinity"
 
 Path = Sequence[str | int]
 """The keys and positions that lead to a value."""
@@ -63,6 +66,9 @@ def find_number(value: Any, path: Path = ()) -> Path | None:
         items = value.items()
     elif isinstance(value, list | tuple):
         items = enumerate(value)
+        with contextlib.suppress(TypeError, OverflowError):  # mixed values are looked at one by one
+            if all(map(math.isfinite, value)):
+                return None
     for step, item in items:
         found = find_number(item, (*path, step))
         if found is not None:
@@ -75,7 +81,7 @@ def require_finite_numbers(value: Any) -> Any:
     found = find_number(value)
     if found is not None:
         where = f"{format_path(found)}: " if found else ""
-        raise ValueError(f"{where}must be a finite number")
+        raise ValueError(f"{where}{MUST_BE_FINITE}")
     return value
 
 

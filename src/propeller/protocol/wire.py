@@ -1,6 +1,5 @@
 """The base of every message, strict JSON, times, and the rules that fields share."""
 
-import contextlib
 import math
 import unicodedata
 from collections import Counter
@@ -88,10 +87,9 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
         raise MalformedMessageError(f"Invalid JSON: {error}") from None
     if not isinstance(value, dict):
         raise MalformedMessageError(f"Invalid JSON: expected an object, got {type(value).__name__}")
-    for name, field in value.items():
-        if _overflows(field):
-            path = find_number(field, (name,)) or (name,)
-            raise NonFiniteNumberError(f"{format_path(path)}: a number is too large", path, math.inf)
+    path = find_number(value)
+    if path is not None:  # ``1e999`` reads as infinity
+        raise NonFiniteNumberError(f"{format_path(path)}: a number is too large", path, math.inf)
     return value
 
 
@@ -100,24 +98,6 @@ def _non_finite(path: Path, word: str) -> NonFiniteNumberError:
     value = math.nan if "n" in word.lower().replace("inf", "") else -math.inf if negative else math.inf
     reason = f"{format_path(path)}: {word} is not a finite number; NaN and infinities are not JSON numbers"
     return NonFiniteNumberError(f"Invalid JSON: {reason}", path, value)
-
-
-def _overflows(field: Any) -> bool:
-    """Whether a decoded field holds a number beyond a float's range: ``1e999`` reads as infinity."""
-    pending = [[field]]
-    while pending:
-        values = pending.pop()
-        with contextlib.suppress(TypeError, OverflowError):  # mixed values are checked one by one
-            if all(map(math.isfinite, values)):
-                continue
-        for value in values:
-            if isinstance(value, float) and not math.isfinite(value):
-                return True
-            if isinstance(value, list):
-                pending.append(value)
-            elif isinstance(value, dict):
-                pending.append(list(value.values()))
-    return False
 
 
 def explain_validation_error(error: ValidationError) -> str:

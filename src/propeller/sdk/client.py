@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
@@ -15,9 +15,13 @@ from propeller.protocol.experiments import ModelChoice
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
 from propeller.sdk.connection import Connection
-from propeller.sdk.experiment import Experiment, Fleet, assign_data, plain
+from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
+from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WAIT_S = 20.0
 """How long one question for news of a round is held open, in seconds."""
@@ -184,21 +188,39 @@ class AsyncPropeller:
             )
         return versions[-1]
 
-    async def model(self, version: int | None = None) -> dict[str, Any]:
-        """A model as nested lists by tensor name; the latest if no version is given."""
-        model: dict[str, Any] = await self._connection.ask(
-            "GET", "model_registry", f"/models/{'latest' if version is None else version}"
-        )
-        return model
+    async def model(self, version: int | None = None) -> "dict[str, np.ndarray[Any, Any]]":
+        """A model as NumPy arrays by tensor name, in the dtypes that it has; the latest if no version is given."""
+        path = f"/models/{'latest' if version is None else version}"
+        answer = await self._connection.send("GET", "model_registry", path, headers={"Accept": SAFETENSORS})
+        return decode_model(answer.content)
 
     async def put_model(self, model: Mapping[str, Any]) -> int:
-        """Store a model; returns the version it got."""
-        answer = await self._connection.ask("POST", "model_registry", "/models", json={"model": plain(model)})
+        """Store a model; returns the version it got.
+
+        Args:
+            model: arrays by tensor name (NumPy's, or what ``np.asarray`` takes), which keep their dtypes; numbers and
+                nested lists of them become float64.
+
+        Raises:
+            InvalidError: something is no array of finite numbers; the text names the tensor.
+        """
+        answer = await self._connection.ask(
+            "POST",
+            "model_registry",
+            "/models",
+            content=encode_model(model),
+            headers={"Content-Type": SAFETENSORS},
+        )
         return int(answer["version"])
 
     async def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
-        """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``."""
-        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=plain(dataset))
+        """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.
+
+        Raises:
+            InvalidError: something cannot be sent; the text names it, as ``data[3].x``.
+        """
+        body = {name: plain(one, name) for name, one in dataset.items()}
+        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=body)
 
     async def start_round(
         self,
@@ -238,18 +260,17 @@ class AsyncPropeller:
             experiment = wire.Experiment(
                 experiment_id=f"exp-{uuid.uuid4().hex[:12]}",
                 round_id=round_id or f"r-{uuid.uuid4().hex[:12]}",
-                model_ref=wire.model_uri(version),
+                model_ref=wire.model_uri(plain(version, "base_version")),
                 participants=chosen,
-                hyperparams=dict(hyperparams or {}),
-                k_of_n=k_of_n or len(chosen),
-                timeout_s=timeout_s,
+                hyperparams=plain(hyperparams or {}, "hyperparams"),
+                k_of_n=plain(k_of_n, "k_of_n") or len(chosen),
+                timeout_s=plain(timeout_s, "timeout_s"),
                 task_wasm_image=image,
-                limits=dict(limits) if limits else None,
+                limits=plain(limits, "limits") if limits else None,
             )
             body = experiment.model_dump(mode="json")
-        except ValueError as error:  # pydantic's errors of either kind are
-            reason = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
-            raise PropellerError(reason) from None
+        except ValidationError as error:
+            raise PropellerError(explain_validation_error(error)) from None
         await self._connection.ask("POST", "manager", "/fl/experiments", json=body)
         return experiment.round_id
 

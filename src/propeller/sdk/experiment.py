@@ -8,6 +8,7 @@ from typing import Any
 
 from propeller.errors import InvalidError
 from propeller.protocol.experiments import ExperimentSpec, nearest_names
+from propeller.sdk.values import plain
 
 _OWN = {"model", "data", "split"}
 
@@ -78,27 +79,16 @@ class Experiment:
     def spec(self) -> ExperimentSpec:
         """What is sent to the coordinator, with an id; the model only if it is a version or an alias."""
         given = {
-            one.name: plain(getattr(self, one.name))
+            one.name: plain(getattr(self, one.name), one.name)
             for one in fields(self)
             if one.name not in _OWN and getattr(self, one.name) is not None
         }
         if self.split is not None:
-            given["data"] = {"split": plain(self.split)}
+            given["data"] = {"split": plain(self.split, "split")}
         if self.model is not None and not isinstance(self.model, Mapping):
-            given["model"] = {"version": plain(self.model)}
+            given["model"] = {"version": plain(self.model, "model")}
         spec = ExperimentSpec.decode(given)
         return spec if spec.id else spec.model_copy(update={"id": f"{spec.name}-{uuid.uuid4().hex[:8]}"})
-
-
-def plain(value: Any) -> Any:
-    """NumPy's scalars and arrays, and mappings and sequences of any class, as JSON has them."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return value
 
 
 class Fleet:

@@ -10,6 +10,7 @@ from propeller.errors import InvalidError, NotFoundError, PropellerError, Unavai
 from propeller.protocol.wire import decode_object
 from propeller.sdk.connection import Connection
 from propeller.sdk.history import History
+from propeller.sdk.values import SAFETENSORS, decode_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,6 @@ PATIENCE_S = 60.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _LONGEST_WAIT_S = 0.5
-_SAFETENSORS = "application/vnd.safetensors"
 
 
 class ExperimentFailedError(PropellerError):
@@ -226,13 +226,11 @@ class AsyncExperimentHandle:
             NotFoundError: the experiment has no such model yet.
             InvalidError: ``which`` is none of these.
         """
-        from propeller.fl.tensors import from_safetensors  # with NumPy, which most commands do without
-
         version = which if isinstance(which, int) else await self._version(which)
         answer = await self._connection.send(
-            "GET", "model_registry", f"/models/{version}", headers={"Accept": _SAFETENSORS}
+            "GET", "model_registry", f"/models/{version}", headers={"Accept": SAFETENSORS}
         )
-        return dict(from_safetensors(bytearray(answer.content))[0])  # of a bytearray: they can be changed
+        return decode_model(answer.content)
 
     async def pause(self) -> None:
         """Let the open round end, and start no other until ``resume``."""

@@ -51,7 +51,7 @@ def literal(values: Any, dtype: Any = None) -> "Array":
     Raises:
         TensorError: The lists are ragged, hold something else, or an integer does not fit the dtype.
     """
-    return _create(*pack(values, dtype))
+    return create(*pack(values, dtype))
 
 
 def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> "Array":
@@ -62,7 +62,7 @@ def from_bytes(data: bytes, dtype: str, shape: Sequence[int]) -> "Array":
     """
     if len(data) != elements(shape) * ITEM_BYTES.get(dtype, 0):
         raise TensorError(f"array: {len(data)} bytes are not {elements(shape)} elements of {dtype}")
-    return _create(data, (dtype, tuple(shape)))
+    return create(data, (dtype, tuple(shape)))
 
 
 def open_tensor(source: str, name: str, spec: Spec) -> "Array":
@@ -79,6 +79,7 @@ class Array(Handle):
 
     __slots__ = ()
     __hash__ = object.__hash__
+    __array_ufunc__ = None  # NumPy leaves `numpy_array + array` to us, and we say what to do
 
     def __del__(self) -> None:
         self.tape.release(self.handle)
@@ -329,6 +330,16 @@ class Array(Handle):
             flat = [flat[row * size : (row + 1) * size] for row in range(rows)]
         return flat
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The elements for NumPy (``np.asarray(x)``), which calls this: always a copy."""
+        if copy is False:
+            raise ValueError("an array of a program is no memory of NumPy's: it cannot be had without a copy")
+        import numpy as np  # a native run: in the sandbox there is none, and nobody who calls this
+
+        wanted = "<u1" if self.dtype == "bool" else f"<{TYPECODES[self.dtype]}"
+        elements = np.frombuffer(self.tape.read(self), wanted).reshape(self.shape)
+        return elements.astype(dtype or self.dtype)
+
     def __float__(self) -> float:
         return float(self.item())
 
@@ -417,7 +428,8 @@ def _record_on(tape: Tape, name: str, operands: Sequence[Any], params: Any) -> A
     return Array(tape, *tape.record(name, operands, params))
 
 
-def _create(data: bytes, spec: Spec) -> Array:
+def create(data: bytes, spec: Spec) -> Array:
+    """An array of little-endian elements, as many as its spec has."""
     tape = session.current().main
     return Array(tape, tape.create(data, spec), spec)
 
@@ -426,7 +438,7 @@ def _apply(access: subscripts.Access, x: Array) -> Array:
     name, operands, params = access
     if not operands:
         return record(name, x, params=params)
-    arrays = [_create(*each) if isinstance(each, subscripts.Literal) else each for each in operands]
+    arrays = [create(*each) if isinstance(each, subscripts.Literal) else each for each in operands]
     return record(name, x, *arrays, params=params)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from propeller.tensors import session
-from propeller.tensors.array import Array, literal, record
-from propeller.tensors.literals import Number
+from propeller.tensors.array import Array, create, literal, record
+from propeller.tensors.literals import Number, is_numpy, pack_numpy
 from propeller.tensors.shapes import TensorError, axis_of, dtype_name
 
 __all__ = [
@@ -46,14 +46,18 @@ def array(values: Any, dtype: Any = None) -> Array:
     """An array of these numbers.
 
     Args:
-        values: A number, nested lists of numbers of one length at each level, or an array (which is copied).
-        dtype: Without it, ``float32`` for floats, ``int64`` for integers and ``bool`` for booleans.
+        values: A number, nested lists of numbers of one length at each level, or an array (which is copied). Where NumPy is, also
+            its arrays and scalars.
+        dtype: Without it, ``float32`` for floats, ``int64`` for integers and ``bool`` for booleans. NumPy's float64 stays one.
 
     Raises:
         TensorError: The lists are ragged, hold something else, or an integer does not fit the dtype.
     """
     if isinstance(values, Array):
         return values.astype(dtype or values.dtype)
+    if is_numpy(values):
+        made = create(*pack_numpy(values))
+        return made if dtype is None or dtype_name(dtype) == made.dtype else made.astype(dtype)
     return literal(values, dtype)
 
 

@@ -1,10 +1,11 @@
-"""The numbers that a program writes down, in nested lists, as elements of an array."""
+"""The numbers that a program writes down, in nested lists or as NumPy has them, as elements of an array."""
 
 import sys
 from array import array as _buffer
 from typing import Any
 
 from propeller.tensors.shapes import (
+    CARRIED,
     FLOAT,
     INT,
     ITEM_BYTES,
@@ -17,6 +18,36 @@ from propeller.tensors.shapes import (
 from propeller.tensors.tape import Handle
 
 Number = float | int | bool
+
+_NUMPY = {
+    "float64": ("float64", "<f8"),
+    "uint64": (CARRIED, "<u8"),
+    **dict.fromkeys(("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"), ("float32", "<f4")),
+    **dict.fromkeys(("int64", "int32", "int16", "int8", "uint32", "uint16"), ("int64", "<i8")),
+    "uint8": ("uint8", "u1"),
+    "bool": ("bool", "?"),
+}
+"""NumPy's dtypes: ours, which has every number of it, and NumPy's name for that in little-endian order."""
+
+
+def pack_numpy(values: Any) -> tuple[bytes, Spec]:
+    """The little-endian elements of a NumPy array or scalar, and their spec: as a model's tensor of its dtype has it.
+
+    Raises:
+        TensorError: It has no numbers.
+    """
+    known = _NUMPY.get(str(values.dtype.name))
+    if known is None:
+        raise TensorError(
+            f"array: {values.dtype} of NumPy is no dtype of numbers; there are {', '.join(_NUMPY)}"
+        )
+    dtype, wanted = known
+    return values.astype(wanted).tobytes(), (dtype, tuple(values.shape))
+
+
+def is_numpy(values: Any) -> bool:
+    """Whether this is a NumPy array or scalar; NumPy itself need not be there."""
+    return hasattr(values, "__array_interface__")
 
 
 def pack(values: Any, dtype: Any = None) -> tuple[bytes, Spec]:
@@ -56,6 +87,8 @@ def _measure(values: Any, flat: list[Number]) -> tuple[int, ...]:
     if isinstance(values, bool | int | float):
         flat.append(values)
         return ()
+    if is_numpy(values):
+        return _measure(values.tolist(), flat)
     if isinstance(values, Handle):
         raise TensorError("array: the list holds arrays; join them with stack([…]) or concatenate([…])")
     if not isinstance(values, list | tuple | range):

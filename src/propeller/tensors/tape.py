@@ -96,6 +96,8 @@ class Tape:
             return [value], (INT, ())
         if isinstance(value, float):
             return [float(value)], (FLOAT, ())
+        if getattr(value, "shape", None) == () and hasattr(value, "__array_interface__"):  # a scalar of NumPy
+            return self.encode(value.item())
         raise TensorError(
             f"{type(value).__name__} is neither an array nor a number; make it one with array(…)"
         )
