@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
 from propeller.errors import InvalidError, RefusedError, TooLargeError, UnsupportedTypeError
@@ -29,6 +29,9 @@ from propeller.web.auth import Caller, Principal, Verify, verifier
 from propeller.web.body import read_body
 from propeller.web.ranges import asked_ranges, respond
 from propeller.web.server import bind_api, serve
+
+DEFAULT_PAGE = 100
+"""How many versions are on a page of ``GET /models?details=1``."""
 
 _MAX_KEY_CHARACTERS = 256
 
@@ -77,8 +80,24 @@ def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
     router = Router()
 
     @router.get("/models")
-    async def list_versions() -> dict[str, list[int]]:
-        return {"versions": await registry.versions()}
+    async def list_versions(
+        details: bool = False,
+        experiment: str | None = None,
+        strategy: str | None = None,
+        alias: str | None = None,
+        limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+        offset: Annotated[int | None, Query(ge=0)] = None,
+    ) -> dict[str, Any]:
+        """The numbers of all versions; with any of the parameters, a page of what is known of those that fit."""
+        if not details and {experiment, strategy, alias, limit, offset} == {None}:
+            return {"versions": await registry.versions()}
+        return await registry.page(
+            experiment=experiment,
+            strategy=strategy,
+            alias=alias,
+            limit=limit or DEFAULT_PAGE,
+            offset=offset or 0,
+        )
 
     @router.post("/models", status_code=201)
     async def add(
@@ -106,6 +125,11 @@ def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
     @router.get("/models/{version:path}/info")
     async def get_info(version: str) -> dict[str, Any]:
         return await registry.info(await registry.find(version))
+
+    @router.get("/models/{first:path}/diff/{second:path}")
+    async def get_diff(first: str, second: str) -> dict[str, Any]:
+        """How the second version differs from the first."""
+        return await registry.diff(await registry.find(first), await registry.find(second))
 
     @router.get("/models/{version:path}/state")
     async def get_state(request: Request, version: str) -> Response:

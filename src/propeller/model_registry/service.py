@@ -1,6 +1,7 @@
 """Model versions over the files: encoded as a caller wants them, the recent ones from memory."""
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from propeller.errors import InvalidError, NotAcceptableError, NotFoundError, UnavailableError
 from propeller.fl.tensors import CODECS, SAFETENSORS, Specs, Tensors, from_json, to_safetensors
 from propeller.model_registry.aliases import LATEST, AliasStore, check_alias
+from propeller.model_registry.diff import diff_documents, diff_lineages
 from propeller.model_registry.documents import Upload
 from propeller.model_registry.states import DamagedStateError, StateStore
 from propeller.model_registry.store import (
@@ -89,6 +91,7 @@ class ModelRegistry:
         self._cache: ByteLru[tuple[int, str], EncodedModel] = ByteLru(
             cache_bytes, lambda encoded: len(encoded.body.head)
         )
+        self._diffs = asyncio.Lock()
         self._checks: SingleFlight[int, str] = SingleFlight()
         self._encodings: SingleFlight[tuple[int, str], EncodedModel] = SingleFlight()
 
@@ -233,6 +236,58 @@ class ModelRegistry:
             raise
         return encoded
 
+    async def page(
+        self, *, experiment: str | None, strategy: str | None, alias: str | None, limit: int, offset: int
+    ) -> dict[str, Any]:
+        """The versions that fit, newest first: how many there are, and what is known of those on one page.
+
+        Args:
+            experiment: only those of this experiment.
+            strategy: only those made by this strategy, a name or a program.
+            alias: only the one that this stands for.
+            limit: the most on the page.
+            offset: how many to leave out before it.
+
+        Raises:
+            NotFoundError: there is no such alias.
+        """
+        chosen = None if alias is None else await self.find(alias)
+        named = _names_of(await self.aliases())
+
+        def read() -> dict[str, Any]:
+            versions = [
+                record.version
+                for record in reversed(self._store.records())
+                if chosen in {None, record.version}
+                and experiment in {None, record.experiment}
+                and strategy in {None, record.strategy}
+            ]
+            page = versions[offset : offset + limit]
+            return {
+                "total": len(versions),
+                "models": [line for version in page if (line := self._line(version, named)) is not None],
+            }
+
+        return await asyncio.to_thread(read)
+
+    async def diff(self, first: int, second: int) -> dict[str, Any]:
+        """How a version differs from another: ``diff_documents`` and ``diff_lineages``.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            DamagedVersionError: a file cannot be used.
+        """
+
+        def compare() -> dict[str, Any]:
+            for version in (first, second):
+                self._store.check(version)
+            with self._store.open(first) as ours, self._store.open(second) as theirs:
+                lineages = diff_lineages(lineage_of(ours.metadata), lineage_of(theirs.metadata))
+                return {"from": first, "to": second, **diff_documents(ours, theirs), "lineage": lineages}
+
+        async with self._diffs:  # one at a time: each takes a processor and two blocks of every tensor
+            return await asyncio.to_thread(compare)
+
     async def info(self, version: int) -> dict[str, Any]:
         """What is known of a version, as ``GET /models/{version}/info`` answers it.
 
@@ -285,6 +340,20 @@ class ModelRegistry:
                 "aliases": named.get(version, []),
                 "has_state": self._states.has(version),
             }
+
+    def _line(self, version: int, named: Mapping[int, list[str]]) -> dict[str, Any] | None:
+        """A version on a page; ``None`` if it was taken away meanwhile."""
+        try:
+            specs, info = self._info(version, named)
+        except VersionNotFoundError:
+            return None
+        except DamagedVersionError as error:
+            return {"version": version, "error": str(error)}
+        numbers = sum(math.prod(spec.shape) for spec in specs.values())
+        lineage = info.pop("lineage")
+        if lineage is not None:
+            lineage.pop("updates", None)
+        return {**info, "tensors": len(specs), "numbers": numbers, "lineage": lineage}
 
     def _encode(self, version: int, media_type: str) -> EncodedModel:
         stamp, codec = self._store.stamp(version), CODECS[media_type]
