@@ -114,7 +114,7 @@ def test_built_it_gives_what_it_gives_natively(project: Path) -> None:
     assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
     assert one["update"]["w"] == pytest.approx(other["update"]["w"], abs=1e-6)
     assert one["metrics"]["accuracy"] > 0.7
-    evaluated = run("try", project / "train.wasm", "--evaluate")
+    evaluated = run("try", project / "train.wasm", "--mode", "evaluate")
     assert "update" not in json.loads(evaluated.stdout)
 
     # An error of the program's own code: the lines are there, though the sandbox has no such file.
@@ -212,7 +212,7 @@ def test_componentize_py_is_not_installed(project: Path) -> None:
         ("return Update({'v': 1.0}, num_samples=1)", "it lacks b, w and has v beside it"),
         ("return Update({**model, 'b': float('nan')}, num_samples=1)", "'b' has numbers that are not finite"),
         ("return Update(model, num_samples=0)", "num_samples is 0"),
-        ("return Update(model, num_samples=1, metrics={'loss': 1e999})", "the metric 'loss' is inf"),
+        ("return Update(model, num_samples=1, metrics={'loss': 1e999})", "metrics: 'loss' is inf"),
         ("import sys\nsys.__stdout__.write('mine')\nreturn Update(model, num_samples=1)", "it begins 'mine{"),
     ],
 )
@@ -289,6 +289,43 @@ def test_options_that_are_not_what_they_should_be(project: Path, tmp_path: Path)
     assert "--model FILE" in said(run("try", alone))
     (project / "experiment.toml").write_text("imag = 1")
     assert "experiment.toml: imag" in said(run("try", train))
+
+
+def test_device_state_from_run_to_run(project: Path, tmp_path: Path) -> None:
+    """Kept in the folder that is named, if the run succeeds; natively as in the sandbox."""
+    body = "ctx.state['n'] = n = ctx.state.get('n', 0) + 1\nif n == 3:\n    1 / 0\nreturn Update(model, num_samples=n)"
+    train, kept = task(project, body), tmp_path / "kept"
+    for expected in (1, 2):
+        done = run("try", train, "--state", kept)
+        assert json.loads(done.stdout)["num_samples"] == expected, done.stderr
+    assert "ZeroDivisionError" in run("try", train, "--state", kept).stderr
+    assert json.loads((kept / "values.json").read_text()) == {"n": 2}
+    assert json.loads(run("try", train).stdout)["num_samples"] == 1
+    assert "it is not a folder" in said(run("try", train, "--state", train))
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("kept")] == ["kept"]
+
+
+def test_strategies_and_splits(project: Path) -> None:
+    """What a device would be told and given, and what the coordinator would refuse."""
+    train = project / "train.py"
+    plain = json.loads(run("try", train).stdout)
+    pulled = json.loads(run("try", train, "--strategy", '{"name": "fedprox", "mu": 5}').stdout)
+    assert plain["update"] != pulled["update"]
+    assert plain["num_samples"] == 64
+    scaffold = json.loads(run("try", train, "--strategy", "scaffold").stdout)
+    assert set(scaffold["update"]) == {"w", "b", "@control/w", "@control/b"}
+    personal = json.loads(run("try", train, "--strategy", '{"name": "fedper", "personal": ["b"]}').stdout)
+    assert set(personal["update"]) == {"w"}
+    part = ("--split", '{"holdout": 0.25}')
+    assert json.loads(run("try", train, *part).stdout)["num_samples"] == 48
+    held_out = json.loads(run("try", train, *part, "--mode", "evaluate").stdout)
+    assert held_out["num_samples"] == 16
+    assert "update" not in held_out
+    bare = task(project, "return Update(model, num_samples=1)")
+    assert "as Update(..., steps=…)" in run("try", bare, "--strategy", "fednova").stderr
+    assert "--strategy: " in said(run("try", train, "--strategy", "fedavgg"))
+    assert "--strategy: not JSON" in said(run("try", train, "--strategy", "{"))
+    assert "--split: holdout" in said(run("try", train, "--split", '{"holdout": 3}'))
 
 
 def test_a_program_in_another_language(project: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The commands; each is a few lines that call what does the work, imported when it is asked for."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,14 @@ import typer
 
 from propeller import __version__
 from propeller.process.run import StartError
+
+
+class TryMode(StrEnum):
+    """What a program is asked to do in a trial."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
 
 app = typer.Typer(
     name="propeller",
@@ -272,7 +281,20 @@ def try_program(
     hyperparams: Annotated[
         str | None, typer.Option(metavar="JSON", help="Default: the experiment's.")
     ] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate instead of training.")] = False,
+    mode: Annotated[TryMode, typer.Option(help="What the program is asked to do.")] = TryMode.TRAIN,
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|JSON", help='As in an experiment: {"name": "fedprox", "mu": 0.1}.'),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="JSON", help='Hold data out: {"holdout": 0.2, "seed": 0}.')
+    ] = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", metavar="DIR", help="Keep device state here, for the next run; default: none."
+        ),
+    ] = None,
     wall_time: Annotated[float, typer.Option(metavar="SECONDS", min=0.01, help="Time limit.")] = 300,
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update.
@@ -286,7 +308,10 @@ def try_program(
         model,
         data,
         None if hyperparams is None else _json_object("--hyperparams", hyperparams),
-        "evaluate" if evaluate else "train",
+        mode.value,
+        _json_object("--strategy", strategy) if strategy and strategy.lstrip().startswith("{") else strategy,
+        None if split is None else _json_object("--split", split),
+        kept,
     )
     code = run_try(program, inputs, Limits(wall_time_s=wall_time))
     raise typer.Exit(code)

@@ -3,35 +3,36 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
 from propeller.cli.experiment import ExperimentFile
 from propeller.digests import digest_of
+from propeller.errors import InvalidError
+from propeller.fl.strategies import Contribution, Strategy, read_strategy
 from propeller.fl.tensors import (
     TensorError,
     Tensors,
-    check_shapes,
     from_json,
     from_safetensors,
-    shapes_of,
     to_json,
     to_safetensors,
 )
 from propeller.process import parent_death
 from propeller.process.run import StartError
 from propeller.proplet.errors import TaskError
-from propeller.proplet.inputs import MAX_ENV_BYTES
-from propeller.proplet.updates import TENSORS_FILE, parse_program_output
+from propeller.proplet.inputs import MAX_ENV_BYTES, split_dataset
+from propeller.proplet.updates import EVALUATE, TENSORS_FILE, parse_program_output
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.template_client import SandboxError
 
@@ -41,12 +42,19 @@ _EXPERIMENT_FILE = "experiment.toml"
 
 @dataclass(frozen=True)
 class TrialInputs:
-    """What the command line says; None: as the experiment file beside the program has it."""
+    """What the command line says; None: as the experiment file beside the program has it.
+
+    ``strategy`` is a name or an object with parameters, ``split`` a ``data.split``, ``state`` a folder in which device state is kept
+    from run to run; without it there is none before and after the run.
+    """
 
     model: Path | None
     data: Path | None
     hyperparams: Mapping[str, Any] | None
     mode: str
+    strategy: Any = None
+    split: Mapping[str, Any] | None = None
+    state: Path | None = None
 
 
 class Trial:
@@ -75,10 +83,13 @@ class Trial:
             hyperparams = experiment.hyperparams
             self.from_experiment.append(f"hyperparams {json.dumps(hyperparams)}")
         self._model = self._read_model(inputs.model, experiment, experiment_file)
-        dataset = self._read_dataset(inputs.data, experiment, experiment_file)
+        self._strategy = _read_strategy(inputs.strategy)
+        dataset = json.dumps(self._read_dataset(inputs.data, experiment, experiment_file))
+        if inputs.split is not None:
+            dataset = _part_of(dataset, inputs.split, inputs.mode)
         texts = {
             "model.json": json.dumps(to_json(self._model)),
-            "dataset.json": json.dumps(dataset),
+            "dataset.json": dataset,
             "hyperparams.json": json.dumps(hyperparams or {}),
         }
         self.files = {name: text.encode() for name, text in texts.items()}
@@ -89,28 +100,35 @@ class Trial:
             "MODEL_URI": "fl/models/global_model_v0",
             "HYPERPARAMS": texts["hyperparams.json"],
             "FL_MODE": inputs.mode,
+            "EXPERIMENT_ID": "try",
+            "FL_ROUND": "1",
+            "FL_SEED": "0",
         }
+        if told := self._strategy.for_devices({}):
+            self.env["FL_STRATEGY"] = json.dumps(told)
         for variable, name in (("MODEL_DATA", "model.json"), ("DATASET_DATA", "dataset.json")):
             if len(self.files[name]) < MAX_ENV_BYTES:
                 self.env[variable] = texts[name]
 
     def refusal_reason(self, stdout: bytes, out_files: Mapping[str, bytes]) -> str | None:
         """Why a proplet or the coordinator would refuse what the program gave back; ``None`` if they would not."""
-        if self._mode != "train":
-            return None
         safetensors = out_files.get(TENSORS_FILE)
         try:
-            parse_program_output(stdout, safetensors, self.env, PROPLET_ID)
-            update = (
-                from_json(decode_object(stdout)["update"])
-                if safetensors is None
-                else from_safetensors(safetensors)[0]
-            )
-            check_shapes(update, shapes_of(self._model))
-        except TaskError as error:
-            return str(error)
+            header = parse_program_output(stdout, safetensors, self.env, PROPLET_ID).header
+            if self._mode == "train":
+                self._strategy.check(
+                    Contribution(0, PROPLET_ID, header.num_samples, header.steps, header.metrics)
+                )
+                update = (
+                    from_json(decode_object(stdout)["update"])
+                    if safetensors is None
+                    else from_safetensors(safetensors)[0]
+                )
+                self._strategy.check_update(self._model, update)
         except TensorError as error:
             return f"the update: {error}"
+        except (TaskError, InvalidError) as error:
+            return str(error)
         return None
 
     def _read_model(
@@ -166,12 +184,18 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     trial = Trial(program, inputs)
     if trial.from_experiment:
         _print_note(f"From experiment.toml: {', '.join(trial.from_experiment)}")
-    outcome = (
-        _run_natively(program, trial)
-        if program.suffix == ".py"
-        else asyncio.run(_run_sandboxed(program, trial, limits.lowered(trial.limits)))
-    )
-    error = outcome.error or trial.refusal_reason(outcome.stdout, outcome.out_files)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
+    with TrialState(cache, inputs.state, changes=inputs.mode == "train") as state:
+        outcome = (
+            _run_natively(program, trial, state.folder)
+            if program.suffix == ".py"
+            else asyncio.run(
+                _run_sandboxed(program, trial, limits.lowered(trial.limits), cache, state.folder)
+            )
+        )
+        error = outcome.error or trial.refusal_reason(outcome.stdout, outcome.out_files)
+        if error is None:
+            state.keep()
     sys.stdout.write(outcome.stdout.decode(errors="replace"))
     sys.stdout.flush()
     for name, content in outcome.out_files.items():
@@ -183,25 +207,68 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     return 0 if error is None else 1
 
 
-async def _run_sandboxed(program: Path, trial: Trial, limits: Limits) -> RunOutcome:
+class TrialState:
+    """Device state of one run. Use with ``with``; ``keep`` takes what the run left as the folder's new content."""
+
+    def __init__(self, cache: Path, kept: Path | None, *, changes: bool) -> None:
+        """Args: cache: has the sandbox's folder; kept: the user's folder; changes: whether the run may change it.
+
+        Raises:
+            StartError: the folder is none.
+        """
+        if kept is not None and kept.exists() and not kept.is_dir():
+            raise StartError(f"--state {kept}: it is not a folder")
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._kept = kept
+        self._temporary = tempfile.TemporaryDirectory(dir=cache, prefix="try-")
+        left = Path(self._temporary.name) / "left"
+        source = kept if kept is not None and kept.is_dir() else None
+        self.folder = StateFolder(source, left if changes else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.cleanup()
+
+    def keep(self) -> None:
+        """Replace the content of the user's folder by what the run left, if there is such a folder and the run left something."""
+        left = self.folder.target
+        if self._kept is None or left is None or not left.exists():
+            return
+        new, old = (self._kept.with_name(f"{self._kept.name}{suffix}") for suffix in (".new", ".old"))
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(left, new)
+        if self._kept.exists():
+            self._kept.rename(old)
+        new.rename(self._kept)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+async def _run_sandboxed(
+    program: Path, trial: Trial, limits: Limits, cache: Path, state: StateFolder
+) -> RunOutcome:
     wasm = _read_file(program)
     digest = digest_of(wasm)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
     try:
         async with Sandbox(cache) as sandbox:
             with Console(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
-            run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits)
+            run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits, state=state)
             return await sandbox.run(run, on_stderr=_print_note)
     except (ProgramError, SandboxError) as error:
         raise StartError(f"{program}: {error}") from None
 
 
-def _run_natively(script: Path, trial: Trial) -> RunOutcome:
+def _run_natively(script: Path, trial: Trial, state: StateFolder) -> RunOutcome:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
         (root / "out").mkdir()
+        (root / "state").mkdir()
+        if state.source is not None:
+            shutil.copytree(state.source, root / "state", dirs_exist_ok=True)
         for name, content in trial.files.items():
             (root / "in" / name).write_bytes(content)
         run = [sys.executable, "-P", "-m", "propeller.program.native", str(script), folder]
@@ -213,10 +280,29 @@ def _run_natively(script: Path, trial: Trial) -> RunOutcome:
         written = {
             file.name: file.read_bytes() for file in sorted((root / "out").iterdir()) if file.is_file()
         }
+        if done.returncode == 0 and state.target is not None:
+            shutil.move(root / "state", state.target)
     code = done.returncode
     return RunOutcome(
         None if code == 0 else f"the script exited with {code}", stdout=done.stdout, out_files=written
     )
+
+
+def _read_strategy(given: Any) -> Strategy:
+    try:
+        return read_strategy("fedavg" if given is None else given)
+    except InvalidError as error:
+        raise StartError(f"--strategy: {error}") from None
+
+
+def _part_of(dataset: str, split: Mapping[str, Any], mode: str) -> str:
+    """What a device would give its program of a dataset that is split."""
+    try:
+        content, samples = split_dataset(dataset.encode(), json.dumps(split), evaluates=mode == EVALUATE)
+    except (ValueError, MalformedMessageError) as error:
+        raise StartError(f"--split: {error}") from None
+    _print_note(f"{samples} samples {'are held out' if mode == EVALUATE else 'to train on'}")
+    return content.decode()
 
 
 def _resources_used(metrics: Mapping[str, float]) -> str:
