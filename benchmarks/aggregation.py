@@ -4,12 +4,13 @@
 
 - in memory: ``aggregate`` of updates that are in memory, beside ``sum += update`` in float32 (the least that
   any mean must do) and ``sum += n * update`` in float32 (FedAvg's own job, in half the precision);
-- service: the aggregator as a process, fed a stream of safetensors documents over HTTP, answering one. Its peak memory
+- service: the aggregator as a process, fed a plan and safetensors documents over HTTP. Its peak memory
   is printed for few and for many updates: it must not grow with their number.
 """
 
 import argparse
 import asyncio
+import json
 import resource
 import sys
 import tempfile
@@ -24,7 +25,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from propeller.fl.strategies import Contribution, FedAvg, aggregate
-from propeller.fl.tensors import SAFETENSORS, SAFETENSORS_SEQ, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors import SAFETENSORS_SEQ, Tensors, to_safetensors
+from support.aggregation import document, read_answer
 from support.net import free_port
 from support.service import start_service
 
@@ -74,22 +76,22 @@ def seconds(work: Callable[[list[Tensors], int], Tensors], updates: list[Tensors
 
 async def over_http(url: str, documents: list[bytes], count: int) -> float:
     """Seconds for ``count`` updates to go through the service."""
+    headers = [{"proplet_id": f"p-{number}", "num_samples": number + 1} for number in range(count)]
 
     async def stream() -> AsyncIterator[bytes]:
+        yield document({}, plan=json.dumps({"strategy": "fedavg", "contributions": headers}))
+        yield documents[0]  # the base model
         for number in range(count):
-            document = memoryview(documents[number % len(documents)])
-            for start in range(0, len(document), 1 << 20):
-                yield bytes(document[start : start + (1 << 20)])
+            update = memoryview(documents[number % len(documents)])
+            for start in range(0, len(update), 1 << 20):
+                yield bytes(update[start : start + (1 << 20)])
 
     async with httpx.AsyncClient(timeout=600) as http:
         begun = time.perf_counter()
         answer = await http.post(
-            f"{url}/aggregate",
-            content=stream(),
-            headers={"content-type": SAFETENSORS_SEQ, "accept": SAFETENSORS},
+            f"{url}/aggregate", content=stream(), headers={"content-type": SAFETENSORS_SEQ}
         )
-        answer.raise_for_status()
-        from_safetensors(answer.content)
+        await read_answer(answer)
         return time.perf_counter() - begun
 
 
@@ -129,10 +131,7 @@ def main() -> None:
         f"ratio of speeds        {plain / ours:.2f} to the sum (bound: 0.5), {weighted / ours:.2f} to the weighted one"
     )
 
-    documents = [
-        to_safetensors(update, {"num_samples": str(number), "proplet_id": f"proplet-{number}"})
-        for number, update in enumerate(updates, 1)
-    ]
+    documents = [to_safetensors(update) for update in updates]
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         with start_service(

@@ -29,10 +29,20 @@ from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
-from propeller.fl.tensors import Tensors, encode, from_json, from_safetensors, read_documents, to_safetensors
+from propeller.fl.tensors import (
+    Tensors,
+    encode,
+    from_json,
+    from_safetensors,
+    read_documents,
+    specs_of,
+    to_safetensors,
+)
+from propeller.fl.tensors.safetensors import read_header
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
+from propeller.tensors.safetensors import write_header
 from propeller.web.auth import Verify
 from propeller.web.server import Bind, serve
 from support.net import free_port, wait_port
@@ -48,6 +58,7 @@ class Peers:
         self.versions: dict[int, Tensors] = {0: from_json(BASE)}
         self.keys: dict[str, int] = {}
         self.aggregations: list[list[str]] = []
+        self.plans: list[dict[str, Any]] = []
         self.unavailable: set[str] = set()
         self.refusing: set[str] = set()
         self.returns_wrong_shape = False
@@ -102,19 +113,22 @@ class Peers:
     async def _aggregate(self, request: Request) -> Response:
         if (problem := await self._answer_early("aggregate")) is not None:
             return problem
-        total, senders = 0, []
-        mean: dict[str, Any] = {}
-        async for document in read_documents(request.stream()):
-            tensors, metadata = from_safetensors(document)
-            samples = int(metadata["num_samples"])
-            total += samples
-            senders.append(metadata["proplet_id"])
-            for name, array in tensors.items():
-                mean[name] = mean.get(name, 0.0) + samples * array.astype(np.float64)
-        self.aggregations.append(senders)
+        documents = [bytes(document) async for document in read_documents(request.stream())]
+        plan = json.loads(read_header(documents[0]).metadata["plan"])
+        self.plans.append(plan)
+        contributions, updates = plan["contributions"], documents[1 + plan["bases"] + plan["state"] :]
+        total = sum(contribution["num_samples"] for contribution in contributions)
+        base = from_safetensors(documents[1])[0]
+        mean: dict[str, Any] = {name: np.zeros(array.shape) for name, array in base.items()}
+        for contribution, document in zip(contributions, updates, strict=True):
+            for name, array in from_safetensors(document)[0].items():
+                mean[name] = mean[name] + contribution["num_samples"] * array.astype(np.float64)
+        self.aggregations.append([contribution["proplet_id"] for contribution in contributions])
         if self.returns_wrong_shape:
             mean["w"] = mean["w"][:1]
-        return Response(to_safetensors({name: np.asarray(value / total) for name, value in mean.items()}))
+        model = {name: np.asarray(value / total).astype(base[name].dtype) for name, value in mean.items()}
+        result, _ = write_header({}, {"result": json.dumps({"values": {}, "parts": 1})})
+        return Response(result + to_safetensors(model))
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +199,8 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
     await store.create()
     async with ServiceClient("nobody", "http://127.0.0.1:1", retry_delays=()) as nobody:
         registry = ModelRegistryClient(nobody)
-        registry.remember_specs(0, from_json(BASE))
+        base = from_json(BASE)
+        registry.remember(0, to_safetensors(base), specs_of(base), None)
         aggregation = Aggregation(
             BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
         )

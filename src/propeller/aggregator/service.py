@@ -1,39 +1,39 @@
-"""Aggregation of a round's updates, as they arrive."""
+"""The aggregator: the updates of a round in, the next model and server state out. It keeps nothing between two calls."""
 
 import asyncio
-from collections.abc import AsyncIterable
-from typing import Annotated, Any
+from collections.abc import AsyncIterable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import numpy as np
 from pydantic import Field
 
+from propeller.aggregator.aggregation import Aggregation, Answer, StrategyAggregation
+from propeller.aggregator.documents import DocumentOrder, read_plan
+from propeller.aggregator.spill import SpillSpace
 from propeller.errors import InvalidError, UnprocessableError
 from propeller.fl.strategies import (
     Contribution,
+    NoUpdatesError,
     Strategy,
     UpdateError,
-    WeightedSums,
     aggregate,
     create_strategy,
+    read_strategy,
 )
-from propeller.fl.tensors import (
-    DocumentTooLargeError,
-    TensorError,
-    Tensors,
-    check_shapes,
-    from_json,
-    from_safetensors,
-    read_documents,
-    shapes_of,
-)
+from propeller.fl.tensors import DocumentTooLargeError, TensorError, Tensors, from_json, read_documents
 from propeller.process.logs import get_logger
+from propeller.protocol.aggregation import AggregationPlan
 from propeller.protocol.rounds import MAX_SAMPLES
 from propeller.protocol.wire import Message
+
+if TYPE_CHECKING:
+    from propeller.aggregator.programs import ProgramStrategies
+
+T = TypeVar("T")
 
 log = get_logger("aggregator")
 
 _THREAD_FROM_BYTES = 64 * 1024
-"""Larger updates are read in a thread; for smaller ones that would take longer."""
+"""Larger updates are dealt with in a thread; for smaller ones that would take longer."""
 
 
 class WeightedUpdate(Message):
@@ -44,17 +44,10 @@ class WeightedUpdate(Message):
     update: dict[str, Any]
 
 
-class AggregationRequest(Message):
+class UpdateList(Message):
     """The body of ``POST /aggregate`` in JSON."""
 
     updates: list[WeightedUpdate]
-
-
-class NoUpdatesError(InvalidError):
-    """There is nothing to aggregate."""
-
-    def __init__(self) -> None:
-        super().__init__("No updates provided")
 
 
 class UnfitUpdateError(UnprocessableError):
@@ -67,103 +60,119 @@ class UnfitUpdateError(UnprocessableError):
 
 
 class Aggregator:
-    """Aggregates updates with a strategy. It keeps nothing between two calls."""
+    """Aggregates updates with a strategy."""
 
-    def __init__(self, *, max_update_bytes: int) -> None:
-        """``max_update_bytes`` limits one document of a stream."""
-        self._max_update_bytes = max_update_bytes
+    def __init__(
+        self,
+        space: SpillSpace,
+        *,
+        max_update_bytes: int,
+        open_programs: "Callable[[], ProgramStrategies]",
+    ) -> None:
+        """Start nothing yet.
 
-    async def aggregate(self, body: bytes, strategy_name: str) -> Tensors:
-        """Aggregate updates in JSON, all of them in memory.
+        Args:
+            space: where updates wait that a strategy needs all at once.
+            max_update_bytes: the longest document of a sequence.
+            open_programs: makes what runs strategies that are programs; called when there is one.
+        """
+        self._space, self._max_update_bytes = space, max_update_bytes
+        self._open_programs = open_programs
+        self._programs: ProgramStrategies | None = None
+
+    async def close(self) -> None:
+        """End programs that run."""
+        if self._programs is not None:
+            await self._programs.close()
+
+    async def aggregate_json(self, body: bytes, strategy_name: str) -> Tensors:
+        """Aggregate updates in JSON, all of them in memory, without a base model.
 
         Raises:
             UnknownStrategyError: there is no such strategy.
-            MalformedMessageError: the body is not an ``AggregationRequest``.
-            NoUpdatesError: the list is empty.
+            InvalidError: the body is not an ``UpdateList``, the list is empty, or the strategy needs a base model.
             UnfitUpdateError: one of them cannot be aggregated.
             UnprocessableError: the aggregate is not finite.
         """
         strategy = create_strategy(strategy_name)
-        if not strategy.needs_base:
-            if len(body) <= _THREAD_FROM_BYTES:
-                return _aggregate_all(strategy, body)
-            return await asyncio.to_thread(_aggregate_all, strategy, body)
-        raise UnprocessableError(
-            f"{strategy_name} needs the base model, which this form of the request does not carry"
-        )
+        if strategy.needs_base:
+            raise InvalidError(
+                f"strategy: {strategy_name} needs the base model, which updates in JSON come without; send a plan with "
+                "safetensors documents (docs/reference.md, aggregator)"
+            )
+        return await _run(len(body), _aggregate_json, strategy, body)
 
-    async def aggregate_stream(self, chunks: AsyncIterable[bytes], strategy_name: str) -> Tensors:
-        """Aggregate a stream of safetensors documents; memory does not grow with their number.
-
-        Each has ``num_samples``, and should have ``proplet_id``, in its ``__metadata__``.
+    async def aggregate(self, chunks: AsyncIterable[bytes]) -> Answer:
+        """Aggregate a sequence of safetensors documents that begins with a plan.
 
         Raises:
-            UnknownStrategyError, NoUpdatesError, UnprocessableError: as ``aggregate``.
-            DocumentTooLargeError: an update is over the limit.
+            InvalidError: the plan is not valid, or the documents are not those that it announces.
+            UnprocessableError: an update does not fit, or the result is not finite.
+            DocumentTooLargeError: a document is over the limit.
+            TooLargeError, UnavailableError: there is no room on disk.
+            OciError, ProgramError: the strategy is a program that cannot be had.
         """
-        if create_strategy(strategy_name).name != "fedavg":
-            raise UnprocessableError(f"{strategy_name} needs what this form of the request does not carry")
-        mean, count = _StreamedMean(), 0
+        aggregation: Aggregation | None = None
+        order: DocumentOrder | None = None
+        came = size = 0
         try:
             async for document in read_documents(chunks, max_document=self._max_update_bytes):
-                count += 1
-                if len(document) <= _THREAD_FROM_BYTES:
-                    mean.add(document, count)
+                if aggregation is None:
+                    plan = read_plan(document)
+                    order, aggregation = DocumentOrder(plan), await self._begin(plan)
                 else:
-                    await asyncio.to_thread(mean.add, document, count)
+                    came, size = came + 1, size + len(document)
+                    await _run(len(document), aggregation.add, document)
+            if aggregation is None:
+                raise NoUpdatesError("No updates provided: the body is empty")
+            answer = await aggregation.finish()
         except DocumentTooLargeError:
             raise
         except TensorError as error:
-            raise UnfitUpdateError("", count + 1, error) from None
-        model = await asyncio.to_thread(mean.finish)
-        log.info("aggregated", strategy=strategy_name, updates=count)
-        return model
+            which = "the plan" if order is None else order.describe(min(came, order.total - 1))
+            raise UnprocessableError(f"{which}: {error}") from None
+        finally:
+            if aggregation is not None:
+                aggregation.close()
+        log.info("aggregated", strategy=plan.strategy, updates=len(plan.contributions), bytes=size)
+        return answer
+
+    async def resolve_program(self, reference: str) -> str:
+        """The reference with the digest of the program that it names now, which is fetched and compiled.
+
+        Raises:
+            OciError, ProgramError: it cannot be had; with the cause and the remedy.
+        """
+        return (await self._find_programs().prepare(reference)).reference
+
+    def _find_programs(self) -> "ProgramStrategies":
+        if self._programs is None:
+            self._programs = self._open_programs()
+        return self._programs
+
+    async def _begin(self, plan: AggregationPlan) -> Aggregation:
+        if isinstance(plan.strategy, dict) and "program" in plan.strategy:
+            # Here, as the sandbox and the registry's client are of no use to others.
+            from propeller.aggregator.program_aggregation import ProgramAggregation
+
+            programs = self._find_programs()
+            program = await programs.prepare(plan.strategy["program"])
+            return ProgramAggregation(plan, program, programs, self._space)
+        return StrategyAggregation(plan, read_strategy(plan.strategy), self._space)
 
 
-class _StreamedMean:
-    """FedAvg of updates whose number and samples are not known before they have come."""
-
-    def __init__(self) -> None:
-        self._sums: WeightedSums | None = None
-        self._first: Tensors = {}
-        self._samples = 0
-
-    def add(self, document: bytearray, number: int) -> None:
-        sender = ""
-        try:
-            tensors, metadata = from_safetensors(document)
-            sender = metadata.get("proplet_id", "")
-            samples = _num_samples(metadata)
-            if self._sums is None:
-                self._first = tensors
-                self._sums = WeightedSums(shapes_of(tensors), lambda _number, error: error)
-            check_shapes(tensors, shapes_of(self._first), "the first update")
-            self._samples += samples
-            self._sums.add(number, tensors, samples)
-        except TensorError as error:
-            raise UnfitUpdateError(sender, number, error) from None
-
-    def finish(self) -> Tensors:
-        if self._sums is None:
-            raise NoUpdatesError
-        try:
-            sums = self._sums.sums()
-        except TensorError as error:
-            raise UnprocessableError(str(error)) from None
-        return {
-            name: (sums[name] / self._samples)
-            .astype(array.dtype if array.dtype.kind == "f" else np.float64)
-            .reshape(array.shape)
-            for name, array in self._first.items()
-        }
+async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    if size <= _THREAD_FROM_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
-def _aggregate_all(strategy: Strategy, body: bytes) -> Tensors:
-    """Aggregate the updates of a body in JSON, which has no base model: the first update has its shapes."""
+def _aggregate_json(strategy: Strategy, body: bytes) -> Tensors:
+    """The updates of a body in JSON have no base model: the first of them gives names and shapes."""
     received: list[tuple[Contribution, Tensors]] = []
-    updates = AggregationRequest.decode(body).updates
+    updates = UpdateList.decode(body).updates
     if not updates:
-        raise NoUpdatesError
+        raise NoUpdatesError("No updates provided")
     for number, update in enumerate(updates):
         try:
             contribution = Contribution(number, update.proplet_id, update.num_samples)
@@ -178,13 +187,3 @@ def _aggregate_all(strategy: Strategy, body: bytes) -> Tensors:
         raise UnprocessableError(str(error)) from None
     log.info("aggregated", strategy=strategy.name, updates=len(updates))
     return model
-
-
-def _num_samples(metadata: dict[str, str]) -> int:
-    text = metadata.get("num_samples", "")
-    samples = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SAMPLES)) else 0
-    if not 1 <= samples <= MAX_SAMPLES:
-        raise TensorError(
-            f"num_samples must be an integer from 1 to {MAX_SAMPLES} in __metadata__, got {text[:40]!r}"
-        )
-    return samples

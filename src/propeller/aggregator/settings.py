@@ -1,9 +1,23 @@
 """The aggregator's settings, from the environment."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated, Any
 
-from propeller.process.settings import HttpSettings
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from propeller.process.settings import HttpSettings, Seconds
 from propeller.web.app import MAX_BODY
+
+MIB, GIB = 1024**2, 1024**3
+
+
+def _parse_registry(value: Any) -> Any:
+    from propeller.oci.reference import DefaultRegistry
+
+    if isinstance(value, str):
+        DefaultRegistry.parse(value)
+    return value
 
 
 class AggregatorSettings(HttpSettings):
@@ -13,7 +27,26 @@ class AggregatorSettings(HttpSettings):
     port: int = Field(8082, alias="AGGREGATOR_PORT")
     max_json_bytes: int = Field(MAX_BODY, alias="AGGREGATOR_MAX_JSON_BYTES", gt=0)
     """The largest JSON body: it is in memory as a whole."""
-    max_bytes: int = Field(64 * 1024**3, alias="AGGREGATOR_MAX_BYTES", gt=0)
-    """The largest stream of safetensors documents: one of them is in memory at a time."""
-    max_update_bytes: int = Field(2 * 1024**3, alias="AGGREGATOR_MAX_UPDATE_BYTES", gt=0)
+    max_bytes: int = Field(64 * GIB, alias="AGGREGATOR_MAX_BYTES", gt=0)
+    """The largest sequence of safetensors documents: a few of them are in memory at a time."""
+    max_update_bytes: int = Field(2 * GIB, alias="AGGREGATOR_MAX_UPDATE_BYTES", gt=0)
     """The largest of those documents."""
+    spill: Path | None = Field(None, alias="AGGREGATOR_SPILL")
+    """Where updates wait that a strategy needs all at once; unset: the system's temporary folder."""
+    spill_bytes: int = Field(64 * GIB, alias="AGGREGATOR_SPILL_BYTES", gt=0)
+    """How much of them may wait at a time, of all rounds."""
+
+    cache: Path = Field(Path(".propeller/aggregator"), alias="AGGREGATOR_CACHE")
+    """Programs that aggregate, and what they work on."""
+    cache_bytes: int = Field(GIB, alias="AGGREGATOR_CACHE_BYTES", ge=MIB)
+    registry_url: Annotated[str, NoDecode, BeforeValidator(_parse_registry)] = Field(
+        "docker.io", alias="AGGREGATOR_REGISTRY_URL"
+    )
+    """Where programs are whose reference names no registry, and what the login is for."""
+    registry_username: str | None = Field(None, alias="AGGREGATOR_REGISTRY_USERNAME")
+    registry_password: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_PASSWORD")
+    registry_token: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_TOKEN")
+    program_wall_time: Seconds = Field(300.0, alias="AGGREGATOR_PROGRAM_WALL_TIME", gt=0)
+    program_memory: int = Field(512 * MIB, alias="AGGREGATOR_PROGRAM_MEMORY", ge=MIB)
+    program_tensor_bytes: int = Field(2 * GIB, alias="AGGREGATOR_PROGRAM_TENSOR_BYTES", ge=1024)
+    program_out_bytes: int = Field(2 * GIB, alias="AGGREGATOR_PROGRAM_OUT_BYTES", ge=1024)

@@ -1,16 +1,29 @@
 """From the updates of a closed round to a model version: streamed to the aggregator, stored by the registry."""
 
+import json
 import time
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.clients import (
+    Aggregated,
+    AggregatorClient,
+    ModelRegistryClient,
+    has_tensors,
+    read_state_values,
+)
 from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.updates import UpdateDocument, check_fits
-from propeller.errors import PropellerError
+from propeller.coordinator.updates import UpdateDocument
+from propeller.errors import PropellerError, UnprocessableError
+from propeller.fl.strategies import Contribution, read_strategy
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
+from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
+from propeller.protocol.models import MAX_LINEAGE_BYTES
+from propeller.protocol.wire import format_time, now
 from propeller.store.blobs import BlobStore
+from propeller.tensors.safetensors import replace_metadata, write_header
 
 log = get_logger("coordinator")
 
@@ -23,11 +36,132 @@ class AggregationError(PropellerError):
 
 
 @dataclass(frozen=True)
+class RoundContribution:
+    """An update that goes into a version.
+
+    Attributes:
+        proplet_id: its sender.
+        slot: the sender's position among the round's participants, from 0.
+        digest: of its blob.
+        num_samples: its samples.
+        steps: local optimizer steps, if the program said how many.
+        metrics: finite numbers by name.
+        base_version: the version that it started from; ``None``: the round's.
+        kind: whether its tensors are weights, or differences to that version.
+    """
+
+    proplet_id: str
+    slot: int
+    digest: str
+    num_samples: int
+    steps: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    base_version: int | None = None
+    kind: Literal["weights", "delta"] = "weights"
+
+
+@dataclass(frozen=True)
+class AggregationRequest:
+    """What a version is made of. The same request gives the same model, bit for bit.
+
+    Attributes:
+        key: the registry gives one version for it, however often it is asked.
+        round_id: the round.
+        base_version: the version that the new one replaces, and of which it has names, shapes and dtypes.
+        contributions: the updates; their order does not matter, they are aggregated by slots.
+        strategy: a name, or an object of ``name`` or ``program`` and parameters.
+        state_version: the version whose server state the strategy goes on from; ``None`` in an experiment's first round.
+        lineage: further fields of the version's lineage, such as ``experiment``, ``number`` and ``program``.
+    """
+
+    key: str
+    round_id: str
+    base_version: int
+    contributions: Sequence[RoundContribution]
+    strategy: StrategyField = "fedavg"
+    state_version: int | None = None
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_round(cls, record: RoundRecord, proplet_ids: Iterable[str]) -> "AggregationRequest":
+        """The aggregation of these participants' updates of a round that is by itself: their mean."""
+        chosen = set(proplet_ids)
+        contributions = [
+            RoundContribution(name, slot, update.digest, update.num_samples, metrics=update.metrics)
+            for slot, name in enumerate(record.round.plan.participants)
+            if name in chosen
+            for update in [record.updates[name]]
+        ]
+        # The time tells the round from one of the same id that another coordinator, or a lost database, had.
+        key = f"{record.round_id}.{record.created_at:.6f}"
+        lineage = {"program": {"reference": record.experiment.task_wasm_image}}
+        return cls(key, record.round_id, record.round.plan.base_version, contributions, lineage=lineage)
+
+    @property
+    def in_slot_order(self) -> list[RoundContribution]:
+        """The updates in the order in which they are aggregated: whoever was faster, the sums are the same."""
+        return sorted(self.contributions, key=lambda contribution: contribution.slot)
+
+    @property
+    def base_versions(self) -> list[int]:
+        """The versions that the updates started from; the round's own comes first."""
+        older = {each.base_version for each in self.contributions} - {None, self.base_version}
+        return [self.base_version, *sorted(version for version in older if version is not None)]
+
+    def plan(self, values: Mapping[str, Any], *, parts: int = 1, state: bool) -> AggregationPlan:
+        """What the aggregator is told."""
+        bases = self.base_versions
+        return AggregationPlan(
+            strategy=self.strategy,
+            values=dict(values),
+            contributions=[
+                PlannedContribution(
+                    proplet_id=each.proplet_id,
+                    slot=each.slot,
+                    num_samples=each.num_samples,
+                    steps=each.steps,
+                    metrics=dict(each.metrics),
+                    staleness=self.base_version - base,
+                    base=bases.index(base),
+                    kind=each.kind,
+                )
+                for each in self.in_slot_order
+                for base in [self.base_version if each.base_version is None else each.base_version]
+            ],
+            parts=parts,
+            bases=len(bases),
+            state=state,
+            round_id=self.round_id,
+        )
+
+
+@dataclass(frozen=True)
 class NewVersion:
-    """A model version that was stored, and how long the stages took, in milliseconds."""
+    """A model version that was stored.
+
+    Attributes:
+        version: its number.
+        timings: how long the stages took, in milliseconds.
+        report: what the strategy says about the round, numbers by name.
+    """
 
     version: int
     timings: dict[str, float]
+    report: Mapping[str, float] = field(default_factory=dict)
+
+
+def check_contribution(strategy: StrategyField, contribution: RoundContribution) -> None:
+    """Check, when an update comes in, that it has what the strategy needs of it; programs need nothing that is known here.
+
+    Raises:
+        InvalidError: naming what is missing, and how a program reports it; or there is no such strategy.
+    """
+    if isinstance(strategy, dict) and "program" in strategy:
+        return
+    each = contribution
+    read_strategy(strategy).check(
+        Contribution(each.slot, each.proplet_id, each.num_samples, each.steps, each.metrics, kind=each.kind)
+    )
 
 
 class Aggregation:
@@ -65,8 +199,8 @@ class Aggregation:
         for digest in digests:
             await self._blobs.delete(digest)
 
-    async def make_version(self, record: RoundRecord, proplet_ids: tuple[str, ...]) -> NewVersion:
-        """Aggregate the updates of these proplets and store the result; a second call gives the same version.
+    async def make_version(self, request: AggregationRequest) -> NewVersion:
+        """Aggregate updates and store the result with its server state; a second call gives the same version.
 
         Raises:
             AggregationError: a service refused, or did not answer in all the tries.
@@ -75,7 +209,7 @@ class Aggregation:
         def report(error: BaseException, delay_s: float) -> None:
             log.warning(
                 "aggregation failed, trying again",
-                round_id=record.round_id,
+                round_id=request.round_id,
                 reason=_describe(error),
                 delay_s=delay_s,
                 exc_info=None if isinstance(error, PropellerError) else error,
@@ -83,7 +217,7 @@ class Aggregation:
 
         try:
             return await retry(
-                lambda: self._try_to_make_version(record, proplet_ids),
+                lambda: self._try_to_make_version(request),
                 delays=self._retry_delays,
                 # What was not foreseen is of the blobs' store, most likely, and may pass.
                 on=lambda error: not isinstance(error, PropellerError) or error.temporary,
@@ -93,31 +227,94 @@ class Aggregation:
             if not isinstance(
                 error, PropellerError
             ):  # a round must not be left open by what was not foreseen
-                log.exception("updates cannot be aggregated", round_id=record.round_id)
+                log.exception("updates cannot be aggregated", round_id=request.round_id)
             raise AggregationError(f"aggregation: {_describe(error)}") from error
 
-    async def _try_to_make_version(self, record: RoundRecord, proplet_ids: tuple[str, ...]) -> NewVersion:
+    async def _try_to_make_version(self, request: AggregationRequest) -> NewVersion:
         started = time.perf_counter()
-        model, tensors = await self._aggregator.aggregate(self._stream(record, proplet_ids))
-        check_fits(tensors, record.specs)
+        found = await self.aggregate(request)
         aggregated = time.perf_counter()
-        # The same key after a crash: the registry answers with the version that it allocated before. The time tells
-        # the round from one of the same id that another coordinator, or a lost database, had.
-        version = await self._registry.add_version(model, f"{record.round_id}.{record.created_at:.6f}")
+        lineage = _lineage(request, found.result.program)
+        document = replace_metadata(found.model, {"lineage": lineage})
+        # The same key after a crash: the registry answers with the version that it allocated before.
+        version = await self._registry.add_version(document, request.key)
+        if found.state is not None:
+            await self._registry.put_state(version, found.state)
         stored = time.perf_counter()
-        self._registry.remember_specs(version, tensors)
+        self._registry.remember(
+            version, document, await self._registry.specs(request.base_version), found.state
+        )
         return NewVersion(
             version,
             {
                 "aggregate_ms": round((aggregated - started) * 1e3, 2),
                 "store_ms": round((stored - aggregated) * 1e3, 2),
             },
+            found.result.report,
         )
 
-    async def _stream(self, record: RoundRecord, proplet_ids: tuple[str, ...]) -> AsyncIterator[bytes]:
-        for proplet_id in proplet_ids:
-            async for piece in self._blobs.stream(record.updates[proplet_id].digest):
+    async def aggregate(self, request: AggregationRequest) -> Aggregated:
+        """What the strategy makes of the updates; nothing is stored.
+
+        Raises:
+            PropellerError: a service refused or does not answer, or an update is not there.
+        """
+        state = None if request.state_version is None else await self._registry.state(request.state_version)
+        values = {} if state is None else read_state_values(state)
+        plan = request.plan(values, state=state is not None and has_tensors(state))
+        found = await self._aggregator.aggregate(self._stream(request, plan, state))
+        expected = await self._registry.specs(request.base_version)
+        if found.specs != expected:
+            name = next(
+                iter(
+                    {*found.specs, *expected}
+                    - {name for name in expected if found.specs.get(name) == expected[name]}
+                )
+            )
+            raise UnprocessableError(
+                f"the aggregate does not fit the base model: {name!r} is {found.specs.get(name)}, the base model has "
+                f"{expected.get(name)}"
+            )
+        return found
+
+    async def _stream(
+        self, request: AggregationRequest, plan: AggregationPlan, state: bytes | None
+    ) -> AsyncIterator[bytes]:
+        yield write_header({}, {PLAN_FIELD: json.dumps(plan.model_dump(mode="json", exclude_none=True))})[0]
+        for version in request.base_versions:
+            yield await self._registry.document(version)
+        if state is not None and plan.state:
+            yield state
+        for contribution in request.in_slot_order:
+            async for piece in self._blobs.stream(contribution.digest):
                 yield piece
+
+
+def _lineage(request: AggregationRequest, program: str | None) -> str:
+    """Where the version comes from, as JSON."""
+    strategy: dict[str, Any] = (
+        {"name": request.strategy} if isinstance(request.strategy, str) else dict(request.strategy)
+    )
+    used = {name: strategy.pop(name) for name in ("name", "program") if name in strategy}
+    updates = [
+        {"proplet_id": each.proplet_id, "digest": each.digest, "num_samples": each.num_samples}
+        for each in request.in_slot_order
+    ]
+    fields = {
+        **request.lineage,
+        "round": request.round_id,
+        "parent": request.base_version,
+        "strategy": {**used, "params": strategy, **({} if program is None else {"program": program})},
+        "participants": len(updates),
+        "num_samples": sum(each.num_samples for each in request.contributions),
+        "updates": updates,
+        "created_at": format_time(now()),
+    }
+    text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    if len(text.encode()) > MAX_LINEAGE_BYTES:  # the coordinator's round has them in any case
+        del fields["updates"]
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    return text
 
 
 def _describe(error: BaseException) -> str:

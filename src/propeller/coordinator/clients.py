@@ -1,7 +1,9 @@
 """The services that the coordinator calls: the model registry and the aggregator."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -13,15 +15,26 @@ from propeller.fl.tensors import (
     SAFETENSORS,
     SAFETENSORS_SEQ,
     Specs,
-    TensorError,
     Tensors,
     TensorSpec,
     decode,
     from_safetensors,
+    read_documents,
     specs_of,
+    to_safetensors,
 )
+from propeller.fl.tensors.safetensors import read_header
+from propeller.process.byte_lru import ByteLru
 from propeller.process.http import ServiceClient, ServiceError
+from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.tensors.safetensors import replace_metadata, write_header
+
+VALUES_FIELD = "values"
+"""Where a server state's document has its values, in ``__metadata__``."""
+
+_MAX_KNOWN_BYTES = 64 * 1024 * 1024
+"""Of the models and states that are kept, so that the next round need not ask for them."""
 
 _MAX_KNOWN_VERSIONS = 64
 
@@ -33,6 +46,8 @@ class ModelRegistryClient:
         """Call the registry through ``client``."""
         self._client = client
         self._specs: LRUCache[int, Specs] = LRUCache(_MAX_KNOWN_VERSIONS)
+        self._documents: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
+        self._states: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
 
     async def specs(self, version: int) -> Specs:
         """The names, types and shapes of a version's tensors; asked for once, as versions never change.
@@ -47,7 +62,7 @@ class ModelRegistryClient:
                 known = _read_specs(await self.info(version))
             except NotFoundError:
                 # A registry of absmach/propeller knows models, and nothing about them.
-                known = specs_of(await self._model(version))
+                known = specs_of(from_safetensors(await self.document(version))[0])
             self._specs[version] = known
         return known
 
@@ -67,10 +82,28 @@ class ModelRegistryClient:
             raise ServiceError(self._client.service, None, "its answer names no version")
         return info
 
-    def remember_specs(self, version: int, tensors: Tensors) -> Specs:
-        """Keep what is known of a version's tensors, so that the next round need not ask for it."""
-        specs = self._specs[version] = specs_of(tensors)
-        return specs
+    def remember(self, version: int, document: bytes, specs: Specs, state: bytes | None) -> None:
+        """Keep a version that was just stored, so that the next round need not ask for it."""
+        self._specs[version], self._documents[version] = specs, document
+        if state is not None:
+            self._states[version] = state
+
+    async def document(self, version: int) -> bytes:
+        """A version as a safetensors document.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        known = self._documents.get(version)
+        if known is None:
+            answer = await self._get_model(version)
+            if answer.headers.get("content-type") == SAFETENSORS:
+                known = answer.content
+            else:  # a registry of absmach/propeller
+                known = to_safetensors(await self._decode(version, answer))
+            self._documents[version] = known
+        return known
 
     async def add_version(self, model: bytes, key: str) -> int:
         """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
@@ -113,20 +146,25 @@ class ModelRegistryClient:
         Raises:
             ServiceError: the registry does not answer.
         """
-        try:
-            answer = await self._client.request("GET", f"/models/{version}/state")
-        except ServiceError as error:
-            if error.kind is NotFoundError:
-                return None
-            raise
-        return answer.content
+        known = self._states.get(version)
+        if known is None:
+            try:
+                answer = await self._client.request("GET", f"/models/{version}/state")
+            except ServiceError as error:
+                if error.kind is NotFoundError:
+                    return None
+                raise
+            known = self._states[version] = answer.content
+        return known
 
-    async def _model(self, version: int) -> Tensors:
+    async def _get_model(self, version: int) -> httpx.Response:
         accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}
         try:
-            answer = await self._client.request("GET", f"/models/{version}", headers=accept)
+            return await self._client.request("GET", f"/models/{version}", headers=accept)
         except ServiceError as error:
             raise self._not_found(version, error) from None
+
+    async def _decode(self, version: int, answer: httpx.Response) -> Tensors:
         try:
             content_type = answer.headers.get("content-type")
             return (await asyncio.to_thread(decode, content_type, answer.content))[0]
@@ -154,6 +192,23 @@ def _read_specs(info: Mapping[str, Any]) -> Specs:
     }
 
 
+@dataclass(frozen=True)
+class Aggregated:
+    """What the aggregator made.
+
+    Attributes:
+        result: what it says about it.
+        model: a safetensors document.
+        specs: of the model's tensors.
+        state: the server state as the registry keeps it, values and tensors; ``None`` if the strategy keeps none.
+    """
+
+    result: AggregationResult
+    model: bytes
+    specs: Specs
+    state: bytes | None
+
+
 class AggregatorClient:
     """Makes one model of many updates."""
 
@@ -161,24 +216,64 @@ class AggregatorClient:
         """Call the aggregator through ``client``."""
         self._client = client
 
-    async def aggregate(self, updates: AsyncIterator[bytes]) -> tuple[bytes, Tensors]:
-        """Aggregate a stream of safetensors documents; neither side holds more than one of them.
-
-        Returns:
-            The aggregate as a safetensors document, and its tensors (they share its memory).
+    async def aggregate(self, documents: AsyncIterator[bytes]) -> Aggregated:
+        """Aggregate a plan and its documents (``protocol.aggregation``), which has one part.
 
         Raises:
             ServiceError: the aggregator refused an update or does not answer.
         """
         answer = await self._client.request(
-            "POST",
-            "/aggregate",
-            params={"strategy": "fedavg"},
-            content=updates,
-            headers={"content-type": SAFETENSORS_SEQ, "accept": SAFETENSORS},
-            retry=False,
+            "POST", "/aggregate", content=documents, headers={"content-type": SAFETENSORS_SEQ}, retry=False
         )
         try:
-            return answer.content, from_safetensors(answer.content)[0]
-        except TensorError as error:
+            return await _read_aggregate(answer.content)
+        except ValueError as error:
             raise ServiceError(self._client.service, None, f"its aggregate cannot be read: {error}") from None
+
+    async def resolve_program(self, reference: str) -> str:
+        """The reference with the digest of the program that aggregates, which the aggregator has fetched.
+
+        Raises:
+            ServiceError: there is no such program, with the cause and the remedy; or the aggregator does not answer.
+        """
+        answer = await self._client.request("POST", "/programs", json={"program": reference})
+        return str(answer.json()["program"])
+
+
+async def _read_aggregate(content: bytes) -> Aggregated:
+    """Read an answer of one part.
+
+    Raises:
+        ValueError: it is not one.
+    """
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    documents = [bytes(document) async for document in read_documents(chunks())]
+    if not documents:
+        raise ValueError("it is empty")
+    result = AggregationResult.decode(read_header(documents[0]).metadata.get(RESULT_FIELD, ""))
+    if len(documents) != 2 + result.state:
+        raise ValueError(f"it has {len(documents)} documents")
+    tensors, _metadata = await asyncio.to_thread(from_safetensors, documents[1])
+    state: bytes | None = None
+    if result.state:
+        state = replace_metadata(documents[2], {VALUES_FIELD: json.dumps(result.values)})
+    elif result.values:
+        state = write_header({}, {VALUES_FIELD: json.dumps(result.values)})[0]
+    return Aggregated(result, documents[1], specs_of(tensors), state)
+
+
+def read_state_values(state: bytes) -> dict[str, Any]:
+    """The values in a server state's document.
+
+    Raises:
+        InvalidError: they are not JSON.
+    """
+    return decode_object(read_header(state).metadata.get(VALUES_FIELD, "{}"))
+
+
+def has_tensors(document: bytes) -> bool:
+    """Whether a document has tensors beside its metadata."""
+    return bool(read_header(document).entries)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
-from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.aggregation import Aggregation, AggregationError, AggregationRequest
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.store import RoundStore, StoreConflictError
@@ -313,7 +313,8 @@ class Coordinator:
 
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
-            new = await self._aggregation.make_version(active.record, proplet_ids)
+            request = AggregationRequest.of_round(active.record, proplet_ids)
+            new = await self._aggregation.make_version(request)
         except AggregationError as error:
             await self._apply_until_stored(active, AggregationFailed(str(error)))
         else:

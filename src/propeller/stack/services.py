@@ -247,6 +247,15 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
     }
 
 
+def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
+    return {
+        "AGGREGATOR_REGISTRY_URL": stack.url("oci-registry"),
+        "AGGREGATOR_SPILL": f"{stack.data(process)}/spill",
+        **_inherited("AGGREGATOR_*", "DOCKER_CONFIG"),
+        "AGGREGATOR_CACHE": stack.data(process),
+    }
+
+
 def _model_registry(stack: StackConfig, process: str) -> dict[str, str]:
     return {"MODELS_DIR": stack.data(process)}
 
@@ -340,7 +349,8 @@ SERVICES = (
         "propeller.aggregator.api:main",
         Stage.SERVICES,
         (Port("aggregator", 8085, "AGGREGATOR_PORT", 8082),),
-        host_variable="AGGREGATOR_HOST",
+        _aggregator,
+        "AGGREGATOR_HOST",
     ),
     ServiceSpec(
         "model-registry",

@@ -1,0 +1,155 @@
+"""Programs that aggregate: fetched from an OCI registry, and run in a sandbox of the aggregator's own.
+
+Registry client and sandbox are opened by the first experiment that uses such a program: an aggregator without one does not pay for
+them.
+"""
+
+import asyncio
+import io
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from propeller.errors import UnavailableError, UnprocessableError
+from propeller.oci.client import RegistryClient
+from propeller.oci.credentials import Credential, logins_for
+from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.process.logs import get_logger
+from propeller.process.single_flight import SingleFlight
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.task_folders import TaskFolders
+from propeller.wasm.template_client import SandboxError
+
+log = get_logger("aggregator")
+
+_MAX_KNOWN = 256
+_FETCH_WAIT_S = 60.0
+_LOGIN_HELP = (
+    "set AGGREGATOR_REGISTRY_URL={registry}, AGGREGATOR_REGISTRY_USERNAME and AGGREGATOR_REGISTRY_PASSWORD, or log in with "
+    "`docker login {host}`, and restart the aggregator"
+)
+
+
+@dataclass(frozen=True)
+class ProgramSettings:
+    """Where programs come from and what they may use.
+
+    Attributes:
+        folder: of the sandbox, its cache and what is given to programs.
+        registry: where references are that name no registry.
+        credential: for that registry; without one, that of ``docker login``.
+        limits: of one aggregation.
+        cache_bytes: of all programs in the cache.
+    """
+
+    folder: Path
+    registry: DefaultRegistry
+    credential: Credential | None
+    limits: Limits
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class PinnedProgram:
+    """A program: the reference that names exactly it, and the digest of its bytes."""
+
+    reference: str
+    digest: str
+
+
+class ProgramStrategies:
+    """Finds programs by reference, and runs them. Close it."""
+
+    def __init__(self, settings: ProgramSettings) -> None:
+        self._settings = settings
+        self._known: LRUCache[str, PinnedProgram] = LRUCache(_MAX_KNOWN)
+        self._fetches: SingleFlight[str, None] = SingleFlight()
+        self._opening = asyncio.Lock()
+        self._opened: tuple[RegistryClient, Sandbox] | None = None
+        self._resources = AsyncExitStack()
+        self.inputs = TaskFolders(settings.folder / "inputs")
+        """Folders for what is given to programs: on the file system of the sandbox, which links it."""
+
+    async def prepare(self, reference: str) -> PinnedProgram:
+        """Find the program that a reference names now, and have it ready to run.
+
+        Raises:
+            OciError: it is not there, or the registry does not answer; with the cause and the remedy.
+            ProgramError: it cannot be compiled, or is over a limit.
+            UnavailableError: the sandbox does not start.
+        """
+        client, sandbox = await self._open()
+        program = self._known.get(reference)
+        if program is None:
+            parsed = Reference.parse(reference, self._settings.registry)
+            artifact = await client.resolve(parsed)
+            pinned = str(replace(parsed, tag=None, digest=artifact.digest))
+            program = PinnedProgram(pinned, artifact.program.digest)
+            self._known[pinned] = program  # never under a tag, which may be moved
+            log.info("program resolved", reference=reference, pinned=pinned)
+        if not sandbox.has(program.digest):
+            await self._fetches.run(program.digest, lambda: self._fetch(client, sandbox, program))
+        return program
+
+    async def run(self, run: ProgramRun) -> RunOutcome:
+        """Run a prepared program within the limits; what it prints goes to the log.
+
+        Raises:
+            UnprocessableError: it failed; the text has the last line of its standard error.
+            UnavailableError: the sandbox does not start.
+        """
+        _client, sandbox = await self._open()
+        last = ""
+        lines = log.bind(round_id=run.env.get("ROUND_ID"))
+
+        def keep(line: str) -> None:
+            nonlocal last
+            last = line[:2000]
+            lines.info(last)
+
+        outcome = await sandbox.run(replace(run, limits=self._settings.limits), keep)
+        if outcome.error is not None:
+            raise UnprocessableError(f"{outcome.error}: {last}" if last else outcome.error)
+        return outcome
+
+    async def close(self) -> None:
+        """End what runs, and close the sandbox and the connections."""
+        await self._fetches.close()
+        await self._resources.aclose()
+        self.inputs.close()
+
+    async def _open(self) -> tuple[RegistryClient, Sandbox]:
+        async with self._opening:
+            if self._opened is None:
+                settings = self._settings
+                try:
+                    await asyncio.to_thread(self.inputs.open)
+                    sandbox = await self._resources.enter_async_context(
+                        Sandbox(settings.folder / "sandbox", cache_bytes=settings.cache_bytes)
+                    )
+                except (SandboxError, ProgramError) as error:
+                    raise UnavailableError(f"the aggregator's sandbox does not start: {error}") from error
+                except OSError as error:
+                    raise UnavailableError(
+                        f"the folder {settings.folder} for programs cannot be used: {error.strerror}; set AGGREGATOR_CACHE"
+                    ) from error
+                client = await self._resources.enter_async_context(
+                    RegistryClient(
+                        logins_for(settings.registry.registry, settings.credential),
+                        login_help=_LOGIN_HELP,
+                        max_bytes=settings.limits.module_bytes,
+                    )
+                )
+                self._opened = client, sandbox
+            return self._opened
+
+    async def _fetch(self, client: RegistryClient, sandbox: Sandbox, program: PinnedProgram) -> None:
+        async with sandbox.fetch_lock(program.digest, _FETCH_WAIT_S):
+            if sandbox.has(program.digest):
+                return
+            content = io.BytesIO()
+            await client.fetch(Reference.parse(program.reference), program.digest, content)
+            await sandbox.add(program.digest, content.getvalue(), self._settings.limits)
