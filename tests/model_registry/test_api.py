@@ -1,6 +1,7 @@
 """The model registry over HTTP."""
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors.npz import NPZ
 from propeller.model_registry.aliases import AliasStore
 from propeller.model_registry.api import main
 from propeller.model_registry.service import ModelRegistry
@@ -77,6 +79,26 @@ async def test_safetensors_in_and_out_with_its_type_and_metadata(http: httpx.Asy
     assert tensors["layer/w"].dtype == np.float32
     np.testing.assert_array_equal(tensors["layer/w"], model["layer/w"])
     assert (await http.get("/models/7")).json() == {"layer/w": [[0, 1, 2], [3, 4, 5]], "b": 0.5}
+
+
+async def test_npz_in_and_out(http: httpx.AsyncClient) -> None:
+    model: dict[str, Any] = {"layer/w": np.arange(6, dtype=np.float32).reshape(2, 3), "on": np.array(True)}
+    content = io.BytesIO()
+    np.savez_compressed(content, **model)
+    stored = await http.post("/models?version=3", content=content.getvalue(), headers={"content-type": NPZ})
+    assert stored.json()["version"] == 3
+    answer = await http.get("/models/3", headers={"accept": NPZ})
+    assert answer.headers["content-type"] == NPZ
+    with np.load(io.BytesIO(answer.content)) as found:
+        assert found["layer/w"].dtype == np.float32
+        np.testing.assert_array_equal(found["layer/w"], model["layer/w"])
+        assert found["on"].dtype == bool
+    packed = io.BytesIO()
+    np.savez_compressed(packed, w=np.zeros(1_000_000))
+    answer = await http.post("/models", content=packed.getvalue(), headers={"content-type": NPZ})
+    assert answer.status_code == 413
+    assert "REGISTRY_MAX_DECODED_BYTES" in answer.json()["error"]
+    assert (await http.get("/models")).json() == {"versions": [3]}
 
 
 async def test_entity_tags(http: httpx.AsyncClient) -> None:

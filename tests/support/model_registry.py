@@ -19,7 +19,7 @@ def client(
 ) -> httpx.AsyncClient:
     """A client of a registry on a folder, without a port between them."""
     registry = ModelRegistry.open(folder, cache_bytes=1000, max_decoded=max_decoded)
-    app = create_api(registry, verify=verify, max_body=max_body, max_decoded=max_decoded)
+    app = create_api(registry, verify=verify, max_body=max_body)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
 
 

@@ -1,6 +1,7 @@
 """The model registry's HTTP API, and its process."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -10,6 +11,7 @@ from propeller.errors import InvalidError, RefusedError, TooLargeError, Unsuppor
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
+    Codec,
     TensorError,
     Tensors,
     decode,
@@ -17,7 +19,7 @@ from propeller.fl.tensors import (
     media_type,
     negotiate,
 )
-from propeller.model_registry.service import MAX_DECODED, EncodedModel, ModelRegistry
+from propeller.model_registry.service import EncodedModel, ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.model_registry.store import LINEAGE_FIELD
 from propeller.process.run import StartError
@@ -58,7 +60,6 @@ def create_api(
     *,
     verify: Verify | None = None,
     max_body: int = MAX_BYTES,
-    max_decoded: int = MAX_DECODED,
 ) -> FastAPI:
     """The app.
 
@@ -66,17 +67,16 @@ def create_api(
         registry: what it answers for.
         verify: checks who calls.
         max_body: the largest body, in bytes.
-        max_decoded: the largest body that is decoded in memory (any but safetensors), in bytes.
     """
     app = create_app(
         "model-registry", verify=verify, max_body=max_body, max_body_setting="REGISTRY_MAX_BYTES"
     )
-    app.include_router(_model_routes(registry, max_decoded))
+    app.include_router(_model_routes(registry))
     app.include_router(_alias_routes(registry))
     return app
 
 
-def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
+def _model_routes(registry: ModelRegistry) -> Router:
     router = Router()
 
     @router.get("/models")
@@ -115,7 +115,9 @@ def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
                 stored = await registry.add_document(request.stream(), version, idempotency_key)
             else:
                 body = await read_decoded(request)
-                tensors, metadata, in_body = await asyncio.to_thread(_decode_model, content_type, body)
+                tensors, metadata, in_body = await asyncio.to_thread(
+                    _decode_model, content_type, body, registry.codecs
+                )
                 chosen = version if in_body is None else in_body
                 stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         except TensorError as error:
@@ -157,7 +159,7 @@ def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
         return await answer_model(request, await registry.find(version))
 
     async def answer_model(request: Request, version: int) -> Response:
-        media_type = negotiate(request.headers.get("accept"))
+        media_type = negotiate(request.headers.get("accept"), registry.codecs)
         encoded = await registry.encoded(version, media_type, whole="range" not in request.headers)
         return answer(request, encoded, media_type, version)
 
@@ -176,10 +178,10 @@ def _model_routes(registry: ModelRegistry, max_decoded: int) -> Router:
     async def read_decoded(request: Request) -> bytes:
         """A body that is decoded in memory."""
         try:
-            return await read_body(request, max_decoded)
+            return await read_body(request, registry.max_decoded)
         except TooLargeError:
             raise TooLargeError(
-                f"the model is over REGISTRY_MAX_DECODED_BYTES ({max_decoded}) in this encoding: send it as {SAFETENSORS}"
+                f"the model is over REGISTRY_MAX_DECODED_BYTES ({registry.max_decoded}) in this encoding: send it as {SAFETENSORS}"
             ) from None
 
     return router
@@ -221,12 +223,17 @@ def _check_key(key: str) -> None:
         raise InvalidError(f"Idempotency-Key: use up to {_MAX_KEY_CHARACTERS} printable characters")
 
 
-def _decode_model(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str], int | None]:
+def _decode_model(
+    content_type: str | None, body: bytes, codecs: Mapping[str, Codec]
+) -> tuple[Tensors, dict[str, str], int | None]:
     if media_type(content_type) == JSON:
         new = NewModel.decode(body)
         metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
         return from_json(new.model), metadata, new.version
-    tensors, metadata = decode(content_type, body)
+    try:
+        tensors, metadata = decode(content_type, body, codecs)
+    except TooLargeError as error:
+        raise TooLargeError(f"model: {error} (REGISTRY_MAX_DECODED_BYTES)") from None
     return tensors, metadata, None
 
 
@@ -250,6 +257,5 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
         registry,
         verify=verifier(settings),
         max_body=settings.max_bytes,
-        max_decoded=settings.max_decoded_bytes,
     )
     await serve([(bind, app)], stop)

@@ -5,11 +5,13 @@ import math
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 from propeller.errors import InvalidError, NotAcceptableError, NotFoundError, UnavailableError
-from propeller.fl.tensors import CODECS, SAFETENSORS, Specs, Tensors, from_json, to_safetensors
+from propeller.fl.tensors import CODECS, SAFETENSORS, Codec, Specs, Tensors, from_json, to_safetensors
+from propeller.fl.tensors.npz import NPZ, from_npz, to_npz
 from propeller.model_registry.aliases import LATEST, AliasStore, check_alias
 from propeller.model_registry.diff import diff_documents, diff_lineages
 from propeller.model_registry.documents import Upload
@@ -66,7 +68,12 @@ class EncodedModel:
 
 
 class ModelRegistry:
-    """The versions of one model."""
+    """The versions of one model.
+
+    Attributes:
+        codecs: the encodings of a version, by media type.
+        max_decoded: the largest version that is decoded or encoded in memory (not safetensors), in bytes.
+    """
 
     def __init__(
         self,
@@ -84,9 +91,10 @@ class ModelRegistry:
             states: their server states.
             aliases: their names.
             cache_bytes: limits the encodings that are kept in memory.
-            max_decoded: the largest version that is encoded in memory (not safetensors, which is sent from its file).
+            max_decoded: see the attribute.
         """
-        self._max_decoded = max_decoded
+        self.codecs = CODECS | {NPZ: Codec("npz", partial(from_npz, max_bytes=max_decoded), to_npz)}
+        self.max_decoded = max_decoded
         self._store, self._states, self._aliases = store, states, aliases
         self._cache: ByteLru[tuple[int, str], EncodedModel] = ByteLru(
             cache_bytes, lambda encoded: len(encoded.body.head)
@@ -205,7 +213,7 @@ class ModelRegistry:
         return stored.version
 
     async def encoded(self, version: int, media_type: str, *, whole: bool = True) -> EncodedModel:
-        """A version in one of the media types of ``CODECS``.
+        """A version in one of the media types of ``codecs``.
 
         Args:
             version: which.
@@ -356,18 +364,18 @@ class ModelRegistry:
         return {**info, "tensors": len(specs), "numbers": numbers, "lineage": lineage}
 
     def _encode(self, version: int, media_type: str) -> EncodedModel:
-        stamp, codec = self._store.stamp(version), CODECS[media_type]
+        stamp, codec = self._store.stamp(version), self.codecs[media_type]
         digest = self._store.record(version).digest
         etag = f'"{digest[:32]}-{version}-{codec.name}"'
-        small = stamp[2] <= min(_SMALL_BYTES, self._max_decoded)
+        small = stamp[2] <= min(_SMALL_BYTES, self.max_decoded)
         if media_type == SAFETENSORS and not small and stamp[0].endswith(".safetensors"):
             with self._store.open(version) as document:
                 metadata = without_own_fields(document.metadata)
                 body = _file_body(document.header, metadata, self._store.path(version), stamp)
             return EncodedModel(body, etag, stamp)
-        if stamp[2] > self._max_decoded and media_type != SAFETENSORS:
+        if stamp[2] > self.max_decoded and media_type != SAFETENSORS:
             raise NotAcceptableError(
-                f"version {version} has {stamp[2]} bytes, over REGISTRY_MAX_DECODED_BYTES ({self._max_decoded}) for {media_type}: "
+                f"version {version} has {stamp[2]} bytes, over REGISTRY_MAX_DECODED_BYTES ({self.max_decoded}) for {media_type}: "
                 f"ask for it with Accept: {SAFETENSORS}"
             )
         content = codec.encode(*self._store.read(version))

@@ -45,28 +45,30 @@ def media_type(content_type: str | None) -> str:
     return _ALIASES.get(bare, bare)
 
 
-def codec_for(content_type: str | None) -> Codec:
-    """The codec that reads a body.
+def codec_for(content_type: str | None, codecs: Mapping[str, Codec] = CODECS) -> Codec:
+    """The codec of ``codecs`` that reads a body.
 
     Raises:
         UnsupportedTypeError: there is none; the text names those there are.
     """
-    codec = CODECS.get(media_type(content_type))
+    codec = codecs.get(media_type(content_type))
     if codec is None:
         raise UnsupportedTypeError(
-            f"Content-Type {str(content_type)[:80]!r} cannot be read; send {' or '.join(CODECS)}"
+            f"Content-Type {str(content_type)[:80]!r} cannot be read; send {' or '.join(codecs)}"
         )
     return codec
 
 
-def decode(content_type: str | None, body: bytes) -> tuple[Tensors, dict[str, str]]:
-    """Read tensors and their metadata (empty in JSON) from a body.
+def decode(
+    content_type: str | None, body: bytes, codecs: Mapping[str, Codec] = CODECS
+) -> tuple[Tensors, dict[str, str]]:
+    """Read tensors and their metadata (empty in JSON) from a body with one of ``codecs``.
 
     Raises:
         UnsupportedTypeError: no codec reads this type.
         TensorError: the body is malformed.
     """
-    return codec_for(content_type).decode(body)
+    return codec_for(content_type, codecs).decode(body)
 
 
 def encode(tensors: Tensors, accept: str | None = None) -> tuple[str, bytes]:
@@ -86,18 +88,18 @@ def encode(tensors: Tensors, accept: str | None = None) -> tuple[str, bytes]:
     return chosen, CODECS[chosen].encode(tensors, {})
 
 
-def negotiate(accept: str | None) -> str:
-    """The media type to answer with: the highest quality, and of equals the one that comes first in ``CODECS``.
+def negotiate(accept: str | None, codecs: Mapping[str, Codec] = CODECS) -> str:
+    """The media type to answer with: the highest quality, and of equals the one that comes first in ``codecs``.
 
     Raises:
         NotAcceptableError: none of them is accepted.
     """
     if accept is None or not accept.strip():
-        return next(iter(CODECS))
+        return next(iter(codecs))
     ranges = [_range(part) for part in accept.split(",") if part.strip()]
-    best = max(CODECS, key=lambda offered: _quality(offered, ranges))
+    best = max(codecs, key=lambda offered: _quality(offered, ranges))
     if _quality(best, ranges) <= 0:
-        raise NotAcceptableError(f"Accept {accept[:80]!r} allows none of {', '.join(CODECS)}")
+        raise NotAcceptableError(f"Accept {accept[:80]!r} allows none of {', '.join(codecs)}")
     return best
 
 
