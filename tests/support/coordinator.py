@@ -29,6 +29,7 @@ from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
+from propeller.coordinator.verification import Verification
 from propeller.fl.tensors import (
     Tensors,
     encode,
@@ -205,7 +206,10 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
             BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
         )
         service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
-        transport = httpx.ASGITransport(create_api(service, metrics, verify=verify))
+        verification = Verification(registry, aggregation)
+        transport = httpx.ASGITransport(
+            create_api(service, metrics, verification=verification, verify=verify)
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield http
         await service.close()

@@ -1,5 +1,6 @@
 """From the updates of a closed round to a model version: streamed to the aggregator, stored by the registry."""
 
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -15,14 +16,14 @@ from propeller.coordinator.clients import (
 )
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.updates import UpdateDocument
-from propeller.errors import PropellerError, UnprocessableError
+from propeller.errors import ConflictError, PropellerError, UnprocessableError
 from propeller.fl.strategies import Contribution, read_strategy
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
 from propeller.protocol.models import MAX_LINEAGE_BYTES
 from propeller.protocol.wire import format_time, now
-from propeller.store.blobs import BlobStore
+from propeller.store.blobs import BlobNotFoundError, BlobStore
 from propeller.tensors.safetensors import replace_metadata, write_header
 
 log = get_logger("coordinator")
@@ -96,6 +97,42 @@ class AggregationRequest:
         key = f"{record.round_id}.{record.created_at:.6f}"
         lineage = {"program": {"reference": record.experiment.task_wasm_image}}
         return cls(key, record.round_id, record.round.plan.base_version, contributions, lineage=lineage)
+
+    @classmethod
+    def of_lineage(cls, lineage: Mapping[str, Any]) -> "AggregationRequest":
+        """The aggregation that made a version, from what the version's lineage says of it.
+
+        Raises:
+            ConflictError: the lineage does not say enough.
+        """
+        missing = [name for name in ("round", "parent", "strategy", "updates") if not lineage.get(name)]
+        if missing and not (missing == ["parent"] and lineage.get("parent") == 0):
+            raise ConflictError(
+                f"its lineage lacks {', '.join(missing)}: it was not made by a round of this coordinator"
+            )
+        used = dict(lineage["strategy"])
+        params = dict(used.pop("params", {}))
+        contributions = [
+            RoundContribution(
+                each["proplet_id"],
+                each.get("slot", number),
+                each["digest"],
+                each["num_samples"],
+                each.get("steps"),
+                each.get("metrics", {}),
+                each.get("base"),
+                each.get("kind", "weights"),
+            )
+            for number, each in enumerate(lineage["updates"])
+        ]
+        return cls(
+            "",
+            lineage["round"],
+            lineage["parent"],
+            contributions,
+            {**used, **params},
+            lineage.get("state"),
+        )
 
     @property
     def in_slot_order(self) -> list[RoundContribution]:
@@ -189,6 +226,21 @@ class Aggregation:
             if not await self._blobs.has(update.digest):
                 return False
         return True
+
+    async def missing_updates(self, digests: Iterable[str]) -> list[str]:
+        """Those of these updates that are not there, or are not what their digest says."""
+        missing = []
+        for digest in digests:
+            found = hashlib.sha256()
+            try:
+                async for piece in self._blobs.stream(digest):
+                    found.update(piece)
+            except BlobNotFoundError:
+                missing.append(digest)
+                continue
+            if found.hexdigest() != digest:
+                missing.append(digest)
+        return missing
 
     async def list_updates(self) -> list[str]:
         """The digests of all updates that are there."""
@@ -291,30 +343,46 @@ class Aggregation:
 
 
 def _lineage(request: AggregationRequest, program: str | None) -> str:
-    """Where the version comes from, as JSON."""
+    """Where the version comes from, as JSON: all that it takes to make it again from the updates."""
     strategy: dict[str, Any] = (
         {"name": request.strategy} if isinstance(request.strategy, str) else dict(request.strategy)
     )
     used = {name: strategy.pop(name) for name in ("name", "program") if name in strategy}
-    updates = [
-        {"proplet_id": each.proplet_id, "digest": each.digest, "num_samples": each.num_samples}
-        for each in request.in_slot_order
-    ]
-    fields = {
+    if program is not None:
+        used["program"] = program
+    fields: dict[str, Any] = {
         **request.lineage,
         "round": request.round_id,
         "parent": request.base_version,
-        "strategy": {**used, "params": strategy, **({} if program is None else {"program": program})},
-        "participants": len(updates),
+        "strategy": {**used, "params": strategy},
+        "participants": len(request.contributions),
         "num_samples": sum(each.num_samples for each in request.contributions),
-        "updates": updates,
+        "updates": [_used(each) for each in request.in_slot_order],
         "created_at": format_time(now()),
     }
+    if request.state_version is not None:
+        fields["state"] = request.state_version
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-    if len(text.encode()) > MAX_LINEAGE_BYTES:  # the coordinator's round has them in any case
+    if len(text.encode()) > MAX_LINEAGE_BYTES:
         del fields["updates"]
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     return text
+
+
+def _used(each: RoundContribution) -> dict[str, Any]:
+    further = {
+        "steps": each.steps,
+        "metrics": dict(each.metrics) or None,
+        "base": each.base_version,
+        "kind": None if each.kind == "weights" else each.kind,
+    }
+    return {
+        "proplet_id": each.proplet_id,
+        "slot": each.slot,
+        "digest": each.digest,
+        "num_samples": each.num_samples,
+        **{name: value for name, value in further.items() if value is not None},
+    }
 
 
 def _describe(error: BaseException) -> str:

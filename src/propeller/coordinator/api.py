@@ -7,6 +7,7 @@ from fastapi import FastAPI, Query, Request
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.telemetry import CoordinatorMetrics
 from propeller.coordinator.updates import decode_update
+from propeller.coordinator.verification import Verification
 from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import CBOR, MAX_WAIT_S, Experiment, ParticipantFailure, model_uri
@@ -22,6 +23,7 @@ def create_api(
     service: Coordinator,
     metrics: CoordinatorMetrics,
     *,
+    verification: Verification,
     verify: Verify | None = None,
     max_body: int = MAX_BODY,
 ) -> FastAPI:
@@ -30,6 +32,7 @@ def create_api(
     app.include_router(_control_routes(service))
     app.include_router(_update_routes(service))
     app.include_router(_round_routes(service))
+    app.include_router(_verification_routes(verification))
     return app
 
 
@@ -142,6 +145,18 @@ def _round_routes(service: Coordinator) -> Router:
     ) -> dict[str, Any]:
         record = await service.wait_for_round(round_id, min(wait_s, MAX_WAIT_S), updates)
         return record.status()
+
+    return router
+
+
+def _verification_routes(verification: Verification) -> Router:
+    """Whether model versions are what their updates make."""
+    router = Router()
+
+    @router.post("/models/{version:path}/verify")
+    async def verify_version(version: str, who: Caller) -> dict[str, Any]:
+        _check_may_control(who)
+        return (await verification.verify(version)).to_json()
 
     return router
 

@@ -11,6 +11,7 @@ from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
+from propeller.coordinator.verification import Verification
 from propeller.mqtt.session import Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
@@ -58,10 +59,11 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         metrics = CoordinatorMetrics()
         session = _create_session(settings)
         announcer = RoundAnnouncer(session, store, settings.channel) if session else None
+        aggregation = Aggregation(BlobStore(settings.blobs_place), registry, aggregator)
         service = Coordinator(
             store,
             registry,
-            Aggregation(BlobStore(settings.blobs_place), registry, aggregator),
+            aggregation,
             RoundTelemetry(metrics),
             announce=announcer.announce if announcer else None,
             keep_updates=settings.keep_updates,
@@ -81,7 +83,13 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             background.spawn(announcer.run())
         stack.push_async_callback(background.close)
         background.spawn(_answer_waiters(service, stop))
-        app = create_api(service, metrics, verify=verifier(settings), max_body=settings.max_bytes)
+        app = create_api(
+            service,
+            metrics,
+            verification=Verification(registry, aggregation),
+            verify=verifier(settings),
+            max_body=settings.max_bytes,
+        )
         await serve([(bind, app)], stop)
 
 

@@ -1,0 +1,265 @@
+"""From updates to a version with the real model registry and aggregator: strategies with server state, lineage, verification."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from coordinator.test_real_peers import serving_aggregator, serving_registry
+from propeller.coordinator.aggregation import (
+    Aggregation,
+    AggregationError,
+    AggregationRequest,
+    RoundContribution,
+    check_contribution,
+)
+from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.updates import UpdateDocument
+from propeller.coordinator.verification import Verification
+from propeller.digests import digest_of
+from propeller.errors import ConflictError, InvalidError
+from propeller.fl.strategies import Contribution, aggregate, create_strategy
+from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
+from propeller.process.http import ServiceClient
+from propeller.store.blobs import BlobStore
+from support.coordinator import PARTICIPANTS, configure, coordinating, ended, environment, update
+from support.net import eventually, free_port
+
+SOURCE = np.random.default_rng(3)
+BASE: Tensors = {
+    "w": SOURCE.normal(size=(6, 2)).astype(np.float32),
+    "n": np.array([1, 2**60 + 1]),
+    "b": SOURCE.normal(size=2),
+}
+
+
+class Peers:
+    """What makes versions, with its blobs in a folder; each ``fresh`` one has forgotten everything that was in memory."""
+
+    def __init__(self, folder: Path, registry: str, aggregator: str) -> None:
+        self.urls = {"model registry": registry, "aggregator": aggregator}
+        self.blobs = BlobStore(folder / "blobs")
+
+    @contextlib.asynccontextmanager
+    async def fresh(self) -> AsyncIterator[tuple[Aggregation, ModelRegistryClient]]:
+        async with contextlib.AsyncExitStack() as stack:
+            registry, aggregator = [
+                await stack.enter_async_context(ServiceClient(name, url, retry_delays=()))
+                for name, url in self.urls.items()
+            ]
+            known = ModelRegistryClient(registry)
+            yield Aggregation(self.blobs, known, AggregatorClient(aggregator), retry_delays=()), known
+
+
+@pytest.fixture
+async def models(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving_registry(tmp_path / "models", free_port()) as http:
+        yield http
+
+
+@pytest.fixture
+async def peers(models: httpx.AsyncClient, tmp_path: Path) -> AsyncIterator[Peers]:
+    port = free_port()
+    async with serving_aggregator(port):
+        yield Peers(tmp_path, str(models.base_url).rstrip("/"), f"http://127.0.0.1:{port}")
+
+
+async def upload(models: httpx.AsyncClient, model: Tensors) -> int:
+    stored = await models.post(
+        "/models", content=to_safetensors(model), headers={"content-type": SAFETENSORS}
+    )
+    version: int = stored.json()["version"]
+    return version
+
+
+def near(base: Tensors) -> Tensors:
+    return {
+        name: (array + SOURCE.normal(size=array.shape)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array + 3
+        for name, array in base.items()
+    }
+
+
+async def store(aggregation: Aggregation, slot: int, update: Tensors, **more: Any) -> RoundContribution:
+    content = to_safetensors(update)
+    digest = digest_of(content).removeprefix("sha256:")
+    await aggregation.store_update(UpdateDocument(digest, content))
+    return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
+
+
+async def read(models: httpx.AsyncClient, version: int, what: str = "") -> Tensors:
+    answer = await models.get(f"/models/{version}{what}", headers={"accept": SAFETENSORS})
+    assert answer.status_code == 200, answer.text
+    return from_safetensors(answer.content)[0]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_rounds_of_a_strategy_with_state(peers: Peers, models: httpx.AsyncClient, cached: bool) -> None:
+    """Three rounds give what the strategy gives in memory, bit for bit, whether or not the coordinator was started again."""
+    strategy = create_strategy("fedadam", {"server_lr": 0.1})
+    base, state, version, state_version = BASE, None, await upload(models, BASE), None
+    async with contextlib.AsyncExitStack() as stack:
+        aggregation, registry = await stack.enter_async_context(peers.fresh())
+        for number in (1, 2, 3):
+            if not cached:
+                aggregation, registry = await stack.enter_async_context(peers.fresh())
+            updates = [near(base) for _ in range(3)]
+            contributions = [await store(aggregation, slot, each) for slot, each in enumerate(updates)]
+            request = AggregationRequest(
+                f"key-{number}",
+                f"e.{number}",
+                version,
+                contributions[::-1],  # as they came; they are aggregated by slots
+                {"name": "fedadam", "server_lr": 0.1},
+                state_version,
+                {"experiment": "e", "number": number},
+            )
+            new = await aggregation.make_version(request)
+            assert (await aggregation.make_version(request)).version == new.version
+            received = [
+                (Contribution(each.slot, each.proplet_id, each.num_samples), update)
+                for each, update in zip(contributions, updates, strict=True)
+            ]
+            base, state = aggregate(strategy, base, state, received)
+            for found, expected in (
+                (await read(models, new.version), base),
+                (await read(models, new.version, "/state"), state.tensors),
+            ):
+                assert found.keys() == expected.keys()
+                for name, array in expected.items():
+                    assert found[name].dtype == array.dtype
+                    np.testing.assert_array_equal(found[name], array)
+            lineage = (await models.get(f"/models/{new.version}/info")).json()["lineage"]
+            assert lineage["experiment"] == "e"
+            assert (lineage["round"], lineage["number"], lineage["parent"]) == (
+                f"e.{number}",
+                number,
+                version,
+            )
+            assert lineage["strategy"] == {"name": "fedadam", "params": {"server_lr": 0.1}}
+            assert (lineage["participants"], lineage["num_samples"]) == (3, 33)
+            assert [each["proplet_id"] for each in lineage["updates"]] == ["p-0", "p-1", "p-2"]
+            version = state_version = new.version
+        result = await Verification(registry, aggregation).verify(version)
+        assert result.to_json() == {
+            "version": version,
+            "verified": True,
+            "digest": result.digest,
+            "recomputed": result.digest,
+            "updates": 3,
+        }
+
+
+async def test_values_alone_are_a_state_too(peers: Peers, models: httpx.AsyncClient) -> None:
+    """The proximal term of FedProx may adapt: one number, and no tensors."""
+    version = await upload(models, BASE)
+    async with peers.fresh() as (aggregation, registry):
+        contributions = [await store(aggregation, 0, near(BASE), metrics={"loss": 0.5})]
+        strategy = {"name": "fedprox", "mu": 0.1, "adaptive": True}
+        request = AggregationRequest("key", "r", version, contributions, strategy)
+        new = await aggregation.make_version(request)
+        kept = await registry.state(new.version)
+        assert kept is not None
+    async with peers.fresh() as (aggregation, registry):
+        assert await registry.state(new.version)
+        again = AggregationRequest("key2", "r2", new.version, contributions, strategy, new.version)
+        await aggregation.make_version(again)
+
+
+async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient) -> None:
+    older: Tensors = {"w": np.array([1.0, 2.0])}
+    newer: Tensors = {"w": np.array([10.0, 20.0])}
+    old, new = await upload(models, older), await upload(models, newer)
+    async with peers.fresh() as (aggregation, registry):
+        contributions = [
+            await store(aggregation, 0, {"w": np.array([3.0, 2.0])}, base_version=old),
+            await store(aggregation, 1, {"w": np.array([0.0, 4.0])}, kind="delta"),
+        ]
+        made = await aggregation.make_version(AggregationRequest("k", "r", new, contributions))
+        np.testing.assert_allclose((await read(models, made.version))["w"], [10 + 20 / 21, 20 + 44 / 21])
+        assert (await Verification(registry, aggregation).verify(made.version)).verified
+
+
+async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) -> None:
+    version = await upload(models, BASE)
+    async with peers.fresh() as (aggregation, registry):
+        verification = Verification(registry, aggregation)
+        with pytest.raises(ConflictError, match=f"version {version} .* has no lineage, as it was uploaded"):
+            await verification.verify(version)
+        contributions = [await store(aggregation, slot, near(BASE)) for slot in range(2)]
+        made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
+        await aggregation.delete_updates([contributions[1].digest])
+        with pytest.raises(ConflictError, match=r"1 of its 2 updates were removed.*COORDINATOR_KEEP_UPDATES"):
+            await verification.verify(made.version)
+        lineage = {"round": "r", "parent": version, "strategy": {"name": "fedavg"}}
+        other = await models.post("/models", json={"model": {"w": [1.0]}, "lineage": lineage})
+        with pytest.raises(ConflictError, match="its lineage lacks updates"):
+            await verification.verify(other.json()["version"])
+
+
+async def test_a_version_that_is_not_what_its_updates_make(peers: Peers, models: httpx.AsyncClient) -> None:
+    version = await upload(models, BASE)
+    async with peers.fresh() as (aggregation, registry):
+        contributions = [await store(aggregation, slot, near(BASE)) for slot in range(2)]
+        made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
+        lineage = (await models.get(f"/models/{made.version}/info")).json()["lineage"]
+        forged = await models.post(
+            "/models",
+            content=to_safetensors(near(BASE), {"lineage": json.dumps(lineage)}),
+            headers={"content-type": SAFETENSORS},
+        )
+        result = await Verification(registry, aggregation).verify(forged.json()["version"])
+        assert not result.verified
+        assert result.digest != result.recomputed
+
+
+async def test_what_the_aggregator_refuses_names_update_and_tensor(
+    peers: Peers, models: httpx.AsyncClient
+) -> None:
+    version = await upload(models, BASE)
+    async with peers.fresh() as (aggregation, _registry):
+        contributions = [await store(aggregation, 0, {**near(BASE), "w": np.zeros(3)})]
+        with pytest.raises(AggregationError, match=r"update 1 of 'p-0': .*'w'.*\[3\]"):
+            await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+async def test_verification_over_http(
+    peers: Peers, models: httpx.AsyncClient, tmp_path: Path, keep: str
+) -> None:
+    """A round as users have it, whose updates are kept or not."""
+    registry, aggregator = peers.urls.values()
+    env = environment(tmp_path / "state", registry, AGGREGATOR_URL=aggregator, COORDINATOR_KEEP_UPDATES=keep)
+    async with coordinating(env) as http:
+        await configure(http)
+        for sender in PARTICIPANTS:
+            assert (await http.post("/update", json=update(sender))).status_code == 200
+        version = (await ended(http))["model_version"]
+        # They are removed after the round has ended.
+        await eventually(lambda: keep == "true" or not any((tmp_path / "state").rglob("?" * 64)))
+        answer = await http.post(f"/models/{version}/verify")
+        if keep == "true":
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["verified"] is True
+            assert answer.json()["updates"] == 3
+        else:
+            assert answer.status_code == 409, answer.text
+            assert "COORDINATOR_KEEP_UPDATES" in answer.json()["error"]
+        assert (await http.post("/models/0/verify")).status_code == 409
+        assert (await http.post("/models/77/verify")).status_code == 404
+
+
+def test_what_a_strategy_needs_is_checked_when_an_update_comes() -> None:
+    one = RoundContribution("p-7", 0, "d" * 64, 3)
+    check_contribution("fedavg", one)
+    check_contribution({"program": "mine:v1"}, one)
+    with pytest.raises(InvalidError, match=r"p-7.*steps"):
+        check_contribution("fednova", one)
+    with pytest.raises(InvalidError, match="not known"):
+        check_contribution("fednovaa", one)
