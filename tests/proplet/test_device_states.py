@@ -1,6 +1,9 @@
 """Device states on disk: versions by round, bounded, gone when the experiment is over."""
 
 import os
+import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +128,45 @@ async def test_killed_at_any_moment_the_next_process_finds_a_whole_version(tmp_p
     assert given(states, 2) == "one"
     assert sorted(entry.name for entry in place.iterdir()) == sorted([version.name, "about.json"])
     assert [entry.name for entry in (tmp_path / "states").iterdir()] == [place.name]
+
+
+COMMITTING = """
+import asyncio, sys
+from pathlib import Path
+from propeller.proplet.device_states import DeviceStates
+states = DeviceStates(Path(sys.argv[1]), 10_000_000, 1000)
+number = int(sys.argv[2])
+while True:
+    number += 1
+    state = states.open("e-1", "registry.test/mine", number, changes=True)
+    state.target.mkdir()
+    for name in ("n", "m"):
+        (state.target / name).write_text(str(number))
+    asyncio.run(states.commit(state))
+    print(number, flush=True)
+"""
+
+
+async def test_a_process_killed_while_it_commits_leaves_the_last_version_or_the_next(tmp_path: Path) -> None:
+    """Wherever the kill hits, what is found is whole, and nothing is left beside it."""
+    draw, said = random.Random(0), 0
+    for _ in range(6):
+        command = [sys.executable, "-c", COMMITTING, str(tmp_path / "states"), str(said)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for _ in range(draw.randrange(1, 30)):
+                said = int(child.stdout.readline())
+            time.sleep(draw.random() / 500)  # to hit it anywhere in what it does
+            child.kill()
+            said = max([said, *map(int, child.stdout.read().split())])
+        state = opened(tmp_path, 10_000_000).open("e-1", PROGRAM, None, changes=True)
+        assert state.source is not None
+        assert found(state) == (state.source / "m").read_text()
+        assert int(found(state) or 0) in {said, said + 1}
+        said = int(found(state) or 0)
+        names = [entry.name for entry in state.place.iterdir()]
+        assert [name for name in names if not name[0].isdigit()] == ["about.json"]
+        assert len(list((tmp_path / "states").iterdir())) == 1
 
 
 async def test_all_together_are_bounded(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A proplet as a process: killed, told to stop, cut off from the broker. Every task is reported all the same."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import time
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -51,6 +53,48 @@ async def test_killed_it_reports_at_its_next_start_what_it_was_doing(world: Worl
         assert list(place.iterdir()) == []  # nothing is left of the tasks
         again = await world.peers.start(chosen.client_id, task, env={"REPLY": "now"})
         await eventually(lambda: world.peers.result(again)["results"] == "now")  # type: ignore[index]
+
+
+def _experiment_task(me: str, number: int, **env: str) -> dict[str, Any]:
+    reply = {"round_id": f"e.{number}", "proplet_id": me, "num_samples": 1, "update": {"w": [1.0]}}
+    about = {"ROUND_ID": f"e.{number}", "EXPERIMENT_ID": "e", "FL_ROUND": str(number)}
+    return {"env": {**about, "KEEP": f"{number} ", "REPLY": json.dumps(reply), **env}}
+
+
+async def test_killed_in_a_task_or_in_a_delivery_it_has_the_device_state_from_before(world: World) -> None:
+    chosen = settings(world.peers, world.services, world.folder, world.port)
+    me, states = chosen.client_id, world.folder / "states"
+    world.services.datasets[me] = {"data": [{"x": [1], "y": 1}]}
+
+    def kept() -> list[str]:
+        return [file.read_text() for file in states.glob("*/[0-9]*/n")]
+
+    with process(chosen) as child:
+        await world.peers.alive(me)
+        task = await world.peers.start(me, **_experiment_task(me, 1))
+        assert (await world.peers.result_of(task))["error"] is None
+        assert kept() == ["1 "]
+        await world.peers.start(me, **_experiment_task(me, 2, SPIN="1"))
+        running = "sandbox/tasks/*/*/state/n"
+        await eventually(lambda: "1 2 " in [file.read_text() for file in world.folder.glob(running)])
+        child.kill()
+        await ended(child)
+    with process(chosen) as child:
+        await world.peers.alive(me)
+        world.services.answers += [503] * 100
+        await world.peers.start(me, **_experiment_task(me, 2))
+        await eventually(lambda: list(states.glob(".new-*")) and len(world.services.answers) < 100)
+        child.kill()
+        await ended(child)
+        world.services.answers.clear()
+    assert kept() == ["1 "]
+    heard = len(world.peers.messages(Kind.PROPLET_CREATE))
+    with process(chosen):
+        await eventually(lambda: len(world.peers.messages(Kind.PROPLET_CREATE)) > heard)
+        assert list(states.glob(".*")) == []
+        task = await world.peers.start(me, **_experiment_task(me, 2))
+        assert (await world.peers.result_of(task))["error"] is None
+        assert sorted(kept()) == ["1 ", "1 2 "]
 
 
 async def test_told_to_stop_it_reports_its_tasks_and_leaves(world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from propeller.digests import digest_of
 from propeller.wasm.external import ExternalRuntime
-from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from support.guests import command
 from support.net import eventually, has_ended
 from support.programs import echo
@@ -109,6 +109,25 @@ async def test_a_command_with_its_files(scene: Scene, monkeypatch: pytest.Monkey
     ]
     assert "hidden" not in " ".join(argv)
     assert set(seen) - {"PATH", "HOME", "LANG", "LC_CTYPE"} == {"COPY", "REPLY", "SAY", "TOKEN"}
+
+
+async def test_device_state_is_a_folder_more(scene: Scene) -> None:
+    target = scene.folder / "first"
+    outcome = await scene.run(echo(), env={"KEEP": "one "}, state=StateFolder(None, target))
+    assert outcome.error is None
+    assert (target / "n").read_text() == "one "
+    failed = await scene.run(
+        echo(), env={"KEEP": "two ", "FAIL": "1"}, state=StateFolder(target, scene.folder / "second")
+    )
+    assert failed.exit_code == 3
+    assert not (scene.folder / "second").exists()
+    limits = Limits(state_bytes=10)
+    over = await scene.run(
+        echo(), env={"KEEP": "x" * 11}, state=StateFolder(None, scene.folder / "third"), limits=limits
+    )
+    assert over.error == "state_bytes: over the limit of 10 bytes"
+    assert (await scene.run(echo(), env={"REPLY": "x"})).error is None
+    assert "::/state" not in " ".join(scene.notes()["argv"])
 
 
 async def test_a_function_is_invoked_with_its_inputs(scene: Scene) -> None:
