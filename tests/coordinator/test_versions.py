@@ -17,6 +17,7 @@ from propeller.coordinator.aggregation import (
     AggregationRequest,
     RoundContribution,
     check_contribution,
+    update_specs,
 )
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.updates import UpdateDocument
@@ -24,7 +25,7 @@ from propeller.coordinator.verification import Verification
 from propeller.digests import digest_of
 from propeller.errors import ConflictError, InvalidError
 from propeller.fl.strategies import Contribution, aggregate, create_strategy
-from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
+from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, specs_of, to_safetensors
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
 from support.coordinator import PARTICIPANTS, configure, coordinating, ended, environment, update
@@ -253,6 +254,19 @@ async def test_verification_over_http(
             assert "COORDINATOR_KEEP_UPDATES" in answer.json()["error"]
         assert (await http.post("/models/0/verify")).status_code == 409
         assert (await http.post("/models/77/verify")).status_code == 404
+
+
+def test_what_an_update_must_have() -> None:
+    base = specs_of({**BASE, "bn.scale": np.ones(2, np.float16)})
+    assert update_specs("fedavg", base) == base
+    assert update_specs({"program": "mine:v1"}, base) == base
+    personal = update_specs({"name": "fedavg", "personal": ["bn.*"]}, base)
+    assert list(personal) == ["w", "n", "b"]
+    control = update_specs("scaffold", base)
+    assert control == {
+        **base,
+        **{f"@control/{name}": base[name] for name in ("w", "b", "bn.scale")},
+    }
 
 
 def test_what_a_strategy_needs_is_checked_when_an_update_comes() -> None:

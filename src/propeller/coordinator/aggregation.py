@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from propeller.coordinator.clients import (
     Aggregated,
     AggregatorClient,
@@ -18,6 +20,7 @@ from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError, PropellerError, UnprocessableError
 from propeller.fl.strategies import Contribution, read_strategy
+from propeller.fl.tensors import DTYPES, Specs, TensorSpec
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
@@ -84,8 +87,16 @@ class AggregationRequest:
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_round(cls, record: RoundRecord, proplet_ids: Iterable[str]) -> "AggregationRequest":
-        """The aggregation of these participants' updates of a round that is by itself: their mean."""
+    def of_round(
+        cls,
+        record: RoundRecord,
+        proplet_ids: Iterable[str],
+        *,
+        strategy: StrategyField = "fedavg",
+        state_version: int | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> "AggregationRequest":
+        """The aggregation of these participants' updates of a round; of a round that is by itself, their mean."""
         chosen = set(proplet_ids)
         contributions = [
             RoundContribution(name, slot, update.digest, update.num_samples, metrics=update.metrics)
@@ -95,8 +106,16 @@ class AggregationRequest:
         ]
         # The time tells the round from one of the same id that another coordinator, or a lost database, had.
         key = f"{record.round_id}.{record.created_at:.6f}"
-        lineage = {"program": {"reference": record.experiment.task_wasm_image}}
-        return cls(key, record.round_id, record.round.plan.base_version, contributions, lineage=lineage)
+        program = {"program": {"reference": record.experiment.task_wasm_image}}
+        return cls(
+            key,
+            record.round_id,
+            record.round.plan.base_version,
+            contributions,
+            strategy,
+            state_version,
+            {**program, **(lineage or {})},
+        )
 
     @classmethod
     def of_lineage(cls, lineage: Mapping[str, Any]) -> "AggregationRequest":
@@ -185,6 +204,25 @@ class NewVersion:
     version: int
     timings: dict[str, float]
     report: Mapping[str, float] = field(default_factory=dict)
+
+
+def update_specs(strategy: StrategyField, base: Specs) -> Specs:
+    """What an update of a strategy's round must have: the base model's tensors but for personal ones, and ``@KIND/…`` ones.
+
+    Raises:
+        InvalidError: there is no such strategy.
+    """
+    if isinstance(strategy, dict) and "program" in strategy:
+        return base
+    # Without memory: the strategy looks at dtypes and shapes alone.
+    arrays = {
+        name: np.broadcast_to(np.zeros((), DTYPES[spec.dtype]), spec.shape) for name, spec in base.items()
+    }
+    shapes = read_strategy(strategy).update_shapes(arrays)
+    return {
+        name: TensorSpec(base[name if name in base else name.partition("/")[2]].dtype, shape)
+        for name, shape in shapes.items()
+    }
 
 
 def check_contribution(strategy: StrategyField, contribution: RoundContribution) -> None:
