@@ -36,7 +36,7 @@ def metric_fault(name: str, value: Any) -> str | None:
         value: a plain Python value, as JSON has them.
     """
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return f"{name[:80]!r} is {_kind(value)}; a metric is one finite number"
+        return f"{name[:80]!r} is {_kind(value)}; a metric is one finite number: give each number a name, and leave the rest out"
     try:
         finite = math.isfinite(value)
     except OverflowError:

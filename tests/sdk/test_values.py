@@ -13,7 +13,7 @@ import pytest
 from propeller.errors import PropellerError
 from propeller.fl.tensors import specs_of
 from propeller.program import tensors as pt
-from propeller.sdk import Experiment, Propeller
+from propeller.sdk import Experiment, Propeller, RoundResult
 from propeller.sdk.values import decode_model, encode_model, plain
 from support.fake_stack import FakeStack
 
@@ -130,3 +130,17 @@ def test_a_model_is_decoded_as_it_was_encoded() -> None:
     again = decode_model(encode_model(model))
     assert specs_of(again) == {"w": ("F16", ()), "n": ("U16", (2,))}
     assert again["w"] == model["w"]
+
+
+def test_the_mean_of_a_metric_passes_over_what_is_no_number() -> None:
+    metrics: list[dict[str, Any]] = [
+        {"loss": 1.0},
+        {"loss": "bad"},
+        {"loss": None},
+        {"loss": [2]},
+        {},
+        {"loss": 2},
+    ]
+    result = RoundResult("r", 1, [{"num_samples": 3, "metrics": one} for one in metrics], 0.1)
+    assert result.mean("loss") == 1.5
+    assert result.mean("accuracy") is None

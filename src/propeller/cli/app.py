@@ -295,7 +295,9 @@ def try_program(
             "--state", metavar="DIR", help="Keep device state here, for the next run; default: none."
         ),
     ] = None,
-    wall_time: Annotated[float, typer.Option(metavar="SECONDS", min=0.01, help="Time limit.")] = 300,
+    wall_time: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.01, max=604_800, help="Time limit, a week at most.")
+    ] = 300,
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ValidationError
 
 from propeller.errors import InvalidError, PropellerError
+from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ModelChoice
 from propeller.protocol.wire import explain_validation_error
@@ -49,7 +50,12 @@ class RoundResult:
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric over the updates that have it, weighted by their samples."""
-        found = [(u["num_samples"], u["metrics"][metric]) for u in self.updates if metric in u["metrics"]]
+        found = [
+            (update["num_samples"], update["metrics"][metric])
+            for update in self.updates
+            # Rounds from before metrics had to be numbers may have others.
+            if metric_fault(metric, update["metrics"].get(metric)) is None
+        ]
         total = sum(samples for samples, _ in found)
         return sum(samples * value for samples, value in found) / total if total else None
 
