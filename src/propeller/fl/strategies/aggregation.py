@@ -17,7 +17,7 @@ from propeller.fl.strategies.strategy import (
 )
 from propeller.fl.tensors import TensorError, Tensors
 
-PART_BYTES = 64 * 1024 * 1024
+PART_BYTES = 4 * 1024 * 1024
 """A part of a model has the tensors that fit into this, or one larger tensor."""
 
 

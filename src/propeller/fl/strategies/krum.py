@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from propeller.fl.strategies.order import mean_of
+from propeller.fl.strategies.order import in_order, mean_of, middle
 from propeller.fl.strategies.strategy import (
     Contribution,
     Float64,
@@ -135,11 +135,9 @@ class Bulyan(KrumStrategy):
     def combine(self, plan: Plan, rows: Float64) -> Float64:
         """The mean of those in each column that are nearest to its median."""
         kept = int(plan.scalars["kept"])
-        rows.sort(axis=0)
-        half = len(rows) // 2
-        median = rows[half] if len(rows) % 2 else rows[half - 1] * 0.5 + rows[half] * 0.5
-        nearest = np.argsort(np.abs(rows - median), axis=0, kind="stable")[:kept]
-        return mean_of(np.take_along_axis(rows, np.sort(nearest, axis=0), axis=0))
+        ordered = in_order(rows)
+        nearest = np.argsort(np.abs(ordered - middle(ordered)[:, None]), axis=1, kind="stable")[:, :kept]
+        return mean_of(np.take_along_axis(ordered, np.sort(nearest, axis=1), axis=1))
 
 
 def krum_scores(distances: Float64, neighbours: int) -> Float64:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from propeller.fl.strategies.strategy import Contribution, Float64, Measure, Measured, Strategy, UpdateError
-from propeller.fl.strategies.sums import blocks
+from propeller.fl.strategies.sums import ROW_BLOCK, blocks
 from propeller.fl.tensors import Array, TensorError, Tensors
 
 
@@ -73,7 +73,7 @@ class Measurement:
 
     def _products(self, name: str, numbers: Sequence[int]) -> Float64:
         gram = np.zeros((len(numbers), len(numbers)))
-        for start, end in blocks(self._bases[0][name].size):
+        for start, end in blocks(self._bases[0][name].size, ROW_BLOCK):
             rows = [self._difference(number, self._rows[number], name, start, end) for number in numbers]
             matrix = np.stack(rows)
             gram += matrix @ matrix.T
@@ -83,7 +83,7 @@ class Measurement:
         """The squared norm of one tensor's difference; infinity where it leaves float64."""
         total = 0.0
         with np.errstate(over="ignore"):
-            for start, end in blocks(update[name].size):
+            for start, end in blocks(update[name].size, ROW_BLOCK):
                 block = self._difference(number, update, name, start, end)
                 total += float(block @ block)
         if not np.isfinite(total) and not np.isfinite(update[name]).all():

@@ -33,7 +33,7 @@ class FedMedian(Strategy):
 
     def combine(self, _plan: Plan, rows: Float64) -> Float64:
         """The median of each column."""
-        return middle(rows)
+        return middle(in_order(rows))
 
 
 class TrimmedMean(Strategy):
@@ -73,25 +73,32 @@ class TrimmedMean(Strategy):
     def combine(self, plan: Plan, rows: Float64) -> Float64:
         """The mean of the middle of each column."""
         trimmed = int(plan.scalars["trimmed"])
-        rows.sort(axis=0)
-        return mean_of(rows[trimmed : len(rows) - trimmed])
+        ordered = in_order(rows)
+        return mean_of(ordered[:, trimmed : ordered.shape[1] - trimmed])
 
 
-def middle(rows: Float64) -> Float64:
-    """The median of each column; changes ``rows``."""
-    upper = len(rows) // 2
-    if len(rows) % 2:
-        rows.partition(upper, axis=0)
-        one: Float64 = rows[upper]
-        return one
-    rows.partition((upper - 1, upper), axis=0)
+def in_order(rows: Float64) -> Float64:
+    """The numbers of each column in ascending order, as rows: ``[n, m]`` to ``[m, n]``.
+
+    numpy sorts what lies side by side several times as fast, and faster than it finds a median.
+    """
+    ordered: Float64 = np.ascontiguousarray(rows.T)
+    ordered.sort(axis=1)
+    return ordered
+
+
+def middle(ordered: Float64) -> Float64:
+    """The median of each row of ``in_order``."""
+    half = ordered.shape[1] // 2
+    if ordered.shape[1] % 2:
+        return ordered[:, half]
     # Halves first: the sum of two large numbers may leave float64.
-    result: Float64 = rows[upper - 1] * 0.5 + rows[upper] * 0.5
+    result: Float64 = ordered[:, half - 1] * 0.5 + ordered[:, half] * 0.5
     return result
 
 
 def mean_of(rows: Float64) -> Float64:
-    """The mean of each column, exactly the number where all of it are the same."""
-    lowest = rows[0]
-    result: Float64 = lowest + np.add.reduce(rows - lowest, axis=0) / len(rows)
+    """The mean of each row, exactly the number where all of it are the same."""
+    first = rows[:, :1]
+    result: Float64 = first[:, 0] + np.add.reduce(rows - first, axis=1) / rows.shape[1]
     return result

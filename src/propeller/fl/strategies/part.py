@@ -14,7 +14,7 @@ from propeller.fl.strategies.integers import (
     round_about,
 )
 from propeller.fl.strategies.strategy import EXTRA, Block, Contribution, Float64, Plan, Strategy, UpdateError
-from propeller.fl.strategies.sums import WeightedSums, blocks
+from propeller.fl.strategies.sums import ROW_BLOCK, SUM_BLOCK, WeightedSums, blocks
 from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, shapes_of
 
 _ZERO = np.zeros(1, np.int64)
@@ -113,7 +113,7 @@ class PartAggregation:
         for name, base in self._base.items():
             if name in self._learned:
                 model[name] = np.empty(base.shape, base.dtype)
-                for start, end in blocks(base.size):
+                for start, end in blocks(base.size, ROW_BLOCK if self._strategy.rows else SUM_BLOCK):
                     mean = self._mean(name, start, end, sums)
                     here = {kind: found[name][start:end] for kind, found in extra.items()}
                     self._step(name, start, end, mean, here, model[name], state)
@@ -149,7 +149,7 @@ class PartAggregation:
     ) -> None:
         kinds = self._strategy.state_kinds
         block = Block(
-            _float64(self._base[name], start, end),
+            self._base[name].reshape(-1)[start:end],
             mean,
             {kind: _float64(self._state[f"{kind}/{name}"], start, end) for kind in kinds},
             extra,
@@ -202,7 +202,7 @@ class PartAggregation:
         """What the strategy makes of the rows of an integer tensor, or of truth values."""
         base = self._base[name].reshape(-1)
         result = np.empty_like(base)
-        for start, end in blocks(base.size):
+        for start, end in blocks(base.size, ROW_BLOCK):
             part = slice(start, end)
             rows = np.stack([self._exact_values(n, self._rows[n], name, part) for n in self._row_numbers()])
             if base.dtype.kind == "b":

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from propeller.errors import InvalidError
-from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shapes
+from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shapes, is_floating
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 
@@ -139,21 +140,26 @@ class Plan:
         return cls([1 / scale] * count, count / scale, **rest)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """Some numbers of one floating-point tensor, flat and in float64.
 
     Attributes:
-        base: the model's.
+        base_array: the model's, in its dtype.
         mean: what the updates became, as weights: ``base + Σ c_k / divisor · (update_k - base_k)``, or the result of ``combine``.
         state: the server state's, by kind.
         extra: ``Σ c_k · extra_k`` with the plan's coefficients for them, by kind.
     """
 
-    base: Float64
+    base_array: Array
     mean: Float64
     state: Mapping[str, Float64] = field(default_factory=dict)
     extra: Mapping[str, Float64] = field(default_factory=dict)
+
+    @cached_property
+    def base(self) -> Float64:
+        """The model's; converted for those who ask."""
+        return self.base_array.astype(np.float64)
 
     @property
     def delta(self) -> Float64:
@@ -216,7 +222,7 @@ class Strategy(BaseModel, ABC):
 
     def learns(self, tensor: str, array: Array) -> bool:
         """Whether ``step`` makes this tensor: it is floating point and not personal."""
-        return is_float(array.dtype) and not self.is_personal(tensor)
+        return is_floating(array.dtype) and not self.is_personal(tensor)
 
     def update_shapes(self, base: Tensors) -> Shapes:
         """Names and shapes of what an update has for these tensors of the model: without personal ones, with extra ones.
@@ -350,11 +356,6 @@ class UpdateError(TensorError):
 
 class StrategyInputError(InvalidError):
     """A strategy cannot work with these contributions or this server state; the text says what it needs."""
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether numbers of this type are floating point, so that a strategy's arithmetic applies to them."""
-    return dtype.kind not in "biu"
 
 
 def require_metric(strategy: str, contribution: Contribution, metric: str, meaning: str) -> float:

@@ -1,20 +1,26 @@
 """Weighted sums of updates that come one at a time, in float64 and in memory that does not grow with their number."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from propeller.fl.strategies.strategy import Float64
 from propeller.fl.tensors import Array, Shapes, TensorError
 
-BLOCK = 8 * 1024
-"""Numbers of a tensor that are worked on at a time: in float64, those of ``_MAX_PENDING`` updates fit into the processor's cache."""
+SUM_BLOCK = 16 * 1024
+"""Numbers of a tensor that are summed at a time."""
 
-_MAX_PENDING = 8
+ROW_BLOCK = 8 * 1024
+"""Numbers of a tensor that are worked on at a time where those of all updates are needed at once."""
+
+MAX_PENDING = 32
 """Updates that are added in one pass over the sums: to read and write the sums is most of the work otherwise."""
 
-_MAX_PENDING_BYTES = 256 * 1024 * 1024
+MAX_PENDING_BYTES = 128 * 1024 * 1024
 """Pending updates take at most this much memory and one update more; of larger ones fewer are pending."""
+
+_COLUMNS = 256
+"""Columns of one matrix product: OpenBLAS computes one of this size in the thread that asks; larger ones it divides, and waits."""
 
 
 class WeightedSums:
@@ -29,6 +35,7 @@ class WeightedSums:
         self._refuse = refuse
         self._pending: list[tuple[int, Mapping[str, Array], float]] = []
         self._pending_bytes = 0
+        self._product = _WeightedProduct()
 
     def add(self, number: int, update: Mapping[str, Array], coefficient: float) -> None:
         """Add an update, whose arrays must not change until ``sums`` has been called; other tensors in it are ignored.
@@ -40,7 +47,7 @@ class WeightedSums:
             return
         self._pending.append((number, update, coefficient))
         self._pending_bytes += sum(update[name].nbytes for name in self._sums)
-        if len(self._pending) == _MAX_PENDING or self._pending_bytes >= _MAX_PENDING_BYTES:
+        if len(self._pending) == MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
             self._add_pending()
 
     def sums(self) -> dict[str, Float64]:
@@ -57,16 +64,13 @@ class WeightedSums:
         if not self._pending:
             return
         coefficients = np.array([coefficient for _number, _update, coefficient in self._pending])
-        scratch = np.empty((len(self._pending), BLOCK))
         # numpy's warnings about NaN and overflow would name neither tensor nor update.
         with np.errstate(over="ignore", invalid="ignore"):
             for name, total in self._sums.items():
                 rows = [update[name].reshape(-1) for _number, update, _coefficient in self._pending]
-                for start, end in blocks(total.size):
-                    part, block = total[start:end], scratch[:, : end - start]
-                    for row, into in zip(rows, block, strict=True):
-                        into[:] = row[start:end]
-                    part += coefficients @ block
+                for start, end in blocks(total.size, SUM_BLOCK):
+                    part = total[start:end]
+                    part += self._product.of(coefficients, rows, start, end)
                     # NaN and infinities stay in a sum: to look at it is cheaper than to look at every update.
                     if not np.isfinite(part).all():
                         self._refuse_pending(name)
@@ -81,7 +85,27 @@ class WeightedSums:
         raise TensorError("its weighted sum is too large for float64", name)
 
 
-def blocks(size: int) -> Iterator[tuple[int, int]]:
+class _WeightedProduct:
+    """``Σ c_k · x_k`` of a block of each of some arrays, converted to float64 on the way (docs/decisions/0111)."""
+
+    def __init__(self) -> None:
+        pieces = SUM_BLOCK // _COLUMNS
+        self._rows = np.zeros((MAX_PENDING, SUM_BLOCK))
+        self._matrices = self._rows.reshape(MAX_PENDING, pieces, _COLUMNS).transpose(1, 0, 2)
+        self._products = np.empty((pieces, 1, _COLUMNS))
+
+    def of(self, coefficients: Float64, arrays: Sequence[Array], start: int, end: int) -> Float64:
+        """The sum of these numbers of the flat arrays; valid until the next call."""
+        size, count = end - start, len(arrays)
+        for array, row in zip(arrays, self._rows, strict=False):
+            row[:size] = array[start:end]
+        pieces = -(-size // _COLUMNS)
+        matrices, products = self._matrices[:pieces, :count], self._products[:pieces]
+        np.matmul(coefficients[None, None, :], matrices, out=products)
+        return products.reshape(-1)[:size]
+
+
+def blocks(size: int, block: int) -> Iterator[tuple[int, int]]:
     """Where the blocks of so many numbers begin and end."""
-    for start in range(0, size, BLOCK):
-        yield start, min(start + BLOCK, size)
+    for start in range(0, size, block):
+        yield start, min(start + block, size)

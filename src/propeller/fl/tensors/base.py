@@ -41,8 +41,8 @@ class _Shaped(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def check_array(name: str, array: Array) -> None:
-    """Refuse an array of a dtype that models do not have, or one that holds NaN or an infinity.
+def check_array(name: str, array: Array, *, finite: bool = True) -> None:
+    """Refuse an array of a dtype that models do not have, or (``finite``) one that holds NaN or an infinity.
 
     Raises:
         TensorError: naming the tensor.
@@ -54,7 +54,7 @@ def check_array(name: str, array: Array) -> None:
     if array.ndim > MAX_RANK:
         raise TensorError(f"has {array.ndim} dimensions, more than the limit of {MAX_RANK}", name)
     # The extremes carry any NaN or infinity, and finding them needs no array of bools.
-    if is_floating(array.dtype) and array.size and not all(map(math.isfinite, extremes(array))):
+    if finite and is_floating(array.dtype) and array.size and not all(map(math.isfinite, extremes(array))):
         raise TensorError("holds NaN or an infinity; every number must be finite", name)
 
 

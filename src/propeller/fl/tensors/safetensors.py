@@ -44,10 +44,17 @@ def read_header(document: bytes | bytearray | memoryview) -> Header:
     return safetensors.read_header(document, _check_dtype)
 
 
-def from_safetensors(document: bytes | bytearray | memoryview) -> tuple[Tensors, dict[str, str]]:
+def from_safetensors(
+    document: bytes | bytearray | memoryview, *, finite: bool = True
+) -> tuple[Tensors, dict[str, str]]:
     """Read a document: the tensors in its header's order, and its metadata.
 
     The arrays share the document's memory.
+
+    Args:
+        document: all of it.
+        finite: whether to look for NaN and infinities, which takes longer than the rest; ``False`` for one who finds them in what
+            is computed of the numbers.
 
     Raises:
         TensorError: the document is malformed, cut off or has bytes after its end; or a tensor is not finite.
@@ -58,7 +65,7 @@ def from_safetensors(document: bytes | bytearray | memoryview) -> tuple[Tensors,
     tensors: Tensors = {}
     for name, entry in header.entries.items():
         array = view_tensor(name, document, header.start + entry.begin, entry)
-        check_array(name, array)
+        check_array(name, array, finite=finite)
         tensors[name] = array
     return tensors, header.metadata
 
