@@ -1,13 +1,14 @@
 """Participants of whom no update is to be expected: the round ends at once when no update can come any more."""
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from support.coordinator import (
     PARTICIPANTS,
@@ -140,6 +141,23 @@ async def test_failures_survive_kill_9(killable: Process, peers: tuple[Peers, st
     assert "Round timeout exceeded" not in said
 
 
+def _make_old(file: Path) -> None:
+    """Make the tables those of the first revision, without a revision and without failures."""
+    first: sa.MetaData = import_module("propeller.coordinator.migrations.0001_first").tables
+    tables = [first.tables["rounds"], first.tables["updates"]]
+    new = sa.create_engine(f"sqlite:///{file}")
+    with new.connect() as connection:
+        rows = [connection.execute(sa.select(table)).mappings().all() for table in tables]
+    new.dispose()
+    file.unlink()
+    old = sa.create_engine(f"sqlite:///{file}")
+    with old.begin() as connection:
+        first.create_all(connection, tables)
+        for table, found in zip(tables, rows, strict=True):
+            connection.execute(table.insert(), [dict(row) for row in found])
+    old.dispose()
+
+
 async def test_a_database_from_before_there_were_failures_is_read(
     peers: tuple[Peers, str], tmp_path: Path
 ) -> None:
@@ -147,9 +165,7 @@ async def test_a_database_from_before_there_were_failures_is_read(
     async with coordinating(env) as http:
         await configure(http)
         await send(http, "p-1")
-    with sqlite3.connect(tmp_path / "coordinator.db") as database:
-        database.executescript("DROP TABLE failures; DROP TABLE alembic_version_coordinator")
-    database.close()
+    _make_old(tmp_path / "coordinator.db")
     async with coordinating(env) as http:
         assert await failures(http) == []
         await fail(http, "p-2")

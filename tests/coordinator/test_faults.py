@@ -112,9 +112,13 @@ async def test_a_transaction_that_was_committed_although_it_failed(
     save, fail = RoundStore.save, {"p-2", "p-3"}
 
     async def save_and_fail(
-        self: RoundStore, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None = None
+        self: RoundStore,
+        before: RoundRecord,
+        after: RoundRecord,
+        update: AcceptedUpdate | None = None,
+        *more: Any,
     ) -> None:
-        await save(self, before, after, update)
+        await save(self, before, after, update, *more)
         if update is not None and update.proplet_id in fail:
             fail.remove(update.proplet_id)
             raise OSError("the connection was lost")

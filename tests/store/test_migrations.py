@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, text
 
-from propeller.coordinator import store as coordinator
+from propeller.coordinator import tables as coordinator
 from propeller.identity import tables as identity
 from propeller.identity.absences import AbsenceChanges, read_absences, write_absences
 from propeller.manager import tables as manager
@@ -162,8 +162,9 @@ async def test_services_may_share_a_database(database: Database) -> None:
 
 
 async def test_a_database_of_before_there_were_revisions_is_brought_up(database: Database) -> None:
+    first: MetaData = import_module("propeller.manager.migrations.0001_first").tables
     async with database.transaction() as connection:
-        await connection.run_sync(manager.metadata.create_all)
+        await connection.run_sync(first.create_all)
         row = {"id": "t", "spec": {"name": "a"}, "state": 3, "created_at": 1}
         await connection.execute(insert(manager.tasks).values(row))
     await execute(

@@ -24,6 +24,8 @@ from starlette.routing import Route
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.main import main
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
@@ -58,6 +60,7 @@ class Peers:
     def __init__(self) -> None:
         self.versions: dict[int, Tensors] = {0: from_json(BASE)}
         self.keys: dict[str, int] = {}
+        self.aliases: dict[str, int] = {}
         self.aggregations: list[list[str]] = []
         self.plans: list[dict[str, Any]] = []
         self.unavailable: set[str] = set()
@@ -69,6 +72,8 @@ class Peers:
         self.app = Starlette(
             routes=[
                 Route("/models/{version:int}", self._model),
+                Route("/models/{name}/info", self._info),
+                Route("/aliases/{name:path}", self._set_alias, methods=["PUT"]),
                 Route("/models", self._store, methods=["POST"]),
                 Route("/aggregate", self._aggregate, methods=["POST"]),
             ]
@@ -99,6 +104,23 @@ class Peers:
             return JSONResponse({"error": f"Model not found: {version}"}, 404)
         kind, body = encode(self.versions[version], request.headers.get("accept"))
         return Response(body, media_type=kind)
+
+    async def _info(self, request: Request) -> Response:
+        if (problem := await self._answer_early("info")) is not None:
+            return problem
+        name = request.path_params["name"]
+        version = max(self.versions) if name == "latest" else int(name)
+        if version not in self.versions:
+            return JSONResponse({"error": f"Model not found: {name}"}, 404)
+        specs = specs_of(self.versions[version])
+        tensors = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in specs.items()}
+        return JSONResponse({"version": version, "tensors": tensors})
+
+    async def _set_alias(self, request: Request) -> Response:
+        if (problem := await self._answer_early("alias")) is not None:
+            return problem
+        self.aliases[request.path_params["name"]] = (await request.json())["version"]
+        return JSONResponse({"status": "set"})
 
     async def _store(self, request: Request) -> Response:
         if (problem := await self._answer_early("store")) is not None:
@@ -206,9 +228,10 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
             BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
         )
         service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
+        experiments = Experiments(ExperimentStore(database), service, registry, publisher=None, max_running=1)
         verification = Verification(registry, aggregation)
         transport = httpx.ASGITransport(
-            create_api(service, metrics, verification=verification, verify=verify)
+            create_api(service, experiments, metrics, verification=verification, verify=verify)
         )
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield http

@@ -106,7 +106,7 @@ class AggregationRequest:
         ]
         # The time tells the round from one of the same id that another coordinator, or a lost database, had.
         key = f"{record.round_id}.{record.created_at:.6f}"
-        program = {"program": {"reference": record.experiment.task_wasm_image}}
+        program = {"program": {"reference": record.request.task_wasm_image}}
         return cls(
             key,
             record.round_id,

@@ -4,23 +4,38 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
+from propeller.coordinator.access import check_may_control
+from propeller.coordinator.experiment_routes import experiment_routes
+from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.telemetry import CoordinatorMetrics
 from propeller.coordinator.updates import decode_update
 from propeller.coordinator.verification import Verification
 from propeller.errors import InvalidError, RefusedError
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import CBOR, MAX_WAIT_S, Experiment, ParticipantFailure, model_uri
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.rounds import (
+    CBOR,
+    MAX_WAIT_S,
+    ChosenParticipants,
+    Experiment,
+    ParticipantFailure,
+    model_uri,
+)
 from propeller.web.app import MAX_BODY, Router, create_app
 from propeller.web.auth import Caller, Principal, Verify
 
 log = get_logger("coordinator")
+
+_ROUND_FIELDS = {"round_id", "experiment_id", "model_ref", "participants", "task_wasm_image"}
+"""Of an experiment of a single round, as absmach/propeller has them, and not of one of many rounds."""
 
 WaitSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 def create_api(
     service: Coordinator,
+    experiments: Experiments,
     metrics: CoordinatorMetrics,
     *,
     verification: Verification,
@@ -29,21 +44,28 @@ def create_api(
 ) -> FastAPI:
     """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
     app = create_app("coordinator", verify=verify, max_body=max_body, metrics=metrics)
-    app.include_router(_control_routes(service))
+    app.include_router(_control_routes(service, experiments))
+    app.include_router(experiment_routes(experiments))
     app.include_router(_update_routes(service))
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
     return app
 
 
-def _control_routes(service: Coordinator) -> Router:
+def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     """What the manager and users do with rounds."""
     router = Router()
 
     @router.post("/experiments", status_code=201)
-    async def configure(experiment: Experiment, request: Request, who: Caller) -> dict[str, Any]:
-        _check_may_control(who)
-        ignored = Experiment.unknown_fields(await request.json())
+    async def submit(request: Request, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        fields = await request.json()
+        if fields and not fields.keys() & _ROUND_FIELDS:
+            record = await experiments.submit(ExperimentSpec.decode(fields))
+            return {**record.summary(), "spec": record.spec.to_json()}
+        return await configure(Experiment.decode(fields), Experiment.unknown_fields(fields))
+
+    async def configure(experiment: Experiment, ignored: list[str]) -> dict[str, Any]:
         record = await service.configure(experiment)
         if ignored:
             log.warning(
@@ -59,12 +81,17 @@ def _control_routes(service: Coordinator) -> Router:
 
     @router.post("/rounds/{round_id}/retry", status_code=202)
     async def retry(round_id: str, who: Caller) -> dict[str, Any]:
-        _check_may_control(who)
+        check_may_control(who)
         return (await service.retry_round(round_id)).status()
+
+    @router.post("/rounds/{round_id}/participants")
+    async def choose_participants(round_id: str, chosen: ChosenParticipants, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        return (await service.choose_participants(round_id, chosen)).model_dump(mode="json")
 
     @router.post("/rounds/{round_id}/failures")
     async def record_failure(round_id: str, failure: ParticipantFailure, who: Caller) -> dict[str, Any]:
-        _check_may_control(who)
+        check_may_control(who)
         return {"status": "recorded" if await service.record_failure(round_id, failure) else "over"}
 
     return router
@@ -78,12 +105,12 @@ def _update_routes(service: Coordinator) -> Router:
     async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
         if not round_id:
             raise InvalidError("round_id is required")
-        experiment = (await service.get_round(round_id)).experiment
-        hyperparams = experiment.hyperparams
+        asked = (await service.get_round(round_id)).request
+        hyperparams = asked.hyperparams
         return {
             "task": {
                 "round_id": round_id,
-                "model_ref": experiment.model_ref,
+                "model_ref": asked.model_ref,
                 "config": {"proplet_id": proplet_id},
                 **({} if hyperparams is None else {"hyperparams": hyperparams}),
             }
@@ -155,12 +182,7 @@ def _verification_routes(verification: Verification) -> Router:
 
     @router.post("/models/{version:path}/verify")
     async def verify_version(version: str, who: Caller) -> dict[str, Any]:
-        _check_may_control(who)
+        check_may_control(who)
         return (await verification.verify(version)).to_json()
 
     return router
-
-
-def _check_may_control(who: Principal) -> None:
-    if who.kind == "client" and who.role not in {"manager", "coordinator"}:
-        raise RefusedError(f"client {who.id} may not control rounds: only users and the manager may")

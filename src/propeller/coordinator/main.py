@@ -6,7 +6,9 @@ import contextlib
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
-from propeller.coordinator.mqtt import RoundAnnouncer, UpdateReceiver
+from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.experiments import Experiments
+from propeller.coordinator.mqtt import RoundAnnouncer, RoundPublisher, UpdateReceiver
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore
@@ -60,6 +62,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         session = _create_session(settings)
         announcer = RoundAnnouncer(session, store, settings.channel) if session else None
         aggregation = Aggregation(BlobStore(settings.blobs_place), registry, aggregator)
+        publisher = RoundPublisher(session, settings.channel) if session else None
         service = Coordinator(
             store,
             registry,
@@ -69,10 +72,21 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,
         )
+        experiments = Experiments(
+            ExperimentStore(database),
+            service,
+            registry,
+            publisher=publisher,
+            max_running=settings.max_experiments,
+        )
         if announcer is not None:
             await announcer.load()
         stack.push_async_callback(service.close)
+        if publisher is not None:
+            stack.push_async_callback(publisher.close)
+        stack.push_async_callback(experiments.close)
         await service.start()
+        await experiments.start()
         background = BackgroundTasks("coordinator")
         if session is not None and announcer is not None:
             # Subscribed first, as the broker sends what waited at once. The connection is not waited for: HTTP is
@@ -82,9 +96,10 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             await stack.enter_async_context(session.running())
             background.spawn(announcer.run())
         stack.push_async_callback(background.close)
-        background.spawn(_answer_waiters(service, stop))
+        background.spawn(_answer_waiters(service, experiments, stop))
         app = create_api(
             service,
+            experiments,
             metrics,
             verification=Verification(registry, aggregation),
             verify=verifier(settings),
@@ -102,7 +117,8 @@ def _create_session(settings: CoordinatorSettings) -> Session | None:
     )
 
 
-async def _answer_waiters(service: Coordinator, stop: asyncio.Event) -> None:
-    """Answer those who wait for rounds when the process is to end: the server waits for open requests."""
+async def _answer_waiters(service: Coordinator, experiments: Experiments, stop: asyncio.Event) -> None:
+    """Answer those who wait for rounds or follow experiments when the process is to end: the server waits for open requests."""
     await stop.wait()
     service.answer_waiters()
+    experiments.answer_waiters()

@@ -10,11 +10,12 @@ from propeller.coordinator.updates import decode_update
 from propeller.errors import PropellerError, UnavailableError
 from propeller.fl.tensors import JSON, SAFETENSORS
 from propeller.mqtt.session import NotConnectedError, Session
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.rounds import RoundNext, model_uri
+from propeller.protocol.rounds import RoundNext, RoundStart, RoundStop, model_uri
 from propeller.protocol.topics import ROUND_NEXT, UPDATES_FILTER, Channel, Kind, parse_topic
-from propeller.protocol.wire import MalformedMessageError
+from propeller.protocol.wire import MalformedMessageError, Message
 
 log = get_logger("coordinator")
 
@@ -73,6 +74,42 @@ class UpdateReceiver:
                 f"{header.proplet_id} in round {header.round_id}"
             )
         await self._service.accept_update(update)
+
+
+class RoundPublisher:
+    """Tells the manager which rounds to start and which tasks to stop, at least once each while this process runs.
+
+    Which rounds wait for participants is in the database, and their starts are published again after a restart.
+    """
+
+    def __init__(self, session: Session, channel: Channel | None) -> None:
+        """Publish over ``session``."""
+        self._session, self._channel = session, channel
+        self._background = BackgroundTasks("coordinator")
+
+    def start(self, start: RoundStart) -> None:
+        """Publish the start of a round, and return at once."""
+        self._background.spawn(self._publish(Kind.ROUND_START, start.round_id, start))
+
+    def stop(self, stop: RoundStop) -> None:
+        """Publish that tasks of a round are of no use any more, and return at once."""
+        self._background.spawn(self._publish(Kind.ROUND_STOP, stop.round_id, stop))
+
+    async def close(self) -> None:
+        """Publish no more."""
+        await self._background.close()
+
+    async def _publish(self, kind: Kind, round_id: str, message: Message) -> None:
+        topic = self._channel.topic(kind) if self._channel else kind.value
+        await retry(
+            lambda: self._session.publish(topic, message.encode()),
+            delays=(ANNOUNCE_RETRY_DELAY_S,),
+            forever=True,
+            on=lambda error: isinstance(error, NotConnectedError),
+            failed=lambda error, _delay_s: log.warning(
+                "not published yet", topic=topic, round_id=round_id, reason=str(error)
+            ),
+        )
 
 
 class RoundAnnouncer:

@@ -5,12 +5,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError
-from propeller.fl.round import Round, RoundPlan, RoundState
+from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
-from propeller.protocol.rounds import Experiment, UpdateHeader, model_uri, model_version
+from propeller.protocol.experiments import RoundKind
+from propeller.protocol.rounds import (
+    DEFAULT_TIMEOUT_S,
+    Experiment,
+    RoundStart,
+    UpdateHeader,
+    model_uri,
+    model_version,
+)
 from propeller.protocol.wire import format_time
+
+RoundRequest = Experiment | RoundStart
+"""What a round was asked to be: by itself, or by an experiment; then as the manager is told."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,31 @@ class AcceptedUpdate:
     metrics: Mapping[str, float]
     size: int
     received_at: float
+    steps: int | None = None
 
     @classmethod
-    def of(cls, header: UpdateHeader, document: UpdateDocument, received_at: float) -> "AcceptedUpdate":
-        """The update of a document that was received at ``received_at``."""
-        size = len(document.content)
-        return cls(header.proplet_id, document.digest, header.num_samples, header.metrics, size, received_at)
+    def of(cls, header: UpdateHeader, digest: str, size: int, received_at: float) -> "AcceptedUpdate":
+        """An update with this header, stored under ``digest`` in ``size`` bytes; an evaluation is not stored and has 0."""
+        return cls(
+            header.proplet_id,
+            digest,
+            header.num_samples,
+            header.metrics,
+            size,
+            received_at,
+            header.steps,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What is told of it."""
+        return {
+            "proplet_id": self.proplet_id,
+            "num_samples": self.num_samples,
+            **({} if self.steps is None else {"steps": self.steps}),
+            "metrics": dict(self.metrics),
+            "size": self.size,
+            "received_at": format_unix_time(self.received_at),
+        }
 
 
 @dataclass(frozen=True)
@@ -37,9 +66,10 @@ class RoundRecord:
 
     Attributes:
         round: the state machine's part.
-        experiment: what was asked for.
+        request: what was asked for.
         specs: of the base model, whose names and shapes every update must have.
         created_at: when it was configured.
+        started_at: when its participants were known, and its time to collect began.
         updates: those that count, by proplet id.
         closed_at: when it took its last update.
         ended_at: when its model was stored, or when it failed.
@@ -48,9 +78,10 @@ class RoundRecord:
     """
 
     round: Round
-    experiment: Experiment
+    request: RoundRequest
     specs: Specs
     created_at: float
+    started_at: float | None = None
     updates: Mapping[str, AcceptedUpdate] = field(default_factory=dict)
     closed_at: float | None = None
     ended_at: float | None = None
@@ -67,7 +98,7 @@ class RoundRecord:
             experiment.k_of_n,
             experiment.min_updates,
         )
-        return cls(Round(plan), experiment, specs, created_at)
+        return cls(Round(plan), experiment, specs, created_at, created_at)
 
     @property
     def round_id(self) -> str:
@@ -80,9 +111,42 @@ class RoundRecord:
         return self.round.state
 
     @property
+    def kind(self) -> RoundKind:
+        """Whether its participants train or evaluate."""
+        return self.round.plan.kind
+
+    @property
     def deadline(self) -> float:
-        """When it closes with what has come."""
-        return self.created_at + self.experiment.timeout_s
+        """When it closes with what has come; of a round without participants, if it had them now."""
+        timeout_s = DEFAULT_TIMEOUT_S if self.request.timeout_s is None else self.request.timeout_s
+        return (self.created_at if self.started_at is None else self.started_at) + timeout_s
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment that it is a round of, if it is."""
+        return self.request.experiment_id if isinstance(self.request, RoundStart) else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means of the participants' metrics, weighted by their samples."""
+        return weighted_metrics(self.updates.values())
+
+    def in_slot_order(self) -> list[AcceptedUpdate]:
+        """The updates in the order of the participants, whoever was faster."""
+        return [self.updates[name] for name in self.round.plan.participants if name in self.updates]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Which round and attempt of its experiment it is, if it is of one."""
+        request = self.request
+        if not isinstance(request, RoundStart):
+            return {}
+        return {"number": request.number, "attempt": request.attempt}
+
+    @property
+    def missing(self) -> list[str]:
+        """The participants whose updates have not come."""
+        return list(self.round.unheard)
 
     def require_same(self, experiment: Experiment) -> "RoundRecord":
         """This record, if ``experiment`` is what was asked for.
@@ -90,17 +154,30 @@ class RoundRecord:
         Raises:
             ConflictError: the round was asked for differently.
         """
-        if self.experiment != experiment:
+        if self.request != experiment:
             raise ConflictError(
                 f"round_id: round {self.round_id} exists and was configured differently; choose another id"
             )
         return self
 
     def advance(
-        self, after: Round, moment: float, update: AcceptedUpdate | None, timings: Mapping[str, float]
+        self,
+        after: Round,
+        moment: float,
+        update: AcceptedUpdate | None,
+        timings: Mapping[str, float],
+        program: str | None = None,
     ) -> "RoundRecord":
-        """This record with the round after an event, the update that was accepted by it, and the times that follow."""
+        """This record with the round after an event, what came with it, and the times that follow.
+
+        ``program`` is the reference of its program by digest, found out together with its participants.
+        """
         record = replace(self, round=after, timings={**self.timings, **timings})
+        if self.state is RoundState.CREATED and after.state is RoundState.COLLECTING:
+            record = replace(record, started_at=moment)
+        if program is not None:
+            request = self.request.model_copy(update={"task_wasm_image": program})
+            record = replace(record, request=request)
         if update is not None:
             record = replace(record, updates={**self.updates, update.proplet_id: update})
         if after.state is not self.state:
@@ -113,7 +190,7 @@ class RoundRecord:
         """The round in a list of rounds."""
         return {
             "round_id": self.round_id,
-            "experiment_id": self.experiment.experiment_id,
+            "experiment_id": self.request.experiment_id,
             "state": self.state.value,
             "num_updates": len(self.round.accepted),
             "k_of_n": self.round.plan.k_of_n,
@@ -142,28 +219,19 @@ class RoundRecord:
         return {
             **self.summary(),
             "participants": list(plan.participants),
-            "missing": [name for name in plan.participants if name not in self.updates],
-            "received": [
-                {
-                    "proplet_id": update.proplet_id,
-                    "num_samples": update.num_samples,
-                    "metrics": dict(update.metrics),
-                    "size": update.size,
-                    "received_at": format_unix_time(update.received_at),
-                }
-                for update in self.updates.values()
-            ],
+            "missing": self.missing,
+            "received": [update.to_json() for update in self.updates.values()],
             "failures": [
                 {"proplet_id": name, "reason": self.round.failures[name]}
                 for name in plan.participants
                 if name in self.round.failures
             ],
-            "model_ref": self.experiment.model_ref,
-            "task_wasm_image": self.experiment.task_wasm_image,
-            "hyperparams": self.experiment.hyperparams,
-            **({"limits": self.experiment.limits} if self.experiment.limits else {}),
+            "model_ref": self.request.model_ref,
+            "task_wasm_image": self.request.task_wasm_image,
+            "hyperparams": self.request.hyperparams,
+            **({"limits": self.request.limits} if self.request.limits else {}),
             "min_updates": plan.min_updates,
-            "timeout_s": self.experiment.timeout_s,
+            "timeout_s": self.request.timeout_s,
             "deadline": format_unix_time(self.deadline),
             "closed_at": format_unix_time(self.closed_at),
             "timings": dict(self.timings),

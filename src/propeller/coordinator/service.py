@@ -1,17 +1,19 @@
 """The coordinator: sets rounds up, accepts their updates, and turns each round's updates into one model version."""
 
+import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
 from propeller.coordinator.aggregation import Aggregation, AggregationError, AggregationRequest
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
-from propeller.coordinator.store import RoundStore, StoreConflictError
+from propeller.coordinator.store import Also, RoundStore, StoreConflictError
 from propeller.coordinator.telemetry import RoundTelemetry
-from propeller.coordinator.updates import ReceivedUpdate, make_document
+from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest, make_document
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
     Aggregate,
@@ -19,11 +21,14 @@ from propeller.fl.round import (
     AggregationFailed,
     AnnounceVersion,
     Answer,
+    ChoiceFailed,
     DeadlinePassed,
     Event,
     ParticipantFailed,
+    ParticipantsChosen,
     Persist,
     RetryRequested,
+    RoundCancelled,
     RoundConfigured,
     RoundState,
     UpdateReceived,
@@ -35,7 +40,13 @@ from propeller.fl.round import (
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.rounds import Experiment, ParticipantFailure, model_version
+from propeller.protocol.rounds import (
+    ChosenParticipants,
+    Experiment,
+    ParticipantFailure,
+    RoundParticipants,
+    model_version,
+)
 
 log = get_logger("coordinator")
 
@@ -54,6 +65,18 @@ _ERRORS: dict[Verdict, type[PropellerError]] = {
     Verdict.STALE: ConflictError,
     Verdict.LATE: ConflictError,
 }
+
+
+class RoundObserver(Protocol):
+    """Who must know what happens to rounds: experiments."""
+
+    def saving(
+        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
+    ) -> AbstractAsyncContextManager[Also | None]:
+        """Around the transaction that stores what an event changed; what it gives is written in it too."""
+
+    async def note_waiting(self, record: RoundRecord, reason: str) -> None:
+        """A round's participants cannot be chosen yet."""
 
 
 class Coordinator:
@@ -91,6 +114,16 @@ class Coordinator:
         self._rounds = ActiveRounds(store)
         self._background = BackgroundTasks("coordinator")
         self._stopping = False
+        self._observer: RoundObserver | None = None
+
+    @property
+    def announces(self) -> bool:
+        """Whether anyone is told of new model versions."""
+        return self._announce is not None
+
+    def observe(self, observer: RoundObserver) -> None:
+        """Have an observer know of everything that happens to rounds from now on."""
+        self._observer = observer
 
     async def start(self) -> None:
         """Go on with every round that was open when the process ended."""
@@ -142,6 +175,52 @@ class Coordinator:
         self._start_timer(active)
         self._telemetry.round_configured(record)
         return record
+
+    def open_round(self, record: RoundRecord) -> None:
+        """Take over a round of an experiment that is stored already, and waits for its participants."""
+        self._rounds.add(record)
+
+    async def choose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
+        """Let a round that waits for participants have them; the first choice stays.
+
+        Raises:
+            NotFoundError: there is no such round.
+        """
+        active = await self._find(round_id)
+        if chosen.waiting:
+            if active.record.state is RoundState.CREATED and self._observer is not None:
+                await self._observer.note_waiting(active.record, chosen.waiting)
+        else:
+            event: Event = ParticipantsChosen(tuple(chosen.participants), chosen.surplus)
+            if chosen.failure:
+                event = ChoiceFailed(chosen.failure)
+            async with active.lock:
+                before = active.record
+                await self._apply(active, event, program=chosen.program)
+                if active.record is not before and active.record.state is RoundState.COLLECTING:
+                    self._start_timer(active)
+        record = active.record
+        collects = record.state is RoundState.COLLECTING
+        return RoundParticipants(
+            participants=list(record.round.plan.participants) if collects else [],
+            state=record.state.value,
+            task_wasm_image=record.request.task_wasm_image,
+        )
+
+    async def cancel_round(self, round_id: str, reason: str) -> None:
+        """End a round that is not wanted any more; one that is over stays as it is."""
+        active = await self._rounds.find(round_id)
+        if active is not None:
+            await self._apply_until_stored(active, RoundCancelled(reason))
+
+    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
+        """The rounds of an experiment in the order in which they were created."""
+        return await self._store.rounds_of(experiment_id)
+
+    async def find_round(self, round_id: str) -> RoundRecord | None:
+        """A round as it is; ``None`` if there is none of this id."""
+        active = await self._rounds.find(round_id)
+        return None if active is None else active.record
 
     async def accept_update(self, update: ReceivedUpdate) -> Verdict:
         """Accept an update, which is durable once this returns, or raise why it does not count.
@@ -216,6 +295,10 @@ class Coordinator:
             ConflictError: it has not failed, has too few updates, or they were removed.
         """
         active = await self._find(round_id)
+        if active.record.experiment_id is not None:
+            raise ConflictError(
+                f"round {round_id} is of experiment {active.record.experiment_id}, which tries its rounds again by itself"
+            )
         async with active.lock:
             failed = active.record.state is RoundState.FAILED
             if failed and not await self._aggregation.has_updates(active.record):
@@ -240,6 +323,8 @@ class Coordinator:
     async def _accept_update(self, update: ReceivedUpdate) -> Verdict:
         header = update.header
         active = await self._rounds.find(header.round_id)
+        if update.read_tensors is None and (active is None or active.record.kind == "train"):
+            raise InvalidError(NO_TENSORS)
         if active is None:
             raise NotFoundError(
                 f"Round not found: {header.round_id}; configure it first with POST /experiments"
@@ -248,16 +333,26 @@ class Coordinator:
         admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
-        document = await make_document(update, active.record.specs)
-        event = UpdateReceived(header.proplet_id, document.digest, base_version)
-        if header.proplet_id not in active.record.round.accepted:
-            await self._aggregation.store_update(document)
+        if active.record.kind == "evaluate":
+            if update.read_tensors is not None:
+                raise InvalidError(
+                    f"update: round {header.round_id} evaluates; send metrics without an update"
+                )
+            digest, size = evaluation_digest(header), 0
+        else:
+            document = await make_document(update, active.record.specs)
+            digest, size = document.digest, len(document.content)
+            if header.proplet_id not in active.record.round.accepted:
+                await self._aggregation.store_update(document)
+        event = UpdateReceived(header.proplet_id, digest, base_version)
         async with active.lock:
-            answer = await self._apply(active, event, AcceptedUpdate.of(header, document, time.time()))
+            accepted = AcceptedUpdate.of(header, digest, size, time.time())
+            answer = await self._apply(active, event, accepted)
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_positive:
-            await self._aggregation.delete_updates([document.digest])
+            if active.record.kind == "train":
+                await self._aggregation.delete_updates([digest])
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
 
@@ -267,6 +362,7 @@ class Coordinator:
         event: Event,
         update: AcceptedUpdate | None = None,
         timings: dict[str, float] | None = None,
+        program: str | None = None,
     ) -> Answer | None:
         """Carry out what an event leads to. The caller holds the round's lock."""
         if active.in_doubt:
@@ -276,9 +372,10 @@ class Coordinator:
         for effect in transition.effects:
             match effect:
                 case Persist():
-                    after = before.advance(transition.round, time.time(), update, timings or {})
+                    after = before.advance(transition.round, time.time(), update, timings or {}, program)
                     active.in_doubt = True
-                    await self._store.save(before, after, update)
+                    async with self._saving(before, after, update) as also:
+                        await self._store.save(before, after, update, also)
                     active.set_record(after)
                     self._telemetry.round_changed(before, after, update)
                 case Answer():
@@ -289,6 +386,13 @@ class Coordinator:
                     if self._announce is not None:
                         self._announce(active.record.round_id, version)
         return answer
+
+    def _saving(
+        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
+    ) -> AbstractAsyncContextManager[Also | None]:
+        if self._observer is None:
+            return contextlib.nullcontext()
+        return self._observer.saving(before, after, update)
 
     async def _read_back(self, active: ActiveRound) -> None:
         """Find out what became of a transaction that failed: it may have been committed all the same."""

@@ -36,6 +36,8 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
     keep_failed_s: Seconds = Field(7 * 86400.0, alias="COORDINATOR_KEEP_FAILED")
     """How long the updates of a failed round stay, so that it can be retried."""
+    max_experiments: int = Field(8, alias="COORDINATOR_MAX_EXPERIMENTS", ge=1)
+    """How many experiments run at once; the others are queued. One that is paused does not count."""
 
     broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
     """``off`` for a coordinator without MQTT."""

@@ -1,63 +1,30 @@
 """Rounds in SQL: one transaction for each event, so that what was answered is there after a crash."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, RoundRequest
+from propeller.coordinator.tables import SCHEMA
+from propeller.coordinator.tables import failures as _failures
+from propeller.coordinator.tables import rounds as _rounds
+from propeller.coordinator.tables import updates as _updates
 from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.tensors import TensorSpec
-from propeller.protocol.rounds import Experiment
+from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.store.database import Database
-from propeller.store.migrations import Schema, migrate
+from propeller.store.migrations import migrate
 
-tables = sa.MetaData()
 _MAX_QUERY_VALUES = 500
 """Values of one query: older SQLite takes 999."""
 
-SCHEMA = Schema("coordinator", tables, "propeller.coordinator.migrations")
-
-_rounds = sa.Table(
-    "rounds",
-    tables,
-    sa.Column("round_id", sa.String(128), primary_key=True),
-    sa.Column("experiment", sa.JSON, nullable=False),
-    sa.Column("shapes", sa.JSON, nullable=False),
-    sa.Column("base_version", sa.BigInteger, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("model_version", sa.BigInteger),
-    sa.Column("reason", sa.Text),
-    sa.Column("created_at", sa.Double, nullable=False, index=True),
-    sa.Column("deadline", sa.Double, nullable=False),
-    sa.Column("closed_at", sa.Double),
-    sa.Column("ended_at", sa.Double, index=True),
-    sa.Column("timings", sa.JSON, nullable=False),
-    sa.Column("announced", sa.Boolean, nullable=False),
-)
-
-_updates = sa.Table(
-    "updates",
-    tables,
-    sa.Column("round_id", sa.String(128), sa.ForeignKey(_rounds.c.round_id), primary_key=True),
-    sa.Column("proplet_id", sa.String(128), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False, index=True),
-    sa.Column("num_samples", sa.BigInteger, nullable=False),
-    sa.Column("metrics", sa.JSON, nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("received_at", sa.Double, nullable=False),
-)
-
-_failures = sa.Table(
-    "failures",
-    tables,
-    sa.Column("round_id", sa.String(128), sa.ForeignKey(_rounds.c.round_id), primary_key=True),
-    sa.Column("proplet_id", sa.String(128), primary_key=True),
-    sa.Column("reason", sa.Text, nullable=False),
-)
+Also = Callable[[AsyncConnection], Awaitable[None]]
+"""What else a transaction writes."""
 
 
 class StoreConflictError(UnavailableError):
@@ -84,26 +51,21 @@ class RoundStore:
 
     async def add(self, record: RoundRecord) -> bool:
         """Store a new round; ``False``, and nothing stored, if there is one of its id."""
-        row = {
-            "round_id": record.round_id,
-            "experiment": record.experiment.model_dump(mode="json"),
-            "shapes": [[name, list(shape), dtype] for name, (dtype, shape) in record.specs.items()],
-            "base_version": record.round.plan.base_version,
-            "created_at": record.created_at,
-            "deadline": record.deadline,
-            **_mutable_columns(record),
-        }
         try:
             async with self._database.transaction() as connection:
-                await connection.execute(_rounds.insert(), row)
+                await insert_round(connection, record)
         except sa.exc.IntegrityError:
             return False
         return True
 
     async def save(
-        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None = None
+        self,
+        before: RoundRecord,
+        after: RoundRecord,
+        update: AcceptedUpdate | None = None,
+        also: Also | None = None,
     ) -> None:
-        """Store what an event changed, with the update that it accepted, in one transaction.
+        """Store what an event changed, with the update that it accepted and what else follows, in one transaction.
 
         Raises:
             StoreConflictError: the round is not in the state ``before``.
@@ -120,6 +82,7 @@ class RoundStore:
                         "metrics": dict(update.metrics),
                         "size": update.size,
                         "received_at": update.received_at,
+                        "steps": update.steps,
                     },
                 )
             await _save_failures(connection, before, after)
@@ -133,6 +96,8 @@ class RoundStore:
                     f"round {after.round_id} is not {before.state} in the database any more: "
                     "let only one coordinator use it"
                 )
+            if also is not None:
+                await also(connection)
 
     async def mark_announced(self, round_id: str) -> None:
         """Remember that a completed round was announced."""
@@ -152,6 +117,11 @@ class RoundStore:
         return await self._load(
             _rounds.select().where(_rounds.c.state.in_(states)).order_by(_rounds.c.created_at)
         )
+
+    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
+        """The rounds of an experiment in the order in which they were created."""
+        mine = _rounds.select().where(_rounds.c.experiment_id == experiment_id)
+        return await self._load(mine.order_by(_rounds.c.created_at, _rounds.c.round_id))
 
     async def list_summaries(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rounds there are, and the summaries of some, the newest first."""
@@ -222,16 +192,38 @@ class RoundStore:
         return sorted(found)
 
     async def _load(self, query: "sa.Select[Any]") -> list[RoundRecord]:
+        updates: defaultdict[str, list[sa.Row[Any]]] = defaultdict(list)
+        failures: defaultdict[str, dict[str, str]] = defaultdict(dict)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-            return [
-                _read_record(
-                    row,
-                    await _updates_of(connection, row.round_id),
-                    await _failures_of(connection, row.round_id),
-                )
-                for row in rows
-            ]
+            for some in _batches([row.round_id for row in rows]):
+                of_some = _updates.select().where(_updates.c.round_id.in_(some))
+                for row in await connection.execute(of_some.order_by(_updates.c.received_at)):
+                    updates[row.round_id].append(row)
+                for row in await connection.execute(_failures.select().where(_failures.c.round_id.in_(some))):
+                    failures[row.round_id][row.proplet_id] = row.reason
+        return [_read_record(row, updates[row.round_id], failures[row.round_id]) for row in rows]
+
+
+async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None:
+    """Store a new round as part of a larger transaction."""
+    request, plan = record.request, record.round.plan
+    row: dict[str, Any] = {
+        "round_id": record.round_id,
+        "experiment": request.model_dump(mode="json"),
+        "shapes": [[name, list(shape), dtype] for name, (dtype, shape) in record.specs.items()],
+        "base_version": plan.base_version,
+        "created_at": record.created_at,
+        "kind": plan.kind,
+        **_mutable_columns(record),
+    }
+    if isinstance(request, RoundStart):
+        row |= {
+            "experiment_id": request.experiment_id,
+            "number": request.number,
+            "attempt": request.attempt,
+        }
+    await connection.execute(_rounds.insert(), row)
 
 
 async def _save_failures(connection: AsyncConnection, before: RoundRecord, after: RoundRecord) -> None:
@@ -252,18 +244,8 @@ async def _save_failures(connection: AsyncConnection, before: RoundRecord, after
         await connection.execute(_failures.insert(), added)
 
 
-async def _failures_of(connection: AsyncConnection, round_id: str) -> dict[str, str]:
-    query = sa.select(_failures.c.proplet_id, _failures.c.reason).where(_failures.c.round_id == round_id)
-    return {row[0]: row[1] for row in await connection.execute(query)}
-
-
-async def _updates_of(connection: AsyncConnection, round_id: str) -> Iterable["sa.Row[Any]"]:
-    query = _updates.select().where(_updates.c.round_id == round_id).order_by(_updates.c.received_at)
-    return (await connection.execute(query)).all()
-
-
 def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
-    return {
+    columns: dict[str, Any] = {
         "state": record.state.value,
         "model_version": record.round.model_version,
         "reason": record.round.reason,
@@ -271,25 +253,37 @@ def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
         "ended_at": record.ended_at,
         "timings": dict(record.timings),
         "announced": record.announced,
+        "deadline": record.deadline,
+        "started_at": record.started_at,
     }
+    if isinstance(record.request, RoundStart):
+        plan = record.round.plan
+        columns |= {
+            "experiment": record.request.model_dump(mode="json"),  # with the program by digest
+            "participants": list(plan.participants),
+            "k_of_n": plan.k_of_n,
+        }
+    return columns
 
 
 def _read_record(
     row: "sa.Row[Any]", updates: Iterable["sa.Row[Any]"], failures: Mapping[str, str] | None = None
 ) -> RoundRecord:
-    experiment = Experiment.model_validate(row.experiment)
     accepted = {
         one.proplet_id: AcceptedUpdate(
-            one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at
+            one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at, one.steps
         )
         for one in updates
     }
+    request: RoundRequest
+    if row.number is None:
+        request = Experiment.model_validate(row.experiment)
+        participants, k_of_n = tuple(request.participants), request.k_of_n
+    else:
+        request = RoundStart.model_validate(row.experiment)
+        participants, k_of_n = tuple(row.participants), row.k_of_n
     plan = RoundPlan(
-        row.round_id,
-        tuple(experiment.participants),
-        row.base_version,
-        experiment.k_of_n,
-        experiment.min_updates,
+        row.round_id, participants, row.base_version, k_of_n, request.min_updates, row.kind or "train"
     )
     current = Round(
         plan,
@@ -301,10 +295,11 @@ def _read_record(
     )
     return RoundRecord(
         current,
-        experiment,
+        request,
         # A round from before there were dtypes has none here; nothing is lost in F64.
         {name: TensorSpec((dtype or ["F64"])[0], tuple(shape)) for name, shape, *dtype in row.shapes},
         row.created_at,
+        row.created_at if row.number is None else row.started_at,
         accepted,
         row.closed_at,
         row.ended_at,

@@ -58,14 +58,14 @@ class RoundTelemetry:
     def round_configured(self, record: RoundRecord) -> None:
         """A round was set up."""
         self._metrics.rounds.labels(record.state.value).inc()
-        plan, experiment = record.round.plan, record.experiment
+        plan, request = record.round.plan, record.request
         log.info(
             "Received experiment configuration",
             round_id=record.round_id,
-            experiment_id=experiment.experiment_id,
+            experiment_id=request.experiment_id,
             participants=len(plan.participants),
             k_of_n=plan.k_of_n,
-            timeout_s=experiment.timeout_s,
+            timeout_s=request.timeout_s,
             base_version=plan.base_version,
         )
 
@@ -123,4 +123,4 @@ def _log_close(round_log: Any, record: RoundRecord) -> None:
     elif record.round.has_heard_from_all:
         round_log.warning("no update can come any more", failures=len(record.round.failures))
     else:
-        round_log.warning("Round timeout exceeded", timeout_s=record.experiment.timeout_s)
+        round_log.warning("Round timeout exceeded", timeout_s=record.request.timeout_s)

@@ -34,6 +34,9 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
 
+NO_TENSORS = "update: Field required: update data is required and cannot be empty"
+"""Of an update in a round of training."""
+
 _THREAD_FROM_BYTES = 256 * 1024
 """Bodies above this are read in a thread, so that others are answered meanwhile."""
 
@@ -55,12 +58,13 @@ class ReceivedUpdate:
 
     Attributes:
         header: everything but the tensors.
-        read_tensors: reads the tensors, which may be large and not needed; in JSON, by the base model's dtypes.
+        read_tensors: reads the tensors, which may be large and not needed; in JSON, by the base model's dtypes. ``None``
+            for an evaluation, which has none.
         size: of the body, in bytes.
     """
 
     header: UpdateHeader
-    read_tensors: Callable[[Specs], Tensors]
+    read_tensors: Callable[[Specs], Tensors] | None
     size: int
 
 
@@ -74,6 +78,12 @@ class UpdateDocument:
 
     digest: str
     content: bytes
+
+
+def evaluation_digest(header: UpdateHeader) -> str:
+    """What tells an evaluation from others: a digest of what it says."""
+    text = header.model_dump_json(include={"round_id", "proplet_id", "num_samples", "metrics"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
@@ -129,6 +139,8 @@ def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
 
 
 def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
+    if update.read_tensors is None:
+        raise InvalidError(NO_TENSORS)
     try:
         tensors = update.read_tensors(base)
         check_tensors(tensors)
@@ -154,6 +166,8 @@ def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
+    if "update" not in fields:
+        return ReceivedUpdate(UpdateHeader.decode(fields), None, size)
     update = UpdateMessage.decode(fields)
 
     def read_tensors(base: Specs) -> Tensors:

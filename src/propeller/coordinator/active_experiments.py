@@ -1,0 +1,141 @@
+"""Experiments in memory: one object for each, with its lock, its timer and those who follow its events."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.round_events import NewEvent
+from propeller.errors import NotFoundError
+from propeller.fl.experiment import ExperimentState
+from propeller.fl.tensors import Specs
+from propeller.protocol.ids import InvalidIdError, check_id
+
+MAX_EXPERIMENTS = 64
+"""Experiments in memory, above which those that are over make room for others; open ones are always in memory."""
+
+
+class ActiveExperiment:
+    """An experiment in memory. Its record changes only under its lock, and only to what is in the database."""
+
+    def __init__(self, record: ExperimentRecord) -> None:
+        """Start with ``record``."""
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.in_doubt = False
+        """Whether a transaction was begun and its end is not known: the record may be older than the database."""
+        self.specs: Specs | None = None
+        """Of its model, once they are known; no round changes them."""
+        self.waits_for: str | None = None
+        """What its open round waits for, as it was told last."""
+        self.aliases: dict[str, int] = {}
+        """Aliases that are to be moved, and where to."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
+
+    def set_record(self, record: ExperimentRecord) -> None:
+        """Replace the record, and wake those who follow its events."""
+        self.record, self.in_doubt = record, False
+        self.wake_followers()
+
+    def next_change(self) -> asyncio.Event:
+        """What is set at the next change."""
+        return self._changed
+
+    def wake_followers(self) -> None:
+        """Let those who follow look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def set_timer(self, delay_s: float | None, at_end: Callable[[], None]) -> None:
+        """Call ``at_end`` in ``delay_s`` seconds, and nothing else that was to be called; nothing at all for ``None``."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = None if delay_s is None else loop.call_later(max(0.0, delay_s), at_end)
+
+
+class ActiveExperiments:
+    """Every experiment that is open, and the last ones that are over; others are read from the database when asked for."""
+
+    def __init__(self, store: ExperimentStore) -> None:
+        """Read experiments from ``store``."""
+        self._store = store
+        self._experiments: dict[str, ActiveExperiment] = {}
+        self._loading = asyncio.Lock()
+
+    async def load(self) -> list[ActiveExperiment]:
+        """Have every open experiment in memory, the oldest first."""
+        async with self._loading:
+            for record in await self._store.load_open():
+                if record.id not in self._experiments:
+                    self._add(record)
+            return self.all()
+
+    def all(self) -> list[ActiveExperiment]:
+        """Every open experiment, the oldest first."""
+        found = [one for one in self._experiments.values() if not one.record.experiment.is_settled]
+        return sorted(found, key=lambda one: (one.record.created_at, one.record.id))
+
+    def queued(self) -> list[ActiveExperiment]:
+        """Those that wait for a place, the oldest first."""
+        return [one for one in self.all() if one.record.state is ExperimentState.QUEUED]
+
+    def count_running(self) -> int:
+        """How many places are taken."""
+        return sum(one.record.experiment.needs_place for one in self._experiments.values())
+
+    async def find(self, experiment_id: str) -> ActiveExperiment | None:
+        """An experiment; ``None`` if there is none of this id."""
+        known = self._experiments.get(experiment_id)
+        if known is not None:
+            return known
+        try:
+            check_id(experiment_id)
+        except InvalidIdError:
+            return None
+        async with self._loading:
+            if experiment_id in self._experiments:
+                return self._experiments[experiment_id]
+            record = await self._store.load(experiment_id)
+            return None if record is None else self._add(record)
+
+    async def create(self, record: ExperimentRecord, events: Sequence[NewEvent]) -> ActiveExperiment | None:
+        """Store a new experiment with its first events; ``None`` if there is one of its id."""
+        async with self._loading:
+            stored = await self._store.add(record, events)
+            return None if stored is None else self._add(stored)
+
+    async def read_back(self, active: ActiveExperiment) -> None:
+        """Find out what became of a transaction that failed: it may have been committed all the same.
+
+        Raises:
+            NotFoundError: the experiment is not there any more.
+        """
+        record = await self._store.load(active.record.id)
+        if record is None:
+            raise NotFoundError(f"experiment {active.record.id} is not in the database any more")
+        active.set_record(record)
+
+    def wake_followers(self) -> None:
+        """Let everyone who follows any experiment look again."""
+        for active in self._experiments.values():
+            active.wake_followers()
+
+    def cancel_timers(self) -> None:
+        """Stop the timer of every experiment."""
+        for active in self._experiments.values():
+            active.set_timer(None, lambda: None)
+
+    def _add(self, record: ExperimentRecord) -> ActiveExperiment:
+        active = self._experiments[record.id] = ActiveExperiment(record)
+        if len(self._experiments) > MAX_EXPERIMENTS:
+            over = [
+                known.record.id
+                for known in self._experiments.values()
+                if known.record.experiment.is_settled and not known.lock.locked() and not known.aliases
+            ]
+            for experiment_id in over[: len(self._experiments) - MAX_EXPERIMENTS]:
+                if experiment_id != record.id:
+                    del self._experiments[experiment_id]
+        return active

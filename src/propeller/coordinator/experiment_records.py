@@ -1,0 +1,97 @@
+"""An experiment as the coordinator knows it: the state machine's part, what was asked for, and when things happened."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from propeller.coordinator.rounds import format_unix_time
+from propeller.fl.experiment import Experiment, ExperimentState
+from propeller.protocol.experiments import ExperimentSpec
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """One experiment. All times are Unix seconds.
+
+    Attributes:
+        experiment: the state machine's part.
+        created_at: when it was asked for.
+        program: what all rounds run: the reference as it was given, until it is known by digest.
+        last_seq: the number of its last event.
+        started_at: when its first round could be started.
+        ended_at: when it was over.
+    """
+
+    experiment: Experiment
+    created_at: float
+    program: str
+    last_seq: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The experiment's id."""
+        return self.experiment.id
+
+    @property
+    def spec(self) -> ExperimentSpec:
+        """What was asked for."""
+        return self.experiment.spec
+
+    @property
+    def state(self) -> ExperimentState:
+        """Where it is."""
+        return self.experiment.state
+
+    def advance(self, after: Experiment, moment: float) -> "ExperimentRecord":
+        """This record with the experiment after an event, and the times that follow."""
+        started, ended = self.started_at, self.ended_at
+        if started is None and after.state is ExperimentState.RUNNING:
+            started = moment
+        if after.state.is_over and ended is None:
+            ended = moment
+        return replace(self, experiment=after, started_at=started, ended_at=ended)
+
+    def summary(self) -> dict[str, Any]:
+        """The experiment in a list of experiments."""
+        experiment, spec, best = self.experiment, self.spec, self.experiment.best
+        return {
+            "id": self.id,
+            "name": spec.name,
+            "state": self.state.value,
+            "reason": experiment.reason,
+            "program": self.program,
+            "strategy": spec.strategy.to_json(),
+            "rounds": spec.rounds,
+            "done": experiment.done,
+            "model_version": experiment.version,
+            "best": None if best is None else asdict(best),
+            "created_at": format_unix_time(self.created_at),
+            "started_at": format_unix_time(self.started_at),
+            "ended_at": format_unix_time(self.ended_at),
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """What changes, as it is stored."""
+        return {
+            "state": self.state.value,
+            "settled": self.experiment.is_settled,
+            "program": self.program,
+            "progress": self.experiment.to_json(),
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+        }
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any], last_seq: int) -> "ExperimentRecord":
+        """The record in a row of the database."""
+        spec = ExperimentSpec.decode(row["spec"])
+        return cls(
+            Experiment.from_json(row["id"], spec, row["progress"]),
+            row["created_at"],
+            row["program"],
+            last_seq,
+            row["started_at"],
+            row["ended_at"],
+        )

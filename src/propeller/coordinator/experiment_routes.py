@@ -1,0 +1,72 @@
+"""The HTTP routes of experiments."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Query, Response
+from fastapi.responses import StreamingResponse
+
+from propeller.coordinator.access import check_may_control
+from propeller.coordinator.event_stream import read_last_event_id, stream_events
+from propeller.coordinator.experiments import Experiments
+from propeller.coordinator.history import history_csv, history_json
+from propeller.fl.experiment import ExperimentState
+from propeller.web.app import Router
+from propeller.web.auth import Caller
+
+Offset = Annotated[int, Query(ge=0, lt=2**63)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def experiment_routes(service: Experiments) -> Router:
+    """What there is to see of experiments, and to do with them once they are submitted."""
+    router = Router(prefix="/experiments")
+
+    @router.get("")
+    async def list_experiments(
+        state: ExperimentState | None = None, offset: Offset = 0, limit: Limit = 100
+    ) -> dict[str, Any]:
+        total, experiments = await service.page(state, offset, limit)
+        summaries = [record.summary() for record in experiments]
+        return {"offset": offset, "limit": limit, "total": total, "experiments": summaries}
+
+    @router.get("/{experiment_id}")
+    async def detail(experiment_id: str) -> dict[str, Any]:
+        record = (await service.find(experiment_id)).record
+        opened = await service.open_round(record)
+        current = None if opened is None else opened.detail()
+        return {**record.summary(), "spec": record.spec.to_json(), "round": current}
+
+    @router.post("/{experiment_id}/pause", status_code=202)
+    async def pause(experiment_id: str, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        return (await service.pause(experiment_id)).summary()
+
+    @router.post("/{experiment_id}/resume", status_code=202)
+    async def resume(experiment_id: str, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        return (await service.resume(experiment_id)).summary()
+
+    @router.post("/{experiment_id}/stop", status_code=202)
+    async def stop(experiment_id: str, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        return (await service.stop(experiment_id)).summary()
+
+    @router.get("/{experiment_id}/history")
+    async def history(
+        experiment_id: str, response_format: Annotated[Literal["json", "csv"], Query(alias="format")] = "json"
+    ) -> Any:
+        rounds = await service.rounds_of(experiment_id)
+        if response_format == "csv":
+            name = f'attachment; filename="{experiment_id}.csv"'
+            return Response(history_csv(rounds), media_type="text/csv", headers={"content-disposition": name})
+        return history_json(experiment_id, rounds)
+
+    @router.get("/{experiment_id}/events")
+    async def events(
+        experiment_id: str, last_event_id: Annotated[str | None, Header()] = None
+    ) -> StreamingResponse:
+        after = read_last_event_id(last_event_id)
+        await service.find(experiment_id)
+        return stream_events(service, experiment_id, after)
+
+    return router

@@ -1,0 +1,143 @@
+"""Experiments in SQL: with what an event changed go the events that are told of it and the round that it starts, or nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+import sqlalchemy.exc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.round_events import NewEvent
+from propeller.coordinator.store import Also, StoreConflictError
+from propeller.coordinator.tables import experiment_events as _events
+from propeller.coordinator.tables import experiments as _experiments
+from propeller.store.database import Database
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """Something that happened in an experiment.
+
+    Attributes:
+        seq: its number in the experiment, from 1, without gaps.
+        kind: what happened.
+        at: when, in Unix seconds.
+        data: about it.
+    """
+
+    seq: int
+    kind: str
+    at: float
+    data: dict[str, Any]
+
+
+class ExperimentStore:
+    """The experiments and their events."""
+
+    def __init__(self, database: Database) -> None:
+        """Use ``database``, whose tables ``RoundStore.create`` makes."""
+        self._database = database
+
+    async def add(self, record: ExperimentRecord, events: Sequence[NewEvent]) -> ExperimentRecord | None:
+        """Store a new experiment with its first events; ``None``, and nothing stored, if there is one of its id."""
+        row = {
+            "id": record.id,
+            "spec": record.spec.to_json(),
+            "created_at": record.created_at,
+            **record.columns(),
+        }
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(_experiments.insert(), row)
+                await _insert_events(connection, record, events)
+        except sa.exc.IntegrityError:
+            return None
+        return replace(record, last_seq=len(events))
+
+    async def transact(self, also: Also) -> None:
+        """Write in one transaction."""
+        async with self._database.transaction() as connection:
+            await also(connection)
+
+    async def load(self, experiment_id: str) -> ExperimentRecord | None:
+        """An experiment; ``None`` if there is none of this id."""
+        found = await self._load(_experiments.select().where(_experiments.c.id == experiment_id))
+        return found[0] if found else None
+
+    async def load_open(self) -> list[ExperimentRecord]:
+        """Every experiment that events can change, the oldest first."""
+        query = _experiments.select().where(_experiments.c.settled.is_(sa.false()))
+        return await self._load(query.order_by(_experiments.c.created_at, _experiments.c.id))
+
+    async def page(self, state: str | None, offset: int, limit: int) -> tuple[int, list[ExperimentRecord]]:
+        """How many experiments there are in a state, or in all, and some of them, the newest first."""
+        matching = _experiments.c.state == state if state else sa.true()
+        count = sa.select(sa.func.count()).select_from(_experiments).where(matching)
+        query = _experiments.select().where(matching).offset(offset).limit(limit)
+        async with self._database.read() as connection:
+            total = (await connection.execute(count)).scalar_one()
+        return total, await self._load(query.order_by(_experiments.c.created_at.desc(), _experiments.c.id))
+
+    async def events(self, experiment_id: str, after: int, limit: int) -> list[StoredEvent]:
+        """The events after number ``after``, the first ones if there are more than ``limit``."""
+        query = (
+            _events.select()
+            .where(_events.c.experiment_id == experiment_id, _events.c.seq > after)
+            .order_by(_events.c.seq)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return [StoredEvent(row.seq, row.kind, row.at, row.data) for row in rows]
+
+    async def _load(self, query: "sa.Select[Any]") -> list[ExperimentRecord]:
+        last = sa.select(_events.c.experiment_id, sa.func.max(_events.c.seq).label("seq")).group_by(
+            _events.c.experiment_id
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            ids = [row["id"] for row in rows]
+            found = await connection.execute(last.where(_events.c.experiment_id.in_(ids)))
+            numbers = {row.experiment_id: row.seq for row in found}
+        return [ExperimentRecord.read(dict(row), numbers.get(row["id"], 0)) for row in rows]
+
+
+async def write(
+    connection: AsyncConnection, before: ExperimentRecord, after: ExperimentRecord, events: Sequence[NewEvent]
+) -> None:
+    """Store what an event changed as part of a larger transaction.
+
+    Raises:
+        StoreConflictError: the experiment is not as this process left it.
+    """
+    if after.columns() != before.columns():
+        changed = await connection.execute(
+            _experiments.update()
+            .where(_experiments.c.id == after.id, _experiments.c.state == before.state.value)
+            .values(**after.columns())
+        )
+        if changed.rowcount != 1:
+            raise StoreConflictError(
+                f"experiment {after.id} is not {before.state} in the database any more: "
+                "let only one coordinator use it"
+            )
+    await _insert_events(connection, before, events)
+
+
+async def _insert_events(
+    connection: AsyncConnection, before: ExperimentRecord, events: Sequence[NewEvent]
+) -> None:
+    if events:
+        rows = [
+            {
+                "experiment_id": before.id,
+                "seq": seq,
+                "kind": event.kind,
+                "at": event.at,
+                "data": dict(event.data),
+            }
+            for seq, event in enumerate(events, before.last_seq + 1)
+        ]
+        await connection.execute(_events.insert(), rows)

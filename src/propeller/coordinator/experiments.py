@@ -1,0 +1,561 @@
+"""Experiments: what ``fl.experiment`` decides is stored, then carried out; after a crash it goes on where it was.
+
+A step of an experiment is one transaction with what led to it: the end of a round, the events that are told of it and
+the round that comes next are stored together, or none of them. Only then is a round started, or a task stopped.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments
+from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent, write
+from propeller.coordinator.round_events import NewEvent, events_of, outcome_of, place_of
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.service import Coordinator
+from propeller.coordinator.store import Also, StoreConflictError, insert_round
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, UnavailableError
+from propeller.fl.experiment import (
+    Admitted,
+    CancelRound,
+    EvaluateCentrally,
+    Event,
+    Experiment,
+    MarkBest,
+    MarkLatest,
+    PauseRequested,
+    Persist,
+    Report,
+    Request,
+    ResumeRequested,
+    RoundEnded,
+    RoundRequest,
+    StartRound,
+    StopRequested,
+    TimePassed,
+    refusal,
+    resume,
+    round_id,
+    step,
+)
+from propeller.fl.round import Round, RoundPlan, RoundState
+from propeller.fl.strategies import read_strategy
+from propeller.process.background import BackgroundTasks
+from propeller.process.logs import get_logger
+from propeller.process.retry import doubling, retry
+from propeller.protocol.experiments import ExperimentSpec, canonical_json
+from propeller.protocol.rounds import RoundStart, RoundStop, model_uri
+
+log = get_logger("coordinator")
+
+START_AGAIN_S = 30.0
+"""How long a round may wait for its participants before its start is published again, in seconds."""
+
+_RETRY_DELAYS_S = doubling(0.2, 15.0)
+_EVENTS_AT_ONCE = 500
+
+
+class Publisher(Protocol):
+    """Tells the manager what to do (``mqtt.RoundPublisher``)."""
+
+    def start(self, start: RoundStart) -> None:
+        """Start a round."""
+
+    def stop(self, stop: RoundStop) -> None:
+        """Stop tasks of a round."""
+
+
+@dataclass
+class _Step:
+    """What an event led to: to be stored, and then carried out."""
+
+    before: ExperimentRecord
+    after: ExperimentRecord
+    events: list[NewEvent] = field(default_factory=list)
+    started: list[RoundRecord] = field(default_factory=list)
+    cancelled: list[CancelRound] = field(default_factory=list)
+    marks: list[MarkLatest | MarkBest] = field(default_factory=list)
+
+    @property
+    def changes_anything(self) -> bool:
+        return bool(self.events or self.started) or self.after != self.before
+
+    async def write(self, connection: AsyncConnection) -> None:
+        await write(connection, self.before, self.after, self.events)
+        for record in self.started:
+            await insert_round(connection, record)
+
+
+class Experiments:
+    """Experiments from their submission to their end. Use ``start`` and ``close``."""
+
+    def __init__(
+        self,
+        store: ExperimentStore,
+        rounds: Coordinator,
+        registry: ModelRegistryClient,
+        *,
+        publisher: Publisher | None,
+        max_running: int,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            store: the experiments and their events.
+            rounds: carries out their rounds.
+            registry: knows the models that they start from.
+            publisher: tells the manager what to do; without one no experiment can be submitted.
+            max_running: how many run at once.
+        """
+        self._store, self._rounds, self._registry = store, rounds, registry
+        self._publisher, self._max_running = publisher, max_running
+        self._active = ActiveExperiments(store)
+        self._admitting = asyncio.Lock()
+        self._background = BackgroundTasks("coordinator")
+        self._stopping = False
+        rounds.observe(self)
+
+    async def start(self) -> None:
+        """Go on with every experiment that was not over when the process ended."""
+        for active in await self._active.load():
+            record = active.record
+            log.info("resuming experiment", experiment_id=record.id, state=record.state.value)
+            self._background.spawn(self._resume(active))
+        self._background.spawn_periodic("starting rounds again", self._start_again, START_AGAIN_S)
+        self._background.spawn(self._admit())
+
+    def answer_waiters(self) -> None:
+        """End every stream of events: the process is about to end."""
+        self._stopping = True
+        self._active.wake_followers()
+
+    async def close(self) -> None:
+        """Stop. What is not done yet is done after the next start."""
+        self.answer_waiters()
+        self._active.cancel_timers()
+        await self._background.close()
+
+    async def submit(self, spec: ExperimentSpec) -> ExperimentRecord:
+        """Begin an experiment, or queue it; the same one under the same id again changes nothing.
+
+        Raises:
+            ConflictError: there is another one of this id.
+            InvalidError: a field is wrong; the text names it.
+            NotFoundError: the model that it starts from does not exist.
+            ServiceError: the model registry does not answer.
+            UnavailableError: the coordinator has no broker.
+        """
+        if self._publisher is None:
+            raise UnavailableError(
+                "experiments need MQTT, over which their rounds are started: set MQTT_BROKER and restart the coordinator"
+            )
+        experiment_id = spec.id or f"{spec.name}-{uuid.uuid4().hex[:8]}"
+        known = await self._active.find(experiment_id)
+        if known is not None:
+            return _require_same(known.record, spec)
+        check_spec(spec)
+        version = spec.model.version if spec.model else "latest"
+        if isinstance(version, str):
+            version = int((await self._registry.info(version))["version"])
+        specs = await self._registry.specs(version)
+        record = ExperimentRecord(Experiment(experiment_id, spec, version), time.time(), spec.program)
+        queued = NewEvent("state", record.created_at, {"state": record.state.value, "reason": None})
+        active = await self._active.create(record, [queued])
+        if active is None:
+            return _require_same((await self.find(experiment_id)).record, spec)
+        active.specs = specs
+        log.info(
+            "experiment submitted", experiment_id=experiment_id, program=spec.program, rounds=spec.rounds
+        )
+        await self._admit()
+        return active.record
+
+    async def pause(self, experiment_id: str) -> ExperimentRecord:
+        """Start no other round; the open one goes on.
+
+        Raises:
+            NotFoundError: there is no such experiment.
+            ConflictError: it does not run.
+        """
+        return await self._request(experiment_id, PauseRequested(time.time()))
+
+    async def resume(self, experiment_id: str) -> ExperimentRecord:
+        """Go on with a paused experiment.
+
+        Raises:
+            NotFoundError: there is no such experiment.
+            ConflictError: it is not paused.
+        """
+        return await self._request(experiment_id, ResumeRequested(time.time()))
+
+    async def stop(self, experiment_id: str, reason: str = "stopped by request") -> ExperimentRecord:
+        """End an experiment, and cancel its open round.
+
+        Raises:
+            NotFoundError: there is no such experiment.
+            ConflictError: it is over.
+        """
+        return await self._request(experiment_id, StopRequested(time.time(), reason))
+
+    async def find(self, experiment_id: str) -> ActiveExperiment:
+        """An experiment.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        active = await self._active.find(experiment_id)
+        if active is None:
+            raise NotFoundError(
+                f"no experiment {experiment_id[:128]}: GET /experiments lists those there are"
+            )
+        return active
+
+    async def page(self, state: str | None, offset: int, limit: int) -> tuple[int, list[ExperimentRecord]]:
+        """How many experiments there are in a state, or in all, and some of them, the newest first."""
+        return await self._store.page(state, offset, limit)
+
+    async def open_round(self, record: ExperimentRecord) -> RoundRecord | None:
+        """The round of an experiment that is open, if there is one that devices take part in."""
+        opened = record.experiment.open
+        return None if opened is None else await self._rounds.find_round(round_id(record.id, opened))
+
+    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
+        """Every round of an experiment, in the order in which they were created.
+
+        Raises:
+            NotFoundError: there is no such experiment.
+        """
+        await self.find(experiment_id)
+        return await self._rounds.rounds_of(experiment_id)
+
+    async def follow(
+        self, experiment_id: str, after: int, silence_s: float
+    ) -> AsyncIterator[StoredEvent | None]:
+        """The events after number ``after``, as they happen, to the end; ``None`` after each ``silence_s`` without one.
+
+        Raises:
+            NotFoundError: there is no such experiment.
+        """
+        active = await self.find(experiment_id)
+        while True:
+            changed = active.next_change()
+            # Looked at before the events are read: the last ones are stored together with the end.
+            is_last = active.record.experiment.is_settled
+            events = await self._store.events(experiment_id, after, _EVENTS_AT_ONCE)
+            for event in events:
+                after = event.seq
+                yield event
+            if events:
+                continue
+            if is_last or self._stopping:
+                return
+            try:
+                await asyncio.wait_for(changed.wait(), silence_s)
+            except TimeoutError:
+                yield None
+
+    # What rounds tell (``service.RoundObserver``).
+
+    @contextlib.asynccontextmanager
+    async def saving(
+        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
+    ) -> AsyncIterator[Also | None]:
+        """Store with a change of a round what it means to its experiment, and carry that out afterwards."""
+        if after.experiment_id is None:
+            yield None
+            return
+        active = await self.find(after.experiment_id)
+        now = time.time()
+        async with self._changing(active):
+            active.specs = after.specs
+            found = _Step(active.record, active.record, list(events_of(before, after, update, now)))
+            if active.record.program != after.request.task_wasm_image:
+                found.after = replace(found.after, program=after.request.task_wasm_image)
+            if after.state.is_over and not before.state.is_over:
+                await self._extend(active, found, _round_ended(after, now), outcome_of(after))
+            yield found.write
+            self._commit(active, found)
+        if before.state is RoundState.COLLECTING and after.state is not RoundState.COLLECTING:
+            self._stop_missing(after)
+        self._carry_out(active, found)
+
+    async def note_waiting(self, record: RoundRecord, reason: str) -> None:
+        """Tell that a round waits for its participants, unless that was told already."""
+        if record.experiment_id is None:
+            return
+        active = await self.find(record.experiment_id)
+        async with self._changing(active):
+            if active.waits_for == reason:
+                return
+            event = NewEvent("waiting", time.time(), {**place_of(record), "reason": reason})
+            await self._store_step(active, _Step(active.record, active.record, [event]))
+            active.waits_for = reason
+
+    async def _request(self, experiment_id: str, event: Request) -> ExperimentRecord:
+        active = await self.find(experiment_id)
+        refused = refusal(active.record.experiment, event)
+        if refused is not None:
+            raise ConflictError(refused)
+        return await self._apply(active, event)
+
+    async def _apply(self, active: ActiveExperiment, event: Event) -> ExperimentRecord:
+        """Store what an event leads to, and carry it out."""
+        async with self._changing(active):
+            found = _Step(active.record, active.record)
+            await self._extend(active, found, event)
+            if found.changes_anything:
+                await self._store_step(active, found)
+        self._carry_out(active, found)
+        return active.record
+
+    async def _apply_until_stored(self, active: ActiveExperiment, make_event: Callable[[], Event]) -> None:
+        """Apply an event that nobody waits for, however long the database or the registry takes."""
+        await retry(
+            lambda: self._apply(active, make_event()),
+            delays=_RETRY_DELAYS_S,
+            forever=True,
+            on=lambda error: not isinstance(error, StoreConflictError | NotFoundError),
+            failed=lambda error, _delay_s: log.error(
+                "experiment does not go on yet, trying again",
+                experiment_id=active.record.id,
+                reason=str(error),
+                exc_info=None if isinstance(error, PropellerError) else error,
+            ),
+        )
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, active: ActiveExperiment) -> AsyncIterator[None]:
+        """Hold an experiment's lock, with a record that is not older than the database."""
+        async with active.lock:
+            if active.in_doubt:
+                await self._active.read_back(active)
+                self._background.spawn(self._resume(active))
+            yield
+
+    async def _extend(
+        self, active: ActiveExperiment, found: _Step, event: Event, outcome: dict[str, Any] | None = None
+    ) -> None:
+        """Add to a step what an event leads to; ``outcome`` is told of the round that it ends."""
+        now = time.time()
+        transition = step(found.after.experiment, event)
+        found.after = found.after.advance(transition.experiment, now)
+        for effect in transition.effects:
+            match effect:
+                case Report("round_started", _):
+                    pass  # told once it is known who takes part
+                case Report(kind, data):
+                    more = outcome if outcome and kind in {"round_ended", "metrics"} else {}
+                    found.events.append(NewEvent(kind, now, {**data, **more}))
+                case StartRound(request):
+                    found.started.append(await self._create_round(active, found.after, request, now))
+                case EvaluateCentrally(request):
+                    raise AssertionError(f"{request.round_id}: check_spec lets no central evaluation in")
+                case CancelRound():
+                    found.cancelled.append(effect)
+                case MarkLatest() | MarkBest():
+                    found.marks.append(effect)
+                case Persist():
+                    pass  # all of this is stored before anything is carried out
+
+    async def _create_round(
+        self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest, now: float
+    ) -> RoundRecord:
+        if active.specs is None:
+            active.specs = await self._registry.specs(request.base_version)
+        plan = RoundPlan(
+            request.round_id, (), request.base_version, request.k_of_n, request.min_updates, request.kind
+        )
+        announced = request.kind == "evaluate" or not self._rounds.announces
+        return RoundRecord(Round(plan), make_start(record, request), active.specs, now, announced=announced)
+
+    async def _store_step(self, active: ActiveExperiment, found: _Step) -> None:
+        active.in_doubt = True
+        await self._store.transact(found.write)
+        self._commit(active, found)
+
+    def _commit(self, active: ActiveExperiment, found: _Step) -> None:
+        """Take over what is stored."""
+        last_seq = found.before.last_seq + len(found.events)
+        active.set_record(replace(found.after, last_seq=last_seq))
+        if found.started:
+            active.waits_for = None
+
+    def _carry_out(self, active: ActiveExperiment, found: _Step) -> None:
+        """Do what a stored step asks for. Nothing here waits: a round's lock may be held."""
+        for record in found.started:
+            self._rounds.open_round(record)
+            self._publish_start(record)
+        for cancel in found.cancelled:
+            self._background.spawn(self._cancel(active, cancel))
+        for mark in found.marks:
+            self._mark(active, mark)
+        before, after = found.before.experiment, found.after.experiment
+        if after.state is not before.state:
+            log.info(
+                "experiment changed", experiment_id=after.id, state=after.state.value, reason=after.reason
+            )
+        if after.deadline != before.deadline:
+            self._set_timer(active)
+        if before.needs_place and not after.needs_place:
+            self._background.spawn(self._admit())
+
+    def _publish_start(self, record: RoundRecord) -> None:
+        if self._publisher is not None and isinstance(record.request, RoundStart):
+            self._publisher.start(record.request)
+
+    def _stop_missing(self, record: RoundRecord) -> None:
+        """Have the tasks stopped whose updates come too late."""
+        if self._publisher is not None and record.missing:
+            reason = record.round.reason or "the round has enough updates"
+            stop = RoundStop(round_id=record.round_id, participants=record.missing, reason=reason)
+            self._publisher.stop(stop)
+
+    async def _cancel(self, active: ActiveExperiment, cancel: CancelRound) -> None:
+        record = await self._rounds.find_round(cancel.round_id)
+        if record is not None and not record.state.is_over:
+            waited = record.state is RoundState.CREATED
+            await self._rounds.cancel_round(cancel.round_id, cancel.reason)
+            if waited and self._publisher is not None:
+                stop = RoundStop(round_id=cancel.round_id, participants=[], reason=cancel.reason)
+                self._publisher.stop(stop)
+        elif record is not None:  # it ended while the process was down
+            await self._apply_until_stored(active, lambda: _round_ended(record, time.time()))
+
+    async def _resume(self, active: ActiveExperiment) -> None:
+        """Do again what may not have been done about an experiment."""
+        for effect in resume(active.record.experiment):
+            match effect:
+                case StartRound(request):
+                    await self._resume_round(active, request)
+                case CancelRound():
+                    await self._cancel(active, effect)
+                case MarkLatest() | MarkBest():
+                    self._mark(active, effect)
+                case _:
+                    pass
+        self._set_timer(active)
+
+    async def _resume_round(self, active: ActiveExperiment, request: RoundRequest) -> None:
+        record = await self._rounds.find_round(request.round_id)
+        if record is None:
+            log.error("the open round of an experiment is not in the database", round_id=request.round_id)
+        elif record.state.is_over:
+            ended = record
+            await self._apply_until_stored(active, lambda: _round_ended(ended, time.time()))
+        elif record.state is RoundState.CREATED:
+            self._publish_start(record)
+
+    async def _start_again(self) -> None:
+        """Publish the starts again that nobody has answered: what told of them may be lost."""
+        for active in self._active.all():
+            record = await self.open_round(active.record)
+            old = time.time() - START_AGAIN_S
+            if record is not None and record.state is RoundState.CREATED and record.created_at < old:
+                self._publish_start(record)
+
+    async def _admit(self) -> None:
+        """Let the oldest queued experiments run while there are places."""
+        async with self._admitting:
+            for active in self._active.queued():
+                if self._active.count_running() >= self._max_running:
+                    return
+                await self._apply_until_stored(active, lambda: Admitted(time.time()))
+
+    def _set_timer(self, active: ActiveExperiment) -> None:
+        def pass_time() -> None:
+            self._background.spawn(self._apply_until_stored(active, lambda: TimePassed(time.time())))
+
+        deadline = active.record.experiment.deadline
+        active.set_timer(None if deadline is None else deadline - time.time(), pass_time)
+
+    def _mark(self, active: ActiveExperiment, mark: MarkLatest | MarkBest) -> None:
+        """Have an alias moved, in the background: nothing waits for it."""
+        name = "latest" if isinstance(mark, MarkLatest) else "best"
+        is_idle = not active.aliases.get(name)
+        active.aliases[name] = mark.version
+        if is_idle:
+            self._background.spawn(self._move_alias(active, name))
+
+    async def _move_alias(self, active: ActiveExperiment, name: str) -> None:
+        """Move an alias to the newest version that is wanted."""
+        alias = f"{active.record.id}/{name}"
+        while (version := active.aliases.get(name)) is not None:
+            wanted = version
+            await retry(
+                lambda: self._registry.set_alias(alias, wanted),  # noqa: B023 - awaited before the next version
+                delays=_RETRY_DELAYS_S,
+                forever=True,
+                on=lambda error: isinstance(error, PropellerError) and error.temporary,
+                failed=lambda error, _delay_s: log.warning(
+                    "alias is not set yet", alias=alias, reason=str(error)
+                ),
+            )
+            if active.aliases.get(name) == version:
+                del active.aliases[name]
+
+
+def check_spec(spec: ExperimentSpec) -> None:
+    """Refuse what the coordinator cannot carry out.
+
+    Raises:
+        InvalidError: naming the field.
+    """
+    if spec.mode.kind == "async":
+        raise InvalidError("mode.kind: async experiments are not supported yet; use sync")
+    if spec.evaluate is not None and spec.evaluate.on == "central":
+        raise InvalidError("evaluate.on: central evaluation is not supported yet; use devices")
+    if spec.strategy.program is None:
+        read_strategy(spec.strategy.to_json())
+
+
+def make_start(record: ExperimentRecord, request: RoundRequest) -> RoundStart:
+    """What the manager is told of a round."""
+    spec = record.spec
+    strategy = {} if spec.strategy.program else read_strategy(spec.strategy.to_json()).for_devices({})
+    return RoundStart(
+        round_id=request.round_id,
+        model_uri=model_uri(request.base_version),
+        task_wasm_image=record.program,
+        selection=request.policy,
+        hyperparams=dict(request.hyperparams),
+        k_of_n=request.k_of_n,
+        timeout_s=request.timeout_s,
+        experiment_id=request.experiment_id,
+        limits=spec.limits,
+        mode=request.kind,
+        number=request.number,
+        attempt=request.attempt,
+        min_updates=request.min_updates,
+        strategy=strategy or None,
+        split=None if spec.data.split is None else spec.data.split.to_json(),
+        seed=spec.selection.seed,
+    )
+
+
+def _round_ended(record: RoundRecord, at: float) -> RoundEnded:
+    completed = record.state is RoundState.COMPLETED
+    return RoundEnded(
+        record.round_id,
+        at,
+        version=record.round.model_version,
+        metrics=record.metrics if completed else {},
+        reason=None if completed else record.round.reason or "failed",
+        participants=record.round.plan.participants,
+        failed=record.round.unheard,
+    )
+
+
+def _require_same(known: ExperimentRecord, spec: ExperimentSpec) -> ExperimentRecord:
+    if canonical_json(known.spec) != canonical_json(spec):
+        raise ConflictError(
+            f"id: experiment {known.id} exists and was asked for differently; choose another id"
+        )
+    return known

@@ -1,0 +1,55 @@
+"""What is told of a round of an experiment, beside what the experiment itself reports."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, format_unix_time
+from propeller.fl.round import RoundState
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """Something that happened in an experiment, not stored yet; ``at`` in Unix seconds."""
+
+    kind: str
+    at: float
+    data: Mapping[str, Any]
+
+
+def events_of(
+    before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None, at: float
+) -> Iterator[NewEvent]:
+    """The events of a change: its participants are known, an update has come, participants have failed."""
+    plan = after.round.plan
+    place = place_of(after)
+    if before.state is RoundState.CREATED and after.state is RoundState.COLLECTING:
+        known = {
+            "base_version": plan.base_version,
+            "participants": list(plan.participants),
+            "k_of_n": plan.k_of_n,
+            "deadline": format_unix_time(after.deadline),
+        }
+        yield NewEvent("round_started", at, {**place, **known})
+    if update is not None:
+        count = {"updates": len(after.updates), "k_of_n": plan.k_of_n}
+        yield NewEvent("update", at, {**place, **update.to_json(), **count})
+    for name, reason in after.round.failures.items():
+        if before.round.failures.get(name) != reason:
+            yield NewEvent("failure", at, {**place, "proplet_id": name, "reason": reason})
+
+
+def place_of(record: RoundRecord) -> dict[str, Any]:
+    """Which round an event is about."""
+    return {"round_id": record.round_id, "round": record.kind, **record.numbers}
+
+
+def outcome_of(record: RoundRecord) -> dict[str, Any]:
+    """What is told of a round at its end, beside how it ended."""
+    started, ended = record.started_at, record.ended_at
+    return {
+        "updates": len(record.updates),
+        "failures": len(record.round.failures),
+        "num_samples": sum(update.num_samples for update in record.updates.values()),
+        "seconds": None if started is None or ended is None else round(ended - started, 6),
+    }

@@ -1,0 +1,401 @@
+"""Experiments in the coordinator: what follows from what, what is told of it, and what is refused."""
+
+import csv
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from propeller.protocol.topics import Channel
+from support.coordinator import PARTICIPANTS, Peers, coordinating, environment
+from support.experiments import (
+    IMAGE,
+    PINNED,
+    FakeFleet,
+    answering,
+    detail,
+    events,
+    history,
+    in_state,
+    spec,
+    submit,
+    variables,
+)
+from support.net import eventually
+
+
+@dataclass
+class World:
+    """A coordinator, its peers and a fleet."""
+
+    http: httpx.AsyncClient
+    peers: Peers
+    fleet: FakeFleet
+    env: dict[str, str]
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> Channel:
+    return Channel("d-1", f"c-{tmp_path.name}"[:100])
+
+
+@pytest.fixture
+async def world(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> AsyncIterator[World]:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        yield World(http, peers[0], fleet, env)
+
+
+async def test_rounds_follow_each_other_to_the_end(world: World) -> None:
+    answer = await submit(world.http, hyperparams={"lr": {"schedule": "linear", "start": 1, "end": 3}})
+    assert (answer["id"], answer["name"], answer["state"]) == ("e", "fl", "running")
+    found = await in_state(world.http, "completed")
+    assert (found["done"], found["model_version"], found["reason"], found["round"]) == (3, 3, None, None)
+    assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
+    assert [start["hyperparams"]["lr"] for start in world.fleet.starts] == [1, 2, 3]
+    assert [start["model_uri"][-1] for start in world.fleet.starts] == ["0", "1", "2"]
+    assert world.fleet.starts[0]["task_wasm_image"] == IMAGE
+    assert {start["task_wasm_image"] for start in world.fleet.starts[1:]} == {PINNED}
+    assert found["program"] == PINNED
+    assert world.peers.aggregations == [PARTICIPANTS] * 3
+    await eventually(lambda: world.peers.aliases == {"e/latest": 3})
+    listed = (await world.http.get("/experiments?state=completed")).json()
+    assert (listed["total"], listed["experiments"][0]["id"]) == (1, "e")
+    assert (await world.http.get("/experiments?state=running")).json()["total"] == 0
+
+
+async def test_the_same_id_again(world: World) -> None:
+    first = await submit(world.http, rounds=1)
+    await in_state(world.http, "completed")
+    again = await submit(world.http, rounds=1)
+    assert (again["id"], again["created_at"]) == (first["id"], first["created_at"])
+    other = await world.http.post("/experiments", json=spec(rounds=2))
+    assert (other.status_code, "choose another id" in other.json()["error"]) == (409, True)
+    unnamed = spec(rounds=1)
+    del unnamed["id"]
+    ids = {(await world.http.post("/experiments", json=unnamed)).json()["id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(one.startswith("fl-") for one in ids)
+
+
+async def test_history_has_every_participant_with_its_metrics_and_failures(world: World) -> None:
+    def send(start: dict[str, Any], name: str) -> dict[str, Any] | str:
+        if name == "p-2" and start["number"] == 2:
+            return "no such image"
+        return {"num_samples": 30 if name == "p-1" else 10, "steps": 5, "metrics": {"loss": float(name[-1])}}
+
+    world.fleet.send = send
+    await submit(world.http, rounds=2, min_updates=2)
+    await in_state(world.http, "completed")
+    first, second = await history(world.http)
+    assert {
+        name: first[name] for name in ("round_id", "number", "attempt", "kind", "state", "num_samples")
+    } == {
+        "round_id": "e.1",
+        "number": 1,
+        "attempt": 1,
+        "kind": "train",
+        "state": "completed",
+        "num_samples": 50,
+    }
+    assert first["metrics"] == {"loss": pytest.approx((30 * 1 + 10 * 2 + 10 * 3) / 50)}
+    assert [update["proplet_id"] for update in first["updates"]] == PARTICIPANTS
+    assert (first["updates"][0]["steps"], first["updates"][0]["metrics"]) == (5, {"loss": 1.0})
+    assert (first["base_version"], first["model_version"], second["base_version"]) == (0, 1, 1)
+    assert first["seconds"] > 0
+    assert second["failures"] == [{"proplet_id": "p-2", "reason": "no such image"}]
+    assert len(second["updates"]) == 2
+
+    answer = await world.http.get("/experiments/e/history?format=csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(row["number"], row["proplet_id"], row["outcome"]) for row in rows] == [
+        ("1", "p-1", "update"),
+        ("1", "p-2", "update"),
+        ("1", "p-3", "update"),
+        ("2", "p-1", "update"),
+        ("2", "p-2", "failure"),
+        ("2", "p-3", "update"),
+    ]
+    assert (rows[0]["metrics.loss"], rows[4]["reason"]) == ("1.0", "no such image")
+
+
+async def test_events_are_numbered_resumed_and_end_by_themselves(world: World) -> None:
+    await submit(world.http, rounds=1)
+    found = await events(world.http)
+    assert [seq for seq, _kind, _data in found] == list(range(1, len(found) + 1))
+    assert [kind for _seq, kind, _data in found] == [
+        "state",
+        "state",
+        "round_started",
+        "update",
+        "update",
+        "update",
+        "round_ended",
+        "metrics",
+        "state",
+    ]
+    data = [data for _seq, _kind, data in found]
+    assert [data[index]["state"] for index in (0, 1, 8)] == ["queued", "running", "completed"]
+    assert data[2]["participants"] == PARTICIPANTS
+    assert (data[2]["k_of_n"], data[2]["round_id"], data[2]["number"]) == (3, "e.1", 1)
+    assert [(one["proplet_id"], one["updates"]) for one in data[3:6]] == [("p-1", 1), ("p-2", 2), ("p-3", 3)]
+    assert (data[6]["state"], data[6]["version"], data[6]["updates"]) == ("completed", 1, 3)
+    assert data[7]["metrics"] == {"accuracy": 0.1, "loss": 1.0}
+    assert all(one["experiment"] == "e" and one["at"].endswith("Z") for one in data)
+    assert await events(world.http, after=7) == found[7:]
+    assert await events(world.http, after=len(found)) == []
+
+
+async def test_a_failed_round_is_tried_again_without_those_who_failed(world: World) -> None:
+    world.fleet.send = lambda start, name: "no disk" if start["attempt"] == 1 and name == "p-3" else {}
+    await submit(world.http, rounds=2, min_updates=3)
+    found = await in_state(world.http, "completed")
+    assert found["done"] == 2
+    assert world.fleet.round_ids == ["e.1", "e.1.2", "e.2", "e.2.2"]
+    assert world.fleet.starts[1]["selection"]["exclude"] == ["p-3"]
+    first = (await history(world.http))[0]
+    assert (first["state"], first["failures"]) == ("failed", [{"proplet_id": "p-3", "reason": "no disk"}])
+    assert "no disk" in first["reason"]
+
+
+async def test_an_experiment_fails_with_the_reason_of_its_round(world: World) -> None:
+    world.fleet.choose = lambda _start: {"failure": "1 device needed, 0 there"}
+    await submit(world.http, retries=1)
+    found = await in_state(world.http, "failed")
+    assert found["reason"] == "round 1 failed 2 times, the last time: 1 device needed, 0 there"
+    assert found["ended_at"]
+    assert [one["state"] for one in await history(world.http)] == ["failed", "failed"]
+    kinds = [kind for _seq, kind, _data in await events(world.http)]
+    assert kinds == ["state", "state", "round_ended", "round_ended", "state"]
+
+
+async def test_evaluation_rounds_and_the_best_version(world: World) -> None:
+    accuracy = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6, 5: 0.4}
+    world.fleet.send = lambda start, _name: {"metrics": {"accuracy": accuracy[start["number"]]}}
+    evaluate = {"every": 1}
+    await submit(world.http, rounds=5, evaluate=evaluate, stop={"metric": "accuracy", "patience": 2})
+    found = await in_state(world.http, "completed")
+    assert world.fleet.round_ids == ["e.1", "e.e1", "e.2", "e.e2", "e.3", "e.e3", "e.4", "e.e4"]
+    assert found["best"] == {"version": 2, "metric": "accuracy", "value": 0.9}
+    assert "no better than the 0.9 of version 2" in found["reason"]
+    modes = [(start["mode"], start["model_uri"][-1]) for start in world.fleet.starts[:4]]
+    assert modes == [("train", "0"), ("evaluate", "1"), ("train", "1"), ("evaluate", "2")]
+    await eventually(lambda: world.peers.aliases == {"e/latest": 4, "e/best": 2})
+    evaluated = (await history(world.http))[1]
+    assert (evaluated["kind"], evaluated["model_version"], evaluated["metrics"]) == (
+        "evaluate",
+        None,
+        {"accuracy": 0.5},
+    )
+    assert "best" in {kind for _seq, kind, _data in await events(world.http)}
+
+
+async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:
+    world.fleet.send = lambda start, _name: {} if start["mode"] == "train" else None
+    await submit(world.http, rounds=1, evaluate={})
+    await eventually(lambda: "e.e1" in world.fleet.round_ids)
+    evaluation = {"round_id": "e.e1", "proplet_id": "p-1", "num_samples": 5, "metrics": {"accuracy": 0.5}}
+
+    async def chosen() -> bool:
+        return bool((await detail(world.http))["round"]["state"] == "collecting")
+
+    await eventually(chosen)
+    with_tensors = {**evaluation, "update": {"w": [1, 2, 3], "b": 0}}
+    refused = await world.http.post("/update", json=with_tensors)
+    assert (refused.status_code, "update" in refused.json()["error"]) == (400, True)
+    for _ in range(2):  # the same again is fine
+        assert (await world.http.post("/update", json=evaluation)).status_code == 200
+    different = {**evaluation, "metrics": {"accuracy": 0.6}}
+    assert (await world.http.post("/update", json=different)).status_code == 409
+    for name in ("p-2", "p-3"):
+        await world.http.post("/update", json={**evaluation, "proplet_id": name})
+    await in_state(world.http, "completed")
+    training = await world.http.post("/update", json={**evaluation, "round_id": "e.1"})
+    assert (training.status_code, "update" in training.json()["error"]) == (400, True)
+
+
+async def test_pause_lets_the_open_round_end_and_resume_goes_on(world: World) -> None:
+    world.fleet.send = lambda start, name: None if start["number"] == 1 and name == "p-3" else {}
+    await submit(world.http)
+    await eventually(lambda: world.fleet.starts)
+    assert (await world.http.post("/experiments/e/pause")).json()["state"] == "paused"
+    assert (await world.http.post("/experiments/e/pause")).status_code == 202
+
+    async def two_came() -> bool:
+        return len((await detail(world.http))["round"]["received"]) == 2
+
+    await eventually(two_came)
+    world.fleet.send = lambda _start, _name: {}
+    await world.fleet.speak(world.fleet.starts[0], "p-3")
+
+    async def ended() -> bool:
+        found = await detail(world.http)
+        return found["done"] == 1 and found["round"] is None
+
+    await eventually(ended)
+    assert world.fleet.round_ids == ["e.1"]
+    assert (await world.http.post("/experiments/e/resume")).json()["state"] == "running"
+    await in_state(world.http, "completed")
+    assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
+    for verb in ("pause", "resume", "stop"):
+        refused = await world.http.post(f"/experiments/e/{verb}")
+        assert (refused.status_code, "it is completed" in refused.json()["error"]) == (409, True)
+
+
+async def test_stop_cancels_the_open_round_and_its_tasks(world: World) -> None:
+    world.fleet.send = lambda _start, name: {} if name == "p-1" else None
+    await submit(world.http)
+
+    async def one_came() -> bool:
+        opened = (await detail(world.http))["round"]
+        return opened is not None and len(opened["received"]) == 1
+
+    await eventually(one_came)
+    assert (await world.http.post("/experiments/e/stop")).json()["state"] == "stopped"
+    await eventually(lambda: world.fleet.stops)
+    assert world.fleet.stops[0]["participants"] == ["p-2", "p-3"]
+    assert "stopped by request" in world.fleet.stops[0]["reason"]
+    (only,) = await history(world.http)
+    assert (only["state"], "the experiment is stopped" in only["reason"]) == ("failed", True)
+    late = await world.http.post("/rounds/e.1/retry")
+    assert (late.status_code, "of experiment e" in late.json()["error"]) == (409, True)
+    assert [kind for _seq, kind, _data in await events(world.http)][-2:] == ["state", "round_ended"]
+
+
+async def test_stop_while_nobody_is_chosen(world: World) -> None:
+    world.fleet.choose = lambda _start: {"waiting": "2 devices needed, 1 there"}
+    await submit(world.http)
+
+    async def told() -> bool:
+        found = (await detail(world.http))["round"]
+        return found is not None and found["state"] == "created"
+
+    await eventually(told)
+    await eventually(lambda: world.fleet.starts)
+    for _ in range(2):  # told once
+        await world.fleet.answer(world.fleet.starts[0])
+    await world.http.post("/experiments/e/stop")
+    await eventually(lambda: world.fleet.stops)
+    assert world.fleet.stops[0]["participants"] == []
+    waiting = [data for _seq, kind, data in await events(world.http) if kind == "waiting"]
+    assert [one["reason"] for one in waiting] == ["2 devices needed, 1 there"]
+    proposal = {"participants": PARTICIPANTS}
+    answer = await world.http.post("/rounds/e.1/participants", json=proposal)
+    assert answer.json()["participants"] == []
+    assert answer.json()["state"] == "failed"
+
+
+async def test_the_first_choice_stays(world: World) -> None:
+    world.fleet.choose = lambda _start: {"participants": ["p-3", "p-1"], "surplus": 1}
+    world.fleet.send = lambda _start, _name: None
+    await submit(world.http, rounds=1)
+    await eventually(lambda: world.fleet.starts)
+
+    async def chosen() -> bool:
+        return bool((await detail(world.http))["round"]["state"] == "collecting")
+
+    await eventually(chosen)
+    again = await world.http.post("/rounds/e.1/participants", json={"participants": ["p-2"]})
+    assert again.json()["participants"] == ["p-3", "p-1"]
+    assert (await detail(world.http))["round"]["k_of_n"] == 1
+    unknown = await world.http.post("/rounds/e.9/participants", json={"participants": ["p-2"]})
+    assert unknown.status_code == 404
+    nothing = await world.http.post("/rounds/e.1/participants", json={})
+    assert nothing.status_code == 400
+    world.fleet.send = lambda _start, _name: {}
+    await world.fleet.speak(world.fleet.starts[0], "p-3")
+    await in_state(world.http, "completed")
+    await eventually(lambda: world.fleet.stops)
+    assert world.fleet.stops[0] == {
+        "round_id": "e.1",
+        "participants": ["p-1"],
+        "reason": "the round has enough updates",
+    }
+
+
+async def test_the_time_that_an_experiment_may_take(world: World) -> None:
+    world.fleet.send = lambda _start, _name: None
+    await submit(world.http, stop={"max_time_s": 0.3})
+    found = await in_state(world.http, "completed")
+    assert "stop.max_time_s: 0.3 s have passed" in found["reason"]
+    await eventually(lambda: world.fleet.stops)
+
+
+async def test_a_deadline_is_counted_from_the_choice(world: World) -> None:
+    world.fleet.send = lambda _start, name: {} if name == "p-1" else None
+    await submit(world.http, rounds=1, timeout_s=0.3)
+    found = await in_state(world.http, "completed")
+    assert found["done"] == 1
+    (only,) = await history(world.http)
+    assert len(only["updates"]) == 1
+
+
+async def test_more_experiments_than_places_are_queued_in_order(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], COORDINATOR_MAX_EXPERIMENTS="2", **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.send = lambda _start, _name: None
+        states = [(await submit(http, id=f"e-{n}", rounds=1))["state"] for n in range(4)]
+        assert states == ["running", "running", "queued", "queued"]
+        await eventually(lambda: len(fleet.round_ids) == 2)
+        refused = await http.post("/experiments/e-3/pause")
+        assert (refused.status_code, "it starts once others have ended" in refused.json()["error"]) == (
+            409,
+            True,
+        )
+        assert (await http.post("/experiments/e-0/stop")).status_code == 202
+        await in_state(http, "running", experiment_id="e-2")
+        assert (await detail(http, "e-3"))["state"] == "queued"
+        fleet.send = lambda _start, _name: {}
+        for start in list(fleet.starts):
+            if start["round_id"] != "e-0.1":
+                await fleet.answer(start)
+        for number in (1, 2, 3):
+            await in_state(http, "completed", experiment_id=f"e-{number}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"round": 3}, ("round", "did you mean 'rounds'?")),
+        ({"strategy": "fedavvg"}, ("fedavvg", "fedavg")),
+        ({"strategy": {"name": "fedavg", "speed": 3}}, ("speed",)),
+        ({"selection": {"cuont": 3}}, ("selection.cuont", "count")),
+        ({"k_of_n": 3, "selection": {"count": 2}}, ("k_of_n (3)", "selection.count (2)")),
+        ({"program": ""}, ("program",)),
+    ],
+)
+async def test_what_is_refused_names_the_field(
+    world: World, fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    answer = await world.http.post("/experiments", json=spec(**fields))
+    assert answer.status_code == 400
+    assert all(word in answer.json()["error"] for word in words), answer.text
+    assert (await world.http.get("/experiments")).json()["total"] == 0
+
+
+async def test_a_model_that_does_not_exist(world: World) -> None:
+    answer = await world.http.post("/experiments", json=spec(model={"version": 7}))
+    assert (answer.status_code, "version 7" in answer.json()["error"]) == (404, True)
+
+
+async def test_unknown_experiments(world: World) -> None:
+    for path in ("", "/history", "/events"):
+        answer = await world.http.get(f"/experiments/nobody{path}")
+        assert (answer.status_code, "nobody" in answer.json()["error"]) == (404, True)
+    assert (await world.http.post("/experiments/nobody/stop")).status_code == 404
+    bad = await world.http.get("/experiments/nobody/events", headers={"last-event-id": "x"})
+    assert bad.status_code == 400
+
+
+async def test_without_a_broker_nothing_is_begun(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/experiments", json=spec())
+    assert (answer.status_code, "MQTT_BROKER" in answer.json()["error"]) == (503, True)
