@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from propeller import __version__
+from propeller.cli import model
 from propeller.process.run import StartError
 
 
@@ -332,6 +333,9 @@ def run(
     from propeller.cli.experiment import run_experiment
 
     run_experiment(experiment, state, image=image, rounds=rounds)
+
+
+app.add_typer(model.commands)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from propeller.sdk.addresses import read_stack
 from propeller.sdk.client import AsyncPropeller
 from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import AsyncExperimentHandle, Event
+from propeller.sdk.models import Models
 from propeller.sdk.transport import Blocking, BlockingTransport, blocking, complete, iterate
 
 
@@ -57,6 +58,7 @@ class Propeller(Blocking[AsyncPropeller]):
 
     Attributes:
         stack: ``stack.json``, if it was read from there; else empty.
+        models: its model versions.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Propeller(Blocking[AsyncPropeller]):
             )
         )
         self.stack = self._inner.stack
+        self.models = Models(self._inner.models)
 
     @classmethod
     def from_state(cls, folder: str | Path = ".propeller") -> Self:

@@ -18,6 +18,7 @@ from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack
 from propeller.sdk.connection import Connection
 from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle
+from propeller.sdk.models import AsyncModels
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain
 
@@ -65,6 +66,7 @@ class AsyncPropeller:
 
     Attributes:
         stack: ``stack.json``, if it was read from there; else empty.
+        models: its model versions.
     """
 
     _transport: type[AsyncTransport | BlockingTransport] = AsyncTransport
@@ -124,6 +126,7 @@ class AsyncPropeller:
         transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10)
         self._connection = Connection(urls, transport, login, stack or {})
         self.stack = self._connection.stack
+        self.models = AsyncModels(self._connection)
 
     @classmethod
     def from_state(cls, folder: str | Path = ".propeller") -> Self:

@@ -1,8 +1,8 @@
 """Requests of the services of a stack, with errors that say what to do."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 
@@ -44,15 +44,48 @@ class Connection:
 
     async def send(self, method: str, service: str, path: str, **options: Any) -> httpx.Response:
         """Send a request; its answer, which is a good one. Raises as ``ask`` does."""
-        url = f"{self.urls[service]}{path}"
-        headers = options.pop("headers", {})
-        try:
-            answer = await self.transport.send(
-                method, url, headers=headers | self._authorization(), **options
+        url, headers = f"{self.urls[service]}{path}", options.pop("headers", {})
+
+        async def send() -> httpx.Response:
+            return await self.transport.send(
+                method, url, headers={**headers, **self._authorization()}, **options
             )
+
+        return await self._sent(send, method, url)
+
+    async def upload(
+        self, service: str, path: str, content: BinaryIO, *, headers: Mapping[str, str], **options: Any
+    ) -> Any:
+        """Send a file with ``POST``; the JSON of the answer. Raises as ``ask`` does."""
+        url = f"{self.urls[service]}{path}"
+
+        async def send() -> httpx.Response:
+            return await self.transport.upload(
+                url, content, headers={**headers, **self._authorization()}, **options
+            )
+
+        return (await self._sent(send, "POST", url)).json()
+
+    async def download(
+        self, service: str, path: str, content: BinaryIO, *, headers: Mapping[str, str], **options: Any
+    ) -> httpx.Response:
+        """Send ``GET``; the answer's body is written to ``content``. Raises as ``ask`` does."""
+        url = f"{self.urls[service]}{path}"
+
+        async def send() -> httpx.Response:
+            return await self.transport.download(
+                url, content, headers={**headers, **self._authorization()}, **options
+            )
+
+        return await self._sent(send, "GET", url)
+
+    async def _sent(
+        self, send: Callable[[], Awaitable[httpx.Response]], method: str, url: str
+    ) -> httpx.Response:
+        try:
+            answer = await send()
             if await self._may_try_again(answer):
-                headers |= self._authorization()
-                answer = await self.transport.send(method, url, headers=headers, **options)
+                answer = await send()
         except httpx.TransportError as error:
             raise _unreachable(method, url, error) from None
         _check(answer, method, url)

@@ -5,12 +5,13 @@ so ``complete`` and ``iterate`` run it to its end in the thread of the caller: w
 """
 
 import functools
+import os
 import time
 from abc import ABC, abstractmethod
 from asyncio import sleep
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, BinaryIO, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
@@ -22,12 +23,24 @@ T = TypeVar("T")
 Inner = TypeVar("Inner")
 
 
+_PIECE_BYTES = 1024 * 1024
+"""How much of a file is in memory at a time, in bytes."""
+
+
 class Transport(ABC):
     """Sends requests to the services of a stack."""
 
     @abstractmethod
     async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
         """A request and its whole answer; ``options`` are httpx's."""
+
+    @abstractmethod
+    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``POST`` of a file, and its whole answer."""
+
+    @abstractmethod
+    async def download(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``GET`` whose answer, if it is a good one, is written to a file; else it has been read."""
 
     @abstractmethod
     def stream(self, url: str, **options: Any) -> AbstractAsyncContextManager["EventStream"]:
@@ -60,6 +73,21 @@ class AsyncTransport(Transport):
         """A request and its whole answer."""
         return await self._http.request(method, url, **options)
 
+    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``POST`` of a file."""
+        headers = options.pop("headers", {}) | {"Content-Length": str(os.fstat(content.fileno()).st_size)}
+        return await self._http.post(url, content=_as_async(_pieces(content)), headers=headers, **options)
+
+    async def download(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``GET`` whose answer is written to a file."""
+        async with self._http.stream("GET", url, **options) as answer:
+            if not answer.is_success:
+                await answer.aread()
+                return answer
+            async for piece in answer.aiter_bytes():
+                content.write(piece)
+            return answer
+
     @asynccontextmanager
     async def stream(self, url: str, **options: Any) -> AsyncIterator[EventStream]:
         """A stream of server-sent events."""
@@ -88,6 +116,20 @@ class BlockingTransport(Transport):
         """A request and its whole answer."""
         return self._http.request(method, url, **options)
 
+    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``POST`` of a file."""
+        headers = options.pop("headers", {}) | {"Content-Length": str(os.fstat(content.fileno()).st_size)}
+        return self._http.post(url, content=_pieces(content), headers=headers, **options)
+
+    async def download(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+        """A ``GET`` whose answer is written to a file."""
+        with self._http.stream("GET", url, **options) as answer:
+            if not answer.is_success:
+                answer.read()
+                return answer
+            content.writelines(answer.iter_bytes())
+            return answer
+
     @asynccontextmanager
     async def stream(self, url: str, **options: Any) -> AsyncIterator[EventStream]:
         """A stream of server-sent events."""
@@ -103,6 +145,12 @@ class BlockingTransport(Transport):
     async def aclose(self) -> None:
         """Close every connection."""
         self._http.close()
+
+
+def _pieces(content: BinaryIO) -> Iterator[bytes]:
+    content.seek(0)
+    while piece := content.read(_PIECE_BYTES):
+        yield piece
 
 
 async def _as_async(values: Iterable[T]) -> AsyncIterator[T]:

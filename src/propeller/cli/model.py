@@ -1,0 +1,143 @@
+"""The commands ``propeller model …``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from propeller.cli.options import DEFAULT_STATE, JsonOption, StateOption, UrlOption, UserOption
+
+commands = typer.Typer(
+    name="model",
+    help="Show, compare, name, verify, export and import model versions.",
+    no_args_is_help=True,
+)
+
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="VERSION", help="A number, 'latest', or an alias as EXPERIMENT/best.")
+]
+
+
+@commands.command("list")
+def list_models(
+    experiment: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only those of this experiment.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only those made by this strategy.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """List the newest model versions."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import show_list
+
+    show_list(Target(state, url, user), experiment, strategy, limit=limit, as_json=as_json)
+
+
+@commands.command()
+def show(
+    version: VersionArgument,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Show where a version comes from, and its tensors."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import show_model
+
+    show_model(Target(state, url, user), version, as_json=as_json)
+
+
+@commands.command()
+def diff(
+    first: VersionArgument,
+    second: VersionArgument,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Show how the second version differs from the first, tensor by tensor."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import show_diff
+
+    show_diff(Target(state, url, user), first, second, as_json=as_json)
+
+
+@commands.command()
+def export(
+    version: VersionArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.safetensors, FILE.npz or FILE.json.")],
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Write a version to a file, in the encoding of the file's name."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import export_model
+
+    export_model(Target(state, url, user), version, file)
+
+
+@commands.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.safetensors, FILE.npz or FILE.json.")],
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Store a file as the next version."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import load_model
+
+    load_model(Target(state, url, user), file)
+
+
+@commands.command()
+def alias(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="NAME or EXPERIMENT/NAME; all are listed without it.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="The version that it stands for from now on.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Forget the alias.")] = False,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Give a version a name, forget a name, or list the names."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import change_alias, show_aliases
+
+    target = Target(state, url, user)
+    if name is None and not delete:
+        show_aliases(target, as_json=as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("needs the NAME of an alias", param_hint="--delete")
+    if delete == (version is not None):
+        raise typer.BadParameter("give NAME VERSION, or --delete NAME", param_hint="VERSION")
+    change_alias(target, name, version)
+
+
+@commands.command()
+def verify(
+    version: VersionArgument,
+    as_json: JsonOption = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
+) -> None:
+    """Compute a version again from the kept updates of its round, and compare it bit for bit."""
+    from propeller.cli.connection import Target
+    from propeller.cli.models import verify_model
+
+    raise typer.Exit(verify_model(Target(state, url, user), version, as_json=as_json))

@@ -1,0 +1,237 @@
+"""``propeller model …``: model versions on the screen and in files."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from propeller.cli.connection import Target
+
+_MAX_TENSORS = 200
+"""Tensors that are shown on the screen; ``--json`` has all."""
+
+
+def show_list(
+    target: Target, experiment: str | None, strategy: str | None, *, limit: int, as_json: bool
+) -> None:
+    """Print the newest versions, newest first."""
+    with target.connect() as fl:
+        found = fl.models.list(experiment=experiment, strategy=strategy, limit=limit)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table()
+    for column in ("version", "aliases", "round", "strategy", "metrics", "created"):
+        whole = column in {"version", "strategy", "created"}
+        table.add_column(column, overflow="fold", no_wrap=whole)
+    for one in found:
+        if "error" in one:
+            table.add_row(f"v{one['version']}", "[red]damaged[/]")
+            continue
+        lineage = one["lineage"] or {}
+        table.add_row(
+            f"v{one['version']}",
+            escape(", ".join(one["aliases"])),
+            escape(_text(lineage.get("round") or lineage.get("experiment"))),
+            escape(_strategy(lineage)),
+            escape(_metrics(lineage.get("metrics"))),
+            _moment(one["created_at"])[: len("2026-11-27 10:00")],
+        )
+    Console(highlight=False).print(table)
+
+
+def show_model(target: Target, version: str, *, as_json: bool) -> None:
+    """Print what is known of a version."""
+    with target.connect() as fl:
+        info = fl.models.info(version)
+    if as_json:
+        print(json.dumps(info))
+        return
+    lineage = info["lineage"] or {}
+    tensors = info["tensors"]
+    numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+    program = lineage.get("program") or {}
+    shown = {
+        "version": f"v{info['version']}",
+        "aliases": ", ".join(info["aliases"]),
+        "created": _moment(info["created_at"]),
+        "size": f"{_count(numbers, 'number')} in {_count(len(tensors), 'tensor')}, {info['size']:,} bytes",
+        "digest": info["digest"],
+        "server state": "yes" if info["has_state"] else "",
+        "experiment": _text(lineage.get("experiment")),
+        "round": " ".join(filter(None, [_text(lineage.get("number")), _text(lineage.get("round"))])),
+        "parent": _version(lineage.get("parent")),
+        "strategy": _strategy(lineage, with_params=True),
+        "program": " ".join(filter(None, [program.get("reference"), program.get("digest")])),
+        "updates": _updates(lineage),
+        "metrics": _metrics(lineage.get("metrics")),
+    }
+    console = Console(highlight=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in shown.items():
+        if value:
+            table.add_row(f"[dim]{name}[/]", escape(value))
+    console.print(table)
+    names = Table()
+    for column in ("tensor", "dtype", "shape"):
+        names.add_column(column, overflow="fold")
+    for name, tensor in list(tensors.items())[:_MAX_TENSORS]:
+        names.add_row(escape(name), tensor["dtype"], escape(str(tensor["shape"])))
+    console.print(names)
+    _say_what_is_left_out(console, len(tensors))
+
+
+def show_diff(target: Target, first: str, second: str, *, as_json: bool) -> None:
+    """Print how a version differs from another."""
+    with target.connect() as fl:
+        found = fl.models.diff(first, second)
+    if as_json:
+        print(json.dumps(found))
+        return
+    console, total = Console(highlight=False), found["total"]
+    counts = ", ".join(f"{number} {status}" for status, number in total["tensors"].items() if number)
+    console.print(f"v{found['from']} → v{found['to']}: {counts or 'no tensors'}", soft_wrap=True)
+    table = Table()
+    for column in ("tensor", "status", "dtype", "shape", "changed", "l2", "relative", "max abs", "cosine"):
+        right = column in {"changed", "l2", "relative", "max abs", "cosine"}
+        table.add_column(column, overflow="fold", justify="right" if right else "left")
+    for name, tensor in list(found["tensors"].items())[:_MAX_TENSORS]:
+        table.add_row(
+            escape(name),
+            tensor["status"],
+            _both(tensor["dtype"]),
+            escape(_both(tensor["shape"])),
+            *_figures(tensor),
+        )
+    table.add_section()
+    table.add_row("total", "", "", "", *_figures(total))
+    console.print(table)
+    _say_what_is_left_out(console, len(found["tensors"]))
+    for field, (before, after) in found["lineage"].items():
+        console.print(
+            f"[dim]{escape(field)}[/]  {escape(_text(before))} → {escape(_text(after))}", soft_wrap=True
+        )
+
+
+def export_model(target: Target, version: str, file: Path) -> None:
+    """Write a version to a file."""
+    with target.connect() as fl:
+        number = fl.models.export(version, file)
+    print(f"Wrote v{number} to {file}, {file.stat().st_size} bytes")
+
+
+def load_model(target: Target, file: Path) -> None:
+    """Store a file as the next version."""
+    with target.connect() as fl:
+        number = fl.models.load(file)
+    print(f"Stored {file} as v{number}")
+
+
+def show_aliases(target: Target, *, as_json: bool) -> None:
+    """Print every alias and its version."""
+    with target.connect() as fl:
+        aliases = fl.models.aliases()
+    if as_json:
+        print(json.dumps(aliases))
+        return
+    table = Table()
+    table.add_column("alias", overflow="fold")
+    table.add_column("version", justify="right")
+    for name, version in aliases.items():
+        table.add_row(escape(name), f"v{version}")
+    Console(highlight=False).print(table)
+
+
+def change_alias(target: Target, name: str, version: str | None) -> None:
+    """Have an alias stand for a version, or forget it if there is none."""
+    with target.connect() as fl:
+        if version is None:
+            fl.models.delete_alias(name)
+            print(f"{name} is no alias any more")
+            return
+        given: int | str = int(version) if version.isascii() and version.isdigit() else version
+        print(f"{name} is v{fl.models.set_alias(name, given)}")
+
+
+def verify_model(target: Target, version: str, *, as_json: bool) -> int:
+    """Print whether a version is what its updates make; gives 0 if it is, else 1."""
+    with target.connect() as fl:
+        found = fl.models.verify(version)
+    if as_json:
+        print(json.dumps(found))
+        return 0 if found["verified"] else 1
+    console = Console(highlight=False)
+    updates = found["updates"]
+    made = _count(updates if isinstance(updates, int) else len(updates), "update")
+    if found["verified"]:
+        console.print(
+            f"v{found['version']} is what its {made} make, bit for bit: {found['digest']}", soft_wrap=True
+        )
+        return 0
+    console.print(f"[red]v{found['version']} is NOT what its {made} make[/]", soft_wrap=True)
+    console.print(f"  stored      {found['digest']}\n  recomputed  {found['recomputed']}", soft_wrap=True)
+    return 1
+
+
+def _say_what_is_left_out(console: Console, count: int) -> None:
+    if count > _MAX_TENSORS:
+        console.print(f"and {count - _MAX_TENSORS} more; --json has all")
+
+
+def _figures(found: Mapping[str, Any]) -> list[str]:
+    if "numbers" not in found:
+        return [""] * 5
+    figures = (_number(found[name]) for name in ("l2", "relative", "max_abs", "cosine"))
+    return [f"{found['changed']:,}/{found['numbers']:,}", *figures]
+
+
+def _both(values: list[Any]) -> str:
+    before, after = (_text(value) for value in values)
+    return before if before == after else f"{before or '(none)'} → {after or '(none)'}"
+
+
+def _strategy(lineage: Mapping[str, Any], *, with_params: bool = False) -> str:
+    used = lineage.get("strategy") or {}
+    params = used.get("params") if with_params else None
+    return " ".join(
+        filter(None, [_text(used.get("name") or used.get("program")), json.dumps(params) if params else ""])
+    )
+
+
+def _updates(lineage: Mapping[str, Any]) -> str:
+    parts = [
+        _count(lineage["participants"], "update") if "participants" in lineage else "",
+        _count(lineage["num_samples"], "sample") if "num_samples" in lineage else "",
+    ]
+    return " of ".join(filter(None, parts))
+
+
+def _metrics(metrics: Mapping[str, float] | None) -> str:
+    return "  ".join(f"{name} {_number(value)}" for name, value in (metrics or {}).items())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"  # noqa: RUF001 - a dash
+
+
+def _version(version: int | None) -> str:
+    return "" if version is None else f"v{version}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _moment(text: str) -> str:
+    return text[:19].replace("T", " ")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,191 @@
+"""The model versions of a stack: what there is, how two differ, aliases, and files."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from propeller.errors import InvalidError, PropellerError
+from propeller.process.files import DurableFile
+from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.sdk.connection import Connection
+from propeller.sdk.transport import Blocking, blocking
+
+MEDIA_TYPES = {
+    ".safetensors": "application/vnd.safetensors",
+    ".npz": "application/x-npz",
+    ".json": "application/json",
+}
+"""The encodings of a model by the end of a file's name."""
+
+SLOW_S = 600.0
+"""How long what reads whole models may take, in seconds."""
+
+
+class AsyncModels:
+    """The model versions of a stack. Where a method takes a version, it takes ``latest`` and aliases too."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Use the registry and the coordinator of ``connection``."""
+        self._connection = connection
+
+    async def list(
+        self,
+        *,
+        experiment: str | None = None,
+        strategy: str | None = None,
+        alias: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[dict[str, Any]]:
+        """What is known of the newest versions that fit, newest first.
+
+        Raises:
+            PropellerError: a filter cannot be one, or there is no such alias.
+        """
+        filters = {"experiment": experiment, "strategy": strategy, "alias": alias}
+        params = {name: value for name, value in filters.items() if value is not None}
+        answer = await self._ask(
+            "GET", "/models", params={**params, "details": 1, "limit": limit, "offset": offset}
+        )
+        found: list[dict[str, Any]] = answer["models"]
+        return found
+
+    async def info(self, version: int | str) -> dict[str, Any]:
+        """What is known of a version: ``version``, ``created_at``, ``tensors``, ``lineage``, ``aliases`` …
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found: dict[str, Any] = await self._ask("GET", f"/models/{_path(version)}/info")
+        return found
+
+    async def diff(self, first: int | str, second: int | str) -> dict[str, Any]:
+        """How the second version differs from the first: ``tensors``, ``total``, ``lineage``.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        path = f"/models/{_path(first)}/diff/{_path(second)}"
+        found: dict[str, Any] = await self._ask("GET", path, timeout=SLOW_S)
+        return found
+
+    async def aliases(self) -> dict[str, int]:
+        """Every alias and its version."""
+        found: dict[str, int] = (await self._ask("GET", "/aliases"))["aliases"]
+        return found
+
+    async def set_alias(self, name: str, version: int | str) -> int:
+        """Have an alias stand for a version from now on; gives the version's number.
+
+        Raises:
+            NotFoundError: there is no such version.
+            InvalidError: the name cannot be an alias.
+        """
+        number = version if isinstance(version, int) else int((await self.info(version))["version"])
+        await self._ask("PUT", f"/aliases/{_path(name)}", json={"version": number})
+        return number
+
+    async def delete_alias(self, name: str) -> None:
+        """Forget an alias.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        await self._connection.send("DELETE", "model_registry", f"/aliases/{_path(name)}")
+
+    async def export(self, version: int | str, file: str | Path) -> int:
+        """Write a version to a file, in the encoding of its name (``MEDIA_TYPES``); gives the version's number.
+
+        Whatever its size, little of it is in memory. A file that is there is replaced, once the new one is whole.
+
+        Raises:
+            InvalidError: the name says no encoding.
+            NotFoundError: there is no such version.
+            PropellerError: the file cannot be written.
+        """
+        target = Path(file)
+        headers = {"Accept": _media_type(target)}
+        try:
+            with DurableFile(target.parent, target.name) as new:
+                answer = await self._connection.download(
+                    "model_registry", f"/models/{_path(version)}", new.stream, headers=headers, timeout=SLOW_S
+                )
+                new.commit(target)
+        except OSError as error:
+            raise PropellerError(f"{target} cannot be written: {error.strerror or error}") from None
+        return int(answer.headers["x-model-version"])
+
+    async def load(self, file: str | Path, *, version: int | None = None) -> int:
+        """Store a file as a version, the next one if none is given; gives its number.
+
+        Its encoding is that of its name (``MEDIA_TYPES``). Whatever its size, little of it is in memory.
+
+        Raises:
+            InvalidError: the name says no encoding, or the file is no model.
+            ConflictError: the version is there with other content.
+            PropellerError: the file cannot be read.
+        """
+        source = Path(file)
+        headers, params = (
+            {"Content-Type": _media_type(source)},
+            {} if version is None else {"version": version},
+        )
+        try:
+            if source.suffix == ".json":  # in a field, as a version and a lineage may be beside it
+                body: Any = {"model": _read_json(source), **params}
+                answer = await self._ask("POST", "/models", json=body, timeout=SLOW_S)
+            else:
+                with source.open("rb") as stream:  # noqa: ASYNC230 - no wait worth a thread
+                    answer = await self._connection.upload(
+                        "model_registry", "/models", stream, headers=headers, params=params, timeout=SLOW_S
+                    )
+        except OSError as error:
+            raise PropellerError(f"{source}: {error.strerror or error}") from None
+        return int(answer["version"])
+
+    async def verify(self, version: int | str) -> dict[str, Any]:
+        """Whether a version is what its round's updates make: ``verified``, ``digest``, ``recomputed``, ``updates``.
+
+        Raises:
+            NotFoundError: there is no such version.
+            PropellerError: it cannot be computed again; the text says why.
+        """
+        number = (await self.info(version))["version"]
+        path = f"/models/{number}/verify"
+        found: dict[str, Any] = await self._connection.ask("POST", "coordinator", path, timeout=SLOW_S)
+        return found
+
+    async def _ask(self, method: str, path: str, **options: Any) -> Any:
+        return await self._connection.ask(method, "model_registry", path, **options)
+
+
+class Models(Blocking[AsyncModels]):
+    """The model versions of a stack; the methods are described at ``AsyncModels``."""
+
+    list = blocking(AsyncModels.list)
+    info = blocking(AsyncModels.info)
+    diff = blocking(AsyncModels.diff)
+    aliases = blocking(AsyncModels.aliases)
+    set_alias = blocking(AsyncModels.set_alias)
+    delete_alias = blocking(AsyncModels.delete_alias)
+    export = blocking(AsyncModels.export)
+    load = blocking(AsyncModels.load)
+    verify = blocking(AsyncModels.verify)
+
+
+def _path(version: int | str) -> str:
+    return quote(str(version), safe="/")
+
+
+def _media_type(file: Path) -> str:
+    kind = MEDIA_TYPES.get(file.suffix)
+    if kind is None:
+        raise InvalidError(f"{file}: the name must end in {', '.join(MEDIA_TYPES)}, which says the encoding")
+    return kind
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return decode_object(file.read_bytes())
+    except MalformedMessageError as error:
+        raise InvalidError(f"{file}: {error}") from None

@@ -1,0 +1,77 @@
+"""Model versions from Python, in both forms of the client, with and without authentication."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
+from propeller.fl.tensors import from_safetensors, to_safetensors
+from propeller.sdk import AsyncPropeller, Propeller
+from support.model_registry import serving_registry
+
+LARGE: dict[str, Any] = {"w": np.arange(500_000, dtype=np.float64), "b": np.zeros((2, 3), np.float32)}
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    async with serving_registry(tmp_path / "models") as running:
+        yield running
+
+
+async def test_a_model_goes_through_files(url: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "model.safetensors", tmp_path / "again.safetensors"
+    source.write_bytes(to_safetensors(LARGE, {"note": "kept"}))
+    async with AsyncPropeller(model_registry=url) as fl:
+        version = await fl.models.load(source)
+        assert await fl.models.load(source, version=version) == version
+        assert await fl.models.set_alias("digits-1/best", version) == version
+        assert await fl.models.export("digits-1/best", target) == version
+        assert target.read_bytes() == source.read_bytes()
+        info = await fl.models.info("digits-1/best")
+        assert info["aliases"] == ["digits-1/best"]
+        assert await fl.models.aliases() == {"digits-1/best": version}
+        other = await fl.put_model({**LARGE, "b": np.ones((2, 3), np.float32)})
+        found = await fl.models.diff(version, other)
+        assert found["tensors"]["b"]["l2"] == pytest.approx(6**0.5)
+        assert [one["version"] for one in await fl.models.list(limit=1)] == [other]
+        assert [one["version"] for one in await fl.models.list(alias="digits-1/best")] == [version]
+        await fl.models.delete_alias("digits-1/best")
+        with pytest.raises(NotFoundError, match="no alias 'digits-1/best'"):
+            await fl.models.export("digits-1/best", target)
+        assert target.read_bytes() == source.read_bytes()
+        with pytest.raises(ConflictError):
+            await fl.models.load(source, version=other)
+
+
+async def test_the_blocking_form(url: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "model.npz", tmp_path / "new" / "model.safetensors"
+    np.savez(source, w=LARGE["w"])
+
+    def use() -> None:
+        with Propeller(model_registry=url) as fl:
+            version = fl.models.load(source)
+            assert fl.models.export(version, target) == version
+            assert fl.models.info("latest")["version"] == version
+
+    await asyncio.to_thread(use)
+    np.testing.assert_array_equal(from_safetensors(target.read_bytes())[0]["w"], LARGE["w"])
+
+
+async def test_what_cannot_be_is_an_error_that_says_so(url: str, tmp_path: Path) -> None:
+    async with AsyncPropeller(model_registry=url) as fl:
+        for name in ("model.pt", "model"):
+            with pytest.raises(InvalidError, match="must end in"):
+                await fl.models.load(tmp_path / name)
+        with pytest.raises(PropellerError, match="No such file"):
+            await fl.models.load(tmp_path / "model.npz")
+        (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+        with pytest.raises(InvalidError, match="not safetensors"):
+            await fl.models.load(tmp_path / "model.safetensors")
+        (tmp_path / "file").write_bytes(b"")
+        await fl.put_model({"w": np.ones(1)})
+        with pytest.raises(PropellerError, match="cannot be written"):
+            await fl.models.export("latest", tmp_path / "file" / "model.npz")
