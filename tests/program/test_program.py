@@ -319,3 +319,10 @@ def test_one_function_a_mode() -> None:
     registry.evaluate(second)
     with pytest.raises(ValueError, match="two functions are marked with @train: first and second"):
         registry.train(second)
+
+
+def test_data_of_numpy_in_a_test(machine: StepMachine) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    data = Data([{"x": row, "y": label} for row, label in zip(x, np.array([1, 0, 1]), strict=True)])
+    assert data.columns == ("x", "y")
+    assert (data.x.dtype, data.x.tolist(), data.y.dtype) == ("float32", x.tolist(), "int64")

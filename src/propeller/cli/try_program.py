@@ -21,8 +21,10 @@ from propeller.fl.strategies import Contribution, Strategy, read_strategy
 from propeller.fl.tensors import (
     TensorError,
     Tensors,
+    check_ranges,
     from_json,
     from_safetensors,
+    specs_of,
     to_json,
     to_safetensors,
 )
@@ -119,12 +121,15 @@ class Trial:
                 self._strategy.check(
                     Contribution(0, PROPLET_ID, header.num_samples, header.steps, header.metrics)
                 )
+                base = specs_of(self._model)
                 update = (
-                    from_json(decode_object(stdout)["update"])
+                    from_json(decode_object(stdout)["update"], base)
                     if safetensors is None
                     else from_safetensors(safetensors)[0]
                 )
                 self._strategy.check_update(self._model, update)
+                if header.kind == "weights":
+                    check_ranges(update, {name: spec for name, spec in base.items() if name in update})
         except TensorError as error:
             return f"the update: {error}"
         except (TaskError, InvalidError) as error:

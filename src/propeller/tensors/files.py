@@ -251,6 +251,8 @@ def _measure(value: Any, flat: list[Any]) -> tuple[int, ...] | None:
     if isinstance(value, bool | int | float):
         flat.append(value)
         return ()
+    if hasattr(value, "__array_interface__"):  # NumPy's, in a native run
+        return _measure(value.tolist(), flat)
     if not isinstance(value, list):
         return None
     shapes = {_measure(each, flat) for each in value}

@@ -73,6 +73,8 @@ def encode_json(tensors: Tensors, _metadata: Mapping[str, str]) -> bytes:
 def _is_whole(array: Array) -> bool:
     if not is_floating(array.dtype):
         return False
+    if array.dtype.itemsize < 4:
+        array = array.astype(np.float32)  # where the bound below is no infinity
     with np.errstate(invalid="ignore"):
         whole = (np.abs(array) < _MAX_EXACT) & (np.trunc(array) == array)
         # -0.0 is kept as it is: the integer 0 has no sign.
