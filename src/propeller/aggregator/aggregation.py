@@ -107,7 +107,7 @@ class StrategyAggregation:
         """As ``Aggregation.add``."""
         place, what = self._order.place(self._came), self._order.describe(self._came)
         if self._streams:
-            self._take(place, read_tensors(document, what), what)
+            self._take(place, self._read(document, place, what), what)
         else:
             self._waiting.append(document)
         self._came += 1
@@ -150,14 +150,16 @@ class StrategyAggregation:
     def _make_plan(self, measured: Measured) -> Plan:
         return make_plan(self._strategy, self._contributions, self._announced.values, measured)
 
+    def _read(self, document: Buffer, place: Place, what: str) -> Tensors:
+        return read_tensors(document, what, finite=place.contribution is None)
+
     def _replay(self, numbers: range, part: int) -> None:
         """Aggregate a part from the store."""
         first = part * self._announced.documents_a_part
         for position, number in enumerate(numbers):
             what = self._order.describe(first + position)
-            self._take(
-                self._order.place(first + position), read_tensors(self._waiting.view(number), what), what
-            )
+            place = self._order.place(first + position)
+            self._take(place, self._read(self._waiting.view(number), place, what), what)
 
     def _measure_part(self, part: int) -> None:
         first = part * self._announced.documents_a_part
@@ -165,7 +167,7 @@ class StrategyAggregation:
         try:
             for number in range(first, self._came):
                 place, what = self._order.place(number), self._order.describe(number)
-                tensors = read_tensors(self._waiting.view(number), what)
+                tensors = self._read(self._waiting.view(number), place, what)
                 found.check(place, tensors, what)
                 if place.contribution is not None:
                     if place.contribution == 0:

@@ -136,8 +136,13 @@ def header_document(metadata: Mapping[str, str]) -> bytes:
     return write_header({}, metadata)[0]
 
 
-def read_tensors(document: Buffer, what: str) -> Tensors:
+def read_tensors(document: Buffer, what: str, *, finite: bool = True) -> Tensors:
     """The tensors of a document, of which there may be none.
+
+    Args:
+        document: all of it.
+        what: what it is, for error texts.
+        finite: whether to look for NaN and infinities; strategies find those of updates themselves, in their sums.
 
     Raises:
         UnprocessableError: it is not one, or its numbers are not finite; the text begins with ``what``.
@@ -147,7 +152,7 @@ def read_tensors(document: Buffer, what: str) -> Tensors:
         if not header.entries:
             header.check_length(len(document))
             return {}
-        return from_safetensors(document)[0]
+        return from_safetensors(document, finite=finite)[0]
     except TensorError as error:
         raise UnprocessableError(f"{what}: {error}") from None
 
