@@ -122,7 +122,7 @@ def test_the_order_of_updates_does_not_matter(name: str) -> None:
         np.testing.assert_allclose(array, second_state.tensors[key], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in all_strategies() if name != "geometric_median"])
+@pytest.mark.parametrize("name", all_strategies())
 def test_only_ratios_of_samples_matter(name: str) -> None:
     strategy, base = default_strategy(name), model(0)
     updates = received(strategy, base, [model(number) for number in range(1, COUNT + 1)])
