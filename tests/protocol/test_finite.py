@@ -126,7 +126,9 @@ def test_hyperparameters_are_finite_and_never_null(lost: float) -> None:
         update={"hyperparams": {"lr": lost}}
     )
     assert "null" not in json.dumps(changed.model_dump(mode="json")["hyperparams"])
-    assert b'"lr":null' not in changed.encode()
+    with pytest.raises(ValueError, match=r"hyperparams\.lr: must be a finite number"):
+        changed.encode()
+    assert b"NaN" in changed.model_copy(update={"hyperparams": {}, "experiment_id": "NaN"}).encode()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from pydantic_core import from_json
 
 from propeller.errors import InvalidError
-from propeller.protocol.finite import Path, find_number, find_word, format_path
+from propeller.protocol.finite import Path, find_number, find_word, format_path, require_finite_numbers
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
@@ -63,8 +63,15 @@ class Message(BaseModel):
         return [name[:80] for name in names[:_MAX_NAMED_FIELDS]]
 
     def encode(self) -> bytes:
-        """Compact JSON without the fields that are ``None``."""
-        return self.model_dump_json(exclude_none=True).encode()
+        """Compact JSON without the fields that are ``None``.
+
+        Raises:
+            ValueError: a number that was put into it later is NaN or infinite; the text has its path.
+        """
+        text = self.model_dump_json(exclude_none=True)
+        if "NaN" in text or "Infinity" in text:  # or a text that says so
+            require_finite_numbers(self.model_dump())
+        return text.encode()
 
 
 def decode_object(payload: bytes | str) -> dict[str, Any]:
