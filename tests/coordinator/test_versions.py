@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
+from propeller.coordinator import clients
 from propeller.coordinator.aggregation import (
     Aggregation,
     AggregationError,
@@ -20,11 +21,12 @@ from propeller.coordinator.aggregation import (
     update_specs,
 )
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.documents import AssembledDocument
 from propeller.coordinator.updates import UpdateDocument
 from propeller.coordinator.verification import Verification
 from propeller.digests import digest_of
 from propeller.errors import ConflictError, InvalidError
-from propeller.fl.strategies import Contribution, aggregate, create_strategy
+from propeller.fl.strategies import PART_BYTES, Contribution, aggregate, create_strategy
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, specs_of, to_safetensors
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
@@ -47,14 +49,19 @@ class Peers:
         self.blobs = BlobStore(folder / "blobs")
 
     @contextlib.asynccontextmanager
-    async def fresh(self) -> AsyncIterator[tuple[Aggregation, ModelRegistryClient]]:
+    async def fresh(
+        self, part_bytes: int = PART_BYTES
+    ) -> AsyncIterator[tuple[Aggregation, ModelRegistryClient]]:
         async with contextlib.AsyncExitStack() as stack:
             registry, aggregator = [
                 await stack.enter_async_context(ServiceClient(name, url, retry_delays=()))
                 for name, url in self.urls.items()
             ]
             known = ModelRegistryClient(registry)
-            yield Aggregation(self.blobs, known, AggregatorClient(aggregator), retry_delays=()), known
+            made = Aggregation(
+                self.blobs, known, AggregatorClient(aggregator), part_bytes=part_bytes, retry_delays=()
+            )
+            yield made, known
 
 
 @pytest.fixture
@@ -100,16 +107,29 @@ async def read(models: httpx.AsyncClient, version: int, what: str = "") -> Tenso
     return from_safetensors(answer.content)[0]
 
 
-@pytest.mark.parametrize("cached", [True, False])
-async def test_rounds_of_a_strategy_with_state(peers: Peers, models: httpx.AsyncClient, cached: bool) -> None:
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 40], ids=["whole", "in parts"])
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "restarted"])
+@pytest.mark.parametrize("small", [True, False], ids=["in memory", "on disk"])
+async def test_rounds_of_a_strategy_with_state(
+    peers: Peers,
+    models: httpx.AsyncClient,
+    cached: bool,
+    part_bytes: int,
+    small: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Three rounds give what the strategy gives in memory, bit for bit, whether or not the coordinator was started again."""
+    if not small:
+        monkeypatch.setattr(
+            clients, "AssembledDocument", lambda folder: AssembledDocument(folder, memory_bytes=16)
+        )
     strategy = create_strategy("fedadam", {"server_lr": 0.1})
     base, state, version, state_version = BASE, None, await upload(models, BASE), None
     async with contextlib.AsyncExitStack() as stack:
-        aggregation, registry = await stack.enter_async_context(peers.fresh())
+        aggregation, registry = await stack.enter_async_context(peers.fresh(part_bytes))
         for number in (1, 2, 3):
             if not cached:
-                aggregation, registry = await stack.enter_async_context(peers.fresh())
+                aggregation, registry = await stack.enter_async_context(peers.fresh(part_bytes))
             updates = [near(base) for _ in range(3)]
             contributions = [await store(aggregation, slot, each) for slot, each in enumerate(updates)]
             request = AggregationRequest(
@@ -173,14 +193,15 @@ async def test_values_alone_are_a_state_too(peers: Peers, models: httpx.AsyncCli
         await aggregation.make_version(again)
 
 
-async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient) -> None:
-    older: Tensors = {"w": np.array([1.0, 2.0])}
-    newer: Tensors = {"w": np.array([10.0, 20.0])}
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 16], ids=["whole", "in parts"])
+async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient, part_bytes: int) -> None:
+    older: Tensors = {"w": np.array([1.0, 2.0]), "v": np.ones(2)}
+    newer: Tensors = {"w": np.array([10.0, 20.0]), "v": np.ones(2)}
     old, new = await upload(models, older), await upload(models, newer)
-    async with peers.fresh() as (aggregation, registry):
+    async with peers.fresh(part_bytes) as (aggregation, registry):
         contributions = [
-            await store(aggregation, 0, {"w": np.array([3.0, 2.0])}, base_version=old),
-            await store(aggregation, 1, {"w": np.array([0.0, 4.0])}, kind="delta"),
+            await store(aggregation, 0, {"w": np.array([3.0, 2.0]), "v": np.ones(2)}, base_version=old),
+            await store(aggregation, 1, {"w": np.array([0.0, 4.0]), "v": np.zeros(2)}, kind="delta"),
         ]
         made = await aggregation.make_version(AggregationRequest("k", "r", new, contributions))
         np.testing.assert_allclose((await read(models, made.version))["w"], [10 + 20 / 21, 20 + 44 / 21])

@@ -47,6 +47,7 @@ async def test_a_blob_streams_in_pieces(tmp_path: Path) -> None:
     pieces = [piece async for piece in blobs.stream("big", min_piece=500_000)]
     assert b"".join(pieces) == data
     assert len(pieces) > 1
+    assert await blobs.read("big", 1_000_000, 1_000_003) == data[1_000_000:1_000_003]
 
 
 async def test_missing_blobs_say_so(tmp_path: Path) -> None:
@@ -55,6 +56,8 @@ async def test_missing_blobs_say_so(tmp_path: Path) -> None:
         await blobs.get("a/b")
     with pytest.raises(BlobNotFoundError):
         [piece async for piece in blobs.stream("a/b")]
+    with pytest.raises(BlobNotFoundError):
+        await blobs.read("a/b", 0, 1)
 
 
 @pytest.mark.parametrize(

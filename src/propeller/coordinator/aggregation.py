@@ -1,5 +1,6 @@
 """From the updates of a closed round to a model version: streamed to the aggregator, stored by the registry."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -15,19 +16,22 @@ from propeller.coordinator.clients import (
     ModelRegistryClient,
     has_tensors,
     read_state_values,
+    state_values,
 )
+from propeller.coordinator.documents import StoredDocument, cut, read_document_header, stream_part
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError, PropellerError, UnprocessableError
-from propeller.fl.strategies import Contribution, read_strategy
+from propeller.fl.strategies import PART_BYTES, Contribution, read_strategy
 from propeller.fl.tensors import DTYPES, Specs, TensorSpec
+from propeller.fl.tensors.safetensors import Header
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
 from propeller.protocol.models import MAX_LINEAGE_BYTES
 from propeller.protocol.wire import format_time, now
 from propeller.store.blobs import BlobNotFoundError, BlobStore
-from propeller.tensors.safetensors import replace_metadata, write_header
+from propeller.tensors.safetensors import write_header
 
 log = get_logger("coordinator")
 
@@ -248,11 +252,12 @@ class Aggregation:
         registry: ModelRegistryClient,
         aggregator: AggregatorClient,
         *,
+        part_bytes: int = PART_BYTES,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
-        """``retry_delays`` are in seconds."""
+        """Models larger than ``part_bytes`` are aggregated in parts of that size; ``retry_delays`` are in seconds."""
         self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
-        self._retry_delays = retry_delays
+        self._part_bytes, self._retry_delays = part_bytes, retry_delays
 
     async def store_update(self, document: UpdateDocument) -> None:
         """Make an update durable."""
@@ -322,55 +327,68 @@ class Aggregation:
 
     async def _try_to_make_version(self, request: AggregationRequest) -> NewVersion:
         started = time.perf_counter()
-        found = await self.aggregate(request)
-        aggregated = time.perf_counter()
-        lineage = _lineage(request, found.result.program)
-        document = replace_metadata(found.model, {"lineage": lineage})
-        # The same key after a crash: the registry answers with the version that it allocated before.
-        version = await self._registry.add_version(document, request.key)
-        if found.state is not None:
-            await self._registry.put_state(version, found.state)
-        stored = time.perf_counter()
-        self._registry.remember(
-            version, document, await self._registry.specs(request.base_version), found.state
-        )
-        return NewVersion(
-            version,
-            {
-                "aggregate_ms": round((aggregated - started) * 1e3, 2),
-                "store_ms": round((stored - aggregated) * 1e3, 2),
-            },
-            found.result.report,
-        )
+        with contextlib.closing(await self.aggregate(request)) as found:
+            aggregated = time.perf_counter()
+            version = await self._store(request, found)
+            stored = time.perf_counter()
+            return NewVersion(
+                version,
+                {
+                    "aggregate_ms": round((aggregated - started) * 1e3, 2),
+                    "store_ms": round((stored - aggregated) * 1e3, 2),
+                },
+                found.result.report,
+            )
 
     async def aggregate(self, request: AggregationRequest) -> Aggregated:
-        """What the strategy makes of the updates; nothing is stored.
+        """What the strategy makes of the updates, to be closed; nothing is stored.
 
         Raises:
             PropellerError: a service refused or does not answer, or an update is not there.
         """
-        state = None if request.state_version is None else await self._registry.state(request.state_version)
-        values = {} if state is None else read_state_values(state)
-        plan = request.plan(values, state=state is not None and has_tensors(state))
-        found = await self._aggregator.aggregate(self._stream(request, plan, state))
         expected = await self._registry.specs(request.base_version)
-        if found.specs != expected:
-            name = next(
-                iter(
-                    {*found.specs, *expected}
-                    - {name for name in expected if found.specs.get(name) == expected[name]}
-                )
-            )
+        parts = cut(expected, self._part_bytes)
+        found = await self._aggregator.aggregate(
+            self._stream(request) if len(parts) == 1 else self._stream_parts(request, parts)
+        )
+        wrong = [
+            name
+            for name in {**expected, **found.model.specs}
+            if found.model.specs.get(name) != expected.get(name)
+        ]
+        if wrong:
+            found.close()
+            name = wrong[0]
             raise UnprocessableError(
-                f"the aggregate does not fit the base model: {name!r} is {found.specs.get(name)}, the base model has "
+                f"the aggregate does not fit the base model: {name!r} is {found.model.specs.get(name)}, the base model has "
                 f"{expected.get(name)}"
             )
         return found
 
-    async def _stream(
-        self, request: AggregationRequest, plan: AggregationPlan, state: bytes | None
-    ) -> AsyncIterator[bytes]:
-        yield write_header({}, {PLAN_FIELD: json.dumps(plan.model_dump(mode="json", exclude_none=True))})[0]
+    async def _store(self, request: AggregationRequest, found: Aggregated) -> int:
+        """Store a model and the state beside it."""
+        registry, specs = self._registry, await self._registry.specs(request.base_version)
+        lineage = {"lineage": _lineage(request, found.result.program)}
+        # The same key after a crash: the registry answers with the version that it allocated before.
+        if found.model.is_small and found.state.is_small:
+            document = await found.model.content(lineage, specs)
+            state = await found.state.content(found.state_metadata) if found.has_state else None
+            version = await registry.add_version(document, request.key)
+            if state is not None:
+                await registry.put_state(version, state)
+            registry.remember(version, document, specs, state)
+            return version
+        version = await registry.add_version(found.model.stream(lineage, specs), request.key)
+        if found.has_state:
+            await registry.put_state(version, found.state.stream(found.state_metadata))
+        return version
+
+    async def _stream(self, request: AggregationRequest) -> AsyncIterator[bytes]:
+        """The request for a model of one part: documents as they are stored."""
+        state = None if request.state_version is None else await self._registry.state(request.state_version)
+        values = {} if state is None else read_state_values(state)
+        plan = request.plan(values, state=state is not None and has_tensors(state))
+        yield _plan_document(plan)
         for version in request.base_versions:
             yield await self._registry.document(version)
         if state is not None and plan.state:
@@ -378,6 +396,58 @@ class Aggregation:
         for contribution in request.in_slot_order:
             async for piece in self._blobs.stream(contribution.digest):
                 yield piece
+
+    async def _stream_parts(
+        self, request: AggregationRequest, parts: Sequence[Sequence[str]]
+    ) -> AsyncIterator[bytes]:
+        """The request for a model of several parts, of which a few megabytes are in memory."""
+        registry = self._registry
+        documents: list[StoredDocument] = [registry.document_in_parts(each) for each in request.base_versions]
+        state: StoredDocument | None = None
+        values: Mapping[str, Any] = {}
+        if request.state_version is not None and (await registry.info(request.state_version))["has_state"]:
+            state = registry.state_in_parts(request.state_version)
+            values = state_values(await read_document_header(state))
+            documents.append(state)
+        documents += [_Blob(self._blobs, each.digest) for each in request.in_slot_order]
+        headers = [await read_document_header(document) for document in documents]
+        has_state = state is not None and bool(headers[documents.index(state)].entries)
+        yield _plan_document(request.plan(values, parts=len(parts), state=has_state))
+        part_of = {name: number for number, names in enumerate(parts) for name in names}
+        sent = [
+            (document, header, _names_by_part(header, part_of, len(parts), of_state=document is state))
+            for document, header in zip(documents, headers, strict=True)
+            if document is not state or has_state
+        ]
+        for number in range(len(parts)):
+            for document, header, names in sent:
+                async for piece in stream_part(document, header, names[number]):
+                    yield piece
+
+
+def _names_by_part(
+    header: Header, part_of: Mapping[str, int], parts: int, *, of_state: bool
+) -> list[set[str]]:
+    """The names of a document's tensors, part by part: those named ``KIND/TENSOR`` are with the model's tensor."""
+    found: list[set[str]] = [set() for _ in range(parts)]
+    for name in header.entries:
+        tensor = name.partition("/")[2] if of_state or name not in part_of else name
+        found[part_of.get(tensor, 0)].add(name)
+    return found
+
+
+class _Blob:
+    """An update in the blobs."""
+
+    def __init__(self, blobs: BlobStore, digest: str) -> None:
+        self._blobs, self._digest = blobs, digest
+
+    async def read(self, start: int, end: int) -> bytes:
+        return await self._blobs.read(self._digest, start, end)
+
+
+def _plan_document(plan: AggregationPlan) -> bytes:
+    return write_header({}, {PLAN_FIELD: json.dumps(plan.model_dump(mode="json", exclude_none=True))})[0]
 
 
 def _lineage(request: AggregationRequest, program: str | None) -> str:

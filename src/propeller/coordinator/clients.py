@@ -4,12 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 from cachetools import LRUCache
 
+from propeller.coordinator.documents import AssembledDocument
 from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.tensors import (
     SAFETENSORS,
@@ -23,12 +25,11 @@ from propeller.fl.tensors import (
     specs_of,
     to_safetensors,
 )
-from propeller.fl.tensors.safetensors import read_header
+from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.tensors.safetensors import replace_metadata, write_header
 
 VALUES_FIELD = "values"
 """Where a server state's document has its values, in ``__metadata__``."""
@@ -37,6 +38,22 @@ _MAX_KNOWN_BYTES = 64 * 1024 * 1024
 """Of the models and states that are kept, so that the next round need not ask for them."""
 
 _MAX_KNOWN_VERSIONS = 64
+
+
+class RegistryDocument:
+    """A document of the model registry, which is read as it is needed."""
+
+    def __init__(self, client: ServiceClient, path: str) -> None:
+        """``path`` is where it is: ``/models/7``."""
+        self._client, self._path = client, path
+
+    async def read(self, start: int, end: int) -> bytes:
+        """As ``StoredDocument.read``."""
+        headers = {"accept": SAFETENSORS, "range": f"bytes={start}-{end - 1}"}
+        answer = await self._client.request("GET", self._path, headers=headers)
+        return (
+            answer.content if answer.status_code == httpx.codes.PARTIAL_CONTENT else answer.content[start:end]
+        )
 
 
 class ModelRegistryClient:
@@ -105,7 +122,15 @@ class ModelRegistryClient:
             self._documents[version] = known
         return known
 
-    async def add_version(self, model: bytes, key: str) -> int:
+    def document_in_parts(self, version: int) -> RegistryDocument:
+        """A version that need not be in memory."""
+        return RegistryDocument(self._client, f"/models/{version}")
+
+    def state_in_parts(self, version: int) -> RegistryDocument:
+        """A version's server state that need not be in memory; ``state`` says whether there is one."""
+        return RegistryDocument(self._client, f"/models/{version}/state")
+
+    async def add_version(self, model: bytes | AsyncIterator[bytes], key: str) -> int:
         """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
 
         Raises:
@@ -123,14 +148,16 @@ class ModelRegistryClient:
             raise ServiceError(self._client.service, None, "its answer names no version")
         return version
 
-    async def put_state(self, version: int, state: bytes) -> None:
+    async def put_state(self, version: int, state: bytes | AsyncIterator[bytes]) -> None:
         """Keep a version's server state, a safetensors document; the same one again is fine.
 
         Raises:
             ServiceError: the registry refused it or does not answer.
         """
         path, headers = f"/models/{version}/state", {"content-type": SAFETENSORS}
-        await self._client.request("PUT", path, content=state, headers=headers)
+        await self._client.request(
+            "PUT", path, content=state, headers=headers, retry=isinstance(state, bytes)
+        )
 
     async def set_alias(self, name: str, version: int) -> None:
         """Have a name, such as ``EXPERIMENT/latest``, stand for a version from now on.
@@ -192,43 +219,110 @@ def _read_specs(info: Mapping[str, Any]) -> Specs:
     }
 
 
+async def _read_answer(
+    answer: httpx.Response, model: AssembledDocument, state: AssembledDocument
+) -> AggregationResult:
+    """Read an answer of the aggregator into two documents.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    result: AggregationResult | None = None
+    came = 0
+    async for document in read_documents(answer.aiter_bytes()):
+        if result is None:
+            result = AggregationResult.decode(read_header(document).metadata.get(RESULT_FIELD, ""))
+            continue
+        await (state if result.state and came % 2 else model).add(document)
+        came += 1
+    if result is None or came != result.parts * (1 + result.state):
+        raise ValueError(f"it has {came} documents")
+    return result
+
+
+def read_state_values(state: bytes) -> dict[str, Any]:
+    """The values in a server state's document.
+
+    Raises:
+        InvalidError: they are not JSON.
+    """
+    return state_values(read_header(state))
+
+
+def state_values(header: Header) -> dict[str, Any]:
+    """The values in the header of a server state's document.
+
+    Raises:
+        InvalidError: they are not JSON.
+    """
+    return decode_object(header.metadata.get(VALUES_FIELD, "{}"))
+
+
+def has_tensors(document: bytes) -> bool:
+    """Whether a document has tensors beside its metadata."""
+    return bool(read_header(document).entries)
+
+
 @dataclass(frozen=True)
 class Aggregated:
-    """What the aggregator made.
+    """What the aggregator made. Close it.
 
     Attributes:
         result: what it says about it.
-        model: a safetensors document.
-        specs: of the model's tensors.
-        state: the server state as the registry keeps it, values and tensors; ``None`` if the strategy keeps none.
+        model: the model.
+        state: the server state's tensors, of which there may be none.
     """
 
     result: AggregationResult
-    model: bytes
-    specs: Specs
-    state: bytes | None
+    model: AssembledDocument
+    state: AssembledDocument
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the strategy keeps a server state."""
+        return bool(self.state.specs or self.result.values)
+
+    @property
+    def state_metadata(self) -> dict[str, str]:
+        """What the server state's document has beside its tensors."""
+        return {VALUES_FIELD: json.dumps(self.result.values)}
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        self.model.close()
+        self.state.close()
 
 
 class AggregatorClient:
     """Makes one model of many updates."""
 
-    def __init__(self, client: ServiceClient) -> None:
-        """Call the aggregator through ``client``."""
-        self._client = client
+    def __init__(self, client: ServiceClient, *, folder: Path | None = None) -> None:
+        """Call the aggregator through ``client``; large models wait in ``folder``, or the system's temporary folder."""
+        self._client, self._folder = client, folder
 
     async def aggregate(self, documents: AsyncIterator[bytes]) -> Aggregated:
-        """Aggregate a plan and its documents (``protocol.aggregation``), which has one part.
+        """Aggregate a plan and its documents (``protocol.aggregation``).
 
         Raises:
             ServiceError: the aggregator refused an update or does not answer.
         """
-        answer = await self._client.request(
-            "POST", "/aggregate", content=documents, headers={"content-type": SAFETENSORS_SEQ}, retry=False
-        )
+        model, state = AssembledDocument(self._folder), AssembledDocument(self._folder)
         try:
-            return await _read_aggregate(answer.content)
-        except ValueError as error:
-            raise ServiceError(self._client.service, None, f"its aggregate cannot be read: {error}") from None
+            headers = {"content-type": SAFETENSORS_SEQ}
+            async with self._client.stream(
+                "POST", "/aggregate", content=documents, headers=headers
+            ) as answer:
+                try:
+                    result = await _read_answer(answer, model, state)
+                except ValueError as error:
+                    raise ServiceError(
+                        self._client.service, None, f"its aggregate cannot be read: {error}"
+                    ) from None
+        except BaseException:
+            model.close()
+            state.close()
+            raise
+        return Aggregated(result, model, state)
 
     async def resolve_program(self, reference: str) -> str:
         """The reference with the digest of the program that aggregates, which the aggregator has fetched.
@@ -238,42 +332,3 @@ class AggregatorClient:
         """
         answer = await self._client.request("POST", "/programs", json={"program": reference})
         return str(answer.json()["program"])
-
-
-async def _read_aggregate(content: bytes) -> Aggregated:
-    """Read an answer of one part.
-
-    Raises:
-        ValueError: it is not one.
-    """
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield content
-
-    documents = [bytes(document) async for document in read_documents(chunks())]
-    if not documents:
-        raise ValueError("it is empty")
-    result = AggregationResult.decode(read_header(documents[0]).metadata.get(RESULT_FIELD, ""))
-    if len(documents) != 2 + result.state:
-        raise ValueError(f"it has {len(documents)} documents")
-    tensors, _metadata = await asyncio.to_thread(from_safetensors, documents[1])
-    state: bytes | None = None
-    if result.state:
-        state = replace_metadata(documents[2], {VALUES_FIELD: json.dumps(result.values)})
-    elif result.values:
-        state = write_header({}, {VALUES_FIELD: json.dumps(result.values)})[0]
-    return Aggregated(result, documents[1], specs_of(tensors), state)
-
-
-def read_state_values(state: bytes) -> dict[str, Any]:
-    """The values in a server state's document.
-
-    Raises:
-        InvalidError: they are not JSON.
-    """
-    return decode_object(read_header(state).metadata.get(VALUES_FIELD, "{}"))
-
-
-def has_tensors(document: bytes) -> bool:
-    """Whether a document has tensors beside its metadata."""
-    return bool(read_header(document).entries)

@@ -56,7 +56,8 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
                     credentials=settings.credentials,
                     timeout=AGGREGATOR_TIMEOUT_S,
                 )
-            )
+            ),
+            folder=settings.state,
         )
         metrics = CoordinatorMetrics()
         session = _create_session(settings)

@@ -1,14 +1,12 @@
 """Whether a model version is what its updates make: it is made again from them, and compared bit for bit."""
 
-import asyncio
-import hashlib
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from propeller.coordinator.aggregation import Aggregation, AggregationRequest
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.errors import ConflictError
-from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.process.logs import get_logger
 
 log = get_logger("coordinator")
@@ -71,14 +69,8 @@ class Verification:
                 f"version {number} cannot be verified: {len(missing)} of its {len(digests)} updates were removed after the round, "
                 f"or changed ({missing[0][:16]}… is the first); set COORDINATOR_KEEP_UPDATES=true for the rounds to come"
             )
-        found = await self._aggregation.aggregate(request)
-        recomputed = await asyncio.to_thread(_content_digest, found.model)
+        with contextlib.closing(await self._aggregation.aggregate(request)) as found:
+            recomputed = await found.model.digest()
         result = VerificationResult(number, info["digest"], recomputed, len(digests))
         log.info("version recomputed", version=number, verified=result.verified, updates=len(digests))
         return result
-
-
-def _content_digest(document: bytes) -> str:
-    """The digest that the model registry has of a model: of the document without metadata, its tensors sorted by name."""
-    tensors, _metadata = from_safetensors(document)
-    return hashlib.sha256(to_safetensors(dict(sorted(tensors.items())))).hexdigest()

@@ -1,5 +1,7 @@
 """HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import httpx
@@ -132,6 +134,22 @@ class ServiceClient:
                 "trying again", peer=self.service, path=path, reason=str(error)
             ),
         )
+
+    @contextlib.asynccontextmanager
+    async def stream(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
+        """Send a request once, and give its 2xx answer, whose body is read as it comes.
+
+        Raises:
+            ServiceError: as ``request``; also if the answer breaks off while it is read.
+        """
+        try:
+            async with self._http.stream(method, path, **options) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise ServiceError(self.service, response.status_code, error_text(response))
+                yield response
+        except httpx.RequestError as error:
+            raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
 
     async def aclose(self) -> None:
         """Close every connection."""

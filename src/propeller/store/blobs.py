@@ -91,6 +91,17 @@ class BlobStore:
         with _store_errors(check_key(key)):
             return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
 
+    async def read(self, key: str, start: int, end: int) -> bytes:
+        """A blob's bytes from ``start`` to below ``end``, which it must have.
+
+        Raises:
+            BlobNotFoundError: there is none.
+            BlobStoreError: the store cannot be used now.
+            InvalidIdError: the key cannot be one.
+        """
+        with _store_errors(check_key(key)):
+            return bytes(await obstore.get_range_async(self._store, key, start=start, end=end))
+
     async def stream(self, key: str, *, min_piece: int = MIN_PIECE_BYTES) -> AsyncIterator[bytes]:
         """A blob in pieces of at least ``min_piece`` bytes, but for the last one.
 
