@@ -164,7 +164,7 @@ class Upload(DurableFile):
         self.stream.write(piece)
 
     def finish(self) -> None:
-        """Check what came, and put it on the disk.
+        """Check what came.
 
         Raises:
             TensorError: it is cut off, or a number is NaN or infinite.
@@ -176,7 +176,8 @@ class Upload(DurableFile):
         self.metadata[self._digest_field] = self.digest
         self.stream.seek(0)
         self.stream.write(encode_header(self._header, self.metadata))
-        self.sync()
+        if self._header.length > BLOCK_BYTES:
+            self.sync()  # what takes long, before the folder is locked
 
     def _read_start(self) -> Buffer:
         """Write our header; gives the numbers that came with theirs."""

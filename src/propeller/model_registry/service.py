@@ -399,22 +399,31 @@ async def _receive(
     pieces: AsyncIterable[bytes], begin: Callable[[], Upload], end: Callable[[Upload], T]
 ) -> T:
     """Write an upload as it comes, with little of it in memory, and hand it on once it is complete and checked."""
-    gathered, upload = bytearray(), await asyncio.to_thread(begin)
+    gathered = bytearray()
+    upload: Upload | None = None
+
+    def take(piece: bytearray) -> Upload:
+        nonlocal upload
+        upload = upload or begin()
+        upload.write(piece)
+        return upload
 
     def finish() -> T:
-        upload.write(gathered)
-        upload.finish()
-        return end(upload)
+        with take(gathered) as complete:
+            complete.finish()
+            return end(complete)
 
     try:
         async for piece in pieces:
             gathered += piece
             if len(gathered) >= WRITE_BYTES:
-                await asyncio.to_thread(upload.write, gathered)
+                await asyncio.to_thread(take, gathered)
                 gathered = bytearray()
         return await asyncio.to_thread(finish)
-    finally:
-        await asyncio.to_thread(upload.close)
+    except BaseException:
+        if upload is not None:
+            await asyncio.to_thread(upload.close)
+        raise
 
 
 def _file_body(header: Header, metadata: Mapping[str, str], path: Path, stamp: FileStamp) -> Body:
