@@ -38,3 +38,8 @@ def test_without_fairness_it_is_the_plain_mean() -> None:
 def test_what_it_needs(metrics: Any, named: str) -> None:
     with pytest.raises(StrategyInputError, match=named):
         one_round(create_strategy("qfedavg", {"lr": 0.1}), [0], [[1]], metrics=metrics)
+
+
+def test_a_loss_whose_power_is_beyond_float64_is_refused() -> None:
+    with pytest.raises(StrategyInputError, match="qfedavg planned"):
+        one_round(create_strategy("qfedavg", {"q": 5.0, "lr": 0.1}), [0], [[1]], metrics=losses(1e200))

@@ -1,6 +1,7 @@
 """A whole aggregation in memory: for tests, simulation and small models. The aggregator does the same part by part."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from propeller.fl.strategies.measurement import Measurement
@@ -38,7 +39,7 @@ def make_plan(
 
     Raises:
         NoUpdatesError: there are no contributions.
-        StrategyInputError: there are too few, or one lacks what the strategy needs.
+        StrategyInputError: there are too few, one lacks what the strategy needs, or what they report leads to no result.
     """
     if not contributions:
         raise NoUpdatesError("there are no updates to aggregate")
@@ -49,7 +50,30 @@ def make_plan(
         )
     for contribution in contributions:
         strategy.check(contribution)
-    return strategy.plan(contributions, values or strategy.initial_values(), measured)
+    plan = strategy.plan(contributions, values or strategy.initial_values(), measured)
+    _check_plan(strategy, plan, len(contributions))
+    return plan
+
+
+def _check_plan(strategy: Strategy, plan: Plan, count: int) -> None:
+    """Check what a strategy decided, which may be somebody else's code, and computes with what devices report."""
+    lists = {
+        "coefficients": plan.coefficients,
+        **{f"extra {kind!r}": plan.extra.get(kind, ()) for kind in strategy.extra_kinds},
+    }
+    if plan.weights is not None:
+        lists["weights"] = plan.weights
+    for name, numbers in lists.items():
+        if len(numbers) != count or not all(map(isfinite, numbers)):
+            raise StrategyInputError(
+                f"{strategy.name} planned {len(numbers)} {name} for {count} updates, which must be as many finite numbers"
+            )
+    if not (isfinite(plan.divisor) and plan.divisor > 0):
+        raise StrategyInputError(
+            f"{strategy.name} planned the divisor {plan.divisor}, which must be finite and above 0"
+        )
+    if not any(plan.coefficients):
+        raise StrategyInputError(f"{strategy.name} gave no update a part in the result")
 
 
 def parts_of(sizes: Mapping[str, int], part_bytes: int = PART_BYTES) -> Iterator[list[str]]:

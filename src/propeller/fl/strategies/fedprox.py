@@ -57,7 +57,7 @@ class FedProx(MeanStrategy):
 
     def _next(self, contributions: Sequence[Contribution], values: Mapping[str, Any]) -> dict[str, Any]:
         samples = sum(contribution.num_samples for contribution in contributions)
-        loss = sum(one.metrics[self.metric] * one.num_samples for one in contributions) / samples
+        loss = sum(one.metrics[self.metric] * (one.num_samples / samples) for one in contributions)
         mu, last, falls = values["mu"], values["loss"], values["falls"]
         if last is not None and loss > last:
             mu, falls = mu + _STEP, 0

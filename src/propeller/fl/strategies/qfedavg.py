@@ -68,9 +68,8 @@ class QFedAvg(Strategy):
                 )
         constant = 1 / self.lr
         losses = [contribution.metrics[self.metric] + _SMALLEST_LOSS for contribution in contributions]
-        powers = [loss**self.q for loss in losses]
-        estimates = [
-            self.q * loss ** (self.q - 1) * (constant * float(norm)) ** 2 + constant * power
-            for loss, power, norm in zip(losses, powers, measured.norms, strict=True)
-        ]
-        return Plan([constant * power for power in powers], fsum(estimates))
+        with np.errstate(over="ignore"):  # what leaves float64 is no plan, and refused
+            powers = np.power(losses, self.q)
+            slopes = self.q * np.power(losses, self.q - 1)
+            estimates = slopes * np.square(constant * measured.norms) + constant * powers
+        return Plan((constant * powers).tolist(), fsum(estimates))
