@@ -1,6 +1,5 @@
 """The experiment as a state machine: each rule by example, and its invariants under any events and crashes."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from propeller.fl.experiment import (
     Admitted,
     Best,
     CancelRound,
-    Effect,
     EvaluateCentrally,
     Event,
     Experiment,
@@ -37,6 +35,7 @@ from propeller.fl.experiment import (
     step,
 )
 from propeller.protocol.experiments import ExperimentSpec
+from support.experiment_world import Outcome, World
 
 
 def queued(**fields: Any) -> Experiment:
@@ -353,10 +352,6 @@ def test_ids_of_rounds() -> None:
     assert round_id("x", OpenRound("evaluate", 3, 4)) == "x.e3.4"
 
 
-def stored_and_read(one: Experiment) -> Experiment:
-    return Experiment.from_json(one.id, one.spec, json.loads(json.dumps(one.to_json(), allow_nan=False)))
-
-
 specs = st.fixed_dictionaries(
     {"program": st.just("p"), "rounds": st.integers(1, 4), "retries": st.integers(0, 2)},
     optional={
@@ -373,100 +368,6 @@ specs = st.fixed_dictionaries(
 outcomes = st.tuples(
     st.booleans(), st.sampled_from([0.0, 1.0, 2.0, 3.0]), st.sampled_from([(), ("a",), ("a", "b")])
 )
-Outcome = tuple[bool, float, tuple[str, ...]]
-
-
-class World:
-    """A coordinator in memory: what is durable, the rounds that were started, and the ends that it has yet to hear."""
-
-    def __init__(self, spec: ExperimentSpec) -> None:
-        self.experiment = self.durable = Experiment("e", spec, 0)
-        self.requests: dict[str, RoundRequest] = {}
-        self.ends: dict[str, RoundEnded] = {}
-        self.pending: list[RoundEnded] = []
-        self.versions = 0
-
-    def feed(self, event: Event, effects_until_crash: int | None = None) -> Transition:
-        done = step(self.experiment, event)
-        if done.experiment != self.experiment:
-            assert done.effects[0] == Persist()
-        else:
-            assert done.effects == ()
-        self.experiment = done.experiment
-        self.carry_out(done.effects[:effects_until_crash])
-        if effects_until_crash is not None:
-            self.crash()
-        return done
-
-    def crash(self) -> None:
-        self.experiment, self.pending = self.durable, []
-        self.carry_out(resume(self.experiment))
-
-    def carry_out(self, effects: Sequence[Effect]) -> None:
-        for one in effects:
-            match one:
-                case Persist():
-                    self.durable = stored_and_read(self.experiment)
-                    assert self.durable == self.experiment
-                case StartRound(request) | EvaluateCentrally(request):
-                    assert self.durable.open is not None
-                    assert self.requests.setdefault(request.round_id, request) == request
-                    self.tell_end(request.round_id)
-                case CancelRound(name, reason):
-                    assert self.durable.state.is_over
-                    self.ends.setdefault(name, RoundEnded(name, 0.0, reason=reason))
-                    self.tell_end(name)
-
-    def tell_end(self, name: str) -> None:
-        if name in self.ends:
-            self.pending.append(self.ends[name])
-
-    @property
-    def open_rounds(self) -> list[str]:
-        return [name for name in self.requests if name not in self.ends]
-
-    def end_round(self, name: str, outcome: Outcome, at: float) -> RoundEnded:
-        """The round's own end, durable before the experiment hears of it."""
-        works, metric, names = outcome
-        request = self.requests[name]
-        version = None
-        if works and request.kind == "train":
-            # As the model registry: the numbers of other experiments lie between.
-            self.versions += 3
-            version = self.versions
-        self.ends[name] = RoundEnded(
-            name, at, version, {"m": metric} if works else {}, None if works else "lost", ("a", "b"), names
-        )
-        return self.ends[name]
-
-    def finish(self, at: float) -> None:
-        """Let everything that is still to come, come."""
-        for _ in range(200):
-            if self.experiment.is_settled:
-                return
-            if self.pending:
-                self.feed(self.pending.pop())
-            elif self.experiment.state is ExperimentState.QUEUED:
-                self.feed(Admitted(at))
-            elif self.open_rounds:
-                self.feed(self.end_round(self.open_rounds[0], (True, 1.0, ()), at))
-            else:
-                assert self.experiment.state is ExperimentState.PAUSED
-                self.feed(ResumeRequested(at))
-        raise AssertionError("it does not end")
-
-    def check_the_end(self) -> None:
-        one = self.experiment
-        assert one.is_settled
-        assert not one.needs_place
-        assert self.open_rounds == []
-        versions = [self.ends[name].version for name in self.ends if self.ends[name].version is not None]
-        assert one.done == len(versions)  # none lost, none counted twice
-        assert one.version == (versions[-1] if versions else 0)
-        if one.state is ExperimentState.COMPLETED and one.reason is None:
-            assert one.done == one.spec.rounds
-        if one.state is ExperimentState.FAILED:
-            assert one.reason
 
 
 class ExperimentMachine(RuleBasedStateMachine):
@@ -475,10 +376,13 @@ class ExperimentMachine(RuleBasedStateMachine):
     @initialize(fields=specs)
     def create(self, fields: dict[str, Any]) -> None:
         self.world = World(ExperimentSpec.decode(fields))
-        self.now = 0.0
+
+    @property
+    def now(self) -> float:
+        return self.world.now
 
     def feed(self, event: Event, crash: int | None) -> None:
-        self.now += 0.5
+        self.world.now += 0.5
         self.world.feed(event, crash)
 
     crashes = st.none() | st.integers(0, 6)
@@ -490,7 +394,7 @@ class ExperimentMachine(RuleBasedStateMachine):
     @rule(outcome=outcomes, crash=crashes, heard=st.booleans())
     def end_round(self, outcome: Outcome, crash: int | None, heard: bool) -> None:
         if self.world.open_rounds:
-            end = self.world.end_round(self.world.open_rounds[0], outcome, self.now)
+            end = self.world.end_round(self.world.open_rounds[0], outcome)
             if heard:
                 self.feed(end, crash)
             else:
@@ -536,11 +440,13 @@ class ExperimentMachine(RuleBasedStateMachine):
             assert one.open is not None
         if one.open is not None:
             name = round_id("e", one.open)
-            assert name in self.world.open_rounds or any(end.round_id == name for end in self.world.pending)
+            assert name in self.world.open_rounds or any(
+                isinstance(end, RoundEnded) and end.round_id == name for end in self.world.pending
+            )
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.finish(self.now)
+            self.world.finish()
             self.world.check_the_end()
 
 
@@ -553,13 +459,14 @@ def run(spec: ExperimentSpec, script: Sequence[Outcome], crashes: Sequence[int |
     world.feed(Admitted(0.0), crashes[0])
     world.feed(Admitted(0.0))
     for number, outcome in enumerate(script, 1):
+        world.now = float(number)
         if world.experiment.is_settled:
             break
         [name] = world.open_rounds
-        world.feed(world.end_round(name, outcome, float(number)), crashes[number % len(crashes)])
+        world.feed(world.end_round(name, outcome), crashes[number % len(crashes)])
         while world.pending:
             world.feed(world.pending.pop(0))
-    world.finish(float(len(script)))
+    world.finish()
     return world
 
 

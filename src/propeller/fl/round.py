@@ -4,8 +4,8 @@
 
 Synchronous federated averaging with partial participation (McMahan et al. 2017, algorithm 1): the server waits for
 ``k_of_n`` updates of the participants, until a deadline, or until no update can come any more because every participant
-whose update is missing has failed. A round of evaluation is the same, but completes with the metrics that have come:
-nothing is aggregated. Who takes part may be known from the start, or be chosen after the round was created.
+whose update is missing has failed. A round of evaluation, and a wave of an asynchronous experiment, is the same, but
+completes with what has come: nothing is aggregated. Who takes part may be known from the start, or be chosen after the round was created.
 
 ``step`` is the whole of it. Whoever calls it carries out the effects in their
 order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or published that a crash
@@ -70,6 +70,7 @@ class RoundPlan:
             them but the surplus.
         min_updates: how many are enough at the deadline, or when no more can come.
         kind: whether they train or evaluate.
+        is_wave: whether the round makes no version of its updates: another one does (``fl.experiment``).
 
     Raises:
         ValueError: not ``1 <= min_updates <= k_of_n <= len(participants)``, or a participant is named twice.
@@ -81,6 +82,7 @@ class RoundPlan:
     k_of_n: int | None
     min_updates: int = 1
     kind: RoundKind = "train"
+    is_wave: bool = False
 
     def __post_init__(self) -> None:
         """Check that the round can close."""
@@ -433,7 +435,7 @@ def _retry(current: Round) -> Transition:
 
 
 def _finish(current: Round, *answers: Answer) -> Transition:
-    if current.plan.kind == "evaluate":
+    if current.plan.kind == "evaluate" or current.plan.is_wave:
         return Transition(replace(current, state=RoundState.COMPLETED), (Persist(), *answers))
     after = replace(current, state=RoundState.AGGREGATING)
     return Transition(after, (Persist(), *answers, Aggregate(_aggregation_order(after))))

@@ -72,18 +72,22 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
     """
     there = sorted(candidates, key=lambda one: (one.name, one.id))
-    pool = [one for one in there if _fits(one, policy)]
+    fitting = [one for one in there if _fits(one, policy)]
+    busy = frozenset(policy.busy)
+    pool = [one for one in fitting if one.id not in busy]
     needed = max(_min_available(policy), policy.min_chosen)
-    if len(pool) < needed or (
-        policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
-    ):
-        raise NotEnoughError(_explain_too_few(there, pool, policy, needed), needed, len(pool))
+    is_named_missing = policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
+    if len(fitting) < needed or is_named_missing:
+        raise NotEnoughError(_explain_too_few(there, fitting, policy, needed), needed, len(fitting))
+    if len(pool) < policy.min_chosen:
+        reason = f"all {len(fitting)} devices that are there take part in another round of the experiment"
+        raise NotEnoughError(reason, policy.min_chosen, len(pool))
     reluctance = _reluctance(pool, policy, draw.number)
     order = sorted(
         range(len(pool)), key=lambda position: (reluctance[position], _draw(policy.seed, draw, position))
     )
     willing = len(pool) - reluctance.count(_EXCLUDED)
-    wanted = _wanted(policy, len(pool), willing, needed)
+    wanted = min(_wanted(policy, len(pool), willing, needed), len(pool))
     with_surplus = math.ceil((1 + _exact(policy.over_select)) * wanted)
     asked = max(wanted, min(willing, with_surplus))
     return Chosen(tuple(pool[position].id for position in sorted(order[:asked])), asked - wanted)
@@ -118,7 +122,8 @@ def _draw(seed: int, draw: Draw, position: int) -> bytes:
 
 def _needs_all(policy: SelectionPolicy) -> bool:
     """Whether each of the named devices must be there."""
-    return policy.min_available is None and policy.count is None and policy.fraction is None
+    free = (policy.min_available, policy.count, policy.fraction, policy.up_to)
+    return all(value is None for value in free)
 
 
 def _unknown_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[str]:
@@ -145,6 +150,8 @@ def _wanted(policy: SelectionPolicy, available: int, willing: int, needed: int) 
         return policy.count
     if policy.fraction is not None:
         return max(math.ceil(_exact(policy.fraction) * available), policy.min_chosen)
+    if policy.up_to is not None:
+        return max(min(policy.up_to, willing), policy.min_chosen)
     return max(willing, needed)
 
 

@@ -54,7 +54,7 @@ RoundKind = Literal["train", "evaluate"]
 
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LABEL_RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
-_ROUND_SUFFIX = re.compile(r"\.e?[0-9]+")
+_ROUND_SUFFIX = re.compile(r"\.[ew]?[0-9]+")
 _ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
 _MAX_NAMED_ERRORS = 10
 
@@ -319,20 +319,24 @@ class SelectionPolicy(Message):
     """How the manager chooses the participants of one round: ``selection`` in the message that starts it.
 
     Attributes:
+        up_to: this many of those that are there, or all where they are fewer.
         min_chosen: fewer participants than this could not close the round.
+        busy: ids of devices that are not chosen, as they take part in another round of the experiment.
         exclude: ids of devices that are chosen only where there are too few others: they have just failed.
         last_rounds: id → number of the last round in which it took part, of those that still rest.
     """
 
     fraction: _Fraction | None = None
     count: Annotated[int, Field(ge=1)] | None = None
+    up_to: Annotated[int, Field(ge=1)] | None = None
     over_select: Annotated[float, Field(ge=0)] = 0.0
     tags: list[str] = Field(default_factory=list)
     names: list[str] | None = None
     min_available: Annotated[int, Field(ge=1)] | None = None
-    min_chosen: Annotated[int, Field(ge=1)] = 1
+    min_chosen: Annotated[int, Field(ge=0)] = 1
     seed: _Seed = 0
     cooldown_rounds: Annotated[int, Field(ge=0)] = 0
+    busy: list[Id] = Field(default_factory=list)
     exclude: list[Id] = Field(default_factory=list)
     last_rounds: dict[Id, int] = Field(default_factory=dict)
 

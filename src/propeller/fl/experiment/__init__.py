@@ -3,7 +3,7 @@
     queued → running ⇄ paused → completed | stopped | failed(reason)
 
 It decides what is next, a round of training, an evaluation or the end, from what has happened, and has at most one
-round open. Whoever calls ``step`` carries out the effects in their order. ``Persist`` stands first: the new experiment
+round open; an asynchronous one also has waves (``waves``), whose updates its rounds merge. Whoever calls ``step`` carries out the effects in their order. ``Persist`` stands first: the new experiment
 and the reports are stored in one transaction before anything is started, so after a crash ``resume`` gives what is to
 be done again. Rounds have deterministic ids and contents, so starting one again changes nothing. Events about rounds
 that are not open, and requests that are fulfilled already, change nothing, so each may come twice and late.
@@ -19,6 +19,7 @@ from propeller.fl.experiment.events import (
     Event,
     MarkBest,
     MarkLatest,
+    MergeUpdates,
     PauseRequested,
     Persist,
     Report,
@@ -29,14 +30,16 @@ from propeller.fl.experiment.events import (
     StopRequested,
     TimePassed,
     Transition,
+    WaveChanged,
 )
 from propeller.fl.experiment.machine import refusal, resume, step
-from propeller.fl.experiment.requests import RoundRequest, make_request, round_id
-from propeller.fl.experiment.state import Best, Experiment, ExperimentState, OpenRound
+from propeller.fl.experiment.requests import MergedUpdate, MergeRequest, RoundRequest, round_id, wave_id
+from propeller.fl.experiment.state import Best, BufferedUpdate, Experiment, ExperimentState, OpenRound, Wave
 
 __all__ = [
     "Admitted",
     "Best",
+    "BufferedUpdate",
     "CancelRound",
     "Effect",
     "EvaluateCentrally",
@@ -45,6 +48,9 @@ __all__ = [
     "ExperimentState",
     "MarkBest",
     "MarkLatest",
+    "MergeRequest",
+    "MergeUpdates",
+    "MergedUpdate",
     "OpenRound",
     "PauseRequested",
     "Persist",
@@ -57,9 +63,11 @@ __all__ = [
     "StopRequested",
     "TimePassed",
     "Transition",
-    "make_request",
+    "Wave",
+    "WaveChanged",
     "refusal",
     "resume",
     "round_id",
     "step",
+    "wave_id",
 ]

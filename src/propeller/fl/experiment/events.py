@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from propeller.fl.experiment.requests import RoundRequest
+from propeller.fl.experiment.requests import MergeRequest, RoundRequest
 from propeller.fl.experiment.state import Experiment
 
 
@@ -39,6 +39,29 @@ class RoundEnded:
 
 
 @dataclass(frozen=True)
+class WaveChanged:
+    """How a wave of an asynchronous experiment is now; sent whenever it changes, and again after a crash.
+
+    Attributes:
+        round_id: of the wave.
+        at: when.
+        participants: who was chosen; ``None``: not known yet.
+        updates: whose update counts, in the order in which they came.
+        failed: of whom none is expected.
+        is_over: whether the round is.
+        reason: why the round failed, if it did.
+    """
+
+    round_id: str
+    at: float
+    participants: tuple[str, ...] | None = None
+    updates: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    is_over: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class PauseRequested:
     """No other round is to be started for now; the open one goes on."""
 
@@ -67,7 +90,7 @@ class TimePassed:
     at: float
 
 
-Event = Admitted | RoundEnded | PauseRequested | ResumeRequested | StopRequested | TimePassed
+Event = Admitted | RoundEnded | WaveChanged | PauseRequested | ResumeRequested | StopRequested | TimePassed
 Request = PauseRequested | ResumeRequested | StopRequested
 
 
@@ -86,9 +109,19 @@ class Report:
 
 @dataclass(frozen=True)
 class StartRound:
-    """Start a round, unless there is one of its id; then report its end with ``RoundEnded``, whenever that was."""
+    """Start a round, unless there is one of its id; then report its end with ``RoundEnded``, whenever that was.
+
+    Of a wave, report with ``WaveChanged`` how it is, at once if it is there already.
+    """
 
     request: RoundRequest
+
+
+@dataclass(frozen=True)
+class MergeUpdates:
+    """Make a round of updates that waves gave, unless there is one of its id, and report its end likewise."""
+
+    request: MergeRequest
 
 
 @dataclass(frozen=True)
@@ -100,7 +133,7 @@ class EvaluateCentrally:
 
 @dataclass(frozen=True)
 class CancelRound:
-    """End a round, or an evaluation by the coordinator, and report ``RoundEnded``, also if it had ended already."""
+    """End a round, or an evaluation by the coordinator, and report that, also if it had ended already."""
 
     round_id: str
     reason: str
@@ -122,7 +155,9 @@ class MarkBest:
     value: float
 
 
-Effect = Persist | Report | StartRound | EvaluateCentrally | CancelRound | MarkLatest | MarkBest
+Effect = (
+    Persist | Report | StartRound | MergeUpdates | EvaluateCentrally | CancelRound | MarkLatest | MarkBest
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from propeller.fl.experiment.events import (
     Event,
     MarkBest,
     MarkLatest,
+    MergeUpdates,
     PauseRequested,
     Persist,
     Report,
@@ -22,9 +23,24 @@ from propeller.fl.experiment.events import (
     StopRequested,
     TimePassed,
     Transition,
+    WaveChanged,
 )
-from propeller.fl.experiment.requests import make_request, round_id
-from propeller.fl.experiment.state import Best, Experiment, ExperimentState, OpenRound
+from propeller.fl.experiment.requests import (
+    make_merge_request,
+    make_request,
+    make_wave_request,
+    round_id,
+    wave_id,
+)
+from propeller.fl.experiment.state import Best, Experiment, ExperimentState, OpenRound, Wave
+from propeller.fl.experiment.waves import (
+    drop_stale,
+    explain_staleness,
+    hear_of_wave,
+    is_exhausted,
+    next_wave,
+    take_buffer,
+)
 from propeller.protocol.experiments import nearest_names
 
 _NOUNS = {"train": "round", "evaluate": "the evaluation after round"}
@@ -37,6 +53,8 @@ def step(current: Experiment, event: Event) -> Transition:
             return _admit(current, event)
         case RoundEnded():
             return _end_round(current, event)
+        case WaveChanged():
+            return _hear_of_wave(current, event)
         case PauseRequested() | ResumeRequested() | StopRequested():
             return Transition(current) if refusal(current, event) else _request(current, event)
         case TimePassed():
@@ -66,10 +84,14 @@ def refusal(current: Experiment, request: Request) -> str | None:
 def resume(current: Experiment) -> tuple[Effect, ...]:
     """What may not have been done about an experiment that was read back after a crash; doing it again is harmless."""
     effects: list[Effect] = []
-    if current.open is not None:
-        effects.append(
-            _cancel(current, current.open) if current.state.is_over else _start(current, current.open)
-        )
+    if current.state.is_over:
+        effects += _cancels(current)
+    else:
+        effects += [] if current.open is None else [_start(current, current.open)]
+        effects += [
+            _cancel_wave(current, one) if one.is_cancelled else StartRound(make_wave_request(current, one))
+            for one in current.waves
+        ]
     if current.done:
         effects.append(MarkLatest(current.version))
     if current.best is not None:
@@ -113,7 +135,8 @@ def _end_round(current: Experiment, event: RoundEnded) -> Transition:
         return _retry(replace(current, open=None), opened, event, notes)
     after = replace(_record(current, opened, event), open=None)
     if opened.kind == "train":
-        notes.append(MarkLatest(after.version))
+        after, reports = drop_stale(after)
+        notes += [MarkLatest(after.version), *reports, *_cancels_of_stale(current, after)]
     if event.metrics:
         where = {"number": opened.number, "round_id": event.round_id, "kind": opened.kind}
         notes.append(Report("metrics", {**where, "metrics": dict(event.metrics)}))
@@ -144,7 +167,29 @@ def _record(current: Experiment, opened: OpenRound, event: RoundEnded) -> Experi
     rest = current.spec.selection.cooldown_rounds
     took_part = {**current.last_rounds, **dict.fromkeys(event.participants, opened.number)} if rest else {}
     resting = {name: number for name, number in took_part.items() if opened.number + 1 - number <= rest}
-    return replace(after, done=opened.number, version=event.version, last_rounds=resting)
+    return replace(
+        after,
+        done=opened.number,
+        version=event.version,
+        last_rounds=resting,
+        merging=(),
+        wave_failures=(),
+        dry_waves=0,
+        is_starved=False,
+    )
+
+
+def _hear_of_wave(current: Experiment, event: WaveChanged) -> Transition:
+    heard = hear_of_wave(current, event)
+    if heard is None:
+        return Transition(current)
+    after, reports = heard
+    notes: list[Effect] = [*reports, *_cancels_of_stale(current, after)]
+    if event.is_over:
+        [wave] = (one for one in current.waves if wave_id(current.id, one.number) == event.round_id)
+        state = "completed" if event.reason is None else "failed"
+        notes.append(Report("round_ended", {**_wave(current, wave), "state": state, "reason": event.reason}))
+    return _go_on(after, event.at, notes)
 
 
 def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list[Effect]) -> Transition:
@@ -189,20 +234,43 @@ def _explain_missing(metric: str, opened: OpenRound, metrics: Mapping[str, float
 
 def _go_on(current: Experiment, at: float, notes: list[Effect]) -> Transition:
     """Start what is next, if anything is and may be."""
-    if current.state is ExperimentState.RUNNING:
-        if current.deadline is not None and at >= current.deadline:
-            return _finish(current, at, ExperimentState.COMPLETED, _time_is_over(current), notes)
-        if current.open is not None:
-            return Transition(current, _effects(notes))
-        opened = _next_round(current)
-        if opened is None:
-            return _finish(current, at, ExperimentState.COMPLETED, None, notes)
-        started = replace(current, open=opened)
-        notes.append(_report_start(started, opened))
-        return Transition(started, _effects(notes, _start(started, opened)))
-    if current.state is ExperimentState.PAUSED and current.open is None and _next_round(current) is None:
+    if current.state is ExperimentState.RUNNING and current.deadline is not None and at >= current.deadline:
+        return _finish(current, at, ExperimentState.COMPLETED, _time_is_over(current), notes)
+    if not current.state.is_over and current.open is None and _next_round(current) is None:
         return _finish(current, at, ExperimentState.COMPLETED, None, notes)
-    return Transition(current, _effects(notes))
+    if current.state is not ExperimentState.RUNNING:
+        return Transition(current, _effects(notes))
+    after, starts = _open_next(current, notes)
+    if after.spec.mode.kind == "async":
+        if after.open is None and is_exhausted(after):
+            reason = f"no update came of {after.dry_waves} waves in a row: {after.dry_reason}"
+            return _finish(after, at, ExperimentState.FAILED, reason, notes)
+        after = _start_wave(after, notes, starts)
+    return Transition(after, _effects(notes, *starts))
+
+
+def _open_next(current: Experiment, notes: list[Effect]) -> tuple[Experiment, list[Effect]]:
+    """The experiment with its next round open, if none is and one may be."""
+    opened = None if current.open is not None else _next_round(current)
+    if opened is not None and opened.kind == "train" and current.spec.mode.kind == "async":
+        taken = take_buffer(current)
+        current, opened = (current, None) if taken is None else (taken, opened)
+    if opened is None:
+        return current, []
+    after = replace(current, open=opened)
+    notes.append(_report_start(after, opened))
+    return after, [_start(after, opened)]
+
+
+def _start_wave(current: Experiment, notes: list[Effect], starts: list[Effect]) -> Experiment:
+    wave = next_wave(current)
+    if wave is None:
+        return current
+    notes.append(Report("round_started", {**_wave(current, wave), "base_version": wave.base_version}))
+    starts.append(StartRound(make_wave_request(current, wave)))
+    return replace(
+        current, waves=(*current.waves, wave), last_wave=wave.number, last_wave_done=wave.base_done
+    )
 
 
 def _next_round(current: Experiment) -> OpenRound | None:
@@ -221,8 +289,7 @@ def _finish(
     notes: list[Effect] | None = None,
 ) -> Transition:
     over = replace(_stop_watch(current, at), state=state, reason=reason)
-    cancel = () if over.open is None else (_cancel(over, over.open),)
-    return Transition(over, _effects([*(notes or ()), _report_state(over)], *cancel))
+    return Transition(over, _effects([*(notes or ()), _report_state(over)], *_cancels(over)))
 
 
 def _stop_watch(current: Experiment, at: float) -> Experiment:
@@ -234,13 +301,30 @@ def _stop_watch(current: Experiment, at: float) -> Experiment:
 
 
 def _start(current: Experiment, opened: OpenRound) -> Effect:
-    request, plan = make_request(current, opened), current.spec.evaluate
+    plan = current.spec.evaluate
+    if opened.kind == "train" and current.spec.mode.kind == "async":
+        return MergeUpdates(make_merge_request(current, opened))
     central = opened.kind == "evaluate" and plan is not None and plan.on == "central"
+    request = make_request(current, opened)
     return EvaluateCentrally(request) if central else StartRound(request)
 
 
-def _cancel(current: Experiment, opened: OpenRound) -> Effect:
-    return CancelRound(round_id(current.id, opened), f"the experiment is {current.state}: {current.reason}")
+def _cancels(over: Experiment) -> list[Effect]:
+    """Everything that is open, once the experiment is over."""
+    reason = f"the experiment is {over.state}" + (f": {over.reason}" if over.reason else "")
+    names = [] if over.open is None else [round_id(over.id, over.open)]
+    return [
+        CancelRound(name, reason) for name in (*names, *(wave_id(over.id, one.number) for one in over.waves))
+    ]
+
+
+def _cancels_of_stale(before: Experiment, after: Experiment) -> list[Effect]:
+    known = {one.number for one in before.waves if one.is_cancelled}
+    return [_cancel_wave(after, one) for one in after.waves if one.is_cancelled and one.number not in known]
+
+
+def _cancel_wave(current: Experiment, wave: Wave) -> Effect:
+    return CancelRound(wave_id(current.id, wave.number), explain_staleness(current))
 
 
 def _effects(notes: list[Effect], *next_: Effect) -> tuple[Effect, ...]:
@@ -257,6 +341,10 @@ def _report_state(current: Experiment) -> Report:
 def _report_start(current: Experiment, opened: OpenRound) -> Report:
     what = {"round_id": round_id(current.id, opened), **asdict(opened)}
     return Report("round_started", {**what, "base_version": current.version})
+
+
+def _wave(current: Experiment, wave: Wave) -> dict[str, object]:
+    return {"round_id": wave_id(current.id, wave.number), "kind": "wave", "number": wave.number, "attempt": 1}
 
 
 def _report_end(opened: OpenRound, event: RoundEnded) -> Report:

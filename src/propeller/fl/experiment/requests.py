@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from propeller.fl.experiment.state import Experiment, OpenRound
+from propeller.fl.experiment.state import BufferedUpdate, Experiment, OpenRound, Wave
 from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.experiments import RoundKind, SelectionPolicy
 
@@ -26,6 +26,7 @@ class RoundRequest:
         timeout_s: from the choice to the deadline, in seconds.
         hyperparams: with schedules resolved for this round.
         strategy: name or program, and parameters.
+        is_wave: whether the round makes no version, and ``number`` counts waves.
     """
 
     experiment_id: str
@@ -40,6 +41,41 @@ class RoundRequest:
     timeout_s: float
     hyperparams: Mapping[str, Any]
     strategy: Mapping[str, Any]
+    is_wave: bool = False
+
+
+@dataclass(frozen=True)
+class MergedUpdate:
+    """An update that is merged: of which wave's round, and from which base model."""
+
+    round_id: str
+    proplet_id: str
+    base_version: int
+    staleness: int
+    """How many versions were made since its base model."""
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A round whose updates are there already; the same request is always the same round.
+
+    Attributes:
+        experiment_id: whose round it is.
+        round_id: its id.
+        number: of the round, from 1.
+        attempt: from 1.
+        base_version: the model version to which the updates are applied.
+        updates: each of another participant, in the order in which they are aggregated.
+        strategy: name or program, and parameters.
+    """
+
+    experiment_id: str
+    round_id: str
+    number: int
+    attempt: int
+    base_version: int
+    updates: tuple[MergedUpdate, ...]
+    strategy: Mapping[str, Any]
 
 
 def round_id(experiment_id: str, opened: OpenRound) -> str:
@@ -47,6 +83,61 @@ def round_id(experiment_id: str, opened: OpenRound) -> str:
     letter = "e" if opened.kind == "evaluate" else ""
     attempt = f".{opened.attempt}" if opened.attempt > 1 else ""
     return f"{experiment_id}.{letter}{opened.number}{attempt}"
+
+
+def wave_id(experiment_id: str, number: int) -> str:
+    """The id of the round of a wave: ``ID.w3``."""
+    return f"{experiment_id}.w{number}"
+
+
+def make_wave_request(current: Experiment, wave: Wave) -> RoundRequest:
+    """The request of a wave; its schedules are those of the round that its updates were expected in."""
+    spec, selection = current.spec, current.spec.selection
+    return RoundRequest(
+        experiment_id=current.id,
+        round_id=wave_id(current.id, wave.number),
+        kind="train",
+        number=wave.number,
+        attempt=1,
+        base_version=wave.base_version,
+        policy=SelectionPolicy(
+            up_to=wave.up_to,
+            tags=selection.tags,
+            names=selection.names,
+            min_available=selection.min_available,
+            min_chosen=wave.min_chosen,
+            seed=selection.seed,
+            busy=list(wave.busy),
+            exclude=list(wave.exclude),
+        ),
+        k_of_n=None,
+        min_updates=1,
+        timeout_s=spec.timeout_s,
+        hyperparams=resolve_hyperparams(spec.hyperparams, wave.base_done + 1, spec.rounds),
+        strategy=spec.strategy.to_json(),
+        is_wave=True,
+    )
+
+
+def make_merge_request(current: Experiment, opened: OpenRound) -> MergeRequest:
+    """The request of the open round of an asynchronous experiment.
+
+    Updates are in the order of waves and slots, so that the result does not depend on who was faster.
+    """
+
+    def merged(one: BufferedUpdate) -> MergedUpdate:
+        wave = wave_id(current.id, one.wave)
+        return MergedUpdate(wave, one.proplet_id, one.base_version, current.done - one.base_done)
+
+    return MergeRequest(
+        experiment_id=current.id,
+        round_id=round_id(current.id, opened),
+        number=opened.number,
+        attempt=opened.attempt,
+        base_version=current.version,
+        updates=tuple(merged(one) for one in sorted(current.merging, key=lambda one: (one.wave, one.slot))),
+        strategy=current.spec.strategy.to_json(),
+    )
 
 
 def make_request(current: Experiment, opened: OpenRound) -> RoundRequest:

@@ -34,6 +34,64 @@ class OpenRound:
 
 
 @dataclass(frozen=True)
+class Wave:
+    """Devices of an asynchronous experiment that started together, and of which some may still train.
+
+    Attributes:
+        number: from 1.
+        base_version: the model version that they start from.
+        base_done: how many rounds were done then.
+        up_to: how many were asked for.
+        min_chosen: how many there must be at least: 0 while others train, 1 otherwise.
+        busy: who took part already when it started.
+        exclude: who had failed.
+        participants: who was chosen; ``None``: not known yet.
+        updates: whose update was seen.
+        failed: who failed.
+        is_cancelled: whether its updates would be too old.
+    """
+
+    number: int
+    base_version: int
+    base_done: int
+    up_to: int
+    min_chosen: int
+    busy: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    participants: tuple[str, ...] | None = None
+    updates: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    is_cancelled: bool = False
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """Those of whom an update is expected."""
+        gone = {*self.updates, *self.failed}
+        return (
+            () if self.is_cancelled else tuple(name for name in self.participants or () if name not in gone)
+        )
+
+
+@dataclass(frozen=True)
+class BufferedUpdate:
+    """An update of a wave that waits to be merged with others.
+
+    Attributes:
+        wave: the number of the wave.
+        slot: of its sender in the wave.
+        proplet_id: the sender.
+        base_version: the model version that it starts from.
+        base_done: how many rounds were done then: it is as many versions stale as were made since.
+    """
+
+    wave: int
+    slot: int
+    proplet_id: str
+    base_version: int
+    base_done: int
+
+
+@dataclass(frozen=True)
 class Best:
     """The version whose metric is the best so far."""
 
@@ -62,6 +120,16 @@ class Experiment:
         looks_since_best: how many metrics were looked at since then.
         running_since: when it was admitted or resumed, while it runs.
         spent_s: for how many seconds it ran before that.
+        waves: asynchronous: those that may still give updates.
+        last_wave: the number of the last one that was started.
+        last_wave_done: how many rounds were done then.
+        buffer: updates that wait to be merged, in the order in which they came.
+        merging: the updates of the round that is open, or tried next.
+        wave_failures: who failed in waves since the last version; apart from ``exclude``, which must not change while an
+            evaluation is open.
+        dry_waves: how many waves in a row ended without an update.
+        dry_reason: why the last of them failed.
+        is_starved: whether the last wave found nobody, and nobody has become free since.
     """
 
     id: str
@@ -79,16 +147,35 @@ class Experiment:
     looks_since_best: int = 0
     running_since: float | None = None
     spent_s: float = 0.0
+    waves: tuple[Wave, ...] = ()
+    last_wave: int = 0
+    last_wave_done: int = -1
+    buffer: tuple[BufferedUpdate, ...] = ()
+    merging: tuple[BufferedUpdate, ...] = ()
+    wave_failures: tuple[str, ...] = ()
+    dry_waves: int = 0
+    dry_reason: str | None = None
+    is_starved: bool = False
 
     @property
     def is_settled(self) -> bool:
         """Whether it is over and no event can change it any more."""
-        return self.state.is_over and self.open is None
+        return self.state.is_over and self.open is None and not self.waves
 
     @property
     def needs_place(self) -> bool:
         """Whether it counts among those that run at the same time."""
-        return self.state is ExperimentState.RUNNING or self.open is not None
+        return self.state is ExperimentState.RUNNING or self.open is not None or bool(self.waves)
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """Who trains in a wave."""
+        return tuple(name for wave in self.waves for name in wave.training)
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Who trains, or has an update in the buffer."""
+        return (*self.training, *(one.proplet_id for one in self.buffer))
 
     @property
     def deadline(self) -> float | None:
@@ -108,8 +195,12 @@ class Experiment:
             "state": self.state.value,
             "open": None if self.open is None else asdict(self.open),
             "exclude": list(self.exclude),
+            "wave_failures": list(self.wave_failures),
             "last_rounds": dict(self.last_rounds),
             "best": None if self.best is None else asdict(self.best),
+            "waves": [_lists(asdict(wave)) for wave in self.waves],
+            "buffer": [asdict(one) for one in self.buffer],
+            "merging": [asdict(one) for one in self.merging],
         }
 
     @classmethod
@@ -124,6 +215,18 @@ class Experiment:
                 "state": ExperimentState(stored["state"]),
                 "open": None if opened is None else OpenRound(**opened),
                 "exclude": tuple(stored.get("exclude", ())),
+                "wave_failures": tuple(stored.get("wave_failures", ())),
                 "best": None if best is None else Best(**best),
+                "waves": tuple(Wave(**_tuples(wave)) for wave in stored.get("waves", ())),
+                "buffer": tuple(BufferedUpdate(**one) for one in stored.get("buffer", ())),
+                "merging": tuple(BufferedUpdate(**one) for one in stored.get("merging", ())),
             },
         )
+
+
+def _lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
