@@ -41,7 +41,7 @@ def events_of(
 
 def place_of(record: RoundRecord) -> dict[str, Any]:
     """Which round an event is about."""
-    return {"round_id": record.round_id, "round": record.kind, **record.numbers}
+    return {"round_id": record.round_id, "kind": record.kind, **record.numbers}
 
 
 def outcome_of(record: RoundRecord) -> dict[str, Any]:
