@@ -118,6 +118,7 @@ class Propeller(Blocking[AsyncPropeller]):
 
     close = blocking(AsyncPropeller.aclose)
     proplets = blocking(AsyncPropeller.proplets)
+    device_names = blocking(AsyncPropeller.device_names)
     versions = blocking(AsyncPropeller.versions)
     latest = blocking(AsyncPropeller.latest)
     model = blocking(AsyncPropeller.model)

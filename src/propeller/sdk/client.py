@@ -179,6 +179,11 @@ class AsyncPropeller:
             if not page["proplets"] or len(found) >= page["total"]:
                 return [proplet for proplet in found if alive is None or proplet["alive"] is alive]
 
+    async def device_names(self) -> dict[str, str]:
+        """The names of the proplets by their ids: those of a stack on this machine, else the manager's."""
+        names = {one["id"]: one["name"] for one in await self.proplets()}
+        return names | {id_: name for name, id_ in self._names().items()}
+
     async def versions(self) -> list[int]:
         """The model versions that there are, in order."""
         versions: list[int] = (await self._connection.ask("GET", "model_registry", "/models"))["versions"]

@@ -67,7 +67,7 @@ class Event:
 
     @property
     def ends_experiment(self) -> bool:
-        """Whether nothing comes after it."""
+        """Whether no round is started after it."""
         return self.kind == "state" and self.data.get("state") in OVER
 
 
@@ -185,7 +185,7 @@ class AsyncExperimentHandle:
         Raises:
             PropellerError: there is no such experiment, or the coordinator cannot be reached for a minute.
         """
-        patience = _Patience()
+        patience, over = _Patience(), False
         while True:
             try:
                 before = after
@@ -198,12 +198,17 @@ class AsyncExperimentHandle:
                     async for sent in stream.events:
                         event = Event(sent.id, sent.event, decode_object(sent.data or "{}"))
                         after = event.id or after
+                        over = (
+                            over or event.ends_experiment
+                        )  # the end of a round that is cancelled comes behind it
                         yield event
-                        if event.ends_experiment:
-                            return
+                if over:
+                    return
                 if after == before and (await self.status())["state"] in OVER:  # all of it was read before
                     return
             except UnavailableError as error:
+                if over:
+                    return
                 patience.check(error)
             await self._connection.transport.sleep(patience.next_pause())
 
