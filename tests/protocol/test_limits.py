@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from propeller.cli.experiment import ExperimentFile
+from propeller.cli.experiment_file import ExperimentFile
 from propeller.manager.task import TaskChange, TaskSpec
 from propeller.process.run import StartError
 from propeller.protocol.rounds import Experiment, RoundStart

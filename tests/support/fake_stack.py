@@ -53,7 +53,7 @@ class FakeStack:
         """The addresses of its services, as a client is given them."""
         return dict.fromkeys((*SERVICES, "identity"), self.url)
 
-    def happen(self, kind: str, **data: Any) -> None:
+    def happen(self, kind: str, /, **data: Any) -> None:
         """Add an event."""
         with self._changed:
             self._events.append((kind, {"at": "2026-11-27T12:00:00.000000Z", "experiment": "exp", **data}))

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import model
+from propeller.cli import experiment_commands, model
+from propeller.cli.options import DEFAULT_STATE, StateOption, UrlOption, UserOption
 from propeller.process.run import StartError
 
 
@@ -28,10 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StateOption = Annotated[
-    Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
-]
-DEFAULT_STATE = Path(".propeller")
 UsernameOption = Annotated[
     str | None, typer.Option("--username", "-u", help="User name (default: the login that Docker stores).")
 ]
@@ -323,16 +320,41 @@ def try_program(
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")],
-    state: StateOption = DEFAULT_STATE,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Instead of the file's: lr=0.1, strategy.name=fedadam; repeatable.",
+        ),
+    ] = None,
     image: Annotated[
         str | None, typer.Option(metavar="REF", help="The program, instead of the file's.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the file's.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Submit it and return.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+    state: StateOption = DEFAULT_STATE,
+    url: UrlOption = None,
+    user: UserOption = None,
 ) -> None:
-    """Run the federated rounds of an experiment file on a running stack."""
-    from propeller.cli.experiment import run_experiment
+    """Run an experiment and show how it goes; Ctrl-C leaves it running."""
+    from propeller.cli.connection import Target
+    from propeller.cli.run import run_experiment
 
-    run_experiment(experiment, state, image=image, rounds=rounds)
+    run_experiment(
+        experiment,
+        Target(state, url, user),
+        changes=changes or [],
+        image=image,
+        rounds=rounds,
+        detach=detach,
+        as_json=as_json,
+    )
+
+
+app.command()(experiment_commands.experiments)
+app.add_typer(experiment_commands.commands)
 
 
 app.add_typer(model.commands)

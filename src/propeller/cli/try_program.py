@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from propeller.cli.experiment import ExperimentFile
+from propeller.cli.experiment_file import ExperimentFile
 from propeller.digests import digest_of
 from propeller.errors import InvalidError
 from propeller.fl.strategies import Contribution, Strategy, read_strategy
@@ -141,7 +141,8 @@ class Trial:
     ) -> Tensors:
         found = None
         if file is None and experiment is not None:
-            found = experiment.first_model(experiment_file.parent)
+            found = experiment.tensors
+            file = None if experiment.model_file is None else experiment.folder / experiment.model_file
             self.from_experiment.append("model")
         if file is None and found is None:
             raise StartError(
@@ -157,9 +158,9 @@ class Trial:
     def _read_dataset(
         self, file: Path | None, experiment: ExperimentFile | None, experiment_file: Path
     ) -> dict[str, Any]:
-        if file is None and experiment is not None and experiment.data is not None:
-            file = experiment_file.parent / experiment.data.files[0]
-            self.from_experiment.append(f"data {experiment.data.files[0]}")
+        if file is None and experiment is not None and experiment.data_files:
+            file = experiment.folder / experiment.data_files[0]
+            self.from_experiment.append(f"data {experiment.data_files[0]}")
         if file is None:
             raise StartError(f"give a device's data: --data FILE, or files in [data] of {experiment_file}")
         try:

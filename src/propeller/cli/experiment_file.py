@@ -1,0 +1,241 @@
+"""An experiment file: the fields of an experiment in TOML, and the model and data that it brings."""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from propeller.errors import InvalidError
+from propeller.fl.schedules import resolve_hyperparams
+from propeller.process.run import StartError
+from propeller.protocol.experiments import ExperimentSpec, nearest_names
+from propeller.sdk import Experiment
+
+_SHORT = {"strategy": "name", "mode": "kind"}
+"""Tables that may be written as one text, and the field that this text is."""
+
+_OF_MODEL = ("version", "file")
+
+
+@dataclass
+class ExperimentFile:
+    """What a file says.
+
+    Attributes:
+        folder: where it is; paths in it are relative to this.
+        spec: the experiment, checked; the model only if it is a version.
+        tensors: the model to start from, if the file has its tensors.
+        model_file: or the file that it is in.
+        data_files: local data, a file a device.
+        notes: what is written as it was in earlier versions, and how it is written now.
+    """
+
+    folder: Path
+    spec: ExperimentSpec
+    tensors: dict[str, Any] | None = None
+    model_file: str | None = None
+    data_files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, file: Path, changes: Iterable[str] = ()) -> Self:
+        """Read a file.
+
+        Args:
+            file: where it is.
+            changes: fields that get another value, as ``lr=0.1`` or ``strategy.name=fedadam``.
+
+        Raises:
+            StartError: it is missing, is not TOML, or a field is wrong; the text names it.
+        """
+        try:
+            fields = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StartError(f"{file}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StartError(f"{file}: not TOML: {error}") from None
+        notes = _read_old_names(fields)
+        for change in changes:
+            _apply(fields, change)
+        try:
+            return cls._from_fields(file.parent, fields, notes)
+        except InvalidError as error:
+            raise StartError(f"{file}: {error}") from None
+
+    @classmethod
+    def _from_fields(cls, folder: Path, fields: dict[str, Any], notes: list[str]) -> Self:
+        source, tensors = _pop_model(fields)
+        files = _pop_data_files(fields)
+        if "version" in source:
+            fields["model"] = {"version": source["version"]}
+        spec = ExperimentSpec.decode({"rounds": 1, **fields})
+        return cls(folder, spec, tensors or None, source.get("file"), files, notes)
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        """As they are in the first round."""
+        return resolve_hyperparams(self.spec.hyperparams, 1, self.spec.rounds)
+
+    @property
+    def limits(self) -> dict[str, int | float] | None:
+        """Of each task."""
+        return self.spec.limits
+
+    def first_model(self) -> dict[str, Any] | None:
+        """The model to start from, if this file brings one: arrays, or lists of numbers, by tensor name.
+
+        Raises:
+            StartError: its file cannot be read.
+        """
+        if self.model_file is None:
+            return self.tensors
+        path = self.folder / self.model_file
+        return read_safetensors(path) if path.suffix == ".safetensors" else read_json(path)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """The local data, a document a device.
+
+        Raises:
+            StartError: a file cannot be read.
+        """
+        return [read_json(self.folder / name) for name in self.data_files]
+
+    def to_experiment(self) -> Experiment:
+        """The experiment with its model and data.
+
+        Raises:
+            StartError: a file cannot be read.
+        """
+        fields = self.spec.to_json()
+        split = fields.pop("data", {}).get("split")
+        version = fields.pop("model", {}).get("version")
+        model = self.first_model()
+        return Experiment(
+            **fields, split=split, model=version if model is None else model, data=self.datasets() or None
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        StartError: it is none.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise StartError(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise StartError(f"{file}: not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise StartError(f"{file}: not a JSON object")
+    return document
+
+
+def read_safetensors(file: Path) -> dict[str, Any]:
+    """A model from a file.
+
+    Raises:
+        StartError: it cannot be read, or is not safetensors.
+    """
+    from propeller.fl.tensors import TensorError, from_safetensors
+
+    try:
+        return dict(from_safetensors(file.read_bytes())[0])
+    except OSError as error:
+        raise StartError(f"{file}: {error.strerror}") from None
+    except TensorError as error:
+        raise StartError(f"{file}: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _read_old_names(fields: dict[str, Any]) -> list[str]:
+    """Give fields that had other names theirs; how each is written now."""
+    notes = []
+    if "image" in fields and "program" not in fields:
+        fields["program"] = fields.pop("image")
+        notes.append("image is now program")
+    if "participants" in fields and isinstance(fields.get("selection", {}), dict):
+        fields["selection"] = {"names": fields.pop("participants"), **fields.get("selection", {})}
+        notes.append("participants is now selection.names")
+    if fields.get("k_of_n") == 0:
+        del fields["k_of_n"]
+        notes.append("k_of_n = 0 is now no k_of_n")
+    return notes
+
+
+def _pop_model(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take the model out of the fields: where it comes from, and its tensors."""
+    model = fields.pop("model", {})
+    if not isinstance(model, dict):
+        raise InvalidError("model: must be a table: tensors by name, or file, or version")
+    source = {name: model[name] for name in _OF_MODEL if name in model}
+    tensors = {name: value for name, value in model.items() if name not in _OF_MODEL}
+    if len(source) + bool(tensors) > 1:
+        raise InvalidError("model: give tensors, or file, or version; not more than one of them")
+    if not isinstance(source.get("file", ""), str):
+        raise InvalidError("model.file: must be the path of a JSON or safetensors file")
+    for name, value in tensors.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InvalidError(f"model: {name} must be made of finite numbers and lists of them") from None
+    return source, tensors
+
+
+def _pop_data_files(fields: dict[str, Any]) -> list[str]:
+    data = fields.get("data")
+    if not isinstance(data, dict) or "files" not in data:
+        return []
+    rest = {name: value for name, value in data.items() if name != "files"}
+    fields["data"] = rest
+    files = data["files"]
+    if not isinstance(files, list) or not files or not all(isinstance(one, str) for one in files):
+        raise InvalidError("data.files: must be a list of paths, one for each device in turn")
+    return files
+
+
+def _apply(fields: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    names = [name.strip() for name in path.split(".")]
+    if not equals or not all(names):
+        raise StartError(f"--set {change}: write FIELD=VALUE, as lr=0.1 or strategy.name=fedadam")
+    if len(names) == 1 and names[0] not in ExperimentSpec.model_fields:
+        names = ["hyperparams", _known_hyperparam(names[0], fields)]
+    table: Any = fields
+    for at, name in enumerate(names[:-1]):
+        inner = table.get(name)
+        if isinstance(inner, str) and at == 0 and name in _SHORT:
+            inner = {_SHORT[name]: inner}
+        if not isinstance(inner, dict):
+            inner = {}
+        table[name] = inner
+        table = inner
+    table[names[-1]] = _read_value(text.strip())
+
+
+def _known_hyperparam(name: str, fields: Mapping[str, Any]) -> str:
+    """A hyperparameter of the file by its bare name: any other name may be a misspelt field."""
+    known = fields.get("hyperparams", {})
+    if isinstance(known, dict) and name in known:
+        return name
+    near = nearest_names(name, [*ExperimentSpec.model_fields, *(known if isinstance(known, dict) else ())])
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise StartError(
+        f"--set {name}: neither a field nor a hyperparameter of the file; {hint}"
+        f"A new hyperparameter is --set hyperparams.{name}=…"
+    )
+
+
+def _read_value(text: str) -> Any:
+    """A value as TOML has it; whatever is none is a text."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, str | int | float | list | dict) else text

@@ -1,0 +1,284 @@
+"""Following an experiment: a line for each round that ends, and a table of what runs at a terminal."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from propeller.cli.connection import Target
+from propeller.sdk import Event, ExperimentFailedError, ExperimentHandle, ExperimentResult, Propeller
+
+MAX_SHOWN_FAILURES = 10
+"""Of one round; further ones are counted."""
+
+REFRESHES_PER_S = 4
+
+
+@dataclass
+class OpenRound:
+    """A round that runs.
+
+    Attributes:
+        number: of the training round, or of the one that an evaluation follows.
+        attempt: 1, and one more for each time that the round was tried again.
+        kind: ``train`` or ``evaluate``.
+        participants: how many were chosen.
+        wanted: how many updates close it.
+        base_version: the model that is trained or evaluated.
+        begun, deadline: when; ``None`` if it is not known.
+        updates: how many came.
+        sums: of each metric: the sum over the updates, weighted by their samples, and of these samples.
+        failures: device → why.
+    """
+
+    number: int
+    attempt: int
+    kind: str
+    participants: int
+    wanted: int
+    base_version: int | None
+    begun: datetime | None
+    deadline: datetime | None
+    updates: int = 0
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What it is, for a person."""
+        what = "round" if self.kind == "train" else " eval"
+        again = f" try {self.attempt}" if self.attempt > 1 else ""
+        return f"{what} {self.number:>2}{again}"
+
+    def add(self, update: Mapping[str, Any]) -> None:
+        """Count an update."""
+        self.updates = update.get("updates", self.updates + 1)
+        samples = update.get("num_samples") or 1
+        for name, value in (update.get("metrics") or {}).items():
+            total, weight = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (total + samples * value, weight + samples)
+
+    def metrics(self) -> str:
+        """The means so far."""
+        return "  ".join(f"{name} {total / weight:.4f}" for name, (total, weight) in self.sums.items())
+
+
+class Progress:
+    """What is known of an experiment from its events.
+
+    Attributes:
+        state: of the experiment.
+        open: the rounds that run, by their ids.
+        done: training rounds that completed.
+        best: the best version so far, with its metric and value.
+        waiting: what is waited for.
+    """
+
+    def __init__(self, rounds: int, names: Mapping[str, str]) -> None:
+        """``rounds`` are asked for; ``names`` are those of devices by id."""
+        self.rounds, self._names = rounds, names
+        self.state, self.done = "queued", 0
+        self.open: dict[str, OpenRound] = {}
+        self.best: Mapping[str, Any] | None = None
+        self.waiting = ""
+        self._seconds = 0.0
+
+    def take(self, event: Event) -> list[str]:
+        """Take an event; lines (rich markup) that a person should see."""
+        data = event.data
+        match event.kind:
+            case "state":
+                return self._change_state(data)
+            case "waiting":
+                return self._wait(str(data.get("reason") or data.get("for") or "enough devices"))
+            case "round_started":
+                self._start(data, event.at)
+            case "update" if data.get("round_id") in self.open:
+                self.open[data["round_id"]].add(data)
+            case "failure":
+                return self._fail(data)
+            case "round_ended":
+                return self._end(data)
+            case "best":
+                self.best = data
+        return []
+
+    def time_left(self, now: datetime) -> float | None:
+        """About how long it still takes, in seconds; ``None`` before the first round has ended."""
+        if not self.done:
+            return None
+        mean = self._seconds / self.done
+        begun = [one.begun for one in self.open.values() if one.kind == "train" and one.begun is not None]
+        running = max(((now - moment).total_seconds() for moment in begun), default=0.0)
+        return max((self.rounds - self.done) * mean - min(running, mean), 0.0)
+
+    def name_of(self, device: str) -> str:
+        """A device as a person knows it."""
+        return self._names.get(device, device)
+
+    def _change_state(self, data: Mapping[str, Any]) -> list[str]:
+        before, self.state = self.state, data["state"]
+        if self.state == "paused":
+            return ["  [yellow]paused[/]: the round that runs is the last one until it is resumed"]
+        return ["  goes on"] if (before, self.state) == ("paused", "running") else []
+
+    def _wait(self, reason: str) -> list[str]:
+        before, self.waiting = self.waiting, reason
+        return [] if reason == before else [f"  [yellow]waiting[/]: {escape(reason)}"]
+
+    def _start(self, data: Mapping[str, Any], at: datetime | None) -> None:
+        self.waiting = ""
+        participants, deadline = data.get("participants") or [], data.get("deadline")
+        count = participants if isinstance(participants, int) else len(participants)
+        self.open[data["round_id"]] = OpenRound(
+            data["number"],
+            data.get("attempt", 1),
+            data.get("kind", "train"),
+            count,
+            data.get("k_of_n") or count,
+            data.get("base_version"),
+            at,
+            datetime.fromisoformat(deadline) if deadline else None,
+        )
+
+    def _fail(self, data: Mapping[str, Any]) -> list[str]:
+        current, device, reason = self.open.get(data["round_id"]), data["proplet_id"], data["reason"]
+        where = f"round {data.get('number', '?')}"
+        if current is not None:
+            current.failures[device] = reason
+            where = current.title.strip()
+            if len(current.failures) > MAX_SHOWN_FAILURES:
+                return []
+        return [f"  [red]✗[/] {where}: {escape(self.name_of(device))} failed: {escape(reason)}"]
+
+    def _end(self, data: Mapping[str, Any]) -> list[str]:
+        current = self.open.pop(data["round_id"], None)
+        if current is None:
+            return []
+        seconds = data.get("seconds")
+        if data["state"] != "completed":
+            reason = escape(str(data.get("reason") or "no reason is known"))
+            return [f"  {current.title}  [red]failed[/]: {reason}"]
+        if current.kind == "train":
+            self.done, self._seconds = self.done + 1, self._seconds + (seconds or 0.0)
+            version = data.get("model_version", data.get("version"))
+        else:
+            version = current.base_version
+        more = len(current.failures) - MAX_SHOWN_FAILURES
+        failed = [f"  [red]✗[/] and {more} more"] if more > 0 else []
+        took = "" if seconds is None else f", {_duration(seconds)}"
+        count = f"updates {current.updates}/{current.participants}"
+        where = f"[dim]v{version}{took}, {escape(data['round_id'])}[/]"
+        return [*failed, f"  {current.title}  {count}  {escape(current.metrics())}  {where}"]
+
+
+def follow(
+    fl: Propeller, handle: ExperimentHandle, target: Target, *, rounds: int, as_json: bool, console: Console
+) -> None:
+    """Show what happens until the experiment is over; Ctrl-C only ends the showing.
+
+    Args:
+        fl: its stack.
+        handle: the experiment.
+        target: how the command line names the stack.
+        rounds: training rounds that were asked for.
+        as_json: print each event as a line of JSON, and nothing else.
+        console: where to print.
+
+    Raises:
+        ExperimentFailedError: the experiment failed; the text has the reason.
+        KeyboardInterrupt: after it was said that the experiment goes on, and how to end it.
+    """
+    try:
+        if as_json:
+            for event in handle.events():
+                print(json.dumps({"id": event.id, "event": event.kind, **event.data}), flush=True)
+        else:
+            _show(handle, Progress(rounds, fl.device_names()), console)
+        result = ExperimentResult.from_summary(handle.status())
+    except KeyboardInterrupt:
+        print(
+            f"\nExperiment {handle.id} goes on without this terminal.\n"
+            f"  follow it again: {target.command('experiment', 'follow', handle.id)}\n"
+            f"  end it:          {target.command('experiment', 'stop', handle.id)}",
+            file=sys.stderr,
+        )
+        raise
+    if not as_json:
+        for line in summary_lines(fl, result):
+            console.print(line, soft_wrap=True)
+    if result.state == "failed":
+        raise ExperimentFailedError(result)
+
+
+def summary_lines(fl: Propeller, result: ExperimentResult) -> Iterator[str]:
+    """How an experiment ended, and where its models are."""
+    where, best = f"{fl.url('model_registry')}/models", result.best
+    took = "" if result.seconds is None else f" in {_duration(result.seconds)}"
+    if result.state != "failed":
+        why = f": {escape(result.reason)}" if result.reason else ""
+        yield f"{result.state.capitalize()} after {result.rounds} of {result.asked} rounds{took}{why}"
+    if best:
+        yield f"Best is v{best['version']}: {escape(best['metric'])} {best['value']:.4f}, at {where}/{best['version']}"
+    if result.model_version is not None:
+        yield f"Model v{result.model_version} is at {where}/{result.model_version}"
+
+
+def _show(handle: ExperimentHandle, progress: Progress, console: Console) -> None:
+    if not console.is_terminal:
+        for event in handle.events():
+            for line in progress.take(event):
+                console.print(line, soft_wrap=True)
+        return
+    with Live(
+        get_renderable=lambda: _table(progress),
+        console=console,
+        refresh_per_second=REFRESHES_PER_S,
+        transient=True,
+    ) as live:
+        for event in handle.events():
+            for line in progress.take(event):
+                live.console.print(line, soft_wrap=True)
+
+
+def _table(progress: Progress) -> Group:
+    """What runs now."""
+    now = datetime.now(UTC)
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    for column in ("", "updates", "failed", "so far", "running", "deadline in"):
+        table.add_column(column, header_style="dim")
+    for one in progress.open.values():
+        table.add_row(
+            one.title,
+            f"{one.updates}/{one.wanted}",
+            str(len(one.failures) or ""),
+            escape(one.metrics()),
+            "" if one.begun is None else _duration(max((now - one.begun).total_seconds(), 0)),
+            "" if one.deadline is None else _duration(max((one.deadline - now).total_seconds(), 0)),
+        )
+    if not progress.open:
+        table.add_row(escape(f"waiting: {progress.waiting}" if progress.waiting else progress.state))
+    left, best = progress.time_left(now), progress.best
+    parts = [f"{progress.done} of {progress.rounds} rounds"]
+    if left is not None and progress.state == "running":
+        parts.append(f"about {_duration(left)} left")
+    if best:
+        parts.append(f"best v{best['version']}: {best['metric']} {best['value']:.4f}")
+    return Group(table, f"[dim]  {escape(' · '.join(parts))} · Ctrl-C leaves it running[/]")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

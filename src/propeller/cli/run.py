@@ -1,0 +1,64 @@
+"""``propeller run``: submit the experiment of a file, and follow it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from propeller.cli.connection import Target
+from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.follow import follow
+
+
+def run_experiment(
+    file: Path,
+    target: Target,
+    *,
+    changes: Sequence[str] = (),
+    image: str | None = None,
+    rounds: int | None = None,
+    detach: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Store data and the first model, submit the experiment, and show what happens until it is over.
+
+    Args:
+        file: the experiment.
+        target: the stack.
+        changes: fields that get another value, as ``lr=0.1``.
+        image: the program, instead of the file's.
+        rounds: how many, instead of the file's.
+        detach: only submit it.
+        as_json: print JSON alone: the events, or with ``detach`` the experiment.
+
+    Raises:
+        PropellerError: a field is wrong, or the experiment failed; the text has the reason.
+    """
+    replaced = [f"program={image}"] if image is not None else []
+    replaced += [f"rounds={rounds}"] if rounds is not None else []
+    described = ExperimentFile.load(file, [*changes, *replaced])
+    if described.notes:
+        print(f"{file}: {'; '.join(described.notes)}: the old names are still read", file=sys.stderr)
+    experiment, console = described.to_experiment(), Console(highlight=False)
+    spec = experiment.spec
+    with target.connect() as fl:
+        handle = fl.run(experiment)
+        if as_json:
+            if detach:
+                print(json.dumps(handle.status()))
+                return
+        else:
+            strategy = spec.strategy.name or spec.strategy.program
+            count = f"{spec.rounds} round{'' if spec.rounds == 1 else 's'}"
+            console.print(
+                f"Experiment {handle.id}: {escape(spec.program)}, {count} of {escape(str(strategy))}",
+                soft_wrap=True,
+            )
+        if detach:
+            console.print(f"  follow it: {target.command('experiment', 'follow', handle.id)}", soft_wrap=True)
+            console.print(f"  end it:    {target.command('experiment', 'stop', handle.id)}", soft_wrap=True)
+            return
+        follow(fl, handle, target, rounds=spec.rounds, as_json=as_json, console=console)

@@ -1,0 +1,175 @@
+"""Experiments on a whole stack, from Python and from the command line."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from propeller.errors import ConflictError, InvalidError
+from propeller.sdk import AsyncPropeller, Experiment, ExperimentFailedError, Propeller
+from support.stack import PROPELLER, Up, propeller, running_stack
+
+pytestmark = pytest.mark.timeout(180)
+
+MODEL = {"w": np.zeros(3), "b": np.float64(0)}
+DATA = [
+    {"data": [{"x": [shift, 1.0, -1.0], "y": 1}, {"x": [-shift, -1.0, 1.0], "y": 0}] * 8}
+    for shift in (0.5, 1.0, 2.0)
+]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_stack(tmp_path_factory.mktemp("experiments") / "state") as running:
+        yield running
+
+
+@pytest.fixture
+def fl(up: Up) -> Iterator[Propeller]:
+    with Propeller.from_state(up.folder) as client:
+        yield client
+
+
+def experiment(fl: Propeller, **fields: object) -> Experiment:
+    return Experiment(**{"program": fl.image(), "rounds": 3, "model": MODEL, "data": DATA, **fields})  # type: ignore[arg-type]
+
+
+def test_from_python_it_is_submitted_followed_and_read(fl: Propeller) -> None:
+    handle = fl.run(
+        experiment(fl, hyperparams={"epochs": 2, "lr": {"schedule": "linear", "start": 0.5, "end": 0.1}})
+    )
+    events = list(handle.events())
+    kinds = [event.kind for event in events]
+    assert kinds.count("round_started") == kinds.count("round_ended") == 3
+    assert kinds.count("update") == 9
+    assert [event.id for event in events] == [str(number) for number in range(1, len(events) + 1)]
+    assert [event.id for event in handle.events(after=events[4].id)] == [event.id for event in events[5:]]
+    result = handle.wait()
+    assert (result.state, result.rounds, result.asked) == ("completed", 3, 3)
+    history = handle.history()
+    assert [one["model_version"] for one in history] == sorted(one["model_version"] for one in history)
+    losses = [value for _, value in history.metric("loss")]
+    assert losses == sorted(losses, reverse=True)
+    assert len(history.rows()) == 9
+    assert handle.history_csv().count("\n") == 10
+    model = handle.model()
+    assert model["w"].shape == (3,)
+    assert model["w"][1] > 0
+    assert repr(fl.experiment(handle.id)) == f"<ExperimentHandle {handle.id}: completed, 3 of 3 rounds>"
+
+
+async def test_in_an_event_loop(up: Up, fl: Propeller) -> None:
+    async with AsyncPropeller.from_state(up.folder) as other:
+        handle = await other.run(experiment(fl, rounds=1))
+        kinds = [event.kind async for event in handle.events()]
+        assert kinds[-1] == "state"
+        assert (await handle.wait()).model_version is not None
+        assert handle.id in [one["id"] for one in await other.experiments("completed")]
+
+
+def test_the_same_id_is_the_same_experiment_or_none(fl: Propeller) -> None:
+    version = fl.put_model(MODEL)
+    one = experiment(fl, rounds=1, model=version, data=None, id="twice")
+    first = fl.run(one).wait()
+    assert fl.run(one).wait() == first
+    with pytest.raises(ConflictError, match="twice"):
+        fl.run(experiment(fl, rounds=2, model=version, data=None, id="twice"))
+
+
+def test_paused_resumed_and_stopped(fl: Propeller) -> None:
+    handle = fl.run(experiment(fl, rounds=10_000))
+    events = handle.events()
+    next(event for event in events if event.kind == "round_ended")
+    handle.pause()
+    next(event for event in events if event.kind == "state" and event.data["state"] == "paused")
+    handle.resume()
+    next(event for event in events if event.kind == "round_started")
+    handle.stop()
+    result = handle.wait()
+    assert result.state == "stopped"
+    assert result.rounds >= 1
+    with pytest.raises(ConflictError):
+        handle.resume()
+
+
+def test_a_strategy_that_does_not_exist_is_refused(fl: Propeller) -> None:
+    with pytest.raises(InvalidError, match="fedadam"):
+        fl.run(experiment(fl, strategy="fedadm"))
+    with pytest.raises(InvalidError, match=r"server_lr"):
+        fl.run(experiment(fl, strategy={"name": "fedadam", "server_rl": 0.1}))
+
+
+def test_a_program_that_does_not_exist_fails_the_experiment(fl: Propeller) -> None:
+    missing = fl.image().replace(":latest", ":none")
+    with pytest.raises(ExperimentFailedError, match="none"):
+        fl.run(experiment(fl, program=missing, retries=0)).wait()
+
+
+def test_ctrl_c_leaves_it_running_and_says_how_to_end_it(up: Up, fl: Propeller, tmp_path: Path) -> None:
+    """The case ``interrupted_run``."""
+    file = tmp_path / "e.toml"
+    file.write_text(f'image = "{fl.image()}"\nrounds = 10000\n[model]\nw = [0.0, 0.0, 0.0]\nb = 0.0\n')
+    with subprocess.Popen(
+        [*PROPELLER, "run", str(file), "--state", str(up.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any("round  1" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "image is now program" in said
+    assert "goes on without this terminal" in said
+    [end] = [line.partition("propeller ")[2].split() for line in said.splitlines() if "end it:" in line]
+    handle = fl.experiment(end[2])
+    assert handle.status()["state"] == "running"
+    events = handle.events()
+    next(event for event in events if event.kind == "round_ended" and event.data["number"] > 1)
+    done = propeller(*end)
+    assert done.returncode == 0, done.stderr
+    assert handle.wait().state == "stopped"
+    assert all(one["state"] in {"completed", "failed"} for one in handle.history())
+
+
+def test_a_device_that_does_not_exist_is_refused(up: Up, fl: Propeller, tmp_path: Path) -> None:
+    """The case ``ghost_participant``, and a misspelling with the name that was meant."""
+    file = tmp_path / "e.toml"
+    for name, said in (("proplet-typo", "'proplet-typo'"), ("proplet-22", "did you mean 'proplet-2'")):
+        file.write_text(f'image = "{fl.image()}"\nrounds = 2\nparticipants = ["{up.ids()[0]}", "{name}"]\n')
+        done = propeller("run", str(file), "--state", str(up.folder))
+        assert done.returncode == 1
+        assert "selection.names" in done.stderr
+        assert said in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_round_of_its_own_says_who_did_not_take_part(up: Up, fl: Propeller) -> None:
+    fl.put_model(MODEL)
+    known = up.ids()[0]
+    result = fl.run_round(fl.image(), participants=[known, "proplet-typo"], k_of_n=1, timeout_s=30)
+    assert list(result.failures) + result.missing == ["proplet-typo"]
+
+
+def test_followed_listed_and_compared_by_command(up: Up, fl: Propeller) -> None:
+    ids = [fl.run(experiment(fl, rounds=2, name=name)).id for name in ("one", "two")]
+    state = ("--state", str(up.folder))
+    for one in ids:
+        done = propeller("experiment", "follow", one, *state)
+        assert done.returncode == 0, done.stderr
+        assert "round  2  updates 3/3" in done.stdout
+    listed = json.loads(propeller("experiments", "--only", "completed", "--json", *state).stdout)
+    assert {one["id"] for one in listed} >= set(ids)
+    compared = json.loads(
+        propeller("experiment", "compare", *ids, "--metric", "loss", "--json", *state).stdout
+    )
+    assert [sorted(one["experiments"]) for one in compared] == [sorted(ids)]
+    for verb in ("show", "history"):
+        assert ids[0][:3] in propeller("experiment", "show", ids[0], *state).stdout
+        assert propeller("experiment", verb, ids[0], *state).returncode == 0
