@@ -17,7 +17,7 @@ from rich.table import Table
 from propeller.cli.up import run_on_stack
 from propeller.data import hospitals, program_source
 from propeller.process.run import StartError
-from propeller.sdk import Propeller, RoundResult
+from propeller.sdk import Experiment, Propeller
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import Options
 
@@ -72,7 +72,7 @@ class _Demo:
             ids = [fl.stack["clients"][f"proplet-{n}"]["id"] for n in range(1, len(self._split.parts) + 1)]
             self._store_data(fl, ids)
             results = self._train_federated(fl, ids)
-            federated = self._accuracy(fl, results[-1].model_version)
+            federated = self._accuracy(fl, results[-1]["model_version"])
             alone = self._train_alone(fl, ids)
             self._show_comparison(federated, alone)
             self._show_versions(fl, results)
@@ -90,30 +90,41 @@ class _Demo:
                 f"  {name:<12} {part['size']:>4} records, {malignant:>3} malignant  [dim]{proplet_id}[/]"
             )
 
-    def _train_federated(self, fl: Propeller, ids: list[str]) -> list[RoundResult]:
+    def _train_federated(self, fl: Propeller, ids: list[str]) -> list[dict[str, Any]]:
+        """The rounds of an experiment, as its history has them."""
         self._console.print(f"\n[bold]Federated training[/], {self._rounds} rounds of {EPOCHS} local epochs")
-        results: list[RoundResult] = []
-        for number in range(1, self._rounds + 1):
-            base = results[-1].model_version if results else 0
-            with self._show_updates(number, len(ids)) as on_update:
-                result = fl.run_round(
-                    fl.image(),
-                    participants=ids,
-                    hyperparams=_hyperparams(EPOCHS),
-                    base_version=base,
-                    on_update=on_update,
-                )
-            results.append(result)
+        experiment = Experiment(
+            program=fl.image(),
+            name="hospitals",
+            rounds=self._rounds,
+            model=0,
+            selection={"names": ids},
+            hyperparams=_hyperparams(EPOCHS),
+        )
+        handle = fl.run(experiment)
+        with self._show_updates(len(ids)) as on_update:
+            for event in handle.events():
+                if event.kind in {"round_started", "update"}:
+                    on_update(event.data["number"], event.data.get("updates", 0))
+                if event.kind == "round_ended":
+                    ended = next(one for one in handle.history() if one["round_id"] == event.data["round_id"])
+                    self._show_round(fl, ended, len(ids))
+        handle.wait()  # which says why, if it failed
+        return list(handle.history())
+
+    def _show_round(self, fl: Propeller, ended: dict[str, Any], participants: int) -> None:
+        if ended["state"] != "completed":
+            return
+        version = ended["model_version"]
+        self._print(
+            f"  round {ended['number']:>2}  updates {len(ended['updates'])}/{participants}  "
+            f"loss {ended['metrics'].get('loss', 0):.4f}  held-out accuracy {self._accuracy(fl, version):.3f}  "
+            f"[dim]v{version}, {1000 * ended['seconds']:.0f} ms[/]"
+        )
+        if ended["number"] == 1:
             self._print(
-                f"  round {number:>2}  updates {len(result.updates)}/{len(ids)}  loss {result.mean('loss') or 0:.4f}  "
-                f"held-out accuracy {self._accuracy(fl, result.model_version):.3f}  "
-                f"[dim]v{result.model_version}, {1000 * result.seconds:.0f} ms[/]"
+                f"  [dim]first aggregated model {time.monotonic() - self._started_at:.1f} s after the start[/]"
             )
-            if number == 1:
-                self._print(
-                    f"  [dim]first aggregated model {time.monotonic() - self._started_at:.1f} s after the start[/]"
-                )
-        return results
 
     def _train_alone(self, fl: Propeller, ids: list[str]) -> list[float]:
         """The same program and as many epochs in all, for each hospital by itself."""
@@ -144,7 +155,7 @@ class _Demo:
         table.add_row("[bold]all three, federated[/]", str(together), f"[bold green]{federated:.3f}[/]")
         self._console.print(table)
 
-    def _show_versions(self, fl: Propeller, results: list[RoundResult]) -> None:
+    def _show_versions(self, fl: Propeller, results: list[dict[str, Any]]) -> None:
         self._print("\n[bold]Model versions[/]")
         table = Table()
         for column in ("version", "from round", "updates", "loss", "held-out accuracy"):
@@ -152,37 +163,37 @@ class _Demo:
         table.add_row("v0", "(initial: zeros)", "", "", f"{self._accuracy(fl, 0):.3f}")
         for result in results:
             table.add_row(
-                f"v{result.model_version}",
-                result.round_id,
-                str(len(result.updates)),
-                f"{result.mean('loss') or 0:.4f}",
-                f"{self._accuracy(fl, result.model_version):.3f}",
+                f"v{result['model_version']}",
+                result["round_id"],
+                str(len(result["updates"])),
+                f"{result['metrics'].get('loss', 0):.4f}",
+                f"{self._accuracy(fl, result['model_version']):.3f}",
             )
         self._console.print(table)
 
-    def _show_next(self, last: RoundResult) -> None:
+    def _show_next(self, last: dict[str, Any]) -> None:
         command = _command()
         self._print(
             "\n[bold]Where to look next[/]\n"
-            f"  the last round, in every log:  {command} logs --state {self._folder} --round {last.round_id}\n"
+            f"  the last round, in every log:  {command} logs --state {self._folder} --round {last['round_id']}\n"
             f"  rounds of your own:            {command} up   (README: the next ten minutes)\n"
             f"  what ran in each sandbox:      {program_source('logreg')}"
         )
 
     @contextlib.contextmanager
-    def _show_updates(self, number: int, participants: int) -> Iterator[Callable[[int, int], None]]:
-        """A bar that moves as updates arrive, and is gone at the end of the round."""
+    def _show_updates(self, participants: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar that moves as the updates of a round arrive; called with the round's number and its updates."""
         bar = Progress(
-            TextColumn(f"  round {number:>2}  updates"),
+            TextColumn("  round {task.fields[number]:>2}  updates"),
             MofNCompleteColumn(),
             BarColumn(20),
             console=self._console,
             transient=True,
         )
-        task = bar.add_task("", total=participants)
+        task = bar.add_task("", total=participants, number=1)
 
-        def on_update(received: int, wanted: int) -> None:
-            bar.update(task, completed=received, total=wanted)
+        def on_update(number: int, received: int) -> None:
+            bar.update(task, completed=received, number=number)
 
         with bar if self._console.is_terminal else contextlib.nullcontext():
             yield on_update
