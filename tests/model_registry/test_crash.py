@@ -2,11 +2,15 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
+import pytest
 
-from support.net import free_port
+from propeller.fl.tensors import SAFETENSORS, to_safetensors
+from support.net import free_port, wait_until
 from support.service import start_service
 
 
@@ -39,6 +43,62 @@ def test_kill_9_loses_no_version_that_was_answered(tmp_path: Path) -> None:
         for version in versions:
             assert httpx.get(f"http://127.0.0.1:{port}/models/{version}").status_code == 200
     assert not list((tmp_path / "models").glob("*.json"))
+
+
+def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    content = to_safetensors({"w": np.zeros(1_000_000)}, {})
+    headers = {"content-type": SAFETENSORS}
+    port = free_port()
+
+    def pieces() -> Iterator[bytes]:
+        yield content[: len(content) // 2]
+        wait_until(lambda: any(file.stat().st_size > 2**20 for file in folder.glob(".*.tmp")))
+        process.kill()
+        process.wait()
+        yield content[len(content) // 2 :]
+
+    with (
+        start_service("model-registry", env(folder, port), port, tmp_path / "log") as process,
+        pytest.raises(httpx.TransportError),
+    ):
+        httpx.post(f"http://127.0.0.1:{port}/models", content=pieces(), headers=headers)
+    assert list(folder.glob(".*.tmp"))
+    port = free_port()
+    with start_service("model-registry", env(folder, port), port, tmp_path / "log"):
+        assert not list(folder.glob(".*.tmp"))
+        url = f"http://127.0.0.1:{port}/models"
+        assert httpx.post(url, content=content, headers=headers).json()["version"] == 1
+
+
+async def test_two_registries_on_one_folder_share_states_and_aliases(tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    with (
+        start_service("model-registry", env(tmp_path / "models", ports[0]), ports[0], tmp_path / "log"),
+        start_service("model-registry", env(tmp_path / "models", ports[1]), ports[1], tmp_path / "log"),
+    ):
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        states = [to_safetensors({"m": np.full(10_000, float(number))}, {}) for number in range(2)]
+        async with httpx.AsyncClient() as http:
+
+            async def keep(number: int) -> int:
+                headers = {"content-type": SAFETENSORS}
+                path = f"{urls[number % 2]}/models/0/state"
+                answer = await http.put(path, content=states[number // 2 % 2], headers=headers)
+                return answer.status_code
+
+            # Four senders of one state, four of another: the first who is through decides.
+            statuses = await asyncio.gather(*(keep(number) for number in range(8)))
+            assert sorted(statuses) == [200] * 4 + [409] * 4
+            kept = [(await http.get(f"{url}/models/0/state")).content for url in urls]
+            assert kept[0] == kept[1]
+
+            async def name(number: int) -> None:
+                await http.put(f"{urls[number % 2]}/aliases/e-{number}/latest", json={"version": 0})
+
+            await asyncio.gather(*(name(number) for number in range(20)))
+            for url in urls:
+                assert len((await http.get(f"{url}/aliases")).json()["aliases"]) == 20
 
 
 async def test_two_registries_on_one_folder_never_give_a_version_twice(tmp_path: Path) -> None:

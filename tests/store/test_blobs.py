@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.process.files import remove_left_over, write_durably
+from propeller.process.files import DurableFile, remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import InvalidIdError
 from propeller.store.blobs import BlobNotFoundError, BlobStore, BlobStoreError
@@ -71,15 +71,17 @@ async def test_keys_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-async def test_unfinished_writes_are_not_blobs_and_old_ones_are_removed(tmp_path: Path) -> None:
-    young, old = tmp_path / "r" / ".k.1.tmp", tmp_path / "r" / ".k.2.tmp"
-    young.parent.mkdir()
-    young.touch()
-    old.touch()
-    os.utime(old, (0, 0))
-    assert await BlobStore(tmp_path).list() == []
-    assert young.exists()
-    assert not old.exists()
+async def test_unfinished_writes_are_not_blobs_and_those_left_over_are_removed(tmp_path: Path) -> None:
+    left = tmp_path / "r" / ".k.1.tmp"
+    left.parent.mkdir()
+    left.touch()
+    with DurableFile(tmp_path / "r", "k") as running:
+        running.stream.write(b"half")
+        assert await BlobStore(tmp_path).list() == []
+        assert not left.exists()
+        running.commit(tmp_path / "r" / "k")
+    assert await BlobStore(tmp_path).get("r/k") == b"half"
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["k"]
     remove_left_over([tmp_path / "nowhere"])
 
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and survive a power loss once written; folders that are kept within a size."""
 
 import contextlib
+import fcntl
 import os
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import BinaryIO, Self
 Buffer = bytes | bytearray | memoryview
 
 _LEFT_OVER_S = 3600.0
-"""The age after which a temporary file is one that a killed process left, in seconds."""
+"""Where files cannot be locked: the age after which a temporary one was left by a killed process, in seconds."""
 
 
 class DurableFile:
@@ -31,8 +32,7 @@ class DurableFile:
         """
         self._made = _make_folder(folder)
         self._temporary = folder / f".{label[:200]}.{uuid.uuid4().hex[:12]}.tmp"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.stream: BinaryIO = os.fdopen(os.open(self._temporary, flags, mode), "w+b")
+        self.stream: BinaryIO = os.fdopen(_create_locked(self._temporary, mode), "w+b")
 
     def sync(self) -> None:
         """Put what was written on the disk; ``commit`` has little to do then."""
@@ -118,13 +118,36 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_left_over(folders: Iterable[Path]) -> None:
-    """Remove the temporary files that killed processes left; those of running writers are too young for it."""
-    oldest = time.time() - _LEFT_OVER_S
+    """Remove the temporary files that killed processes left: those that no ``DurableFile`` holds any more."""
     for folder in folders:
         for temporary in folder.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if temporary.stat().st_mtime < oldest:
-                    temporary.unlink()
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                _remove_abandoned(temporary)
+
+
+def _create_locked(path: Path, mode: int) -> int:
+    """Create a file and lock it; the system takes the lock back from a process that ends, however it ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return descriptor
+        os.close(descriptor)  # it was taken for one left over, before it was locked
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+    except BlockingIOError:
+        return
+    except OSError:  # a file system without locks: a running writer is too young for this
+        if os.fstat(descriptor).st_mtime < time.time() - _LEFT_OVER_S:
+            temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> list[Path]:
