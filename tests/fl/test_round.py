@@ -305,6 +305,18 @@ def test_an_evaluation_completes_with_what_has_come_and_makes_no_version() -> No
     assert step(current, DeadlinePassed()).round.state is RoundState.FAILED
 
 
+def test_a_wave_completes_once_all_are_heard_and_makes_no_version() -> None:
+    fresh = Round(RoundPlan("e.w1", (), 4, None, is_wave=True))
+    chosen = ParticipantsChosen(("a", "b", "c"))
+    done = after(
+        fresh, chosen, UpdateReceived("c", "1"), ParticipantFailed("b", "lost"), UpdateReceived("a", "2")
+    )
+    assert done.effects == (Persist(), Answer(Verdict.ACCEPTED))
+    assert (done.round.state, done.round.model_version) == (RoundState.COMPLETED, None)
+    assert list(done.round.accepted) == ["c", "a"]  # as they came
+    assert after(fresh, chosen, DeadlinePassed()).round.state is RoundState.FAILED
+
+
 def test_who_was_not_heard_is_known_at_the_end() -> None:
     current = after(collecting(3), UpdateReceived("b", "1"), ParticipantFailed("c", "lost"), DeadlinePassed())
     assert current.round.unheard == ("a", "c")

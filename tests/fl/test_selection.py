@@ -85,6 +85,23 @@ def test_who_took_part_rests_while_enough_others_are_there() -> None:
     }
 
 
+def test_those_that_are_busy_are_never_taken() -> None:
+    assert chosen(fleet(4), busy=["id-001"], up_to=4) == ("id-000", "id-002", "id-003")
+    assert len(chosen(fleet(4), busy=["id-001"], up_to=2)) == 2
+    assert chosen(fleet(2), busy=["id-000", "id-001"], up_to=2, min_chosen=0) == ()
+    error = too_few(fleet(2), busy=["id-000", "id-001"], up_to=2)
+    assert str(error) == "all 2 devices that are there take part in another round of the experiment"
+    # They are there all the same.
+    assert chosen(fleet(2), busy=["id-001"], up_to=2, min_available=2) == ("id-000",)
+
+
+def test_up_to_a_number_takes_those_that_failed_only_where_there_must_be_someone() -> None:
+    failed = ["id-000", "id-001"]
+    assert chosen(fleet(3), up_to=3, exclude=failed) == ("id-002",)
+    assert chosen(fleet(2), up_to=2, exclude=failed, min_chosen=0) == ()
+    assert len(chosen(fleet(2), up_to=2, exclude=failed)) == 1
+
+
 def test_each_round_attempt_kind_and_seed_draws_anew() -> None:
     draws = [Draw(1), Draw(2), Draw(1, 2), Draw(1, 1, "evaluate")]
     assert len({chosen(fleet(100), draw, count=5) for draw in draws}) == 4
