@@ -180,7 +180,7 @@ def test_what_a_program_has_of_each_dtype(task: Task) -> None:
     assert code == 0, err
     update = json.loads(out)["update"]
     assert update["U64"] == [1, 8, 2, 1]
-    assert update["I8"] == [-32.0, 31.75, 0.25, 0.0]  # the strategy rounds their mean, not each device
+    assert update["I8"] == [-32.0, 31.75, 0.25, 0.0]  # rounding is the strategy's
     assert update["BOOL"] == [True, False, False, True]
     assert update["U8"] == [0, 1, 1, 0]
     assert (update["U64.scalar"], update["F64.scalar"]) == (2**63, 0.1)
