@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
@@ -95,3 +96,32 @@ def test_weights_do_not_overflow() -> None:
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(NoUpdatesError, match="no updates"):
         aggregate(FedAvg(), {"w": np.ones(1)}, None, [])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.floats(2**-10, 2**10, width=32), min_size=5, max_size=5), st.integers(1, 10_000)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_sums_of_float32_are_exact_so_that_order_and_scale_do_not_change_a_bit(
+    updates: list[tuple[list[float], int]], random: Random
+) -> None:
+    """Numbers between 2**-10 and 2**10 times samples up to 10,000 need less than float64's 53 bits."""
+    received = [({"w": np.array(values, np.float32)}, count) for values, count in updates]
+    mean = average(*received)["w"]
+    shuffled = list(received)
+    random.shuffle(shuffled)
+    assert average(*shuffled)["w"].tolist() == mean.tolist()
+    assert average(*((update, 3 * count) for update, count in received))["w"].tolist() == mean.tolist()
+    total = sum(count for _update, count in received)
+    for place in range(5):
+        exact = (
+            sum((Fraction(float(update["w"][place])) * count for update, count in received), Fraction(0))
+            / total
+        )
+        assert mean[place] == np.float32(float(exact))
