@@ -1,16 +1,21 @@
 """Experiments on a whole stack: posted to the coordinator, and then nobody watches."""
 
+import asyncio
+import contextlib
 import hashlib
 import json
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from support.net import eventually
-from support.stack import Up, running_stack
+from support.python_programs import SOURCES, built
+from support.stack import Up, propeller, running_stack
 
 HYPERPARAMS = {"epochs": 1, "lr": 0.05, "batch_size": 16}
+SOFTMAX = {"w": [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], "b": [0.0, 0.0]}
 
 
 def spec(up: Up, **fields: Any) -> dict[str, Any]:
@@ -59,6 +64,80 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield running
 
 
+def kill(up: Up, *services: str) -> None:
+    """kill -9 of services, each as it runs now: ``stack.json`` has the processes of the start."""
+    ports = {int(up.url(name).rpartition(":")[2]) for name in services}
+    for process in up.processes():
+        with contextlib.suppress(psutil.Error):
+            listening = {one.laddr.port for one in process.net_connections("tcp") if one.status == "LISTEN"}
+            if listening & ports:
+                process.kill()
+
+
+async def rounds_done(http: httpx.AsyncClient, experiment_id: str, count: int) -> None:
+    """Wait until so many rounds are done."""
+
+    async def done() -> bool:
+        try:
+            return bool((await http.get(f"/experiments/{experiment_id}")).json()["done"] >= count)
+        except httpx.TransportError:  # the coordinator is being restarted
+            return False
+
+    await eventually(done, timeout=120, what=f"{count} rounds of {experiment_id}")
+
+
+@pytest.fixture(scope="module")
+def seeded(up: Up) -> dict[str, Any]:
+    """Twenty rounds of a program that draws by the round's seed alone, not by the numbers of versions."""
+    program = built(SOURCES / "softmax.py")
+    reference = f"{up.url('oci_registry').removeprefix('http://')}/softmax:v1"
+    pushed = propeller("push", str(program), reference)
+    assert pushed.returncode == 0, pushed.stderr
+    answer = httpx.post(f"{up.url('model_registry')}/models", json={"model": SOFTMAX})
+    fields = {"program": reference, "model": {"version": answer.json()["version"]}}
+    return spec(up, rounds=20, selection={"seed": 7}, **fields)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(up: Up, seeded: dict[str, Any]) -> str:
+    """The digest of what twenty rounds give when nothing happens."""
+
+    async def run() -> str:
+        async with coordinator(up) as http:
+            found = await over(http, await submit(http, seeded))
+        assert found["done"] == 20
+        return await digest(up, found["model_version"])
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        ["coordinator"],
+        ["manager"],
+        ["aggregator"],
+        ["model_registry"],
+        ["coordinator", "manager", "aggregator"],
+    ],
+    ids="+".join,
+)
+async def test_kill_9_in_the_middle_changes_nothing(
+    up: Up, seeded: dict[str, Any], undisturbed: str, services: list[str]
+) -> None:
+    async with coordinator(up) as http:
+        experiment_id = await submit(http, seeded)
+        for count in (3, 9, 14):
+            await rounds_done(http, experiment_id, count)
+            kill(up, *services)
+        found = await over(http, experiment_id)
+        assert (found["state"], found["done"], found["reason"]) == ("completed", 20, None)
+        rounds = (await http.get(f"/experiments/{experiment_id}/history")).json()["rounds"]
+    completed = [one for one in rounds if one["state"] == "completed"]
+    assert [one["number"] for one in completed] == list(range(1, 21))
+    assert await digest(up, found["model_version"]) == undisturbed
+
+
 async def test_three_rounds_by_themselves(up: Up) -> None:
     async with coordinator(up) as http:
         experiment_id = await submit(http, spec(up))
@@ -73,3 +152,50 @@ async def test_three_rounds_by_themselves(up: Up) -> None:
             assert sorted(update["proplet_id"] for update in one["updates"]) == sorted(up.ids())
             assert one["metrics"]["loss"] > 0
         assert found["model_version"] == rounds[-1]["model_version"]
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"name": "fedavgm"},
+    {"name": "fedadam", "server_lr": 0.05},
+    {"name": "fedprox", "mu": 0.1, "adaptive": True},
+    {"name": "fedmedian"},
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy["name"])
+async def test_a_strategy_goes_on_from_the_state_that_the_last_round_left(
+    up: Up, strategy: dict[str, Any]
+) -> None:
+    async with coordinator(up) as http, httpx.AsyncClient(base_url=up.url("model_registry")) as registry:
+        found = await over(http, await submit(http, spec(up, strategy=strategy)))
+        assert (found["state"], found["reason"]) == ("completed", None)
+        assert found["strategy"]["name"] == strategy["name"]
+        info = (await registry.get(f"/models/{found['id']}/latest/info")).json()
+    lineage = info["lineage"]
+    assert info["version"] == found["model_version"]
+    assert (lineage["experiment"], lineage["number"], lineage["round"]) == (
+        found["id"],
+        3,
+        f"{found['id']}.3",
+    )
+    assert lineage["strategy"]["name"] == strategy["name"]
+    assert lineage["program"]["digest"].startswith("sha256:")
+    assert lineage["metrics"]["loss"] > 0
+    assert len(lineage["updates"]) == 3
+
+
+async def test_evaluation_on_devices_marks_the_best(up: Up) -> None:
+    async with coordinator(up) as http:
+        body = spec(
+            up,
+            evaluate={"every": 2},
+            stop={"metric": "loss"},
+            data={"split": {"holdout": 0.25, "seed": 1}},
+        )
+        found = await over(http, await submit(http, body))
+        assert (found["state"], found["reason"]) == ("completed", None)
+        rounds = (await http.get(f"/experiments/{found['id']}/history")).json()["rounds"]
+    kinds = [(one["kind"], one["number"]) for one in rounds]
+    assert kinds == [("train", 1), ("train", 2), ("evaluate", 2), ("train", 3), ("evaluate", 3)]
+    assert found["best"]["metric"] == "loss"
+    assert all(len(one["updates"]) == 3 for one in rounds)

@@ -224,11 +224,12 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         registry = ModelRegistryClient(nobody)
         base = from_json(BASE)
         registry.remember(0, to_safetensors(base), specs_of(base), None)
-        aggregation = Aggregation(
-            BlobStore(folder / "updates"), registry, AggregatorClient(nobody), retry_delays=()
-        )
+        aggregator = AggregatorClient(nobody)
+        aggregation = Aggregation(BlobStore(folder / "updates"), registry, aggregator, retry_delays=())
         service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
-        experiments = Experiments(ExperimentStore(database), service, registry, publisher=None, max_running=1)
+        experiments = Experiments(
+            ExperimentStore(database), service, registry, aggregator, publisher=None, max_running=1
+        )
         verification = Verification(registry, aggregation)
         transport = httpx.ASGITransport(
             create_api(service, experiments, metrics, verification=verification, verify=verify)

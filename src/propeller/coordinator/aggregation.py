@@ -19,7 +19,7 @@ from propeller.coordinator.clients import (
     state_values,
 )
 from propeller.coordinator.documents import StoredDocument, cut, read_document_header, stream_part
-from propeller.coordinator.rounds import RoundRecord
+from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
 from propeller.coordinator.updates import UpdateDocument
 from propeller.errors import ConflictError, PropellerError, UnprocessableError
 from propeller.fl.strategies import PART_BYTES, Contribution, read_strategy
@@ -103,10 +103,9 @@ class AggregationRequest:
         """The aggregation of these participants' updates of a round; of a round that is by itself, their mean."""
         chosen = set(proplet_ids)
         contributions = [
-            RoundContribution(name, slot, update.digest, update.num_samples, metrics=update.metrics)
+            contribution_of(record.updates[name], slot)
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
-            for update in [record.updates[name]]
         ]
         # The time tells the round from one of the same id that another coordinator, or a lost database, had.
         key = f"{record.round_id}.{record.created_at:.6f}"
@@ -195,19 +194,17 @@ class AggregationRequest:
         )
 
 
-@dataclass(frozen=True)
-class NewVersion:
-    """A model version that was stored.
-
-    Attributes:
-        version: its number.
-        timings: how long the stages took, in milliseconds.
-        report: what the strategy says about the round, numbers by name.
-    """
-
-    version: int
-    timings: dict[str, float]
-    report: Mapping[str, float] = field(default_factory=dict)
+def contribution_of(update: AcceptedUpdate, slot: int) -> RoundContribution:
+    """What an update counts as, from the participant in a slot."""
+    return RoundContribution(
+        update.proplet_id,
+        slot,
+        update.digest,
+        update.num_samples,
+        update.steps,
+        update.metrics,
+        kind=update.kind,
+    )
 
 
 def update_specs(strategy: StrategyField, base: Specs) -> Specs:

@@ -64,7 +64,7 @@ class ModelRegistryClient:
         self._client = client
         self._specs: LRUCache[int, Specs] = LRUCache(_MAX_KNOWN_VERSIONS)
         self._documents: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
-        self._states: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
+        self._states: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)  # empty: it has none
 
     async def specs(self, version: int) -> Specs:
         """The names, types and shapes of a version's tensors; asked for once, as versions never change.
@@ -101,9 +101,11 @@ class ModelRegistryClient:
 
     def remember(self, version: int, document: bytes, specs: Specs, state: bytes | None) -> None:
         """Keep a version that was just stored, so that the next round need not ask for it."""
-        self._specs[version], self._documents[version] = specs, document
-        if state is not None:
-            self._states[version] = state
+        self._specs[version], self._documents[version], self._states[version] = (
+            specs,
+            document,
+            state or b"",
+        )
 
     async def document(self, version: int) -> bytes:
         """A version as a safetensors document.
@@ -182,7 +184,7 @@ class ModelRegistryClient:
                     return None
                 raise
             known = self._states[version] = answer.content
-        return known
+        return known or None
 
     async def _get_model(self, version: int) -> httpx.Response:
         accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}

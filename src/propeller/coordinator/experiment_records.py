@@ -17,6 +17,7 @@ class ExperimentRecord:
         experiment: the state machine's part.
         created_at: when it was asked for.
         program: what all rounds run: the reference as it was given, until it is known by digest.
+        strategy: a name or a program by digest, and parameters.
         last_seq: the number of its last event.
         started_at: when its first round could be started.
         ended_at: when it was over.
@@ -25,6 +26,7 @@ class ExperimentRecord:
     experiment: Experiment
     created_at: float
     program: str
+    strategy: Mapping[str, Any]
     last_seq: int = 0
     started_at: float | None = None
     ended_at: float | None = None
@@ -62,7 +64,7 @@ class ExperimentRecord:
             "state": self.state.value,
             "reason": experiment.reason,
             "program": self.program,
-            "strategy": spec.strategy.to_json(),
+            "strategy": dict(self.strategy),
             "rounds": spec.rounds,
             "done": experiment.done,
             "model_version": experiment.version,
@@ -91,6 +93,7 @@ class ExperimentRecord:
             Experiment.from_json(row["id"], spec, row["progress"]),
             row["created_at"],
             row["program"],
+            row["strategy"],
             last_seq,
             row["started_at"],
             row["ended_at"],

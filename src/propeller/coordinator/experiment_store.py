@@ -45,6 +45,7 @@ class ExperimentStore:
         row = {
             "id": record.id,
             "spec": record.spec.to_json(),
+            "strategy": dict(record.strategy),
             "created_at": record.created_at,
             **record.columns(),
         }

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments
-from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient, read_state_values
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent, write
 from propeller.coordinator.round_events import NewEvent, events_of, outcome_of, place_of
@@ -102,6 +102,7 @@ class Experiments:
         store: ExperimentStore,
         rounds: Coordinator,
         registry: ModelRegistryClient,
+        aggregator: AggregatorClient,
         *,
         publisher: Publisher | None,
         max_running: int,
@@ -112,10 +113,12 @@ class Experiments:
             store: the experiments and their events.
             rounds: carries out their rounds.
             registry: knows the models that they start from.
+            aggregator: knows strategies that are programs.
             publisher: tells the manager what to do; without one no experiment can be submitted.
             max_running: how many run at once.
         """
-        self._store, self._rounds, self._registry = store, rounds, registry
+        self._store, self._rounds = store, rounds
+        self._registry, self._aggregator = registry, aggregator
         self._publisher, self._max_running = publisher, max_running
         self._active = ActiveExperiments(store)
         self._admitting = asyncio.Lock()
@@ -162,11 +165,13 @@ class Experiments:
         if known is not None:
             return _require_same(known.record, spec)
         check_spec(spec)
+        strategy = await self._pin_strategy(spec)
         version = spec.model.version if spec.model else "latest"
         if isinstance(version, str):
             version = int((await self._registry.info(version))["version"])
         specs = await self._registry.specs(version)
-        record = ExperimentRecord(Experiment(experiment_id, spec, version), time.time(), spec.program)
+        experiment = Experiment(experiment_id, spec, version)
+        record = ExperimentRecord(experiment, time.time(), spec.program, strategy)
         queued = NewEvent("state", record.created_at, {"state": record.state.value, "reason": None})
         active = await self._active.create(record, [queued])
         if active is None:
@@ -374,7 +379,24 @@ class Experiments:
             request.round_id, (), request.base_version, request.k_of_n, request.min_updates, request.kind
         )
         announced = request.kind == "evaluate" or not self._rounds.announces
-        return RoundRecord(Round(plan), make_start(record, request), active.specs, now, announced=announced)
+        start = make_start(record, request, await self._device_values(record, request))
+        return RoundRecord(
+            Round(plan), start, active.specs, now, announced=announced, strategy=dict(record.strategy)
+        )
+
+    async def _device_values(self, record: ExperimentRecord, request: RoundRequest) -> dict[str, Any]:
+        """What devices are told of the strategy in a round."""
+        if "program" in record.strategy:
+            return {}
+        state = None if request.number == 1 else await self._registry.state(request.base_version)
+        return read_strategy(record.strategy).for_devices(read_state_values(state) if state else {})
+
+    async def _pin_strategy(self, spec: ExperimentSpec) -> dict[str, Any]:
+        """The strategy of an experiment, with the program by digest if it is one."""
+        strategy = spec.strategy.to_json()
+        if spec.strategy.program is not None:
+            strategy["program"] = await self._aggregator.resolve_program(spec.strategy.program)
+        return strategy
 
     async def _store_step(self, active: ActiveExperiment, found: _Step) -> None:
         active.in_doubt = True
@@ -516,10 +538,9 @@ def check_spec(spec: ExperimentSpec) -> None:
         read_strategy(spec.strategy.to_json())
 
 
-def make_start(record: ExperimentRecord, request: RoundRequest) -> RoundStart:
-    """What the manager is told of a round."""
+def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:
+    """What the manager is told of a round; ``strategy`` is for the devices."""
     spec = record.spec
-    strategy = {} if spec.strategy.program else read_strategy(spec.strategy.to_json()).for_devices({})
     return RoundStart(
         round_id=request.round_id,
         model_uri=model_uri(request.base_version),

@@ -48,6 +48,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
             {"proplet_id": name, "reason": reason} for name, reason in record.round.failures.items()
         ],
         "reason": record.round.reason,
+        "report": dict(record.report),
         "timings": dict(record.timings),
     }
 

@@ -77,6 +77,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             ExperimentStore(database),
             service,
             registry,
+            aggregator,
             publisher=publisher,
             max_running=settings.max_experiments,
         )

@@ -8,12 +8,14 @@ from typing import Any
 from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
+from propeller.protocol.aggregation import StrategyField
 from propeller.protocol.experiments import RoundKind
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     Experiment,
     RoundStart,
     UpdateHeader,
+    UpdateKind,
     model_uri,
     model_version,
 )
@@ -21,6 +23,21 @@ from propeller.protocol.wire import format_time
 
 RoundRequest = Experiment | RoundStart
 """What a round was asked to be: by itself, or by an experiment; then as the manager is told."""
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A model version that was stored.
+
+    Attributes:
+        version: its number.
+        timings: how long the stages took, in milliseconds.
+        report: what the strategy says about the round, numbers by name.
+    """
+
+    version: int
+    timings: Mapping[str, float]
+    report: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,7 @@ class AcceptedUpdate:
     size: int
     received_at: float
     steps: int | None = None
+    kind: UpdateKind = "weights"
 
     @classmethod
     def of(cls, header: UpdateHeader, digest: str, size: int, received_at: float) -> "AcceptedUpdate":
@@ -46,6 +64,7 @@ class AcceptedUpdate:
             size,
             received_at,
             header.steps,
+            header.kind,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +94,8 @@ class RoundRecord:
         ended_at: when its model was stored, or when it failed.
         timings: of its stages, in milliseconds.
         announced: whether its completion was announced, or nobody is to be told.
+        strategy: that makes a model of its updates: a name or a program, and parameters.
+        report: what the strategy says about the round, numbers by name.
     """
 
     round: Round
@@ -87,6 +108,8 @@ class RoundRecord:
     ended_at: float | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
     announced: bool = False
+    strategy: StrategyField = "fedavg"
+    report: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def create(cls, experiment: Experiment, specs: Specs, created_at: float) -> "RoundRecord":
@@ -165,14 +188,22 @@ class RoundRecord:
         after: Round,
         moment: float,
         update: AcceptedUpdate | None,
-        timings: Mapping[str, float],
+        *,
+        new: NewVersion | None = None,
         program: str | None = None,
     ) -> "RoundRecord":
         """This record with the round after an event, what came with it, and the times that follow.
 
-        ``program`` is the reference of its program by digest, found out together with its participants.
+        Args:
+            after: the round.
+            moment: of the event, in Unix seconds.
+            update: that was accepted.
+            new: the version that was made.
+            program: the reference of its program by digest, found out together with its participants.
         """
-        record = replace(self, round=after, timings={**self.timings, **timings})
+        record = replace(self, round=after)
+        if new is not None:
+            record = replace(record, timings={**self.timings, **new.timings}, report=new.report)
         if self.state is RoundState.CREATED and after.state is RoundState.COLLECTING:
             record = replace(record, started_at=moment)
         if program is not None:

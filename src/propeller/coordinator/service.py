@@ -2,15 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
-from propeller.coordinator.aggregation import Aggregation, AggregationError, AggregationRequest
+from propeller.coordinator.aggregation import (
+    Aggregation,
+    AggregationError,
+    AggregationRequest,
+    check_contribution,
+    contribution_of,
+    update_specs,
+)
 from propeller.coordinator.clients import ModelRegistryClient
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
 from propeller.coordinator.store import Also, RoundStore, StoreConflictError
 from propeller.coordinator.telemetry import RoundTelemetry
 from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest, make_document
@@ -45,6 +52,8 @@ from propeller.protocol.rounds import (
     Experiment,
     ParticipantFailure,
     RoundParticipants,
+    RoundStart,
+    UpdateHeader,
     model_version,
 )
 
@@ -340,7 +349,8 @@ class Coordinator:
                 )
             digest, size = evaluation_digest(header), 0
         else:
-            document = await make_document(update, active.record.specs)
+            _check_contribution(active.record, header)
+            document = await make_document(update, update_specs(active.record.strategy, active.record.specs))
             digest, size = document.digest, len(document.content)
             if header.proplet_id not in active.record.round.accepted:
                 await self._aggregation.store_update(document)
@@ -361,7 +371,8 @@ class Coordinator:
         active: ActiveRound,
         event: Event,
         update: AcceptedUpdate | None = None,
-        timings: dict[str, float] | None = None,
+        *,
+        new: NewVersion | None = None,
         program: str | None = None,
     ) -> Answer | None:
         """Carry out what an event leads to. The caller holds the round's lock."""
@@ -372,7 +383,7 @@ class Coordinator:
         for effect in transition.effects:
             match effect:
                 case Persist():
-                    after = before.advance(transition.round, time.time(), update, timings or {}, program)
+                    after = before.advance(transition.round, time.time(), update, new=new, program=program)
                     active.in_doubt = True
                     async with self._saving(before, after, update) as also:
                         await self._store.save(before, after, update, also)
@@ -417,22 +428,22 @@ class Coordinator:
 
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
-            request = AggregationRequest.of_round(active.record, proplet_ids)
+            request = _aggregation_request(active.record, proplet_ids)
             new = await self._aggregation.make_version(request)
         except AggregationError as error:
             await self._apply_until_stored(active, AggregationFailed(str(error)))
         else:
-            await self._apply_until_stored(active, AggregateStored(new.version), new.timings)
+            await self._apply_until_stored(active, AggregateStored(new.version), new)
             await self._remove_updates(active.record)
 
     async def _apply_until_stored(
-        self, active: ActiveRound, event: Event, timings: dict[str, float] | None = None
+        self, active: ActiveRound, event: Event, new: NewVersion | None = None
     ) -> None:
         """Apply an event that nobody waits for, however long the database takes to accept it."""
 
         async def apply() -> None:
             async with active.lock:
-                await self._apply(active, event, timings=timings)
+                await self._apply(active, event, new=new)
 
         await retry(
             apply,
@@ -461,3 +472,35 @@ class Coordinator:
                 if active.record.state is RoundState.FAILED:
                     await self._remove_updates(active.record)
                     log.info("updates of a failed round removed", round_id=round_id)
+
+
+def _check_contribution(record: RoundRecord, header: UpdateHeader) -> None:
+    """Check that an update has what the round's strategy needs of it.
+
+    Raises:
+        InvalidError: naming what is missing.
+    """
+    slot = record.round.plan.participants.index(header.proplet_id)
+    update = AcceptedUpdate.of(header, "", 0, 0.0)
+    check_contribution(record.strategy, contribution_of(update, slot))
+
+
+def _aggregation_request(record: RoundRecord, proplet_ids: Iterable[str]) -> AggregationRequest:
+    """How a round's updates become a model; the strategy goes on from the state that the experiment's last round left."""
+    request = record.request
+    if not isinstance(request, RoundStart):
+        return AggregationRequest.of_round(record, proplet_ids)
+    reference = request.task_wasm_image
+    _repository, _at, digest = reference.partition("@")
+    return AggregationRequest.of_round(
+        record,
+        proplet_ids,
+        strategy=record.strategy,
+        state_version=None if request.number == 1 else record.round.plan.base_version,
+        lineage={
+            "experiment": request.experiment_id,
+            "number": request.number,
+            "metrics": record.metrics,
+            "program": {"reference": reference, **({"digest": digest} if digest else {})},
+        },
+    )

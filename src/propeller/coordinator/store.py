@@ -83,6 +83,7 @@ class RoundStore:
                         "size": update.size,
                         "received_at": update.received_at,
                         "steps": update.steps,
+                        "kind": update.kind,
                     },
                 )
             await _save_failures(connection, before, after)
@@ -222,6 +223,7 @@ async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None
             "experiment_id": request.experiment_id,
             "number": request.number,
             "attempt": request.attempt,
+            "strategy": record.strategy,
         }
     await connection.execute(_rounds.insert(), row)
 
@@ -255,6 +257,7 @@ def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
         "announced": record.announced,
         "deadline": record.deadline,
         "started_at": record.started_at,
+        "report": dict(record.report),
     }
     if isinstance(record.request, RoundStart):
         plan = record.round.plan
@@ -271,7 +274,14 @@ def _read_record(
 ) -> RoundRecord:
     accepted = {
         one.proplet_id: AcceptedUpdate(
-            one.proplet_id, one.digest, one.num_samples, one.metrics, one.size, one.received_at, one.steps
+            one.proplet_id,
+            one.digest,
+            one.num_samples,
+            one.metrics,
+            one.size,
+            one.received_at,
+            one.steps,
+            one.kind or "weights",
         )
         for one in updates
     }
@@ -305,6 +315,8 @@ def _read_record(
         row.ended_at,
         row.timings,
         row.announced,
+        row.strategy or "fedavg",
+        row.report or {},
     )
 
 

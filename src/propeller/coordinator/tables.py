@@ -28,6 +28,7 @@ experiments = Table(
     Column("state", String(16), nullable=False, index=True),
     Column("settled", Boolean, nullable=False, index=True),  # over, and no event can change it any more
     Column("program", String(512), nullable=False),  # by digest, once it is known
+    Column("strategy", JSON, nullable=False),  # with its program by digest, if it is one
     Column("progress", JSON, nullable=False),  # what fl.experiment needs to go on
     Column("created_at", Double, nullable=False, index=True),
     Column("started_at", Double),
@@ -68,6 +69,8 @@ rounds = Table(
     Column("participants", JSON),  # once they are chosen
     Column("k_of_n", Integer),
     Column("started_at", Double),  # when they were
+    Column("strategy", JSON),
+    Column("report", JSON),  # what the strategy says about it
 )
 
 updates = Table(
@@ -81,6 +84,7 @@ updates = Table(
     Column("size", BigInteger, nullable=False),
     Column("received_at", Double, nullable=False),
     Column("steps", BigInteger),
+    Column("kind", String(16)),  # weights, or their difference to the base model
 )
 
 failures = Table(

@@ -15,6 +15,7 @@ def upgrade() -> None:
         Column("state", String(16), nullable=False, index=True),
         Column("settled", Boolean, nullable=False, index=True),
         Column("program", String(512), nullable=False),
+        Column("strategy", JSON, nullable=False),
         Column("progress", JSON, nullable=False),
         Column("created_at", Double, nullable=False, index=True),
         Column("started_at", Double),
@@ -42,5 +43,8 @@ def upgrade() -> None:
         rounds.add_column(Column("participants", JSON))
         rounds.add_column(Column("k_of_n", Integer))
         rounds.add_column(Column("started_at", Double))
+        rounds.add_column(Column("strategy", JSON))
+        rounds.add_column(Column("report", JSON))
     op.create_index("ix_rounds_experiment_id", "rounds", ["experiment_id"])
     op.add_column("updates", Column("steps", BigInteger))
+    op.add_column("updates", Column("kind", String(16)))
