@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -54,3 +55,22 @@ def test_a_mean_does_not_grow_with_the_number_of_updates() -> None:
     assert many <= few + NUMBERS * 4
     # The sums, the pending updates and one more, the block of them in float64, the result.
     assert few <= NUMBERS * (8 + 4 * (MAX_PENDING + 1) + 4) + 2 * MAX_PENDING * SUM_BLOCK * 8
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedmedian"])
+def test_a_part_that_is_done_is_gone_without_a_collection_of_garbage(name: str) -> None:
+    """Parts follow each other faster than Python collects: what is kept in a cycle adds up."""
+    strategy = create_strategy(name)
+    base: Tensors = {"w": np.zeros(10), "n": np.zeros(3, int), "m": np.zeros(2, bool)}
+    contributions = [Contribution(0, "p", 1)]
+    plan = make_plan(strategy, contributions, {}, Measured())
+    part = PartAggregation(strategy, plan, contributions, [base])
+    part.add(0, base | {f"@{kind}/w": np.zeros(10) for kind in strategy.extra_kinds})
+    part.finish()
+    gone = weakref.ref(part)
+    gc.disable()
+    try:
+        del part
+        assert gone() is None
+    finally:
+        gc.enable()

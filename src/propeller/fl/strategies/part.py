@@ -1,6 +1,7 @@
 """One part of a model: its updates become the part's new weights and server state."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import fsum
 
 import numpy as np
@@ -55,6 +56,8 @@ class PartAggregation:
         check_shapes(self._state, shapes_of(initial), f"the server state of {strategy.name}")
         self._learned = {name: array.shape for name, array in base.items() if strategy.learns(name, array)}
         self._rows: dict[int, Tensors] = {}
+        # Not a method of this object: the sums would keep it in a cycle, and its memory until a collection of garbage.
+        self._refuse = partial(_refuse, contributions)
         self._sums = WeightedSums({} if strategy.rows else self._learned, self._refuse)
         self._extra = {
             kind: WeightedSums(
@@ -216,9 +219,6 @@ class PartAggregation:
             result[part] = moved(centre, round_about(centre, offsets))
         return result.reshape(self._base[name].shape)
 
-    def _refuse(self, number: int, error: TensorError) -> UpdateError:
-        return UpdateError(number, self._contributions[number], error)
-
 
 def _float64(array: Array, start: int, end: int) -> Float64:
     """A copy of a block: arithmetic with it must not be in the array's own dtype."""
@@ -246,3 +246,7 @@ def _base_coefficients(
         if abs(rest) > plan.divisor * len(contributions) * 2.0**-52:
             found.append((number, rest))
     return found
+
+
+def _refuse(contributions: Sequence[Contribution], number: int, error: TensorError) -> UpdateError:
+    return UpdateError(number, contributions[number], error)
