@@ -13,6 +13,7 @@ from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safe
 from propeller.fl.tensors.npz import NPZ
 from propeller.model_registry.aliases import AliasStore
 from propeller.model_registry.api import main
+from propeller.model_registry.encodings import Encodings
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.states import StateStore
@@ -231,11 +232,11 @@ async def test_a_model_is_encoded_once_for_all_who_ask(
         return read(version)
 
     monkeypatch.setattr(store, "read", counted)
-    models = ModelRegistry(store, StateStore(tmp_path), AliasStore(tmp_path), cache_bytes=1_000_000)
-    await models.seed(ZEROS)
-    answers = await asyncio.gather(*(models.encoded(0, "application/json") for _ in range(20)))
+    encodings = Encodings(store, StateStore(tmp_path), cache_bytes=1_000_000)
+    await ModelRegistry(store, StateStore(tmp_path), AliasStore(tmp_path), encodings).seed(ZEROS)
+    answers = await asyncio.gather(*(encodings.model(0, "application/json") for _ in range(20)))
     assert len({answer.etag for answer in answers}) == 1
-    await models.encoded(0, "application/json")
+    await encodings.model(0, "application/json")
     assert reads == [0]
 
 
@@ -260,4 +261,4 @@ async def test_the_initial_model_may_be_a_file(tmp_path: Path) -> None:
     )
     models = ModelRegistry.open(settings.folder, cache_bytes=0)
     await models.seed(settings.read_initial_model())
-    assert (await models.encoded(0, "application/json")).body.head == b'{"w":[0.5,1.0],"b":0}'
+    assert (await models.encodings.model(0, "application/json")).body.head == b'{"w":[0.5,1.0],"b":0}'

@@ -1,7 +1,7 @@
 """The model registry's HTTP API, and its process."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -19,7 +19,8 @@ from propeller.fl.tensors import (
     media_type,
     negotiate,
 )
-from propeller.model_registry.service import EncodedModel, ModelRegistry
+from propeller.model_registry.encodings import EncodedModel
+from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.model_registry.store import LINEAGE_FIELD
 from propeller.process.run import StartError
@@ -56,10 +57,7 @@ class AliasedVersion(Message):
 
 
 def create_api(
-    registry: ModelRegistry,
-    *,
-    verify: Verify | None = None,
-    max_body: int = MAX_BYTES,
+    registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BYTES
 ) -> FastAPI:
     """The app.
 
@@ -77,7 +75,7 @@ def create_api(
 
 
 def _model_routes(registry: ModelRegistry) -> Router:
-    router = Router()
+    router, encodings = Router(), registry.encodings
 
     @router.get("/models")
     async def list_versions(
@@ -116,7 +114,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
             else:
                 body = await read_decoded(request)
                 tensors, metadata, in_body = await asyncio.to_thread(
-                    _decode_model, content_type, body, registry.codecs
+                    _decode_model, content_type, body, encodings.codecs
                 )
                 chosen = version if in_body is None else in_body
                 stored = await registry.add(tensors, metadata, chosen, idempotency_key)
@@ -136,8 +134,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
     @router.get("/models/{version:path}/state")
     async def get_state(request: Request, version: str) -> Response:
         number = await registry.find(version)
-        state = await registry.state(number, whole="range" not in request.headers)
-        return answer(request, state, SAFETENSORS, number)
+        state = await encodings.state(number)
+        return await answer(request, state, SAFETENSORS, number, encodings.check_state)
 
     @router.put("/models/{version:path}/state")
     async def put_state(request: Request, who: Caller, version: str) -> dict[str, Any]:
@@ -159,11 +157,17 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return await answer_model(request, await registry.find(version))
 
     async def answer_model(request: Request, version: int) -> Response:
-        media_type = negotiate(request.headers.get("accept"), registry.codecs)
-        encoded = await registry.encoded(version, media_type, whole="range" not in request.headers)
-        return answer(request, encoded, media_type, version)
+        media_type = negotiate(request.headers.get("accept"), encodings.codecs)
+        encoded = await encodings.model(version, media_type)
+        return await answer(request, encoded, media_type, version, encodings.check_model)
 
-    def answer(request: Request, encoded: EncodedModel, media_type: str, version: int) -> Response:
+    async def answer(
+        request: Request,
+        encoded: EncodedModel,
+        media_type: str,
+        version: int,
+        check: Callable[[int], Awaitable[None]],
+    ) -> Response:
         headers = {
             "ETag": encoded.etag,
             "Vary": "Accept",
@@ -173,15 +177,17 @@ def _model_routes(registry: ModelRegistry) -> Router:
         if etag_matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
         ranges = asked_ranges(request.headers, encoded.body.length, encoded.etag)
+        if ranges is None and encoded.body.open_rest is not None:
+            await check(version)
         return respond(encoded.body, ranges, headers, media_type)
 
     async def read_decoded(request: Request) -> bytes:
         """A body that is decoded in memory."""
         try:
-            return await read_body(request, registry.max_decoded)
+            return await read_body(request, encodings.max_decoded)
         except TooLargeError:
             raise TooLargeError(
-                f"the model is over REGISTRY_MAX_DECODED_BYTES ({registry.max_decoded}) in this encoding: send it as {SAFETENSORS}"
+                f"the model is over REGISTRY_MAX_DECODED_BYTES ({encodings.max_decoded}) in this encoding: send it as {SAFETENSORS}"
             ) from None
 
     return router
@@ -253,9 +259,5 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
-    app = create_api(
-        registry,
-        verify=verifier(settings),
-        max_body=settings.max_bytes,
-    )
+    app = create_api(registry, verify=verifier(settings), max_body=settings.max_bytes)
     await serve([(bind, app)], stop)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from propeller.fl.tensors import Array, Specs, is_integer
+from propeller.fl.tensors import Array, Specs, TensorSpec, is_integer
 from propeller.model_registry.documents import Document
 
 _BLOCK_NUMBERS = 128 * 1024
@@ -146,7 +146,10 @@ def diff_documents(first: Document, second: Document) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     total, counts = Difference(), dict.fromkeys(("same", "changed", "reshaped", "added", "removed"), 0)
     for name in [*ours, *(name for name in theirs if name not in ours)]:
-        status, figures = _diff_tensor(name, first, second)
+        status = _status(ours.get(name), theirs.get(name))
+        figures = _diff_tensor(name, first, second) if status == "same" else None
+        if figures is not None and (figures.changed or ours[name].dtype != theirs[name].dtype):
+            status = "changed"
         counts[status] += 1
         tensors[name] = {
             "status": status,
@@ -170,17 +173,21 @@ def diff_lineages(first: Mapping[str, Any] | None, second: Mapping[str, Any] | N
     }
 
 
-def _diff_tensor(name: str, first: Document, second: Document) -> tuple[str, Difference | None]:
-    ours, theirs = first.specs.get(name), second.specs.get(name)
-    if ours is None or theirs is None:
-        return ("added" if ours is None else "removed"), None
-    if ours.shape != theirs.shape:
-        return "reshaped", None
+def _status(first: TensorSpec | None, second: TensorSpec | None) -> str:
+    """What the shapes alone say."""
+    if first is None:
+        return "added"
+    if second is None:
+        return "removed"
+    return "same" if first.shape == second.shape else "reshaped"
+
+
+def _diff_tensor(name: str, first: Document, second: Document) -> Difference:
     found = Difference()
     blocks = first.blocks(name, _BLOCK_NUMBERS), second.blocks(name, _BLOCK_NUMBERS)
     for pair in zip(*blocks, strict=True):
         found.add(*pair)
-    return ("changed" if found.changed or ours.dtype != theirs.dtype else "same"), found
+    return found
 
 
 def _part(specs: Specs, name: str, part: str) -> Any:

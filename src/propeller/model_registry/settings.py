@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from propeller.model_registry.service import MAX_DECODED
+from propeller.model_registry.encodings import MAX_DECODED
 from propeller.process.run import StartError
 from propeller.process.settings import HttpSettings
 

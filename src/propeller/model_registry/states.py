@@ -10,7 +10,7 @@ from pathlib import Path
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, TooLargeError
 from propeller.fl.tensors import TensorError
 from propeller.model_registry.documents import Document, Upload
-from propeller.model_registry.store import DIGEST_FIELD, without_own_fields
+from propeller.model_registry.store import DIGEST_FIELD, FileStamp, stamp_of, without_own_fields
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 VALUES_FIELD = "values"
@@ -54,6 +54,7 @@ class StateStore:
     def __init__(self, folder: Path) -> None:
         """``folder`` is that of the model versions."""
         self._folder = folder
+        self._checked: dict[int, FileStamp] = {}
 
     def has(self, version: int) -> bool:
         """Whether a version has a state."""
@@ -74,19 +75,23 @@ class StateStore:
             raise DamagedStateError(version, str(error)) from None
 
     def check(self, version: int) -> str:
-        """Compare the numbers of a version's state with the digest they were stored with; gives the digest.
+        """Compare the numbers of a version's state with the digest they were stored with, once for a file; gives the digest.
 
         Raises:
             StateNotFoundError: it has none.
             DamagedStateError: its file cannot be used.
         """
         with self.open(version) as document:
+            stamp, digest = stamp_of(self.path(version)), document.metadata.get(DIGEST_FIELD, "")
+            if self._checked.get(version) == stamp:
+                return digest
             try:
-                digest = document.check()
+                found = document.check()
             except (OSError, TensorError) as error:
                 raise DamagedStateError(version, str(error)) from None
-            if document.metadata.get(DIGEST_FIELD) != digest:
+            if found != digest:
                 raise DamagedStateError(version, "its numbers are not those that were stored")
+        self._checked[version] = stamp
         return digest
 
     def upload(self) -> Upload:

@@ -26,6 +26,7 @@ class StrategyUsed(_Part):
     """The strategy that made a version: a name, or a program, and its parameters."""
 
     name: str | None = None
+    program: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
 
