@@ -20,7 +20,7 @@ from propeller.fl.tensors import (
     specs_of,
     to_base_dtypes,
 )
-from propeller.fl.tensors.dtypes import without_loss
+from propeller.fl.tensors.dtypes import all_finite, without_loss
 from propeller.tensors.safetensors import ITEM_BYTES
 
 edges = st.sampled_from(
@@ -43,6 +43,24 @@ def test_all_types_of_the_format_are_there() -> None:
         name_of(np.dtype(complex))
 
 
+@pytest.mark.parametrize("name", ["F16", "BF16", "F8_E4M3", "F8_E5M2", "F32", "F64"])
+def test_finite_is_what_numpy_says_of_every_value(name: str) -> None:
+    dtype = DTYPES[name]
+    bits = np.arange(1 << 8 * min(dtype.itemsize, 2)).astype(f"u{min(dtype.itemsize, 2)}")
+    values = bits.view(dtype) if dtype.itemsize < 4 else bits.view(np.float16).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(values)
+    for at in range(0, len(values), 1 if dtype.itemsize < 2 else 17):
+        assert all_finite(values[at]) == all_finite(np.array([1, values[at], 0], dtype)) == good[at]
+    assert all_finite(values[good])
+    assert all_finite(values[good].reshape(2, -1).T)
+    assert all_finite(np.zeros((0, 3), dtype))
+    assert not any(all_finite(values[at]) for at in np.flatnonzero(~good)[:600])
+    if dtype.kind == "f":
+        assert not all_finite(np.array([1, -np.inf], dtype.newbyteorder(">")))
+        assert all_finite(np.array([1, -2.5], dtype.newbyteorder(">")))
+
+
 def test_bounds() -> None:
     assert bounds(DTYPES["U64"]) == (0, 2**64 - 1)
     assert bounds(DTYPES["F16"]) == (-65504.0, 65504.0)
@@ -53,8 +71,7 @@ def test_bounds() -> None:
 @given(numbers, st.sampled_from(sorted(DTYPES)), st.sampled_from(sorted(DTYPES)))
 def test_without_loss_is_exact_or_nothing(number: float, source: str, target: str) -> None:
     least, most = bounds(DTYPES[source])
-    if not is_floating(DTYPES[source]):
-        number = int(number)
+    number = float(number) if is_floating(DTYPES[source]) else int(number)
     array = np.array([min(max(number, least), most), 0], object)
     array = array.astype(DTYPES[source] if source != "U64" else np.uint64)
     converted = without_loss(array, DTYPES[target])

@@ -9,6 +9,7 @@ import numpy as np
 from propeller.fl.tensors.dtypes import (
     DTYPES,
     Array,
+    all_finite,
     bounds,
     extremes,
     is_floating,
@@ -53,8 +54,7 @@ def check_array(name: str, array: Array, *, finite: bool = True) -> None:
         raise TensorError(str(error), name) from None
     if array.ndim > MAX_RANK:
         raise TensorError(f"has {array.ndim} dimensions, more than the limit of {MAX_RANK}", name)
-    # The extremes carry any NaN or infinity, and finding them needs no array of bools.
-    if finite and is_floating(array.dtype) and array.size and not all(map(math.isfinite, extremes(array))):
+    if finite and not all_finite(array):
         raise TensorError("holds NaN or an infinity; every number must be finite", name)
 
 

@@ -31,6 +31,9 @@ DTYPES: dict[str, Dtype] = {
 }
 """By the names of safetensors, which are those in errors, headers and databases."""
 
+_NOT_FINITE = {"F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+"""The bits of the first positive value that is not finite: an infinity, or NaN where there is none."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -65,6 +68,22 @@ def bounds(dtype: Dtype) -> tuple[float, float]:
         limits = np.iinfo(dtype)
         return int(limits.min), int(limits.max)
     return 0, 1
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no number of an array is NaN or infinite. Nothing is allocated."""
+    if not is_floating(array.dtype) or not array.size:
+        return True
+    first = _NOT_FINITE.get(name_of(array.dtype))
+    if first is None:  # the extremes carry any NaN or infinity
+        return all(map(math.isfinite, extremes(array)))
+    # By the bits, as numpy's minimum of these is thirty times slower. With the sign they are the larger half of the
+    # unsigned integers; without it they are the positive ones of the signed.
+    kind = f"{array.dtype.byteorder if array.dtype.kind == 'f' else '='}{{}}{array.dtype.itemsize}"
+    sign = 1 << 8 * array.dtype.itemsize - 1
+    return bool(
+        array.view(kind.format("i")).max() < first and array.view(kind.format("u")).max() < sign + first
+    )
 
 
 def extremes(array: Array) -> tuple[float, float]:
