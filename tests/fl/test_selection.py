@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
-from propeller.protocol.experiments import SelectionPolicy
+from propeller.protocol.selection import SelectionPolicy
 
 FIRST = Draw(1)
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from propeller.protocol.experiments import (
     ExperimentSpec,
     Schedule,
-    SelectionPolicy,
     canonical_json,
     default_name,
-    nearest_names,
 )
+from propeller.protocol.selection import SelectionPolicy
+from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import MalformedMessageError
 
 LEAST = {"program": "localhost:5000/fl/logreg:v1", "rounds": 3}
@@ -87,6 +87,11 @@ def test_a_text_stands_for_the_name_of_a_strategy_or_the_kind_of_a_mode() -> Non
         "max_staleness": 10,
     }
     assert spec(mode={"kind": "async", "buffer": 5}).mode.concurrency == 10
+
+
+def test_an_id_may_have_dots_and_numbers_that_no_round_ends_in() -> None:
+    for name in ("a.1b", "v1.2-rc", "a.b", "a.x3", "1"):
+        assert spec(id=name).id == name
 
 
 def test_null_is_as_good_as_nothing() -> None:
@@ -230,6 +235,7 @@ def test_every_wrong_field_is_named_up_to_a_bound() -> None:
         ),
         ({"id": "a.3"}, "id: must not end in '.3', as ids of rounds do"),
         ({"id": "a.e3"}, "id: must not end in '.e3', as ids of rounds do"),
+        ({"id": "a.1.2"}, "id: must not end in '.2'"),
         ({"id": "a" * 101}, "id: must have at most 100 characters"),
         ({"id": "a/b"}, "id: 'a/b' is not a valid id"),
         ({"name": "Big"}, "name: 'Big' is not a valid name"),

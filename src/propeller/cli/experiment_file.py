@@ -10,7 +10,8 @@ from typing import Any, NoReturn, Self
 from propeller.errors import InvalidError
 from propeller.fl.schedules import resolve_hyperparams
 from propeller.process.run import StartError
-from propeller.protocol.experiments import ExperimentSpec, nearest_names
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
 
 _SHORT = {"strategy": "name", "mode": "kind"}

@@ -9,7 +9,6 @@ from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
 from propeller.protocol.aggregation import StrategyField
-from propeller.protocol.experiments import RoundKind
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     Experiment,
@@ -19,6 +18,7 @@ from propeller.protocol.rounds import (
     model_uri,
     model_version,
 )
+from propeller.protocol.selection import RoundKind
 from propeller.protocol.wire import format_time
 
 RoundRequest = Experiment | RoundStart

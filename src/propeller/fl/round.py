@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, assert_never
 
-from propeller.protocol.experiments import RoundKind
+from propeller.protocol.selection import RoundKind
 
 
 class RoundState(StrEnum):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from propeller.errors import UnavailableError
-from propeller.protocol.experiments import RoundKind, SelectionPolicy, nearest_names
+from propeller.protocol.selection import RoundKind, SelectionPolicy
+from propeller.protocol.strict import nearest_names
 
 MAX_LISTED = 10
 """The most devices or tags that an error lists."""

@@ -5,34 +5,25 @@ there are, and fields that contradict each other are refused with the way out. W
 filled in, so that it means the same after an upgrade and can be compared with what was sent again.
 """
 
-import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
 from propeller.protocol.ids import Id
+from propeller.protocol.selection import Fraction, Seed
+from propeller.protocol.strict import NestedProblemsError, StrictMessage, find_problems, require_json
 from propeller.protocol.task import TaskLimits
-from propeller.protocol.wire import (
-    MAX_INTEGER,
-    MalformedMessageError,
-    Message,
-    decode_object,
-    require_printable,
-    require_unique,
-)
+from propeller.protocol.wire import MAX_INTEGER, require_printable, require_unique
 
 MAX_ROUNDS = 100_000
 """The most rounds of an experiment."""
@@ -49,14 +40,10 @@ MAX_NAMED = 10_000
 DEFAULT_BUFFER = 3
 DEFAULT_MAX_STALENESS = 10
 
-RoundKind = Literal["train", "evaluate"]
-"""What participants do in a round: train, which gives a model version, or evaluate, which gives metrics alone."""
-
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LABEL_RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
 _ROUND_SUFFIX = re.compile(r"\.[ew]?[0-9]+")
 _ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?")
-_MAX_NAMED_ERRORS = 10
 
 _ELSEWHERE = {
     "image": "program",
@@ -77,130 +64,6 @@ _ELSEWHERE = {
 """Names that people try at the top, and where the field is."""
 
 
-def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known names that ``name`` may be a misspelling of, the nearest first."""
-    lower = {one.casefold(): one for one in known}
-    return [lower[one] for one in difflib.get_close_matches(name.casefold(), list(lower), 3, 0.6)]
-
-
-class _Part(Message):
-    """A part of an experiment: strict types, no other fields, and no ``null`` for what is not there when written."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    text_field: ClassVar[str | None] = None
-    """The field that a text in the place of the part stands for."""
-
-    @classmethod
-    def decode(cls, payload: bytes | str | Mapping[str, Any]) -> Self:
-        """Read JSON text or a decoded object.
-
-        Raises:
-            MalformedMessageError: a field is missing, unknown, wrong, or contradicts another one.
-        """
-        fields = payload if isinstance(payload, Mapping) else decode_object(payload)
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise MalformedMessageError(_explain(_problems(cls, error))) from None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        if isinstance(value, str) and cls.text_field is not None:
-            value = {cls.text_field: value}
-        if not isinstance(value, Mapping):
-            return value
-        return cls.complete({k: v for k, v in value.items() if v is not None or k not in cls.model_fields})
-
-    @classmethod
-    def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields with the defaults that depend on others; nothing is checked yet."""
-        return fields
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Not ``exclude_none``, which would also drop a hyperparameter or a strategy's parameter that is null.
-        known = type(self).model_fields
-        return {name: value for name, value in write(self).items() if value is not None or name not in known}
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``decode`` gives the same back."""
-        fields: dict[str, Any] = self.model_dump(mode="json")
-        return fields
-
-
-class _ProblemsError(ValueError):
-    """What is wrong inside a value that is read by itself."""
-
-    def __init__(self, problems: "list[tuple[tuple[str, ...], str]]") -> None:
-        self.problems = problems
-        super().__init__(_explain(problems))
-
-
-def _problems(part: type[_Part], error: ValidationError) -> list[tuple[tuple[str, ...], str]]:
-    found = []
-    for item in error.errors(include_url=False, include_input=False):
-        where = tuple(str(step)[:80] for step in item["loc"])
-        inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, _ProblemsError):
-            found += [((*where, *path), text) for path, text in inner.problems]
-        elif item["type"] == "extra_forbidden":
-            found.append((where, _explain_unknown(where, part)))
-        elif item["type"] == "model_type":
-            names = ", ".join(sorted(_part_at(part, where).model_fields))
-            found.append((where, f"must be a table of {names}"))
-        else:
-            found.append((where, item["msg"].removeprefix("Value error, ")))
-    return found
-
-
-def _explain(problems: list[tuple[tuple[str, ...], str]]) -> str:
-    lines = [": ".join(filter(None, (".".join(path), text))) for path, text in problems[:_MAX_NAMED_ERRORS]]
-    more = len(problems) - _MAX_NAMED_ERRORS
-    return "; ".join([*lines, f"and {more} more"] if more > 0 else lines)
-
-
-def _explain_unknown(where: tuple[str, ...], part: type[_Part]) -> str:
-    *path, name = where
-    names = sorted(_part_at(part, path).model_fields)
-    near = nearest_names(name, names)
-    meant = near[0] if near else _ELSEWHERE.get(name) if not path else None
-    hint = f"; did you mean {meant!r}? There" if meant else "; there"
-    return f"there is no such field{hint} are {', '.join(names)}"
-
-
-def _part_at(part: type[_Part], path: Iterable[str]) -> type[_Part]:
-    for step in path:
-        part = _part_of(part.model_fields[step].annotation) or part
-    return part
-
-
-def _part_of(annotation: Any) -> type[_Part] | None:
-    """The part in an annotation such as ``Selection | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, _Part):
-        return annotation
-    return next((part for one in get_args(annotation) if (part := _part_of(one))), None)
-
-
-def _require_json(value: Any) -> Any:
-    """Refuse what JSON does not have: NaN, infinities, dates, keys that are no text."""
-    pending = [value]
-    while pending:
-        one = pending.pop()
-        if isinstance(one, float) and not math.isfinite(one):
-            raise ValueError("must be a finite number")
-        if isinstance(one, dict):
-            if not all(isinstance(key, str) for key in one):
-                raise ValueError("the names in a table must be texts")
-            pending += one.values()
-        elif isinstance(one, list):
-            pending += one
-        elif not (one is None or isinstance(one, str | int | float)):
-            raise ValueError("must be made of text, finite numbers, true, false, lists and tables")
-    return value
-
-
 def _check_label(value: str) -> str:
     if _LABEL.fullmatch(value) is None:
         raise ValueError(f"{value[:80]!r} is not a valid name: use {_LABEL_RULE}")
@@ -219,9 +82,9 @@ def _check_strategy_name(value: str) -> str:
 def _check_experiment_id(value: str) -> str:
     if len(value) > MAX_ID_CHARACTERS:
         raise ValueError(f"must have at most {MAX_ID_CHARACTERS} characters, as ids of rounds are made of it")
-    ending = _ROUND_SUFFIX.search(value[value.rfind(".") :]) if "." in value else None
-    if ending is not None:
-        raise ValueError(f"must not end in {ending[0]!r}, as ids of rounds do; use another one")
+    ending = value[value.rfind(".") :] if "." in value else ""
+    if _ROUND_SUFFIX.fullmatch(ending) is not None:
+        raise ValueError(f"must not end in {ending!r}, as ids of rounds do; use another one")
     return value
 
 
@@ -244,16 +107,13 @@ def _check_number(value: Any) -> Any:
 _Label = Annotated[str, AfterValidator(_check_label)]
 _Text = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(require_printable)]
 _Reference = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
-_Json = Annotated[Any, AfterValidator(_require_json)]
-_Fraction = Annotated[float, Field(gt=0, le=1)]
-_Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 _Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 _Names = Annotated[list[_Text], Field(min_length=1, max_length=MAX_NAMED), AfterValidator(require_unique)]
 _Tags = Annotated[list[_Text], Field(max_length=100), AfterValidator(require_unique)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Selection(_Part):
+class Selection(StrictMessage):
     """Who takes part in a round.
 
     Attributes:
@@ -267,13 +127,13 @@ class Selection(_Part):
         cooldown_rounds: who took part rests for this many rounds while enough others are there.
     """
 
-    fraction: _Fraction | None = None
+    fraction: Fraction | None = None
     count: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
     over_select: Annotated[float, Field(ge=0, le=10)] = 0.0
     tags: _Tags = Field(default_factory=list)
     names: _Names | None = None
     min_available: Annotated[int, Field(ge=1, le=MAX_NAMED)] | None = None
-    seed: _Seed = 0
+    seed: Seed = 0
     cooldown_rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
 
     @model_validator(mode="after")
@@ -315,33 +175,7 @@ class Selection(_Part):
         return self.count if self.count is not None or self.names is None else len(self.names)
 
 
-class SelectionPolicy(Message):
-    """How the manager chooses the participants of one round: ``selection`` in the message that starts it.
-
-    Attributes:
-        up_to: this many of those that are there, or all where they are fewer.
-        min_chosen: fewer participants than this could not close the round.
-        busy: ids of devices that are not chosen, as they take part in another round of the experiment.
-        exclude: ids of devices that are chosen only where there are too few others: they have just failed.
-        last_rounds: id → number of the last round in which it took part, of those that still rest.
-    """
-
-    fraction: _Fraction | None = None
-    count: Annotated[int, Field(ge=1)] | None = None
-    up_to: Annotated[int, Field(ge=1)] | None = None
-    over_select: Annotated[float, Field(ge=0)] = 0.0
-    tags: list[str] = Field(default_factory=list)
-    names: list[str] | None = None
-    min_available: Annotated[int, Field(ge=1)] | None = None
-    min_chosen: Annotated[int, Field(ge=0)] = 1
-    seed: _Seed = 0
-    cooldown_rounds: Annotated[int, Field(ge=0)] = 0
-    busy: list[Id] = Field(default_factory=list)
-    exclude: list[Id] = Field(default_factory=list)
-    last_rounds: dict[Id, int] = Field(default_factory=dict)
-
-
-class EvaluationPlan(_Part):
+class EvaluationPlan(StrictMessage):
     """When and where the model is evaluated.
 
     Attributes:
@@ -353,7 +187,7 @@ class EvaluationPlan(_Part):
 
     every: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = 1
     on: Literal["devices", "central"] = "devices"
-    fraction: _Fraction = 1.0
+    fraction: Fraction = 1.0
     dataset: Id | None = None
 
     @model_validator(mode="after")
@@ -371,7 +205,7 @@ class EvaluationPlan(_Part):
         return self
 
 
-class StopRule(_Part):
+class StopRule(StrictMessage):
     """When an experiment ends before its last round, and which of its versions is the best.
 
     Attributes:
@@ -406,13 +240,13 @@ class StopRule(_Part):
         return self
 
 
-class ModelChoice(_Part):
+class ModelChoice(StrictMessage):
     """The version to start from, by number or alias."""
 
     version: Annotated[int | str, BeforeValidator(_check_version)]
 
 
-class Schedule(_Part):
+class Schedule(StrictMessage):
     """A hyperparameter that changes from round to round.
 
     Attributes:
@@ -462,17 +296,17 @@ def _read_hyperparameter(value: Any) -> Any:
     try:
         return Schedule.model_validate(value)
     except ValidationError as error:
-        raise _ProblemsError(_problems(Schedule, error)) from None
+        raise NestedProblemsError(find_problems(Schedule, error)) from None
 
 
 def _constant_or_schedule(value: Any) -> Any:
-    return value if isinstance(value, Schedule) else _require_json(value)
+    return value if isinstance(value, Schedule) else require_json(value)
 
 
 _Hyperparameter = Annotated[Any, BeforeValidator(_read_hyperparameter), AfterValidator(_constant_or_schedule)]
 
 
-class Mode(_Part):
+class Mode(StrictMessage):
     """How updates are gathered: in rounds, or by FedBuff (Nguyen et al. 2022).
 
     Attributes:
@@ -508,27 +342,27 @@ class Mode(_Part):
         return self
 
 
-class DataSplit(_Part):
+class DataSplit(StrictMessage):
     """Which part of a device's data is held out from training for evaluation, and the seed of the choice."""
 
     holdout: Annotated[float, Field(gt=0, lt=1)]
-    seed: _Seed = 0
+    seed: Seed = 0
 
 
-class DataPlan(_Part):
+class DataPlan(StrictMessage):
     """How devices use their data."""
 
     split: DataSplit | None = None
 
 
-class UpdateForm(_Part):
+class UpdateForm(StrictMessage):
     """What devices send: the new weights or their difference to the base model, and how it is compressed."""
 
     kind: Literal["weights", "delta"] = "weights"
     compression: Literal["none"] = "none"
 
 
-class StrategySpec(_Part):
+class StrategySpec(StrictMessage):
     """A strategy by name, or a program that aggregates, with its parameters as further fields.
 
     Names and parameters are checked by whoever knows the strategies (``fl.strategies``), not here.
@@ -546,9 +380,9 @@ class StrategySpec(_Part):
             raise ValueError('give either name, as "fedavg", or program, as {"program": "registry/mine:v1"}')
         for name, value in self.params.items():
             try:
-                _require_json(value)
+                require_json(value)
             except ValueError as error:
-                raise _ProblemsError([((name[:80],), str(error))]) from None
+                raise NestedProblemsError([((name[:80],), str(error))]) from None
         return self
 
     @property
@@ -557,8 +391,10 @@ class StrategySpec(_Part):
         return dict(self.model_extra or {})
 
 
-class ExperimentSpec(_Part):
-    """An experiment as it was asked for (docs/reference.md has the fields)."""
+class ExperimentSpec(StrictMessage):
+    """An experiment as it was asked for (docs/experiments.md has the fields)."""
+
+    elsewhere = _ELSEWHERE
 
     id: Annotated[Id, AfterValidator(_check_experiment_id)] | None = None
     name: _Label = ""

@@ -13,9 +13,9 @@ from pydantic import (
 )
 
 from propeller.metrics import DIVERGED, metric_fault, metrics_fault
-from propeller.protocol.experiments import RoundKind, SelectionPolicy
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
+from propeller.protocol.selection import RoundKind, SelectionPolicy
 from propeller.protocol.task import TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
     MAX_INTEGER,

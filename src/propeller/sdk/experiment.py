@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from propeller.errors import InvalidError
-from propeller.protocol.experiments import ExperimentSpec, nearest_names
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.strict import nearest_names
 from propeller.sdk.values import plain
 
 _OWN = {"model", "data", "split"}

@@ -41,7 +41,7 @@ from propeller.fl.experiment.waves import (
     next_wave,
     take_buffer,
 )
-from propeller.protocol.experiments import nearest_names
+from propeller.protocol.strict import nearest_names
 
 _NOUNS = {"train": "round", "evaluate": "the evaluation after round"}
 

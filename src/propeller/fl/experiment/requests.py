@@ -6,7 +6,7 @@ from typing import Any
 
 from propeller.fl.experiment.state import BufferedUpdate, Experiment, OpenRound, Wave
 from propeller.fl.schedules import resolve_hyperparams
-from propeller.protocol.experiments import RoundKind, SelectionPolicy
+from propeller.protocol.selection import RoundKind, SelectionPolicy
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
-from propeller.protocol.experiments import ExperimentSpec, RoundKind
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.selection import RoundKind
 
 
 class ExperimentState(StrEnum):
