@@ -89,7 +89,7 @@ def test_a_run_shows_rounds_failures_and_the_result(
         "  waiting: 2 of 3 devices are alive",
         "   eval  2  updates 1/1  accuracy 0.9000  v2, 100 ms, exp.e2",
         "Completed after 0 of 2 rounds in 2.0 s",
-        f"Best is v2: accuracy 0.9000, at {where}/2",
+        f"Model v2, the best by accuracy 0.9000, is at {where}/2  (propeller model export 2 v2.safetensors --state {tmp_path})",
     ]
     assert done.stderr == ""
 

@@ -212,23 +212,29 @@ def follow(
         )
         raise
     if not as_json:
-        for line in summary_lines(fl, result):
+        for line in summary_lines(fl, result, target):
             console.print(line, soft_wrap=True)
     if result.state == "failed":
         raise ExperimentFailedError(result)
 
 
-def summary_lines(fl: Propeller, result: ExperimentResult) -> Iterator[str]:
-    """How an experiment ended, and where its models are."""
-    where, best = f"{fl.url('model_registry')}/models", result.best
+def summary_lines(fl: Propeller, result: ExperimentResult, target: Target) -> Iterator[str]:
+    """How an experiment ended, and how to get its models."""
+
+    def place(version: int) -> str:
+        command = target.command("model", "export", str(version), f"v{version}.safetensors")
+        return f"{fl.url('model_registry')}/models/{version}  [dim]({escape(command)})[/]"
+
     took = "" if result.seconds is None else f" in {_duration(result.seconds)}"
     if result.state != "failed":
         why = f": {escape(result.reason)}" if result.reason else ""
         yield f"{result.state.capitalize()} after {result.rounds} of {result.asked} rounds{took}{why}"
-    if best:
-        yield f"Best is v{best['version']}: {escape(best['metric'])} {best['value']:.4f}, at {where}/{best['version']}"
-    if result.model_version is not None:
-        yield f"Model v{result.model_version} is at {where}/{result.model_version}"
+    by = f"{escape(result.best['metric'])} {result.best['value']:.4f}" if result.best else ""
+    version, best = result.model_version, result.best["version"] if result.best else None
+    if best is not None and best != version:
+        yield f"Model v{best}, the best by {by}, is at {place(best)}"
+    if version is not None:
+        yield f"Model v{version}{f', the best by {by},' if best == version else ''} is at {place(version)}"
 
 
 def _show(handle: ExperimentHandle, progress: Progress, console: Console) -> None:
