@@ -1,17 +1,22 @@
 """Experiments in the coordinator: what follows from what, what is told of it, and what is refused."""
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from propeller.coordinator.rounds import RoundRecord
+from propeller.coordinator.store import RoundStore
+from propeller.fl.round import RoundState
 from propeller.protocol.topics import Channel
-from support.coordinator import PARTICIPANTS, Peers, coordinating, environment
+from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, process
 from support.experiments import (
     IMAGE,
     PINNED,
@@ -399,3 +404,84 @@ async def test_unknown_experiments(world: World) -> None:
 async def test_without_a_broker_nothing_is_begun(http: httpx.AsyncClient) -> None:
     answer = await http.post("/experiments", json=spec())
     assert (answer.status_code, "MQTT_BROKER" in answer.json()["error"]) == (503, True)
+
+
+async def test_a_coordinator_that_is_down_when_the_deadline_passes(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    with process(env, tmp_path / "log") as one:
+        async with client(env) as http, answering(http, broker_port, channel) as fleet:
+            fleet.send = lambda start, name: None if start["number"] == 1 and name == "p-3" else {}
+            await submit(http, timeout_s=2, rounds=2)
+
+            async def two_came() -> bool:
+                opened = (await detail(http))["round"]
+                return opened is not None and len(opened["received"]) == 2
+
+            await eventually(two_came)
+            deadline = datetime.fromisoformat((await detail(http))["round"]["deadline"])
+            one.kill()
+            await eventually(lambda: datetime.now(UTC) > deadline)
+            one.start()
+            found = await in_state(http, "completed")
+            assert found["done"] == 2
+            assert [len(round_["updates"]) for round_ in await history(http)] == [2, 3]
+            assert [seq for seq, _kind, _data in await events(http)] == list(
+                range(1, 1 + len(await events(http)))
+            )
+
+
+@pytest.mark.parametrize("point", ["aggregate", "store", "stored"])
+async def test_kill_9_while_a_version_is_made(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path, point: str
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    gate = peers[0].pause_at(point)
+    with process(env, tmp_path / "log") as one:
+        async with client(env) as http, answering(http, broker_port, channel):
+            await submit(http)
+            await asyncio.wait_for(peers[0].reached.wait(), 20)
+            one.kill()
+            peers[0].gates.clear()
+            gate.set()
+            one.start()
+            found = await in_state(http, "completed")
+            assert (found["done"], found["model_version"]) == (3, 3)
+            assert [round_["round_id"] for round_ in await history(http)] == ["e.1", "e.2", "e.3"]
+
+
+async def test_a_start_that_was_lost_is_published_again(
+    broker_port: int,
+    channel: Channel,
+    peers: tuple[Peers, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.experiments.START_AGAIN_S", 0.2)
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http:
+        await submit(http)
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        await in_state(http, "completed")
+        assert fleet.round_ids[0] == "e.1"
+
+
+async def test_a_transaction_of_unknown_end_is_read_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, fail = RoundStore.save, ["e.1", "e.2"]
+
+    async def save_and_fail(self: RoundStore, before: RoundRecord, after: RoundRecord, *more: Any) -> None:
+        await save(self, before, after, *more)
+        if after.state is RoundState.COMPLETED and after.round_id in fail:
+            fail.remove(after.round_id)
+            raise OSError("the connection was lost")
+
+    monkeypatch.setattr(RoundStore, "save", save_and_fail)
+    await submit(world.http)
+    found = await in_state(world.http, "completed")
+    assert (found["done"], found["model_version"], fail) == (3, 3, [])
+    assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
+    numbers = [seq for seq, _kind, _data in await events(world.http)]
+    assert numbers == list(range(1, len(numbers) + 1))

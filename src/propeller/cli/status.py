@@ -104,7 +104,7 @@ def _rounds(fl: Propeller) -> Table:
         table.add_row(
             detail["round_id"],
             detail["state"],
-            f"{detail['num_updates']}/{detail['k_of_n']}",
+            f"{detail['num_updates']}/{detail['k_of_n'] or '?'}",
             "" if version is None else f"v{version}",
             detail.get("reason") or "",
         )

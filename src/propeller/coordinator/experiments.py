@@ -286,6 +286,7 @@ class Experiments:
                 found.after = replace(found.after, program=after.request.task_wasm_image)
             if after.state.is_over and not before.state.is_over:
                 await self._extend(active, found, _round_ended(after, now), outcome_of(after))
+            active.in_doubt = True
             yield found.write
             self._commit(active, found)
         if before.state is RoundState.COLLECTING and after.state is not RoundState.COLLECTING:
@@ -343,7 +344,32 @@ class Experiments:
             if active.in_doubt:
                 await self._active.read_back(active)
                 self._background.spawn(self._resume(active))
-            yield
+            try:
+                yield
+            except BaseException:
+                if active.in_doubt:  # nothing else may ever happen to it
+                    self._background.spawn(self._find_out(active))
+                raise
+
+    async def _find_out(self, active: ActiveExperiment) -> None:
+        """Find out what became of a transaction that failed, and go on from there."""
+
+        async def look() -> None:
+            async with active.lock:
+                if not active.in_doubt:
+                    return
+                await self._active.read_back(active)
+            await self._resume(active)
+
+        await retry(
+            look,
+            delays=_RETRY_DELAYS_S,
+            forever=True,
+            on=lambda error: not isinstance(error, NotFoundError),
+            failed=lambda error, _delay_s: log.error(
+                "experiment cannot be read back, trying again", experiment_id=active.record.id, exc_info=error
+            ),
+        )
 
     async def _extend(
         self, active: ActiveExperiment, found: _Step, event: Event, outcome: dict[str, Any] | None = None

@@ -72,7 +72,12 @@ class FleetChecks:
         """Whether those who are asked to take part are client ids of live proplets."""
         chosen, whose = self._chosen, "--participants"
         newest = self._observed.newest_round
-        if chosen is None and newest is not None and newest["state"] != "completed":
+        if (
+            chosen is None
+            and newest is not None
+            and newest["state"] != "completed"
+            and newest["participants"]
+        ):
             chosen, whose = newest["participants"], f"round {newest['round_id']}"
         if chosen is None:
             return [skipped("participants", "no round is open or failed; name some with --participants ID,…")]
