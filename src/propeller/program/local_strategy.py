@@ -49,7 +49,7 @@ class LocalStrategy:
         self._state = context.state
         self._mu, self._lambda = (_weight(values, name) for name in ("mu", "lambda"))
         self._has_control = bool(values.get(CONTROL))
-        self._has_server_state = (root / "in" / f"{_SERVER_STATE}.safetensors").exists()
+        self._root = root
         self._personal = _matching(values.get(_PERSONAL) or [], specs)
         self._shift: dict[str, Array] = {}
 
@@ -154,7 +154,7 @@ class LocalStrategy:
         return shift
 
     def _server_control(self) -> dict[str, Array]:
-        if not self._has_server_state:
+        if not (self._root / "in" / f"{_SERVER_STATE}.safetensors").exists():
             return {}
         specs, prefix = session.current().main.describe(_SERVER_STATE), f"{CONTROL}/"
         return {
