@@ -19,7 +19,7 @@ from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 from propeller.tensors.python_machine import PythonMachine
 
 Floats = NDArray[np.float64]
-Model = dict[str, Floats]
+Model = dict[str, Any]
 
 SOURCE = np.random.default_rng(5)
 X, Y = SOURCE.normal(size=(12, 3)).astype("float32").astype("float64"), np.arange(12.0)
@@ -93,6 +93,7 @@ class Device:
         mode: str = "train",
         server: Model | None = None,
         train: Any = fit,
+        update: str = "",
     ) -> dict[str, Any]:
         """One task; its document."""
         self.number += 1
@@ -111,6 +112,7 @@ class Device:
             "FL_ROUND": str(self.number),
             "FL_SEED": "7",
             "FL_STRATEGY": json.dumps(strategy),
+            "FL_UPDATE": update,
         }.items():
             self.monkeypatch.setenv(key, value)
         machine, files = self.machine
@@ -173,6 +175,32 @@ def test_scaffold_of_a_delta(device: Device) -> None:
     control = {f"@control/{name}": -value / (STEPS * LR) for name, value in change.items()}
     assert_close(document["update"], {**change, **control})
     assert document["kind"] == "delta"
+
+
+def test_the_kind_of_update_that_the_experiment_asks_for_is_made(device: Device) -> None:
+    change = {name: value - BASE[name] for name, value in descend(BASE).items()}
+    document = device.run({}, update='{"kind": "delta"}')
+    assert_close(document["update"], change)
+    assert document["kind"] == "delta"
+    document = device.run({"personal": ["b"]}, update='{"kind": "delta"}')
+    assert_close(document["update"], {"w": change["w"]})
+
+    def delta(model: Any, data: Data, *_: Any) -> Update:
+        return Update({name: value * 0 + 0.5 for name, value in model.items()}, len(data), kind="delta")
+
+    document = device.run({}, train=delta, update='{"kind": "weights"}')
+    assert_close(document["update"], {name: value + 0.5 for name, value in BASE.items()})
+    assert "kind" not in document
+
+
+def test_a_delta_of_counters_and_flags_has_a_sign(device: Device) -> None:
+    base = {"n": np.array([3, 5], "uint8"), "on": np.array([True, False])}
+
+    def train(model: Any, data: Data, *_: Any) -> Update:
+        return Update({"n": model["n"] - pt.array([1, 0], "uint8"), "on": pt.array([False, True])}, len(data))
+
+    document = device.run({}, base, train=train, update='{"kind": "delta"}')
+    assert document["update"] == {"n": [-1, 0], "on": [-1, 1]}
 
 
 def test_scaffold_needs_steps_and_learning_rate(device: Device) -> None:

@@ -102,6 +102,16 @@ def test_an_evaluation_without_metrics_is_refused() -> None:
         read({**EVALUATED, "metrics": {}}, mode="evaluate")
 
 
+def test_an_update_of_another_kind_than_the_experiment_wants_says_what_to_do() -> None:
+    env = {**ENV, "FL_UPDATE": '{"kind": "delta"}'}
+    stdout = json.dumps({**DOCUMENT, "kind": "delta"}).encode()
+    assert parse_program_output(stdout, None, env, "me").header.kind == "delta"
+    with pytest.raises(
+        TaskError, match=r"kind: the experiment asks for updates of the kind 'delta' .* sent 'weights'"
+    ):
+        parse_program_output(json.dumps(DOCUMENT).encode(), None, env, "me")
+
+
 def test_steps_and_kind_go_along_with_tensors_beside_the_document() -> None:
     tensors = to_safetensors({"w": np.ones(3, dtype=np.float32)})
     update = read({**EVALUATED, "steps": 12, "kind": "delta"}, tensors)

@@ -163,6 +163,8 @@ def _environments(start: RoundStart, participants: list[str]) -> dict[str, dict[
         common["FL_STRATEGY"] = encode_json(start.strategy).decode()
     if start.split:
         common["FL_SPLIT"] = encode_json(start.split).decode()
+    if start.update:
+        common["FL_UPDATE"] = encode_json(start.update).decode()
     return {
         proplet_id: {**common, "FL_SEED": str(slot_seed(start.seed, start.number, slot))}
         for slot, proplet_id in enumerate(participants)

@@ -74,6 +74,7 @@ class _Task:
         kind = _check_kind(result.kind)
         control = strategy.control_tensors(model, kind, steps, _check_rate(result.lr))
         strategy.keep_personal_tensors(model, kind)
+        model, kind = strategy.in_kind(model, kind, context.update.get("kind", kind))
         document = self._document(result)
         if strategy.trains_twice:
             own, second = self._train_once(

@@ -24,6 +24,7 @@ class Context:
         experiment_id: empty where there is no experiment.
         seed: for what is drawn: other for each round and participant, the same when the round is done again.
         strategy: what the experiment's strategy tells devices: its ``name`` and values.
+        update: what the experiment has devices send, where it says so: ``{"kind": "delta"}``. It is made from what is returned.
         state: what the program keeps on this device from round to round.
         correct: ``correct(gradients, weights)`` adds what the strategy has devices minimise beside their loss.
         personal: this is the training of a model that stays on the device (Ditto).
@@ -37,6 +38,7 @@ class Context:
     experiment_id: str = ""
     seed: int = 0
     strategy: Mapping[str, Any] = field(default_factory=dict)
+    update: Mapping[str, Any] = field(default_factory=dict)
     state: MutableMapping[str, Any] = field(default_factory=DeviceState)
     correct: Correction = field(default_factory=Correction)
     personal: bool = False
@@ -61,6 +63,7 @@ class Context:
             experiment_id=environment.get("EXPERIMENT_ID", ""),
             seed=_count(environment, "FL_SEED"),
             strategy=_object(environment, "FL_STRATEGY"),
+            update=_object(environment, "FL_UPDATE"),
             state=TaskState(root, environment),
         )
 

@@ -107,6 +107,19 @@ class LocalStrategy:
             kept[name] = model[name] if kind == "weights" else before + model[name]
         self._kept.keep_library_arrays(_PERSONAL, kept)
 
+    def in_kind(self, model: dict[str, Array], kind: str, wanted: str) -> tuple[dict[str, Array], str]:
+        """A trained model as weights or as the difference to the base model, whichever is wanted; with the kind that it then has."""
+        if kind == wanted or not self._specs:
+            return model, kind
+        turned = {}
+        for name, spec in self.shared.items():
+            base = open_tensor("model", name, spec)
+            if wanted == "delta":
+                turned[name] = _signed(model[name]) - _signed(base)
+            else:
+                turned[name] = (_signed(base) + model[name]).astype(spec[0])
+        return turned, wanted
+
     def control_tensors(
         self, model: Mapping[str, Array], kind: str, steps: int | None, lr: float | None
     ) -> dict[str, Array]:
@@ -174,6 +187,11 @@ class LocalStrategy:
                 "state: the context's state is no DeviceState, in which strategies keep tensors"
             )
         return self._state
+
+
+def _signed(tensor: Array) -> Array:
+    """The same numbers in a dtype that has negative ones, too."""
+    return tensor.astype("int64") if tensor.dtype in {"bool", "uint8"} else tensor
 
 
 def _weight(values: Mapping[str, Any], name: str) -> float:

@@ -80,12 +80,33 @@ def parse_program_output(
             raise TaskError(
                 f"the program's {expected_kind} names the {name} {found!r}, the task's is {expected!r}"
             )
+    if not evaluates:
+        _check_kind(header, env)
     base_model_added = not header.base_model_uri and bool(env.get("MODEL_URI"))
     if base_model_added:
         header.base_model_uri = fields["base_model_uri"] = env["MODEL_URI"]
     if tensors is not None:
         return ProgramOutput(header, SAFETENSORS, with_metadata(tensors, header))
     return ProgramOutput(header, JSON, encode_json(fields) if base_model_added else stdout)
+
+
+def _check_kind(header: UpdateHeader, env: Mapping[str, str]) -> None:
+    """See that an update is what the experiment asks devices for.
+
+    Raises:
+        TaskError: it is of the other kind.
+    """
+    if not env.get("FL_UPDATE"):
+        return
+    try:
+        wanted = decode_object(env["FL_UPDATE"]).get("kind", header.kind)
+    except MalformedMessageError as error:
+        raise TaskError(f"FL_UPDATE: {error}") from None
+    if header.kind != wanted:
+        raise TaskError(
+            f"kind: the experiment asks for updates of the kind {wanted!r} (FL_UPDATE), the program sent {header.kind!r}: have it "
+            "send that, or leave update.kind out of the experiment"
+        )
 
 
 def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:

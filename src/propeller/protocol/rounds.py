@@ -137,6 +137,8 @@ class RoundStart(Message):
     """What programs are told of it: its name and the values that it has for devices."""
     split: dict[str, Any] | None = None
     """Of each device's data, into what is trained on and what is held out."""
+    update: dict[str, Any] | None = None
+    """What devices send, where it is not the weights as they are: ``{"kind": "delta"}``."""
     seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     """Of the experiment: what programs draw follows from it, the round's number and the participant's slot."""
 
@@ -189,7 +191,17 @@ class RoundStart(Message):
         return Experiment.decode(fields)
 
 
-_SELECTION_FIELDS = {"selection", "mode", "number", "attempt", "min_updates", "strategy", "split", "seed"}
+_SELECTION_FIELDS = {
+    "selection",
+    "mode",
+    "number",
+    "attempt",
+    "min_updates",
+    "strategy",
+    "split",
+    "update",
+    "seed",
+}
 
 
 class Experiment(Message):
