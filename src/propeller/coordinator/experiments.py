@@ -583,6 +583,7 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
         min_updates=request.min_updates,
         strategy=strategy or None,
         split=None if spec.data.split is None else spec.data.split.to_json(),
+        update=spec.update.to_json() if spec.update.kind == "delta" else None,
         seed=spec.selection.seed,
     )
 
