@@ -375,6 +375,8 @@ async def test_more_experiments_than_places_are_queued_in_order(
         ({"strategy": {"name": "fedavg", "speed": 3}}, ("speed",)),
         ({"selection": {"cuont": 3}}, ("selection.cuont", "count")),
         ({"k_of_n": 3, "selection": {"count": 2}}, ("k_of_n (3)", "selection.count (2)")),
+        ({"strategy": {"name": "krum", "byzantine": 3}, "k_of_n": 8}, ("k_of_n is 8", "at least 9")),
+        ({"strategy": "trimmed_mean", "selection": {"count": 4}}, ("selection.count is 4", "at least 5")),
         ({"program": ""}, ("program",)),
     ],
 )

@@ -74,14 +74,14 @@ def reports(done: Transition) -> list[str]:
 
 
 def test_a_queued_experiment_starts_its_first_round_once_it_is_admitted() -> None:
-    done = step(queued(hyperparams={"lr": 0.1}, k_of_n=2, strategy="krum"), Admitted(5.0))
+    done = step(queued(hyperparams={"lr": 0.1}, k_of_n=2, strategy="fedmedian"), Admitted(5.0))
     assert done.experiment.state is ExperimentState.RUNNING
     assert reports(done) == ["state", "round_started"]
     assert [type(one) for one in done.effects] == [Persist, Report, Report, StartRound]
     request = started(done)
     assert (request.round_id, request.kind, request.number, request.attempt) == ("e.1", "train", 1, 1)
     assert (request.base_version, request.k_of_n, request.min_updates, request.timeout_s) == (7, 2, 1, 60.0)
-    assert (request.hyperparams, request.strategy) == ({"lr": 0.1}, {"name": "krum"})
+    assert (request.hyperparams, request.strategy) == ({"lr": 0.1}, {"name": "fedmedian"})
     assert request.policy.min_chosen == 2
     assert step(done.experiment, Admitted(6.0)) == Transition(done.experiment)
 

@@ -41,6 +41,7 @@ from propeller.fl.experiment import (
     StartRound,
     StopRequested,
     TimePassed,
+    check_strategy,
     refusal,
     resume,
     round_id,
@@ -560,8 +561,7 @@ def check_spec(spec: ExperimentSpec) -> None:
         raise InvalidError("mode.kind: async experiments are not supported yet; use sync")
     if spec.evaluate is not None and spec.evaluate.on == "central":
         raise InvalidError("evaluate.on: central evaluation is not supported yet; use devices")
-    if spec.strategy.program is None:
-        read_strategy(spec.strategy.to_json())
+    check_strategy(spec)
 
 
 def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:

@@ -35,6 +35,7 @@ from propeller.fl.experiment.events import (
 from propeller.fl.experiment.machine import refusal, resume, step
 from propeller.fl.experiment.requests import MergedUpdate, MergeRequest, RoundRequest, round_id, wave_id
 from propeller.fl.experiment.state import Best, BufferedUpdate, Experiment, ExperimentState, OpenRound, Wave
+from propeller.fl.experiment.strategy import check_strategy, fewest_updates
 
 __all__ = [
     "Admitted",
@@ -65,6 +66,8 @@ __all__ = [
     "Transition",
     "Wave",
     "WaveChanged",
+    "check_strategy",
+    "fewest_updates",
     "refusal",
     "resume",
     "round_id",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from propeller.fl.experiment.state import BufferedUpdate, Experiment, OpenRound, Wave
+from propeller.fl.experiment.strategy import fewest_updates
 from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 
@@ -152,7 +153,7 @@ def make_request(current: Experiment, opened: OpenRound) -> RoundRequest:
         base_version=current.version,
         policy=_evaluation_policy(current) if evaluates else _training_policy(current),
         k_of_n=None if evaluates else spec.k_of_n,
-        min_updates=1 if evaluates else spec.min_updates,
+        min_updates=1 if evaluates else fewest_updates(spec),
         timeout_s=spec.timeout_s,
         hyperparams=resolve_hyperparams(spec.hyperparams, opened.number, spec.rounds),
         strategy=spec.strategy.to_json(),
@@ -163,7 +164,7 @@ def _training_policy(current: Experiment) -> SelectionPolicy:
     spec, selection = current.spec, current.spec.selection
     return SelectionPolicy(
         **selection.to_json(),
-        min_chosen=spec.k_of_n or spec.min_updates,
+        min_chosen=spec.k_of_n or fewest_updates(spec),
         exclude=list(current.exclude),
         last_rounds=dict(current.last_rounds),
     )

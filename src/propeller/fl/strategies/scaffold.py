@@ -45,17 +45,24 @@ class Scaffold(Strategy):
         """That there are control variates."""
         return {"control": True}
 
+    def check_size(self, field: str, updates: int) -> None:
+        """No more updates than devices."""
+        if self.devices is not None and updates > self.devices:
+            raise StrategyInputError(
+                f"strategy.devices is {self.devices}, but {field} is {updates}; one of them is wrong"
+            )
+
     def plan(
         self, contributions: Sequence[Contribution], values: Mapping[str, Any], measured: Measured
     ) -> Plan:
         """Each update counts the same; control variates count by all devices."""
         del values, measured
         count = len(contributions)
-        devices = count if self.devices is None else self.devices
-        if count > devices:
+        if self.devices is not None and count > self.devices:
             raise StrategyInputError(
-                f"strategy.devices is {devices}, but {count} devices sent an update; set it to how many there are"
+                f"strategy.devices is {self.devices}, but {count} devices sent an update; set it to how many there are"
             )
+        devices = self.devices or count
         return Plan.evenly(count, extra={"control": [1 / devices] * count})
 
     def step(self, _plan: Plan, block: Block) -> tuple[Float64, Mapping[str, Float64]]:

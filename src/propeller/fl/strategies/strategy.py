@@ -216,6 +216,22 @@ class Strategy(BaseModel, ABC):
         """The fewest updates that it can work with."""
         return 1
 
+    def check_size(self, field: str, updates: int) -> None:
+        """Check that it can work with rounds of so many updates.
+
+        Args:
+            field: what says how many there are, for the error.
+            updates: the most that there are.
+
+        Raises:
+            StrategyInputError: it needs more, or can work with fewer only.
+        """
+        if updates < self.min_updates:
+            raise StrategyInputError(
+                f"{field} is {updates}, but {self.name} with these parameters needs at least {self.min_updates} updates a round: "
+                "raise it, or change the strategy's parameters"
+            )
+
     def is_personal(self, tensor: str) -> bool:
         """Whether a tensor stays on the devices."""
         return any(fnmatchcase(tensor, pattern) for pattern in self.personal)

@@ -1,0 +1,31 @@
+"""What an experiment's strategy asks of its rounds."""
+
+from propeller.fl.strategies import Strategy, read_strategy
+from propeller.protocol.experiments import ExperimentSpec
+
+
+def fewest_updates(spec: ExperimentSpec) -> int:
+    """How many updates a round needs: ``min_updates``, or what the strategy needs where that is more."""
+    strategy = _built_in(spec)
+    return spec.min_updates if strategy is None else max(spec.min_updates, strategy.min_updates)
+
+
+def check_strategy(spec: ExperimentSpec) -> None:
+    """Refuse a strategy that there is not, or that cannot work with rounds of the size that is asked for.
+
+    Raises:
+        InvalidError: naming the field and what to do.
+    """
+    strategy = _built_in(spec)
+    if strategy is None:
+        return
+    where = "selection.names" if spec.selection.count is None else "selection.count"
+    buffer = spec.mode.buffer if spec.mode.kind == "async" else None
+    for field, updates in ((where, spec.selection.most), ("k_of_n", spec.k_of_n), ("mode.buffer", buffer)):
+        if updates is not None:
+            strategy.check_size(field, updates)
+
+
+def _built_in(spec: ExperimentSpec) -> Strategy | None:
+    """The strategy, unless it is a program."""
+    return None if spec.strategy.program is not None else read_strategy(spec.strategy.to_json())

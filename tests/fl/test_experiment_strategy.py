@@ -1,0 +1,59 @@
+"""What an experiment's strategy asks of its rounds."""
+
+from typing import Any
+
+import pytest
+
+from propeller.errors import InvalidError
+from propeller.fl.experiment import Admitted, Experiment, StartRound, check_strategy, fewest_updates, step
+from propeller.protocol.experiments import ExperimentSpec
+
+
+def spec(**fields: Any) -> ExperimentSpec:
+    return ExperimentSpec.decode({"program": "registry/train:v1", "rounds": 2, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "fewest"),
+    [
+        ({}, 1),
+        ({"min_updates": 3}, 3),
+        ({"strategy": {"name": "krum", "byzantine": 2}}, 7),
+        ({"strategy": {"name": "krum", "byzantine": 2}, "min_updates": 8}, 8),
+        ({"strategy": {"program": "registry/mine:v1"}, "min_updates": 2}, 2),
+    ],
+)
+def test_a_round_needs_as_many_updates_as_its_strategy(fields: dict[str, Any], fewest: int) -> None:
+    given = spec(**fields)
+    assert fewest_updates(given) == fewest
+    effects = step(Experiment("e", given, 0), Admitted(at=0.0)).effects
+    (start,) = [effect for effect in effects if isinstance(effect, StartRound)]
+    assert start.request.min_updates == fewest
+    assert start.request.policy.min_chosen == fewest
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"strategy": {"name": "bulyan", "byzantine": 2}, "k_of_n": 10}, "k_of_n is 10, .*at least 11"),
+        ({"strategy": "krum", "selection": {"count": 4}}, "selection.count is 4, .*at least 5"),
+        ({"strategy": "krum", "selection": {"names": ["a", "b"]}}, "selection.names is 2, .*at least 5"),
+        (
+            {"strategy": "krum", "mode": {"kind": "async", "buffer": 3, "concurrency": 6}},
+            "mode.buffer is 3, .*at least 5",
+        ),
+        (
+            {"strategy": {"name": "scaffold", "devices": 3}, "k_of_n": 4},
+            "strategy.devices is 3, .*k_of_n is 4",
+        ),
+        ({"strategy": "krumm"}, "'krum'"),
+    ],
+)
+def test_rounds_of_another_size_are_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidError, match=named):
+        check_strategy(spec(**fields))
+
+
+def test_rounds_that_fit_are_not() -> None:
+    check_strategy(spec(strategy={"name": "krum", "byzantine": 1}, k_of_n=5, selection={"count": 6}))
+    check_strategy(spec(strategy={"program": "registry/mine:v1"}, k_of_n=1))
