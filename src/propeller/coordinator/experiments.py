@@ -60,6 +60,9 @@ log = get_logger("coordinator")
 START_AGAIN_S = 30.0
 """How long a round may wait for its participants before its start is published again, in seconds."""
 
+ALIAS_DELAY_S = 0.25
+"""How long an alias may lag behind while an experiment runs, in seconds: short rounds are not slowed down by it."""
+
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 _EVENTS_AT_ONCE = 500
 
@@ -405,10 +408,9 @@ class Experiments:
         plan = RoundPlan(
             request.round_id, (), request.base_version, request.k_of_n, request.min_updates, request.kind
         )
-        announced = request.kind == "evaluate" or not self._rounds.announces
         start = make_start(record, request, await self._device_values(record, request))
         return RoundRecord(
-            Round(plan), start, active.specs, now, announced=announced, strategy=dict(record.strategy)
+            Round(plan), start, active.specs, now, announced=True, strategy=dict(record.strategy)
         )
 
     async def _device_values(self, record: ExperimentRecord, request: RoundRequest) -> dict[str, Any]:
@@ -528,27 +530,32 @@ class Experiments:
     def _mark(self, active: ActiveExperiment, mark: MarkLatest | MarkBest) -> None:
         """Have an alias moved, in the background: nothing waits for it."""
         name = "latest" if isinstance(mark, MarkLatest) else "best"
-        is_idle = not active.aliases.get(name)
+        is_idle = name not in active.aliases
         active.aliases[name] = mark.version
         if is_idle:
             self._background.spawn(self._move_alias(active, name))
 
     async def _move_alias(self, active: ActiveExperiment, name: str) -> None:
-        """Move an alias to the newest version that is wanted."""
+        """Move an alias to the newest version that is wanted, a moment later while the experiment runs."""
         alias = f"{active.record.id}/{name}"
-        while (version := active.aliases.get(name)) is not None:
-            wanted = version
-            await retry(
-                lambda: self._registry.set_alias(alias, wanted),  # noqa: B023 - awaited before the next version
-                delays=_RETRY_DELAYS_S,
-                forever=True,
-                on=lambda error: isinstance(error, PropellerError) and error.temporary,
-                failed=lambda error, _delay_s: log.warning(
-                    "alias is not set yet", alias=alias, reason=str(error)
-                ),
-            )
-            if active.aliases.get(name) == version:
-                del active.aliases[name]
+        version: int | None = None
+        while active.aliases[name] != version:
+            if not active.record.state.is_over:
+                await asyncio.sleep(ALIAS_DELAY_S)
+            wanted = version = active.aliases[name]
+            try:
+                await retry(
+                    lambda: self._registry.set_alias(alias, wanted),  # noqa: B023 - awaited before the next version
+                    delays=_RETRY_DELAYS_S,
+                    forever=True,
+                    on=lambda error: isinstance(error, PropellerError) and error.temporary,
+                    failed=lambda error, _delay_s: log.warning(
+                        "alias is not set yet", alias=alias, reason=str(error)
+                    ),
+                )
+            except PropellerError as error:
+                log.warning("alias is not set", alias=alias, version=wanted, reason=str(error))
+        del active.aliases[name]
 
 
 def check_spec(spec: ExperimentSpec) -> None:

@@ -122,30 +122,31 @@ class RoundAnnouncer:
         """Publish over ``session``."""
         self._session, self._store = session, store
         self._topics = [ROUND_NEXT, *([channel.topic(Kind.ROUND_NEXT)] if channel else [])]
-        self._pending: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self._pending: asyncio.Queue[tuple[str, int, bool]] = asyncio.Queue()
 
     async def load(self) -> None:
         """Queue what was not announced when the process ended; before any round goes on."""
         for round_id, version in await self._store.unannounced():
-            self.announce(round_id, version)
+            self.announce(round_id, version, True)
 
-    def announce(self, round_id: str, version: int) -> None:
-        """Queue the notice that a round completed with a model version."""
-        self._pending.put_nowait((round_id, version))
+    def announce(self, round_id: str, version: int, record: bool) -> None:
+        """Queue the notice that a round completed with a model version; ``record`` that it was published, if asked to."""
+        self._pending.put_nowait((round_id, version, record))
 
     async def run(self) -> None:
         """Publish one notice after the other, for ever; one that cannot be published or recorded is tried again."""
         while True:
-            round_id, version = await self._pending.get()
-            await self._publish(round_id, version)
+            round_id, version, record = await self._pending.get()
+            await self._publish(round_id, version, record=record)
 
-    async def _publish(self, round_id: str, version: int) -> None:
+    async def _publish(self, round_id: str, version: int, *, record: bool) -> None:
         notice = RoundNext(round_id=round_id, new_model_version=version, model_uri=model_uri(version))
 
         async def publish_and_record() -> None:
             for topic in self._topics:
                 await self._session.publish(topic, notice.encode())
-            await self._store.mark_announced(round_id)
+            if record:
+                await self._store.mark_announced(round_id)
 
         def report(error: BaseException, _delay_s: float) -> None:
             if isinstance(error, NotConnectedError):

@@ -93,7 +93,8 @@ class RoundRecord:
         closed_at: when it took its last update.
         ended_at: when its model was stored, or when it failed.
         timings: of its stages, in milliseconds.
-        announced: whether its completion was announced, or nobody is to be told.
+        announced: whether its completion was announced, or need not be after a crash: that of an experiment's round is
+            among the experiment's events.
         strategy: that makes a model of its updates: a name or a program, and parameters.
         report: what the strategy says about the round, numbers by name.
     """

@@ -104,7 +104,7 @@ class Coordinator:
         *,
         keep_failed_s: float,
         keep_updates: bool = False,
-        announce: Callable[[str, int], None] | None = None,
+        announce: Callable[[str, int, bool], None] | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -115,7 +115,8 @@ class Coordinator:
             telemetry: logs and counts what happens.
             keep_failed_s: how long the updates of a failed round stay, so that it can be retried, in seconds.
             keep_updates: whether all updates stay for good.
-            announce: called with a completed round's id and model version; without it, rounds are not announced.
+            announce: called with a completed round's id and model version, and whether it is to be recorded that this was
+                announced; without it, rounds are not announced.
         """
         self._store, self._registry, self._aggregation = store, registry, aggregation
         self._telemetry, self._announce = telemetry, announce
@@ -124,11 +125,6 @@ class Coordinator:
         self._background = BackgroundTasks("coordinator")
         self._stopping = False
         self._observer: RoundObserver | None = None
-
-    @property
-    def announces(self) -> bool:
-        """Whether anyone is told of new model versions."""
-        return self._announce is not None
 
     def observe(self, observer: RoundObserver) -> None:
         """Have an observer know of everything that happens to rounds from now on."""
@@ -395,7 +391,7 @@ class Coordinator:
                     self._background.spawn(self._aggregate(active, proplet_ids))
                 case AnnounceVersion(version):
                     if self._announce is not None:
-                        self._announce(active.record.round_id, version)
+                        self._announce(active.record.round_id, version, not active.record.announced)
         return answer
 
     def _saving(

@@ -101,7 +101,7 @@ class RoundRepository:
     async def find(self, round_id: str) -> StartedRound | None:
         """A round by its id; ``None`` if it was never started."""
         statement = select(tables.rounds).where(_ROUND.round_id == round_id)
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:  # the start of a round waits for no writer
             row = (await connection.execute(statement)).first()
         if row is None:
             return None
