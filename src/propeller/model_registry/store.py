@@ -87,7 +87,7 @@ class VersionRecord:
 
     Attributes:
         version: its number.
-        inode: of its file.
+        stamp: of its file.
         digest: of its content; empty if the file cannot be read.
         key: under which it was allocated, if any.
         experiment: of its lineage, if any.
@@ -95,7 +95,7 @@ class VersionRecord:
     """
 
     version: int
-    inode: int
+    stamp: FileStamp
     digest: str
     key: str = ""
     experiment: str = ""
@@ -112,6 +112,7 @@ class ModelStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[int, VersionRecord] = {}
+        self._listed: dict[int, int] = {}
         self._by_key: dict[str, int] = {}
         self._checked: dict[int, FileStamp] = {}
 
@@ -188,12 +189,8 @@ class ModelStore:
         Raises:
             VersionNotFoundError: there is none.
         """
-        name, inode, _size, _changed = self.stamp(version)
         with self._lock:
-            known = self._known.get(version)
-            if known is None or known.inode != inode:
-                known = self._remember(self._read_record(version, self._folder / name, inode))
-            return known
+            return self._current(version)
 
     def created_at(self, version: int, metadata: dict[str, str]) -> datetime:
         """When a version was stored; of a file that does not say it, when it was written.
@@ -233,12 +230,12 @@ class ModelStore:
             if chosen is None:
                 chosen = version
             if chosen is not None and chosen in self._known:
-                return _require_same(self._known[chosen], upload.digest, key)
+                return _require_same(self._current(chosen), upload.digest, key)
             number = self._next_version() if chosen is None else chosen
             path = self.path(number)
             upload.commit(path, replace=False)
-            self._checked[number] = self.stamp(number)
-            return self._remember(_record(number, path.stat().st_ino, upload.metadata, upload.digest))
+            stamp = self._checked[number] = stamp_of(path)
+            return self._remember(_record(number, stamp, upload.metadata, upload.digest))
 
     def path(self, version: int) -> Path:
         """The file of a version."""
@@ -254,22 +251,32 @@ class ModelStore:
         """Take note of versions that others wrote to the folder, and of those that an operator removed or replaced."""
         files = self._files()
         for version, known in list(self._known.items()):
-            if version not in files or files[version].inode() != known.inode:
+            # Inodes of the listing are compared with those of the listing: some file systems show others to stat.
+            entry = files.get(version)
+            if entry is None or self._listed.setdefault(version, entry.inode()) != entry.inode():
                 del self._known[version]
+                self._listed.pop(version, None)
                 if self._by_key.get(known.key) == version:
                     del self._by_key[known.key]
         for version in sorted(files.keys() - self._known.keys()):
-            entry = files[version]
-            self._remember(self._read_record(version, Path(entry.path), entry.inode()))
+            self._listed[version] = files[version].inode()
+            with contextlib.suppress(VersionNotFoundError):  # taken away meanwhile
+                self._current(version)
 
-    def _read_record(self, version: int, file: Path, inode: int) -> VersionRecord:
+    def _current(self, version: int) -> VersionRecord:
+        stamp, known = self.stamp(version), self._known.get(version)
+        if known is None or known.stamp != stamp:
+            known = self._remember(self._read_record(version, stamp))
+        return known
+
+    def _read_record(self, version: int, stamp: FileStamp) -> VersionRecord:
         try:
-            with _open(file) as document:
+            with _open(self._folder / stamp[0]) as document:
                 digest = document.metadata.get(DIGEST_FIELD) or document.check()
-                return _record(version, inode, document.metadata, digest)
+                return _record(version, stamp, document.metadata, digest)
         except (OSError, TensorError) as error:
-            log.error("model version cannot be read", version=version, file=file.name, reason=str(error))  # noqa: TRY400
-            return VersionRecord(version, inode, "")
+            log.error("model version cannot be read", version=version, file=stamp[0], reason=str(error))  # noqa: TRY400
+            return VersionRecord(version, stamp, "")
 
     def _remember(self, record: VersionRecord) -> VersionRecord:
         self._known[record.version] = record
@@ -310,13 +317,13 @@ def lineage_of(metadata: dict[str, str]) -> dict[str, Any] | None:
         return None
 
 
-def _record(version: int, inode: int, metadata: dict[str, str], digest: str) -> VersionRecord:
+def _record(version: int, stamp: FileStamp, metadata: dict[str, str], digest: str) -> VersionRecord:
     lineage = lineage_of(metadata) or {}
     strategy = lineage.get("strategy")
     used = strategy if isinstance(strategy, dict) else {}
     return VersionRecord(
         version,
-        inode,
+        stamp,
         digest,
         metadata.get(_KEY_FIELD, ""),
         str(lineage.get("experiment") or ""),
