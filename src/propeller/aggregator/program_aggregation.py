@@ -1,13 +1,9 @@
 """An aggregation by a program: its documents become files, and what it leaves becomes the model."""
 
 import asyncio
-import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from propeller.aggregator.aggregation import Answer
 from propeller.aggregator.documents import (
@@ -18,33 +14,19 @@ from propeller.aggregator.documents import (
     read_tensors,
     write_result,
 )
+from propeller.aggregator.program_task import MODE, TASK_FILE, cast, read_aggregate, write_task
 from propeller.aggregator.programs import PinnedProgram, ProgramStrategies
 from propeller.aggregator.spill import SpillSpace, SpillStore
 from propeller.errors import InvalidError, UnavailableError, UnprocessableError
 from propeller.fl.strategies import NoUpdatesError
-from propeller.fl.tensors import (
-    Array,
-    TensorError,
-    Tensors,
-    bounds,
-    check_shapes,
-    from_json,
-    from_safetensors,
-    is_integer,
-    to_safetensors,
-)
+from propeller.fl.tensors import Tensors, TensorSpec, to_safetensors
 from propeller.fl.tensors.safetensors import PREFIX, Header, header_length, read_header
 from propeller.process.files import Buffer
 from propeller.protocol.aggregation import AggregationPlan, AggregationResult
-from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.tensors.safetensors import write_header
 from propeller.wasm import folder_contents
 from propeller.wasm.program_run import ProgramRun, RunOutcome
 
-MAX_VALUES_BYTES = 256 * 1024
-"""The longest JSON of the server state's values."""
-
-_MODE = "aggregate"
 _COPIED_BYTES = 1024 * 1024
 
 
@@ -65,7 +47,7 @@ class ProgramAggregation:
         self._order = DocumentOrder(plan)
         self._came = 0
         self._bases: list[Tensors] = []
-        self._parts: list[Tensors] = []
+        self._parts: list[list[str]] = []
         self._folder = programs.inputs.new()
         self._taken = 0
         self._done = SpillStore(space)
@@ -79,10 +61,10 @@ class ProgramAggregation:
             self._bases = [tensors] if place.base == 0 else [*self._bases, tensors]
             check_same_model(self._bases, what)
             if place.base == 0:
-                again = {name for part in self._parts for name in part} & tensors.keys()
+                again = {name for names in self._parts for name in names} & tensors.keys()
                 if again:
                     raise InvalidError(f"{what}: {min(again)!r} was in an earlier part")
-                self._parts.append({name: np.empty(0, array.dtype) for name, array in tensors.items()})
+                self._parts.append(list(tensors))
             source = f"base-{place.base}" if place.base else "model"
         elif place.contribution is not None:
             header = self._plan.contributions[place.contribution]
@@ -108,7 +90,7 @@ class ProgramAggregation:
             run = ProgramRun(
                 f"aggregate-{uuid.uuid4().hex}",
                 self._program.digest,
-                env={"ROUND_ID": self._plan.round_id, "FL_MODE": _MODE},
+                env={"ROUND_ID": self._plan.round_id, "FL_MODE": MODE},
                 files=files,
             )
             outcome = await self._programs.run(run)
@@ -153,20 +135,8 @@ class ProgramAggregation:
             if whole.exists():
                 files[whole.name] = whole
         strategy = plan.strategy if isinstance(plan.strategy, dict) else {}
-        updates = [
-            {
-                "num_samples": each.num_samples,
-                "steps": each.steps,
-                "metrics": each.metrics,
-                "slot": number if each.slot is None else each.slot,
-                "staleness": each.staleness,
-                "base": each.base,
-            }
-            for number, each in enumerate(plan.contributions)
-        ]
         params = {name: value for name, value in strategy.items() if name != "program"}
-        document = {"params": params, "state": plan.values, "updates": updates}
-        return {**files, "aggregation.json": json.dumps(document).encode()}
+        return {**files, TASK_FILE: write_task(params, plan.values, plan.contributions)}
 
     def _read(self, outcome: RunOutcome) -> Answer:
         """The answer, from what the program left.
@@ -174,93 +144,26 @@ class ProgramAggregation:
         Raises:
             UnprocessableError: it is not an aggregate.
         """
-        try:
-            fields = decode_object(outcome.stdout)
-        except MalformedMessageError as error:
-            begin = outcome.stdout[:200].decode(errors="replace")
-            raise UnprocessableError(
-                f"its standard output is not an aggregate: {error}; it begins {begin!r}"
-            ) from None
-        values = fields.get("state", {})
-        if not isinstance(values, dict):
-            raise UnprocessableError("state: must be an object of JSON values")
-        size = len(json.dumps(values))
-        if size > MAX_VALUES_BYTES:
-            raise UnprocessableError(
-                f"state: its JSON values have {size} bytes, more than the limit of {MAX_VALUES_BYTES}; keep numbers as arrays"
-            )
-        model = _read_model(outcome.out_files, fields)
-        state = _read_file(outcome.out_files, "state")
-        self._check(model)
-        for number, part in enumerate(self._parts):
-            self._done.append(
-                to_safetensors({name: _cast(model[name], like, name) for name, like in part.items()})
-            )
-            if state:  # all of it in the first part: its names need not be those of the model's tensors
-                self._done.append(to_safetensors(state) if number == 0 else header_document({}))
+        header = _read_header(self._folder / "model.safetensors")
+        expected = {name: TensorSpec(entry.dtype, entry.shape) for name, entry in header.entries.items()}
+        left = read_aggregate(outcome.stdout, outcome.out_files, expected)
+        for number, names in enumerate(self._parts):
+            self._done.append(to_safetensors({name: left.model[name] for name in names}))
+            if left.state:  # all of it in the first part: its names need not be those of the model's tensors
+                self._done.append(to_safetensors(left.state) if number == 0 else header_document({}))
         result = AggregationResult(
-            values=values, parts=self._plan.parts, state=bool(state), program=self._program.reference
+            values=left.values,
+            parts=self._plan.parts,
+            state=bool(left.state),
+            program=self._program.reference,
         )
         done, self._done = self._done, SpillStore(self._space)
         return Answer(write_result(result), done)
 
-    def _check(self, model: Tensors) -> None:
-        header = _read_header(self._folder / "model.safetensors")
-        try:
-            check_shapes(model, {name: entry.shape for name, entry in header.entries.items()})
-        except TensorError as error:
-            raise UnprocessableError(f"its model: {error}") from None
-
-
-def _read_model(files: Mapping[str, bytes], fields: Mapping[str, Any]) -> Tensors:
-    """The model: a file, or nested lists in the document."""
-    if "model.safetensors" in files or "model" not in fields:
-        found = _read_file(files, "model")
-        if not found:
-            raise UnprocessableError(
-                "it left no model: neither /out/model.safetensors, nor 'model' on standard output"
-            )
-        return found
-    try:
-        return from_json(fields["model"])
-    except TensorError as error:
-        raise UnprocessableError(f"its model: {error}") from None
-
-
-def _read_file(files: Mapping[str, bytes], name: str) -> Tensors:
-    content = files.get(f"{name}.safetensors")
-    if content is None:
-        return {}
-    try:
-        return from_safetensors(content)[0]
-    except TensorError as error:
-        raise UnprocessableError(f"/out/{name}.safetensors: {error}") from None
-
 
 def _weights(base: Tensors, delta: Tensors) -> Tensors:
     """Base and difference together, in the base's dtypes."""
-    return {name: _cast(base[name] + delta[name], base[name], name) for name in base}
-
-
-def _cast(array: Array, like: Array, name: str) -> Array:
-    """An array in the dtype of another: integers rounded to the nearest, a half to the even one.
-
-    Raises:
-        UnprocessableError: a number does not fit.
-    """
-    if like.dtype == bool:
-        return array.astype(bool)
-    if is_integer(like.dtype):
-        rounded = array if is_integer(array.dtype) or array.dtype == bool else np.rint(array)
-        least, most = bounds(like.dtype)
-        if rounded.size and not (least <= rounded.min() and rounded.max() <= most):
-            raise UnprocessableError(f"its model: {name!r} has a number that {like.dtype} cannot hold")
-        return rounded.astype(like.dtype)
-    with np.errstate(over="ignore"):
-        cast = array.astype(like.dtype)
-    if cast.size and not np.isfinite(cast).all():
-        raise UnprocessableError(f"its model: {name!r} has a number that is not finite in {like.dtype}")
-    return cast
+    return {name: cast(base[name] + delta[name], base[name].dtype, name) for name in base}
 
 
 def _join(parts: Sequence[Path], whole: Path) -> None:

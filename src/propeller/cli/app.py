@@ -18,6 +18,7 @@ class TryMode(StrEnum):
 
     TRAIN = "train"
     EVALUATE = "evaluate"
+    AGGREGATE = "aggregate"
 
 
 app = typer.Typer(
@@ -287,6 +288,12 @@ def try_program(
     split: Annotated[
         str | None, typer.Option(metavar="JSON", help='Hold data out: {"holdout": 0.2, "seed": 0}.')
     ] = None,
+    updates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--update", metavar="FILE", help="To aggregate: what a trial of training printed; several times."
+        ),
+    ] = None,
     kept: Annotated[
         Path | None,
         typer.Option(
@@ -299,7 +306,8 @@ def try_program(
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update.
 
-    Options left out are taken from experiment.toml beside the program.
+    Options left out are taken from experiment.toml beside the program. A strategy that is a program (--mode aggregate) gets the
+    updates of --update, and --hyperparams as its parameters.
     """
     from propeller.cli.try_program import TrialInputs, run_try
     from propeller.wasm.program_run import Limits
@@ -312,6 +320,7 @@ def try_program(
         _json_object("--strategy", strategy) if strategy and strategy.lstrip().startswith("{") else strategy,
         None if split is None else _json_object("--split", split),
         kept,
+        tuple(updates or ()),
     )
     code = run_try(program, inputs, Limits(wall_time_s=wall_time))
     raise typer.Exit(code)

@@ -15,6 +15,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.try_aggregation import AGGREGATE, AggregationTrial
 from propeller.digests import digest_of
 from propeller.errors import InvalidError
 from propeller.fl.strategies import Contribution, Strategy, read_strategy
@@ -47,7 +48,7 @@ class TrialInputs:
     """What the command line says; None: as the experiment file beside the program has it.
 
     ``strategy`` is a name or an object with parameters, ``split`` a ``data.split``, ``state`` a folder in which device state is kept
-    from run to run; without it there is none before and after the run.
+    from run to run; without it there is none before and after the run. ``updates`` are for an aggregation.
     """
 
     model: Path | None
@@ -57,6 +58,7 @@ class TrialInputs:
     strategy: Any = None
     split: Mapping[str, Any] | None = None
     state: Path | None = None
+    updates: tuple[Path, ...] = ()
 
 
 class Trial:
@@ -187,7 +189,11 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     """
     if not program.is_file():
         raise StartError(f"{program}: there is no such file")
-    trial = Trial(program, inputs)
+    trial: Trial | AggregationTrial = (
+        AggregationTrial(inputs.model, inputs.updates, inputs.hyperparams)
+        if inputs.mode == AGGREGATE
+        else Trial(program, inputs)
+    )
     if trial.from_experiment:
         _print_note(f"From experiment.toml: {', '.join(trial.from_experiment)}")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
@@ -253,7 +259,7 @@ class TrialState:
 
 
 async def _run_sandboxed(
-    program: Path, trial: Trial, limits: Limits, cache: Path, state: StateFolder
+    program: Path, trial: Trial | AggregationTrial, limits: Limits, cache: Path, state: StateFolder
 ) -> RunOutcome:
     wasm = _read_file(program)
     digest = digest_of(wasm)
@@ -267,7 +273,7 @@ async def _run_sandboxed(
         raise StartError(f"{program}: {error}") from None
 
 
-def _run_natively(script: Path, trial: Trial, state: StateFolder) -> RunOutcome:
+def _run_natively(script: Path, trial: Trial | AggregationTrial, state: StateFolder) -> RunOutcome:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()

@@ -173,7 +173,8 @@ def _collect_sources(script: Path) -> dict[str, str]:
         pending += _sibling_imports(script.parent / f"{module}.py", tree)
     if not any(_mentions_marker(node) for tree in trees for node in ast.walk(tree)):
         raise BuildError(
-            f"{script}: no function is marked with @train: from propeller.program import train, Update"
+            f"{script}: no function is marked with @train: from propeller.program import train, Update "
+            "(or with @aggregate, for a strategy)"
         )
     return found
 
