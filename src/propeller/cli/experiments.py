@@ -13,6 +13,9 @@ from propeller.cli.follow import follow
 from propeller.process.run import StartError
 from propeller.sdk import History
 
+_WHOLE = {"experiment", "state", "rounds", "model", "started"}
+"""Columns that are never broken into lines: an id is there to be copied."""
+
 Verb = Literal["pause", "resume", "stop"]
 
 _SAID = {
@@ -29,20 +32,25 @@ def list_experiments(target: Target, *, only: str | None, limit: int, as_json: b
     if as_json:
         print(json.dumps(found))
         return
+    rows = [
+        {
+            "experiment": one["id"],
+            "state": one["state"],
+            "rounds": f"{one['done']}/{one['rounds']}",
+            "strategy": escape(_strategy(one)),
+            "model": _version(one.get("model_version")),
+            "best": escape(_best(one)),
+            "started": _moment(one.get("started_at"))[5:16],
+            "reason": escape(one.get("reason") or ""),
+        }
+        for one in found
+    ]
     table = Table()
     for column in ("experiment", "state", "rounds", "strategy", "model", "best", "started", "reason"):
-        table.add_column(column, overflow="fold")
-    for one in found:
-        table.add_row(
-            one["id"],
-            one["state"],
-            f"{one['done']}/{one['rounds']}",
-            escape(_strategy(one)),
-            _version(one.get("model_version")),
-            escape(_best(one)),
-            _moment(one.get("started_at")),
-            escape(one.get("reason") or ""),
-        )
+        if column == "experiment" or any(row[column] for row in rows):
+            table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
+    for row in rows:
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     Console(highlight=False).print(table)
 
 
