@@ -239,13 +239,15 @@ static bool is_finite(const Model *model) {
     return finite;
 }
 
-static void train(Model *model, const Dataset *data, const Hyperparams *given) {
+/* Returns how many steps were done. */
+static size_t train(Model *model, const Dataset *data, const Hyperparams *given) {
     size_t rows = data->rows, batch = rows;
     if (given->batch_size > 0 && given->batch_size < (double)rows) batch = (size_t)given->batch_size;
     uint64_t random = seed_of(given);
     uint32_t *order = grow(NULL, rows, sizeof *order);
     double *gradient = grow(NULL, model->n, sizeof *gradient);
     for (size_t row = 0; row < rows; row++) order[row] = (uint32_t)row;
+    size_t steps = 0;
     for (size_t epoch = 0; epoch < (size_t)given->epochs; epoch++) {
         shuffle(order, rows, &random);
         for (size_t start = 0, size; start < rows; start += size) {
@@ -261,11 +263,13 @@ static void train(Model *model, const Dataset *data, const Hyperparams *given) {
             for (size_t i = 0; i < model->n; i++)
                 model->w[i] -= given->lr * (gradient[i] / (double)size + given->l2 * model->w[i]);
             model->b -= given->lr * gradient_b / (double)size;
+            steps++;
         }
         if (!is_finite(model))
             fail("training diverged in epoch %zu: the model is not finite; use a smaller lr than %g", epoch + 1,
                  given->lr);
     }
+    return steps;
 }
 
 /* ---- writing ---- */
@@ -327,8 +331,9 @@ int main(void) {
     fprintf(stderr, ", y: %d\n", data.y[0]);
 
     Fit before = measure(&model, &data), after = before;
+    size_t steps = 0;
     if (!evaluates) {
-        train(&model, &data, &given);
+        steps = train(&model, &data, &given);
         after = measure(&model, &data);
     }
     if (!isfinite(after.loss)) fail("the loss is not finite; use a smaller lr than %g", given.lr);
@@ -342,8 +347,8 @@ int main(void) {
     print_model(stderr, &model, SHOWN);
     fprintf(stderr, "\nloss %.6f -> %.6f, accuracy %.4f -> %.4f\n", before.loss, after.loss, before.accuracy,
             after.accuracy);
-    printf("{\"loss\":%.17g,\"accuracy\":%.17g,\"loss_before\":%.17g,\"accuracy_before\":%.17g},\"update\":", after.loss,
-           after.accuracy, before.loss, before.accuracy);
+    printf("{\"loss\":%.17g,\"accuracy\":%.17g,\"loss_before\":%.17g,\"accuracy_before\":%.17g},\"steps\":%zu,\"update\":",
+           after.loss, after.accuracy, before.loss, before.accuracy, steps);
     print_model(stdout, &model, model.n);
     printf("}\n");
     if (fflush(stdout)) fail("the result cannot be written");

@@ -30,6 +30,7 @@ type Result struct {
 	BaseModelURI string             `json:"base_model_uri"`
 	NumSamples   int                `json:"num_samples"`
 	Metrics      map[string]float64 `json:"metrics"`
+	Steps        int                `json:"steps,omitempty"`
 	Update       *Model             `json:"update,omitempty"`
 }
 
@@ -88,7 +89,7 @@ func main() {
 		Metrics:      map[string]float64{"loss": before.loss, "accuracy": before.accuracy},
 	}
 	if !evaluate {
-		model.train(data, given)
+		result.Steps = model.train(data, given)
 		after := model.measure(data)
 		result.Update = model
 		result.Metrics = map[string]float64{

@@ -41,8 +41,8 @@ func (m *Model) isFinite() bool {
 	return sum == 0
 }
 
-// train runs the epochs; every batch is one step against its mean gradient.
-func (m *Model) train(data *Dataset, given *Hyperparams) {
+// train runs the epochs; every batch is one step against its mean gradient. It returns how many steps were done.
+func (m *Model) train(data *Dataset, given *Hyperparams) int {
 	rows := len(data.y)
 	batch := rows
 	if given.batchSize > 0 && given.batchSize < float64(rows) {
@@ -54,6 +54,7 @@ func (m *Model) train(data *Dataset, given *Hyperparams) {
 		order[row] = row
 	}
 	gradient := make([]float64, data.n)
+	steps := 0
 	for epoch := 1; epoch <= int(given.epochs); epoch++ {
 		random.shuffle(order)
 		for start := 0; start < rows; start += batch {
@@ -62,11 +63,13 @@ func (m *Model) train(data *Dataset, given *Hyperparams) {
 				end = rows
 			}
 			m.step(data, order[start:end], gradient, given)
+			steps++
 		}
 		if !m.isFinite() {
 			fail("training diverged in epoch %d: the model is not finite; use a smaller lr than %g", epoch, given.lr)
 		}
 	}
+	return steps
 }
 
 func (m *Model) step(data *Dataset, rows []int, gradient []float64, given *Hyperparams) {

@@ -41,7 +41,8 @@ async def test_update(logreg: Logreg) -> None:
     update = UpdateMessage.model_validate(document)
     assert (update.round_id, update.proplet_id) == ("r1", "p1")
     assert (update.base_model_uri, update.num_samples) == ("fl/models/global_model_v0", 64)
-    assert set(document) == {"round_id", "proplet_id", "base_model_uri", "num_samples", "metrics", "update"}
+    fields = {"round_id", "proplet_id", "base_model_uri", "num_samples", "metrics", "steps", "update"}
+    assert (set(document), update.steps) == (fields, 5 * 64 // 8)
     metrics = update.metrics
     assert metrics["loss_before"] == pytest.approx(math.log(2), abs=1e-15)
     assert metrics["loss"] == pytest.approx(log_loss(document["update"], DATASET), abs=1e-14)
