@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from propeller.errors import ConflictError, InvalidError
+from propeller.errors import ConflictError, InvalidError, UnauthenticatedError
 from propeller.sdk import AsyncPropeller, Experiment, ExperimentFailedError, Propeller
+from support.net import free_port
+from support.service import start_service
 from support.stack import PROPELLER, Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -173,3 +175,25 @@ def test_followed_listed_and_compared_by_command(up: Up, fl: Propeller) -> None:
     for verb in ("show", "history"):
         assert ids[0][:3] in propeller("experiment", "show", ids[0], *state).stdout
         assert propeller("experiment", verb, ids[0], *state).returncode == 0
+
+
+def test_a_user_where_services_want_to_know_who_calls(up: Up, tmp_path: Path) -> None:
+    port, identity = free_port(), up.stack["services"]["identity"]["users"]
+    environment = {
+        "REGISTRY_PORT": str(port),
+        "MODELS_DIR": str(tmp_path),
+        "PROPELLER_AUTH": "on",
+        "PROPELLER_IDENTITY_URL": identity,
+    }
+    urls = {"model_registry": f"http://127.0.0.1:{port}", "identity": identity}
+    admin = up.stack["admin"]
+    with start_service("model-registry", environment, port, tmp_path / "log"):
+        with Propeller(**urls) as fl, pytest.raises(UnauthenticatedError, match="credentials required"):
+            fl.versions()
+        with Propeller(**urls, user=admin["username"], password=admin["password"]) as fl:
+            assert fl.model(fl.put_model(MODEL))["w"].shape == (3,)
+        with (
+            Propeller(**urls, user=admin["username"], password="not this one") as fl,
+            pytest.raises(UnauthenticatedError, match="cannot log in"),
+        ):
+            fl.versions()
