@@ -42,6 +42,22 @@ async def test_only_users_and_the_manager_configure_rounds(api: httpx.AsyncClien
     assert (await api.get("/health")).status_code == 200
 
 
+async def test_only_users_and_the_manager_control_experiments(api: httpx.AsyncClient) -> None:
+    body = {"program": "localhost:5000/fl:v1", "rounds": 1}
+    paths = ["/experiments", "/rounds/r-1/participants"]
+    paths += [f"/experiments/e/{verb}" for verb in ("pause", "resume", "stop")]
+    chosen = {"participants": ["p-1"]}
+    for path in paths:
+        sent = chosen if path.endswith("participants") else body
+        refused = await api.post(path, json=sent, auth=("p-1", "k"))
+        assert refused.status_code == 403, (path, refused.text)
+        assert (await api.post(path, json=sent)).status_code == 401
+        # There is no broker, no such experiment and no such round here.
+        for name in ("user", "manager"):
+            answer = await api.post(path, json=sent, auth=(name, "k"))
+            assert answer.status_code in {404, 503}, (path, answer.text)
+
+
 async def test_only_users_and_the_manager_report_failures(api: httpx.AsyncClient) -> None:
     await api.post("/experiments", json=experiment(), auth=("manager", "k"))
     body = {"proplet_id": "p-1", "reason": "no such image"}

@@ -14,6 +14,8 @@ from support.net import eventually
 from support.python_programs import SOURCES, built
 from support.stack import Up, propeller, running_stack
 
+pytestmark = pytest.mark.timeout(400)
+
 HYPERPARAMS = {"epochs": 1, "lr": 0.05, "batch_size": 16}
 SOFTMAX = {"w": [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], "b": [0.0, 0.0]}
 
@@ -118,7 +120,7 @@ def undisturbed(up: Up, seeded: dict[str, Any]) -> str:
         ["manager"],
         ["aggregator"],
         ["model_registry"],
-        ["coordinator", "manager", "aggregator"],
+        ["coordinator", "manager", "aggregator", "model_registry"],
     ],
     ids="+".join,
 )

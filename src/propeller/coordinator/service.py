@@ -385,6 +385,9 @@ class Coordinator:
                         await self._store.save(before, after, update, also)
                     active.set_record(after)
                     self._telemetry.round_changed(before, after, update)
+                    if after.experiment_id is not None and after.state is RoundState.FAILED:
+                        # Its experiment tries it again with updates of their own.
+                        self._background.spawn(self._remove_updates(after))
                 case Answer():
                     answer = effect
                 case Aggregate(proplet_ids):
