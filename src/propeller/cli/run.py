@@ -45,7 +45,12 @@ def run_experiment(
     experiment, console = described.to_experiment(), Console(highlight=False)
     spec = experiment.spec
     with target.connect() as fl:
-        handle = fl.run(experiment)
+        try:
+            handle = fl.run(experiment)
+        except KeyboardInterrupt:
+            show = target.command("experiment", "show", str(spec.id))
+            print(f"\nInterrupted while it was submitted. Whether it runs: {show}", file=sys.stderr)
+            raise
         if as_json:
             if detach:
                 print(json.dumps(handle.status()))
