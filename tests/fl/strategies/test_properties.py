@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 
 from propeller.fl.strategies import (
     Contribution,
+    Measured,
+    Plan,
     ServerState,
     Strategy,
     StrategyInputError,
     UpdateError,
     aggregate,
     create_strategy,
+    make_plan,
 )
+from propeller.fl.strategies.scaffold import Scaffold
 from propeller.fl.tensors import TensorError, Tensors
 from support.strategies import all_strategies, complete, contributions, default_strategy
 
@@ -191,6 +195,39 @@ def test_nan_is_refused_by_name(name: str) -> None:
     with pytest.raises(UpdateError, match=r"'p-1'.*'w'.*NaN") as caught:
         aggregate(strategy, base, None, received(strategy, base, updates))
     assert caught.value.number == 1
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedmedian"])
+def test_nan_for_an_integer_is_refused_by_name(name: str) -> None:
+    base: Tensors = {"n": np.zeros(2, np.int32)}
+    updates: list[tuple[Contribution, Tensors]] = [
+        (Contribution(0, "p-0", 1), {"n": np.array([1.0, np.nan])})
+    ]
+    with pytest.raises(UpdateError, match=r"'p-0'.*'n'.*NaN"):
+        aggregate(create_strategy(name), base, None, updates)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan([1.0]),
+        Plan([1.0, np.nan]),
+        Plan([0.0, 0.0]),
+        Plan([1.0, 1.0], 0.0),
+        Plan([1.0, 1.0], weights=[1.0]),
+        Plan([1.0, 1.0], weights=[0.0, 0.0]),
+        Plan([1.0, 1.0], extra={"control": [1.0]}),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused_by_the_strategys_name(plan: Plan) -> None:
+    class Odd(Scaffold):
+        name = "odd"
+
+        def plan(self, *_arguments: Any) -> Plan:
+            return replace(plan, extra=plan.extra or {"control": [1.0, 1.0]})
+
+    with pytest.raises(StrategyInputError, match=r"^odd (planned|gave)"):
+        make_plan(Odd(), contributions(Odd(), 2), {}, Measured())
 
 
 @pytest.mark.parametrize("name", all_strategies())

@@ -30,7 +30,6 @@ from propeller.fl.strategies.strategy import (
     require_metric,
     require_steps,
 )
-from propeller.fl.strategies.sums import WeightedSums
 
 __all__ = [
     "EXTRA",
@@ -53,7 +52,6 @@ __all__ = [
     "StrategyLoadError",
     "UnknownStrategyError",
     "UpdateError",
-    "WeightedSums",
     "aggregate",
     "create_strategy",
     "describe_strategies",

@@ -72,7 +72,8 @@ def _check_plan(strategy: Strategy, plan: Plan, count: int) -> None:
         raise StrategyInputError(
             f"{strategy.name} planned the divisor {plan.divisor}, which must be finite and above 0"
         )
-    if not any(plan.coefficients):
+    weights = plan.coefficients if plan.weights is None else plan.weights
+    if not any(plan.coefficients) or sum(weights) <= 0:
         raise StrategyInputError(f"{strategy.name} gave no update a part in the result")
 
 

@@ -16,7 +16,7 @@ from propeller.fl.strategies.integers import (
 )
 from propeller.fl.strategies.strategy import EXTRA, Block, Contribution, Float64, Plan, Strategy, UpdateError
 from propeller.fl.strategies.sums import ROW_BLOCK, SUM_BLOCK, WeightedSums, blocks
-from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, shapes_of
+from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, is_floating, shapes_of
 
 _ZERO = np.zeros(1, np.int64)
 
@@ -178,9 +178,7 @@ class PartAggregation:
         contribution = self._contributions[number]
         row = _float64(self._rows[number][name], start, end)
         if not np.isfinite(row).all():
-            raise self._refuse(
-                number, TensorError("holds NaN or an infinity; every number must be finite", name)
-            )
+            raise self._refuse(number, _not_finite(name))
         if contribution.kind == "delta" or contribution.base:
             row += _float64(self._base[name], start, end)
             if contribution.kind == "weights":
@@ -196,6 +194,8 @@ class PartAggregation:
         """Truth values as they are, integers as differences to the update's base model."""
         contribution = self._contributions[number]
         values = update[name].reshape(-1)[part]
+        if is_floating(values.dtype) and not np.isfinite(values).all():
+            raise self._refuse(number, _not_finite(name))
         base = self._bases[contribution.base][name].reshape(-1)[part]
         if base.dtype.kind == "b":
             return values.astype(bool)
@@ -246,6 +246,10 @@ def _base_coefficients(
         if abs(rest) > plan.divisor * len(contributions) * 2.0**-52:
             found.append((number, rest))
     return found
+
+
+def _not_finite(name: str) -> TensorError:
+    return TensorError("holds NaN or an infinity; every number must be finite", name)
 
 
 def _refuse(contributions: Sequence[Contribution], number: int, error: TensorError) -> UpdateError:
