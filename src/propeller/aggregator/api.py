@@ -63,7 +63,7 @@ def _aggregation_routes(aggregator: Aggregator, max_json_bytes: int) -> Router:
 
     @router.post("/programs")
     async def resolve_program(asked: ProgramReference) -> dict[str, Any]:
-        """Have a program ready that aggregates: answers with the reference that names exactly it."""
+        """Find a program that aggregates: answers with the reference that names exactly it."""
         return {"program": await aggregator.resolve_program(asked.program)}
 
     return router

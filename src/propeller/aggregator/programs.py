@@ -12,10 +12,11 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from propeller.errors import UnavailableError, UnprocessableError
+from propeller.errors import PropellerError, UnavailableError, UnprocessableError
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, logins_for
 from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
@@ -67,31 +68,33 @@ class ProgramStrategies:
         self._settings = settings
         self._known: LRUCache[str, PinnedProgram] = LRUCache(_MAX_KNOWN)
         self._fetches: SingleFlight[str, None] = SingleFlight()
+        self._background = BackgroundTasks("aggregator")
         self._opening = asyncio.Lock()
         self._opened: tuple[RegistryClient, Sandbox] | None = None
         self._resources = AsyncExitStack()
         self.inputs = TaskFolders(settings.folder / "inputs")
         """Folders for what is given to programs: on the file system of the sandbox, which links it."""
 
+    async def resolve(self, reference: str) -> PinnedProgram:
+        """Find the program that a reference names now; it is fetched and compiled meanwhile, for the first round.
+
+        Raises:
+            OciError: it is not there, or the registry does not answer; with the cause and the remedy.
+            UnavailableError: the sandbox does not start.
+        """
+        program = await self._find(reference)
+        self._background.spawn(self._prepare_early(program))
+        return program
+
     async def prepare(self, reference: str) -> PinnedProgram:
         """Find the program that a reference names now, and have it ready to run.
 
         Raises:
-            OciError: it is not there, or the registry does not answer; with the cause and the remedy.
+            OciError, UnavailableError: as ``resolve``.
             ProgramError: it cannot be compiled, or is over a limit.
-            UnavailableError: the sandbox does not start.
         """
-        client, sandbox = await self._open()
-        program = self._known.get(reference)
-        if program is None:
-            parsed = Reference.parse(reference, self._settings.registry)
-            artifact = await client.resolve(parsed)
-            pinned = str(replace(parsed, tag=None, digest=artifact.digest))
-            program = PinnedProgram(pinned, artifact.program.digest)
-            self._known[pinned] = program  # never under a tag, which may be moved
-            log.info("program resolved", reference=reference, pinned=pinned)
-        if not sandbox.has(program.digest):
-            await self._fetches.run(program.digest, lambda: self._fetch(client, sandbox, program))
+        program = await self._find(reference)
+        await self._have(program)
         return program
 
     async def run(self, run: ProgramRun) -> RunOutcome:
@@ -117,6 +120,7 @@ class ProgramStrategies:
 
     async def close(self) -> None:
         """End what runs, and close the sandbox and the connections."""
+        await self._background.close()
         await self._fetches.close()
         await self._resources.aclose()
         self.inputs.close()
@@ -145,6 +149,28 @@ class ProgramStrategies:
                 )
                 self._opened = client, sandbox
             return self._opened
+
+    async def _find(self, reference: str) -> PinnedProgram:
+        client, _sandbox = await self._open()
+        program = self._known.get(reference)
+        if program is None:
+            parsed = Reference.parse(reference, self._settings.registry)
+            artifact = await client.resolve(parsed)
+            pinned = str(replace(parsed, tag=None, digest=artifact.digest))
+            program = PinnedProgram(pinned, artifact.program.digest)
+            self._known[pinned] = program  # never under a tag, which may be moved
+            log.info("program resolved", reference=reference, pinned=pinned)
+        return program
+
+    async def _have(self, program: PinnedProgram) -> None:
+        client, sandbox = await self._open()
+        await self._fetches.run(program.digest, lambda: self._fetch(client, sandbox, program))
+
+    async def _prepare_early(self, program: PinnedProgram) -> None:
+        try:
+            await self._have(program)
+        except PropellerError as error:  # the round that needs it will say it again
+            log.warning("program cannot be prepared", program=program.reference, reason=str(error))
 
     async def _fetch(self, client: RegistryClient, sandbox: Sandbox, program: PinnedProgram) -> None:
         async with sandbox.fetch_lock(program.digest, _FETCH_WAIT_S):

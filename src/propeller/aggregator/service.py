@@ -138,12 +138,12 @@ class Aggregator:
         return answer
 
     async def resolve_program(self, reference: str) -> str:
-        """The reference with the digest of the program that it names now, which is fetched and compiled.
+        """The reference with the digest of the program that it names now, which is fetched and compiled meanwhile.
 
         Raises:
-            OciError, ProgramError: it cannot be had; with the cause and the remedy.
+            OciError: it cannot be had; with the cause and the remedy.
         """
-        return (await self._find_programs().prepare(reference)).reference
+        return (await self._find_programs().resolve(reference)).reference
 
     def _find_programs(self) -> "ProgramStrategies":
         if self._programs is None:

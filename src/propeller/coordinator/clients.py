@@ -327,7 +327,7 @@ class AggregatorClient:
         return Aggregated(result, model, state)
 
     async def resolve_program(self, reference: str) -> str:
-        """The reference with the digest of the program that aggregates, which the aggregator has fetched.
+        """The reference with the digest of the program that aggregates, which the aggregator fetches.
 
         Raises:
             ServiceError: there is no such program, with the cause and the remedy; or the aggregator does not answer.

@@ -237,6 +237,7 @@ def _manager(stack: StackConfig, process: str) -> dict[str, str]:
 def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
     client = stack.secrets.clients["fl-coordinator"]
     return {
+        **_inherited("COORDINATOR_KEEP_*"),
         "COORDINATOR_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
         "AGGREGATOR_URL": stack.url("aggregator"),
