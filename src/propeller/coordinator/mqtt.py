@@ -86,10 +86,13 @@ class RoundPublisher:
         """Publish over ``session``."""
         self._session, self._channel = session, channel
         self._background = BackgroundTasks("coordinator")
+        self._starting: set[str] = set()
 
     def start(self, start: RoundStart) -> None:
-        """Publish the start of a round, and return at once."""
-        self._background.spawn(self._publish(Kind.ROUND_START, start.round_id, start))
+        """Publish the start of a round, and return at once; one that waits for the broker already is not queued again."""
+        if start.round_id not in self._starting:
+            self._starting.add(start.round_id)
+            self._background.spawn(self._publish_start(start))
 
     def stop(self, stop: RoundStop) -> None:
         """Publish that tasks of a round are of no use any more, and return at once."""
@@ -98,6 +101,12 @@ class RoundPublisher:
     async def close(self) -> None:
         """Publish no more."""
         await self._background.close()
+
+    async def _publish_start(self, start: RoundStart) -> None:
+        try:
+            await self._publish(Kind.ROUND_START, start.round_id, start)
+        finally:
+            self._starting.discard(start.round_id)
 
     async def _publish(self, kind: Kind, round_id: str, message: Message) -> None:
         topic = self._channel.topic(kind) if self._channel else kind.value
