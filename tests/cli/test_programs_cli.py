@@ -70,7 +70,7 @@ def test_new_makes_what_its_readme_says(tmp_path: Path) -> None:
     assert made.stdout == f"Created {project}. Next:\n  cd {project}\n  propeller try train.py\n"
     files = {str(file.relative_to(project)) for file in project.rglob("*") if file.is_file()}
     assert files == {"train.py", "experiment.toml", "README.md", "data/1.json", "data/2.json", "data/3.json"}
-    assert 'image = "127.0.0.1:5000/mine:latest"' in (project / "experiment.toml").read_text()
+    assert 'program = "127.0.0.1:5000/mine:latest"' in (project / "experiment.toml").read_text()
     assert "NAME" not in (project / "README.md").read_text()
 
 
@@ -288,7 +288,7 @@ def test_options_that_are_not_what_they_should_be(project: Path, tmp_path: Path)
     alone = script(tmp_path, train.read_text())
     assert "--model FILE" in said(run("try", alone))
     (project / "experiment.toml").write_text("imag = 1")
-    assert "experiment.toml: imag" in said(run("try", train))
+    assert "imag: there is no such field" in said(run("try", train))
 
 
 def test_device_state_from_run_to_run(project: Path, tmp_path: Path) -> None:
