@@ -39,6 +39,10 @@ RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds between tries to aggregate; after the last one the round fails."""
 
 
+_PARTS_AT_A_TIME = 4
+"""Of a large model, so many parts of updates are in the aggregator's memory at a time: together they are one of a small model."""
+
+
 class AggregationError(PropellerError):
     """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
 
@@ -252,7 +256,7 @@ class Aggregation:
         part_bytes: int = PART_BYTES,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
-        """Models larger than ``part_bytes`` are aggregated in parts of that size; ``retry_delays`` are in seconds."""
+        """Models larger than ``part_bytes`` are aggregated in parts of a quarter of it; ``retry_delays`` are in seconds."""
         self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
         self._part_bytes, self._retry_delays = part_bytes, retry_delays
 
@@ -345,6 +349,8 @@ class Aggregation:
         """
         expected = await self._registry.specs(request.base_version)
         parts = cut(expected, self._part_bytes)
+        if len(parts) > 1:
+            parts = cut(expected, self._part_bytes // _PARTS_AT_A_TIME)
         found = await self._aggregator.aggregate(
             self._stream(request) if len(parts) == 1 else self._stream_parts(request, parts)
         )
