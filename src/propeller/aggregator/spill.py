@@ -91,7 +91,6 @@ class SpillStore:
         self._space, self._memory_bytes = space, memory_bytes
         self._held: list[Buffer] | None = []
         self._file: IO[bytes] | None = None
-        self._map: mmap.mmap | None = None
         self._ends: list[int] = []
         self._taken = 0
 
@@ -129,18 +128,21 @@ class SpillStore:
             return memoryview(self._held[number])
         if self._file is None:
             raise ValueError("this store is closed")
-        if self._map is None or len(self._map) < end:
-            with self._space.errors():
-                self._file.flush()
-                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return memoryview(self._map)[start:end]
+        # A mapping for each: it leaves memory with the last array on it.
+        aligned = start - start % mmap.ALLOCATIONGRANULARITY
+        with self._space.errors():
+            self._file.flush()
+            mapped = mmap.mmap(self._file.fileno(), end - aligned, access=mmap.ACCESS_READ, offset=aligned)
+        return memoryview(mapped)[start - aligned :]
 
     def pieces(self) -> Iterator[bytes]:
         """All documents, in pieces."""
-        for number in range(len(self)):
-            document = self.view(number)
-            for start in range(0, len(document), _PIECE_BYTES):
-                yield bytes(document[start : start + _PIECE_BYTES])
+        for document in self._held or ():
+            yield bytes(document)
+        if self._file is not None:  # read, not mapped: nobody looks at it twice
+            self._file.seek(0)
+            while piece := self._file.read(_PIECE_BYTES):
+                yield piece
 
     def clear(self) -> None:
         """Start again, empty."""
@@ -153,7 +155,7 @@ class SpillStore:
             self._file.close()
             self._space.give_back(self._taken)
         self._taken = 0
-        self._file = self._map = self._held = None
+        self._file = self._held = None
         self._ends = []
 
     def __del__(self) -> None:
