@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from support.fake_stack import PASSWORD, USER, FakeStack
-from support.http_servers import open_silent_server
 from support.net import wait_until
 from support.stack import PROPELLER, propeller
 
@@ -153,22 +152,14 @@ def test_ctrl_c_says_that_it_goes_on_and_how_to_end_it(
 def test_ctrl_c_while_it_is_submitted_says_how_to_see_whether_it_was(
     stack: FakeStack, tmp_path: Path, state: tuple[str, str]
 ) -> None:
-    (tmp_path / "d.json").write_text('{"data": []}')
-    with (tmp_path / "experiment.toml").open("a") as file:
-        file.write('[selection]\nnames = ["proplet-1"]\n[data]\nfiles = ["d.json"]\n')
-    with open_silent_server() as silent:
-        found = json.loads((tmp_path / "stack.json").read_text())
-        found["services"]["coordinator"]["url"] = f"http://{silent}"
-        (tmp_path / "stack.json").write_text(json.dumps(found))
-        with subprocess.Popen(
-            [*PROPELLER, "run", str(tmp_path / "experiment.toml"), *state], stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stderr is not None
-            wait_until(
-                lambda: stack.datasets, 30, "the data are stored, and the experiment is submitted next"
-            )
-            process.send_signal(signal.SIGINT)
-            said = process.stderr.read()
+    stack.keeps_silent = True
+    with subprocess.Popen(
+        [*PROPELLER, "run", str(tmp_path / "experiment.toml"), *state], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        wait_until(lambda: stack.specs, 30, "the experiment is submitted")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
     assert process.returncode == 130
     assert f"Whether it runs: propeller experiment show exp --state {tmp_path}" in said
     assert "Traceback" not in said

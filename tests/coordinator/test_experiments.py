@@ -75,6 +75,15 @@ async def test_rounds_follow_each_other_to_the_end(world: World) -> None:
     assert (await world.http.get("/experiments?state=running")).json()["total"] == 0
 
 
+async def test_a_check_begins_nothing(world: World) -> None:
+    checked = await world.http.post("/experiments/check", json=spec(rounds=1))
+    assert (checked.status_code, checked.json()["exists"]) == (200, False)
+    assert checked.json()["spec"]["rounds"] == 1
+    assert (await world.http.get("/experiments")).json()["total"] == 0
+    await submit(world.http, rounds=1)
+    assert (await world.http.post("/experiments/check", json=spec(rounds=1))).json()["exists"]
+
+
 async def test_the_same_id_again(world: World) -> None:
     first = await submit(world.http, rounds=1)
     await in_state(world.http, "completed")
@@ -385,15 +394,17 @@ async def test_more_experiments_than_places_are_queued_in_order(
 async def test_what_is_refused_names_the_field(
     world: World, fields: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    answer = await world.http.post("/experiments", json=spec(**fields))
-    assert answer.status_code == 400
-    assert all(word in answer.json()["error"] for word in words), answer.text
+    for route in ("/experiments/check", "/experiments"):
+        answer = await world.http.post(route, json=spec(**fields))
+        assert answer.status_code == 400
+        assert all(word in answer.json()["error"] for word in words), answer.text
     assert (await world.http.get("/experiments")).json()["total"] == 0
 
 
 async def test_a_model_that_does_not_exist(world: World) -> None:
-    answer = await world.http.post("/experiments", json=spec(model={"version": 7}))
-    assert (answer.status_code, "version 7" in answer.json()["error"]) == (404, True)
+    for route in ("/experiments/check", "/experiments"):
+        answer = await world.http.post(route, json=spec(model={"version": 7}))
+        assert (answer.status_code, "version 7" in answer.json()["error"]) == (404, True)
 
 
 async def test_unknown_experiments(world: World) -> None:

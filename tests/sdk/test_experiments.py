@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from propeller.errors import (
+    ConflictError,
     InvalidError,
     NotFoundError,
     PropellerError,
@@ -162,6 +163,31 @@ def test_a_device_that_does_not_exist_is_refused(
         fl.run(experiment(**fields))
     assert stack.specs == {}
     assert stack.datasets == {}
+
+
+def test_nothing_is_stored_for_an_experiment_that_is_refused(stack: FakeStack, fl: Propeller) -> None:
+    stack.refusal = "strategy: there is no 'fedavvg'; did you mean 'fedavg'?"
+    brings = {"model": {"w": np.ones(3)}, "data": [{"data": [{"y": 1}]}, {"data": [{"y": 2}]}]}
+    with pytest.raises(InvalidError, match="did you mean 'fedavg'"):
+        fl.run(experiment(strategy="fedavvg", **brings))
+    stack.refusal = None
+    with pytest.raises(InvalidError, match=r"data\[0\]\.y: must be a finite number"):
+        fl.run(experiment(**brings | {"data": [{"data": [{"y": 1}]}, {"data": [{"y": float("inf")}]}]}))
+    with pytest.raises(InvalidError, match=r"model: .*'w'"):
+        fl.run(experiment(**brings | {"model": {"w": np.array([np.nan])}}))
+    assert (len(stack.models), stack.datasets, stack.specs) == (1, {}, {})
+
+
+def test_the_same_experiment_again_stores_nothing(stack: FakeStack, fl: Propeller) -> None:
+    brings = {"model": {"w": np.ones(3)}, "data": [{"data": [{"y": 1}]}, {"data": [{"y": 2}]}]}
+    fl.run(experiment(**brings))
+    before = stack.specs["exp"]
+    stack.datasets.clear()
+    assert fl.run(experiment(**brings)).id == "exp"
+    assert (len(stack.models), stack.datasets, stack.specs["exp"]) == (2, {}, before)
+    with pytest.raises(ConflictError, match="exp exists and began from another model"):
+        fl.run(experiment(**brings | {"model": {"w": np.zeros(3)}}))
+    assert len(stack.models) == 2
 
 
 def test_events_come_as_they_happen_and_end_with_the_experiment(stack: FakeStack, fl: Propeller) -> None:

@@ -39,6 +39,8 @@ class FakeStack:
         self.breaks_after: list[int] = []
         self.away = 0
         self.wants_login = False
+        self.refusal: str | None = None
+        self.keeps_silent = False
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._changed = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -126,12 +128,19 @@ class FakeStack:
     def _experiments(
         self, method: str, rest: list[str], query: dict[str, list[str]], body: bytes
     ) -> tuple[int, Any]:
+        if (method, rest) == ("POST", ["check"]):
+            spec = json.loads(body)
+            if self.refusal is not None:
+                return 400, {"error": self.refusal}
+            return 200, {"exists": spec["id"] in self.specs, "spec": spec}
         if rest and rest[0] not in self.specs:
             return 404, {"error": f"there is no experiment {rest[0]}"}
         match method, rest:
             case "POST", []:
                 spec = json.loads(body)
                 self.specs[spec["id"]] = spec
+                with self._changed:
+                    self._changed.wait_for(lambda: not self.keeps_silent or self.state == "stopped")
                 return 201, {**self.summary(spec["id"]), "spec": spec}
             case "GET", []:
                 found = [self.summary(one) for one in self.specs]
@@ -198,11 +207,12 @@ class FakeStack:
 
             def _send(self, status: int, content: Any) -> None:
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
+                with contextlib.suppress(ConnectionError):  # who asked may be gone
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(raw)))
+                    self.end_headers()
+                    self.wfile.write(raw)
 
             def log_message(self, *_arguments: object) -> None:
                 pass

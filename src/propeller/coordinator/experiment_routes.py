@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Query, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from propeller.coordinator.access import check_may_control
@@ -10,6 +10,7 @@ from propeller.coordinator.event_stream import read_last_event_id, stream_events
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.history import history_csv, history_json
 from propeller.fl.experiment import ExperimentState
+from propeller.protocol.experiments import ExperimentSpec
 from propeller.web.app import Router
 from propeller.web.auth import Caller
 
@@ -28,6 +29,12 @@ def experiment_routes(service: Experiments) -> Router:
         total, experiments = await service.page(state, offset, limit)
         summaries = [record.summary() for record in experiments]
         return {"offset": offset, "limit": limit, "total": total, "experiments": summaries}
+
+    @router.post("/check")
+    async def check(request: Request, who: Caller) -> dict[str, Any]:
+        check_may_control(who)
+        spec = ExperimentSpec.decode(await request.json())
+        return {"exists": await service.check(spec), "spec": spec.to_json()}
 
     @router.get("/{experiment_id}")
     async def detail(experiment_id: str) -> dict[str, Any]:

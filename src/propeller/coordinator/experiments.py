@@ -160,19 +160,14 @@ class Experiments:
             ServiceError: the model registry does not answer.
             UnavailableError: the coordinator has no broker.
         """
-        if self._publisher is None:
-            raise UnavailableError(
-                "experiments need MQTT, over which their rounds are started: set MQTT_BROKER and restart the coordinator"
-            )
+        self._require_broker()
         experiment_id = spec.id or f"{spec.name}-{uuid.uuid4().hex[:8]}"
         known = await self._active.find(experiment_id)
         if known is not None:
             return _require_same(known.record, spec)
         check_spec(spec)
         strategy = await self._pin_strategy(spec)
-        version = spec.model.version if spec.model else "latest"
-        if isinstance(version, str):
-            version = int((await self._registry.info(version))["version"])
+        version = await self._base_version(spec)
         specs = await self._registry.specs(version)
         experiment = Experiment(experiment_id, spec, version)
         record = ExperimentRecord(experiment, time.time(), spec.program, strategy)
@@ -186,6 +181,24 @@ class Experiments:
         )
         await self._admit()
         return active.record
+
+    async def check(self, spec: ExperimentSpec) -> bool:
+        """See that an experiment could begin; begins and stores nothing. A model is looked for only if the experiment names one.
+
+        Returns:
+            Whether there is an experiment of this id already.
+
+        Raises:
+            InvalidError, NotFoundError, ServiceError, UnavailableError: as ``submit``.
+        """
+        self._require_broker()
+        if spec.id is not None and await self._active.find(spec.id) is not None:
+            return True
+        check_spec(spec)
+        await self._pin_strategy(spec)
+        if spec.model is not None:
+            await self._registry.specs(await self._base_version(spec))
+        return False
 
     async def pause(self, experiment_id: str) -> ExperimentRecord:
         """Start no other round; the open one goes on.
@@ -419,6 +432,17 @@ class Experiments:
             return {}
         state = None if request.number == 1 else await self._registry.state(request.base_version)
         return read_strategy(record.strategy).for_devices(read_state_values(state) if state else {})
+
+    def _require_broker(self) -> None:
+        if self._publisher is None:
+            raise UnavailableError(
+                "experiments need MQTT, over which their rounds are started: set MQTT_BROKER and restart the coordinator"
+            )
+
+    async def _base_version(self, spec: ExperimentSpec) -> int:
+        """The version that an experiment starts from."""
+        version = spec.model.version if spec.model else "latest"
+        return int((await self._registry.info(version))["version"]) if isinstance(version, str) else version
 
     async def _pin_strategy(self, spec: ExperimentSpec) -> dict[str, Any]:
         """The strategy of an experiment, with the program by digest if it is one."""

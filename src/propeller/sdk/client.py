@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from propeller.errors import InvalidError, PropellerError
+from propeller.errors import ConflictError, InvalidError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
-from propeller.protocol.experiments import ModelChoice
+from propeller.protocol.experiments import ExperimentSpec, ModelChoice
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
 from propeller.sdk.connection import Connection
@@ -20,7 +20,7 @@ from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
-from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain
+from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, same_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,14 +218,7 @@ class AsyncPropeller:
         Raises:
             InvalidError: something is no array of finite numbers; the text names the tensor.
         """
-        answer = await self._connection.ask(
-            "POST",
-            "model_registry",
-            "/models",
-            content=encode_model(model),
-            headers={"Content-Type": SAFETENSORS},
-        )
-        return int(answer["version"])
+        return await self._put_model(encode_model(model))
 
     async def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
         """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.
@@ -233,8 +226,7 @@ class AsyncPropeller:
         Raises:
             InvalidError: something cannot be sent; the text names it, as ``data[3].x``.
         """
-        body = {name: plain(one, name) for name, one in dataset.items()}
-        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=body)
+        await self._put_dataset(proplet_id, _plain_dataset(dataset))
 
     async def start_round(
         self,
@@ -332,24 +324,23 @@ class AsyncPropeller:
     async def run(self, experiment: Experiment) -> AsyncExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.
 
-        Its data and its first model are stored before.
+        Its data and its first model are stored before, once the coordinator has said that it would take the experiment.
 
         Raises:
             PropellerError: something is wrong with it; the text names the field.
         """
         spec = experiment.spec
-        names = spec.selection.names
+        names, data = spec.selection.names, {}
         if names is not None or experiment.data is not None:
             fleet = Fleet(await self.proplets(), self._names())
             if names is not None:
                 names = fleet.resolve(names, "selection.names")
                 selection = spec.selection.model_copy(update={"names": names})
                 spec = spec.model_copy(update={"selection": selection})
-            for name, dataset in assign_data(experiment, names, fleet).items():
-                await self.put_dataset(name, dataset)
-        if isinstance(experiment.model, Mapping):
-            version = await self.put_model(experiment.model)
-            spec = spec.model_copy(update={"model": ModelChoice(version=version)})
+            data = {name: _plain_dataset(one) for name, one in assign_data(experiment, names, fleet).items()}
+        model = encode_model(experiment.model) if isinstance(experiment.model, Mapping) else None
+        if data or model is not None:
+            spec = await self._store_inputs(spec, model, data)
         summary = await self._connection.ask("POST", "coordinator", "/experiments", json=spec.to_json())
         return AsyncExperimentHandle(self._connection, summary["id"], summary)
 
@@ -370,10 +361,62 @@ class AsyncPropeller:
         found: list[dict[str, Any]] = answer["experiments"]
         return found
 
+    async def _store_inputs(
+        self, spec: ExperimentSpec, model: bytes | None, data: Mapping[str, Any]
+    ) -> ExperimentSpec:
+        """Store the data and the first model of an experiment; returns it with the model's version.
+
+        The coordinator is asked before whether it would take the experiment: what is stored for one that is refused stays.
+        For one that there is already under this id, nothing is stored.
+        """
+        asked = spec.to_json()
+        if model is None:
+            asked.setdefault("model", {"version": "latest"})
+        checked = await self._connection.ask("POST", "coordinator", "/experiments/check", json=asked)
+        if not checked["exists"]:
+            for name, dataset in data.items():
+                await self._put_dataset(name, dataset)
+        if model is None:
+            return spec
+        version = (
+            await self._version_that_began(str(spec.id), model)
+            if checked["exists"]
+            else await self._put_model(model)
+        )
+        return spec.model_copy(update={"model": ModelChoice(version=version)})
+
+    async def _version_that_began(self, experiment_id: str, model: bytes) -> int:
+        """The version that an experiment was begun from, which must be this model.
+
+        Raises:
+            ConflictError: it is another one.
+        """
+        status = await self._connection.ask("GET", "coordinator", f"/experiments/{experiment_id}")
+        version = status["spec"].get("model", {}).get("version")
+        if not isinstance(version, int) or not same_model(await self.model(version), decode_model(model)):
+            raise ConflictError(
+                f"id: experiment {experiment_id} exists and began from another model; choose another id"
+            )
+        return version
+
+    async def _put_model(self, content: bytes) -> int:
+        headers = {"Content-Type": SAFETENSORS}
+        answer = await self._connection.ask(
+            "POST", "model_registry", "/models", content=content, headers=headers
+        )
+        return int(answer["version"])
+
+    async def _put_dataset(self, proplet_id: str, body: Mapping[str, Any]) -> None:
+        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=body)
+
     def _names(self) -> dict[str, str]:
         """The names that a stack on this machine gives its devices: name → id."""
         clients: dict[str, dict[str, str]] = self.stack.get("clients", {})
         return {name: client["id"] for name, client in clients.items() if name.startswith("proplet-")}
+
+
+def _plain_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain(one, name) for name, one in dataset.items()}
 
 
 def _seconds(detail: Mapping[str, Any]) -> float:

@@ -64,6 +64,18 @@ def decode_model(content: bytes) -> "dict[str, np.ndarray[Any, Any]]":
     return dict(from_safetensors(bytearray(content))[0])
 
 
+def same_model(
+    one: "Mapping[str, np.ndarray[Any, Any]]", other: "Mapping[str, np.ndarray[Any, Any]]"
+) -> bool:
+    """Whether two models have the same tensors, number by number."""
+    return one.keys() == other.keys() and all(
+        value.dtype == other[name].dtype
+        and value.shape == other[name].shape
+        and bool((value == other[name]).all())
+        for name, value in one.items()
+    )
+
+
 def _plain(value: Any, path: Path) -> Any:
     if type(value) in _SCALARS:
         return value
