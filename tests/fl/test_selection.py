@@ -67,8 +67,17 @@ def test_those_that_failed_are_left_out_while_others_are_there() -> None:
     assert chosen(fleet(4), exclude=["id-001"]) == ("id-000", "id-002", "id-003")
     assert set(chosen(fleet(4), count=2, exclude=["id-000", "id-001"])) == {"id-002", "id-003"}
     assert set(chosen(fleet(4), count=3, exclude=["id-000", "id-001"])) > {"id-002", "id-003"}
-    assert len(chosen(fleet(2), exclude=["id-000", "id-001"])) == 1
+    assert len(chosen(fleet(2), names=["edge-000", "edge-001"], min_chosen=2, exclude=["id-001"])) == 2
     assert len(chosen(fleet(2), names=["edge-000", "edge-001"], exclude=["id-001"])) == 2
+
+
+def test_where_all_have_failed_nobody_is_left_out() -> None:
+    everyone = [f"id-{i:03}" for i in range(4)]
+    assert chosen(fleet(4), exclude=everyone) == tuple(everyone)
+    again = select(fleet(4), SelectionPolicy(count=2, over_select=0.5, exclude=everyone), FIRST)
+    assert (len(again.ids), again.surplus) == (3, 1)
+    rest = {"cooldown_rounds": 1, "last_rounds": {"id-000": 1, "id-001": 1}}
+    assert chosen(fleet(4), Draw(2), count=2, exclude=everyone, **rest) == ("id-002", "id-003")
 
 
 def test_who_took_part_rests_while_enough_others_are_there() -> None:

@@ -66,7 +66,8 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
     """Choose the participants of a round.
 
     Those that have just failed (``policy.exclude``) are taken last, and before them those that took part within the
-    last ``policy.cooldown_rounds`` rounds: only where too few others are there. A fraction that is less than
+    last ``policy.cooldown_rounds`` rounds: only where too few others are there. If all have failed, for the same cause most
+    likely, none is left out: the next try is of all of them again, and its reason tells of all of them. A fraction that is less than
     ``policy.min_chosen`` gives that many.
 
     Raises:
@@ -110,8 +111,14 @@ _FRESH, _RESTING, _EXCLUDED = range(3)
 
 
 def _reluctance(pool: Sequence[Candidate], policy: SelectionPolicy, number: int) -> list[int]:
-    """For each device whether it is fresh, resting or excluded: the lower, the sooner it is taken."""
+    """For each device whether it is fresh, resting or excluded: the lower, the sooner it is taken.
+
+    Where all of them have failed, that says nothing about any of them, and none is excluded; but ``up_to`` a number of
+    devices need not be any.
+    """
     excluded = frozenset(policy.exclude)
+    if policy.up_to is None and excluded.issuperset(one.id for one in pool):
+        excluded = frozenset()
     resting = {id_ for id_, last in policy.last_rounds.items() if number - last <= policy.cooldown_rounds}
     return [_EXCLUDED if one.id in excluded else _RESTING if one.id in resting else _FRESH for one in pool]
 
