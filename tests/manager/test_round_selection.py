@@ -132,6 +132,20 @@ async def test_a_coordinator_that_is_away_is_asked_until_it_answers(
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
 
 
+async def test_a_failure_that_was_not_foreseen_does_not_lose_a_round_that_waits(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    waiting = {"participants": [], "state": "created", "task_wasm_image": PINNED}
+    coordinator.participants["e.1"] = waiting
+    await begin(fleet)
+    await eventually(lambda: coordinator.proposals)
+    coordinator.participants["e.1"] = {"state": 5}  # no answer that can be read
+    seen = len(coordinator.proposals)
+    await eventually(lambda: len(coordinator.proposals) > seen + 1)
+    coordinator.participants["e.1"] = {**waiting, "participants": ["p1"], "state": "collecting"}
+    await eventually(lambda: len(fleet.mqtt.starts()) == 1)
+
+
 async def test_a_round_that_was_cancelled_is_not_launched_and_its_tasks_are_stopped(
     fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:

@@ -107,11 +107,14 @@ class RoundSelector:
         until = since + timedelta(seconds=start.timeout_s or DEFAULT_WAIT_S)
         while True:
             await asyncio.sleep(CHOOSE_AGAIN_S)
-            async with self._locks.holding(start.round_id):
-                if await self._try(coordinator, start, is_last=self._fleet.clock() >= until):
-                    await self._rounds.remove_waiting(start.round_id)
-                    self._waiting.pop(start.round_id, None)
-                    return
+            try:
+                async with self._locks.holding(start.round_id):
+                    if await self._try(coordinator, start, is_last=self._fleet.clock() >= until):
+                        await self._rounds.remove_waiting(start.round_id)
+                        self._waiting.pop(start.round_id, None)
+                        return
+            except Exception:  # of the database or an answer; a round that waits must not be lost
+                log.exception("round cannot be started, trying again", round_id=start.round_id)
 
     async def _try(self, coordinator: CoordinatorClient, start: RoundStart, *, is_last: bool) -> bool:
         """Choose, propose and launch; whether nothing is left to do. The caller holds the round's lock."""
