@@ -289,7 +289,7 @@ class Coordinator:
         return await self._store.list_summaries(offset, limit)
 
     async def last_completed(self) -> tuple[str, int] | None:
-        """The id and the model version of the round that completed last."""
+        """The id and the model version of the round that completed last, of those that made a version."""
         return await self._store.last_completed()
 
     async def retry_round(self, round_id: str) -> RoundRecord:

@@ -143,10 +143,10 @@ class RoundStore:
         ]
 
     async def last_completed(self) -> tuple[str, int] | None:
-        """The id and the model version of the round that completed last."""
+        """The id and the model version of the round that completed last, of those that made a version."""
         query = (
             sa.select(_rounds.c.round_id, _rounds.c.model_version)
-            .where(_rounds.c.state == RoundState.COMPLETED.value)
+            .where(_rounds.c.state == RoundState.COMPLETED.value, _rounds.c.model_version.is_not(None))
             .order_by(_rounds.c.ended_at.desc())
             .limit(1)
         )
