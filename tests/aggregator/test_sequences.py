@@ -203,6 +203,18 @@ async def test_numbers_that_are_not_finite_are_refused_by_name(
     assert re.search("p-1.*'w'.*finite", answer.json()["error"]), answer.text
 
 
+@pytest.mark.parametrize("name", ["norm_clipping", "geometric_median", "krum", "multi_krum", "bulyan"])
+async def test_one_device_beyond_any_norm_ends_no_round(http: httpx.AsyncClient, name: str) -> None:
+    sent = [(header, {"w": np.array([1.0 + n / 8])}) for n, header in enumerate(headers(7))]
+    sent[3] = (sent[3][0], {"w": np.array([1e200])})
+    answer = await send(http, request_body(name, [{"w": np.zeros(1)}], sent))
+    result, model, _ = await read_answer(answer)
+    assert 0 < model["w"][0] < 2
+    norms = result["measured"]["norms"]
+    assert norms[3] == np.finfo(np.float64).max
+    assert norms[0] == 1
+
+
 async def test_no_room_on_disk(
     http: httpx.AsyncClient, space: SpillSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

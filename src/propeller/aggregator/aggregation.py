@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from propeller.aggregator.documents import (
     DocumentOrder,
     Place,
@@ -134,7 +136,10 @@ class StrategyAggregation:
                 self._replay(range(part * size, (part + 1) * size), part)
         result = AggregationResult(
             values=dict(self._plan.values),
-            measured={} if measured.norms is None else {"norms": measured.norms.tolist()},
+            # What JSON has: an infinite norm is one whose square leaves float64.
+            measured={}
+            if measured.norms is None
+            else {"norms": np.minimum(measured.norms, np.finfo(np.float64).max).tolist()},
             report=dict(self._plan.report),
             parts=self._announced.parts,
             state=self._has_state,

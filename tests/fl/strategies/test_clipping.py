@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from propeller.fl.strategies import Contribution, aggregate, create_strategy
+from propeller.fl.strategies import Contribution, StrategyInputError, aggregate, create_strategy
 from propeller.fl.tensors import Tensors
 from support.strategies import one_round
 
@@ -35,3 +35,10 @@ def test_the_norm_is_that_of_the_whole_update() -> None:
 
 def test_numbers_beyond_any_norm_have_no_part() -> None:
     assert one_round(create_strategy("norm_clipping"), [0], [[1], [2], [1e200]])[0] == [1.0]
+
+
+def test_there_is_no_bound_where_half_are_beyond_any_norm() -> None:
+    with pytest.raises(StrategyInputError, match=r"strategy\.bound"):
+        one_round(create_strategy("norm_clipping"), [0], [[1], [1e200], [1e200]])
+    bounded = create_strategy("norm_clipping", {"bound": 1.0})
+    assert one_round(bounded, [0], [[3], [1e200], [1e200]])[0] == pytest.approx([1 / 3])

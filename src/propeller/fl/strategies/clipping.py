@@ -38,6 +38,10 @@ class NormClipping(MeanStrategy):
             raise StrategyInputError(f"{self.name} needs the norms of the updates")
         even = super().plan(contributions, values, measured)
         bound = float(np.median(measured.norms)) if self.bound is None else self.bound
+        if not np.isfinite(bound):
+            raise StrategyInputError(
+                f"{self.name}: half of the updates are too large for the median of their norms; set strategy.bound"
+            )
         coefficients = [
             share if norm <= bound else share * (bound / float(norm))
             for share, norm in zip(even.coefficients, measured.norms, strict=True)
