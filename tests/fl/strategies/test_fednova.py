@@ -34,10 +34,12 @@ def test_equal_steps_are_fedavg() -> None:
         ({"proximal": 0.5}, 1, 1),
         ({"proximal": 0.5}, 2, 1.5),  # 1 + 0.5
         ({"proximal": 0.5}, 3, 1.75),
+        ({"proximal": 1e-17}, 3, 3),
+        ({"proximal": 1e-300}, 3, 3),
     ],
 )
 def test_the_norm_of_the_accumulation_vector(parameters: dict[str, float], steps: int, work: float) -> None:
-    assert FedNova.model_validate(parameters).local_work(steps) == work
+    assert FedNova.model_validate(parameters).local_work(steps) == pytest.approx(work, rel=1e-15)
 
 
 def test_steps_are_needed() -> None:

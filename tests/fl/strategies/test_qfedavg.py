@@ -40,6 +40,11 @@ def test_what_it_needs(metrics: Any, named: str) -> None:
         one_round(create_strategy("qfedavg", {"lr": 0.1}), [0], [[1]], metrics=metrics)
 
 
-def test_a_loss_whose_power_is_beyond_float64_is_refused() -> None:
-    with pytest.raises(StrategyInputError, match="qfedavg planned"):
-        one_round(create_strategy("qfedavg", {"q": 5.0, "lr": 0.1}), [0], [[1]], metrics=losses(1e200))
+@pytest.mark.parametrize(
+    ("q", "lr", "loss"), [(5.0, 0.1, 1e200), (1.0, 0.1, 1e308), (1.0, 1.0, 1e308), (0.0, 1e-320, 1.0)]
+)
+def test_what_is_beyond_float64_is_refused_by_name(q: float, lr: float, loss: float) -> None:
+    """Of one update, or only of their sum."""
+    strategy = create_strategy("qfedavg", {"q": q, "lr": lr})
+    with pytest.raises(StrategyInputError, match=r"'p-\d'.*loss.*strategy\.q"):
+        one_round(strategy, [0], [[1], [2], [1]], metrics=losses(loss, loss, loss))

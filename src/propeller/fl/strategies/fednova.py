@@ -1,7 +1,7 @@
 """FedNova: updates are normalised by how much local work is behind them."""
 
 from collections.abc import Mapping, Sequence
-from math import fsum
+from math import expm1, fsum, log1p
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -69,5 +69,6 @@ class FedNova(Strategy):
             decayed = self.momentum * (1 - self.momentum**steps) / (1 - self.momentum)
             return (steps - decayed) / (1 - self.momentum)
         if self.proximal:
-            return (1 - (1 - self.proximal) ** steps) / self.proximal
+            # 1 - (1 - α)^τ, of which rounding leaves nothing where α is small.
+            return -expm1(steps * log1p(-self.proximal)) / self.proximal
         return float(steps)

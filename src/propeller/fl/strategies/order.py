@@ -58,7 +58,7 @@ class TrimmedMean(Strategy):
     @property
     def min_updates(self) -> int:
         """So many that at least one is left out at each end."""
-        return ceil(1 / self.beta - 1e-9) if self.beta else 1
+        return ceil(min(1 / self.beta, 2.0**53) - 1e-9) if self.beta else 1
 
     def plan(
         self, contributions: Sequence[Contribution], values: Mapping[str, Any], measured: Measured

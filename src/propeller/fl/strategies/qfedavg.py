@@ -1,7 +1,6 @@
 """q-FedAvg: devices on which the model is bad count more."""
 
 from collections.abc import Mapping, Sequence
-from math import fsum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,10 +65,17 @@ class QFedAvg(Strategy):
                 raise StrategyInputError(
                     f"{contribution}: its numbers are too large for {self.name}, which squares them"
                 )
-        constant = 1 / self.lr
         losses = [contribution.metrics[self.metric] + _SMALLEST_LOSS for contribution in contributions]
-        with np.errstate(over="ignore"):  # what leaves float64 is no plan, and refused
-            powers = np.power(losses, self.q)
+        with np.errstate(over="ignore"):  # what leaves float64 is refused below
+            constant = np.float64(1) / self.lr
+            powers = constant * np.power(losses, self.q)
             slopes = self.q * np.power(losses, self.q - 1)
-            estimates = slopes * np.square(constant * measured.norms) + constant * powers
-        return Plan((constant * powers).tolist(), fsum(estimates))
+            estimates = (slopes * np.square(constant * measured.norms) if self.q else 0.0) + powers
+            divisor = float(estimates.sum())
+        if not np.isfinite(divisor):
+            worst = contributions[int(np.argmax(estimates))]
+            raise StrategyInputError(
+                f"{worst}: its loss, {worst.metrics[self.metric]:g}, or its difference to the model is too large for {self.name} "
+                f"with strategy.q {self.q:g} and strategy.lr {self.lr:g}; lower q, or look at the device's data"
+            )
+        return Plan(powers.tolist(), divisor)
