@@ -39,6 +39,7 @@ def fit(model, data, hyperparams, ctx):
     batch, lr = hyperparams.get("batch_size", 64), float(hyperparams.get("lr", 0.1))
     order, steps = pt.random(hyperparams.get("seed", ctx.seed)), 0
     x, y = data.x, data.y
+    before = loss(model, x, y).item()  # q-FedAvg weights by it
     for _ in range(hyperparams.get("epochs", 1)):
         if hyperparams.get("shuffle", True):
             rows = order.permutation(len(data))
@@ -46,7 +47,8 @@ def fit(model, data, hyperparams, ctx):
         for at in range(0, len(data), batch):
             step(model, x[at : at + batch], y[at : at + batch], lr, ctx.correct)
             steps += 1
-    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y), steps=steps, lr=lr)
+    metrics = {**measure(model, data.x, data.y), "loss_before": before}
+    return Update(model, num_samples=len(data), metrics=metrics, steps=steps, lr=lr)
 
 
 @evaluate

@@ -32,13 +32,15 @@ def measure(model, x, y):
 def fit(model, data, hyperparams, ctx):
     batch, lr = hyperparams.get("batch_size", 32), float(hyperparams.get("lr", 0.1))
     order, steps = pt.random(hyperparams.get("seed", ctx.seed)), 0
+    before = loss(model, data.x, data.y).item()  # q-FedAvg weights by it
     for _ in range(hyperparams.get("epochs", 1)):
         rows = order.permutation(len(data))
         x, y = data.x[rows], data.y[rows]
         for at in range(0, len(data), batch):
             step(model, x[at : at + batch], y[at : at + batch], lr, ctx.correct)
             steps += 1
-    return Update(model, num_samples=len(data), metrics=measure(model, data.x, data.y), steps=steps, lr=lr)
+    metrics = {**measure(model, data.x, data.y), "loss_before": before}
+    return Update(model, num_samples=len(data), metrics=metrics, steps=steps, lr=lr)
 
 
 @evaluate

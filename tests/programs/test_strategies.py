@@ -124,7 +124,8 @@ async def test_ditto_and_its_evaluation(device: Device) -> None:
     base, strategy = network(64, 16), {"name": "ditto", "lambda": 1.5}
     document, update = await device.run(strategy, base)
     assert_close(update, expected(base))
-    assert set(document["metrics"]) == {"loss", "accuracy", "personal_loss", "personal_accuracy"}
+    names = ("loss", "accuracy", "loss_before")
+    assert set(document["metrics"]) == {*names, *(f"personal_{name}" for name in names)}
     later = {name: value * 0.9 for name, value in base.items()}
     trained, _ = await device.run(strategy, later)
     evaluated, _ = await device.run(strategy, base, mode="evaluate")

@@ -90,7 +90,7 @@ def headers(count: int) -> list[dict[str, Any]]:
             "proplet_id": f"p-{number}",
             "num_samples": 10 + number,
             "steps": 2 + number,
-            "metrics": {"loss": 0.5 + number, "base_loss": 0.75 + number},
+            "metrics": {"loss": 0.5 + number, "loss_before": 0.75 + number},
         }
         for number in range(count)
     ]

@@ -73,7 +73,7 @@ def contributions(strategy: Strategy, count: int, samples: Sequence[int] | None 
             f"p-{slot}",
             samples[slot] if samples else 1,
             steps=5,
-            metrics={"loss": 0.5, "base_loss": 1.0},
+            metrics={"loss": 0.5, "loss_before": 1.0},
         )
         for slot in range(count)
     ]

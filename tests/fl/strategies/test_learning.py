@@ -87,7 +87,7 @@ class Device:
         for name in base:
             if strategy.is_personal(name):
                 self.own[name] = update.pop(name)
-        metrics = {"base_loss": before, "loss": loss(model, self.pixels, self.labels)}
+        metrics = {"loss_before": before, "loss": loss(model, self.pixels, self.labels)}
         return Contribution(self.slot, f"p-{self.slot}", len(self.pixels), steps, metrics), update
 
 

@@ -9,7 +9,7 @@ from support.strategies import one_round
 
 
 def losses(*values: float) -> list[dict[str, float]]:
-    return [{"base_loss": value} for value in values]
+    return [{"loss_before": value} for value in values]
 
 
 def test_algorithm_2() -> None:
@@ -33,7 +33,7 @@ def test_without_fairness_it_is_the_plain_mean() -> None:
 
 @pytest.mark.parametrize(
     ("metrics", "named"),
-    [([{"loss": 1.0}], r"'base_loss'.*before training.*are: loss"), (losses(-1), "at least 0")],
+    [([{"loss": 1.0}], r"'loss_before'.*before training.*are: loss"), (losses(-1), "at least 0")],
 )
 def test_what_it_needs(metrics: Any, named: str) -> None:
     with pytest.raises(StrategyInputError, match=named):

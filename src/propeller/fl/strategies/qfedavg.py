@@ -40,7 +40,7 @@ class QFedAvg(Strategy):
         description="the learning rate with which the devices train; its inverse estimates the constant L",
     )
     metric: str = Field(
-        "base_loss", min_length=1, description="the metric that is the loss of the base model"
+        "loss_before", min_length=1, description="the metric that is the loss of the base model"
     )
 
     def check(self, contribution: Contribution) -> None:
