@@ -45,12 +45,17 @@ async def test_a_registry_that_knows_models_only(peers: tuple[Peers, str]) -> No
 async def test_the_server_state_of_a_version(registry: ModelRegistryClient) -> None:
     version = await registry.add_version(to_safetensors(MODEL), "k-1")
     assert await registry.state(version) is None
+    assert await registry.values_of_state(version) == {}
     state = to_safetensors({"m/w": np.zeros((2, 3))}, {"values": '{"round":1}'})
     for _again in range(2):
         await registry.put_state(version, state)
+    assert await registry.values_of_state(version) == {
+        "round": 1
+    }  # nothing is kept yet: the header alone is read
     kept = await registry.state(version)
     assert kept is not None
     assert from_safetensors(kept)[1] == {"values": '{"round":1}'}
+    assert await registry.values_of_state(version) == {"round": 1}
     with pytest.raises(ServiceError, match="409"):
         await registry.put_state(version, to_safetensors({"m/w": np.ones((2, 3))}))
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from cachetools import LRUCache
 
-from propeller.coordinator.documents import AssembledDocument
+from propeller.coordinator.documents import AssembledDocument, read_document_header
 from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.tensors import (
     SAFETENSORS,
@@ -185,6 +185,21 @@ class ModelRegistryClient:
                 raise
             known = self._states[version] = answer.content
         return known or None
+
+    async def values_of_state(self, version: int) -> dict[str, Any]:
+        """The values in a version's server state, of which the tensors may be large and are not read; empty without one.
+
+        Raises:
+            ServiceError: the registry does not answer.
+        """
+        known = self._states.get(version)
+        if known is not None:
+            return read_state_values(known) if known else {}
+        try:
+            has_state = (await self.info(version)).get("has_state")
+        except NotFoundError:  # a registry of absmach/propeller knows models, and nothing about them
+            has_state = False
+        return state_values(await read_document_header(self.state_in_parts(version))) if has_state else {}
 
     async def _get_model(self, version: int) -> httpx.Response:
         accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}
