@@ -14,6 +14,7 @@ import pytest
 
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.store import RoundStore
+from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
 from propeller.protocol.topics import Channel
 from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, process
@@ -502,3 +503,46 @@ async def test_a_transaction_of_unknown_end_is_read_back(
     assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
     numbers = [seq for seq, _kind, _data in await events(world.http)]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_an_experiment_whose_model_is_gone_fails_and_blocks_no_other(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], COORDINATOR_MAX_EXPERIMENTS="1", **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.send = lambda _start, _name: None
+        await submit(http, id="first")
+        peers[0].versions[7] = peers[0].versions[0]
+        await submit(http, id="gone", model={"version": 7})
+        await submit(http, id="last", rounds=1)
+    del peers[0].versions[7]  # the registry has lost it, and the coordinator knows it no more
+    async with coordinating(env) as http, answering(http, broker_port, channel):
+        assert (await http.post("/experiments/first/stop")).status_code == 202
+        found = await in_state(http, "failed", experiment_id="gone")
+        assert "round gone.1 cannot be started" in found["reason"]
+        assert "version 7" in found["reason"]
+        await in_state(http, "completed", experiment_id="last")
+
+
+async def test_a_strategy_that_was_removed_fails_its_experiment(
+    broker_port: int,
+    channel: Channel,
+    peers: tuple[Peers, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.send = lambda _start, _name: None
+        await submit(http, strategy="fedmedian", timeout_s=0.5)
+        await eventually(lambda: fleet.round_ids)
+
+    def lost(*_given: Any) -> None:
+        raise InvalidError("strategy: there is no 'fedmedian' any more")
+
+    for module in ("propeller.coordinator.experiments", "propeller.fl.experiment.strategy"):
+        monkeypatch.setattr(f"{module}.read_strategy", lost)
+    async with coordinating(env) as http:
+        found = await in_state(http, "failed")
+        assert "there is no 'fedmedian' any more" in found["reason"]
+        assert "e.1.2 cannot be started" in found["reason"]

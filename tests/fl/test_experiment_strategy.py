@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 
 from propeller.errors import InvalidError
-from propeller.fl.experiment import Admitted, Experiment, StartRound, check_strategy, fewest_updates, step
+from propeller.fl.experiment import (
+    Admitted,
+    Experiment,
+    ExperimentState,
+    RoundEnded,
+    RoundRefused,
+    StartRound,
+    check_strategy,
+    fewest_updates,
+    resume,
+    step,
+)
 from propeller.protocol.experiments import ExperimentSpec
 
 
@@ -57,3 +68,16 @@ def test_rounds_of_another_size_are_refused(fields: dict[str, Any], named: str) 
 def test_rounds_that_fit_are_not() -> None:
     check_strategy(spec(strategy={"name": "krum", "byzantine": 1}, k_of_n=5, selection={"count": 6}))
     check_strategy(spec(strategy={"program": "registry/mine:v1"}, k_of_n=1))
+
+
+def test_a_strategy_that_was_removed_stops_nothing_but_its_experiment() -> None:
+    lost = spec(strategy={"name": "was-installed-once"}, min_updates=2)
+    assert fewest_updates(lost) == 2
+    first = step(Experiment("e", lost, 0), Admitted(at=0.0)).experiment
+    assert any(isinstance(effect, StartRound) for effect in resume(first))
+    second = step(first, RoundEnded("e.1", 1.0, reason="aggregation: no such strategy")).experiment
+    assert step(second, RoundRefused("e.1", 2.0, "not open")).experiment == second
+    end = step(second, RoundRefused("e.1.2", 2.0, "strategy: there is no such one")).experiment
+    assert (end.state, end.is_settled) == (ExperimentState.FAILED, True)
+    assert end.reason == "round e.1.2 cannot be started: strategy: there is no such one"
+    assert step(end, RoundRefused("e.1.2", 3.0, "again")).experiment == end

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient, read_state_values
+from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent, write
 from propeller.coordinator.round_events import NewEvent, events_of, outcome_of, place_of
@@ -37,6 +37,7 @@ from propeller.fl.experiment import (
     Request,
     ResumeRequested,
     RoundEnded,
+    RoundRefused,
     RoundRequest,
     StartRound,
     StopRequested,
@@ -403,7 +404,13 @@ class Experiments:
                     more = outcome if outcome and kind in {"round_ended", "metrics"} else {}
                     found.events.append(NewEvent(kind, now, {**data, **more}))
                 case StartRound(request):
-                    found.started.append(await self._create_round(active, found.after, request, now))
+                    try:
+                        found.started.append(await self._create_round(active, found.after, request, now))
+                    except (
+                        InvalidError,
+                        NotFoundError,
+                    ) as error:  # of its strategy or its model; time heals neither
+                        await self._extend(active, found, RoundRefused(request.round_id, now, str(error)))
                 case EvaluateCentrally(request):
                     raise AssertionError(f"{request.round_id}: check_spec lets no central evaluation in")
                 case CancelRound():
@@ -430,8 +437,9 @@ class Experiments:
         """What devices are told of the strategy in a round."""
         if "program" in record.strategy:
             return {}
-        state = None if request.number == 1 else await self._registry.state(request.base_version)
-        return read_strategy(record.strategy).for_devices(read_state_values(state) if state else {})
+        strategy = read_strategy(record.strategy)
+        values = {} if request.number == 1 else await self._registry.values_of_state(request.base_version)
+        return strategy.for_devices(values)
 
     def _require_broker(self) -> None:
         if self._publisher is None:

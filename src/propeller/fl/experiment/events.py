@@ -39,6 +39,21 @@ class RoundEnded:
 
 
 @dataclass(frozen=True)
+class RoundRefused:
+    """A round or wave that was to be started cannot be created, now or later: what it needs is not there any more.
+
+    Attributes:
+        round_id: which.
+        at: when.
+        reason: what is missing, and what to do.
+    """
+
+    round_id: str
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class WaveChanged:
     """How a wave of an asynchronous experiment is now; sent whenever it changes, and again after a crash.
 
@@ -90,7 +105,16 @@ class TimePassed:
     at: float
 
 
-Event = Admitted | RoundEnded | WaveChanged | PauseRequested | ResumeRequested | StopRequested | TimePassed
+Event = (
+    Admitted
+    | RoundEnded
+    | RoundRefused
+    | WaveChanged
+    | PauseRequested
+    | ResumeRequested
+    | StopRequested
+    | TimePassed
+)
 Request = PauseRequested | ResumeRequested | StopRequested
 
 

@@ -19,6 +19,7 @@ from propeller.fl.experiment.events import (
     Request,
     ResumeRequested,
     RoundEnded,
+    RoundRefused,
     StartRound,
     StopRequested,
     TimePassed,
@@ -53,6 +54,8 @@ def step(current: Experiment, event: Event) -> Transition:
             return _admit(current, event)
         case RoundEnded():
             return _end_round(current, event)
+        case RoundRefused():
+            return _give_up(current, event)
         case WaveChanged():
             return _hear_of_wave(current, event)
         case PauseRequested() | ResumeRequested() | StopRequested():
@@ -155,6 +158,17 @@ def _end_round(current: Experiment, event: RoundEnded) -> Transition:
     if reason_to_end is not None:
         return _finish(after, event.at, ExperimentState.COMPLETED, reason_to_end, notes)
     return _go_on(after, event.at, notes)
+
+
+def _give_up(current: Experiment, event: RoundRefused) -> Transition:
+    """Fail for what no further try can change; the round that could not be created is not open."""
+    waves = tuple(one for one in current.waves if wave_id(current.id, one.number) != event.round_id)
+    is_open = current.open is not None and round_id(current.id, current.open) == event.round_id
+    closed = replace(current, waves=waves, open=None if is_open else current.open)
+    if closed == current or current.state.is_over:
+        return Transition(current)
+    reason = f"round {event.round_id} cannot be started: {event.reason}"
+    return _finish(closed, event.at, ExperimentState.FAILED, reason)
 
 
 def _record(current: Experiment, opened: OpenRound, event: RoundEnded) -> Experiment:

@@ -1,12 +1,20 @@
 """What an experiment's strategy asks of its rounds."""
 
+from propeller.errors import InvalidError
 from propeller.fl.strategies import Strategy, read_strategy
 from propeller.protocol.experiments import ExperimentSpec
 
 
 def fewest_updates(spec: ExperimentSpec) -> int:
-    """How many updates a round needs: ``min_updates``, or what the strategy needs where that is more."""
-    strategy = _built_in(spec)
+    """How many updates a round needs: ``min_updates``, or what the strategy needs where that is more.
+
+    A strategy whose package was removed since the experiment began asks for nothing here: whoever is to create the round
+    finds that out and says so (``RoundRefused``).
+    """
+    try:
+        strategy = _built_in(spec)
+    except InvalidError:
+        strategy = None
     return spec.min_updates if strategy is None else max(spec.min_updates, strategy.min_updates)
 
 
