@@ -251,7 +251,9 @@ def test_lists_details_history_and_comparison(
     assert '"lr": 0.1' in shown
     assert json.loads(propeller("experiment", "show", "one", *state, "--json").stdout)["id"] == "one"
     table = propeller("experiment", "history", "one", *state).stdout
-    assert "0.2500" in table
+    head, first = (line.split() for line in table.splitlines()[:2])
+    assert head == ["round", "kind", "state", "updates", "samples", "loss", "model", "seconds"]
+    assert first == ["1", "(2)", "train", "completed", "1", "30", "0.2500", "v1", "0.500"]
     assert "✗ round 1 (train): brave-fox-7 failed: no memory" in table
     assert (
         json.loads(propeller("experiment", "history", "one", *state, "--json").stdout)["rounds"]

@@ -6,15 +6,22 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from propeller.cli.connection import Target
 from propeller.cli.follow import follow
+from propeller.cli.tables import Column, fits, print_fields, print_rows
 from propeller.process.run import StartError
 from propeller.sdk import History
 
-_WHOLE = {"experiment", "state", "rounds", "model", "started"}
-"""Columns that are never broken into lines: an id is there to be copied."""
+_EXPERIMENT_COLUMNS = (
+    Column("experiment"),
+    Column("state"),
+    Column("rounds", right=True),
+    Column("strategy", spare=1),
+    Column("model", spare=3),
+    Column("best", spare=2),
+    Column("started", spare=4),
+)
 
 Verb = Literal["pause", "resume", "stop"]
 
@@ -32,26 +39,26 @@ def list_experiments(target: Target, *, only: str | None, limit: int, as_json: b
     if as_json:
         print(json.dumps(found))
         return
+    console = Console(highlight=False)
+    if not found:
+        console.print(f"No experiments{'' if only is None else f' that are {only}'}.", markup=False)
+        return
     rows = [
-        {
-            "experiment": one["id"],
-            "state": one["state"],
-            "rounds": f"{one['done']}/{one['rounds']}",
-            "strategy": escape(_strategy(one)),
-            "model": _version(one.get("model_version")),
-            "best": escape(_best(one)),
-            "started": _moment(one.get("started_at"))[5:16],
-            "reason": escape(one.get("reason") or ""),
-        }
+        (
+            one["id"],
+            one["state"],
+            f"{one['done']}/{one['rounds']}",
+            _strategy_name(one),
+            _version(one.get("model_version")),
+            _best(one),
+            _moment(one.get("started_at"))[5:16],
+        )
         for one in found
     ]
-    table = Table()
-    for column in ("experiment", "state", "rounds", "strategy", "model", "best", "started", "reason"):
-        if column == "experiment" or any(row[column] for row in rows):
-            table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
-    for row in rows:
-        table.add_row(*(row[str(column.header)] for column in table.columns))
-    Console(highlight=False).print(table)
+    print_rows(console, _EXPERIMENT_COLUMNS, rows)
+    for one in found:
+        if one.get("reason"):
+            console.print(f"{one['id']}: {one['reason']}", markup=False, soft_wrap=True)
 
 
 def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> None:
@@ -63,7 +70,6 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
         print(json.dumps(status))
         return
     console = Console(highlight=False)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     shown = {
         "experiment": status["id"],
         "state": status["state"],
@@ -77,10 +83,7 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
         "started": _moment(status.get("started_at")),
         "ended": _moment(status.get("ended_at")),
     }
-    for name, value in shown.items():
-        if value:
-            table.add_row(f"[dim]{name}[/]", escape(str(value)))
-    console.print(table)
+    print_fields(console, shown)
     if status.get("round"):
         _show_round(status["round"], names, console)
     console.print(f"[dim]asked for[/]  {escape(json.dumps(status['spec']))}", soft_wrap=True)
@@ -99,13 +102,20 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
         print(json.dumps({"id": history.id, "rounds": list(history)}))
         return
     console, metrics = Console(highlight=False), history.metric_names()
-    table = Table()
-    for column in ("round", "kind", "state", "updates", "samples", *metrics, "model", "seconds"):
-        table.add_column(escape(column), justify="left" if column in {"kind", "state"} else "right")
-    for one in history:
-        attempt = f" ({one['attempt']})" if one.get("attempt", 1) > 1 else ""
-        table.add_row(
-            f"{one['number']}{attempt}",
+    columns = (
+        Column("round", right=True),
+        Column("kind"),
+        Column("state"),
+        Column("updates", right=True),
+        Column("samples", right=True, spare=1),
+        # Those that come last are the first to go: a program names what matters most first.
+        *(Column(name, right=True, spare=at) for at, name in enumerate(metrics, 2)),
+        Column("model", right=True, spare=1),
+        Column("seconds", right=True, spare=len(metrics) + 2),
+    )
+    rows = [
+        (
+            f"{one['number']}" + (f" ({one['attempt']})" if one.get("attempt", 1) > 1 else ""),
             one["kind"],
             one["state"],
             str(len(one["updates"])),
@@ -114,7 +124,9 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
             _version(one.get("model_version")),
             _number(one.get("seconds"), 3),
         )
-    console.print(table)
+        for one in history
+    ]
+    print_rows(console, columns, rows)
     for one in history:
         for failure in one["failures"]:
             device = names.get(failure["proplet_id"], failure["proplet_id"])
@@ -154,7 +166,7 @@ def compare_experiments(target: Target, ids: Sequence[str], *, metric: str | Non
         return
     console = Console(highlight=False)
     for (kind, name), found in columns.items():
-        console.print(_comparison(f"{name} ({kind})", found))
+        _print_comparison(console, f"{name} ({kind})", found)
 
 
 def steer_experiments(target: Target, ids: Sequence[str], verb: Verb) -> None:
@@ -179,14 +191,19 @@ def follow_experiment(target: Target, experiment_id: str, *, as_json: bool) -> N
         follow(fl, handle, target, rounds=handle.status()["rounds"], as_json=as_json, console=console)
 
 
-def _comparison(title: str, found: Mapping[str, Mapping[int, float]]) -> Table:
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("round", justify="right")
-    for experiment in found:
-        table.add_column(escape(experiment), justify="right", overflow="fold")
-    for number in sorted({number for values in found.values() for number in values}):
-        table.add_row(str(number), *(_number(values.get(number)) for values in found.values()))
-    return table
+def _print_comparison(console: Console, title: str, found: Mapping[str, Mapping[int, float]]) -> None:
+    """A column an experiment; where their ids have no room, the columns have numbers that are explained."""
+    console.print(f"[bold]{escape(title)}[/]")
+    rows = [
+        (str(number), *(_number(values.get(number)) for values in found.values()))
+        for number in sorted({number for values in found.values() for number in values})
+    ]
+    columns = [Column("round", right=True), *(Column(one, right=True) for one in found)]
+    if fits(console, columns, rows):
+        print_rows(console, columns, rows)
+        return
+    print_fields(console, {f"({at})": one for at, one in enumerate(found, 1)})
+    print_rows(console, [columns[0], *(Column(f"({at})", right=True) for at in range(1, len(columns)))], rows)
 
 
 def _names(history: History, kind: str) -> list[str]:
@@ -214,9 +231,18 @@ def _strategy(one: Mapping[str, Any]) -> str:
     return f"{strategy.get('name') or strategy.get('program')} {params}".strip()
 
 
+def _strategy_name(one: Mapping[str, Any]) -> str:
+    """The strategy without its parameters; a program by the last part of its repository."""
+    strategy = one.get("strategy") or "fedavg"
+    if isinstance(strategy, str):
+        return strategy
+    program = str(strategy.get("program", "")).rpartition("/")[2].partition("@")[0]
+    return str(strategy.get("name") or program)
+
+
 def _best(one: Mapping[str, Any]) -> str:
     best = one.get("best")
-    return f"v{best['version']}: {best['metric']} {_number(best['value'])}" if best else ""
+    return f"v{best['version']} {best['metric']} {_number(best['value'])}" if best else ""
 
 
 def _version(version: int | None) -> str:

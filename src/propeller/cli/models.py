@@ -8,12 +8,33 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from propeller.cli.connection import Target
+from propeller.cli.tables import Column, print_fields, print_rows
 
 _MAX_TENSORS = 200
 """Tensors that are shown on the screen; ``--json`` has all."""
+
+_LIST_COLUMNS = (
+    Column("version", right=True),
+    Column("round"),
+    Column("aliases", spare=1),
+    Column("metrics", spare=2),
+    Column("strategy", spare=3),
+    Column("created", spare=4),
+)
+_TENSOR_COLUMNS = (Column("tensor"), Column("dtype"), Column("shape"))
+_DIFF_COLUMNS = (
+    Column("tensor"),
+    Column("status"),
+    Column("dtype", spare=5),
+    Column("shape", spare=6),
+    Column("changed", right=True),
+    Column("l2", right=True, spare=1),
+    Column("relative", right=True, spare=3),
+    Column("max abs", right=True, spare=4),
+    Column("cosine", right=True, spare=2),
+)
 
 
 def show_list(
@@ -25,24 +46,11 @@ def show_list(
     if as_json:
         print(json.dumps(found))
         return
-    table = Table()
-    for column in ("version", "aliases", "round", "strategy", "metrics", "created"):
-        whole = column in {"version", "strategy", "created"}
-        table.add_column(column, overflow="fold", no_wrap=whole)
-    for one in found:
-        if "error" in one:
-            table.add_row(f"v{one['version']}", "[red]damaged[/]")
-            continue
-        lineage = one["lineage"] or {}
-        table.add_row(
-            f"v{one['version']}",
-            escape(", ".join(one["aliases"])),
-            escape(_text(lineage.get("round") or lineage.get("experiment"))),
-            escape(_strategy(lineage)),
-            escape(_metrics(lineage.get("metrics"))),
-            _moment(one["created_at"])[: len("2026-11-27 10:00")],
-        )
-    Console(highlight=False).print(table)
+    rows = [
+        (f"v{one['version']}", "damaged", "", "", "", "") if "error" in one else _list_row(one)
+        for one in found
+    ]
+    print_rows(Console(highlight=False), _LIST_COLUMNS, rows)
 
 
 def show_model(target: Target, version: str, *, as_json: bool) -> None:
@@ -72,17 +80,12 @@ def show_model(target: Target, version: str, *, as_json: bool) -> None:
         "metrics": _metrics(lineage.get("metrics")),
     }
     console = Console(highlight=False)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in shown.items():
-        if value:
-            table.add_row(f"[dim]{name}[/]", escape(value))
-    console.print(table)
-    names = Table()
-    for column in ("tensor", "dtype", "shape"):
-        names.add_column(column, overflow="fold")
-    for name, tensor in list(tensors.items())[:_MAX_TENSORS]:
-        names.add_row(escape(name), tensor["dtype"], escape(str(tensor["shape"])))
-    console.print(names)
+    print_fields(console, shown)
+    rows = [
+        (name, tensor["dtype"], str(tensor["shape"])) for name, tensor in list(tensors.items())[:_MAX_TENSORS]
+    ]
+    console.print()
+    print_rows(console, _TENSOR_COLUMNS, rows)
     _say_what_is_left_out(console, len(tensors))
 
 
@@ -96,21 +99,11 @@ def show_diff(target: Target, first: str, second: str, *, as_json: bool) -> None
     console, total = Console(highlight=False), found["total"]
     counts = ", ".join(f"{number} {status}" for status, number in total["tensors"].items() if number)
     console.print(f"v{found['from']} → v{found['to']}: {counts or 'no tensors'}", soft_wrap=True)
-    table = Table()
-    for column in ("tensor", "status", "dtype", "shape", "changed", "l2", "relative", "max abs", "cosine"):
-        right = column in {"changed", "l2", "relative", "max abs", "cosine"}
-        table.add_column(column, overflow="fold", justify="right" if right else "left")
-    for name, tensor in list(found["tensors"].items())[:_MAX_TENSORS]:
-        table.add_row(
-            escape(name),
-            tensor["status"],
-            _both(tensor["dtype"]),
-            escape(_both(tensor["shape"])),
-            *_figures(tensor),
-        )
-    table.add_section()
-    table.add_row("total", "", "", "", *_figures(total))
-    console.print(table)
+    rows = [
+        (name, tensor["status"], _both(tensor["dtype"]), _both(tensor["shape"]), *_figures(tensor))
+        for name, tensor in list(found["tensors"].items())[:_MAX_TENSORS]
+    ]
+    print_rows(console, _DIFF_COLUMNS, [*rows, ("total", "", "", "", *_figures(total))])
     _say_what_is_left_out(console, len(found["tensors"]))
     for field, (before, after) in found["lineage"].items():
         console.print(
@@ -139,12 +132,8 @@ def show_aliases(target: Target, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(aliases))
         return
-    table = Table()
-    table.add_column("alias", overflow="fold")
-    table.add_column("version", justify="right")
-    for name, version in aliases.items():
-        table.add_row(escape(name), f"v{version}")
-    Console(highlight=False).print(table)
+    rows = [(name, f"v{version}") for name, version in aliases.items()]
+    print_rows(Console(highlight=False), (Column("alias"), Column("version", right=True)), rows)
 
 
 def change_alias(target: Target, name: str, version: str | None) -> None:
@@ -176,6 +165,22 @@ def verify_model(target: Target, version: str, *, as_json: bool) -> int:
     console.print(f"[red]v{found['version']} is NOT what its {made} make[/]", soft_wrap=True)
     console.print(f"  stored      {found['digest']}\n  recomputed  {found['recomputed']}", soft_wrap=True)
     return 1
+
+
+def _list_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    lineage = one["lineage"] or {}
+    prefix = f"{lineage.get('experiment')}/"  # beside the round, which begins with it too
+    aliases = [
+        f"…/{name.removeprefix(prefix)}" if name.startswith(prefix) else name for name in one["aliases"]
+    ]
+    return (
+        f"v{one['version']}",
+        _text(lineage.get("round") or lineage.get("experiment")),
+        ", ".join(aliases),
+        _metrics(lineage.get("metrics")),
+        _strategy(lineage),
+        _moment(one["created_at"])[: len("2026-11-27 10:00")],
+    )
 
 
 def _say_what_is_left_out(console: Console, count: int) -> None:
