@@ -1,8 +1,10 @@
 """Experiments in the coordinator: what follows from what, what is told of it, and what is refused."""
 
 import asyncio
+import contextlib
 import csv
 import io
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.store import RoundStore
+from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
 from propeller.protocol.topics import Channel
@@ -546,3 +549,54 @@ async def test_a_strategy_that_was_removed_fails_its_experiment(
         found = await in_state(http, "failed")
         assert "there is no 'fedmedian' any more" in found["reason"]
         assert "e.1.2 cannot be started" in found["reason"]
+
+
+async def test_aliases_that_a_crash_at_the_end_left_behind_are_moved_at_the_next_start(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    peers[0].unavailable.add("alias")
+    async with coordinating(env) as http, answering(http, broker_port, channel):
+        await submit(http, rounds=2, stop={"metric": "accuracy"})
+        await in_state(http, "completed")
+    assert peers[0].aliases == {}
+    peers[0].unavailable.clear()
+    async with coordinating(env):
+        await eventually(lambda: peers[0].aliases == {"e/latest": 2, "e/best": 2})
+
+        def is_settled() -> bool:
+            with contextlib.closing(
+                sqlite3.connect(f"{env['COORDINATOR_STATE']}/coordinator.db")
+            ) as database:
+                return database.execute("SELECT settled FROM experiments").fetchall() == [(1,)]
+
+        await eventually(is_settled)
+    peers[0].requests.clear()
+    async with coordinating(env) as http:
+        assert (await detail(http))["state"] == "completed"
+    assert "alias" not in peers[0].requests  # it is remembered that nothing is left to be done
+
+
+async def test_a_request_that_comes_when_the_experiment_is_over_is_refused(world: World) -> None:
+    await submit(world.http, rounds=1)
+    await in_state(world.http, "completed")
+    for request in ("pause", "resume", "stop"):
+        answer = await world.http.post(f"/experiments/e/{request}")
+        assert (answer.status_code, "it is completed" in answer.json()["error"]) == (409, True)
+
+
+async def test_a_submission_is_answered_although_its_first_round_cannot_begin_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.experiments.ADMISSION_WAIT_S", 0.1)
+    begin, broken = ExperimentStore.transact, True
+
+    async def transact(self: ExperimentStore, also: Also) -> None:
+        if broken:
+            raise OSError("the database is away")
+        await begin(self, also)
+
+    monkeypatch.setattr(ExperimentStore, "transact", transact)
+    assert (await submit(world.http))["state"] == "queued"
+    broken = False
+    await in_state(world.http, "completed")

@@ -65,12 +65,12 @@ class ActiveExperiments:
         self._loading = asyncio.Lock()
 
     async def load(self) -> list[ActiveExperiment]:
-        """Have every open experiment in memory, the oldest first."""
+        """Have every experiment in memory about which something is left to be done, the oldest first."""
         async with self._loading:
-            for record in await self._store.load_open():
-                if record.id not in self._experiments:
-                    self._add(record)
-            return self.all()
+            return [
+                self._experiments.get(record.id) or self._add(record)
+                for record in await self._store.load_open()
+            ]
 
     def all(self) -> list[ActiveExperiment]:
         """Every open experiment, the oldest first."""

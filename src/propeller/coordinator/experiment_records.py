@@ -46,6 +46,11 @@ class ExperimentRecord:
         """Where it is."""
         return self.experiment.state
 
+    @property
+    def has_aliases(self) -> bool:
+        """Whether versions of it have aliases, which may still have to be moved once it is over."""
+        return bool(self.experiment.done) or self.experiment.best is not None
+
     def advance(self, after: Experiment, moment: float) -> "ExperimentRecord":
         """This record with the experiment after an event, and the times that follow."""
         started, ended = self.started_at, self.ended_at
@@ -78,7 +83,7 @@ class ExperimentRecord:
         """What changes, as it is stored."""
         return {
             "state": self.state.value,
-            "settled": self.experiment.is_settled,
+            "settled": self.experiment.is_settled and not self.has_aliases,
             "program": self.program,
             "progress": self.experiment.to_json(),
             "started_at": self.started_at,

@@ -68,9 +68,16 @@ class ExperimentStore:
         return found[0] if found else None
 
     async def load_open(self) -> list[ExperimentRecord]:
-        """Every experiment that events can change, the oldest first."""
+        """Every experiment that is not settled, the oldest first."""
         query = _experiments.select().where(_experiments.c.settled.is_(sa.false()))
         return await self._load(query.order_by(_experiments.c.created_at, _experiments.c.id))
+
+    async def settle(self, experiment_id: str) -> None:
+        """Remember that nothing is left to be done about an experiment that is over."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                _experiments.update().where(_experiments.c.id == experiment_id).values(settled=True)
+            )
 
     async def page(self, state: str | None, offset: int, limit: int) -> tuple[int, list[ExperimentRecord]]:
         """How many experiments there are in a state, or in all, and some of them, the newest first."""

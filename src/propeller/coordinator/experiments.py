@@ -6,9 +6,10 @@ the round that comes next are stored together, or none of them. Only then is a r
 
 import asyncio
 import contextlib
+import functools
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -63,6 +64,9 @@ START_AGAIN_S = 30.0
 
 ALIAS_DELAY_S = 0.25
 """How long an alias may lag behind while an experiment runs, in seconds: short rounds are not slowed down by it."""
+
+ADMISSION_WAIT_S = 5.0
+"""How long the answer to a submission waits for the experiment's first round, in seconds."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 _EVENTS_AT_ONCE = 500
@@ -136,7 +140,7 @@ class Experiments:
         for active in await self._active.load():
             record = active.record
             log.info("resuming experiment", experiment_id=record.id, state=record.state.value)
-            self._background.spawn(self._resume(active))
+            self._do(active, functools.partial(self._resume, active))
         self._background.spawn_periodic("starting rounds again", self._start_again, START_AGAIN_S)
         self._background.spawn(self._admit())
 
@@ -180,7 +184,8 @@ class Experiments:
         log.info(
             "experiment submitted", experiment_id=experiment_id, program=spec.program, rounds=spec.rounds
         )
-        await self._admit()
+        # Not longer than this: the experiment is stored, and begins by itself once the registry answers again.
+        await asyncio.wait([self._background.spawn(self._admit())], timeout=ADMISSION_WAIT_S)
         return active.record
 
     async def check(self, spec: ExperimentSpec) -> bool:
@@ -324,15 +329,18 @@ class Experiments:
             active.waits_for = reason
 
     async def _request(self, experiment_id: str, event: Request) -> ExperimentRecord:
-        active = await self.find(experiment_id)
-        refused = refusal(active.record.experiment, event)
-        if refused is not None:
-            raise ConflictError(refused)
-        return await self._apply(active, event)
+        return await self._apply(await self.find(experiment_id), event)
 
     async def _apply(self, active: ActiveExperiment, event: Event) -> ExperimentRecord:
-        """Store what an event leads to, and carry it out."""
+        """Store what an event leads to, and carry it out.
+
+        Raises:
+            ConflictError: it is a request that cannot be fulfilled.
+        """
         async with self._changing(active):
+            refused = refusal(active.record.experiment, event) if isinstance(event, Request) else None
+            if refused is not None:
+                raise ConflictError(refused)
             found = _Step(active.record, active.record)
             await self._extend(active, found, event)
             if found.changes_anything:
@@ -342,8 +350,15 @@ class Experiments:
 
     async def _apply_until_stored(self, active: ActiveExperiment, make_event: Callable[[], Event]) -> None:
         """Apply an event that nobody waits for, however long the database or the registry takes."""
+        await self._until_done(active, lambda: self._apply(active, make_event()))
+
+    def _do(self, active: ActiveExperiment, work: Callable[[], Awaitable[object]]) -> None:
+        """Have something done about an experiment that nobody waits for, however long it takes."""
+        self._background.spawn(self._until_done(active, work))
+
+    async def _until_done(self, active: ActiveExperiment, work: Callable[[], Awaitable[object]]) -> None:
         await retry(
-            lambda: self._apply(active, make_event()),
+            work,
             delays=_RETRY_DELAYS_S,
             forever=True,
             on=lambda error: not isinstance(error, StoreConflictError | NotFoundError),
@@ -361,33 +376,21 @@ class Experiments:
         async with active.lock:
             if active.in_doubt:
                 await self._active.read_back(active)
-                self._background.spawn(self._resume(active))
+                self._do(active, lambda: self._resume(active))
             try:
                 yield
             except BaseException:
                 if active.in_doubt:  # nothing else may ever happen to it
-                    self._background.spawn(self._find_out(active))
+                    self._do(active, lambda: self._find_out(active))
                 raise
 
     async def _find_out(self, active: ActiveExperiment) -> None:
         """Find out what became of a transaction that failed, and go on from there."""
-
-        async def look() -> None:
-            async with active.lock:
-                if not active.in_doubt:
-                    return
-                await self._active.read_back(active)
-            await self._resume(active)
-
-        await retry(
-            look,
-            delays=_RETRY_DELAYS_S,
-            forever=True,
-            on=lambda error: not isinstance(error, NotFoundError),
-            failed=lambda error, _delay_s: log.error(
-                "experiment cannot be read back, trying again", experiment_id=active.record.id, exc_info=error
-            ),
-        )
+        async with active.lock:
+            if not active.in_doubt:
+                return
+            await self._active.read_back(active)
+        self._do(active, lambda: self._resume(active))
 
     async def _extend(
         self, active: ActiveExperiment, found: _Step, event: Event, outcome: dict[str, Any] | None = None
@@ -477,7 +480,7 @@ class Experiments:
             self._rounds.open_round(record)
             self._publish_start(record)
         for cancel in found.cancelled:
-            self._background.spawn(self._cancel(active, cancel))
+            self._do(active, functools.partial(self._cancel, active, cancel))
         for mark in found.marks:
             self._mark(active, mark)
         before, after = found.before.experiment, found.after.experiment
@@ -489,6 +492,14 @@ class Experiments:
             self._set_timer(active)
         if before.needs_place and not after.needs_place:
             self._background.spawn(self._admit())
+        if after.is_settled and not before.is_settled and not active.aliases:
+            self._do(active, lambda: self._settle(active))
+
+    async def _settle(self, active: ActiveExperiment) -> None:
+        """Remember it once nothing is left to be done about an experiment: until then each start looks at it again."""
+        record = active.record
+        if record.experiment.is_settled and record.has_aliases and not active.aliases:
+            await self._store.settle(record.id)
 
     def _publish_start(self, record: RoundRecord) -> None:
         if self._publisher is not None and isinstance(record.request, RoundStart):
@@ -514,6 +525,7 @@ class Experiments:
 
     async def _resume(self, active: ActiveExperiment) -> None:
         """Do again what may not have been done about an experiment."""
+        self._set_timer(active)
         for effect in resume(active.record.experiment):
             match effect:
                 case StartRound(request):
@@ -524,7 +536,6 @@ class Experiments:
                     self._mark(active, effect)
                 case _:
                     pass
-        self._set_timer(active)
 
     async def _resume_round(self, active: ActiveExperiment, request: RoundRequest) -> None:
         record = await self._rounds.find_round(request.round_id)
@@ -553,11 +564,15 @@ class Experiments:
                 await self._apply_until_stored(active, lambda: Admitted(time.time()))
 
     def _set_timer(self, active: ActiveExperiment) -> None:
-        def pass_time() -> None:
-            self._background.spawn(self._apply_until_stored(active, lambda: TimePassed(time.time())))
-
         deadline = active.record.experiment.deadline
-        active.set_timer(None if deadline is None else deadline - time.time(), pass_time)
+        if deadline is None:
+            active.set_timer(None, lambda: None)
+            return
+        # Not earlier than the deadline: the clock may have been set back a little meanwhile, and the timer rings once.
+        work = functools.partial(
+            self._apply_until_stored, active, lambda: TimePassed(max(time.time(), deadline))
+        )
+        active.set_timer(deadline - time.time(), lambda: self._do(active, work))
 
     def _mark(self, active: ActiveExperiment, mark: MarkLatest | MarkBest) -> None:
         """Have an alias moved, in the background: nothing waits for it."""
@@ -588,6 +603,7 @@ class Experiments:
             except PropellerError as error:
                 log.warning("alias is not set", alias=alias, version=wanted, reason=str(error))
         del active.aliases[name]
+        await self._until_done(active, lambda: self._settle(active))
 
 
 def check_spec(spec: ExperimentSpec) -> None:

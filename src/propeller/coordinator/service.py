@@ -183,7 +183,8 @@ class Coordinator:
 
     def open_round(self, record: RoundRecord) -> None:
         """Take over a round of an experiment that is stored already, and waits for its participants."""
-        self._rounds.add(record)
+        if self._rounds.get(record.round_id) is None:  # someone may have asked for it since it was stored
+            self._rounds.add(record)
 
     async def choose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
         """Let a round that waits for participants have them; the first choice stays.

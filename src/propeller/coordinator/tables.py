@@ -26,7 +26,7 @@ experiments = Table(
     Column("id", String(128), primary_key=True),
     Column("spec", JSON, nullable=False),  # as it was asked for
     Column("state", String(16), nullable=False, index=True),
-    Column("settled", Boolean, nullable=False, index=True),  # over, and no event can change it any more
+    Column("settled", Boolean, nullable=False, index=True),  # over, and nothing is left to be done about it
     Column("program", String(512), nullable=False),  # by digest, once it is known
     Column("strategy", JSON, nullable=False),  # with its program by digest, if it is one
     Column("progress", JSON, nullable=False),  # what fl.experiment needs to go on
