@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -74,6 +75,17 @@ async def test_an_evaluation_gets_what_its_round_left_and_changes_nothing(tmp_pa
     await keep(states, 2, "two")
     assert given(states, 2, evaluates=True) == "two"
     assert states.open("e-1", PROGRAM, 2, changes=False).target is None
+
+
+async def test_a_late_task_of_a_round_that_is_over_changes_nothing(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    late = states.open("e-1", PROGRAM, 2, changes=True)
+    await keep(states, 3, "three")
+    leave(late, "two")
+    await states.commit(late)
+    assert given(states, 4) == "three"
+    assert not list((tmp_path / "states").glob(".new-*"))
 
 
 async def test_tasks_without_a_round_number_follow_one_another(tmp_path: Path) -> None:
@@ -206,6 +218,38 @@ async def test_what_is_not_used_for_long_is_removed(tmp_path: Path) -> None:
     os.utime(about, (time.time() - 101,) * 2)
     await states.clean(never)
     assert (given(states, 2, "e-1"), given(states, 2, "e-2")) == (None, "one")
+
+
+async def test_an_evaluation_is_a_use(tmp_path: Path) -> None:
+    states = opened(tmp_path, max_age_s=100)
+    await keep(states, 1, "one")
+    os.utime(states.open("e-1", PROGRAM, 1, changes=False).place / "about.json", (time.time() - 101,) * 2)
+    assert given(states, 1, evaluates=True) == "one"
+    await states.clean(never)
+    assert given(states, 2) == "one"
+
+
+async def test_a_state_that_is_used_while_the_coordinator_is_asked_stays(tmp_path: Path) -> None:
+    states = opened(tmp_path, max_age_s=100)
+    await keep(states, 1, "one")
+    os.utime(states.open("e-1", PROGRAM, 2, changes=True).place / "about.json", (time.time() - 101,) * 2)
+
+    async def used_meanwhile(_experiment: str) -> bool:
+        await keep(states, 2, "two")
+        return False
+
+    await states.clean(used_meanwhile)
+    assert given(states, 3) == "two"
+
+
+async def test_a_state_that_a_person_removed_is_in_nobodys_way(tmp_path: Path) -> None:
+    states = opened(tmp_path)
+    for experiment in ("e-1", "e-2"):
+        await keep(states, 1, "one", experiment)
+    shutil.rmtree(states.open("e-1", PROGRAM, 2, changes=True).place)
+    await keep(states, 2, "two", "e-2")
+    await states.clean(never)
+    assert (given(states, 2, "e-1"), given(states, 3, "e-2")) == (None, "two")
 
 
 async def test_a_disk_that_takes_nothing_is_a_task_error(

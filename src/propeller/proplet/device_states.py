@@ -93,6 +93,7 @@ class DeviceStates:
             number = versions[-1].number + 1 if versions else 1
         known = [version for version in versions if version.number < number + (not changes)]
         source = known[-1].path if known else None
+        _note_use(place)
         target = self._folder / f"{_NEW}{secrets.token_hex(8)}" if changes else None
         return TaskState(source, target, place, number, about)
 
@@ -119,10 +120,10 @@ class DeviceStates:
         oldest = time.time() - self._max_age_s
         ended: dict[str, bool] = {}
         for place in list(self._sizes):
-            experiment_id, used_at = _about(place)
+            experiment_id, _ = _about(place)
             if experiment_id not in ended:
                 ended[experiment_id] = bool(experiment_id) and await has_ended(experiment_id)
-            if ended[experiment_id] or used_at < oldest:
+            if ended[experiment_id] or _about(place)[1] < oldest:  # it may have been used meanwhile
                 log.info(
                     "device state removed", experiment_id=experiment_id, experiment_over=ended[experiment_id]
                 )
@@ -134,12 +135,14 @@ class DeviceStates:
             for path, _ in folder_contents.walk(str(target)):
                 _sync(Path(path))
             sync_folder(target)
-            if (place / _ABOUT_FILE).exists():
-                os.utime(place / _ABOUT_FILE)  # used now
-            else:
+            if not _note_use(place):
                 place.mkdir(mode=0o700, exist_ok=True)
                 write_durably(place / _ABOUT_FILE, json.dumps(state.about).encode())
-            before = [version for version in _versions(place) if version.number < state.number]
+            versions = _versions(place)
+            if versions and versions[-1].number > state.number:  # a round that others have closed long since
+                folder_contents.remove(target)
+                return
+            before = [version for version in versions if version.number < state.number]
             new = place / f"{state.number}-{time.time_ns()}"
             target.rename(new)
             sync_folder(place)
@@ -189,12 +192,23 @@ def _versions(place: Path) -> list[_Version]:
 
 
 def _about(place: Path) -> tuple[str, float]:
-    """The experiment of a state (empty if that is not known), and when it was last used."""
+    """The experiment of a state (empty if that is not known), and when it was last used (0 if it is gone)."""
     file = place / _ABOUT_FILE
     try:
         return str(json.loads(file.read_text())["experiment_id"]), file.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
-        return "", place.stat().st_mtime
+        with contextlib.suppress(FileNotFoundError):
+            return "", place.stat().st_mtime
+        return "", 0.0  # removed, to make room or by a person
+
+
+def _note_use(place: Path) -> bool:
+    """Have a state count as used now; ``False`` if there is none yet."""
+    try:
+        os.utime(place / _ABOUT_FILE)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _size(place: Path) -> int:
