@@ -296,13 +296,18 @@ def test_device_state_from_run_to_run(project: Path, tmp_path: Path) -> None:
     body = "ctx.state['n'] = n = ctx.state.get('n', 0) + 1\nif n == 3:\n    1 / 0\nreturn Update(model, num_samples=n)"
     train, kept = task(project, body), tmp_path / "kept"
     for expected in (1, 2):
-        done = run("try", train, "--state", kept)
+        done = run("try", train, "--device-state", kept)
         assert json.loads(done.stdout)["num_samples"] == expected, done.stderr
-    assert "ZeroDivisionError" in run("try", train, "--state", kept).stderr
-    assert json.loads((kept / "values.json").read_text()) == {"n": 2}
+    assert "ZeroDivisionError" in run("try", train, "--device-state", kept).stderr
+    assert json.loads((kept / "state" / "values.json").read_text()) == {"n": 2}
     assert json.loads(run("try", train).stdout)["num_samples"] == 1
-    assert "it is not a folder" in said(run("try", train, "--state", train))
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("kept")] == ["kept"]
+    assert "it is not a folder" in said(run("try", train, "--device-state", train))
+    assert sorted(entry.name for entry in kept.iterdir()) == [".propeller-try", "state"]
+    before = sorted(project.iterdir())
+    assert "it holds something else than the device state" in said(
+        run("try", train, "--device-state", project)
+    )
+    assert sorted(project.iterdir()) == before
 
 
 def test_strategies_and_splits(project: Path) -> None:
@@ -321,6 +326,17 @@ def test_strategies_and_splits(project: Path) -> None:
     held_out = json.loads(run("try", train, *part, "--mode", "evaluate").stdout)
     assert held_out["num_samples"] == 16
     assert "update" not in held_out
+    file, text = project / "experiment.toml", (project / "experiment.toml").read_text()
+    fields = 'strategy = { name = "fedprox", mu = 5 }\nupdate = { kind = "delta" }\n'
+    file.write_text(fields + text.replace("files = ", "split = { holdout = 0.25 }\nfiles = "))
+    done = run("try", train)
+    described = json.loads(done.stdout)
+    assert (described["num_samples"], described["kind"]) == (48, "delta")
+    assert 'strategy {"name": "fedprox", "mu": 5' in done.stderr
+    assert json.loads(run("try", train, "--mode", "evaluate").stdout)["num_samples"] == 16
+    file.write_text('strategy = "fedavgg"\n' + text)
+    assert "experiment.toml: " in said(run("try", train))
+    file.write_text(text)
     bare = task(project, "return Update(model, num_samples=1)")
     assert "as Update(..., steps=…)" in run("try", bare, "--strategy", "fednova").stderr
     assert "--strategy: " in said(run("try", train, "--strategy", "fedavgg"))

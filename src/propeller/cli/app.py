@@ -297,7 +297,7 @@ def try_program(
     kept: Annotated[
         Path | None,
         typer.Option(
-            "--state", metavar="DIR", help="Keep device state here, for the next run; default: none."
+            "--device-state", metavar="DIR", help="Keep device state here, for the next run; default: none."
         ),
     ] = None,
     wall_time: Annotated[

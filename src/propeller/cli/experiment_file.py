@@ -80,6 +80,12 @@ class ExperimentFile:
         return resolve_hyperparams(self.spec.hyperparams, 1, self.spec.rounds)
 
     @property
+    def split(self) -> dict[str, Any] | None:
+        """What is held out of each device's data, if anything."""
+        found: dict[str, Any] | None = self.spec.to_json().get("data", {}).get("split")
+        return found
+
+    @property
     def limits(self) -> dict[str, int | float] | None:
         """Of each task."""
         return self.spec.limits

@@ -42,6 +42,9 @@ from propeller.wasm.template_client import SandboxError
 PROPLET_ID = "try"
 _EXPERIMENT_FILE = "experiment.toml"
 
+_MARKER, _KEPT = ".propeller-try", "state"
+"""In the folder of a trial's device state: a file by which it is known as one, and the state."""
+
 
 @dataclass(frozen=True)
 class TrialInputs:
@@ -87,10 +90,14 @@ class Trial:
             hyperparams = experiment.hyperparams
             self.from_experiment.append(f"hyperparams {json.dumps(hyperparams)}")
         self._model = self._read_model(inputs.model, experiment, experiment_file)
-        self._strategy = _read_strategy(inputs.strategy)
+        self._strategy = self._find_strategy(inputs.strategy, experiment)
         dataset = json.dumps(self._read_dataset(inputs.data, experiment, experiment_file))
-        if inputs.split is not None:
-            dataset = _part_of(dataset, inputs.split, inputs.mode)
+        split = inputs.split
+        if split is None and experiment is not None and experiment.split is not None:
+            split = experiment.split
+            self.from_experiment.append(f"data.split {json.dumps(split)}")
+        if split is not None:
+            dataset = _part_of(dataset, split, inputs.mode)
         texts = {
             "model.json": json.dumps(to_json(self._model)),
             "dataset.json": dataset,
@@ -110,6 +117,8 @@ class Trial:
         }
         if told := self._strategy.for_devices({}):
             self.env["FL_STRATEGY"] = json.dumps(told)
+        if experiment is not None and experiment.spec.update.kind != "weights":
+            self.env["FL_UPDATE"] = json.dumps({"kind": experiment.spec.update.kind})
         for variable, name in (("MODEL_DATA", "model.json"), ("DATASET_DATA", "dataset.json")):
             if len(self.files[name]) < MAX_ENV_BYTES:
                 self.env[variable] = texts[name]
@@ -137,6 +146,17 @@ class Trial:
         except (TaskError, InvalidError) as error:
             return str(error)
         return None
+
+    def _find_strategy(self, given: Any, experiment: ExperimentFile | None) -> Strategy:
+        where = "--strategy"
+        if given is None and experiment is not None and experiment.spec.strategy.program is None:
+            given, where = experiment.spec.strategy.to_json(), _EXPERIMENT_FILE
+            if given != {"name": "fedavg"}:
+                self.from_experiment.append(f"strategy {json.dumps(given)}")
+        try:
+            return read_strategy("fedavg" if given is None else given)
+        except InvalidError as error:
+            raise StartError(f"{where}: {error}") from None
 
     def _read_model(
         self, file: Path | None, experiment: ExperimentFile | None, experiment_file: Path
@@ -220,22 +240,25 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
 
 
 class TrialState:
-    """Device state of one run. Use with ``with``; ``keep`` takes what the run left as the folder's new content."""
+    """Device state of one run. Use with ``with``; ``keep`` takes what the run left for the next one.
+
+    It is in a folder that a trial made, known by a file in it: it is replaced as a whole, which would be bad for any other.
+    """
 
     def __init__(self, cache: Path, kept: Path | None, *, changes: bool) -> None:
         """Args: cache: has the sandbox's folder; kept: the user's folder; changes: whether the run may change it.
 
         Raises:
-            StartError: the folder is none.
+            StartError: the folder is none, or holds something else.
         """
-        if kept is not None and kept.exists() and not kept.is_dir():
-            raise StartError(f"--state {kept}: it is not a folder")
+        if kept is not None and kept.exists():
+            _check_is_of_trials(kept)
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._kept = kept
         self._temporary = tempfile.TemporaryDirectory(dir=cache, prefix="try-")
         left = Path(self._temporary.name) / "left"
-        source = kept if kept is not None and kept.is_dir() else None
-        self.folder = StateFolder(source, left if changes else None)
+        source = None if kept is None else kept / _KEPT
+        self.folder = StateFolder(source if source and source.is_dir() else None, left if changes else None)
 
     def __enter__(self) -> Self:
         return self
@@ -244,18 +267,29 @@ class TrialState:
         self._temporary.cleanup()
 
     def keep(self) -> None:
-        """Replace the content of the user's folder by what the run left, if there is such a folder and the run left something."""
+        """Keep what the run left, if the user gave a folder for it and the run left something."""
         left = self.folder.target
         if self._kept is None or left is None or not left.exists():
             return
-        new, old = (self._kept.with_name(f"{self._kept.name}{suffix}") for suffix in (".new", ".old"))
+        self._kept.mkdir(parents=True, exist_ok=True)
+        (self._kept / _MARKER).write_text("Device state of `propeller try`, replaced by each run.\n")
+        new, old, place = (self._kept / name for name in (f"{_KEPT}.new", f"{_KEPT}.old", _KEPT))
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(left, new)
-        if self._kept.exists():
-            self._kept.rename(old)
-        new.rename(self._kept)
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_is_of_trials(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StartError(f"--device-state {folder}: it is not a folder")
+    if any(folder.iterdir()) and not (folder / _MARKER).is_file():
+        raise StartError(
+            f"--device-state {folder}: it holds something else than the device state of trials; give an empty folder or a new one"
+        )
 
 
 async def _run_sandboxed(
@@ -298,13 +332,6 @@ def _run_natively(script: Path, trial: Trial | AggregationTrial, state: StateFol
     return RunOutcome(
         None if code == 0 else f"the script exited with {code}", stdout=done.stdout, out_files=written
     )
-
-
-def _read_strategy(given: Any) -> Strategy:
-    try:
-        return read_strategy("fedavg" if given is None else given)
-    except InvalidError as error:
-        raise StartError(f"--strategy: {error}") from None
 
 
 def _part_of(dataset: str, split: Mapping[str, Any], mode: str) -> str:
