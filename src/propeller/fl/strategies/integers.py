@@ -1,8 +1,8 @@
 """Means of integers and truth values that stay in their dtype.
 
-Integers are averaged as differences to the base model, which fit into int64 however large the numbers are: equal updates give
-exactly that update, 2**60 + 1 too, and small differences between large numbers are exact. What a dtype cannot hold is taken
-as the nearest that it can.
+Integers are averaged as they are, in int64 or uint64, by their differences to one of them: equal updates give exactly that update,
+2**60 + 1 too, and small differences between large numbers are exact, wherever the base model is. What a dtype cannot hold is
+taken as the nearest that it can.
 """
 
 from typing import Any
@@ -13,10 +13,11 @@ import numpy.typing as npt
 from propeller.fl.strategies.strategy import Float64
 from propeller.fl.tensors import Array
 
-_Int64 = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer[Any]]
+"""Integers of any dtype, in int64; of uint64, in uint64."""
 
-_BELOW_2_63 = 2.0**63 - 1024
-"""The largest float64 that int64 can hold."""
+_BELOW_2_64 = 2.0**64 - 2048
+"""The largest float64 that uint64 can hold."""
 
 
 class IntegerMean:
@@ -26,19 +27,23 @@ class IntegerMean:
         """The mean will have the dtype and shape of ``base``."""
         self._base = base
         self._sums = np.zeros(base.shape, np.float64)
-        self._low = np.full(base.shape, np.iinfo(np.int64).max)
-        self._high = np.full(base.shape, np.iinfo(np.int64).min)
+        self._first: Integers | None = None
 
-    def add(self, difference: _Int64, weight: float) -> None:
-        """Add an update's difference to the base model."""
-        self._sums += weight * difference
-        np.minimum(self._low, difference, out=self._low)
-        np.maximum(self._high, difference, out=self._high)
+    def add(self, values: Integers, weight: float) -> None:
+        """Add an update's integers."""
+        if self._first is None:
+            self._first, self._low, self._high = values, values.copy(), values.copy()
+            return
+        self._sums += weight * offsets(values, self._first)
+        np.minimum(self._low, values, out=self._low)
+        np.maximum(self._high, values, out=self._high)
 
     def mean(self, total: float) -> Array:
         """The mean, of weights that add up to ``total``: exact where all updates agree, otherwise rounded to the nearest integer, of two the even one."""
-        rounded = np.clip(round_about(self._base, self._sums / total), self._low, self._high)
-        return moved(self._base, np.where(self._low == self._high, self._low, rounded))
+        if self._first is None:
+            return self._base
+        rounded = moved(self._first, self._sums / total)
+        return in_dtype(np.clip(rounded, self._low, self._high), self._base.dtype)
 
 
 class MajorityVote:
@@ -64,45 +69,63 @@ def majority(base: Array, margin: Float64) -> Array:
     return np.where(decided, margin > 0, base)
 
 
-def differences(values: Array, base: Array) -> _Int64:
-    """``values - base``, as int64; beyond its range, the nearest that it holds."""
-    first, second = _in_dtype(values, base.dtype), base
-    wide = np.dtype(np.uint64 if base.dtype.kind == "u" else np.int64)
-    first, second = first.astype(wide), second.astype(wide)
-    ahead = first >= second
-    up, down = first.view(np.uint64), second.view(np.uint64)
+def as_weights(values: Array, base: Array, of_base: Array | None) -> Integers:
+    """An update's integers as weights beside the base model's.
+
+    Args:
+        values: the update's, of any dtype.
+        base: of the model that the result replaces.
+        of_base: of the model that the update started from; ``None``: ``values`` are differences to it.
+    """
+    wide = widened(base)
+    if of_base is base:
+        return widened(in_dtype(values, base.dtype))
+    if of_base is None:
+        minuend = widened(values if values.dtype.kind == "u" else in_dtype(values, np.dtype(np.int64)))
+        return _shifted(wide, *_difference(minuend, np.zeros_like(minuend)))
+    return _shifted(wide, *_difference(widened(in_dtype(values, base.dtype)), widened(of_base)))
+
+
+def widened(values: Array) -> Integers:
+    """Integers of any dtype, without loss."""
+    return values.astype(np.uint64 if values.dtype == np.uint64 else np.int64)
+
+
+def offsets(values: Integers, start: Integers) -> Float64:
+    """``values - start``: exact up to ``2**53``, else the nearest float64."""
+    down, gap = _difference(values, start)
+    return np.where(down, -1.0, 1.0) * gap
+
+
+def moved(start: Integers, offset: Float64) -> Integers:
+    """``start + offset``, rounded to the nearest integer, and of two to the even one; beyond the range, the nearest that it holds."""
+    nearest = np.rint(offset)
+    tie = np.abs(offset - np.trunc(offset)) == 0.5
+    # Where the start is odd, the even one of the two is at the odd offset.
+    nearest = np.where(tie & (start & 1).astype(bool), 2 * offset - nearest, nearest)
+    gap = np.minimum(np.abs(nearest), _BELOW_2_64).astype(np.uint64)
+    return _shifted(start, nearest < 0, gap)
+
+
+def _difference(values: Integers, start: Integers) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint64]]:
+    """Whether values are below the start, and by how much they differ from it."""
+    down = values < start
     with np.errstate(over="ignore"):  # modulo 2**64 the smaller from the larger is right
-        gap = np.where(ahead, up - down, down - up)
-    gap = np.minimum(gap, np.uint64(2**63 - 1)).astype(np.int64)
-    return np.where(ahead, gap, -gap)
+        first, second = values.view(np.uint64), start.view(np.uint64)
+        return down, np.where(down, second - first, first - second)
 
 
-def moved(base: Array, difference: _Int64) -> Array:
-    """``base + difference`` in the base's dtype; beyond its range, the nearest that it holds."""
-    info = np.iinfo(base.dtype)
-    wide = np.dtype(np.uint64 if base.dtype.kind == "u" else np.int64)
-    start = base.astype(wide).view(np.uint64)
-    top, bottom = (np.array(end, wide).view(np.uint64) for end in (info.max, info.min))
+def _shifted(start: Integers, down: npt.NDArray[np.bool_], gap: npt.NDArray[np.uint64]) -> Integers:
+    """``start`` with ``gap`` added, or taken away where ``down``; beyond the range, the nearest that it holds."""
+    info, bits = np.iinfo(start.dtype), start.view(np.uint64)
+    top, bottom = (np.array(end, start.dtype).view(np.uint64) for end in (info.max, info.min))
     with np.errstate(over="ignore"):
-        size = np.where(difference < 0, -difference, difference).view(np.uint64)
-        up, down = start + np.minimum(size, top - start), start - np.minimum(size, start - bottom)
-    result: Array = np.where(difference < 0, down, up).view(wide).astype(base.dtype)
+        below, above = bits - np.minimum(gap, bits - bottom), bits + np.minimum(gap, top - bits)
+    result: Integers = np.where(down, below, above).view(start.dtype)
     return result
 
 
-def round_about(base: Array, offset: Float64) -> _Int64:
-    """The integer ``d`` for which ``base + d`` is nearest to ``base + offset``, and of two the one that makes it even."""
-    offset = np.clip(offset, -(2.0**63), _BELOW_2_63)
-    nearest = np.rint(offset)
-    tie = np.abs(offset - np.trunc(offset)) == 0.5
-    odd = (
-        (base.astype(np.int64) if base.dtype != np.uint64 else base.view(np.int64)) ^ nearest.astype(np.int64)
-    ) & 1
-    rounded: _Int64 = np.where(tie & (odd == 1), 2 * offset - nearest, nearest).astype(np.int64)
-    return rounded
-
-
-def _in_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
+def in_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
     """Values as integers of a dtype: rounded, and the nearest that it can hold."""
     if values.dtype == dtype:
         return values

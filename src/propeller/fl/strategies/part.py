@@ -9,16 +9,15 @@ import numpy as np
 from propeller.fl.strategies.integers import (
     IntegerMean,
     MajorityVote,
-    differences,
+    as_weights,
+    in_dtype,
     majority,
     moved,
-    round_about,
+    offsets,
 )
 from propeller.fl.strategies.strategy import EXTRA, Block, Contribution, Float64, Plan, Strategy, UpdateError
 from propeller.fl.strategies.sums import ROW_BLOCK, SUM_BLOCK, WeightedSums, blocks
 from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, is_floating, shapes_of
-
-_ZERO = np.zeros(1, np.int64)
 
 
 class PartAggregation:
@@ -191,15 +190,18 @@ class PartAggregation:
         ]
 
     def _exact_values(self, number: int, update: Tensors, name: str, part: slice) -> Array:
-        """Truth values as they are, integers as differences to the update's base model."""
+        """Truth values as they are, integers as weights beside the base model's."""
         contribution = self._contributions[number]
         values = update[name].reshape(-1)[part]
         if is_floating(values.dtype) and not np.isfinite(values).all():
             raise self._refuse(number, _not_finite(name))
-        base = self._bases[contribution.base][name].reshape(-1)[part]
+        base = self._base[name].reshape(-1)[part]
         if base.dtype.kind == "b":
             return values.astype(bool)
-        return differences(values, _ZERO if contribution.kind == "delta" else base)
+        if contribution.kind == "delta":
+            return as_weights(values, base, None)
+        of_base = self._bases[contribution.base][name].reshape(-1)[part] if contribution.base else base
+        return as_weights(values, base, of_base)
 
     def _combined_exactly(self, name: str) -> Array:
         """What the strategy makes of the rows of an integer tensor, or of truth values."""
@@ -212,11 +214,10 @@ class PartAggregation:
                 share = self._strategy.combine(self._plan, rows.astype(np.float64))
                 result[part] = majority(base[part], share - 0.5)
                 continue
-            # About the middle one, so that float64 holds the differences exactly, however far the base model is.
-            middle = np.sort(rows, axis=0)[(len(rows) - 1) // 2]
-            offsets = self._strategy.combine(self._plan, differences(rows, middle).astype(np.float64))
-            centre = moved(base[part], middle)
-            result[part] = moved(centre, round_about(centre, offsets))
+            # About the middle one, so that float64 holds the differences exactly, however large the numbers are.
+            centre = np.sort(rows, axis=0)[(len(rows) - 1) // 2]
+            combined = self._strategy.combine(self._plan, offsets(rows, np.broadcast_to(centre, rows.shape)))
+            result[part] = in_dtype(moved(centre, combined), base.dtype)
         return result.reshape(self._base[name].shape)
 
 
