@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
+from propeller.coordinator import aggregation as aggregation_module
 from propeller.coordinator import clients
 from propeller.coordinator.aggregation import (
     Aggregation,
@@ -101,6 +103,10 @@ async def store(aggregation: Aggregation, slot: int, update: Tensors, **more: An
     return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
 
 
+async def no_round(_round_id: str) -> None:
+    """As a coordinator whose database is another one."""
+
+
 async def read(models: httpx.AsyncClient, version: int, what: str = "") -> Tensors:
     answer = await models.get(f"/models/{version}{what}", headers={"accept": SAFETENSORS})
     assert answer.status_code == 200, answer.text
@@ -167,13 +173,14 @@ async def test_rounds_of_a_strategy_with_state(
             assert (lineage["participants"], lineage["num_samples"]) == (3, 33)
             assert [each["proplet_id"] for each in lineage["updates"]] == ["p-0", "p-1", "p-2"]
             version = state_version = new.version
-        result = await Verification(registry, aggregation).verify(version)
+        result = await Verification(registry, aggregation, no_round).verify(version)
         assert result.to_json() == {
             "version": version,
             "verified": True,
             "digest": result.digest,
             "recomputed": result.digest,
             "updates": 3,
+            "on_record": False,
         }
 
 
@@ -205,13 +212,13 @@ async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient
         ]
         made = await aggregation.make_version(AggregationRequest("k", "r", new, contributions))
         np.testing.assert_allclose((await read(models, made.version))["w"], [10 + 20 / 21, 20 + 44 / 21])
-        assert (await Verification(registry, aggregation).verify(made.version)).verified
+        assert (await Verification(registry, aggregation, no_round).verify(made.version)).verified
 
 
 async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        verification = Verification(registry, aggregation)
+        verification = Verification(registry, aggregation, no_round)
         with pytest.raises(ConflictError, match=f"version {version} .* has no lineage, as it was uploaded"):
             await verification.verify(version)
         contributions = [await store(aggregation, slot, near(BASE)) for slot in range(2)]
@@ -222,6 +229,10 @@ async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) 
         lineage = {"round": "r", "parent": version, "strategy": {"name": "fedavg"}}
         other = await models.post("/models", json={"model": {"w": [1.0]}, "lineage": lineage})
         with pytest.raises(ConflictError, match="its lineage lacks updates"):
+            await verification.verify(other.json()["version"])
+        long = {**lineage, "updates_digest": "d" * 64}
+        other = await models.post("/models", json={"model": {"w": [1.0]}, "lineage": long})
+        with pytest.raises(ConflictError, match=r"listed in the database .* no round r"):
             await verification.verify(other.json()["version"])
 
 
@@ -236,7 +247,7 @@ async def test_a_version_that_is_not_what_its_updates_make(peers: Peers, models:
             content=to_safetensors(near(BASE), {"lineage": json.dumps(lineage)}),
             headers={"content-type": SAFETENSORS},
         )
-        result = await Verification(registry, aggregation).verify(forged.json()["version"])
+        result = await Verification(registry, aggregation, no_round).verify(forged.json()["version"])
         assert not result.verified
         assert result.digest != result.recomputed
 
@@ -251,11 +262,19 @@ async def test_what_the_aggregator_refuses_names_update_and_tensor(
             await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
 
 
+@pytest.mark.parametrize("long", [False, True], ids=["whole lineage", "long lineage"])
 @pytest.mark.parametrize("keep", ["true", "false"])
 async def test_verification_over_http(
-    peers: Peers, models: httpx.AsyncClient, tmp_path: Path, keep: str
+    peers: Peers,
+    models: httpx.AsyncClient,
+    tmp_path: Path,
+    keep: str,
+    long: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A round as users have it, whose updates are kept or not."""
+    """A round as users have it, whose updates are kept or not, and fit into the lineage or not."""
+    if long:
+        monkeypatch.setattr(aggregation_module, "MAX_LINEAGE_BYTES", 500)
     registry, aggregator = peers.urls.values()
     env = environment(tmp_path / "state", registry, AGGREGATOR_URL=aggregator, COORDINATOR_KEEP_UPDATES=keep)
     async with coordinating(env) as http:
@@ -270,11 +289,54 @@ async def test_verification_over_http(
             assert answer.status_code == 200, answer.text
             assert answer.json()["verified"] is True
             assert answer.json()["updates"] == 3
+            assert answer.json()["on_record"] is True
+            lineage = (await models.get(f"/models/{version}/info")).json()["lineage"]
+            assert ("updates" in lineage, "updates_digest" in lineage) == (not long, long)
         else:
             assert answer.status_code == 409, answer.text
             assert "COORDINATOR_KEEP_UPDATES" in answer.json()["error"]
         assert (await http.post("/models/0/verify")).status_code == 409
         assert (await http.post("/models/77/verify")).status_code == 404
+
+
+async def test_a_lineage_that_lies(peers: Peers, models: httpx.AsyncClient, tmp_path: Path) -> None:
+    """Each of these models is what its lineage says that it is made of, and not what the round made."""
+    registry, aggregator = peers.urls.values()
+    env = environment(
+        tmp_path / "state", registry, AGGREGATOR_URL=aggregator, COORDINATOR_KEEP_UPDATES="true"
+    )
+    async with coordinating(env) as http:
+        await configure(http)
+        for sender in PARTICIPANTS:
+            assert (await http.post("/update", json=update(sender))).status_code == 200
+        version = (await ended(http))["model_version"]
+        true = (await models.get(f"/models/{version}/info")).json()["lineage"]
+        updates = true["updates"]
+        model = (await models.get(f"/models/{version}", headers={"accept": "application/json"})).json()
+        for lie, named in (
+            ({}, ": version$"),
+            ({"updates": updates[:1]}, "version, updates"),
+            ({"updates": [{**updates[0], "num_samples": 10**6}, *updates[1:]]}, "version, updates"),
+            ({"strategy": {"name": "fedmedian"}}, "version, strategy"),
+            ({"parent": version}, "version, parent"),
+            ({"state": version}, "version, state"),
+        ):
+            stored = await models.post("/models", json={"model": model, "lineage": {**true, **lie}})
+            assert stored.status_code == 201, stored.text
+            answer = await http.post(f"/models/{stored.json()['version']}/verify")
+            assert answer.status_code == 409, answer.text
+            assert re.search(
+                f"differs from what the coordinator has on record.*{named}", answer.json()["error"]
+            )
+        assert (await http.post(f"/models/{version}/verify")).json()["verified"] is True
+
+
+@pytest.mark.parametrize("field", ["slot", "steps", "base", "kind", "metrics"])
+async def test_a_lineage_is_checked_where_it_enters(models: httpx.AsyncClient, field: str) -> None:
+    used = {"proplet_id": "p-0", "digest": "d" * 64, "num_samples": 1, field: "../../elsewhere"}
+    answer = await models.post("/models", json={"model": {"w": [1.0]}, "lineage": {"updates": [used]}})
+    assert answer.status_code == 400, answer.text
+    assert f"updates.0.{field}" in answer.json()["error"]
 
 
 def test_what_an_update_must_have() -> None:

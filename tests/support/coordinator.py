@@ -230,7 +230,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         experiments = Experiments(
             ExperimentStore(database), service, registry, aggregator, publisher=None, max_running=1
         )
-        verification = Verification(registry, aggregation)
+        verification = Verification(registry, aggregation, service.find_round)
         transport = httpx.ASGITransport(
             create_api(service, experiments, metrics, verification=verification, verify=verify)
         )

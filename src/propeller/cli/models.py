@@ -161,6 +161,10 @@ def verify_model(target: Target, version: str, *, as_json: bool) -> int:
         console.print(
             f"v{found['version']} is what its {made} make, bit for bit: {found['digest']}", soft_wrap=True
         )
+        if not found.get("on_record", True):
+            console.print(
+                "The coordinator's database does not have the round: that these were its updates is what the version's lineage says."
+            )
         return 0
     console.print(f"[red]v{found['version']} is NOT what its {made} make[/]", soft_wrap=True)
     console.print(f"  stored      {found['digest']}\n  recomputed  {found['recomputed']}", soft_wrap=True)

@@ -28,8 +28,8 @@ from propeller.fl.tensors.safetensors import Header
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
-from propeller.protocol.models import MAX_LINEAGE_BYTES
-from propeller.protocol.wire import format_time, now
+from propeller.protocol.models import MAX_LINEAGE_BYTES, Lineage, updates_digest
+from propeller.protocol.wire import MalformedMessageError, format_time, now
 from propeller.store.blobs import BlobNotFoundError, BlobStore
 from propeller.tensors.safetensors import write_header
 
@@ -131,39 +131,50 @@ class AggregationRequest:
         Raises:
             ConflictError: the lineage does not say enough.
         """
-        missing = [name for name in ("round", "parent", "strategy", "updates") if not lineage.get(name)]
-        if missing and not (missing == ["parent"] and lineage.get("parent") == 0):
+        try:
+            known = Lineage.decode(lineage)
+        except MalformedMessageError as error:
+            raise ConflictError(f"its lineage cannot be used: {error}") from None
+        used = known.strategy
+        missing = [
+            name
+            for name, there in {
+                "round": known.round,
+                "parent": known.parent is not None,
+                "strategy": used and (used.name or used.program),
+                "updates": known.updates,
+            }.items()
+            if not there
+        ]
+        if missing or known.round is None or known.parent is None or used is None:
             raise ConflictError(
                 f"its lineage lacks {', '.join(missing)}: it was not made by a round of this coordinator"
             )
-        used = dict(lineage["strategy"])
-        params = dict(used.pop("params", {}))
         contributions = [
             RoundContribution(
-                each["proplet_id"],
-                each.get("slot", number),
-                each["digest"],
-                each["num_samples"],
-                each.get("steps"),
-                each.get("metrics", {}),
-                each.get("base"),
-                each.get("kind", "weights"),
+                each.proplet_id,
+                number if each.slot is None else each.slot,
+                each.digest,
+                each.num_samples,
+                each.steps,
+                each.metrics,
+                each.base,
+                each.kind,
             )
-            for number, each in enumerate(lineage["updates"])
+            for number, each in enumerate(known.updates or ())
         ]
-        return cls(
-            "",
-            lineage["round"],
-            lineage["parent"],
-            contributions,
-            {**used, **params},
-            lineage.get("state"),
-        )
+        named = {"program": used.program} if used.program else {"name": used.name}
+        return cls("", known.round, known.parent, contributions, {**used.params, **named}, known.state)
 
     @property
     def in_slot_order(self) -> list[RoundContribution]:
         """The updates in the order in which they are aggregated: whoever was faster, the sums are the same."""
         return sorted(self.contributions, key=lambda contribution: contribution.slot)
+
+    @property
+    def updates(self) -> list[dict[str, Any]]:
+        """The updates as a lineage has them, in that order."""
+        return [_used(each) for each in self.in_slot_order]
 
     @property
     def base_versions(self) -> list[int]:
@@ -468,14 +479,14 @@ def _lineage(request: AggregationRequest, program: str | None) -> str:
         "strategy": {**used, "params": strategy},
         "participants": len(request.contributions),
         "num_samples": sum(each.num_samples for each in request.contributions),
-        "updates": [_used(each) for each in request.in_slot_order],
+        "updates": request.updates,
         "created_at": format_time(now()),
     }
     if request.state_version is not None:
         fields["state"] = request.state_version
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     if len(text.encode()) > MAX_LINEAGE_BYTES:
-        del fields["updates"]
+        fields["updates_digest"] = updates_digest(fields.pop("updates"))
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     return text
 

@@ -103,7 +103,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             service,
             experiments,
             metrics,
-            verification=Verification(registry, aggregation),
+            verification=Verification(registry, aggregation, service.find_round),
             verify=verifier(settings),
             max_body=settings.max_bytes,
         )

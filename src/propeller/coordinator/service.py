@@ -428,7 +428,7 @@ class Coordinator:
 
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
-            request = _aggregation_request(active.record, proplet_ids)
+            request = aggregation_request(active.record, proplet_ids)
             new = await self._aggregation.make_version(request)
         except AggregationError as error:
             await self._apply_until_stored(active, AggregationFailed(str(error)))
@@ -485,7 +485,7 @@ def _check_contribution(record: RoundRecord, header: UpdateHeader) -> None:
     check_contribution(record.strategy, contribution_of(update, slot))
 
 
-def _aggregation_request(record: RoundRecord, proplet_ids: Iterable[str]) -> AggregationRequest:
+def aggregation_request(record: RoundRecord, proplet_ids: Iterable[str]) -> AggregationRequest:
     """How a round's updates become a model; the strategy goes on from the state that the experiment's last round left."""
     request = record.request
     if not isinstance(request, RoundStart):

@@ -1,8 +1,9 @@
 """Where a model version comes from, as the model registry keeps it beside the version's tensors."""
 
+import hashlib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,11 +39,33 @@ class ProgramUsed(_Part):
 
 
 class UpdateUsed(_Part):
-    """An update that went into a version."""
+    """An update that went into a version.
+
+    Attributes:
+        proplet_id: its sender.
+        digest: of its tensors, as the coordinator keeps them.
+        num_samples: its samples.
+        slot: the sender's position among the round's participants, from 0; left out: the place in the list.
+        steps: local optimizer steps, if the program said how many.
+        metrics: finite numbers by name.
+        base: the version that it started from; left out: the parent.
+        kind: whether its tensors are weights, or differences to that version.
+    """
 
     proplet_id: Id
     digest: str
     num_samples: _Count
+    slot: _Count | None = None
+    steps: _Count | None = None
+    metrics: dict[str, Annotated[float, Field(strict=True)]] = Field(default_factory=dict)
+    base: _Count | None = None
+    kind: Literal["weights", "delta"] = "weights"
+
+
+def updates_digest(updates: Sequence[Mapping[str, Any]]) -> str:
+    """What stands for a list of updates that is too long for a lineage: the SHA-256 of its compact JSON with sorted keys."""
+    text = json.dumps(list(updates), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Lineage(Message):
@@ -59,6 +82,8 @@ class Lineage(Message):
         num_samples: of all of them.
         metrics: of the round, by name.
         updates: each of them by its digest, from which the version can be computed again.
+        updates_digest: of that list, in its place where it is too long; the coordinator's database has the list.
+        state: the version whose server state the strategy went on from.
         created_at: when the aggregate was made.
     """
 
@@ -74,6 +99,8 @@ class Lineage(Message):
     num_samples: _Count | None = None
     metrics: dict[str, Annotated[float, Field(strict=True)]] | None = None
     updates: list[UpdateUsed] | None = None
+    updates_digest: str | None = None
+    state: _Count | None = None
     created_at: Time | None = None
 
 
