@@ -70,6 +70,27 @@ def test_rounds_that_fit_are_not() -> None:
     check_strategy(spec(strategy={"program": "registry/mine:v1"}, k_of_n=1))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "needed"),
+    [
+        ("fedavg", False),
+        ("scaffold", True),
+        ({"name": "ditto"}, True),
+        ({"name": "fedavg", "personal": ["bn*"]}, True),
+        ({"program": "registry/mine:v1"}, False),
+    ],
+)
+def test_a_strategy_that_needs_device_state_asks_for_devices_that_have_it(
+    strategy: Any, needed: bool
+) -> None:
+    given = spec(strategy=strategy, evaluate={"every": 1})
+    first = step(Experiment("e", given, 0), Admitted(at=0.0))
+    evaluation = step(first.experiment, RoundEnded("e.1", 1.0, version=1))
+    for effects in (first.effects, evaluation.effects):
+        (start,) = [effect for effect in effects if isinstance(effect, StartRound)]
+        assert start.request.policy.device_state is needed
+
+
 def test_a_strategy_that_was_removed_stops_nothing_but_its_experiment() -> None:
     lost = spec(strategy={"name": "was-installed-once"}, min_updates=2)
     assert fewest_updates(lost) == 2

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from propeller.errors import UnprocessableError
 from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
 from propeller.protocol.selection import SelectionPolicy
 
@@ -61,6 +62,20 @@ def test_tags_and_names_say_who_there_is_to_choose_from() -> None:
     assert chosen(devices, names=["c", "1"]) == ("1", "3")  # a name or an id
     assert chosen(devices, names=["a", "b", "d"], min_available=2) == ("1", "2")
     assert len(chosen(devices, names=["a", "b", "d"], count=1)) == 1
+
+
+def test_device_state_that_devices_do_not_have() -> None:
+    devices = [Candidate(f"{i}", f"edge-{i}", keeps_state=i > 1) for i in range(5)]
+    assert chosen(devices, device_state=True) == ("2", "3", "4")
+    assert len(chosen(devices)) == 5
+    assert set(chosen(devices, device_state=True, count=2)) < {"2", "3", "4"}
+    for fields in ({"count": 4}, {"min_available": 4}, {"names": ["edge-1", "edge-2"], "count": 1}):
+        with pytest.raises(
+            UnprocessableError, match=r"strategy: it needs device state.*edge-1.*selection\.names"
+        ):
+            chosen(devices, device_state=True, **fields)
+    # Others may come: it waits, as it does without.
+    assert "7 devices needed, 3 there" in str(too_few(devices, device_state=True, count=7))
 
 
 def test_those_that_failed_are_left_out_while_others_are_there() -> None:

@@ -132,6 +132,18 @@ async def test_a_coordinator_that_is_away_is_asked_until_it_answers(
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
 
 
+async def test_device_state_that_proplets_do_not_have_fails_the_round_at_once(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await fleet.add_proplets("p4", directed=True, device_state=True)
+    await begin(fleet, selection={"count": 2, "device_state": True})
+    await eventually(lambda: coordinator.proposals)
+    assert "strategy: it needs device state" in coordinator.proposals[0]["failure"]
+    await begin(fleet, round_id="e.2", selection={"device_state": True})
+    await eventually(lambda: len(coordinator.proposals) == 2)
+    assert coordinator.proposals[1]["participants"] == ["p4"]
+
+
 async def test_a_failure_that_was_not_foreseen_does_not_lose_a_round_that_waits(
     fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:

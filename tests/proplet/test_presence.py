@@ -28,7 +28,7 @@ async def test_it_registers_beats_and_reports(world: World) -> None:
     (create,) = peers.messages(Kind.PROPLET_CREATE)
     assert (create["proplet_id"], create["namespace"]) == (me, "ns")
     metadata = create["metadata"]
-    assert metadata["directed"] is True
+    assert (metadata["directed"], metadata["device_state"]) == (True, True)
     assert metadata["liveliness_interval"] == 0.1
     assert (metadata["tags"], metadata["location"]) == (["gpu", "lab"], "here")
     assert metadata["total_memory_bytes"] > 0
@@ -53,6 +53,7 @@ def test_system_information_can_be_kept_back() -> None:
     told = device_metadata(PropletSettings.load(**named, collect_system_info=False, instance_id="proplet-1"))
     assert (told.hostname, told.ip, told.total_memory_bytes) == (None, None, 0)
     assert told.description == "proplet-1"
+    assert device_metadata(PropletSettings.load(**named, task_state_bytes=0)).device_state is False
     full = device_metadata(PropletSettings.load(**named))
     assert full.os
     assert full.cpu_arch

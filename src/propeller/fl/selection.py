@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from propeller.errors import UnavailableError
+from propeller.errors import UnavailableError, UnprocessableError
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 from propeller.protocol.strict import nearest_names
 
@@ -20,11 +20,12 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True)
 class Candidate:
-    """A device that is there and could take part."""
+    """A device that is there and could take part; ``keeps_state``: programs can keep something on it from round to round."""
 
     id: str
     name: str
     tags: frozenset[str] = frozenset()
+    keeps_state: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,15 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
 
     Raises:
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
+        UnprocessableError: it needs device state, which devices that are named, or too many of the others, do not have.
     """
     there = sorted(candidates, key=lambda one: (one.name, one.id))
     fitting = [one for one in there if _fits(one, policy)]
     busy = frozenset(policy.busy)
-    pool = [one for one in fitting if one.id not in busy]
     needed = max(_min_available(policy), policy.min_chosen)
+    if policy.device_state:
+        fitting = _require_state(fitting, policy, needed)
+    pool = [one for one in fitting if one.id not in busy]
     is_named_missing = policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
     if len(fitting) < needed or is_named_missing:
         raise NotEnoughError(_explain_too_few(there, fitting, policy, needed), needed, len(fitting))
@@ -142,6 +146,20 @@ def _unknown_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[
 def _fits(one: Candidate, policy: SelectionPolicy) -> bool:
     named = policy.names is None or not {one.name, one.id}.isdisjoint(policy.names)
     return named and one.tags.issuperset(policy.tags)
+
+
+def _require_state(fitting: Sequence[Candidate], policy: SelectionPolicy, needed: int) -> list[Candidate]:
+    """Those on which programs can keep something; the others are left out, unless they are named or there are too few without."""
+    able = [one for one in fitting if one.keeps_state]
+    unable = [one.name for one in fitting if not one.keeps_state]
+    if unable and (policy.names is not None or len(able) < needed <= len(fitting)):
+        raise UnprocessableError(
+            f"strategy: it needs device state, which {len(unable)} of {len(fitting)} devices do not have "
+            f"({_list(unable, 'without')}): leave them out with selection.names or selection.tags, set "
+            "PROPLET_TASK_STATE_BYTES above 0 on them if it is 0 (proplets of absmach/propeller keep no state), or choose "
+            "another strategy"
+        )
+    return able
 
 
 def _min_available(policy: SelectionPolicy) -> int:

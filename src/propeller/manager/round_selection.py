@@ -155,8 +155,10 @@ class RoundSelector:
 
 
 def _candidate(proplet: PropletRecord) -> Candidate:
-    tags = (proplet.metadata or {}).get("tags") or ()
-    return Candidate(proplet.id, proplet.name, frozenset(tags))
+    told = proplet.metadata or {}
+    return Candidate(
+        proplet.id, proplet.name, frozenset(told.get("tags") or ()), told.get("device_state") is True
+    )
 
 
 def _environments(start: RoundStart, participants: list[str]) -> dict[str, dict[str, str]]:

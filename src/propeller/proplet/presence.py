@@ -143,6 +143,7 @@ def device_metadata(settings: PropletSettings) -> PropletMetadata:
         proplet_version=__version__,
         wasm_runtime=Path(settings.external_runtime).name if settings.external_runtime else RUNTIME,
         directed=True,
+        device_state=settings.task_state_bytes > 0,
         liveliness_interval=settings.liveliness_interval,
     )
     if not settings.collect_system_info:

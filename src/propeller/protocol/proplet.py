@@ -23,6 +23,8 @@ class PropletMetadata(Message):
     proplet_version: str = ""
     wasm_runtime: str = ""
     directed: bool = False
+    device_state: bool = False
+    """Whether programs of experiments can keep something on it from round to round."""
     liveliness_interval: Annotated[float, Field(gt=0)] | None = None
     """Seconds between heartbeats; the manager's liveness window follows it."""
 

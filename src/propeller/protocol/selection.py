@@ -23,6 +23,7 @@ class SelectionPolicy(Message):
         busy: ids of devices that are not chosen, as they take part in another round of the experiment.
         exclude: ids of devices that are chosen only where there are too few others: they have just failed.
         last_rounds: id → number of the last round in which it took part, of those that still rest.
+        device_state: only devices on which programs can keep something from round to round.
     """
 
     fraction: Fraction | None = None
@@ -38,3 +39,4 @@ class SelectionPolicy(Message):
     busy: list[Id] = Field(default_factory=list)
     exclude: list[Id] = Field(default_factory=list)
     last_rounds: dict[Id, int] = Field(default_factory=dict)
+    device_state: bool = False

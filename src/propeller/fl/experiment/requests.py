@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from propeller.fl.experiment.state import BufferedUpdate, Experiment, OpenRound, Wave
-from propeller.fl.experiment.strategy import fewest_updates
+from propeller.fl.experiment.strategy import fewest_updates, needs_device_state
 from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 
@@ -110,6 +110,7 @@ def make_wave_request(current: Experiment, wave: Wave) -> RoundRequest:
             seed=selection.seed,
             busy=list(wave.busy),
             exclude=list(wave.exclude),
+            device_state=needs_device_state(spec),
         ),
         k_of_n=None,
         min_updates=1,
@@ -167,6 +168,7 @@ def _training_policy(current: Experiment) -> SelectionPolicy:
         min_chosen=spec.k_of_n or fewest_updates(spec),
         exclude=list(current.exclude),
         last_rounds=dict(current.last_rounds),
+        device_state=needs_device_state(spec),
     )
 
 
@@ -179,4 +181,5 @@ def _evaluation_policy(current: Experiment) -> SelectionPolicy:
         names=selection.names,
         seed=selection.seed,
         exclude=list(current.exclude),
+        device_state=needs_device_state(current.spec),
     )

@@ -11,11 +11,14 @@ def fewest_updates(spec: ExperimentSpec) -> int:
     A strategy whose package was removed since the experiment began asks for nothing here: whoever is to create the round
     finds that out and says so (``RoundRefused``).
     """
-    try:
-        strategy = _built_in(spec)
-    except InvalidError:
-        strategy = None
+    strategy = _installed(spec)
     return spec.min_updates if strategy is None else max(spec.min_updates, strategy.min_updates)
+
+
+def needs_device_state(spec: ExperimentSpec) -> bool:
+    """Whether devices must keep something from round to round for the strategy; a program that aggregates does not say so."""
+    strategy = _installed(spec)
+    return strategy is not None and strategy.needs_device_state
 
 
 def check_strategy(spec: ExperimentSpec) -> None:
@@ -32,6 +35,14 @@ def check_strategy(spec: ExperimentSpec) -> None:
     for field, updates in ((where, spec.selection.most), ("k_of_n", spec.k_of_n), ("mode.buffer", buffer)):
         if updates is not None:
             strategy.check_size(field, updates)
+
+
+def _installed(spec: ExperimentSpec) -> Strategy | None:
+    """The strategy, unless it is a program, or was removed since the experiment began."""
+    try:
+        return _built_in(spec)
+    except InvalidError:
+        return None
 
 
 def _built_in(spec: ExperimentSpec) -> Strategy | None:
