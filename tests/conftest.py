@@ -15,7 +15,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # How long an example takes says nothing on a machine that runs other tests beside it.
 settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+settings.register_profile("few examples", deadline=None, max_examples=10)
+settings.load_profile("few examples" if os.environ.get("PROPELLER_FEW_EXAMPLES") else "no deadline")
 
 
 @pytest.fixture(scope="session")
