@@ -217,6 +217,8 @@ async def test_evaluation_rounds_and_the_best_version(world: World) -> None:
     assert "best" in {kind for _seq, kind, _data in await events(world.http)}
     last = (await world.http.get("/rounds/next")).json()  # an evaluation, which ended last, has no version
     assert (last["last_completed_round"], last["new_model_version"]) == ("e.4", 4)
+    newest = (await world.http.get("/rounds?limit=1")).json()["rounds"][0]
+    assert (newest["kind"], newest["number"], newest["attempt"]) == ("evaluate", 4, 1)
 
 
 async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:

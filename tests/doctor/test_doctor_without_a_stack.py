@@ -206,6 +206,28 @@ def test_why_a_round_failed(tmp_path: Path, reason: str, remedy: str) -> None:
     assert "\x1b" not in shown
 
 
+def test_a_failed_round_of_an_experiment_is_not_retried_by_hand(tmp_path: Path) -> None:
+    said = {
+        "status": "ok",
+        "rounds": [{"round_id": "mine-1.3"}],
+        "round_id": "mine-1.3",
+        "experiment_id": "mine-1",
+        "number": 3,
+        "attempt": 1,
+        "state": "failed",
+        "reason": "aggregation: aggregator cannot be reached",
+        "participants": [],
+        "task_wasm_image": "ghcr.io/u/x:latest",
+    }
+    with (
+        answering(json.dumps(said).encode(), {}) as coordinator,
+        published(tmp_path, nobody(free_port(), coordinator=coordinator)),
+    ):
+        found = examine("--state", str(tmp_path))
+    assert "propeller experiment show mine-1" in found.line("rounds")
+    assert "/retry" not in found.line("rounds")
+
+
 def test_a_clock_that_is_off(tmp_path: Path) -> None:
     with (
         answering(b'{"status":"ok"}', {"Date": formatdate(time.time() + 3590, usegmt=True)}) as ahead,

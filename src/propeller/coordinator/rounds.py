@@ -223,6 +223,7 @@ class RoundRecord:
         return {
             "round_id": self.round_id,
             "experiment_id": self.request.experiment_id,
+            **({"kind": self.kind, **self.numbers} if self.numbers else {}),
             "state": self.state.value,
             "num_updates": len(self.round.accepted),
             "k_of_n": self.round.plan.k_of_n,

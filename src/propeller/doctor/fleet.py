@@ -20,7 +20,7 @@ _MAX_REQUESTS = 10
 
 _REMEDIES = (
     ("cannot be fetched", "see 'image'; name the program of that round with --image {image}"),
-    ("aggregation:", "see 'aggregator' and 'model-registry'; then POST {coordinator}/rounds/{round}/retry"),
+    ("aggregation:", "see 'aggregator' and 'model-registry'; then {again}"),
     ("wall_time_s", "give tasks more time: PROPLET_TASK_WALL_TIME"),
     ("memory_bytes", "give tasks more memory: PROPLET_TASK_MEMORY"),
     ("not alive", "see 'proplets'"),
@@ -213,10 +213,10 @@ class RoundChecks:
 
     def _remedy(self, newest: dict[str, object], reason: str) -> str:
         text = next((remedy for part, remedy in _REMEDIES if part in reason), "")
-        names = {
-            "image": newest.get("task_wasm_image"),
-            "coordinator": self._target.services["coordinator"],
-            "round": newest["round_id"],
-        }
+        if "number" in newest:
+            again = f"see propeller experiment show {newest.get('experiment_id')}: it tries its rounds again by itself while it runs"
+        else:
+            again = f"POST {self._target.services['coordinator']}/rounds/{newest['round_id']}/retry"
+        names = {"image": newest.get("task_wasm_image"), "again": again}
         look = self._target.advice.look("coordinator")
         return f"{text.format(**names)}; {look}" if text else look
