@@ -177,7 +177,9 @@ def _model_routes(registry: ModelRegistry) -> Router:
         if etag_matches(request.headers.get("if-none-match", ""), encoded.etag):
             return Response(status_code=304, headers=headers)
         ranges = asked_ranges(request.headers, encoded.body.length, encoded.etag)
-        if ranges is None and encoded.body.open_rest is not None:
+        if encoded.body.open_rest is not None and (
+            ranges is None or any(part.stop > len(encoded.body.head) for part in ranges)
+        ):
             await check(version)
         return respond(encoded.body, ranges, headers, media_type)
 

@@ -73,7 +73,7 @@ class Encodings:
         self._checks: SingleFlight[tuple[str, int], str] = SingleFlight()
 
     async def model(self, version: int, media_type: str) -> EncodedModel:
-        """A version in one of the media types of ``codecs``. One that is sent whole is to be checked before (``check_model``).
+        """A version in one of the media types of ``codecs``. Before numbers of a large one are sent, ``check_model``.
 
         Raises:
             VersionNotFoundError: there is no such version.
@@ -111,7 +111,7 @@ class Encodings:
             raise
 
     async def state(self, version: int) -> EncodedModel:
-        """The server state of a version, as safetensors. One that is sent whole is to be checked before (``check_state``).
+        """The server state of a version, as safetensors. Before numbers of it are sent, ``check_state``.
 
         Raises:
             VersionNotFoundError: there is no such version.
