@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from propeller.aggregator import aggregation as aggregation_module
 from propeller.aggregator.spill import SpillSpace, SpillStore
 from propeller.fl.strategies import (
     Contribution,
+    PartAggregation,
     ServerState,
     Strategy,
     aggregate,
@@ -213,6 +215,26 @@ async def test_one_device_beyond_any_norm_ends_no_round(http: httpx.AsyncClient,
     norms = result["measured"]["norms"]
     assert norms[3] == np.finfo(np.float64).max
     assert norms[0] == 1
+
+
+@pytest.mark.parametrize("name", ["krum", "fedmedian"])
+async def test_many_small_updates_are_not_dealt_with_in_the_event_loop(
+    http: httpx.AsyncClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are answered meanwhile: the distances of a thousand updates take seconds."""
+    threads: set[threading.Thread] = set()
+    finish = PartAggregation.finish
+
+    def seen(part: PartAggregation) -> tuple[Tensors, Tensors]:
+        threads.add(threading.current_thread())
+        return finish(part)
+
+    monkeypatch.setattr(PartAggregation, "finish", seen)
+    base: Tensors = {"w": np.zeros(100)}
+    sent = [(header, {"w": np.full(100, 1.0)}) for header in headers(100)]
+    await read_answer(await send(http, request_body(name, [base], sent)))
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_no_room_on_disk(

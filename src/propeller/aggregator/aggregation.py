@@ -56,6 +56,10 @@ class Answer:
 class Aggregation(Protocol):
     """Something that takes the documents of a plan, in their order."""
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the documents that the next one may be dealt with together with."""
+
     def add(self, document: Buffer) -> None:
         """Take the next document, whose memory must not change any more.
 
@@ -105,6 +109,11 @@ class StrategyAggregation:
         self._has_state = False
         self._part = _Part(self._strategy, self._contributions)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """As ``Aggregation.waiting_bytes``."""
+        return self._waiting.size
+
     def add(self, document: Buffer) -> None:
         """As ``Aggregation.add``."""
         place, what = self._order.place(self._came), self._order.describe(self._came)
@@ -123,7 +132,8 @@ class StrategyAggregation:
     async def finish(self) -> Answer:
         """As ``Aggregation.finish``."""
         self._order.check_complete(self._came)
-        if self._done.size + self._waiting.size <= _THREAD_FROM_BYTES:
+        # A plan from distances takes its time by the number of updates, however small they are.
+        if self._plan is not None and self._done.size + self._waiting.size <= _THREAD_FROM_BYTES:
             return self._finish()
         return await asyncio.to_thread(self._finish)
 

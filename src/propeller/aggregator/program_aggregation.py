@@ -52,6 +52,11 @@ class ProgramAggregation:
         self._taken = 0
         self._done = SpillStore(space)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """None: each document becomes a file by itself."""
+        return 0
+
     def add(self, document: Buffer) -> None:
         """As ``Aggregation.add``."""
         place, what = self._order.place(self._came), self._order.describe(self._came)

@@ -122,7 +122,7 @@ class Aggregator:
                     order, aggregation = DocumentOrder(plan), await self._begin(plan)
                 else:
                     came, size = came + 1, size + len(document)
-                    await _run(len(document), aggregation.add, document)
+                    await _run(len(document) + aggregation.waiting_bytes, aggregation.add, document)
             if aggregation is None:
                 raise NoUpdatesError("No updates provided: the body is empty")
             answer = await aggregation.finish()

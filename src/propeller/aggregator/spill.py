@@ -4,6 +4,7 @@ import contextlib
 import errno
 import mmap
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -26,6 +27,7 @@ class SpillSpace:
     def __init__(self, folder: Path | None, max_bytes: int) -> None:
         """Have ``max_bytes`` in ``folder``, made when it is needed; ``None``: the system's temporary folder."""
         self._folder, self._max_bytes, self._used = folder, max_bytes, 0
+        self._lock = threading.Lock()
 
     @property
     def used_bytes(self) -> int:
@@ -55,15 +57,17 @@ class SpillSpace:
                 f"the aggregation needs more than {self._max_bytes} bytes on disk, the limit of AGGREGATOR_SPILL_BYTES; "
                 "raise it, or choose a strategy that streams, such as fedavg"
             )
-        if self._used + size > self._max_bytes:
-            raise UnavailableError(
-                f"other aggregations have taken {self._used} of the {self._max_bytes} bytes of AGGREGATOR_SPILL_BYTES"
-            )
-        self._used += size
+        with self._lock:  # each aggregation works in a thread
+            if self._used + size > self._max_bytes:
+                raise UnavailableError(
+                    f"other aggregations have taken {self._used} of the {self._max_bytes} bytes of AGGREGATOR_SPILL_BYTES"
+                )
+            self._used += size
 
     def give_back(self, size: int) -> None:
         """Room that is free again."""
-        self._used -= size
+        with self._lock:
+            self._used -= size
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
