@@ -119,6 +119,7 @@ class Device:
         session.use(machine(files(self.root)))
         code = command.run(self.root)
         out, err = self.capsys.readouterr()
+        self.log: str = err
         if code:
             raise RuntimeError(err.splitlines()[-1])
         document: dict[str, Any] = json.loads(out)
@@ -130,6 +131,28 @@ def device(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> Device:
     return Device(tmp_path, request.param, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [{"name": "fedprox", "mu": 0.1}, {"name": "scaffold", "control": True}, {"name": "ditto", "lambda": 0.5}],
+    ids=lambda strategy: str(strategy["name"]),
+)
+def test_a_program_that_leaves_the_correction_out_is_told(device: Device, strategy: dict[str, Any]) -> None:
+    def ignore(model: Any, data: Data, hyperparams: Any, ctx: Context) -> Update:
+        return Update(model, len(data), steps=1, lr=LR)
+
+    def penalize(model: Any, data: Data, hyperparams: Any, ctx: Context) -> Update:
+        ctx.correct.penalty(model)
+        return ignore(model, data, hyperparams, ctx)
+
+    device.run(strategy, train=ignore)
+    assert f"note: {strategy['name']} adds to the gradients" in device.log
+    for train in (fit, penalize):
+        device.run(strategy, train=train)
+        assert "note: " not in device.log
+    device.run({"name": "fedavgm"}, train=ignore)
+    assert "note: " not in device.log
 
 
 def test_without_a_strategy_nothing_is_added(device: Device) -> None:

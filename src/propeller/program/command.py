@@ -88,6 +88,11 @@ class _Task:
             document["metrics"] |= {
                 f"personal_{name}": value for name, value in _parse_metrics(own.metrics).items()
             }
+        if strategy.is_ignored:
+            sys.stderr.write(
+                f"note: {self._context.strategy.get('name', 'the strategy')} adds to the gradients of local training, "
+                "and this program called neither ctx.correct nor ctx.correct.penalty: it trained as for fedavg\n"
+            )
         if steps is not None:
             document["steps"] = steps
         if kind != "weights":

@@ -22,12 +22,14 @@ class Correction(ArrayContainer):
         anchor: by tensor, where to; empty where nothing is pulled.
         shift: by tensor; one that is missing is not shifted.
         exempt: tensors that are left alone.
+        calls: has an entry once it was called, or its penalty was; shared by those of one task.
     """
 
     pull: Any = 0.0
     anchor: Mapping[str, Array] = field(default_factory=dict)
     shift: Mapping[str, Array] = field(default_factory=dict)
     exempt: frozenset[str] = frozenset()
+    calls: set[str] = field(default_factory=set)
 
     def __call__(self, gradients: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
         """The corrected gradients, in the order in which they came.
@@ -39,6 +41,7 @@ class Correction(ArrayContainer):
         Raises:
             TensorError: A tensor is none of the model's, or has no weight.
         """
+        self.calls.add("correct")
         return {
             name: self._corrected(name, gradient, weights.get(name)) for name, gradient in gradients.items()
         }
@@ -52,6 +55,7 @@ class Correction(ArrayContainer):
         Raises:
             TensorError: A tensor is none of the model's.
         """
+        self.calls.add("penalty")
         total: Any = 0.0
         for name, weight in weights.items():
             if self._is_pulled(name):
@@ -84,4 +88,4 @@ class Correction(ArrayContainer):
 
     def with_array_parts(self, parts: Any) -> "Correction":
         """The same correction with these arrays."""
-        return Correction(parts.get("pull", 0.0), parts["anchor"], parts["shift"], self.exempt)
+        return Correction(parts.get("pull", 0.0), parts["anchor"], parts["shift"], self.exempt, self.calls)

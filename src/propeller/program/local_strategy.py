@@ -52,6 +52,7 @@ class LocalStrategy:
         self._root = root
         self._personal = _matching(values.get(_PERSONAL) or [], specs)
         self._shift: dict[str, Array] = {}
+        self._calls: set[str] = set()
 
     @property
     def trains_twice(self) -> bool:
@@ -84,11 +85,18 @@ class LocalStrategy:
         if self._has_control:
             self._shift = self._control_shift()
         anchor = self._base() if self._mu else {}
-        return Correction(self._mu, anchor, self._shift, frozenset(self._personal))
+        return Correction(self._mu, anchor, self._shift, frozenset(self._personal), self._calls)
 
     def second_context(self, context: Context) -> Context:
         """The context in which the device's own model is trained."""
-        return replace(context, correct=Correction(self._lambda, self._base()), personal=True)
+        return replace(
+            context, correct=Correction(self._lambda, self._base(), calls=self._calls), personal=True
+        )
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether something was to be added to gradients, and the program, which has trained, did not ask for it."""
+        return not self._calls and bool(self._mu or self._lambda or self._has_control)
 
     def keep_second_model(self, model: Mapping[str, Array]) -> None:
         """Keep the device's own model for the next round."""
