@@ -95,6 +95,15 @@ def test_an_experiment_is_submitted_with_its_model_and_its_data(stack: FakeStack
     assert repr(handle) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
 
 
+def test_an_experiment_is_shown_without_its_numbers() -> None:
+    big = experiment(model={"w": np.zeros(100_000)}, data=[{"data": [1]}] * 3, hyperparams={"lr": 0.1})
+    assert repr(big) == (
+        "Experiment(program='localhost:5000/digits:v1', rounds=2, id='exp', model=<tensors w>, data=<of 3 devices>, "
+        "hyperparams={'lr': 0.1})"
+    )
+    assert len({big, experiment(model={"w": np.zeros(3)})}) == 2
+
+
 def test_an_id_of_its_own_is_made(stack: FakeStack, fl: Propeller) -> None:
     one, other = (fl.run(experiment(id=None, name="mine")) for _ in range(2))
     assert one.id.startswith("mine-")

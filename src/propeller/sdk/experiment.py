@@ -11,10 +11,12 @@ from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk.values import plain
 
+_SHOWN_TENSORS = 5
+
 _OWN = {"model", "data", "split"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one answer to ==
 class Experiment:
     """Rounds of one program with one strategy; checked when it is made.
 
@@ -75,6 +77,18 @@ class Experiment:
                 "model: there are no tensors in it; leave it out to start from the latest version"
             )
         _ = self.spec
+
+    def __repr__(self) -> str:
+        """Shows the fields that were given; of tensors and data only how many there are."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        shown = {name: repr(value) for name, value in given.items() if value is not None}
+        if isinstance(self.model, Mapping):
+            names = [str(name) for name in self.model]
+            more = f" … {len(names)} in all" if len(names) > _SHOWN_TENSORS else ""
+            shown["model"] = f"<tensors {', '.join(names[:_SHOWN_TENSORS])}{more}>"
+        if self.data is not None:
+            shown["data"] = f"<of {len(self.data)} devices>"
+        return f"Experiment({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     @cached_property
     def spec(self) -> ExperimentSpec:
