@@ -114,6 +114,16 @@ def test_events_as_lines_of_json(stack: FakeStack, tmp_path: Path, state: tuple[
     assert done.returncode == 1
 
 
+def test_an_evaluation_on_training_data_is_noticed(
+    stack: FakeStack, tmp_path: Path, state: tuple[str, str]
+) -> None:
+    command = ("run", str(tmp_path / "experiment.toml"), *state, "-d", "--set", "evaluate.every=1")
+    done = propeller(*command)
+    assert done.returncode == 0
+    assert "evaluate: devices evaluate on what they train on" in done.stderr
+    assert propeller(*command, "--set", "data.split.holdout=0.2").stderr == ""
+
+
 def test_detached_it_goes_on(stack: FakeStack, tmp_path: Path, state: tuple[str, str]) -> None:
     done = propeller("run", str(tmp_path / "experiment.toml"), *state, "--detach")
     assert done.returncode == 0, done.stderr

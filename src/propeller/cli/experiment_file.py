@@ -86,6 +86,12 @@ class ExperimentFile:
         return found
 
     @property
+    def evaluates_on_training_data(self) -> bool:
+        """Whether devices evaluate, and nothing is held out for it."""
+        plan = self.spec.evaluate
+        return plan is not None and plan.on == "devices" and self.split is None
+
+    @property
     def limits(self) -> dict[str, int | float] | None:
         """Of each task."""
         return self.spec.limits

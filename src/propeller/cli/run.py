@@ -42,6 +42,12 @@ def run_experiment(
     described = ExperimentFile.load(file, [*changes, *replaced])
     if described.notes:
         print(f"{file}: {'; '.join(described.notes)}: the old names are still read", file=sys.stderr)
+    if described.evaluates_on_training_data:
+        print(
+            f"{file}: evaluate: devices evaluate on what they train on, as nothing is held out: add data.split = "
+            "{ holdout = 0.2 }, unless the program splits its data itself",
+            file=sys.stderr,
+        )
     experiment, console = described.to_experiment(), Console(highlight=False)
     spec = experiment.spec
     with target.connect() as fl:
