@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from propeller.cli.connection import Target
 from propeller.sdk import Event, ExperimentFailedError, ExperimentHandle, ExperimentResult, Propeller
@@ -257,27 +258,29 @@ def _show(handle: ExperimentHandle, progress: Progress, console: Console) -> Non
 def _table(progress: Progress) -> Group:
     """What runs now."""
     now = datetime.now(UTC)
-    table = Table(box=None, padding=(0, 2, 0, 2))
-    for column in ("", "updates", "failed", "so far", "running", "deadline in"):
-        table.add_column(column, header_style="dim")
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    for column in ("", "updates", "failed", "running", "deadline in", "so far"):
+        table.add_column(column, header_style="dim", no_wrap=column != "so far")
     for one in progress.open.values():
         table.add_row(
             one.title,
             f"{one.updates}/{one.wanted}",
             str(len(one.failures) or ""),
-            escape(one.metrics()),
             "" if one.begun is None else _duration(max((now - one.begun).total_seconds(), 0)),
             "" if one.deadline is None else _duration(max((one.deadline - now).total_seconds(), 0)),
+            Text(one.metrics(), no_wrap=True, overflow="ellipsis"),
         )
-    if not progress.open:
-        table.add_row(escape(f"waiting: {progress.waiting}" if progress.waiting else progress.state))
+    idle = f"waiting: {progress.waiting}" if progress.waiting else progress.state
     left, best = progress.time_left(now), progress.best
     parts = [f"{progress.done} of {progress.rounds} rounds"]
     if left is not None and progress.state == "running":
         parts.append(f"about {_duration(left)} left")
     if best:
         parts.append(f"best v{best['version']}: {best['metric']} {best['value']:.4f}")
-    return Group(table, f"[dim]  {escape(' · '.join(parts))} · Ctrl-C leaves it running[/]")
+    return Group(
+        table if progress.open else f"  {escape(idle)}",
+        f"[dim]  {escape(' · '.join(parts))} · Ctrl-C leaves it running[/]",
+    )
 
 
 def _duration(seconds: float) -> str:

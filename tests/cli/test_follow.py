@@ -1,0 +1,36 @@
+"""The table of what runs, at a terminal of 80 columns."""
+
+import io
+
+from rich.console import Console
+
+from propeller.cli.follow import Progress, _table
+from propeller.sdk import Event
+
+
+def shown(progress: Progress) -> list[str]:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_table(progress))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_a_round_is_one_line_however_many_metrics_it_has() -> None:
+    progress = Progress(20, {})
+    where = {"round_id": "exp.1", "number": 1, "attempt": 1, "kind": "train"}
+    started = {**where, "participants": ["id-1", "id-2"], "k_of_n": 2, "base_version": 0}
+    progress.take(Event("1", "round_started", started))
+    metrics = {"loss": 0.7, "accuracy": 0.5, "loss_before": 0.9, "personal_loss": 0.4}
+    progress.take(Event("2", "update", {**where, "proplet_id": "id-1", "num_samples": 3, "metrics": metrics}))
+    head, line, foot = shown(progress)
+    assert head.split() == ["updates", "failed", "running", "deadline", "in", "so", "far"]
+    assert line.startswith("  round  1  1/2")
+    assert "loss 0.7000  accuracy 0.5000" in line
+    assert line.endswith("…")
+    assert foot == "  0 of 20 rounds · Ctrl-C leaves it running"
+
+
+def test_between_rounds_it_says_what_is_waited_for() -> None:
+    progress = Progress(20, {})
+    assert shown(progress)[0] == "  queued"
+    progress.take(Event("1", "waiting", {"reason": "2 of 3 devices are alive"}))
+    assert shown(progress)[0] == "  waiting: 2 of 3 devices are alive"
