@@ -150,6 +150,7 @@ def contributed(**changed: Any) -> bytes:
         (document({}, plan="{"), 400, "plan: Invalid JSON"),
         (planned(what=1), 400, "plan: what: Extra inputs are not permitted"),
         (planned(strategy={}), 400, "plan: strategy"),
+        (planned(strategy={"name": "fedavg", "program": "x:v1"}), 400, "plan: strategy.*leave one out"),
         (planned(strategy="fedavgg"), 400, "'fedavgg' is not known .did you mean 'fedavg'"),
         (planned(strategy={"name": "fedavg", "mu": 1}), 400, "strategy.mu: fedavg has no such parameter"),
         (planned(contributions=[]), 400, "No updates provided"),

@@ -118,3 +118,10 @@ async def test_a_damaged_file_of_aliases_is_named(http: httpx.AsyncClient, tmp_p
     assert (await http.get("/models/0")).status_code == 200
     assert (await name(http, "best", 0)).status_code == 500
     assert (tmp_path / "aliases.json").read_text() == "["
+
+
+async def test_a_number_beyond_all_versions_is_not_there(http: httpx.AsyncClient) -> None:
+    for number in (2**53, 10**16, 10**40):
+        answer = await http.get(f"/models/{number}")
+        assert answer.status_code == 404, answer.text
+        assert "Model not found" in answer.json()["error"]

@@ -92,7 +92,9 @@ class ModelRegistry:
         """
         if name == LATEST:
             return await self.latest_version()
-        if name.isascii() and name.isdigit() and len(name) <= _MAX_DIGITS:
+        if name.isascii() and name.isdigit():
+            if len(name) > _MAX_DIGITS:
+                raise NotFoundError(f"Model not found: versions are from 0 to {MAX_VERSION}")
             return int(name)
         return await asyncio.to_thread(self._aliases.version, name)
 

@@ -29,6 +29,8 @@ class _StrictMessage(Message):
 def _check_strategy(value: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(value, dict) and type(value.get("name", value.get("program"))) is not str:
         raise ValueError('must have a name or a program, as {"name": "fedavg"}')
+    if isinstance(value, dict) and "name" in value and "program" in value:
+        raise ValueError("has a name and a program: leave one out")
     return value
 
 

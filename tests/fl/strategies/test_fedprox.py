@@ -38,3 +38,17 @@ def test_adaptive_mu_needs_a_loss() -> None:
     strategy = create_strategy("fedprox", {"adaptive": True, "metric": "validation_loss"})
     with pytest.raises(StrategyInputError, match=r"'p-0'.*'validation_loss'.*are: loss.*metrics="):
         one_round(strategy, [0], [[1]], metrics=[{"loss": 0.5}])
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"x": 1}, "mu: Field required"),
+        ({"mu": "a", "loss": None, "falls": 0}, "mu: "),
+        ({"mu": -1.0}, "mu: "),
+    ],
+)
+def test_a_server_state_of_something_else_is_refused(values: dict[str, object], named: str) -> None:
+    strategy = create_strategy("fedprox", {"adaptive": True})
+    with pytest.raises(StrategyInputError, match=f"server state of fedprox: {named}"):
+        one_round(strategy, [0], [[1]], state=ServerState({}, values), metrics=[{"loss": 0.5}])

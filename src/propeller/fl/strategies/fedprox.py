@@ -1,15 +1,42 @@
 """FedProx: devices are held near the round's model."""
 
 from collections.abc import Mapping, Sequence
+from sys import float_info
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from propeller.fl.strategies.mean import MeanStrategy
-from propeller.fl.strategies.strategy import Contribution, Measured, Plan, require_metric
+from propeller.fl.strategies.strategy import (
+    Contribution,
+    Measured,
+    Plan,
+    StrategyInputError,
+    require_metric,
+)
 
 _STEP = 0.1
 _FALLS = 5
+_LARGEST = float_info.max
+
+
+class _Progress(BaseModel):
+    """The server state's values where ``μ`` follows the loss: ``μ``, the last loss, and how often it has fallen since it rose."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    mu: float = Field(ge=0)
+    loss: float | None
+    falls: int = Field(ge=0)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "_Progress":
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise StrategyInputError(f"the server state of fedprox: {name}: {first['msg']}") from None
 
 
 class FedProx(MeanStrategy):
@@ -35,12 +62,12 @@ class FedProx(MeanStrategy):
     metric: str = Field("loss", min_length=1, description="the metric that is the loss, where `adaptive`")
 
     def initial_values(self) -> dict[str, Any]:
-        """``μ``, the last loss, and how often it has fallen since it rose."""
-        return {"mu": self.mu, "loss": None, "falls": 0} if self.adaptive else {}
+        """Those of an experiment's first round."""
+        return _Progress(mu=self.mu, loss=None, falls=0).model_dump() if self.adaptive else {}
 
     def device_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """``μ``."""
-        return {"mu": values["mu"] if self.adaptive else self.mu}
+        return {"mu": _Progress.read(values).mu if self.adaptive else self.mu}
 
     def check(self, contribution: Contribution) -> None:
         """Where ``adaptive``, the loss must be there."""
@@ -58,7 +85,9 @@ class FedProx(MeanStrategy):
     def _next(self, contributions: Sequence[Contribution], values: Mapping[str, Any]) -> dict[str, Any]:
         samples = sum(contribution.num_samples for contribution in contributions)
         loss = sum(one.metrics[self.metric] * (one.num_samples / samples) for one in contributions)
-        mu, last, falls = values["mu"], values["loss"], values["falls"]
+        loss = max(-_LARGEST, min(loss, _LARGEST))  # the shares' rounding may lead beyond it
+        before = _Progress.read(values)
+        mu, last, falls = before.mu, before.loss, before.falls
         if last is not None and loss > last:
             mu, falls = mu + _STEP, 0
         elif last is not None and loss < last:
@@ -66,4 +95,4 @@ class FedProx(MeanStrategy):
             if falls == _FALLS:
                 mu, falls = max(0.0, mu - _STEP), 0
         # 0.1 has no exact binary form: a sum of many would not come back to where it began.
-        return {"mu": round(mu, 9), "loss": loss, "falls": falls}
+        return _Progress(mu=round(mu, 9), loss=loss, falls=falls).model_dump()
