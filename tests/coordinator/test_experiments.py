@@ -102,7 +102,11 @@ async def test_the_same_id_again(world: World) -> None:
     assert all(one.startswith("fl-") for one in ids)
 
 
-async def test_history_has_every_participant_with_its_metrics_and_failures(world: World) -> None:
+async def test_history_has_every_participant_with_its_metrics_and_failures(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.store.ROUNDS_AT_ONCE", 1)
+
     def send(start: dict[str, Any], name: str) -> dict[str, Any] | str:
         if name == "p-2" and start["number"] == 2:
             return "no such image"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from propeller.coordinator.access import check_may_control
@@ -61,12 +61,14 @@ def experiment_routes(service: Experiments) -> Router:
     @router.get("/{experiment_id}/history")
     async def history(
         experiment_id: str, response_format: Annotated[Literal["json", "csv"], Query(alias="format")] = "json"
-    ) -> Any:
-        rounds = await service.rounds_of(experiment_id)
-        if response_format == "csv":
-            name = f'attachment; filename="{experiment_id}.csv"'
-            return Response(history_csv(rounds), media_type="text/csv", headers={"content-disposition": name})
-        return history_json(experiment_id, rounds)
+    ) -> StreamingResponse:
+        await service.find(experiment_id)
+        if response_format == "json":
+            text = history_json(experiment_id, service.rounds_of(experiment_id))
+            return StreamingResponse(text, media_type="application/json")
+        lines = history_csv(lambda: service.rounds_of(experiment_id))
+        name = f'attachment; filename="{experiment_id}.csv"'
+        return StreamingResponse(lines, media_type="text/csv", headers={"content-disposition": name})
 
     @router.get("/{experiment_id}/events")
     async def events(

@@ -255,14 +255,9 @@ class Experiments:
         opened = record.experiment.open
         return None if opened is None else await self._rounds.find_round(round_id(record.id, opened))
 
-    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
-        """Every round of an experiment, in the order in which they were created.
-
-        Raises:
-            NotFoundError: there is no such experiment.
-        """
-        await self.find(experiment_id)
-        return await self._rounds.rounds_of(experiment_id)
+    def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
+        """Every round of an experiment, in the order in which they were created, some at a time."""
+        return self._rounds.rounds_of(experiment_id)
 
     async def follow(
         self, experiment_id: str, after: int, silence_s: float

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from propeller.coordinator.rounds import RoundRecord, format_unix_time
@@ -28,9 +29,18 @@ _COLUMNS = (
 _METRIC_PREFIX = "metrics."
 
 
-def history_json(experiment_id: str, records: Iterable[RoundRecord]) -> dict[str, Any]:
-    """The rounds in the order in which they were started."""
-    return {"id": experiment_id, "rounds": [round_json(record) for record in records]}
+async def history_json(
+    experiment_id: str, rounds: AsyncIterable[Sequence[RoundRecord]]
+) -> AsyncIterator[str]:
+    """The rounds in the order in which they were started, as a document in pieces."""
+    yield f'{{"id":{json.dumps(experiment_id)},"rounds":['
+    separator = ""
+    async for records in rounds:
+        for record in records:
+            text = json.dumps(round_json(record), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            yield separator + text
+            separator = ","
+    yield "]}"
 
 
 def round_json(record: RoundRecord) -> dict[str, Any]:
@@ -53,17 +63,26 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
     }
 
 
-def history_csv(records: Sequence[RoundRecord]) -> str:
-    """A line for each participant of each round; a column for each metric; a round without participants has one line."""
-    names = sorted(
-        {name for record in records for update in record.updates.values() for name in update.metrics}
-    )
+async def history_csv(read_rounds: Callable[[], AsyncIterable[Sequence[RoundRecord]]]) -> AsyncIterator[str]:
+    """A line for each participant of each round; a column for each metric; a round without participants has one line.
+
+    The rounds are read twice: the first line names the metrics of all of them.
+    """
+    names: set[str] = set()
+    async for records in read_rounds():
+        names.update(*(update.metrics for record in records for update in record.updates.values()))
+    columns = [*_COLUMNS, *(_METRIC_PREFIX + name for name in sorted(names))]
     text = io.StringIO()
-    lines = csv.DictWriter(text, [*_COLUMNS, *(_METRIC_PREFIX + name for name in names)], lineterminator="\n")
+    # Metrics that are new since the first reading are left out: the experiment may go on meanwhile.
+    lines = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     lines.writeheader()
-    for record in records:
-        lines.writerows(_lines(record))
-    return text.getvalue()
+    async for records in read_rounds():
+        for record in records:
+            lines.writerows(_lines(record))
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue()
 
 
 def _lines(record: RoundRecord) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -219,9 +219,9 @@ class Coordinator:
         if active is not None:
             await self._apply_until_stored(active, RoundCancelled(reason))
 
-    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
-        """The rounds of an experiment in the order in which they were created."""
-        return await self._store.rounds_of(experiment_id)
+    def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
+        """The rounds of an experiment in the order in which they were created, some at a time."""
+        return self._store.rounds_of(experiment_id)
 
     async def find_round(self, round_id: str) -> RoundRecord | None:
         """A round as it is; ``None`` if there is none of this id."""

@@ -1,7 +1,7 @@
 """Rounds in SQL: one transaction for each event, so that what was answered is there after a crash."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +22,9 @@ from propeller.store.migrations import migrate
 
 _MAX_QUERY_VALUES = 500
 """Values of one query: older SQLite takes 999."""
+
+ROUNDS_AT_ONCE = 50
+"""Rounds of an experiment that are in memory at a time, each with the updates of all its participants."""
 
 Also = Callable[[AsyncConnection], Awaitable[None]]
 """What else a transaction writes."""
@@ -119,10 +122,19 @@ class RoundStore:
             _rounds.select().where(_rounds.c.state.in_(states)).order_by(_rounds.c.created_at)
         )
 
-    async def rounds_of(self, experiment_id: str) -> list[RoundRecord]:
-        """The rounds of an experiment in the order in which they were created."""
+    async def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
+        """The rounds of an experiment in the order in which they were created, some at a time: there may be very many."""
         mine = _rounds.select().where(_rounds.c.experiment_id == experiment_id)
-        return await self._load(mine.order_by(_rounds.c.created_at, _rounds.c.round_id))
+        ordered = mine.order_by(_rounds.c.created_at, _rounds.c.round_id).limit(ROUNDS_AT_ONCE)
+        found = await self._load(ordered)
+        while found:
+            yield found
+            moment, last = _rounds.c.created_at, found[-1]
+            later = sa.or_(
+                moment > last.created_at,
+                sa.and_(moment == last.created_at, _rounds.c.round_id > last.round_id),
+            )
+            found = await self._load(ordered.where(later))
 
     async def list_summaries(self, offset: int, limit: int) -> tuple[int, list[dict[str, Any]]]:
         """How many rounds there are, and the summaries of some, the newest first."""
