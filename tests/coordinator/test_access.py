@@ -58,6 +58,13 @@ async def test_only_users_and_the_manager_control_experiments(api: httpx.AsyncCl
             assert answer.status_code in {404, 503}, (path, answer.text)
 
 
+async def test_devices_see_no_experiment_but_whether_one_is_over(api: httpx.AsyncClient) -> None:
+    for path in ("", "/e/history", "/e/events"):
+        assert (await api.get(f"/experiments{path}", auth=("p-1", "k"))).status_code == 403
+        assert (await api.get(f"/experiments{path}", auth=("manager", "k"))).status_code in {200, 404}
+    assert (await api.get("/experiments/e", auth=("p-1", "k"))).status_code == 404
+
+
 async def test_only_users_and_the_manager_report_failures(api: httpx.AsyncClient) -> None:
     await api.post("/experiments", json=experiment(), auth=("manager", "k"))
     body = {"proplet_id": "p-1", "reason": "no such image"}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
 
-from propeller.coordinator.access import check_may_control
+from propeller.coordinator.access import check_may_control, check_may_watch, is_device
 from propeller.coordinator.event_stream import read_last_event_id, stream_events
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.history import history_csv, history_json
@@ -20,28 +20,21 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 def experiment_routes(service: Experiments) -> Router:
     """What there is to see of experiments, and to do with them once they are submitted."""
-    router = Router(prefix="/experiments")
+    router = Router()
+    router.include_router(_control_routes(service))
+    router.include_router(_watch_routes(service))
+    return router
 
-    @router.get("")
-    async def list_experiments(
-        state: ExperimentState | None = None, offset: Offset = 0, limit: Limit = 100
-    ) -> dict[str, Any]:
-        total, experiments = await service.page(state, offset, limit)
-        summaries = [record.summary() for record in experiments]
-        return {"offset": offset, "limit": limit, "total": total, "experiments": summaries}
+
+def _control_routes(service: Experiments) -> Router:
+    """What users do with experiments."""
+    router = Router(prefix="/experiments")
 
     @router.post("/check")
     async def check(request: Request, who: Caller) -> dict[str, Any]:
         check_may_control(who)
         spec = ExperimentSpec.decode(await request.json())
         return {"exists": await service.check(spec), "spec": spec.to_json()}
-
-    @router.get("/{experiment_id}")
-    async def detail(experiment_id: str) -> dict[str, Any]:
-        record = (await service.find(experiment_id)).record
-        opened = await service.open_round(record)
-        current = None if opened is None else opened.detail()
-        return {**record.summary(), "spec": record.spec.to_json(), "round": current}
 
     @router.post("/{experiment_id}/pause", status_code=202)
     async def pause(experiment_id: str, who: Caller) -> dict[str, Any]:
@@ -58,10 +51,38 @@ def experiment_routes(service: Experiments) -> Router:
         check_may_control(who)
         return (await service.stop(experiment_id)).summary()
 
+    return router
+
+
+def _watch_routes(service: Experiments) -> Router:
+    """What there is to see of experiments."""
+    router = Router(prefix="/experiments")
+
+    @router.get("")
+    async def list_experiments(
+        who: Caller, state: ExperimentState | None = None, offset: Offset = 0, limit: Limit = 100
+    ) -> dict[str, Any]:
+        check_may_watch(who)
+        total, experiments = await service.page(state, offset, limit)
+        summaries = [record.summary() for record in experiments]
+        return {"offset": offset, "limit": limit, "total": total, "experiments": summaries}
+
+    @router.get("/{experiment_id}")
+    async def detail(experiment_id: str, who: Caller) -> dict[str, Any]:
+        record = (await service.find(experiment_id)).record
+        if is_device(who):  # it removes what programs kept on it once the experiment is over
+            return {"id": record.id, "state": record.state.value}
+        opened = await service.open_round(record)
+        current = None if opened is None else opened.detail()
+        return {**record.summary(), "spec": record.spec.to_json(), "round": current}
+
     @router.get("/{experiment_id}/history")
     async def history(
-        experiment_id: str, response_format: Annotated[Literal["json", "csv"], Query(alias="format")] = "json"
+        experiment_id: str,
+        who: Caller,
+        response_format: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
     ) -> StreamingResponse:
+        check_may_watch(who)
         await service.find(experiment_id)
         if response_format == "json":
             text = history_json(experiment_id, service.rounds_of(experiment_id))
@@ -72,8 +93,9 @@ def experiment_routes(service: Experiments) -> Router:
 
     @router.get("/{experiment_id}/events")
     async def events(
-        experiment_id: str, last_event_id: Annotated[str | None, Header()] = None
+        experiment_id: str, who: Caller, last_event_id: Annotated[str | None, Header()] = None
     ) -> StreamingResponse:
+        check_may_watch(who)
         after = read_last_event_id(last_event_id)
         await service.find(experiment_id)
         return stream_events(service, experiment_id, after)
