@@ -1,5 +1,6 @@
 """Device states on disk: versions by round, bounded, gone when the experiment is over."""
 
+import asyncio
 import os
 import random
 import shutil
@@ -75,6 +76,27 @@ async def test_an_evaluation_gets_what_its_round_left_and_changes_nothing(tmp_pa
     await keep(states, 2, "two")
     assert given(states, 2, evaluates=True) == "two"
     assert states.open("e-1", PROGRAM, 2, changes=False).target is None
+
+
+async def test_the_next_round_waits_for_what_the_last_one_is_about_to_leave(tmp_path: Path) -> None:
+    """The coordinator starts it as soon as it has the update, which may be before the disk has the state."""
+    states = opened(tmp_path)
+    await keep(states, 1, "one")
+    second = states.open("e-1", PROGRAM, 2, changes=True)
+    leave(second, "two")
+
+    async def third() -> str | None:
+        await states.wait_settled("e-1", PROGRAM)
+        return given(states, 3)
+
+    with states.settling(second):
+        waiting = asyncio.create_task(third())
+        await states.wait_settled("e-2", PROGRAM)  # others wait for nothing
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await states.commit(second)
+    assert await waiting == "two"
+    await states.wait_settled("e-1", PROGRAM)
 
 
 async def test_a_late_task_of_a_round_that_is_over_changes_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from propeller.process.files import sync_folder
+from propeller.proplet import device_states
 from propeller.proplet.device_states import DeviceStates
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import (
@@ -142,6 +145,31 @@ async def test_device_state_goes_from_round_to_round(world: World, log_lines: Lo
     assert await run(4) == (None, "1 2 3")
     assert await run(4, EXPERIMENT_ID="e-2") == (None, "")
     assert list((world.folder / "states").glob(".*")) == []
+
+
+async def test_the_next_round_waits_until_the_state_of_the_last_one_is_kept(
+    world: World, log_lines: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator has the update and starts it, while a slow disk has not taken what goes with the update."""
+    disk = threading.Event()
+
+    def slow(path: Path) -> None:
+        disk.wait(30)
+        sync_folder(path)
+
+    monkeypatch.setattr(device_states, "sync_folder", slow)
+    me = await world.join()
+    first = await world.peers.start(me, **experiment_task(me, 1))
+    await eventually(lambda: len(world.services.updates) == 1)
+    second = await world.peers.start(me, **experiment_task(me, 2))
+    fetched = "Successfully fetched dataset with 64 samples and passed to client"
+    await eventually(lambda: logged(log_lines, fetched, second))
+    assert not logged(log_lines, "Executing task", second)
+    disk.set()
+    for task in (first, second):
+        assert (await world.peers.result_of(task))["error"] is None
+    lines = [line["event"] for line in log_lines() if line.get("task_id") == second]
+    assert lines[lines.index("Executing task") + 1].strip() == "1"
 
 
 async def test_a_task_without_an_experiment_has_no_device_state(world: World) -> None:

@@ -14,7 +14,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class DeviceStates:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in (*folder.glob(f"{_NEW}*"), *folder.glob(f"*/{_OLD}*"), *folder.glob(f"{_OLD}*")):
             folder_contents.remove(left)
+        self._settling: dict[Path, list[asyncio.Event]] = {}
         self._lock = threading.Lock()  # a commit may outlive the asyncio task that asked for it
         self._sizes = {place: _size(place) for place in self._places()}
 
@@ -87,7 +88,7 @@ class DeviceStates:
             changes: whether what the task leaves is kept; if not, the task is given what this very round left, too.
         """
         about = {"experiment_id": experiment_id, "program": program}
-        place = self._folder / hashlib.sha256(f"{experiment_id}\0{program}".encode()).hexdigest()[:40]
+        place = self._place(experiment_id, program)
         versions = _versions(place)
         if number is None:
             number = versions[-1].number + 1 if versions else 1
@@ -96,6 +97,28 @@ class DeviceStates:
         _note_use(place)
         target = self._folder / f"{_NEW}{secrets.token_hex(8)}" if changes else None
         return TaskState(source, target, place, number, about)
+
+    async def wait_settled(self, experiment_id: str, program: str) -> None:
+        """Wait until no task has yet to leave its version of a state; to be called before ``open``.
+
+        The next round may start as soon as the coordinator has the update, before the version that goes with it is on disk.
+        """
+        for settled in list(self._settling.get(self._place(experiment_id, program), ())):
+            await settled.wait()
+
+    @contextlib.contextmanager
+    def settling(self, state: TaskState) -> Iterator[None]:
+        """For the length of the block, from before an update is sent until its version is kept, ``wait_settled`` waits."""
+        settled = asyncio.Event()
+        waiting = self._settling.setdefault(state.place, [])
+        waiting.append(settled)
+        try:
+            yield
+        finally:
+            settled.set()
+            waiting.remove(settled)
+            if not waiting:
+                del self._settling[state.place]
 
     async def commit(self, state: TaskState) -> None:
         """Keep what a run left as the state's newest version, if it left something.
@@ -175,6 +198,9 @@ class DeviceStates:
         with self._lock:
             self._sizes.pop(place, None)
             _remove(place)
+
+    def _place(self, experiment_id: str, program: str) -> Path:
+        return self._folder / hashlib.sha256(f"{experiment_id}\0{program}".encode()).hexdigest()[:40]
 
     def _places(self) -> list[Path]:
         return [place for place in self._folder.iterdir() if place.is_dir()]

@@ -1,6 +1,7 @@
 """One task from its start message to its result: program and inputs, the run, the update."""
 
 import base64
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -102,7 +103,7 @@ class ProgramRunner:
             export=None if federated else start.name,
             inputs=tuple(start.inputs),
             limits=limits,
-            state=self._state(start, env, digest) if federated and limits.state_bytes else None,
+            state=await self._state(start, env, digest) if federated and limits.state_bytes else None,
         )
 
     async def run(self, start: TaskStart) -> CompletedRun:
@@ -162,19 +163,20 @@ class ProgramRunner:
             )
         begin = time.monotonic()
         state = run.state if isinstance(run.state, TaskState) else None
-        try:
-            update = parse_program_output(
-                outcome.stdout, outcome.out_files.get(TENSORS_FILE), run.env, self._proplet_id
-            )
-            begin = time.monotonic()
-            await self._updates.send(update, run.env)
-            if state is not None:
-                await self._states.commit(state)
-        except TaskError as error:
-            raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
-        finally:
-            if state is not None:
-                await self._states.discard(state)
+        with self._states.settling(state) if state is not None else contextlib.nullcontext():
+            try:
+                update = parse_program_output(
+                    outcome.stdout, outcome.out_files.get(TENSORS_FILE), run.env, self._proplet_id
+                )
+                begin = time.monotonic()
+                await self._updates.send(update, run.env)
+                if state is not None:
+                    await self._states.commit(state)
+            except TaskError as error:
+                raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
+            finally:
+                if state is not None:
+                    await self._states.discard(state)
         usage = completed.usage(time.monotonic() - begin)
         log.info("task stages", **{name: usage[name] for name in _LOGGED_STAGES if name in usage})
         repeated = copy_update and len(outcome.stdout) < MAX_ENV_BYTES
@@ -194,7 +196,7 @@ class ProgramRunner:
             usage=usage,
         )
 
-    def _state(self, start: TaskStart, env: Mapping[str, str], digest: str) -> TaskState | None:
+    async def _state(self, start: TaskStart, env: Mapping[str, str], digest: str) -> TaskState | None:
         """The device state of a task; only those of experiments have one.
 
         Raises:
@@ -205,9 +207,11 @@ class ProgramRunner:
             return None
         if number is not None and not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
             raise TaskError(f"FL_ROUND is {number[:80]!r}; it is a whole number of 0 or more")
+        program = _repository(start.image_url) or digest
+        await self._states.wait_settled(experiment_id, program)
         return self._states.open(
             experiment_id,
-            _repository(start.image_url) or digest,
+            program,
             None if number is None else int(number),
             changes=env.get("FL_MODE") != EVALUATE,
         )
