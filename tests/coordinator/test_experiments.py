@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.coordinator.aggregation import RETRY_DELAYS
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.store import Also, RoundStore
@@ -606,3 +607,26 @@ async def test_a_submission_is_answered_although_its_first_round_cannot_begin_ye
     assert (await submit(world.http))["state"] == "queued"
     broken = False
     await in_state(world.http, "completed")
+
+
+async def test_an_aggregator_that_is_away_for_long_costs_no_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.aggregation.PATIENT_DELAYS", (0.05,) * 1000)
+    world.peers.unavailable.add("aggregate")
+    await submit(world.http)
+    tries = len(RETRY_DELAYS) + 3
+    await eventually(lambda: world.peers.requests.count("aggregate") > tries, timeout=20)
+    assert (await detail(world.http))["round"]["state"] == "aggregating"
+    world.peers.unavailable.clear()
+    await in_state(world.http, "completed")
+    assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
+
+
+async def test_an_experiment_is_stopped_while_the_aggregator_is_away(world: World) -> None:
+    world.peers.unavailable.add("aggregate")
+    await submit(world.http)
+    await eventually(lambda: "aggregate" in world.peers.requests)
+    assert (await world.http.post("/experiments/e/stop")).status_code == 202
+    assert [kind for _seq, kind, _data in await events(world.http)][-1] == "round_ended"
+    assert (await detail(world.http))["round"] is None

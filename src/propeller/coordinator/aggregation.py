@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,7 +36,10 @@ from propeller.tensors.safetensors import write_header
 log = get_logger("coordinator")
 
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Seconds between tries to aggregate; after the last one the round fails."""
+"""Seconds between tries to aggregate a round that is by itself; after the last one it fails, and can be retried by hand."""
+
+PATIENT_DELAYS = (*RETRY_DELAYS, 8.0, *[15.0] * 40)
+"""Likewise for a round of an experiment, 10 minutes in all: its next try would ask devices to train again, and need the same services."""
 
 
 _PARTS_AT_A_TIME = 4
@@ -306,8 +309,15 @@ class Aggregation:
         for digest in digests:
             await self._blobs.delete(digest)
 
-    async def make_version(self, request: AggregationRequest) -> NewVersion:
+    async def make_version(
+        self, request: AggregationRequest, *, while_wanted: Callable[[], bool] | None = None
+    ) -> NewVersion:
         """Aggregate updates and store the result with its server state; a second call gives the same version.
+
+        Args:
+            request: what the version is made of.
+            while_wanted: whether it is still wanted; services that are away are waited for so long, for minutes. Without
+                it, for some seconds.
 
         Raises:
             AggregationError: a service refused, or did not answer in all the tries.
@@ -325,9 +335,12 @@ class Aggregation:
         try:
             return await retry(
                 lambda: self._try_to_make_version(request),
-                delays=self._retry_delays,
+                delays=self._retry_delays if while_wanted is None else PATIENT_DELAYS,
                 # What was not foreseen is of the blobs' store, most likely, and may pass.
-                on=lambda error: not isinstance(error, PropellerError) or error.temporary,
+                on=lambda error: (
+                    (not isinstance(error, PropellerError) or error.temporary)
+                    and (while_wanted is None or while_wanted())
+                ),
                 failed=report,
             )
         except Exception as error:

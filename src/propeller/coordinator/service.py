@@ -429,7 +429,12 @@ class Coordinator:
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
             request = aggregation_request(active.record, proplet_ids)
-            new = await self._aggregation.make_version(request)
+            new = await self._aggregation.make_version(
+                request,
+                while_wanted=None
+                if active.record.experiment_id is None
+                else lambda: active.record.state is RoundState.AGGREGATING,
+            )
         except AggregationError as error:
             await self._apply_until_stored(active, AggregationFailed(str(error)))
         else:
