@@ -33,6 +33,9 @@ LINEAGE = {
 }
 
 
+WITHOUT_UPDATES = {name: value for name, value in LINEAGE.items() if name != "updates"}
+
+
 async def info(http: httpx.AsyncClient, version: int | str) -> dict[str, Any]:
     answer = await http.get(f"/models/{version}/info")
     assert answer.status_code == 200, answer.text
@@ -58,9 +61,23 @@ async def test_a_lineage_comes_back_as_it_was_given_in_both_encodings(tmp_path: 
         assert first["digest"] != second["digest"]
         content = (await http.get("/models/0", headers={"accept": SAFETENSORS})).content
         metadata = from_safetensors(content)[1]
-        assert json.loads(metadata["lineage"]) == LINEAGE
+        assert json.loads(metadata["lineage"]) == WITHOUT_UPDATES
         assert metadata["round_id"] == "r"
         assert (await http.get("/models/1")).json() == {"w": [1.5]}
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_devices_are_not_told_who_else_took_part(tmp_path: Path, large: bool) -> None:
+    model: Tensors = {"w": np.zeros(200_000 if large else 3)}
+    async with client(tmp_path, max_body=4_000_000) as http:
+        await post(http, model, {"lineage": json.dumps(LINEAGE)})
+    for role, told in (("proplet", WITHOUT_UPDATES), ("coordinator", LINEAGE)):
+        async with client_as(tmp_path, role) as http:
+            assert (await info(http, 0))["lineage"] == told
+            content = (await http.get("/models/0", headers={"accept": SAFETENSORS})).content
+            found, metadata = from_safetensors(content)
+            np.testing.assert_array_equal(found["w"], model["w"])
+            assert json.loads(metadata["lineage"]) == WITHOUT_UPDATES
 
 
 async def test_a_version_without_a_lineage_and_one_of_absmach_propeller(

@@ -123,8 +123,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
     @router.get("/models/{version:path}/info")
-    async def get_info(version: str) -> dict[str, Any]:
-        return await registry.info(await registry.find(version))
+    async def get_info(who: Caller, version: str) -> dict[str, Any]:
+        return _as_told(await registry.info(await registry.find(version)), who)
 
     @router.get("/models/{first:path}/diff/{second:path}")
     async def get_diff(first: str, second: str) -> dict[str, Any]:
@@ -221,8 +221,19 @@ def _alias_routes(registry: ModelRegistry) -> Router:
     return router
 
 
+def _is_reader(who: Principal) -> bool:
+    return who.kind == "client" and who.role in _READERS
+
+
+def _as_told(info: dict[str, Any], who: Principal) -> dict[str, Any]:
+    """What is known of a version; devices are not told who else took part."""
+    if info["lineage"] and _is_reader(who):
+        info["lineage"].pop("updates", None)
+    return info
+
+
 def _check_may_store(who: Principal) -> None:
-    if who.kind == "client" and who.role in _READERS:
+    if _is_reader(who):
         raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store or name them")
 
 

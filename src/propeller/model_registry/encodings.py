@@ -18,6 +18,7 @@ from propeller.model_registry.store import (
     FileStamp,
     ModelStore,
     VersionNotFoundError,
+    sent_metadata,
     stamp_of,
     without_own_fields,
 )
@@ -139,7 +140,7 @@ class Encodings:
         small = stamp[2] <= min(_SMALL_BYTES, self.max_decoded)
         if media_type == SAFETENSORS and not small and stamp[0].endswith(".safetensors"):
             with self._store.open(version) as document:
-                metadata = without_own_fields(document.metadata)
+                metadata = sent_metadata(document.metadata)
                 body = _file_body(document.header, metadata, self._store.path(version), stamp)
             return EncodedModel(body, etag, stamp)
         if stamp[2] > self.max_decoded and media_type != SAFETENSORS:

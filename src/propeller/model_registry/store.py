@@ -7,6 +7,7 @@ asked for and the digest of its tensors. Files ``global_model_v{n}.json`` of abs
 
 import contextlib
 import io
+import json
 import os
 import re
 import threading
@@ -172,7 +173,7 @@ class ModelStore:
         return digest
 
     def read(self, version: int) -> tuple[Tensors, dict[str, str]]:
-        """The tensors of a version and the metadata they were stored with; checked.
+        """The tensors of a version and the metadata they are sent with; checked.
 
         Raises:
             VersionNotFoundError: there is none.
@@ -181,7 +182,7 @@ class ModelStore:
         self.check(version)
         with self.open(version) as document:
             tensors, metadata = from_safetensors(document.read())
-        return tensors, without_own_fields(metadata)
+        return tensors, sent_metadata(metadata)
 
     def record(self, version: int) -> VersionRecord:
         """What is known of a version.
@@ -307,6 +308,17 @@ def stamp_of(path: Path) -> FileStamp:
 def without_own_fields(metadata: dict[str, str]) -> dict[str, str]:
     """Metadata as it was sent, without the fields that are the registry's."""
     return {name: text for name, text in metadata.items() if not name.startswith(_OWN)}
+
+
+def sent_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata with which a version is sent: without its lineage's list of updates.
+
+    That may be as long as a small model, and says who else took part to each device that fetches one.
+    """
+    kept, lineage = without_own_fields(metadata), lineage_of(metadata)
+    if lineage is not None and lineage.pop("updates", None) is not None:
+        kept[LINEAGE_FIELD] = json.dumps(lineage, separators=(",", ":"), ensure_ascii=False)
+    return kept
 
 
 def lineage_of(metadata: dict[str, str]) -> dict[str, Any] | None:
