@@ -235,3 +235,8 @@ async def test_without_an_answer_of_the_proxy_the_tag_is_used(
     await begin(fleet, task_wasm_image=IMAGE)
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
     assert coordinator.proposals[0]["program"] == IMAGE
+    # The next round does not wait for it again.
+    asked = [topic for topic, _message in fleet.mqtt.received if topic == Kind.REGISTRY_REQUEST]
+    await begin(fleet, round_id="e.2", number=2, task_wasm_image=IMAGE)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 6)
+    assert [topic for topic, _message in fleet.mqtt.received if topic == Kind.REGISTRY_REQUEST] == asked

@@ -18,6 +18,9 @@ ASK_AGAIN_S = 2.0
 MAX_QUESTIONS = 5
 """Unanswered, after which a reference is used as it is: a proxy of absmach/propeller gives no answers."""
 
+SILENT_S = 60.0
+"""For so long a proxy that has not answered is not asked again: else each round of an experiment would wait for it anew."""
+
 
 class ProgramPins:
     """Asks the proxy for references by digest, so that all rounds of an experiment run the same program."""
@@ -25,6 +28,7 @@ class ProgramPins:
     def __init__(self, session: Session, channel: Channel, client_id: str) -> None:
         """``client_id`` is the manager's own: the proxy answers on a topic that ends with it."""
         self._session, self._channel, self._client_id = session, channel, client_id
+        self._silent_until = 0.0  # on the event loop's clock
         self._waiting: defaultdict[str, list[asyncio.Future[ResolvedProgram]]] = defaultdict(list)
 
     async def open(self) -> None:
@@ -38,10 +42,11 @@ class ProgramPins:
             UnprocessableError: the proxy cannot fetch the program; the text says why.
             NotConnectedError: the broker cannot be reached.
         """
-        if "@sha256:" in reference:
+        loop = asyncio.get_running_loop()
+        if "@sha256:" in reference or loop.time() < self._silent_until:
             return reference
         question = ProgramRequest(app_name=reference, proplet_id=self._client_id).encode()
-        answered = asyncio.get_running_loop().create_future()
+        answered = loop.create_future()
         self._waiting[reference].append(answered)
         try:
             for _ in range(MAX_QUESTIONS):
@@ -55,6 +60,7 @@ class ProgramPins:
             self._waiting[reference].remove(answered)
             if not self._waiting[reference]:
                 del self._waiting[reference]
+        self._silent_until = loop.time() + SILENT_S
         log.warning(
             "program is not pinned: its tag may name another one in later rounds",
             image=reference,
@@ -68,6 +74,7 @@ class ProgramPins:
         except MalformedMessageError as error:
             log.warning("the proxy's answer is dropped", reason=str(error))
             return
+        self._silent_until = 0.0
         for waiting in self._waiting.get(answer.app_name, ()):
             if not waiting.done():
                 waiting.set_result(answer)
