@@ -172,9 +172,12 @@ async def test_a_strategy_goes_on_from_the_state_that_the_last_round_left(
         found = await over(http, await submit(http, spec(up, strategy=strategy)))
         assert (found["state"], found["reason"]) == ("completed", None)
         assert found["strategy"]["name"] == strategy["name"]
-        info = (await registry.get(f"/models/{found['id']}/latest/info")).json()
-    lineage = info["lineage"]
-    assert info["version"] == found["model_version"]
+
+        async def latest() -> dict[str, Any]:
+            answer: dict[str, Any] = (await registry.get(f"/models/{found['id']}/latest/info")).json()
+            return answer if answer.get("version") == found["model_version"] else {}
+
+        lineage = (await eventually(latest, what="the alias is that of the last version"))["lineage"]
     assert (lineage["experiment"], lineage["number"], lineage["round"]) == (
         found["id"],
         3,

@@ -3,8 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
+from propeller.proplet import programs
 from propeller.protocol.topics import Kind, parse_topic
 from support.programs import echo
 from support.proplet import World
@@ -13,9 +16,11 @@ from support.registries import embedded
 
 
 async def test_a_pushed_program_runs_everywhere_and_a_moved_tag_is_followed(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.peers.silent = True  # the real proxy answers
+    for name in ("RESOLVE_WAIT_S", "CHUNK_WAIT_S"):  # who waits longer on a busy machine does not ask again
+        monkeypatch.setattr(programs, name, 60.0)
     chunks: list[str] = []
 
     async def see(topic: str, _payload: bytes) -> None:
