@@ -199,6 +199,13 @@ def test_the_same_experiment_again_stores_nothing(stack: FakeStack, fl: Propelle
     assert len(stack.models) == 2
 
 
+@pytest.mark.parametrize("name", ["", "../rounds/r-1", "exp?format=csv", "exp/stop"])
+def test_what_is_no_id_is_not_asked_for(fl: Propeller, name: str) -> None:
+    fl.run(experiment())
+    with pytest.raises(InvalidError, match="is not a valid id"):
+        fl.experiment(name)
+
+
 def test_events_come_as_they_happen_and_end_with_the_experiment(stack: FakeStack, fl: Propeller) -> None:
     handle = fl.run(experiment())
     stack.happen("state", state="running")

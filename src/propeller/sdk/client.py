@@ -13,6 +13,7 @@ from propeller.errors import ConflictError, InvalidError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
+from propeller.protocol.ids import check_id
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
 from propeller.sdk.connection import Connection
@@ -348,9 +349,10 @@ class AsyncPropeller:
         """An experiment that was submitted before.
 
         Raises:
+            InvalidError: it is no id.
             NotFoundError: there is none with this id.
         """
-        handle = AsyncExperimentHandle(self._connection, experiment_id)
+        handle = AsyncExperimentHandle(self._connection, check_id(experiment_id))
         await handle.status()
         return handle
 
