@@ -203,7 +203,7 @@ class Experiments:
         check_spec(spec)
         await self._pin_strategy(spec)
         if spec.model is not None:
-            await self._registry.specs(await self._base_version(spec))
+            await self._base_version(spec)
         return False
 
     async def pause(self, experiment_id: str) -> ExperimentRecord:
@@ -446,9 +446,23 @@ class Experiments:
             )
 
     async def _base_version(self, spec: ExperimentSpec) -> int:
-        """The version that an experiment starts from."""
+        """The version that an experiment starts from, which is there.
+
+        Raises:
+            NotFoundError: there is none.
+            ServiceError: the model registry does not answer.
+        """
         version = spec.model.version if spec.model else "latest"
-        return int((await self._registry.info(version))["version"]) if isinstance(version, str) else version
+        try:
+            if isinstance(version, str):
+                version = int((await self._registry.info(version))["version"])
+            await self._registry.specs(version)
+        except NotFoundError as error:
+            reason = str(error).removeprefix("model_ref: ")
+            if spec.model is None:
+                reason = f"there is no model to start from: {reason}"
+            raise NotFoundError(f"model.version: {reason}") from None
+        return version
 
     async def _pin_strategy(self, spec: ExperimentSpec) -> dict[str, Any]:
         """The strategy of an experiment, with the program by digest if it is one."""
