@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from propeller.aggregator.api import create_api
-from propeller.aggregator.programs import ProgramSettings, ProgramStrategies
 from propeller.aggregator.service import Aggregator
 from propeller.aggregator.spill import SpillSpace
 from propeller.oci.reference import DefaultRegistry
+from propeller.program_host.programs import HostSettings, ProgramHost
 from propeller.wasm.program_run import Limits
 from support.net import free_port
 
@@ -28,10 +28,10 @@ def oci_registry() -> str:
 
 @pytest.fixture
 async def http(space: SpillSpace, tmp_path: Path, oci_registry: str) -> AsyncIterator[httpx.AsyncClient]:
-    def open_programs() -> ProgramStrategies:
+    def open_programs() -> ProgramHost:
         registry = DefaultRegistry.parse(oci_registry)
         limits = Limits(wall_time_s=60)
-        return ProgramStrategies(ProgramSettings(tmp_path / "cache", registry, None, limits, 1 << 30))
+        return ProgramHost(HostSettings("aggregator", tmp_path / "cache", registry, None, limits, 1 << 30))
 
     aggregator = Aggregator(space, max_update_bytes=1_000_000, open_programs=open_programs)
     app = create_api(aggregator, max_bytes=50_000_000, max_json_bytes=100_000)

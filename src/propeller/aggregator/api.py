@@ -14,6 +14,7 @@ from propeller.aggregator.settings import AggregatorSettings
 from propeller.aggregator.spill import SpillSpace
 from propeller.errors import UnsupportedTypeError
 from propeller.fl.tensors import JSON, SAFETENSORS_SEQ, encode, media_type, negotiate
+from propeller.program_host.settings import make_credential
 from propeller.protocol.wire import Message
 from propeller.web.app import Router, create_app
 from propeller.web.auth import Verify, verifier
@@ -21,7 +22,7 @@ from propeller.web.body import read_body
 from propeller.web.server import bind_api, serve
 
 if TYPE_CHECKING:
-    from propeller.aggregator.programs import ProgramStrategies
+    from propeller.program_host.programs import ProgramHost
 
 _STREAM_FROM_BYTES = 1024 * 1024
 """A longer answer is sent in pieces, as it may be on disk."""
@@ -105,18 +106,15 @@ async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
         await aggregator.close()
 
 
-def _open_programs(settings: AggregatorSettings) -> "ProgramStrategies":
+def _open_programs(settings: AggregatorSettings) -> "ProgramHost":
     # Here, as an aggregator without such programs has no use for a sandbox and a registry's client.
-    from propeller.aggregator.programs import ProgramSettings, ProgramStrategies
-    from propeller.oci.credentials import Credential, Login, Token
     from propeller.oci.reference import DefaultRegistry
+    from propeller.program_host.programs import HostSettings, ProgramHost
     from propeller.wasm.program_run import Limits
 
-    credential: Credential | None = None
-    if settings.registry_username and settings.registry_password:
-        credential = Login(settings.registry_username, settings.registry_password.get_secret_value())
-    elif settings.registry_token:
-        credential = Token(settings.registry_token.get_secret_value())
+    credential = make_credential(
+        settings.registry_username, settings.registry_password, settings.registry_token
+    )
     limits = Limits(
         wall_time_s=settings.program_wall_time,
         memory_bytes=settings.program_memory,
@@ -124,6 +122,6 @@ def _open_programs(settings: AggregatorSettings) -> "ProgramStrategies":
         out_bytes=settings.program_out_bytes,
     )
     registry = DefaultRegistry.parse(settings.registry_url)
-    return ProgramStrategies(
-        ProgramSettings(settings.cache, registry, credential, limits, settings.cache_bytes)
+    return ProgramHost(
+        HostSettings("aggregator", settings.cache, registry, credential, limits, settings.cache_bytes)
     )

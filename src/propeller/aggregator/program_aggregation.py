@@ -15,13 +15,13 @@ from propeller.aggregator.documents import (
     write_result,
 )
 from propeller.aggregator.program_task import MODE, TASK_FILE, cast, read_aggregate, write_task
-from propeller.aggregator.programs import PinnedProgram, ProgramStrategies
 from propeller.aggregator.spill import SpillSpace, SpillStore
 from propeller.errors import InvalidError, UnavailableError, UnprocessableError
 from propeller.fl.strategies import NoUpdatesError
 from propeller.fl.tensors import Tensors, TensorSpec, to_safetensors
 from propeller.fl.tensors.safetensors import PREFIX, Header, header_length, read_header
 from propeller.process.files import Buffer
+from propeller.program_host.programs import PinnedProgram, ProgramHost
 from propeller.protocol.aggregation import AggregationPlan, AggregationResult
 from propeller.tensors.safetensors import write_header
 from propeller.wasm import folder_contents
@@ -34,7 +34,7 @@ class ProgramAggregation:
     """An aggregation by a program with ``@aggregate`` (docs/programs.md): one document of a part is in memory at a time."""
 
     def __init__(
-        self, plan: AggregationPlan, program: PinnedProgram, programs: ProgramStrategies, space: SpillSpace
+        self, plan: AggregationPlan, program: PinnedProgram, programs: ProgramHost, space: SpillSpace
     ) -> None:
         """Begin; ``program`` is one that ``programs`` has prepared.
 

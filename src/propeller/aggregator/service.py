@@ -26,7 +26,7 @@ from propeller.protocol.rounds import MAX_SAMPLES
 from propeller.protocol.wire import Message
 
 if TYPE_CHECKING:
-    from propeller.aggregator.programs import ProgramStrategies
+    from propeller.program_host.programs import ProgramHost
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Aggregator:
         space: SpillSpace,
         *,
         max_update_bytes: int,
-        open_programs: "Callable[[], ProgramStrategies]",
+        open_programs: "Callable[[], ProgramHost]",
     ) -> None:
         """Start nothing yet.
 
@@ -78,7 +78,7 @@ class Aggregator:
         """
         self._space, self._max_update_bytes = space, max_update_bytes
         self._open_programs = open_programs
-        self._programs: ProgramStrategies | None = None
+        self._programs: ProgramHost | None = None
 
     async def close(self) -> None:
         """End programs that run."""
@@ -145,7 +145,7 @@ class Aggregator:
         """
         return (await self._find_programs().resolve(reference)).reference
 
-    def _find_programs(self) -> "ProgramStrategies":
+    def _find_programs(self) -> "ProgramHost":
         if self._programs is None:
             self._programs = self._open_programs()
         return self._programs

@@ -1,23 +1,14 @@
 """The aggregator's settings, from the environment."""
 
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import NoDecode
+from pydantic import Field, SecretStr
 
 from propeller.process.settings import HttpSettings, Seconds
+from propeller.program_host.settings import RegistryUrl
 from propeller.web.app import MAX_BODY
 
 MIB, GIB = 1024**2, 1024**3
-
-
-def _parse_registry(value: Any) -> Any:
-    from propeller.oci.reference import DefaultRegistry
-
-    if isinstance(value, str):
-        DefaultRegistry.parse(value)
-    return value
 
 
 class AggregatorSettings(HttpSettings):
@@ -39,9 +30,7 @@ class AggregatorSettings(HttpSettings):
     cache: Path = Field(Path(".propeller/aggregator"), alias="AGGREGATOR_CACHE")
     """Programs that aggregate, and what they work on."""
     cache_bytes: int = Field(GIB, alias="AGGREGATOR_CACHE_BYTES", ge=MIB)
-    registry_url: Annotated[str, NoDecode, BeforeValidator(_parse_registry)] = Field(
-        "docker.io", alias="AGGREGATOR_REGISTRY_URL"
-    )
+    registry_url: RegistryUrl = Field("docker.io", alias="AGGREGATOR_REGISTRY_URL")
     """Where programs are whose reference names no registry, and what the login is for."""
     registry_username: str | None = Field(None, alias="AGGREGATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_PASSWORD")

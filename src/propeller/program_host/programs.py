@@ -1,11 +1,11 @@
-"""Programs that aggregate: fetched from an OCI registry, and run in a sandbox of the aggregator's own.
+"""Programs in a service's own sandbox: found in an OCI registry, fetched and compiled once, and run.
 
-Registry client and sandbox are opened by the first experiment that uses such a program: an aggregator without one does not pay for
-them.
+Registry client and sandbox are opened by the first of them: a service without one does not pay for them.
 """
 
 import asyncio
 import io
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,33 +24,38 @@ from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_folders import TaskFolders
 from propeller.wasm.template_client import SandboxError
 
-log = get_logger("aggregator")
-
 _MAX_KNOWN = 256
 _FETCH_WAIT_S = 60.0
-_LOGIN_HELP = (
-    "set AGGREGATOR_REGISTRY_URL={registry}, AGGREGATOR_REGISTRY_USERNAME and AGGREGATOR_REGISTRY_PASSWORD, or log in with "
-    "`docker login {host}`, and restart the aggregator"
-)
 
 
 @dataclass(frozen=True)
-class ProgramSettings:
+class HostSettings:
     """Where programs come from and what they may use.
 
     Attributes:
+        service: that runs them: ``aggregator``. Its settings begin with the same word in upper case.
         folder: of the sandbox, its cache and what is given to programs.
         registry: where references are that name no registry.
         credential: for that registry; without one, that of ``docker login``.
-        limits: of one aggregation.
+        limits: of one run.
         cache_bytes: of all programs in the cache.
     """
 
+    service: str
     folder: Path
     registry: DefaultRegistry
     credential: Credential | None
     limits: Limits
     cache_bytes: int
+
+    @property
+    def login_help(self) -> str:
+        """The remedy where a registry asks for a login."""
+        prefix = f"{self.service.upper()}_REGISTRY"
+        return (
+            f"set {prefix}_URL={{registry}}, {prefix}_USERNAME and {prefix}_PASSWORD, or log in with `docker login {{host}}`, "
+            f"and restart the {self.service}"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,16 @@ class PinnedProgram:
     digest: str
 
 
-class ProgramStrategies:
+class ProgramHost:
     """Finds programs by reference, and runs them. Close it."""
 
-    def __init__(self, settings: ProgramSettings) -> None:
+    def __init__(self, settings: HostSettings) -> None:
+        """Open nothing yet."""
         self._settings = settings
+        self._log = get_logger(settings.service)
         self._known: LRUCache[str, PinnedProgram] = LRUCache(_MAX_KNOWN)
         self._fetches: SingleFlight[str, None] = SingleFlight()
-        self._background = BackgroundTasks("aggregator")
+        self._background = BackgroundTasks(settings.service)
         self._opening = asyncio.Lock()
         self._opened: tuple[RegistryClient, Sandbox] | None = None
         self._resources = AsyncExitStack()
@@ -76,7 +83,7 @@ class ProgramStrategies:
         """Folders for what is given to programs: on the file system of the sandbox, which links it."""
 
     async def resolve(self, reference: str) -> PinnedProgram:
-        """Find the program that a reference names now; it is fetched and compiled meanwhile, for the first round.
+        """Find the program that a reference names now; it is fetched and compiled meanwhile, for the first run.
 
         Raises:
             OciError: it is not there, or the registry does not answer; with the cause and the remedy.
@@ -97,8 +104,8 @@ class ProgramStrategies:
         await self._have(program)
         return program
 
-    async def run(self, run: ProgramRun) -> RunOutcome:
-        """Run a prepared program within the limits; what it prints goes to the log.
+    async def run(self, run: ProgramRun, limits: Mapping[str, float] | None = None) -> RunOutcome:
+        """Run a prepared program within the service's limits, and lower ones if asked; what it prints goes to the log.
 
         Raises:
             UnprocessableError: it failed; the text has the last line of its standard error.
@@ -106,14 +113,14 @@ class ProgramStrategies:
         """
         _client, sandbox = await self._open()
         last = ""
-        lines = log.bind(round_id=run.env.get("ROUND_ID"))
+        lines = self._log.bind(round_id=run.env.get("ROUND_ID"))
 
         def keep(line: str) -> None:
             nonlocal last
             last = line[:2000]
             lines.info(last)
 
-        outcome = await sandbox.run(replace(run, limits=self._settings.limits), keep)
+        outcome = await sandbox.run(replace(run, limits=self._settings.limits.lowered(limits)), keep)
         if outcome.error is not None:
             raise UnprocessableError(f"{outcome.error}: {last}" if last else outcome.error)
         return outcome
@@ -135,15 +142,18 @@ class ProgramStrategies:
                         Sandbox(settings.folder / "sandbox", cache_bytes=settings.cache_bytes)
                     )
                 except (SandboxError, ProgramError) as error:
-                    raise UnavailableError(f"the aggregator's sandbox does not start: {error}") from error
+                    raise UnavailableError(
+                        f"the {settings.service}'s sandbox does not start: {error}"
+                    ) from error
                 except OSError as error:
                     raise UnavailableError(
-                        f"the folder {settings.folder} for programs cannot be used: {error.strerror}; set AGGREGATOR_CACHE"
+                        f"the folder {settings.folder} for programs cannot be used: {error.strerror}; "
+                        f"set {settings.service.upper()}_CACHE"
                     ) from error
                 client = await self._resources.enter_async_context(
                     RegistryClient(
                         logins_for(settings.registry.registry, settings.credential),
-                        login_help=_LOGIN_HELP,
+                        login_help=settings.login_help,
                         max_bytes=settings.limits.module_bytes,
                     )
                 )
@@ -159,7 +169,7 @@ class ProgramStrategies:
             pinned = str(replace(parsed, tag=None, digest=artifact.digest))
             program = PinnedProgram(pinned, artifact.program.digest)
             self._known[pinned] = program  # never under a tag, which may be moved
-            log.info("program resolved", reference=reference, pinned=pinned)
+            self._log.info("program resolved", reference=reference, pinned=pinned)
         return program
 
     async def _have(self, program: PinnedProgram) -> None:
@@ -169,8 +179,8 @@ class ProgramStrategies:
     async def _prepare_early(self, program: PinnedProgram) -> None:
         try:
             await self._have(program)
-        except PropellerError as error:  # the round that needs it will say it again
-            log.warning("program cannot be prepared", program=program.reference, reason=str(error))
+        except PropellerError as error:  # whoever runs it will be told again
+            self._log.warning("program cannot be prepared", program=program.reference, reason=str(error))
 
     async def _fetch(self, client: RegistryClient, sandbox: Sandbox, program: PinnedProgram) -> None:
         async with sandbox.fetch_lock(program.digest, _FETCH_WAIT_S):
