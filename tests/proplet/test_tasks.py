@@ -21,10 +21,10 @@ from propeller.proplet.inputs import (
     MODEL_REGISTRY,
     InputFetcher,
     ServiceClients,
-    TaskInputs,
 )
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Kind
+from propeller.wasm.task_inputs import TaskInputs
 from support.net import eventually
 from support.programs import echo
 from support.proplet import MODEL, World, safetensors

@@ -32,11 +32,13 @@ from propeller.fl.tensors import (
 from propeller.process import parent_death
 from propeller.process.run import StartError
 from propeller.proplet.errors import TaskError
-from propeller.proplet.inputs import MAX_ENV_BYTES, split_dataset
-from propeller.proplet.updates import EVALUATE, TENSORS_FILE, parse_program_output
+from propeller.proplet.inputs import split_dataset
+from propeller.proplet.updates import parse_program_output
+from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE
 from propeller.wasm.template_client import SandboxError
 
 PROPLET_ID = "try"

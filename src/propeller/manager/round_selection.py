@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 from propeller.errors import PropellerError, UnprocessableError
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
+from propeller.fl.task_environment import task_environments
 from propeller.manager.coordinator_client import CoordinatorClient
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.program_pins import ProgramPins
@@ -26,7 +27,6 @@ from propeller.process.http import ServiceError
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
-from propeller.protocol.task import encode_json
 
 log = get_logger("manager")
 
@@ -130,7 +130,7 @@ class RoundSelector:
             experiment = start.model_copy(update={"task_wasm_image": program}).with_participants(
                 answer.participants
             )
-            await self._starter.launch_chosen(experiment, _environments(start, answer.participants))
+            await self._starter.launch_chosen(experiment, task_environments(start, answer.participants))
             return True
         if answer.state == "created":
             line.info("round waits for participants", reason=choice.waiting)
@@ -159,18 +159,3 @@ def _candidate(proplet: PropletRecord) -> Candidate:
     return Candidate(
         proplet.id, proplet.name, frozenset(told.get("tags") or ()), told.get("device_state") is True
     )
-
-
-def _environments(start: RoundStart, participants: list[str]) -> dict[str, dict[str, str]]:
-    """What the programs of a round's participants are told, beside what they are told in every round."""
-    common = {"FL_MODE": start.mode, "EXPERIMENT_ID": start.experiment_id, "FL_ROUND": str(start.number)}
-    if start.strategy:
-        common["FL_STRATEGY"] = encode_json(start.strategy).decode()
-    if start.split:
-        common["FL_SPLIT"] = encode_json(start.split).decode()
-    if start.update:
-        common["FL_UPDATE"] = encode_json(start.update).decode()
-    return {
-        proplet_id: {**common, "FL_SEED": str(slot_seed(start.seed, start.number, slot))}
-        for slot, proplet_id in enumerate(participants)
-    }

@@ -6,7 +6,7 @@ Also the clients of the services that these come from, and that updates go to.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import httpx
@@ -21,6 +21,7 @@ from propeller.proplet.errors import TaskError
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.wasm.task_inputs import MAX_ENV_BYTES, TaskInputs
 
 log = get_logger("inputs")
 
@@ -33,9 +34,6 @@ _SERVICE_NAMES = {
     MODEL_REGISTRY: "model registry",
     DATA_STORE: "Local Data Store",
 }
-
-MAX_ENV_BYTES = 1024 * 1024
-"""Below this size model and dataset are also given as environment variables."""
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
 
@@ -77,14 +75,6 @@ class ServiceClients:
     async def __aexit__(self, *_exc: object) -> None:
         for client in self._clients.values():
             await client.aclose()
-
-
-@dataclass(frozen=True)
-class TaskInputs:
-    """A task's inputs: environment variables, and files by their name in ``/in``."""
-
-    env: dict[str, str] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +129,7 @@ class InputFetcher:
             except (ServiceError, MalformedMessageError) as error:
                 log.warning("Failed to fetch model from registry: %s", error, model_uri=reference)
                 raise TaskError(f"model {reference} cannot be fetched: {error}") from error
-        _add_document(inputs, "model.json", "MODEL_DATA", document.content)
+        inputs.add_document("model.json", "MODEL_DATA", document.content)
         if tensors.media_type == SAFETENSORS:
             inputs.files["model.safetensors"] = tensors.content
 
@@ -160,7 +150,7 @@ class InputFetcher:
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
         if env.get("FL_SPLIT"):
             dataset = await self._split(dataset, env)
-        _add_document(inputs, "dataset.json", "DATASET_DATA", dataset.content)
+        inputs.add_document("dataset.json", "DATASET_DATA", dataset.content)
         log.info("Successfully fetched dataset with %d samples and passed to client", dataset.samples)
 
     async def _split(self, dataset: _Document, env: Mapping[str, str]) -> _Document:
@@ -261,9 +251,3 @@ def _parse(response: httpx.Response) -> _Document:
         content=response.content,
         samples=samples,
     )
-
-
-def _add_document(inputs: TaskInputs, file: str, variable: str, content: bytes) -> None:
-    inputs.files[file] = content
-    if len(content) < MAX_ENV_BYTES:
-        inputs.env[variable] = content.decode().strip()

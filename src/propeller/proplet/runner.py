@@ -13,11 +13,13 @@ from propeller.process.background import gather_or_cancel
 from propeller.process.logs import get_logger
 from propeller.proplet.device_states import DeviceStates, TaskState
 from propeller.proplet.errors import TaskError
-from propeller.proplet.inputs import MAX_ENV_BYTES, InputFetcher, TaskInputs
+from propeller.proplet.inputs import InputFetcher
 from propeller.proplet.programs import ProgramFetcher
-from propeller.proplet.updates import EVALUATE, TENSORS_FILE, UpdateSender, parse_program_output
+from propeller.proplet.updates import UpdateSender, parse_program_output
+from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
+from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE, TaskInputs
 
 log = get_logger("task")
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from propeller.errors import UnavailableError
@@ -10,26 +11,16 @@ from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
+from propeller.protocol.evaluations import EVALUATE, check_names, explain_output, read_evaluation
 from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.wasm.task_inputs import TENSORS_FILE
 
 log = get_logger("updates")
 
 ENDED_STATES = frozenset({"completed", "stopped", "failed"})
 """Of an experiment that has no more rounds."""
-
-TENSORS_FILE = "update.safetensors"
-
-EVALUATE = "evaluate"
-"""The value of ``FL_MODE`` in a task that gives back metrics and no update."""
-
-_MAX_QUOTED_BYTES = 200
-
-_TRAINED_INSTEAD = (
-    "update: the task only evaluates (FL_MODE is evaluate), and the program gave back an update, as if it had been asked to "
-    "train: have it read FL_MODE and give back num_samples and metrics alone, or take evaluate out of the experiment"
-)
 
 PublishUpdate = Callable[[str, bytes], Awaitable[None]]
 """Publishes an update of a round over MQTT."""
@@ -58,36 +49,36 @@ def parse_program_output(
     Raises:
         TaskError: naming what is missing or wrong.
     """
-    evaluates = env.get("FL_MODE") == EVALUATE
-    expected_kind = "evaluation" if evaluates else "update"
+    round_id = env.get("ROUND_ID", "")
     try:
-        fields = read_update_fields(stdout)
-        if evaluates and ("update" in fields or tensors is not None):
-            raise TaskError(_TRAINED_INSTEAD)
-        header = (UpdateMessage if tensors is None and not evaluates else UpdateHeader).decode(fields)
-    except MalformedMessageError as error:
-        quoted = stdout[:_MAX_QUOTED_BYTES].decode(errors="replace")
-        raise TaskError(
-            f"the program's standard output is not an {expected_kind}: {error}; it begins {quoted!r}"
-        ) from None
-    if evaluates and not header.metrics:
-        raise TaskError("metrics: an evaluation has one or more; the program's document has none")
-    for name, found, expected in (
-        ("round_id", header.round_id, env.get("ROUND_ID")),
-        ("proplet_id", header.proplet_id, proplet_id),
-    ):
-        if found != expected:
-            raise TaskError(
-                f"the program's {expected_kind} names the {name} {found!r}, the task's is {expected!r}"
+        if env.get("FL_MODE") == EVALUATE:
+            header = read_evaluation(
+                stdout, left_tensors=tensors is not None, round_id=round_id, proplet_id=proplet_id
             )
-    if not evaluates:
-        _check_kind(header, env)
+            fields = read_update_fields(stdout)
+        else:
+            fields, header = _read_update(stdout, tensors, round_id, proplet_id)
+            _check_kind(header, env)
+    except MalformedMessageError as error:
+        raise TaskError(str(error)) from None
     base_model_added = not header.base_model_uri and bool(env.get("MODEL_URI"))
     if base_model_added:
         header.base_model_uri = fields["base_model_uri"] = env["MODEL_URI"]
     if tensors is not None:
         return ProgramOutput(header, SAFETENSORS, with_metadata(tensors, header))
     return ProgramOutput(header, JSON, encode_json(fields) if base_model_added else stdout)
+
+
+def _read_update(
+    stdout: bytes, tensors: bytes | None, round_id: str, proplet_id: str
+) -> tuple[dict[str, Any], UpdateHeader]:
+    try:
+        fields = read_update_fields(stdout)
+        header = (UpdateMessage if tensors is None else UpdateHeader).decode(fields)
+    except MalformedMessageError as error:
+        raise TaskError(explain_output("update", stdout, error)) from None
+    check_names("update", header, round_id, proplet_id)
+    return fields, header
 
 
 def _check_kind(header: UpdateHeader, env: Mapping[str, str]) -> None:
