@@ -141,6 +141,19 @@ async def test_a_client_reaches_its_own_dataset_only(tmp_path: Path) -> None:
         assert (await client.get("/datasets")).json() == {"clients": [P1], "count": 1}
 
 
+async def test_the_coordinator_reads_every_dataset_and_writes_none(tmp_path: Path) -> None:
+    async def verify(_header: str) -> Principal:
+        return Principal("client", "fl-coordinator", "coordinator")
+
+    await DataStore(tmp_path).seed([P1])
+    app = create_api(DataStore(tmp_path), verify=verify)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://data", headers={"authorization": "Basic eA=="}
+    ) as client:
+        assert (await client.get(f"/datasets/{P1}")).json()["size"] == 64
+        assert (await client.post(f"/datasets/{P1}", json={"data": []})).status_code == 403
+
+
 def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROPLET_CLIENT_ID", "one")
     monkeypatch.setenv("PROPLET_3_CLIENT_ID", "three")

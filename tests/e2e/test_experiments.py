@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
@@ -89,15 +90,20 @@ async def rounds_done(http: httpx.AsyncClient, experiment_id: str, count: int) -
 
 
 @pytest.fixture(scope="module")
-def seeded(up: Up) -> dict[str, Any]:
-    """Twenty rounds of a program that draws by the round's seed alone, not by the numbers of versions."""
+def softmax(up: Up) -> dict[str, Any]:
+    """A program that draws by the round's seed alone, not by the numbers of versions, and the model that it starts from."""
     program = built(SOURCES / "softmax.py")
     reference = f"{up.url('oci_registry').removeprefix('http://')}/softmax:v1"
     pushed = propeller("push", str(program), reference)
     assert pushed.returncode == 0, pushed.stderr
     answer = httpx.post(f"{up.url('model_registry')}/models", json={"model": SOFTMAX})
-    fields = {"program": reference, "model": {"version": answer.json()["version"]}}
-    return spec(up, rounds=20, selection={"seed": 7}, **fields)
+    return {"program": reference, "model": {"version": answer.json()["version"]}}
+
+
+@pytest.fixture(scope="module")
+def seeded(up: Up, softmax: dict[str, Any]) -> dict[str, Any]:
+    """Twenty rounds of it."""
+    return spec(up, rounds=20, selection={"seed": 7}, **softmax)
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +210,23 @@ async def test_evaluation_on_devices_marks_the_best(up: Up) -> None:
     assert kinds == [("train", 1), ("train", 2), ("evaluate", 2), ("train", 3), ("evaluate", 3)]
     assert found["best"]["metric"] == "loss"
     assert all(len(one["updates"]) == 3 for one in rounds)
+
+
+async def test_the_coordinator_evaluates_by_itself(up: Up, softmax: dict[str, Any]) -> None:
+    """On a data set that is no device's; NumPy measures the same."""
+    samples = [{"x": [0.1 * number, 1.0 - 0.1 * number, 0.5], "y": number % 2} for number in range(8)]
+    async with coordinator(up) as http, httpx.AsyncClient(timeout=20) as other:
+        stored = await other.post(f"{up.url('data_store')}/datasets/test", json={"data": samples})
+        assert stored.status_code == 201, stored.text
+        central = {"on": "central", "dataset": "test", "every": 3}
+        found = await over(http, await submit(http, spec(up, evaluate=central, **softmax)))
+        assert (found["state"], found["reason"]) == ("completed", None)
+        last = (await http.get(f"/experiments/{found['id']}/history")).json()["rounds"][-1]
+        answer = await other.get(f"{up.url('model_registry')}/models/{found['model_version']}")
+    assert (last["kind"], last["number"], last["num_samples"]) == ("evaluate", 3, 8)
+    assert last["participants"] == ["coordinator"]
+    model = answer.json()
+    logits = np.array([sample["x"] for sample in samples]) @ np.array(model["w"]) + np.array(model["b"])
+    labels = np.array([sample["y"] for sample in samples])
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(8), labels]
+    assert last["metrics"]["loss"] == pytest.approx(losses.mean(), rel=1e-5)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import numpy as np
@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
+from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
@@ -228,7 +229,13 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         aggregation = Aggregation(BlobStore(folder / "updates"), registry, aggregator, retry_delays=())
         service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
         experiments = Experiments(
-            ExperimentStore(database), service, registry, aggregator, publisher=None, max_running=1
+            ExperimentStore(database),
+            service,
+            registry,
+            aggregator,
+            publisher=None,
+            central=CentralEvaluations(service, registry, None, _no_programs),
+            max_running=1,
         )
         verification = Verification(registry, aggregation, service.find_round)
         transport = httpx.ASGITransport(
@@ -238,6 +245,10 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
             yield http
         await service.close()
     await database.close()
+
+
+def _no_programs() -> NoReturn:
+    raise AssertionError("nothing is evaluated here")
 
 
 class Process:

@@ -140,14 +140,16 @@ async def detail(http: httpx.AsyncClient, experiment_id: str = "e") -> dict[str,
     return dict(answer.json())
 
 
-async def in_state(http: httpx.AsyncClient, *states: str, experiment_id: str = "e") -> dict[str, Any]:
+async def in_state(
+    http: httpx.AsyncClient, *states: str, experiment_id: str = "e", timeout: float = 30
+) -> dict[str, Any]:
     """An experiment once it is in one of these states."""
 
     async def reached() -> dict[str, Any] | None:
         found = await detail(http, experiment_id)
         return found if found["state"] in states else None
 
-    found = await eventually(reached, timeout=30, what=f"{experiment_id} is {' or '.join(states)}")
+    found = await eventually(reached, timeout=timeout, what=f"{experiment_id} is {' or '.join(states)}")
     assert found is not None
     return found
 

@@ -1,11 +1,11 @@
-"""The services that the coordinator calls: the model registry and the aggregator."""
+"""The services that the coordinator calls: the model registry, the aggregator and the data store."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -38,6 +38,7 @@ _MAX_KNOWN_BYTES = 64 * 1024 * 1024
 """Of the models and states that are kept, so that the next round need not ask for them."""
 
 _MAX_KNOWN_VERSIONS = 64
+_COPIED_BYTES = 1024 * 1024
 
 
 class RegistryDocument:
@@ -123,6 +124,37 @@ class ModelRegistryClient:
                 known = to_safetensors(await self._decode(version, answer))
             self._documents[version] = known
         return known
+
+    async def write_document(self, version: int, file: BinaryIO) -> None:
+        """Write a version as a safetensors document to a file; it is not in memory as a whole.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        try:
+            async with self._client.stream(
+                "GET", f"/models/{version}", headers={"accept": SAFETENSORS}
+            ) as answer:
+                async for piece in answer.aiter_bytes(_COPIED_BYTES):
+                    await asyncio.to_thread(file.write, piece)
+        except ServiceError as error:
+            raise self._not_found(version, error) from None
+
+    async def json_document(self, version: int) -> bytes:
+        """A version as JSON.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        try:
+            answer = await self._client.request(
+                "GET", f"/models/{version}", headers={"accept": "application/json"}
+            )
+        except ServiceError as error:
+            raise self._not_found(version, error) from None
+        return answer.content
 
     def document_in_parts(self, version: int) -> RegistryDocument:
         """A version that need not be in memory."""
@@ -308,6 +340,31 @@ class Aggregated:
         """Let go of what it holds."""
         self.model.close()
         self.state.close()
+
+
+class DataStoreClient:
+    """Data sets that the coordinator itself evaluates on."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        """Call the data store through ``client``."""
+        self._client = client
+
+    async def dataset(self, dataset_id: str) -> bytes:
+        """A data set as JSON.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ServiceError: the data store does not answer.
+        """
+        path = f"/datasets/{quote(dataset_id, safe='')}"
+        try:
+            return (await self._client.request("GET", path)).content
+        except ServiceError as error:
+            if error.kind is not NotFoundError:
+                raise
+            raise NotFoundError(
+                f"evaluate.dataset: the data store has no data set {dataset_id!r}; POST one to {path}"
+            ) from None
 
 
 class AggregatorClient:

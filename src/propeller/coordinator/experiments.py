@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments
+from propeller.coordinator.central_evaluation import CentralEvaluations, is_central
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent, write
@@ -114,6 +115,7 @@ class Experiments:
         aggregator: AggregatorClient,
         *,
         publisher: Publisher | None,
+        central: CentralEvaluations,
         max_running: int,
     ) -> None:
         """Start nothing yet.
@@ -124,11 +126,12 @@ class Experiments:
             registry: knows the models that they start from.
             aggregator: knows strategies that are programs.
             publisher: tells the manager what to do; without one no experiment can be submitted.
+            central: carries out the evaluations that are the coordinator's own.
             max_running: how many run at once.
         """
         self._store, self._rounds = store, rounds
         self._registry, self._aggregator = registry, aggregator
-        self._publisher, self._max_running = publisher, max_running
+        self._publisher, self._central, self._max_running = publisher, central, max_running
         self._active = ActiveExperiments(store)
         self._admitting = asyncio.Lock()
         self._background = BackgroundTasks("coordinator")
@@ -154,6 +157,7 @@ class Experiments:
         self.answer_waiters()
         self._active.cancel_timers()
         await self._background.close()
+        await self._central.close()
 
     async def submit(self, spec: ExperimentSpec) -> ExperimentRecord:
         """Begin an experiment, or queue it; the same one under the same id again changes nothing.
@@ -171,6 +175,7 @@ class Experiments:
         if known is not None:
             return _require_same(known.record, spec)
         check_spec(spec)
+        self._central.check(spec)
         strategy = await self._pin_strategy(spec)
         version = await self._base_version(spec)
         specs = await self._registry.specs(version)
@@ -184,6 +189,7 @@ class Experiments:
         log.info(
             "experiment submitted", experiment_id=experiment_id, program=spec.program, rounds=spec.rounds
         )
+        self._central.prepare(spec)
         # Not longer than this: the experiment is stored, and begins by itself once the registry answers again.
         await asyncio.wait([self._background.spawn(self._admit())], timeout=ADMISSION_WAIT_S)
         return active.record
@@ -201,6 +207,7 @@ class Experiments:
         if spec.id is not None and await self._active.find(spec.id) is not None:
             return True
         check_spec(spec)
+        self._central.check(spec)
         await self._pin_strategy(spec)
         if spec.model is not None:
             await self._base_version(spec)
@@ -303,12 +310,12 @@ class Experiments:
             if active.record.program != after.request.task_wasm_image:
                 found.after = replace(found.after, program=after.request.task_wasm_image)
             if after.state.is_over and not before.state.is_over:
-                await self._extend(active, found, _round_ended(after, now), outcome_of(after))
+                await self._extend(active, found, _round_ended(active.record, after, now), outcome_of(after))
             active.in_doubt = True
             yield found.write
             self._commit(active, found)
         if before.state is RoundState.COLLECTING and after.state is not RoundState.COLLECTING:
-            self._stop_missing(after)
+            self._stop_missing(active, after)
         self._carry_out(active, found)
 
     async def note_waiting(self, record: RoundRecord, reason: str) -> None:
@@ -401,7 +408,7 @@ class Experiments:
                 case Report(kind, data):
                     more = outcome if outcome and kind in {"round_ended", "metrics"} else {}
                     found.events.append(NewEvent(kind, now, {**data, **more}))
-                case StartRound(request):
+                case StartRound(request) | EvaluateCentrally(request):
                     try:
                         found.started.append(await self._create_round(active, found.after, request, now))
                     except (
@@ -409,8 +416,6 @@ class Experiments:
                         NotFoundError,
                     ) as error:  # of its strategy or its model; time heals neither
                         await self._extend(active, found, RoundRefused(request.round_id, now, str(error)))
-                case EvaluateCentrally(request):
-                    raise AssertionError(f"{request.round_id}: check_spec lets no central evaluation in")
                 case CancelRound():
                     found.cancelled.append(effect)
                 case MarkLatest() | MarkBest():
@@ -487,7 +492,7 @@ class Experiments:
         """Do what a stored step asks for. Nothing here waits: a round's lock may be held."""
         for record in found.started:
             self._rounds.open_round(record)
-            self._publish_start(record)
+            self._begin(active, record)
         for cancel in found.cancelled:
             self._do(active, functools.partial(self._cancel, active, cancel))
         for mark in found.marks:
@@ -510,13 +515,19 @@ class Experiments:
         if record.experiment.is_settled and record.has_aliases and not active.aliases:
             await self._store.settle(record.id)
 
-    def _publish_start(self, record: RoundRecord) -> None:
-        if self._publisher is not None and isinstance(record.request, RoundStart):
+    def _begin(self, active: ActiveExperiment, record: RoundRecord) -> None:
+        """Have a round begun, again if need be."""
+        evaluate = active.record.spec.evaluate
+        if is_central(record, active.record.spec) and evaluate is not None and evaluate.dataset is not None:
+            self._central.begin(record, evaluate.dataset)
+        elif self._publisher is not None and isinstance(record.request, RoundStart):
             self._publisher.start(record.request)
 
-    def _stop_missing(self, record: RoundRecord) -> None:
+    def _stop_missing(self, active: ActiveExperiment, record: RoundRecord) -> None:
         """Have the tasks stopped whose updates come too late."""
-        if self._publisher is not None and record.missing:
+        if is_central(record, active.record.spec):
+            self._central.end(record.round_id)
+        elif self._publisher is not None and record.missing:
             reason = record.round.reason or "the round has enough updates"
             stop = RoundStop(round_id=record.round_id, participants=record.missing, reason=reason)
             self._publisher.stop(stop)
@@ -530,14 +541,14 @@ class Experiments:
                 stop = RoundStop(round_id=cancel.round_id, participants=[], reason=cancel.reason)
                 self._publisher.stop(stop)
         elif record is not None:  # it ended while the process was down
-            await self._apply_until_stored(active, lambda: _round_ended(record, time.time()))
+            await self._apply_until_stored(active, lambda: _round_ended(active.record, record, time.time()))
 
     async def _resume(self, active: ActiveExperiment) -> None:
         """Do again what may not have been done about an experiment."""
         self._set_timer(active)
         for effect in resume(active.record.experiment):
             match effect:
-                case StartRound(request):
+                case StartRound(request) | EvaluateCentrally(request):
                     await self._resume_round(active, request)
                 case CancelRound():
                     await self._cancel(active, effect)
@@ -552,9 +563,9 @@ class Experiments:
             log.error("the open round of an experiment is not in the database", round_id=request.round_id)
         elif record.state.is_over:
             ended = record
-            await self._apply_until_stored(active, lambda: _round_ended(ended, time.time()))
-        elif record.state is RoundState.CREATED:
-            self._publish_start(record)
+            await self._apply_until_stored(active, lambda: _round_ended(active.record, ended, time.time()))
+        elif record.state is RoundState.CREATED or is_central(record, active.record.spec):
+            self._begin(active, record)
 
     async def _start_again(self) -> None:
         """Publish the starts again that nobody has answered: what told of them may be lost."""
@@ -562,7 +573,7 @@ class Experiments:
             record = await self.open_round(active.record)
             old = time.time() - START_AGAIN_S
             if record is not None and record.state is RoundState.CREATED and record.created_at < old:
-                self._publish_start(record)
+                self._begin(active, record)
 
     async def _admit(self) -> None:
         """Let the oldest queued experiments run while there are places."""
@@ -623,14 +634,13 @@ def check_spec(spec: ExperimentSpec) -> None:
     """
     if spec.mode.kind == "async":
         raise InvalidError("mode.kind: async experiments are not supported yet; use sync")
-    if spec.evaluate is not None and spec.evaluate.on == "central":
-        raise InvalidError("evaluate.on: central evaluation is not supported yet; use devices")
     check_strategy(spec)
 
 
 def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:
     """What the manager is told of a round; ``strategy`` is for the devices."""
     spec = record.spec
+    central = request.kind == "evaluate" and spec.evaluate is not None and spec.evaluate.on == "central"
     return RoundStart(
         round_id=request.round_id,
         model_uri=model_uri(request.base_version),
@@ -646,13 +656,14 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
         attempt=request.attempt,
         min_updates=request.min_updates,
         strategy=strategy or None,
-        split=None if spec.data.split is None else spec.data.split.to_json(),
+        # The coordinator's own evaluation is on all of its data set.
+        split=None if spec.data.split is None or central else spec.data.split.to_json(),
         update=spec.update.to_json() if spec.update.kind == "delta" else None,
         seed=spec.selection.seed,
     )
 
 
-def _round_ended(record: RoundRecord, at: float) -> RoundEnded:
+def _round_ended(experiment: ExperimentRecord, record: RoundRecord, at: float) -> RoundEnded:
     completed = record.state is RoundState.COMPLETED
     return RoundEnded(
         record.round_id,
@@ -661,7 +672,8 @@ def _round_ended(record: RoundRecord, at: float) -> RoundEnded:
         metrics=record.metrics if completed else {},
         reason=None if completed else record.round.reason or "failed",
         participants=record.round.plan.participants,
-        failed=record.round.unheard,
+        # The coordinator is no device, which the next try could leave out.
+        failed=() if is_central(record, experiment.spec) else record.round.unheard,
     )
 
 

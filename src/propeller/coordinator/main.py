@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from typing import TYPE_CHECKING
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
+from propeller.coordinator.central_evaluation import CentralEvaluations
+from propeller.coordinator.clients import AggregatorClient, DataStoreClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.mqtt import RoundAnnouncer, RoundPublisher, UpdateReceiver
@@ -17,10 +19,14 @@ from propeller.coordinator.verification import Verification
 from propeller.mqtt.session import Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
+from propeller.program_host.settings import make_credential
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.web.auth import verifier
 from propeller.web.server import bind_api, serve
+
+if TYPE_CHECKING:
+    from propeller.program_host.programs import ProgramHost
 
 REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
 """The longest silence of a service, in seconds: aggregating many large updates takes its time."""
@@ -73,12 +79,19 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,
         )
+        central = CentralEvaluations(
+            service,
+            registry,
+            await _open_data_store(settings, stack),
+            lambda: _open_programs(settings),
+        )
         experiments = Experiments(
             ExperimentStore(database),
             service,
             registry,
             aggregator,
             publisher=publisher,
+            central=central,
             max_running=settings.max_experiments,
         )
         if announcer is not None:
@@ -108,6 +121,35 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             max_body=settings.max_bytes,
         )
         await serve([(bind, app)], stop)
+
+
+async def _open_data_store(
+    settings: CoordinatorSettings, stack: contextlib.AsyncExitStack
+) -> DataStoreClient | None:
+    if settings.data_store_url is None:
+        return None
+    client = ServiceClient("data store", settings.data_store_url, credentials=settings.credentials)
+    return DataStoreClient(await stack.enter_async_context(client))
+
+
+def _open_programs(settings: CoordinatorSettings) -> "ProgramHost":
+    # Here, as a coordinator without central evaluations has no use for a sandbox and a registry's client.
+    from propeller.oci.reference import DefaultRegistry
+    from propeller.program_host.programs import HostSettings, ProgramHost
+    from propeller.wasm.program_run import Limits
+
+    limits = Limits(
+        wall_time_s=settings.program_wall_time,
+        memory_bytes=settings.program_memory,
+        tensor_bytes=settings.program_tensor_bytes,
+    )
+    credential = make_credential(
+        settings.registry_username, settings.registry_password, settings.registry_token
+    )
+    registry = DefaultRegistry.parse(settings.registry_url)
+    return ProgramHost(
+        HostSettings("coordinator", settings.cache_folder, registry, credential, limits, settings.cache_bytes)
+    )
 
 
 def _create_session(settings: CoordinatorSettings) -> Session | None:

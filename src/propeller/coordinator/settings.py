@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
@@ -13,11 +13,14 @@ from propeller.mqtt.session import Credentials
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import missing_identity_variables
 from propeller.process.settings import HttpSettings, Seconds
+from propeller.program_host.settings import RegistryUrl
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.app import MAX_BODY
 
 NO_BROKER = "off"
+
+MIB, GIB = 1024**2, 1024**3
 
 
 class CoordinatorSettings(HttpSettings, MqttTlsSettings):
@@ -38,6 +41,18 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     """How long the updates of a failed round stay, so that it can be retried."""
     max_experiments: int = Field(8, alias="COORDINATOR_MAX_EXPERIMENTS", ge=1)
     """How many experiments run at once; the others are queued. One that is paused does not count."""
+
+    data_store_url: str | None = Field(None, alias="DATA_STORE_URL")
+    """Where data sets are that the coordinator itself evaluates on."""
+    cache: Path | None = Field(None, alias="COORDINATOR_CACHE")
+    cache_bytes: int = Field(GIB, alias="COORDINATOR_CACHE_BYTES", ge=MIB)
+    registry_url: RegistryUrl = Field("docker.io", alias="COORDINATOR_REGISTRY_URL")
+    registry_username: str | None = Field(None, alias="COORDINATOR_REGISTRY_USERNAME")
+    registry_password: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_PASSWORD")
+    registry_token: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_TOKEN")
+    program_wall_time: Seconds = Field(300.0, alias="COORDINATOR_PROGRAM_WALL_TIME", gt=0)
+    program_memory: int = Field(512 * MIB, alias="COORDINATOR_PROGRAM_MEMORY", ge=MIB)
+    program_tensor_bytes: int = Field(512 * MIB, alias="COORDINATOR_PROGRAM_TENSOR_BYTES", ge=1024)
 
     broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
     """``off`` for a coordinator without MQTT."""
@@ -104,6 +119,11 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     def blobs_place(self) -> str:
         """The folder or URL of the updates."""
         return self.blobs or str(self.state / "updates")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of programs that the coordinator runs, and of what they are given."""
+        return self.cache or self.state / "programs"
 
     @property
     def credentials(self) -> tuple[str, str] | None:

@@ -31,7 +31,8 @@ def _dataset_routes(store: DataStore) -> Router:
 
     @router.get("/datasets/{proplet_id}")
     async def get(request: Request, proplet_id: str, who: Caller) -> Response:
-        _check_owner(who, proplet_id)
+        if who.role != "coordinator":  # which evaluates by itself
+            _check_owner(who, proplet_id)
         dataset = await store.get(proplet_id)
         headers = {"ETag": dataset.etag, "Cache-Control": "no-cache"}
         if etag_matches(request.headers.get("if-none-match", ""), dataset.etag):

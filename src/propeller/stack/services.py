@@ -237,10 +237,16 @@ def _manager(stack: StackConfig, process: str) -> dict[str, str]:
 def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
     client = stack.secrets.clients["fl-coordinator"]
     return {
-        **_inherited("COORDINATOR_KEEP_*"),
+        "COORDINATOR_REGISTRY_URL": stack.url("oci-registry"),
+        **{  # those of the proxy, as it runs the programs that devices run
+            name.replace("PROXY", "COORDINATOR", 1): value
+            for name, value in _inherited("PROXY_REGISTRY_*").items()
+        },
+        **_inherited("COORDINATOR_KEEP_*", "COORDINATOR_PROGRAM_*", "DOCKER_CONFIG"),
         "COORDINATOR_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
         "AGGREGATOR_URL": stack.url("aggregator"),
+        "DATA_STORE_URL": stack.url("data-store"),
         "MQTT_BROKER": stack.broker,
         "MQTT_CLIENT_ID": client["id"],
         "MQTT_USERNAME": client["id"],

@@ -1,0 +1,238 @@
+"""Evaluations by the coordinator itself: real Wasm in its sandbox, a real registry of programs and a real data store."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from propeller.data_store.api import create_api
+from propeller.data_store.service import DataStore
+from propeller.oci.client import RegistryClient
+from propeller.oci.reference import Reference
+from propeller.protocol.topics import Channel
+from support.coordinator import Peers, client, coordinating, environment, process, serving
+from support.experiments import (
+    FakeFleet,
+    answering,
+    events,
+    history,
+    in_state,
+    spec,
+    submit,
+    variables,
+)
+from support.guests import command
+from support.net import eventually
+from support.python_programs import SOURCES, built
+from support.registries import embedded
+
+pytestmark = pytest.mark.timeout(180)
+
+CENTRAL = {"on": "central", "dataset": "test"}
+SAY = "(drop (call $write (i32.const 1) (i32.const 64) (i32.const {size})))"
+
+Push = Callable[[bytes], Awaitable[str]]
+
+
+def saying(fields: dict[str, Any] | str) -> bytes:
+    """A program that leaves a text, whatever it is asked."""
+    text = fields if isinstance(fields, str) else json.dumps(fields)
+    return command(SAY.format(size=len(text)), data=text.replace('"', '\\"'))
+
+
+def measured(number: int = 1, **fields: Any) -> dict[str, Any]:
+    return {
+        "round_id": f"e.e{number}",
+        "proplet_id": "coordinator",
+        "num_samples": 4,
+        "metrics": {"loss": 0.25},
+        **fields,
+    }
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> Channel:
+    return Channel("d-1", f"c-{tmp_path.name}"[:100])
+
+
+@pytest.fixture
+async def push(tmp_path: Path) -> AsyncIterator[Push]:
+    """Puts a program into a registry; gives the reference by digest."""
+    async with embedded(tmp_path / "artifacts") as host, RegistryClient() as registry:
+
+        async def push(wasm: bytes) -> str:
+            reference = Reference.parse(f"{host}/mine:v1")
+            await registry.push(reference, wasm)
+            return f"{host}/mine@{(await registry.resolve(reference)).digest}"
+
+        yield push
+
+
+@pytest.fixture
+async def data_store(tmp_path: Path) -> AsyncIterator[str]:
+    async with serving(create_api(DataStore(tmp_path / "datasets"))) as url:
+        yield url
+
+
+@pytest.fixture
+def env(
+    tmp_path: Path, peers: tuple[Peers, str], broker_port: int, channel: Channel, data_store: str
+) -> dict[str, str]:
+    mqtt = variables(broker_port, channel)
+    return environment(tmp_path / "coordinator", peers[1], DATA_STORE_URL=data_store, **mqtt)
+
+
+@pytest.fixture
+async def http(env: dict[str, str], broker_port: int, channel: Channel) -> AsyncIterator[httpx.AsyncClient]:
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        keep_program(fleet)
+        yield http
+
+
+def keep_program(fleet: FakeFleet) -> None:
+    """Have the rounds run the program that the experiment names."""
+    fleet.choose = lambda start: {"participants": ["p-1", "p-2"], "program": start["task_wasm_image"]}
+
+
+async def put_dataset(data_store: str, samples: list[dict[str, Any]]) -> None:
+    async with httpx.AsyncClient(trust_env=False) as store:
+        answer = await store.post(f"{data_store}/datasets/test", json={"data": samples})
+        assert answer.status_code == 201, answer.text
+
+
+async def test_what_the_program_measures_is_in_the_history(
+    http: httpx.AsyncClient, push: Push, data_store: str
+) -> None:
+    await put_dataset(data_store, [{"x": [1, 2, 3], "y": 1}, {"x": [0, 1, 0], "y": 0}])
+    program = await push(built(SOURCES / "logreg.py").read_bytes())
+    split = {"split": {"holdout": 0.5}}  # of devices' data: all of the data set is used
+    fields = {
+        "evaluate": {**CENTRAL, "every": 2},
+        "stop": {"metric": "loss"},
+        "data": split,
+        "timeout_s": 140,
+    }
+    await submit(http, program=program, rounds=2, **fields)
+    found = await in_state(http, "completed", "failed", timeout=150)
+    assert (found["state"], found["reason"]) == ("completed", None)
+    rounds = await history(http)
+    assert [(one["round_id"], one["kind"]) for one in rounds] == [
+        ("e.1", "train"),
+        ("e.2", "train"),
+        ("e.e2", "evaluate"),
+    ]
+    last = rounds[-1]
+    assert (last["participants"], last["num_samples"], last["base_version"]) == (["coordinator"], 2, 2)
+    assert set(last["metrics"]) == {"loss", "accuracy"}
+    assert last["updates"][0]["metrics"] == last["metrics"]
+    assert found["best"] == {"version": 2, "metric": "loss", "value": last["metrics"]["loss"]}
+    told = [name for _seq, name, data in await events(http) if data.get("round_id") == "e.e2"]
+    assert told[:2] == ["round_started", "update"]
+
+
+@pytest.mark.parametrize(
+    ("wasm", "limits", "named"),
+    [
+        (command("(call $proc_exit (i32.const 3))"), None, "the program exited with code 3"),
+        (saying("hello"), None, "not an evaluation: .*it begins 'hello'"),
+        (saying(measured(update={"w": [1]})), None, "update: the task only evaluates"),
+        (saying(measured(metrics={})), None, "metrics: an evaluation has one or more"),
+        (saying(measured(metrics={"loss": "low"})), None, "metrics: 'loss' is text"),
+        (saying(measured(round_id="other")), None, "names the round_id 'other'"),
+        (command("(loop $l (br $l))"), {"wall_time_s": 0.2}, "wall_time_s: over the limit of 0.2 s"),
+    ],
+)
+async def test_what_goes_wrong_is_the_reason_of_the_experiments_end(
+    http: httpx.AsyncClient,
+    push: Push,
+    data_store: str,
+    wasm: bytes,
+    limits: dict[str, float] | None,
+    named: str,
+) -> None:
+    await put_dataset(data_store, [])
+    await submit(http, program=await push(wasm), rounds=1, evaluate=CENTRAL, retries=0, limits=limits)
+    found = await in_state(http, "completed", "failed")
+    assert found["state"] == "failed"
+    assert re.search(named, found["reason"]), found["reason"]
+
+
+async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, push: Push) -> None:
+    await submit(http, program=await push(saying(measured())), rounds=1, evaluate=CENTRAL, retries=1)
+    found = await in_state(http, "completed", "failed")
+    assert "the evaluation after round 1 failed 2 times" in found["reason"]
+    assert "evaluate.dataset: the data store has no data set 'test'; POST one to" in found["reason"]
+    _train, first, second = await history(http)
+    assert [one["attempt"] for one in (first, second)] == [1, 2]
+    assert first["failures"][0]["proplet_id"] == "coordinator"
+
+
+async def test_it_is_stopped_with_the_experiment(
+    http: httpx.AsyncClient, push: Push, data_store: str
+) -> None:
+    await put_dataset(data_store, [])
+    await submit(http, program=await push(command("(loop $l (br $l))")), rounds=1, evaluate=CENTRAL)
+
+    async def evaluation() -> str | None:
+        last = (await history(http))[-1]
+        return str(last["state"]) if last["kind"] == "evaluate" else None
+
+    async def is_in(state: str) -> bool:
+        return await evaluation() == state
+
+    await eventually(lambda: is_in("collecting"), timeout=30)
+    assert (await http.post("/experiments/e/stop")).status_code == 202
+    await in_state(http, "stopped")
+    await eventually(lambda: is_in("failed"), timeout=30)
+
+
+async def test_without_a_data_store_it_is_refused(
+    tmp_path: Path, peers: tuple[Peers, str], broker_port: int, channel: Channel
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http:
+        answer = await http.post("/experiments", json=spec(evaluate=CENTRAL))
+    assert answer.status_code == 400
+    assert "evaluate.on: central evaluation needs a data store: set DATA_STORE_URL" in answer.json()["error"]
+
+
+async def test_kill_9_in_the_middle_does_it_again(
+    env: dict[str, str], tmp_path: Path, broker_port: int, channel: Channel, push: Push, data_store: str
+) -> None:
+    """The data set is asked for, and not given before the coordinator was killed."""
+    await put_dataset(data_store, [])
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: Request) -> Response:
+        asked.set()
+        await gate.wait()
+        async with httpx.AsyncClient(trust_env=False) as store:
+            found = await store.get(f"{data_store}{request.url.path}")
+        return Response(found.content, found.status_code)
+
+    waiting_store = Starlette(routes=[Route("/datasets/test", answer)])
+    program = await push(saying(measured()))
+    async with serving(waiting_store) as url:
+        with process({**env, "DATA_STORE_URL": url}, tmp_path / "log") as coordinator:
+            async with client(env) as http, answering(http, broker_port, channel) as fleet:
+                keep_program(fleet)
+                await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=0)
+                await asyncio.wait_for(asked.wait(), 60)
+                await asyncio.to_thread(coordinator.kill)
+                gate.set()
+                await asyncio.to_thread(coordinator.start)
+                with contextlib.suppress(httpx.TransportError):  # of the killed process's connection
+                    await history(http)
+                found = await in_state(http, "completed", "failed")
+                assert (found["state"], found["reason"]) == ("completed", None)
+                assert (await history(http))[-1]["metrics"] == {"loss": 0.25}
