@@ -57,6 +57,9 @@ def test_a_round_needs_as_many_updates_as_its_strategy(fields: dict[str, Any], f
             {"strategy": {"name": "scaffold", "devices": 3}, "k_of_n": 4},
             "strategy.devices is 3, .*k_of_n is 4",
         ),
+        ({"strategy": "scaffold", "selection": {"fraction": 0.5}}, "strategy.devices: .*selection.fraction"),
+        ({"strategy": "scaffold", "selection": {"count": 3}}, "strategy.devices: .*selection.count"),
+        ({"strategy": "scaffold", "k_of_n": 3}, "strategy.devices: .*k_of_n"),
         ({"strategy": "krumm"}, "'krum'"),
     ],
 )
@@ -68,6 +71,8 @@ def test_rounds_of_another_size_are_refused(fields: dict[str, Any], named: str) 
 def test_rounds_that_fit_are_not() -> None:
     check_strategy(spec(strategy={"name": "krum", "byzantine": 1}, k_of_n=5, selection={"count": 6}))
     check_strategy(spec(strategy={"program": "registry/mine:v1"}, k_of_n=1))
+    check_strategy(spec(strategy="scaffold", selection={"fraction": 1.0}))
+    check_strategy(spec(strategy={"name": "scaffold", "devices": 9}, selection={"fraction": 0.5}, k_of_n=3))
 
 
 @pytest.mark.parametrize(

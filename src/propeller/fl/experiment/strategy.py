@@ -35,6 +35,10 @@ def check_strategy(spec: ExperimentSpec) -> None:
     for field, updates in ((where, spec.selection.most), ("k_of_n", spec.k_of_n), ("mode.buffer", buffer)):
         if updates is not None:
             strategy.check_size(field, updates)
+    chosen = {"selection.fraction": spec.selection.fraction, "selection.count": spec.selection.count}
+    for field, some in {**chosen, "k_of_n": spec.k_of_n, "mode.buffer": buffer}.items():
+        if some is not None and (field != "selection.fraction" or some < 1):
+            strategy.check_sampling(field)
 
 
 def _installed(spec: ExperimentSpec) -> Strategy | None:

@@ -52,6 +52,14 @@ class Scaffold(Strategy):
                 f"strategy.devices is {self.devices}, but {field} is {updates}; one of them is wrong"
             )
 
+    def check_sampling(self, field: str) -> None:
+        """The number of devices must be there."""
+        if self.devices is None:
+            raise StrategyInputError(
+                f"strategy.devices: {self.name} needs the number of all devices of the experiment where only some take part in a "
+                f"round ({field}): without it the control variates would change as if there were no others"
+            )
+
     def plan(
         self, contributions: Sequence[Contribution], values: Mapping[str, Any], measured: Measured
     ) -> Plan:

@@ -232,6 +232,16 @@ class Strategy(BaseModel, ABC):
                 "raise it, or change the strategy's parameters"
             )
 
+    def check_sampling(self, field: str) -> None:
+        """Check that it can work with rounds in which only some of the experiment's devices take part.
+
+        Args:
+            field: what says so, for the error.
+
+        Raises:
+            StrategyInputError: it has to know something more.
+        """
+
     def is_personal(self, tensor: str) -> bool:
         """Whether a tensor stays on the devices."""
         return any(fnmatchcase(tensor, pattern) for pattern in self.personal)
