@@ -334,6 +334,10 @@ def test_strategies_and_splits(project: Path) -> None:
     assert (described["num_samples"], described["kind"]) == (48, "delta")
     assert 'strategy {"name": "fedprox", "mu": 5' in done.stderr
     assert json.loads(run("try", train, "--mode", "evaluate").stdout)["num_samples"] == 16
+    (project / "one.json").write_text('{"data": [{"x": [1, 2], "y": 1}]}')
+    assert "experiment.toml: data.split: 1 samples cannot be split" in said(
+        run("try", train, "--data", project / "one.json")
+    )
     file.write_text('strategy = "fedavgg"\n' + text)
     assert "experiment.toml: " in said(run("try", train))
     file.write_text(text)

@@ -94,12 +94,12 @@ class Trial:
         self._model = self._read_model(inputs.model, experiment, experiment_file)
         self._strategy = self._find_strategy(inputs.strategy, experiment)
         dataset = json.dumps(self._read_dataset(inputs.data, experiment, experiment_file))
-        split = inputs.split
+        split, named = inputs.split, "--split"
         if split is None and experiment is not None and experiment.split is not None:
-            split = experiment.split
+            split, named = experiment.split, f"{experiment_file}: data.split"
             self.from_experiment.append(f"data.split {json.dumps(split)}")
         if split is not None:
-            dataset = _part_of(dataset, split, inputs.mode)
+            dataset = _part_of(dataset, split, inputs.mode, named)
         texts = {
             "model.json": json.dumps(to_json(self._model)),
             "dataset.json": dataset,
@@ -336,12 +336,12 @@ def _run_natively(script: Path, trial: Trial | AggregationTrial, state: StateFol
     )
 
 
-def _part_of(dataset: str, split: Mapping[str, Any], mode: str) -> str:
-    """What a device would give its program of a dataset that is split."""
+def _part_of(dataset: str, split: Mapping[str, Any], mode: str, named: str) -> str:
+    """What a device would give its program of a dataset that is split; ``named`` is what errors call the split."""
     try:
         content, samples = split_dataset(dataset.encode(), json.dumps(split), evaluates=mode == EVALUATE)
     except (ValueError, MalformedMessageError) as error:
-        raise StartError(f"--split: {error}") from None
+        raise StartError(f"{named}: {error}") from None
     _print_note(f"{samples} samples {'are held out' if mode == EVALUATE else 'to train on'}")
     return content.decode()
 
