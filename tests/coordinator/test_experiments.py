@@ -21,7 +21,7 @@ from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
 from propeller.protocol.topics import Channel
-from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, process
+from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, experiment, process
 from support.experiments import (
     IMAGE,
     PINNED,
@@ -631,3 +631,11 @@ async def test_an_experiment_is_stopped_while_the_aggregator_is_away(world: Worl
     assert (await world.http.post("/experiments/e/stop")).status_code == 202
     assert [kind for _seq, kind, _data in await events(world.http)][-1] == "round_ended"
     assert (await detail(world.http))["round"] is None
+
+
+async def test_a_round_that_has_the_id_of_an_experiments_round(world: World) -> None:
+    assert (await world.http.post("/experiments", json=experiment(round_id="e.1"))).status_code == 201
+    assert (await submit(world.http))["state"] == "failed"
+    assert "there is a round e.1 already" in (await detail(world.http))["reason"]
+    assert (await submit(world.http, id="f", rounds=1))["state"] == "running"
+    await in_state(world.http, "completed", experiment_id="f")

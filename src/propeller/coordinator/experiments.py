@@ -411,10 +411,7 @@ class Experiments:
                 case StartRound(request) | EvaluateCentrally(request):
                     try:
                         found.started.append(await self._create_round(active, found.after, request, now))
-                    except (
-                        InvalidError,
-                        NotFoundError,
-                    ) as error:  # of its strategy or its model; time heals neither
+                    except (InvalidError, NotFoundError, ConflictError) as error:  # what time does not heal
                         await self._extend(active, found, RoundRefused(request.round_id, now, str(error)))
                 case CancelRound():
                     found.cancelled.append(effect)
@@ -426,6 +423,10 @@ class Experiments:
     async def _create_round(
         self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest, now: float
     ) -> RoundRecord:
+        if await self._rounds.find_round(request.round_id) is not None:
+            raise ConflictError(
+                f"id: there is a round {request.round_id} already, which is not of this experiment; submit it with another id"
+            )
         if active.specs is None:
             active.specs = await self._registry.specs(request.base_version)
         plan = RoundPlan(
