@@ -12,7 +12,7 @@ from propeller.fl.strategies import Contribution, Measured, PartAggregation, cre
 from propeller.fl.strategies.sums import MAX_PENDING, ROW_BLOCK, SUM_BLOCK
 from propeller.fl.tensors import Tensors
 
-NUMBERS = 1_000_000
+NUMBERS = 250_000
 
 
 def peak_of(name: str, count: int, numbers: int, shared: bool) -> int:
