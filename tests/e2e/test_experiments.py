@@ -230,3 +230,19 @@ async def test_the_coordinator_evaluates_by_itself(up: Up, softmax: dict[str, An
     labels = np.array([sample["y"] for sample in samples])
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(8), labels]
     assert last["metrics"]["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+async def test_an_asynchronous_experiment_survives_kill_9(up: Up, softmax: dict[str, Any]) -> None:
+    async with coordinator(up) as http:
+        mode = {"kind": "async", "buffer": 2, "concurrency": 3}
+        experiment_id = await submit(http, spec(up, rounds=12, mode=mode, strategy="fedbuff", **softmax))
+        for count in (2, 5, 8):
+            await rounds_done(http, experiment_id, count)
+            kill(up, "coordinator")
+        found = await over(http, experiment_id)
+        assert (found["state"], found["done"], found["reason"]) == ("completed", 12, None)
+        rounds = (await http.get(f"/experiments/{experiment_id}/history")).json()["rounds"]
+    merges = [one for one in rounds if one["kind"] == "train" and one["state"] == "completed"]
+    assert [one["number"] for one in merges] == list(range(1, 13))
+    assert all(len(one["updates"]) == 2 for one in merges)
+    assert {one["kind"] for one in rounds} == {"train", "wave"}

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, PlannedContribution, StrategyField
 from propeller.protocol.models import MAX_LINEAGE_BYTES, Lineage, updates_digest
+from propeller.protocol.rounds import RoundStart
 from propeller.protocol.wire import MalformedMessageError, format_time, now
 from propeller.store.blobs import BlobNotFoundError, BlobStore
 from propeller.tensors.safetensors import write_header
@@ -63,6 +64,7 @@ class RoundContribution:
         metrics: finite numbers by name.
         base_version: the version that it started from; ``None``: the round's.
         kind: whether its tensors are weights, or differences to that version.
+        staleness: how many versions its experiment made since that version; ``None``: as many as their numbers differ by.
     """
 
     proplet_id: str
@@ -73,6 +75,7 @@ class RoundContribution:
     metrics: Mapping[str, float] = field(default_factory=dict)
     base_version: int | None = None
     kind: Literal["weights", "delta"] = "weights"
+    staleness: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,14 @@ class AggregationRequest:
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
         ]
+        merged = record.request.merged if isinstance(record.request, RoundStart) else None
+        if merged:
+            contributions = [
+                replace(
+                    each, base_version=merged[each.slot].base_version, staleness=merged[each.slot].staleness
+                )
+                for each in contributions
+            ]
         # The time tells the round from one of the same id that another coordinator, or a lost database, had.
         key = f"{record.round_id}.{record.created_at:.6f}"
         program = {"program": {"reference": record.request.task_wasm_image}}
@@ -163,6 +174,7 @@ class AggregationRequest:
                 each.metrics,
                 each.base,
                 each.kind,
+                each.staleness,
             )
             for number, each in enumerate(known.updates or ())
         ]
@@ -198,7 +210,7 @@ class AggregationRequest:
                     num_samples=each.num_samples,
                     steps=each.steps,
                     metrics=dict(each.metrics),
-                    staleness=self.base_version - base,
+                    staleness=self.base_version - base if each.staleness is None else each.staleness,
                     base=bases.index(base),
                     kind=each.kind,
                 )
@@ -509,6 +521,7 @@ def _used(each: RoundContribution) -> dict[str, Any]:
         "steps": each.steps,
         "metrics": dict(each.metrics) or None,
         "base": each.base_version,
+        "staleness": each.staleness,
         "kind": None if each.kind == "weights" else each.kind,
     }
     return {

@@ -33,6 +33,8 @@ from propeller.fl.experiment import (
     Experiment,
     MarkBest,
     MarkLatest,
+    MergeRequest,
+    MergeUpdates,
     PauseRequested,
     Persist,
     Report,
@@ -44,11 +46,13 @@ from propeller.fl.experiment import (
     StartRound,
     StopRequested,
     TimePassed,
+    WaveChanged,
     check_strategy,
     refusal,
     resume,
     round_id,
     step,
+    wave_id,
 )
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.strategies import read_strategy
@@ -56,7 +60,7 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.experiments import ExperimentSpec, canonical_json
-from propeller.protocol.rounds import RoundStart, RoundStop, model_uri
+from propeller.protocol.rounds import RoundStart, RoundStop, UpdateSource, model_uri
 
 log = get_logger("coordinator")
 
@@ -93,6 +97,8 @@ class _Step:
     started: list[RoundRecord] = field(default_factory=list)
     cancelled: list[CancelRound] = field(default_factory=list)
     marks: list[MarkLatest | MarkBest] = field(default_factory=list)
+    changed: RoundRecord | None = None
+    """The round that is stored with it, as it will be."""
 
     @property
     def changes_anything(self) -> bool:
@@ -306,10 +312,14 @@ class Experiments:
         now = time.time()
         async with self._changing(active):
             active.specs = after.specs
-            found = _Step(active.record, active.record, list(events_of(before, after, update, now)))
+            told = list(events_of(before, after, update, now))
+            found = _Step(active.record, active.record, told, changed=after)
             if active.record.program != after.request.task_wasm_image:
                 found.after = replace(found.after, program=after.request.task_wasm_image)
-            if after.state.is_over and not before.state.is_over:
+            if after.round.plan.is_wave:
+                outcome = outcome_of(after) if after.state.is_over else None
+                await self._extend(active, found, _wave_changed(after, now), outcome)
+            elif after.state.is_over and not before.state.is_over:
                 await self._extend(active, found, _round_ended(active.record, after, now), outcome_of(after))
             active.in_doubt = True
             yield found.write
@@ -413,6 +423,9 @@ class Experiments:
                         found.started.append(await self._create_round(active, found.after, request, now))
                     except (InvalidError, NotFoundError, ConflictError) as error:  # what time does not heal
                         await self._extend(active, found, RoundRefused(request.round_id, now, str(error)))
+                case MergeUpdates(merge):
+                    found.started.append(await self._create_merge(active, found, merge, now))
+                    found.events.append(_merge_started(found.started[-1], now))
                 case CancelRound():
                     found.cancelled.append(effect)
                 case MarkLatest() | MarkBest():
@@ -430,11 +443,48 @@ class Experiments:
         if active.specs is None:
             active.specs = await self._registry.specs(request.base_version)
         plan = RoundPlan(
-            request.round_id, (), request.base_version, request.k_of_n, request.min_updates, request.kind
+            request.round_id,
+            (),
+            request.base_version,
+            request.k_of_n,
+            request.min_updates,
+            request.kind,
+            request.is_wave,
         )
         start = make_start(record, request, await self._device_values(record, request))
         return RoundRecord(
             Round(plan), start, active.specs, now, announced=True, strategy=dict(record.strategy)
+        )
+
+    async def _create_merge(
+        self, active: ActiveExperiment, found: _Step, request: MergeRequest, now: float
+    ) -> RoundRecord:
+        """A round that has all its updates, so that they are aggregated at once."""
+        if active.specs is None:
+            active.specs = await self._registry.specs(request.base_version)
+        updates = {}
+        for one in request.updates:
+            wave = found.changed
+            if wave is None or wave.round_id != one.round_id:
+                wave = await self._rounds.find_round(one.round_id)
+            if wave is None or one.proplet_id not in wave.updates:
+                raise AssertionError(
+                    f"{request.round_id}: the update of {one.proplet_id} is not in {one.round_id}"
+                )
+            updates[one.proplet_id] = wave.updates[one.proplet_id]
+        names = tuple(updates)
+        plan = RoundPlan(request.round_id, names, request.base_version, len(names))
+        accepted = {name: update.digest for name, update in updates.items()}
+        return RoundRecord(
+            Round(plan, RoundState.AGGREGATING, accepted),
+            make_merge_start(found.after, request),
+            active.specs,
+            now,
+            now,
+            updates,
+            now,
+            announced=True,
+            strategy=dict(found.after.strategy),
         )
 
     async def _device_values(self, record: ExperimentRecord, request: RoundRequest) -> dict[str, Any]:
@@ -442,7 +492,9 @@ class Experiments:
         if "program" in record.strategy:
             return {}
         strategy = read_strategy(record.strategy)
-        values = {} if request.number == 1 else await self._registry.values_of_state(request.base_version)
+        values = (
+            {} if record.experiment.done == 0 else await self._registry.values_of_state(request.base_version)
+        )
         return strategy.for_devices(values)
 
     def _require_broker(self) -> None:
@@ -507,6 +559,8 @@ class Experiments:
             self._set_timer(active)
         if before.needs_place and not after.needs_place:
             self._background.spawn(self._admit())
+        if after.is_settled and not before.is_settled and after.spec.mode.kind == "async":
+            self._do(active, lambda: self._rounds.remove_kept_updates(after.id))
         if after.is_settled and not before.is_settled and not active.aliases:
             self._do(active, lambda: self._settle(active))
 
@@ -521,7 +575,11 @@ class Experiments:
         evaluate = active.record.spec.evaluate
         if is_central(record, active.record.spec) and evaluate is not None and evaluate.dataset is not None:
             self._central.begin(record, evaluate.dataset)
-        elif self._publisher is not None and isinstance(record.request, RoundStart):
+        elif (
+            self._publisher is not None
+            and isinstance(record.request, RoundStart)
+            and record.request.merged is None
+        ):
             self._publisher.start(record.request)
 
     def _stop_missing(self, active: ActiveExperiment, record: RoundRecord) -> None:
@@ -535,22 +593,32 @@ class Experiments:
 
     async def _cancel(self, active: ActiveExperiment, cancel: CancelRound) -> None:
         record = await self._rounds.find_round(cancel.round_id)
-        if record is not None and not record.state.is_over:
+        if record is None:  # a wave that was cancelled before it could be created
+            over = WaveChanged(cancel.round_id, time.time(), is_over=True, reason=cancel.reason)
+            await self._apply_until_stored(active, lambda: over)
+        elif not record.state.is_over:
             waited = record.state is RoundState.CREATED
             await self._rounds.cancel_round(cancel.round_id, cancel.reason)
             if waited and self._publisher is not None:
                 stop = RoundStop(round_id=cancel.round_id, participants=[], reason=cancel.reason)
                 self._publisher.stop(stop)
-        elif record is not None:  # it ended while the process was down
-            await self._apply_until_stored(active, lambda: _round_ended(active.record, record, time.time()))
+        else:  # it ended while the process was down
+            await self._tell(active, record)
+
+    async def _tell(self, active: ActiveExperiment, record: RoundRecord) -> None:
+        """Tell an experiment how a wave is, or how a round ended."""
+        describe = (
+            _wave_changed if record.round.plan.is_wave else functools.partial(_round_ended, active.record)
+        )
+        await self._apply_until_stored(active, lambda: describe(record, time.time()))
 
     async def _resume(self, active: ActiveExperiment) -> None:
         """Do again what may not have been done about an experiment."""
         self._set_timer(active)
         for effect in resume(active.record.experiment):
             match effect:
-                case StartRound(request) | EvaluateCentrally(request):
-                    await self._resume_round(active, request)
+                case StartRound() | EvaluateCentrally() | MergeUpdates():
+                    await self._resume_round(active, effect.request.round_id)
                 case CancelRound():
                     await self._cancel(active, effect)
                 case MarkLatest() | MarkBest():
@@ -558,23 +626,26 @@ class Experiments:
                 case _:
                     pass
 
-    async def _resume_round(self, active: ActiveExperiment, request: RoundRequest) -> None:
-        record = await self._rounds.find_round(request.round_id)
+    async def _resume_round(self, active: ActiveExperiment, name: str) -> None:
+        record = await self._rounds.find_round(name)
         if record is None:
-            log.error("the open round of an experiment is not in the database", round_id=request.round_id)
-        elif record.state.is_over:
-            ended = record
-            await self._apply_until_stored(active, lambda: _round_ended(active.record, ended, time.time()))
-        elif record.state is RoundState.CREATED or is_central(record, active.record.spec):
+            log.error("the open round of an experiment is not in the database", round_id=name)
+            return
+        if record.state.is_over or record.round.plan.is_wave:
+            await self._tell(active, record)
+        if record.state is RoundState.CREATED or (
+            is_central(record, active.record.spec) and not record.state.is_over
+        ):
             self._begin(active, record)
 
     async def _start_again(self) -> None:
         """Publish the starts again that nobody has answered: what told of them may be lost."""
         for active in self._active.all():
-            record = await self.open_round(active.record)
             old = time.time() - START_AGAIN_S
-            if record is not None and record.state is RoundState.CREATED and record.created_at < old:
-                self._begin(active, record)
+            for name in open_rounds(active.record):
+                record = await self._rounds.find_round(name)
+                if record is not None and record.state is RoundState.CREATED and record.created_at < old:
+                    self._begin(active, record)
 
     async def _admit(self) -> None:
         """Let the oldest queued experiments run while there are places."""
@@ -633,8 +704,6 @@ def check_spec(spec: ExperimentSpec) -> None:
     Raises:
         InvalidError: naming the field.
     """
-    if spec.mode.kind == "async":
-        raise InvalidError("mode.kind: async experiments are not supported yet; use sync")
     check_strategy(spec)
 
 
@@ -661,6 +730,55 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
         split=None if spec.data.split is None or central else spec.data.split.to_json(),
         update=spec.update.to_json() if spec.update.kind == "delta" else None,
         seed=spec.selection.seed,
+    )
+
+
+def make_merge_start(record: ExperimentRecord, request: MergeRequest) -> RoundStart:
+    """What is on record of a round that merges updates: nobody is told to start it."""
+    merged = [
+        UpdateSource(round_id=one.round_id, base_version=one.base_version, staleness=one.staleness)
+        for one in request.updates
+    ]
+    return RoundStart(
+        round_id=request.round_id,
+        model_uri=model_uri(request.base_version),
+        task_wasm_image=record.program,
+        participants=[one.proplet_id for one in request.updates],
+        k_of_n=len(merged),
+        experiment_id=request.experiment_id,
+        number=request.number,
+        attempt=request.attempt,
+        merged=merged,
+    )
+
+
+def open_rounds(record: ExperimentRecord) -> list[str]:
+    """The ids of an experiment's rounds that are not over: the one that is open, and those of waves."""
+    experiment = record.experiment
+    opened = [] if experiment.open is None else [round_id(record.id, experiment.open)]
+    return [*opened, *(wave_id(record.id, wave.number) for wave in experiment.waves)]
+
+
+def _merge_started(record: RoundRecord, at: float) -> NewEvent:
+    plan = record.round.plan
+    known = {
+        "base_version": plan.base_version,
+        "participants": list(plan.participants),
+        "k_of_n": plan.k_of_n,
+    }
+    return NewEvent("round_started", at, {**place_of(record), **known, "deadline": None})
+
+
+def _wave_changed(record: RoundRecord, at: float) -> WaveChanged:
+    current = record.round
+    return WaveChanged(
+        record.round_id,
+        at,
+        participants=current.plan.participants if record.started_at is not None else None,
+        updates=tuple(current.accepted),
+        failed=current.unheard if current.state.is_over else tuple(current.failures),
+        is_over=current.state.is_over,
+        reason=current.reason,
     )
 
 

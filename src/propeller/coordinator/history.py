@@ -105,7 +105,7 @@ def _lines(record: RoundRecord) -> Iterator[dict[str, Any]]:
 def _identity(record: RoundRecord) -> dict[str, Any]:
     return {
         **record.numbers,
-        "kind": record.kind,
+        "kind": "wave" if record.round.plan.is_wave else record.kind,
         "round_id": record.round_id,
         "state": record.state.value,
         "base_version": record.round.plan.base_version,

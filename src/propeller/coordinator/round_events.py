@@ -41,7 +41,11 @@ def events_of(
 
 def place_of(record: RoundRecord) -> dict[str, Any]:
     """Which round an event is about."""
-    return {"round_id": record.round_id, "kind": record.kind, **record.numbers}
+    return {
+        "round_id": record.round_id,
+        "kind": "wave" if record.round.plan.is_wave else record.kind,
+        **record.numbers,
+    }
 
 
 def outcome_of(record: RoundRecord) -> dict[str, Any]:

@@ -155,6 +155,11 @@ class RoundRecord:
         """The means of the participants' metrics, weighted by their samples."""
         return weighted_metrics(self.updates.values())
 
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether its updates are needed when it is over without a version: a wave's are merged later, a merge's again."""
+        return self.round.plan.is_wave or bool(isinstance(self.request, RoundStart) and self.request.merged)
+
     def in_slot_order(self) -> list[AcceptedUpdate]:
         """The updates in the order of the participants, whoever was faster."""
         return [self.updates[name] for name in self.round.plan.participants if name in self.updates]

@@ -182,9 +182,9 @@ class Coordinator:
         return record
 
     def open_round(self, record: RoundRecord) -> None:
-        """Take over a round of an experiment that is stored already, and waits for its participants."""
+        """Take over a round of an experiment that is stored already: it waits for its participants, or has its updates."""
         if self._rounds.get(record.round_id) is None:  # someone may have asked for it since it was stored
-            self._rounds.add(record)
+            self._resume(self._rounds.add(record))
 
     async def choose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
         """Let a round that waits for participants have them; the first choice stays.
@@ -222,6 +222,13 @@ class Coordinator:
     def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
         """The rounds of an experiment in the order in which they were created, some at a time."""
         return self._store.rounds_of(experiment_id)
+
+    async def remove_kept_updates(self, experiment_id: str) -> None:
+        """Remove the updates of an experiment that no round needs any more, as it is over."""
+        async for some in self._store.rounds_of(experiment_id):
+            for record in some:
+                if record.keeps_updates:
+                    await self._remove_updates(record)
 
     async def find_round(self, round_id: str) -> RoundRecord | None:
         """A round as it is; ``None`` if there is none of this id."""
@@ -386,7 +393,11 @@ class Coordinator:
                         await self._store.save(before, after, update, also)
                     active.set_record(after)
                     self._telemetry.round_changed(before, after, update)
-                    if after.experiment_id is not None and after.state is RoundState.FAILED:
+                    if (
+                        after.experiment_id is not None
+                        and after.state is RoundState.FAILED
+                        and not after.keeps_updates
+                    ):
                         # Its experiment tries it again with updates of their own.
                         self._background.spawn(self._remove_updates(after))
                 case Answer():

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, RoundRequest
 from propeller.coordinator.tables import SCHEMA
+from propeller.coordinator.tables import experiments as _experiments
 from propeller.coordinator.tables import failures as _failures
 from propeller.coordinator.tables import rounds as _rounds
 from propeller.coordinator.tables import updates as _updates
@@ -20,6 +21,9 @@ from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 
+_WAVE = "wave"
+"""In the column ``kind``: a round of training that makes no version."""
+
 _MAX_QUERY_VALUES = 500
 """Values of one query: older SQLite takes 999."""
 
@@ -28,6 +32,13 @@ ROUNDS_AT_ONCE = 50
 
 Also = Callable[[AsyncConnection], Awaitable[None]]
 """What else a transaction writes."""
+
+
+_EXPERIMENT_IS_SETTLED = (
+    sa.exists()
+    .where(_experiments.c.id == _rounds.c.experiment_id)
+    .where(_experiments.c.settled.is_(sa.true()))
+)
 
 
 class StoreConflictError(UnavailableError):
@@ -75,20 +86,7 @@ class RoundStore:
         """
         async with self._database.transaction() as connection:
             if update is not None:
-                await connection.execute(
-                    _updates.insert(),
-                    {
-                        "round_id": after.round_id,
-                        "proplet_id": update.proplet_id,
-                        "digest": update.digest,
-                        "num_samples": update.num_samples,
-                        "metrics": dict(update.metrics),
-                        "size": update.size,
-                        "received_at": update.received_at,
-                        "steps": update.steps,
-                        "kind": update.kind,
-                    },
-                )
+                await connection.execute(_updates.insert(), _update_row(after, update))
             await _save_failures(connection, before, after)
             changed = await connection.execute(
                 _rounds.update()
@@ -186,6 +184,8 @@ class RoundStore:
                     .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
                     .where(_updates.c.digest.in_(some))
                     .where(_rounds.c.state == RoundState.COMPLETED.value)
+                    # Those of waves are merged later, in another round.
+                    .where(sa.or_(_rounds.c.kind.is_(None), _rounds.c.kind != _WAVE, _EXPERIMENT_IS_SETTLED))
                 )
                 found |= set((await connection.execute(query)).scalars())
         return found
@@ -200,6 +200,7 @@ class RoundStore:
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
                     .where(_updates.c.digest.in_(some))
                     .where(_rounds.c.state == RoundState.FAILED.value, _rounds.c.ended_at < moment)
+                    .where(sa.or_(_rounds.c.experiment_id.is_(None), _EXPERIMENT_IS_SETTLED))
                 )
                 found |= set((await connection.execute(query)).scalars())
         return sorted(found)
@@ -227,7 +228,7 @@ async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None
         "shapes": [[name, list(shape), dtype] for name, (dtype, shape) in record.specs.items()],
         "base_version": plan.base_version,
         "created_at": record.created_at,
-        "kind": plan.kind,
+        "kind": _WAVE if plan.is_wave else plan.kind,
         **_mutable_columns(record),
     }
     if isinstance(request, RoundStart):
@@ -238,6 +239,24 @@ async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None
             "strategy": record.strategy,
         }
     await connection.execute(_rounds.insert(), row)
+    if record.updates:
+        await connection.execute(
+            _updates.insert(), [_update_row(record, update) for update in record.updates.values()]
+        )
+
+
+def _update_row(record: RoundRecord, update: AcceptedUpdate) -> dict[str, Any]:
+    return {
+        "round_id": record.round_id,
+        "proplet_id": update.proplet_id,
+        "digest": update.digest,
+        "num_samples": update.num_samples,
+        "metrics": dict(update.metrics),
+        "size": update.size,
+        "received_at": update.received_at,
+        "steps": update.steps,
+        "kind": update.kind,
+    }
 
 
 async def _save_failures(connection: AsyncConnection, before: RoundRecord, after: RoundRecord) -> None:
@@ -304,8 +323,15 @@ def _read_record(
     else:
         request = RoundStart.model_validate(row.experiment)
         participants, k_of_n = tuple(row.participants), row.k_of_n
+    is_wave = row.kind == _WAVE
     plan = RoundPlan(
-        row.round_id, participants, row.base_version, k_of_n, request.min_updates, row.kind or "train"
+        row.round_id,
+        participants,
+        row.base_version,
+        k_of_n,
+        request.min_updates,
+        "train" if is_wave else row.kind or "train",
+        is_wave,
     )
     current = Round(
         plan,

@@ -151,6 +151,10 @@ class RoundSelector:
             )
         except UnprocessableError as error:
             return ChosenParticipants(failure=str(error))
+        if not chosen.ids:
+            return ChosenParticipants(
+                failure="nobody is free: every device that is alive and may be chosen takes part already"
+            )
         return ChosenParticipants(participants=list(chosen.ids), surplus=chosen.surplus, program=program)
 
 

@@ -50,6 +50,7 @@ class UpdateUsed(_Part):
         metrics: finite numbers by name.
         base: the version that it started from; left out: the parent.
         kind: whether its tensors are weights, or differences to that version.
+        staleness: how many versions its experiment made since ``base``; left out: as many as the numbers differ by.
     """
 
     proplet_id: Id
@@ -60,6 +61,7 @@ class UpdateUsed(_Part):
     metrics: dict[str, Annotated[float, Field(strict=True)]] = Field(default_factory=dict)
     base: _Count | None = None
     kind: Literal["weights", "delta"] = "weights"
+    staleness: _Count | None = None
 
 
 def updates_digest(updates: Sequence[Mapping[str, Any]]) -> str:

@@ -110,6 +110,15 @@ _Image = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(requ
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(require_unique)]
 
 
+class UpdateSource(Message):
+    """Where an update comes from that an asynchronous experiment merges: the round of a wave, and its base model."""
+
+    round_id: Id
+    base_version: _Count
+    staleness: _Count
+    """How many versions were made since that base model."""
+
+
 class RoundStart(Message):
     """Starts a round: topic ``fl/rounds/start``. S sends no ``k_of_n`` and no ``timeout_s``.
 
@@ -139,6 +148,8 @@ class RoundStart(Message):
     """Of each device's data, into what is trained on and what is held out."""
     update: dict[str, Any] | None = None
     """What devices send, where it is not the weights as they are: ``{"kind": "delta"}``."""
+    merged: list[UpdateSource] | None = None
+    """Of a round whose updates are there already, which nobody is told to start: where each participant's is from."""
     seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     """Of the experiment: what programs draw follows from it, the round's number and the participant's slot."""
 
@@ -200,6 +211,7 @@ _SELECTION_FIELDS = {
     "strategy",
     "split",
     "update",
+    "merged",
     "seed",
 }
 
