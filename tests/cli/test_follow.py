@@ -1,6 +1,7 @@
 """The table of what runs, at a terminal of 80 columns."""
 
 import io
+from datetime import UTC, datetime
 
 from rich.console import Console
 
@@ -34,3 +35,31 @@ def test_between_rounds_it_says_what_is_waited_for() -> None:
     assert shown(progress)[0] == "  queued"
     progress.take(Event("1", "waiting", {"reason": "2 of 3 devices are alive"}))
     assert shown(progress)[0] == "  waiting: 2 of 3 devices are alive"
+
+
+def test_waves_and_the_merges_of_their_updates_are_told_apart_from_evaluations() -> None:
+    progress = Progress(2, {})
+    begun, ended = (datetime(2026, 1, 1, 12, 0, second, tzinfo=UTC) for second in (0, 10))
+    wave = {"round_id": "exp.w1", "number": 1, "attempt": 1, "kind": "wave"}
+    progress.take(
+        Event("1", "round_started", {**wave, "participants": ["a", "b"], "base_version": 3, "at": str(begun)})
+    )
+    progress.take(
+        Event("2", "update", {**wave, "proplet_id": "a", "num_samples": 1, "metrics": {"loss": 0.5}})
+    )
+    merge = {"round_id": "exp.1", "number": 1, "attempt": 1, "kind": "train"}
+    progress.take(Event("3", "round_started", {**merge, "participants": ["a"], "base_version": 3}))
+    end = {
+        **merge,
+        "state": "completed",
+        "version": 4,
+        "updates": 1,
+        "metrics": {"loss": 0.5},
+        "seconds": 0.05,
+        "at": str(ended),
+    }
+    [line] = progress.take(Event("4", "round_ended", end))
+    assert line.startswith("  round  1  updates 1/1  loss 0.5000  ")
+    assert progress.time_left(ended) == 10  # of the one that is left, as long as the first and its wave
+    [line] = progress.take(Event("5", "round_ended", {**wave, "state": "completed", "updates": 1}))
+    assert line.startswith("   wave  1  updates 1/2  loss 0.5000  [dim]v3, ")

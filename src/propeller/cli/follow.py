@@ -21,15 +21,18 @@ MAX_SHOWN_FAILURES = 10
 
 REFRESHES_PER_S = 4
 
+_NOUNS = {"train": "round", "evaluate": " eval", "wave": " wave"}
+"""What each kind of round is called, in equal widths."""
+
 
 @dataclass
 class OpenRound:
     """A round that runs.
 
     Attributes:
-        number: of the training round, or of the one that an evaluation follows.
+        number: of the training round, of the one that an evaluation follows, or of the wave.
         attempt: 1, and one more for each time that the round was tried again.
-        kind: ``train`` or ``evaluate``.
+        kind: ``train``, ``evaluate``, or ``wave``: devices of an asynchronous experiment that start together.
         participants: how many were chosen.
         wanted: how many updates close it.
         base_version: the model that is trained or evaluated.
@@ -54,9 +57,8 @@ class OpenRound:
     @property
     def title(self) -> str:
         """What it is, for a person."""
-        what = "round" if self.kind == "train" else " eval"
         again = f" try {self.attempt}" if self.attempt > 1 else ""
-        return f"{what} {self.number:>2}{again}"
+        return f"{_NOUNS.get(self.kind, self.kind)} {self.number:>2}{again}"
 
     def add(self, update: Mapping[str, Any]) -> None:
         """Count an update."""
@@ -66,9 +68,9 @@ class OpenRound:
             total, weight = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = (total + samples * value, weight + samples)
 
-    def metrics(self) -> str:
+    def metrics(self) -> dict[str, float]:
         """The means so far."""
-        return "  ".join(f"{name} {total / weight:.4f}" for name, (total, weight) in self.sums.items())
+        return {name: total / weight for name, (total, weight) in self.sums.items()}
 
 
 class Progress:
@@ -89,7 +91,8 @@ class Progress:
         self.open: dict[str, OpenRound] = {}
         self.best: Mapping[str, Any] | None = None
         self.waiting = ""
-        self._seconds = 0.0
+        self._begun: datetime | None = None
+        self._last_end: datetime | None = None
 
     def take(self, event: Event) -> list[str]:
         """Take an event; lines (rich markup) that a person should see."""
@@ -106,18 +109,20 @@ class Progress:
             case "failure":
                 return self._fail(data)
             case "round_ended":
-                return self._end(data)
+                return self._end(data, event.at)
             case "best":
                 self.best = data
         return []
 
     def time_left(self, now: datetime) -> float | None:
-        """About how long it still takes, in seconds; ``None`` before the first round has ended."""
-        if not self.done:
+        """About how long it still takes, in seconds; ``None`` before the first round has ended.
+
+        By the time from one training round's end to the next one's: evaluations and waves are in it.
+        """
+        if not self.done or self._begun is None or self._last_end is None:
             return None
-        mean = self._seconds / self.done
-        begun = [one.begun for one in self.open.values() if one.kind == "train" and one.begun is not None]
-        running = max(((now - moment).total_seconds() for moment in begun), default=0.0)
+        mean = (self._last_end - self._begun).total_seconds() / self.done
+        running = (now - self._last_end).total_seconds()
         return max((self.rounds - self.done) * mean - min(running, mean), 0.0)
 
     def name_of(self, device: str) -> str:
@@ -135,7 +140,7 @@ class Progress:
         return [] if reason == before else [f"  [yellow]waiting[/]: {escape(reason)}"]
 
     def _start(self, data: Mapping[str, Any], at: datetime | None) -> None:
-        self.waiting = ""
+        self.waiting, self._begun = "", self._begun or at
         participants, deadline = data.get("participants") or [], data.get("deadline")
         count = participants if isinstance(participants, int) else len(participants)
         self.open[data["round_id"]] = OpenRound(
@@ -159,7 +164,7 @@ class Progress:
                 return []
         return [f"  [red]✗[/] {where}: {escape(self.name_of(device))} failed: {escape(reason)}"]
 
-    def _end(self, data: Mapping[str, Any]) -> list[str]:
+    def _end(self, data: Mapping[str, Any], at: datetime | None) -> list[str]:
         current = self.open.pop(data["round_id"], None)
         if current is None:
             return []
@@ -168,16 +173,18 @@ class Progress:
             reason = escape(str(data.get("reason") or "no reason is known"))
             return [f"  {current.title}  [red]failed[/]: {reason}"]
         if current.kind == "train":
-            self.done, self._seconds = self.done + 1, self._seconds + (seconds or 0.0)
+            self.done, self._last_end = self.done + 1, at
             version = data.get("model_version", data.get("version"))
         else:
             version = current.base_version
         more = len(current.failures) - MAX_SHOWN_FAILURES
         failed = [f"  [red]✗[/] and {more} more"] if more > 0 else []
         took = "" if seconds is None else f", {_duration(seconds)}"
-        count = f"updates {current.updates}/{current.participants}"
+        # The updates of a merge came in waves before it: its end alone tells of them.
+        count = f"updates {data.get('updates', current.updates)}/{current.participants}"
+        metrics = _format_metrics(current.metrics() or data.get("metrics") or {})
         where = f"[dim]v{version}{took}, {escape(data['round_id'])}[/]"
-        return [*failed, f"  {current.title}  {count}  {escape(current.metrics())}  {where}"]
+        return [*failed, f"  {current.title}  {count}  {escape(metrics)}  {where}"]
 
 
 def follow(
@@ -268,7 +275,7 @@ def _table(progress: Progress) -> Group:
             str(len(one.failures) or ""),
             "" if one.begun is None else _duration(max((now - one.begun).total_seconds(), 0)),
             "" if one.deadline is None else _duration(max((one.deadline - now).total_seconds(), 0)),
-            Text(one.metrics(), no_wrap=True, overflow="ellipsis"),
+            Text(_format_metrics(one.metrics()), no_wrap=True, overflow="ellipsis"),
         )
     idle = f"waiting: {progress.waiting}" if progress.waiting else progress.state
     left, best = progress.time_left(now), progress.best
@@ -281,6 +288,10 @@ def _table(progress: Progress) -> Group:
         table if progress.open else f"  {escape(idle)}",
         f"[dim]  {escape(' · '.join(parts))} · Ctrl-C leaves it running[/]",
     )
+
+
+def _format_metrics(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _duration(seconds: float) -> str:

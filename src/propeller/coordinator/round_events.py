@@ -55,5 +55,6 @@ def outcome_of(record: RoundRecord) -> dict[str, Any]:
         "updates": len(record.updates),
         "failures": len(record.round.failures),
         "num_samples": sum(update.num_samples for update in record.updates.values()),
+        "metrics": record.metrics if record.state is RoundState.COMPLETED else {},
         "seconds": None if started is None or ended is None else round(ended - started, 6),
     }

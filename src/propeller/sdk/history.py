@@ -1,6 +1,7 @@
 """What happened in an experiment: every round with every participant's metrics, as plain dicts and as a table."""
 
 import importlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from propeller.errors import PropellerError
 class History(list[dict[str, Any]]):
     """The rounds of an experiment in the order in which they ended, evaluations among them, as the coordinator keeps them.
 
-    Each has ``number``, ``attempt``, ``kind`` (``train`` or ``evaluate``), ``round_id``, ``state``, ``base_version``, ``model_version``,
+    Each has ``number``, ``attempt``, ``kind`` (``train``, ``evaluate`` or ``wave``), ``round_id``, ``state``, ``base_version``, ``model_version``,
     ``started_at``, ``ended_at``, ``seconds``, ``metrics`` (means weighted by samples), ``num_samples``, ``updates`` (a dict a participant:
     ``proplet_id``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``received_at``), ``failures`` (``proplet_id``, ``reason``) and ``reason``.
 
@@ -25,18 +26,17 @@ class History(list[dict[str, Any]]):
 
     def __repr__(self) -> str:
         """Shows how much there is, not all of it."""
-        trained = sum(1 for one in self if one["kind"] == "train")
+        kinds = Counter(one["kind"] for one in self)
         names = ", ".join(self.metric_names()) or "none"
-        return (
-            f"<History of {self.id}: {trained} rounds, {len(self) - trained} evaluations; metrics: {names}>"
-        )
+        waves = f", {kinds['wave']} waves" if kinds["wave"] else ""
+        return f"<History of {self.id}: {kinds['train']} rounds, {kinds['evaluate']} evaluations{waves}; metrics: {names}>"
 
     def metric_names(self) -> list[str]:
         """The metrics that there are, in the order in which they first came."""
         return list(dict.fromkeys(name for one in self for name in one.get("metrics") or {}))
 
     def metric(self, name: str, kind: str | None = None) -> list[tuple[int, float]]:
-        """A metric as pairs of round number and mean; ``kind`` narrows to ``train`` or ``evaluate``."""
+        """A metric as pairs of round number and mean; ``kind`` narrows to ``train``, ``evaluate`` or ``wave``."""
         return [
             (one["number"], one["metrics"][name])
             for one in self
