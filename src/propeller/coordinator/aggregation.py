@@ -43,10 +43,6 @@ PATIENT_DELAYS = (*RETRY_DELAYS, 8.0, *[15.0] * 40)
 """Likewise for a round of an experiment, 10 minutes in all: its next try would ask devices to train again, and need the same services."""
 
 
-_PARTS_AT_A_TIME = 4
-"""Of a large model, so many parts of updates are in the aggregator's memory at a time: together they are one of a small model."""
-
-
 class AggregationError(PropellerError):
     """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
 
@@ -282,7 +278,7 @@ class Aggregation:
         part_bytes: int = PART_BYTES,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
-        """Models larger than ``part_bytes`` are aggregated in parts of a quarter of it; ``retry_delays`` are in seconds."""
+        """Models larger than ``part_bytes`` are aggregated in parts of at most that; ``retry_delays`` are in seconds."""
         self._blobs, self._registry, self._aggregator = blobs, registry, aggregator
         self._part_bytes, self._retry_delays = part_bytes, retry_delays
 
@@ -385,8 +381,6 @@ class Aggregation:
         """
         expected = await self._registry.specs(request.base_version)
         parts = cut(expected, self._part_bytes)
-        if len(parts) > 1:
-            parts = cut(expected, self._part_bytes // _PARTS_AT_A_TIME)
         found = await self._aggregator.aggregate(
             self._stream(request) if len(parts) == 1 else self._stream_parts(request, parts)
         )
