@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
-from propeller.coordinator import aggregation as aggregation_module
-from propeller.coordinator import clients
-from propeller.coordinator.aggregation import (
-    Aggregation,
-    AggregationError,
-    AggregationRequest,
-    RoundContribution,
-    check_contribution,
-    update_specs,
-)
+from propeller.coordinator import aggregation_requests, clients
+from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.documents import AssembledDocument
+from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.update_checks import check_contribution, update_specs
 from propeller.coordinator.updates import UpdateDocument
 from propeller.coordinator.verification import Verification
 from propeller.digests import digest_of
@@ -48,7 +43,7 @@ class Peers:
 
     def __init__(self, folder: Path, registry: str, aggregator: str) -> None:
         self.urls = {"model registry": registry, "aggregator": aggregator}
-        self.blobs = BlobStore(folder / "blobs")
+        self.updates = KeptUpdates(BlobStore(folder / "blobs"))
 
     @contextlib.asynccontextmanager
     async def fresh(
@@ -61,7 +56,7 @@ class Peers:
             ]
             known = ModelRegistryClient(registry)
             made = Aggregation(
-                self.blobs, known, AggregatorClient(aggregator), part_bytes=part_bytes, retry_delays=()
+                self.updates, known, AggregatorClient(aggregator), part_bytes=part_bytes, retry_delays=()
             )
             yield made, known
 
@@ -96,10 +91,10 @@ def near(base: Tensors) -> Tensors:
     }
 
 
-async def store(aggregation: Aggregation, slot: int, update: Tensors, **more: Any) -> RoundContribution:
+async def store(updates: KeptUpdates, slot: int, update: Tensors, **more: Any) -> RoundContribution:
     content = to_safetensors(update)
     digest = digest_of(content).removeprefix("sha256:")
-    await aggregation.store_update(UpdateDocument(digest, content))
+    await updates.add(UpdateDocument(digest, content))
     return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
 
 
@@ -137,7 +132,7 @@ async def test_rounds_of_a_strategy_with_state(
             if not cached:
                 aggregation, registry = await stack.enter_async_context(peers.fresh(part_bytes))
             updates = [near(base) for _ in range(3)]
-            contributions = [await store(aggregation, slot, each) for slot, each in enumerate(updates)]
+            contributions = [await store(peers.updates, slot, each) for slot, each in enumerate(updates)]
             request = AggregationRequest(
                 f"key-{number}",
                 f"e.{number}",
@@ -173,7 +168,7 @@ async def test_rounds_of_a_strategy_with_state(
             assert (lineage["participants"], lineage["num_samples"]) == (3, 33)
             assert [each["proplet_id"] for each in lineage["updates"]] == ["p-0", "p-1", "p-2"]
             version = state_version = new.version
-        result = await Verification(registry, aggregation, no_round).verify(version)
+        result = await Verification(registry, peers.updates, aggregation, no_round).verify(version)
         assert result.to_json() == {
             "version": version,
             "verified": True,
@@ -188,7 +183,7 @@ async def test_values_alone_are_a_state_too(peers: Peers, models: httpx.AsyncCli
     """The proximal term of FedProx may adapt: one number, and no tensors."""
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        contributions = [await store(aggregation, 0, near(BASE), metrics={"loss": 0.5})]
+        contributions = [await store(peers.updates, 0, near(BASE), metrics={"loss": 0.5})]
         strategy = {"name": "fedprox", "mu": 0.1, "adaptive": True}
         request = AggregationRequest("key", "r", version, contributions, strategy)
         new = await aggregation.make_version(request)
@@ -207,23 +202,25 @@ async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient
     old, new = await upload(models, older), await upload(models, newer)
     async with peers.fresh(part_bytes) as (aggregation, registry):
         contributions = [
-            await store(aggregation, 0, {"w": np.array([3.0, 2.0]), "v": np.ones(2)}, base_version=old),
-            await store(aggregation, 1, {"w": np.array([0.0, 4.0]), "v": np.zeros(2)}, kind="delta"),
+            await store(peers.updates, 0, {"w": np.array([3.0, 2.0]), "v": np.ones(2)}, base_version=old),
+            await store(peers.updates, 1, {"w": np.array([0.0, 4.0]), "v": np.zeros(2)}, kind="delta"),
         ]
         made = await aggregation.make_version(AggregationRequest("k", "r", new, contributions))
         np.testing.assert_allclose((await read(models, made.version))["w"], [10 + 20 / 21, 20 + 44 / 21])
-        assert (await Verification(registry, aggregation, no_round).verify(made.version)).verified
+        assert (
+            await Verification(registry, peers.updates, aggregation, no_round).verify(made.version)
+        ).verified
 
 
 async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        verification = Verification(registry, aggregation, no_round)
+        verification = Verification(registry, peers.updates, aggregation, no_round)
         with pytest.raises(ConflictError, match=f"version {version} .* has no lineage, as it was uploaded"):
             await verification.verify(version)
-        contributions = [await store(aggregation, slot, near(BASE)) for slot in range(2)]
+        contributions = [await store(peers.updates, slot, near(BASE)) for slot in range(2)]
         made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
-        await aggregation.delete_updates([contributions[1].digest])
+        await peers.updates.remove([contributions[1].digest])
         with pytest.raises(ConflictError, match=r"1 of its 2 updates were removed.*COORDINATOR_KEEP_UPDATES"):
             await verification.verify(made.version)
         lineage = {"round": "r", "parent": version, "strategy": {"name": "fedavg"}}
@@ -239,7 +236,7 @@ async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) 
 async def test_a_version_that_is_not_what_its_updates_make(peers: Peers, models: httpx.AsyncClient) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        contributions = [await store(aggregation, slot, near(BASE)) for slot in range(2)]
+        contributions = [await store(peers.updates, slot, near(BASE)) for slot in range(2)]
         made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
         lineage = (await models.get(f"/models/{made.version}/info")).json()["lineage"]
         forged = await models.post(
@@ -247,7 +244,9 @@ async def test_a_version_that_is_not_what_its_updates_make(peers: Peers, models:
             content=to_safetensors(near(BASE), {"lineage": json.dumps(lineage)}),
             headers={"content-type": SAFETENSORS},
         )
-        result = await Verification(registry, aggregation, no_round).verify(forged.json()["version"])
+        result = await Verification(registry, peers.updates, aggregation, no_round).verify(
+            forged.json()["version"]
+        )
         assert not result.verified
         assert result.digest != result.recomputed
 
@@ -257,7 +256,7 @@ async def test_what_the_aggregator_refuses_names_update_and_tensor(
 ) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, _registry):
-        contributions = [await store(aggregation, 0, {**near(BASE), "w": np.zeros(3)})]
+        contributions = [await store(peers.updates, 0, {**near(BASE), "w": np.zeros(3)})]
         with pytest.raises(AggregationError, match=r"update 1 of 'p-0': .*'w'.*\[3\]"):
             await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
 
@@ -274,7 +273,7 @@ async def test_verification_over_http(
 ) -> None:
     """A round as users have it, whose updates are kept or not, and fit into the lineage or not."""
     if long:
-        monkeypatch.setattr(aggregation_module, "MAX_LINEAGE_BYTES", 500)
+        monkeypatch.setattr(aggregation_requests, "MAX_LINEAGE_BYTES", 500)
     registry, aggregator = peers.urls.values()
     env = environment(tmp_path / "state", registry, AGGREGATOR_URL=aggregator, COORDINATOR_KEEP_UPDATES=keep)
     async with coordinating(env) as http:

@@ -27,6 +27,7 @@ from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
+from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.main import main
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
@@ -226,8 +227,11 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         base = from_json(BASE)
         registry.remember(0, to_safetensors(base), specs_of(base), None)
         aggregator = AggregatorClient(nobody)
-        aggregation = Aggregation(BlobStore(folder / "updates"), registry, aggregator, retry_delays=())
-        service = Coordinator(store, registry, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0)
+        updates = KeptUpdates(BlobStore(folder / "updates"))
+        aggregation = Aggregation(updates, registry, aggregator, retry_delays=())
+        service = Coordinator(
+            store, registry, updates, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0
+        )
         experiments = Experiments(
             ExperimentStore(database),
             service,
@@ -237,7 +241,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
             central=CentralEvaluations(service, registry, None, _no_programs),
             max_running=1,
         )
-        verification = Verification(registry, aggregation, service.find_round)
+        verification = Verification(registry, updates, aggregation, service.find_round)
         transport = httpx.ASGITransport(
             create_api(service, experiments, metrics, verification=verification, verify=verify)
         )

@@ -10,6 +10,7 @@ from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import AggregatorClient, DataStoreClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
+from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.mqtt import RoundAnnouncer, RoundPublisher, UpdateReceiver
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
@@ -68,11 +69,13 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         metrics = CoordinatorMetrics()
         session = _create_session(settings)
         announcer = RoundAnnouncer(session, store, settings.channel) if session else None
-        aggregation = Aggregation(BlobStore(settings.blobs_place), registry, aggregator)
+        updates = KeptUpdates(BlobStore(settings.blobs_place))
+        aggregation = Aggregation(updates, registry, aggregator)
         publisher = RoundPublisher(session, settings.channel) if session else None
         service = Coordinator(
             store,
             registry,
+            updates,
             aggregation,
             RoundTelemetry(metrics),
             announce=announcer.announce if announcer else None,
@@ -116,7 +119,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             service,
             experiments,
             metrics,
-            verification=Verification(registry, aggregation, service.find_round),
+            verification=Verification(registry, updates, aggregation, service.find_round),
             verify=verifier(settings),
             max_body=settings.max_bytes,
         )

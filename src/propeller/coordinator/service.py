@@ -2,25 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
-from propeller.coordinator.aggregation import (
-    Aggregation,
-    AggregationError,
-    AggregationRequest,
-    check_contribution,
-    contribution_of,
-    update_specs,
-)
+from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.aggregation_requests import AggregationRequest
 from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.kept_updates import KeptUpdates, UpdateRetention
 from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
 from propeller.coordinator.store import Also, RoundStore, StoreConflictError
 from propeller.coordinator.telemetry import RoundTelemetry
-from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest, make_document
+from propeller.coordinator.update_checks import check_update
+from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
     Aggregate,
@@ -52,8 +48,6 @@ from propeller.protocol.rounds import (
     Experiment,
     ParticipantFailure,
     RoundParticipants,
-    RoundStart,
-    UpdateHeader,
     model_version,
 )
 
@@ -99,6 +93,7 @@ class Coordinator:
         self,
         store: RoundStore,
         registry: ModelRegistryClient,
+        updates: KeptUpdates,
         aggregation: Aggregation,
         telemetry: RoundTelemetry,
         *,
@@ -111,17 +106,20 @@ class Coordinator:
         Args:
             store: the rounds.
             registry: knows the base models.
-            aggregation: keeps the updates and makes model versions of them.
+            updates: where the updates are kept.
+            aggregation: makes model versions of them.
             telemetry: logs and counts what happens.
             keep_failed_s: how long the updates of a failed round stay, so that it can be retried, in seconds.
             keep_updates: whether all updates stay for good.
             announce: called with a completed round's id and model version, and whether it is to be recorded that this was
                 announced; without it, rounds are not announced.
         """
-        self._store, self._registry, self._aggregation = store, registry, aggregation
+        self._store, self._registry, self._updates, self._aggregation = store, registry, updates, aggregation
         self._telemetry, self._announce = telemetry, announce
-        self._keep_updates, self._keep_failed_s = keep_updates, keep_failed_s
         self._rounds = ActiveRounds(store)
+        self._retention = UpdateRetention(
+            updates, store, self._rounds, keep_failed_s=keep_failed_s, keep_all=keep_updates
+        )
         self._background = BackgroundTasks("coordinator")
         self._stopping = False
         self._observer: RoundObserver | None = None
@@ -138,9 +136,9 @@ class Coordinator:
             self._resume(active)
             if record.state is RoundState.COLLECTING:
                 self._start_timer(active, grace_s=RESTART_GRACE_S)
-        if not self._keep_updates:
+        if not self._retention.keep_all:
             self._background.spawn_periodic(
-                "removing updates of old rounds", self._remove_old_updates, CLEANUP_INTERVAL_S, at_once=True
+                "removing updates of old rounds", self._retention.remove_old, CLEANUP_INTERVAL_S, at_once=True
             )
 
     def answer_waiters(self) -> None:
@@ -225,10 +223,7 @@ class Coordinator:
 
     async def remove_kept_updates(self, experiment_id: str) -> None:
         """Remove the updates of an experiment that no round needs any more, as it is over."""
-        async for some in self._store.rounds_of(experiment_id):
-            for record in some:
-                if record.keeps_updates:
-                    await self._remove_updates(record)
+        await self._retention.remove_of_experiment(experiment_id)
 
     async def find_round(self, round_id: str) -> RoundRecord | None:
         """A round as it is; ``None`` if there is none of this id."""
@@ -314,10 +309,10 @@ class Coordinator:
             )
         async with active.lock:
             failed = active.record.state is RoundState.FAILED
-            if failed and not await self._aggregation.has_updates(active.record):
+            if failed and not await self._updates.has_all(active.record):
                 raise ConflictError(
                     f"round {round_id} cannot be retried: its updates are not there any more, they are kept "
-                    f"for {self._keep_failed_s:g} s after it failed (COORDINATOR_KEEP_FAILED); start a new round"
+                    f"for {self._retention.keep_failed_s:g} s after it failed (COORDINATOR_KEEP_FAILED); start a new round"
                 )
             await self._apply(active, RetryRequested())
             record = active.record
@@ -346,18 +341,13 @@ class Coordinator:
         admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
-        if active.record.kind == "evaluate":
-            if update.read_tensors is not None:
-                raise InvalidError(
-                    f"update: round {header.round_id} evaluates; send metrics without an update"
-                )
+        document = await check_update(active.record, update)
+        if document is None:
             digest, size = evaluation_digest(header), 0
         else:
-            _check_contribution(active.record, header)
-            document = await make_document(update, update_specs(active.record.strategy, active.record.specs))
             digest, size = document.digest, len(document.content)
             if header.proplet_id not in active.record.round.accepted:
-                await self._aggregation.store_update(document)
+                await self._updates.add(document)
         event = UpdateReceived(header.proplet_id, digest, base_version)
         async with active.lock:
             accepted = AcceptedUpdate.of(header, digest, size, time.time())
@@ -365,8 +355,8 @@ class Coordinator:
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_positive:
-            if active.record.kind == "train":
-                await self._aggregation.delete_updates([digest])
+            if document is not None:
+                await self._updates.remove([digest])
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
 
@@ -399,7 +389,7 @@ class Coordinator:
                         and not after.keeps_updates
                     ):
                         # Its experiment tries it again with updates of their own.
-                        self._background.spawn(self._remove_updates(after))
+                        self._background.spawn(self._retention.remove_of(after))
                 case Answer():
                     answer = effect
                 case Aggregate(proplet_ids):
@@ -439,7 +429,7 @@ class Coordinator:
 
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:
-            request = aggregation_request(active.record, proplet_ids)
+            request = AggregationRequest.of_round(active.record, proplet_ids)
             new = await self._aggregation.make_version(
                 request,
                 while_wanted=None
@@ -450,7 +440,7 @@ class Coordinator:
             await self._apply_until_stored(active, AggregationFailed(str(error)))
         else:
             await self._apply_until_stored(active, AggregateStored(new.version), new)
-            await self._remove_updates(active.record)
+            await self._retention.remove_of(active.record)
 
     async def _apply_until_stored(
         self, active: ActiveRound, event: Event, new: NewVersion | None = None
@@ -470,53 +460,3 @@ class Coordinator:
                 "could not be stored, trying again", round_id=active.record.round_id, exc_info=error
             ),
         )
-
-    async def _remove_updates(self, record: RoundRecord) -> None:
-        """Remove the updates of a round that is over, unless they are to be kept."""
-        if not self._keep_updates:
-            await self._aggregation.delete_updates(update.digest for update in record.updates.values())
-
-    async def _remove_old_updates(self) -> None:
-        """Remove the updates of completed rounds that a crash left, and those of rounds that failed long ago."""
-        digests = await self._aggregation.list_updates()
-        await self._aggregation.delete_updates(await self._store.completed_among(digests))
-        for round_id in await self._store.failed_before(time.time() - self._keep_failed_s, digests):
-            active = await self._rounds.find(round_id)
-            if active is None:
-                continue
-            async with active.lock:  # it may be retried just now
-                if active.record.state is RoundState.FAILED:
-                    await self._remove_updates(active.record)
-                    log.info("updates of a failed round removed", round_id=round_id)
-
-
-def _check_contribution(record: RoundRecord, header: UpdateHeader) -> None:
-    """Check that an update has what the round's strategy needs of it.
-
-    Raises:
-        InvalidError: naming what is missing.
-    """
-    slot = record.round.plan.participants.index(header.proplet_id)
-    update = AcceptedUpdate.of(header, "", 0, 0.0)
-    check_contribution(record.strategy, contribution_of(update, slot))
-
-
-def aggregation_request(record: RoundRecord, proplet_ids: Iterable[str]) -> AggregationRequest:
-    """How a round's updates become a model; the strategy goes on from the state that the experiment's last round left."""
-    request = record.request
-    if not isinstance(request, RoundStart):
-        return AggregationRequest.of_round(record, proplet_ids)
-    reference = request.task_wasm_image
-    _repository, _at, digest = reference.partition("@")
-    return AggregationRequest.of_round(
-        record,
-        proplet_ids,
-        strategy=record.strategy,
-        state_version=None if request.number == 1 else record.round.plan.base_version,
-        lineage={
-            "experiment": request.experiment_id,
-            "number": request.number,
-            "metrics": record.metrics,
-            "program": {"reference": reference, **({"digest": digest} if digest else {})},
-        },
-    )

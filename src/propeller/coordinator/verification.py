@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from propeller.coordinator.aggregation import Aggregation, AggregationRequest
+from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregation_requests import AggregationRequest
 from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.service import aggregation_request
 from propeller.errors import ConflictError
 from propeller.process.logs import get_logger
 from propeller.protocol.aggregation import StrategyField
@@ -59,11 +60,13 @@ class Verification:
     def __init__(
         self,
         registry: ModelRegistryClient,
+        updates: KeptUpdates,
         aggregation: Aggregation,
         find_round: Callable[[str], Awaitable[RoundRecord | None]],
     ) -> None:
-        """``aggregation`` has the updates, ``find_round`` the rounds of this coordinator."""
-        self._registry, self._aggregation, self._find_round = registry, aggregation, find_round
+        """``updates`` are those that are still there, ``find_round`` gives the rounds of this coordinator."""
+        self._registry, self._updates = registry, updates
+        self._aggregation, self._find_round = aggregation, find_round
 
     async def verify(self, version: int | str) -> VerificationResult:
         """Make a version, by its number or alias, again from what its lineage names.
@@ -85,7 +88,7 @@ class Verification:
         except ConflictError as error:
             raise ConflictError(f"version {number} cannot be verified: {error}") from None
         digests = [contribution.digest for contribution in request.contributions]
-        missing = await self._aggregation.missing_updates(digests)
+        missing = await self._updates.missing(digests)
         if missing:
             raise ConflictError(
                 f"version {number} cannot be verified: {len(missing)} of its {len(digests)} updates were removed after the round, "
@@ -105,7 +108,7 @@ class Verification:
         """
         round_id = lineage.get("round")
         record = await self._find_round(round_id) if isinstance(round_id, str) else None
-        expected = None if record is None else aggregation_request(record, record.updates)
+        expected = None if record is None else AggregationRequest.of_round(record, record.updates)
         listed = lineage.get("updates_digest")
         if listed and not lineage.get("updates"):
             if expected is None:

@@ -1,0 +1,61 @@
+"""What an update must be to count in its round."""
+
+import numpy as np
+
+from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, make_document
+from propeller.errors import InvalidError
+from propeller.fl.strategies import Contribution, read_strategy
+from propeller.fl.tensors import DTYPES, Specs, TensorSpec
+from propeller.protocol.aggregation import StrategyField
+
+
+async def check_update(record: RoundRecord, update: ReceivedUpdate) -> UpdateDocument | None:
+    """Check what a participant sent, and make the document of it that is kept; an evaluation has none.
+
+    Raises:
+        InvalidError: its tensors are malformed or do not fit the base model, or it lacks what the strategy needs.
+    """
+    header = update.header
+    if record.kind == "evaluate":
+        if update.read_tensors is not None:
+            raise InvalidError(f"update: round {header.round_id} evaluates; send metrics without an update")
+        return None
+    slot = record.round.plan.participants.index(header.proplet_id)
+    accepted = AcceptedUpdate.of(header, "", 0, 0.0)
+    check_contribution(record.strategy, contribution_of(accepted, slot))
+    return await make_document(update, update_specs(record.strategy, record.specs))
+
+
+def update_specs(strategy: StrategyField, base: Specs) -> Specs:
+    """What an update of a strategy's round must have: the base model's tensors but for personal ones, and ``@KIND/…`` ones.
+
+    Raises:
+        InvalidError: there is no such strategy.
+    """
+    if isinstance(strategy, dict) and "program" in strategy:
+        return base
+    # Without memory: the strategy looks at dtypes and shapes alone.
+    arrays = {
+        name: np.broadcast_to(np.zeros((), DTYPES[spec.dtype]), spec.shape) for name, spec in base.items()
+    }
+    shapes = read_strategy(strategy).update_shapes(arrays)
+    return {
+        name: TensorSpec(base[name if name in base else name.partition("/")[2]].dtype, shape)
+        for name, shape in shapes.items()
+    }
+
+
+def check_contribution(strategy: StrategyField, contribution: RoundContribution) -> None:
+    """Check, when an update comes in, that it has what the strategy needs of it; programs need nothing that is known here.
+
+    Raises:
+        InvalidError: naming what is missing, and how a program reports it; or there is no such strategy.
+    """
+    if isinstance(strategy, dict) and "program" in strategy:
+        return
+    each = contribution
+    read_strategy(strategy).check(
+        Contribution(each.slot, each.proplet_id, each.num_samples, each.steps, each.metrics, kind=each.kind)
+    )
