@@ -487,7 +487,7 @@ async def test_a_start_that_was_lost_is_published_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("propeller.coordinator.experiments.START_AGAIN_S", 0.2)
+    monkeypatch.setattr("propeller.coordinator.experiment_runner.START_AGAIN_S", 0.2)
     env = environment(tmp_path, peers[1], **variables(broker_port, channel))
     async with coordinating(env) as http:
         await submit(http)
@@ -551,7 +551,7 @@ async def test_a_strategy_that_was_removed_fails_its_experiment(
     def lost(*_given: Any) -> None:
         raise InvalidError("strategy: there is no 'fedmedian' any more")
 
-    for module in ("propeller.coordinator.experiments", "propeller.fl.experiment.strategy"):
+    for module in ("propeller.coordinator.experiment_rounds", "propeller.fl.experiment.strategy"):
         monkeypatch.setattr(f"{module}.read_strategy", lost)
     async with coordinating(env) as http:
         found = await in_state(http, "failed")

@@ -1,18 +1,25 @@
 """Experiments in memory: one object for each, with its lock, its timer and those who follow its events."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.round_events import NewEvent
-from propeller.errors import NotFoundError
+from propeller.coordinator.store import StoreConflictError
+from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.experiment import ExperimentState
 from propeller.fl.tensors import Specs
+from propeller.process.logs import get_logger
+from propeller.process.retry import doubling, retry
 from propeller.protocol.ids import InvalidIdError, check_id
+
+log = get_logger("coordinator")
 
 MAX_EXPERIMENTS = 64
 """Experiments in memory, above which those that are over make room for others; open ones are always in memory."""
+
+_RETRY_DELAYS_S = doubling(0.2, 15.0)
 
 
 class ActiveExperiment:
@@ -100,6 +107,19 @@ class ActiveExperiments:
             record = await self._store.load(experiment_id)
             return None if record is None else self._add(record)
 
+    async def get(self, experiment_id: str) -> ActiveExperiment:
+        """An experiment.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        active = await self.find(experiment_id)
+        if active is None:
+            raise NotFoundError(
+                f"no experiment {experiment_id[:128]}: GET /experiments lists those there are"
+            )
+        return active
+
     async def create(self, record: ExperimentRecord, events: Sequence[NewEvent]) -> ActiveExperiment | None:
         """Store a new experiment with its first events; ``None`` if there is one of its id."""
         async with self._loading:
@@ -139,3 +159,23 @@ class ActiveExperiments:
                 if experiment_id != record.id:
                     del self._experiments[experiment_id]
         return active
+
+
+async def until_done(active: ActiveExperiment, work: Callable[[], Awaitable[object]]) -> None:
+    """Do something about an experiment that nobody waits for, however long the database or the registry takes.
+
+    Raises:
+        StoreConflictError, NotFoundError: no later try can do it.
+    """
+    await retry(
+        work,
+        delays=_RETRY_DELAYS_S,
+        forever=True,
+        on=lambda error: not isinstance(error, StoreConflictError | NotFoundError),
+        failed=lambda error, _delay_s: log.error(
+            "experiment does not go on yet, trying again",
+            experiment_id=active.record.id,
+            reason=str(error),
+            exc_info=None if isinstance(error, PropellerError) else error,
+        ),
+    )

@@ -45,11 +45,6 @@ MAX_JSON_MODEL_BYTES = 64 * 1024 * 1024
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
 
-def is_central(record: RoundRecord, spec: ExperimentSpec) -> bool:
-    """Whether a round of an experiment is the coordinator's own."""
-    return record.kind == "evaluate" and spec.evaluate is not None and spec.evaluate.on == "central"
-
-
 class CentralEvaluations:
     """Carries these rounds out. Close it."""
 

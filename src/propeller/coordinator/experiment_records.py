@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from propeller.coordinator.rounds import format_unix_time
-from propeller.fl.experiment import Experiment, ExperimentState
+from propeller.coordinator.rounds import RoundRecord, format_unix_time
+from propeller.fl.experiment import Experiment, ExperimentState, round_id, wave_id
 from propeller.protocol.experiments import ExperimentSpec
 
 
@@ -50,6 +50,18 @@ class ExperimentRecord:
     def has_aliases(self) -> bool:
         """Whether versions of it have aliases, which may still have to be moved once it is over."""
         return bool(self.experiment.done) or self.experiment.best is not None
+
+    @property
+    def open_rounds(self) -> list[str]:
+        """The ids of its rounds that are not over: the one that is open, and those of waves."""
+        opened, waves = self.experiment.open, self.experiment.waves
+        ids = [] if opened is None else [round_id(self.id, opened)]
+        return [*ids, *(wave_id(self.id, wave.number) for wave in waves)]
+
+    def is_central(self, record: RoundRecord) -> bool:
+        """Whether a round of it is the coordinator's own: an evaluation on a data set of the data store."""
+        plan = self.spec.evaluate
+        return record.kind == "evaluate" and plan is not None and plan.on == "central"
 
     def advance(self, after: Experiment, moment: float) -> "ExperimentRecord":
         """This record with the experiment after an event, and the times that follow."""

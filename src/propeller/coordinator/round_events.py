@@ -1,10 +1,12 @@
-"""What is told of a round of an experiment, beside what the experiment itself reports."""
+"""What is told of a round of an experiment: to those who follow, beside what the experiment itself reports, and to the experiment."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, format_unix_time
+from propeller.fl.experiment import RoundEnded, WaveChanged
 from propeller.fl.round import RoundState
 
 
@@ -39,6 +41,17 @@ def events_of(
             yield NewEvent("failure", at, {**place, "proplet_id": name, "reason": reason})
 
 
+def merge_started(record: RoundRecord, at: float) -> NewEvent:
+    """The start of a round that merges updates: it has them already, and no deadline."""
+    plan = record.round.plan
+    known = {
+        "base_version": plan.base_version,
+        "participants": list(plan.participants),
+        "k_of_n": plan.k_of_n,
+    }
+    return NewEvent("round_started", at, {**place_of(record), **known, "deadline": None})
+
+
 def place_of(record: RoundRecord) -> dict[str, Any]:
     """Which round an event is about."""
     return {
@@ -58,3 +71,32 @@ def outcome_of(record: RoundRecord) -> dict[str, Any]:
         "metrics": record.metrics if record.state is RoundState.COMPLETED else {},
         "seconds": None if started is None or ended is None else round(ended - started, 6),
     }
+
+
+def wave_changed(record: RoundRecord, at: float) -> WaveChanged:
+    """How a wave is, as its experiment is told."""
+    current = record.round
+    return WaveChanged(
+        record.round_id,
+        at,
+        participants=current.plan.participants if record.started_at is not None else None,
+        updates=tuple(current.accepted),
+        failed=current.unheard if current.state.is_over else tuple(current.failures),
+        is_over=current.state.is_over,
+        reason=current.reason,
+    )
+
+
+def round_ended(experiment: ExperimentRecord, record: RoundRecord, at: float) -> RoundEnded:
+    """How a round ended, as its experiment is told."""
+    completed = record.state is RoundState.COMPLETED
+    return RoundEnded(
+        record.round_id,
+        at,
+        version=record.round.model_version,
+        metrics=record.metrics if completed else {},
+        reason=None if completed else record.round.reason or "failed",
+        participants=record.round.plan.participants,
+        # The coordinator is no device, which the next try could leave out.
+        failed=() if experiment.is_central(record) else record.round.unheard,
+    )

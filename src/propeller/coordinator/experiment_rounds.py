@@ -1,0 +1,167 @@
+"""The rounds that experiments start: what the state machine asks for, as a record that can be stored."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from propeller.coordinator.active_experiments import ActiveExperiment
+from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.rounds import RoundRecord
+from propeller.errors import ConflictError
+from propeller.fl.experiment import MergeRequest, RoundRequest
+from propeller.fl.round import Round, RoundPlan, RoundState
+from propeller.fl.strategies import read_strategy
+from propeller.fl.tensors import Specs
+from propeller.protocol.rounds import RoundStart, UpdateSource, model_uri
+
+FindRound = Callable[[str], Awaitable[RoundRecord | None]]
+"""Gives a round by its id, or ``None``."""
+
+
+class RoundMaker:
+    """Makes records of rounds, with what they need of the model registry."""
+
+    def __init__(self, find_round: FindRound, registry: ModelRegistryClient) -> None:
+        """``find_round`` gives the rounds that there are, ``registry`` the models and server states."""
+        self._find_round, self._registry = find_round, registry
+
+    async def make(
+        self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest, now: float
+    ) -> RoundRecord:
+        """A round that waits for its participants.
+
+        Args:
+            active: the experiment.
+            record: the experiment as it will be.
+            request: what the round is asked to be.
+            now: in Unix seconds.
+
+        Raises:
+            ConflictError: there is a round of its id.
+            InvalidError: the strategy is none that this version has.
+            NotFoundError: its base model is not there.
+            ServiceError: the model registry does not answer.
+        """
+        if await self._find_round(request.round_id) is not None:
+            raise ConflictError(
+                f"id: there is a round {request.round_id} already, which is not of this experiment; submit it with another id"
+            )
+        specs = await self._specs(active, request.base_version)
+        plan = RoundPlan(
+            request.round_id,
+            (),
+            request.base_version,
+            request.k_of_n,
+            request.min_updates,
+            request.kind,
+            request.is_wave,
+        )
+        start = make_start(record, request, await self._device_values(record, request))
+        return RoundRecord(Round(plan), start, specs, now, announced=True, strategy=dict(record.strategy))
+
+    async def make_merge(
+        self,
+        active: ActiveExperiment,
+        record: ExperimentRecord,
+        request: MergeRequest,
+        now: float,
+        *,
+        changed: RoundRecord | None,
+    ) -> RoundRecord:
+        """A round that has all its updates, so that they are aggregated at once.
+
+        Args:
+            active: the experiment.
+            record: the experiment as it will be.
+            request: what the round is asked to be.
+            now: in Unix seconds.
+            changed: a wave as it will be stored together with the round.
+
+        Raises:
+            ServiceError: the model registry does not answer.
+        """
+        specs = await self._specs(active, request.base_version)
+        updates = {}
+        for one in request.updates:
+            wave = changed
+            if wave is None or wave.round_id != one.round_id:
+                wave = await self._find_round(one.round_id)
+            if wave is None or one.proplet_id not in wave.updates:
+                raise AssertionError(
+                    f"{request.round_id}: the update of {one.proplet_id} is not in {one.round_id}"
+                )
+            updates[one.proplet_id] = wave.updates[one.proplet_id]
+        names = tuple(updates)
+        plan = RoundPlan(request.round_id, names, request.base_version, len(names))
+        accepted = {name: update.digest for name, update in updates.items()}
+        return RoundRecord(
+            Round(plan, RoundState.AGGREGATING, accepted),
+            make_merge_start(record, request),
+            specs,
+            now,
+            now,
+            updates,
+            now,
+            announced=True,
+            strategy=dict(record.strategy),
+        )
+
+    async def _specs(self, active: ActiveExperiment, version: int) -> Specs:
+        if active.specs is None:
+            active.specs = await self._registry.specs(version)
+        return active.specs
+
+    async def _device_values(self, record: ExperimentRecord, request: RoundRequest) -> dict[str, Any]:
+        """What devices are told of the strategy in a round."""
+        if "program" in record.strategy:
+            return {}
+        strategy = read_strategy(record.strategy)
+        values = (
+            {} if record.experiment.done == 0 else await self._registry.values_of_state(request.base_version)
+        )
+        return strategy.for_devices(values)
+
+
+def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:
+    """What the manager is told of a round; ``strategy`` is for the devices."""
+    spec = record.spec
+    central = request.kind == "evaluate" and spec.evaluate is not None and spec.evaluate.on == "central"
+    return RoundStart(
+        round_id=request.round_id,
+        model_uri=model_uri(request.base_version),
+        task_wasm_image=record.program,
+        selection=request.policy,
+        hyperparams=dict(request.hyperparams),
+        k_of_n=request.k_of_n,
+        timeout_s=request.timeout_s,
+        experiment_id=request.experiment_id,
+        limits=spec.limits,
+        mode=request.kind,
+        number=request.number,
+        attempt=request.attempt,
+        min_updates=request.min_updates,
+        strategy=strategy or None,
+        # The coordinator's own evaluation is on all of its data set.
+        split=None if spec.data.split is None or central else spec.data.split.to_json(),
+        update=spec.update.to_json() if spec.update.kind == "delta" else None,
+        seed=spec.selection.seed,
+    )
+
+
+def make_merge_start(record: ExperimentRecord, request: MergeRequest) -> RoundStart:
+    """What is on record of a round that merges updates: nobody is told to start it."""
+    merged = [
+        UpdateSource(round_id=one.round_id, base_version=one.base_version, staleness=one.staleness)
+        for one in request.updates
+    ]
+    return RoundStart(
+        round_id=request.round_id,
+        model_uri=model_uri(request.base_version),
+        task_wasm_image=record.program,
+        participants=[one.proplet_id for one in request.updates],
+        k_of_n=len(merged),
+        experiment_id=request.experiment_id,
+        number=request.number,
+        attempt=request.attempt,
+        merged=merged,
+    )
