@@ -177,6 +177,24 @@ async def test_a_number_that_is_not_finite_is_found_in_any_block(
     assert (await large.get("/models")).json() == {"versions": []}
 
 
+@pytest.mark.parametrize(
+    ("numbers", "accept", "expected"),
+    [
+        (500_000, f"application/json, {SAFETENSORS};q=0.5", "application/json"),
+        (600_000, f"application/json, {SAFETENSORS};q=0.5", SAFETENSORS),
+        (600_000, f"application/json, {SAFETENSORS};q=0", "application/json"),
+        (600_000, "application/json, */*;q=0.5", "application/json"),
+    ],
+)
+async def test_a_large_model_is_safetensors_for_all_who_name_it(
+    tmp_path: Path, numbers: int, accept: str, expected: str
+) -> None:
+    async with client(tmp_path, max_body=10_000_000) as http:
+        await post(http, {"w": np.zeros(numbers)})
+        answer = await http.get("/models/0", headers={"accept": accept})
+        assert answer.headers["content-type"] == expected
+
+
 async def test_what_is_over_a_limit_names_the_setting(tmp_path: Path) -> None:
     content = to_safetensors({"w": np.zeros(30_000)})
     async with client(tmp_path, max_body=100_000, max_decoded=5_000) as http:

@@ -1,6 +1,7 @@
 """Starts and stops in every order, with a runner that is slow to end."""
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ class FakeRunner:
         self.started: list[TaskStart] = []
         self.copies: list[bool] = []
 
-    async def run(self, start: TaskStart) -> CompletedRun:
+    def task_folder(self) -> contextlib.nullcontext[Path]:
+        return contextlib.nullcontext(Path("large"))
+
+    async def run(self, start: TaskStart, _folder: Path) -> CompletedRun:
         self.started.append(start)
         try:
             await self.may_end.wait()

@@ -22,6 +22,7 @@ from propeller.proplet.inputs import (
     InputFetcher,
     ServiceClients,
 )
+from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Kind
 from propeller.wasm.task_inputs import TaskInputs
@@ -220,7 +221,7 @@ async def test_a_split_gives_training_and_evaluation_their_parts(
     """The files, and the variable: programs in every language see it."""
     samples = [{"x": [number], "y": 0} for number in range(5)]
     inputs = await fetched(world, samples, FL_SPLIT='{"holdout": 0.2, "seed": 3}', FL_MODE=mode)
-    document = json.loads(inputs.files["dataset.json"])
+    document = json.loads(content(inputs.files["dataset.json"]))
     assert [sample["x"][0] for sample in document["data"]] == expected
     assert document["size"] == len(expected)
     assert json.loads(inputs.env["DATASET_DATA"]) == document
@@ -230,7 +231,7 @@ async def test_without_a_split_both_see_everything(world: World) -> None:
     samples = [{"x": [number], "y": 0} for number in range(5)]
     for mode in ("train", "evaluate"):
         inputs = await fetched(world, samples, FL_MODE=mode)
-        assert json.loads(inputs.files["dataset.json"])["data"] == samples
+        assert json.loads(content(inputs.files["dataset.json"]))["data"] == samples
 
 
 @pytest.mark.parametrize(
@@ -265,10 +266,40 @@ async def fetched(world: World, samples: Any, **env: str) -> TaskInputs:
     world.services.datasets["me"] = {"data": samples}
     urls: dict[str, str | None] = dict.fromkeys((MODEL_REGISTRY, DATA_STORE), world.services.url)
     async with ServiceClients(urls) as services:
-        fetcher = InputFetcher(services, "me")
-        first = await fetcher.fetch({"ROUND_ID": "r-1", **env})
-        assert await fetcher.fetch({"ROUND_ID": "r-1", **env}) == first  # from what is kept
+        large = LargeFiles(world.folder / "fetched")
+        fetcher = InputFetcher(services, "me", large)
+        async with large.task_folder() as folder:
+            first = await fetcher.fetch({"ROUND_ID": "r-1", **env}, folder)
+            assert await fetcher.fetch({"ROUND_ID": "r-1", **env}, folder) == first  # from what is kept
+            assert not folder.exists()
         return first
+
+
+def content(file: bytes | Path) -> bytes:
+    assert isinstance(file, bytes)
+    return file
+
+
+async def test_a_large_model_is_a_file_and_has_no_json(world: World) -> None:
+    """It comes once while it is the newest; the folder of a task has its own link to it, and is removed."""
+    models = world.services.models = {0: MODEL, 1: MODEL}
+    world.services.tensors = {number: safetensors(bytes([number]) * 5_000_000) for number in models}
+    urls: dict[str, str | None] = {MODEL_REGISTRY: world.services.url}
+    large = LargeFiles(world.folder / "fetched")
+    async with ServiceClients(urls) as services:
+        fetcher = InputFetcher(services, "me", large)
+        for version, status in ((0, 200), (0, 304), (1, 200), (0, 200)):
+            world.services.asked.clear()
+            async with large.task_folder() as folder:
+                env = {"MODEL_URI": f"fl/models/global_model_v{version}"}
+                inputs = await fetcher.fetch(env, folder)
+                assert inputs.files == {"model.safetensors": folder / "model.safetensors"}
+                assert (folder / "model.safetensors").read_bytes() == world.services.tensors[version]
+            assert "MODEL_DATA" not in inputs.env
+            assert (f"/models/{version}", status) in world.services.asked
+            assert [file.name[:4] for file in (world.folder / "fetched").iterdir()] == ["kept"]
+    LargeFiles(world.folder / "fetched")
+    assert not (world.folder / "fetched").exists()
 
 
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:
@@ -279,9 +310,11 @@ async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: W
     assert world.services.updates == [update(me)]
 
 
-async def test_large_tensors_go_as_safetensors(world: World) -> None:
+@pytest.mark.parametrize("count", [30_000, 2_000_000])
+async def test_large_tensors_go_as_safetensors(world: World, count: int) -> None:
+    """Those that are too large for memory from file to file, of which nothing is left but the model, for the next task."""
     me = await world.join()
-    world.services.tensors[0] = safetensors(b"\0\0\x80\x3f" * 30_000)
+    world.services.tensors[0] = safetensors(b"\0\0\x80\x3f" * count)
     start = federated(me, COPY="1")
     task = await world.peers.start(me, **start)
     assert (await world.peers.result_of(task))["error"] is None
@@ -290,7 +323,9 @@ async def test_large_tensors_go_as_safetensors(world: World) -> None:
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     assert header["__metadata__"]["num_samples"] == "64"
     assert header["__metadata__"]["proplet_id"] == me
-    assert body.endswith(b"\0\0\x80\x3f" * 30_000)
+    assert body.endswith(b"\0\0\x80\x3f" * count)
+    left = [file.name[:4] for file in world.folder.glob("large/*")]
+    assert left == (["kept"] if count > 30_000 else [])
 
 
 async def test_a_task_that_is_not_federated_gives_text_or_a_value(world: World) -> None:

@@ -1,6 +1,8 @@
 """What a program leaves becomes an update, or an error that names what is wrong."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.proplet.errors import TaskError
+from propeller.proplet.large_files import FileBody
 from propeller.proplet.updates import ProgramOutput, parse_program_output, with_metadata
 from propeller.protocol.rounds import UpdateHeader
 
@@ -29,6 +32,11 @@ def read(fields: dict[str, Any] | bytes, tensors: bytes | None = None, mode: str
     return parse_program_output(stdout, tensors, {**ENV, "FL_MODE": mode}, "me")
 
 
+def content(body: bytes | FileBody) -> bytes:
+    assert isinstance(body, bytes)
+    return body
+
+
 def test_the_document_goes_as_it_is() -> None:
     stdout = json.dumps(DOCUMENT, indent=1).encode() + b"\n"
     update = read(stdout)
@@ -38,7 +46,7 @@ def test_the_document_goes_as_it_is() -> None:
 
 def test_a_program_may_leave_the_base_model_to_the_proplet() -> None:
     update = read({**DOCUMENT, "base_model_uri": ""})
-    assert json.loads(update.body) == DOCUMENT
+    assert json.loads(content(update.body)) == DOCUMENT
 
 
 @pytest.mark.parametrize(
@@ -115,14 +123,14 @@ def test_an_update_of_another_kind_than_the_experiment_wants_says_what_to_do() -
 def test_steps_and_kind_go_along_with_tensors_beside_the_document() -> None:
     tensors = to_safetensors({"w": np.ones(3, dtype=np.float32)})
     update = read({**EVALUATED, "steps": 12, "kind": "delta"}, tensors)
-    _, metadata = from_safetensors(update.body)
+    _, metadata = from_safetensors(content(update.body))
     assert (metadata["steps"], metadata["kind"]) == ("12", "delta")
 
 
 def test_tensors_beside_the_document_carry_its_header() -> None:
     tensors = to_safetensors({"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float64(2)})  # type: ignore[dict-item]
     update = read({key: value for key, value in DOCUMENT.items() if key != "update"}, tensors)
-    arrays, metadata = from_safetensors(update.body)
+    arrays, metadata = from_safetensors(content(update.body))
     assert arrays["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert metadata == {
         "round_id": "r-1",
@@ -140,7 +148,7 @@ names = st.text(min_size=1, max_size=20).filter(str.isprintable)
 def test_metadata_stays_readable_whatever_the_metrics(metrics: dict[str, float]) -> None:
     header = UpdateHeader(round_id="r", proplet_id="p", num_samples=1, metrics=metrics)
     body = with_metadata(to_safetensors({"w": np.ones(3, dtype=np.float32)}), header)
-    arrays, metadata = from_safetensors(body)
+    arrays, metadata = from_safetensors(content(body))
     assert json.loads(metadata["metrics"]) == metrics
     assert arrays["w"].tolist() == [1, 1, 1]
 
@@ -150,3 +158,19 @@ def test_what_is_no_safetensors_document_is_refused(garbage: bytes) -> None:
     header = UpdateHeader(round_id="r", proplet_id="p", num_samples=1)
     with pytest.raises(TaskError, match=r"update\.safetensors"):
         with_metadata(garbage, header)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(garbage)
+        file.flush()
+        with pytest.raises(TaskError, match=r"update\.safetensors"):
+            with_metadata(Path(file.name), header)
+
+
+async def test_a_file_is_sent_as_it_would_be_from_memory(tmp_path: Path) -> None:
+    tensors = to_safetensors({"w": np.arange(2_000_000, dtype=np.float32)}, {"left": "out"})
+    file = tmp_path / "update"
+    file.write_bytes(tensors)
+    header = UpdateHeader(round_id="r", proplet_id="p", num_samples=3, metrics={"loss": 0.5})
+    body = with_metadata(file, header)
+    assert isinstance(body, FileBody)
+    sent = b"".join([piece async for piece in body.pieces()])
+    assert (sent, body.length) == (with_metadata(tensors, header), len(sent))

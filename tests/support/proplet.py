@@ -21,6 +21,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.proplet.main import main
 from propeller.proplet.settings import PropletSettings
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.web.server import Bind, serve
@@ -88,8 +89,10 @@ class Services:
         version = request.path_params["version"]
         if version not in self.models:
             return self._answer(request, JSONResponse({"error": "no such model"}, 404))
-        if SAFETENSORS in request.headers.get("accept", "") and version in self.tensors:
-            return self._answer(request, Response(self.tensors[version], media_type=SAFETENSORS))
+        accept, tensors = request.headers.get("accept", ""), self.tensors.get(version, b"")
+        likes_json = accept.startswith("application/json") and len(tensors) <= LARGE_BYTES
+        if SAFETENSORS in accept and tensors and not likes_json:
+            return self._answer(request, Response(tensors, media_type=SAFETENSORS))
         return self._answer(request, JSONResponse(self.models[version]))
 
     async def _state(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ def test_files_are_collected_with_their_paths(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").write_bytes(b"1")
     (tmp_path / "a" / "b" / "two").write_bytes(b"2")
-    assert folder_contents.read_files(tmp_path) == {"one": b"1", "a/b/two": b"2"}
+    assert folder_contents.take_files(tmp_path)[0] == {"one": b"1", "a/b/two": b"2"}
 
 
 @pytest.mark.parametrize("kind", ["link", "link to a folder", "pipe", "socket"])
@@ -37,7 +37,7 @@ def test_nothing_but_files_and_folders_is_collected(
         with socket.socket(socket.AF_UNIX) as made:
             made.bind("x")
     with pytest.raises(folder_contents.OutputError, match=r"^/out/sub/x: not a regular file"):
-        folder_contents.read_files(out)
+        folder_contents.take_files(out)
 
 
 def test_files_given_by_path_are_linked_and_go_alone(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output
 from propeller.protocol.evaluations import EVALUATE
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.sandbox import Sandbox
@@ -100,13 +101,14 @@ class Trial:
             self.from_experiment.append(f"data.split {json.dumps(split)}")
         if split is not None:
             dataset = _part_of(dataset, split, inputs.mode, named)
+        document = to_safetensors(self._model)
         texts = {
-            "model.json": json.dumps(to_json(self._model)),
+            **({"model.json": json.dumps(to_json(self._model))} if len(document) <= LARGE_BYTES else {}),
             "dataset.json": dataset,
             "hyperparams.json": json.dumps(hyperparams or {}),
         }
         self.files = {name: text.encode() for name, text in texts.items()}
-        self.files["model.safetensors"] = to_safetensors(self._model)
+        self.files["model.safetensors"] = document
         self.env = {
             "ROUND_ID": "r-try",
             "PROPLET_ID": PROPLET_ID,
@@ -122,7 +124,7 @@ class Trial:
         if experiment is not None and experiment.spec.update.kind != "weights":
             self.env["FL_UPDATE"] = json.dumps({"kind": experiment.spec.update.kind})
         for variable, name in (("MODEL_DATA", "model.json"), ("DATASET_DATA", "dataset.json")):
-            if len(self.files[name]) < MAX_ENV_BYTES:
+            if name in texts and len(texts[name]) < MAX_ENV_BYTES:
                 self.env[variable] = texts[name]
 
     def refusal_reason(self, stdout: bytes, out_files: Mapping[str, bytes]) -> str | None:

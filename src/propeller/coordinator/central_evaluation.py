@@ -19,6 +19,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     ChosenParticipants,
@@ -38,9 +39,6 @@ log = get_logger("coordinator")
 
 PARTICIPANT = "coordinator"
 """The participant of such a round."""
-
-MAX_JSON_MODEL_BYTES = 64 * 1024 * 1024
-"""Of a larger model the program is given the safetensors document alone."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
@@ -193,7 +191,7 @@ class CentralEvaluations:
             raise UnavailableError(
                 f"the folder {folder.parent} for models cannot be used: {error.strerror}; set COORDINATOR_CACHE"
             ) from error
-        if size <= MAX_JSON_MODEL_BYTES:
+        if size <= LARGE_BYTES:
             inputs.add_document("model.json", "MODEL_DATA", await self._registry.json_document(version))
         return file
 

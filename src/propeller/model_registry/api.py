@@ -17,7 +17,6 @@ from propeller.fl.tensors import (
     decode,
     from_json,
     media_type,
-    negotiate,
 )
 from propeller.model_registry.encodings import EncodedModel
 from propeller.model_registry.service import ModelRegistry
@@ -157,7 +156,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return await answer_model(request, await registry.find(version))
 
     async def answer_model(request: Request, version: int) -> Response:
-        media_type = negotiate(request.headers.get("accept"), encodings.codecs)
+        media_type = encodings.choose(version, request.headers.get("accept"))
         encoded = await encodings.model(version, media_type)
         return await answer(request, encoded, media_type, version, encodings.check_model)
 

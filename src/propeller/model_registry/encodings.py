@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from propeller.errors import NotAcceptableError, UnavailableError
 from propeller.fl.tensors import CODECS, SAFETENSORS, Codec
+from propeller.fl.tensors.media import names, negotiate
 from propeller.fl.tensors.npz import NPZ, from_npz, to_npz
 from propeller.model_registry.states import DamagedStateError, StateStore
 from propeller.model_registry.store import (
@@ -25,6 +26,7 @@ from propeller.model_registry.store import (
 from propeller.process.byte_lru import ByteLru
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
+from propeller.protocol.models import LARGE_BYTES
 from propeller.tensors.safetensors import Header, encode_header
 from propeller.web.ranges import Body
 
@@ -72,6 +74,19 @@ class Encodings:
         )
         self._running: SingleFlight[tuple[int, str], EncodedModel] = SingleFlight()
         self._checks: SingleFlight[tuple[str, int], str] = SingleFlight()
+
+    def choose(self, version: int, accept: str | None) -> str:
+        """The media type in which a version is sent to one who sent this ``Accept`` header.
+
+        A large one is sent as safetensors to whoever names that, even if something else would be liked better.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            NotAcceptableError: none of the media types is accepted.
+        """
+        chosen = negotiate(accept, self.codecs)
+        is_large = chosen != SAFETENSORS and self._store.stamp(version)[2] > LARGE_BYTES
+        return SAFETENSORS if is_large and names(accept, SAFETENSORS) else chosen
 
     async def model(self, version: int, media_type: str) -> EncodedModel:
         """A version in one of the media types of ``codecs``. Before numbers of a large one are sent, ``check_model``.

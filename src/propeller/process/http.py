@@ -1,8 +1,8 @@
 """HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
 
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -23,6 +23,8 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import retry as try_again
 
 log = get_logger("http")
+
+T = TypeVar("T")
 
 RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
 """Seconds between tries after a connection fault or a 502, 503 or 504."""
@@ -123,17 +125,26 @@ class ServiceClient:
                 return response
             raise ServiceError(self.service, response.status_code, error_text(response))
 
-        if not retry:
-            return await send()
-        return await try_again(
-            send,
-            delays=self._delays,
-            on=lambda error: isinstance(error, ServiceError) and error.status in _TEMPORARY_STATUSES,
-            timeout_s=self._timeout,
-            failed=lambda error, _delay: log.debug(
-                "trying again", peer=self.service, path=path, reason=str(error)
-            ),
-        )
+        return await self._try(send, path) if retry else await send()
+
+    async def get(self, path: str, read: Callable[[httpx.Response], Awaitable[T]], **options: Any) -> T:
+        """What ``read`` makes of a 2xx or 304 answer, of which the body has not come yet; tried again as ``request``.
+
+        Raises:
+            ServiceError: as ``request``; also if the answer breaks off while it is read.
+        """
+
+        async def send() -> T:
+            try:
+                async with self._http.stream("GET", path, **options) as response:
+                    if response.is_success or is_not_modified(response):
+                        return await read(response)
+                    await response.aread()
+            except httpx.RequestError as error:
+                raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
+            raise ServiceError(self.service, response.status_code, error_text(response))
+
+        return await self._try(send, path)
 
     @contextlib.asynccontextmanager
     async def stream(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
@@ -150,6 +161,17 @@ class ServiceClient:
                 yield response
         except httpx.RequestError as error:
             raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
+
+    async def _try(self, send: Callable[[], Awaitable[T]], path: str) -> T:
+        return await try_again(
+            send,
+            delays=self._delays,
+            on=lambda error: isinstance(error, ServiceError) and error.status in _TEMPORARY_STATUSES,
+            timeout_s=self._timeout,
+            failed=lambda error, _delay: log.debug(
+                "trying again", peer=self.service, path=path, reason=str(error)
+            ),
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import httpx
@@ -18,6 +19,8 @@ from propeller.process.byte_lru import ByteLru
 from propeller.process.http import ServiceClient, ServiceError, is_not_modified
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
+from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object
@@ -36,6 +39,8 @@ _SERVICE_NAMES = {
 }
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
+
+MODEL_FILE, STRATEGY_FILE = "model.safetensors", "strategy.safetensors"
 
 _MAX_CACHE_BYTES = 32 * 1024 * 1024
 """Bytes of answers that are kept, to be revalidated instead of fetched."""
@@ -87,17 +92,28 @@ class _Document:
     samples: int = 0
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a document goes if it is large: under a name into a task's folder."""
+
+    folder: Path
+    name: str
+
+
 class InputFetcher:
     """Fetches inputs; what has not changed since is not sent again (entity tags, RFC 9110)."""
 
-    def __init__(self, services: ServiceClients, proplet_id: str) -> None:
-        self._services, self._proplet_id = services, proplet_id
+    def __init__(self, services: ServiceClients, proplet_id: str, large: LargeFiles) -> None:
+        """``large`` has what is too large for memory."""
+        self._services, self._proplet_id, self._large = services, proplet_id, large
         self._cache: ByteLru[tuple[str, str], _Document] = ByteLru(
             _MAX_CACHE_BYTES, lambda document: len(document.content)
         )
 
-    async def fetch(self, env: Mapping[str, str]) -> TaskInputs:
+    async def fetch(self, env: Mapping[str, str], folder: Path) -> TaskInputs:
         """What the task with this environment is given; model and dataset are fetched at the same time.
+
+        ``folder`` is the task's for large files.
 
         Raises:
             TaskError: something cannot be fetched, or the dataset cannot be split.
@@ -113,10 +129,12 @@ class InputFetcher:
             ("ROUND_ID", self._fetch_dataset),
             ("FL_STRATEGY", self._fetch_strategy_tensors),
         )
-        await gather_or_cancel(*(fetch(env, inputs) for variable, fetch in fetches if env.get(variable)))
+        await gather_or_cancel(
+            *(fetch(env, inputs, folder) for variable, fetch in fetches if env.get(variable))
+        )
         return inputs
 
-    async def _fetch_model(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
+    async def _fetch_model(self, env: Mapping[str, str], inputs: TaskInputs, folder: Path) -> None:
         reference = env["MODEL_URI"]
         path = f"/models/{model_version(reference)}"
         async with self._services.connect(MODEL_REGISTRY, env) as registry:
@@ -124,16 +142,21 @@ class InputFetcher:
                 raise TaskError(f"MODEL_URI is {reference} but MODEL_REGISTRY_URL is not set on this proplet")
             try:
                 document, tensors = await gather_or_cancel(
-                    self._get(registry, path, JSON), self._get(registry, path, SAFETENSORS)
+                    # A registry has no JSON of a large model for one who takes safetensors too.
+                    self._get_json(registry, path, f"{JSON}, {SAFETENSORS};q=0.5"),
+                    self._get(registry, path, SAFETENSORS, _Place(folder, MODEL_FILE)),
                 )
             except (ServiceError, MalformedMessageError) as error:
                 log.warning("Failed to fetch model from registry: %s", error, model_uri=reference)
                 raise TaskError(f"model {reference} cannot be fetched: {error}") from error
-        inputs.add_document("model.json", "MODEL_DATA", document.content)
-        if tensors.media_type == SAFETENSORS:
-            inputs.files["model.safetensors"] = tensors.content
+        if document is not None:
+            inputs.add_document("model.json", "MODEL_DATA", document.content)
+        if isinstance(tensors, Path):
+            inputs.files[MODEL_FILE] = tensors
+        elif tensors.media_type == SAFETENSORS:
+            inputs.files[MODEL_FILE] = tensors.content
 
-    async def _fetch_dataset(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
+    async def _fetch_dataset(self, env: Mapping[str, str], inputs: TaskInputs, _folder: Path) -> None:
         async with self._services.connect(DATA_STORE, env) as store:
             if store is None:
                 log.info("no dataset is given to the program: DATA_STORE_URL is not set")
@@ -141,13 +164,15 @@ class InputFetcher:
             path = f"/datasets/{self._proplet_id}"
             log.info("Fetching dataset from Local Data Store: %s", store.base_url + path)
             try:
-                dataset = await self._get(store, path, JSON)
+                dataset = await self._get_json(store, path)
             except (ServiceError, MalformedMessageError) as error:
                 reason = str(error)
                 if isinstance(error, ServiceError) and error.kind is NotFoundError:
                     reason = f"HTTP 404 Not Found (no dataset for {self._proplet_id}; POST one to {path})"
                 log.warning("Failed to fetch dataset from Local Data Store: %s", reason)
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
+        if dataset is None:
+            raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: it is not JSON")
         if env.get("FL_SPLIT"):
             dataset = await self._split(dataset, env)
         inputs.add_document("dataset.json", "DATASET_DATA", dataset.content)
@@ -174,7 +199,7 @@ class InputFetcher:
         part = self._cache[key] = _Document(dataset.etag, dataset.media_type, content, samples)
         return part
 
-    async def _fetch_strategy_tensors(self, env: Mapping[str, str], inputs: TaskInputs) -> None:
+    async def _fetch_strategy_tensors(self, env: Mapping[str, str], inputs: TaskInputs, folder: Path) -> None:
         """Fetch what the strategy has for devices of the base model's server state, if it says that there is something."""
         try:
             strategy = decode_object(env["FL_STRATEGY"])
@@ -187,7 +212,7 @@ class InputFetcher:
             if registry is None:
                 raise TaskError("FL_STRATEGY has tensors but MODEL_REGISTRY_URL is not set on this proplet")
             try:
-                document = await self._get(registry, path, SAFETENSORS)
+                document = await self._get(registry, path, SAFETENSORS, _Place(folder, STRATEGY_FILE))
             except (ServiceError, MalformedMessageError) as error:
                 if isinstance(error, ServiceError) and error.kind is NotFoundError:
                     log.info("the base model has no server state yet: the strategy begins", path=path)
@@ -195,19 +220,49 @@ class InputFetcher:
                 raise TaskError(
                     f"the strategy's tensors cannot be fetched from {registry.base_url}{path}: {error}"
                 ) from error
-        inputs.files["strategy.safetensors"] = document.content
+        inputs.files[STRATEGY_FILE] = document if isinstance(document, Path) else document.content
 
-    async def _get(self, service: ServiceClient, path: str, media_type: str) -> _Document:
-        key = (service.base_url + path, media_type)
+    async def _get(
+        self, service: ServiceClient, path: str, media_type: str, place: _Place
+    ) -> _Document | Path:
+        """A document in a media type, or in JSON where there is no other; a large one as a file in its place."""
+        source, large = service.base_url + path, self._large
+        key = (source, media_type)
         cached = self._cache.get(key)
-        headers = {"Accept": media_type if media_type == JSON else f"{media_type}, {JSON};q=0.1"}
-        if cached is not None:
-            headers["If-None-Match"] = cached.etag
-        response = await service.request("GET", path, headers=headers)
-        if cached is not None and is_not_modified(response):
-            return cached
-        large = len(response.content) > MAX_ENV_BYTES
-        document = await asyncio.to_thread(_parse, response) if large else _parse(response)
+        kept_etag = large.place_kept(place.name, place.folder, source) if cached is None else None
+        etag = kept_etag if cached is None else cached.etag
+
+        async def read(response: httpx.Response) -> _Document | Path:
+            if is_not_modified(response):
+                return place.folder / place.name if cached is None else cached
+            if not _is_large(response):
+                return await self._read(key, response)
+            self._cache.pop(key, None)
+            new_etag = response.headers.get("etag", "")
+            pieces = response.aiter_bytes(PIECE_BYTES)
+            return await large.receive(place.name, place.folder, pieces, source=source, etag=new_etag)
+
+        return await service.get(path, read, headers=_headers(f"{media_type}, {JSON};q=0.1", etag))
+
+    async def _get_json(self, service: ServiceClient, path: str, accept: str = JSON) -> _Document | None:
+        """A document in JSON; ``None`` for an answer in safetensors, which is not read."""
+        key = (service.base_url + path, JSON)
+        cached = self._cache.get(key)
+
+        async def read(response: httpx.Response) -> _Document | None:
+            if cached is not None and is_not_modified(response):
+                return cached
+            return None if _media_type(response) == SAFETENSORS else await self._read(key, response)
+
+        return await service.get(
+            path, read, headers=_headers(accept, None if cached is None else cached.etag)
+        )
+
+    async def _read(self, key: tuple[str, str], response: httpx.Response) -> _Document:
+        """Read an answer into memory, and keep it for the next task."""
+        await response.aread()
+        in_thread = len(response.content) > MAX_ENV_BYTES
+        document = await asyncio.to_thread(_parse, response) if in_thread else _parse(response)
         self._cache.pop(key, None)
         if document.etag:
             self._cache[key] = document
@@ -238,8 +293,21 @@ def split_dataset(content: bytes, split: str, *, evaluates: bool) -> tuple[bytes
     return encode_json({**fields, "data": part, "size": len(part)}), len(part)
 
 
+def _headers(accept: str, etag: str | None) -> dict[str, str]:
+    return {"Accept": accept, **({"If-None-Match": etag} if etag else {})}
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("content-type", "").partition(";")[0].strip().lower())
+
+
+def _is_large(response: httpx.Response) -> bool:
+    length = response.headers.get("content-length", "")
+    return _media_type(response) == SAFETENSORS and length.isdigit() and int(length) > LARGE_BYTES
+
+
 def _parse(response: httpx.Response) -> _Document:
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = _media_type(response)
     samples = 0
     if media_type != SAFETENSORS:
         document = decode_object(response.content)

@@ -12,6 +12,7 @@ from propeller.process.logs import get_logger
 from propeller.process.run import StartError
 from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
+from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.outbox import Outbox, TaskPublisher
 from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
 from propeller.proplet.programs import ProgramFetcher
@@ -73,6 +74,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             states = DeviceStates(
                 folder / "states", settings.state_bytes, timedelta(days=settings.state_days).total_seconds()
             )
+            large = LargeFiles(folder / "large")
             outbox = Outbox(folder / "outbox", publisher.send_result, settings.mqtt_max_packet)
             sandbox = await stack.enter_async_context(_new_sandbox(settings))
         except OSError as error:
@@ -84,8 +86,8 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             raise StartError(str(error)) from error
         programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
-        inputs, updates = InputFetcher(services, me), UpdateSender(services, publisher.send_update)
-        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits, states)
+        inputs, updates = InputFetcher(services, me, large), UpdateSender(services, publisher.send_update)
+        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits, states, large)
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()
         for topic in (channel.topic(Kind.START), channel.start(me)):

@@ -5,7 +5,9 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 
@@ -14,9 +16,11 @@ from propeller.process.logs import get_logger
 from propeller.proplet.device_states import DeviceStates, TaskState
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import InputFetcher
+from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.updates import UpdateSender, parse_program_output
 from propeller.protocol.evaluations import EVALUATE
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE, TaskInputs
@@ -69,13 +73,21 @@ class ProgramRunner:
         execute: ExecuteProgram,
         limits: Limits,
         states: DeviceStates,
+        large: LargeFiles,
     ) -> None:
         """``limits`` are the proplet's; a task may ask for lower ones."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
         self._updates, self._execute, self._limits, self._states = updates, execute, limits, states
+        self._large = large
 
-    async def prepare(self, start: TaskStart) -> ProgramRun:
+    def task_folder(self) -> AbstractAsyncContextManager[Path]:
+        """A folder for a task's large files, made when there are some, and removed at the end of the block."""
+        return self._large.task_folder()
+
+    async def prepare(self, start: TaskStart, folder: Path) -> ProgramRun:
         """Fetch everything that the task needs; program, model and dataset are fetched at the same time.
+
+        ``folder`` is the task's for large files.
 
         Raises:
             TaskError: something cannot be fetched, or the task is of a kind that does not run here.
@@ -95,7 +107,7 @@ class ProgramRunner:
         limits = limits.lowered(start.limits)
         digest: str
         inputs: TaskInputs
-        digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env))
+        digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env, folder))
         return ProgramRun(
             id=start.id,
             digest=digest,
@@ -106,16 +118,18 @@ class ProgramRunner:
             inputs=tuple(start.inputs),
             limits=limits,
             state=await self._state(start, env, digest) if federated and limits.state_bytes else None,
+            large_files=folder if federated else None,
+            large_bytes=LARGE_BYTES,
         )
 
-    async def run(self, start: TaskStart) -> CompletedRun:
-        """Prepare a task and run it.
+    async def run(self, start: TaskStart, folder: Path) -> CompletedRun:
+        """Prepare a task and run it; its large files are in ``folder``, until its end is reported.
 
         Raises:
             TaskError: it could not be prepared, or the program failed.
         """
         begin = time.monotonic()
-        run = await self.prepare(start)
+        run = await self.prepare(start, folder)
         prepare_ms = (time.monotonic() - begin) * 1000
         try:
             return CompletedRun(run, await self.execute(run), prepare_ms)
@@ -167,9 +181,8 @@ class ProgramRunner:
         state = run.state if isinstance(run.state, TaskState) else None
         with self._states.settling(state) if state is not None else contextlib.nullcontext():
             try:
-                update = parse_program_output(
-                    outcome.stdout, outcome.out_files.get(TENSORS_FILE), run.env, self._proplet_id
-                )
+                tensors = outcome.large_files.get(TENSORS_FILE) or outcome.out_files.get(TENSORS_FILE)
+                update = parse_program_output(outcome.stdout, tensors, run.env, self._proplet_id)
                 begin = time.monotonic()
                 await self._updates.send(update, run.env)
                 if state is not None:

@@ -239,10 +239,11 @@ class TaskExecutor:
             return None
         usage: Mapping[str, float] = {}
         try:
-            async with self._slots:
-                run = await self._runner.run(start)
-            # This project's managers drop the copy: the coordinator has the update.
-            result = await self._runner.report(run, copy_update=not request.directed)
+            async with self._runner.task_folder() as folder:
+                async with self._slots:
+                    run = await self._runner.run(start, folder)
+                # This project's managers drop the copy: the coordinator has the update.
+                result = await self._runner.report(run, copy_update=not request.directed)
             usage = result.usage
         except TaskError as error:
             usage = error.usage
@@ -255,12 +256,13 @@ class TaskExecutor:
 
     async def _run_daemon(self, start: TaskStart) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""
-        run = await self._runner.prepare(start)
-        task = self._tasks[start.id]
-        task.reported = True
-        result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
-        self._background.spawn(self._outbox.deliver(task.file, result))
-        await self._runner.execute(run)
+        async with self._runner.task_folder() as folder:
+            run = await self._runner.prepare(start, folder)
+            task = self._tasks[start.id]
+            task.reported = True
+            result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
+            self._background.spawn(self._outbox.deliver(task.file, result))
+            await self._runner.execute(run)
 
     def _failed(self, task_id: str, reason: str) -> TaskResult:
         return TaskResult(task_id=task_id, proplet_id=self._proplet_id, results="", error=reason)

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from propeller.errors import UnavailableError
-from propeller.process.http import ServiceError
+from propeller.process.http import ServiceClient, ServiceError
 from propeller.process.logs import get_logger
+from propeller.process.retry import retry
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
+from propeller.proplet.large_files import FileBody
 from propeller.protocol.evaluations import EVALUATE, check_names, explain_output, read_evaluation
 from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
@@ -22,6 +25,12 @@ log = get_logger("updates")
 ENDED_STATES = frozenset({"completed", "stopped", "failed"})
 """Of an experiment that has no more rounds."""
 
+LARGE_TIMEOUT_S = 600.0
+"""The longest silence while a large update is sent, in seconds: the coordinator answers when it has all of it on its disk."""
+
+LARGE_RETRY_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Between tries to send a large update: it has no other way, and to train again takes longer."""
+
 PublishUpdate = Callable[[str, bytes], Awaitable[None]]
 """Publishes an update of a round over MQTT."""
 
@@ -32,17 +41,22 @@ class ProgramOutput:
 
     header: UpdateHeader
     media_type: str
-    body: bytes
+    body: bytes | FileBody
+
+    @property
+    def size(self) -> int:
+        """Of the body, in bytes."""
+        return self.body.length if isinstance(self.body, FileBody) else len(self.body)
 
 
 def parse_program_output(
-    stdout: bytes, tensors: bytes | None, env: Mapping[str, str], proplet_id: str
+    stdout: bytes, tensors: bytes | Path | None, env: Mapping[str, str], proplet_id: str
 ) -> ProgramOutput:
     """Read what a program left: one JSON document on standard output, large tensors beside it.
 
     Args:
         stdout: the program's standard output.
-        tensors: its ``/out/update.safetensors``, if it wrote one.
+        tensors: its ``/out/update.safetensors``, if it wrote one: the content, or where it is.
         env: the task's environment (``ROUND_ID``, ``MODEL_URI``, ``FL_MODE``).
         proplet_id: this proplet.
 
@@ -70,7 +84,7 @@ def parse_program_output(
 
 
 def _read_update(
-    stdout: bytes, tensors: bytes | None, round_id: str, proplet_id: str
+    stdout: bytes, tensors: bytes | Path | None, round_id: str, proplet_id: str
 ) -> tuple[dict[str, Any], UpdateHeader]:
     try:
         fields = read_update_fields(stdout)
@@ -100,16 +114,16 @@ def _check_kind(header: UpdateHeader, env: Mapping[str, str]) -> None:
         )
 
 
-def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
+def with_metadata(tensors: bytes | Path, header: UpdateHeader) -> bytes | FileBody:
     """A safetensors document with the header's fields in its ``__metadata__`` (all of them texts, as it demands).
 
-    The tensors themselves are not looked at; the coordinator checks them against the model.
+    The tensors themselves are not looked at, and not read of a file; the coordinator checks them against the model.
 
     Raises:
         TaskError: the document has no readable header.
     """
     # Here, as it takes 0.2 MB that a proplet without large updates does not need.
-    from propeller.tensors.safetensors import replace_metadata
+    from propeller.tensors.safetensors import PREFIX, header_length, replace_metadata
     from propeller.tensors.shapes import TensorError
 
     metadata = {
@@ -124,7 +138,13 @@ def with_metadata(tensors: bytes, header: UpdateHeader) -> bytes:
     if header.steps is not None:
         metadata["steps"] = str(header.steps)
     try:
-        return replace_metadata(tensors, metadata)
+        if isinstance(tensors, bytes):
+            head, start = replace_metadata(tensors, metadata)
+            return head + tensors[start:]
+        with tensors.open("rb") as file:
+            prefix = file.read(PREFIX)
+            head, start = replace_metadata(prefix + file.read(header_length(prefix)), metadata)
+        return FileBody(head, tensors, start, len(head) + tensors.stat().st_size - start)
     except TensorError as error:
         raise TaskError(f"/out/{TENSORS_FILE}: {error}") from None
 
@@ -157,15 +177,18 @@ class UpdateSender:
             if coordinator is None:
                 raise TaskError("COORDINATOR_URL is not set on this proplet")
             try:
-                await coordinator.request(
-                    "POST", "/update", content=update.body, headers={"Content-Type": update.media_type}
-                )
+                await _post(coordinator, update)
             except ServiceError as error:
                 if not issubclass(error.kind, UnavailableError):
                     raise TaskError(f"the update was refused: {error}") from error
+                if isinstance(update.body, FileBody):
+                    raise TaskError(
+                        f"the update of {update.size} bytes did not reach the coordinator over HTTP and is too large for MQTT: "
+                        f"{error}"
+                    ) from error
                 log.warning("update not delivered over HTTP, publishing it over MQTT", reason=str(error))
             else:
-                log.info("update delivered", num_samples=update.header.num_samples, bytes=len(update.body))
+                log.info("update delivered", num_samples=update.header.num_samples, bytes=update.size)
                 return
         await self._publish(update.header.round_id, update.body)
 
@@ -185,3 +208,23 @@ class UpdateSender:
                 )
                 return False
         return state in ENDED_STATES
+
+
+async def _post(coordinator: ServiceClient, update: ProgramOutput) -> None:
+    headers = {"Content-Type": update.media_type}
+    if isinstance(update.body, bytes):
+        await coordinator.request("POST", "/update", content=update.body, headers=headers)
+        return
+    headers["Content-Length"] = str(update.size)
+    body = update.body
+
+    async def send() -> None:
+        options = {"content": body.pieces(), "headers": headers, "timeout": LARGE_TIMEOUT_S}
+        await coordinator.request("POST", "/update", retry=False, **options)
+
+    await retry(
+        send,
+        delays=LARGE_RETRY_DELAYS_S,
+        on=lambda error: isinstance(error, ServiceError) and issubclass(error.kind, UnavailableError),
+        failed=lambda error, _delay_s: log.warning("update is sent again", reason=str(error)),
+    )

@@ -14,6 +14,9 @@ from propeller.protocol.wire import Message, Time, decode_object
 MAX_LINEAGE_BYTES = 64 * 1024
 """The longest lineage, as JSON in UTF-8."""
 
+LARGE_BYTES = 4 * 1024 * 1024
+"""A longer model or update in safetensors is large: it is read from a file, not held in memory, and has no JSON form for programs."""
+
 _Count = Annotated[int, Field(ge=0, strict=True)]
 
 

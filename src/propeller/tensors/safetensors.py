@@ -166,8 +166,10 @@ def encode_header(header: Header, metadata: Mapping[str, str]) -> bytes:
     return _encode_header(fields)
 
 
-def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> bytes:
-    """The document with other metadata. Its tensors are copied and not looked at.
+def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The prefix and header of a document with other metadata, and where its numbers begin, which may follow as they are.
+
+    Only prefix and header of ``document`` are looked at.
 
     Raises:
         TensorError: it has no readable header, or the new one is too long to be read back.
@@ -177,7 +179,7 @@ def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> bytes:
         raise TensorError(f"the safetensors header is cut off: {start} bytes announced, {len(document)} came")
     fields = _parse(document[PREFIX:start])
     fields["__metadata__"] = dict(metadata)
-    return _encode_header(fields) + document[start:]
+    return _encode_header(fields), start
 
 
 def _encode_header(fields: dict[str, Any]) -> bytes:

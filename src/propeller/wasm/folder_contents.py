@@ -109,23 +109,56 @@ def exceeded_limit(name: str, folder: str, max_bytes: int, max_files: int) -> st
     return None
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    """Read every file below ``folder``, by its path relative to it.
+def take_files(
+    folder: Path, target: Path | None = None, max_bytes: int = 0
+) -> tuple[dict[str, bytes], dict[str, Path]]:
+    """Read every file below ``folder``, by its path relative to it; those longer than ``max_bytes`` are moved to ``target`` instead.
+
+    Args:
+        folder: what a task saw as ``/out``.
+        target: a folder on the same file system, made if it is needed; None: every file is read.
+        max_bytes: the longest file that is read then.
 
     Raises:
         OutputError: one is a link or another thing that is not a file.
     """
-    found = {}
+    found: dict[str, bytes] = {}
+    moved: dict[str, Path] = {}
     # By descriptors: whatever a process that is about to end does to the folder meanwhile, nothing else is read.
     for path, folders, files, at in os.fwalk(folder):
         for name in [*folders, *files]:
             shown = os.path.relpath(f"{path}/{name}", folder)
-            content = _content(name, at)
-            if content is None:
-                raise _unusual("out", shown)
-            if name in files:
-                found[shown] = content
-    return found
+            try:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+            except OSError:
+                raise _unusual("out", shown) from None
+            try:
+                status = os.fstat(fd)
+                if stat.S_ISDIR(status.st_mode) and name in folders:
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    raise _unusual("out", shown)
+                if target is not None and status.st_size > max_bytes:
+                    moved[shown] = _move(name, at, status, target / f"out-{len(moved)}", shown)
+                else:
+                    found[shown] = _read(fd)
+            finally:
+                os.close(fd)
+    return found, moved
+
+
+def _move(name: str, at: int, status: os.stat_result, target: Path, shown: str) -> Path:
+    """Move a file of an open folder; it must be the one that was looked at."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.rename(name, target, src_dir_fd=at)
+    if not os.path.samestat(status, target.lstat()):
+        raise _unusual("out", shown)
+    return target
+
+
+def _read(fd: int) -> bytes:
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()
 
 
 def check_files(name: str, folder: Path) -> None:
@@ -141,22 +174,6 @@ def check_files(name: str, folder: Path) -> None:
 
 def _unusual(name: str, shown: str) -> OutputError:
     return OutputError(f"/{name}/{shown}: not a regular file; write files and folders only")
-
-
-def _content(name: str, folder: int) -> bytes | None:
-    """What is in a file of an open folder (nothing in a folder); None for anything else, which is not waited for."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    except OSError:
-        return None
-    try:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISREG(kind):
-            with open(fd, "rb", closefd=False) as file:
-                return file.read()
-        return b"" if stat.S_ISDIR(kind) else None
-    finally:
-        os.close(fd)
 
 
 def remove(folder: Path) -> None:

@@ -48,9 +48,12 @@ def judge_outcome(
     else:
         error, limit = report.error, report.limit
     out_files: dict[str, bytes] = {}
+    large_files: dict[str, Path] = {}
     if error is None:
         try:
-            out_files = folder_contents.read_files(task_folder / "out")
+            out_files, large_files = folder_contents.take_files(
+                task_folder / "out", run.large_files, run.large_bytes
+            )
             if run.state is not None and run.state.target is not None:
                 _keep_state(task_folder / "state", run.state.target, given=run.state.source is not None)
         except OutputError as problem:
@@ -62,6 +65,7 @@ def judge_outcome(
         stdout=stdout,
         value=report.value if report else None,
         out_files=out_files,
+        large_files=large_files,
     )
 
 

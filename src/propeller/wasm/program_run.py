@@ -95,7 +95,8 @@ class ProgramRun:
     ``files`` are placed read-only in ``/in`` (names without folders): contents, or paths of files that are linked there and
     must not change meanwhile. ``export`` names a function to call with
     ``inputs``, texts, one a parameter; without it the program is a command. ``state`` is what it sees as ``/state``; None:
-    there is none.
+    there is none. ``large_files`` is a folder, made if need be, on the file system of the sandbox's folder, into which files of
+    ``/out`` are moved that are longer than ``large_bytes``; None: all are read.
     """
 
     id: str
@@ -107,6 +108,8 @@ class ProgramRun:
     inputs: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     state: StateFolder | None = None
+    large_files: Path | None = None
+    large_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class RunOutcome:
     """How a run ended: ``error`` is None on success.
 
     ``limit`` names the limit that ended it. ``exit_code`` is the program's own, when it ended by itself. ``value`` is
-    the result of a called function, as text. ``out_files`` maps paths below ``/out`` to contents (only on success).
+    the result of a called function, as text. ``out_files`` maps paths below ``/out`` to contents (only on success), ``large_files`` those that were moved to where they are.
     ``metrics``: ``start_ms`` (asked → program entered), ``run_ms``, ``total_ms``, ``cpu_ms``, ``memory_peak_bytes`` (of
     the whole process), ``fuel`` (used, when limited), ``tensor_steps`` (done on the host); ``compile_ms`` when this run had to
     compile first.
@@ -126,6 +129,7 @@ class RunOutcome:
     stdout: bytes = b""
     value: str | None = None
     out_files: Mapping[str, bytes] = field(default_factory=dict)
+    large_files: Mapping[str, Path] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -1,6 +1,7 @@
 """What the program of a federated task is given: environment variables, and files in ``/in`` (docs/programs.md)."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MAX_ENV_BYTES = 1024 * 1024
 """Below this size model and dataset are also given as environment variables."""
@@ -11,10 +12,10 @@ TENSORS_FILE = "update.safetensors"
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """A task's inputs: environment variables, and files by their name in ``/in``."""
+    """A task's inputs: environment variables, and files by their name in ``/in``: contents, or paths of large ones."""
 
     env: dict[str, str] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes | Path] = field(default_factory=dict)
 
     def add_document(self, file: str, variable: str, content: bytes) -> None:
         """Give a JSON document as a file, and as a variable if it is small."""

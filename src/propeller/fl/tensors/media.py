@@ -103,6 +103,12 @@ def negotiate(accept: str | None, codecs: Mapping[str, Codec] = CODECS) -> str:
     return best
 
 
+def names(accept: str | None, media_type: str) -> bool:
+    """Whether an ``Accept`` header itself names a type, not only by a pattern, and takes it."""
+    ranges = [_range(part) for part in (accept or "").split(",")]
+    return any(name == media_type and quality > 0 for name, quality in ranges)
+
+
 def _range(part: str) -> tuple[str, float]:
     name, *parameters = part.split(";")
     quality = 1.0
