@@ -1,6 +1,7 @@
 """What the coordinator refuses: each with the right status, a text that names the fault, and nothing counted."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,47 @@ async def test_a_body_over_the_limit(peers: tuple[Peers, str], tmp_path: Path) -
     async with coordinating(environment(tmp_path, peers[1], COORDINATOR_MAX_BYTES="2000")) as http:
         await configure(http)
         answer = await http.post("/update", json=update(metrics={"x": "y" * 3000}))
-        assert (answer.status_code, "2000" in answer.json()["error"]) == (413, True)
+        assert answer.status_code == 413
+        assert "2000 bytes (COORDINATOR_MAX_BYTES): send" in answer.json()["error"]
         await send(http, "p-1")
+
+
+async def test_a_large_update_over_the_limit_or_of_nobody_who_is_asked(
+    peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    """Each is refused before it has come, and leaves nothing behind."""
+    headers = {"content-type": SAFETENSORS}
+    env = environment(tmp_path, peers[1], COORDINATOR_MAX_UPDATE_BYTES="200000")
+
+    async def without_end(proplet_id: str) -> AsyncIterator[bytes]:
+        yield document({"w": np.zeros(10_000_000)}, proplet_id=proplet_id)[:1000]
+        for _ in range(2000):
+            yield b"\0" * 1000
+
+    async with coordinating(env) as http:
+        await configure(http)
+        for proplet_id, status, named in (
+            ("p-1", 413, "COORDINATOR_MAX_UPDATE_BYTES"),
+            ("q", 403, "q is not a participant"),
+        ):
+            answer = await http.post("/update", content=without_end(proplet_id), headers=headers)
+            assert (answer.status_code, named in answer.json()["error"]) == (status, True), answer.text
+        assert (await http.get("/rounds/r-1/complete")).json()["num_updates"] == 0
+        await send(http, "p-1")
+
+
+async def test_a_disk_that_cannot_be_used_is_named(peers: tuple[Peers, str], tmp_path: Path) -> None:
+    env = environment(tmp_path, peers[1])
+    place, headers = Path(env["COORDINATOR_STATE"]) / "large", {"content-type": SAFETENSORS}
+    async with coordinating(env) as http:
+        await configure(http)
+        place.touch()  # it is no folder
+        answer = await http.post("/update", content=in_pieces(document()), headers=headers)
+        assert (answer.status_code, "COORDINATOR_STATE" in answer.json()["error"]) == (503, True), answer.text
+        place.unlink()
+        answer = await http.post("/update", content=in_pieces(document()), headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert list(place.iterdir()) == []
 
 
 async def test_a_media_type_that_is_none_of_ours(api: httpx.AsyncClient) -> None:
@@ -228,6 +268,10 @@ async def test_updates_as_safetensors(api: httpx.AsyncClient) -> None:
     assert (await api.post("/update", content=document(other), headers=headers)).status_code == 200
     received = (await api.get("/rounds/r-1")).json()["received"]
     assert [(one["num_samples"], one["metrics"]) for one in received] == [(64, {"loss": 0.25})]
+    # By a file, too: it is the same one, and another one is not.
+    assert (await api.post("/update", content=in_pieces(body), headers=headers)).status_code == 200
+    different = in_pieces(document(num_samples="65"))
+    assert (await api.post("/update", content=different, headers=headers)).status_code == 409
 
 
 @pytest.mark.parametrize(
@@ -250,5 +294,12 @@ async def test_updates_as_safetensors(api: httpx.AsyncClient) -> None:
 )
 async def test_bad_safetensors(api: httpx.AsyncClient, body: bytes, status: int, named: str) -> None:
     await configure(api)
-    answer = await api.post("/update", content=body, headers={"content-type": SAFETENSORS})
-    assert (answer.status_code, named in answer.json()["error"]) == (status, True), answer.text
+    for content in (body, in_pieces(body)):  # in memory, and by a file
+        answer = await api.post("/update", content=content, headers={"content-type": SAFETENSORS})
+        assert (answer.status_code, named in answer.json()["error"]) == (status, True), answer.text
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A body of a length that is not announced."""
+    for start in range(0, len(body), 50):
+        yield body[start : start + 50]

@@ -94,7 +94,7 @@ def near(base: Tensors) -> Tensors:
 async def store(updates: KeptUpdates, slot: int, update: Tensors, **more: Any) -> RoundContribution:
     content = to_safetensors(update)
     digest = digest_of(content).removeprefix("sha256:")
-    await updates.add(UpdateDocument(digest, content))
+    await updates.add(UpdateDocument(digest, content, len(content)))
     return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
 
 

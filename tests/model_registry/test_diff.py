@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.model_registry.diff import diff_documents, diff_lineages
-from propeller.model_registry.documents import Document
+from propeller.store.documents import Document
 from support.model_registry import post
 
 

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.safetensors import read_header
-from propeller.model_registry.documents import BLOCK_BYTES, Document, Upload
+from propeller.model_registry.uploads import Upload
+from propeller.store.documents import BLOCK_BYTES, Document
 from support.model_registry import client, post, put
 
 HEADERS = {"content-type": SAFETENSORS}

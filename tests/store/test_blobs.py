@@ -50,6 +50,21 @@ async def test_a_blob_streams_in_pieces(tmp_path: Path) -> None:
     assert await blobs.read("big", 1_000_000, 1_000_003) == data[1_000_000:1_000_003]
 
 
+@pytest.mark.parametrize("location", ["folder", "memory:///"])
+async def test_a_blob_from_a_file(tmp_path: Path, location: str) -> None:
+    """Nothing is left of one that is not stored."""
+    blobs = BlobStore(tmp_path / location if location == "folder" else location)
+    content = os.urandom(12_000_000)
+    for stored in (True, False):
+        with blobs.new_file() as file:
+            file.stream.write(content)
+            if stored:
+                await blobs.put_file("big", file)
+    assert await blobs.get("big") == content
+    assert await blobs.list() == ["big"]
+    assert [path.name for path in tmp_path.glob("folder/*")] == ["big"] * (location == "folder")
+
+
 async def test_missing_blobs_say_so(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path)
     with pytest.raises(BlobNotFoundError, match="no blob 'a/b'"):

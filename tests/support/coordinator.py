@@ -28,6 +28,7 @@ from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.main import main
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
@@ -243,7 +244,14 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         )
         verification = Verification(registry, updates, aggregation, service.find_round)
         transport = httpx.ASGITransport(
-            create_api(service, experiments, metrics, verification=verification, verify=verify)
+            create_api(
+                service,
+                experiments,
+                metrics,
+                verification=verification,
+                large=LargeUpdates(folder),
+                verify=verify,
+            )
         )
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield http

@@ -38,7 +38,12 @@ def create_api(
     aggregator: Aggregator, *, verify: Verify | None = None, max_bytes: int, max_json_bytes: int
 ) -> FastAPI:
     """The app; ``verify`` checks who calls, the limits are on request bodies."""
-    app = create_app("aggregator", verify=verify, max_body=max(max_bytes, max_json_bytes))
+    app = create_app(
+        "aggregator",
+        verify=verify,
+        max_body=max(max_bytes, max_json_bytes),
+        max_body_setting="AGGREGATOR_MAX_BYTES",
+    )
     app.include_router(_aggregation_routes(aggregator, max_json_bytes))
     return app
 
@@ -58,7 +63,9 @@ def _aggregation_routes(aggregator: Aggregator, max_json_bytes: int) -> Router:
             )
         accept = request.headers.get("accept")
         negotiate(accept)  # before the work, not after it
-        model = await aggregator.aggregate_json(await read_body(request, max_json_bytes), strategy)
+        model = await aggregator.aggregate_json(
+            await read_body(request, max_json_bytes, "AGGREGATOR_MAX_JSON_BYTES"), strategy
+        )
         answer_type, content = await asyncio.to_thread(encode, model, accept)
         return Response(content, media_type=answer_type)
 

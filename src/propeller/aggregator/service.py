@@ -9,7 +9,7 @@ from pydantic import Field
 from propeller.aggregator.aggregation import Aggregation, Answer, StrategyAggregation
 from propeller.aggregator.documents import DocumentOrder, read_plan
 from propeller.aggregator.spill import SpillSpace
-from propeller.errors import InvalidError, UnprocessableError
+from propeller.errors import InvalidError, TooLargeError, UnprocessableError
 from propeller.fl.strategies import (
     Contribution,
     NoUpdatesError,
@@ -108,8 +108,8 @@ class Aggregator:
         Raises:
             InvalidError: the plan is not valid, or the documents are not those that it announces.
             UnprocessableError: an update does not fit, or the result is not finite.
-            DocumentTooLargeError: a document is over the limit.
-            TooLargeError, UnavailableError: there is no room on disk.
+            TooLargeError: a document is over the limit, or there is no room on disk.
+            UnavailableError: there is no room on disk now.
             OciError, ProgramError: the strategy is a program that cannot be had.
         """
         aggregation: Aggregation | None = None
@@ -126,8 +126,8 @@ class Aggregator:
             if aggregation is None:
                 raise NoUpdatesError("No updates provided: the body is empty")
             answer = await aggregation.finish()
-        except DocumentTooLargeError:
-            raise
+        except DocumentTooLargeError as error:
+            raise TooLargeError(f"{error} (AGGREGATOR_MAX_UPDATE_BYTES)") from None
         except TensorError as error:
             which = "the plan" if order is None else order.describe(min(came, order.total - 1))
             raise UnprocessableError(f"{which}: {error}") from None

@@ -7,13 +7,17 @@ from fastapi import FastAPI, Query, Request
 from propeller.coordinator.access import check_may_control
 from propeller.coordinator.experiment_routes import experiment_routes
 from propeller.coordinator.experiments import Experiments
+from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.service import Coordinator
+from propeller.coordinator.settings import GIB
 from propeller.coordinator.telemetry import CoordinatorMetrics
-from propeller.coordinator.updates import decode_update
+from propeller.coordinator.updates import ReceivedUpdate, decode_update
 from propeller.coordinator.verification import Verification
-from propeller.errors import InvalidError, RefusedError
+from propeller.errors import InvalidError, RefusedError, TooLargeError
+from propeller.fl.tensors import SAFETENSORS, media_type
 from propeller.process.logs import get_logger
 from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.rounds import (
     CBOR,
     MAX_WAIT_S,
@@ -24,6 +28,7 @@ from propeller.protocol.rounds import (
 )
 from propeller.web.app import MAX_BODY, Router, create_app
 from propeller.web.auth import Caller, Principal, Verify
+from propeller.web.body import BodyLimit, read_body
 
 log = get_logger("coordinator")
 
@@ -39,14 +44,34 @@ def create_api(
     metrics: CoordinatorMetrics,
     *,
     verification: Verification,
+    large: LargeUpdates,
     verify: Verify | None = None,
     max_body: int = MAX_BODY,
+    max_update: int = 4 * GIB,
 ) -> FastAPI:
-    """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
-    app = create_app("coordinator", verify=verify, max_body=max_body, metrics=metrics)
+    """The app.
+
+    Args:
+        service: the rounds.
+        experiments: the experiments.
+        metrics: the collectors.
+        verification: makes versions again.
+        large: takes updates that are too large for memory.
+        verify: checks who calls.
+        max_body: the largest body that is in memory as a whole, in bytes.
+        max_update: the largest update in safetensors, in bytes.
+    """
+    app = create_app(
+        "coordinator",
+        verify=verify,
+        max_body=max_body,
+        max_body_setting="COORDINATOR_MAX_BYTES",
+        larger_bodies={"/update": BodyLimit(max_update, "COORDINATOR_MAX_UPDATE_BYTES")},
+        metrics=metrics,
+    )
     app.include_router(_control_routes(service, experiments))
     app.include_router(experiment_routes(experiments))
-    app.include_router(_update_routes(service))
+    app.include_router(_update_routes(service, large, max_body))
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
     return app
@@ -97,7 +122,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     return router
 
 
-def _update_routes(service: Coordinator) -> Router:
+def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int) -> Router:
     """What participants get and send."""
     router = Router()
 
@@ -118,7 +143,17 @@ def _update_routes(service: Coordinator) -> Router:
 
     @router.post("/update")
     async def update(request: Request, who: Caller) -> dict[str, Any]:
-        return await accept(request.headers.get("content-type"), await request.body(), who)
+        content_type = request.headers.get("content-type")
+        if media_type(content_type) != SAFETENSORS or not _is_large(request):
+            return await accept(content_type, await _read_body(request, max_body), who)
+
+        async def admit(update: ReceivedUpdate) -> None:
+            check_sender(update, who)
+            await service.check_admission(update)
+
+        async with large.receive(request.stream(), admit) as received:
+            await service.accept_update(received)
+        return {"status": "accepted"}
 
     @router.post("/update_cbor")
     async def update_cbor(request: Request, who: Caller) -> dict[str, Any]:
@@ -126,14 +161,30 @@ def _update_routes(service: Coordinator) -> Router:
 
     async def accept(content_type: str | None, body: bytes, who: Principal) -> dict[str, Any]:
         update = await decode_update(content_type, body)
+        check_sender(update, who)
+        await service.accept_update(update)
+        return {"status": "accepted"}
+
+    def check_sender(update: ReceivedUpdate, who: Principal) -> None:
         proplet_id = update.header.proplet_id
         # The manager checks who calls its own /fl/update, and passes the update on.
         if not who.may_act_for(proplet_id) and who.role != "manager":
             raise RefusedError(f"client {who.id} may not send an update as {proplet_id}")
-        await service.accept_update(update)
-        return {"status": "accepted"}
 
     return router
+
+
+def _is_large(request: Request) -> bool:
+    """Whether a body is not to be in memory; one of unknown length is not, either."""
+    length = request.headers.get("content-length", "")
+    return not length.isdigit() or int(length) > LARGE_BYTES
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    try:
+        return await read_body(request, max_bytes, "COORDINATOR_MAX_BYTES")
+    except TooLargeError as error:
+        raise TooLargeError(f"{error}: send a large update as {SAFETENSORS}") from None
 
 
 def _round_routes(service: Coordinator) -> Router:

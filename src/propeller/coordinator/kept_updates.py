@@ -9,6 +9,7 @@ from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.updates import UpdateDocument
 from propeller.fl.round import RoundState
+from propeller.process.files import DurableFile
 from propeller.process.logs import get_logger
 from propeller.store.blobs import BlobNotFoundError, BlobStore
 
@@ -24,7 +25,18 @@ class KeptUpdates:
 
     async def add(self, document: UpdateDocument) -> None:
         """Make an update durable."""
-        await self._blobs.put(document.digest, document.content)
+        if isinstance(document.content, DurableFile):
+            await self._blobs.put_file(document.digest, document.content)
+        else:
+            await self._blobs.put(document.digest, document.content)
+
+    def new_file(self) -> DurableFile:
+        """A file for an update that is not in memory, to be closed; ``add`` keeps it.
+
+        Raises:
+            BlobStoreError: there is no place for it.
+        """
+        return self._blobs.new_file()
 
     async def has_all(self, record: RoundRecord) -> bool:
         """Whether all updates of a round are still there."""

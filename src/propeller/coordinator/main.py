@@ -11,6 +11,7 @@ from propeller.coordinator.clients import AggregatorClient, DataStoreClient, Mod
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.mqtt import RoundAnnouncer, RoundPublisher, UpdateReceiver
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
@@ -121,7 +122,9 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             metrics,
             verification=Verification(registry, updates, aggregation, service.find_round),
             verify=verifier(settings),
+            large=LargeUpdates(settings.state / "large"),
             max_body=settings.max_bytes,
+            max_update=settings.max_update_bytes,
         )
         await serve([(bind, app)], stop)
 

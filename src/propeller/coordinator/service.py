@@ -328,7 +328,20 @@ class Coordinator:
             raise NotFoundError("Round not found")
         return active
 
-    async def _accept_update(self, update: ReceivedUpdate) -> Verdict:
+    async def check_admission(self, update: ReceivedUpdate) -> None:
+        """Refuse an update whose header alone is known for what ``accept_update`` would: nobody waits for it.
+
+        Raises:
+            PropellerError: as ``accept_update``.
+        """
+        try:
+            await self._admit(update)
+        except PropellerError as error:
+            self._telemetry.update_refused(update.header, error)
+            raise
+
+    async def _admit(self, update: ReceivedUpdate) -> tuple[ActiveRound, int | None]:
+        """The round that an update is for, and the version that it says it starts from."""
         header = update.header
         active = await self._rounds.find(header.round_id)
         if update.read_tensors is None and (active is None or active.record.kind == "train"):
@@ -341,13 +354,19 @@ class Coordinator:
         admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
-        document = await check_update(active.record, update)
+        return active, base_version
+
+    async def _accept_update(self, update: ReceivedUpdate) -> Verdict:
+        header = update.header
+        active, base_version = await self._admit(update)
+        document = await check_update(active.record, update, self._updates.new_file)
         if document is None:
             digest, size = evaluation_digest(header), 0
         else:
-            digest, size = document.digest, len(document.content)
-            if header.proplet_id not in active.record.round.accepted:
-                await self._updates.add(document)
+            with contextlib.closing(document):
+                digest, size = document.digest, document.size
+                if header.proplet_id not in active.record.round.accepted:
+                    await self._updates.add(document)
         event = UpdateReceived(header.proplet_id, digest, base_version)
         async with active.lock:
             accepted = AcceptedUpdate.of(header, digest, size, time.time())

@@ -36,6 +36,9 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     model_registry_url: str = Field(alias="MODEL_REGISTRY_URL")
     aggregator_url: str = Field(alias="AGGREGATOR_URL")
     max_bytes: int = Field(MAX_BODY, alias="COORDINATOR_MAX_BYTES", gt=0)
+    """The largest body that is in memory as a whole: updates in JSON and CBOR, and everything else."""
+    max_update_bytes: int = Field(4 * GIB, alias="COORDINATOR_MAX_UPDATE_BYTES", gt=0)
+    """The largest update in safetensors."""
     keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
     keep_failed_s: Seconds = Field(7 * 86400.0, alias="COORDINATOR_KEEP_FAILED")
     """How long the updates of a failed round stay, so that it can be retried."""

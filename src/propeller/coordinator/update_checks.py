@@ -1,18 +1,28 @@
 """What an update must be to count in its round."""
 
+import asyncio
+from collections.abc import Callable
+
 import numpy as np
 
 from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of
+from propeller.coordinator.large_updates import LargeUpdate, write_document
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, make_document
 from propeller.errors import InvalidError
 from propeller.fl.strategies import Contribution, read_strategy
 from propeller.fl.tensors import DTYPES, Specs, TensorSpec
+from propeller.process.files import DurableFile
 from propeller.protocol.aggregation import StrategyField
+from propeller.store.blobs import BlobStoreError
 
 
-async def check_update(record: RoundRecord, update: ReceivedUpdate) -> UpdateDocument | None:
-    """Check what a participant sent, and make the document of it that is kept; an evaluation has none.
+async def check_update(
+    record: RoundRecord, update: ReceivedUpdate, new_file: Callable[[], DurableFile]
+) -> UpdateDocument | None:
+    """Check what a participant sent, and make the document of it that is kept, to be closed; an evaluation has none.
+
+    ``new_file`` gives a file for the document of a large update.
 
     Raises:
         InvalidError: its tensors are malformed or do not fit the base model, or it lacks what the strategy needs.
@@ -25,7 +35,17 @@ async def check_update(record: RoundRecord, update: ReceivedUpdate) -> UpdateDoc
     slot = record.round.plan.participants.index(header.proplet_id)
     accepted = AcceptedUpdate.of(header, "", 0, 0.0)
     check_contribution(record.strategy, contribution_of(accepted, slot))
-    return await make_document(update, update_specs(record.strategy, record.specs))
+    expected = update_specs(record.strategy, record.specs)
+    if not isinstance(update, LargeUpdate):
+        return await make_document(update, expected)
+    file = new_file()
+    try:
+        return await asyncio.to_thread(write_document, update, expected, file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError):
+            raise BlobStoreError(f"a large update cannot be written: {error.strerror}") from error
+        raise
 
 
 def update_specs(strategy: StrategyField, base: Specs) -> Specs:

@@ -31,6 +31,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
+from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
 
@@ -74,10 +75,21 @@ class UpdateDocument:
 
     The digest is of the round, the sender, its number of samples and its tensors: what the aggregate is made of. The
     metrics and the encoding it came in are not part of it.
+
+    Attributes:
+        digest: of the content.
+        content: the document, of a large one in a file that is not committed yet.
+        size: of the content, in bytes.
     """
 
     digest: str
-    content: bytes
+    content: bytes | DurableFile
+    size: int
+
+    def close(self) -> None:
+        """Remove a file that was not kept."""
+        if isinstance(self.content, DurableFile):
+            self.content.close()
 
 
 def evaluation_digest(header: UpdateHeader) -> str:
@@ -113,8 +125,8 @@ async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
     return _make_document(update, base)
 
 
-def check_fits(tensors: Tensors, base: Specs) -> None:
-    """Check tensors against the names and shapes of the base model.
+def check_fits(tensors: Tensors | Specs, base: Specs) -> None:
+    """Check tensors, or what is known of them, against the names and shapes of the base model.
 
     Raises:
         UnprocessableError: naming the tensor.
@@ -162,7 +174,7 @@ def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
             "round_id": header.round_id,
         },
     )
-    return UpdateDocument(hashlib.sha256(content).hexdigest(), content)
+    return UpdateDocument(hashlib.sha256(content).hexdigest(), content, len(content))
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:

@@ -16,7 +16,7 @@ from propeller.web.server import bind_api, serve
 
 def create_api(store: DataStore, *, verify: Verify | None = None, max_body: int = MAX_BODY) -> FastAPI:
     """The app; ``verify`` checks who calls, ``max_body`` is the largest body in bytes."""
-    app = create_app("data-store", verify=verify, max_body=max_body)
+    app = create_app("data-store", verify=verify, max_body=max_body, max_body_setting="DATA_STORE_MAX_BYTES")
     app.include_router(_dataset_routes(store))
     return app
 

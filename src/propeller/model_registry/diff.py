@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from propeller.fl.tensors import Array, Specs, TensorSpec, is_integer
-from propeller.model_registry.documents import Document
+from propeller.store.documents import Document
 
 _BLOCK_NUMBERS = 128 * 1024
 """Numbers of a tensor that are compared at a time."""

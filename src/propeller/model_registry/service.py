@@ -10,7 +10,6 @@ from propeller.errors import InvalidError, NotFoundError
 from propeller.fl.tensors import Specs, Tensors, from_json, to_safetensors
 from propeller.model_registry.aliases import LATEST, AliasStore, check_alias
 from propeller.model_registry.diff import diff_documents, diff_lineages
-from propeller.model_registry.documents import Upload
 from propeller.model_registry.encodings import Encodings
 from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import (
@@ -20,6 +19,7 @@ from propeller.model_registry.store import (
     VersionNotFoundError,
     lineage_of,
 )
+from propeller.model_registry.uploads import Upload
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import format_time

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, TooLargeError
 from propeller.fl.tensors import TensorError
-from propeller.model_registry.documents import Document, Upload
 from propeller.model_registry.store import DIGEST_FIELD, FileStamp, stamp_of, without_own_fields
+from propeller.model_registry.uploads import Upload
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.store.documents import Document
 
 VALUES_FIELD = "values"
 """The field of a document's ``__metadata__`` that has a state's values."""

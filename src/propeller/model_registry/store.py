@@ -20,12 +20,13 @@ from typing import Any
 from propeller.errors import ConflictError, NotFoundError, PropellerError
 from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.json import decode_json
-from propeller.model_registry.documents import Document, Upload
+from propeller.model_registry.uploads import Upload
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over
 from propeller.process.logs import get_logger
 from propeller.protocol.models import lineage_text
 from propeller.protocol.wire import decode_object, format_time, now
+from propeller.store.documents import Document
 
 log = get_logger("models")
 

@@ -242,7 +242,7 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
             name.replace("PROXY", "COORDINATOR", 1): value
             for name, value in _inherited("PROXY_REGISTRY_*").items()
         },
-        **_inherited("COORDINATOR_KEEP_*", "COORDINATOR_PROGRAM_*", "DOCKER_CONFIG"),
+        **_inherited("COORDINATOR_KEEP_*", "COORDINATOR_MAX_*", "COORDINATOR_PROGRAM_*", "DOCKER_CONFIG"),
         "COORDINATOR_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
         "AGGREGATOR_URL": stack.url("aggregator"),
@@ -264,7 +264,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
 
 
 def _model_registry(stack: StackConfig, process: str) -> dict[str, str]:
-    return {"MODELS_DIR": stack.data(process)}
+    return {"MODELS_DIR": stack.data(process), **_inherited("REGISTRY_MAX_*")}
 
 
 def _data_store(stack: StackConfig, process: str) -> dict[str, str]:

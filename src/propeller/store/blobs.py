@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from propeller.errors import NotFoundError, UnavailableError
-from propeller.process.files import Buffer, remove_left_over, write_durably
+from propeller.process.files import Buffer, DurableFile, remove_left_over, write_durably
 from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 
@@ -79,6 +80,29 @@ class BlobStore:
                 await asyncio.to_thread(write_durably, self._folder / key, data)
             else:
                 await obstore.put_async(self._store, key, data)
+
+    def new_file(self) -> DurableFile:
+        """A file for a blob that is not in memory, to be closed; ``put_file`` stores what was written to it.
+
+        Raises:
+            BlobStoreError: it cannot be made.
+        """
+        with _store_errors(""):
+            return DurableFile(self._folder or Path(tempfile.gettempdir()), "blob")
+
+    async def put_file(self, key: str, file: DurableFile) -> None:
+        """Store a file of ``new_file`` as a blob, replacing what the key had, which is an id without ``/``.
+
+        Raises:
+            BlobStoreError: the store cannot be used now.
+            InvalidIdError: the key cannot be one.
+        """
+        with _store_errors(check_id(key)):
+            if self._folder is not None:
+                await asyncio.to_thread(file.commit, self._folder / key)
+            else:
+                file.stream.seek(0)
+                await obstore.put_async(self._store, key, file.stream)
 
     async def get(self, key: str) -> bytes:
         """A whole blob.

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -14,7 +14,7 @@ from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
-from propeller.web.body import BodyLimitMiddleware
+from propeller.web.body import BodyLimit, BodyLimitMiddleware
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 
 MAX_BODY = 100 * 1024 * 1024
@@ -127,6 +127,7 @@ def create_app(
     open_paths: frozenset[str] = frozenset(),
     max_body: int = MAX_BODY,
     max_body_setting: str = "",
+    larger_bodies: Mapping[str, BodyLimit] | None = None,
     health: Callable[[], dict[str, Any]] = lambda: {"status": "ok"},
     metrics: HttpMetrics | None = None,
     **options: Any,
@@ -139,6 +140,7 @@ def create_app(
         open_paths: answered to anyone, beside ``/health``.
         max_body: the largest request body, in bytes.
         max_body_setting: the setting that says so, for the error.
+        larger_bodies: limits of paths that take longer ones, which they do not read into memory.
         health: the body of ``/health``.
         metrics: the service's collectors, made here if not given.
         options: FastAPI's own (``lifespan`` …).
@@ -155,7 +157,9 @@ def create_app(
     app.router.route_class = _StrictRoute
     errors.add_handlers(app)
     app.add_middleware(AuthenticationMiddleware, verify=verify, open_paths=OPEN_PATHS | open_paths)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=max_body, setting=max_body_setting)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=max_body, setting=max_body_setting, larger=larger_bodies
+    )
     app.add_middleware(errors.ErrorMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=measured)
 

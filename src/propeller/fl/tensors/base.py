@@ -80,11 +80,11 @@ def specs_of(tensors: Tensors) -> Specs:
     return {name: TensorSpec(name_of(array.dtype), array.shape) for name, array in tensors.items()}
 
 
-def check_shapes(tensors: Tensors, expected: Shapes, owner: str = "the base model") -> None:
+def check_shapes(tensors: Mapping[str, _Shaped], expected: Shapes, owner: str = "the base model") -> None:
     """Check that tensors have exactly the expected names and shapes, in any order, of any dtype.
 
     Args:
-        tensors: what is checked, an update for example.
+        tensors: what is checked, an update for example, or its specs.
         expected: the names and shapes of what they must fit.
         owner: what the errors call that.
 
