@@ -74,7 +74,7 @@ async def test_rounds_follow_each_other_to_the_end(world: World) -> None:
     assert {start["task_wasm_image"] for start in world.fleet.starts[1:]} == {PINNED}
     assert found["program"] == PINNED
     assert world.peers.aggregations == [PARTICIPANTS] * 3
-    await eventually(lambda: world.peers.aliases == {"e/latest": 3})
+    assert world.peers.aliases == {"e/latest": 3}  # before the end is told
     listed = (await world.http.get("/experiments?state=completed")).json()
     assert (listed["total"], listed["experiments"][0]["id"]) == (1, "e")
     assert (await world.http.get("/experiments?state=running")).json()["total"] == 0
@@ -376,7 +376,7 @@ async def test_more_experiments_than_places_are_queued_in_order(
         assert states == ["running", "running", "queued", "queued"]
         await eventually(lambda: len(fleet.round_ids) == 2)
         refused = await http.post("/experiments/e-3/pause")
-        assert (refused.status_code, "it starts once others have ended" in refused.json()["error"]) == (
+        assert (refused.status_code, "it goes on once others have ended" in refused.json()["error"]) == (
             409,
             True,
         )
@@ -389,6 +389,55 @@ async def test_more_experiments_than_places_are_queued_in_order(
                 await fleet.answer(start)
         for number in (1, 2, 3):
             await in_state(http, "completed", experiment_id=f"e-{number}")
+
+
+async def test_who_is_resumed_waits_for_a_place(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], COORDINATOR_MAX_EXPERIMENTS="1", **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.send = lambda _start, _name: None
+        await submit(http, id="first", rounds=2)
+        await submit(http, id="second", rounds=1)
+        await http.post("/experiments/first/pause")
+        await eventually(lambda: fleet.starts)
+        for name in PARTICIPANTS:
+            fleet.send = lambda _start, _name: {}
+            await fleet.speak(fleet.starts[0], name)
+        fleet.send = lambda _start, _name: None
+        await in_state(http, "running", experiment_id="second")
+        for _again in range(2):
+            assert (await http.post("/experiments/first/resume")).json()["state"] == "queued"
+        assert fleet.round_ids[0] == "first.1"
+        assert "first.2" not in fleet.round_ids
+        fleet.send = lambda _start, _name: {}
+        assert (await http.post("/experiments/second/stop")).status_code == 202
+        await in_state(http, "completed", experiment_id="first")
+        told = [data["state"] for _seq, kind, data in await events(http, "first") if kind == "state"]
+        assert told == ["queued", "running", "paused", "queued", "running", "completed"]
+
+
+async def test_a_registry_that_hangs_at_a_first_start_blocks_nothing(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], COORDINATOR_MAX_EXPERIMENTS="1", **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.send = lambda _start, _name: None
+        await submit(http, id="first")
+        await submit(http)
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        gate = peers[0].pause_at("info")
+        await http.post("/experiments/first/stop")
+        await peers[0].reached.wait()
+        assert (await detail(http))["state"] == "queued"
+        paused = await http.post("/experiments/e/pause")
+        assert (paused.status_code, "it is queued" in paused.json()["error"]) == (409, True)
+        assert (await http.post("/experiments/e/stop")).json()["state"] == "stopped"
+        gate.set()
+        del peers[0].gates["info"]
+        await submit(http, id="last", rounds=1)
+        await in_state(http, "completed", experiment_id="last")
+        assert "e.1" not in fleet.round_ids
 
 
 @pytest.mark.parametrize(
@@ -560,10 +609,15 @@ async def test_a_strategy_that_was_removed_fails_its_experiment(
 
 
 async def test_aliases_that_a_crash_at_the_end_left_behind_are_moved_at_the_next_start(
-    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+    broker_port: int,
+    channel: Channel,
+    peers: tuple[Peers, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     env = environment(tmp_path, peers[1], **variables(broker_port, channel))
     peers[0].unavailable.add("alias")
+    monkeypatch.setattr("propeller.coordinator.experiment_aliases.END_WAIT_S", 0.1)
     async with coordinating(env) as http, answering(http, broker_port, channel):
         await submit(http, rounds=2, stop={"metric": "accuracy"})
         await in_state(http, "completed")

@@ -12,6 +12,7 @@ from propeller.fl.experiment import (
     Admitted,
     Best,
     CancelRound,
+    CannotGoOn,
     EvaluateCentrally,
     Event,
     Experiment,
@@ -187,17 +188,38 @@ def test_a_paused_experiment_lets_its_round_end_and_starts_no_other() -> None:
         1,
         False,
     )
-    assert started(step(ended.experiment, ResumeRequested(3.0))).round_id == "e.2"
+    back = after(ended.experiment, ResumeRequested(3.0), Admitted(4.0))
+    assert (started(back).round_id, back.experiment.running_since) == ("e.2", 4.0)
     # The open round is not started twice if it goes on before its end.
     early = step(paused.experiment, ResumeRequested(2.0))
     assert [type(one) for one in early.effects] == [Persist, Report]
     assert started(step(early.experiment, failed("e.1"))).round_id == "e.1.2"
 
 
+def test_who_is_resumed_without_an_open_round_waits_for_a_place() -> None:
+    paused = after(running(), PauseRequested(1.0), trained("e.1", 8)).experiment
+    waiting = step(paused, ResumeRequested(2.0))
+    assert waiting.effects == (Persist(), Report("state", {"state": "queued", "reason": None}))
+    assert not waiting.experiment.needs_place
+    assert step(waiting.experiment, ResumeRequested(3.0)) == Transition(waiting.experiment)
+    assert "goes on once others have ended" in str(refusal(waiting.experiment, PauseRequested(3.0)))
+    assert step(waiting.experiment, StopRequested(3.0)).experiment.is_settled
+
+
+def test_an_experiment_that_cannot_go_on_fails_and_cancels_what_is_open() -> None:
+    done = step(running(), CannotGoOn(1.0, "strategy: there is none"))
+    assert done.effects == (
+        Persist(),
+        Report("state", {"state": "failed", "reason": "strategy: there is none"}),
+        CancelRound("e.1", "the experiment is failed: strategy: there is none"),
+    )
+    assert step(done.experiment, CannotGoOn(2.0, "again")) == Transition(done.experiment)
+
+
 def test_a_pause_outlives_a_failure_and_the_last_round_ends_it() -> None:
     paused = after(running(rounds=1), PauseRequested(1.0), failed("e.1"))
     assert (paused.experiment.state, paused.experiment.failed_tries) == (ExperimentState.PAUSED, 1)
-    again = step(paused.experiment, ResumeRequested(2.0))
+    again = after(paused.experiment, ResumeRequested(2.0), Admitted(2.0))
     assert started(again).round_id == "e.1.2"
     end = after(again.experiment, PauseRequested(3.0), trained("e.1.2", 8))
     assert end.experiment.state is ExperimentState.COMPLETED
@@ -231,7 +253,7 @@ def test_stopping_cancels_the_open_round_and_keeps_what_it_gave_all_the_same() -
     ("event", "allowed"),
     [
         (PauseRequested(1.0), {"running", "paused"}),
-        (ResumeRequested(1.0), {"running", "paused"}),
+        (ResumeRequested(1.0), {"queued", "running", "paused"}),
         (StopRequested(1.0), {"queued", "running", "paused", "stopped"}),
     ],
 )

@@ -1,7 +1,8 @@
 """Experiments in memory: one object for each, with its lock, its timer and those who follow its events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_store import ExperimentStore
@@ -21,6 +22,9 @@ MAX_EXPERIMENTS = 64
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
+StateValues = Mapping[str, Any]
+"""The values of a version's server state."""
+
 
 class ActiveExperiment:
     """An experiment in memory. Its record changes only under its lock, and only to what is in the database."""
@@ -33,10 +37,16 @@ class ActiveExperiment:
         """Whether a transaction was begun and its end is not known: the record may be older than the database."""
         self.specs: Specs | None = None
         """Of its model, once they are known; no round changes them."""
+        self.told: dict[int, StateValues | PropellerError] = {}
+        """What the registry said of the version that its next round starts from, or why it has none."""
         self.waits_for: str | None = None
         """What its open round waits for, as it was told last."""
         self.aliases: dict[str, int] = {}
         """Aliases that are to be moved, and where to."""
+        self.moved: dict[str, int] = {}
+        """Aliases that were moved, and where to."""
+        self.is_ending = asyncio.Event()
+        """Set when it is about to be over: its aliases lag behind no longer."""
         self._timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 

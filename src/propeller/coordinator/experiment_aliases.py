@@ -1,6 +1,9 @@
 """The aliases of experiments, ``EXPERIMENT/latest`` and ``EXPERIMENT/best``: moved in the background, as often as needed."""
 
 import asyncio
+import contextlib
+import functools
+from collections.abc import Iterable
 
 from propeller.coordinator.active_experiments import ActiveExperiment, until_done
 from propeller.coordinator.clients import ModelRegistryClient
@@ -16,6 +19,9 @@ log = get_logger("coordinator")
 ALIAS_DELAY_S = 0.25
 """How long an alias may lag behind while an experiment runs, in seconds: short rounds are not slowed down by it."""
 
+END_WAIT_S = 2.0
+"""How long the end of an experiment waits for its aliases, in seconds; a registry that is away gets them later."""
+
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
 
@@ -27,14 +33,26 @@ class ExperimentAliases:
     ) -> None:
         """Move aliases of ``registry`` in ``background``; ``store`` has the experiments."""
         self._registry, self._store, self._background = registry, store, background
+        self._moving: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def mark(self, active: ActiveExperiment, mark: MarkLatest | MarkBest) -> None:
-        """Have an alias moved; nothing waits for it."""
+        """Have an alias moved, unless it is where it should be; nothing waits for it."""
         name = "latest" if isinstance(mark, MarkLatest) else "best"
         is_idle = name not in active.aliases
+        if is_idle and active.moved.get(name) == mark.version:
+            return
         active.aliases[name] = mark.version
         if is_idle:
-            self._background.spawn(self._move(active, name))
+            self._moving[active.record.id, name] = self._background.spawn(self._move(active, name))
+
+    async def catch_up(self, active: ActiveExperiment, marks: Iterable[MarkLatest | MarkBest]) -> None:
+        """Have all aliases moved of an experiment that is about to be over, within ``END_WAIT_S``."""
+        active.is_ending.set()
+        for mark in marks:
+            self.mark(active, mark)
+        moving = [self._moving[active.record.id, name] for name in active.aliases]
+        if moving:
+            await asyncio.wait(moving, timeout=END_WAIT_S)
 
     async def settle(self, active: ActiveExperiment) -> None:
         """Remember it once nothing is left to be done about an experiment: until then each start looks at it again."""
@@ -48,13 +66,15 @@ class ExperimentAliases:
         version: int | None = None
         while active.aliases[name] != version:
             if not active.record.state.is_over:
-                await asyncio.sleep(ALIAS_DELAY_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(active.is_ending.wait(), ALIAS_DELAY_S)
             version = active.aliases[name]
-            await self._set(alias, version)
-        del active.aliases[name]
-        await until_done(active, lambda: self.settle(active))
+            if await self._set(alias, version):
+                active.moved[name] = version
+        del active.aliases[name], self._moving[active.record.id, name]
+        await until_done(active, functools.partial(self.settle, active))
 
-    async def _set(self, alias: str, version: int) -> None:
+    async def _set(self, alias: str, version: int) -> bool:
         try:
             await retry(
                 lambda: self._registry.set_alias(alias, version),
@@ -67,3 +87,5 @@ class ExperimentAliases:
             )
         except PropellerError as error:
             log.warning("alias is not set", alias=alias, version=version, reason=str(error))
+            return False
+        return True

@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from propeller.coordinator.active_experiments import ActiveExperiment
+from propeller.coordinator.active_experiments import ActiveExperiment, StateValues
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.rounds import RoundRecord
-from propeller.errors import ConflictError
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
 from propeller.fl.experiment import MergeRequest, RoundRequest
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.strategies import read_strategy
@@ -18,12 +18,38 @@ FindRound = Callable[[str], Awaitable[RoundRecord | None]]
 """Gives a round by its id, or ``None``."""
 
 
+class NotToldError(Exception):
+    """A round cannot be made before the model registry has told of the version that it starts from: ``RoundMaker.ask``."""
+
+    def __init__(self, request: RoundRequest | MergeRequest) -> None:
+        """``request`` is what the round is asked to be."""
+        super().__init__(request.round_id)
+        self.request = request
+
+
 class RoundMaker:
-    """Makes records of rounds, with what they need of the model registry."""
+    """Makes records of rounds. What they need of the model registry is asked for before, as it may take long."""
 
     def __init__(self, find_round: FindRound, registry: ModelRegistryClient) -> None:
         """``find_round`` gives the rounds that there are, ``registry`` the models and server states."""
         self._find_round, self._registry = find_round, registry
+
+    async def ask(
+        self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest | MergeRequest
+    ) -> None:
+        """Ask the model registry what a round needs to know; why it can never be known is kept for ``make``.
+
+        Raises:
+            ServiceError: it does not answer.
+        """
+        version = request.base_version
+        try:
+            if active.specs is None:
+                active.specs = await self._registry.specs(version)
+            needs_values = isinstance(request, RoundRequest) and _has_values(record)
+            active.told = {version: await self._registry.values_of_state(version) if needs_values else {}}
+        except (InvalidError, NotFoundError, ConflictError) as error:  # what time does not heal
+            active.told = {version: error}
 
     async def make(
         self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest, now: float
@@ -37,16 +63,16 @@ class RoundMaker:
             now: in Unix seconds.
 
         Raises:
+            NotToldError: what it needs to know was not asked for.
             ConflictError: there is a round of its id.
             InvalidError: the strategy is none that this version has.
             NotFoundError: its base model is not there.
-            ServiceError: the model registry does not answer.
         """
+        specs, values = _told(active, record, request)
         if await self._find_round(request.round_id) is not None:
             raise ConflictError(
                 f"id: there is a round {request.round_id} already, which is not of this experiment; submit it with another id"
             )
-        specs = await self._specs(active, request.base_version)
         plan = RoundPlan(
             request.round_id,
             (),
@@ -56,7 +82,8 @@ class RoundMaker:
             request.kind,
             request.is_wave,
         )
-        start = make_start(record, request, await self._device_values(record, request))
+        told = {} if "program" in record.strategy else read_strategy(record.strategy).for_devices(values)
+        start = make_start(record, request, told)
         return RoundRecord(Round(plan), start, specs, now, announced=True, strategy=dict(record.strategy))
 
     async def make_merge(
@@ -78,9 +105,10 @@ class RoundMaker:
             changed: a wave as it will be stored together with the round.
 
         Raises:
-            ServiceError: the model registry does not answer.
+            NotToldError: what it needs to know was not asked for.
+            NotFoundError: its base model is not there.
         """
-        specs = await self._specs(active, request.base_version)
+        specs, _values = _told(active, record, request)
         updates = {}
         for one in request.updates:
             wave = changed
@@ -106,20 +134,29 @@ class RoundMaker:
             strategy=dict(record.strategy),
         )
 
-    async def _specs(self, active: ActiveExperiment, version: int) -> Specs:
-        if active.specs is None:
-            active.specs = await self._registry.specs(version)
-        return active.specs
 
-    async def _device_values(self, record: ExperimentRecord, request: RoundRequest) -> dict[str, Any]:
-        """What devices are told of the strategy in a round."""
-        if "program" in record.strategy:
-            return {}
-        strategy = read_strategy(record.strategy)
-        values = (
-            {} if record.experiment.done == 0 else await self._registry.values_of_state(request.base_version)
-        )
-        return strategy.for_devices(values)
+def _has_values(record: ExperimentRecord) -> bool:
+    """Whether a server state may have values for devices."""
+    return "program" not in record.strategy and record.experiment.done > 0
+
+
+def _told(
+    active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest | MergeRequest
+) -> tuple[Specs, StateValues]:
+    """What the model registry has told.
+
+    Raises:
+        NotToldError: not what the round needs.
+        PropellerError: it never will.
+    """
+    told = active.told.get(request.base_version)
+    if isinstance(told, PropellerError):
+        raise told
+    if told is None and isinstance(request, RoundRequest) and _has_values(record):
+        raise NotToldError(request)
+    if active.specs is None:
+        raise NotToldError(request)
+    return active.specs, told or {}
 
 
 def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:

@@ -17,7 +17,7 @@ from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.experiment_aliases import ExperimentAliases
 from propeller.coordinator.experiment_records import ExperimentRecord
-from propeller.coordinator.experiment_rounds import RoundMaker
+from propeller.coordinator.experiment_rounds import NotToldError, RoundMaker
 from propeller.coordinator.experiment_steps import Step, extend
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.round_events import (
@@ -37,6 +37,7 @@ from propeller.fl.experiment import (
     CancelRound,
     EvaluateCentrally,
     Event,
+    ExperimentState,
     MarkBest,
     MarkLatest,
     MergeUpdates,
@@ -108,7 +109,6 @@ class ExperimentRunner:
             log.info("resuming experiment", experiment_id=record.id, state=record.state.value)
             self._do(active, functools.partial(self._resume, active))
         self._background.spawn_periodic("starting rounds again", self._start_again, START_AGAIN_S)
-        self.admit()
 
     async def close(self) -> None:
         """Stop. What is not done yet is done after the next start."""
@@ -127,12 +127,15 @@ class ExperimentRunner:
             ConflictError: it is a request that cannot be fulfilled.
             ServiceError: the model registry does not answer.
         """
-        async with self._changing(active):
-            refused = refusal(active.record.experiment, event) if isinstance(event, Request) else None
+
+        async def fill(found: Step) -> None:
+            experiment = active.record.experiment
+            refused = refusal(experiment, event) if isinstance(event, Request) else None
             if refused is not None:
                 raise ConflictError(refused)
-            found = Step.begin(active)
             await extend(found, event, time.time(), self._maker)
+
+        async with self._stepping(active, fill) as found:
             if found.changes_anything:
                 await self._store_step(found)
         self._carry_out(found)
@@ -150,10 +153,9 @@ class ExperimentRunner:
             return
         active = await self._active.get(after.experiment_id)
         now = time.time()
-        async with self._changing(active):
-            active.specs = after.specs
-            found = Step.begin(active)
-            found.changed = after
+
+        async def fill(found: Step) -> None:
+            active.specs, found.changed = after.specs, after
             found.events += events_of(before, after, update, now)
             if active.record.program != after.request.task_wasm_image:
                 found.after = replace(found.after, program=after.request.task_wasm_image)
@@ -163,6 +165,8 @@ class ExperimentRunner:
             elif after.state.is_over and not before.state.is_over:
                 ended = round_ended(active.record, after, now)
                 await extend(found, ended, now, self._maker, outcome)
+
+        async with self._stepping(active, fill) as found:
             active.in_doubt = True
             yield found.write
             self._commit(found)
@@ -190,6 +194,32 @@ class ExperimentRunner:
     def _do(self, active: ActiveExperiment, work: Callable[[], Awaitable[object]]) -> None:
         """Have something done about an experiment that nobody waits for, however long it takes."""
         self._background.spawn(until_done(active, work))
+
+    @contextlib.asynccontextmanager
+    async def _stepping(
+        self, active: ActiveExperiment, fill: Callable[[Step], Awaitable[None]]
+    ) -> AsyncIterator[Step]:
+        """Hold an experiment's lock, with a step that ``fill`` has filled and that can be stored.
+
+        What the registry is needed for is done before, without the lock: the experiment can be stopped meanwhile, and the
+        step is then another one. An end is told once its aliases are moved, if the registry does that in time.
+        """
+        has_caught_up = False
+        while True:
+            async with self._changing(active):
+                found, request = Step.begin(active), None
+                try:
+                    await fill(found)
+                except NotToldError as error:
+                    request = error.request
+                if request is None and (has_caught_up or not found.ends):
+                    yield found
+                    return
+            if request is not None:
+                await self._maker.ask(active, found.after, request)
+            else:
+                await self._aliases.catch_up(active, found.marks)
+                has_caught_up = True
 
     @contextlib.asynccontextmanager
     async def _changing(self, active: ActiveExperiment) -> AsyncIterator[None]:
@@ -294,6 +324,8 @@ class ExperimentRunner:
     async def _resume(self, active: ActiveExperiment) -> None:
         """Do again what may not have been done about an experiment."""
         self._set_timer(active)
+        if active.record.state is ExperimentState.QUEUED:
+            self.admit()
         for effect in resume(active.record.experiment):
             match effect:
                 case StartRound() | EvaluateCentrally() | MergeUpdates():

@@ -64,6 +64,11 @@ class Step:
         return bool(self.events or self.started) or self.after != self.before
 
     @property
+    def ends(self) -> bool:
+        """Whether the experiment is over with it."""
+        return self.after.state.is_over and not self.before.state.is_over
+
+    @property
     def settles(self) -> bool:
         """Whether the experiment is over with it and nothing of it is open."""
         return self.after.experiment.is_settled and not self.before.experiment.is_settled
@@ -96,7 +101,7 @@ async def extend(
         outcome: what is told of the round that it ends.
 
     Raises:
-        ServiceError: the model registry does not answer.
+        NotToldError: the model registry must be asked before.
     """
     transition = step(found.after.experiment, event)
     found.after = found.after.advance(transition.experiment, now)
@@ -107,19 +112,26 @@ async def extend(
             case Report(kind, data):
                 more = outcome if outcome and kind in {"round_ended", "metrics"} else {}
                 found.events.append(NewEvent(kind, now, {**data, **more}))
-            case StartRound(request) | EvaluateCentrally(request):
+            case StartRound() | EvaluateCentrally() | MergeUpdates():
                 try:
-                    found.started.append(await maker.make(found.active, found.after, request, now))
+                    await _add_round(found, effect, now, maker)
                 except (InvalidError, NotFoundError, ConflictError) as error:  # what time does not heal
-                    refused = RoundRefused(request.round_id, now, str(error))
+                    refused = RoundRefused(effect.request.round_id, now, str(error))
                     await extend(found, refused, now, maker)
-            case MergeUpdates(merge):
-                made = await maker.make_merge(found.active, found.after, merge, now, changed=found.changed)
-                found.started.append(made)
-                found.events.append(merge_started(made, now))
             case CancelRound():
                 found.cancelled.append(effect)
             case MarkLatest() | MarkBest():
                 found.marks.append(effect)
             case Persist():
                 pass  # all of this is stored before anything is carried out
+
+
+async def _add_round(
+    found: Step, effect: StartRound | EvaluateCentrally | MergeUpdates, now: float, maker: RoundMaker
+) -> None:
+    if isinstance(effect, MergeUpdates):
+        merge = await maker.make_merge(found.active, found.after, effect.request, now, changed=found.changed)
+        found.started.append(merge)
+        found.events.append(merge_started(merge, now))
+    else:
+        found.started.append(await maker.make(found.active, found.after, effect.request, now))

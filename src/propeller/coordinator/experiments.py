@@ -18,6 +18,7 @@ from propeller.coordinator.service import Coordinator
 from propeller.errors import ConflictError, NotFoundError, UnavailableError
 from propeller.fl.experiment import (
     Experiment,
+    ExperimentState,
     PauseRequested,
     Request,
     ResumeRequested,
@@ -154,13 +155,17 @@ class Experiments:
         return await self._request(experiment_id, PauseRequested(time.time()))
 
     async def resume(self, experiment_id: str) -> ExperimentRecord:
-        """Go on with a paused experiment.
+        """Go on with a paused experiment, as soon as there is a place for it.
 
         Raises:
             NotFoundError: there is no such experiment.
             ConflictError: it is not paused.
         """
-        return await self._request(experiment_id, ResumeRequested(time.time()))
+        active = await self.find(experiment_id)
+        record = await self._runner.apply(active, ResumeRequested(time.time()))
+        if record.state is ExperimentState.QUEUED:
+            await asyncio.wait([self._runner.admit()], timeout=ADMISSION_WAIT_S)
+        return active.record
 
     async def stop(self, experiment_id: str, reason: str = "stopped by request") -> ExperimentRecord:
         """End an experiment, and cancel its open round.

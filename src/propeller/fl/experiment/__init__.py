@@ -2,6 +2,8 @@
 
     queued → running ⇄ paused → completed | stopped | failed(reason)
 
+One that is resumed is queued again, unless a round of it is still open.
+
 It decides what is next, a round of training, an evaluation or the end, from what has happened, and has at most one
 round open; an asynchronous one also has waves (``waves``), whose updates its rounds merge. Whoever calls ``step`` carries out the effects in their order. ``Persist`` stands first: the new experiment
 and the reports are stored in one transaction before anything is started, so after a crash ``resume`` gives what is to
@@ -14,6 +16,7 @@ No I/O and no clock: events say when they happened (``at``, in seconds, from any
 from propeller.fl.experiment.events import (
     Admitted,
     CancelRound,
+    CannotGoOn,
     Effect,
     EvaluateCentrally,
     Event,
@@ -43,6 +46,7 @@ __all__ = [
     "Best",
     "BufferedUpdate",
     "CancelRound",
+    "CannotGoOn",
     "Effect",
     "EvaluateCentrally",
     "Event",

@@ -54,6 +54,19 @@ class RoundRefused:
 
 
 @dataclass(frozen=True)
+class CannotGoOn:
+    """The experiment cannot be carried out any more, and fails.
+
+    Attributes:
+        at: when.
+        reason: what is wrong with it.
+    """
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class WaveChanged:
     """How a wave of an asynchronous experiment is now; sent whenever it changes, and again after a crash.
 
@@ -85,7 +98,7 @@ class PauseRequested:
 
 @dataclass(frozen=True)
 class ResumeRequested:
-    """A paused experiment is to go on."""
+    """A paused experiment is to go on: at once if a round of it is open, else as soon as it is admitted again."""
 
     at: float
 
@@ -109,6 +122,7 @@ Event = (
     Admitted
     | RoundEnded
     | RoundRefused
+    | CannotGoOn
     | WaveChanged
     | PauseRequested
     | ResumeRequested

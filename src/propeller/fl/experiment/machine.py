@@ -7,6 +7,7 @@ from typing import assert_never
 from propeller.fl.experiment.events import (
     Admitted,
     CancelRound,
+    CannotGoOn,
     Effect,
     EvaluateCentrally,
     Event,
@@ -54,7 +55,7 @@ def step(current: Experiment, event: Event) -> Transition:
             return _admit(current, event)
         case RoundEnded():
             return _end_round(current, event)
-        case RoundRefused():
+        case RoundRefused() | CannotGoOn():
             return _give_up(current, event)
         case WaveChanged():
             return _hear_of_wave(current, event)
@@ -72,7 +73,8 @@ def refusal(current: Experiment, request: Request) -> str | None:
         case PauseRequested():
             verb, fine = "paused", {ExperimentState.RUNNING, ExperimentState.PAUSED}
         case ResumeRequested():
-            verb, fine = "resumed", {ExperimentState.RUNNING, ExperimentState.PAUSED}
+            verb = "resumed"
+            fine = {ExperimentState.QUEUED, ExperimentState.RUNNING, ExperimentState.PAUSED}
         case StopRequested():
             verb, fine = "stopped", {state for state in ExperimentState if not state.is_over}
             fine.add(ExperimentState.STOPPED)
@@ -80,7 +82,7 @@ def refusal(current: Experiment, request: Request) -> str | None:
             assert_never(request)
     if current.state in fine:
         return None
-    hint = "; it starts once others have ended" if current.state is ExperimentState.QUEUED else ""
+    hint = "; it goes on once others have ended" if current.state is ExperimentState.QUEUED else ""
     return f"experiment {current.id} cannot be {verb}: it is {current.state}{hint}"
 
 
@@ -114,6 +116,9 @@ def _request(current: Experiment, event: Request) -> Transition:
         case PauseRequested() if current.state is ExperimentState.RUNNING:
             paused = replace(_stop_watch(current, event.at), state=ExperimentState.PAUSED)
             return Transition(paused, (Persist(), _report_state(paused)))
+        case ResumeRequested() if current.state is ExperimentState.PAUSED and not current.needs_place:
+            queued = replace(current, state=ExperimentState.QUEUED)
+            return Transition(queued, (Persist(), _report_state(queued)))
         case ResumeRequested() if current.state is ExperimentState.PAUSED:
             running = replace(current, state=ExperimentState.RUNNING, running_since=event.at)
             return _go_on(running, event.at, [_report_state(running)])
@@ -160,12 +165,16 @@ def _end_round(current: Experiment, event: RoundEnded) -> Transition:
     return _go_on(after, event.at, notes)
 
 
-def _give_up(current: Experiment, event: RoundRefused) -> Transition:
-    """Fail for what no further try can change; the round that could not be created is not open."""
+def _give_up(current: Experiment, event: RoundRefused | CannotGoOn) -> Transition:
+    """Fail for what no further try can change; a round that could not be created is not open."""
+    if current.state.is_over:
+        return Transition(current)
+    if isinstance(event, CannotGoOn):
+        return _finish(current, event.at, ExperimentState.FAILED, event.reason)
     waves = tuple(one for one in current.waves if wave_id(current.id, one.number) != event.round_id)
     is_open = current.open is not None and round_id(current.id, current.open) == event.round_id
     closed = replace(current, waves=waves, open=None if is_open else current.open)
-    if closed == current or current.state.is_over:
+    if closed == current:
         return Transition(current)
     reason = f"round {event.round_id} cannot be started: {event.reason}"
     return _finish(closed, event.at, ExperimentState.FAILED, reason)
