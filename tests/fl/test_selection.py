@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.errors import UnprocessableError
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, natural_order, select, slot_seed
 from propeller.protocol.selection import SelectionPolicy
 
 FIRST = Draw(1)
@@ -33,6 +33,30 @@ def too_few(candidates: Sequence[Candidate], **fields: Any) -> NotEnoughError:
 def test_without_a_policy_all_take_part_in_the_order_of_their_names() -> None:
     devices = [Candidate("1", "c"), Candidate("2", "a"), Candidate("4", "b"), Candidate("3", "b")]
     assert chosen(devices) == ("2", "3", "4", "1")
+
+
+def test_names_are_in_the_order_in_which_people_count() -> None:
+    names = [
+        "",
+        "edge",
+        "edge1",
+        "edge-9",
+        "edge-10",
+        "edge-10b",
+        "edge-010c",
+        "edge-x",
+        "proplet-2",
+        "proplet-10",
+    ]
+    assert sorted(set(names), key=natural_order) == names
+    assert natural_order("9" * 5000) < natural_order("1" + "0" * 5000)
+    devices = [Candidate("1", "p-10"), Candidate("2", "p-2"), Candidate("3", "p-02")]
+    assert chosen(devices) == ("3", "2", "1")
+
+
+def test_a_device_that_calls_itself_by_the_id_of_another_is_not_meant() -> None:
+    devices = [Candidate("1", "2"), Candidate("2", "b")]
+    assert chosen(devices, names=["2"]) == ("2",)
 
 
 def test_a_fraction_is_of_those_that_are_there_rounded_up_as_decimals() -> None:
@@ -209,12 +233,21 @@ def test_a_choice_has_who_is_needed_and_nobody_twice(
     assert select(fleet(size), policy, Draw(number)) == one
 
 
-@given(count=st.integers(1, 8), number=st.integers(1, 99), seed=st.integers(0, 2**53 - 1))
-def test_the_choice_does_not_depend_on_ids(count: int, number: int, seed: int) -> None:
-    one, other = (
-        chosen(fleet(8, prefix), Draw(number), count=count, seed=seed) for prefix in ("id", "another")
-    )
-    assert [name.partition("-")[2] for name in one] == [name.partition("-")[2] for name in other]
+@given(
+    count=st.integers(1, 12),
+    number=st.integers(1, 99),
+    seed=st.integers(0, 2**53 - 1),
+    ids=st.lists(st.uuids().map(str), min_size=12, max_size=12, unique=True),
+)
+def test_names_decide_who_is_in_which_slot_and_ids_do_not(
+    count: int, number: int, seed: int, ids: list[str]
+) -> None:
+    devices = [Candidate(id_, f"proplet-{i}") for i, id_ in enumerate(ids, 1)]
+    there = sorted(devices, key=lambda one: one.id)  # as they happened to register
+    names = {one.id: one.name for one in devices}
+    found = [names[id_] for id_ in chosen(there, Draw(number), count=count, seed=seed)]
+    plain = [Candidate(f"{i:02}", f"proplet-{i}") for i in range(1, 13)]
+    assert found == [f"proplet-{int(id_)}" for id_ in chosen(plain, Draw(number), count=count, seed=seed)]
 
 
 @given(seed=st.integers(0, 2**53 - 1), number=st.integers(1, 10**5), slot=st.integers(0, 10**4))

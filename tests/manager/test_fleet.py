@@ -1,6 +1,7 @@
 """The fleet: who lives, by heartbeats and last wills."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -89,6 +90,25 @@ async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: F
     await fleet.register(Registration(proplet_id="p"))
     assert not proplet.directed
     assert proplet.is_alive(fleet.clock())
+
+
+@pytest.mark.parametrize("told", [None, "", "  ", "a\0b", "a\nb"])
+async def test_a_proplet_is_called_as_it_calls_itself_or_has_a_name_made_from_its_id(
+    fleet: Fleet, database: Database, told: str | None
+) -> None:
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=told)))
+    proplet = fleet.get("p")
+    assert proplet is not None
+    made = proplet.name
+    assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9]+", made)
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=" proplet-1 ")))
+    again = Fleet(database)
+    await again.load()
+    assert [one.name for one in (proplet, *again.all())] == ["proplet-1", "proplet-1"]
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name="n" * 1000)))
+    assert proplet.name == "n" * 64
+    await fleet.register(Registration(proplet_id="p"))
+    assert proplet.name == made
 
 
 async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(fleet: Fleet) -> None:

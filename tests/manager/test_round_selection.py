@@ -84,6 +84,16 @@ async def test_what_the_coordinator_keeps_is_launched_in_its_order_with_what_pro
     assert {message["image_url"] for message in fleet.mqtt.starts()} == {PINNED}
 
 
+async def test_slots_are_in_the_order_of_the_names_that_proplets_have(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await fleet.add_proplets("a", name="proplet-10")
+    await fleet.add_proplets("z", name="proplet-2")
+    await begin(fleet, selection={"names": ["proplet-10", "z"]})
+    await eventually(lambda: coordinator.proposals)
+    assert coordinator.proposals[0]["participants"] == ["z", "a"]
+
+
 async def test_a_start_that_comes_again_launches_nothing_again(
     fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:

@@ -52,7 +52,7 @@ def test_system_information_can_be_kept_back() -> None:
     named = {"domain_id": "d", "channel_id": "c", "client_id": "me", "client_key": "k"}
     told = device_metadata(PropletSettings.load(**named, collect_system_info=False, instance_id="proplet-1"))
     assert (told.hostname, told.ip, told.total_memory_bytes) == (None, None, 0)
-    assert told.description == "proplet-1"
+    assert (told.name, told.description) == ("proplet-1", "proplet-1")
     assert device_metadata(PropletSettings.load(**named, task_state_bytes=0)).device_state is False
     full = device_metadata(PropletSettings.load(**named))
     assert full.os

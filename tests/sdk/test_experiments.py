@@ -90,7 +90,7 @@ def test_an_experiment_is_submitted_with_its_model_and_its_data(stack: FakeStack
     assert sent["strategy"] == {"name": "fedadam", "server_lr": 0.01}
     assert sent["hyperparams"] == {"lr": 0.5, "epochs": 2}
     assert sent["model"] == {"version": 1}
-    assert {name: one["data"][0]["y"] for name, one in stack.datasets.items()} == {"id-1": 0, "id-2": 1}
+    assert {name: one["data"][0]["y"] for name, one in stack.datasets.items()} == {"id-2": 0, "id-1": 1}
     assert ExperimentSpec.decode(sent).name == "digits"
     assert repr(handle) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
 
@@ -134,6 +134,19 @@ def test_devices_are_named_as_people_name_them(stack: FakeStack) -> None:
             fl.run(experiment(selection={"names": ["proplet-9"]}))
         with pytest.raises(InvalidError, match=r"selection\.names: proplet-1 and id-1 are the same device"):
             fl.run(experiment(selection={"names": ["proplet-1", "id-1"]}))
+
+
+def test_devices_of_one_name_are_named_by_their_ids(stack: FakeStack, fl: Propeller) -> None:
+    names = ["proplet-10", "proplet-2", "proplet-2"]
+    stack.devices = [
+        one | {"name": name, "alive": True} for one, name in zip(stack.devices, names, strict=True)
+    ]
+    with pytest.raises(
+        InvalidError, match=r"selection\.names: 2 devices are called 'proplet-2'; .*: id-2, id-3"
+    ):
+        fl.run(experiment(selection={"names": ["proplet-2"]}))
+    fl.run(experiment(data=[{"data": [number]} for number in range(3)]))
+    assert stack.datasets == {"id-2": {"data": [0]}, "id-3": {"data": [1]}, "id-1": {"data": [2]}}
 
 
 @pytest.mark.parametrize(

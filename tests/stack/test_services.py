@@ -113,6 +113,7 @@ def test_proplets_share_programs_and_take_the_limits_that_are_set(
                 environment.setenv(variable, value)
             found.append(PropletSettings.load())
     assert [one.client_id for one in found] == ["id-proplet-1", "id-proplet-2"]
+    assert [one.instance_id for one in found] == ["proplet-1", "proplet-2"]
     assert [(one.limits.wall_time_s, one.max_tasks) for one in found] == [(7.0, 3), (7.0, 3)]
     assert found[0].cache == found[1].cache
     assert found[0].folder != found[1].folder

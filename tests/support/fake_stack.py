@@ -28,6 +28,7 @@ class FakeStack:
     """What it was sent, and what it answers."""
 
     def __init__(self) -> None:
+        self.devices: list[dict[str, Any]] = list(DEVICES)
         self.specs: dict[str, dict[str, Any]] = {}
         self.state, self.reason = "running", None
         self.models: list[bytes] = [to_safetensors({"w": np.array([1.0, 2.0])})]
@@ -112,7 +113,7 @@ class FakeStack:
                     return 401, {"error": "wrong user name or password"}
                 return 201, {"access_token": TOKEN, "refresh_token": "r"}
             case "GET", "proplets", []:
-                return 200, {"total": len(DEVICES), "proplets": DEVICES[int(query["offset"][0]) :]}
+                return 200, {"total": len(self.devices), "proplets": self.devices[int(query["offset"][0]) :]}
             case "POST", "datasets", [name]:
                 self.datasets[name] = json.loads(body)
                 return 201, {}

@@ -1,11 +1,13 @@
 """Who takes part in a round: a pure choice from the devices that are there, a policy and a seed.
 
-Nothing random depends on ids: devices are sorted by name and id, and positions in that order are drawn. So a fleet
-whose ids are new, as after a reinstallation or in a simulation, is chosen from in the same way.
+Nothing random depends on ids: devices are sorted by name, as people count, and positions in that order are drawn. So a
+fleet whose ids are new, as after a reinstallation or in a simulation, is chosen from in the same way. Only devices that
+have the same name are sorted by id.
 """
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +18,8 @@ from propeller.protocol.strict import nearest_names
 
 MAX_LISTED = 10
 """The most devices or tags that an error lists."""
+
+_TEXT_AND_NUMBER = re.compile(r"([^0-9]*)([0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Chosen:
     """The participants of a round.
 
     Attributes:
-        ids: in the order of their slots, which is that of their names.
+        ids: in the order of their slots, which is the natural order of their names.
         surplus: how many of them were chosen beyond those needed; so many may fail or be late.
     """
 
@@ -63,6 +67,12 @@ class NotEnoughError(UnavailableError):
         super().__init__(reason)
 
 
+def natural_order(name: str) -> tuple[tuple[str, int, str], ...]:
+    """The key that sorts names as people do, numbers in them by their value: ``proplet-2`` before ``proplet-10``."""
+    parts = [(text, digits.lstrip("0")) for text, digits in _TEXT_AND_NUMBER.findall(name)]
+    return tuple((text, len(number), number) for text, number in parts)  # int() refuses very long numbers
+
+
 def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw) -> Chosen:
     """Choose the participants of a round.
 
@@ -75,8 +85,9 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
         UnprocessableError: it needs device state, which devices that are named, or too many of the others, do not have.
     """
-    there = sorted(candidates, key=lambda one: (one.name, one.id))
-    fitting = [one for one in there if _fits(one, policy)]
+    there = sorted(candidates, key=lambda one: (natural_order(one.name), one.name, one.id))
+    ids = frozenset(one.id for one in there)
+    fitting = [one for one in there if _fits(one, policy, ids)]
     busy = frozenset(policy.busy)
     needed = max(_min_available(policy), policy.min_chosen)
     if policy.device_state:
@@ -143,8 +154,11 @@ def _unknown_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[
     return [name for name in policy.names or () if name not in known]
 
 
-def _fits(one: Candidate, policy: SelectionPolicy) -> bool:
-    named = policy.names is None or not {one.name, one.id}.isdisjoint(policy.names)
+def _fits(one: Candidate, policy: SelectionPolicy, ids: frozenset[str]) -> bool:
+    """Whether the policy is about it. What is an id of ``ids`` is no name: a device that calls itself so is not meant."""
+    named = (
+        policy.names is None or one.id in policy.names or (one.name in policy.names and one.name not in ids)
+    )
     return named and one.tags.issuperset(policy.tags)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,6 +31,7 @@ MAX_INTERVAL_S = 3600.0
 """Longest interval between heartbeats that a proplet may ask for; one that asks for more gets the default."""
 
 _MAX_NAMESPACE_CHARACTERS = 256
+_MAX_NAME_CHARACTERS = 64
 
 _ADJECTIVES = (
     "amber azure bold brave bright brisk calm clear clever cosy crisp daring eager early fair fast fine firm "
@@ -46,8 +47,11 @@ _NOUNS = (
 )
 
 
-def name_of(proplet_id: str) -> str:
-    """A readable name such as ``calm-otter-41``, always the same for the same id."""
+def name_of(proplet_id: str, metadata: Mapping[str, Any] | None = None) -> str:
+    """What a proplet calls itself, else a readable name such as ``calm-otter-41``, always the same for the same id."""
+    told = (metadata or {}).get("name")
+    if isinstance(told, str) and told.strip() and told.isprintable():
+        return told.strip()[:_MAX_NAME_CHARACTERS]
     digest = hashlib.sha256(proplet_id.encode()).digest()
     adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
     adjective, noun = adjectives[digest[0] % len(adjectives)], nouns[digest[1] % len(nouns)]
@@ -60,7 +64,7 @@ class PropletRecord:
 
     Attributes:
         id: its client id, which it registered with.
-        name: a readable one, made from the id.
+        name: what it calls itself, else a readable one made from the id. Two may have the same.
         namespace: as it reported.
         metadata: what it reported of itself; ``None`` from proplets of absmach/propeller's guide (S), which send none.
         created_at: of its registration or first heartbeat.
@@ -158,9 +162,10 @@ class Fleet:
             await connection.execute(
                 update(tables.proplets)
                 .where(tables.proplets.c.id == proplet.id)
-                .values(namespace=namespace, metadata=metadata)
+                .values(name=name_of(proplet.id, metadata), namespace=namespace, metadata=metadata)
             )
-        proplet.namespace, proplet.metadata = namespace, metadata
+        proplet.name, proplet.namespace = name_of(proplet.id, metadata), namespace
+        proplet.metadata = metadata
         proplet.interval_s = self._interval_of(metadata)
         log.info("proplet registered again", proplet_id=proplet.id)
 
@@ -252,7 +257,7 @@ class Fleet:
     def _new_record(
         self, proplet_id: str, namespace: str, metadata: dict[str, Any] | None, created_at: datetime
     ) -> PropletRecord:
-        name, interval_s = name_of(proplet_id), self._interval_of(metadata)
+        name, interval_s = name_of(proplet_id, metadata), self._interval_of(metadata)
         return PropletRecord(proplet_id, name, namespace, metadata, created_at, interval_s)
 
     def _interval_of(self, metadata: dict[str, Any] | None) -> float:

@@ -137,6 +137,7 @@ class Presence:
 def device_metadata(settings: PropletSettings) -> PropletMetadata:
     """What the device is; only what was set, if system information is not to be collected."""
     metadata = PropletMetadata(
+        name=settings.instance_id or None,
         description=settings.description or settings.instance_id or None,
         tags=[tag.strip() for tag in settings.tags.split(",") if tag.strip()] or None,
         location=settings.location,

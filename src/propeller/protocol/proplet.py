@@ -9,8 +9,10 @@ from propeller.protocol.wire import Message, Time, now, null_as_empty
 
 
 class PropletMetadata(Message):
-    """The device and its software, as H sends it. ``directed`` asks for messages on the directed topics."""
+    """The device and its software, as H sends it, and its name. ``directed`` asks for messages on the directed topics."""
 
+    name: str | None = None
+    """What it calls itself, as it was set up: the same after its client id has changed."""
     description: str | None = None
     tags: list[str] | None = None
     location: str | None = None

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from propeller.errors import InvalidError
+from propeller.fl.selection import natural_order
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk.values import plain
@@ -30,7 +31,7 @@ class Experiment:
         strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
         model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
         data: local data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
-            if there are any, else all that are alive, ordered by their ids). Default: what is stored there.
+            if there are any, else all that are alive, in the order of their names). Default: what is stored there.
         split: which part of a device's data is held out for evaluation, as ``{"holdout": 0.2, "seed": 0}``.
         selection: who takes part in a round, as ``{"fraction": 0.5, "seed": 1}``.
         k_of_n: how many updates close a round.
@@ -111,23 +112,31 @@ class Fleet:
 
     def __init__(self, proplets: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> None:
         """``names`` are further ones, as those of a stack on this machine: name → id."""
+        proplets = sorted(proplets, key=lambda one: (natural_order(one["name"]), one["name"], one["id"]))
         self._alive = {one["id"]: bool(one["alive"]) for one in proplets}
-        self._ids = {one["name"]: one["id"] for one in proplets}
-        self._ids |= {name: id_ for name, id_ in names.items() if id_ in self._alive}
+        self._ids: dict[str, list[str]] = {}
+        for one in proplets:
+            self._ids.setdefault(one["name"], []).append(one["id"])
+        self._ids |= {name: [id_] for name, id_ in names.items() if id_ in self._alive}
 
     def id_of(self, name: str) -> str | None:
         """The id of a device by its id or name; ``None`` if there is none."""
-        return name if name in self._alive else self._ids.get(name)
+        return name if name in self._alive else next(iter(self._ids.get(name, ())), None)
 
     def resolve(self, names: Sequence[str], field: str) -> list[str]:
         """The ids of devices.
 
         Raises:
-            InvalidError: there is none of such a name; the text says which are like it.
+            InvalidError: there is none of such a name, and the text says which are like it; or several, and it has their ids.
         """
         unknown = [name for name in names if self.id_of(name) is None]
         if unknown:
             raise InvalidError(f"{field}: {'; '.join(map(self._explain_unknown, unknown[:10]))}")
+        for name in names:
+            if name not in self._alive and len(same := self._ids[name]) > 1:
+                raise InvalidError(
+                    f"{field}: {len(same)} devices are called {name!r}; name by its id the one that is meant: {', '.join(same[:10])}"
+                )
         ids = [self.id_of(name) or name for name in names]
         for id_ in ids:
             if ids.count(id_) > 1:
@@ -136,12 +145,12 @@ class Fleet:
         return ids
 
     def alive(self) -> list[str]:
-        """The ids of the devices that are alive, in order.
+        """The ids of the devices that are alive, in the natural order of their names, as the manager's slots are.
 
         Raises:
             InvalidError: there is none.
         """
-        ids = sorted(id_ for id_, alive in self._alive.items() if alive)
+        ids = [id_ for id_, alive in self._alive.items() if alive]
         if not ids:
             raise InvalidError("no proplet is alive: see `propeller status`")
         return ids
@@ -149,7 +158,7 @@ class Fleet:
     def _explain_unknown(self, name: str) -> str:
         known = [*self._ids, *self._alive]
         near = nearest_names(name, known)
-        shown = ", ".join(sorted(self._ids)[:10]) or "none"
+        shown = ", ".join(list(self._ids)[:10]) or "none"
         meant = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
         return f"there is no device {name[:80]!r}; {meant}"
 

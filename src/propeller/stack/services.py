@@ -295,6 +295,7 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
             "PROPLET_STATE_BYTES",
             "PROPLET_STATE_DAYS",
         ),
+        "PROPLET_INSTANCE_ID": process,
         "PROPLET_MQTT_ADDRESS": stack.broker,
         "PROPLET_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
