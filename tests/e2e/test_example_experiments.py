@@ -1,73 +1,163 @@
-"""examples/experiments: every file of it learns on a stack of three devices, as its README says."""
+"""examples/experiments on a stack of ten devices: every strategy learns, and robust ones do so beside three devices that send noise."""
 
-import os
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 
-from propeller.sdk import Propeller
-from support.python_programs import CACHE_HOME, built
-from support.stack import PROPELLER, Up, running_stack
+from propeller.cli.experiment_file import ExperimentFile
+from propeller.fl.strategies import strategy_names
+from propeller.sdk import ExperimentFailedError, ExperimentHandle, Propeller
+from support.python_programs import COMPILED, built
+from support.stack import Up, propeller, running_stack
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "experiments"
-FILES = sorted(file.name for file in EXAMPLES.glob("*.toml"))
+STRATEGY = re.compile(r"^(?:# )?(strategy = .+)$", re.MULTILINE)
+"""A line of a file that names a strategy: the one that is used, and the others as comments."""
+
+LINES = [
+    (file.name, line)
+    for file in sorted(EXAMPLES.glob("*.toml"))
+    for line in STRATEGY.findall(file.read_text())
+]
+THREE = 'selection.names=["proplet-1", "proplet-2", "proplet-3"]'
+"""The files for three devices are run on the first three of ten."""
 
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running_stack(tmp_path_factory.mktemp("examples") / "state") as running:
-        yield running
+def name_in(line: str) -> str:
+    found = re.search(r'"(\w+)"', line)
+    assert found is not None
+    return found[1]
 
 
 @pytest.fixture(scope="module")
-def folder(up: Up, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with data, whose files name the registry of this stack."""
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the examples with their data."""
     copy = tmp_path_factory.mktemp("copy") / "experiments"
     shutil.copytree(EXAMPLES, copy)
     subprocess.run([sys.executable, copy / "digits.py"], check=True, capture_output=True)
-    registry = up.url("oci_registry").removeprefix("http://")
-    for file in copy.glob("*.toml"):
-        file.write_text(file.read_text().replace("127.0.0.1:5000", registry))
-    program = built(ROOT / "programs" / "python" / "softmax.py")
-    run(copy, "push", str(program), f"{registry}/softmax:latest")
     return copy
 
 
-def run(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [*PROPELLER, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**os.environ, "XDG_CACHE_HOME": str(CACHE_HOME)},
+def prepare(up: Up, folder: Path) -> None:
+    """Do what README.md says before the first run."""
+    registry = up.url("oci_registry").removeprefix("http://")
+    pushed = propeller(
+        "push", str(built(ROOT / "programs" / "python" / "softmax.py")), f"{registry}/softmax:latest"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert pushed.returncode == 0, pushed.stderr
+    stored = httpx.post(
+        f"{up.url('data_store')}/datasets/test", content=(folder / "data" / "test.json").read_bytes()
+    )
+    assert stored.status_code == 201, stored.text
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_it_learns(up: Up, folder: Path, name: str) -> None:
-    shown = run(folder, "run", name, "--state", str(up.folder))
-    found = re.search(r"Experiment (\S+):", shown)
-    assert found is not None
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("examples") / "state"
+    with running_stack(folder, "--proplets", "10", env={"PROPLET_CACHE": str(COMPILED)}) as running:
+        prepare(running, written)
+        yield running
+
+
+def submit(
+    fl: Propeller, up: Up, folder: Path, name: str, line: str | None = None, *changes: str
+) -> ExperimentHandle:
+    """Submit a file, with another one of its strategies where ``line`` is given."""
+    registry = up.url("oci_registry").removeprefix("http://")
+    text = (folder / name).read_text().replace("127.0.0.1:5000", registry)
+    if line is not None:
+        assert len(re.findall(f"^(# )?{re.escape(line)}$", text, re.MULTILINE)) == 1
+        text = STRATEGY.sub(lambda found: found[1] if found[1] == line else "", text)
+    file = folder / f"{up.process.pid}.toml"
+    file.write_text(text)
+    return fl.run(ExperimentFile.load(file, changes).to_experiment())
+
+
+def accuracies(handle: ExperimentHandle) -> list[float]:
+    """By its evaluations, once it is over."""
+    result = handle.wait(timeout=200)
+    assert (result.state, result.reason) == ("completed", None)
+    found = [value for _, value in handle.history().metric("accuracy", "evaluate")]
+    assert result.best is not None
+    assert result.best["value"] == pytest.approx(max(found))
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), LINES, ids=lambda value: value)
+def test_it_learns(up: Up, written: Path, name: str, line: str) -> None:
     with Propeller.from_state(up.folder) as fl:
-        handle = fl.experiment(found[1])
-        accuracy = [value for _, value in handle.history().metric("accuracy", "evaluate")]
-        assert accuracy[-1] > 0.75, shown
-        best = handle.wait().best
-        assert best is not None
-        assert best["value"] == pytest.approx(max(accuracy))
+        handle = submit(fl, up, written, name, line, *([] if name == "robust.toml" else [THREE]))
+        found = accuracies(handle)
+        assert found[-1] > 0.8, found
+        trained = [one for one in handle.history() if one["kind"] == "train"]
+    assert all("loss" in one["metrics"] for one in trained), trained
 
 
-def test_the_readme_names_every_file() -> None:
-    assert sorted(re.findall(r"\[(\w+\.toml)\]", (EXAMPLES / "README.md").read_text())) == FILES
+def test_every_strategy_has_a_line() -> None:
+    assert {name_in(line) for _, line in LINES} == set(strategy_names())
+
+
+def test_the_readme_names_every_file_and_every_strategy() -> None:
+    text = (EXAMPLES / "README.md").read_text()
+    assert sorted(set(re.findall(r"\[(\w+\.toml)\]", text))) == sorted({name for name, _ in LINES})
+    assert set(re.findall(r"strategies\.md#(\w+)\)", text)) == set(strategy_names())
+
+
+def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> None:
+    with Propeller.from_state(up.folder) as fl:
+        found = accuracies(submit(fl, up, written, "robust.toml", None, "strategy=fedavg"))
+    assert max(found) < 0.5, found
+
+
+def test_bulyan_holds_against_as_many_as_it_promises_and_refuses_more(up: Up, written: Path) -> None:
+    """Of eight devices one may be bad, and seven would do; for three bad ones there would have to be fifteen."""
+    eight = json.dumps([f"proplet-{number}" for number in range(1, 9)])
+    files = json.dumps([f"robust/{number}.json" for number in range(1, 9)])
+    of_eight = (f"selection.names={eight}", f"data.files={files}")
+    bulyan = 'strategy={name = "bulyan", byzantine = %d}'
+    with Propeller.from_state(up.folder) as fl:
+        found = accuracies(submit(fl, up, written, "robust.toml", None, bulyan % 1, *of_eight))
+        assert found[-1] > 0.8, found
+        handle = submit(fl, up, written, "robust.toml", None, bulyan % 3, "timeout_s=1", "retries=0")
+        with pytest.raises(ExperimentFailedError, match="15 devices needed, 10 there"):
+            handle.wait(timeout=60)
+
+
+def test_the_same_experiment_on_another_stack_gives_the_same_model(
+    up: Up, written: Path, tmp_path: Path
+) -> None:
+    """Ids are others there, and so is the number of devices; names decide, and the seed."""
+
+    def run(on: Up, *changes: str) -> tuple[list[set[str]], dict[str, Any]]:
+        with Propeller.from_state(on.folder) as fl:
+            chosen = ("selection.count=2", "selection.seed=3", "rounds=4", *changes)
+            handle = submit(fl, on, written, "digits.toml", None, *chosen)
+            accuracies(handle)
+            names = fl.device_names()
+            asked = [
+                {names[update["proplet_id"]] for update in one["updates"]}
+                for one in handle.history()
+                if one["kind"] == "train"
+            ]
+            return asked, handle.model()
+
+    with running_stack(tmp_path / "state", env={"PROPLET_CACHE": str(COMPILED)}) as other:
+        prepare(other, written)
+        participants, model = run(other)
+        assert set(other.ids()).isdisjoint(up.ids())
+    assert len({frozenset(one) for one in participants}) > 1
+    again, same = run(up, THREE)
+    assert again == participants
+    assert all(np.array_equal(same[name], array) for name, array in model.items())
