@@ -244,7 +244,31 @@ def test_every_wrong_field_is_named_up_to_a_bound() -> None:
         ({"model": {"version": 1.5}}, "model.version: must be a number, or an alias"),
         ({"model": {"version": -1}}, "model.version: must be from 0"),
         ({"limits": {"fule": 1}}, "limits: 'fule' is no limit"),
-        ({"update": {"compression": "zip"}}, "update.compression: Input should be 'none'"),
+        (
+            {"update": {"compression": "zip"}},
+            "update.compression: 'zip' is not known; there are none, zstd, ",
+        ),
+        (
+            {"update": {"compression": "INT8"}},
+            "update.compression: 'INT8' is not known; did you mean 'int8'? ",
+        ),
+        ({"update": {"compression": 8}}, "update.compression: must be one of none, zstd, float16, "),
+        (
+            {"update": {"compression": {"topk": 0.1}}},
+            "update.compression.topk: there is no such field; did you mean 'top_k'?",
+        ),
+        (
+            {"update": {"compression": {"top_k": 1.0}}},
+            "update.compression.top_k: Input should be less than 1",
+        ),
+        (
+            {"update": {"compression": {"values": "int2"}}},
+            "update.compression.values: Input should be 'float32', 'float16',",
+        ),
+        (
+            {"update": {"compression": {"zstd": True, "error_feedback": True}}},
+            "update.compression: error_feedback needs a stage that loses something: give top_k, or values",
+        ),
         ({"timeout_s": 0}, "timeout_s: Input should be greater than 0"),
         ({"selection": {"fraction": 0}}, "selection.fraction: Input should be greater than 0"),
         ({"rounds": True}, "rounds: Input should be a valid integer"),
@@ -357,3 +381,26 @@ def test_a_policy_survives_the_wire_and_newer_senders() -> None:
     policy = SelectionPolicy(count=3, exclude=["a"], last_rounds={"b": 2}, seed=5)
     assert SelectionPolicy.decode(policy.encode()) == policy
     assert SelectionPolicy.decode({**policy.model_dump(), "newer": 1}) == policy
+
+
+@pytest.mark.parametrize(
+    ("short", "table", "text"),
+    [
+        ("none", {}, "none"),
+        ("zstd", {"zstd": True}, "zstd"),
+        ("int4", {"values": "int4", "zstd": True}, "int4 + zstd"),
+        ("top_k", {"top_k": 0.01, "error_feedback": True, "zstd": True}, "top_k 0.01 + zstd"),
+        ({"top_k": 0.1, "values": "int8", "zstd": False, "error_feedback": False}, None, "top_k 0.1 + int8"),
+    ],
+)
+def test_a_compression_is_a_name_or_a_table(short: Any, table: dict[str, Any] | None, text: str) -> None:
+    one = spec(update={"compression": short})
+    if table is not None:
+        assert spec(update={"compression": table}) == one
+    assert str(one.update.compression) == text
+    written = one.to_json()["update"]["compression"]
+    assert (written == "none") == (text == "none")
+    assert ExperimentSpec.decode(one.to_json()) == one
+    assert one.update.for_devices() == (None if text == "none" else {"compression": written})
+    delta = spec(update={"kind": "delta", "compression": short}).update.for_devices()
+    assert delta == {"kind": "delta", **(one.update.for_devices() or {})}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -53,6 +54,7 @@ class Services:
         self.datasets: dict[str, Any] = {}
         self.updates: list[Any] = []
         self.update_types: list[str] = []
+        self.update_codings: list[str | None] = []
         self.answers: list[int] = []
         """Statuses that the next updates are answered with."""
         self.asked: list[tuple[str, int]] = []
@@ -127,6 +129,9 @@ class Services:
         if self.answers and (status := self.answers.pop(0)) != 200:
             return JSONResponse({"error": "no, because"}, status)
         self.update_types.append(request.headers["content-type"])
+        self.update_codings.append(request.headers.get("content-encoding"))
+        if self.update_codings[-1] == "zstd":
+            body = zstandard.ZstdDecompressor().stream_reader(body).read()
         self.updates.append(json.loads(body) if self.update_types[-1] == "application/json" else body)
         return JSONResponse({"status": "accepted"})
 

@@ -52,7 +52,7 @@ def report_of(**fields: Any) -> bytes:
 
 def test_messages_come_out_as_they_went_in() -> None:
     for request in (
-        StartTask(1, "/task", 2.5, host_tensors=True, outputs=(BoundedFolder("out", "/out", 10, 3),)),
+        StartTask(1, "/task", 2.5, module="some.module", outputs=(BoundedFolder("out", "/out", 10, 3),)),
         StartTask(2, "/task", 60),
         KillTask(3),
     ):

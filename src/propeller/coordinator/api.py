@@ -1,10 +1,12 @@
 """The coordinator's HTTP API (the routes of absmach/propeller, and those that this project adds)."""
 
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
 from propeller.coordinator.access import check_may_control
+from propeller.coordinator.content_coding import LongContentError, coding_of
 from propeller.coordinator.experiment_routes import experiment_routes
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.large_updates import LargeUpdates
@@ -71,7 +73,7 @@ def create_api(
     )
     app.include_router(_control_routes(service, experiments))
     app.include_router(experiment_routes(experiments))
-    app.include_router(_update_routes(service, large, max_body))
+    app.include_router(_update_routes(service, large, max_body, max_update))
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
     return app
@@ -122,7 +124,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     return router
 
 
-def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int) -> Router:
+def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int, max_update: int) -> Router:
     """What participants get and send."""
     router = Router()
 
@@ -144,23 +146,37 @@ def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int) -> 
     @router.post("/update")
     async def update(request: Request, who: Caller) -> dict[str, Any]:
         content_type = request.headers.get("content-type")
-        if media_type(content_type) != SAFETENSORS or not _is_large(request):
-            return await accept(content_type, await _read_body(request, max_body), who)
+        coding = coding_of(request.headers.get("content-encoding"))
+        if media_type(content_type) != SAFETENSORS:
+            return await accept(request, content_type, who)
+        pieces = request.stream()
+        if not _is_large(request):
+            body = await _read_body(request, max_body)
+            try:
+                return await accept_body(body, SAFETENSORS, coding, LARGE_BYTES, who)
+            except LongContentError:
+                pieces = _one_piece(body)
 
         async def admit(update: ReceivedUpdate) -> None:
             check_sender(update, who)
             await service.check_admission(update)
 
-        async with large.receive(request.stream(), admit) as received:
+        async with large.receive(pieces, admit, coding=coding, max_bytes=max_update) as received:
             await service.accept_update(received)
         return {"status": "accepted"}
 
     @router.post("/update_cbor")
     async def update_cbor(request: Request, who: Caller) -> dict[str, Any]:
-        return await accept(CBOR, await request.body(), who)
+        return await accept(request, CBOR, who)
 
-    async def accept(content_type: str | None, body: bytes, who: Principal) -> dict[str, Any]:
-        update = await decode_update(content_type, body)
+    async def accept(request: Request, content_type: str | None, who: Principal) -> dict[str, Any]:
+        coding = coding_of(request.headers.get("content-encoding"))
+        return await accept_body(await _read_body(request, max_body), content_type, coding, max_body, who)
+
+    async def accept_body(
+        body: bytes, content_type: str | None, coding: str | None, max_bytes: int, who: Principal
+    ) -> dict[str, Any]:
+        update = await decode_update(content_type, body, coding=coding, max_bytes=max_bytes)
         check_sender(update, who)
         await service.accept_update(update)
         return {"status": "accepted"}
@@ -178,6 +194,10 @@ def _is_large(request: Request) -> bool:
     """Whether a body is not to be in memory; one of unknown length is not, either."""
     length = request.headers.get("content-length", "")
     return not length.isdigit() or int(length) > LARGE_BYTES
+
+
+async def _one_piece(body: bytes) -> AsyncGenerator[bytes]:
+    yield body
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -180,7 +180,7 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
         strategy=strategy or None,
         # The coordinator's own evaluation is on all of its data set.
         split=None if spec.data.split is None or central else spec.data.split.to_json(),
-        update=spec.update.to_json() if spec.update.kind == "delta" else None,
+        update=spec.update.for_devices(),
         seed=spec.selection.seed,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Se
 from typing import Any
 
 from propeller.coordinator.rounds import RoundRecord, format_unix_time
+from propeller.coordinator.transfer import total_of
 
 _COLUMNS = (
     "number",
@@ -23,6 +24,10 @@ _COLUMNS = (
     "num_samples",
     "steps",
     "size",
+    "bytes",
+    "uncompressed_bytes",
+    "compression",
+    "compression_error",
     "received_at",
     "reason",
 )
@@ -52,6 +57,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "seconds": None if started is None or ended is None else round(ended - started, 6),
         "metrics": record.metrics,
         "num_samples": sum(update.num_samples for update in record.updates.values()),
+        **total_of(update.transfer for update in record.updates.values()),
         "participants": list(record.round.plan.participants),
         "updates": [update.to_json() for update in record.in_slot_order()],
         "failures": [

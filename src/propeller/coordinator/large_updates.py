@@ -5,12 +5,15 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from propeller.coordinator.content_coding import decompress_stream
+from propeller.coordinator.settings import GIB
+from propeller.coordinator.transfer import transfer_of
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, check_fits, decode_update
 from propeller.errors import InvalidError, UnavailableError, UnprocessableError
 from propeller.fl.tensors import DTYPES, SAFETENSORS, Array, Specs, TensorError, TensorSpec, check_ranges
@@ -36,6 +39,11 @@ class LargeUpdate(ReceivedUpdate):
 
     document: Document = field(kw_only=True)
 
+    async def in_memory(self) -> ReceivedUpdate:
+        """It, read from the file."""
+        content = await asyncio.to_thread(self.document.read)
+        return replace(await decode_update(SAFETENSORS, content), transfer=self.transfer)
+
 
 class LargeUpdates:
     """Receives large updates into files without names, which the system frees however the process ends."""
@@ -45,18 +53,34 @@ class LargeUpdates:
         self._folder = folder
 
     @contextlib.asynccontextmanager
-    async def receive(self, pieces: AsyncIterable[bytes], admit: Admit) -> AsyncIterator[LargeUpdate]:
+    async def receive(
+        self,
+        pieces: AsyncIterable[bytes],
+        admit: Admit,
+        *,
+        coding: str | None = None,
+        max_bytes: int = 4 * GIB,
+    ) -> AsyncIterator[LargeUpdate]:
         """An update in safetensors for the length of the block; once its header has come, ``admit`` may refuse it.
+
+        Args:
+            pieces: the body.
+            admit: is told of the header.
+            coding: ``zstd`` if the body is compressed by it.
+            max_bytes: the longest body without content coding.
 
         Raises:
             InvalidError: it is malformed.
+            LongContentError: it is too long without its content coding.
             UnavailableError: there is no room on the disk.
         """
         with contextlib.ExitStack() as stack:
             with self.errors():
                 file = stack.enter_context(await asyncio.to_thread(self._open_file))
-            gathered, header = bytearray(), None
-            async for piece in pieces:
+            gathered, header, body = bytearray(), None, _Counted(pieces)
+            async for piece in (
+                body.pieces() if coding is None else decompress_stream(body.pieces(), max_bytes)
+            ):
                 gathered += piece
                 if header is None:
                     if _lacks_header(gathered):
@@ -74,7 +98,11 @@ class LargeUpdates:
                 check_count(len(document.header.entries))
             except TensorError as error:
                 raise InvalidError(f"update: {error}") from None
-            yield LargeUpdate(header.header, header.read_tensors, document.header.length, document=document)
+            length = document.header.length
+            transfer = transfer_of(length, header.description).with_coding(coding, body.size)
+            yield LargeUpdate(
+                header.header, header.read_tensors, length, transfer, header.description, document=document
+            )
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -94,6 +122,18 @@ class LargeUpdates:
     def _open_file(self) -> BinaryIO:
         self._folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=self._folder)
+
+
+class _Counted:
+    """The pieces of a body, and how many bytes they were so far."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces, self.size = pieces, 0
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        async for piece in self._pieces:
+            self.size += len(piece)
+            yield piece
 
 
 def write_document(update: LargeUpdate, base: Specs, target: DurableFile) -> UpdateDocument:

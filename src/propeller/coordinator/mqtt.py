@@ -4,11 +4,11 @@ import asyncio
 
 from sqlalchemy.exc import DataError, DBAPIError
 
+from propeller.coordinator.content_coding import coding_of_message
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.store import RoundStore
-from propeller.coordinator.updates import decode_update
+from propeller.coordinator.updates import MESSAGE, decode_update
 from propeller.errors import PropellerError, UnavailableError
-from propeller.fl.tensors import JSON, SAFETENSORS
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
@@ -66,7 +66,9 @@ class UpdateReceiver:
             raise MalformedMessageError(
                 f"{len(payload)} bytes are over the limit of {self._max_bytes} bytes (COORDINATOR_MAX_BYTES)"
             )
-        update = await decode_update(JSON if payload[:1] == b"{" else SAFETENSORS, payload)
+        update = await decode_update(
+            MESSAGE, payload, coding=coding_of_message(payload), max_bytes=self._max_bytes
+        )
         header = update.header
         if (header.round_id, header.proplet_id) != (place.round_id, place.proplet_id):
             raise MalformedMessageError(

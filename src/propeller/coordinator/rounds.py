@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from propeller.coordinator.transfer import Transfer
 from propeller.errors import ConflictError
 from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
@@ -42,7 +43,10 @@ class NewVersion:
 
 @dataclass(frozen=True)
 class AcceptedUpdate:
-    """An update that counts: the header of what lies in the blobs under ``digest``; ``received_at`` in Unix seconds."""
+    """An update that counts: the header of what lies in the blobs under ``digest``; ``received_at`` in Unix seconds.
+
+    ``transfer`` says how it came; of updates from before that was kept, and of evaluations, there is none.
+    """
 
     proplet_id: str
     digest: str
@@ -52,9 +56,17 @@ class AcceptedUpdate:
     received_at: float
     steps: int | None = None
     kind: UpdateKind = "weights"
+    transfer: Transfer | None = None
 
     @classmethod
-    def of(cls, header: UpdateHeader, digest: str, size: int, received_at: float) -> "AcceptedUpdate":
+    def of(
+        cls,
+        header: UpdateHeader,
+        digest: str,
+        size: int,
+        received_at: float,
+        transfer: Transfer | None = None,
+    ) -> "AcceptedUpdate":
         """An update with this header, stored under ``digest`` in ``size`` bytes; an evaluation is not stored and has 0."""
         return cls(
             header.proplet_id,
@@ -65,6 +77,7 @@ class AcceptedUpdate:
             received_at,
             header.steps,
             header.kind,
+            transfer,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +88,7 @@ class AcceptedUpdate:
             **({} if self.steps is None else {"steps": self.steps}),
             "metrics": dict(self.metrics),
             "size": self.size,
+            **({} if self.transfer is None else self.transfer.to_json()),
             "received_at": format_unix_time(self.received_at),
         }
 

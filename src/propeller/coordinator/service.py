@@ -369,7 +369,8 @@ class Coordinator:
                     await self._updates.add(document)
         event = UpdateReceived(header.proplet_id, digest, base_version)
         async with active.lock:
-            accepted = AcceptedUpdate.of(header, digest, size, time.time())
+            transfer = update.transfer if active.record.kind == "train" else None
+            accepted = AcceptedUpdate.of(header, digest, size, time.time(), transfer)
             answer = await self._apply(active, event, accepted)
         if answer is None:
             raise AssertionError("an update is always answered")

@@ -14,6 +14,7 @@ from propeller.coordinator.tables import experiments as _experiments
 from propeller.coordinator.tables import failures as _failures
 from propeller.coordinator.tables import rounds as _rounds
 from propeller.coordinator.tables import updates as _updates
+from propeller.coordinator.transfer import Transfer
 from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.tensors import TensorSpec
@@ -256,7 +257,25 @@ def _update_row(record: RoundRecord, update: AcceptedUpdate) -> dict[str, Any]:
         "received_at": update.received_at,
         "steps": update.steps,
         "kind": update.kind,
+        **_transfer_columns(update.transfer),
     }
+
+
+def _transfer_columns(transfer: Transfer | None) -> dict[str, Any]:
+    if transfer is None:
+        return dict.fromkeys(("received_bytes", "uncompressed_bytes", "compression", "compression_error"))
+    return {
+        "received_bytes": transfer.bytes,
+        "uncompressed_bytes": transfer.uncompressed_bytes,
+        "compression": transfer.compression,
+        "compression_error": transfer.error,
+    }
+
+
+def _read_transfer(row: "sa.Row[Any]") -> Transfer | None:
+    if row.received_bytes is None:
+        return None
+    return Transfer(row.received_bytes, row.uncompressed_bytes, row.compression, row.compression_error)
 
 
 async def _save_failures(connection: AsyncConnection, before: RoundRecord, after: RoundRecord) -> None:
@@ -313,6 +332,7 @@ def _read_record(
             one.received_at,
             one.steps,
             one.kind or "weights",
+            _read_transfer(one),
         )
         for one in updates
     }

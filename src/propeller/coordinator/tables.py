@@ -85,6 +85,10 @@ updates = Table(
     Column("received_at", Double, nullable=False),
     Column("steps", BigInteger),
     Column("kind", String(16)),  # weights, or their difference to the base model
+    Column("received_bytes", BigInteger),  # as it came
+    Column("uncompressed_bytes", BigInteger),
+    Column("compression", String(64)),
+    Column("compression_error", Double),
 )
 
 failures = Table(

@@ -38,6 +38,8 @@ async def check_update(
     expected = update_specs(record.strategy, record.specs)
     if not isinstance(update, LargeUpdate):
         return await make_document(update, expected)
+    if update.description is not None:
+        return await make_document(await update.in_memory(), expected)
     file = new_file()
     try:
         return await asyncio.to_thread(write_document, update, expected, file)

@@ -6,13 +6,17 @@ CBOR (RFC 8949) is a map of the JSON field names; arrays may also be typed array
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import cbor2
 import numpy as np
 
+from propeller.coordinator.content_coding import decompress
+from propeller.coordinator.transfer import Transfer, transfer_of
 from propeller.errors import InvalidError, UnprocessableError, UnsupportedTypeError
+from propeller.fl.compression import Description, read_description
+from propeller.fl.compression import decode_update as decompress_tensors
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -34,9 +38,13 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
+from propeller.web.app import MAX_BODY
 
 NO_TENSORS = "update: Field required: update data is required and cannot be empty"
 """Of an update in a round of training."""
+
+MESSAGE = "message"
+"""In the place of a media type, for what came over MQTT: JSON or safetensors, as its first byte tells."""
 
 _THREAD_FROM_BYTES = 256 * 1024
 """Bodies above this are read in a thread, so that others are answered meanwhile."""
@@ -61,12 +69,16 @@ class ReceivedUpdate:
         header: everything but the tensors.
         read_tensors: reads the tensors, which may be large and not needed; in JSON, by the base model's dtypes. ``None``
             for an evaluation, which has none.
-        size: of the body, in bytes.
+        size: of the body, in bytes, without content coding.
+        transfer: how it came; evaluations of the coordinator's own did not.
+        description: what its tensors stand for, if it is compressed.
     """
 
     header: UpdateHeader
     read_tensors: Callable[[Specs], Tensors] | None
     size: int
+    transfer: Transfer | None = None
+    description: Description | None = None
 
 
 @dataclass(frozen=True)
@@ -98,16 +110,25 @@ def evaluation_digest(header: UpdateHeader) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
-    """Read an update by its media type, but for its tensors.
+async def decode_update(
+    content_type: str | None, body: bytes, *, coding: str | None = None, max_bytes: int = MAX_BODY
+) -> ReceivedUpdate:
+    """Read an update, but for its tensors.
+
+    Args:
+        content_type: its media type; of an MQTT message ``MESSAGE``.
+        body: the update.
+        coding: ``zstd`` if the body is compressed by it.
+        max_bytes: the longest body without content coding.
 
     Raises:
         InvalidError: a field is missing or wrong, or the body is not of its type.
+        TooLargeError: it is too long.
         UnsupportedTypeError: updates of this type are not supported.
     """
-    if len(body) > _THREAD_FROM_BYTES:
-        return await asyncio.to_thread(_decode_update, content_type, body)
-    return _decode_update(content_type, body)
+    if coding is not None or len(body) > _THREAD_FROM_BYTES:  # a short body may be long without its coding
+        return await asyncio.to_thread(_decode_update, content_type, body, coding, max_bytes)
+    return _decode_update(content_type, body, coding, max_bytes)
 
 
 async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
@@ -120,7 +141,7 @@ async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
         InvalidError: they are malformed.
         UnprocessableError: they do not fit the base model; the text names the tensor.
     """
-    if update.size > _THREAD_FROM_BYTES:
+    if update.description is not None or update.size > _THREAD_FROM_BYTES:
         return await asyncio.to_thread(_make_document, update, base)
     return _make_document(update, base)
 
@@ -137,7 +158,18 @@ def check_fits(tensors: Tensors | Specs, base: Specs) -> None:
         raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
 
-def _decode_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+def _decode_update(
+    content_type: str | None, body: bytes, coding: str | None, max_bytes: int
+) -> ReceivedUpdate:
+    if coding is None:
+        return _read_update(content_type, body)
+    update = _read_update(content_type, decompress(body, max_bytes))
+    return replace(update, transfer=update.transfer and update.transfer.with_coding(coding, len(body)))
+
+
+def _read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+    if content_type == MESSAGE:
+        content_type = JSON if body[:1] == b"{" else SAFETENSORS
     kind = media_type(content_type)
     if kind in CBOR_TYPES:
         return _from_fields(_decode_cbor(body), len(body))
@@ -178,8 +210,9 @@ def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
+    transfer = Transfer(size, size)
     if "update" not in fields:
-        return ReceivedUpdate(UpdateHeader.decode(fields), None, size)
+        return ReceivedUpdate(UpdateHeader.decode(fields), None, size, transfer)
     update = UpdateMessage.decode(fields)
 
     def read_tensors(base: Specs) -> Tensors:
@@ -188,12 +221,13 @@ def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
             return from_json(nested, base)
         return {**(from_json(nested, base) if nested else {}), **typed}
 
-    return ReceivedUpdate(update, read_tensors, size)
+    return ReceivedUpdate(update, read_tensors, size, transfer)
 
 
 def _from_safetensors(body: bytes) -> ReceivedUpdate:
     try:
         metadata: dict[str, Any] = dict(read_header(body).metadata)
+        description = read_description(metadata["compression"]) if "compression" in metadata else None
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
     for field in ("num_samples", "steps"):
@@ -207,7 +241,19 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
             text = str(error)
             raise InvalidError(text if text.startswith("metrics") else f"metrics: {text}") from None
     header = UpdateHeader.decode(metadata)
-    return ReceivedUpdate(header, lambda _base: from_safetensors(body)[0], len(body))
+    size = len(body)
+    transfer = transfer_of(size, description)
+    if description is None:
+        return ReceivedUpdate(header, lambda _base: from_safetensors(body)[0], size, transfer)
+    if header.kind != "delta":
+        raise InvalidError(f"kind: a compressed update is a delta, this one says {header.kind!r}")
+    return ReceivedUpdate(
+        header,
+        lambda base: decompress_tensors(from_safetensors(body)[0], description, base),
+        size,
+        transfer,
+        description,
+    )
 
 
 def _decode_cbor(body: bytes) -> dict[str, Any]:

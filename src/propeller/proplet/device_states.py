@@ -29,6 +29,9 @@ log = get_logger("device_states")
 CLEAN_EVERY_S = 3600.0
 """How often states of experiments that are over are looked for."""
 
+MAX_DIGITS = 9
+"""The longest number of a round."""
+
 _ABOUT_FILE = "about.json"
 _NEW, _OLD = ".new-", ".old-"
 """What folders begin with that are not versions yet, and not any more."""
@@ -78,12 +81,17 @@ class DeviceStates:
         self._lock = threading.Lock()  # a commit may outlive the asyncio task that asked for it
         self._sizes = {place: _size(place) for place in self._places()}
 
+    @property
+    def max_bytes(self) -> int:
+        """The bound of all states together."""
+        return self._max_bytes
+
     def open(self, experiment_id: str, program: str, number: int | None, *, changes: bool) -> TaskState:
         """The state that a task is given.
 
         Args:
             experiment_id: of the task.
-            program: the repository of its program, or its digest where it has none.
+            program: the repository of its program, or its digest where it has none; or what else it is that keeps a state.
             number: of the round; None: the one after the last that was kept.
             changes: whether what the task leaves is kept; if not, the task is given what this very round left, too.
         """
@@ -204,6 +212,20 @@ class DeviceStates:
 
     def _places(self) -> list[Path]:
         return [place for place in self._folder.iterdir() if place.is_dir()]
+
+
+def round_number(env: Mapping[str, str]) -> int | None:
+    """The number of a task's round, if it has one.
+
+    Raises:
+        TaskError: it is none.
+    """
+    number = env.get("FL_ROUND")
+    if not number:
+        return None
+    if not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
+        raise TaskError(f"FL_ROUND is {number[:80]!r}; it is a whole number of 0 or more")
+    return int(number)
 
 
 def _versions(place: Path) -> list[_Version]:

@@ -10,6 +10,7 @@ from propeller.mqtt.session import Credentials, Session, Will
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.run import StartError
+from propeller.proplet.compression import UpdateCompressor
 from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
 from propeller.proplet.large_files import LargeFiles
@@ -87,7 +88,10 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
         inputs, updates = InputFetcher(services, me, large), UpdateSender(services, publisher.send_update)
-        runner = ProgramRunner(me, programs, inputs, updates, sandbox.run, settings.limits, states, large)
+        compressor = UpdateCompressor(sandbox.call, states)
+        runner = ProgramRunner(
+            me, programs, inputs, updates, sandbox.run, settings.limits, states, large, compressor
+        )
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()
         for topic in (channel.topic(Kind.START), channel.start(me)):

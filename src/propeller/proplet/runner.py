@@ -13,7 +13,8 @@ import structlog
 
 from propeller.process.background import gather_or_cancel
 from propeller.process.logs import get_logger
-from propeller.proplet.device_states import DeviceStates, TaskState
+from propeller.proplet.compression import UpdateCompressor
+from propeller.proplet.device_states import DeviceStates, TaskState, round_number
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import InputFetcher
 from propeller.proplet.large_files import LargeFiles
@@ -26,9 +27,6 @@ from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE, TaskInputs
 
 log = get_logger("task")
-
-MAX_DIGITS = 9
-"""The longest number of a round."""
 
 DAEMON_WALL_TIME_S = 10 * 365 * 86400.0
 """A daemon runs until it is stopped."""
@@ -74,11 +72,12 @@ class ProgramRunner:
         limits: Limits,
         states: DeviceStates,
         large: LargeFiles,
+        compressor: UpdateCompressor,
     ) -> None:
         """``limits`` are the proplet's; a task may ask for lower ones."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
         self._updates, self._execute, self._limits, self._states = updates, execute, limits, states
-        self._large = large
+        self._large, self._compressor = large, compressor
 
     def task_folder(self) -> AbstractAsyncContextManager[Path]:
         """A folder for a task's large files, made when there are some, and removed at the end of the block."""
@@ -183,8 +182,9 @@ class ProgramRunner:
             try:
                 tensors = outcome.large_files.get(TENSORS_FILE) or outcome.out_files.get(TENSORS_FILE)
                 update = parse_program_output(outcome.stdout, tensors, run.env, self._proplet_id)
-                begin = time.monotonic()
-                await self._updates.send(update, run.env)
+                async with self._compressor.compressed(update, run) as sent:
+                    begin = time.monotonic()
+                    await self._updates.send(sent, run.env)
                 if state is not None:
                     await self._states.commit(state)
             except TaskError as error:
@@ -217,17 +217,16 @@ class ProgramRunner:
         Raises:
             TaskError: the number of its round is none.
         """
-        experiment_id, number = env.get("EXPERIMENT_ID"), env.get("FL_ROUND") or None
+        experiment_id = env.get("EXPERIMENT_ID")
         if not experiment_id:
             return None
-        if number is not None and not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
-            raise TaskError(f"FL_ROUND is {number[:80]!r}; it is a whole number of 0 or more")
+        number = round_number(env)
         program = _repository(start.image_url) or digest
         await self._states.wait_settled(experiment_id, program)
         return self._states.open(
             experiment_id,
             program,
-            None if number is None else int(number),
+            number,
             changes=env.get("FL_MODE") != EVALUATE,
         )
 

@@ -37,11 +37,12 @@ PublishUpdate = Callable[[str, bytes], Awaitable[None]]
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """An update or an evaluation as it goes to the coordinator: its header, and the body with its media type."""
+    """An update or an evaluation as it goes to the coordinator: its header, and the body with its media type and content coding."""
 
     header: UpdateHeader
     media_type: str
     body: bytes | FileBody
+    coding: str | None = None
 
     @property
     def size(self) -> int:
@@ -115,7 +116,7 @@ def _check_kind(header: UpdateHeader, env: Mapping[str, str]) -> None:
 
 
 def with_metadata(tensors: bytes | Path, header: UpdateHeader) -> bytes | FileBody:
-    """A safetensors document with the header's fields in its ``__metadata__`` (all of them texts, as it demands).
+    """A safetensors document with the header's fields in its ``__metadata__``.
 
     The tensors themselves are not looked at, and not read of a file; the coordinator checks them against the model.
 
@@ -126,6 +127,21 @@ def with_metadata(tensors: bytes | Path, header: UpdateHeader) -> bytes | FileBo
     from propeller.tensors.safetensors import PREFIX, header_length, replace_metadata
     from propeller.tensors.shapes import TensorError
 
+    metadata = document_metadata(header)
+    try:
+        if isinstance(tensors, bytes):
+            head, start = replace_metadata(tensors, metadata)
+            return head + tensors[start:]
+        with tensors.open("rb") as file:
+            prefix = file.read(PREFIX)
+            head, start = replace_metadata(prefix + file.read(header_length(prefix)), metadata)
+        return FileBody(head, tensors, start, len(head) + tensors.stat().st_size - start)
+    except TensorError as error:
+        raise TaskError(f"/out/{TENSORS_FILE}: {error}") from None
+
+
+def document_metadata(header: UpdateHeader) -> dict[str, str]:
+    """The header's fields as the metadata of a safetensors document: all of them texts, as it demands."""
     metadata = {
         "round_id": header.round_id,
         "proplet_id": header.proplet_id,
@@ -137,16 +153,7 @@ def with_metadata(tensors: bytes | Path, header: UpdateHeader) -> bytes | FileBo
         metadata["kind"] = header.kind
     if header.steps is not None:
         metadata["steps"] = str(header.steps)
-    try:
-        if isinstance(tensors, bytes):
-            head, start = replace_metadata(tensors, metadata)
-            return head + tensors[start:]
-        with tensors.open("rb") as file:
-            prefix = file.read(PREFIX)
-            head, start = replace_metadata(prefix + file.read(header_length(prefix)), metadata)
-        return FileBody(head, tensors, start, len(head) + tensors.stat().st_size - start)
-    except TensorError as error:
-        raise TaskError(f"/out/{TENSORS_FILE}: {error}") from None
+    return metadata
 
 
 class UpdateSender:
@@ -212,6 +219,8 @@ class UpdateSender:
 
 async def _post(coordinator: ServiceClient, update: ProgramOutput) -> None:
     headers = {"Content-Type": update.media_type}
+    if update.coding is not None:
+        headers["Content-Encoding"] = update.coding
     if isinstance(update.body, bytes):
         await coordinator.request("POST", "/update", content=update.body, headers=headers)
         return

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from propeller.protocol.compression import Compression, NamedCompression
 from propeller.protocol.ids import Id
 from propeller.protocol.selection import Fraction, Seed
 from propeller.protocol.strict import NestedProblemsError, StrictMessage, find_problems, require_json
@@ -359,7 +360,14 @@ class UpdateForm(StrictMessage):
     """What devices send: the new weights or their difference to the base model, and how it is compressed."""
 
     kind: Literal["weights", "delta"] = "weights"
-    compression: Literal["none"] = "none"
+    compression: NamedCompression = Field(default_factory=Compression)
+
+    def for_devices(self) -> dict[str, Any] | None:
+        """What devices are told of it; ``None``: they send what their program makes, as it is."""
+        asked: dict[str, Any] = {"kind": self.kind} if self.kind == "delta" else {}
+        if not self.compression.is_none:
+            asked["compression"] = self.compression.to_json()
+        return asked or None
 
 
 class StrategySpec(StrictMessage):

@@ -166,7 +166,7 @@ def encode_header(header: Header, metadata: Mapping[str, str]) -> bytes:
     return _encode_header(fields)
 
 
-def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> tuple[bytes, int]:
+def replace_metadata(document: bytes | memoryview, metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """The prefix and header of a document with other metadata, and where its numbers begin, which may follow as they are.
 
     Only prefix and header of ``document`` are looked at.
@@ -177,7 +177,7 @@ def replace_metadata(document: bytes, metadata: Mapping[str, str]) -> tuple[byte
     start = PREFIX + header_length(document)
     if len(document) < start:
         raise TensorError(f"the safetensors header is cut off: {start} bytes announced, {len(document)} came")
-    fields = _parse(document[PREFIX:start])
+    fields = _parse(bytes(document[PREFIX:start]))
     fields["__metadata__"] = dict(metadata)
     return _encode_header(fields), start
 

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from propeller.wasm import folder_contents
+from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
 from propeller.wasm.messages import TaskReport
 from propeller.wasm.outcome import bounded_folders, judge_outcome, run_metrics, signal_name
 from propeller.wasm.output import LineSplitter, OutputPipe, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.task_folders import TaskFolders
-from propeller.wasm.template_client import ProcessEnd
+from propeller.wasm.template_client import ProcessEnd, TemplateClient
 
 VARIABLE_BYTES = 128 * 1024
 """A longer environment variable cannot be given to a process (Linux: ``MAX_ARG_STRLEN``)."""
@@ -73,12 +74,15 @@ class ExternalRuntime:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
+        self._template = TemplateClient(_NICE)  # started by the first call
+        self._calls = HostCalls(self._template, self._folders)
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._folders.open)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._template.close()
         await asyncio.to_thread(self._folders.close)
 
     def has(self, digest: str) -> bool:
@@ -114,6 +118,10 @@ class ExternalRuntime:
             return RunOutcome(error=f"sandbox: {error.strerror}: {error.filename or 'a pipe'}")
         finally:
             await asyncio.shield(asyncio.to_thread(_remove_folder, folder))
+
+    def call(self, call: HostCall) -> AbstractAsyncContextManager[HostAnswer]:
+        """As ``HostCalls.call``."""
+        return self._calls.call(call)
 
     def _command(
         self, run: ProgramRun, program: CachedProgram, folder: Path, env: Mapping[str, str]

@@ -2,7 +2,7 @@
 
     sandbox → template    StartTask, which brings three descriptors, and KillTask
     template → sandbox    TemplateReady, TaskEnded, TaskNotStarted
-    sandbox → task        RunTask or CompileTask, in a file
+    sandbox → task        RunTask, CompileTask or CallTask, in a file
     task → sandbox        TaskReport, once, as its last words
 
 Each is one line of JSON with every field of its class, and is checked when it is read: what comes out is what the class says,
@@ -21,6 +21,9 @@ from propeller.wasm.program_run import Limits
 
 STATE_READABLE, STATE_WRITABLE = "read", "write"
 """What a program may do with its ``/state``."""
+
+TENSOR_MODULE = "propeller.wasm.host_tensors"
+"""What programs with the host's tensors need."""
 
 _NUMBER_BOUND = 2**63
 
@@ -43,13 +46,14 @@ class BoundedFolder:
 class StartTask:
     """Fork a process for the task in ``task_file``, and end it after ``wall_time_s`` seconds.
 
-    With it come the descriptors of its standard output, standard error and report.
+    With it come the descriptors of its standard output, standard error and report. ``module`` is what the template imports before,
+    once, if anything.
     """
 
     id: int
     task_file: str
     wall_time_s: float
-    host_tensors: bool = False
+    module: str | None = None
     outputs: tuple[BoundedFolder, ...] = ()
 
 
@@ -121,6 +125,20 @@ class RunTask:
 
 
 @dataclass(frozen=True)
+class CallTask:
+    """Call a function of this project's own with a text; ``folder`` has the ``in`` that it reads and the ``out`` that it writes to.
+
+    ``module`` and ``function`` name it. Its result, a text too, is the report's ``value``.
+    """
+
+    folder: str
+    module: str
+    function: str
+    argument: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """How a task's process says that it ended.
 
@@ -164,7 +182,7 @@ class TaskReport:
 
 Request = StartTask | KillTask
 Reply = TemplateReady | TaskEnded | TaskNotStarted
-Task = RunTask | CompileTask
+Task = RunTask | CompileTask | CallTask
 Message = Request | Reply | Task | TaskReport
 
 
@@ -212,7 +230,7 @@ def decode_task(content: bytes) -> Task:
     Raises:
         MessageError: it is no task.
     """
-    task: Task = _decode(content, (RunTask, CompileTask))
+    task: Task = _decode(content, (RunTask, CompileTask, CallTask))
     return task
 
 

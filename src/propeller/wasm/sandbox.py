@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
-from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, RunTask
+from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
+from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, TENSOR_MODULE, RunTask
 from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, run_metrics
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
@@ -54,6 +55,7 @@ class Sandbox:
         self._folders = TaskFolders(folder / "tasks")
         self._template = TemplateClient(_NICE)
         self._compiler = Compiler(self._cache, self._template, self._folders.own)
+        self._calls = HostCalls(self._template, self._folders)
         self._running: dict[str, _ActiveRun] = {}
 
     async def __aenter__(self) -> Self:
@@ -126,6 +128,10 @@ class Sandbox:
             del self._running[run.id]
             active.done.set_result(None)
 
+    def call(self, call: HostCall) -> AbstractAsyncContextManager[HostAnswer]:
+        """As ``HostCalls.call``."""
+        return self._calls.call(call)
+
     async def kill(self, run_id: str) -> bool:
         """End a run at once; its outcome's error is ``stopped before completion``. False: there is no such run."""
         active = self._running.get(run_id)
@@ -193,7 +199,7 @@ class Sandbox:
                 stderr=OutputSink(
                     limits.stderr_bytes, lines.feed, partial(active.note_excess, "stderr_bytes")
                 ),
-                host_tensors=program.host_tensors,
+                module=TENSOR_MODULE if program.host_tensors else None,
                 outputs=bounded_folders(run, folder),
             )
             if active.stopped.done():

@@ -124,7 +124,7 @@ class Template:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
         parent = os.getpid()
         try:
-            if request.host_tensors and worker.load_tensors():  # here, once: it takes 100 ms
+            if request.module is not None and worker.load(request.module):  # here, once: NumPy takes 100 ms
                 gc.collect()
                 gc.freeze()
             # A signal noted here and not yet handled would be handled in the child, whose descriptors are others.

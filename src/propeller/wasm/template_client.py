@@ -167,14 +167,14 @@ class TemplateClient:
             SandboxError: it cannot be started.
         """
         folders = [str(Path(__file__).parents[2])]
-        for name in ("wasmtime", "numpy"):
+        for name in ("wasmtime", "numpy", "ml_dtypes", "zstandard"):
             package = importlib.util.find_spec(name)
             if package is None or package.origin is None:
                 raise SandboxError(f"sandbox: the {name} package is not installed")
             folders.append(str(Path(package.origin).parents[1]))
         self.runtime_version = importlib.metadata.version("wasmtime")  # here: it would cost the template 4 MB
         # Isolated, without site: nothing of the environment, and 3 MB less.
-        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, str(self._nice), *folders]
+        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, str(self._nice), *dict.fromkeys(folders)]
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -214,10 +214,12 @@ class TemplateClient:
         *,
         stdout: OutputSink,
         stderr: OutputSink,
-        host_tensors: bool = False,
+        module: str | None = None,
         outputs: tuple[BoundedFolder, ...] = (),
     ) -> TaskProcess:
         """Ask for a confined process for the task in a file; the sinks take its standard output and error.
+
+        ``module`` is what it needs that takes long to import: the template does it once.
 
         Raises:
             SandboxError: there is no template.
@@ -236,7 +238,7 @@ class TemplateClient:
             raise
         number = next(self._numbers)
         process = self._running[number] = TaskProcess(self, number, pipes, report_text)
-        request = StartTask(number, str(task_file), wall_time_s, host_tensors, outputs)
+        request = StartTask(number, str(task_file), wall_time_s, module, outputs)
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process
 

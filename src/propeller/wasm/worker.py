@@ -1,4 +1,4 @@
-"""One task's own process: forked from the template, it confines itself, runs or compiles one program, and ends.
+"""One task's own process: forked from the template, it confines itself, runs or compiles one program or calls a function, and ends.
 
 Its descriptors: 1 and 2 are pipes to the proplet (the program's standard output and error), 3 takes one ``TaskReport`` that
 says how it ended. Nothing of the program's is in the template, so this is the first and last use of the process.
@@ -17,6 +17,7 @@ from dataclasses import replace
 import wasmtime
 from wasmtime import component
 
+from propeller.errors import InvalidError
 from propeller.wasm import confinement
 from propeller.wasm.call_values import CallError
 from propeller.wasm.guest_program import (
@@ -27,11 +28,23 @@ from propeller.wasm.guest_program import (
     error_cause,
     runtime_config,
 )
-from propeller.wasm.messages import STATE_WRITABLE, CompileTask, RunTask, TaskReport, decode_task, encode
+from propeller.wasm.messages import (
+    STATE_WRITABLE,
+    CallTask,
+    CompileTask,
+    RunTask,
+    Task,
+    TaskReport,
+    decode_task,
+    encode,
+)
 from propeller.wasm.module_exports import export_memories_and_tables
 
 _RUNTIME_BYTES = 192 * 1024 * 1024
 """Writable memory of the process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
+
+_CALL_FILES = 4
+"""How many times as much as a program a function may write: it widens numbers."""
 
 _REPORT_FD = 3
 _MAX_VALUE_BYTES = 48 * 1024
@@ -47,7 +60,7 @@ def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
         with open(task_file, "rb") as file:  # noqa: PTH123 - pathlib costs memory here
             task = decode_task(file.read())
         # The program lives until the process ends: to free it would take a millisecond or two before the report.
-        report, _program = _compile(task) if isinstance(task, CompileTask) else _run(task)
+        report, _program = _do(task)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         report = replace(
             report,
@@ -64,17 +77,16 @@ def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
         os._exit(code)
 
 
-def load_tensors() -> bool:
-    """Import what programs with the host's tensors need; the template does it before it forks the first of them.
+def load(module: str) -> bool:
+    """Import what a task needs; the template does it before it forks the first that does.
 
     Returns:
         Whether this was the first time.
     """
-    name = "propeller.wasm.host_tensors"
-    if name in sys.modules:
+    if module in sys.modules:
         return False
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # tasks run beside each other, and forking wants no threads
-    importlib.import_module(name)
+    importlib.import_module(module)
     return True
 
 
@@ -90,6 +102,30 @@ def _use_pipes(pipes: list[int]) -> None:
     os.closerange(_REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.umask(0o077)
+
+
+def _do(task: Task) -> tuple[TaskReport, GuestProgram | None]:
+    if isinstance(task, CallTask):
+        return _call_function(task), None
+    return _compile(task) if isinstance(task, CompileTask) else _run(task)
+
+
+def _call_function(task: CallTask) -> TaskReport:
+    limits = task.limits
+    confinement.set_limits(
+        data_bytes=limits.memory_bytes + _RUNTIME_BYTES + 2 * limits.tensor_bytes,
+        file_bytes=_CALL_FILES * limits.out_bytes,
+        cpu_s=int(limits.wall_time_s) * (os.cpu_count() or 1) + 5,
+    )
+    os.chdir(task.folder)
+    function = getattr(importlib.import_module(task.module), task.function)
+    confinement.confine([task.folder + "/in"], [task.folder + "/out"])
+    try:
+        return TaskReport(value=_bounded(function(task.argument)))
+    except InvalidError as error:
+        return TaskReport(str(error))
+    except MemoryError:
+        return TaskReport(limits.error("tensor_bytes"), "tensor_bytes")
 
 
 def _compile(task: CompileTask) -> tuple[TaskReport, None]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from propeller.fl.tensors.base import Specs, Tensors, TensorSpec, check_array
 from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating
-from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.tensors.limits import MAX_ELEMENTS, check_count, check_elements, check_name
 from propeller.tensors.shapes import MAX_RANK, TensorError
 
@@ -53,6 +52,9 @@ def decode_json(body: bytes) -> tuple[Tensors, dict[str, str]]:
     Raises:
         TensorError: it is not a JSON object of tensors.
     """
+    # Here, as it has pydantic loaded: a process that compresses updates is small without.
+    from propeller.protocol.wire import MalformedMessageError, decode_object
+
     try:
         mapping = decode_object(body)
     except MalformedMessageError as error:
