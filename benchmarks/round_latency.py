@@ -8,7 +8,8 @@ Starts a stack on free ports, runs one round to warm it up, then times rounds of
 - the next round of an experiment: from one round's end to the end of the next, in the coordinator's own times.
 
 Then it measures in the same minute what a round cannot do without: QoS 1 messages, HTTP calls, writes that reach the disk, and the
-program's own runs (``tests/support/floor.py``), and prints by stage what a round takes above these. Exits 1 if a median is over its limit. For what a
+program's own runs (``tests/support/floor.py``), and prints by stage what a round takes above these, and by process what it takes of
+the processors: beside others on the machine that is the steadier figure. Exits 1 if a median is over its limit. For what a
 round costs elsewhere: Flower 1.42 takes 6.2 s with three SuperNodes that do no training (2 cores, loopback).
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -92,8 +94,26 @@ def one_round(http: httpx.Client, up: Up, base: int) -> tuple[dict[str, float], 
     return {name: 1000 * (moments[n + 1] - moments[n]) for n, name in enumerate(STAGES)}, version
 
 
-def experiment_rounds(http: httpx.Client, up: Up, base: int, rounds: int) -> list[list[float]]:
-    """Milliseconds of each stage of each round but the first, of an experiment that nobody watches."""
+def processor_ms(up: Up) -> dict[str, float]:
+    """Milliseconds of the processors by process, since each began: those of proplets together, their sandboxes apart."""
+    used: dict[str, float] = {}
+    for name, pid in up.stack["processes"].items():
+        service = "proplets" if name.startswith("proplet") else name
+        top = psutil.Process(pid)
+        below = [] if service == "up" else top.children(recursive=True)
+        for process in (top, *below):
+            group = "sandboxes" if service == "proplets" and process is not top else service
+            used[group] = used.get(group, 0.0) + 1000 * sum(
+                process.cpu_times()[:4]
+            )  # with children that ended
+    return used
+
+
+def experiment_rounds(
+    http: httpx.Client, up: Up, base: int, rounds: int
+) -> tuple[list[list[float]], dict[str, float]]:
+    """Of each round but the first of an experiment that nobody watches, milliseconds by stage; and of the processors a round."""
+    before_all = processor_ms(up)
     body = {
         "program": up.stack["images"]["fl-client-wasm"],
         "rounds": rounds + 1,
@@ -105,6 +125,9 @@ def experiment_rounds(http: httpx.Client, up: Up, base: int, rounds: int) -> lis
     with http.stream("GET", f"{place}/events") as events:  # ends with the experiment
         for _line in events.iter_lines():
             pass
+    used = {
+        name: (after - before_all.get(name, 0.0)) / (rounds + 1) for name, after in processor_ms(up).items()
+    }
     state = http.get(place).json()
     if state["state"] != "completed":
         raise RuntimeError(f"the experiment is {state['state']}: {state['reason']}")
@@ -119,7 +142,7 @@ def experiment_rounds(http: httpx.Client, up: Up, base: int, rounds: int) -> lis
             _seconds(this, "ended_at"),
         ]
         stages.append([1000 * (later - earlier) for earlier, later in itertools.pairwise(moments)])
-    return stages
+    return stages, used
 
 
 def floor(http: httpx.Client, up: Up, folder: Path) -> Floor:
@@ -157,7 +180,7 @@ def main() -> int:
         for _ in range(options.rounds):
             stages, base = one_round(http, up, base)
             rounds.append(stages)
-        following = experiment_rounds(http, up, base, options.rounds)
+        following, used = experiment_rounds(http, up, base, options.rounds)
         bare = floor(http, up, Path(folder) / "floor")
     totals = sorted(sum(stages.values()) for stages in rounds)
     median = statistics.median(totals)
@@ -171,6 +194,10 @@ def main() -> int:
     for number, stage in enumerate(NEXT_STAGES):
         took, least = statistics.median(stages[number] for stages in following), stage.floor_ms(bare)
         print(f"  {stage.name:<20} {took:6.1f} ms, {least:5.1f} ms of it floor, {took - least:5.1f} ms above")
+    shares = ", ".join(
+        f"{name} {ms:.1f}" for name, ms in sorted(used.items(), key=lambda item: -item[1]) if ms >= 0.5
+    )
+    print(f"  processors {sum(used.values()):.1f} ms a round: {shares}")
     lowest = sum(stage.floor_ms(bare) for stage in NEXT_STAGES)
     print(
         f"floor of a next round {lowest:.1f} ms: a QoS 1 message {bare.message:.2f}, an HTTP call {bare.call:.2f}, "
