@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from propeller.errors import UnavailableError
 from propeller.process.run import StartError
+from propeller.store.sqlite import LoopConnection
 
 WRITE_WAIT_S = 10.0
 """How long a writer waits for another one, in this process or another, in seconds, unless told otherwise."""
@@ -155,21 +155,20 @@ def _create_sqlite_engine(url: URL, write_wait_s: float) -> AsyncEngine:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"cannot open the database {path}: {error.strerror}") from None
-    engine = create_async_engine(url.set(drivername="sqlite+aiosqlite", database=str(Path(path).absolute())))
-    event.listen(engine.sync_engine, "connect", functools.partial(_prepare_sqlite, write_wait_s))
+    file = str(Path(path).absolute())
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite", database=file),
+        async_creator=lambda *_args, **_options: LoopConnection(file, write_wait_s),
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(write_wait_s: float, connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={int(write_wait_s * 1000)}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
