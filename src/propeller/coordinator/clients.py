@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-import httpx
 from cachetools import LRUCache
 
 from propeller.coordinator.documents import AssembledDocument, read_document_header
@@ -27,7 +26,7 @@ from propeller.fl.tensors import (
 )
 from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
@@ -39,6 +38,7 @@ _MAX_KNOWN_BYTES = 64 * 1024 * 1024
 
 _MAX_KNOWN_VERSIONS = 64
 _COPIED_BYTES = 1024 * 1024
+_PARTIAL_CONTENT = 206
 
 
 class RegistryDocument:
@@ -52,9 +52,7 @@ class RegistryDocument:
         """As ``StoredDocument.read``."""
         headers = {"accept": SAFETENSORS, "range": f"bytes={start}-{end - 1}"}
         answer = await self._client.request("GET", self._path, headers=headers)
-        return (
-            answer.content if answer.status_code == httpx.codes.PARTIAL_CONTENT else answer.content[start:end]
-        )
+        return answer.content if answer.status_code == _PARTIAL_CONTENT else answer.content[start:end]
 
 
 class ModelRegistryClient:
@@ -233,14 +231,14 @@ class ModelRegistryClient:
             has_state = False
         return state_values(await read_document_header(self.state_in_parts(version))) if has_state else {}
 
-    async def _get_model(self, version: int) -> httpx.Response:
+    async def _get_model(self, version: int) -> Answer:
         accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}
         try:
             return await self._client.request("GET", f"/models/{version}", headers=accept)
         except ServiceError as error:
             raise self._not_found(version, error) from None
 
-    async def _decode(self, version: int, answer: httpx.Response) -> Tensors:
+    async def _decode(self, version: int, answer: Answer) -> Tensors:
         try:
             content_type = answer.headers.get("content-type")
             return (await asyncio.to_thread(decode, content_type, answer.content))[0]
@@ -255,7 +253,7 @@ class ModelRegistryClient:
             "it has, POST /models adds one"
         )
 
-    def _json(self, answer: httpx.Response) -> dict[str, Any]:
+    def _json(self, answer: Answer) -> dict[str, Any]:
         try:
             return decode_object(answer.content)
         except MalformedMessageError as error:
@@ -269,7 +267,7 @@ def _read_specs(info: Mapping[str, Any]) -> Specs:
 
 
 async def _read_answer(
-    answer: httpx.Response, model: AssembledDocument, state: AssembledDocument
+    answer: Answer, model: AssembledDocument, state: AssembledDocument
 ) -> AggregationResult:
     """Read an answer of the aggregator into two documents.
 

@@ -3,11 +3,9 @@
 import asyncio
 from typing import Any
 
-import httpx
-
 from propeller.errors import NotFoundError, RefusedError, UnavailableError
 from propeller.process.background import BackgroundTasks
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.http import Answer, ServiceClient, ServiceError, basic_authorization
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.rounds import (
@@ -32,7 +30,7 @@ class CoordinatorClient:
     def __init__(self, url: str, *, credentials: tuple[str, str] | None = None) -> None:
         """``credentials`` are the manager's own; forwarded requests carry the client's instead."""
         self._http = ServiceClient("coordinator", url)
-        self._auth = httpx.BasicAuth(*credentials) if credentials else None
+        self._headers = {"Authorization": basic_authorization(*credentials)} if credentials else {}
 
     async def configure(self, experiment: Experiment) -> None:
         """Configure a round; repeating it changes nothing.
@@ -83,7 +81,7 @@ class CoordinatorClient:
         content_type: str | None = None,
         params: dict[str, str] | None = None,
         wait_s: float = 0.0,
-    ) -> httpx.Response:
+    ) -> Answer:
         """Forward a client's request with the client's credentials, and return the answer.
 
         Args:
@@ -118,10 +116,8 @@ class CoordinatorClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        if self._auth:
-            options["auth"] = self._auth
-        return await self._http.request(method, path, **options)
+    async def _request(self, method: str, path: str, **options: Any) -> Answer:
+        return await self._http.request(method, path, headers=self._headers, **options)
 
 
 class FailureReporter:

@@ -1,10 +1,9 @@
 """HTTP calls from one service to another: credentials, retries of what may be repeated, errors with a cause."""
 
+import base64
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Self, TypeVar
-
-import httpx
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol, Self, TypeVar
 
 from propeller.errors import (
     ConflictError,
@@ -19,8 +18,21 @@ from propeller.errors import (
     UnprocessableError,
     UnsupportedTypeError,
 )
+from propeller.process.http_connection import Answer, HttpClient, HttpError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry as try_again
+from propeller.protocol.task import encode_json
+
+__all__ = [
+    "Answer",
+    "ServiceClient",
+    "ServiceError",
+    "basic_authorization",
+    "error_text",
+    "is_not_modified",
+    "kind_of_status",
+    "needs_tls",
+]
 
 log = get_logger("http")
 
@@ -95,39 +107,63 @@ class ServiceClient:
         """``credentials`` are a client's id and key, sent as HTTP Basic; ``timeout`` in seconds a try."""
         self.service, self.base_url = service, base_url.rstrip("/")
         self._timeout, self._delays = timeout, retry_delays
-        # trust_env off: the proxies of a person's shell are not for calls between services.
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            auth=credentials,
-            timeout=timeout,
-            trust_env=False,
-            follow_redirects=False,
-            verify=needs_tls(base_url),
+        self._http = HttpClient(
+            self.base_url,
+            timeout_s=timeout,
+            authorization=basic_authorization(*credentials) if credentials else None,
         )
 
-    async def request(self, method: str, path: str, *, retry: bool = True, **options: Any) -> httpx.Response:
-        """Send a request and return its 2xx or 304 answer; ``options`` are httpx's (json, content, headers …).
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        json: Any = None,
+        timeout: float | None = None,
+        retry: bool = True,
+    ) -> Answer:
+        """Send a request and return its 2xx or 304 answer.
 
-        Faults of the connection and 502/503/504 are tried again, though not once ``timeout`` has gone by (a peer
-        that hangs is not asked twice). Turn ``retry`` off for what must not happen twice, or cannot be sent twice
-        (a body that is an iterator).
+        Faults of the connection and 502/503/504 are tried again, though not once the client's ``timeout`` has gone by (a
+        peer that hangs is not asked twice).
+
+        Args:
+            method: of HTTP.
+            path: below the client's base URL.
+            params: the query.
+            headers: beside the client's credentials, or in their place.
+            content: the body.
+            json: a body to be sent as JSON.
+            timeout: the longest silence of the peer in seconds, if it is not the client's.
+            retry: off for what must not happen twice, or cannot be sent twice (a body that is an iterator).
 
         Raises:
             ServiceError: with the status and the reason the service gave, or that it did not answer.
         """
+        sent = dict(headers or {})
+        if json is not None:
+            content = encode_json(json)
+            sent["Content-Type"] = "application/json"
 
-        async def send() -> httpx.Response:
-            try:
-                response = await self._http.request(method, path, **options)
-            except httpx.RequestError as error:
-                raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
-            if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
-                return response
-            raise ServiceError(self.service, response.status_code, error_text(response))
+        async def send() -> Answer:
+            async with self._exchange(method, path, params, sent, content, timeout) as answer:
+                await answer.aread()
+            if answer.is_success or is_not_modified(answer):
+                return answer
+            raise ServiceError(self.service, answer.status_code, error_text(answer))
 
         return await self._try(send, path) if retry else await send()
 
-    async def get(self, path: str, read: Callable[[httpx.Response], Awaitable[T]], **options: Any) -> T:
+    async def get(
+        self,
+        path: str,
+        read: Callable[[Answer], Awaitable[T]],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
         """What ``read`` makes of a 2xx or 304 answer, of which the body has not come yet; tried again as ``request``.
 
         Raises:
@@ -135,32 +171,51 @@ class ServiceClient:
         """
 
         async def send() -> T:
-            try:
-                async with self._http.stream("GET", path, **options) as response:
-                    if response.is_success or is_not_modified(response):
-                        return await read(response)
-                    await response.aread()
-            except httpx.RequestError as error:
-                raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
-            raise ServiceError(self.service, response.status_code, error_text(response))
+            async with self._exchange("GET", path, None, headers, None, None) as answer:
+                if answer.is_success or is_not_modified(answer):
+                    return await read(answer)
+                await answer.aread()
+            raise ServiceError(self.service, answer.status_code, error_text(answer))
 
         return await self._try(send, path)
 
     @contextlib.asynccontextmanager
-    async def stream(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+    ) -> AsyncIterator[Answer]:
         """Send a request once, and give its 2xx answer, whose body is read as it comes.
 
         Raises:
             ServiceError: as ``request``; also if the answer breaks off while it is read.
         """
+        async with self._exchange(method, path, None, headers, content, None) as answer:
+            if not answer.is_success:
+                await answer.aread()
+                raise ServiceError(self.service, answer.status_code, error_text(answer))
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+        content: bytes | AsyncIterable[bytes] | None,
+        timeout: float | None,
+    ) -> AsyncIterator[Answer]:
         try:
-            async with self._http.stream(method, path, **options) as response:
-                if not response.is_success:
-                    await response.aread()
-                    raise ServiceError(self.service, response.status_code, error_text(response))
-                yield response
-        except httpx.RequestError as error:
-            raise ServiceError(self.service, None, f"{self.base_url}: {_describe(error)}") from error
+            async with self._http.exchange(
+                method, path, params=params, headers=headers, content=content, timeout_s=timeout
+            ) as answer:
+                yield answer
+        except HttpError as error:
+            raise ServiceError(self.service, None, f"{self.base_url}: {error}") from error
 
     async def _try(self, send: Callable[[], Awaitable[T]], path: str) -> T:
         return await try_again(
@@ -184,23 +239,37 @@ class ServiceClient:
         await self.aclose()
 
 
-def is_not_modified(response: httpx.Response) -> bool:
+class HttpAnswer(Protocol):
+    """What is looked at of an answer, of whichever client."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def reason_phrase(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def json(self) -> Any: ...
+
+
+def basic_authorization(name: str, password: str) -> str:
+    """The ``Authorization`` header of HTTP Basic."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def is_not_modified(answer: HttpAnswer) -> bool:
     """Whether an answer says that what the caller has (``If-None-Match``) is still right."""
-    return response.status_code == httpx.codes.NOT_MODIFIED
+    return answer.status_code == 304
 
 
-def error_text(response: httpx.Response) -> str:
+def error_text(answer: HttpAnswer) -> str:
     """The reason in an error answer: its JSON ``error``, else the start of its text."""
     try:
-        body = response.json()
+        body = answer.json()
     except (ValueError, RecursionError):
         body = None
     if isinstance(body, dict) and isinstance(body.get("error"), str):
         return str(body["error"])
-    return response.text.strip()[:500] or response.reason_phrase
-
-
-def _describe(error: httpx.RequestError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
-    return str(error) or type(error).__name__
+    return answer.text.strip()[:500] or answer.reason_phrase

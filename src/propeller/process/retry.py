@@ -1,11 +1,11 @@
 """Trying again: one helper for calls that may succeed later, and the waits between reconnects."""
 
 import asyncio
+import itertools
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-
-import tenacity
 
 T = TypeVar("T")
 
@@ -45,31 +45,21 @@ async def retry(
     Raises:
         Exception: of the last try, as ``work`` raised it.
     """
-    stop: tenacity.stop.stop_base = (
-        tenacity.stop_never if forever else tenacity.stop_after_attempt(len(delays) + 1)
-    )
-    if timeout_s is not None:
-        stop = tenacity.stop_any(stop, tenacity.stop_before_delay(timeout_s))
-
-    def report(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if failed is not None and error is not None:
-            failed(error, state.next_action.sleep if state.next_action else 0.0)
-
-    waits = [tenacity.wait_fixed(delay) for delay in delays] or [tenacity.wait_fixed(0)]
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and on(error)),
-        wait=tenacity.wait_chain(*waits),
-        stop=stop,
-        before_sleep=report,
-        sleep=sleep,
-        reraise=True,
-    )
-
-    async def call() -> T:  # tenacity awaits only what a coroutine function returns, and work may be a lambda
-        return await work()
-
-    return await retrying(call)
+    begin = time.monotonic()
+    for number in itertools.count():
+        try:
+            return await work()
+        except Exception as error:
+            is_last = number >= len(delays) and not forever
+            delay = delays[min(number, len(delays) - 1)] if delays else 0.0
+            if is_last or not on(error):
+                raise
+            if timeout_s is not None and time.monotonic() - begin + delay >= timeout_s:
+                raise
+            if failed is not None:
+                failed(error, delay)
+        await sleep(delay)
+    raise AssertionError("it counts without end")
 
 
 class Backoff:

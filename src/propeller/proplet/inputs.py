@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import httpx
-
 from propeller.errors import NotFoundError
 from propeller.fl.data_split import split_positions
 from propeller.process.background import gather_or_cancel
 from propeller.process.byte_lru import ByteLru
-from propeller.process.http import ServiceClient, ServiceError, is_not_modified
+from propeller.process.http import Answer, ServiceClient, ServiceError, is_not_modified
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
@@ -232,7 +230,7 @@ class InputFetcher:
         kept_etag = large.place_kept(place.name, place.folder, source) if cached is None else None
         etag = kept_etag if cached is None else cached.etag
 
-        async def read(response: httpx.Response) -> _Document | Path:
+        async def read(response: Answer) -> _Document | Path:
             if is_not_modified(response):
                 return place.folder / place.name if cached is None else cached
             if not _is_large(response):
@@ -249,7 +247,7 @@ class InputFetcher:
         key = (service.base_url + path, JSON)
         cached = self._cache.get(key)
 
-        async def read(response: httpx.Response) -> _Document | None:
+        async def read(response: Answer) -> _Document | None:
             if cached is not None and is_not_modified(response):
                 return cached
             return None if _media_type(response) == SAFETENSORS else await self._read(key, response)
@@ -258,7 +256,7 @@ class InputFetcher:
             path, read, headers=_headers(accept, None if cached is None else cached.etag)
         )
 
-    async def _read(self, key: tuple[str, str], response: httpx.Response) -> _Document:
+    async def _read(self, key: tuple[str, str], response: Answer) -> _Document:
         """Read an answer into memory, and keep it for the next task."""
         await response.aread()
         in_thread = len(response.content) > MAX_ENV_BYTES
@@ -297,16 +295,16 @@ def _headers(accept: str, etag: str | None) -> dict[str, str]:
     return {"Accept": accept, **({"If-None-Match": etag} if etag else {})}
 
 
-def _media_type(response: httpx.Response) -> str:
+def _media_type(response: Answer) -> str:
     return str(response.headers.get("content-type", "").partition(";")[0].strip().lower())
 
 
-def _is_large(response: httpx.Response) -> bool:
+def _is_large(response: Answer) -> bool:
     length = response.headers.get("content-length", "")
     return _media_type(response) == SAFETENSORS and length.isdigit() and int(length) > LARGE_BYTES
 
 
-def _parse(response: httpx.Response) -> _Document:
+def _parse(response: Answer) -> _Document:
     media_type = _media_type(response)
     samples = 0
     if media_type != SAFETENSORS:

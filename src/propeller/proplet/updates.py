@@ -228,8 +228,9 @@ async def _post(coordinator: ServiceClient, update: ProgramOutput) -> None:
     body = update.body
 
     async def send() -> None:
-        options = {"content": body.pieces(), "headers": headers, "timeout": LARGE_TIMEOUT_S}
-        await coordinator.request("POST", "/update", retry=False, **options)
+        await coordinator.request(
+            "POST", "/update", content=body.pieces(), headers=headers, timeout=LARGE_TIMEOUT_S, retry=False
+        )
 
     await retry(
         send,

@@ -1,9 +1,8 @@
 """The domain, channel and clients of a stack, made through the identity service's HTTP API."""
 
-import base64
 from typing import Any
 
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.http import ServiceClient, ServiceError, basic_authorization
 from propeller.process.run import StartError
 from propeller.stack.services import CLIENT_NAMES
 from propeller.stack.state_folder import Secrets
@@ -92,8 +91,7 @@ class IdentityApi:
 
     async def accepts(self, client_id: str, key: str) -> bool:
         """Whether an id and key are those of a client that may connect."""
-        basic = base64.b64encode(f"{client_id}:{key}".encode()).decode()
-        body = {"authorization": f"Basic {basic}"}
+        body = {"authorization": basic_authorization(client_id, key)}
         try:
             await self._services["users"].request("POST", "/auth/verify", json=body)
         except ServiceError as error:

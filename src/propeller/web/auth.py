@@ -9,12 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import httpx
 from cachetools import TTLCache
 from fastapi import Depends, Request
 
 from propeller.errors import UnauthenticatedError, UnavailableError
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.process.settings import HttpSettings
 
 VERDICT_TTL_S = 5.0
@@ -85,7 +84,7 @@ class IdentityVerifier:
         await self._identity.aclose()
 
 
-def _read_verdict(answer: httpx.Response) -> Principal:
+def _read_verdict(answer: Answer) -> Principal:
     try:
         verdict = answer.json()
         return Principal(verdict["kind"], verdict["id"], verdict.get("role", ""))
