@@ -101,6 +101,10 @@ async def test_the_same_id_again(world: World) -> None:
     ids = {(await world.http.post("/experiments", json=unnamed)).json()["id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(one.startswith("fl-") for one in ids)
+    for name, found in (("fl", ids), ("other", set())):
+        page = (await world.http.get("/experiments", params={"name": name})).json()
+        assert ids & {one["id"] for one in page["experiments"]} == found
+        assert page["total"] == len(page["experiments"])
 
 
 async def test_history_has_every_participant_with_its_metrics_and_failures(

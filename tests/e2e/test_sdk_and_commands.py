@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from propeller.errors import ConflictError, InvalidError, UnauthenticatedError
+from propeller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
 from propeller.sdk import AsyncPropeller, Experiment, ExperimentFailedError, Propeller
 from support.net import free_port
 from support.service import start_service
@@ -80,6 +80,17 @@ def test_the_same_id_is_the_same_experiment_or_none(fl: Propeller) -> None:
     assert fl.run(one).wait() == first
     with pytest.raises(ConflictError, match="twice"):
         fl.run(experiment(fl, rounds=2, model=version, data=None, id="twice"))
+
+
+def test_the_newest_of_a_name_is_found_by_it(up: Up, fl: Propeller) -> None:
+    handles = [fl.run(experiment(fl, rounds=1, name="named")) for _ in range(2)]
+    assert fl.experiment("named").id == handles[1].id
+    assert fl.experiment(handles[0].id).id == handles[0].id
+    shown = propeller("experiment", "show", "named", "--state", str(up.folder)).stdout
+    assert handles[1].id in shown
+    assert handles[1].id in propeller("status", "--state", str(up.folder)).stdout
+    with pytest.raises(NotFoundError, match="there is no experiment nobodys"):
+        fl.experiment("nobodys")
 
 
 def test_paused_resumed_and_stopped(fl: Propeller) -> None:

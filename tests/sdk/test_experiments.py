@@ -108,7 +108,7 @@ def test_an_id_of_its_own_is_made(stack: FakeStack, fl: Propeller) -> None:
     one, other = (fl.run(experiment(id=None, name="mine")) for _ in range(2))
     assert one.id.startswith("mine-")
     assert one.id != other.id
-    assert [found["id"] for found in fl.experiments()] == [one.id, other.id]
+    assert [found["id"] for found in fl.experiments()] == [other.id, one.id]
 
 
 def test_data_by_device_and_a_model_by_alias(stack: FakeStack, fl: Propeller) -> None:
@@ -340,8 +340,11 @@ def test_history_as_dicts_rows_and_a_table(
         history.to_pandas()
 
 
-def test_an_experiment_by_its_id(stack: FakeStack, fl: Propeller) -> None:
+def test_an_experiment_by_its_id_or_the_newest_by_its_name(stack: FakeStack, fl: Propeller) -> None:
     fl.run(experiment())
+    fl.run(experiment(id="exp-2", name="named"))
+    fl.run(experiment(id="exp-3", name="named"))
+    assert fl.experiment("named").id == "exp-3"
     assert repr(fl.experiment("exp")) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
     with pytest.raises(NotFoundError, match="there is no experiment nope"):
         fl.experiment("nope")

@@ -144,7 +144,9 @@ class FakeStack:
                     self._changed.wait_for(lambda: not self.keeps_silent or self.state == "stopped")
                 return 201, {**self.summary(spec["id"]), "spec": spec}
             case "GET", []:
-                found = [self.summary(one) for one in self.specs]
+                wanted = query.get("name")
+                names = [one for one, spec in self.specs.items() if wanted in (None, [spec["name"]])]
+                found = [self.summary(one) for one in reversed(names)]
                 return 200, {"total": len(found), "experiments": found}
             case "GET", [name]:
                 return 200, {**self.summary(name), "spec": self.specs[name], "round": None}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>bash|console|text)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>bash|console|text|python)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -38,7 +38,7 @@ def read_page(file: Path) -> Page:
     """The commands of a page.
 
     Raises:
-        ValueError: a fence of another kind, or text that should be shown by nothing.
+        ValueError: a fence of another kind, Python without a reason, or text that should be shown by nothing.
     """
     text = file.read_text()
     commands: list[Command] = []
@@ -51,6 +51,8 @@ def read_page(file: Path) -> Page:
         kind, body = block["kind"], block["body"]
         if block["reason"]:
             left_out.append(block["reason"])
+        elif kind == "python":
+            raise ValueError(f"{file.name}:{line}: Python is not run from a page: say where it is")
         elif kind == "bash":
             commands.append(Command(body.rstrip("\n"), None, line))
             previous_end = block.end()

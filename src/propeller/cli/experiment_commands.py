@@ -12,8 +12,10 @@ commands = typer.Typer(
     no_args_is_help=True,
 )
 
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id.")]
-IdsArgument = Annotated[list[str], typer.Argument(metavar="ID…", help="The experiments' ids.")]
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The experiment's id, or its name: the newest of that name.")
+]
+IdsArgument = Annotated[list[str], typer.Argument(metavar="ID…", help="The experiments' ids or names.")]
 
 
 def experiments(

@@ -1,7 +1,7 @@
 """``propeller experiments`` and ``propeller experiment …``: what there is, how it went, and steering it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -43,6 +43,11 @@ def list_experiments(target: Target, *, only: str | None, limit: int, as_json: b
     if not found:
         console.print(f"No experiments{'' if only is None else f' that are {only}'}.", markup=False)
         return
+    print_experiments(console, found)
+
+
+def print_experiments(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print experiments, a line each, and why those ended that failed."""
     rows = [
         (
             one["id"],
@@ -56,9 +61,14 @@ def list_experiments(target: Target, *, only: str | None, limit: int, as_json: b
         for one in found
     ]
     print_rows(console, _EXPERIMENT_COLUMNS, rows)
-    for one in found:
-        if one.get("reason"):
-            console.print(f"{one['id']}: {one['reason']}", markup=False, soft_wrap=True)
+    print_reasons(console, ((one["id"], one.get("reason")) for one in found))
+
+
+def print_reasons(console: Console, reasons: Iterable[tuple[str, str | None]]) -> None:
+    """Print why each of those ended that have a reason."""
+    for name, reason in reasons:
+        if reason:
+            console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
 
 
 def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> None:
@@ -176,7 +186,7 @@ def steer_experiments(target: Target, ids: Sequence[str], verb: Verb) -> None:
         for one in ids:
             handle = fl.experiment(one)
             {"pause": handle.pause, "resume": handle.resume, "stop": handle.stop}[verb]()
-            console.print(f"{one} {_SAID[verb]}", soft_wrap=True)
+            console.print(f"{handle.id} {_SAID[verb]}", soft_wrap=True)
 
 
 def follow_experiment(target: Target, experiment_id: str, *, as_json: bool) -> None:

@@ -9,13 +9,19 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
+from propeller.cli.experiments import print_experiments, print_reasons
+from propeller.cli.tables import Column, print_rows
+from propeller.fl.selection import natural_order
 from propeller.sdk import Propeller
 from propeller.stack.state_folder import StateFolder
 
 CHECK_S = 3.0
 """How long a service may take to answer, in seconds."""
+
+_EXPERIMENTS = 5
+_ROUNDS = 10
+"""How many of the newest are shown."""
 
 
 def show_status(folder: Path) -> int:
@@ -32,23 +38,24 @@ def show_status(folder: Path) -> int:
         console.print(f"A stack is starting on {folder.absolute()} (process {process}).")
         return 1
     with Propeller.from_state(folder) as fl:
-        services, healthy = _services(fl.stack)
-        console.print(services)
-        if not healthy:
+        if not _show_services(console, fl.stack):
             console.print(f"A service does not answer; see: propeller logs --state {folder}", soft_wrap=True)
             return 1
-        console.print(_proplets(fl))
-        console.print(_rounds(fl))
+        _show_proplets(console, fl)
+        if experiments := fl.experiments(limit=_EXPERIMENTS):
+            console.print("\n[bold]Experiments[/], newest first")
+            print_experiments(console, experiments)
+        _show_rounds(console, fl)
         versions = fl.versions()
-        console.print(f"Model versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
+        console.print(f"\nModel versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
     return 0
 
 
-def _services(stack: dict[str, Any]) -> tuple[Table, bool]:
-    """Each service and whether it answers, and whether all of them do."""
+def _show_services(console: Console, stack: dict[str, Any]) -> bool:
+    """Show each service and whether it answers; returns whether all of them do."""
     broker = stack["broker"]
     checks: dict[str, tuple[str, Callable[[], bool]]] = {
-        name: (service["url"], partial(_answers, service["url"]))
+        name.replace("_", "-"): (service["url"], partial(_answers, service["url"]))
         for name, service in stack["services"].items()
     }
     checks["broker"] = (
@@ -57,12 +64,13 @@ def _services(stack: dict[str, Any]) -> tuple[Table, bool]:
     )
     with ThreadPoolExecutor(len(checks)) as threads:
         answers = list(threads.map(lambda check: check[1](), checks.values()))
-    table = Table(title="Services", title_justify="left")
-    for column in ("service", "address", "answers"):
-        table.add_column(column)
-    for (name, (address, _check)), answer in zip(checks.items(), answers, strict=True):
-        table.add_row(name, address, "yes" if answer else "NO")
-    return table, all(answers)
+    rows = [
+        (name, address, "yes" if answer else "NO")
+        for (name, (address, _check)), answer in zip(checks.items(), answers, strict=True)
+    ]
+    console.print("[bold]Services[/]")
+    print_rows(console, (Column("service"), Column("address"), Column("answers")), rows)
+    return all(answers)
 
 
 def _answers(url: str) -> bool:
@@ -80,32 +88,36 @@ def _accepts_connections(host: str, port: int) -> bool:
     return True
 
 
-def _proplets(fl: Propeller) -> Table:
+def _show_proplets(console: Console, fl: Propeller) -> None:
     names = {client["id"]: name for name, client in fl.stack["clients"].items()}
-    table = Table(title="Proplets", title_justify="left")
-    for column in ("name", "client id", "alive", "tasks"):
-        table.add_column(column)
-    for proplet in fl.proplets():
-        table.add_row(
+    rows = [
+        (
             names.get(proplet["id"], proplet["name"]),
             proplet["id"],
             "yes" if proplet["alive"] else "NO",
             str(proplet["task_count"]),
         )
-    return table
+        for proplet in fl.proplets()
+    ]
+    columns = (Column("name"), Column("client id"), Column("alive"), Column("tasks", right=True))
+    console.print("\n[bold]Proplets[/]")
+    print_rows(console, columns, sorted(rows, key=lambda row: natural_order(row[0])))
 
 
-def _rounds(fl: Propeller) -> Table:
-    table = Table(title="Rounds, newest first", title_justify="left")
-    for column in ("round", "state", "updates", "model", "reason"):
-        table.add_column(column)
-    for detail in fl.rounds(limit=10):
-        version = detail.get("model_version")
-        table.add_row(
+def _show_rounds(console: Console, fl: Propeller) -> None:
+    rounds = fl.rounds(limit=_ROUNDS)
+    if not rounds:
+        return
+    rows = [
+        (
             detail["round_id"],
             detail["state"],
             f"{detail['num_updates']}/{detail['k_of_n'] or '?'}",
-            "" if version is None else f"v{version}",
-            detail.get("reason") or "",
+            "" if detail.get("model_version") is None else f"v{detail['model_version']}",
         )
-    return table
+        for detail in rounds
+    ]
+    columns = (Column("round"), Column("state"), Column("updates", right=True), Column("model", spare=1))
+    console.print("\n[bold]Rounds[/], newest first")
+    print_rows(console, columns, rows)
+    print_reasons(console, ((detail["round_id"], detail.get("reason")) for detail in rounds))

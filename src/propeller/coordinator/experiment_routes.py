@@ -60,10 +60,14 @@ def _watch_routes(service: Experiments) -> Router:
 
     @router.get("")
     async def list_experiments(
-        who: Caller, state: ExperimentState | None = None, offset: Offset = 0, limit: Limit = 100
+        who: Caller,
+        state: ExperimentState | None = None,
+        name: str | None = None,
+        offset: Offset = 0,
+        limit: Limit = 100,
     ) -> dict[str, Any]:
         check_may_watch(who)
-        total, experiments = await service.page(state, offset, limit)
+        total, experiments = await service.page(offset, limit, state=state, name=name)
         summaries = [record.summary() for record in experiments]
         return {"offset": offset, "limit": limit, "total": total, "experiments": summaries}
 

@@ -79,9 +79,14 @@ class ExperimentStore:
                 _experiments.update().where(_experiments.c.id == experiment_id).values(settled=True)
             )
 
-    async def page(self, state: str | None, offset: int, limit: int) -> tuple[int, list[ExperimentRecord]]:
-        """How many experiments there are in a state, or in all, and some of them, the newest first."""
-        matching = _experiments.c.state == state if state else sa.true()
+    async def page(
+        self, offset: int, limit: int, *, state: str | None = None, name: str | None = None
+    ) -> tuple[int, list[ExperimentRecord]]:
+        """How many experiments there are, of a state or name if one is given, and some of them, the newest first."""
+        matching = sa.and_(
+            sa.true() if state is None else _experiments.c.state == state,
+            sa.true() if name is None else _experiments.c.spec["name"].as_string() == name,
+        )
         count = sa.select(sa.func.count()).select_from(_experiments).where(matching)
         query = _experiments.select().where(matching).offset(offset).limit(limit)
         async with self._database.read() as connection:

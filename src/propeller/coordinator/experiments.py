@@ -184,9 +184,11 @@ class Experiments:
         """
         return await self._active.get(experiment_id)
 
-    async def page(self, state: str | None, offset: int, limit: int) -> tuple[int, list[ExperimentRecord]]:
-        """How many experiments there are in a state, or in all, and some of them, the newest first."""
-        return await self._store.page(state, offset, limit)
+    async def page(
+        self, offset: int, limit: int, *, state: str | None = None, name: str | None = None
+    ) -> tuple[int, list[ExperimentRecord]]:
+        """How many experiments there are, of a state or name if one is given, and some of them, the newest first."""
+        return await self._store.page(offset, limit, state=state, name=name)
 
     async def open_round(self, record: ExperimentRecord) -> RoundRecord | None:
         """The round of an experiment that is open, if there is one that devices take part in."""

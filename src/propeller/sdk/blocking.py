@@ -152,10 +152,11 @@ class Propeller(Blocking[AsyncPropeller]):
         """
         return ExperimentHandle(complete(self._inner.run(experiment)))
 
-    def experiment(self, experiment_id: str) -> ExperimentHandle:
-        """An experiment that was submitted before.
+    def experiment(self, experiment: str) -> ExperimentHandle:
+        """An experiment that was submitted before, by its id; or the newest one of a name.
 
         Raises:
-            NotFoundError: there is none with this id.
+            InvalidError: it is neither.
+            NotFoundError: there is none with this id or name.
         """
-        return ExperimentHandle(complete(self._inner.experiment(experiment_id)))
+        return ExperimentHandle(complete(self._inner.experiment(experiment)))

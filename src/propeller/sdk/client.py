@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from propeller.errors import ConflictError, InvalidError, PropellerError
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
@@ -345,20 +345,29 @@ class AsyncPropeller:
         summary = await self._connection.ask("POST", "coordinator", "/experiments", json=spec.to_json())
         return AsyncExperimentHandle(self._connection, summary["id"], summary)
 
-    async def experiment(self, experiment_id: str) -> AsyncExperimentHandle:
-        """An experiment that was submitted before.
+    async def experiment(self, experiment: str) -> AsyncExperimentHandle:
+        """An experiment that was submitted before, by its id; or the newest one of a name.
 
         Raises:
-            InvalidError: it is no id.
-            NotFoundError: there is none with this id.
+            InvalidError: it is neither.
+            NotFoundError: there is none with this id or name.
         """
-        handle = AsyncExperimentHandle(self._connection, check_id(experiment_id))
-        await handle.status()
+        handle = AsyncExperimentHandle(self._connection, check_id(experiment))
+        try:
+            await handle.status()
+        except NotFoundError:
+            named = await self.experiments(name=experiment, limit=1)
+            if not named:
+                raise
+            return AsyncExperimentHandle(self._connection, named[0]["id"], named[0])
         return handle
 
-    async def experiments(self, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest experiments, newest first; ``state`` narrows to those that are ``running``, ``completed`` …"""
-        params = {"limit": limit} | ({} if state is None else {"state": state})
+    async def experiments(
+        self, state: str | None = None, limit: int = 100, *, name: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest experiments, newest first; narrowed to those that are ``running``, ``completed`` …, or to a name."""
+        wanted = {"state": state, "name": name}
+        params = {"limit": limit} | {field: value for field, value in wanted.items() if value is not None}
         answer = await self._connection.ask("GET", "coordinator", "/experiments", params=params)
         found: list[dict[str, Any]] = answer["experiments"]
         return found
