@@ -26,7 +26,7 @@ def test_the_index_names_every_page_by_its_title() -> None:
     wanted = [
         (page.name[:4], page.name, page.read_text().splitlines()[0][len("# 0000: ") :]) for page in PAGES
     ]
-    assert found == wanted
+    assert sorted(found) == wanted  # a room may have more than one ten of numbers
 
 
 def test_numbers_are_unique() -> None:
