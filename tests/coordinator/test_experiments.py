@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import csv
 import io
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -641,6 +642,67 @@ async def test_aliases_that_a_crash_at_the_end_left_behind_are_moved_at_the_next
     async with coordinating(env) as http:
         assert (await detail(http))["state"] == "completed"
     assert "alias" not in peers[0].requests  # it is remembered that nothing is left to be done
+
+
+async def test_events_are_removed_long_after_the_end(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        await submit(http, rounds=1)
+        await in_state(http, "completed")
+        fleet.send = lambda _start, _name: None
+        await submit(http, id="open")
+        found = await events(http)
+    async with coordinating({**env, "COORDINATOR_KEEP_EVENTS": "0"}) as http:
+
+        async def were_removed() -> bool:
+            return len(await events(http)) == 2
+
+        await eventually(were_removed)
+        (seq, kind, data), end = await events(http)
+        assert (seq, kind, data["first"], data["last"]) == (len(found) - 1, "removed", 1, len(found) - 1)
+        assert end == found[-1]
+        assert (await events(http, after=3))[0][2]["first"] == 4
+        assert await events(http, after=len(found) - 1) == found[-1:]
+        assert len((await history(http))[0]["updates"]) == 3
+        await http.post("/experiments/open/stop")
+        assert [seq for seq, _kind, _data in await events(http, "open")][:3] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("field", "value"), [("speed", 3), ("program", "x" * 500), ("rounds", 0)])
+async def test_a_stored_spec_that_is_refused_fails_its_experiment_alone(
+    broker_port: int, channel: Channel, peers: tuple[Peers, str], tmp_path: Path, field: str, value: Any
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port, channel))
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        await submit(http, id="old", rounds=1)
+        await in_state(http, "completed", experiment_id="old")
+        fleet.send = lambda _start, name: {} if name == "p-1" else None
+        await submit(http, name="mine")
+        await submit(http, id="other", rounds=1)
+        await eventually(lambda: len(fleet.round_ids) == 3)
+    with contextlib.closing(sqlite3.connect(f"{env['COORDINATOR_STATE']}/coordinator.db")) as database:
+        database.execute(
+            "UPDATE experiments SET spec = json_set(spec, ?, ?) WHERE id != 'other'", (f"$.{field}", value)
+        )
+        database.commit()
+    async with coordinating(env) as http:
+        found = await in_state(http, "failed")
+        assert re.search(f"refuses its spec: {field}: ", found["reason"])
+        assert found["spec"][field] == value
+
+        async def is_cancelled() -> bool:
+            return [one["state"] for one in await history(http)] == ["failed"]
+
+        await eventually(is_cancelled)
+        assert (await detail(http, "old"))["state"] == "completed"
+        assert {one["id"] for one in (await http.get("/experiments")).json()["experiments"]} == {
+            "e",
+            "old",
+            "other",
+        }
+        assert (await detail(http, "other"))["state"] == "running"
 
 
 async def test_a_request_that_comes_when_the_experiment_is_over_is_refused(world: World) -> None:

@@ -241,6 +241,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
             publisher=None,
             central=CentralEvaluations(service, registry, None, _no_programs),
             max_running=1,
+            keep_events_s=60.0,
         )
         verification = Verification(registry, updates, aggregation, service.find_round)
         transport = httpx.ASGITransport(

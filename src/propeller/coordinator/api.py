@@ -89,7 +89,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
         fields = await request.json()
         if fields and not fields.keys() & _ROUND_FIELDS:
             record = await experiments.submit(ExperimentSpec.decode(fields))
-            return {**record.summary(), "spec": record.spec.to_json()}
+            return {**record.summary(), "spec": record.spec_json}
         return await configure(Experiment.decode(fields), Experiment.unknown_fields(fields))
 
     async def configure(experiment: Experiment, ignored: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from propeller.coordinator.rounds import RoundRecord, format_unix_time
 from propeller.fl.experiment import Experiment, ExperimentState, round_id, wave_id
 from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.wire import MalformedMessageError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ExperimentRecord:
         last_seq: the number of its last event.
         started_at: when its first round could be started.
         ended_at: when it was over.
+        refusal: why this version of the code cannot carry it out, as its spec is of another one; ``spec`` is then a substitute.
+        stored_spec: the spec as it is stored, if there is a substitute.
     """
 
     experiment: Experiment
@@ -30,6 +33,8 @@ class ExperimentRecord:
     last_seq: int = 0
     started_at: float | None = None
     ended_at: float | None = None
+    refusal: str | None = None
+    stored_spec: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -40,6 +45,11 @@ class ExperimentRecord:
     def spec(self) -> ExperimentSpec:
         """What was asked for."""
         return self.experiment.spec
+
+    @property
+    def spec_json(self) -> Mapping[str, Any]:
+        """What was asked for, as it is told."""
+        return self.spec.to_json() if self.stored_spec is None else self.stored_spec
 
     @property
     def state(self) -> ExperimentState:
@@ -105,7 +115,11 @@ class ExperimentRecord:
     @classmethod
     def read(cls, row: Mapping[str, Any], last_seq: int) -> "ExperimentRecord":
         """The record in a row of the database."""
-        spec = ExperimentSpec.decode(row["spec"])
+        stored, refusal = row["spec"], None
+        try:
+            spec = ExperimentSpec.decode(stored)
+        except MalformedMessageError as error:
+            spec, refusal = _substitute(stored), f"this version of the coordinator refuses its spec: {error}"
         return cls(
             Experiment.from_json(row["id"], spec, row["progress"]),
             row["created_at"],
@@ -114,4 +128,15 @@ class ExperimentRecord:
             last_seq,
             row["started_at"],
             row["ended_at"],
+            refusal,
+            None if refusal is None else stored,
         )
+
+
+def _substitute(stored: Mapping[str, Any]) -> ExperimentSpec:
+    """What can be told of an experiment whose spec is refused; no round is started of it."""
+    fields = {name: stored[name] for name in ("name", "program", "rounds") if name in stored}
+    try:
+        return ExperimentSpec.decode(fields)
+    except MalformedMessageError:
+        return ExperimentSpec(program="unknown", rounds=1)

@@ -78,7 +78,7 @@ def _watch_routes(service: Experiments) -> Router:
             return {"id": record.id, "state": record.state.value}
         opened = await service.open_round(record)
         current = None if opened is None else opened.detail()
-        return {**record.summary(), "spec": record.spec.to_json(), "round": current}
+        return {**record.summary(), "spec": record.spec_json, "round": current}
 
     @router.get("/{experiment_id}/history")
     async def history(

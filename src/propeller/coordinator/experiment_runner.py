@@ -35,6 +35,7 @@ from propeller.errors import ConflictError
 from propeller.fl.experiment import (
     Admitted,
     CancelRound,
+    CannotGoOn,
     EvaluateCentrally,
     Event,
     ExperimentState,
@@ -54,6 +55,9 @@ from propeller.process.logs import get_logger
 from propeller.protocol.rounds import RoundStart, RoundStop
 
 log = get_logger("coordinator")
+
+CLEANUP_INTERVAL_S = 600.0
+"""Between searches for events that are old enough to be removed, in seconds."""
 
 START_AGAIN_S = 30.0
 """How long a round may wait for its participants before its start is published again, in seconds."""
@@ -82,6 +86,7 @@ class ExperimentRunner:
         publisher: Publisher | None,
         central: CentralEvaluations,
         max_running: int,
+        keep_events_s: float,
     ) -> None:
         """Start nothing yet.
 
@@ -93,9 +98,11 @@ class ExperimentRunner:
             publisher: tells the manager what to do; without one no round of devices begins.
             central: carries out the evaluations that are the coordinator's own.
             max_running: how many run at once.
+            keep_events_s: how long the events of an experiment stay after its end, in seconds.
         """
         self._store, self._active, self._rounds = store, active, rounds
         self._publisher, self._central, self._max_running = publisher, central, max_running
+        self._keep_events_s = keep_events_s
         self._background = BackgroundTasks("coordinator")
         self._maker = RoundMaker(rounds.find_round, registry)
         self._aliases = ExperimentAliases(registry, store, self._background)
@@ -107,8 +114,15 @@ class ExperimentRunner:
         for active in await self._active.load():
             record = active.record
             log.info("resuming experiment", experiment_id=record.id, state=record.state.value)
-            self._do(active, functools.partial(self._resume, active))
+            if record.refusal is not None and not record.state.is_over:
+                why = CannotGoOn(time.time(), record.refusal)
+                self._do(active, functools.partial(self.apply, active, why))
+            else:
+                self._do(active, functools.partial(self._resume, active))
         self._background.spawn_periodic("starting rounds again", self._start_again, START_AGAIN_S)
+        self._background.spawn_periodic(
+            "removing old events", self._remove_old_events, CLEANUP_INTERVAL_S, at_once=True
+        )
 
     async def close(self) -> None:
         """Stop. What is not done yet is done after the next start."""
@@ -209,6 +223,11 @@ class ExperimentRunner:
             async with self._changing(active):
                 found, request = Step.begin(active), None
                 try:
+                    if (
+                        found.before.refusal is not None
+                    ):  # whatever happened: it must not go on from a substitute
+                        why = CannotGoOn(time.time(), found.before.refusal)
+                        await extend(found, why, why.at, self._maker)
                     await fill(found)
                 except NotToldError as error:
                     request = error.request
@@ -357,6 +376,11 @@ class ExperimentRunner:
                 record = await self._rounds.find_round(name)
                 if record is not None and record.state is RoundState.CREATED and record.created_at < old:
                     self._begin(active, record)
+
+    async def _remove_old_events(self) -> None:
+        removed = await self._store.remove_events_before(time.time() - self._keep_events_s)
+        if removed:
+            log.info("old events removed", experiments=removed)
 
     async def _admit(self) -> None:
         """Let the oldest queued experiments run while there are places."""

@@ -21,7 +21,7 @@ class StoredEvent:
     """Something that happened in an experiment.
 
     Attributes:
-        seq: its number in the experiment, from 1, without gaps.
+        seq: its number in the experiment, from 1, without gaps but where old ones were removed.
         kind: what happened.
         at: when, in Unix seconds.
         data: about it.
@@ -104,6 +104,27 @@ class ExperimentStore:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [StoredEvent(row.seq, row.kind, row.at, row.data) for row in rows]
+
+    async def remove_events_before(self, moment: float) -> int:
+        """Remove the events of experiments that were over before a moment (Unix seconds), but the end of each.
+
+        Returns:
+            Of how many experiments.
+        """
+        first = _events.alias()
+        has_all = sa.exists().where(first.c.experiment_id == _experiments.c.id, first.c.seq == 1)
+        over = sa.select(_experiments.c.id).where(
+            _experiments.c.settled.is_(sa.true()), _experiments.c.ended_at < moment, has_all
+        )
+        async with self._database.read() as connection:
+            ids = (await connection.execute(over)).scalars().all()
+        for experiment_id in ids:  # one by one: each may have very many
+            mine = _events.c.experiment_id == experiment_id
+            end = sa.select(sa.func.max(_events.c.seq)).where(mine, _events.c.kind == "state")
+            async with self._database.transaction() as connection:
+                last = (await connection.execute(end)).scalar_one()
+                await connection.execute(_events.delete().where(mine, _events.c.seq < last))
+        return len(ids)
 
     async def _load(self, query: "sa.Select[Any]") -> list[ExperimentRecord]:
         last = sa.select(_events.c.experiment_id, sa.func.max(_events.c.seq).label("seq")).group_by(

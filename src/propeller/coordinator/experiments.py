@@ -50,6 +50,7 @@ class Experiments:
         publisher: Publisher | None,
         central: CentralEvaluations,
         max_running: int,
+        keep_events_s: float,
     ) -> None:
         """Start nothing yet.
 
@@ -61,6 +62,7 @@ class Experiments:
             publisher: tells the manager what to do; without one no experiment can be submitted.
             central: carries out the evaluations that are the coordinator's own.
             max_running: how many run at once.
+            keep_events_s: how long the events of an experiment stay after its end, in seconds.
         """
         self._store, self._rounds = store, rounds
         self._registry, self._aggregator = registry, aggregator
@@ -74,6 +76,7 @@ class Experiments:
             publisher=publisher,
             central=central,
             max_running=max_running,
+            keep_events_s=keep_events_s,
         )
         self._stopping = False
 
@@ -204,6 +207,8 @@ class Experiments:
     ) -> AsyncIterator[StoredEvent | None]:
         """The events after number ``after``, as they happen, to the end; ``None`` after each ``silence_s`` without one.
 
+        In the place of events that were removed there is one that says so.
+
         Raises:
             NotFoundError: there is no such experiment.
         """
@@ -213,6 +218,8 @@ class Experiments:
             # Looked at before the events are read: the last ones are stored together with the end.
             is_last = active.record.experiment.is_settled
             events = await self._store.events(experiment_id, after, _EVENTS_AT_ONCE)
+            if events and events[0].seq > after + 1:
+                yield _removed(after + 1, events[0])
             for event in events:
                 after = event.seq
                 yield event
@@ -259,6 +266,13 @@ class Experiments:
         if spec.strategy.program is not None:
             strategy["program"] = await self._aggregator.resolve_program(spec.strategy.program)
         return strategy
+
+
+def _removed(first: int, kept: StoredEvent) -> StoredEvent:
+    """What is told in the place of the events from ``first`` to the one before ``kept``."""
+    last = kept.seq - 1
+    reason = "removed some time after the end (COORDINATOR_KEEP_EVENTS); the history has the rounds"
+    return StoredEvent(last, "removed", kept.at, {"first": first, "last": last, "reason": reason})
 
 
 def _require_same(known: ExperimentRecord, spec: ExperimentSpec) -> ExperimentRecord:

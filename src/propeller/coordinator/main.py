@@ -97,6 +97,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             publisher=publisher,
             central=central,
             max_running=settings.max_experiments,
+            keep_events_s=settings.keep_events_s,
         )
         if announcer is not None:
             await announcer.load()

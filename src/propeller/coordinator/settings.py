@@ -42,6 +42,8 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     keep_updates: bool = Field(default=False, alias="COORDINATOR_KEEP_UPDATES")
     keep_failed_s: Seconds = Field(7 * 86400.0, alias="COORDINATOR_KEEP_FAILED")
     """How long the updates of a failed round stay, so that it can be retried."""
+    keep_events_s: Seconds = Field(7 * 86400.0, alias="COORDINATOR_KEEP_EVENTS")
+    """How long the events of an experiment stay after its end; its rounds and their metrics stay for ever."""
     max_experiments: int = Field(8, alias="COORDINATOR_MAX_EXPERIMENTS", ge=1)
     """How many experiments run at once; the others are queued. One that is paused does not count."""
 

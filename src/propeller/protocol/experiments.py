@@ -29,6 +29,9 @@ from propeller.protocol.wire import MAX_INTEGER, require_printable, require_uniq
 MAX_ROUNDS = 100_000
 """The most rounds of an experiment."""
 
+MAX_REFERENCE = 400
+"""Characters of a reference to a program; with registry and digest it has at most 512, which is what messages and tables take."""
+
 MAX_RETRIES = 100
 """The most tries of one round after the first."""
 
@@ -105,9 +108,19 @@ def _check_number(value: Any) -> Any:
     return value
 
 
+def _check_reference(value: str) -> str:
+    if len(value) > MAX_REFERENCE:
+        raise ValueError(
+            f"has {len(value)} characters and may have {MAX_REFERENCE}, so that there is room for its registry and digest"
+        )
+    return value
+
+
 _Label = Annotated[str, AfterValidator(_check_label)]
 _Text = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(require_printable)]
-_Reference = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
+_Reference = Annotated[
+    str, Field(min_length=1), AfterValidator(_check_reference), AfterValidator(require_printable)
+]
 _Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 _Names = Annotated[list[_Text], Field(min_length=1, max_length=MAX_NAMED), AfterValidator(require_unique)]
 _Tags = Annotated[list[_Text], Field(max_length=100), AfterValidator(require_unique)]
