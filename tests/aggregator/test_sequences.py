@@ -76,7 +76,7 @@ async def test_every_strategy_gives_what_it_gives_in_memory(
     """Two rounds, the second with the state of the first, bit for bit."""
     if on_disk:
         monkeypatch.setattr(
-            aggregation_module, "SpillStore", lambda space: SpillStore(space, memory_bytes=100)
+            aggregation_module, "SpillStore", lambda space, **_limits: SpillStore(space, memory_bytes=100)
         )
     params = PARAMS.get(name, {})
     strategy = create_strategy(name, params)
@@ -241,7 +241,9 @@ async def test_many_small_updates_are_not_dealt_with_in_the_event_loop(
 async def test_no_room_on_disk(
     http: httpx.AsyncClient, space: SpillSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aggregation_module, "SpillStore", lambda space: SpillStore(space, memory_bytes=10))
+    monkeypatch.setattr(
+        aggregation_module, "SpillStore", lambda space, **_limits: SpillStore(space, memory_bytes=10)
+    )
     space.take(199_999_990, 0)
     answer = await send(http, planned() + 2 * document(ONE))
     assert answer.status_code == 503, answer.text

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
-from propeller.coordinator import aggregation_requests, clients
+from propeller.coordinator import aggregation_requests, clients, documents
 from propeller.coordinator.aggregation import Aggregation, AggregationError
 from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
-from propeller.coordinator.documents import AssembledDocument
+from propeller.coordinator.documents import AssembledDocument, ModelCut
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.update_checks import check_contribution, update_specs
 from propeller.coordinator.updates import UpdateDocument
@@ -108,7 +108,7 @@ async def read(models: httpx.AsyncClient, version: int, what: str = "") -> Tenso
     return from_safetensors(answer.content)[0]
 
 
-@pytest.mark.parametrize("part_bytes", [PART_BYTES, 40], ids=["whole", "in parts"])
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 48, 16], ids=["whole", "in parts", "in pieces"])
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "restarted"])
 @pytest.mark.parametrize("small", [True, False], ids=["in memory", "on disk"])
 async def test_rounds_of_a_strategy_with_state(
@@ -122,8 +122,12 @@ async def test_rounds_of_a_strategy_with_state(
     """Three rounds give what the strategy gives in memory, bit for bit, whether or not the coordinator was started again."""
     if not small:
         monkeypatch.setattr(
-            clients, "AssembledDocument", lambda folder: AssembledDocument(folder, memory_bytes=16)
+            clients,
+            "AssembledDocument",
+            lambda folder, cut: AssembledDocument(folder, memory_bytes=16, cut=cut),
         )
+    if part_bytes == 16:
+        monkeypatch.setattr(documents, "PIECE_NUMBERS", 1)
     strategy = create_strategy("fedadam", {"server_lr": 0.1})
     base, state, version, state_version = BASE, None, await upload(models, BASE), None
     async with contextlib.AsyncExitStack() as stack:
@@ -177,6 +181,44 @@ async def test_rounds_of_a_strategy_with_state(
             "updates": 3,
             "on_record": False,
         }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "params"),
+    [("fedavg", {}), ("fedmedian", {}), ("krum", {"byzantine": 1}), ("scaffold", {"devices": 5})],
+)
+async def test_pieces_of_tensors_give_what_whole_ones_do(
+    peers: Peers, models: httpx.AsyncClient, strategy: str, params: dict[str, Any]
+) -> None:
+    """Bit for bit, of weights and differences, with what an update has beside the model."""
+    base: Tensors = {
+        "b": SOURCE.normal(size=3),
+        "layers/w": SOURCE.normal(size=(300, 150)).astype(np.float32),
+        "w": np.arange(20_000, dtype=np.int64) + 2**60,
+        "one": np.array(1.5),
+    }
+    made = create_strategy(strategy, params)
+    version, contributions, received = await upload(models, base), [], []
+    for slot in range(5):
+        extra = {
+            name: SOURCE.normal(size=shape)
+            for name, shape in made.update_shapes(base).items()
+            if name not in base
+        }
+        fields: dict[str, Any] = {"steps": 3, "metrics": {"loss": 0.5}}
+        contributions.append(await store(peers.updates, slot, {**near(base), **extra}, **fields))
+        content = b"".join([piece async for piece in peers.updates.stream(contributions[-1].digest)])
+        update = from_safetensors(content)[0]
+        received.append((Contribution(slot, f"p-{slot}", 10 + slot, **fields), update))
+    expected, _state = aggregate(made, base, None, received)
+    cut = ModelCut(specs_of(base), 100_000)
+    assert cut.tensors == {"layers/w": (300, 150), "w": (20_000,)}
+    async with peers.fresh(100_000) as (aggregation, _registry):
+        request = AggregationRequest("k", "r", version, contributions, {"name": strategy, **params})
+        found = await read(models, (await aggregation.make_version(request)).version)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].shape == array.shape
 
 
 async def test_values_alone_are_a_state_too(peers: Peers, models: httpx.AsyncClient) -> None:

@@ -19,6 +19,7 @@ from propeller.aggregator.documents import (
 from propeller.aggregator.spill import SpillSpace, SpillStore
 from propeller.errors import InvalidError, UnprocessableError
 from propeller.fl.strategies import (
+    PART_BYTES,
     Contribution,
     Measure,
     Measured,
@@ -32,6 +33,9 @@ from propeller.fl.strategies import (
 from propeller.fl.tensors import TensorError, Tensors, to_safetensors
 from propeller.process.files import Buffer
 from propeller.protocol.aggregation import AggregationPlan, AggregationResult
+
+_ANSWER_BYTES = 2 * PART_BYTES
+"""Up to this much of an answer is in memory: the model and the server state where there is one part."""
 
 _THREAD_FROM_BYTES = 1024 * 1024
 """Up to this much is dealt with at once: a thread would take longer."""
@@ -104,8 +108,9 @@ class StrategyAggregation:
         self._streams = strategy.measure is Measure.NONE and not strategy.rows
         self._came = 0
         self._names: set[str] = set()
+        self._cut = frozenset(plan.cut)
         self._waiting = SpillStore(space)
-        self._done = SpillStore(space)
+        self._done = SpillStore(space, memory_bytes=_ANSWER_BYTES)
         self._has_state = False
         self._part = _Part(self._strategy, self._contributions)
 
@@ -198,7 +203,7 @@ class StrategyAggregation:
             again = self._names & tensors.keys()
             if again:
                 raise InvalidError(f"{what}: {min(again)!r} was in an earlier part")
-            self._names |= tensors.keys()
+            self._names |= tensors.keys() - self._cut
             self._part = _Part(self._strategy, self._contributions)
         self._part.check(place, tensors, what)
         if place.contribution is None:

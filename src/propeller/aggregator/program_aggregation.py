@@ -43,6 +43,8 @@ class ProgramAggregation:
         """
         if not plan.contributions:
             raise NoUpdatesError("No updates provided: the plan has no contributions")
+        if plan.cut:
+            raise InvalidError("plan: cut: a strategy that is a program works on whole tensors")
         self._plan, self._program, self._programs, self._space = plan, program, programs, space
         self._order = DocumentOrder(plan)
         self._came = 0

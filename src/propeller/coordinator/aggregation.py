@@ -3,10 +3,10 @@
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from propeller.coordinator.aggregation_requests import AggregationRequest
+from propeller.coordinator.aggregation_requests import AggregationRequest, is_program
 from propeller.coordinator.clients import (
     Aggregated,
     AggregatorClient,
@@ -15,12 +15,11 @@ from propeller.coordinator.clients import (
     read_state_values,
     state_values,
 )
-from propeller.coordinator.documents import StoredDocument, cut, read_document_header, stream_part
+from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.rounds import NewVersion
 from propeller.errors import PropellerError, UnprocessableError
 from propeller.fl.strategies import PART_BYTES
-from propeller.fl.tensors.safetensors import Header
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan
@@ -118,9 +117,10 @@ class Aggregation:
             PropellerError: a service refused or does not answer, or an update is not there.
         """
         expected = await self._registry.specs(request.base_version)
-        parts = cut(expected, self._part_bytes)
+        # A program is given whole tensors.
+        cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
         found = await self._aggregator.aggregate(
-            self._stream(request) if len(parts) == 1 else self._stream_parts(request, parts)
+            self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut), cut.tensors
         )
         wrong = [
             name
@@ -168,9 +168,7 @@ class Aggregation:
             async for piece in self._updates.stream(contribution.digest):
                 yield piece
 
-    async def _stream_parts(
-        self, request: AggregationRequest, parts: Sequence[Sequence[str]]
-    ) -> AsyncIterator[bytes]:
+    async def _stream_parts(self, request: AggregationRequest, cut: ModelCut) -> AsyncIterator[bytes]:
         """The request for a model of several parts, of which a few megabytes are in memory."""
         registry = self._registry
         documents: list[StoredDocument] = [registry.document_in_parts(each) for each in request.base_versions]
@@ -183,28 +181,16 @@ class Aggregation:
         documents += [_KeptUpdate(self._updates, each.digest) for each in request.in_slot_order]
         headers = [await read_document_header(document) for document in documents]
         has_state = state is not None and bool(headers[documents.index(state)].entries)
-        yield _plan_document(request.plan(values, parts=len(parts), state=has_state))
-        part_of = {name: number for number, names in enumerate(parts) for name in names}
+        yield _plan_document(request.plan(values, parts=cut.parts, cut=list(cut.tensors), state=has_state))
         sent = [
-            (document, header, _names_by_part(header, part_of, len(parts), of_state=document is state))
+            (document, header, cut.pieces(header, of_state=document is state))
             for document, header in zip(documents, headers, strict=True)
             if document is not state or has_state
         ]
-        for number in range(len(parts)):
-            for document, header, names in sent:
-                async for piece in stream_part(document, header, names[number]):
-                    yield piece
-
-
-def _names_by_part(
-    header: Header, part_of: Mapping[str, int], parts: int, *, of_state: bool
-) -> list[set[str]]:
-    """The names of a document's tensors, part by part: those named ``KIND/TENSOR`` are with the model's tensor."""
-    found: list[set[str]] = [set() for _ in range(parts)]
-    for name in header.entries:
-        tensor = name.partition("/")[2] if of_state or name not in part_of else name
-        found[part_of.get(tensor, 0)].add(name)
-    return found
+        for number in range(cut.parts):
+            for document, header, pieces in sent:
+                async for some in stream_part(document, header, pieces[number]):
+                    yield some
 
 
 class _KeptUpdate:

@@ -157,7 +157,9 @@ class AggregationRequest:
         older = {each.base_version for each in self.contributions} - {None, self.base_version}
         return [self.base_version, *sorted(version for version in older if version is not None)]
 
-    def plan(self, values: Mapping[str, Any], *, parts: int = 1, state: bool) -> AggregationPlan:
+    def plan(
+        self, values: Mapping[str, Any], *, parts: int = 1, cut: Sequence[str] = (), state: bool
+    ) -> AggregationPlan:
         """What the aggregator is told."""
         bases = self.base_versions
         return AggregationPlan(
@@ -178,6 +180,7 @@ class AggregationRequest:
                 for base in [self.base_version if each.base_version is None else each.base_version]
             ],
             parts=parts,
+            cut=list(cut),
             bases=len(bases),
             state=state,
             round_id=self.round_id,
@@ -241,3 +244,8 @@ def _used(each: RoundContribution) -> dict[str, Any]:
         "num_samples": each.num_samples,
         **{name: value for name, value in further.items() if value is not None},
     }
+
+
+def is_program(strategy: StrategyField) -> bool:
+    """Whether a strategy is a program."""
+    return isinstance(strategy, dict) and "program" in strategy

@@ -51,8 +51,13 @@ class RegistryDocument:
     async def read(self, start: int, end: int) -> bytes:
         """As ``StoredDocument.read``."""
         headers = {"accept": SAFETENSORS, "range": f"bytes={start}-{end - 1}"}
-        answer = await self._client.request("GET", self._path, headers=headers)
-        return answer.content if answer.status_code == _PARTIAL_CONTENT else answer.content[start:end]
+
+        async def read_part(answer: Answer) -> bytes:
+            # Not by ``content``: the connection would keep it for as long as it has nothing else to do.
+            content = b"".join([piece async for piece in answer.aiter_bytes()])
+            return content if answer.status_code == _PARTIAL_CONTENT else content[start:end]
+
+        return await self._client.get(self._path, read_part, headers=headers)
 
 
 class ModelRegistryClient:
@@ -284,6 +289,8 @@ async def _read_answer(
         came += 1
     if result is None or came != result.parts * (1 + result.state):
         raise ValueError(f"it has {came} documents")
+    model.check_whole()
+    state.check_whole()
     return result
 
 
@@ -372,13 +379,16 @@ class AggregatorClient:
         """Call the aggregator through ``client``; large models wait in ``folder``, or the system's temporary folder."""
         self._client, self._folder = client, folder
 
-    async def aggregate(self, documents: AsyncIterator[bytes]) -> Aggregated:
-        """Aggregate a plan and its documents (``protocol.aggregation``).
+    async def aggregate(
+        self, documents: AsyncIterator[bytes], cut: Mapping[str, tuple[int, ...]]
+    ) -> Aggregated:
+        """Aggregate a plan and its documents (``protocol.aggregation``); ``cut`` has the shapes of tensors that come in pieces.
 
         Raises:
             ServiceError: the aggregator refused an update or does not answer.
         """
-        model, state = AssembledDocument(self._folder), AssembledDocument(self._folder)
+        model = AssembledDocument(self._folder, cut=cut.get)
+        state = AssembledDocument(self._folder, cut=lambda name: cut.get(name.partition("/")[2]))
         try:
             headers = {"content-type": SAFETENSORS_SEQ}
             async with self._client.stream(

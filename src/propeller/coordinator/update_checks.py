@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of
+from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of, is_program
 from propeller.coordinator.large_updates import LargeUpdate, write_document
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, make_document
@@ -56,7 +56,7 @@ def update_specs(strategy: StrategyField, base: Specs) -> Specs:
     Raises:
         InvalidError: there is no such strategy.
     """
-    if isinstance(strategy, dict) and "program" in strategy:
+    if is_program(strategy):
         return base
     # Without memory: the strategy looks at dtypes and shapes alone.
     arrays = {
@@ -75,7 +75,7 @@ def check_contribution(strategy: StrategyField, contribution: RoundContribution)
     Raises:
         InvalidError: naming what is missing, and how a program reports it; or there is no such strategy.
     """
-    if isinstance(strategy, dict) and "program" in strategy:
+    if is_program(strategy):
         return
     each = contribution
     read_strategy(strategy).check(

@@ -68,7 +68,8 @@ class AggregationPlan(_StrictMessage):
         strategy: a name, or an object of ``name`` or ``program`` and parameters.
         values: the server state's values; empty before the first round.
         contributions: in the order in which their documents follow.
-        parts: into how many parts the model is cut, between tensors.
+        parts: into how many parts the model is cut.
+        cut: the tensors of which parts have pieces, in order and as vectors; others are in one part as a whole.
         bases: how many base models there are; updates of asynchronous rounds start from different ones.
         state: whether each part has a document with the server state's tensors.
         round_id: for logs, and for a program that aggregates.
@@ -78,6 +79,7 @@ class AggregationPlan(_StrictMessage):
     values: dict[str, Any] = Field(default_factory=dict)
     contributions: Annotated[list[PlannedContribution], Field(max_length=MAX_CONTRIBUTIONS)]
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
+    cut: Annotated[list[str], Field(max_length=MAX_PARTS)] = Field(default_factory=list)
     bases: Annotated[int, Field(ge=1, le=MAX_CONTRIBUTIONS)] = 1
     state: bool = False
     round_id: Annotated[str, Field(max_length=256)] = ""

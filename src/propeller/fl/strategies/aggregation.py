@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from propeller.fl.strategies.measurement import Measurement
 from propeller.fl.strategies.part import PartAggregation
@@ -18,8 +18,10 @@ from propeller.fl.strategies.strategy import (
 )
 from propeller.fl.tensors import TensorError, Tensors
 
+K = TypeVar("K")
+
 PART_BYTES = 4 * 1024 * 1024
-"""A part of a model has the tensors that fit into this, or one larger tensor."""
+"""A part of a model has the tensors that fit into this, or a larger one, or a piece of that."""
 
 
 class NoUpdatesError(StrategyInputError):
@@ -77,14 +79,14 @@ def _check_plan(strategy: Strategy, plan: Plan, count: int) -> None:
         raise StrategyInputError(f"{strategy.name} gave no update a part in the result")
 
 
-def parts_of(sizes: Mapping[str, int], part_bytes: int = PART_BYTES) -> Iterator[list[str]]:
-    """The names of a model's tensors, part by part, in the model's order.
+def parts_of(sizes: Mapping[K, int], part_bytes: int = PART_BYTES) -> Iterator[list[K]]:
+    """The names of a model's tensors, or what else stands for them, part by part, in the model's order.
 
     Args:
         sizes: bytes of each tensor.
         part_bytes: the most that a part of more than one tensor has.
     """
-    names: list[str] = []
+    names: list[K] = []
     total = 0
     for name, size in sizes.items():
         if names and total + size > part_bytes:
