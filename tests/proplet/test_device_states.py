@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from propeller.proplet import device_states
 from propeller.proplet.device_states import DeviceStates, TaskState
+from propeller.proplet.errors import TaskError
 
 PROGRAM = "registry.test/mine"
 
@@ -35,7 +37,8 @@ def found(state: TaskState) -> str | None:
 async def keep(states: DeviceStates, number: int | None, text: str, experiment: str = "e-1") -> None:
     state = states.open(experiment, PROGRAM, number, changes=True)
     leave(state, text)
-    await states.commit(state)
+    async with states.settling(state):
+        await states.commit(state)
 
 
 def given(
@@ -89,7 +92,7 @@ async def test_the_next_round_waits_for_what_the_last_one_is_about_to_leave(tmp_
         await states.wait_settled("e-1", PROGRAM)
         return given(states, 3)
 
-    with states.settling(second):
+    async with states.settling(second):
         waiting = asyncio.create_task(third())
         await states.wait_settled("e-2", PROGRAM)  # others wait for nothing
         await asyncio.sleep(0)
@@ -170,13 +173,18 @@ from pathlib import Path
 from propeller.proplet.device_states import DeviceStates
 states = DeviceStates(Path(sys.argv[1]), 10_000_000, 1000)
 number = int(sys.argv[2])
+
+async def keep(state):
+    async with states.settling(state):
+        await states.commit(state)
+
 while True:
     number += 1
     state = states.open("e-1", "registry.test/mine", number, changes=True)
     state.target.mkdir()
     for name in ("n", "m"):
         (state.target / name).write_text(str(number))
-    asyncio.run(states.commit(state))
+    asyncio.run(keep(state))
     print(number, flush=True)
 """
 
@@ -274,21 +282,51 @@ async def test_a_state_that_a_person_removed_is_in_nobodys_way(tmp_path: Path) -
     assert (given(states, 2, "e-1"), given(states, 3, "e-2")) == (None, "two")
 
 
-async def test_a_disk_that_takes_nothing_is_a_task_error(
+async def test_a_full_disk_is_noticed_before_the_update_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from propeller.proplet import device_states
-    from propeller.proplet.errors import TaskError
-
     states = opened(tmp_path)
     await keep(states, 1, "one")
     state = states.open("e-1", PROGRAM, 2, changes=True)
     leave(state, "two")
-
-    def full(_path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(device_states, "sync_folder", full)
-    with pytest.raises(TaskError, match="state: it cannot be kept for the next round: No space left"):
+    with monkeypatch.context() as patched:
+        patched.setattr(device_states, "sync_folder", refuse)
+        with pytest.raises(TaskError, match="state: it cannot be kept for the next round: No space left"):
+            async with states.settling(state):
+                pytest.fail("the update must not be sent")
+    assert given(states, 3) == "one"
+    # Once the update counts, the task has succeeded, whatever becomes of the state.
+    async with states.settling(state):
+        monkeypatch.setattr(Path, "rename", refuse)
         await states.commit(state)
     assert given(states, 3) == "one"
+
+
+async def test_a_version_whose_update_does_not_count_is_taken_back(tmp_path: Path) -> None:
+    """As its update went over MQTT, which has no answer; the coordinator is asked when the next task starts."""
+    told: dict[str, bool | None] = {}
+
+    async def counts(round_id: str) -> bool | None:
+        return told.get(round_id)
+
+    for answer, left in ((None, "two"), (False, "one"), (True, "two")):
+        folder = tmp_path / str(answer)
+        states = DeviceStates(folder, 10_000, 1000, counts)
+        await keep(states, 1, "one")
+        state = states.open("e-1", PROGRAM, 2, changes=True)
+        leave(state, "two")
+        async with states.settling(state):
+            states.doubt("e-1", "e-1.2")
+            states.doubt("e-2", "e-2.9")  # another's
+            await states.commit(state)
+        states = DeviceStates(folder, 10_000, 1000, counts)  # it is remembered
+        told["e-1.2"] = answer
+        await states.wait_settled("e-1", PROGRAM)
+        assert given(states, 3) == left
+        told["e-1.2"] = False
+        await states.wait_settled("e-1", PROGRAM)
+        assert given(states, 3) == ("two" if answer else "one")  # once it counts, nobody asks again
+
+
+def refuse(*_given: object) -> None:
+    raise OSError(28, "No space left on device")

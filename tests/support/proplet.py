@@ -51,6 +51,8 @@ class Services:
         """Server states, by model version."""
         self.experiments: dict[str, str] = {}
         """The states of experiments."""
+        self.rounds: dict[str, Any] = {}
+        """Rounds as the coordinator tells of them."""
         self.datasets: dict[str, Any] = {}
         self.updates: list[Any] = []
         self.update_types: list[str] = []
@@ -71,6 +73,7 @@ class Services:
                 Route("/models/{version:int}", self._model),
                 Route("/models/{version:int}/state", self._state),
                 Route("/experiments/{id}", self._experiment),
+                Route("/rounds/{id}", self._round),
                 Route("/datasets/{proplet_id}", self._dataset),
                 Route("/update", self._update, methods=["POST"]),
             ]
@@ -108,6 +111,12 @@ class Services:
         if state is None:
             return self._answer(request, JSONResponse({"error": "no such experiment"}, 404))
         return self._answer(request, JSONResponse({"id": request.path_params["id"], "state": state}))
+
+    async def _round(self, request: Request) -> Response:
+        found = self.rounds.get(request.path_params["id"])
+        if found is None:
+            return self._answer(request, JSONResponse({"error": "no such round"}, 404))
+        return self._answer(request, JSONResponse(found))
 
     async def _dataset(self, request: Request) -> Response:
         dataset = self.datasets.get(request.path_params["proplet_id"])

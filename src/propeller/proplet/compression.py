@@ -73,7 +73,7 @@ class UpdateCompressor:
         residual = self._states.open(experiment_id, _OWNER, round_number(run.env), changes=True)
         try:
             sent = await self._encode(update, run, asked, residual)
-            with self._states.settling(residual):
+            async with self._states.settling(residual):
                 yield sent
                 await self._states.commit(residual)
         finally:

@@ -2,7 +2,9 @@
 
 A state is a folder of its own for an experiment and a program's repository. In it is a version for each of the last two rounds, named
 by the round's number: a round that is done again, because its first attempt failed or the proplet died, starts from what the
-round before it left. A version appears whole, by a rename, once the coordinator has the update that goes with it.
+round before it left. A version is on the disk before the update that goes with it is sent, and takes its place by a rename, which
+needs no space, once the coordinator has the update. One whose update went over MQTT, which has no answer, bears the id of its round
+until the coordinator has said whether the update counts.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,9 @@ MAX_DIGITS = 9
 _ABOUT_FILE = "about.json"
 _NEW, _OLD = ".new-", ".old-"
 """What folders begin with that are not versions yet, and not any more."""
+
+UpdateCounts = Callable[[str], Awaitable[bool | None]]
+"""Whether this proplet's update counts in a round; None: that is not known now."""
 
 HasEnded = Callable[[str], Awaitable[bool]]
 """Whether an experiment is known to be over."""
@@ -60,24 +65,39 @@ class _Version:
     number: int
     made_at: int
     path: Path
+    round_id: str = ""
+    """Of the update that goes with it, if nobody knows whether that counts."""
+
+
+@dataclass(eq=False)
+class _Settling:
+    """A state whose task has not left its version yet."""
+
+    state: TaskState
+    done: asyncio.Event
+    round_id: str = ""
 
 
 class DeviceStates:
     """The device states of one proplet, which alone uses the folder."""
 
-    def __init__(self, folder: Path, max_bytes: int, max_age_s: float) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int, max_age_s: float, update_counts: UpdateCounts | None = None
+    ) -> None:
         """Remove what tasks left that an earlier process was killed with.
 
         Args:
             folder: made if it is missing; on the file system of the sandbox's folder.
             max_bytes: of all states together; those used longest ago make room.
             max_age_s: a state that was not used for this long is removed.
+            update_counts: asks the coordinator; without it, what is not known counts.
         """
         self._folder, self._max_bytes, self._max_age_s = folder, max_bytes, max_age_s
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in (*folder.glob(f"{_NEW}*"), *folder.glob(f"*/{_OLD}*"), *folder.glob(f"{_OLD}*")):
             folder_contents.remove(left)
-        self._settling: dict[Path, list[asyncio.Event]] = {}
+        self._update_counts = update_counts
+        self._settling: dict[Path, list[_Settling]] = {}
         self._lock = threading.Lock()  # a commit may outlive the asyncio task that asked for it
         self._sizes = {place: _size(place) for place in self._places()}
 
@@ -110,36 +130,66 @@ class DeviceStates:
         """Wait until no task has yet to leave its version of a state; to be called before ``open``.
 
         The next round may start as soon as the coordinator has the update, before the version that goes with it is on disk.
+        And a version whose update does not count is removed, as soon as that is known.
         """
-        for settled in list(self._settling.get(self._place(experiment_id, program), ())):
-            await settled.wait()
+        place = self._place(experiment_id, program)
+        for one in list(self._settling.get(place, ())):
+            await one.done.wait()
+        for version in _versions(place):
+            counts = (
+                await self._update_counts(version.round_id)
+                if version.round_id and self._update_counts
+                else None
+            )
+            if counts is not None:
+                await asyncio.to_thread(self._settle, version, counts=counts)
 
-    @contextlib.contextmanager
-    def settling(self, state: TaskState) -> Iterator[None]:
-        """For the length of the block, from before an update is sent until its version is kept, ``wait_settled`` waits."""
-        settled = asyncio.Event()
-        waiting = self._settling.setdefault(state.place, [])
-        waiting.append(settled)
-        try:
-            yield
-        finally:
-            settled.set()
-            waiting.remove(settled)
-            if not waiting:
-                del self._settling[state.place]
+    @contextlib.asynccontextmanager
+    async def settling(self, state: TaskState) -> AsyncIterator[None]:
+        """For the length of the block, from before an update is sent until its version is kept, ``wait_settled`` waits.
 
-    async def commit(self, state: TaskState) -> None:
-        """Keep what a run left as the state's newest version, if it left something.
+        What the run left is on the disk when the block begins: if there is no room, the update must not be sent.
 
         Raises:
             TaskError: it cannot be kept, as the disk is full or broken.
         """
+        one = _Settling(state, asyncio.Event())
+        waiting = self._settling.setdefault(state.place, [])
+        waiting.append(one)
+        try:
+            await self._prepare(state)
+            yield
+        finally:
+            one.done.set()
+            waiting.remove(one)
+            if not waiting:
+                del self._settling[state.place]
+
+    def doubt(self, experiment_id: str, round_id: str) -> None:
+        """Remember with the versions that are about to be kept that nobody knows whether the update of a round counts."""
+        for waiting in self._settling.values():
+            for one in waiting:
+                if one.state.about["experiment_id"] == experiment_id:
+                    one.round_id = round_id
+
+    async def commit(self, state: TaskState) -> None:
+        """Keep what a run left as the state's newest version, if it left something; to be called while it is settling.
+
+        The update counts by now. So what cannot be kept all the same is logged, and no error.
+        """
         if state.target is None or not state.target.exists():
             return
+        round_id = next(
+            (one.round_id for one in self._settling.get(state.place, ()) if one.state is state), ""
+        )
         try:
-            await asyncio.to_thread(self._commit, state, state.target)
+            await asyncio.to_thread(self._commit, state, state.target, round_id)
         except OSError as error:
-            raise TaskError(f"state: it cannot be kept for the next round: {error.strerror}") from error
+            log.warning(
+                "device state is not kept: the next round starts from the one before",
+                experiment_id=state.about["experiment_id"],
+                reason=error.strerror,
+            )
 
     async def discard(self, state: TaskState) -> None:
         """Forget what a run left."""
@@ -160,21 +210,35 @@ class DeviceStates:
                 )
                 await asyncio.to_thread(self._remove_state, place)
 
-    def _commit(self, state: TaskState, target: Path) -> None:
-        place = state.place
+    async def _prepare(self, state: TaskState) -> None:
+        if state.target is None or not state.target.exists():
+            return
+        try:
+            await asyncio.to_thread(self._make_durable, state, state.target)
+        except OSError as error:
+            raise TaskError(f"state: it cannot be kept for the next round: {error.strerror}") from error
+
+    def _make_durable(self, state: TaskState, target: Path) -> None:
+        """Write all that takes space."""
         with self._lock:
             for path, _ in folder_contents.walk(str(target)):
                 _sync(Path(path))
             sync_folder(target)
-            if not _note_use(place):
-                place.mkdir(mode=0o700, exist_ok=True)
-                write_durably(place / _ABOUT_FILE, json.dumps(state.about).encode())
+            if not _note_use(state.place):
+                state.place.mkdir(mode=0o700, exist_ok=True)
+                write_durably(state.place / _ABOUT_FILE, json.dumps(state.about).encode())
+                self._sizes[state.place] = 0
+
+    def _commit(self, state: TaskState, target: Path, round_id: str) -> None:
+        place = state.place
+        with self._lock:
             versions = _versions(place)
             if versions and versions[-1].number > state.number:  # a round that others have closed long since
                 folder_contents.remove(target)
                 return
             before = [version for version in versions if version.number < state.number]
-            new = place / f"{state.number}-{time.time_ns()}"
+            doubt = f"-{round_id}" if round_id else ""
+            new = place / f"{state.number}-{time.time_ns()}{doubt}"
             target.rename(new)
             sync_folder(place)
             kept = {new, *(version.path for version in before[-1:])}
@@ -183,6 +247,15 @@ class DeviceStates:
                     _remove(version.path)
             self._sizes[place] = _size(place)
             self._make_room(place)
+
+    def _settle(self, version: _Version, *, counts: bool) -> None:
+        """Keep a version for good whose update counts, or remove it."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if counts:
+                version.path.rename(version.path.with_name(f"{version.number}-{version.made_at}"))
+            else:
+                log.info("device state taken back: its update does not count", round_id=version.round_id)
+                _remove(version.path)
 
     def _discard(self, target: Path) -> None:
         with self._lock:
@@ -233,9 +306,10 @@ def _versions(place: Path) -> list[_Version]:
     found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(place):
-            number, _, made_at = entry.name.partition("-")
+            number, _, rest = entry.name.partition("-")
+            made_at, _, round_id = rest.partition("-")
             if number.isdigit() and made_at.isdigit():
-                found.append(_Version(int(number), int(made_at), Path(entry.path)))
+                found.append(_Version(int(number), int(made_at), Path(entry.path), round_id))
     return sorted(found)
 
 

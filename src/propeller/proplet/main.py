@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,16 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     credentials = (me, settings.client_key) if settings.auth == "on" else None
     async with contextlib.AsyncExitStack() as stack:
         services = await stack.enter_async_context(ServiceClients(urls, credentials))
+        updates = UpdateSender(services, publisher.send_update)
         try:
             folder = settings.folder
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             heartbeat_file.clear()
             states = DeviceStates(
-                folder / "states", settings.state_bytes, timedelta(days=settings.state_days).total_seconds()
+                folder / "states",
+                settings.state_bytes,
+                timedelta(days=settings.state_days).total_seconds(),
+                functools.partial(updates.update_counts, me),
             )
             large = LargeFiles(folder / "large")
             outbox = Outbox(folder / "outbox", publisher.send_result, settings.mqtt_max_packet)
@@ -87,7 +92,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             raise StartError(str(error)) from error
         programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
-        inputs, updates = InputFetcher(services, me, large), UpdateSender(services, publisher.send_update)
+        inputs = InputFetcher(services, me, large)
         compressor = UpdateCompressor(sandbox.call, states)
         runner = ProgramRunner(
             me, programs, inputs, updates, sandbox.run, settings.limits, states, large, compressor

@@ -178,20 +178,22 @@ class ProgramRunner:
             )
         begin = time.monotonic()
         state = run.state if isinstance(run.state, TaskState) else None
-        with self._states.settling(state) if state is not None else contextlib.nullcontext():
-            try:
+        try:
+            async with self._states.settling(state) if state is not None else contextlib.nullcontext():
                 tensors = outcome.large_files.get(TENSORS_FILE) or outcome.out_files.get(TENSORS_FILE)
                 update = parse_program_output(outcome.stdout, tensors, run.env, self._proplet_id)
                 async with self._compressor.compressed(update, run) as sent:
                     begin = time.monotonic()
-                    await self._updates.send(sent, run.env)
+                    answered = await self._updates.send(sent, run.env)
+                    if not answered:
+                        self._states.doubt(run.env.get("EXPERIMENT_ID", ""), update.header.round_id)
                 if state is not None:
                     await self._states.commit(state)
-            except TaskError as error:
-                raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
-            finally:
-                if state is not None:
-                    await self._states.discard(state)
+        except TaskError as error:
+            raise TaskError(str(error), completed.usage(time.monotonic() - begin)) from error
+        finally:
+            if state is not None:
+                await self._states.discard(state)
         usage = completed.usage(time.monotonic() - begin)
         log.info("task stages", **{name: usage[name] for name in _LOGGED_STAGES if name in usage})
         repeated = copy_update and len(outcome.stdout) < MAX_ENV_BYTES

@@ -25,6 +25,12 @@ log = get_logger("updates")
 ENDED_STATES = frozenset({"completed", "stopped", "failed"})
 """Of an experiment that has no more rounds."""
 
+_CLOSED_STATES = frozenset({"aggregating", "completed", "failed"})
+"""Of a round that takes no more updates."""
+
+ASK_TIMEOUT_S = 5.0
+"""The longest wait for what a round says of an update, in seconds: a task is about to start."""
+
 LARGE_TIMEOUT_S = 600.0
 """The longest silence while a large update is sent, in seconds: the coordinator answers when it has all of it on its disk."""
 
@@ -172,10 +178,13 @@ class UpdateSender:
         if self._services.url(COORDINATOR, env) is None:
             raise TaskError("COORDINATOR_URL is not set on this proplet: there is nowhere to send the update")
 
-    async def send(self, update: ProgramOutput, env: Mapping[str, str]) -> None:
+    async def send(self, update: ProgramOutput, env: Mapping[str, str]) -> bool:
         """Send an update, again if need be; over MQTT when the coordinator cannot be reached over HTTP.
 
         Sending twice is safe: the coordinator counts the same update once.
+
+        Returns:
+            Whether the coordinator has accepted it; over MQTT that is not known.
 
         Raises:
             TaskError: the coordinator refused it, with its reason, or it went neither way.
@@ -196,8 +205,25 @@ class UpdateSender:
                 log.warning("update not delivered over HTTP, publishing it over MQTT", reason=str(error))
             else:
                 log.info("update delivered", num_samples=update.header.num_samples, bytes=update.size)
-                return
+                return True
         await self._publish(update.header.round_id, update.body)
+        return False
+
+    async def update_counts(self, proplet_id: str, round_id: str) -> bool | None:
+        """Whether a proplet's update counts in a round; ``None``: the coordinator does not tell, or it may still come in."""
+        async with self._services.connect(COORDINATOR, {}) as coordinator:
+            if coordinator is None:
+                return None
+            try:
+                path = f"/rounds/{quote(round_id, safe='')}"
+                answer = await coordinator.request("GET", path, timeout=ASK_TIMEOUT_S, retry=False)
+                told = decode_object(answer.content)
+                if any(one["proplet_id"] == proplet_id for one in told["received"]):
+                    return True
+                return False if told["state"] in _CLOSED_STATES else None
+            except (ServiceError, MalformedMessageError, KeyError, TypeError) as error:
+                log.debug("the coordinator does not tell of a round", round_id=round_id, reason=str(error))
+                return None
 
     async def experiment_has_ended(self, experiment_id: str) -> bool:
         """Whether the coordinator says that an experiment is over; one that it does not tell of may be going on."""
