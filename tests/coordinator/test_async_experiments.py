@@ -1,7 +1,9 @@
 """Asynchronous experiments in the coordinator: waves, merges of their updates, and what survives kill -9."""
 
 import asyncio
+import contextlib
 import re
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,31 @@ async def test_kill_9_in_the_middle(
             assert (await detail(http))["model_version"] == 4
             merges = [one for one in await history(http) if one["kind"] == "train"]
             assert [one["number"] for one in merges] == [1, 2, 3, 4]
+
+
+async def test_an_update_that_is_not_in_the_database_any_more(
+    env: dict[str, str], fleet: FakeFleet, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    """As after an older copy of it was put back: the experiment says so, and does not stand still."""
+    gate = peers[0].pause_at("aggregate")
+    with process(env, tmp_path / "log") as coordinator:
+        async with client(env) as http:
+            await submit(http, mode=ASYNC, strategy="fedbuff", rounds=4)
+            await asyncio.wait_for(peers[0].reached.wait(), 30)
+
+            async def has_three() -> bool:
+                waves = [one for one in await history(http) if one["kind"] == "wave"]
+                return len(waves[0]["updates"]) == 3
+
+            await eventually(has_three)
+            await asyncio.to_thread(coordinator.kill)
+            with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.db")) as database, database:
+                database.execute("DELETE FROM updates WHERE round_id = 'e.w1'")
+            await asyncio.to_thread(coordinator.start)
+            gate.set()
+            found = await in_state(http, "completed", "failed", timeout=60)
+    assert re.fullmatch(
+        r"round e\.2 cannot be started: the update of p-\d in e\.w1, which it was to be made of, "
+        r"is not in the coordinator's database any more",
+        found["reason"],
+    )

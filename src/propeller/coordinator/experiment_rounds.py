@@ -106,7 +106,7 @@ class RoundMaker:
 
         Raises:
             NotToldError: what it needs to know was not asked for.
-            NotFoundError: its base model is not there.
+            NotFoundError: its base model is not there, or an update of it is not in the database any more.
         """
         specs, _values = _told(active, record, request)
         updates = {}
@@ -115,8 +115,9 @@ class RoundMaker:
             if wave is None or wave.round_id != one.round_id:
                 wave = await self._find_round(one.round_id)
             if wave is None or one.proplet_id not in wave.updates:
-                raise AssertionError(
-                    f"{request.round_id}: the update of {one.proplet_id} is not in {one.round_id}"
+                raise NotFoundError(
+                    f"the update of {one.proplet_id} in {one.round_id}, which it was to be made of, is not in the coordinator's "
+                    "database any more"
                 )
             updates[one.proplet_id] = wave.updates[one.proplet_id]
         names = tuple(updates)
