@@ -1,34 +1,63 @@
-"""An experiment whose strategy is a program, on a whole stack: it learns, and its versions can be made again from the kept updates."""
+"""Versions that are made again from the updates that were kept, on a whole stack: of rounds whose strategy is a program, and of merges."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from propeller.sdk import Experiment, Propeller
 from support.python_programs import SOURCES, built
-from support.stack import propeller, running_stack
+from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_an_experiment_with_a_strategy_of_ones_own(tmp_path: Path) -> None:
-    with running_stack(tmp_path / "state", env={"COORDINATOR_KEEP_UPDATES": "true"}) as up:
-        registry = up.url("oci_registry").removeprefix("http://")
-        program = built(SOURCES / "clipped_momentum.py")
-        pushed = propeller("push", str(program), f"{registry}/clipped-momentum:v1")
-        assert pushed.returncode == 0, pushed.stderr
-        with Propeller.from_state(up.folder) as fl:
-            strategy = {"program": f"{registry}/clipped-momentum:v1", "clip": 5.0, "momentum": 0.5}
-            result = fl.run(
-                Experiment(program=f"{registry}/fl-client-wasm:latest", rounds=3, strategy=strategy)
-            ).wait(timeout=200)
-        with httpx.Client(base_url=up.url("coordinator"), timeout=60) as http:
-            verified = http.post(f"/models/{result.model_version}/verify")
-        assert verified.status_code == 200, verified.text
-        assert verified.json()["verified"] is True
-        assert verified.json()["updates"] == 3
-        info = httpx.get(f"{up.url('model_registry')}/models/{result.model_version}/info").json()
-        assert info["has_state"]
-        assert "@sha256:" in info["lineage"]["strategy"]["program"]
-        assert info["lineage"]["strategy"]["params"] == {"clip": 5.0, "momentum": 0.5}
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("verified") / "state"
+    with running_stack(folder, env={"COORDINATOR_KEEP_UPDATES": "true"}) as running:
+        yield running
+
+
+def learn(up: Up, **fields: Any) -> list[int]:
+    """The versions that an experiment makes."""
+    program = f"{up.url('oci_registry').removeprefix('http://')}/fl-client-wasm:latest"
+    with Propeller.from_state(up.folder) as fl:
+        handle = fl.run(Experiment(program=program, **fields))
+        handle.wait(timeout=200)
+        return [one["model_version"] for one in handle.history() if one["kind"] == "train"]
+
+
+def verify(up: Up, version: int) -> dict[str, Any]:
+    """What the command says is what the coordinator answers; the lineage of the version."""
+    said = propeller("model", "verify", str(version), "--state", str(up.folder))
+    assert said.returncode == 0, said.stdout + said.stderr
+    answer = httpx.post(f"{up.url('coordinator')}/models/{version}/verify", timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["verified"] is True
+    info: dict[str, Any] = httpx.get(f"{up.url('model_registry')}/models/{version}/info").json()
+    assert len(info["lineage"]["updates"]) == answer.json()["updates"]
+    return info
+
+
+def test_a_strategy_of_ones_own(up: Up) -> None:
+    reference = f"{up.url('oci_registry').removeprefix('http://')}/clipped-momentum:v1"
+    pushed = propeller("push", str(built(SOURCES / "clipped_momentum.py")), reference)
+    assert pushed.returncode == 0, pushed.stderr
+    versions = learn(up, rounds=3, strategy={"program": reference, "clip": 5.0, "momentum": 0.5})
+    info = verify(up, versions[-1])
+    assert len(info["lineage"]["updates"]) == 3
+    assert info["has_state"]
+    assert "@sha256:" in info["lineage"]["strategy"]["program"]
+    assert info["lineage"]["strategy"]["params"] == {"clip": 5.0, "momentum": 0.5}
+
+
+def test_merges_of_updates_that_began_from_several_versions(up: Up) -> None:
+    mode = {"kind": "async", "buffer": 2, "concurrency": 3}
+    versions = learn(up, rounds=4, strategy="fedbuff", mode=mode)
+    lineages = [verify(up, version)["lineage"] for version in versions]
+    assert [len(one["updates"]) for one in lineages] == [2, 2, 2, 2]
+    stale = [(one["parent"], update) for one in lineages for update in one["updates"] if update["staleness"]]
+    assert stale
+    assert all(update["base"] < parent for parent, update in stale)
