@@ -3,14 +3,17 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from propeller import __version__
 from propeller.cli import experiment_commands, model
-from propeller.cli.options import DEFAULT_STATE, StateOption, UrlOption, UserOption
+from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
 from propeller.process.run import StartError
+
+if TYPE_CHECKING:
+    from propeller.cli.connection import Target
 
 
 class TryMode(StrEnum):
@@ -327,6 +330,7 @@ def try_program(
 
 
 @app.command()
+@for_stack
 def run(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")],
     changes: Annotated[
@@ -343,17 +347,15 @@ def run(
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the file's.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Submit it and return.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Run an experiment and show how it goes; Ctrl-C leaves it running."""
-    from propeller.cli.connection import Target
     from propeller.cli.run import run_experiment
 
     run_experiment(
         experiment,
-        Target(state, url, user),
+        target,
         changes=changes or [],
         image=image,
         rounds=rounds,

@@ -1,10 +1,13 @@
 """The commands ``propeller experiments`` and ``propeller experiment …``."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from propeller.cli.options import DEFAULT_STATE, JsonOption, StateOption, UrlOption, UserOption
+from propeller.cli.options import JsonOption, for_stack
+
+if TYPE_CHECKING:
+    from propeller.cli.connection import Target
 
 commands = typer.Typer(
     name="experiment",
@@ -18,125 +21,117 @@ IdArgument = Annotated[
 IdsArgument = Annotated[list[str], typer.Argument(metavar="ID…", help="The experiments' ids or names.")]
 
 
+@for_stack
 def experiments(
     only: Annotated[
         str | None, typer.Option(metavar="STATE", help="Only those that are running, completed …")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """List the newest experiments."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import list_experiments
 
-    list_experiments(Target(state, url, user), only=only, limit=limit, as_json=as_json)
+    list_experiments(target, only=only, limit=limit, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def show(
     experiment: IdArgument,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show how an experiment stands, what was asked for, and the round that runs."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import show_experiment
 
-    show_experiment(Target(state, url, user), experiment, as_json=as_json)
+    show_experiment(target, experiment, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def history(
     experiment: IdArgument,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row a participant and round.")] = False,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show every round of an experiment, with metrics and failures."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import show_history
 
     if as_csv and as_json:
         raise typer.BadParameter("cannot be used with --json", param_hint="--csv")
     form: Literal["table", "csv", "json"] = "csv" if as_csv else "json" if as_json else "table"
-    show_history(Target(state, url, user), experiment, form=form)
+    show_history(target, experiment, form=form)
 
 
 @commands.command()
+@for_stack
 def compare(
     experiments: IdsArgument,
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="Only this metric.")] = None,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show the metrics of several experiments side by side, round by round."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import compare_experiments
 
-    compare_experiments(Target(state, url, user), experiments, metric=metric, as_json=as_json)
+    compare_experiments(target, experiments, metric=metric, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def follow(
     experiment: IdArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show an experiment as it runs, from its beginning; Ctrl-C leaves it running."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import follow_experiment
 
-    follow_experiment(Target(state, url, user), experiment, as_json=as_json)
+    follow_experiment(target, experiment, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def pause(
     experiments: IdsArgument,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Let the round that runs end, and start no other."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import steer_experiments
 
-    steer_experiments(Target(state, url, user), experiments, "pause")
+    steer_experiments(target, experiments, "pause")
 
 
 @commands.command()
+@for_stack
 def resume(
     experiments: IdsArgument,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Go on with paused experiments."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import steer_experiments
 
-    steer_experiments(Target(state, url, user), experiments, "resume")
+    steer_experiments(target, experiments, "resume")
 
 
 @commands.command()
+@for_stack
 def stop(
     experiments: IdsArgument,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """End experiments: the round that runs is cancelled, model versions stay."""
-    from propeller.cli.connection import Target
     from propeller.cli.experiments import steer_experiments
 
-    steer_experiments(Target(state, url, user), experiments, "stop")
+    steer_experiments(target, experiments, "stop")

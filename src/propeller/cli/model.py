@@ -1,11 +1,14 @@
 """The commands ``propeller model …``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from propeller.cli.options import DEFAULT_STATE, JsonOption, StateOption, UrlOption, UserOption
+from propeller.cli.options import JsonOption, for_stack
+
+if TYPE_CHECKING:
+    from propeller.cli.connection import Target
 
 commands = typer.Typer(
     name="model",
@@ -19,6 +22,7 @@ VersionArgument = Annotated[
 
 
 @commands.command("list")
+@for_stack
 def list_models(
     experiment: Annotated[
         str | None, typer.Option(metavar="ID", help="Only those of this experiment.")
@@ -28,78 +32,73 @@ def list_models(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """List the newest model versions."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import show_list
 
-    show_list(Target(state, url, user), experiment, strategy, limit=limit, as_json=as_json)
+    show_list(target, experiment, strategy, limit=limit, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def show(
     version: VersionArgument,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show where a version comes from, and its tensors."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import show_model
 
-    show_model(Target(state, url, user), version, as_json=as_json)
+    show_model(target, version, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def diff(
     first: VersionArgument,
     second: VersionArgument,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Show how the second version differs from the first, tensor by tensor."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import show_diff
 
-    show_diff(Target(state, url, user), first, second, as_json=as_json)
+    show_diff(target, first, second, as_json=as_json)
 
 
 @commands.command()
+@for_stack
 def export(
     version: VersionArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.safetensors, FILE.npz or FILE.json.")],
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Write a version to a file, in the encoding of the file's name."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import export_model
 
-    export_model(Target(state, url, user), version, file)
+    export_model(target, version, file)
 
 
 @commands.command("import")
+@for_stack
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.safetensors, FILE.npz or FILE.json.")],
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Store a file as the next version."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import load_model
 
-    load_model(Target(state, url, user), file)
+    load_model(target, file)
 
 
 @commands.command()
+@for_stack
 def alias(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="NAME or EXPERIMENT/NAME; all are listed without it.")
@@ -109,15 +108,12 @@ def alias(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Forget the alias.")] = False,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Give a version a name, forget a name, or list the names."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import change_alias, show_aliases
 
-    target = Target(state, url, user)
     if name is None and not delete:
         show_aliases(target, as_json=as_json)
         return
@@ -129,15 +125,14 @@ def alias(
 
 
 @commands.command()
+@for_stack
 def verify(
     version: VersionArgument,
     as_json: JsonOption = False,
-    state: StateOption = DEFAULT_STATE,
-    url: UrlOption = None,
-    user: UserOption = None,
+    *,
+    target: "Target",
 ) -> None:
     """Compute a version again from the kept updates of its round, and compare it bit for bit."""
-    from propeller.cli.connection import Target
     from propeller.cli.models import verify_model
 
-    raise typer.Exit(verify_model(Target(state, url, user), version, as_json=as_json))
+    raise typer.Exit(verify_model(target, version, as_json=as_json))

@@ -1,7 +1,10 @@
 """Options that several commands have."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,3 +28,28 @@ UserOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_STACK_OPTIONS = {"state": (StateOption, DEFAULT_STATE), "url": (UrlOption, None), "user": (UserOption, None)}
+
+
+def for_stack(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which stack it is about; it gets them as its argument ``target``, a ``Target``."""
+
+    @functools.wraps(command)
+    def run(*, state: Path, url: str | None, user: str | None, **given: Any) -> None:
+        from propeller.cli.connection import Target
+
+        command(target=Target(state, url, user), **given)
+
+    signature = inspect.signature(command)
+    own = [one for name, one in signature.parameters.items() if name != "target"]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _STACK_OPTIONS.items()
+    ]
+    # What typer reads: as if the command had written them itself.
+    vars(run)["__signature__"] = signature.replace(
+        parameters=[*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
+    )
+    run.__annotations__ = {one.name: one.annotation for one in [*own, *options]}
+    return run
