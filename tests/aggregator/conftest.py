@@ -13,6 +13,7 @@ from propeller.oci.reference import DefaultRegistry
 from propeller.program_host.programs import HostSettings, ProgramHost
 from propeller.wasm.program_run import Limits
 from support.net import free_port
+from support.python_programs import COMPILED
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ async def http(space: SpillSpace, tmp_path: Path, oci_registry: str) -> AsyncIte
     def open_programs() -> ProgramHost:
         registry = DefaultRegistry.parse(oci_registry)
         limits = Limits(wall_time_s=60)
-        return ProgramHost(HostSettings("aggregator", tmp_path / "cache", registry, None, limits, 1 << 30))
+        return ProgramHost(
+            HostSettings("aggregator", tmp_path / "cache", registry, None, limits, 1 << 30, COMPILED)
+        )
 
     aggregator = Aggregator(space, max_update_bytes=1_000_000, open_programs=open_programs)
     app = create_api(aggregator, max_bytes=50_000_000, max_json_bytes=100_000)

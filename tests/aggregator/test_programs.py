@@ -152,21 +152,14 @@ async def test_a_model_of_nested_lists(http: httpx.AsyncClient, oci_registry: st
     assert result["values"] == {"k": 1}
 
 
-async def test_an_error_in_it_is_told_with_its_line(
-    http: httpx.AsyncClient, oci_registry: str, tmp_path: Path
-) -> None:
-    script = tmp_path / "failing.py"
-    script.write_text(
-        "from propeller.program import aggregate\n\n"
-        "@aggregate\n"
-        "def merge(base, updates, state, params, ctx):\n"
-        "    return 1 / params['divisor']\n"
-    )
-    name = await push(oci_registry, "failing:v1", built(script).read_bytes())
+async def test_an_error_in_it_is_told_with_its_line(http: httpx.AsyncClient, oci_registry: str) -> None:
+    name = await push(oci_registry, "clipped:v1", built(SOURCES / "clipped_momentum.py").read_bytes())
     sent = [(header, moved(1.0)) for header in HEADERS]
-    answer = await send(http, request_body({"program": name, "divisor": 0}, [BASE], sent))
+    answer = await send(http, request_body({"program": name, "clip": 0}, [BASE], sent))
     assert answer.status_code == 422
-    assert "failing.py:5: ZeroDivisionError: division by zero" in answer.json()["error"]
+    assert re.search(
+        r"clipped_momentum\.py:\d+: ValueError: clip is 0; it must be greater than 0", answer.json()["error"]
+    )
 
 
 async def test_a_program_that_is_not_there(http: httpx.AsyncClient, oci_registry: str) -> None:

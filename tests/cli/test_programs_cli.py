@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from propeller.wasm import build as building
 from propeller.wasm.program_run import Limits
 from support.net import has_ended, wait_until
 from support.programs import echo
-from support.python_programs import CACHE_HOME, built
+from support.python_programs import CACHE_HOME, SOURCES, built
 from support.stack import PROPELLER, propeller
 
 pytestmark = pytest.mark.timeout(180)
@@ -394,40 +395,28 @@ def test_ctrl_c_ends_it(project: Path) -> None:
     assert "src/propeller" not in rest
 
 
-MERGE = """
-from propeller.program import Aggregate, aggregate
-
-@aggregate
-def merge(base, updates, state, params, ctx):
-    total = sum(update.num_samples for update in updates)
-    print(f"{len(updates)} updates")
-    parts = [update.delta["w"] * (update.num_samples / total) for update in updates]
-    return Aggregate({"w": base["w"] + params.get("lr", 1.0) * sum(parts[1:], parts[0])}, {"n": params["n"]})
-"""
-
-
 @pytest.mark.parametrize("form", ["py", "wasm"])
 def test_a_strategy_is_tried_on_updates(tmp_path: Path, form: str) -> None:
-    source = script(tmp_path, MERGE, "merge.py")
+    source = SOURCES / "clipped_momentum.py"
     program = source if form == "py" else built(source)
     (tmp_path / "base.json").write_text('{"w": [1.0, 2.0]}')
-    given: list[Any] = ["--model", tmp_path / "base.json", "--hyperparams", '{"n": 1, "lr": 0.5}']
+    given: list[Any] = ["--model", tmp_path / "base.json"]
     for name, samples, w in (("a", 1, [3.0, 2.0]), ("b", 3, [1.0, 6.0])):
         update = {"round_id": "r", "proplet_id": name, "num_samples": samples, "update": {"w": w}}
         (tmp_path / f"{name}.json").write_text(json.dumps(update))
         given += ["--update", tmp_path / f"{name}.json"]
-    done = run("try", program, "--mode", "aggregate", *given)
+    done = run("try", program, "--mode", "aggregate", "--hyperparams", '{"clip": 2.0, "lr": 0.5}', *given)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"round_id": "r-try", "state": {"n": 1}}
-    assert "2 updates" in done.stderr
+    assert json.loads(done.stdout) == {"round_id": "r-try", "state": {"clipped": 1}}
+    assert "1 of 2 updates were clipped" in done.stderr
     assert "/out/model.safetensors" in done.stderr
-    missing = run("try", program, "--mode", "aggregate", "--hyperparams", "{}", *given[:2], *given[4:6])
-    assert missing.returncode == 1
-    assert "merge.py:9: KeyError: 'n'" in missing.stderr
+    refused = run("try", program, "--mode", "aggregate", "--hyperparams", '{"clip": 0}', *given[:4])
+    assert refused.returncode == 1
+    assert re.search(r"clipped_momentum\.py:\d+: ValueError: clip is 0", refused.stderr)
 
 
 def test_what_an_aggregation_needs(tmp_path: Path) -> None:
-    source = script(tmp_path, MERGE, "merge.py")
+    source = SOURCES / "clipped_momentum.py"
     assert "--update FILE" in said(run("try", source, "--mode", "aggregate"))
     base, update = script(tmp_path, '{"w": [1.0, 2.0]}', "base.json"), tmp_path / "a.json"
     update.write_text('{"w": 1}')

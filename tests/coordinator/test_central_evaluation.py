@@ -33,7 +33,7 @@ from support.experiments import (
 )
 from support.guests import command
 from support.net import eventually
-from support.python_programs import SOURCES, built
+from support.python_programs import COMPILED, TEMPLATE, built
 from support.registries import embedded
 
 pytestmark = pytest.mark.timeout(180)
@@ -89,7 +89,13 @@ def env(
     tmp_path: Path, peers: tuple[Peers, str], broker_port: int, channel: Channel, data_store: str
 ) -> dict[str, str]:
     mqtt = variables(broker_port, channel)
-    return environment(tmp_path / "coordinator", peers[1], DATA_STORE_URL=data_store, **mqtt)
+    return environment(
+        tmp_path / "coordinator",
+        peers[1],
+        DATA_STORE_URL=data_store,
+        COORDINATOR_PROGRAM_CACHE=str(COMPILED),
+        **mqtt,
+    )
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ async def test_what_the_program_measures_is_in_the_history(
     http: httpx.AsyncClient, push: Push, data_store: str
 ) -> None:
     await put_dataset(data_store, [{"x": [1, 2, 3], "y": 1}, {"x": [0, 1, 0], "y": 0}])
-    program = await push(built(SOURCES / "logreg.py").read_bytes())
+    program = await push(built(TEMPLATE).read_bytes())
     split = {"split": {"holdout": 0.5}}  # of devices' data: all of the data set is used
     fields = {
         "evaluate": {**CENTRAL, "every": 2},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.page import read_page
-from support.python_programs import CACHE_HOME, COMPILED, built
+from support.python_programs import CACHE_HOME, COMPILED, TEMPLATE, built
 from support.reader import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ LEFT_OUT = Counter(
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
-    built(ROOT / "src" / "propeller" / "cli" / "template" / "train.py")  # kept for all tests that build it
+    built(TEMPLATE)  # kept for all tests that build it
     environment = {"XDG_CACHE_HOME": str(CACHE_HOME), "PROPLET_CACHE": str(COMPILED)}
     following = Reader("README.md", tmp_path, environment)
     try:

@@ -9,7 +9,7 @@ import pytest
 
 from propeller.sdk import Experiment, Propeller
 from support.network import digits, network, samples
-from support.python_programs import COMPILED, SOURCES, built
+from support.python_programs import SOURCES, built
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(240)
@@ -21,7 +21,7 @@ ROUNDS = 3
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("devices") / "state"
-    with running_stack(folder, env={"PROPLET_CACHE": str(COMPILED)}) as running:
+    with running_stack(folder) as running:
         yield running
 
 

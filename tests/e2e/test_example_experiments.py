@@ -16,7 +16,7 @@ import pytest
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.fl.strategies import strategy_names
 from propeller.sdk import ExperimentFailedError, ExperimentHandle, Propeller
-from support.python_programs import COMPILED, built
+from support.python_programs import built
 from support.stack import Up, propeller, running_stack
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def prepare(up: Up, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("examples") / "state"
-    with running_stack(folder, "--proplets", "10", env={"PROPLET_CACHE": str(COMPILED)}) as running:
+    with running_stack(folder, "--proplets", "10") as running:
         prepare(running, written)
         yield running
 
@@ -153,7 +153,7 @@ def test_the_same_experiment_on_another_stack_gives_the_same_model(
             ]
             return asked, handle.model()
 
-    with running_stack(tmp_path / "state", env={"PROPLET_CACHE": str(COMPILED)}) as other:
+    with running_stack(tmp_path / "state") as other:
         prepare(other, written)
         participants, model = run(other)
         assert set(other.ids()).isdisjoint(up.ids())

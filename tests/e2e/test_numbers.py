@@ -13,7 +13,7 @@ import pytest
 from propeller.fl.tensors import DTYPES, SAFETENSORS, Tensors, bounds, specs_of, to_safetensors
 from propeller.sdk import Propeller, PropellerError
 from support.c_programs import compiled
-from support.python_programs import COMPILED, built
+from support.python_programs import built
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -50,8 +50,7 @@ int main() {
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    env = {"PROPLET_CACHE": str(COMPILED)}
-    with running_stack(tmp_path_factory.mktemp("numbers") / "state", env=env) as running:
+    with running_stack(tmp_path_factory.mktemp("numbers") / "state") as running:
         yield running
 
 

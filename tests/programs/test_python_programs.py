@@ -20,7 +20,7 @@ from propeller.wasm.program_run import Limits, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
 from support.network import Floats, Model, descend, digits, network, samples
-from support.python_programs import COMPILED, SANDBOX, SOURCES, built, together
+from support.python_programs import SANDBOX, SOURCES, built, together
 from support.stack import propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -195,8 +195,7 @@ def test_logistic_regression_is_that_of_the_other_languages(capsys: pytest.Captu
 def test_rounds_of_the_network_over_three_proplets(tmp_path: Path) -> None:
     """35,000 numbers a model: updates travel as safetensors. No proplet has more than four of the ten digits."""
     x, y = digits()
-    compiled = {"PROPLET_CACHE": str(COMPILED)}
-    with running_stack(tmp_path / "state", env=compiled) as up, Propeller.from_state(up.folder) as fl:
+    with running_stack(tmp_path / "state") as up, Propeller.from_state(up.folder) as fl:
         image = f"{up.url('oci_registry').removeprefix('http://')}/mlp:latest"
         pushed = propeller("push", str(built(SOURCES / "mlp.py")), image)
         assert pushed.returncode == 0, pushed.stderr

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from support.python_programs import COMPILED
+
 PROPELLER = [sys.executable, "-m", "propeller"]
 
 
@@ -59,7 +61,7 @@ class Up:
 
 
 def start_up(folder: Path, *options: str, env: dict[str, str] | None = None) -> Up:
-    """Start ``propeller up`` on a folder; the caller ends it."""
+    """Start ``propeller up`` on a folder; the caller ends it. What one stack has compiled, the next one has too."""
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.out")
     with output.open("wb") as stream:
@@ -69,7 +71,7 @@ def start_up(folder: Path, *options: str, env: dict[str, str] | None = None) -> 
             stderr=stream,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PROPLET_CACHE": str(COMPILED), **(env or {})},
         )
     return Up(folder, process, output)
 

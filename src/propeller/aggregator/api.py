@@ -130,5 +130,13 @@ def _open_programs(settings: AggregatorSettings) -> "ProgramHost":
     )
     registry = DefaultRegistry.parse(settings.registry_url)
     return ProgramHost(
-        HostSettings("aggregator", settings.cache, registry, credential, limits, settings.cache_bytes)
+        HostSettings(
+            "aggregator",
+            settings.cache,
+            registry,
+            credential,
+            limits,
+            settings.cache_bytes,
+            settings.program_cache,
+        )
     )

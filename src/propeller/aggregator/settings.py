@@ -30,6 +30,7 @@ class AggregatorSettings(HttpSettings):
     cache: Path = Field(Path(".propeller/aggregator"), alias="AGGREGATOR_CACHE")
     """Programs that aggregate, and what they work on."""
     cache_bytes: int = Field(GIB, alias="AGGREGATOR_CACHE_BYTES", ge=MIB)
+    program_cache: Path | None = Field(None, alias="AGGREGATOR_PROGRAM_CACHE")
     registry_url: RegistryUrl = Field("docker.io", alias="AGGREGATOR_REGISTRY_URL")
     """Where programs are whose reference names no registry, and what the login is for."""
     registry_username: str | None = Field(None, alias="AGGREGATOR_REGISTRY_USERNAME")

@@ -155,7 +155,15 @@ def _open_programs(settings: CoordinatorSettings) -> "ProgramHost":
     )
     registry = DefaultRegistry.parse(settings.registry_url)
     return ProgramHost(
-        HostSettings("coordinator", settings.cache_folder, registry, credential, limits, settings.cache_bytes)
+        HostSettings(
+            "coordinator",
+            settings.cache_folder,
+            registry,
+            credential,
+            limits,
+            settings.cache_bytes,
+            settings.program_cache,
+        )
     )
 
 

@@ -51,6 +51,7 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     """Where data sets are that the coordinator itself evaluates on."""
     cache: Path | None = Field(None, alias="COORDINATOR_CACHE")
     cache_bytes: int = Field(GIB, alias="COORDINATOR_CACHE_BYTES", ge=MIB)
+    program_cache: Path | None = Field(None, alias="COORDINATOR_PROGRAM_CACHE")
     registry_url: RegistryUrl = Field("docker.io", alias="COORDINATOR_REGISTRY_URL")
     registry_username: str | None = Field(None, alias="COORDINATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_PASSWORD")

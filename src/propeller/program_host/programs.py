@@ -34,11 +34,12 @@ class HostSettings:
 
     Attributes:
         service: that runs them: ``aggregator``. Its settings begin with the same word in upper case.
-        folder: of the sandbox, its cache and what is given to programs.
+        folder: of the sandbox and what is given to programs, and of the programs unless those are elsewhere.
         registry: where references are that name no registry.
         credential: for that registry; without one, that of ``docker login``.
         limits: of one run.
         cache_bytes: of all programs in the cache.
+        programs: the folder of programs; sandboxes of one user may share it.
     """
 
     service: str
@@ -47,6 +48,7 @@ class HostSettings:
     credential: Credential | None
     limits: Limits
     cache_bytes: int
+    programs: Path | None = None
 
     @property
     def login_help(self) -> str:
@@ -139,7 +141,11 @@ class ProgramHost:
                 try:
                     await asyncio.to_thread(self.inputs.open)
                     sandbox = await self._resources.enter_async_context(
-                        Sandbox(settings.folder / "sandbox", cache_bytes=settings.cache_bytes)
+                        Sandbox(
+                            settings.folder / "sandbox",
+                            cache=settings.programs,
+                            cache_bytes=settings.cache_bytes,
+                        )
                     )
                 except (SandboxError, ProgramError) as error:
                     raise UnavailableError(

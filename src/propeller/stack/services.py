@@ -207,6 +207,11 @@ def _inherited(*patterns: str) -> dict[str, str]:
     }
 
 
+def _programs(stack: StackConfig) -> str:
+    """The folder of programs, one for all that run them on this machine: each is compiled once."""
+    return os.environ.get("PROPLET_CACHE") or stack.data("programs")
+
+
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "BROKER_STATE": stack.data(process),
@@ -242,6 +247,7 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
             name.replace("PROXY", "COORDINATOR", 1): value
             for name, value in _inherited("PROXY_REGISTRY_*").items()
         },
+        "COORDINATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited("COORDINATOR_KEEP_*", "COORDINATOR_MAX_*", "COORDINATOR_PROGRAM_*", "DOCKER_CONFIG"),
         "COORDINATOR_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
@@ -258,6 +264,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "AGGREGATOR_REGISTRY_URL": stack.url("oci-registry"),
         "AGGREGATOR_SPILL": f"{stack.data(process)}/spill",
+        "AGGREGATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited("AGGREGATOR_*", "DOCKER_CONFIG"),
         "AGGREGATOR_CACHE": stack.data(process),
     }
@@ -287,11 +294,10 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
 
 def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
     return {
-        "PROPLET_CACHE": stack.data("programs"),  # one for all proplets of the machine
+        "PROPLET_CACHE": _programs(stack),
         **_inherited(
             "PROPLET_TASK_*",
             "PROPLET_MAX_TASKS",
-            "PROPLET_CACHE",
             "PROPLET_STATE_BYTES",
             "PROPLET_STATE_DAYS",
         ),
