@@ -247,6 +247,8 @@ def test_lists_details_history_and_comparison(
             "num_samples": 30,
             "updates": [{"proplet_id": "id-1", "num_samples": 30, "metrics": {"loss": 0.25}}],
             "failures": [{"proplet_id": "id-2", "reason": "no memory"}],
+            "bytes": 1000,
+            "bytes_saved": 0,
         }
     ]
     listed = propeller("experiments", *state).stdout
@@ -269,6 +271,12 @@ def test_lists_details_history_and_comparison(
         json.loads(propeller("experiment", "history", "one", *state, "--json").stdout)["rounds"]
         == stack.history
     )
+    stack.history[0]["bytes_saved"] = 9000
+    head, first = (
+        line.split() for line in propeller("experiment", "history", "one", *state).stdout.splitlines()[:2]
+    )
+    assert head == ["round", "kind", "state", "updates", "samples", "loss", "sent", "model", "seconds"]
+    assert first[7:11] == ["1.0", "kB", "(-90", "%)"]
     assert propeller("experiment", "history", "one", *state, "--csv").stdout.startswith("number,")
     assert propeller("experiment", "history", "one", *state, "--csv", "--json").returncode == 2
     compared = propeller("experiment", "compare", "one", "two", *state).stdout

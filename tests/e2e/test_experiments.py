@@ -246,3 +246,43 @@ async def test_an_asynchronous_experiment_survives_kill_9(up: Up, softmax: dict[
     assert [one["number"] for one in merges] == list(range(1, 13))
     assert all(len(one["updates"]) == 2 for one in merges)
     assert {one["kind"] for one in rounds} == {"train", "wave"}
+
+
+COMPRESSIONS: list[tuple[Any, str]] = [
+    ("int8", "int8 + zstd"),
+    ({"top_k": 0.4, "values": "int4"}, "top_k + int4 + zstd"),
+]
+
+
+@pytest.mark.parametrize(("compression", "shown"), COMPRESSIONS, ids=("int8", "top_k"))
+async def test_compressed_updates_make_a_model(
+    up: Up, softmax: dict[str, Any], compression: Any, shown: str
+) -> None:
+    """Kill -9 in the middle changes nothing, as rounding is seeded and what devices keep goes by the round's number."""
+    body = spec(
+        up,
+        rounds=6,
+        selection={"seed": 3, "min_available": 3},
+        update={"compression": compression},
+        **softmax,
+    )
+    async with coordinator(up) as http:
+        first = await over(http, await submit(http, body))
+        again = await submit(http, body)
+        await rounds_done(http, again, 2)
+        kill(up, "coordinator")
+        second = await over(http, again)
+        rounds = (await http.get(f"/experiments/{again}/history")).json()["rounds"]
+        table = (await http.get(f"/experiments/{again}/history?format=csv")).text.splitlines()
+    assert (first["state"], second["state"], second["done"]) == ("completed", "completed", 6)
+    assert await digest(up, first["model_version"]) == await digest(up, second["model_version"])
+    assert {"bytes", "uncompressed_bytes", "compression", "compression_error"} <= set(table[0].split(","))
+    for one in rounds:
+        assert len(one["updates"]) == 3
+        for update in one["updates"]:
+            assert update["compression"] == shown
+            assert 0 <= update["compression_error"] < 1
+        received = sum(update["bytes"] for update in one["updates"])
+        saved = sum(update["uncompressed_bytes"] for update in one["updates"]) - received
+        assert (one["bytes"], one["bytes_saved"]) == (received, saved)
+    assert rounds[-1]["metrics"]["loss"] < rounds[0]["metrics"]["loss"]

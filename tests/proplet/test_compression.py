@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from propeller.coordinator.content_coding import coding_of_message
+from propeller.coordinator.updates import MESSAGE
+from propeller.coordinator.updates import decode_update as decode_received
 from propeller.fl.compression import decode_update, read_description
 from propeller.fl.tensors import Tensors, from_safetensors, specs_of, to_safetensors
 from support.proplet import World
@@ -153,3 +156,20 @@ async def test_what_error_feedback_keeps_is_bounded(world: World) -> None:
     assert error.endswith(
         "over the limit of 1048576 bytes (PROPLET_STATE_BYTES): raise it, or leave error_feedback out"
     )
+
+
+async def test_a_compressed_update_goes_over_mqtt_too(world: World) -> None:
+    world.services.tensors[0] = to_safetensors(BASE)
+    me = await world.join(coordinator_url="http://127.0.0.1:1")
+    sent: list[bytes] = []
+
+    async def take(_topic: str, payload: bytes) -> None:
+        sent.append(payload)
+
+    await world.peers.session.unsubscribe(f"{world.peers.channel.prefix}/fl/#")
+    await world.peers.session.subscribe(world.peers.channel.update("e-1.1", me), take)
+    wanted = {"top_k": 0.1, "values": "int4"}
+    assert await run(world, task(me, 1, wanted)) is None
+    received = await decode_received(MESSAGE, sent[0], coding=coding_of_message(sent[0]))
+    assert received.transfer is not None
+    assert (received.transfer.bytes, received.transfer.compression) == (len(sent[0]), "top_k + int4 + zstd")

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 
 from propeller.cli.connection import Target
 from propeller.cli.follow import follow
 from propeller.cli.tables import Column, fits, print_fields, print_rows
 from propeller.process.run import StartError
+from propeller.protocol.compression import Compression
 from propeller.sdk import History
 
 _EXPERIMENT_COLUMNS = (
@@ -86,6 +88,7 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
         "reason": status.get("reason"),
         "rounds": f"{status['done']} of {status['rounds']}",
         "strategy": _strategy(status),
+        "updates": _compression(status["spec"]),
         "program": status.get("program"),
         "model": _version(status.get("model_version")),
         "best": _best(status),
@@ -112,6 +115,7 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
         print(json.dumps({"id": history.id, "rounds": list(history)}))
         return
     console, metrics = Console(highlight=False), history.metric_names()
+    compressed = any(one.get("bytes_saved") for one in history)
     columns = (
         Column("round", right=True),
         Column("kind"),
@@ -120,6 +124,7 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
         Column("samples", right=True, spare=1),
         # Those that come last are the first to go: a program names what matters most first.
         *(Column(name, right=True, spare=at) for at, name in enumerate(metrics, 2)),
+        *([Column("sent", right=True, spare=len(metrics) + 1)] if compressed else []),
         Column("model", right=True, spare=1),
         Column("seconds", right=True, spare=len(metrics) + 2),
     )
@@ -131,6 +136,7 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
             str(len(one["updates"])),
             str(one.get("num_samples") or ""),
             *(_number((one.get("metrics") or {}).get(name)) for name in metrics),
+            *([_sent(one)] if compressed else []),
             _version(one.get("model_version")),
             _number(one.get("seconds"), 3),
         )
@@ -214,6 +220,20 @@ def _print_comparison(console: Console, title: str, found: Mapping[str, Mapping[
         return
     print_fields(console, {f"({at})": one for at, one in enumerate(found, 1)})
     print_rows(console, [columns[0], *(Column(f"({at})", right=True) for at in range(1, len(columns)))], rows)
+
+
+def _compression(spec: Mapping[str, Any]) -> str | None:
+    """How updates are compressed, if they are."""
+    asked = (spec.get("update") or {}).get("compression")
+    return None if asked is None or asked == "none" else str(Compression.decode(asked))
+
+
+def _sent(one: Mapping[str, Any]) -> str:
+    """The bytes of a round's updates, and how much less that is than without compression."""
+    received, saved = one.get("bytes") or 0, one.get("bytes_saved") or 0
+    if not received:
+        return ""
+    return f"{decimal(received)} ({-100 * saved / (received + saved):+.0f} %)"
 
 
 def _names(history: History, kind: str) -> list[str]:

@@ -43,7 +43,7 @@ class Experiment:
         hyperparams: for the program: constants, or schedules as ``{"lr": {"schedule": "cosine", "start": 0.1, "end": 0.001}}``.
         limits: of each task, as ``{"wall_time_s": 60}``.
         mode: ``"sync"``, or ``{"kind": "async", "buffer": 3}``.
-        update: what devices send, as ``{"kind": "delta"}``.
+        update: what devices send, as ``{"kind": "delta"}`` or ``{"compression": "int8"}``.
 
     Raises:
         InvalidError: a field is wrong, or contradicts another one; the text names it and the remedy.

@@ -13,7 +13,8 @@ class History(list[dict[str, Any]]):
 
     Each has ``number``, ``attempt``, ``kind`` (``train``, ``evaluate`` or ``wave``), ``round_id``, ``state``, ``base_version``, ``model_version``,
     ``started_at``, ``ended_at``, ``seconds``, ``metrics`` (means weighted by samples), ``num_samples``, ``updates`` (a dict a participant:
-    ``proplet_id``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``received_at``), ``failures`` (``proplet_id``, ``reason``) and ``reason``.
+    ``proplet_id``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``bytes``, ``uncompressed_bytes``, ``compression``, ``compression_error``,
+    ``received_at``), ``bytes`` that came and ``bytes_saved`` by compression, ``failures`` (``proplet_id``, ``reason``) and ``reason``.
 
     Attributes:
         id: the experiment's.
@@ -77,7 +78,17 @@ _OF_ROUND = (
     "ended_at",
     "seconds",
 )
-_OF_PARTICIPANT = ("proplet_id", "num_samples", "steps", "size", "received_at")
+_OF_PARTICIPANT = (
+    "proplet_id",
+    "num_samples",
+    "steps",
+    "size",
+    "bytes",
+    "uncompressed_bytes",
+    "compression",
+    "compression_error",
+    "received_at",
+)
 
 
 def _rows_of(one: Mapping[str, Any]) -> list[dict[str, Any]]:
