@@ -1,5 +1,6 @@
 """Compressed updates where they enter: what they become, what is told of them, and what is refused."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,14 @@ import numpy as np
 import pytest
 import zstandard
 
-from propeller.coordinator.content_coding import coding_of_message, decompress
-from propeller.coordinator.updates import MESSAGE, decode_update, make_document
+from propeller.coordinator.content_coding import (
+    LongContentError,
+    coding_of_message,
+    decompress,
+    decompress_stream,
+)
+from propeller.coordinator.large_updates import LargeUpdates, stands_for_large, write_document
+from propeller.coordinator.updates import MESSAGE, ReceivedUpdate, decode_update, make_document
 from propeller.errors import InvalidError, TooLargeError
 from propeller.fl.compression import Description, Scheme, encode_update
 from propeller.fl.tensors import (
@@ -23,6 +30,7 @@ from propeller.fl.tensors import (
     specs_of,
     to_safetensors,
 )
+from propeller.process.files import DurableFile
 from support.coordinator import BASE, assembled, configure, update
 
 HEADER = {
@@ -127,7 +135,7 @@ BOMB = zstandard.compress(bytes(200 * 1024 * 1024))
         (document(compression="{"), {}, 400, "update: compression: not JSON"),
         (document(compression=Description(()).to_text()), {}, 400, "update: tensor '@values/0': is of no tensor"),
         (
-            document(compression='{"format":1,"uncompressed":1,"tensors":[{"name":"w","dtype":"F64","shape":[99999999999],"values":"int8"}]}'),
+            document(compression='{"format":1,"uncompressed":1,"tensors":[{"name":"w","dtype":"F64","shape":[99999999999],"values":"int8"},{"name":"b","dtype":"F64","shape":[],"values":"int8"}]}'),
             {},
             400,
             "update: tensor 'w': is compressed as F64 of shape [99999999999]; of this base model it is F64 of shape [3]",
@@ -153,3 +161,63 @@ def test_several_frames_are_one_body() -> None:
     assert decompress(zstandard.compress(b"one ") + zstandard.compress(b"two"), 7) == b"one two"
     with pytest.raises(TooLargeError):
         decompress(zstandard.compress(b"one ") + zstandard.compress(b"two"), 6)
+
+
+LARGE: Tensors = {
+    "w": np.zeros((1200, 1000), np.float32),
+    "h": np.zeros(10, np.float16),
+    "n": np.arange(5),
+    "t": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("scheme", [Scheme(values="int8"), Scheme(0.01, "int4")], ids=("all", "top_k"))
+async def test_a_large_update_is_written_by_tensors(tmp_path: Path, scheme: Scheme) -> None:
+    """However it came, it is stored as the same document as if it had been decompressed in memory."""
+    random = np.random.default_rng(0)
+    trained = {**LARGE, "w": random.normal(size=(1200, 1000)), "n": LARGE["n"] + 1}
+    encoded = encode_update(trained, LARGE, scheme, 1)
+    metadata = {**HEADER, "compression": encoded.description.with_uncompressed(9).to_text()}
+    body = to_safetensors(encoded.tensors, metadata)
+    base = specs_of(LARGE)
+    small = await decode_update(SAFETENSORS, body)
+    assert stands_for_large(small, base)
+    wanted = await make_document(small, base)
+
+    async def pieces(content: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 50_000):
+            yield content[start : start + 50_000]
+
+    async def admit(update: ReceivedUpdate) -> None:
+        assert update.header.proplet_id == "p-1"
+
+    for number, coding in enumerate((None, None, "zstd")):
+        with contextlib.closing(DurableFile(tmp_path / str(number))) as target:
+            if number == 0:
+                found = write_document(small, base, target)
+            else:
+                sent = body if coding is None else zstandard.compress(body)
+                async with LargeUpdates(tmp_path).receive(pieces(sent), admit, coding=coding) as update:
+                    assert update.transfer is not None
+                    assert (update.transfer.bytes, update.transfer.uncompressed_bytes) == (len(sent), 9)
+                    found = write_document(update, base, target)
+            assert (found.digest, found.size) == (wanted.digest, wanted.size)
+
+
+async def test_a_stream_of_zstd_is_bounded() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield BOMB[:5000]
+        yield BOMB[5000:]
+
+    async def read(stream: AsyncIterator[bytes]) -> list[bytes]:
+        return [piece async for piece in stream]
+
+    assert sum(map(len, await read(decompress_stream(pieces(), 300_000_000)))) == 200 * 1024 * 1024
+    with pytest.raises(LongContentError, match="over the limit of 20000000 bytes"):
+        await read(decompress_stream(pieces(), 20_000_000))
+
+    async def garbage() -> AsyncIterator[bytes]:
+        yield b"not zstd"
+
+    with pytest.raises(InvalidError, match="not zstd that can be read"):
+        await read(decompress_stream(garbage(), 10))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,22 @@ from propeller.coordinator.settings import GIB
 from propeller.coordinator.transfer import transfer_of
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, check_fits, decode_update
 from propeller.errors import InvalidError, UnavailableError, UnprocessableError
-from propeller.fl.tensors import DTYPES, SAFETENSORS, Array, Specs, TensorError, TensorSpec, check_ranges
+from propeller.fl.compression import CompressedUpdate
+from propeller.fl.tensors import (
+    DTYPES,
+    SAFETENSORS,
+    Array,
+    Specs,
+    TensorError,
+    TensorSpec,
+    check_ranges,
+    from_safetensors,
+)
 from propeller.fl.tensors.base import check_array
 from propeller.fl.tensors.dtypes import without_loss
 from propeller.fl.tensors.safetensors import PREFIX, header_length
 from propeller.process.files import DurableFile
+from propeller.protocol.models import LARGE_BYTES
 from propeller.store.documents import BLOCK_BYTES, Document
 from propeller.tensors.limits import check_count
 from propeller.tensors.safetensors import write_header
@@ -38,11 +50,6 @@ class LargeUpdate(ReceivedUpdate):
     """
 
     document: Document = field(kw_only=True)
-
-    async def in_memory(self) -> ReceivedUpdate:
-        """It, read from the file."""
-        content = await asyncio.to_thread(self.document.read)
-        return replace(await decode_update(SAFETENSORS, content), transfer=self.transfer)
 
 
 class LargeUpdates:
@@ -99,10 +106,13 @@ class LargeUpdates:
             except TensorError as error:
                 raise InvalidError(f"update: {error}") from None
             length = document.header.length
-            transfer = transfer_of(length, header.description).with_coding(coding, body.size)
-            yield LargeUpdate(
-                header.header, header.read_tensors, length, transfer, header.description, document=document
+            sent = header.sent and replace(
+                header.sent, read=lambda: from_safetensors(document.map(), finite=False)[0]
             )
+            transfer = transfer_of(length, None if sent is None else sent.description).with_coding(
+                coding, body.size
+            )
+            yield LargeUpdate(header.header, header.read_tensors, length, transfer, sent, document=document)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -136,17 +146,24 @@ class _Counted:
             yield piece
 
 
-def write_document(update: LargeUpdate, base: Specs, target: DurableFile) -> UpdateDocument:
-    """As ``make_document``, by blocks and into a file: the same document and digest.
+def stands_for_large(update: ReceivedUpdate, base: Specs) -> bool:
+    """Whether a compressed update is large without its compression, however small it came."""
+    sizes = (DTYPES[spec.dtype].itemsize * math.prod(spec.shape) for spec in base.values())
+    return update.sent is not None and sum(sizes) > LARGE_BYTES
+
+
+def write_document(update: ReceivedUpdate, base: Specs, target: DurableFile) -> UpdateDocument:
+    """As ``make_document``, by blocks and into a file: the same document and digest. Of a compressed update a tensor is in memory.
 
     Raises:
         InvalidError: a number is not finite, or a truth value is none.
         UnprocessableError: it does not fit the base model; the text names the tensor.
         OSError: it cannot be written.
     """
-    document, header = update.document, update.header
-    check_fits(document.specs, base)
+    header = update.header
     try:
+        document = _numbers(update, base)
+        check_fits(document.specs, base)
         dtypes = {name: _stored_dtype(document, name, spec, header.kind) for name, spec in base.items()}
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
@@ -172,14 +189,32 @@ def write_document(update: LargeUpdate, base: Specs, target: DurableFile) -> Upd
     return UpdateDocument(digest.hexdigest(), target, size)
 
 
-def _stored_dtype(document: Document, name: str, spec: TensorSpec, kind: str) -> str:
+class _Decompressed:
+    """A compressed update, as ``Document`` gives one that is not."""
+
+    def __init__(self, update: CompressedUpdate) -> None:
+        self._update, self.specs = update, update.specs
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        yield self._update.read(name).reshape(-1)
+
+
+def _numbers(update: ReceivedUpdate, base: Specs) -> "Document | _Decompressed":
+    if update.sent is not None:
+        return _Decompressed(CompressedUpdate(update.sent.read(), update.sent.description, base))
+    if not isinstance(update, LargeUpdate):
+        raise TypeError("an update in memory that is not compressed")
+    return update.document
+
+
+def _stored_dtype(document: "Document | _Decompressed", name: str, spec: TensorSpec, kind: str) -> str:
     """The dtype in which a tensor is stored: the base model's if it loses nothing by it, else its own.
 
     Raises:
         TensorError: a number is not finite.
         UnprocessableError: one is out of the base model's range.
     """
-    own = document.header.entries[name].dtype
+    own = document.specs[name].dtype
     if own == spec.dtype:
         return own
     fits = True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of, is_program
-from propeller.coordinator.large_updates import LargeUpdate, write_document
+from propeller.coordinator.large_updates import LargeUpdate, stands_for_large, write_document
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, make_document
 from propeller.errors import InvalidError
@@ -36,10 +36,8 @@ async def check_update(
     accepted = AcceptedUpdate.of(header, "", 0, 0.0)
     check_contribution(record.strategy, contribution_of(accepted, slot))
     expected = update_specs(record.strategy, record.specs)
-    if not isinstance(update, LargeUpdate):
+    if not isinstance(update, LargeUpdate) and not stands_for_large(update, expected):
         return await make_document(update, expected)
-    if update.description is not None:
-        return await make_document(await update.in_memory(), expected)
     file = new_file()
     try:
         return await asyncio.to_thread(write_document, update, expected, file)

@@ -62,6 +62,19 @@ _TYPED_ARRAYS: dict[int, str] = {
 
 
 @dataclass(frozen=True)
+class SentTensors:
+    """The tensors of a compressed update.
+
+    Attributes:
+        description: what they stand for.
+        read: reads them, as they came.
+    """
+
+    description: Description
+    read: Callable[[], Tensors]
+
+
+@dataclass(frozen=True)
 class ReceivedUpdate:
     """An update as it came.
 
@@ -71,14 +84,14 @@ class ReceivedUpdate:
             for an evaluation, which has none.
         size: of the body, in bytes, without content coding.
         transfer: how it came; evaluations of the coordinator's own did not.
-        description: what its tensors stand for, if it is compressed.
+        sent: what came of its tensors, if it is compressed.
     """
 
     header: UpdateHeader
     read_tensors: Callable[[Specs], Tensors] | None
     size: int
     transfer: Transfer | None = None
-    description: Description | None = None
+    sent: SentTensors | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
         InvalidError: they are malformed.
         UnprocessableError: they do not fit the base model; the text names the tensor.
     """
-    if update.description is not None or update.size > _THREAD_FROM_BYTES:
+    if update.sent is not None or update.size > _THREAD_FROM_BYTES:
         return await asyncio.to_thread(_make_document, update, base)
     return _make_document(update, base)
 
@@ -247,12 +260,10 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
         return ReceivedUpdate(header, lambda _base: from_safetensors(body)[0], size, transfer)
     if header.kind != "delta":
         raise InvalidError(f"kind: a compressed update is a delta, this one says {header.kind!r}")
+
+    sent = SentTensors(description, lambda: from_safetensors(body)[0])
     return ReceivedUpdate(
-        header,
-        lambda base: decompress_tensors(from_safetensors(body)[0], description, base),
-        size,
-        transfer,
-        description,
+        header, lambda base: decompress_tensors(sent.read(), description, base), size, transfer, sent
     )
 
 

@@ -1,6 +1,7 @@
 """Safetensors documents in files, read by blocks: a model need not fit into memory."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,10 @@ class Document:
         """The whole document."""
         self._stream.seek(0)
         return self._stream.read()
+
+    def map(self) -> memoryview:
+        """The whole document, read from the file as it is looked at; the file must stay as it is meanwhile."""
+        return memoryview(mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ))
 
     def blocks(self, name: str, numbers: int | None = None) -> Iterator[Array]:
         """A tensor's elements in order: flat arrays of ``numbers`` elements each (default: ``BLOCK_BYTES``), the last one shorter.

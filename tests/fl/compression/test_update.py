@@ -244,7 +244,7 @@ def test_four_bits_that_no_number_has_are_refused() -> None:
     ("changed", "text"),
     [
         ({"name": "v"}, "'v': is not in the base model"),
-        ({"name": "n"}, "'n': is not of the model's floating-point numbers"),
+        ({"name": "n"}, "'n': is there compressed, too"),
         ({"form": "float32"}, "'w': its values are I8 of shape [60]; 60 numbers as float32"),
         ({"kept": None}, "'w': either both kept and its gaps must be there, or neither"),
         ({"kept": 2**40}, "'w': its values are I8 of shape [60]; 1099511627776 numbers"),

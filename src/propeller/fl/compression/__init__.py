@@ -6,6 +6,7 @@
 from propeller.fl.compression.description import Description, read_description
 from propeller.fl.compression.scheme import VALUE_FORMS, Scheme, ValueForm
 from propeller.fl.compression.update import (
+    CompressedUpdate,
     EncodedUpdate,
     decode_update,
     encode_update,
@@ -13,6 +14,7 @@ from propeller.fl.compression.update import (
 
 __all__ = [
     "VALUE_FORMS",
+    "CompressedUpdate",
     "Description",
     "EncodedUpdate",
     "Scheme",

@@ -27,7 +27,7 @@ from propeller.fl.compression.tensor import (
     working_dtype,
 )
 from propeller.fl.compression.values import random_source
-from propeller.fl.tensors.base import Specs, Tensors, TensorSpec, check_shapes
+from propeller.fl.tensors.base import Specs, Tensors, TensorSpec, check_shapes, specs_of
 from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating, is_integer, name_of
 from propeller.tensors.shapes import TensorError
 
@@ -112,30 +112,61 @@ def encode_update(
     return EncodedUpdate(sent, Description(tuple(compressed), norms.relative_error), left)
 
 
+class CompressedUpdate:
+    """An update as it came, whose tensors are decompressed as they are asked for."""
+
+    def __init__(self, tensors: Tensors, description: Description, base: Specs) -> None:
+        """Find what belongs to each tensor.
+
+        Args:
+            tensors: of the document.
+            description: that came with it.
+            base: what an update must have.
+
+        Raises:
+            TensorError: naming a tensor that belongs to none, or is there twice.
+        """
+        rest = dict(tensors)
+        self._base = base
+        self._compressed = {
+            each.name: (each, [rest.pop(f"{prefix}{number}", None) for prefix in _RESERVED])
+            for number, each in enumerate(description.tensors)
+        }
+        for name in rest:
+            if name.startswith(_RESERVED):
+                raise TensorError("is of no tensor that compression.tensors names", name)
+            if name in self._compressed:
+                raise TensorError("is there compressed, too", name)
+        self._exact = rest
+
+    @property
+    def specs(self) -> Specs:
+        """The names, dtypes and shapes of what it stands for, as it says itself."""
+        compressed = {name: each.spec for name, (each, _) in self._compressed.items()}
+        return {**specs_of(self._exact), **compressed}
+
+    def read(self, name: str) -> Array:
+        """What a tensor stands for: a difference to the base model, in float32 or float64; or the tensor as it came.
+
+        Nothing is allocated before the base model has said how large it is.
+
+        Raises:
+            TensorError: it is not what ``encode_update`` makes for this base model.
+        """
+        if name in self._exact:
+            return self._exact[name]
+        each, parts = self._compressed[name]
+        return _naming(name, _decode, each, parts, self._base.get(name))
+
+
 def decode_update(tensors: Tensors, description: Description, base: Specs) -> Tensors:
-    """What an update stands for: differences to the base model, in float32 or float64, and its other tensors.
-
-    Nothing is allocated for a tensor before the base model has said how large it is.
-
-    Args:
-        tensors: of the document.
-        description: that came with it.
-        base: what an update must have.
+    """All that an update stands for; as ``CompressedUpdate``.
 
     Raises:
-        TensorError: naming the tensor that is not what ``encode_update`` makes for this base model.
+        TensorError: naming the tensor that is wrong.
     """
-    rest = dict(tensors)
-    decoded: Tensors = {}
-    for number, each in enumerate(description.tensors):
-        parts = [rest.pop(f"{prefix}{number}", None) for prefix in _RESERVED]
-        decoded[each.name] = _naming(each.name, _decode, each, parts, base.get(each.name))
-    for name in rest:
-        if name.startswith(_RESERVED):
-            raise TensorError("is of no tensor that compression.tensors names", name)
-        if name in decoded:
-            raise TensorError("is there compressed, too", name)
-    return {**rest, **decoded}
+    update = CompressedUpdate(tensors, description, base)
+    return {name: update.read(name) for name in update.specs}
 
 
 def _decode(each: CompressedTensor, parts: list[Array | None], base: TensorSpec | None) -> Array:
