@@ -3,15 +3,21 @@
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from propeller.fl.tensors import Tensors
+from propeller.aggregator.program_aggregation import ProgramAggregation
+from propeller.aggregator.spill import SpillSpace
+from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
+from propeller.program_host.programs import PinnedProgram
+from propeller.protocol.aggregation import AggregationPlan, PlannedContribution
+from propeller.wasm.task_folders import TaskFolders
 from support.aggregation import read_answer, request_body, send
 from support.guests import command
 from support.python_programs import SOURCES, built
@@ -90,6 +96,27 @@ async def test_the_example_over_two_rounds(
         assert values["clipped"] == number  # one update of each round was too far away
         base = model
     assert not list((tmp_path / "cache" / "inputs").glob("*/*"))
+
+
+def test_a_request_that_is_given_up_while_a_document_is_written_leaves_nothing(tmp_path: Path) -> None:
+    """As when the aggregator is stopped: the thread that writes goes on for a moment."""
+
+    class Space(SpillSpace):
+        def take(self, size: int, already: int) -> None:
+            aggregation.close()
+            super().take(size, already)
+
+    folders, space = TaskFolders(tmp_path / "inputs"), Space(tmp_path, 10**6)
+    folders.open()
+    plan = AggregationPlan(
+        strategy={"program": "mine:v1"}, contributions=[PlannedContribution(proplet_id="a", num_samples=1)]
+    )
+    host: Any = SimpleNamespace(inputs=folders)
+    aggregation = ProgramAggregation(plan, PinnedProgram("mine@sha256:1", "1"), host, space)
+    aggregation.add(to_safetensors(BASE))
+    assert list(folders.own.iterdir()) == []
+    assert space.used_bytes == 0
+    folders.close()
 
 
 async def test_a_program_is_pinned_when_it_is_asked_for(http: httpx.AsyncClient, oci_registry: str) -> None:

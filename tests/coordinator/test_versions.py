@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
-from propeller.coordinator import aggregation_requests, clients, documents
+from propeller.coordinator import aggregation, aggregation_requests, clients, documents
 from propeller.coordinator.aggregation import Aggregation, AggregationError
 from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
@@ -252,6 +252,47 @@ async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient
         assert (
             await Verification(registry, peers.updates, aggregation, no_round).verify(made.version)
         ).verified
+
+
+@pytest.mark.parametrize("is_small", [True, False], ids=["in memory", "on disk"])
+async def test_a_program_that_gives_another_model_when_it_is_tried_again(
+    peers: Peers, models: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    """Under the same key: the version of the first try counts, and has its own state or none."""
+    monkeypatch.setattr(aggregation, "is_program", lambda _strategy: True)
+    if not is_small:
+        monkeypatch.setattr(
+            clients,
+            "AssembledDocument",
+            lambda folder, **given: AssembledDocument(folder, memory_bytes=16, **given),
+        )
+    version = await upload(models, BASE)
+    first, second, third = [[await store(peers.updates, 0, near(BASE))] for _ in range(3)]
+
+    async def make(contributions: list[RoundContribution]) -> tuple[int, Tensors]:
+        async with peers.fresh() as (making, registry):
+            request = AggregationRequest("key", "r", version, contributions, "fedadam")
+            made = (await making.make_version(request)).version
+            # What the coordinator keeps in memory is what the registry has.
+            assert from_safetensors(await registry.document(made))[0].keys() == BASE.keys()
+            np.testing.assert_array_equal(
+                from_safetensors(await registry.document(made))[0]["w"], (await read(models, made))["w"]
+            )
+            return made, await read(models, made, "/state")
+
+    with monkeypatch.context() as patched:
+
+        async def lost(*_given: Any) -> None:
+            raise InvalidError("the connection was lost")
+
+        patched.setattr(ModelRegistryClient, "put_state", lost)
+        with pytest.raises(AggregationError):
+            await make(first)
+    made, state = await make(second)
+    assert made == version + 2  # the one without a state is of no use
+    again, kept = await make(third)
+    assert again == made
+    np.testing.assert_array_equal(kept["m/w"], state["m/w"])
 
 
 async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) -> None:

@@ -52,6 +52,7 @@ class ProgramAggregation:
         self._parts: list[list[str]] = []
         self._folder = programs.inputs.new()
         self._taken = 0
+        self._is_closed = False
         self._done = SpillStore(space)
 
     @property
@@ -107,10 +108,14 @@ class ProgramAggregation:
 
     def close(self) -> None:
         """As ``Aggregation.close``."""
-        folder_contents.remove(self._folder)
-        self._space.give_back(self._taken)
-        self._taken = 0
+        self._is_closed = True
+        self._let_go()
         self._done.close()
+
+    def _let_go(self) -> None:
+        folder_contents.remove(self._folder)
+        taken, self._taken = self._taken, 0
+        self._space.give_back(taken)
 
     def _file(self, source: str, part: int) -> Path:
         if self._plan.parts == 1:
@@ -127,6 +132,9 @@ class ProgramAggregation:
             raise UnavailableError(
                 f"the folder {self._folder.parent} for updates cannot be used: {error.strerror}; set AGGREGATOR_CACHE"
             ) from error
+        finally:
+            if self._is_closed:  # the request was given up while this thread wrote
+                self._let_go()
 
     def _input_files(self) -> dict[str, bytes | Path]:
         """What the program is given."""

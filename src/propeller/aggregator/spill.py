@@ -157,7 +157,8 @@ class SpillStore:
         """Let go of everything; the disk is free once nothing that ``view`` gave is used any more."""
         if self._file is not None:
             self._file.close()
-            self._space.give_back(self._taken)
+        # Also without a file: a thread that was writing when it was closed may have taken room since.
+        self._space.give_back(self._taken)
         self._taken = 0
         self._file = self._held = None
         self._ends = []

@@ -18,7 +18,7 @@ from propeller.coordinator.clients import (
 from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.rounds import NewVersion
-from propeller.errors import PropellerError, UnprocessableError
+from propeller.errors import NotFoundError, PropellerError, UnprocessableError
 from propeller.fl.strategies import PART_BYTES
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
@@ -140,19 +140,46 @@ class Aggregation:
         """Store a model and the state beside it."""
         registry, specs = self._registry, await self._registry.specs(request.base_version)
         lineage = {"lineage": request.lineage_text(found.result.program)}
-        # The same key after a crash: the registry answers with the version that it allocated before.
-        if found.model.is_small and found.state.is_small:
-            document = await found.model.content(lineage, specs)
-            state = await found.state.content(found.state_metadata) if found.has_state else None
-            version = await registry.add_version(document, request.key)
-            if state is not None:
-                await registry.put_state(version, state)
-            registry.remember(version, document, specs, state)
-            return version
-        version = await registry.add_version(found.model.stream(lineage, specs), request.key)
+        is_small = found.model.is_small and found.state.is_small
+        document = await found.model.content(lineage, specs) if is_small else None
+        state = await found.state.content(found.state_metadata) if is_small and found.has_state else None
+        key, tries = request.key, 1
+        while True:
+            # The same key after a crash: the registry answers with the version that it allocated before.
+            model = found.model.stream(lineage, specs) if document is None else document
+            version = await registry.add_version(model, key)
+            stored = await self._another_stored(request, found, version)
+            if stored is None:
+                break
+            log.warning(
+                "the program gave another model than when it was tried before: it depends on more than what it is given",
+                round_id=request.round_id,
+                version=version,
+            )
+            if stored["has_state"] or not found.has_state:
+                return version
+            # The model of the earlier try has no state, and that of this one does not belong to it.
+            tries += 1
+            key = f"{request.key}.{tries}"
         if found.has_state:
-            await registry.put_state(version, found.state.stream(found.state_metadata))
+            await registry.put_state(
+                version, found.state.stream(found.state_metadata) if state is None else state
+            )
+        if document is not None:
+            registry.remember(version, document, specs, state)
         return version
+
+    async def _another_stored(
+        self, request: AggregationRequest, found: Aggregated, version: int
+    ) -> Mapping[str, Any] | None:
+        """What the registry has as a version, if that is not this model: only a program can give two of one request."""
+        if not is_program(request.strategy):
+            return None
+        try:
+            info = await self._registry.info(version)
+        except NotFoundError:  # a registry of absmach/propeller knows models, and nothing about them
+            return None
+        return None if info["digest"] == await found.model.digest() else info
 
     async def _stream(self, request: AggregationRequest) -> AsyncIterator[bytes]:
         """The request for a model of one part: documents as they are stored."""
