@@ -1,5 +1,6 @@
 """Numbers through a whole stack: dtypes from round to round, metrics, NaN as C prints it, NumPy in the client."""
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -8,11 +9,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from propeller.fl.tensors import DTYPES, SAFETENSORS, Tensors, bounds, specs_of, to_safetensors
-from propeller.sdk import Propeller, PropellerError
+from propeller.sdk import Experiment, Propeller, PropellerError
+from support import large_models
 from support.c_programs import compiled
+from support.net import eventually
 from support.python_programs import built
 from support.stack import Up, propeller, running_stack
 
@@ -225,3 +229,44 @@ def test_models_in_safetensors_and_json_say_the_same(fl: Propeller) -> None:
     version = answer.json()["version"]
     assert httpx.get(f"{registry}/models/{version}").json() == {"mask": [True, False], "half": [0.5]}
     assert dtypes(fl.model(version)) == {"mask": "BOOL", "half": "BF16"}
+
+
+async def test_a_large_model_goes_by_files_and_a_killed_proplet_leaves_none(
+    fl: Propeller, up: Up, tmp_path: Path
+) -> None:
+    """The aggregate is exact, number by number, though a proplet dies while its program writes the update."""
+    specs = large_models.specs(24)
+    stored = httpx.post(
+        f"{fl.url('model_registry')}/models",
+        content=large_models.pieces(specs),
+        headers={"Content-Type": SAFETENSORS},
+        timeout=60,
+    ).json()
+    program = push(up, large_models.program(), "large")
+    data_sets = [f"{fl.url('data_store')}/datasets/{proplet_id}" for proplet_id in up.ids()]
+    before = [httpx.get(url).json() for url in data_sets]
+    experiment = Experiment(
+        program=program,
+        rounds=1,
+        model=stored["version"],
+        data=[{"data": [{"x": [slot], "y": 0}]} for slot in range(3)],
+        hyperparams={"wait_s": 2},
+        timeout_s=100,
+    )
+    handle = fl.run(experiment)
+    await eventually(lambda: any(up.folder.glob("proplet-1/sandbox/tasks/*/*/out/update.safetensors")), 60)
+    psutil.Process(up.stack["processes"]["proplet-1"]).kill()
+    result = await asyncio.to_thread(handle.wait, 100)
+    for url, dataset in zip(data_sets, before, strict=True):
+        httpx.post(url, json=dataset).raise_for_status()
+    assert result.state == "completed", result.reason
+    assert result.model_version is not None
+    fl.models.export(result.model_version, tmp_path / "new.safetensors")
+    large_models.check(tmp_path / "new.safetensors", specs, large_models.STEP)
+
+    def left() -> set[str]:
+        """What there is beside the newest model of each device: nothing, once the tasks have ended."""
+        places = ("proplet-*/large/task-*", "proplet-*/sandbox/tasks/*/*", "coordinator/large/*", "**/*.tmp")
+        return {str(file) for place in places for file in up.folder.glob(place)}
+
+    await eventually(lambda: not left(), what="files are left")

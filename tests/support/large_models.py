@@ -22,6 +22,7 @@ _SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { BLOCK = 1 << 20, MOST_RANGES = 256 };
 
@@ -62,12 +63,17 @@ int main(void) {
     }
     if (fwrite(block, 1, count, out) != count) fail("the update cannot be written: the disk is full");
   }
+  char *wait = strstr(getenv("HYPERPARAMS") ? getenv("HYPERPARAMS") : "", "wait_s");
+  if (wait) sleep(atoi(strchr(wait, ':') + 1));
   if (fclose(out)) fail("the update cannot be written: the disk is full");
   printf("{\"round_id\":\"%s\",\"proplet_id\":\"%s\",\"base_model_uri\":\"%s\",\"num_samples\":1,\"steps\":1,"
          "\"metrics\":{\"added\":%g}}\n", getenv("ROUND_ID"), getenv("PROPLET_ID"), getenv("MODEL_URI"), added);
 }
 """
-"""Adds ``STEP * slot`` to every F32 of the model, where ``slot`` is in the device's data set: ``{"data": [{"x": [1], "y": 0}]}``."""
+"""Adds ``STEP * slot`` to every F32 of the model, where ``slot`` is in the device's data set: ``{"data": [{"x": [1], "y": 0}]}``.
+
+Then it waits for as many seconds as its hyperparameter ``wait_s`` says.
+"""
 
 
 def program() -> Path:
