@@ -12,11 +12,12 @@ stages took. The aggregate is compared with what it must be, number by number. E
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -35,19 +36,30 @@ from support.stack import Up, propeller, running_stack
 TIMEOUT_S = 1800
 SAFETENSORS = "application/vnd.safetensors"
 PROPLETS = 3
+ROOM = 14
+"""Of how many models the stack has files at most: versions, and for each proplet the model, the update, and what comes of it."""
+
 SAMPLED_EVERY_S = 0.05
 
 
 class Peaks:
-    """The most memory that the processes of a stack have had since this was made, in bytes, by process."""
+    """The most memory that the processes of a stack have had since this was made, by process.
+
+    Attributes:
+        before: their memory then, in bytes.
+        peaks: the most until the end of ``sampling``, in bytes.
+        worked: seconds that those still there then had taken of the processors.
+    """
 
     def __init__(self, up: Up) -> None:
         self._up = up
         self._names = {pid: name for name, pid in up.stack["processes"].items()}
         self.before = self._measure(_resident)
+        self._worked = self._measure(_processor_seconds)
         for pid in self._pids():
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins again
-        self.peaks: dict[str, int] = {}
+        self.peaks: dict[str, float] = {}
+        self.worked: dict[str, float] = {}
         self._stop = threading.Event()
 
     @contextmanager
@@ -60,6 +72,8 @@ class Peaks:
         finally:
             self._stop.set()
             thread.join()
+            now = self._measure(_processor_seconds)
+            self.worked = {name: seconds - self._worked.get(name, 0.0) for name, seconds in now.items()}
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLED_EVERY_S):
@@ -79,8 +93,8 @@ class Peaks:
                     found |= dict.fromkeys(_children(template), f"{name} program")
         return found
 
-    def _measure(self, of: Any) -> dict[str, int]:
-        measured: dict[str, int] = {}
+    def _measure(self, of: Callable[[int], float | None]) -> dict[str, float]:
+        measured: dict[str, float] = {}
         for pid, name in self._pids().items():
             size = of(pid)
             if size is not None:
@@ -93,6 +107,14 @@ def _children(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.NoSuchProcess:
         return []
+
+
+def _processor_seconds(pid: int) -> float | None:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return None
+    return times.user + times.system
 
 
 def _resident(pid: int) -> int | None:
@@ -153,15 +175,16 @@ def bound_of(name: str, mebibytes: int) -> int:
 
 def report(peaks: Peaks, mebibytes: int) -> bool:
     """Print the table; whether every bound holds."""
-    print(f"{'process':<24} {'before':>10} {'at most':>10} {'growth':>10} {'bound':>10}  (MiB)")
+    print(f"{'process':<20} {'before':>9} {'at most':>9} {'growth':>9} {'bound':>9} MiB {'processor':>11} s")
     held = True
     for name in sorted(peaks.peaks):
         # A program begins as a copy of its template.
         before = peaks.before.get(name.replace(" program", " template"), 0)
         growth, bound = peaks.peaks[name] - before, bound_of(name, mebibytes)
         held = held and growth <= bound
-        figures = " ".join(f"{size / MIB:>10.1f}" for size in (before, peaks.peaks[name], growth, bound))
-        print(f"{name:<24} {figures}{'' if growth <= bound else '  EXCEEDED'}")
+        figures = " ".join(f"{size / MIB:>9.1f}" for size in (before, peaks.peaks[name], growth, bound))
+        seconds = f"{peaks.worked[name]:>15.1f}" if name in peaks.worked else ""
+        print(f"{name:<20} {figures}{seconds}{'' if growth <= bound else '  EXCEEDED'}")
     return held
 
 
@@ -169,8 +192,14 @@ def main() -> int:
     """Print the figures; 1 if a bound is exceeded."""
     parser = argparse.ArgumentParser(description="Memory of a round with a large model.")
     parser.add_argument("--mib", type=int, default=1024, help="size of the model, a multiple of 32")
-    parser.add_argument("--folder", type=Path, help="where the stack keeps its files; 12 times the model")
+    parser.add_argument("--folder", type=Path, help="where the stack keeps its files")
     options = parser.parse_args()
+    place = options.folder or Path(tempfile.gettempdir())
+    if shutil.disk_usage(place).free < ROOM * options.mib * MIB:
+        print(
+            f"{place} has not the room of {ROOM} models of {options.mib} MiB: --folder DIR, or a smaller --mib"
+        )
+        return 1
     room = {"PROPLET_TASK_OUT_BYTES": str(2 * options.mib * MIB), "PROPLET_MAX_TASKS": "2"}
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as folder,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from propeller.process.files import sync_folder
-from propeller.proplet import device_states
+from propeller.proplet import device_states, large_files
 from propeller.proplet.device_states import DeviceStates
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import (
@@ -31,6 +31,7 @@ from support.programs import echo
 from support.proplet import MODEL, World, safetensors
 
 MODEL_URI = "fl/models/global_model_v0"
+FULL_DISK = Path("/dev/full")
 Logged = Callable[[], list[dict[str, Any]]]
 
 
@@ -318,6 +319,28 @@ async def test_a_large_model_is_a_file_and_has_no_json(world: World) -> None:
             assert [file.name[:4] for file in (world.folder / "fetched").iterdir()] == ["kept"]
     LargeFiles(world.folder / "fetched")
     assert not (world.folder / "fetched").exists()
+
+
+@pytest.mark.parametrize("fails", ["open", "write"])
+async def test_a_large_model_for_which_there_is_no_room(
+    world: World, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task fails with the folder and its setting; when there is room again, the next one runs."""
+    me = await world.join()
+    world.services.tensors[0] = safetensors(b"\0\0\x80\x3f" * 2_000_000)
+    place = world.folder / "large"
+    with monkeypatch.context() as broken:
+        if fails == "open":
+            place.touch()  # it is no folder
+        else:
+            broken.setattr(large_files, "_create", lambda _target: FULL_DISK.open("wb"))
+        task = await world.peers.start(me, **federated(me, COPY="1"))
+        error = (await world.peers.result_of(task))["error"]
+        assert f"model.safetensors: it cannot be written to {place} (PROPLET_STATE): " in error
+    if fails == "open":
+        place.unlink()
+    task = await world.peers.start(me, **federated(me, COPY="1"))
+    assert (await world.peers.result_of(task))["error"] is None
 
 
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:
