@@ -9,6 +9,9 @@ stages took. The aggregate is compared with what it must be, number by number. E
 
 - a service grows by at most three chunks and the largest tensor;
 - a proplet, and a program in its sandbox, by at most twice the model; the broker by a chunk.
+
+A chunk is a part of an aggregation (4 MiB). Services need a few of them whatever the model's size, so that the first bound is meant for
+models of 256 MiB and more, of which a tensor is larger than these.
 """
 
 import argparse
