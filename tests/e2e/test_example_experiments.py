@@ -58,7 +58,9 @@ def prepare(up: Up, folder: Path) -> None:
     )
     assert pushed.returncode == 0, pushed.stderr
     stored = httpx.post(
-        f"{up.url('data_store')}/datasets/test", content=(folder / "data" / "test.json").read_bytes()
+        f"{up.url('data_store')}/datasets/test",
+        content=(folder / "data" / "test.json").read_bytes(),
+        headers={"content-type": "application/x-www-form-urlencoded"},  # as curl does
     )
     assert stored.status_code == 201, stored.text
 
