@@ -231,10 +231,13 @@ def test_models_in_safetensors_and_json_say_the_same(fl: Propeller) -> None:
     assert dtypes(fl.model(version)) == {"mask": "BOOL", "half": "BF16"}
 
 
-async def test_a_large_model_goes_by_files_and_a_killed_proplet_leaves_none(
+async def test_a_large_model_goes_by_files_of_which_none_is_left(
     fl: Propeller, up: Up, tmp_path: Path
 ) -> None:
-    """The aggregate is exact, number by number, though a proplet dies while its program writes the update."""
+    """The aggregate is exact, number by number, though a proplet dies while its program writes the update.
+
+    And the coordinator as soon as it has one: those that it was receiving are sent again.
+    """
     specs = large_models.specs(24)
     stored = httpx.post(
         f"{fl.url('model_registry')}/models",
@@ -256,6 +259,8 @@ async def test_a_large_model_goes_by_files_and_a_killed_proplet_leaves_none(
     handle = fl.run(experiment)
     await eventually(lambda: any(up.folder.glob("proplet-1/sandbox/tasks/*/*/out/update.safetensors")), 60)
     psutil.Process(up.stack["processes"]["proplet-1"]).kill()
+    await eventually(lambda: any(up.folder.glob("coordinator/updates/*")), 60)
+    psutil.Process(up.stack["processes"]["coordinator"]).kill()
     result = await asyncio.to_thread(handle.wait, 100)
     for url, dataset in zip(data_sets, before, strict=True):
         httpx.post(url, json=dataset).raise_for_status()
