@@ -653,7 +653,8 @@ async def test_a_task_asks_for_lower_limits_and_gets_no_higher_ones(world: World
         task = await world.peers.start(me, limits=asked, env={"SPIN": "1"})
         assert (await world.peers.result_of(task))["error"] == met
     large = await world.peers.start(me, limits={"stdout_bytes": 10**6}, env={"REPLY": "x" * 4000})
-    assert "stdout_bytes: over the limit of 2048 bytes" in (await world.peers.result_of(large))["error"]
+    error = (await world.peers.result_of(large))["error"]
+    assert error.startswith("stdout_bytes: over the limit of 2048 bytes (PROPLET_TASK_STDOUT_BYTES)")
     unknown = await world.peers.start(me, limits={"speed": 1})
     assert "limits: 'speed' is no limit" in (await world.peers.result_of(unknown))["error"]
 

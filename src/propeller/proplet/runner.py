@@ -19,6 +19,7 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import InputFetcher
 from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.programs import ProgramFetcher
+from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.proplet.updates import UpdateSender, parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
@@ -156,7 +157,8 @@ class ProgramRunner:
         log.info("Executing task", digest=run.digest)
         outcome = await self._execute(run, log_line)
         if outcome.error is not None:
-            raise TaskError(f"{outcome.error}: {last}" if last else outcome.error, outcome.metrics)
+            error = f"{outcome.error}{self._named(outcome.limit, run.limits)}"
+            raise TaskError(f"{error}: {last}" if last else error, outcome.metrics)
         return outcome
 
     async def report(self, completed: CompletedRun, *, copy_update: bool) -> TaskResult:
@@ -212,6 +214,12 @@ class ProgramRunner:
             results=envelope.model_dump(mode="json"),
             usage=usage,
         )
+
+    def _named(self, limit: str | None, limits: Limits) -> str:
+        """The setting behind a limit that a task went over, in parentheses; of one that the task itself asked for: nothing."""
+        if limit not in LIMIT_SETTINGS or getattr(limits, limit) != getattr(self._limits, limit):
+            return ""
+        return f" ({LIMIT_SETTINGS[limit]})"
 
     async def _state(self, start: TaskStart, env: Mapping[str, str], digest: str) -> TaskState | None:
         """The device state of a task; only those of experiments have one.

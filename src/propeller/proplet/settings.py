@@ -132,20 +132,33 @@ class PropletSettings(MqttTlsSettings):
     @property
     def limits(self) -> Limits:
         """What one task may use."""
-        return Limits(
-            wall_time_s=self.task_wall_time,
-            memory_bytes=self.task_memory,
-            fuel=self.task_fuel,
-            stdout_bytes=self.task_stdout_bytes,
-            stderr_bytes=self.task_stderr_bytes,
-            out_bytes=self.task_out_bytes,
-            out_files=self.task_out_files,
-            state_bytes=self.task_state_bytes,
-            state_files=self.task_state_files,
-            module_bytes=self.task_module_bytes,
-            table_elements=self.task_table_elements,
-            tensor_bytes=self.task_tensor_bytes,
-            tensor_handles=self.task_tensor_handles,
-            compile_s=self.task_compile_time,
-            compile_memory_bytes=self.task_compile_memory,
+        return Limits(**{limit: getattr(self, field) for limit, field in _LIMIT_FIELDS.items()})
+
+
+_LIMIT_FIELDS = {
+    "wall_time_s": "task_wall_time",
+    "memory_bytes": "task_memory",
+    "compile_s": "task_compile_time",
+    "compile_memory_bytes": "task_compile_memory",
+    **{
+        name: f"task_{name}"
+        for name in (
+            "fuel",
+            "stdout_bytes",
+            "stderr_bytes",
+            "out_bytes",
+            "out_files",
+            "state_bytes",
+            "state_files",
+            "module_bytes",
+            "table_elements",
+            "tensor_bytes",
+            "tensor_handles",
         )
+    },
+}
+
+LIMIT_SETTINGS = {
+    limit: str(PropletSettings.model_fields[field].alias) for limit, field in _LIMIT_FIELDS.items()
+}
+"""The setting of each limit of a task."""
