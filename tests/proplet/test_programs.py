@@ -204,7 +204,14 @@ async def test_a_proxy_that_is_away_is_asked_again_until_the_time_is_up(scene: S
 async def test_a_reference_pinned_to_a_manifest_is_for_the_proxy_to_check(scene: Scene) -> None:
     pinned = f"registry.test/echo@{digest(b'its manifest')}"
     scene.peers.programs[pinned] = CONTENT
-    assert await (await scene.open()).fetch(pinned) == digest(CONTENT)
+    programs = await scene.open()
+    for _ in range(3):
+        assert await programs.fetch(pinned) == digest(CONTENT)
+    # It stands for the same program for ever: once it is here, nobody is asked.
+    assert [request.digest for request in scene.peers.requests] == [None, digest(CONTENT)]
+    scene.store.programs.clear()
+    assert await programs.fetch(pinned) == digest(CONTENT)
+    assert len(scene.peers.requests) == 4
 
 
 async def test_a_proxy_of_s_answers_on_the_shared_topic_only(scene: Scene) -> None:

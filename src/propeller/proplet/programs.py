@@ -1,6 +1,6 @@
 """How a program reaches this proplet: asked for by reference, resolved to a digest, assembled from chunks, cached.
 
-The proxy first says what a reference stands for (``ResolvedProgram``); what is cached then costs no bytes. A proxy of
+The proxy first says what a reference stands for (``ResolvedProgram``), once if it is by digest; what is cached then costs no bytes. A proxy of
 absmach/propeller does not: it sends chunks to everyone at once, on the shared topic, which is then listened to.
 """
 
@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
+
+from cachetools import LRUCache
 
 from propeller.digests import digest_of
 from propeller.mqtt.session import Handler, NotConnectedError, Session, SubscriptionRefusedError
@@ -37,6 +39,10 @@ _MAX_MISSING_LISTED = 4096
 
 _MAX_DOWNLOADS = 2
 """How often a program whose bytes are not those that were announced is downloaded."""
+
+
+_MAX_PINNED = 1000
+"""References by digest of which it is remembered what they stand for."""
 
 
 class ProgramStore(Protocol):
@@ -124,6 +130,7 @@ class ProgramFetcher:
         self._downloads: SingleFlight[str, None] = SingleFlight()
         self._shared_topic_users = 0
         self._proxy_resolves = True  # whether the proxy says what a reference stands for
+        self._pinned: LRUCache[str, str] = LRUCache(_MAX_PINNED)
 
     async def open(self) -> None:
         """Listen to the proxy's answers."""
@@ -156,6 +163,9 @@ class ProgramFetcher:
         return digest
 
     async def _fetch(self, reference: str) -> str:
+        known = self._pinned.get(reference)
+        if known is not None and self._store.has(known):
+            return known
         log.info("Requesting binary from registry: %s", reference)
         pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
         try:
@@ -173,6 +183,8 @@ class ProgramFetcher:
         if not self._store.has(digest):
             resolved = pending.resolved
             await self._downloads.run(digest, lambda: self._download(reference, digest, resolved))
+        if "@sha256:" in reference:  # what it names cannot change
+            self._pinned[reference] = digest
         return digest
 
     async def _resolve(self, reference: str, pending: PendingFetch) -> None:
