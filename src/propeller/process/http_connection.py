@@ -25,6 +25,9 @@ MAX_WAITING_BYTES = 256 * 1024
 """Of an answer that is read as it comes: beyond them the server waits for the reader."""
 
 _PIECE_BYTES = 256 * 1024
+_PACKED_BYTES = 64 * 1024
+"""Up to which what comes in pieces is held together."""
+
 _FIRST_FINAL_STATUS = 200
 _SAFE_IN_PATH = "/%:@!$&'()*+,;=-._~"
 _LENGTHS = frozenset({"content-length", "transfer-encoding"})
@@ -240,14 +243,7 @@ class _Connection(asyncio.Protocol):
             HttpError: none came.
         """
         self._begin()
-        self._transport.write(head)
-        if isinstance(content, bytes):
-            view = memoryview(content)
-            for start in range(0, len(content), _PIECE_BYTES):
-                if not self._is_complete:
-                    await self._write(view[start : start + _PIECE_BYTES])
-        elif content is not None:
-            await self._write_pieces(content, in_chunks=in_chunks)
+        await self._write_all(head, content, in_chunks=in_chunks)
         self._is_sent = not self._is_complete  # or the server answered before it had everything
         await self._wait(lambda: self._answer is not None)
         answer = self._answer
@@ -284,14 +280,22 @@ class _Connection(asyncio.Protocol):
         self._pieces, self._waiting_bytes = deque[bytes](), 0
         self._is_sent, self._is_complete, self._is_kept = False, False, False
 
-    async def _write_pieces(self, content: AsyncIterable[bytes], *, in_chunks: bool) -> None:
-        async for piece in content:
-            if piece:  # an empty chunk would be the last
-                await self._write(b"%x\r\n%s\r\n" % (len(piece), piece) if in_chunks else piece)
-            if self._is_complete:
+    async def _write_all(
+        self, head: bytes, content: bytes | AsyncIterable[bytes] | None, *, in_chunks: bool
+    ) -> None:
+        """Write a request. What is small goes in one packet, so that the server wakes once."""
+        held: list[bytes | memoryview] = [head]
+        held_bytes = len(head)
+        async for piece in _encode_body(content, in_chunks=in_chunks):
+            if self._is_complete:  # it is refused
                 return
-        if in_chunks:
-            self._transport.write(b"0\r\n\r\n")
+            held.append(piece)
+            held_bytes += len(piece)
+            if held_bytes > _PACKED_BYTES:
+                await self._write(b"".join(held) if len(held) > 1 else piece)
+                held, held_bytes = [], 0
+        if held:
+            await self._write(b"".join(held))
 
     async def _write(self, piece: bytes | memoryview) -> None:
         if self._error is None:
@@ -383,6 +387,21 @@ class _Connection(asyncio.Protocol):
             self._reason, self._lines = b"", []
             return
         self._is_complete, self._is_kept = True, self._parser.should_keep_alive()
+
+
+async def _encode_body(
+    content: bytes | AsyncIterable[bytes] | None, *, in_chunks: bool
+) -> AsyncIterator[bytes | memoryview]:
+    if isinstance(content, bytes):
+        view = memoryview(content)
+        for start in range(0, len(content), _PIECE_BYTES):
+            yield view[start : start + _PIECE_BYTES]
+    elif content is not None:
+        async for piece in content:
+            if piece:  # an empty chunk would be the last
+                yield b"%x\r\n%s\r\n" % (len(piece), piece) if in_chunks else piece
+        if in_chunks:
+            yield b"0\r\n\r\n"
 
 
 def _trusting_context() -> ssl.SSLContext:
