@@ -1,11 +1,12 @@
 """Experiments in memory: one object for each, with its lock, its timer and those who follow its events."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from propeller.coordinator.experiment_records import ExperimentRecord
-from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent
 from propeller.coordinator.round_events import NewEvent
 from propeller.coordinator.store import StoreConflictError
 from propeller.errors import NotFoundError, PropellerError
@@ -19,6 +20,9 @@ log = get_logger("coordinator")
 
 MAX_EXPERIMENTS = 64
 """Experiments in memory, above which those that are over make room for others; open ones are always in memory."""
+
+MAX_RECENT_EVENTS = 64
+"""Of an experiment, in memory: who follows it as things happen needs no query for them."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
@@ -47,13 +51,27 @@ class ActiveExperiment:
         """Aliases that were moved, and where to."""
         self.is_ending = asyncio.Event()
         """Set when it is about to be over: its aliases lag behind no longer."""
+        self._recent: deque[StoredEvent] = deque(maxlen=MAX_RECENT_EVENTS)
         self._timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
-    def set_record(self, record: ExperimentRecord) -> None:
-        """Replace the record, and wake those who follow its events."""
+    def set_record(self, record: ExperimentRecord, events: Sequence[StoredEvent] = ()) -> None:
+        """Replace the record by what is stored, with the events that were stored with it, and wake those who follow them."""
+        if (
+            not events and record.last_seq != self.record.last_seq
+        ):  # read back: what was told is not known here
+            self._recent.clear()
+        self._recent.extend(events)
         self.record, self.in_doubt = record, False
         self.wake_followers()
+
+    def recent_events(self, after: int) -> list[StoredEvent] | None:
+        """The events after number ``after``; ``None`` if not all of them are in memory."""
+        if after >= self.record.last_seq:
+            return []
+        if not self._recent or self._recent[0].seq > after + 1:
+            return None
+        return [event for event in self._recent if event.seq > after]
 
     def next_change(self) -> asyncio.Event:
         """What is set at the next change."""

@@ -19,7 +19,7 @@ from propeller.coordinator.experiment_aliases import ExperimentAliases
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import NotToldError, RoundMaker
 from propeller.coordinator.experiment_steps import Step, extend
-from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.experiment_store import ExperimentStore, number
 from propeller.coordinator.round_events import (
     NewEvent,
     events_of,
@@ -270,7 +270,7 @@ class ExperimentRunner:
     def _commit(self, found: Step) -> None:
         """Take over what is stored."""
         last_seq = found.before.last_seq + len(found.events)
-        found.active.set_record(replace(found.after, last_seq=last_seq))
+        found.active.set_record(replace(found.after, last_seq=last_seq), number(found.before, found.events))
         if found.started:
             found.active.waits_for = None
 

@@ -15,6 +15,18 @@ from propeller.coordinator.tables import experiment_events as _events
 from propeller.coordinator.tables import experiments as _experiments
 from propeller.store.database import Database
 
+# Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
+_INSERT_EVENTS = _events.insert()
+_CHANGE_EXPERIMENT = _experiments.update().where(
+    _experiments.c.id == sa.bindparam("of_id"), _experiments.c.state == sa.bindparam("in_state")
+)
+_EVENTS_AFTER = (
+    _events.select()
+    .where(_events.c.experiment_id == sa.bindparam("of_id"), _events.c.seq > sa.bindparam("after"))
+    .order_by(_events.c.seq)
+    .limit(sa.bindparam("most"))
+)
+
 
 @dataclass(frozen=True)
 class StoredEvent:
@@ -95,14 +107,9 @@ class ExperimentStore:
 
     async def events(self, experiment_id: str, after: int, limit: int) -> list[StoredEvent]:
         """The events after number ``after``, the first ones if there are more than ``limit``."""
-        query = (
-            _events.select()
-            .where(_events.c.experiment_id == experiment_id, _events.c.seq > after)
-            .order_by(_events.c.seq)
-            .limit(limit)
-        )
+        which = {"of_id": experiment_id, "after": after, "most": limit}
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(_EVENTS_AFTER, which)).all()
         return [StoredEvent(row.seq, row.kind, row.at, row.data) for row in rows]
 
     async def remove_events_before(self, moment: float) -> int:
@@ -146,12 +153,10 @@ async def write(
     Raises:
         StoreConflictError: the experiment is not as this process left it.
     """
-    if after.columns() != before.columns():
-        changed = await connection.execute(
-            _experiments.update()
-            .where(_experiments.c.id == after.id, _experiments.c.state == before.state.value)
-            .values(**after.columns())
-        )
+    columns = after.columns()
+    if columns != before.columns():
+        which = {"of_id": after.id, "in_state": before.state.value}
+        changed = await connection.execute(_CHANGE_EXPERIMENT, {**which, **columns})
         if changed.rowcount != 1:
             raise StoreConflictError(
                 f"experiment {after.id} is not {before.state} in the database any more: "
@@ -164,14 +169,13 @@ async def _insert_events(
     connection: AsyncConnection, before: ExperimentRecord, events: Sequence[NewEvent]
 ) -> None:
     if events:
-        rows = [
-            {
-                "experiment_id": before.id,
-                "seq": seq,
-                "kind": event.kind,
-                "at": event.at,
-                "data": dict(event.data),
-            }
-            for seq, event in enumerate(events, before.last_seq + 1)
-        ]
-        await connection.execute(_events.insert(), rows)
+        rows = [{"experiment_id": before.id, **vars(event)} for event in number(before, events)]
+        await connection.execute(_INSERT_EVENTS, rows)
+
+
+def number(before: ExperimentRecord, events: Sequence[NewEvent]) -> list[StoredEvent]:
+    """New events of an experiment as they are stored."""
+    return [
+        StoredEvent(seq, event.kind, event.at, dict(event.data))
+        for seq, event in enumerate(events, before.last_seq + 1)
+    ]

@@ -217,7 +217,9 @@ class Experiments:
             changed = active.next_change()
             # Looked at before the events are read: the last ones are stored together with the end.
             is_last = active.record.experiment.is_settled
-            events = await self._store.events(experiment_id, after, _EVENTS_AT_ONCE)
+            events = active.recent_events(after)
+            if events is None:
+                events = await self._store.events(experiment_id, after, _EVENTS_AT_ONCE)
             if events and events[0].seq > after + 1:
                 yield _removed(after + 1, events[0])
             for event in events:

@@ -25,6 +25,12 @@ from propeller.store.migrations import migrate
 _WAVE = "wave"
 """In the column ``kind``: a round of training that makes no version."""
 
+# Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
+_INSERT_ROUND, _INSERT_UPDATE = _rounds.insert(), _updates.insert()
+_CHANGE_ROUND = _rounds.update().where(
+    _rounds.c.round_id == sa.bindparam("of_round"), _rounds.c.state == sa.bindparam("in_state")
+)
+
 _MAX_QUERY_VALUES = 500
 """Values of one query: older SQLite takes 999."""
 
@@ -87,13 +93,10 @@ class RoundStore:
         """
         async with self._database.transaction() as connection:
             if update is not None:
-                await connection.execute(_updates.insert(), _update_row(after, update))
+                await connection.execute(_INSERT_UPDATE, _update_row(after, update))
             await _save_failures(connection, before, after)
-            changed = await connection.execute(
-                _rounds.update()
-                .where(_rounds.c.round_id == after.round_id, _rounds.c.state == before.state.value)
-                .values(**_mutable_columns(after))
-            )
+            which = {"of_round": after.round_id, "in_state": before.state.value}
+            changed = await connection.execute(_CHANGE_ROUND, {**which, **_changed_columns(before, after)})
             if changed.rowcount != 1:
                 raise StoreConflictError(
                     f"round {after.round_id} is not {before.state} in the database any more: "
@@ -239,10 +242,10 @@ async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None
             "attempt": request.attempt,
             "strategy": record.strategy,
         }
-    await connection.execute(_rounds.insert(), row)
+    await connection.execute(_INSERT_ROUND, row)
     if record.updates:
         await connection.execute(
-            _updates.insert(), [_update_row(record, update) for update in record.updates.values()]
+            _INSERT_UPDATE, [_update_row(record, update) for update in record.updates.values()]
         )
 
 
@@ -296,6 +299,15 @@ async def _save_failures(connection: AsyncConnection, before: RoundRecord, after
         await connection.execute(_failures.insert(), added)
 
 
+def _changed_columns(before: RoundRecord, after: RoundRecord) -> dict[str, Any]:
+    """What an event changed, and the state in any case."""
+    old, new = _mutable_columns(before), _mutable_columns(after)
+    changed = {name: value for name, value in new.items() if name == "state" or old[name] != value}
+    if after.request is not before.request:
+        changed["experiment"] = after.request.model_dump(mode="json")  # with the program by digest
+    return changed
+
+
 def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "state": record.state.value,
@@ -312,7 +324,6 @@ def _mutable_columns(record: RoundRecord) -> dict[str, Any]:
     if isinstance(record.request, RoundStart):
         plan = record.round.plan
         columns |= {
-            "experiment": record.request.model_dump(mode="json"),  # with the program by digest
             "participants": list(plan.participants),
             "k_of_n": plan.k_of_n,
         }

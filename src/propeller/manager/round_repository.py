@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, insert, select
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.manager import tables
@@ -14,6 +14,11 @@ from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.store.database import Database
 
 _ROUND, _TASK, _WAITING = tables.rounds.c, tables.tasks.c, tables.waiting_rounds.c
+
+# Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
+_FIND = select(tables.rounds).where(_ROUND.round_id == bindparam("of_id"))
+_INSERT = insert(tables.rounds)
+_FORGET = delete(tables.waiting_rounds).where(_WAITING.round_id == bindparam("of_id"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class RoundRepository:
             "deadline": tables.to_micros(started.deadline),
             "created_at": tables.to_micros(started.started_at),
         }
-        await connection.execute(insert(tables.rounds), values)
-        await connection.execute(delete(tables.waiting_rounds).where(_WAITING.round_id == values["round_id"]))
+        await connection.execute(_INSERT, values)
+        await connection.execute(_FORGET, {"of_id": values["round_id"]})
 
     async def add_waiting(self, start: RoundStart, moment: datetime) -> datetime:
         """Remember a round that waits for its participants; since when it waits."""
@@ -89,20 +94,19 @@ class RoundRepository:
 
     async def waiting(self) -> list[RoundStart]:
         """Every round that waits for its participants, the oldest first."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             rows = await connection.execute(select(_WAITING.start).order_by(_WAITING.since))
             return [RoundStart.decode(row.start) for row in rows]
 
     async def remove_waiting(self, round_id: str) -> None:
         """Forget a round that waits no more."""
         async with self._database.transaction() as connection:
-            await connection.execute(delete(tables.waiting_rounds).where(_WAITING.round_id == round_id))
+            await connection.execute(_FORGET, {"of_id": round_id})
 
     async def find(self, round_id: str) -> StartedRound | None:
         """A round by its id; ``None`` if it was never started."""
-        statement = select(tables.rounds).where(_ROUND.round_id == round_id)
         async with self._database.read() as connection:  # the start of a round waits for no writer
-            row = (await connection.execute(statement)).first()
+            row = (await connection.execute(_FIND, {"of_id": round_id})).first()
         if row is None:
             return None
         skipped = [SkippedParticipant(**one) for one in row.skipped]
@@ -116,7 +120,7 @@ class RoundRepository:
             .where(_TASK.state == int(state), _ROUND.deadline < tables.to_micros(moment))
             .distinct()
         )
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             rows = await connection.execute(statement)
             return {row.round_id: tables.from_micros(row.deadline) for row in rows}
 
@@ -128,7 +132,7 @@ class RoundRepository:
             .where(_TASK.state == int(TaskState.FAILED), is_open(moment))
         )
         skipped = select(_ROUND.round_id, _ROUND.skipped).where(is_open(moment))
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             found = [(row[0], row[1], row[2]) for row in await connection.execute(failed)]
             for row in await connection.execute(skipped):
                 found += [(row.round_id, one["proplet_id"], one["reason"]) for one in row.skipped]

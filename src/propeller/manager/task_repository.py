@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.errors import NotFoundError
@@ -14,6 +14,18 @@ from propeller.manager.task import ACTIVE_STATES, EndCause, Task, TaskSpec, Task
 from propeller.store.database import Database
 
 _TASK = tables.tasks.c
+# Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
+_INSERT = insert(tables.tasks)
+_FIND = select(tables.tasks).where(_TASK.id == bindparam("of_id"))
+_REPLACE = update(tables.tasks).where(
+    _TASK.id == bindparam("of_id"), _TASK.state.in_(bindparam("in_states", expanding=True))
+)
+_MARK_RUNNING = (
+    update(tables.tasks)
+    .where(_TASK.id.in_(bindparam("ids", expanding=True)), _TASK.state == int(TaskState.SCHEDULED))
+    .values(state=int(TaskState.RUNNING))
+)
+
 _MAX_DELETED_AT_ONCE = 500
 """In one transaction: others must not wait for long."""
 
@@ -33,12 +45,12 @@ class TaskRepository:
 
     async def insert(self, connection: AsyncConnection, tasks: Sequence[Task]) -> None:
         """Store new tasks as part of a larger transaction."""
-        await connection.execute(insert(tables.tasks), [{"id": task.id, **_values(task)} for task in tasks])
+        await connection.execute(_INSERT, [{"id": task.id, **_values(task)} for task in tasks])
 
     async def find(self, task_id: str) -> Task | None:
         """A task by its id; ``None`` if there is none."""
-        async with self._database.transaction() as connection:
-            row = (await connection.execute(select(tables.tasks).where(_TASK.id == task_id))).first()
+        async with self._database.read() as connection:
+            row = (await connection.execute(_FIND, {"of_id": task_id})).first()
         return None if row is None else _task(row)
 
     async def get(self, task_id: str) -> Task:
@@ -54,7 +66,7 @@ class TaskRepository:
 
     async def page(self, offset: int, limit: int) -> tuple[int, list[Task]]:
         """How many tasks there are, and a page of them in the order of their creation."""
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             total = await connection.scalar(select(func.count()).select_from(tables.tasks))
             rows = await connection.execute(
                 select(tables.tasks).order_by(_TASK.seq).offset(offset).limit(limit)
@@ -64,11 +76,8 @@ class TaskRepository:
     async def replace(self, task: Task, states: Iterable[TaskState], program: bytes | None = None) -> bool:
         """Write a task if it is still in one of ``states``; whether it was."""
         async with self._database.transaction() as connection:
-            result = await connection.execute(
-                update(tables.tasks)
-                .where(_TASK.id == task.id, _TASK.state.in_([int(state) for state in states]))
-                .values(_values(task))
-            )
+            which = {"of_id": task.id, "in_states": [int(state) for state in states]}
+            result = await connection.execute(_REPLACE, {**which, **_values(task)})
             if result.rowcount and program is not None:
                 await _write_program(connection, task.id, program)
         return bool(result.rowcount)
@@ -76,11 +85,7 @@ class TaskRepository:
     async def mark_running(self, task_ids: Sequence[str]) -> None:
         """Mark tasks whose starts the broker has; one whose result came sooner stays ended."""
         async with self._database.transaction() as connection:
-            await connection.execute(
-                update(tables.tasks)
-                .where(_TASK.id.in_(task_ids), _TASK.state == int(TaskState.SCHEDULED))
-                .values(state=int(TaskState.RUNNING))
-            )
+            await connection.execute(_MARK_RUNNING, {"ids": task_ids})
 
     async def delete(self, task_id: str) -> None:
         """Delete a task with its program and its metrics."""
@@ -116,20 +121,20 @@ class TaskRepository:
     async def program(self, task_id: str) -> bytes | None:
         """A task's uploaded program."""
         statement = select(tables.task_files.c.content).where(tables.task_files.c.task_id == task_id)
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return await connection.scalar(statement)
 
     async def in_state(self, *states: TaskState) -> list[Task]:
         """Every task in one of these states, the oldest first."""
         statement = select(tables.tasks).where(_TASK.state.in_([int(state) for state in states]))
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return [_task(row) for row in await connection.execute(statement.order_by(_TASK.seq))]
 
     async def active_of_round(self, round_id: str) -> list[Task]:
         """The tasks of a round that run or are about to, the oldest first."""
         active = _TASK.state.in_([int(state) for state in ACTIVE_STATES])
         statement = select(tables.tasks).where(_TASK.round_id == round_id, active).order_by(_TASK.seq)
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return [_task(row) for row in await connection.execute(statement)]
 
     async def count_active(self) -> dict[str, int]:
@@ -139,7 +144,7 @@ class TaskRepository:
             .where(_TASK.state.in_([int(state) for state in ACTIVE_STATES]), _TASK.proplet_id.is_not(None))
             .group_by(_TASK.proplet_id)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.read() as connection:
             return {row[0]: row[1] for row in await connection.execute(statement)}
 
 

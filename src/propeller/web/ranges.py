@@ -114,10 +114,19 @@ class _BodyResponse(StreamingResponse):
         length = sum(map(len, parts))
         super().__init__(self._pieces(), status, {**headers, "Content-Length": str(length)}, media_type=kind)
         self._body, self._parts = body, parts
+        self._end = max((part.stop for part in parts if isinstance(part, range)), default=0)
         self._rest: BinaryIO | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; the file is opened before anything is sent, so that it is known to be there."""
+        if len(self._body.head) >= self._end and self._end <= PIECE_BYTES:
+            # At hand, and no longer than a piece: without the tasks that watch over a stream.
+            body = b"".join([piece async for piece in self._pieces()])
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            await send({"type": "http.response.body", "body": body})
+            return
         needed = any(isinstance(part, range) and part.stop > len(self._body.head) for part in self._parts)
         if needed and self._body.open_rest is not None:
             self._rest = await asyncio.to_thread(self._body.open_rest)
