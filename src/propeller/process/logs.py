@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line with the keys ``time``, ``level``, ``msg`` and the event's own."""
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -17,6 +18,8 @@ _SECRET_NAMES = (
     "password", "secret", "token", "client_key", "api_key", "authorization", "credential", "private", "seed",
 )  # fmt: skip
 
+_MAX_KNOWN_KEYS = 1000
+
 
 def _clean(value: Any) -> Any:
     """What JSON can hold of a value, secrets hidden at every depth."""
@@ -31,6 +34,7 @@ def _clean(value: Any) -> Any:
     return value
 
 
+@functools.lru_cache(_MAX_KNOWN_KEYS)
 def _is_secret(key: str) -> bool:
     return any(name in key.lower() for name in _SECRET_NAMES)
 
