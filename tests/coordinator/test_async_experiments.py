@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -110,10 +111,23 @@ async def test_kill_9_in_the_middle(
             assert [one["number"] for one in merges] == [1, 2, 3, 4]
 
 
-async def test_an_update_that_is_not_in_the_database_any_more(
-    env: dict[str, str], fleet: FakeFleet, peers: tuple[Peers, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (
+            "row",
+            r"round e\.2 cannot be started: the update of p-\d in e\.w1, .* is not in the coordinator's database any more",
+        ),
+        (
+            "document",
+            r"round 1 failed 3 times, .*: aggregation: the update of p-\d is not among the kept ones .*: no blob '.*'",
+        ),
+    ],
+)
+async def test_an_update_that_is_not_there_any_more(
+    env: dict[str, str], fleet: FakeFleet, peers: tuple[Peers, str], tmp_path: Path, lost: str, reason: str
 ) -> None:
-    """As after an older copy of it was put back: the experiment says so, and does not stand still."""
+    """As after an older copy was put back: the experiment says so, and does not stand still."""
     gate = peers[0].pause_at("aggregate")
     with process(env, tmp_path / "log") as coordinator:
         async with client(env) as http:
@@ -126,13 +140,12 @@ async def test_an_update_that_is_not_in_the_database_any_more(
 
             await eventually(has_three)
             await asyncio.to_thread(coordinator.kill)
-            with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.db")) as database, database:
-                database.execute("DELETE FROM updates WHERE round_id = 'e.w1'")
+            if lost == "row":
+                with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.db")) as database, database:
+                    database.execute("DELETE FROM updates WHERE round_id = 'e.w1'")
+            else:
+                shutil.rmtree(tmp_path / "updates")
             await asyncio.to_thread(coordinator.start)
             gate.set()
             found = await in_state(http, "completed", "failed", timeout=60)
-    assert re.fullmatch(
-        r"round e\.2 cannot be started: the update of p-\d in e\.w1, which it was to be made of, "
-        r"is not in the coordinator's database any more",
-        found["reason"],
-    )
+    assert re.fullmatch(reason, found["reason"]), found["reason"]

@@ -23,6 +23,7 @@ from propeller.fl.strategies import PART_BYTES
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan
+from propeller.store.blobs import BlobNotFoundError
 from propeller.tensors.safetensors import write_header
 
 log = get_logger("coordinator")
@@ -114,14 +115,20 @@ class Aggregation:
         """What the strategy makes of the updates, to be closed; nothing is stored.
 
         Raises:
-            PropellerError: a service refused or does not answer, or an update is not there.
+            NotFoundError: an update is not there; the text names its sender.
+            PropellerError: a service refused or does not answer.
         """
         expected = await self._registry.specs(request.base_version)
         # A program is given whole tensors.
         cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
-        found = await self._aggregator.aggregate(
-            self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut), cut.tensors
-        )
+        documents = self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut)
+        try:
+            found = await self._aggregator.aggregate(documents, cut.tensors)
+        except BlobNotFoundError as error:
+            lost = " and ".join(each.proplet_id for each in request.in_slot_order if each.digest == error.key)
+            raise NotFoundError(
+                f"the update of {lost} is not among the kept ones any more: {error}"
+            ) from error
         wrong = [
             name
             for name in {**expected, **found.model.specs}
