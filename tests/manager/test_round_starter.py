@@ -338,6 +338,10 @@ async def test_the_rest_goes_through_to_the_coordinator(
     assert answer.json() == {"status": "accepted"}
     _, _, headers, body = coordinator.requests[-1]
     assert (body.decode(), headers["authorization"]) == (update, "Basic cDE6aw==")
+    assert "content-encoding" not in headers
+    await http.post("/fl/update", content=b"\x28\xb5", headers={"content-encoding": "zstd"})
+    _, _, headers, body = coordinator.requests[-1]
+    assert (body, headers["content-encoding"]) == (b"\x28\xb5", "zstd")
 
     for kind in ("application/cbor", "application/cbor-seq"):
         cbor = b"\xa1\x68round_id\x63r-1"

@@ -197,7 +197,11 @@ def _fl_routes(manager: Manager) -> Router:
         if manager.coordinator is None:
             raise UnavailableError(NO_COORDINATOR)
         answer = await manager.coordinator.forward(
-            request.method, path, authorization=request.headers.get("authorization"), **options
+            request.method,
+            path,
+            authorization=request.headers.get("authorization"),
+            content_encoding=request.headers.get("content-encoding"),
+            **options,
         )
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 

@@ -79,6 +79,7 @@ class CoordinatorClient:
         authorization: str | None,
         content: bytes | None = None,
         content_type: str | None = None,
+        content_encoding: str | None = None,
         params: dict[str, str] | None = None,
         wait_s: float = 0.0,
     ) -> Answer:
@@ -90,6 +91,7 @@ class CoordinatorClient:
             authorization: the client's header.
             content: the body.
             content_type: of the body.
+            content_encoding: of the body.
             params: the query.
             wait_s: how long the coordinator may hold the answer back, in seconds.
 
@@ -97,7 +99,11 @@ class CoordinatorClient:
             RefusedError: the coordinator refuses the client's credentials.
             ServiceError: it refuses the request, does not answer or failed.
         """
-        headers = {"Authorization": authorization, "Content-Type": content_type}
+        headers = {
+            "Authorization": authorization,
+            "Content-Type": content_type,
+            "Content-Encoding": content_encoding,
+        }
         try:
             return await self._http.request(
                 method,

@@ -4,16 +4,19 @@ It imports no more than it needs, and no pydantic: the sandbox's template import
 """
 
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zstandard
 
-from propeller.fl.compression import Scheme, encode_update
-from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, specs_of
+from propeller.fl.compression import Scheme, encode_update, residual_specs
+from propeller.fl.tensors import Specs, TensorError, Tensors, from_json, from_safetensors, specs_of
 from propeller.fl.tensors.dtypes import DTYPES
+from propeller.fl.tensors.safetensors import read_header
 from propeller.proplet.update_files import ENCODED, MODEL, RESIDUAL, UPDATE, UPDATE_JSON
 from propeller.tensors.safetensors import replace_metadata, write_header
 
@@ -73,11 +76,15 @@ def _compress_tensors(fields: Mapping[str, Any], told: dict[str, Any]) -> Iterat
             told["residual_lost"] = str(error)
     scheme = Scheme(**fields["scheme"])
     encoded = encode_update(
-        update, base, scheme, fields["seed"], is_difference=fields["is_difference"], residual=residual
+        update,
+        base,
+        scheme,
+        fields["seed"],
+        is_difference=fields["is_difference"],
+        residual=residual,
+        left=_map_new(_OUT / RESIDUAL, residual_specs(update, base)) if scheme.error_feedback else None,
     )
     told["error"] = encoded.description.error
-    if encoded.residual:
-        _write(_OUT / RESIDUAL, _document(encoded.residual), zstd=False)
     description = encoded.description.with_uncompressed(fields["uncompressed"]).to_text()
     return _document(encoded.tensors, {**fields["metadata"], "kind": "delta", "compression": description})
 
@@ -88,6 +95,25 @@ def _map(file: Path) -> memoryview:
         if not file.stat().st_size:
             return memoryview(b"")
         return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _map_new(file: Path, specs: Specs) -> Tensors:
+    """The arrays of a new document in a file: what is written to them goes to the disk, not into memory."""
+    if not specs:
+        return {}
+    header, _ = write_header(specs)
+    entries = read_header(header)
+    with file.open("x+b") as opened:
+        opened.write(header)
+        opened.truncate(entries.length)
+        opened.flush()
+        whole = mmap.mmap(opened.fileno(), entries.length)
+    return {
+        name: np.frombuffer(
+            whole, DTYPES[entry.dtype], math.prod(entry.shape), entries.start + entry.begin
+        ).reshape(entry.shape)
+        for name, entry in entries.entries.items()
+    }
 
 
 def _document(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:

@@ -10,6 +10,7 @@ from propeller.fl.compression.update import (
     EncodedUpdate,
     decode_update,
     encode_update,
+    residual_specs,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "decode_update",
     "encode_update",
     "read_description",
+    "residual_specs",
 ]

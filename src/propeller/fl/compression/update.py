@@ -53,6 +53,15 @@ class EncodedUpdate:
     residual: Tensors
 
 
+def residual_specs(update: Tensors, base: Tensors) -> Specs:
+    """What error feedback keeps of an update."""
+    return {
+        name: TensorSpec(name_of(working_dtype(base[name].dtype)), array.shape)
+        for name, array in update.items()
+        if name in base and is_floating(base[name].dtype)
+    }
+
+
 def encode_update(
     update: Tensors,
     base: Tensors,
@@ -61,6 +70,7 @@ def encode_update(
     *,
     is_difference: bool = False,
     residual: Tensors | None = None,
+    left: Tensors | None = None,
 ) -> EncodedUpdate:
     """Compress an update.
 
@@ -71,13 +81,14 @@ def encode_update(
         seed: of stochastic rounding: the same one gives the same bytes.
         is_difference: whether ``update`` holds differences to the base model already.
         residual: what the last update of this device left; tensors that it does not have, or that have another shape, count as 0.
+        left: arrays of ``residual_specs`` that take what this one leaves; made here if there are none.
 
     Raises:
         TensorError: naming the tensor that cannot be compressed.
     """
     sent: Tensors = {}
     compressed: list[CompressedTensor] = []
-    left: Tensors = {}
+    left = {} if left is None else left
     norms = SquaredNorms()
     for name, array in update.items():
         if name.startswith(_RESERVED):
@@ -99,7 +110,7 @@ def encode_update(
             before if before is not None and before.shape == array.shape else None,
             dtype,
         )
-        if scheme.error_feedback:
+        if scheme.error_feedback and name not in left:
             left[name] = np.empty(array.shape, dtype)
         random = random_source(seed, name)
         one = _naming(name, encode_tensor, difference, scheme, random, norms, left.get(name))
