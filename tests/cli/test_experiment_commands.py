@@ -255,8 +255,8 @@ def test_lists_details_history_and_comparison(
     assert "one" in listed
     assert "two" in listed
     assert [one["id"] for one in json.loads(propeller("experiments", *state, "--json").stdout)] == [
-        "one",
         "two",
+        "one",
     ]
     shown = propeller("experiment", "show", "one", *state).stdout
     assert "localhost:5000/digits:v1" in shown

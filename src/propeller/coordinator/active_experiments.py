@@ -144,7 +144,7 @@ class ActiveExperiments:
         active = await self.find(experiment_id)
         if active is None:
             raise NotFoundError(
-                f"no experiment {experiment_id[:128]}: GET /experiments lists those there are"
+                f"there is no experiment {experiment_id[:128]}: GET /experiments lists those there are"
             )
         return active
 
