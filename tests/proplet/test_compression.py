@@ -173,3 +173,22 @@ async def test_a_compressed_update_goes_over_mqtt_too(world: World) -> None:
     received = await decode_received(MESSAGE, sent[0], coding=coding_of_message(sent[0]))
     assert received.transfer is not None
     assert (received.transfer.bytes, received.transfer.compression) == (len(sent[0]), "top_k + int4 + zstd")
+
+
+async def test_a_large_update_goes_from_file_to_file(world: World) -> None:
+    """What is still large is sent from a file; the program sends its model back."""
+    model = {"w": np.random.default_rng(0).normal(size=2_500_000).astype(np.float32)}
+    world.services.tensors[0] = to_safetensors(model)
+    me = await world.join()
+    for number, wanted in enumerate(({"zstd": True}, {"values": "float16", "zstd": False}), 1):
+        assert await run(world, task(me, number, wanted, COPY="1")) is None
+    same, halves = world.services.updates
+    assert world.services.update_codings == ["zstd", None]
+    tensors, metadata = from_safetensors(same)
+    assert np.array_equal(tensors["w"], model["w"])
+    assert (metadata["round_id"], metadata["num_samples"]) == ("e-1.1", "64")
+    tensors, metadata = from_safetensors(halves)
+    assert (tensors["@values/0"].nbytes, metadata["round_id"]) == (5_000_000, "e-1.2")
+    assert not tensors["@values/0"].any()
+    assert read_description(metadata["compression"]).error == 0
+    assert list((world.folder / "large").glob("task-*")) == []
