@@ -1,5 +1,6 @@
 """What the coordinator asks of the model registry, against a real one and one that knows models only."""
 
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -46,6 +47,8 @@ async def test_the_server_state_of_a_version(registry: ModelRegistryClient) -> N
     version = await registry.add_version(to_safetensors(MODEL), "k-1")
     assert await registry.state(version) is None
     assert await registry.values_of_state(version) == {}
+    written = io.BytesIO()
+    assert not await registry.write_state(version, written)
     state = to_safetensors({"m/w": np.zeros((2, 3))}, {"values": '{"round":1}'})
     for _again in range(2):
         await registry.put_state(version, state)
@@ -55,6 +58,8 @@ async def test_the_server_state_of_a_version(registry: ModelRegistryClient) -> N
     kept = await registry.state(version)
     assert kept is not None
     assert from_safetensors(kept)[1] == {"values": '{"round":1}'}
+    assert await registry.write_state(version, written)
+    assert written.getvalue() == kept
     assert await registry.values_of_state(version) == {"round": 1}
     with pytest.raises(ServiceError, match="409"):
         await registry.put_state(version, to_safetensors({"m/w": np.ones((2, 3))}))

@@ -4,7 +4,8 @@ Everything else is as in any round: its deadline, its end, its place in the hist
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -158,18 +159,13 @@ class CentralEvaluations:
         folder = programs.inputs.new()
         try:
             inputs = _begin_inputs(start)
-            model: Path
-            model, _, _ = await gather_or_cancel(
-                self._give_model(record.round.plan.base_version, folder, inputs),
+            version = record.round.plan.base_version
+            await gather_or_cancel(
+                self._give_model(version, folder, inputs),
                 self._give_dataset(dataset, inputs),
-                self._give_strategy(record.round.plan.base_version, start, inputs),
+                self._give_strategy(version, folder, start, inputs),
             )
-            run = ProgramRun(
-                record.round_id,
-                program.digest,
-                env=inputs.env,
-                files={**inputs.files, model.name: model},
-            )
+            run = ProgramRun(record.round_id, program.digest, env=inputs.env, files=inputs.files)
             outcome = await programs.run(run, start.limits)
         finally:
             await asyncio.to_thread(folder_contents.remove, folder)
@@ -180,32 +176,38 @@ class CentralEvaluations:
             proplet_id=PARTICIPANT,
         )
 
-    async def _give_model(self, version: int, folder: Path, inputs: TaskInputs) -> Path:
-        """Place the model in a folder; the file."""
+    async def _give_model(self, version: int, folder: Path, inputs: TaskInputs) -> None:
+        """Give the model, by a file of a folder."""
         file = folder / "model.safetensors"
-        try:
-            with await asyncio.to_thread(_create, file) as target:
-                await self._registry.write_document(version, target)
-                size = target.tell()
-        except OSError as error:
-            raise UnavailableError(
-                f"the folder {folder.parent} for models cannot be used: {error.strerror}; set COORDINATOR_CACHE"
-            ) from error
+        with _disk_errors(folder), await asyncio.to_thread(_create, file) as target:
+            await self._registry.write_document(version, target)
+            size = target.tell()
+        inputs.files[file.name] = file
         if size <= LARGE_BYTES:
             inputs.add_document("model.json", "MODEL_DATA", await self._registry.json_document(version))
-        return file
 
     async def _give_dataset(self, dataset: str, inputs: TaskInputs) -> None:
         if self._data_store is None:
             raise UnavailableError("evaluate.dataset: set DATA_STORE_URL and restart the coordinator")
         inputs.add_document("dataset.json", "DATASET_DATA", await self._data_store.dataset(dataset))
 
-    async def _give_strategy(self, version: int, start: RoundStart, inputs: TaskInputs) -> None:
+    async def _give_strategy(self, version: int, folder: Path, start: RoundStart, inputs: TaskInputs) -> None:
         """Give what the strategy has for devices of the server state, if it says that there is something."""
         if start.strategy and start.strategy.get("tensors"):
-            state = await self._registry.state(version)
-            if state is not None:
-                inputs.files["strategy.safetensors"] = state
+            file = folder / "strategy.safetensors"
+            with _disk_errors(folder), await asyncio.to_thread(_create, file) as target:
+                if await self._registry.write_state(version, target):
+                    inputs.files[file.name] = file
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"the folder {folder.parent} for models cannot be used: {error.strerror}; set COORDINATOR_CACHE"
+        ) from error
 
 
 def _create(file: Path) -> BinaryIO:

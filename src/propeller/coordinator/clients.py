@@ -136,13 +136,28 @@ class ModelRegistryClient:
             ServiceError: the registry does not answer.
         """
         try:
-            async with self._client.stream(
-                "GET", f"/models/{version}", headers={"accept": SAFETENSORS}
-            ) as answer:
-                async for piece in answer.aiter_bytes(_COPIED_BYTES):
-                    await asyncio.to_thread(file.write, piece)
+            await self._write(f"/models/{version}", file)
         except ServiceError as error:
             raise self._not_found(version, error) from None
+
+    async def write_state(self, version: int, file: BinaryIO) -> bool:
+        """Write a version's server state to a file, likewise; ``False`` if it has none.
+
+        Raises:
+            ServiceError: the registry does not answer.
+        """
+        try:
+            await self._write(f"/models/{version}/state", file)
+        except ServiceError as error:
+            if error.kind is not NotFoundError:
+                raise
+            return False
+        return True
+
+    async def _write(self, path: str, file: BinaryIO) -> None:
+        async with self._client.stream("GET", path, headers={"accept": SAFETENSORS}) as answer:
+            async for piece in answer.aiter_bytes(_COPIED_BYTES):
+                await asyncio.to_thread(file.write, piece)
 
     async def json_document(self, version: int) -> bytes:
         """A version as JSON.
