@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from propeller.fl.compression import (
     VALUE_FORMS,
@@ -180,6 +181,7 @@ def test_an_update_that_cannot_be_compressed_is_refused(update: Tensors, options
     assert str(caught.value).startswith(text)
 
 
+PARTS = ("values", "scales", "gaps")
 BASE: Tensors = {"w": np.zeros((20, 30), np.float32), "n": np.array([1, 2])}
 GOOD = encode_update(
     {"w": np.arange(600, dtype=np.float32).reshape(20, 30), "n": np.array([2, 2])},
@@ -231,6 +233,40 @@ def refusal(tensors: Tensors | None = None, description: str | None = None, **ch
 )
 def test_tensors_that_are_not_what_their_description_says_are_refused(changed: Tensors, text: str) -> None:
     assert refusal(changed).startswith(f"tensor {text}")
+
+
+hostile_arrays = st.sampled_from([np.int8, np.uint8, np.uint16, np.uint32, np.float32, np.float64]).flatmap(
+    lambda dtype: hnp.arrays(dtype, st.sampled_from([(), (1,), (3,), (60,), (300,), (600,), (20, 30)]))
+)
+hostile_fields = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["w", "n", "x", "@values/0"]),
+        "dtype": st.sampled_from(["F32", "F64", "F16"]),
+        "shape": st.sampled_from([[20, 30], [600], [], [2**40]]),
+        "values": st.sampled_from([*VALUE_FORMS, "int2"]),
+    },
+    optional={"kept": st.sampled_from([0, 1, 3, 60, 600, 2**50, -1, None])},
+)
+
+
+@given(
+    st.lists(hostile_fields, max_size=3),
+    st.dictionaries(
+        st.sampled_from(["w", "n", *(f"@{k}/{n}" for k in PARTS for n in (0, 1))]), hostile_arrays
+    ),
+)
+def test_whatever_comes_is_an_update_that_fits_or_is_refused(
+    described: list[dict[str, Any]], tensors: Tensors
+) -> None:
+    text = json.dumps({"format": 1, "uncompressed": 1, "tensors": described})
+    try:
+        description = read_description(text)
+        found = decode_update(tensors, description, specs_of(BASE))
+    except TensorError:
+        return
+    for each in description.tensors:
+        assert found[each.name].shape == BASE[each.name].shape
+        assert np.isfinite(found[each.name]).all()
 
 
 def test_four_bits_that_no_number_has_are_refused() -> None:
