@@ -112,7 +112,7 @@ def processor_ms(up: Up) -> dict[str, float]:
 def experiment_rounds(
     http: httpx.Client, up: Up, base: int, rounds: int
 ) -> tuple[list[list[float]], dict[str, float]]:
-    """Of each round but the first of an experiment that nobody watches, milliseconds by stage; and of the processors a round."""
+    """Of each round but the first of an experiment whose events are followed, milliseconds by stage; and of the processors a round."""
     before_all = processor_ms(up)
     body = {
         "program": up.stack["images"]["fl-client-wasm"],
