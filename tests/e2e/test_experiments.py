@@ -235,7 +235,9 @@ async def test_the_coordinator_evaluates_by_itself(up: Up, softmax: dict[str, An
 async def test_an_asynchronous_experiment_survives_kill_9(up: Up, softmax: dict[str, Any]) -> None:
     async with coordinator(up) as http:
         mode = {"kind": "async", "buffer": 2, "concurrency": 3}
-        experiment_id = await submit(http, spec(up, rounds=12, mode=mode, strategy="fedbuff", **softmax))
+        update = {"compression": {"top_k": 0.5, "values": "int8"}}
+        body = spec(up, rounds=12, mode=mode, strategy="fedbuff", update=update, **softmax)
+        experiment_id = await submit(http, body)
         for count in (2, 5, 8):
             await rounds_done(http, experiment_id, count)
             kill(up, "coordinator")
@@ -246,6 +248,8 @@ async def test_an_asynchronous_experiment_survives_kill_9(up: Up, softmax: dict[
     assert [one["number"] for one in merges] == list(range(1, 13))
     assert all(len(one["updates"]) == 2 for one in merges)
     assert {one["kind"] for one in rounds} == {"train", "wave"}
+    compressions = {each["compression"] for one in rounds for each in one["updates"]}
+    assert compressions == {"top_k + int8 + zstd"}
 
 
 COMPRESSIONS: list[tuple[Any, str]] = [
