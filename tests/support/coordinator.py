@@ -304,9 +304,10 @@ def process(env: dict[str, str], log: Path) -> Iterator[Process]:
 
 
 def client(env: dict[str, str]) -> httpx.AsyncClient:
-    """A client of a coordinator's API."""
+    """A client of a coordinator's API, which may be killed between two requests: none uses the connection of another."""
     url = f"http://127.0.0.1:{env['COORDINATOR_PORT']}"
-    return httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, timeout=30, trust_env=False, limits=limits)
 
 
 def experiment(round_id: str = "r-1", **more: Any) -> dict[str, Any]:
