@@ -25,7 +25,7 @@ from support import go_program
 from support.http_servers import Answer, RecordingServer, open_silent_server
 from support.net import free_port
 from support.registries import basic, blob_file, debian
-from support.stack import Up, propeller, running_stack
+from support.stack import OWN_PROGRAMS, Up, propeller, running_stack
 from support.token_server import DENIED, UNGRANTED, TokenServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -162,6 +162,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 tmp_path_factory.mktemp("up") / "state",
                 *("--log-level", "debug"),  # nothing is more talkative
                 env={
+                    **OWN_PROGRAMS,
                     "PROXY_AUTHENTICATE": "true",
                     "PROXY_REGISTRY_URL": f"http://{host}/home",
                     "PROXY_REGISTRY_USERNAME": LOGIN[0],

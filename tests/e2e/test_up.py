@@ -20,14 +20,14 @@ import pytest
 from propeller.sdk import Propeller, PropellerError
 from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
-from support.stack import Up, end, propeller, running_stack, start_up
+from support.stack import OWN_PROGRAMS, Up, end, propeller, running_stack, start_up
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running_stack(tmp_path_factory.mktemp("up") / "state") as running:
+    with running_stack(tmp_path_factory.mktemp("up") / "state", env=OWN_PROGRAMS) as running:
         yield running
 
 

@@ -17,6 +17,9 @@ from support.python_programs import COMPILED
 
 PROPELLER = [sys.executable, "-m", "propeller"]
 
+OWN_PROGRAMS = {"PROPLET_CACHE": ""}
+"""The environment of a stack that has no program yet, as that of a new machine: its proplets fetch each one."""
+
 
 class Up:
     """A running ``propeller up``."""
@@ -61,7 +64,7 @@ class Up:
 
 
 def start_up(folder: Path, *options: str, env: dict[str, str] | None = None) -> Up:
-    """Start ``propeller up`` on a folder; the caller ends it. What one stack has compiled, the next one has too."""
+    """Start ``propeller up`` on a folder; the caller ends it. What one has compiled, the next one has too."""
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.out")
     with output.open("wb") as stream:
