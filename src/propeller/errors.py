@@ -71,3 +71,7 @@ class ThrottledError(UnavailableError):
     def __init__(self, reason: str, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(reason)
+
+
+class StartError(PropellerError):
+    """A service or a command cannot start; the text says what is wrong and what to do."""

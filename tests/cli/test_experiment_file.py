@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from propeller.cli.experiment_file import ExperimentFile, read_json
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.sdk import Experiment
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from propeller.cli.project import run_new
 from propeller.cli.try_program import Trial, TrialInputs, run_try
 from propeller.data import program_path
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.wasm import build as building
 from propeller.wasm.program_run import Limits
 from support.net import has_ended, wait_until

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from propeller.cli.app import app
 from propeller.cli.provision import run_clear, run_provision
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore, demo_dataset
 from propeller.data_store.settings import DataStoreSettings
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.web.auth import Principal
 
 P1, P2 = "3fe95a65-74f1-4ede-bf20-ef565f04cecb", "1f074cd1-4e22-4e21-92ca-e35a21d3ce29"

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from propeller.errors import StartError
 from propeller.identity.credentials import FREE_FAILURES
 from propeller.identity.settings import IdentitySettings
-from propeller.process.run import StartError
 from support.identity import PASSWORD, SECRET, Site, served
 
 

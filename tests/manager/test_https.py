@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from propeller.errors import StartError
 from propeller.manager.main import main
-from propeller.process.run import StartError
 from support.certificates import make_certificates
 from support.manager import settings_for
 from support.net import eventually

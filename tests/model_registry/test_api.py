@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
+from propeller.errors import StartError
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
 from propeller.fl.tensors.npz import NPZ
 from propeller.model_registry.aliases import AliasStore
@@ -18,7 +19,6 @@ from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import ModelStore
-from propeller.process.run import StartError
 from support.model_registry import client, client_as
 from support.net import free_port
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from propeller.errors import StartError
 from propeller.mqtt import broker, broker_config
 from propeller.mqtt.broker import Broker, main, until_writable
 from propeller.mqtt.broker_config import BrokerSettings
-from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from support.identity import SECRET, Site, first
 from support.net import eventually, free_port, has_ended, wait_port

@@ -9,13 +9,13 @@ import pytest
 from pydantic_settings import SettingsConfigDict
 from structlog.testing import capture_logs
 
+from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_config import BrokerSettings
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
-from propeller.process.run import StartError
 from support.certificates import Certificates, make_certificates
 from support.identity import SECRET, Site
 from support.net import eventually, free_port

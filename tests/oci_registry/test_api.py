@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from propeller.digests import digest_of
-from propeller.errors import UnauthenticatedError
+from propeller.errors import StartError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci.manifest import (
@@ -24,7 +24,6 @@ from propeller.oci.manifest import (
     program_manifest,
 )
 from propeller.oci_registry.api import create_api
-from propeller.process.run import StartError
 from propeller.process.settings import SettingsError
 from propeller.web.auth import Principal
 from support.registries import LOGIN, basic, embedded, wasm

@@ -9,7 +9,8 @@ import pytest
 HEAD = """
 import asyncio, sys
 from propeller.process import logs
-from propeller.process.run import StartError, run
+from propeller.errors import StartError
+from propeller.process.run import run
 from propeller.process.settings import SettingsError, ServiceSettings
 from pydantic import Field
 

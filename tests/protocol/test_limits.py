@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from propeller.cli.experiment_file import ExperimentFile
+from propeller.errors import StartError
 from propeller.manager.task import TaskChange, TaskSpec
-from propeller.process.run import StartError
 from propeller.protocol.rounds import Experiment, RoundStart
 from propeller.protocol.task import LIMIT_NAMES, TaskStart
 from propeller.protocol.wire import MalformedMessageError, decode_object

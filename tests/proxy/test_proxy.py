@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from propeller.digests import digest_of
+from propeller.errors import StartError
 from propeller.oci.client import RegistryClient
 from propeller.oci.layout import Layout
 from propeller.oci.reference import Reference
 from propeller.oci_registry.api import create_api
-from propeller.process.run import StartError
 from propeller.protocol.programs import ProgramChunk
 from propeller.protocol.topics import Channel, Kind
 from propeller.proxy.main import main

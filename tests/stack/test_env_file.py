@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.stack.env_file import (
     GUIDE_VARIABLES,
     EnvFile,

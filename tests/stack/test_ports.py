@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.stack import ports
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.proplet.settings import PropletSettings
 from propeller.stack.services import (
     CLIENT_NAMES,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.stack.state_folder import StateFolder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.process.settings import ServiceSettings, SettingsError
 from propeller.stack.services import SERVICES, find_service
 from support.net import free_port

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from propeller.errors import StartError
 from propeller.process.files import DurableFile, remove_left_over, write_durably
-from propeller.process.run import StartError
 from propeller.protocol.ids import InvalidIdError
 from propeller.store.blobs import BlobNotFoundError, BlobStore, BlobStoreError
 

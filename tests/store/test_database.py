@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.store.database import Database, DatabaseBusyError
 
 TABLES = MetaData()

@@ -14,10 +14,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, text
 
 from propeller.coordinator import tables as coordinator
+from propeller.errors import StartError
 from propeller.identity import tables as identity
 from propeller.identity.absences import AbsenceChanges, read_absences, write_absences
 from propeller.manager import tables as manager
-from propeller.process.run import StartError
 from propeller.store.database import Database
 from propeller.store.migrations import Schema, migrate, run_migrations
 

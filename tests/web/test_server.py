@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.process.settings import HttpSettings
 from propeller.web.app import create_app
 from propeller.web.server import Bind, bind_api, check_exposure, is_loopback, listen, serve

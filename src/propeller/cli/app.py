@@ -10,7 +10,7 @@ import typer
 from propeller import __version__
 from propeller.cli import experiment_commands, model
 from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
-from propeller.process.run import StartError
+from propeller.errors import StartError
 
 if TYPE_CHECKING:
     from propeller.cli.connection import Target

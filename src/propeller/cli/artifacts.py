@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from propeller.errors import StartError
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
 from propeller.process.files import write_durably
-from propeller.process.run import StartError
 from propeller.protocol.programs import WASM_MAGIC
 
 USERNAME, PASSWORD = "ORAS_USER", "ORAS_PASSWORD"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from propeller.cli.options import DEFAULT_STATE
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.sdk import Propeller
 
 PASSWORD_VARIABLE = "PROPELLER_PASSWORD"  # noqa: S105 - its name

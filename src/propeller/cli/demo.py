@@ -16,7 +16,7 @@ from rich.table import Table
 
 from propeller.cli.up import run_on_stack
 from propeller.data import hospitals, program_source
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.sdk import Experiment, Propeller
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import Options

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from propeller.errors import InvalidError
+from propeller.errors import InvalidError, StartError
 from propeller.fl.schedules import resolve_hyperparams
-from propeller.process.run import StartError
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment

@@ -11,7 +11,7 @@ from rich.markup import escape
 from propeller.cli.connection import Target
 from propeller.cli.follow import follow
 from propeller.cli.tables import Column, fits, print_fields, print_rows
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.protocol.compression import Compression
 from propeller.sdk import History
 

@@ -13,8 +13,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from propeller.errors import StartError
 from propeller.process.log_file import newest_first
-from propeller.process.run import StartError
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.wasm.build import build
 
 _TEMPLATE = Path(__file__).parent / "template"

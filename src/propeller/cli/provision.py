@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import httpx
 from rich.console import Console
 
+from propeller.errors import StartError
 from propeller.process.http import ServiceError
 from propeller.process.retry import retry
-from propeller.process.run import StartError
 from propeller.stack.env_file import GUIDE_VARIABLES, READERS, EnvFile, locked_folder
 from propeller.stack.env_provisioning import Credentials, EnvProvisioner, ProvisioningResult
 from propeller.stack.provisioning import CHANNEL, DOMAIN, IdentityApi

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from propeller.aggregator.program_task import MODE, TASK_FILE, read_aggregate, write_task
-from propeller.errors import InvalidError, UnprocessableError
+from propeller.errors import InvalidError, StartError, UnprocessableError
 from propeller.fl.strategies import create_strategy
 from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, specs_of, to_safetensors
-from propeller.process.run import StartError
 from propeller.protocol.aggregation import PlannedContribution
 from propeller.protocol.rounds import UpdateMessage
 from propeller.protocol.wire import MalformedMessageError, decode_object

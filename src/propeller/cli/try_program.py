@@ -17,7 +17,7 @@ from rich.console import Console
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.try_aggregation import AGGREGATE, AggregationTrial
 from propeller.digests import digest_of
-from propeller.errors import InvalidError
+from propeller.errors import InvalidError, StartError
 from propeller.fl.strategies import Contribution, Strategy, read_strategy
 from propeller.fl.tensors import (
     TensorError,
@@ -30,7 +30,6 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.process import parent_death
-from propeller.process.run import StartError
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.process.settings import HttpSettings
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.web.app import MAX_BODY

@@ -9,8 +9,8 @@ from typing import Any
 from propeller.doctor.advice import Advice, ContainerAdvice, LocalAdvice
 from propeller.doctor.checks import failed
 from propeller.doctor.target import Client, SourceError, Target
+from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
-from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id

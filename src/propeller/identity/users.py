@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
-from propeller.errors import ConflictError, ThrottledError, UnauthenticatedError
+from propeller.errors import ConflictError, StartError, ThrottledError, UnauthenticatedError
 from propeller.identity.credentials import (
     FREE_FAILURES,
     LoginThrottle,
@@ -28,7 +28,6 @@ from propeller.identity.tables import (
     users,
 )
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.store.database import Database
 from propeller.web.auth import Principal
 

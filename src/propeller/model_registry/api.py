@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
-from propeller.errors import InvalidError, RefusedError, TooLargeError, UnsupportedTypeError
+from propeller.errors import InvalidError, RefusedError, StartError, TooLargeError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -22,7 +22,6 @@ from propeller.model_registry.encodings import EncodedModel
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.model_registry.store import LINEAGE_FIELD
-from propeller.process.run import StartError
 from propeller.protocol.models import lineage_text
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
+from propeller.errors import StartError
 from propeller.model_registry.encodings import MAX_DECODED
-from propeller.process.run import StartError
 from propeller.process.settings import HttpSettings
 
 MAX_BYTES = 4 * 1024 * 1024 * 1024

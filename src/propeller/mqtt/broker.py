@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from propeller.errors import StartError
 from propeller.mqtt.broker_config import (
     BrokerSettings,
     check_port,
@@ -24,7 +25,6 @@ from propeller.mqtt.broker_config import (
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process import parent_death
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 
 log = get_logger("broker")
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from propeller.errors import StartError
 from propeller.mqtt.broker_keys import MIN_SECRET, BrokerKeys
 from propeller.process.file_lock import FileLock, LockedError
-from propeller.process.run import StartError, cannot_listen
+from propeller.process.run import cannot_listen
 from propeller.process.settings import ServiceSettings
 from propeller.process.tls import pair, trust
 

@@ -4,9 +4,9 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.process.settings import ServiceSettings
 from propeller.process.tls import pair, trust
 

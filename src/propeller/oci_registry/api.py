@@ -16,14 +16,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from propeller.errors import PropellerError, UnauthenticatedError
+from propeller.errors import PropellerError, StartError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci_registry import blob_routes, manifest_routes
 from propeller.oci_registry.errors import DistributionError
 from propeller.oci_registry.settings import MAX_BLOB_BYTES, OciRegistrySettings
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.web.auth import Verify, verifier
 from propeller.web.errors import status_of
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from propeller.errors import PropellerError
+from propeller.errors import StartError
 from propeller.process.logs import get_logger
 from propeller.process.settings import SettingsError
 
@@ -14,10 +14,6 @@ log = get_logger("run")
 
 Main = Callable[[asyncio.Event], Awaitable[None]]
 """A service: runs until the event is set, then closes what it opened and returns."""
-
-
-class StartError(PropellerError):
-    """A service cannot start; the text says what is wrong and what to do."""
 
 
 def run(main: Main) -> int:

@@ -4,7 +4,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import functools
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from propeller.errors import StartError
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session, Will
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.proplet.compression import UpdateCompressor
 from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients

@@ -4,13 +4,13 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
+from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.protocol.topics import Channel, Kind
 from propeller.proxy.delivery import ProgramSender
 from propeller.proxy.metrics import ProxyMetrics

@@ -16,9 +16,9 @@ from typing import Any, Self
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from propeller.errors import StartError
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import write_durably
-from propeller.process.run import StartError
 from propeller.stack.services import SERVICES
 
 _PREFIXES = {spec.client: spec.prefix for spec in SERVICES if spec.client}

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from propeller.errors import StartError
 from propeller.identity.roles import role_of
 from propeller.identity.tables import ENABLED
 from propeller.process.http import ServiceError
-from propeller.process.run import StartError
 from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.stack.services import PORTS
 
 GUIDE_PORTS = {name: port.host for name, port in PORTS.items()}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from propeller.errors import StartError
 from propeller.process.http import ServiceClient, ServiceError, basic_authorization
-from propeller.process.run import StartError
 from propeller.stack.services import CLIENT_NAMES
 from propeller.stack.state_folder import Secrets
 

@@ -13,7 +13,7 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from propeller.process.run import StartError
+from propeller.errors import StartError
 from propeller.process.settings import ServiceSettings
 from propeller.stack import unsupported_variables
 from propeller.stack.state_folder import Secrets, StateFolder

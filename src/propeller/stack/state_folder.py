@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from propeller.errors import StartError
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import write_durably
-from propeller.process.run import StartError
 
 
 @dataclass

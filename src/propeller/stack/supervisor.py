@@ -19,9 +19,9 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from propeller.errors import StartError
 from propeller.process.logs import get_logger
 from propeller.process.retry import Backoff
-from propeller.process.run import StartError
 from propeller.stack.serve import PARENT_FD, serve
 
 log = get_logger("supervisor")

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from propeller.data import program_path
+from propeller.errors import StartError
 from propeller.identity.settings import MIN_PASSWORD
 from propeller.process import logs
 from propeller.process.retry import retry
-from propeller.process.run import StartError
 from propeller.stack.env_file import EnvFile, client_variables, env_values
 from propeller.stack.ports import free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names

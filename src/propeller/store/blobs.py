@@ -10,9 +10,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from propeller.errors import NotFoundError, UnavailableError
+from propeller.errors import NotFoundError, StartError, UnavailableError
 from propeller.process.files import Buffer, DurableFile, remove_left_over, write_durably
-from propeller.process.run import StartError
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 
 MIN_PIECE_BYTES = 1024 * 1024

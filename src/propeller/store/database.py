@@ -11,8 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from propeller.errors import UnavailableError
-from propeller.process.run import StartError
+from propeller.errors import StartError, UnavailableError
 from propeller.store.sqlite import LoopConnection
 
 WRITE_WAIT_S = 10.0

@@ -14,8 +14,8 @@ from importlib import resources
 from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
 
+from propeller.errors import StartError
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError
 from propeller.store.database import Database
 
 log = get_logger("store")

@@ -10,8 +10,9 @@ from typing import Any
 
 import uvicorn
 
+from propeller.errors import StartError
 from propeller.process.logs import get_logger
-from propeller.process.run import StartError, cannot_listen
+from propeller.process.run import cannot_listen
 from propeller.process.settings import HttpSettings
 from propeller.process.tls import KeyPair
 
