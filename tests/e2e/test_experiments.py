@@ -22,9 +22,16 @@ SOFTMAX = {"w": [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], "b": [0.0, 0.0]}
 
 
 def spec(up: Up, **fields: Any) -> dict[str, Any]:
-    """Rounds of the guide's program on every proplet."""
+    """Rounds of the guide's program on every proplet; on a busy machine one may be thought away for a moment."""
     program = next(iter(up.stack["images"].values()))
-    return {"program": program, "rounds": 3, "hyperparams": HYPERPARAMS, "model": {"version": 0}, **fields}
+    return {
+        "program": program,
+        "rounds": 3,
+        "hyperparams": HYPERPARAMS,
+        "model": {"version": 0},
+        "selection": {"min_available": 3},
+        **fields,
+    }
 
 
 def coordinator(up: Up) -> httpx.AsyncClient:
@@ -103,7 +110,7 @@ def softmax(up: Up) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def seeded(up: Up, softmax: dict[str, Any]) -> dict[str, Any]:
     """Twenty rounds of it."""
-    return spec(up, rounds=20, selection={"seed": 7}, **softmax)
+    return spec(up, rounds=20, selection={"seed": 7, "min_available": 3}, **softmax)
 
 
 @pytest.fixture(scope="module")

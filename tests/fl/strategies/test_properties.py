@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from propeller.fl.strategies import (
@@ -156,6 +156,8 @@ def test_a_difference_is_as_good_as_weights(name: str) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1.0, 50.0, 1e30]))
+@example(seed=202, size=1.0)  # Bulyan keeps a bad number beyond all good ones
+@example(seed=4063142, size=1.0)
 @pytest.mark.parametrize("name", ROBUST)
 def test_a_few_bad_updates_do_not_move_robust_strategies_far(name: str, seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -183,7 +185,9 @@ def test_a_few_bad_updates_do_not_move_robust_strategies_far(name: str, seed: in
         assert min(np.linalg.norm(found - one) for one in good) <= 4 * spread
     else:
         low, high = np.min(good, axis=0), np.max(good, axis=0)
-        slack = 1e-12
+        # Bulyan's mean is of the numbers nearest to a median, which is between good ones: a bad number among them is as near
+        # to it as a good one that is not.
+        slack = high - low if name == "bulyan" else 1e-12
         assert np.all(low - slack <= found)
         assert np.all(found <= high + slack)
 
