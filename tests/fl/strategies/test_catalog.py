@@ -47,6 +47,11 @@ class Loudest(Strategy):
 '''
 
 
+def bad(line: str) -> str:
+    """A strategy named ``bad`` with one more line in its class."""
+    return f'{OWN}\n\nclass Bad(Loudest):\n    name: ClassVar[str] = "bad"\n    {line}\n'
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Install a package with entry points, as pip leaves it: a module and a folder of metadata."""
@@ -89,6 +94,18 @@ def test_a_package_adds_a_strategy(install: Any) -> None:
         ("Bad = 3", "bad_strategies:Bad", "must be a subclass"),
         ("", "bad_strategies:Bad", "AttributeError"),
         (OWN, "bad_strategies:Loudest", "whose `name` is 'bad'"),
+        (bad("rows: ClassVar[bool] = True"), "bad_strategies:Bad", "the method combine"),
+        (
+            bad("def combine(self, plan, rows): return rows[0]"),
+            "bad_strategies:Bad",
+            "only if `rows` is true",
+        ),
+        (OWN.replace("loudest", "bad").replace("paper", "source"), "bad_strategies:Loudest", "`paper: "),
+        (
+            OWN.replace("loudest", "bad").replace("def plan", "def plans"),
+            "bad_strategies:Loudest",
+            "must have the method plan",
+        ),
     ],
 )
 def test_a_package_that_cannot_be_loaded_is_named_and_hinders_no_other(

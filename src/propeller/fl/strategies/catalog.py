@@ -212,15 +212,26 @@ def _load(point: EntryPoint) -> type[Strategy]:
         raise StrategyLoadError(
             f"strategy {point.name!r} ({point.value} of {package}) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    if (
-        not (isinstance(kind, type) and issubclass(kind, Strategy))
-        or getattr(kind, "name", None) != point.name
-    ):
-        raise StrategyLoadError(
-            f"strategy {point.name!r}: {point.value} of {package} must be a subclass of propeller.fl.strategies.Strategy whose "
-            f"`name` is {point.name!r}"
-        )
-    return kind
+    fault = _fault(kind, point.name)
+    if fault is not None:
+        raise StrategyLoadError(f"strategy {point.name!r}: {point.value} of {package} {fault}")
+    found: type[Strategy] = kind
+    return found
+
+
+def _fault(kind: Any, name: str) -> str | None:
+    """What keeps the class of a stranger from being a strategy, so that no round finds out."""
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)) or getattr(kind, "name", None) != name:
+        return f"must be a subclass of propeller.fl.strategies.Strategy whose `name` is {name!r}"
+    if not isinstance(getattr(kind, "paper", None), str):
+        return "must say where it is from, as `paper: ClassVar[str]`"
+    if kind.__abstractmethods__:
+        return f"must have the method {', '.join(sorted(kind.__abstractmethods__))}"
+    if kind.rows and kind.combine is Strategy.combine:
+        return "has `rows`, so it must have the method combine"
+    if not kind.rows and kind.combine is not Strategy.combine:
+        return "has the method combine, which is called only if `rows` is true"
+    return None
 
 
 def _explain(kind: type[Strategy], item: Any) -> str:
