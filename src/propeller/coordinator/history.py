@@ -8,30 +8,10 @@ from typing import Any
 
 from propeller.coordinator.rounds import RoundRecord, format_unix_time
 from propeller.coordinator.transfer import total_of
+from propeller.protocol.history import METRIC_PREFIX, ROUND_FIELDS, UPDATE_FIELDS
 
-_COLUMNS = (
-    "number",
-    "attempt",
-    "kind",
-    "round_id",
-    "state",
-    "base_version",
-    "model_version",
-    "started_at",
-    "ended_at",
-    "proplet_id",
-    "outcome",
-    "num_samples",
-    "steps",
-    "size",
-    "bytes",
-    "uncompressed_bytes",
-    "compression",
-    "compression_error",
-    "received_at",
-    "reason",
-)
-_METRIC_PREFIX = "metrics."
+_PARTICIPANT, *_OF_UPDATE = UPDATE_FIELDS
+_COLUMNS = (*ROUND_FIELDS, _PARTICIPANT, "outcome", *_OF_UPDATE, "reason")
 
 
 async def history_json(
@@ -77,7 +57,7 @@ async def history_csv(read_rounds: Callable[[], AsyncIterable[Sequence[RoundReco
     names: set[str] = set()
     async for records in read_rounds():
         names.update(*(update.metrics for record in records for update in record.updates.values()))
-    columns = [*_COLUMNS, *(_METRIC_PREFIX + name for name in sorted(names))]
+    columns = [*_COLUMNS, *(METRIC_PREFIX + name for name in sorted(names))]
     text = io.StringIO()
     # Metrics that are new since the first reading are left out: the experiment may go on meanwhile.
     lines = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -100,7 +80,7 @@ def _lines(record: RoundRecord) -> Iterator[dict[str, Any]]:
         update = record.updates.get(name)
         if update is not None:
             fields = update.to_json()
-            metrics = {_METRIC_PREFIX + metric: value for metric, value in fields.pop("metrics").items()}
+            metrics = {METRIC_PREFIX + metric: value for metric, value in fields.pop("metrics").items()}
             yield {**common, "outcome": "update", **fields, **metrics}
         else:
             failure = record.round.failures.get(name)

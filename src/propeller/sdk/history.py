@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from propeller.errors import PropellerError
+from propeller.protocol.history import METRIC_PREFIX, ROUND_FIELDS, UPDATE_FIELDS
 
 
 class History(list[dict[str, Any]]):
@@ -66,29 +67,7 @@ class History(list[dict[str, Any]]):
         return pandas.DataFrame.from_records(self.rows())
 
 
-_OF_ROUND = (
-    "number",
-    "attempt",
-    "kind",
-    "round_id",
-    "state",
-    "base_version",
-    "model_version",
-    "started_at",
-    "ended_at",
-    "seconds",
-)
-_OF_PARTICIPANT = (
-    "proplet_id",
-    "num_samples",
-    "steps",
-    "size",
-    "bytes",
-    "uncompressed_bytes",
-    "compression",
-    "compression_error",
-    "received_at",
-)
+_OF_ROUND = (*ROUND_FIELDS, "seconds")
 
 
 def _rows_of(one: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -96,15 +75,15 @@ def _rows_of(one: Mapping[str, Any]) -> list[dict[str, Any]]:
     means = {f"mean.{name}": value for name, value in (one.get("metrics") or {}).items()}
     rows = [
         shared
-        | {name: update.get(name) for name in _OF_PARTICIPANT}
+        | {name: update.get(name) for name in UPDATE_FIELDS}
         | {"failure": None}
-        | {f"metrics.{name}": value for name, value in (update.get("metrics") or {}).items()}
+        | {METRIC_PREFIX + name: value for name, value in (update.get("metrics") or {}).items()}
         | means
         for update in one.get("updates") or []
     ]
     return rows + [
         shared
-        | dict.fromkeys(_OF_PARTICIPANT)
+        | dict.fromkeys(UPDATE_FIELDS)
         | {"proplet_id": failure["proplet_id"], "failure": failure["reason"]}
         | means
         for failure in one.get("failures") or []
