@@ -202,7 +202,9 @@ def test_who_is_resumed_without_an_open_round_waits_for_a_place() -> None:
     assert waiting.effects == (Persist(), Report("state", {"state": "queued", "reason": None}))
     assert not waiting.experiment.needs_place
     assert step(waiting.experiment, ResumeRequested(3.0)) == Transition(waiting.experiment)
-    assert "goes on once others have ended" in str(refusal(waiting.experiment, PauseRequested(3.0)))
+    back = step(waiting.experiment, PauseRequested(3.0))
+    assert back.effects == (Persist(), Report("state", {"state": "paused", "reason": None}))
+    assert step(back.experiment, Admitted(4.0)) == Transition(back.experiment)
     assert step(waiting.experiment, StopRequested(3.0)).experiment.is_settled
 
 
@@ -252,7 +254,7 @@ def test_stopping_cancels_the_open_round_and_keeps_what_it_gave_all_the_same() -
 @pytest.mark.parametrize(
     ("event", "allowed"),
     [
-        (PauseRequested(1.0), {"running", "paused"}),
+        (PauseRequested(1.0), {"queued", "running", "paused"}),
         (ResumeRequested(1.0), {"queued", "running", "paused"}),
         (StopRequested(1.0), {"queued", "running", "paused", "stopped"}),
     ],

@@ -153,7 +153,7 @@ class Experiments:
 
         Raises:
             NotFoundError: there is no such experiment.
-            ConflictError: it does not run.
+            ConflictError: it is over.
         """
         return await self._request(experiment_id, PauseRequested(time.time()))
 
@@ -162,7 +162,7 @@ class Experiments:
 
         Raises:
             NotFoundError: there is no such experiment.
-            ConflictError: it is not paused.
+            ConflictError: it is over.
         """
         active = await self.find(experiment_id)
         record = await self._runner.apply(active, ResumeRequested(time.time()))

@@ -1,14 +1,15 @@
 """An experiment as a state machine over its rounds: an event in, the new experiment and the effects out.
 
-    queued → running ⇄ paused → completed | stopped | failed(reason)
+    queued → running → completed | stopped | failed(reason), and paused meanwhile
 
 One that is resumed is queued again, unless a round of it is still open.
 
 It decides what is next, a round of training, an evaluation or the end, from what has happened, and has at most one
-round open; an asynchronous one also has waves (``waves``), whose updates its rounds merge. Whoever calls ``step`` carries out the effects in their order. ``Persist`` stands first: the new experiment
-and the reports are stored in one transaction before anything is started, so after a crash ``resume`` gives what is to
-be done again. Rounds have deterministic ids and contents, so starting one again changes nothing. Events about rounds
-that are not open, and requests that are fulfilled already, change nothing, so each may come twice and late.
+round open; an asynchronous one also has waves (``waves``), whose updates its rounds merge. Whoever calls ``step``
+carries out the effects in their order. ``Persist`` stands first: the new experiment and the reports are stored in one
+transaction before anything is started, so after a crash ``resume`` gives what is to be done again. Rounds have
+deterministic ids and contents, so starting one again changes nothing. Events about rounds that are not open, and
+requests that are fulfilled already, change nothing, so each may come twice and late.
 
 No I/O and no clock: events say when they happened (``at``, in seconds, from any origin).
 """

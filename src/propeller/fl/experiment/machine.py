@@ -71,19 +71,17 @@ def refusal(current: Experiment, request: Request) -> str | None:
     """Why a request cannot be fulfilled; ``None`` if it can, or is already."""
     match request:
         case PauseRequested():
-            verb, fine = "paused", {ExperimentState.RUNNING, ExperimentState.PAUSED}
+            verb = "paused"
         case ResumeRequested():
             verb = "resumed"
-            fine = {ExperimentState.QUEUED, ExperimentState.RUNNING, ExperimentState.PAUSED}
         case StopRequested():
-            verb, fine = "stopped", {state for state in ExperimentState if not state.is_over}
-            fine.add(ExperimentState.STOPPED)
+            verb = "stopped"
         case _:
             assert_never(request)
-    if current.state in fine:
+    is_stopped_twice = isinstance(request, StopRequested) and current.state is ExperimentState.STOPPED
+    if not current.state.is_over or is_stopped_twice:
         return None
-    hint = "; it goes on once others have ended" if current.state is ExperimentState.QUEUED else ""
-    return f"experiment {current.id} cannot be {verb}: it is {current.state}{hint}"
+    return f"experiment {current.id} cannot be {verb}: it is {current.state}"
 
 
 def resume(current: Experiment) -> tuple[Effect, ...]:
@@ -113,7 +111,7 @@ def _admit(current: Experiment, event: Admitted) -> Transition:
 
 def _request(current: Experiment, event: Request) -> Transition:
     match event:
-        case PauseRequested() if current.state is ExperimentState.RUNNING:
+        case PauseRequested() if current.state in {ExperimentState.QUEUED, ExperimentState.RUNNING}:
             paused = replace(_stop_watch(current, event.at), state=ExperimentState.PAUSED)
             return Transition(paused, (Persist(), _report_state(paused)))
         case ResumeRequested() if current.state is ExperimentState.PAUSED and not current.needs_place:

@@ -206,7 +206,14 @@ class Experiment:
 
     @classmethod
     def from_json(cls, experiment_id: str, spec: ExperimentSpec, stored: Mapping[str, Any]) -> Self:
-        """What ``to_json`` gave, again; what an older version did not store has its default."""
+        """What ``to_json`` gave, again; what an older version did not store has its default.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is not of this version.
+        """
+        unknown = sorted(stored.keys() - {one.name for one in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown fields: {', '.join(unknown)}")
         opened, best = stored.get("open"), stored.get("best")
         return cls(
             experiment_id,
