@@ -120,8 +120,13 @@ class ExperimentRecord:
             spec = ExperimentSpec.decode(stored)
         except MalformedMessageError as error:
             spec, refusal = _substitute(stored), f"this version of the coordinator refuses its spec: {error}"
+        try:
+            experiment = Experiment.from_json(row["id"], spec, row["progress"])
+        except (TypeError, ValueError, KeyError) as error:
+            experiment = _without_progress(row, spec)
+            refusal = refusal or f"this version of the coordinator cannot read how far it was: {error}"
         return cls(
-            Experiment.from_json(row["id"], spec, row["progress"]),
+            experiment,
             row["created_at"],
             row["program"],
             row["strategy"],
@@ -140,3 +145,18 @@ def _substitute(stored: Mapping[str, Any]) -> ExperimentSpec:
         return ExperimentSpec.decode(fields)
     except MalformedMessageError:
         return ExperimentSpec(program="unknown", rounds=1)
+
+
+def _without_progress(row: Mapping[str, Any], spec: ExperimentSpec) -> Experiment:
+    """An experiment whose progress is refused: where it is and what it has made, but not what is open."""
+    stored = row["progress"] if isinstance(row["progress"], Mapping) else {}
+    numbers = {
+        name: stored[name]
+        for name in ("version", "done")
+        if type(stored.get(name)) is int and stored[name] >= 0
+    }
+    try:
+        state = ExperimentState(row["state"])
+    except ValueError:
+        state = ExperimentState.RUNNING
+    return Experiment(row["id"], spec, numbers.get("version", 0), state, done=numbers.get("done", 0))

@@ -300,6 +300,8 @@ class ExperimentRunner:
 
     def _begin(self, active: ActiveExperiment, record: RoundRecord) -> None:
         """Have a round begun, again if need be."""
+        if record.refusal is not None:  # it is cancelled
+            return
         evaluate = active.record.spec.evaluate
         if active.record.is_central(record) and evaluate is not None and evaluate.dataset is not None:
             self._central.begin(record, evaluate.dataset)

@@ -111,6 +111,7 @@ class RoundRecord:
             among the experiment's events.
         strategy: that makes a model of its updates: a name or a program, and parameters.
         report: what the strategy says about the round, numbers by name.
+        refusal: why this version of the code cannot carry it out, as another one stored ``request``, which is then a substitute.
     """
 
     round: Round
@@ -125,6 +126,7 @@ class RoundRecord:
     announced: bool = False
     strategy: StrategyField = "fedavg"
     report: Mapping[str, float] = field(default_factory=dict)
+    refusal: str | None = None
 
     @classmethod
     def create(cls, experiment: Experiment, specs: Specs, created_at: float) -> "RoundRecord":

@@ -133,6 +133,9 @@ class Coordinator:
         for record in await self._store.load_open():
             active = self._rounds.add(record)
             log.info("resuming round", round_id=record.round_id, state=record.state.value)
+            if record.refusal is not None:
+                self._background.spawn(self._apply_until_stored(active, RoundCancelled(record.refusal)))
+                continue
             self._resume(active)
             if record.state is RoundState.COLLECTING:
                 self._start_timer(active, grace_s=RESTART_GRACE_S)

@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.exc
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, RoundRequest
@@ -18,7 +19,7 @@ from propeller.coordinator.transfer import Transfer
 from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.tensors import TensorSpec
-from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.rounds import Experiment, RoundStart, model_uri
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 
@@ -347,12 +348,10 @@ def _read_record(
         )
         for one in updates
     }
-    request: RoundRequest
-    if row.number is None:
-        request = Experiment.model_validate(row.experiment)
+    request, refusal = _read_request(row)
+    if isinstance(request, Experiment):
         participants, k_of_n = tuple(request.participants), request.k_of_n
     else:
-        request = RoundStart.model_validate(row.experiment)
         participants, k_of_n = tuple(row.participants), row.k_of_n
     is_wave = row.kind == _WAVE
     plan = RoundPlan(
@@ -386,7 +385,39 @@ def _read_record(
         row.announced,
         row.strategy or "fedavg",
         row.report or {},
+        refusal,
     )
+
+
+def _read_request(row: "sa.Row[Any]") -> tuple[RoundRequest, str | None]:
+    """What a round was asked to be; or a substitute, and why this version refuses what another one has stored."""
+    stored, kind = row.experiment, Experiment if row.number is None else RoundStart
+    try:
+        return kind.model_validate(stored), None
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        refusal = f"this version of the coordinator refuses what the round was asked to be: {fields}"
+    program = str(stored.get("task_wasm_image", ""))
+    if row.number is None:
+        participants = [name for name in stored.get("participants", ()) if isinstance(name, str)]
+        return Experiment.model_construct(
+            round_id=row.round_id,
+            model_ref=model_uri(row.base_version),
+            participants=participants or ["unknown"],
+            k_of_n=len(participants) or 1,
+            task_wasm_image=program,
+        ), refusal
+    return RoundStart.model_construct(
+        round_id=row.round_id,
+        model_uri=model_uri(row.base_version),
+        task_wasm_image=program,
+        participants=row.participants,
+        k_of_n=row.k_of_n,
+        experiment_id=row.experiment_id,
+        number=row.number,
+        attempt=row.attempt,
+        merged=stored.get("merged"),  # that there are some keeps their updates
+    ), refusal
 
 
 def _batches(values: Sequence[str]) -> Iterator[Sequence[str]]:
