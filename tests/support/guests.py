@@ -63,3 +63,12 @@ def children(pid: int) -> list[int]:
         if int(fields[1]) == pid and fields[0] != "Z":
             found.append(int(place.parent.name))
     return found
+
+
+def is_waiting(pid: int) -> bool:
+    """Whether a child of a template waits for a task: it sleeps, and has not given up what a task gives up before it runs."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return "State:\tS" in status and "NoNewPrivs:\t0\n" in status
+    except (FileNotFoundError, ProcessLookupError):
+        return False

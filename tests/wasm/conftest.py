@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from propeller.wasm.sandbox import Sandbox
-from support.guests import children
+from support.guests import children, is_waiting
 from support.net import eventually
 
 
@@ -16,7 +16,9 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
     async with Sandbox(tmp_path / "sandbox") as made:
         yield made
         # A task that has said how it ended is killed, and not waited for.
-        await eventually(lambda: not children(made.template_pid), 1, "the tasks' processes are gone")
+        await eventually(
+            lambda: all(map(is_waiting, children(made.template_pid))), 1, "the tasks' processes are gone"
+        )
         tasks = [entry for own in (tmp_path / "sandbox" / "tasks").iterdir() for entry in own.iterdir()]
         assert tasks == []
     assert list((tmp_path / "sandbox" / "tasks").iterdir()) == []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from propeller.wasm.messages import (
     BoundedFolder,
+    CompiledProgram,
     CompileTask,
     KillTask,
     MessageError,
@@ -29,8 +30,7 @@ from propeller.wasm.program_run import Limits
 COMPILE = CompileTask("/s", "/t", component=True, fuel=False, max_bytes=5, limits=Limits(fuel=7))
 RUN = RunTask(
     "/f",
-    "/a",
-    component=False,
+    CompiledProgram("/a", component=False, fuel=True),
     host_tensors=True,
     env={"A": "ü\n"},
     args=("-x",),
@@ -53,7 +53,7 @@ def report_of(**fields: Any) -> bytes:
 def test_messages_come_out_as_they_went_in() -> None:
     for request in (
         StartTask(1, "/task", 2.5, module="some.module", outputs=(BoundedFolder("out", "/out", 10, 3),)),
-        StartTask(2, "/task", 60),
+        StartTask(2, "/task", 60, program=CompiledProgram("/a", component=True, fuel=False)),
         KillTask(3),
     ):
         assert decode_request(encode(request)) == request

@@ -1,11 +1,13 @@
 """What is left when processes die."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import propeller
 from propeller.digests import digest_of
 from propeller.wasm import template_client
 from propeller.wasm.messages import StartTask, TemplateReady, decode_reply, encode
-from propeller.wasm.program_run import ProgramError, ProgramRun
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
-from support.guests import add, children, command
+from support.guests import add, children, command, is_waiting
 from support.net import eventually
 
 FOREVER = command(
@@ -210,6 +212,94 @@ async def test_parent_killed(tmp_path: Path) -> None:
     async with Sandbox(tmp_path) as sandbox:
         assert len(list((tmp_path / "tasks").iterdir())) == 1
         assert (await sandbox.run(ProgramRun("a", await add(sandbox, GOOD)))).error is None
+
+
+@contextlib.asynccontextmanager
+async def running(sandbox: Sandbox, digest: str) -> AsyncIterator[None]:
+    """A run that does not end by itself."""
+    up = asyncio.Event()
+    run = asyncio.create_task(sandbox.run(ProgramRun("forever", digest), lambda _: up.set()))
+    await eventually(lambda: up.is_set() or run.done())
+    assert not run.done(), run.result()
+    yield
+    await sandbox.kill("forever")
+    await run
+
+
+async def forked_ahead(sandbox: Sandbox) -> int:
+    """The process that waits for a task, while nothing runs."""
+    found: list[int] = []
+
+    def is_alone() -> bool:
+        found[:] = children(sandbox.template_pid)
+        return len(found) == 1 and is_waiting(found[0])
+
+    await eventually(is_alone)
+    return found[0]
+
+
+async def test_a_process_is_forked_ahead_for_the_program_that_ran_last(tmp_path: Path) -> None:
+    async with Sandbox(tmp_path) as sandbox:
+        forever, good = await add(sandbox, FOREVER), await add(sandbox, GOOD)
+        await eventually(lambda: not children(sandbox.template_pid))
+        async with running(sandbox, forever):
+            (first,) = children(sandbox.template_pid)
+        waiting = await forked_ahead(sandbox)
+        assert waiting != first
+        async with running(sandbox, forever):
+            assert waiting in children(sandbox.template_pid)
+            status = Path(f"/proc/{waiting}/status").read_text()
+            assert "NoNewPrivs:\t1\n" in status
+            assert "seccomp" not in await sandbox.protections() or "Seccomp:\t2\n" in status
+        assert (await forked_ahead(sandbox)) != waiting
+
+        # It is of no use to another program, nor to one that needs other limits of the runtime.
+        waiting = await forked_ahead(sandbox)
+        assert (await sandbox.run(ProgramRun("a", good))).error is None
+        await eventually(lambda: not alive(waiting))
+        waiting = await forked_ahead(sandbox)
+        limited = await sandbox.run(ProgramRun("a", good, limits=Limits(fuel=1_000_000)))
+        assert limited.error is None
+        assert "fuel" in limited.metrics
+        await eventually(lambda: not alive(waiting))
+
+        # Nobody misses one that was killed.
+        waiting = await forked_ahead(sandbox)
+        os.kill(waiting, signal.SIGKILL)
+        await eventually(lambda: not alive(waiting))
+        for _ in range(3):
+            assert (await sandbox.run(ProgramRun("a", good, limits=Limits(fuel=1_000_000)))).error is None
+        pids = [sandbox.template_pid, await forked_ahead(sandbox)]
+    await eventually(lambda: not any(map(alive, pids)))
+
+
+async def test_a_process_forked_ahead_gives_back_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = "import propeller.wasm.template as t; t._SPARE_LIFE_S = 0.2; t.main()"
+    code = template_client.TEMPLATE_CODE.replace("from propeller.wasm.template import main; main()", short)
+    monkeypatch.setattr(template_client, "TEMPLATE_CODE", code)
+    async with Sandbox(tmp_path) as sandbox:
+        good = await add(sandbox, GOOD)
+        assert (await sandbox.run(ProgramRun("a", good))).error is None
+        waiting = await forked_ahead(sandbox)
+        await eventually(lambda: not children(sandbox.template_pid))
+        assert not alive(waiting)
+        assert (await sandbox.run(ProgramRun("a", good))).error is None
+
+
+async def test_a_compiled_program_that_cannot_be_loaded_ahead_is_made_again(tmp_path: Path) -> None:
+    async with Sandbox(tmp_path) as sandbox:
+        forever = await add(sandbox, FOREVER)
+        await eventually(lambda: not children(sandbox.template_pid))
+        async with running(sandbox, forever):
+            (compiled,) = (tmp_path / "programs").rglob("*.native")
+            compiled.unlink()
+            compiled.write_bytes(b"damaged")
+            compiled.chmod(0o600)
+        await eventually(lambda: not children(sandbox.template_pid))
+        async with running(sandbox, forever):
+            assert compiled.read_bytes() != b"damaged"
 
 
 async def test_template_is_lean(tmp_path: Path) -> None:

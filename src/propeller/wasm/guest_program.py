@@ -16,7 +16,7 @@ from propeller.wasm.call_values import (
     core_arguments,
     core_result,
 )
-from propeller.wasm.messages import STATE_WRITABLE, RunTask
+from propeller.wasm.messages import STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.program_run import limit_error
 
 if TYPE_CHECKING:
@@ -42,16 +42,51 @@ class Failure:
     limit: str | None = None
 
 
+class LoadedModule:
+    """A compiled core module, and what WASI preview 1 gives it. Nothing of it has run."""
+
+    def __init__(self, engine: wasmtime.Engine, artifact: str) -> None:
+        self.code = wasmtime.Module.deserialize_file(engine, artifact)
+        self.linker = wasmtime.Linker(engine)
+        self.linker.define_wasi()
+
+
+class LoadedComponent:
+    """A compiled component, and what WASI 0.2 gives it. Nothing of it has run."""
+
+    def __init__(self, engine: wasmtime.Engine, artifact: str) -> None:
+        self.code = component.Component.deserialize_file(engine, artifact)
+        self.linker = component.Linker(engine)
+        self.linker.add_wasip2()
+
+
+Loaded = LoadedModule | LoadedComponent
+
+
+def load_program(program: CompiledProgram) -> Loaded:
+    """What can be done about a program before it is known what it runs on.
+
+    Raises:
+        wasmtime.WasmtimeError: the file cannot be loaded.
+    """
+    engine = wasmtime.Engine(runtime_config(fuel=program.fuel))
+    return (LoadedComponent if program.component else LoadedModule)(engine, program.artifact)
+
+
+def make_program(task: RunTask, loaded: Loaded) -> "GuestProgram":
+    """The program of a task, which is loaded."""
+    return CoreProgram(task, loaded) if isinstance(loaded, LoadedModule) else ComponentProgram(task, loaded)
+
+
 class GuestProgram(ABC):
     """What core modules and components share: the store with its limits and what WASI lets them see."""
 
-    def __init__(self, task: RunTask) -> None:
+    def __init__(self, task: RunTask, loaded: Loaded) -> None:
         self.task = task
         self.limits = task.limits
         self.tensors: HostTensors | None = None
         self.initial_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.engine = wasmtime.Engine(runtime_config(fuel=self.limits.fuel is not None))
-        self.store = wasmtime.Store(self.engine)
+        self.store = wasmtime.Store(loaded.linker.engine)
         self.store.set_limits(
             memory_size=self.limits.memory_bytes,
             table_elements=self.limits.table_elements,
@@ -135,15 +170,13 @@ class GuestProgram(ABC):
 class CoreProgram(GuestProgram):
     """A core module with WASI preview 1."""
 
-    def __init__(self, task: RunTask) -> None:
-        super().__init__(task)
-        self.module = wasmtime.Module.deserialize_file(self.engine, task.artifact)
-        self.linker = wasmtime.Linker(self.engine)
-        self.linker.define_wasi()
+    def __init__(self, task: RunTask, loaded: LoadedModule) -> None:
+        super().__init__(task, loaded)
+        self.loaded = loaded
         self.visible: list[wasmtime.Memory | wasmtime.Table] = []
 
     def call(self) -> str | None:
-        exports = self.linker.instantiate(self.store, self.module).exports(self.store)
+        exports = self.loaded.linker.instantiate(self.store, self.loaded.code).exports(self.store)
         self.visible = [
             item for item in exports.values() if isinstance(item, wasmtime.Memory | wasmtime.Table)
         ]
@@ -176,16 +209,14 @@ class CoreProgram(GuestProgram):
 class ComponentProgram(GuestProgram):
     """A component that exports ``wasi:cli/run``, or the function that is called."""
 
-    def __init__(self, task: RunTask) -> None:
-        super().__init__(task)
-        self.program = component.Component.deserialize_file(self.engine, task.artifact)
-        self.linker = component.Linker(self.engine)
-        self.linker.add_wasip2()
+    def __init__(self, task: RunTask, loaded: LoadedComponent) -> None:
+        super().__init__(task, loaded)
+        self.loaded = loaded
         if task.host_tensors:
             from propeller.wasm.host_tensors import HostTensors
 
             self.tensors = HostTensors(Path(task.folder), self.limits)
-            self.tensors.define(self.linker)
+            self.tensors.define(loaded.linker)
 
     def call(self) -> str | None:
         instance = self._instantiate()
@@ -211,7 +242,7 @@ class ComponentProgram(GuestProgram):
 
     def _instantiate(self) -> component.Instance:
         try:
-            return self.linker.instantiate(self.store, self.program)
+            return self.loaded.linker.instantiate(self.store, self.loaded.code)
         except wasmtime.WasmtimeError as error:
             parts = str(error).split("`")
             if not parts[0].startswith("component imports"):

@@ -43,11 +43,20 @@ class BoundedFolder:
 
 
 @dataclass(frozen=True)
+class CompiledProgram:
+    """A compiled program: the file, and what must be known to load it."""
+
+    artifact: str
+    component: bool
+    fuel: bool
+
+
+@dataclass(frozen=True)
 class StartTask:
-    """Fork a process for the task in ``task_file``, and end it after ``wall_time_s`` seconds.
+    """Give a process to the task in ``task_file``, and end it after ``wall_time_s`` seconds.
 
     With it come the descriptors of its standard output, standard error and report. ``module`` is what the template imports before,
-    once, if anything.
+    once, if anything; ``program`` what the task runs, if it does: the next one likely runs it too.
     """
 
     id: int
@@ -55,6 +64,7 @@ class StartTask:
     wall_time_s: float
     module: str | None = None
     outputs: tuple[BoundedFolder, ...] = ()
+    program: CompiledProgram | None = None
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,7 @@ class RunTask:
     """
 
     folder: str
-    artifact: str
-    component: bool
+    program: CompiledProgram
     host_tensors: bool
     env: dict[str, str]
     args: tuple[str, ...]
@@ -194,7 +203,7 @@ def _plain_types(annotation: Any) -> tuple[type, ...]:
 
 _FIELDS: dict[Any, dict[str, tuple[Any, tuple[type, ...]]]] = {
     kind: {field.name: (field.type, _plain_types(field.type)) for field in dataclasses.fields(kind)}
-    for kind in (*get_args(Message), BoundedFolder, Limits)
+    for kind in (*get_args(Message), BoundedFolder, CompiledProgram, Limits)
 }
 """The fields of each class in order, with their types and what they take as it is; made before the template forks."""
 

@@ -16,7 +16,13 @@ from typing import Any, Self
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
-from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, TENSOR_MODULE, RunTask
+from propeller.wasm.messages import (
+    STATE_READABLE,
+    STATE_WRITABLE,
+    TENSOR_MODULE,
+    CompiledProgram,
+    RunTask,
+)
 from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, run_metrics
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
@@ -174,10 +180,10 @@ class Sandbox:
     ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
         folder, limits = self._folders.new(), run.limits
+        compiled = CompiledProgram(str(program.artifact), program.component, limits.fuel is not None)
         task = RunTask(
             folder=str(folder),
-            artifact=str(program.artifact),
-            component=program.component,
+            program=compiled,
             host_tensors=program.host_tensors,
             env=dict(run.env),
             args=run.args,
@@ -201,6 +207,7 @@ class Sandbox:
                 ),
                 module=TENSOR_MODULE if program.host_tensors else None,
                 outputs=bounded_folders(run, folder),
+                program=compiled,
             )
             if active.stopped.done():
                 process.kill()

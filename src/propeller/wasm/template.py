@@ -1,4 +1,4 @@
-"""The template process: it imports the runtime once and forks a fresh process for each task.
+"""The template process: it imports the runtime once and forks a fresh process for each task, of a program that ran last ahead of it.
 
 Started by ``template_client.py`` with one end of a socket as descriptor 0 (see ``messages.py`` for what goes over it). It has one
 thread and never makes an Engine, so that forking it is safe. It ends, and every task with it, when the socket does. It
@@ -8,17 +8,21 @@ alone waits for the tasks, so a process id that it signals is never someone else
 import array
 import contextlib
 import gc
+import math
 import os
 import select
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from propeller.wasm import confinement, folder_contents, worker
 from propeller.wasm.messages import (
     BoundedFolder,
+    CompiledProgram,
     KillTask,
     Reply,
     StartTask,
@@ -33,12 +37,30 @@ _SEARCH_EVERY_S = 0.05
 """How often ``/out`` and ``/state`` of running tasks are searched; only while there are any."""
 
 
+_SPARE_AFTER_S = 0.01
+"""How long after the end of a task a process is forked for the next one: what follows that end goes first."""
+
+_SPARE_LIFE_S = 60.0
+"""How long such a process waits for a task, in seconds; then it gives back its memory."""
+
+
+@dataclass
+class _Spare:
+    """A process that has loaded a program and waits for a task; ``timeout`` is when it has waited long enough."""
+
+    pid: int
+    program: CompiledProgram
+    control: socket.socket
+    timeout: float
+
+
 @dataclass
 class _RunningTask:
     id: int
     pid: int
     deadline: float
     outputs: tuple[BoundedFolder, ...]
+    program: CompiledProgram | None
     reason: str | None = None
 
 
@@ -50,6 +72,9 @@ class Template:
         self._control = control
         self._nice = nice
         self._tasks: dict[int, _RunningTask] = {}
+        self._last_program: CompiledProgram | None = None
+        self._spare: _Spare | None = None
+        self._spare_due = math.inf
         self._text = b""
         self._descriptors: list[int] = []
 
@@ -70,6 +95,7 @@ class Template:
             finally:
                 # Those that are killed here may end when the sockets are closed, and nobody is told.
                 signal.set_wakeup_fd(-1)
+                self._end_spare()
                 for task in self._tasks.values():
                     _kill(task.pid)
 
@@ -87,12 +113,16 @@ class Template:
             if self._control.fileno() in ready and not self._receive():
                 return
             self._enforce_limits()
+            self._look_after_spare()
 
     def _pause_ms(self) -> int | None:
         """Milliseconds to wait for something at most."""
-        if not self._tasks:
+        until = min([self._spare_due, *(task.deadline for task in self._tasks.values())])
+        if self._spare is not None:
+            until = min(until, self._spare.timeout)
+        if until == math.inf and not self._tasks:
             return None
-        pause_s = min(task.deadline for task in self._tasks.values()) - time.monotonic()
+        pause_s = until - time.monotonic()
         if any(task.outputs for task in self._tasks.values()):
             pause_s = min(pause_s, _SEARCH_EVERY_S)
         return max(0, int(min(pause_s * 1000 + 1, 2**31 - 1)))
@@ -122,25 +152,83 @@ class Template:
 
     def _start(self, request: StartTask) -> None:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
-        parent = os.getpid()
         try:
             if request.module is not None and worker.load(request.module):  # here, once: NumPy takes 100 ms
+                self._end_spare()  # it has no NumPy
                 gc.collect()
                 gc.freeze()
-            # A signal noted here and not yet handled would be handled in the child, whose descriptors are others.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            pid = os.fork()
+            pid = self._use_spare(request, pipes) or self._fork(
+                lambda parent: worker.main(request.task_file, pipes, parent, self._nice)
+            )
         except (OSError, ImportError) as error:  # the other tasks go on
             self._send(TaskNotStarted(request.id, f"cannot start a process: {error}"))
-            pid = -1
-        if pid == 0:
-            worker.main(request.task_file, pipes, parent, self._nice)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        else:
+            deadline = time.monotonic() + request.wall_time_s
+            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.outputs, request.program)
         for fd in pipes:
             os.close(fd)
-        if pid > 0:
-            deadline = time.monotonic() + request.wall_time_s
-            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.outputs)
+        self._spare_due = math.inf  # not while tasks begin
+        self._last_program = request.program or self._last_program
+
+    def _fork(self, work: Callable[[int], NoReturn]) -> int:
+        """Fork a process that does ``work``, which is told this process's id.
+
+        Raises:
+            OSError: there are too many processes, or there is no memory.
+        """
+        parent = os.getpid()
+        # A signal noted here and not yet handled would be handled in the child, whose descriptors are others.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                work(parent)
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def _look_after_spare(self) -> None:
+        """Fork a process ahead of the next task when it is time to, and end one that nobody has needed."""
+        now = time.monotonic()
+        if self._spare is not None and now >= self._spare.timeout:
+            self._end_spare()
+        program = self._last_program
+        if program is None or now < self._spare_due:
+            return
+        self._spare_due = math.inf
+        if self._spare is not None and self._spare.program == program:
+            return
+        self._end_spare()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.suppress(OSError):  # without one, the next task is forked when it comes
+            pid = self._fork(lambda parent: worker.wait(theirs, program, parent, self._nice))
+            self._spare = _Spare(pid, program, ours, now + _SPARE_LIFE_S)
+            return
+        ours.close()
+
+    def _use_spare(self, request: StartTask, pipes: list[int]) -> int | None:
+        """Give a task to the process that waits; ``None`` if there is none for its program."""
+        spare = self._spare
+        if spare is None or spare.program != request.program:
+            return None
+        try:
+            if spare.control.recv(len(worker.READY), socket.MSG_DONTWAIT):
+                socket.send_fds(spare.control, [request.task_file.encode()], pipes)
+                spare.control.close()
+                self._spare = None
+                return spare.pid
+        except BlockingIOError:  # it still loads the program; then it is the next task's
+            return None
+        except OSError:
+            pass
+        self._end_spare()  # it has ended already
+        return None
+
+    def _end_spare(self) -> None:
+        if self._spare is not None:
+            _kill(self._spare.pid)
+            self._spare.control.close()
+            self._spare = None
 
     def _stop(self, request: KillTask) -> None:
         for task in self._tasks.values():
@@ -167,14 +255,21 @@ class Template:
         _kill(task.pid)
 
     def _reap(self) -> None:
-        while self._tasks:
+        while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            task = self._tasks.pop(pid)
+            task = self._tasks.pop(pid, None)
+            if task is None:  # of none: it waited
+                if self._spare is not None and self._spare.pid == pid:
+                    self._spare.control.close()
+                    self._spare = None
+                continue
+            if task.program is not None:
+                self._spare_due = time.monotonic() + _SPARE_AFTER_S
             self._send(
                 TaskEnded(
                     task.id,

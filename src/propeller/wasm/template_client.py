@@ -17,6 +17,7 @@ from typing import Any
 from propeller.errors import UnavailableError
 from propeller.wasm.messages import (
     BoundedFolder,
+    CompiledProgram,
     KillTask,
     MessageError,
     Request,
@@ -216,10 +217,11 @@ class TemplateClient:
         stderr: OutputSink,
         module: str | None = None,
         outputs: tuple[BoundedFolder, ...] = (),
+        program: CompiledProgram | None = None,
     ) -> TaskProcess:
         """Ask for a confined process for the task in a file; the sinks take its standard output and error.
 
-        ``module`` is what it needs that takes long to import: the template does it once.
+        ``module`` is what it needs that takes long to import: the template does it once. ``program`` is what it runs, if it does.
 
         Raises:
             SandboxError: there is no template.
@@ -238,7 +240,7 @@ class TemplateClient:
             raise
         number = next(self._numbers)
         process = self._running[number] = TaskProcess(self, number, pipes, report_text)
-        request = StartTask(number, str(task_file), wall_time_s, module, outputs)
+        request = StartTask(number, str(task_file), wall_time_s, module, outputs, program)
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process
 

@@ -1,18 +1,21 @@
 """One task's own process: forked from the template, it confines itself, runs or compiles one program or calls a function, and ends.
 
-Its descriptors: 1 and 2 are pipes to the proplet (the program's standard output and error), 3 takes one ``TaskReport`` that
+One that is forked before there is a task has loaded the program that ran last (``wait``). Its descriptors: 1 and 2 are pipes to the proplet (the program's standard output and error), 3 takes one ``TaskReport`` that
 says how it ended. Nothing of the program's is in the template, so this is the first and last use of the process.
 """
 
+import fcntl
 import gc
 import importlib
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 import wasmtime
 from wasmtime import component
@@ -21,16 +24,18 @@ from propeller.errors import InvalidError
 from propeller.wasm import confinement
 from propeller.wasm.call_values import CallError
 from propeller.wasm.guest_program import (
-    ComponentProgram,
-    CoreProgram,
     Failure,
     GuestProgram,
+    Loaded,
     error_cause,
+    load_program,
+    make_program,
     runtime_config,
 )
 from propeller.wasm.messages import (
     STATE_WRITABLE,
     CallTask,
+    CompiledProgram,
     CompileTask,
     RunTask,
     Task,
@@ -46,21 +51,59 @@ _RUNTIME_BYTES = 192 * 1024 * 1024
 _CALL_FILES = 4
 """How many times as much as a program a function may write: it widens numbers."""
 
+READY = b"ready"
+"""What a process says that has loaded a program ahead of its task."""
+
 _REPORT_FD = 3
+_MAX_NAME_BYTES = 4096
 _MAX_VALUE_BYTES = 48 * 1024
 _MAX_ERROR_CHARACTERS = 4000
 
 
-def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
+def main(task_file: str, pipes: list[int], parent: int, nice: int) -> NoReturn:
     """Do what the task file says; never returns."""
-    code = 1
     try:
         confinement.isolate(parent, nice)
-        _use_pipes(pipes)
+        _use_descriptors([None, *pipes])
+    except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
+        _exit_with(error)
+    _work(task_file, None)
+
+
+def wait(control: socket.socket, program: CompiledProgram, parent: int, nice: int) -> NoReturn:
+    """As ``main``, before there is a task: loads a program, then waits for a task that runs it; never returns.
+
+    It says ``READY`` over ``control``; what comes is the name of the task file, once, with its pipes.
+    """
+    try:
+        confinement.isolate(parent, nice)
+        _use_descriptors([None, None, None, control.fileno()])
+        control.detach()
+        control = socket.socket(fileno=_REPORT_FD)
+        gc.disable()
+        loaded = load_program(program)
+        control.send(READY)
+        name, pipes, _flags, _address = socket.recv_fds(control, _MAX_NAME_BYTES, 3)
+        if not name:  # no task any more
+            os._exit(0)
+        control.detach()
+        for target, fd in enumerate(
+            pipes, 1
+        ):  # and no other is touched: the runtime may have the program's file open
+            os.dup2(fd, target)
+            os.close(fd)
+        _work(name.decode(), loaded)
+    finally:  # nobody waits for it: the template forks another
+        os._exit(1)
+
+
+def _work(task_file: str, loaded: Loaded | None) -> NoReturn:
+    """Do what the task file says and report how it ended; never returns."""
+    try:
         with open(task_file, "rb") as file:  # noqa: PTH123 - pathlib costs memory here
             task = decode_task(file.read())
         # The program lives until the process ends: to free it would take a millisecond or two before the report.
-        report, _program = _do(task)
+        report, _program = _do(task, loaded)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         report = replace(
             report,
@@ -69,12 +112,17 @@ def main(task_file: str, pipes: list[int], parent: int, nice: int) -> None:
         )
         os.write(_REPORT_FD, encode(report))
         os.close(_REPORT_FD)
-        code = 0
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
+        _exit_with(error)
+    os._exit(0)
+
+
+def _exit_with(error: BaseException) -> NoReturn:
+    try:
         text = f"sandbox: {type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
         os.write(_REPORT_FD, encode(TaskReport(text.encode(errors="replace").decode())))
     finally:
-        os._exit(code)
+        os._exit(1)
 
 
 def load(module: str) -> bool:
@@ -90,24 +138,25 @@ def load(module: str) -> bool:
     return True
 
 
-def _use_pipes(pipes: list[int]) -> None:
-    """Make them the descriptors 1, 2 and 3, and close every other one."""
+def _use_descriptors(wanted: list[int | None]) -> None:
+    """Make them the descriptors from 0 on, ``None`` one that is empty, and close every other one."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    raised = [os.dup(fd) for fd in pipes]  # above every target, as the originals may be 1, 2 or 3
-    for target, fd in enumerate([nothing, *raised]):
+    nothing = os.open(os.devnull, os.O_RDWR)
+    # Above every target, as the originals may be among them.
+    raised = [fcntl.fcntl(nothing if fd is None else fd, fcntl.F_DUPFD, len(wanted)) for fd in wanted]
+    for target, fd in enumerate(raised):
         os.dup2(fd, target)
-    os.closerange(_REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.umask(0o077)
 
 
-def _do(task: Task) -> tuple[TaskReport, GuestProgram | None]:
+def _do(task: Task, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     if isinstance(task, CallTask):
         return _call_function(task), None
-    return _compile(task) if isinstance(task, CompileTask) else _run(task)
+    return _compile(task) if isinstance(task, CompileTask) else _run(task, loaded)
 
 
 def _call_function(task: CallTask) -> TaskReport:
@@ -154,7 +203,7 @@ def _compile(task: CompileTask) -> tuple[TaskReport, None]:
     return TaskReport(), None
 
 
-def _run(task: RunTask) -> tuple[TaskReport, GuestProgram | None]:
+def _run(task: RunTask, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     limits = task.limits
     confinement.set_limits(
         data_bytes=limits.memory_bytes
@@ -167,7 +216,7 @@ def _run(task: RunTask) -> tuple[TaskReport, GuestProgram | None]:
     os.chdir(task.folder)
     gc.disable()
     try:
-        program = ComponentProgram(task) if task.component else CoreProgram(task)
+        program = make_program(task, loaded or load_program(task.program))
     except wasmtime.WasmtimeError as error:  # compiled by another build of the runtime, or damaged
         text = f"sandbox: cannot load the compiled program: {error_cause(error)}"
         return TaskReport(text, stale=True), None
