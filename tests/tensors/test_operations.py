@@ -519,3 +519,12 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
 def test_what_cannot_be_done(machine: StepMachine, name: str, operands: list[Any], params: Any) -> None:
     with pytest.raises(TensorError):
         do(machine, name, operands, params)
+
+
+@pytest.mark.parametrize("x", [74, np.uint8(74), np.int64(2**24 + 1), np.float32(74)])
+@pytest.mark.parametrize("name", ["mod", "floordiv", "div", "add"])
+def test_a_number_that_makes_float32_of_integers_is_float32_itself(name: str, x: Any) -> None:
+    operands = [np.asarray(x), 0.1]
+    expected, result = (do(machine, name, operands, None) for machine in (NumpyMachine(), PythonMachine()))
+    assert result.dtype == expected.dtype == "float32"
+    np.testing.assert_array_equal(result, expected)

@@ -120,8 +120,8 @@ def _binary(function: Callable[[Any, Any], Any]) -> KernelFactory:
     def bind(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
         (first, one), (second, other) = specs
         shape, dtypes = out[1], {first, second}
-        if "float32" in dtypes and not dtypes & {"float64", "int64"}:
-            # Numbers beside float32 are float32, as in NumPy.
+        if out[0] == "float32" or ("float32" in dtypes and not dtypes & {"float64", "int64"}):
+            # Numbers beside float32, or that make it of integers, are float32, as in NumPy.
             return lambda x, y: list(
                 map(
                     function,
