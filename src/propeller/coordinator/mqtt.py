@@ -126,7 +126,8 @@ class RoundPublisher:
 class RoundAnnouncer:
     """Publishes ``fl/rounds/next`` for each completed round, with and without the channel prefix: at least once.
 
-    The database remembers what was not announced yet, so that neither a broker that is away nor a crash loses a notice.
+    The database remembers what was not announced yet, so that neither a broker that is away nor a crash loses a notice. Of a round
+    of an experiment, whose own events tell of it, the broker need not keep the notice (QoS 0).
     """
 
     def __init__(self, session: Session, store: RoundStore, channel: Channel | None) -> None:
@@ -155,7 +156,7 @@ class RoundAnnouncer:
 
         async def publish_and_record() -> None:
             for topic in self._topics:
-                await self._session.publish(topic, notice.encode())
+                await self._session.publish(topic, notice.encode(), qos=1 if record else 0)
             if record:
                 await self._store.mark_announced(round_id)
 
