@@ -23,15 +23,22 @@ _MAX_KNOWN_KEYS = 1000
 
 def _clean(value: Any) -> Any:
     """What JSON can hold of a value, secrets hidden at every depth."""
+    if type(value) in _PLAIN:  # most are
+        return value
     if isinstance(value, Mapping):
-        return {
-            str(key): "***" if item and _is_secret(str(key)) else _clean(item) for key, item in value.items()
-        }
+        return {str(key): _clean_item(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def _clean_item(key: str, value: Any) -> Any:
+    return "***" if value and _is_secret(key) else _clean(value)
 
 
 @functools.lru_cache(_MAX_KNOWN_KEYS)
@@ -40,7 +47,7 @@ def _is_secret(key: str) -> bool:
 
 
 def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return {key: value if key in _INTERNAL else _clean({key: value})[key] for key, value in event.items()}
+    return {key: value if key in _INTERNAL else _clean_item(key, value) for key, value in event.items()}
 
 
 _INTERNAL = frozenset({"exc_info", "_record", "_from_structlog"})
