@@ -3,8 +3,9 @@
     python benchmarks/sandbox.py [--tasks 200]
 
 Prints for each program the time to verify and compile it (cold: once a device), and, cached, the milliseconds from asking for a task
-until its outcome is there, less the time the program ran, on the guide's 64 samples; the first task alone, and the median of the rest. Each
-task has a process of its own, forked from the template, whose memory is printed. Last, what two tasks at once gain over one after another.
+until its outcome is there, less the time the program ran, on the guide's 64 samples: of the first task, of tasks with a pause between them
+as in rounds, whose process was forked ahead, and of tasks that come at once after each other. Each task has a process of its own, forked
+from the template, whose memory is printed. Last, what two tasks at once gain over one after another.
 """
 
 import argparse
@@ -26,7 +27,11 @@ from propeller.wasm.build import build as build_python
 from propeller.wasm.sandbox import ProgramRun, Sandbox
 
 ROOT = Path(__file__).parents[1]
-GOAL_MS, GAIN = 10, 1.8
+GOALS_MS, GAIN = {"empty": 6, "C": 6, "Go": 8, "Python": 8}, 1.8
+AT_ONCE_MS = 14
+"""For tasks that come at once after each other, of any program."""
+PAUSE_S = 0.03
+"""Between tasks as in rounds: time enough to fork a process ahead."""
 EMPTY = '(module (func (export "_start")))'
 BUSY = """(module (func (export "_start") (local $i i64)
   (loop $l (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 600000000))))))"""
@@ -44,20 +49,25 @@ async def main(tasks: int) -> bool:
                 begin = time.perf_counter()
                 digest = await _add(sandbox, wasm)
                 compiled = (time.perf_counter() - begin) * 1000
-                first, *over = await _overhead(sandbox, digest, tasks)
-                median = statistics.median(over)
+                (first,) = await _overhead(sandbox, digest, 1)
+                next_one = await _overhead(sandbox, digest, tasks, pause_s=PAUSE_S)
+                at_once = await _overhead(sandbox, digest, tasks)
                 print(
-                    f"{name:7} {len(wasm) / 1000:8.1f} kB  compiled in {compiled:5.0f} ms  "
-                    f"over the program's own time: first {first:5.1f} ms, median {median:4.1f} ms, 95 % {_at(over, 0.95):4.1f} ms"
+                    f"{name:7} {len(wasm) / 1000:8.1f} kB  compiled in {compiled:5.0f} ms  over the program's own time: "
+                    f"first {first:5.1f} ms, next {_spread(next_one)}, at once {_spread(at_once)}"
                 )
-                met = met and median <= GOAL_MS
+                met = met and statistics.median(next_one) <= GOALS_MS[name]
+                met = met and statistics.median(at_once) <= AT_ONCE_MS
             status = Path(f"/proc/{sandbox.template_pid}/smaps_rollup").read_text()
             sizes = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines()[1:]}
             private = sizes["Private_Clean"] + sizes["Private_Dirty"]
             print(f"template: {sizes['Rss'] / 1000:.1f} MB resident, {private / 1000:.1f} MB of it its own")
             gain = await _parallel(sandbox)
     met = met and gain >= GAIN
-    print(f"goal: at most {GOAL_MS} ms, and {GAIN} times for two at once: {'met' if met else 'MISSED'}")
+    goals = ", ".join(f"{name} {goal} ms" for name, goal in GOALS_MS.items())
+    print(
+        f"goals for the next task: {goals}; {AT_ONCE_MS} ms at once; {GAIN} times for two at once: {'met' if met else 'MISSED'}"
+    )
     return met
 
 
@@ -72,7 +82,7 @@ def _programs(folder: Path) -> Iterator[tuple[str, bytes]]:
     )
 
 
-async def _overhead(sandbox: Sandbox, digest: str, tasks: int) -> list[float]:
+async def _overhead(sandbox: Sandbox, digest: str, tasks: int, *, pause_s: float = 0.0) -> list[float]:
     data = [{"x": [n / 64, 1 - n / 64, 0.5], "y": n % 2} for n in range(64)]
     files = {
         "model.json": b'{"w":[0,0,0],"b":0}',
@@ -81,14 +91,14 @@ async def _overhead(sandbox: Sandbox, digest: str, tasks: int) -> list[float]:
     }
     env = {"ROUND_ID": "r", "PROPLET_ID": "p", "MODEL_URI": "fl/models/global_model_v0"}
     found = []
-    for number in range(tasks + 10):
+    for _ in range(tasks):
+        await asyncio.sleep(pause_s)
         begin = time.perf_counter()
         outcome = await sandbox.run(ProgramRun("task", digest, env=env, files=files))
         took = (time.perf_counter() - begin) * 1000
         if outcome.error is not None:
             raise SystemExit(outcome.error)
-        if number == 0 or number >= 10:
-            found.append(took - outcome.metrics["run_ms"])
+        found.append(took - outcome.metrics["run_ms"])
     return found
 
 
@@ -111,8 +121,8 @@ async def _add(sandbox: Sandbox, wasm: bytes) -> str:
     return digest
 
 
-def _at(values: Sequence[float], share: float) -> float:
-    return sorted(values)[int(share * (len(values) - 1))]
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):4.1f} ms (95 % {sorted(values)[int(0.95 * (len(values) - 1))]:4.1f})"
 
 
 if __name__ == "__main__":
