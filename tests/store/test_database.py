@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select
 
 from propeller.errors import StartError
-from propeller.store.database import Database, DatabaseBusyError
+from propeller.store.database import Database
+from propeller.store.sqlite import DatabaseBusyError
 
 TABLES = MetaData()
 ROWS = Table("rows", TABLES, Column("id", Integer, primary_key=True), Column("who", String(40)))

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from propeller.coordinator.active_experiments import ActiveExperiment
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import RoundMaker
@@ -27,6 +25,7 @@ from propeller.fl.experiment import (
     StartRound,
     step,
 )
+from propeller.store.database import DatabaseConnection
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Step:
         """Whether the experiment is over with it and nothing of it is open."""
         return self.after.experiment.is_settled and not self.before.experiment.is_settled
 
-    async def write(self, connection: AsyncConnection) -> None:
+    async def write(self, connection: DatabaseConnection) -> None:
         """Store it as part of a transaction.
 
         Raises:

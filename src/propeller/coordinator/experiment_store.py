@@ -6,14 +6,13 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.exc
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.round_events import NewEvent
 from propeller.coordinator.store import Also, StoreConflictError
 from propeller.coordinator.tables import experiment_events as _events
 from propeller.coordinator.tables import experiments as _experiments
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 # Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
 _INSERT_EVENTS = _events.insert()
@@ -146,7 +145,10 @@ class ExperimentStore:
 
 
 async def write(
-    connection: AsyncConnection, before: ExperimentRecord, after: ExperimentRecord, events: Sequence[NewEvent]
+    connection: DatabaseConnection,
+    before: ExperimentRecord,
+    after: ExperimentRecord,
+    events: Sequence[NewEvent],
 ) -> None:
     """Store what an event changed as part of a larger transaction.
 
@@ -166,7 +168,7 @@ async def write(
 
 
 async def _insert_events(
-    connection: AsyncConnection, before: ExperimentRecord, events: Sequence[NewEvent]
+    connection: DatabaseConnection, before: ExperimentRecord, events: Sequence[NewEvent]
 ) -> None:
     if events:
         rows = [{"experiment_id": before.id, **vars(event)} for event in number(before, events)]

@@ -7,7 +7,6 @@ from typing import Any
 import sqlalchemy as sa
 import sqlalchemy.exc
 from pydantic import ValidationError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, RoundRequest
 from propeller.coordinator.tables import SCHEMA
@@ -20,7 +19,7 @@ from propeller.errors import UnavailableError
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.tensors import TensorSpec
 from propeller.protocol.rounds import Experiment, RoundStart, model_uri
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 from propeller.store.migrations import migrate
 
 _WAVE = "wave"
@@ -38,7 +37,7 @@ _MAX_QUERY_VALUES = 500
 ROUNDS_AT_ONCE = 50
 """Rounds of an experiment that are in memory at a time, each with the updates of all its participants."""
 
-Also = Callable[[AsyncConnection], Awaitable[None]]
+Also = Callable[[DatabaseConnection], Awaitable[None]]
 """What else a transaction writes."""
 
 
@@ -108,7 +107,8 @@ class RoundStore:
 
     async def mark_announced(self, round_id: str) -> None:
         """Remember that a completed round was announced."""
-        async with self._database.transaction() as connection:
+        # If that is lost with the power, the round is announced again: it is announced at least once anyway.
+        async with self._database.transaction(durable=False) as connection:
             await connection.execute(
                 _rounds.update().where(_rounds.c.round_id == round_id).values(announced=True)
             )
@@ -224,7 +224,7 @@ class RoundStore:
         return [_read_record(row, updates[row.round_id], failures[row.round_id]) for row in rows]
 
 
-async def insert_round(connection: AsyncConnection, record: RoundRecord) -> None:
+async def insert_round(connection: DatabaseConnection, record: RoundRecord) -> None:
     """Store a new round as part of a larger transaction."""
     request, plan = record.request, record.round.plan
     row: dict[str, Any] = {
@@ -282,7 +282,7 @@ def _read_transfer(row: "sa.Row[Any]") -> Transfer | None:
     return Transfer(row.received_bytes, row.uncompressed_bytes, row.compression, row.compression_error)
 
 
-async def _save_failures(connection: AsyncConnection, before: RoundRecord, after: RoundRecord) -> None:
+async def _save_failures(connection: DatabaseConnection, before: RoundRecord, after: RoundRecord) -> None:
     old, new = before.round.failures, after.round.failures
     for name in old:
         if old[name] != new.get(name):

@@ -13,13 +13,12 @@ from itertools import islice
 from typing import Any, Protocol
 
 from sqlalchemy import Row, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.identity.credentials import key_matches
 from propeller.identity.roles import Grant, Role, permissions
 from propeller.identity.tables import channels, clients, connections, domains
 from propeller.protocol.topics import Channel
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 _IDS_PER_QUERY = 1000
 """Databases limit the number of parameters."""
@@ -74,7 +73,7 @@ class AccessDirectory:
 
 
 async def read_access(
-    connection: AsyncConnection, client_ids: Collection[str] | None = None
+    connection: DatabaseConnection, client_ids: Collection[str] | None = None
 ) -> list[ClientAccess]:
     """Read the access of some clients, or of all of them, from the database."""
     if client_ids is None:
@@ -87,7 +86,7 @@ async def read_access(
     return found
 
 
-async def _read_chunk(connection: AsyncConnection, client_ids: list[str]) -> list[ClientAccess]:
+async def _read_chunk(connection: DatabaseConnection, client_ids: list[str]) -> list[ClientAccess]:
     rows = await connection.execute(
         select(clients, domains.c.status.label("domain_status"))
         .join(domains)
@@ -136,7 +135,7 @@ class Change:
         revoked: clients that may do less: the change ends when their connections have.
     """
 
-    connection: AsyncConnection
+    connection: DatabaseConnection
     added: set[str] = field(default_factory=set)
     granted: set[str] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)
@@ -175,7 +174,7 @@ class AccessChanges:
             self._cutter.cut_soon(change.granted - change.revoked)
 
 
-async def _record_change_time(connection: AsyncConnection, client_ids: Collection[str]) -> None:
+async def _record_change_time(connection: DatabaseConnection, client_ids: Collection[str]) -> None:
     ids, now = iter(client_ids), time.time()
     while chunk := list(islice(ids, _IDS_PER_QUERY)):
         await connection.execute(update(clients).where(clients.c.id.in_(chunk)).values(access_changed_at=now))

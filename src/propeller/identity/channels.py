@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import Row, delete, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.errors import ConflictError, NotFoundError
 from propeller.identity.access import AccessChanges
@@ -25,7 +24,7 @@ from propeller.identity.tables import (
     list_answer,
     new_id,
 )
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 PUBLISH, SUBSCRIBE = "publish", "subscribe"
 
@@ -141,14 +140,14 @@ class Channels:
             change.revoked.update(row.client_id for row in members)
 
 
-async def _fetch(connection: AsyncConnection, domain_id: str, channel_id: str) -> Row[Any]:
+async def _fetch(connection: DatabaseConnection, domain_id: str, channel_id: str) -> Row[Any]:
     return await fetch_row(
         connection, channels, "channel", channels.c.domain_id == domain_id, channels.c.id == channel_id
     )
 
 
 async def _check(
-    connection: AsyncConnection, domain_id: str, client_ids: Sequence[str], channel_ids: Sequence[str]
+    connection: DatabaseConnection, domain_id: str, client_ids: Sequence[str], channel_ids: Sequence[str]
 ) -> None:
     for table, what, ids in ((clients, "client", client_ids), (channels, "channel", channel_ids)):
         found = await connection.execute(
@@ -161,7 +160,7 @@ async def _check(
 
 
 async def _connected(
-    connection: AsyncConnection, client_ids: Sequence[str], channel_ids: Sequence[str]
+    connection: DatabaseConnection, client_ids: Sequence[str], channel_ids: Sequence[str]
 ) -> set[tuple[str, str, str]]:
     rows = await connection.execute(
         select(connections).where(

@@ -21,10 +21,10 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.errors import NotFoundError
 from propeller.protocol.wire import format_time
+from propeller.store.database import DatabaseConnection
 from propeller.store.migrations import Schema
 
 metadata = MetaData()
@@ -135,7 +135,7 @@ def format_seconds(seconds: float) -> str:
 
 
 async def fetch_row(
-    connection: AsyncConnection, table: Table, what: str, *where: ColumnElement[bool]
+    connection: DatabaseConnection, table: Table, what: str, *where: ColumnElement[bool]
 ) -> Row[Any]:
     """The one row of a table; a deleted one is none.
 
@@ -149,7 +149,7 @@ async def fetch_row(
 
 
 async def fetch_page(
-    connection: AsyncConnection, table: Table, page: Page, *where: ColumnElement[bool], name: str = "name"
+    connection: DatabaseConnection, table: Table, page: Page, *where: ColumnElement[bool], name: str = "name"
 ) -> tuple[int, list[Row[Any]]]:
     """How many rows there are in all, and those of the page, oldest first."""
     conditions = [table.c.status != DELETED, *where]

@@ -25,7 +25,7 @@ from propeller.protocol.rounds import RoundStart, RoundStop
 from propeller.protocol.task import TaskResult
 from propeller.protocol.topics import ROUND_START, ROUND_STOP, Channel, Kind
 from propeller.protocol.wire import MalformedMessageError, decode_object
-from propeller.store.database import DatabaseBusyError
+from propeller.store.sqlite import DatabaseBusyError
 
 log = get_logger("manager")
 

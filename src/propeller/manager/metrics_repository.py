@@ -4,11 +4,10 @@ from collections import defaultdict
 from typing import Any
 
 from sqlalchemy import Table, delete, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.manager import tables
 from propeller.protocol.proplet import PropletMetrics, TaskMetrics
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 _MAX_UNWRITTEN = 10_000
 """Of each kind; when the database is away for long, the oldest are dropped."""
@@ -98,7 +97,7 @@ class MetricsRepository:
 
 
 async def _only_of_known_tasks(
-    connection: AsyncConnection, rows: list[dict[str, Any]]
+    connection: DatabaseConnection, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     owners = {row["owner"] for row in rows}
     found = await connection.scalars(select(tables.tasks.c.id).where(tables.tasks.c.id.in_(owners)))

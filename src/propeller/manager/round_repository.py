@@ -6,12 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.manager import tables
 from propeller.manager.task import TaskState
 from propeller.protocol.rounds import Experiment, RoundStart
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 _ROUND, _TASK, _WAITING = tables.rounds.c, tables.tasks.c, tables.waiting_rounds.c
 
@@ -65,7 +64,7 @@ class RoundRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, connection: AsyncConnection, started: StartedRound) -> None:
+    async def insert(self, connection: DatabaseConnection, started: StartedRound) -> None:
         """Store a new round as part of a larger transaction."""
         values = {
             "round_id": started.experiment.round_id,

@@ -5,13 +5,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from propeller.errors import NotFoundError
 from propeller.manager import tables
 from propeller.manager.round_repository import is_open
 from propeller.manager.task import ACTIVE_STATES, EndCause, Task, TaskSpec, TaskState
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
 
 _TASK = tables.tasks.c
 # Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
@@ -43,7 +42,7 @@ class TaskRepository:
             if program is not None:
                 await _write_program(connection, task.id, program)
 
-    async def insert(self, connection: AsyncConnection, tasks: Sequence[Task]) -> None:
+    async def insert(self, connection: DatabaseConnection, tasks: Sequence[Task]) -> None:
         """Store new tasks as part of a larger transaction."""
         await connection.execute(_INSERT, [{"id": task.id, **_values(task)} for task in tasks])
 
@@ -84,7 +83,8 @@ class TaskRepository:
 
     async def mark_running(self, task_ids: Sequence[str]) -> None:
         """Mark tasks whose starts the broker has; one whose result came sooner stays ended."""
-        async with self._database.transaction() as connection:
+        # A start whose mark is lost with the power is published again; a proplet drops one that it has.
+        async with self._database.transaction(durable=False) as connection:
             await connection.execute(_MARK_RUNNING, {"ids": task_ids})
 
     async def delete(self, task_id: str) -> None:
@@ -148,7 +148,7 @@ class TaskRepository:
             return {row[0]: row[1] for row in await connection.execute(statement)}
 
 
-async def _delete(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
+async def _delete(connection: DatabaseConnection, task_ids: Sequence[str]) -> None:
     for statement in (
         tables.task_files.delete().where(tables.task_files.c.task_id.in_(task_ids)),
         tables.task_metrics.delete().where(tables.task_metrics.c.owner.in_(task_ids)),
@@ -157,7 +157,7 @@ async def _delete(connection: AsyncConnection, task_ids: Sequence[str]) -> None:
         await connection.execute(statement)
 
 
-async def _write_program(connection: AsyncConnection, task_id: str, program: bytes) -> None:
+async def _write_program(connection: DatabaseConnection, task_id: str, program: bytes) -> None:
     await connection.execute(tables.task_files.delete().where(tables.task_files.c.task_id == task_id))
     await connection.execute(insert(tables.task_files).values(task_id=task_id, content=program))
 

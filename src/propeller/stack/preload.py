@@ -9,7 +9,7 @@ child import again.
 import anyio._backends._asyncio
 import httpcore
 import httptools
-import sqlalchemy.dialects.sqlite.aiosqlite
+import sqlalchemy.dialects.sqlite.pysqlite
 import uvicorn.lifespan.on
 import uvicorn.protocols.http.httptools_impl
 import uvloop
