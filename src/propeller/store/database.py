@@ -144,9 +144,12 @@ def _create_backend(url: URL, write_wait_s: float) -> "SqliteFile | Postgresql":
         case "sqlite":
             return _create_sqlite_file(url.database, write_wait_s)
         case "postgresql" | "postgres":
-            from propeller.store.postgresql import Postgresql
+            try:
+                from propeller.store.postgresql import Postgresql
 
-            return Postgresql(url)
+                return Postgresql(url)
+            except ImportError:
+                raise StartError("PostgreSQL needs the extra: pip install 'propeller[postgres]'") from None
         case other:
             raise StartError(f"{other} is not a database that is supported; {_URL_FORMS}")
 

@@ -7,8 +7,6 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from propeller.errors import StartError
-
 
 class Postgresql:
     """Connections to one database of a server."""
@@ -17,12 +15,9 @@ class Postgresql:
         """Open nothing yet.
 
         Raises:
-            StartError: its driver is not installed.
+            ImportError: its driver is not installed.
         """
-        try:
-            self._engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
-        except ModuleNotFoundError:
-            raise StartError("PostgreSQL needs the extra: pip install 'propeller[postgres]'") from None
+        self._engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[AsyncConnection]:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
@@ -187,29 +187,27 @@ class SqliteFile:
             if kept.file_identity == _identify(self._file):
                 return kept
             await self._in_thread(kept.close)
-        await self._wait_while_locked(
-            lambda: self._in_thread(lambda: self._idle.append(_Kept(self._engine, self._file)))
-        )
-        return self._idle.pop()
+        # Here, as in the thread it would wait for a commit; only the first one may find something to write.
+        return await self._wait_while_locked(lambda: _Kept(self._engine, self._file))
 
     async def _begin(self, kept: "_Kept", *statements: str) -> None:
         try:
             kept.begin(statements)
         except sqlite3.Error:
 
-            async def begin() -> None:
+            def begin() -> None:
                 kept.driver.rollback()
                 for statement in statements:  # by SQLAlchemy, for its exceptions
                     kept.core.exec_driver_sql(statement)
 
             await self._wait_while_locked(begin)
 
-    async def _wait_while_locked(self, attempt: Callable[[], Awaitable[None]]) -> None:
+    async def _wait_while_locked(self, attempt: Callable[[], _T]) -> _T:
         """Try for as long as a writer may take. SQLite's own waiting is such a loop too, but holds up a thread and cannot be cancelled."""
         deadline, pause_s = time.monotonic() + self._wait_s, _FIRST_PAUSE_S
         while True:
             try:
-                return await attempt()
+                return attempt()
             except OperationalError as error:
                 code = getattr(error.orig, "sqlite_errorcode", 0)
                 if code & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
