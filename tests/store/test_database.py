@@ -133,6 +133,9 @@ async def test_readers_see_one_moment_and_wait_for_no_writer(database: Database)
         await asyncio.wait_for(add(database), 2)
         assert (await connection.execute(query)).scalar_one() == 2
     assert await count(database) == 3
+    async with database.read() as connection:
+        await add(database)
+        assert (await connection.execute(query)).scalar_one() == 3
 
 
 async def test_many_writers_in_one_process_take_turns(database: Database) -> None:

@@ -10,7 +10,6 @@ import itertools
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
@@ -18,6 +17,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ResourceClosedError
 
 from propeller.errors import UnavailableError
+from propeller.store.disk_thread import DiskThread
 
 _MAX_IDLE_READERS = 4
 _MAX_NOT_DURABLE = 100
@@ -100,7 +100,7 @@ class SqliteFile:
         self._turn = _Turn()
         self._writer: _Kept | None = None
         self._idle: list[_Kept] = []
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = DiskThread()
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[SqliteConnection]:
@@ -120,7 +120,7 @@ class SqliteFile:
                     kept.is_durable = durable
                 yield connection
                 if durable and (connection.ran_functions or kept.has_changed_rows):
-                    await self._in_thread(kept.core.commit)
+                    await self._thread.run(kept.core.commit)
                 else:
                     kept.core.commit()
             except BaseException as error:
@@ -150,7 +150,7 @@ class SqliteFile:
             if kept.is_clean:
                 self._idle.append(kept)
         if len(self._idle) > _MAX_IDLE_READERS:
-            await self._in_thread(self._idle.pop(0).close)
+            await self._thread.run(self._idle.pop(0).close)
 
     @contextlib.asynccontextmanager
     async def migration(self) -> AsyncIterator[SqliteConnection]:
@@ -162,12 +162,11 @@ class SqliteFile:
             try:
                 await self._begin(kept, *_BEGIN_MIGRATION)
                 yield connection
-                await self._in_thread(kept.core.commit)
+                await self._thread.run(kept.core.commit)
             finally:
                 connection.close()
-                await self._in_thread(
-                    kept.close
-                )  # which rolls back; it must serve no other block, as it checks no keys
+                # It checks no foreign keys, so that it serves no other block; what is not committed is rolled back.
+                await self._thread.run(kept.close)
         finally:
             self._turn.give()
 
@@ -176,17 +175,15 @@ class SqliteFile:
         unused = [*self._idle, *([self._writer] if self._writer else [])]
         self._idle, self._writer = [], None
         for kept in unused:
-            await self._in_thread(kept.close)
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
-            self._thread = None
+            await self._thread.run(kept.close)
+        self._thread.close()
 
     async def _take(self, kept: "_Kept | None") -> "_Kept":
         """A connection to the file that is there now: the one given, or a new one."""
         if kept is not None:
             if kept.file_identity == _identify(self._file):
                 return kept
-            await self._in_thread(kept.close)
+            await self._thread.run(kept.close)
         # Here, as in the thread it would wait for a commit; only the first one may find something to write.
         return await self._wait_while_locked(lambda: _Kept(self._engine, self._file))
 
@@ -219,22 +216,7 @@ class SqliteFile:
         """Roll back; a connection that may be the cause of the error is closed."""
         is_suspect = isinstance(error, DBAPIError) and not isinstance(error, IntegrityError)
         if is_suspect or not kept.roll_back():
-            await self._in_thread(kept.close)
-
-    async def _in_thread(self, call: Callable[[], None]) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "sqlite")
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call)
-        cancelled: asyncio.CancelledError | None = None
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            future.exception()  # is looked at: the block has ended anyway
-            raise cancelled
-        future.result()
+            await self._thread.run(kept.close)
 
     def _connect(self) -> sqlite3.Connection:
         # Calls come from two threads, though never at the same time. Transactions are begun here, not by the driver.
