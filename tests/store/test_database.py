@@ -310,6 +310,39 @@ async def test_a_violated_constraint_costs_the_transaction_not_the_connection(da
     assert await count(database) == 0
 
 
+async def test_a_commit_that_fails_in_the_thread_is_rolled_back(database: Database) -> None:
+    async def violate() -> None:
+        async with database.transaction() as connection:
+            await connection.exec_driver_sql("PRAGMA defer_foreign_keys=ON")  # the commit looks at them
+            await connection.execute(insert(PARTS).values(row=77))
+
+    with pytest.raises(IntegrityError):
+        await violate()
+    await add(database)
+    assert await count(database) == 1
+    async with database.read() as connection:
+        assert await connection.scalar(select(func.count()).select_from(PARTS)) == 0
+
+
+@pytest.mark.parametrize("kind", ["transaction", "read"])
+async def test_a_connection_that_cannot_roll_back_is_not_kept(database: Database, kind: str) -> None:
+    def close(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.close()
+
+    async def fail() -> None:
+        block: Callable[[], AbstractAsyncContextManager[DatabaseConnection]] = getattr(database, kind)
+        async with block() as connection:
+            await connection.run_sync(close)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    await add(database)
+    assert await count(database) == 1
+
+
 @pytest.mark.parametrize("kind", ["transaction", "read"])
 async def test_after_another_error_the_connection_is_a_new_one(database: Database, kind: str) -> None:
     block: Callable[[], AbstractAsyncContextManager[DatabaseConnection]] = getattr(database, kind)

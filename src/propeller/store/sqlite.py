@@ -249,7 +249,7 @@ class _Kept:
         return not (
             self.core.closed
             or self.core.invalidated
-            or self.core.in_transaction()
+            or self.core.get_transaction()
             or self.driver.in_transaction
         )
 
@@ -273,9 +273,8 @@ class _Kept:
     def roll_back(self) -> bool:
         """Whether the connection is as if the transaction had never begun."""
         with contextlib.suppress(DBAPIError, sqlite3.Error):
-            if self.core.in_transaction():
-                self.core.rollback()
-            self.driver.rollback()  # what a failed commit left
+            self.core.rollback()
+            self.driver.rollback()  # what SQLAlchemy leaves of a commit that failed
         return self.is_clean
 
     def close(self) -> None:
