@@ -604,7 +604,12 @@ async def test_a_strategy_that_was_removed_fails_its_experiment(
     async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
         fleet.send = lambda _start, _name: None
         await submit(http, strategy="fedmedian", timeout_s=0.5)
-        await eventually(lambda: fleet.round_ids)
+
+        async def is_chosen() -> bool:
+            answer = await http.get("/rounds/e.1")
+            return answer.is_success and answer.json()["state"] != "created"
+
+        await eventually(is_chosen)
 
     def lost(*_given: Any) -> None:
         raise InvalidError("strategy: there is no 'fedmedian' any more")
