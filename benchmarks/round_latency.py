@@ -63,8 +63,8 @@ class Stage:
 NEXT_STAGES = (
     # The last round's end and this one's beginning are one transaction; then the start, and who takes part.
     Stage("choose participants", messages=1, calls=1, commits=2),
-    # The manager's tasks, their start, model and data, the program, and the update, which is a file and a row.
-    Stage("launch and train", messages=1, calls=2, commits=2, files=1, programs=1),
+    # The manager's tasks, their start, model and data, the program, and the update.
+    Stage("launch and train", messages=1, calls=2, commits=2, programs=1),
     # The aggregate is made, and stored as a file.
     Stage("merge and store", calls=2, files=1),
 )

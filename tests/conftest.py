@@ -2,12 +2,15 @@
 
 import os
 import signal
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from support.nats import open_broker
+from support.postgresql import create_database, find_programs, open_postgresql
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts, for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,6 +29,25 @@ def broker_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The MQTT port of a broker that lets anyone in; use ids of your own, as tests share it."""
     with open_broker(tmp_path_factory.mktemp("broker")) as port:
         yield port
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[tuple[Path, str]]:
+    """A PostgreSQL server's programs and the folder of its socket."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (on Debian: apt-get install postgresql)")
+    with open_postgresql(programs) as host:
+        yield programs, host
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: SQLite, and PostgreSQL where its programs are installed."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'd.db'}"
+    programs, host = request.getfixturevalue("postgresql")
+    return create_database(programs, host, f"d{uuid.uuid4().hex}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

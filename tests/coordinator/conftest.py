@@ -1,11 +1,13 @@
 """Fixtures of the coordinator's tests."""
 
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from propeller.coordinator.kept_updates import KeptUpdates
 from support.coordinator import Peers, assembled, coordinating, environment, serving_peers
 
 
@@ -21,6 +23,17 @@ async def http(peers: tuple[Peers, str], tmp_path: Path) -> AsyncIterator[httpx.
     """A client of a coordinator without MQTT."""
     async with coordinating(environment(tmp_path, peers[1])) as client:
         yield client
+
+
+@pytest.fixture(params=["database", "files"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where coordinators of this process keep updates; as files they are of any size."""
+    if request.param == "files":
+        monkeypatch.setattr(
+            "propeller.coordinator.main.KeptUpdates", functools.partial(KeptUpdates, small_bytes=0)
+        )
+    where: str = request.param
+    return where
 
 
 @pytest.fixture

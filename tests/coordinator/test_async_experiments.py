@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +12,16 @@ import httpx
 import pytest
 
 from propeller.protocol.topics import Channel
-from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, process
+from support.coordinator import (
+    PARTICIPANTS,
+    Peers,
+    client,
+    coordinating,
+    environment,
+    kept_updates,
+    lose_updates,
+    process,
+)
 from support.experiments import PINNED, FakeFleet, answering, detail, history, in_state, submit, variables
 from support.net import eventually
 
@@ -63,7 +71,7 @@ async def test_updates_of_waves_are_merged(
     for plan in peers[0].plans:
         assert len(plan["contributions"]) == 2
         assert plan["bases"] == 1 + max(each["base"] for each in plan["contributions"])
-    await eventually(lambda: not [one for one in (tmp_path / "updates").rglob("*") if one.is_file()])
+    await eventually(lambda: not kept_updates(tmp_path))
 
 
 async def test_nobody_trains(http: httpx.AsyncClient, fleet: FakeFleet) -> None:
@@ -144,7 +152,7 @@ async def test_an_update_that_is_not_there_any_more(
                 with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.db")) as database, database:
                     database.execute("DELETE FROM updates WHERE round_id = 'e.w1'")
             else:
-                shutil.rmtree(tmp_path / "updates")
+                lose_updates(tmp_path)
             await asyncio.to_thread(coordinator.start)
             gate.set()
             found = await in_state(http, "completed", "failed", timeout=60)

@@ -22,7 +22,16 @@ from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
 from propeller.protocol.topics import Channel
-from support.coordinator import PARTICIPANTS, Peers, client, coordinating, environment, experiment, process
+from support.coordinator import (
+    PARTICIPANTS,
+    Peers,
+    client,
+    coordinating,
+    environment,
+    experiment,
+    kept_updates,
+    process,
+)
 from support.experiments import (
     IMAGE,
     PINNED,
@@ -198,8 +207,7 @@ async def test_a_failed_round_is_tried_again_without_those_who_failed(world: Wor
     first = (await history(world.http))[0]
     assert (first["state"], first["failures"]) == ("failed", [{"proplet_id": "p-3", "reason": "no disk"}])
     assert "no disk" in first["reason"]
-    updates = Path(world.env["COORDINATOR_STATE"]) / "updates"
-    await eventually(lambda: not any(one.is_file() for one in updates.rglob("*")))
+    await eventually(lambda: not kept_updates(Path(world.env["COORDINATOR_STATE"])))
 
 
 async def test_an_experiment_fails_with_the_reason_of_its_round(world: World) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from propeller.coordinator.tables import update_documents
 from support.coordinator import (
     PARTICIPANTS,
     Peers,
@@ -20,9 +21,11 @@ from support.coordinator import (
     ended,
     environment,
     fail,
+    kept_updates,
     process,
     send,
 )
+from support.net import eventually
 
 RECORDED, OVER = {"status": "recorded"}, {"status": "over"}
 
@@ -142,12 +145,14 @@ async def test_failures_survive_kill_9(killable: Process, peers: tuple[Peers, st
 
 
 def _make_old(file: Path) -> None:
-    """Make the tables those of the first revision, without a revision and without failures."""
+    """Make the tables those of the first revision, without a revision and without failures; updates are files beside it."""
     first: sa.MetaData = import_module("propeller.coordinator.migrations.0001_first").tables
     tables = [first.tables["rounds"], first.tables["updates"]]
     new = sa.create_engine(f"sqlite:///{file}")
     with new.connect() as connection:
         rows = [connection.execute(sa.select(table)).mappings().all() for table in tables]
+        for digest, content in connection.execute(sa.select(update_documents)):
+            (file.parent / "updates" / digest).write_bytes(content)
     new.dispose()
     file.unlink()
     old = sa.create_engine(f"sqlite:///{file}")
@@ -170,4 +175,6 @@ async def test_a_database_from_before_there_were_failures_is_read(
         assert await failures(http) == []
         await fail(http, "p-2")
         await fail(http, "p-3")
-        assert (await ended(http))["num_updates"] == 1
+        status = await ended(http)
+        assert (status["num_updates"], status["state"]) == (1, "completed")
+        await eventually(lambda: not kept_updates(tmp_path))

@@ -1,6 +1,7 @@
 """Peers that are down or say no, and a coordinator that is killed: no acknowledged update is lost, none counts twice."""
 
 import asyncio
+import contextlib
 import functools
 import sqlite3
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from support.coordinator import (
     ended,
     environment,
     experiment,
+    kept_updates,
+    lose_updates,
     process,
     send,
     serving_peers,
@@ -83,6 +86,7 @@ async def test_an_aggregate_that_is_not_of_the_models_shape_is_not_stored(
     assert sorted(peers[0].versions) == [0]
 
 
+@pytest.mark.usefixtures("place")
 async def test_an_update_that_is_gone_fails_the_round(
     peers: tuple[Peers, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +96,7 @@ async def test_an_update_that_is_gone_fails_the_round(
     async with coordinating(environment(tmp_path, peers[1])) as http:
         await configure(http)
         await send(http, "p-1")
-        next(tmp_path.rglob("updates/*")).unlink()
+        lose_updates(tmp_path)
         await send(http, "p-2", "p-3")
         status = await ended(http)
     assert (status["state"], "no blob" in status["reason"]) == ("failed", True)
@@ -103,7 +107,7 @@ async def test_updates_of_completed_rounds_can_be_kept(peers: tuple[Peers, str],
         await configure(http)
         await send(http, *PARTICIPANTS)
         await ended(http)
-    assert len(list(tmp_path.rglob("updates/*"))) == 3
+    assert len(kept_updates(tmp_path)) == 3
 
 
 async def test_a_transaction_that_was_committed_although_it_failed(
@@ -211,7 +215,9 @@ async def test_killed_between_the_last_update_and_the_end(
         assert (await ended(http, "r-2"))["model_version"] == 2
 
 
-async def test_killed_at_any_moment_under_load(killable: Process, peers: tuple[Peers, str]) -> None:
+async def test_killed_at_any_moment_under_load(
+    killable: Process, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
     names = [f"p-{number}" for number in range(30)]
     acknowledged: set[str] = set()
 
@@ -232,6 +238,10 @@ async def test_killed_at_any_moment_under_load(killable: Process, peers: tuple[P
             await eventually(lambda least=enough: len(acknowledged) >= least)  # type: ignore[misc]
             killable.kill()
             known = set(acknowledged)
+            # An update counts exactly when its document is there.
+            with contextlib.closing(sqlite3.connect(tmp_path / "state" / "coordinator.db")) as database:
+                counted = [row[0] for row in database.execute("SELECT digest FROM updates ORDER BY digest")]
+            assert kept_updates(tmp_path / "state") == counted
             await asyncio.to_thread(killable.start)
             received = (await http.get("/rounds/r-1")).json()["received"]
             assert known <= {one["proplet_id"] for one in received}
@@ -260,6 +270,7 @@ async def test_a_deadline_that_passed_while_the_coordinator_was_down(
     ]
 
 
+@pytest.mark.usefixtures("place")
 async def test_what_a_crash_left_of_a_completed_round_is_removed(
     peers: tuple[Peers, str], tmp_path: Path
 ) -> None:
@@ -271,16 +282,17 @@ async def test_what_a_crash_left_of_a_completed_round_is_removed(
         await configure(http, "r-2")
         await send(http, "p-1", round_id="r-2")
     async with coordinating(env):
-        await eventually(lambda: len(list(tmp_path.rglob("updates/*"))) == 1)
+        await eventually(lambda: len(kept_updates(tmp_path)) == 1)
 
 
+@pytest.mark.usefixtures("place")
 async def test_the_updates_of_a_failed_round_are_removed_after_a_while(
     peers: tuple[Peers, str], tmp_path: Path
 ) -> None:
     env = environment(tmp_path, peers[1])
 
     def left() -> int:
-        return len(list(tmp_path.rglob("updates/*")))
+        return len(kept_updates(tmp_path))
 
     peers[0].refusing.add("aggregate")
     async with coordinating(env) as http:

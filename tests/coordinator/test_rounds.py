@@ -15,6 +15,7 @@ from support.coordinator import (
     ended,
     environment,
     experiment,
+    kept_updates,
     send,
     update,
 )
@@ -49,7 +50,7 @@ async def test_a_round_from_configuration_to_its_model(
     assert peers[0].versions[1]["w"].tolist() == [2.0, 2.0, 2.0]
     # In the participants' order, whoever was first.
     assert peers[0].aggregations == [PARTICIPANTS]
-    await eventually(lambda: not list(tmp_path.rglob("updates/*")))
+    await eventually(lambda: not kept_updates(tmp_path))
 
 
 async def test_the_answer_to_the_last_update_does_not_wait_for_aggregation(
@@ -160,18 +161,20 @@ async def test_fifty_updates_at_once(http: httpx.AsyncClient, peers: tuple[Peers
     assert peers[0].aggregations == [names]
 
 
-async def test_two_different_updates_of_one_proplet_at_once(
-    http: httpx.AsyncClient, peers: tuple[Peers, str], tmp_path: Path
-) -> None:
-    await configure(http, k_of_n=1, participants=["p-1"])
-    bodies = [update("p-1", value=float(number)) for number in range(8)]
-    answers = await asyncio.gather(*(http.post("/update", json=body) for body in bodies))
-    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
-    winner = next(number for number, answer in enumerate(answers) if answer.status_code == 200)
-    await ended(http)
-    assert peers[0].versions[1]["b"].tolist() == float(winner)
-    # Those that did not count are not kept either.
-    await eventually(lambda: not list(tmp_path.rglob("updates/*")))
+@pytest.mark.usefixtures("place")
+async def test_two_different_updates_of_one_proplet_at_once(peers: tuple[Peers, str], tmp_path: Path) -> None:
+    async with coordinating(environment(tmp_path, peers[1])) as http:
+        await configure(http, k_of_n=2, participants=["p-1", "p-2"])
+        bodies = [update("p-1", value=float(number)) for number in range(8)]
+        answers = await asyncio.gather(*(http.post("/update", json=body) for body in bodies))
+        assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+        # Those that do not count are not kept either.
+        assert len(kept_updates(tmp_path)) == 1
+        winner = next(number for number, answer in enumerate(answers) if answer.status_code == 200)
+        await send(http, "p-2", value=float(winner))
+        await ended(http)
+        assert peers[0].versions[1]["b"].tolist() == float(winner)
+        await eventually(lambda: not kept_updates(tmp_path))
 
 
 async def test_many_rounds_at_once_have_their_own_versions(http: httpx.AsyncClient) -> None:

@@ -18,6 +18,7 @@ from propeller.coordinator.aggregation_requests import AggregationRequest, Round
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.documents import AssembledDocument, ModelCut
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.store import RoundStore
 from propeller.coordinator.update_checks import check_contribution, update_specs
 from propeller.coordinator.updates import UpdateDocument
 from propeller.coordinator.verification import Verification
@@ -27,7 +28,16 @@ from propeller.fl.strategies import PART_BYTES, Contribution, aggregate, create_
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, specs_of, to_safetensors
 from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
-from support.coordinator import PARTICIPANTS, configure, coordinating, ended, environment, update
+from propeller.store.database import Database
+from support.coordinator import (
+    PARTICIPANTS,
+    configure,
+    coordinating,
+    ended,
+    environment,
+    kept_updates,
+    update,
+)
 from support.net import eventually, free_port
 
 SOURCE = np.random.default_rng(3)
@@ -39,11 +49,21 @@ BASE: Tensors = {
 
 
 class Peers:
-    """What makes versions, with its blobs in a folder; each ``fresh`` one has forgotten everything that was in memory."""
+    """What makes versions, with its database and blobs in a folder; each ``fresh`` one has forgotten everything that was in memory."""
 
     def __init__(self, folder: Path, registry: str, aggregator: str) -> None:
         self.urls = {"model registry": registry, "aggregator": aggregator}
-        self.updates = KeptUpdates(BlobStore(folder / "blobs"))
+        self.database = Database(str(folder / "d.db"))
+        self.updates = KeptUpdates(BlobStore(folder / "blobs"), self.database)
+
+    async def store(self, slot: int, update: Tensors, **more: Any) -> RoundContribution:
+        content = to_safetensors(update)
+        digest = digest_of(content).removeprefix("sha256:")
+        write = await self.updates.put(UpdateDocument(digest, content, len(content)))
+        if write is not None:
+            async with self.database.transaction() as connection:
+                await write(connection)
+        return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
 
     @contextlib.asynccontextmanager
     async def fresh(
@@ -71,7 +91,10 @@ async def models(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
 async def peers(models: httpx.AsyncClient, tmp_path: Path) -> AsyncIterator[Peers]:
     port = free_port()
     async with serving_aggregator(port):
-        yield Peers(tmp_path, str(models.base_url).rstrip("/"), f"http://127.0.0.1:{port}")
+        made = Peers(tmp_path, str(models.base_url).rstrip("/"), f"http://127.0.0.1:{port}")
+        await RoundStore(made.database).create()
+        yield made
+        await made.database.close()
 
 
 async def upload(models: httpx.AsyncClient, model: Tensors) -> int:
@@ -89,13 +112,6 @@ def near(base: Tensors) -> Tensors:
         else array + 3
         for name, array in base.items()
     }
-
-
-async def store(updates: KeptUpdates, slot: int, update: Tensors, **more: Any) -> RoundContribution:
-    content = to_safetensors(update)
-    digest = digest_of(content).removeprefix("sha256:")
-    await updates.add(UpdateDocument(digest, content, len(content)))
-    return RoundContribution(f"p-{slot}", slot, digest, 10 + slot, **more)
 
 
 async def no_round(_round_id: str) -> None:
@@ -136,7 +152,7 @@ async def test_rounds_of_a_strategy_with_state(
             if not cached:
                 aggregation, registry = await stack.enter_async_context(peers.fresh(part_bytes))
             updates = [near(base) for _ in range(3)]
-            contributions = [await store(peers.updates, slot, each) for slot, each in enumerate(updates)]
+            contributions = [await peers.store(slot, each) for slot, each in enumerate(updates)]
             request = AggregationRequest(
                 f"key-{number}",
                 f"e.{number}",
@@ -206,7 +222,7 @@ async def test_pieces_of_tensors_give_what_whole_ones_do(
             if name not in base
         }
         fields: dict[str, Any] = {"steps": 3, "metrics": {"loss": 0.5}}
-        contributions.append(await store(peers.updates, slot, {**near(base), **extra}, **fields))
+        contributions.append(await peers.store(slot, {**near(base), **extra}, **fields))
         content = b"".join([piece async for piece in peers.updates.stream(contributions[-1].digest)])
         update = from_safetensors(content)[0]
         received.append((Contribution(slot, f"p-{slot}", 10 + slot, **fields), update))
@@ -225,7 +241,7 @@ async def test_values_alone_are_a_state_too(peers: Peers, models: httpx.AsyncCli
     """The proximal term of FedProx may adapt: one number, and no tensors."""
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        contributions = [await store(peers.updates, 0, near(BASE), metrics={"loss": 0.5})]
+        contributions = [await peers.store(0, near(BASE), metrics={"loss": 0.5})]
         strategy = {"name": "fedprox", "mu": 0.1, "adaptive": True}
         request = AggregationRequest("key", "r", version, contributions, strategy)
         new = await aggregation.make_version(request)
@@ -244,8 +260,8 @@ async def test_updates_of_older_versions(peers: Peers, models: httpx.AsyncClient
     old, new = await upload(models, older), await upload(models, newer)
     async with peers.fresh(part_bytes) as (aggregation, registry):
         contributions = [
-            await store(peers.updates, 0, {"w": np.array([3.0, 2.0]), "v": np.ones(2)}, base_version=old),
-            await store(peers.updates, 1, {"w": np.array([0.0, 4.0]), "v": np.zeros(2)}, kind="delta"),
+            await peers.store(0, {"w": np.array([3.0, 2.0]), "v": np.ones(2)}, base_version=old),
+            await peers.store(1, {"w": np.array([0.0, 4.0]), "v": np.zeros(2)}, kind="delta"),
         ]
         made = await aggregation.make_version(AggregationRequest("k", "r", new, contributions))
         np.testing.assert_allclose((await read(models, made.version))["w"], [10 + 20 / 21, 20 + 44 / 21])
@@ -267,7 +283,7 @@ async def test_a_program_that_gives_another_model_when_it_is_tried_again(
             lambda folder, **given: AssembledDocument(folder, memory_bytes=16, **given),
         )
     version = await upload(models, BASE)
-    first, second, third = [[await store(peers.updates, 0, near(BASE))] for _ in range(3)]
+    first, second, third = [[await peers.store(0, near(BASE))] for _ in range(3)]
 
     async def make(contributions: list[RoundContribution]) -> tuple[int, Tensors]:
         async with peers.fresh() as (making, registry):
@@ -301,7 +317,7 @@ async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) 
         verification = Verification(registry, peers.updates, aggregation, no_round)
         with pytest.raises(ConflictError, match=f"version {version} .* has no lineage, as it was uploaded"):
             await verification.verify(version)
-        contributions = [await store(peers.updates, slot, near(BASE)) for slot in range(2)]
+        contributions = [await peers.store(slot, near(BASE)) for slot in range(2)]
         made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
         await peers.updates.remove([contributions[1].digest])
         with pytest.raises(ConflictError, match=r"1 of its 2 updates were removed.*COORDINATOR_KEEP_UPDATES"):
@@ -319,7 +335,7 @@ async def test_what_cannot_be_verified(peers: Peers, models: httpx.AsyncClient) 
 async def test_a_version_that_is_not_what_its_updates_make(peers: Peers, models: httpx.AsyncClient) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, registry):
-        contributions = [await store(peers.updates, slot, near(BASE)) for slot in range(2)]
+        contributions = [await peers.store(slot, near(BASE)) for slot in range(2)]
         made = await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
         lineage = (await models.get(f"/models/{made.version}/info")).json()["lineage"]
         forged = await models.post(
@@ -339,7 +355,7 @@ async def test_what_the_aggregator_refuses_names_update_and_tensor(
 ) -> None:
     version = await upload(models, BASE)
     async with peers.fresh() as (aggregation, _registry):
-        contributions = [await store(peers.updates, 0, {**near(BASE), "w": np.zeros(3)})]
+        contributions = [await peers.store(0, {**near(BASE), "w": np.zeros(3)})]
         with pytest.raises(AggregationError, match=r"update 1 of 'p-0': .*'w'.*\[3\]"):
             await aggregation.make_version(AggregationRequest("k", "r", version, contributions))
 
@@ -365,7 +381,7 @@ async def test_verification_over_http(
             assert (await http.post("/update", json=update(sender))).status_code == 200
         version = (await ended(http))["model_version"]
         # They are removed after the round has ended.
-        await eventually(lambda: keep == "true" or not any((tmp_path / "state").rglob("?" * 64)))
+        await eventually(lambda: keep == "true" or not kept_updates(tmp_path / "state"))
         answer = await http.post(f"/models/{version}/verify")
         if keep == "true":
             assert answer.status_code == 200, answer.text

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -228,7 +229,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
         base = from_json(BASE)
         registry.remember(0, to_safetensors(base), specs_of(base), None)
         aggregator = AggregatorClient(nobody)
-        updates = KeptUpdates(BlobStore(folder / "updates"))
+        updates = KeptUpdates(BlobStore(folder / "updates"), database)
         aggregation = Aggregation(updates, registry, aggregator, retry_delays=())
         service = Coordinator(
             store, registry, updates, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0
@@ -262,6 +263,21 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
 
 def _no_programs() -> NoReturn:
     raise AssertionError("nothing is evaluated here")
+
+
+def kept_updates(state: Path) -> list[str]:
+    """The digests of the updates that the coordinator with this state keeps, in its database and as files."""
+    with contextlib.closing(sqlite3.connect(state / "coordinator.db")) as database:
+        found = [row[0] for row in database.execute("SELECT digest FROM update_documents")]
+    return sorted([*found, *(path.name for path in (state / "updates").iterdir())])
+
+
+def lose_updates(state: Path, digest: str = "%") -> None:
+    """Take updates out of a state, wherever they are: all, or one."""
+    with contextlib.closing(sqlite3.connect(state / "coordinator.db")) as database, database:
+        database.execute("DELETE FROM update_documents WHERE digest LIKE ?", [digest])
+    for path in (state / "updates").glob("*" if digest == "%" else digest):
+        path.unlink()
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""The updates of rounds, kept as blobs until nobody needs them any more."""
+"""The updates of rounds, kept until nobody needs them any more: small ones in the database, others as blobs."""
 
 import hashlib
 import time
@@ -6,32 +6,45 @@ from collections.abc import AsyncIterator, Iterable
 
 from propeller.coordinator.active_rounds import ActiveRounds
 from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.store import RoundStore
+from propeller.coordinator.small_documents import SMALL_BYTES, SmallDocuments
+from propeller.coordinator.store import Also, RoundStore
 from propeller.coordinator.updates import UpdateDocument
 from propeller.fl.round import RoundState
 from propeller.process.files import DurableFile
 from propeller.process.logs import get_logger
 from propeller.store.blobs import BlobNotFoundError, BlobStore
+from propeller.store.database import Database
 
 log = get_logger("coordinator")
 
 
 class KeptUpdates:
-    """Updates by their digests."""
+    """Updates by their digests.
 
-    def __init__(self, blobs: BlobStore) -> None:
-        """Keep them in ``blobs``."""
-        self._blobs = blobs
+    Where one is depends on its size when it came: it is looked for in the database, then among the blobs, where small ones are too
+    that came before there were any in the database.
+    """
 
-    async def add(self, document: UpdateDocument) -> None:
-        """Make an update durable."""
+    def __init__(self, blobs: BlobStore, database: Database, *, small_bytes: int = SMALL_BYTES) -> None:
+        """Keep those of at most ``small_bytes`` in ``database``, which has the coordinator's tables, others in ``blobs``."""
+        self._blobs, self._small, self._small_bytes = blobs, SmallDocuments(database), small_bytes
+
+    async def put(self, document: UpdateDocument) -> Also | None:
+        """Make an update durable; of a small one, give what does so in the transaction by which it counts.
+
+        Raises:
+            BlobStoreError: there is no place for it.
+        """
         if isinstance(document.content, DurableFile):
             await self._blobs.put_file(document.digest, document.content)
-        else:
-            await self._blobs.put(document.digest, document.content)
+            return None
+        if document.size <= self._small_bytes:
+            return self._small.writer(document.digest, document.content)
+        await self._blobs.put(document.digest, document.content)
+        return None
 
     def new_file(self) -> DurableFile:
-        """A file for an update that is not in memory, to be closed; ``add`` keeps it.
+        """A file for an update that is not in memory, to be closed; ``put`` keeps it.
 
         Raises:
             BlobStoreError: there is no place for it.
@@ -40,8 +53,9 @@ class KeptUpdates:
 
     async def has_all(self, record: RoundRecord) -> bool:
         """Whether all updates of a round are still there."""
-        for update in record.updates.values():
-            if not await self._blobs.has(update.digest):
+        digests = {update.digest for update in record.updates.values()}
+        for digest in digests - await self._small.among(digests):
+            if not await self._blobs.has(digest):
                 return False
         return True
 
@@ -51,7 +65,7 @@ class KeptUpdates:
         for digest in digests:
             found = hashlib.sha256()
             try:
-                async for piece in self._blobs.stream(digest):
+                async for piece in self.stream(digest):
                     found.update(piece)
             except BlobNotFoundError:
                 missing.append(digest)
@@ -62,15 +76,20 @@ class KeptUpdates:
 
     async def digests(self) -> list[str]:
         """The digests of all updates that are there."""
-        return await self._blobs.list()
+        return [*await self._small.list(), *await self._blobs.list()]
 
-    def stream(self, digest: str) -> AsyncIterator[bytes]:
+    async def stream(self, digest: str) -> AsyncIterator[bytes]:
         """An update's document in pieces.
 
         Raises:
             BlobNotFoundError: it is not there.
         """
-        return self._blobs.stream(digest)
+        content = await self._small.get(digest)
+        if content is not None:
+            yield content
+            return
+        async for piece in self._blobs.stream(digest):
+            yield piece
 
     async def read(self, digest: str, start: int, end: int) -> bytes:
         """The bytes of an update's document from ``start`` to before ``end``.
@@ -78,11 +97,16 @@ class KeptUpdates:
         Raises:
             BlobNotFoundError: it is not there.
         """
-        return await self._blobs.read(digest, start, end)
+        content = await self._small.get(digest)
+        return await self._blobs.read(digest, start, end) if content is None else content[start:end]
 
     async def remove(self, digests: Iterable[str]) -> None:
         """Remove updates; those that are not there are fine."""
-        for digest in digests:
+        wanted = set(digests)
+        small = await self._small.among(wanted)
+        if small:
+            await self._small.remove(small)
+        for digest in wanted - small:
             await self._blobs.delete(digest)
 
 

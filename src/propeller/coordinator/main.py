@@ -70,7 +70,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         metrics = CoordinatorMetrics()
         session = _create_session(settings)
         announcer = RoundAnnouncer(session, store, settings.channel) if session else None
-        updates = KeptUpdates(BlobStore(settings.blobs_place))
+        updates = KeptUpdates(BlobStore(settings.blobs_place), database)
         aggregation = Aggregation(updates, registry, aggregator)
         publisher = RoundPublisher(session, settings.channel) if session else None
         service = Coordinator(

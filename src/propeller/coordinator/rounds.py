@@ -43,7 +43,7 @@ class NewVersion:
 
 @dataclass(frozen=True)
 class AcceptedUpdate:
-    """An update that counts: the header of what lies in the blobs under ``digest``; ``received_at`` in Unix seconds.
+    """An update that counts: the header of what is kept under ``digest``; ``received_at`` in Unix seconds.
 
     ``transfer`` says how it came; of updates from before that was kept, and of evaluations, there is none.
     """

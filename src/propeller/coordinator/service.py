@@ -85,8 +85,8 @@ class RoundObserver(Protocol):
 class Coordinator:
     """Rounds from their configuration to their model version.
 
-    ``fl.round`` decides; this carries out. An update's tensors go to the blobs first, then its header and the
-    round's new state to the database in one transaction, and then it is answered. Use ``start`` and ``close``.
+    ``fl.round`` decides; this carries out. The tensors of a large update go to the blobs first; then those of a small one, its
+    header and the round's new state go to the database in one transaction, and then it is answered. Use ``start`` and ``close``.
     """
 
     def __init__(
@@ -363,22 +363,23 @@ class Coordinator:
         header = update.header
         active, base_version = await self._admit(update)
         document = await check_update(active.record, update, self._updates.new_file)
+        write: Also | None = None
         if document is None:
             digest, size = evaluation_digest(header), 0
         else:
             with contextlib.closing(document):
                 digest, size = document.digest, document.size
                 if header.proplet_id not in active.record.round.accepted:
-                    await self._updates.add(document)
+                    write = await self._updates.put(document)
         event = UpdateReceived(header.proplet_id, digest, base_version)
         async with active.lock:
             transfer = update.transfer if active.record.kind == "train" else None
             accepted = AcceptedUpdate.of(header, digest, size, time.time(), transfer)
-            answer = await self._apply(active, event, accepted)
+            answer = await self._apply(active, event, accepted, write=write)
         if answer is None:
             raise AssertionError("an update is always answered")
         if not answer.verdict.is_positive:
-            if document is not None:
+            if document is not None and write is None:
                 await self._updates.remove([digest])
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
@@ -389,10 +390,11 @@ class Coordinator:
         event: Event,
         update: AcceptedUpdate | None = None,
         *,
+        write: Also | None = None,
         new: NewVersion | None = None,
         program: str | None = None,
     ) -> Answer | None:
-        """Carry out what an event leads to. The caller holds the round's lock."""
+        """Carry out what an event leads to; ``write`` stores an update's tensors. The caller holds the round's lock."""
         if active.in_doubt:
             await self._read_back(active)
         before, transition = active.record, step(active.record.round, event)
@@ -403,7 +405,7 @@ class Coordinator:
                     after = before.advance(transition.round, time.time(), update, new=new, program=program)
                     active.in_doubt = True
                     async with self._saving(before, after, update) as also:
-                        await self._store.save(before, after, update, also)
+                        await self._store.save(before, after, update, *filter(None, (write, also)))
                     active.set_record(after)
                     self._telemetry.round_changed(before, after, update)
                     if (

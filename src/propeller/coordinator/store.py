@@ -84,7 +84,7 @@ class RoundStore:
         before: RoundRecord,
         after: RoundRecord,
         update: AcceptedUpdate | None = None,
-        also: Also | None = None,
+        *also: Also,
     ) -> None:
         """Store what an event changed, with the update that it accepted and what else follows, in one transaction.
 
@@ -102,8 +102,8 @@ class RoundStore:
                     f"round {after.round_id} is not {before.state} in the database any more: "
                     "let only one coordinator use it"
                 )
-            if also is not None:
-                await also(connection)
+            for write in also:
+                await write(connection)
 
     async def mark_announced(self, round_id: str) -> None:
         """Remember that a completed round was announced."""
@@ -183,7 +183,7 @@ class RoundStore:
         """Which of these updates are of completed rounds, by their digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
-            for some in _batches(digests):
+            for some in batches(digests):
                 query = (
                     sa.select(_updates.c.digest)
                     .join(_rounds, _rounds.c.round_id == _updates.c.round_id)
@@ -199,7 +199,7 @@ class RoundStore:
         """The ids of the rounds that failed before a moment (Unix seconds) and have updates among these digests."""
         found: set[str] = set()
         async with self._database.read() as connection:
-            for some in _batches(digests):
+            for some in batches(digests):
                 query = (
                     sa.select(_rounds.c.round_id)
                     .join(_updates, _updates.c.round_id == _rounds.c.round_id)
@@ -215,7 +215,7 @@ class RoundStore:
         failures: defaultdict[str, dict[str, str]] = defaultdict(dict)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-            for some in _batches([row.round_id for row in rows]):
+            for some in batches([row.round_id for row in rows]):
                 of_some = _updates.select().where(_updates.c.round_id.in_(some))
                 for row in await connection.execute(of_some.order_by(_updates.c.received_at)):
                     updates[row.round_id].append(row)
@@ -420,6 +420,7 @@ def _read_request(row: "sa.Row[Any]") -> tuple[RoundRequest, str | None]:
     ), refusal
 
 
-def _batches(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), _MAX_QUERY_VALUES):
-        yield values[start : start + _MAX_QUERY_VALUES]
+def batches(values: Sequence[str], size: int = _MAX_QUERY_VALUES) -> Iterator[Sequence[str]]:
+    """Values, so many at a time as one query takes, or fewer."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

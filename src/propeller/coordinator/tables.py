@@ -8,6 +8,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -89,6 +90,14 @@ updates = Table(
     Column("uncompressed_bytes", BigInteger),
     Column("compression", String(64)),
     Column("compression_error", Double),
+)
+
+# No foreign key: the round that merges an update of a wave has it too, so that a digest may be in ``updates`` twice.
+update_documents = Table(
+    "update_documents",
+    tables,
+    Column("digest", String(64), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
 )
 
 failures = Table(
