@@ -6,6 +6,8 @@ child import again.
 
 # ruff: noqa: F401
 
+import gc
+
 import anyio._backends._asyncio
 import httpcore
 import httptools
@@ -21,3 +23,6 @@ for spec in SERVICES:
     if spec.forked:
         spec.load_settings_class()
         spec.load_main()
+
+gc.collect()
+gc.freeze()  # a collection in a child would look at all of it, and copy the pages that are shared
