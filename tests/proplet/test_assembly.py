@@ -103,7 +103,8 @@ def test_an_s_proxy_that_does_say_the_digest_is_held_to_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("announced", "reason"), [({"size": LIMIT + 1}, "module_bytes"), ({"total": 0}, "total_chunks")]
+    ("announced", "reason"),
+    [({"size": LIMIT + 1}, "PROPLET_TASK_MODULE_BYTES"), ({"total": 0}, "total_chunks")],
 )
 def test_what_is_announced_has_limits(announced: dict[str, int], reason: str) -> None:
     with pytest.raises(AssemblyError, match=reason):

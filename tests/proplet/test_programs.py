@@ -163,7 +163,7 @@ async def test_one_who_leaves_does_not_end_the_fetch_for_others(scene: Scene) ->
     [
         (None, Limits(), "no such image"),
         (b"bad", Limits(), "not a valid Wasm program"),
-        (CONTENT, Limits(module_bytes=100), "module_bytes"),
+        (CONTENT, Limits(module_bytes=100), r"module_bytes.*\(PROPLET_TASK_MODULE_BYTES\)"),
     ],
 )
 async def test_why_a_program_cannot_be_had_is_told(

@@ -2,6 +2,7 @@
 
 from propeller.digests import digest_of
 from propeller.proplet.errors import AssemblyError, ChunkError
+from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.protocol.programs import ProgramChunk
 
 MAX_CHUNKS = 65536
@@ -29,7 +30,10 @@ class Assembly:
         self._max_bytes, self._size_so_far = max_bytes, 0
         self._chunks: dict[int, bytes] = {}
         if size is not None and size > max_bytes:
-            raise AssemblyError(f"module_bytes: the program of {size} bytes is over the limit of {max_bytes}")
+            setting = LIMIT_SETTINGS["module_bytes"]
+            raise AssemblyError(
+                f"module_bytes: the program of {size} bytes is over the limit of {max_bytes} ({setting})"
+            )
         if total is not None and not 0 < total <= MAX_CHUNKS:
             raise AssemblyError(f"total_chunks: {total} is not between 1 and {MAX_CHUNKS}")
 

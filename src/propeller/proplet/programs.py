@@ -17,6 +17,7 @@ from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
+from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind
 from propeller.protocol.wire import MalformedMessageError
@@ -279,7 +280,9 @@ class ProgramFetcher:
         try:
             await self._store.add(digest, content, self._limits)
         except ProgramError as error:
-            raise TaskError(f"program {reference}: {error}") from error
+            setting = LIMIT_SETTINGS.get(error.limit or "")
+            where = f" ({setting})" if setting else ""
+            raise TaskError(f"program {reference}: {error}{where}") from error
 
     async def _publish(self, request: ProgramRequest) -> None:
         topic = self._channel.topic(Kind.REGISTRY_REQUEST)
