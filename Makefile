@@ -51,10 +51,10 @@ $(VENV)/.made:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "Installing Propeller into $(VENV) …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[build]'
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[build]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what tests need …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
