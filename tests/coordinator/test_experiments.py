@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from propeller.coordinator.aggregation import RETRY_DELAYS
 from propeller.coordinator.experiment_store import ExperimentStore
-from propeller.coordinator.rounds import RoundRecord
+from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
@@ -567,8 +567,9 @@ async def test_a_transaction_of_unknown_end_is_read_back(
 ) -> None:
     save, fail = RoundStore.save, ["e.1", "e.2"]
 
-    async def save_and_fail(self: RoundStore, before: RoundRecord, after: RoundRecord, *more: Any) -> None:
-        await save(self, before, after, *more)
+    async def save_and_fail(self: RoundStore, changes: Sequence[RoundChange], *also: Also) -> None:
+        await save(self, changes, *also)
+        after = changes[-1].after
         if after.state is RoundState.COMPLETED and after.round_id in fail:
             fail.remove(after.round_id)
             raise OSError("the connection was lost")

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import functools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from propeller.coordinator.active_rounds import ActiveRound, Arrival
 from propeller.coordinator.aggregation import Aggregation
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
-from propeller.coordinator.store import RoundStore
+from propeller.coordinator.round_runner import RoundRunner
+from propeller.coordinator.rounds import RoundChange
+from propeller.coordinator.store import Also, RoundStore
+from propeller.fl.round import Answer
 from propeller.process.settings import SettingsError
 from support.coordinator import (
     PARTICIPANTS,
@@ -115,16 +118,11 @@ async def test_a_transaction_that_was_committed_although_it_failed(
 ) -> None:
     save, fail = RoundStore.save, {"p-2", "p-3"}
 
-    async def save_and_fail(
-        self: RoundStore,
-        before: RoundRecord,
-        after: RoundRecord,
-        update: AcceptedUpdate | None = None,
-        *more: Any,
-    ) -> None:
-        await save(self, before, after, update, *more)
-        if update is not None and update.proplet_id in fail:
-            fail.remove(update.proplet_id)
+    async def save_and_fail(self: RoundStore, changes: Sequence[RoundChange], *also: Also) -> None:
+        await save(self, changes, *also)
+        sender = changes[0].update.proplet_id if changes[0].update else ""
+        if sender in fail:
+            fail.remove(sender)
             raise OSError("the connection was lost")
 
     monkeypatch.setattr(RoundStore, "save", save_and_fail)
@@ -136,6 +134,61 @@ async def test_a_transaction_that_was_committed_although_it_failed(
     await send(http, "p-2", "p-3")
     assert (await ended(http))["num_updates"] == 3
     assert peers[0].aggregations == [PARTICIPANTS]
+
+
+async def test_updates_that_come_together_are_stored_together(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, stored, gate = RoundStore.save, [], asyncio.Event()
+    apply_update, came = RoundRunner.apply_update, []
+
+    async def note(self: RoundRunner, active: ActiveRound, arrival: Arrival) -> Answer:
+        came.append(arrival.update.proplet_id)
+        return await apply_update(self, active, arrival)
+
+    async def save_late(self: RoundStore, changes: Sequence[RoundChange], *also: Also) -> None:
+        stored.append([change.update.proplet_id for change in changes if change.update])
+        await gate.wait()
+        await save(self, changes, *also)
+
+    monkeypatch.setattr(RoundRunner, "apply_update", note)
+    monkeypatch.setattr(RoundStore, "save", save_late)
+    names = [f"p-{number}" for number in range(1, 9)]
+    await configure(http, participants=names, k_of_n=7)
+    # One of them twice, and one that differs from what counts by then.
+    bodies = [*map(update, names), update("p-2"), {**update("p-3"), "num_samples": 99}]
+    sent = []
+    for body in bodies:
+        sent.append(asyncio.create_task(http.post("/update", json=body)))
+        await eventually(lambda: len(came) == len(sent))
+    gate.set()
+    codes = [answer.status_code for answer in await asyncio.gather(*sent)]
+    assert stored[:2] == [["p-1"], names[1:7]]
+    assert codes == [200] * 7 + [409, 200, 409]  # late, there already, and another one
+    assert (await ended(http))["num_updates"] == 7
+
+
+async def test_one_that_cannot_be_stored_keeps_none_from_it_that_came_with_it(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, tries = RoundStore.save, []
+
+    async def refuse_one(self: RoundStore, changes: Sequence[RoundChange], *also: Also) -> None:
+        names = [change.update.proplet_id for change in changes if change.update]
+        tries.append(names)
+        await asyncio.sleep(0.05)  # so that others wait
+        if "p-2" in names:
+            raise OSError("too large for the database")
+        await save(self, changes, *also)
+
+    monkeypatch.setattr(RoundStore, "save", refuse_one)
+    names = [f"p-{number}" for number in range(1, 6)]
+    await configure(http, participants=names, k_of_n=5)
+    answers = await asyncio.gather(*(http.post("/update", json=update(name)) for name in names))
+    assert [answer.status_code for answer in answers].count(500) == 1
+    assert any(len(names) > 1 for names in tries)
+    received = {one["proplet_id"] for one in (await http.get("/rounds/r-1")).json()["received"]}
+    assert received == {"p-1", "p-3", "p-4", "p-5"}
 
 
 async def test_a_round_that_another_coordinator_moved_is_read_back(
@@ -162,7 +215,7 @@ async def test_a_database_that_fails_when_the_deadline_passes(
             raise failures.pop()
         await save(self, *given)
 
-    monkeypatch.setattr("propeller.coordinator.service.STORE_RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr("propeller.coordinator.round_runner.STORE_RETRY_DELAY_S", 0.01)
     monkeypatch.setattr(RoundStore, "save", fail_first)
     await configure(http, timeout_s=0.1)
     assert (await ended(http))["reason"].startswith("deadline")

@@ -3,13 +3,32 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from propeller.coordinator.rounds import RoundRecord
-from propeller.coordinator.store import RoundStore
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.store import Also, RoundStore
+from propeller.fl.round import Answer, UpdateReceived
 from propeller.protocol.ids import InvalidIdError, check_id
 
 MAX_ROUNDS = 64
 """Rounds in memory, above which those that are over make room for others; open ones are always in memory."""
+
+
+@dataclass(eq=False)
+class Arrival:
+    """An update that came for a round and is to be applied to it.
+
+    Attributes:
+        event: what came.
+        update: as what it counts, if it does.
+        write: stores its tensors in the transaction by which it counts, unless they are stored already.
+        answer: what became of it, once that is stored.
+    """
+
+    event: UpdateReceived
+    update: AcceptedUpdate
+    write: Also | None
+    answer: Answer | None = None
 
 
 class ActiveRound:
@@ -21,6 +40,8 @@ class ActiveRound:
         self.lock = asyncio.Lock()
         self.in_doubt = False
         """Whether a transaction was begun and its end is not known: the record may be older than the database."""
+        self.arrivals: list[Arrival] = []
+        """Updates that wait for the lock; whoever gets it applies many of them together."""
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 

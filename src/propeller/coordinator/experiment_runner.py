@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from propeller.coordinator.round_events import (
     round_ended,
     wave_changed,
 )
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.rounds import RoundChange, RoundRecord
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.store import Also
 from propeller.errors import ConflictError
@@ -158,10 +158,9 @@ class ExperimentRunner:
     # What rounds tell (``service.RoundObserver``).
 
     @contextlib.asynccontextmanager
-    async def saving(
-        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
-    ) -> AsyncIterator[Also | None]:
-        """Store with a change of a round what it means to its experiment, and carry that out afterwards."""
+    async def saving(self, changes: Sequence[RoundChange]) -> AsyncIterator[Also | None]:
+        """Store with changes of a round what they mean to its experiment, and carry that out afterwards."""
+        before, after = changes[0].before, changes[-1].after
         if after.experiment_id is None:
             yield None
             return
@@ -170,7 +169,8 @@ class ExperimentRunner:
 
         async def fill(found: Step) -> None:
             active.specs, found.changed = after.specs, after
-            found.events += events_of(before, after, update, now)
+            for change in changes:
+                found.events += events_of(change, now)
             if active.record.program != after.request.task_wasm_image:
                 found.after = replace(found.after, program=after.request.task_wasm_image)
             outcome = outcome_of(after) if after.state.is_over else None

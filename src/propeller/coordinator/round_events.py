@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from propeller.coordinator.experiment_records import ExperimentRecord
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, format_unix_time
+from propeller.coordinator.rounds import RoundChange, RoundRecord, format_unix_time
 from propeller.fl.experiment import RoundEnded, WaveChanged
 from propeller.fl.round import RoundState
 
@@ -19,10 +19,9 @@ class NewEvent:
     data: Mapping[str, Any]
 
 
-def events_of(
-    before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None, at: float
-) -> Iterator[NewEvent]:
+def events_of(change: RoundChange, at: float) -> Iterator[NewEvent]:
     """The events of a change: its participants are known, an update has come, participants have failed."""
+    before, after, update = change.before, change.after, change.update
     plan = after.round.plan
     place = place_of(after)
     if before.state is RoundState.CREATED and after.state is RoundState.COLLECTING:

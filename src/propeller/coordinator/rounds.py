@@ -299,6 +299,21 @@ class RoundRecord:
         }
 
 
+@dataclass(frozen=True)
+class RoundChange:
+    """What an event made of a round.
+
+    Attributes:
+        before: the round.
+        after: the round after it.
+        update: that was accepted, if it was one.
+    """
+
+    before: RoundRecord
+    after: RoundRecord
+    update: AcceptedUpdate | None = None
+
+
 def format_unix_time(moment: float | None) -> str | None:
     """A time in Unix seconds as RFC 3339."""
     return None if moment is None else format_time(datetime.fromtimestamp(moment, UTC))

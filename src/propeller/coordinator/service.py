@@ -3,33 +3,25 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds
-from propeller.coordinator.aggregation import Aggregation, AggregationError
-from propeller.coordinator.aggregation_requests import AggregationRequest
+from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds, Arrival
+from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates, UpdateRetention
-from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
-from propeller.coordinator.store import Also, RoundStore, StoreConflictError
+from propeller.coordinator.round_runner import RoundObserver, RoundRunner
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.store import Also, RoundStore
 from propeller.coordinator.telemetry import RoundTelemetry
 from propeller.coordinator.update_checks import check_update
 from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
 from propeller.fl.round import (
-    Aggregate,
-    AggregateStored,
-    AggregationFailed,
-    AnnounceVersion,
-    Answer,
     ChoiceFailed,
-    DeadlinePassed,
     Event,
     ParticipantFailed,
     ParticipantsChosen,
-    Persist,
     RetryRequested,
     RoundCancelled,
     RoundConfigured,
@@ -37,12 +29,10 @@ from propeller.fl.round import (
     UpdateReceived,
     Verdict,
     admit,
-    resume,
     step,
 )
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
-from propeller.process.retry import retry
 from propeller.protocol.rounds import (
     ChosenParticipants,
     Experiment,
@@ -56,9 +46,6 @@ log = get_logger("coordinator")
 RESTART_GRACE_S = 2.0
 """How long a round whose deadline passed while the coordinator was down still collects what waits in the broker."""
 
-STORE_RETRY_DELAY_S = 1.0
-"""Between tries to store what happened when the database fails, in seconds."""
-
 CLEANUP_INTERVAL_S = 600.0
 """Between searches for updates that nobody needs any more, in seconds."""
 
@@ -68,18 +55,6 @@ _ERRORS: dict[Verdict, type[PropellerError]] = {
     Verdict.STALE: ConflictError,
     Verdict.LATE: ConflictError,
 }
-
-
-class RoundObserver(Protocol):
-    """Who must know what happens to rounds: experiments."""
-
-    def saving(
-        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
-    ) -> AbstractAsyncContextManager[Also | None]:
-        """Around the transaction that stores what an event changed; what it gives is written in it too."""
-
-    async def note_waiting(self, record: RoundRecord, reason: str) -> None:
-        """A round's participants cannot be chosen yet."""
 
 
 class Coordinator:
@@ -114,19 +89,19 @@ class Coordinator:
             announce: called with a completed round's id and model version, and whether it is to be recorded that this was
                 announced; without it, rounds are not announced.
         """
-        self._store, self._registry, self._updates, self._aggregation = store, registry, updates, aggregation
-        self._telemetry, self._announce = telemetry, announce
+        self._store, self._registry, self._updates = store, registry, updates
+        self._telemetry, self._announces = telemetry, announce is not None
         self._rounds = ActiveRounds(store)
         self._retention = UpdateRetention(
             updates, store, self._rounds, keep_failed_s=keep_failed_s, keep_all=keep_updates
         )
         self._background = BackgroundTasks("coordinator")
+        self._runner = RoundRunner(store, aggregation, telemetry, self._retention, self._background, announce)
         self._stopping = False
-        self._observer: RoundObserver | None = None
 
     def observe(self, observer: RoundObserver) -> None:
         """Have an observer know of everything that happens to rounds from now on."""
-        self._observer = observer
+        self._runner.observer = observer
 
     async def start(self) -> None:
         """Go on with every round that was open when the process ended."""
@@ -134,11 +109,13 @@ class Coordinator:
             active = self._rounds.add(record)
             log.info("resuming round", round_id=record.round_id, state=record.state.value)
             if record.refusal is not None:
-                self._background.spawn(self._apply_until_stored(active, RoundCancelled(record.refusal)))
+                self._background.spawn(
+                    self._runner.apply_until_stored(active, RoundCancelled(record.refusal))
+                )
                 continue
-            self._resume(active)
+            self._runner.resume(active)
             if record.state is RoundState.COLLECTING:
-                self._start_timer(active, grace_s=RESTART_GRACE_S)
+                self._runner.start_timer(active, grace_s=RESTART_GRACE_S)
         if not self._retention.keep_all:
             self._background.spawn_periodic(
                 "removing updates of old rounds", self._retention.remove_old, CLEANUP_INTERVAL_S, at_once=True
@@ -173,19 +150,19 @@ class Coordinator:
         specs = await self._registry.specs(model_version(experiment.model_ref))
         created = RoundRecord.create(experiment, specs, time.time())
         collecting = step(created.round, RoundConfigured()).round
-        record = replace(created, round=collecting, announced=self._announce is None)
+        record = replace(created, round=collecting, announced=not self._announces)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
         active = await self._rounds.create(record)
         if active is None:
             return (await self._find(round_id)).record.require_same(experiment)
-        self._start_timer(active)
+        self._runner.start_timer(active)
         self._telemetry.round_configured(record)
         return record
 
     def open_round(self, record: RoundRecord) -> None:
         """Take over a round of an experiment that is stored already: it waits for its participants, or has its updates."""
         if self._rounds.get(record.round_id) is None:  # someone may have asked for it since it was stored
-            self._resume(self._rounds.add(record))
+            self._runner.resume(self._rounds.add(record))
 
     async def choose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
         """Let a round that waits for participants have them; the first choice stays.
@@ -195,17 +172,17 @@ class Coordinator:
         """
         active = await self._find(round_id)
         if chosen.waiting:
-            if active.record.state is RoundState.CREATED and self._observer is not None:
-                await self._observer.note_waiting(active.record, chosen.waiting)
+            if active.record.state is RoundState.CREATED and self._runner.observer is not None:
+                await self._runner.observer.note_waiting(active.record, chosen.waiting)
         else:
             event: Event = ParticipantsChosen(tuple(chosen.participants), chosen.surplus)
             if chosen.failure:
                 event = ChoiceFailed(chosen.failure)
             async with active.lock:
                 before = active.record
-                await self._apply(active, event, program=chosen.program)
+                await self._runner.apply(active, event, program=chosen.program)
                 if active.record is not before and active.record.state is RoundState.COLLECTING:
-                    self._start_timer(active)
+                    self._runner.start_timer(active)
         record = active.record
         collects = record.state is RoundState.COLLECTING
         return RoundParticipants(
@@ -218,7 +195,7 @@ class Coordinator:
         """End a round that is not wanted any more; one that is over stays as it is."""
         active = await self._rounds.find(round_id)
         if active is not None:
-            await self._apply_until_stored(active, RoundCancelled(reason))
+            await self._runner.apply_until_stored(active, RoundCancelled(reason))
 
     def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
         """The rounds of an experiment in the order in which they were created, some at a time."""
@@ -260,7 +237,7 @@ class Coordinator:
         """
         active = await self._find(round_id)
         async with active.lock:
-            answer = await self._apply(active, ParticipantFailed(failure.proplet_id, failure.reason))
+            answer = await self._runner.apply(active, ParticipantFailed(failure.proplet_id, failure.reason))
         if answer is None:
             raise AssertionError("a failure is always answered")
         if answer.verdict is Verdict.FOREIGN:
@@ -317,7 +294,7 @@ class Coordinator:
                     f"round {round_id} cannot be retried: its updates are not there any more, they are kept "
                     f"for {self._retention.keep_failed_s:g} s after it failed (COORDINATOR_KEEP_FAILED); start a new round"
                 )
-            await self._apply(active, RetryRequested())
+            await self._runner.apply(active, RetryRequested())
             record = active.record
         if record.state is not RoundState.AGGREGATING:
             raise ConflictError(
@@ -371,117 +348,13 @@ class Coordinator:
                 digest, size = document.digest, document.size
                 if header.proplet_id not in active.record.round.accepted:
                     write = await self._updates.put(document)
-        event = UpdateReceived(header.proplet_id, digest, base_version)
-        async with active.lock:
-            transfer = update.transfer if active.record.kind == "train" else None
-            accepted = AcceptedUpdate.of(header, digest, size, time.time(), transfer)
-            answer = await self._apply(active, event, accepted, write=write)
-        if answer is None:
-            raise AssertionError("an update is always answered")
+        transfer = update.transfer if active.record.kind == "train" else None
+        accepted = AcceptedUpdate.of(header, digest, size, time.time(), transfer)
+        answer = await self._runner.apply_update(
+            active, Arrival(UpdateReceived(header.proplet_id, digest, base_version), accepted, write)
+        )
         if not answer.verdict.is_positive:
             if document is not None and write is None:
                 await self._updates.remove([digest])
             raise _ERRORS[answer.verdict](answer.reason)
         return answer.verdict
-
-    async def _apply(
-        self,
-        active: ActiveRound,
-        event: Event,
-        update: AcceptedUpdate | None = None,
-        *,
-        write: Also | None = None,
-        new: NewVersion | None = None,
-        program: str | None = None,
-    ) -> Answer | None:
-        """Carry out what an event leads to; ``write`` stores an update's tensors. The caller holds the round's lock."""
-        if active.in_doubt:
-            await self._read_back(active)
-        before, transition = active.record, step(active.record.round, event)
-        answer: Answer | None = None
-        for effect in transition.effects:
-            match effect:
-                case Persist():
-                    after = before.advance(transition.round, time.time(), update, new=new, program=program)
-                    active.in_doubt = True
-                    async with self._saving(before, after, update) as also:
-                        await self._store.save(before, after, update, *filter(None, (write, also)))
-                    active.set_record(after)
-                    self._telemetry.round_changed(before, after, update)
-                    if (
-                        after.experiment_id is not None
-                        and after.state is RoundState.FAILED
-                        and not after.keeps_updates
-                    ):
-                        # Its experiment tries it again with updates of their own.
-                        self._background.spawn(self._retention.remove_of(after))
-                case Answer():
-                    answer = effect
-                case Aggregate(proplet_ids):
-                    self._background.spawn(self._aggregate(active, proplet_ids))
-                case AnnounceVersion(version):
-                    if self._announce is not None:
-                        self._announce(active.record.round_id, version, not active.record.announced)
-        return answer
-
-    def _saving(
-        self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None
-    ) -> AbstractAsyncContextManager[Also | None]:
-        if self._observer is None:
-            return contextlib.nullcontext()
-        return self._observer.saving(before, after, update)
-
-    async def _read_back(self, active: ActiveRound) -> None:
-        """Find out what became of a transaction that failed: it may have been committed all the same."""
-        record = await self._store.load(active.record.round_id)
-        if record is None:
-            raise NotFoundError(f"round {active.record.round_id} is not in the database any more")
-        changed = record.state is not active.record.state
-        active.set_record(record)
-        if changed:
-            self._resume(active)
-
-    def _resume(self, active: ActiveRound) -> None:
-        for effect in resume(active.record.round):
-            if isinstance(effect, Aggregate):
-                self._background.spawn(self._aggregate(active, effect.proplet_ids))
-
-    def _start_timer(self, active: ActiveRound, *, grace_s: float = 0.0) -> None:
-        def pass_deadline() -> None:
-            self._background.spawn(self._apply_until_stored(active, DeadlinePassed()))
-
-        active.start_timer(max(active.record.deadline - time.time(), grace_s), pass_deadline)
-
-    async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
-        try:
-            request = AggregationRequest.of_round(active.record, proplet_ids)
-            new = await self._aggregation.make_version(
-                request,
-                while_wanted=None
-                if active.record.experiment_id is None
-                else lambda: active.record.state is RoundState.AGGREGATING,
-            )
-        except AggregationError as error:
-            await self._apply_until_stored(active, AggregationFailed(str(error)))
-        else:
-            await self._apply_until_stored(active, AggregateStored(new.version), new)
-            await self._retention.remove_of(active.record)
-
-    async def _apply_until_stored(
-        self, active: ActiveRound, event: Event, new: NewVersion | None = None
-    ) -> None:
-        """Apply an event that nobody waits for, however long the database takes to accept it."""
-
-        async def apply() -> None:
-            async with active.lock:
-                await self._apply(active, event, new=new)
-
-        await retry(
-            apply,
-            delays=(STORE_RETRY_DELAY_S,),
-            forever=True,
-            on=lambda error: not isinstance(error, StoreConflictError | NotFoundError),
-            failed=lambda error, _delay_s: log.error(
-                "could not be stored, trying again", round_id=active.record.round_id, exc_info=error
-            ),
-        )

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import sqlalchemy.exc
 from pydantic import ValidationError
 
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord, RoundRequest
+from propeller.coordinator.rounds import AcceptedUpdate, RoundChange, RoundRecord, RoundRequest
 from propeller.coordinator.tables import SCHEMA
 from propeller.coordinator.tables import experiments as _experiments
 from propeller.coordinator.tables import failures as _failures
@@ -79,21 +79,17 @@ class RoundStore:
             return False
         return True
 
-    async def save(
-        self,
-        before: RoundRecord,
-        after: RoundRecord,
-        update: AcceptedUpdate | None = None,
-        *also: Also,
-    ) -> None:
-        """Store what an event changed, with the update that it accepted and what else follows, in one transaction.
+    async def save(self, changes: Sequence[RoundChange], *also: Also) -> None:
+        """Store what events changed one after the other, with the updates that they accepted and what else follows, in one transaction.
 
         Raises:
-            StoreConflictError: the round is not in the state ``before``.
+            StoreConflictError: the round is not in the state before the first change.
         """
+        before, after = changes[0].before, changes[-1].after
+        updates = [_update_row(after, change.update) for change in changes if change.update is not None]
         async with self._database.transaction() as connection:
-            if update is not None:
-                await connection.execute(_INSERT_UPDATE, _update_row(after, update))
+            if updates:
+                await connection.execute(_INSERT_UPDATE, updates)
             await _save_failures(connection, before, after)
             which = {"of_round": after.round_id, "in_state": before.state.value}
             changed = await connection.execute(_CHANGE_ROUND, {**which, **_changed_columns(before, after)})

@@ -4,7 +4,7 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 
-from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
+from propeller.coordinator.rounds import RoundChange, RoundRecord
 from propeller.errors import (
     ConflictError,
     InvalidError,
@@ -83,8 +83,9 @@ class RoundTelemetry:
             reason=str(error),
         )
 
-    def round_changed(self, before: RoundRecord, after: RoundRecord, update: AcceptedUpdate | None) -> None:
+    def round_changed(self, change: RoundChange) -> None:
         """A round changed, perhaps by an accepted update or by the failure of a participant."""
+        before, after, update = change.before, change.after, change.update
         round_log = log.bind(round_id=after.round_id, updates=len(after.updates))
         for proplet_id, reason in after.round.failures.items():
             if before.round.failures.get(proplet_id) != reason:
