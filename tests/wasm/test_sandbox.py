@@ -1,12 +1,15 @@
 """What a program meets in the sandbox, and what comes back."""
 
 import asyncio
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wasmtime
 
 from propeller.digests import digest_of
+from propeller.wasm import folder_contents
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from support.guests import OUT, add, command, wat
@@ -47,6 +50,35 @@ async def test_a_file_in_and_standard_output(sandbox: Sandbox) -> None:
     assert outcome.stdout == content
     assert outcome.exit_code == 0
     assert {"start_ms", "run_ms", "total_ms", "cpu_ms", "memory_peak_bytes"} <= set(outcome.metrics)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk", "full"])
+async def test_small_inputs_are_in_memory_where_that_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    memory, seen = tmp_path / "memory", []
+    monkeypatch.setattr("propeller.wasm.sandbox.memory_folder", lambda: None if place == "disk" else memory)
+    create = folder_contents.create
+
+    def make(folder: Path, *given: Any, inputs: Path | None = None) -> None:
+        create(folder, *given, inputs=inputs)
+        if place == "full" and inputs is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seen.append((folder / "in").resolve().is_relative_to(memory))
+
+    monkeypatch.setattr(folder_contents, "create", make)
+    async with Sandbox(tmp_path / "sandbox") as sandbox:
+        digest = await add(sandbox, command(OPEN_IN + ECHO, data="in.js"))
+        for content in (b"small", bytes(300_000)):
+            outcome = await sandbox.run(ProgramRun("a", digest, files={"in.js": content}))
+            assert (outcome.error, outcome.stdout) == (None, content)
+        folders = [
+            *(tmp_path / "sandbox" / "tasks").iterdir(),
+            *(memory.iterdir() if memory.exists() else ()),
+        ]
+        assert [entry for own in folders for entry in own.iterdir()] == []
+    assert seen == [place == "memory", False]
+    assert not memory.exists() or list(memory.iterdir()) == []
 
 
 async def test_a_file_out(sandbox: Sandbox) -> None:

@@ -3,7 +3,9 @@
 import threading
 from pathlib import Path
 
-from propeller.wasm.task_folders import TaskFolders
+import pytest
+
+from propeller.wasm.task_folders import TaskFolders, memory_folder
 
 
 def test_sandboxes_that_begin_at_once_keep_their_folders(tmp_path: Path) -> None:
@@ -43,3 +45,18 @@ def test_a_link_is_not_taken_for_an_abandoned_folder(tmp_path: Path) -> None:
     folders.open()
     folders.close()
     assert (tmp_path / "elsewhere" / "kept").exists()
+
+
+def test_a_folder_in_memory_is_this_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("propeller.wasm.task_folders._MEMORY", tmp_path)
+    assert memory_folder() is None  # the disk
+    monkeypatch.setattr(Path, "is_mount", lambda _self: True)
+    folder = memory_folder()
+    assert folder is not None
+    assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert memory_folder() == folder
+    folder.chmod(0o755)  # whoever made it, others see into it
+    assert memory_folder() is None
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert memory_folder() is None

@@ -19,16 +19,24 @@ class OutputError(InvalidError):
     """What a task left in ``/out`` or ``/state`` cannot be taken."""
 
 
-def create(folder: Path, files: Mapping[str, bytes | Path], state: StateFolder | None = None) -> None:
+def create(
+    folder: Path,
+    files: Mapping[str, bytes | Path],
+    state: StateFolder | None = None,
+    *,
+    inputs: Path | None = None,
+) -> None:
     """Make ``folder`` with ``in`` (holding ``files``), ``out`` and, for a task that has one, a copy of its ``state``.
 
-    A file that is given by its path is linked, or copied if it is on another file system.
+    ``in`` is a link to ``inputs``, which is made, if that is given. A file that is given by its path is linked, or copied if it is on another file system.
 
     Raises:
         ValueError: a file's name is not a plain name.
     """
     folder.mkdir(mode=0o700)
-    (folder / "in").mkdir(mode=0o700)
+    (inputs or folder / "in").mkdir(mode=0o700)
+    if inputs is not None:
+        (folder / "in").symlink_to(inputs)
     (folder / "out").mkdir(mode=0o700)
     if state is not None:
         (folder / "state").mkdir(mode=0o700)

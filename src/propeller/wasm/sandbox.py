@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
@@ -27,19 +27,21 @@ from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
-from propeller.wasm.task_folders import TaskFolders
+from propeller.wasm.task_folders import TaskFolders, memory_folder
 from propeller.wasm.template_client import SandboxError, TaskProcess, TemplateClient
 
 __all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 
 _INLINE_BYTES = 256 * 1024
-"""Files of a task, together, that are written without a thread."""
+"""Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
 
 _TASK_FILE = "task.json"
 _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
 
 OnStderr = Callable[[str], None]
+
+T = TypeVar("T")
 
 
 class Sandbox:
@@ -59,13 +61,16 @@ class Sandbox:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
+        memory = memory_folder()
+        self._memory = None if memory is None else TaskFolders(memory)
         self._template = TemplateClient(_NICE)
         self._compiler = Compiler(self._cache, self._template, self._folders.own)
         self._calls = HostCalls(self._template, self._folders)
         self._running: dict[str, _ActiveRun] = {}
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._folders.open)
+        for folders in filter(None, (self._folders, self._memory)):
+            await asyncio.to_thread(folders.open)
         try:
             self._template.open()
             await self._template.ready()
@@ -79,7 +84,8 @@ class Sandbox:
         await self._compiler.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
-        await asyncio.to_thread(self._folders.close)
+        for folders in filter(None, (self._folders, self._memory)):
+            await asyncio.to_thread(folders.close)
 
     @property
     def template_pid(self) -> int:
@@ -193,11 +199,14 @@ class Sandbox:
             state=_state_access(run.state),
         )
         copies = run.state is not None and run.state.source is not None
+        small = _is_small(run.files)
+        memory = self._memory.new() if self._memory is not None and small else None
+        in_thread = copies or not small
         stdout, lines = bytearray(), LineSplitter(on_stderr)
         try:
-            await _in_thread_if_large(run.files, _create_folder, folder, run, task, large=copies)
+            task_file = await _call(_create_folder, folder, memory, run, task, in_thread=in_thread)
             active.process = process = self._template.start(
-                folder / _TASK_FILE,
+                task_file,
                 limits.wall_time_s,
                 stdout=OutputSink(
                     limits.stdout_bytes, stdout.extend, partial(active.note_excess, "stdout_bytes")
@@ -239,7 +248,7 @@ class Sandbox:
             return replace(outcome, metrics=run_metrics(end, asked_at))
         finally:
             active.process = None
-            await _in_thread_if_large(run.files, folder_contents.remove, folder, large=copies)
+            await _call(_remove_folders, folder, memory, in_thread=in_thread)
 
 
 class _ActiveRun:
@@ -272,17 +281,33 @@ def _state_access(state: StateFolder | None) -> str | None:
     return STATE_READABLE if state.target is None else STATE_WRITABLE
 
 
-def _create_folder(folder: Path, run: ProgramRun, task: RunTask) -> None:
+def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: RunTask) -> Path:
+    """Make what a task needs, small inputs in memory if there is room; gives the file that says what it is to do."""
+    if memory is not None:
+        try:
+            memory.mkdir(mode=0o700)
+            folder_contents.create(folder, run.files, run.state, inputs=memory / "in")
+            write_task(memory / _TASK_FILE, task)
+        except OSError:
+            _remove_folders(folder, memory)
+        else:
+            return memory / _TASK_FILE
     folder_contents.create(folder, run.files, run.state)
     write_task(folder / _TASK_FILE, task)
+    return folder / _TASK_FILE
 
 
-async def _in_thread_if_large(
-    files: Mapping[str, bytes | Path], do: Callable[..., None], *arguments: Any, large: bool
-) -> None:
-    """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
+def _remove_folders(*folders: Path | None) -> None:
+    for folder in folders:
+        if folder is not None:
+            folder_contents.remove(folder)
+
+
+def _is_small(files: Mapping[str, bytes | Path]) -> bool:
     sizes = [len(content) if isinstance(content, bytes) else _INLINE_BYTES + 1 for content in files.values()]
-    if large or sum(sizes) > _INLINE_BYTES:
-        await asyncio.to_thread(do, *arguments)
-    else:
-        do(*arguments)
+    return sum(sizes) <= _INLINE_BYTES
+
+
+async def _call(do: Callable[..., T], *arguments: Any, in_thread: bool) -> T:
+    """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
+    return await asyncio.to_thread(do, *arguments) if in_thread else do(*arguments)

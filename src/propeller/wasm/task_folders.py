@@ -3,10 +3,30 @@
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.wasm import folder_contents
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is this user's own, and nobody else sees into it
+
+
+def memory_folder() -> Path | None:
+    """A folder of this user's own on a file system in memory, for small files that are there for a moment; ``None`` if there is none.
+
+    To make and remove files is a good part of what a short task takes of a device, and on a disk's file system several times as much.
+    """
+    folder = _MEMORY / f"propeller-{os.getuid()}"
+    try:
+        if not _MEMORY.is_mount():
+            return None
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return None
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return folder if is_own else None
 
 
 class TaskFolders:
