@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import fcntl
+import functools
 import itertools
 import os
 import random
 import socket
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import psutil
@@ -15,21 +19,33 @@ import psutil
 T = TypeVar("T")
 
 
-_FIRST, _COUNT = 10_000, 10_000
+_FIRST, _BLOCKS, _BLOCK = 10_000, 20, 500
 """Below the range from which the system takes the ports of outgoing connections, and that of stacks on free ports."""
 
-_given = itertools.count(random.SystemRandom().randrange(_COUNT))
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """The ports of this process: of a block that no other one has, of this run of tests or another, for as long as it lives."""
+    folder = Path(tempfile.gettempdir()) / f"propeller-test-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for block in random.SystemRandom().sample(range(_BLOCKS), _BLOCKS):
+        held = os.open(folder / str(block), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+        else:  # it stays open
+            return itertools.cycle(range(_FIRST + block * _BLOCK, _FIRST + (block + 1) * _BLOCK))
+    raise RuntimeError(f"{_BLOCKS} processes that run tests have all ports: let one end")
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nothing listens on, and that this run of tests gave to nobody else.
+    """A TCP port of loopback that nothing listens on, and that no other process that runs tests gives to anybody.
 
-    Each worker of a run has ports of its own, and gives none twice before it gave them all: a port is free until its user comes.
+    None is given twice before all were: a port is free until its user comes.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = _FIRST + (next(_given) * workers + worker) % (_COUNT - _COUNT % workers)
+        port = next(_ports())
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
