@@ -286,8 +286,12 @@ async def test_killed_at_any_moment_under_load(
 
     async with client(killable.env) as http:
         await configure(http, participants=names, k_of_n=30)
-        deliveries = asyncio.gather(*(deliver(http, name) for name in names))
-        for enough in (5, 15):
+        deliveries: list[asyncio.Task[None]] = []
+        for enough, some in (
+            (5, names[:12]),
+            (15, names[12:24]),
+        ):  # the round must not be over before it is killed
+            deliveries += [asyncio.create_task(deliver(http, name)) for name in some]
             await eventually(lambda least=enough: len(acknowledged) >= least)  # type: ignore[misc]
             killable.kill()
             known = set(acknowledged)
@@ -298,7 +302,7 @@ async def test_killed_at_any_moment_under_load(
             await asyncio.to_thread(killable.start)
             received = (await http.get("/rounds/r-1")).json()["received"]
             assert known <= {one["proplet_id"] for one in received}
-        await deliveries
+        await asyncio.gather(*deliveries, *(deliver(http, name) for name in names[24:]))
         status = await ended(http)
     assert (status["num_updates"], status["model_version"]) == (30, 1)
     assert all(one == names for one in peers[0].aggregations)
