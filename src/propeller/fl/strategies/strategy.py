@@ -358,7 +358,7 @@ class Strategy(BaseModel, ABC):
 
         Only for strategies with ``rows``; works on each column by itself, and may change ``rows``.
         """
-        raise NotImplementedError(self.name)
+        raise NotImplementedError(f"{self.name} has rows, but no method combine")
 
     def step(self, _plan: Plan, block: Block) -> tuple[Float64, Mapping[str, Float64]]:
         """The new model's numbers, and the new server state's by kind; each number by itself."""
