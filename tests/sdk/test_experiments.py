@@ -1,7 +1,9 @@
 """Experiments from Python: submitting, following, steering and reading them, in both forms of the client."""
 
+import inspect
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,32 @@ def test_an_id_of_its_own_is_made(stack: FakeStack, fl: Propeller) -> None:
     assert [found["id"] for found in fl.experiments()] == [other.id, one.id]
 
 
+def test_each_run_of_one_without_an_id_is_another_experiment(stack: FakeStack, fl: Propeller) -> None:
+    again = experiment(id=None, name="mine")
+    assert again.spec.id is None
+    one, other = fl.run(again), fl.run(again)
+    assert len({one.id, other.id}) == len(stack.specs) == 2
+    with again.submission() as first, again.submission() as second:  # as in an event loop
+        assert first.id != second.id
+    own = experiment()
+    assert fl.run(own).id == fl.run(own).id == "exp"
+
+
+def test_what_may_have_been_submitted_is_not_begun_twice(stack: FakeStack, fl: Propeller) -> None:
+    mine = experiment(id=None, model={"w": np.ones(3)})
+    stack.loses_answers = 1
+    with pytest.raises(UnavailableError, match="did not answer"):
+        fl.run(mine)
+    [submitted] = stack.specs
+    assert fl.run(mine).id == submitted
+    assert (len(stack.specs), len(stack.models)) == (1, 2)
+    assert fl.run(mine).id != submitted
+    with pytest.raises(ConflictError), mine.submission() as taken:
+        raise ConflictError("another one has the id")
+    with mine.submission() as free:
+        assert free.id != taken.id
+
+
 def test_data_by_device_and_a_model_by_alias(stack: FakeStack, fl: Propeller) -> None:
     fl.run(
         experiment(
@@ -157,7 +185,13 @@ def test_devices_of_one_name_are_named_by_their_ids(stack: FakeStack, fl: Propel
         ({"hyperparams": {"lr": float("nan")}}, r"hyperparams\.lr: must be a finite number"),
         ({"selection": {"fracton": 0.5}}, r"selection\.fracton: .*did you mean 'fraction'"),
         ({"selection": {"count": 2}, "k_of_n": 3}, "k_of_n"),
+        ({"stratgy": "fedavg"}, "stratgy: there is no such field; did you mean 'strategy'"),
+        ({"seed": 1, "spilt": {}}, "seed: .*'selection.seed'.*; spilt: .*'split'"),
+        ({"program": None}, "program: "),
         ({"data": []}, "data: it is empty"),
+        ({"data": np.zeros(3)}, "data: ndarray cannot be sent; give data sets by the names of devices"),
+        ({"data": [{}, [1]]}, r"data\[1\]: list is no data set"),
+        ({"data": {"proplet-1": 1}}, r"data\['proplet-1'\]: int is no data set"),
         ({"model": {}}, "model: there are no tensors"),
         ({"strategy": {"nam": "fedavg"}}, "strategy: "),
     ],
@@ -165,6 +199,15 @@ def test_devices_of_one_name_are_named_by_their_ids(stack: FakeStack, fl: Propel
 def test_a_wrong_field_is_named_before_anything_is_sent(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidError, match=said):
         experiment(**fields)
+
+
+def test_fields_are_given_by_name() -> None:
+    with pytest.raises(InvalidError, match=r"program: .*; rounds: "):
+        Experiment()  # type: ignore[call-arg]
+    with pytest.raises(InvalidError, match=r"Experiment\(program=…, rounds=…\)"):
+        Experiment("localhost:5000/digits:v1", 2)  # type: ignore[call-arg]
+    assert list(inspect.signature(Experiment).parameters)[:2] == ["program", "rounds"]
+    assert replace(experiment(), rounds=7).spec.rounds == 7
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class FakeStack:
         self.resumed_behind: list[str | None] = []
         self.breaks_after: list[int] = []
         self.away = 0
+        self.loses_answers = 0
         self.wants_login = False
         self.refusal: str | None = None
         self.keeps_silent = False
@@ -126,6 +127,15 @@ class FakeStack:
                 return 200, self.models[int(version)]
         return 404, {"error": f"there is no {path}"}
 
+    def _submit(self, spec: dict[str, Any]) -> tuple[int, Any]:
+        self.specs[spec["id"]] = spec
+        with self._changed:
+            self._changed.wait_for(lambda: not self.keeps_silent or self.state == "stopped")
+        if self.loses_answers:
+            self.loses_answers -= 1
+            return 503, {"error": "the coordinator did not answer the proxy"}
+        return 201, {**self.summary(spec["id"]), "spec": spec}
+
     def _experiments(
         self, method: str, rest: list[str], query: dict[str, list[str]], body: bytes
     ) -> tuple[int, Any]:
@@ -138,11 +148,7 @@ class FakeStack:
             return 404, {"error": f"there is no experiment {rest[0]}"}
         match method, rest:
             case "POST", []:
-                spec = json.loads(body)
-                self.specs[spec["id"]] = spec
-                with self._changed:
-                    self._changed.wait_for(lambda: not self.keeps_silent or self.state == "stopped")
-                return 201, {**self.summary(spec["id"]), "spec": spec}
+                return self._submit(json.loads(body))
             case "GET", []:
                 wanted = query.get("name")
                 names = [one for one, spec in self.specs.items() if wanted in (None, [spec["name"]])]

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
+from propeller.sdk.experiment import new_id
 
 
 def run_experiment(
@@ -50,11 +52,13 @@ def run_experiment(
         )
     experiment, console = described.to_experiment(), Console(highlight=False)
     spec = experiment.spec
+    if spec.id is None:  # one that can be told when it is interrupted
+        experiment = replace(experiment, id=new_id(spec.name))
     with target.connect() as fl:
         try:
             handle = fl.run(experiment)
         except KeyboardInterrupt:
-            show = target.command("experiment", "show", str(spec.id))
+            show = target.command("experiment", "show", str(experiment.id))
             print(f"\nInterrupted while it was submitted. Whether it runs: {show}", file=sys.stderr)
             raise
         if as_json:

@@ -92,7 +92,7 @@ def find_problems(part: type[StrictMessage], error: ValidationError) -> list[tup
         if isinstance(inner, NestedProblemsError):
             found += [((*where, *path), text) for path, text in inner.problems]
         elif item["type"] == "extra_forbidden":
-            found.append((where, _explain_unknown(where, part)))
+            found.append((where, _explain_unknown_at(where, part)))
         elif item["type"] == "model_type":
             names = ", ".join(sorted(_part_at(part, where).model_fields))
             found.append((where, f"must be a table of {names}"))
@@ -107,14 +107,25 @@ def _explain(problems: list[tuple[tuple[str, ...], str]]) -> str:
     return "; ".join([*lines, f"and {more} more"] if more > 0 else lines)
 
 
-def _explain_unknown(where: tuple[str, ...], part: type[StrictMessage]) -> str:
-    *path, name = where
-    owner = _part_at(part, path)
-    names = sorted(owner.model_fields)
+def explain_unknown(name: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    """What is said of a field that there is not: the one that was probably meant, and those that there are.
+
+    Args:
+        name: what was given.
+        known: the fields.
+        elsewhere: names that people try, and what the field is called, or where it is.
+    """
+    names = sorted(known)
     near = nearest_names(name, names)
-    meant = near[0] if near else owner.elsewhere.get(name)
+    meant = near[0] if near else elsewhere.get(name)
     hint = f"; did you mean {meant!r}? There" if meant else "; there"
     return f"there is no such field{hint} are {', '.join(names)}"
+
+
+def _explain_unknown_at(where: tuple[str, ...], part: type[StrictMessage]) -> str:
+    *path, name = where
+    owner = _part_at(part, path)
+    return explain_unknown(name, owner.model_fields, owner.elsewhere)
 
 
 def _part_at(part: type[StrictMessage], path: Iterable[str]) -> type[StrictMessage]:

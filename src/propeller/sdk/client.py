@@ -326,11 +326,16 @@ class AsyncPropeller:
         """Submit an experiment; returns at once. It goes on without this program.
 
         Its data and its first model are stored before, once the coordinator has said that it would take the experiment.
+        One without an id of its own is another one each time, unless the last run of it ended in an error: then the same one is submitted
+        again, as it may have been begun.
 
         Raises:
             PropellerError: something is wrong with it; the text names the field.
         """
-        spec = experiment.spec
+        with experiment.submission() as spec:
+            return await self._submit(experiment, spec)
+
+    async def _submit(self, experiment: Experiment, spec: ExperimentSpec) -> AsyncExperimentHandle:
         names, data = spec.selection.names, {}
         if names is not None or experiment.data is not None:
             fleet = Fleet(await self.proplets(), self._names())

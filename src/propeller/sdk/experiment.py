@@ -1,25 +1,55 @@
 """An experiment as a person writes it in Python: the coordinator's fields, and models and data as they are at hand."""
 
+import functools
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
 
-from propeller.errors import InvalidError
+from propeller.errors import ConflictError, InvalidError
 from propeller.fl.selection import natural_order
 from propeller.protocol.experiments import ExperimentSpec
-from propeller.protocol.strict import nearest_names
+from propeller.protocol.strict import explain_unknown, nearest_names
 from propeller.sdk.values import plain
+
+T = TypeVar("T")
 
 _SHOWN_TENSORS = 5
 
 _OWN = {"model", "data", "split"}
 
 
+def _with_named_errors(made: type[T]) -> type[T]:
+    """Have a dataclass refuse fields by their names, as a file does; to type checkers and ``help`` it is as it was."""
+    generated = made.__init__
+
+    @functools.wraps(generated)
+    def check(self: T, /, *given: Any, **named: Any) -> None:
+        if given:
+            raise InvalidError("fields are given by their names, as Experiment(program=…, rounds=…)")
+        known = {one.name: one for one in fields(made) if one.init}  # type: ignore[arg-type]
+        unknown = [name for name in named if name not in known]
+        if unknown:
+            explained = (
+                f"{name}: {explain_unknown(name, known, ExperimentSpec.elsewhere)}" for name in unknown
+            )
+            raise InvalidError("; ".join(explained))
+        # One that is missing is found by the check of all of them.
+        required = (name for name, one in known.items() if one.default is MISSING)
+        generated(self, **{**dict.fromkeys(required), **named})
+
+    made.__init__ = check  # type: ignore[method-assign, assignment]
+    return made
+
+
+@_with_named_errors
 @dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one answer to ==
 class Experiment:
     """Rounds of one program with one strategy; checked when it is made.
+
+    Each ``run`` of one without an ``id`` of its own begins another experiment. If a run ends in an error, the next one submits it under the
+    same id: what was submitted before its answer was lost is not begun twice.
 
     A field that is left out has the default of docs/experiments.md, where all of them are described.
 
@@ -27,7 +57,7 @@ class Experiment:
         program: the program, as an OCI reference.
         rounds: how many training rounds.
         name: a label; else the last part of the program's repository.
-        id: an id of your own: the same experiment with the same id again starts nothing.
+        id: an id of your own: the same experiment with the same id again starts nothing. Default: made anew for each run.
         strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
         model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
         data: local data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
@@ -68,11 +98,13 @@ class Experiment:
     limits: Mapping[str, float] | None = None
     mode: str | Mapping[str, Any] | None = None
     update: Mapping[str, Any] | None = None
+    _ids: list[str] = field(default_factory=list, init=False, repr=False)
+    """Under which it may have been submitted: those of runs that ended in an error."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.data is not None and not self.data:
-            raise InvalidError("data: it is empty; leave it out to use the data that is stored")
+        if self.data is not None:
+            _check_data(self.data)
         if isinstance(self.model, Mapping) and not self.model:
             raise InvalidError(
                 "model: there are no tensors in it; leave it out to start from the latest version"
@@ -81,7 +113,7 @@ class Experiment:
 
     def __repr__(self) -> str:
         """Shows the fields that were given; of tensors and data only how many there are."""
-        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         shown = {name: repr(value) for name, value in given.items() if value is not None}
         if isinstance(self.model, Mapping):
             names = [str(name) for name in self.model]
@@ -91,20 +123,65 @@ class Experiment:
             shown["data"] = f"<of {len(self.data)} devices>"
         return f"Experiment({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
-    @cached_property
+    @functools.cached_property
     def spec(self) -> ExperimentSpec:
-        """What is sent to the coordinator, with an id; the model only if it is a version or an alias."""
+        """What is sent to the coordinator; with an id only if it has one of its own, with the model only if it is a version or an alias."""
         given = {
             one.name: plain(getattr(self, one.name), one.name)
             for one in fields(self)
-            if one.name not in _OWN and getattr(self, one.name) is not None
+            if one.init and one.name not in _OWN and getattr(self, one.name) is not None
         }
         if self.split is not None:
             given["data"] = {"split": plain(self.split, "split")}
         if self.model is not None and not isinstance(self.model, Mapping):
             given["model"] = {"version": plain(self.model, "model")}
-        spec = ExperimentSpec.decode(given)
-        return spec if spec.id else spec.model_copy(update={"id": f"{spec.name}-{uuid.uuid4().hex[:8]}"})
+        return ExperimentSpec.decode(given)
+
+    @contextmanager
+    def submission(self) -> Iterator[ExperimentSpec]:
+        """``spec`` with an id, for the length of one submission; a further one has it too if this one ends in an error.
+
+        Not if the error is that another experiment has the id.
+        """
+        if self.spec.id is not None:
+            yield self.spec
+            return
+        try:
+            id_ = self._ids.pop()
+        except IndexError:
+            id_ = new_id(self.spec.name)
+        try:
+            yield self.spec.model_copy(update={"id": id_})
+        except ConflictError:
+            raise
+        except BaseException:
+            self._ids.append(id_)
+            raise
+
+
+def new_id(name: str) -> str:
+    """An id for an experiment of a name, which no other has."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def _check_data(data: Any) -> None:
+    """Refuse what are no data sets.
+
+    Raises:
+        InvalidError: the text names the one that is none.
+    """
+    if not isinstance(data, Mapping | Sequence) or isinstance(data, str | bytes):
+        raise InvalidError(
+            f"data: {type(data).__name__} cannot be sent; give data sets by the names of devices, or a list of them"
+        )
+    if not data:
+        raise InvalidError("data: it is empty; leave it out to use the data that is stored")
+    named = data.items() if isinstance(data, Mapping) else enumerate(data)
+    for name, one in named:
+        if not isinstance(one, Mapping):
+            raise InvalidError(
+                f'data[{name!r}]: {type(one).__name__} is no data set; give a mapping, as {{"data": [{{"x": [0.5], "y": 1}}]}}'
+            )
 
 
 class Fleet:
