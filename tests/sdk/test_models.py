@@ -1,6 +1,7 @@
 """Model versions from Python, in both forms of the client, with and without authentication."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
 from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.sdk import AsyncPropeller, Propeller
+from support.fake_stack import FakeStack
 from support.model_registry import serving_registry
 
 LARGE: dict[str, Any] = {"w": np.arange(500_000, dtype=np.float64), "b": np.zeros((2, 3), np.float32)}
@@ -47,6 +49,38 @@ async def test_a_model_goes_through_files(url: str, tmp_path: Path) -> None:
             await fl.models.load(source, version=other)
 
 
+async def test_an_alias_by_the_name_of_experiments(url: str, tmp_path: Path) -> None:
+    with FakeStack().running() as stack:
+        for number in (1, 2):
+            spec = {"id": f"mine-{number}", "name": "mine", "program": "p", "strategy": "fedavg", "rounds": 1}
+            stack.specs[f"mine-{number}"] = spec
+        async with AsyncPropeller(model_registry=url, coordinator=stack.url) as fl:
+            lineage = {"lineage": json.dumps({"experiment": "mine-2"})}
+            (tmp_path / "model.safetensors").write_bytes(to_safetensors({"w": np.ones(2)}, lineage))
+            old, new = (
+                await fl.put_model({"w": np.zeros(2)}),
+                await fl.models.load(tmp_path / "model.safetensors"),
+            )
+            await fl.models.set_alias("mine-1/best", old)
+            await fl.models.set_alias("mine-2/best", new)
+            await fl.models.set_alias("production", old)
+            assert (await fl.model("mine/best"))["w"].tolist() == [1, 1]  # of the newest
+            assert (await fl.model("mine-1/best"))["w"].tolist() == [0, 0]
+            assert (await fl.model("production"))["w"].tolist() == [0, 0]
+            assert (await fl.models.info("mine/best"))["version"] == new
+            assert await fl.models.export("mine/best", tmp_path / "new.npz") == new
+            found = await fl.models.diff("mine-1/best", "mine/best")
+            assert (found["from"], found["to"]) == (old, new)
+            assert [one["version"] for one in await fl.models.list(experiment="mine")] == [new]
+            assert await fl.models.list(experiment="nobodys") == []
+            with pytest.raises(NotFoundError, match="no alias 'mine-2/latest'"):
+                await fl.model("mine/latest")
+            with pytest.raises(NotFoundError, match="no alias 'nobodys/best'"):
+                await fl.model("nobodys/best")
+            await fl.models.set_alias("mine/best", old)  # what is written counts first
+            assert (await fl.models.info("mine/best"))["version"] == old
+
+
 async def test_the_blocking_form(url: str, tmp_path: Path) -> None:
     source, target = tmp_path / "model.npz", tmp_path / "new" / "model.safetensors"
     np.savez(source, w=LARGE["w"])
@@ -56,6 +90,7 @@ async def test_the_blocking_form(url: str, tmp_path: Path) -> None:
             version = fl.models.load(source)
             assert fl.models.export(version, target) == version
             assert fl.models.info("latest")["version"] == version
+            np.testing.assert_array_equal(fl.models.arrays()["w"], fl.model("latest")["w"])
 
     await asyncio.to_thread(use)
     np.testing.assert_array_equal(from_safetensors(target.read_bytes())[0]["w"], LARGE["w"])

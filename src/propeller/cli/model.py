@@ -17,7 +17,11 @@ commands = typer.Typer(
 )
 
 VersionArgument = Annotated[
-    str, typer.Argument(metavar="VERSION", help="A number, 'latest', or an alias as EXPERIMENT/best.")
+    str,
+    typer.Argument(
+        metavar="VERSION",
+        help="A number, 'latest', or an alias, as production or EXPERIMENT/best with an id or a name.",
+    ),
 ]
 
 
@@ -25,7 +29,8 @@ VersionArgument = Annotated[
 @for_stack
 def list_models(
     experiment: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only those of this experiment.")
+        str | None,
+        typer.Option(metavar="ID", help="Only those of this experiment, or of the newest of this name."),
     ] = None,
     strategy: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only those made by this strategy.")

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError
 
-from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
+from propeller.errors import ConflictError, InvalidError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
-from propeller.protocol.ids import check_id
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
 from propeller.sdk.connection import Connection
 from propeller.sdk.experiment import Experiment, Fleet, assign_data
-from propeller.sdk.handle import AsyncExperimentHandle
+from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, same_model
@@ -203,11 +202,17 @@ class AsyncPropeller:
             )
         return versions[-1]
 
-    async def model(self, version: int | None = None) -> "dict[str, np.ndarray[Any, Any]]":
-        """A model as NumPy arrays by tensor name, in the dtypes that it has; the latest if no version is given."""
-        path = f"/models/{'latest' if version is None else version}"
-        answer = await self._connection.send("GET", "model_registry", path, headers={"Accept": SAFETENSORS})
-        return decode_model(answer.content)
+    async def model(self, version: int | str | None = None) -> "dict[str, np.ndarray[Any, Any]]":
+        """A model as NumPy arrays by tensor name, in the dtypes that it has.
+
+        Args:
+            version: its number, or an alias, as ``production`` or ``EXPERIMENT/best`` with an experiment's id or name; the latest if it is
+                not given.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return await self.models.arrays("latest" if version is None else version)
 
     async def put_model(self, model: Mapping[str, Any]) -> int:
         """Store a model; returns the version it got.
@@ -357,15 +362,7 @@ class AsyncPropeller:
             InvalidError: it is neither.
             NotFoundError: there is none with this id or name.
         """
-        handle = AsyncExperimentHandle(self._connection, check_id(experiment))
-        try:
-            await handle.status()
-        except NotFoundError:
-            named = await self.experiments(name=experiment, limit=1)
-            if not named:
-                raise
-            return AsyncExperimentHandle(self._connection, named[0]["id"], named[0])
-        return handle
+        return await find_experiment(self._connection, experiment)
 
     async def experiments(
         self, state: str | None = None, limit: int = 100, *, name: str | None = None

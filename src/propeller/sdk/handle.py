@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from propeller.errors import InvalidError, NotFoundError, PropellerError, UnavailableError
+from propeller.protocol.ids import check_id
 from propeller.protocol.wire import decode_object
 from propeller.sdk.connection import Connection
 from propeller.sdk.history import History
@@ -273,6 +274,26 @@ class AsyncExperimentHandle:
     def _heard(self, summary: dict[str, Any]) -> dict[str, Any]:
         self._known = summary
         return summary
+
+
+async def find_experiment(connection: Connection, experiment: str) -> AsyncExperimentHandle:
+    """An experiment by its id; or the newest one of a name.
+
+    Raises:
+        InvalidError: it is neither.
+        NotFoundError: there is none with this id or name.
+    """
+    handle = AsyncExperimentHandle(connection, check_id(experiment))
+    try:
+        await handle.status()
+    except NotFoundError:
+        params: dict[str, Any] = {"name": experiment, "limit": 1}
+        answer = await connection.ask("GET", "coordinator", "/experiments", params=params)
+        if not answer["experiments"]:
+            raise
+        newest = answer["experiments"][0]
+        return AsyncExperimentHandle(connection, newest["id"], newest)
+    return handle
 
 
 class _Patience:

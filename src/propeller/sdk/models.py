@@ -1,17 +1,25 @@
 """The model versions of a stack: what there is, how two differ, aliases, and files."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from propeller.errors import InvalidError, PropellerError
+from propeller.errors import InvalidError, NotFoundError, PropellerError
 from propeller.process.files import DurableFile
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.sdk.connection import Connection
+from propeller.sdk.handle import find_experiment
 from propeller.sdk.transport import Blocking, blocking
+from propeller.sdk.values import SAFETENSORS, decode_model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
 
 MEDIA_TYPES = {
-    ".safetensors": "application/vnd.safetensors",
+    ".safetensors": SAFETENSORS,
     ".npz": "application/x-npz",
     ".json": "application/json",
 }
@@ -22,7 +30,11 @@ SLOW_S = 600.0
 
 
 class AsyncModels:
-    """The model versions of a stack. Where a method takes a version, it takes ``latest`` and aliases too."""
+    """The model versions of a stack.
+
+    Where a method takes a version, it takes ``latest`` and aliases too; and in an alias such as ``EXPERIMENT/best`` also the name of
+    experiments, of which the newest is meant, where there is no alias as it is written.
+    """
 
     def __init__(self, connection: Connection) -> None:
         """Use the registry and the coordinator of ``connection``."""
@@ -37,17 +49,20 @@ class AsyncModels:
         limit: int = 100,
         offset: int = 0,
     ) -> list[dict[str, Any]]:
-        """What is known of the newest versions that fit, newest first.
+        """What is known of the newest versions that fit, newest first; ``experiment`` is an id, or the name of the newest one.
 
         Raises:
             PropellerError: a filter cannot be one, or there is no such alias.
         """
-        filters = {"experiment": experiment, "strategy": strategy, "alias": alias}
-        params = {name: value for name, value in filters.items() if value is not None}
-        answer = await self._ask(
-            "GET", "/models", params={**params, "details": 1, "limit": limit, "offset": offset}
-        )
-        found: list[dict[str, Any]] = answer["models"]
+        filters = {"strategy": strategy, "alias": alias}
+        params: dict[str, Any] = {"details": 1, "limit": limit, "offset": offset}
+        params |= {name: value for name, value in filters.items() if value is not None}
+        if experiment is None:
+            found: list[dict[str, Any]] = (await self._ask("GET", "/models", params=params))["models"]
+            return found
+        found = (await self._ask("GET", "/models", params=params | {"experiment": experiment}))["models"]
+        if not found and (id_ := await self._id_of(experiment)) != experiment:
+            found = (await self._ask("GET", "/models", params=params | {"experiment": id_}))["models"]
         return found
 
     async def info(self, version: int | str) -> dict[str, Any]:
@@ -56,8 +71,25 @@ class AsyncModels:
         Raises:
             NotFoundError: there is none.
         """
-        found: dict[str, Any] = await self._ask("GET", f"/models/{_path(version)}/info")
-        return found
+
+        async def ask(exact: int | str) -> dict[str, Any]:
+            found: dict[str, Any] = await self._ask("GET", f"/models/{_path(exact)}/info")
+            return found
+
+        return await self._find(ask, version)
+
+    async def arrays(self, version: int | str = "latest") -> "dict[str, np.ndarray[Any, Any]]":
+        """A version as NumPy arrays by tensor name, in the dtypes that it has; they can be changed.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+
+        async def ask(exact: int | str) -> bytes:
+            headers, path = {"Accept": SAFETENSORS}, f"/models/{_path(exact)}"
+            return (await self._connection.send("GET", "model_registry", path, headers=headers)).content
+
+        return decode_model(await self._find(ask, version))
 
     async def diff(self, first: int | str, second: int | str) -> dict[str, Any]:
         """How the second version differs from the first: ``tensors``, ``total``, ``lineage``.
@@ -65,9 +97,13 @@ class AsyncModels:
         Raises:
             NotFoundError: there is none.
         """
-        path = f"/models/{_path(first)}/diff/{_path(second)}"
-        found: dict[str, Any] = await self._ask("GET", path, timeout=SLOW_S)
-        return found
+
+        async def ask(first: int | str, second: int | str) -> dict[str, Any]:
+            path = f"/models/{_path(first)}/diff/{_path(second)}"
+            found: dict[str, Any] = await self._ask("GET", path, timeout=SLOW_S)
+            return found
+
+        return await self._find(ask, first, second)
 
     async def aliases(self) -> dict[str, int]:
         """Every alias and its version."""
@@ -107,13 +143,19 @@ class AsyncModels:
         headers = {"Accept": _media_type(target)}
         try:
             with DurableFile(target.parent, target.name) as new:
-                answer = await self._connection.download(
-                    "model_registry", f"/models/{_path(version)}", new.stream, headers=headers, timeout=SLOW_S
-                )
+
+                async def ask(exact: int | str) -> int:
+                    path = f"/models/{_path(exact)}"
+                    answer = await self._connection.download(
+                        "model_registry", path, new.stream, headers=headers, timeout=SLOW_S
+                    )
+                    return int(answer.headers["x-model-version"])
+
+                number = await self._find(ask, version)
                 new.commit(target)
         except OSError as error:
             raise PropellerError(f"{target} cannot be written: {error.strerror or error}") from None
-        return int(answer.headers["x-model-version"])
+        return number
 
     async def load(self, file: str | Path, *, version: int | None = None) -> int:
         """Store a file as a version, the next one if none is given; gives its number.
@@ -155,6 +197,27 @@ class AsyncModels:
         found: dict[str, Any] = await self._connection.ask("POST", "coordinator", path, timeout=SLOW_S)
         return found
 
+    async def _find(self, ask: Callable[..., Awaitable[T]], *versions: int | str) -> T:
+        """What ``ask`` gives for versions; if there is no such alias, for those of the experiments that have these names."""
+        try:
+            return await ask(*versions)
+        except NotFoundError:
+            exact = [await self._exact(one) for one in versions]
+            if exact == [*versions]:
+                raise
+        return await ask(*exact)
+
+    async def _exact(self, version: int | str) -> int | str:
+        experiment, slash, alias = str(version).partition("/")
+        return f"{await self._id_of(experiment)}/{alias}" if slash else version
+
+    async def _id_of(self, experiment: str) -> str:
+        """The id of an experiment by its id or name; what was given, if there is none or the coordinator does not say."""
+        try:
+            return (await find_experiment(self._connection, experiment)).id
+        except PropellerError:
+            return experiment
+
     async def _ask(self, method: str, path: str, **options: Any) -> Any:
         return await self._connection.ask(method, "model_registry", path, **options)
 
@@ -164,6 +227,7 @@ class Models(Blocking[AsyncModels]):
 
     list = blocking(AsyncModels.list)
     info = blocking(AsyncModels.info)
+    arrays = blocking(AsyncModels.arrays)
     diff = blocking(AsyncModels.diff)
     aliases = blocking(AsyncModels.aliases)
     set_alias = blocking(AsyncModels.set_alias)
