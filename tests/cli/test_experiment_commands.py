@@ -245,8 +245,10 @@ def test_lists_details_history_and_comparison(
             "seconds": 0.5,
             "metrics": {"loss": 0.25},
             "num_samples": 30,
-            "updates": [{"proplet_id": "id-1", "num_samples": 30, "metrics": {"loss": 0.25}}],
-            "failures": [{"proplet_id": "id-2", "reason": "no memory"}],
+            "participants": ["id-1", "id-2", "id-3"],
+            "names": {"id-1": "ward-1"},
+            "updates": [{"proplet_id": "id-1", "num_samples": 30, "metrics": {"loss": 0.25}, "bytes": 1000}],
+            "failures": [{"proplet_id": "id-2", "reason": "no memory\nleft"}],
             "bytes": 1000,
             "bytes_saved": 0,
         }
@@ -267,6 +269,14 @@ def test_lists_details_history_and_comparison(
     assert head == ["round", "kind", "state", "updates", "samples", "loss", "model", "seconds"]
     assert first == ["1", "(2)", "train", "completed", "1", "30", "0.2500", "v1", "0.500"]
     assert "✗ round 1 (train): brave-fox-7 failed: no memory" in table
+    devices = propeller("experiment", "history", "one", "--devices", *state).stdout
+    assert [line.split() for line in devices.splitlines()] == [
+        ["round", "kind", "device", "outcome", "samples", "loss", "sent", "why"],
+        ["1", "(2)", "train", "ward-1", "update", "30", "0.2500", "1.0", "kB"],
+        ["1", "(2)", "train", "brave-fox-7", "failure", "no", "memory", "left"],
+        ["1", "(2)", "train", "old-crow-2", "missing"],
+    ]
+    assert propeller("experiment", "history", "one", "--devices", "--csv", *state).returncode == 2
     assert (
         json.loads(propeller("experiment", "history", "one", *state, "--json").stdout)["rounds"]
         == stack.history

@@ -51,7 +51,10 @@ async def http(env: dict[str, str], fleet: FakeFleet) -> AsyncIterator[httpx.Asy
 def choose_free(start: dict[str, Any]) -> dict[str, Any]:
     policy = start["selection"]
     free = [name for name in PARTICIPANTS if name not in policy.get("busy", [])][: policy.get("up_to")]
-    return {"participants": free, "program": PINNED} if free else {"failure": "nobody is free"}
+    names = {name: name.replace("p-", "ward-") for name in free}
+    return (
+        {"participants": free, "program": PINNED, "names": names} if free else {"failure": "nobody is free"}
+    )
 
 
 async def test_updates_of_waves_are_merged(
@@ -66,6 +69,7 @@ async def test_updates_of_waves_are_merged(
         (f"e.{number}", "completed") for number in (1, 2, 3)
     ]
     assert all(len(one["updates"]) == 2 for one in merges)
+    assert all(one["name"] == f"ward-{one['proplet_id'][2:]}" for each in rounds for one in each["updates"])
     assert {one["kind"] for one in rounds} == {"train", "wave"}
     assert all(start["round_id"].startswith("e.w") for start in fleet.starts)
     for plan in peers[0].plans:

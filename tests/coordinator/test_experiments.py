@@ -21,6 +21,7 @@ from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
+from propeller.protocol.history import rows_of
 from propeller.protocol.topics import Channel
 from support.coordinator import (
     PARTICIPANTS,
@@ -135,6 +136,8 @@ async def test_history_has_every_participant_with_its_metrics_and_failures(
         return {"num_samples": 30 if name == "p-1" else 10, "steps": 5, "metrics": {"loss": float(name[-1])}}
 
     world.fleet.send = send
+    chosen = {"participants": PARTICIPANTS, "names": {"p-1": "ward-1", "p-2": "ward, 2"}}
+    world.fleet.choose = lambda _start: chosen
     await submit(world.http, rounds=2, min_updates=2)
     await in_state(world.http, "completed")
     first, second = await history(world.http)
@@ -153,7 +156,9 @@ async def test_history_has_every_participant_with_its_metrics_and_failures(
     assert (first["updates"][0]["steps"], first["updates"][0]["metrics"]) == (5, {"loss": 1.0})
     assert (first["base_version"], first["model_version"], second["base_version"]) == (0, 1, 1)
     assert first["seconds"] > 0
-    assert second["failures"] == [{"proplet_id": "p-2", "reason": "no such image"}]
+    assert second["failures"] == [{"proplet_id": "p-2", "name": "ward, 2", "reason": "no such image"}]
+    assert [update.get("name") for update in first["updates"]] == ["ward-1", "ward, 2", None]
+    assert first["names"] == chosen["names"]
     assert len(second["updates"]) == 2
 
     answer = await world.http.get("/experiments/e/history?format=csv")
@@ -168,6 +173,27 @@ async def test_history_has_every_participant_with_its_metrics_and_failures(
         ("2", "p-3", "update"),
     ]
     assert (rows[0]["metrics.loss"], rows[4]["reason"]) == ("1.0", "no such image")
+    assert (rows[4]["name"], rows[4]["mean.loss"]) == ("ward, 2", "1.5")
+    of_json = [row for one in (first, second) for row in rows_of(one)]
+    assert rows == [
+        {name: "" if row.get(name) is None else str(row[name]) for name in rows[0]} for row in of_json
+    ]
+    told = [
+        data
+        for _seq, kind, data in await events(world.http)
+        if kind in {"round_started", "update", "failure"}
+    ]
+    assert told[0]["names"] == chosen["names"]
+    assert [one.get("name") for one in told if "proplet_id" in one] == [
+        *("ward-1", "ward, 2", None),
+        *("ward-1", "ward, 2", None),
+    ]
+    received = (await world.http.get("/rounds/e.2")).json()
+    assert [one.get("name") for one in received["received"] + received["failures"]] == [
+        "ward-1",
+        None,
+        "ward, 2",
+    ]
 
 
 async def test_events_are_numbered_resumed_and_end_by_themselves(world: World) -> None:

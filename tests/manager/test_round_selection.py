@@ -92,6 +92,7 @@ async def test_slots_are_in_the_order_of_the_names_that_proplets_have(
     await begin(fleet, selection={"names": ["proplet-10", "z"]})
     await eventually(lambda: coordinator.proposals)
     assert coordinator.proposals[0]["participants"] == ["z", "a"]
+    assert coordinator.proposals[0]["names"] == {"z": "proplet-2", "a": "proplet-10"}
 
 
 async def test_a_start_that_comes_again_launches_nothing_again(

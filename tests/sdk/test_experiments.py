@@ -42,6 +42,8 @@ HISTORY = [
         "seconds": 0.5,
         "metrics": {"loss": 0.5},
         "num_samples": 30,
+        "participants": ["id-1", "id-3", "id-2"],
+        "names": {"id-1": "ward-1", "id-2": "ward-2"},
         "updates": [{"proplet_id": "id-1", "num_samples": 30, "metrics": {"loss": 0.5}, "size": 10}],
         "failures": [{"proplet_id": "id-2", "reason": "out of memory"}],
     },
@@ -58,6 +60,14 @@ HISTORY = [
         "num_samples": 3,
         "updates": [{"proplet_id": "id-1", "num_samples": 3, "metrics": {"accuracy": 0.9}, "size": 0}],
         "failures": [],
+    },
+    {
+        "number": 2,
+        "attempt": 1,
+        "kind": "train",
+        "round_id": "exp.2",
+        "state": "failed",
+        "reason": "nobody is there",
     },
 ]
 
@@ -365,19 +375,21 @@ def test_history_as_dicts_rows_and_a_table(
     stack.history = HISTORY
     history = handle.history()
     assert list(history) == HISTORY
-    assert repr(history) == "<History of exp: 1 rounds, 1 evaluations; metrics: loss, accuracy>"
+    assert repr(history) == "<History of exp: 2 rounds, 1 evaluations; metrics: loss, accuracy>"
     assert history.metric("loss") == [(1, 0.5)]
     assert history.metric("accuracy", "train") == []
     rows = history.rows()
-    assert [(row["kind"], row["proplet_id"], row["failure"]) for row in rows] == [
-        ("train", "id-1", None),
-        ("train", "id-2", "out of memory"),
-        ("evaluate", "id-1", None),
+    assert [(row["kind"], row["proplet_id"], row["name"], row["outcome"], row["reason"]) for row in rows] == [
+        ("train", "id-1", "ward-1", "update", None),
+        ("train", "id-3", None, "missing", None),
+        ("train", "id-2", "ward-2", "failure", "out of memory"),
+        ("evaluate", "id-1", None, "update", None),
+        ("train", None, None, "failed", "nobody is there"),
     ]
     assert (rows[0]["metrics.loss"], rows[1]["mean.loss"]) == (0.5, 0.5)
     assert handle.history_csv().startswith("number,")
     pytest.importorskip("pandas")
-    assert history.to_pandas()["proplet_id"].tolist() == ["id-1", "id-2", "id-1"]
+    assert history.to_pandas()["proplet_id"].tolist() == ["id-1", "id-3", "id-2", "id-1", None]
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(PropellerError, match="pip install pandas"):
         history.to_pandas()

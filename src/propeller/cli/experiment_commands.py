@@ -55,6 +55,10 @@ def show(
 @for_stack
 def history(
     experiment: IdArgument,
+    devices: Annotated[
+        bool,
+        typer.Option("--devices", help="A line for each device that took part in a round, with its metrics."),
+    ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row a participant and round.")] = False,
     as_json: JsonOption = False,
     *,
@@ -65,8 +69,10 @@ def history(
 
     if as_csv and as_json:
         raise typer.BadParameter("cannot be used with --json", param_hint="--csv")
+    if devices and (as_csv or as_json):
+        raise typer.BadParameter("CSV and JSON have every device anyway", param_hint="--devices")
     form: Literal["table", "csv", "json"] = "csv" if as_csv else "json" if as_json else "table"
-    show_history(target, experiment, form=form)
+    show_history(target, experiment, form=form, devices=devices)
 
 
 @commands.command()

@@ -13,6 +13,7 @@ from propeller.cli.follow import follow
 from propeller.cli.tables import Column, fits, print_fields, print_rows
 from propeller.errors import StartError
 from propeller.protocol.compression import Compression
+from propeller.protocol.history import METRIC_PREFIX
 from propeller.sdk import History
 
 _EXPERIMENT_COLUMNS = (
@@ -102,8 +103,10 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
     console.print(f"[dim]asked for[/]  {escape(json.dumps(status['spec']))}", soft_wrap=True)
 
 
-def show_history(target: Target, experiment_id: str, *, form: Literal["table", "csv", "json"]) -> None:
-    """Print every round of an experiment."""
+def show_history(
+    target: Target, experiment_id: str, *, form: Literal["table", "csv", "json"], devices: bool = False
+) -> None:
+    """Print every round of an experiment; with ``devices`` the table has a line for each participant."""
     with target.connect() as fl:
         handle = fl.experiment(experiment_id)
         if form == "csv":
@@ -114,7 +117,60 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
     if form == "json":
         print(json.dumps({"id": history.id, "rounds": list(history)}))
         return
-    console, metrics = Console(highlight=False), history.metric_names()
+    console = Console(highlight=False)
+    if devices:
+        _print_devices(console, history, names)
+    else:
+        _print_rounds(console, history)
+    for one in history:
+        for failure in () if devices else one["failures"]:
+            console.print(
+                f"[red]✗[/] round {one['number']} ({one['kind']}): {escape(_device(failure, names))} failed: "
+                f"{escape(failure['reason'])}",
+                soft_wrap=True,
+            )
+        if one["state"] == "failed":
+            console.print(
+                f"[red]✗[/] round {one['number']} failed: {escape(one.get('reason') or '')}", soft_wrap=True
+            )
+
+
+def _print_devices(console: Console, history: History, names: Mapping[str, str]) -> None:
+    """A line for each participant of each round."""
+    rows = history.rows()
+    metrics = list(dict.fromkeys(name for row in rows for name in row if name.startswith(METRIC_PREFIX)))
+    columns = (
+        Column("round", right=True),
+        Column("kind"),
+        Column("device"),
+        Column("outcome"),
+        Column("samples", right=True, spare=1),
+        *(
+            Column(name.removeprefix(METRIC_PREFIX), right=True, spare=at)
+            for at, name in enumerate(metrics, 3)
+        ),
+        Column("sent", right=True, spare=len(metrics) + 3),
+        Column("why", spare=2),
+    )
+    shown = [
+        (
+            _round_number(row),
+            row["kind"],
+            _device(row, names) if row["proplet_id"] else "",
+            row["outcome"],
+            str(row["num_samples"] or ""),
+            *(_number(row.get(name)) for name in metrics),
+            decimal(row["bytes"]) if row["bytes"] else "",
+            " ".join((row["reason"] or "").split()),
+        )
+        for row in rows
+    ]
+    print_rows(console, columns, shown)
+
+
+def _print_rounds(console: Console, history: History) -> None:
+    """A line for each round."""
+    metrics = history.metric_names()
     compressed = any(one.get("bytes_saved") for one in history)
     columns = (
         Column("round", right=True),
@@ -130,7 +186,7 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
     )
     rows = [
         (
-            f"{one['number']}" + (f" ({one['attempt']})" if one.get("attempt", 1) > 1 else ""),
+            _round_number(one),
             one["kind"],
             one["state"],
             str(len(one["updates"])),
@@ -143,17 +199,6 @@ def show_history(target: Target, experiment_id: str, *, form: Literal["table", "
         for one in history
     ]
     print_rows(console, columns, rows)
-    for one in history:
-        for failure in one["failures"]:
-            device = names.get(failure["proplet_id"], failure["proplet_id"])
-            console.print(
-                f"[red]✗[/] round {one['number']} ({one['kind']}): {escape(device)} failed: {escape(failure['reason'])}",
-                soft_wrap=True,
-            )
-        if one["state"] == "failed":
-            console.print(
-                f"[red]✗[/] round {one['number']} failed: {escape(one.get('reason') or '')}", soft_wrap=True
-            )
 
 
 def compare_experiments(target: Target, ids: Sequence[str], *, metric: str | None, as_json: bool) -> None:
@@ -236,6 +281,15 @@ def _sent(one: Mapping[str, Any]) -> str:
     return f"{decimal(received)} ({-100 * saved / (received + saved):+.0f} %)"
 
 
+def _round_number(one: Mapping[str, Any]) -> str:
+    return f"{one['number']}" + (f" ({one['attempt']})" if (one.get("attempt") or 1) > 1 else "")
+
+
+def _device(one: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A participant as people call it: as it was called then, else as it is now."""
+    return str(one.get("name") or names.get(one["proplet_id"], one["proplet_id"]))
+
+
 def _names(history: History, kind: str) -> list[str]:
     return [name for name in history.metric_names() if history.metric(name, kind)]
 
@@ -247,8 +301,8 @@ def _show_round(current: Mapping[str, Any], names: Mapping[str, str], console: C
         soft_wrap=True,
     )
     for failure in current.get("failures") or []:
-        device = names.get(failure["proplet_id"], failure["proplet_id"])
-        console.print(f"  [red]✗[/] {escape(device)} failed: {escape(failure['reason'])}", soft_wrap=True)
+        device = escape(_device(failure, names))
+        console.print(f"  [red]✗[/] {device} failed: {escape(failure['reason'])}", soft_wrap=True)
 
 
 def _strategy(one: Mapping[str, Any]) -> str:

@@ -125,9 +125,9 @@ class Progress:
         running = (now - self._last_end).total_seconds()
         return max((self.rounds - self.done) * mean - min(running, mean), 0.0)
 
-    def name_of(self, device: str) -> str:
-        """A device as a person knows it."""
-        return self._names.get(device, device)
+    def name_of(self, device: str, told: str | None = None) -> str:
+        """A device as a person knows it; ``told`` is its name in the event."""
+        return told or self._names.get(device, device)
 
     def _change_state(self, data: Mapping[str, Any]) -> list[str]:
         before, self.state = self.state, data["state"]
@@ -162,7 +162,9 @@ class Progress:
             where = current.title.strip()
             if len(current.failures) > MAX_SHOWN_FAILURES:
                 return []
-        return [f"  [red]✗[/] {where}: {escape(self.name_of(device))} failed: {escape(reason)}"]
+        return [
+            f"  [red]✗[/] {where}: {escape(self.name_of(device, data.get('name')))} failed: {escape(reason)}"
+        ]
 
     def _end(self, data: Mapping[str, Any], at: datetime | None) -> list[str]:
         current = self.open.pop(data["round_id"], None)

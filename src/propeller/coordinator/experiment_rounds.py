@@ -1,6 +1,6 @@
 """The rounds that experiments start: what the state machine asks for, as a record that can be stored."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from propeller.coordinator.active_experiments import ActiveExperiment, StateValues
@@ -109,7 +109,7 @@ class RoundMaker:
             NotFoundError: its base model is not there, or an update of it is not in the database any more.
         """
         specs, _values = _told(active, record, request)
-        updates = {}
+        updates, names = {}, {}
         for one in request.updates:
             wave = changed
             if wave is None or wave.round_id != one.round_id:
@@ -120,12 +120,13 @@ class RoundMaker:
                     "database any more"
                 )
             updates[one.proplet_id] = wave.updates[one.proplet_id]
-        names = tuple(updates)
-        plan = RoundPlan(request.round_id, names, request.base_version, len(names))
+            if one.proplet_id in wave.names:
+                names[one.proplet_id] = wave.names[one.proplet_id]
+        plan = RoundPlan(request.round_id, tuple(updates), request.base_version, len(updates))
         accepted = {name: update.digest for name, update in updates.items()}
         return RoundRecord(
             Round(plan, RoundState.AGGREGATING, accepted),
-            make_merge_start(record, request),
+            make_merge_start(record, request, names),
             specs,
             now,
             now,
@@ -186,8 +187,8 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
     )
 
 
-def make_merge_start(record: ExperimentRecord, request: MergeRequest) -> RoundStart:
-    """What is on record of a round that merges updates: nobody is told to start it."""
+def make_merge_start(record: ExperimentRecord, request: MergeRequest, names: Mapping[str, str]) -> RoundStart:
+    """What is on record of a round that merges updates: nobody is told to start it; ``names`` are those of devices by id."""
     merged = [
         UpdateSource(round_id=one.round_id, base_version=one.base_version, staleness=one.staleness)
         for one in request.updates
@@ -202,4 +203,5 @@ def make_merge_start(record: ExperimentRecord, request: MergeRequest) -> RoundSt
         number=request.number,
         attempt=request.attempt,
         merged=merged,
+        names=dict(names) or None,
     )

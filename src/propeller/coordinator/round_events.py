@@ -30,14 +30,15 @@ def events_of(change: RoundChange, at: float) -> Iterator[NewEvent]:
             "participants": list(plan.participants),
             "k_of_n": plan.k_of_n,
             "deadline": format_unix_time(after.deadline),
+            "names": dict(after.names),
         }
         yield NewEvent("round_started", at, {**place, **known})
     if update is not None:
         count = {"updates": len(after.updates), "k_of_n": plan.k_of_n}
-        yield NewEvent("update", at, {**place, **update.to_json(), **count})
+        yield NewEvent("update", at, {**place, **after.update_json(update), **count})
     for name, reason in after.round.failures.items():
         if before.round.failures.get(name) != reason:
-            yield NewEvent("failure", at, {**place, "proplet_id": name, "reason": reason})
+            yield NewEvent("failure", at, {**place, **after.device(name), "reason": reason})
 
 
 def merge_started(record: RoundRecord, at: float) -> NewEvent:
@@ -47,6 +48,7 @@ def merge_started(record: RoundRecord, at: float) -> NewEvent:
         "base_version": plan.base_version,
         "participants": list(plan.participants),
         "k_of_n": plan.k_of_n,
+        "names": dict(record.names),
     }
     return NewEvent("round_started", at, {**place_of(record), **known, "deadline": None})
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -140,8 +140,12 @@ class RoundRunner:
         *,
         new: NewVersion | None = None,
         program: str | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Answer | None:
-        """Carry out what an event leads to that is no update. The caller holds the round's lock."""
+        """Carry out what an event leads to that is no update; ``new``, ``program`` and ``names`` as ``RoundRecord.advance``.
+
+        The caller holds the round's lock.
+        """
         if active.in_doubt:
             await self._read_back(active)
         before, transition = active.record, step(active.record.round, event)
@@ -149,7 +153,9 @@ class RoundRunner:
         for effect in transition.effects:
             match effect:
                 case Persist():
-                    after = before.advance(transition.round, time.time(), None, new=new, program=program)
+                    after = before.advance(
+                        transition.round, time.time(), None, new=new, program=program, names=names
+                    )
                     await self._save(active, [RoundChange(before, after)])
                 case Answer():
                     answer = effect

@@ -189,6 +189,20 @@ class RoundRecord:
         return {"number": request.number, "attempt": request.attempt}
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """The names of its participants by their ids, as the manager told them: of a round of an experiment."""
+        return (self.request.names or {}) if isinstance(self.request, RoundStart) else {}
+
+    def device(self, proplet_id: str) -> dict[str, str]:
+        """How a participant is told: its id, and its name if it is known."""
+        name = self.names.get(proplet_id)
+        return {"proplet_id": proplet_id, **({} if name is None else {"name": name})}
+
+    def update_json(self, update: AcceptedUpdate) -> dict[str, Any]:
+        """What is told of an update."""
+        return {**self.device(update.proplet_id), **update.to_json()}
+
+    @property
     def missing(self) -> list[str]:
         """The participants whose updates have not come."""
         return list(self.round.unheard)
@@ -213,6 +227,7 @@ class RoundRecord:
         *,
         new: NewVersion | None = None,
         program: str | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> "RoundRecord":
         """This record with the round after an event, what came with it, and the times that follow.
 
@@ -222,15 +237,16 @@ class RoundRecord:
             update: that was accepted.
             new: the version that was made.
             program: the reference of its program by digest, found out together with its participants.
+            names: of its participants by their ids, told together with them.
         """
         record = replace(self, round=after)
         if new is not None:
             record = replace(record, timings={**self.timings, **new.timings}, report=new.report)
         if self.state is RoundState.CREATED and after.state is RoundState.COLLECTING:
             record = replace(record, started_at=moment)
-        if program is not None:
-            request = self.request.model_copy(update={"task_wasm_image": program})
-            record = replace(record, request=request)
+        told = {"task_wasm_image": program, "names": names if isinstance(self.request, RoundStart) else None}
+        if known := {field: value for field, value in told.items() if value}:
+            record = replace(record, request=self.request.model_copy(update=known))
         if update is not None:
             record = replace(record, updates={**self.updates, update.proplet_id: update})
         if after.state is not self.state:
@@ -274,9 +290,9 @@ class RoundRecord:
             **self.summary(),
             "participants": list(plan.participants),
             "missing": self.missing,
-            "received": [update.to_json() for update in self.updates.values()],
+            "received": [self.update_json(update) for update in self.updates.values()],
             "failures": [
-                {"proplet_id": name, "reason": self.round.failures[name]}
+                {**self.device(name), "reason": self.round.failures[name]}
                 for name in plan.participants
                 if name in self.round.failures
             ],

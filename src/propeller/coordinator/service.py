@@ -180,7 +180,7 @@ class Coordinator:
                 event = ChoiceFailed(chosen.failure)
             async with active.lock:
                 before = active.record
-                await self._runner.apply(active, event, program=chosen.program)
+                await self._runner.apply(active, event, program=chosen.program, names=chosen.names)
                 if active.record is not before and active.record.state is RoundState.COLLECTING:
                     self._runner.start_timer(active)
         record = active.record

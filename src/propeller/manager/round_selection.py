@@ -155,7 +155,13 @@ class RoundSelector:
             return ChosenParticipants(
                 failure="nobody is free: every device that is alive and may be chosen takes part already"
             )
-        return ChosenParticipants(participants=list(chosen.ids), surplus=chosen.surplus, program=program)
+        known = {one.id: one.name for one in candidates}
+        return ChosenParticipants(
+            participants=list(chosen.ids),
+            surplus=chosen.surplus,
+            program=program,
+            names={id_: known[id_] for id_ in chosen.ids},
+        )
 
 
 def _candidate(proplet: PropletRecord) -> Candidate:

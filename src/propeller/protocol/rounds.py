@@ -107,6 +107,12 @@ _Timeout = Annotated[float, Field(ge=0, le=7 * 86400), AfterValidator(require_fi
 _Label = Annotated[Text, Field(max_length=128), AfterValidator(require_printable)]
 _Image = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(require_printable)]
 
+DeviceNames = Annotated[
+    dict[Id, Annotated[str, Field(max_length=128), AfterValidator(require_printable)]],
+    Field(max_length=10_000),
+]
+"""The names of devices by their ids."""
+
 Participants = Annotated[list[Id], Field(min_length=1, max_length=10_000), AfterValidator(require_unique)]
 
 
@@ -152,6 +158,8 @@ class RoundStart(Message):
     """Of a round whose updates are there already, which nobody is told to start: where each participant's is from."""
     seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     """Of the experiment: what programs draw follows from it, the round's number and the participant's slot."""
+    names: DeviceNames | None = None
+    """Of its participants, by their ids, once they are chosen: on record alone, nobody is told to start it with them."""
 
     @field_validator("participants")
     @classmethod
@@ -213,6 +221,7 @@ _SELECTION_FIELDS = {
     "update",
     "merged",
     "seed",
+    "names",
 }
 
 
@@ -350,6 +359,7 @@ class ChosenParticipants(Message):
         failure: why there will be none: the round fails.
         waiting: what the choice waits for: the round goes on to wait for participants.
         program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
+        names: of the participants, by their ids: the coordinator knows no devices, and tells of them as people call them.
     """
 
     participants: Annotated[list[Id], Field(max_length=10_000), AfterValidator(require_unique)] = Field(
@@ -359,6 +369,7 @@ class ChosenParticipants(Message):
     failure: Annotated[str, AfterValidator(_truncated)] | None = None
     waiting: Annotated[str, AfterValidator(_truncated)] | None = None
     program: _Image | None = None
+    names: DeviceNames | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:

@@ -214,12 +214,12 @@ class AsyncExperimentHandle:
             await self._connection.transport.sleep(patience.next_pause())
 
     async def history(self) -> History:
-        """Every round that ended, with the metrics of every participant."""
+        """Every round so far, with the metrics of every participant."""
         answer = await self._connection.ask("GET", "coordinator", f"/experiments/{self.id}/history")
         return History(self.id, answer["rounds"])
 
     async def history_csv(self) -> str:
-        """The history as CSV (RFC 4180), one row a participant and round."""
+        """The history as CSV (RFC 4180): the rows of ``History.rows``, a column for each metric."""
         answer = await self._connection.send(
             "GET", "coordinator", f"/experiments/{self.id}/history", params={"format": "csv"}
         )

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from propeller.errors import PropellerError
-from propeller.protocol.history import METRIC_PREFIX, ROUND_FIELDS, UPDATE_FIELDS
+from propeller.protocol.history import rows_of
 
 
 class History(list[dict[str, Any]]):
-    """The rounds of an experiment in the order in which they ended, evaluations among them, as the coordinator keeps them.
+    """The rounds of an experiment in the order in which they were created, evaluations among them, as the coordinator keeps them.
 
     Each has ``number``, ``attempt``, ``kind`` (``train``, ``evaluate`` or ``wave``), ``round_id``, ``state``, ``base_version``, ``model_version``,
     ``started_at``, ``ended_at``, ``seconds``, ``metrics`` (means weighted by samples), ``num_samples``, ``updates`` (a dict a participant:
-    ``proplet_id``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``bytes``, ``uncompressed_bytes``, ``compression``, ``compression_error``,
-    ``received_at``), ``bytes`` that came and ``bytes_saved`` by compression, ``failures`` (``proplet_id``, ``reason``) and ``reason``.
+    ``proplet_id``, ``name``, ``num_samples``, ``steps``, ``metrics``, ``size``, ``bytes``, ``uncompressed_bytes``, ``compression``, ``compression_error``,
+    ``received_at``), ``bytes`` that came and ``bytes_saved`` by compression, ``failures`` (``proplet_id``, ``name``, ``reason``), ``participants`` (ids), their ``names`` by id, and ``reason``.
+    Rounds from before the coordinator kept names have none.
 
     Attributes:
         id: the experiment's.
@@ -46,11 +47,12 @@ class History(list[dict[str, Any]]):
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict a participant and round; a metric is ``metrics.NAME``, and of the round's mean ``mean.NAME``.
+        """One flat dict a participant and round, with the columns of ``history_csv``; a metric is ``metrics.NAME``, the round's mean ``mean.NAME``.
 
-        Participants that failed have a ``failure``, which is why.
+        ``proplet_id`` and ``name`` say who it is, ``outcome`` (``update``, ``failure``, ``missing``, or ``running``) what became of its part, and
+        ``reason`` why it failed. A round without participants has one row, whose ``outcome`` and ``reason`` are the round's.
         """
-        return [row for one in self for row in _rows_of(one)]
+        return [row for one in self for row in rows_of(one)]
 
     def to_pandas(self) -> Any:
         """``rows`` as a ``pandas.DataFrame``.
@@ -65,26 +67,3 @@ class History(list[dict[str, Any]]):
                 "to_pandas needs pandas: pip install pandas; rows() gives the same as a list of dicts"
             ) from None
         return pandas.DataFrame.from_records(self.rows())
-
-
-_OF_ROUND = (*ROUND_FIELDS, "seconds")
-
-
-def _rows_of(one: Mapping[str, Any]) -> list[dict[str, Any]]:
-    shared = {name: one.get(name) for name in _OF_ROUND}
-    means = {f"mean.{name}": value for name, value in (one.get("metrics") or {}).items()}
-    rows = [
-        shared
-        | {name: update.get(name) for name in UPDATE_FIELDS}
-        | {"failure": None}
-        | {METRIC_PREFIX + name: value for name, value in (update.get("metrics") or {}).items()}
-        | means
-        for update in one.get("updates") or []
-    ]
-    return rows + [
-        shared
-        | dict.fromkeys(UPDATE_FIELDS)
-        | {"proplet_id": failure["proplet_id"], "failure": failure["reason"]}
-        | means
-        for failure in one.get("failures") or []
-    ]
