@@ -125,6 +125,8 @@ def test_a_change_that_is_none(file: Path, change: str, said: str) -> None:
         ('program = "i"\n[model]\nversion = -1\n', r"model\.version: "),
         ('program = "i"\n[data]\nfiles = []\n', r"data\.files: must be a list"),
         ('program = "i"\n[data]\nfiles = [1]\n', r"data\.files: must be a list"),
+        ('program = "i"\n[data.files]\nproplet-1 = 1\n', r"data\.files: must be .*, or a table of paths"),
+        ('program = "i"\n[data.files]\n', r"data\.files: must be .*, or a table of paths"),
         ('program = "i"\n[data]\nfils = ["a"]\n', r"data\.fils: there is no such field"),
         ('program = "i"\nrouds = 3\n', "rouds: there is no such field; did you mean 'rounds'"),
         ("rounds = 3\n", "program: "),
@@ -152,6 +154,20 @@ def test_models_and_data_from_files(file: Path) -> None:
         (folder / "d.safetensors").write_bytes(b"no")
         with pytest.raises(StartError, match=said):
             load(file, text.replace("m.json", name)).first_model()
+
+
+def test_data_by_name(file: Path) -> None:
+    (file.parent / "d.json").write_text('{"data": [1]}')
+    (file.parent / "t.json").write_text('{"data": [2]}')
+    text = (
+        'program = "i"\n[data.files]\ntest = "t.json"\nproplet-1 = "d.json"\n'
+        '[evaluate]\non = "central"\ndataset = "test"\n'
+    )
+    found = load(file, text)
+    assert found.first_data_file == "d.json"
+    assert found.to_experiment().data == {"test": {"data": [2]}, "proplet-1": {"data": [1]}}
+    found = load(file, text, "data.files.proplet-2=d.json", "data.split.holdout=0.5")
+    assert list(found.datasets()) == ["test", "proplet-1", "proplet-2"]
 
 
 def test_a_file_and_the_sdk_have_the_same_fields(file: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -51,26 +50,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def prepare(up: Up, folder: Path) -> None:
+def prepare(up: Up) -> None:
     """Do what README.md says before the first run."""
     registry = up.url("oci_registry").removeprefix("http://")
     pushed = propeller(
         "push", str(built(ROOT / "programs" / "python" / "softmax.py")), f"{registry}/softmax:latest"
     )
     assert pushed.returncode == 0, pushed.stderr
-    stored = httpx.post(
-        f"{up.url('data_store')}/datasets/test",
-        content=(folder / "data" / "test.json").read_bytes(),
-        headers={"content-type": "application/x-www-form-urlencoded"},  # as curl does
-    )
-    assert stored.status_code == 201, stored.text
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, written: Path) -> Iterator[Up]:
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("examples") / "state"
     with running_stack(folder, "--proplets", "10") as running:
-        prepare(running, written)
+        prepare(running)
         yield running
 
 
@@ -131,8 +124,8 @@ def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> No
 def test_bulyan_holds_against_as_many_as_it_promises_and_refuses_more(up: Up, written: Path) -> None:
     """Of eight devices one may be bad, and seven would do; for three bad ones there would have to be fifteen."""
     eight = json.dumps([f"proplet-{number}" for number in range(1, 9)])
-    files = json.dumps([f"robust/{number}.json" for number in range(1, 9)])
-    of_eight = (f"selection.names={eight}", f"data.files={files}")
+    files = [f'proplet-{number} = "robust/{number}.json"' for number in range(1, 9)]
+    of_eight = (f"selection.names={eight}", f"data.files={{{', '.join(files)}, test = 'data/test.json'}}")
     bulyan = 'strategy={name = "bulyan", byzantine = %d}'
     with Propeller.from_state(up.folder) as fl:
         found = accuracies(submit(fl, up, written, "robust.toml", None, bulyan % 1, *of_eight))
@@ -161,7 +154,7 @@ def test_the_same_experiment_on_another_stack_gives_the_same_model(
             return asked, handle.model()
 
     with running_stack(tmp_path / "state") as other:
-        prepare(other, written)
+        prepare(other)
         participants, model = run(other)
         assert set(other.ids()).isdisjoint(up.ids())
     assert len({frozenset(one) for one in participants}) > 1

@@ -228,6 +228,10 @@ def test_fields_are_given_by_name() -> None:
             "selection.names: .*'calm-oter-41'; did you mean 'calm-otter-41'",
         ),
         ({"data": {"brave-fox": {}}}, "data: .*'brave-fox'; did you mean 'brave-fox-7'"),
+        (
+            {"data": {"tset": {}}, "evaluate": {"on": "central", "dataset": "test"}},
+            "data: .*'tset'; did you mean 'test'",
+        ),
         ({"data": [{}]}, "data: there are 1 data sets for 2 devices"),
     ],
 )

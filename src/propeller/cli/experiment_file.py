@@ -28,7 +28,7 @@ class ExperimentFile:
         spec: the experiment, checked; the model only if it is a version.
         tensors: the model to start from, if the file has its tensors.
         model_file: or the file that it is in.
-        data_files: local data, a file a device.
+        data_files: data to store: a file for each device in turn, or files by the names of devices and of the data set of ``evaluate``.
         notes: what is written as it was in earlier versions, and how it is written now.
     """
 
@@ -36,7 +36,7 @@ class ExperimentFile:
     spec: ExperimentSpec
     tensors: dict[str, Any] | None = None
     model_file: str | None = None
-    data_files: list[str] = field(default_factory=list)
+    data_files: list[str] | dict[str, str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -106,13 +106,23 @@ class ExperimentFile:
         path = self.folder / self.model_file
         return read_safetensors(path) if path.suffix == ".safetensors" else read_json(path)
 
-    def datasets(self) -> list[dict[str, Any]]:
-        """The local data, a document a device.
+    @property
+    def first_data_file(self) -> str | None:
+        """The file of the first device that has one."""
+        if isinstance(self.data_files, list):
+            return next(iter(self.data_files), None)
+        central = None if self.spec.evaluate is None else self.spec.evaluate.dataset
+        return next((file for name, file in self.data_files.items() if name != central), None)
+
+    def datasets(self) -> list[dict[str, Any]] | dict[str, dict[str, Any]]:
+        """The data sets in ``data_files``.
 
         Raises:
             StartError: a file cannot be read.
         """
-        return [read_json(self.folder / name) for name in self.data_files]
+        if isinstance(self.data_files, list):
+            return [read_json(self.folder / file) for file in self.data_files]
+        return {name: read_json(self.folder / file) for name, file in self.data_files.items()}
 
     def to_experiment(self) -> Experiment:
         """The experiment with its model and data.
@@ -200,16 +210,21 @@ def _pop_model(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return source, tensors
 
 
-def _pop_data_files(fields: dict[str, Any]) -> list[str]:
+def _pop_data_files(fields: dict[str, Any]) -> list[str] | dict[str, str]:
     data = fields.get("data")
     if not isinstance(data, dict) or "files" not in data:
         return []
     rest = {name: value for name, value in data.items() if name != "files"}
     fields["data"] = rest
     files = data["files"]
-    if not isinstance(files, list) or not files or not all(isinstance(one, str) for one in files):
-        raise InvalidError("data.files: must be a list of paths, one for each device in turn")
-    return files
+    paths = list(files.values()) if isinstance(files, dict) else files
+    if not isinstance(paths, list) or not paths or not all(isinstance(one, str) for one in paths):
+        raise InvalidError(
+            "data.files: must be a list of paths, one for each device in turn, or a table of paths by the names of devices "
+            "and of the data set in evaluate.dataset"
+        )
+    found: list[str] | dict[str, str] = files
+    return found
 
 
 def _apply(fields: dict[str, Any], change: str) -> None:

@@ -183,9 +183,9 @@ class Trial:
     def _read_dataset(
         self, file: Path | None, experiment: ExperimentFile | None, experiment_file: Path
     ) -> dict[str, Any]:
-        if file is None and experiment is not None and experiment.data_files:
-            file = experiment.folder / experiment.data_files[0]
-            self.from_experiment.append(f"data {experiment.data_files[0]}")
+        if file is None and experiment is not None and (first := experiment.first_data_file) is not None:
+            file = experiment.folder / first
+            self.from_experiment.append(f"data {first}")
         if file is None:
             raise StartError(f"give a device's data: --data FILE, or files in [data] of {experiment_file}")
         try:

@@ -60,8 +60,9 @@ class Experiment:
         id: an id of your own: the same experiment with the same id again starts nothing. Default: made anew for each run.
         strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
         model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
-        data: local data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
-            if there are any, else all that are alive, in the order of their names). Default: what is stored there.
+        data: data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
+            if there are any, else all that are alive, in the order of their names). By name also the data set of a central
+            evaluation (``evaluate``'s ``dataset``). Default: what is stored there.
         split: which part of a device's data is held out for evaluation, as ``{"holdout": 0.2, "seed": 0}``.
         selection: who takes part in a round, as ``{"fraction": 0.5, "seed": 1}``.
         k_of_n: how many updates close a round.
@@ -200,15 +201,16 @@ class Fleet:
         """The id of a device by its id or name; ``None`` if there is none."""
         return name if name in self._alive else next(iter(self._ids.get(name, ())), None)
 
-    def resolve(self, names: Sequence[str], field: str) -> list[str]:
-        """The ids of devices.
+    def resolve(self, names: Sequence[str], field: str, also: Iterable[str] = ()) -> list[str]:
+        """The ids of devices; ``also`` are names of something else that could have been meant.
 
         Raises:
             InvalidError: there is none of such a name, and the text says which are like it; or several, and it has their ids.
         """
         unknown = [name for name in names if self.id_of(name) is None]
         if unknown:
-            raise InvalidError(f"{field}: {'; '.join(map(self._explain_unknown, unknown[:10]))}")
+            explained = "; ".join(self._explain_unknown(name, also) for name in unknown[:10])
+            raise InvalidError(f"{field}: {explained}")
         for name in names:
             if name not in self._alive and len(same := self._ids[name]) > 1:
                 raise InvalidError(
@@ -232,8 +234,8 @@ class Fleet:
             raise InvalidError("no proplet is alive: see `propeller status`")
         return ids
 
-    def _explain_unknown(self, name: str) -> str:
-        known = [*self._ids, *self._alive]
+    def _explain_unknown(self, name: str, also: Iterable[str]) -> str:
+        known = [*self._ids, *self._alive, *also]
         near = nearest_names(name, known)
         shown = ", ".join(list(self._ids)[:10]) or "none"
         meant = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
@@ -260,7 +262,9 @@ def assign_data(
         plan = experiment.spec.evaluate
         central = plan.dataset if plan is not None else None
         of_devices = [name for name in data if name != central]
-        ids = dict(zip(of_devices, fleet.resolve(of_devices, "data"), strict=True))
+        ids = dict(
+            zip(of_devices, fleet.resolve(of_devices, "data", [central] if central else []), strict=True)
+        )
         return {ids.get(name, name): one for name, one in data.items()}
     devices = list(names) if names is not None else fleet.alive()
     if len(data) != len(devices):
