@@ -260,6 +260,8 @@ def test_lists_details_history_and_comparison(
         "two",
         "one",
     ]
+    assert json.loads(propeller("experiments", "--name", "nobodys", *state, "--json").stdout) == []
+    assert propeller("experiments", "--name", "nobodys", *state).stdout == "No experiments called nobodys.\n"
     shown = propeller("experiment", "show", "one", *state).stdout
     assert "localhost:5000/digits:v1" in shown
     assert '"lr": 0.1' in shown

@@ -150,8 +150,18 @@ def test_models_and_data_from_files(file: Path) -> None:
     model = load(file, text.replace("m.json", "m.safetensors")).first_model()
     assert model is not None
     assert model["w"].dtype == np.float16
-    for name, said in (("absent.json", "No such file"), ("d.safetensors", "d.safetensors: ")):
-        (folder / "d.safetensors").write_bytes(b"no")
+    np.savez(folder / "m.npz", w=np.ones(2, np.float16))
+    model = load(file, text.replace("m.json", "m.npz")).first_model()
+    assert model is not None
+    assert model["w"].dtype == np.float16
+    for name, said in (
+        ("absent.json", "No such file"),
+        ("d.safetensors", "d.safetensors: "),
+        ("d.npz", r"d\.npz: not an \.npz"),
+        ("d.pt", r"a model is a \.safetensors, \.npz or \.json file"),
+    ):
+        if name.startswith("d."):
+            (folder / name).write_bytes(b"\xff")
         with pytest.raises(StartError, match=said):
             load(file, text.replace("m.json", name)).first_model()
 

@@ -106,6 +106,8 @@ def test_list_and_show(state: Path) -> None:
     assert "v2" not in shown
     listed = json.loads(run(state, "list", "--json"))
     assert {line["version"] for line in listed} >= {0, 1, 2}
+    listed = json.loads(run(state, "list", "--alias", "digits-1/best", "--json"))
+    assert [line["version"] for line in listed] == [1]
     shown = run(state, "show", "digits-1/best")
     for part in ("v1", "digits-1/best", "3 updates of 1,347 samples", '{"eta": 0.1}', "F32", "[2, 3]", "[b]"):
         assert part in shown
@@ -130,6 +132,15 @@ def test_export_and_import(state: Path, tmp_path: Path) -> None:
         total = json.loads(run(state, "diff", "1", number, "--json"))["total"]
         assert total["changed"] == 0
         assert total["tensors"]["removed"] == 0
+    (tmp_path / "lineage.json").write_text('{"experiment": "at-home"}')
+    for number, given in (("90", '{"experiment": "by-hand"}'), ("91", str(tmp_path / "lineage.json"))):
+        run(state, "import", str(tmp_path / "model.npz"), "--version", number, "--lineage", given)
+        shown = json.loads(run(state, "show", number, "--json"))
+        assert shown["lineage"]["experiment"] in {"by-hand", "at-home"}
+    assert "--lineage: " in fail(state, "import", str(tmp_path / "model.npz"), "--lineage", "{")
+    assert "lineage: number" in fail(
+        state, "import", str(tmp_path / "model.npz"), "--lineage", '{"number": 0}'
+    )
     tensors, metadata = from_safetensors((tmp_path / "model.safetensors").read_bytes())
     assert json.loads(metadata["lineage"]) == LINEAGE
     np.testing.assert_array_equal(tensors["w"], MODEL["w"])

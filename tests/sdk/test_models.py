@@ -49,6 +49,29 @@ async def test_a_model_goes_through_files(url: str, tmp_path: Path) -> None:
             await fl.models.load(source, version=other)
 
 
+async def test_a_model_is_stored_with_its_lineage_and_number(url: str, tmp_path: Path) -> None:
+    lineage = {"experiment": "at-home", "metrics": {"loss": np.float64(0.5)}, "note": "by hand"}
+    (tmp_path / "m.safetensors").write_bytes(to_safetensors(LARGE, {"note": "kept"}))
+    np.savez(tmp_path / "m.npz", w=LARGE["w"])
+    (tmp_path / "m.json").write_text('{"w": [1.5]}')
+    async with AsyncPropeller(model_registry=url) as fl:
+        assert await fl.put_model({"w": np.ones(2)}, version=7, lineage=lineage) == 7
+        versions = [7] + [
+            await fl.models.load(tmp_path / f"m.{suffix}", version=number, lineage=lineage)
+            for number, suffix in ((10, "safetensors"), (11, "npz"), (12, "json"))
+        ]
+        assert versions == [7, 10, 11, 12]
+        for version in versions:
+            assert (await fl.models.info(version))["lineage"] == {**lineage, "metrics": {"loss": 0.5}}
+        await fl.models.export(10, tmp_path / "again.safetensors")
+        tensors, metadata = from_safetensors((tmp_path / "again.safetensors").read_bytes())
+        assert metadata["note"] == "kept"
+        np.testing.assert_array_equal(tensors["w"], LARGE["w"])
+        for wrong in ({"number": 0}, {"metrics": {"loss": "low"}}):
+            with pytest.raises(InvalidError, match=rf"lineage: {next(iter(wrong))}"):
+                await fl.models.load(tmp_path / "m.safetensors", lineage=wrong)
+
+
 async def test_an_alias_by_the_name_of_experiments(url: str, tmp_path: Path) -> None:
     with FakeStack().running() as stack:
         for number in (1, 2):

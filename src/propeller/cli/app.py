@@ -275,7 +275,8 @@ def try_program(
         ),
     ],
     model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON or safetensors; default: the experiment's.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A .safetensors, .npz or .json file; default: the experiment's."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON; default: the experiment's first file.")

@@ -26,6 +26,7 @@ def experiments(
     only: Annotated[
         str | None, typer.Option(metavar="STATE", help="Only those that are running, completed …")
     ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only those of this name.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     as_json: JsonOption = False,
     *,
@@ -34,7 +35,7 @@ def experiments(
     """List the newest experiments."""
     from propeller.cli.experiments import list_experiments
 
-    list_experiments(target, only=only, limit=limit, as_json=as_json)
+    list_experiments(target, only=only, name=name, limit=limit, as_json=as_json)
 
 
 @commands.command()

@@ -103,8 +103,7 @@ class ExperimentFile:
         """
         if self.model_file is None:
             return self.tensors
-        path = self.folder / self.model_file
-        return read_safetensors(path) if path.suffix == ".safetensors" else read_json(path)
+        return read_model(self.folder / self.model_file)
 
     @property
     def first_data_file(self) -> str | None:
@@ -156,20 +155,32 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
-def read_safetensors(file: Path) -> dict[str, Any]:
-    """A model from a file.
+def read_model(file: Path) -> dict[str, Any]:
+    """A model from a file, whose name says its encoding; JSON if it says none.
 
     Raises:
-        StartError: it cannot be read, or is not safetensors.
+        StartError: it cannot be read, or is none.
     """
     from propeller.fl.tensors import TensorError, from_safetensors
+    from propeller.sdk.values import read_npz
 
     try:
-        return dict(from_safetensors(file.read_bytes())[0])
+        if file.suffix == ".safetensors":
+            return dict(from_safetensors(file.read_bytes())[0])
+        if file.suffix == ".npz":
+            return read_npz(file)
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"{file}: {error}") from None
+    except InvalidError as error:
+        raise StartError(str(error)) from None
+    try:
+        return read_json(file)
+    except StartError as error:
+        if file.suffix == ".json":
+            raise
+        raise StartError(f"{error}; a model is a .safetensors, .npz or .json file") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -201,7 +212,7 @@ def _pop_model(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if len(source) + bool(tensors) > 1:
         raise InvalidError("model: give tensors, or file, or version; not more than one of them")
     if not isinstance(source.get("file", ""), str):
-        raise InvalidError("model.file: must be the path of a JSON or safetensors file")
+        raise InvalidError("model.file: must be the path of a .safetensors, .npz or .json file")
     for name, value in tensors.items():
         try:
             json.dumps(value, allow_nan=False)

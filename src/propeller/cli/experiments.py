@@ -35,16 +35,19 @@ _SAID = {
 }
 
 
-def list_experiments(target: Target, *, only: str | None, limit: int, as_json: bool) -> None:
+def list_experiments(
+    target: Target, *, only: str | None, name: str | None, limit: int, as_json: bool
+) -> None:
     """Print the newest experiments, newest first."""
     with target.connect() as fl:
-        found = fl.experiments(only, limit)
+        found = fl.experiments(only, limit, name=name)
     if as_json:
         print(json.dumps(found))
         return
     console = Console(highlight=False)
     if not found:
-        console.print(f"No experiments{'' if only is None else f' that are {only}'}.", markup=False)
+        called = "" if name is None else f" called {name}"
+        console.print(f"No experiments{called}{'' if only is None else f' that are {only}'}.", markup=False)
         return
     print_experiments(console, found)
 

@@ -35,6 +35,9 @@ def list_models(
     strategy: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only those made by this strategy.")
     ] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only the one that this alias stands for.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
     as_json: JsonOption = False,
     *,
@@ -43,7 +46,7 @@ def list_models(
     """List the newest model versions."""
     from propeller.cli.models import show_list
 
-    show_list(target, experiment, strategy, limit=limit, as_json=as_json)
+    show_list(target, experiment=experiment, strategy=strategy, alias=alias, limit=limit, as_json=as_json)
 
 
 @commands.command()
@@ -93,13 +96,23 @@ def export(
 @for_stack
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.safetensors, FILE.npz or FILE.json.")],
+    version: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=0, help="Its number; default: the next one.")
+    ] = None,
+    lineage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Where it comes from, or a file of it; default: what a .safetensors says itself.",
+        ),
+    ] = None,
     *,
     target: "Target",
 ) -> None:
-    """Store a file as the next version."""
-    from propeller.cli.models import load_model
+    """Store a file as a version."""
+    from propeller.cli.models import load_model, read_lineage
 
-    load_model(target, file)
+    load_model(target, file, version=version, lineage=None if lineage is None else read_lineage(lineage))
 
 
 @commands.command()

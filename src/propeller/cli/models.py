@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from propeller.cli.connection import Target
+from propeller.cli.experiment_file import read_json
 from propeller.cli.tables import Column, print_fields, print_rows
+from propeller.errors import StartError
+from propeller.protocol.wire import MalformedMessageError, decode_object
 
 _MAX_TENSORS = 200
 """Tensors that are shown on the screen; ``--json`` has all."""
@@ -38,11 +41,17 @@ _DIFF_COLUMNS = (
 
 
 def show_list(
-    target: Target, experiment: str | None, strategy: str | None, *, limit: int, as_json: bool
+    target: Target,
+    *,
+    experiment: str | None,
+    strategy: str | None,
+    alias: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """Print the newest versions, newest first."""
     with target.connect() as fl:
-        found = fl.models.list(experiment=experiment, strategy=strategy, limit=limit)
+        found = fl.models.list(experiment=experiment, strategy=strategy, alias=alias, limit=limit)
     if as_json:
         print(json.dumps(found))
         return
@@ -118,11 +127,25 @@ def export_model(target: Target, version: str, file: Path) -> None:
     print(f"Wrote v{number} to {file}, {file.stat().st_size} bytes")
 
 
-def load_model(target: Target, file: Path) -> None:
-    """Store a file as the next version."""
+def load_model(target: Target, file: Path, *, version: int | None, lineage: dict[str, Any] | None) -> None:
+    """Store a file as a version, the next one if none is given."""
     with target.connect() as fl:
-        number = fl.models.load(file)
+        number = fl.models.load(file, version=version, lineage=lineage)
     print(f"Stored {file} as v{number}")
+
+
+def read_lineage(text: str) -> dict[str, Any]:
+    """The lineage in JSON, or in a file of it.
+
+    Raises:
+        StartError: it is neither.
+    """
+    if not text.lstrip().startswith("{"):
+        return read_json(Path(text))
+    try:
+        return decode_object(text)
+    except MalformedMessageError as error:
+        raise StartError(f"--lineage: {error}") from None
 
 
 def show_aliases(target: Target, *, as_json: bool) -> None:

@@ -29,6 +29,7 @@ from propeller.fl.tensors import (
     to_json,
     to_safetensors,
 )
+from propeller.fl.tensors.npz import from_npz
 from propeller.process import parent_death
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
@@ -176,6 +177,8 @@ class Trial:
         try:
             if file is not None and file.suffix == ".safetensors":
                 return from_safetensors(_read_file(file))[0]
+            if file is not None and file.suffix == ".npz":
+                return from_npz(_read_file(file))[0]
             return from_json(decode_object(_read_file(file)) if file is not None else found or {})
         except (TensorError, MalformedMessageError) as error:
             raise StartError(f"{file or experiment_file}: model: {error}") from None

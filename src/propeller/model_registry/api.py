@@ -21,8 +21,7 @@ from propeller.fl.tensors import (
 from propeller.model_registry.encodings import EncodedModel
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
-from propeller.model_registry.store import LINEAGE_FIELD
-from propeller.protocol.models import lineage_text
+from propeller.protocol.models import LINEAGE_FIELD, lineage_text
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message
 from propeller.web.app import Router, create_app, etag_matches

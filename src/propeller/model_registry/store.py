@@ -24,7 +24,7 @@ from propeller.model_registry.uploads import Upload
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over
 from propeller.process.logs import get_logger
-from propeller.protocol.models import lineage_text
+from propeller.protocol.models import LINEAGE_FIELD, lineage_text
 from propeller.protocol.wire import decode_object, format_time, now
 from propeller.store.documents import Document
 
@@ -32,9 +32,6 @@ log = get_logger("models")
 
 MAX_VERSION = 2**53 - 1
 """The largest version: every JSON reader keeps it exact (RFC 8259, section 6)."""
-
-LINEAGE_FIELD = "lineage"
-"""The field of a document's ``__metadata__`` that says where a version comes from, in JSON (``protocol.models``)."""
 
 _OWN = "propeller."
 _KEY_FIELD, DIGEST_FIELD, _TIME_FIELD = f"{_OWN}key", f"{_OWN}content", f"{_OWN}created_at"

@@ -11,6 +11,9 @@ from propeller.errors import InvalidError, TooLargeError
 from propeller.protocol.ids import Id
 from propeller.protocol.wire import Message, Time, decode_object
 
+LINEAGE_FIELD = "lineage"
+"""The field of a document's ``__metadata__`` that says where a version comes from, in JSON."""
+
 MAX_LINEAGE_BYTES = 64 * 1024
 """The longest lineage, as JSON in UTF-8."""
 

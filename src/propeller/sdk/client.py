@@ -214,17 +214,15 @@ class AsyncPropeller:
         """
         return await self.models.arrays("latest" if version is None else version)
 
-    async def put_model(self, model: Mapping[str, Any]) -> int:
-        """Store a model; returns the version it got.
-
-        Args:
-            model: arrays by tensor name (NumPy's, or what ``np.asarray`` takes), which keep their dtypes; numbers and
-                nested lists of them become float64.
-
-        Raises:
-            InvalidError: something is no array of finite numbers; the text names the tensor.
-        """
-        return await self._put_model(encode_model(model))
+    async def put_model(
+        self,
+        model: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Store a model; returns the version it got. As ``models.put``."""
+        return await self.models.put(model, version=version, lineage=lineage)
 
     async def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
         """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.

@@ -9,7 +9,7 @@ import httpx
 from propeller.errors import PropellerError, UnavailableError
 from propeller.process.http import error_text, kind_of_status
 from propeller.sdk.addresses import Login
-from propeller.sdk.transport import EventStream, Transport
+from propeller.sdk.transport import EventStream, Transport, Upload
 
 
 class Connection:
@@ -54,7 +54,7 @@ class Connection:
         return await self._sent(send, method, url)
 
     async def upload(
-        self, service: str, path: str, content: BinaryIO, *, headers: Mapping[str, str], **options: Any
+        self, service: str, path: str, content: Upload, *, headers: Mapping[str, str], **options: Any
     ) -> Any:
         """Send a file with ``POST``; the JSON of the answer. Raises as ``ask`` does."""
         url = f"{self.urls[service]}{path}"

@@ -1,17 +1,18 @@
 """The model versions of a stack: what there is, how two differ, aliases, and files."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from propeller.errors import InvalidError, NotFoundError, PropellerError
 from propeller.process.files import DurableFile
+from propeller.protocol.models import LINEAGE_FIELD, lineage_text
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.sdk.connection import Connection
 from propeller.sdk.handle import find_experiment
-from propeller.sdk.transport import Blocking, blocking
-from propeller.sdk.values import SAFETENSORS, decode_model
+from propeller.sdk.transport import Blocking, Upload, blocking
+from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, read_npz
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,13 +158,46 @@ class AsyncModels:
             raise PropellerError(f"{target} cannot be written: {error.strerror or error}") from None
         return number
 
-    async def load(self, file: str | Path, *, version: int | None = None) -> int:
-        """Store a file as a version, the next one if none is given; gives its number.
+    async def put(
+        self,
+        model: Mapping[str, Any],
+        *,
+        version: int | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Store a model as a version; gives its number.
 
-        Its encoding is that of its name (``MEDIA_TYPES``). Whatever its size, little of it is in memory.
+        Args:
+            model: arrays by tensor name (NumPy's, or what ``np.asarray`` takes), which keep their dtypes; numbers and
+                nested lists of them become float64.
+            version: its number; the next one if it is not given.
+            lineage: where it comes from: the fields of a lineage (``protocol.models.Lineage``), and any of your own.
 
         Raises:
-            InvalidError: the name says no encoding, or the file is no model.
+            InvalidError: something is no array of finite numbers, or a field of the lineage is wrong; the text names it.
+            ConflictError: the version is there with other content.
+        """
+        content = encode_model(model, _metadata(lineage))
+        headers, params = {"Content-Type": SAFETENSORS}, {} if version is None else {"version": version}
+        answer = await self._ask(
+            "POST", "/models", content=content, headers=headers, params=params, timeout=SLOW_S
+        )
+        return int(answer["version"])
+
+    async def load(
+        self, file: str | Path, *, version: int | None = None, lineage: Mapping[str, Any] | None = None
+    ) -> int:
+        """Store a file as a version; gives its number.
+
+        Its encoding is that of its name (``MEDIA_TYPES``). Whatever its size, little of it is in memory if it is safetensors.
+
+        Args:
+            file: where it is.
+            version: its number; the next one if it is not given.
+            lineage: where it comes from, as of ``put``. Default: what a safetensors file says itself.
+
+        Raises:
+            InvalidError: the name says no encoding, the file is no model, or a field of the lineage is wrong.
             ConflictError: the version is there with other content.
             PropellerError: the file cannot be read.
         """
@@ -175,11 +209,16 @@ class AsyncModels:
         try:
             if source.suffix == ".json":  # in a field, as a version and a lineage may be beside it
                 body: Any = {"model": _read_json(source), **params}
+                if lineage is not None:
+                    body["lineage"] = plain(lineage, "lineage")
                 answer = await self._ask("POST", "/models", json=body, timeout=SLOW_S)
+            elif lineage is not None and source.suffix == ".npz":  # which has no place for one
+                return await self.put(read_npz(source), version=version, lineage=lineage)
             else:
                 with source.open("rb") as stream:  # noqa: ASYNC230 - no wait worth a thread
+                    content = Upload(stream) if lineage is None else _with_lineage(stream, source, lineage)
                     answer = await self._connection.upload(
-                        "model_registry", "/models", stream, headers=headers, params=params, timeout=SLOW_S
+                        "model_registry", "/models", content, headers=headers, params=params, timeout=SLOW_S
                     )
         except OSError as error:
             raise PropellerError(f"{source}: {error.strerror or error}") from None
@@ -233,6 +272,7 @@ class Models(Blocking[AsyncModels]):
     set_alias = blocking(AsyncModels.set_alias)
     delete_alias = blocking(AsyncModels.delete_alias)
     export = blocking(AsyncModels.export)
+    put = blocking(AsyncModels.put)
     load = blocking(AsyncModels.load)
     verify = blocking(AsyncModels.verify)
 
@@ -246,6 +286,25 @@ def _media_type(file: Path) -> str:
     if kind is None:
         raise InvalidError(f"{file}: the name must end in {', '.join(MEDIA_TYPES)}, which says the encoding")
     return kind
+
+
+def _metadata(lineage: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if lineage is None else {LINEAGE_FIELD: lineage_text(plain(lineage, "lineage"))}
+
+
+def _with_lineage(stream: BinaryIO, file: Path, lineage: Mapping[str, Any]) -> Upload:
+    """A safetensors file whose header has another lineage."""
+    from propeller.fl.tensors import TensorError
+    from propeller.fl.tensors.safetensors import PREFIX, header_length, read_header
+    from propeller.tensors.safetensors import replace_metadata
+
+    try:
+        prefix = stream.read(PREFIX)
+        document = prefix + stream.read(header_length(prefix))
+        metadata = read_header(document).metadata | _metadata(lineage)
+        return Upload(stream, *replace_metadata(document, metadata))
+    except TensorError as error:
+        raise InvalidError(f"{file}: {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

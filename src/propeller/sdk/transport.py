@@ -27,6 +27,33 @@ _PIECE_BYTES = 1024 * 1024
 """How much of a file is in memory at a time, in bytes."""
 
 
+class Upload(NamedTuple):
+    """What is sent of a file.
+
+    Attributes:
+        file: the file.
+        head: what is sent before it.
+        start: where in it begins what is sent, in bytes.
+    """
+
+    file: BinaryIO
+    head: bytes = b""
+    start: int = 0
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return len(self.head) + os.fstat(self.file.fileno()).st_size - self.start
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it; may be called again."""
+        if self.head:
+            yield self.head
+        self.file.seek(self.start)
+        while piece := self.file.read(_PIECE_BYTES):
+            yield piece
+
+
 class Transport(ABC):
     """Sends requests to the services of a stack."""
 
@@ -35,7 +62,7 @@ class Transport(ABC):
         """A request and its whole answer; ``options`` are httpx's."""
 
     @abstractmethod
-    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+    async def upload(self, url: str, content: Upload, **options: Any) -> httpx.Response:
         """A ``POST`` of a file, and its whole answer."""
 
     @abstractmethod
@@ -73,10 +100,10 @@ class AsyncTransport(Transport):
         """A request and its whole answer."""
         return await self._http.request(method, url, **options)
 
-    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+    async def upload(self, url: str, content: Upload, **options: Any) -> httpx.Response:
         """A ``POST`` of a file."""
-        headers = options.pop("headers", {}) | {"Content-Length": str(os.fstat(content.fileno()).st_size)}
-        return await self._http.post(url, content=_as_async(_pieces(content)), headers=headers, **options)
+        headers = options.pop("headers", {}) | {"Content-Length": str(content.length)}
+        return await self._http.post(url, content=_as_async(content.pieces()), headers=headers, **options)
 
     async def download(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
         """A ``GET`` whose answer is written to a file."""
@@ -116,10 +143,10 @@ class BlockingTransport(Transport):
         """A request and its whole answer."""
         return self._http.request(method, url, **options)
 
-    async def upload(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
+    async def upload(self, url: str, content: Upload, **options: Any) -> httpx.Response:
         """A ``POST`` of a file."""
-        headers = options.pop("headers", {}) | {"Content-Length": str(os.fstat(content.fileno()).st_size)}
-        return self._http.post(url, content=_pieces(content), headers=headers, **options)
+        headers = options.pop("headers", {}) | {"Content-Length": str(content.length)}
+        return self._http.post(url, content=content.pieces(), headers=headers, **options)
 
     async def download(self, url: str, content: BinaryIO, **options: Any) -> httpx.Response:
         """A ``GET`` whose answer is written to a file."""
@@ -145,12 +172,6 @@ class BlockingTransport(Transport):
     async def aclose(self) -> None:
         """Close every connection."""
         self._http.close()
-
-
-def _pieces(content: BinaryIO) -> Iterator[bytes]:
-    content.seek(0)
-    while piece := content.read(_PIECE_BYTES):
-        yield piece
 
 
 async def _as_async(values: Iterable[T]) -> AsyncIterator[T]:

@@ -1,10 +1,12 @@
 """Values as a person has them at hand, NumPy's among them, as they go to a stack and come back."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from propeller.errors import InvalidError
-from propeller.protocol.finite import MUST_BE_FINITE, Path, find_number, format_path
+from propeller.protocol import finite
+from propeller.protocol.finite import MUST_BE_FINITE, find_number, format_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +33,10 @@ def plain(value: Any, field: str) -> Any:
     return converted
 
 
-def encode_model(model: Mapping[str, Any]) -> bytes:
+def encode_model(model: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """A model as safetensors: arrays keep their dtypes, numbers and nested lists become float64, true and false BOOL.
+
+    ``metadata`` is that of the document.
 
     Raises:
         InvalidError: a tensor is none, or holds NaN or an infinity; the text names it.
@@ -50,7 +54,7 @@ def encode_model(model: Mapping[str, Any]) -> bytes:
                 tensors[name] = np.asarray(value)
             else:
                 tensors |= from_json({name: _plain(value, ("model", str(name)))})
-        return to_safetensors(tensors)
+        return to_safetensors(tensors, metadata)
     except TensorError as error:
         raise InvalidError(f"model: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:  # of __array__, which may be anybody's
@@ -62,6 +66,22 @@ def decode_model(content: bytes) -> "dict[str, np.ndarray[Any, Any]]":
     from propeller.fl.tensors import from_safetensors
 
     return dict(from_safetensors(bytearray(content))[0])
+
+
+def read_npz(file: Path) -> "dict[str, np.ndarray[Any, Any]]":
+    """A model from an ``.npz`` file.
+
+    Raises:
+        InvalidError: it is none; the text names the tensor where there is one.
+        OSError: it cannot be read.
+    """
+    from propeller.fl.tensors import TensorError
+    from propeller.fl.tensors.npz import from_npz
+
+    try:
+        return dict(from_npz(file.read_bytes())[0])
+    except TensorError as error:
+        raise InvalidError(f"{file}: {error}") from None
 
 
 def same_model(
@@ -76,7 +96,7 @@ def same_model(
     )
 
 
-def _plain(value: Any, path: Path) -> Any:
+def _plain(value: Any, path: finite.Path) -> Any:
     if type(value) in _SCALARS:
         return value
     if isinstance(value, Mapping):
