@@ -219,6 +219,25 @@ def test_an_experiment_elsewhere(stack: FakeStack, tmp_path: Path, state: tuple[
     assert done.stderr == "error: --user is only for --url: a stack on this machine is used as its operator\n"
     done = propeller("experiments", "--url", stack.url)
     assert "url: give the host alone" in done.stderr
+    assert "as --url manager=http://fleet.example:7070" in done.stderr
+    services = ("manager", "coordinator", "model-registry", "data_store", "identity")
+    named = [word for name in services for word in ("--url", f"{name}={stack.url}")]
+    done = propeller("experiments", *named, "--user", USER, env={"PROPELLER_PASSWORD": PASSWORD})
+    assert (done.stdout, done.stderr) == ("No experiments.\n", "")
+    urls = {"PROPELLER_URL": " ".join(named[1::2]), "PROPELLER_PASSWORD": PASSWORD}
+    done = propeller("experiments", "--user", USER, env=urls)
+    assert (done.stdout, done.stderr) == ("No experiments.\n", "")
+    for wrong, said in (
+        (["manger=http://a"], "there is no service 'manger'; did you mean manager?"),
+        (["manager=a"], "manager: 'a' is not an address"),
+        (["a", "b"], "a and b are two hosts"),
+        (
+            ["manager=http://a"],
+            "no address of coordinator, model_registry, data_store: give it as --url coordinator=URL",
+        ),
+    ):
+        done = propeller("experiments", *(word for one in wrong for word in ("--url", one)))
+        assert said in done.stderr
     done = propeller("experiments", "--url", "http://127.0.0.1", "--user", "nobody")
     assert done.stderr == "error: --user: no password; set PROPELLER_PASSWORD\n"
     assert PASSWORD not in done.stdout

@@ -4,14 +4,23 @@ import getpass
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from propeller.cli.options import DEFAULT_STATE
 from propeller.errors import StartError
+from propeller.protocol.strict import nearest_names
 from propeller.sdk import Propeller
+from propeller.sdk.addresses import PORTS, check_url, urls_of_host
 
 PASSWORD_VARIABLE = "PROPELLER_PASSWORD"  # noqa: S105 - its name
+
+URL_VARIABLE = "PROPELLER_URL"
+"""What ``--url`` is given, separated by spaces, for commands without it that name no state folder either."""
+
+_OTHER_PORTS = "for other ports give the address of each, as --url manager=http://fleet.example:7070"
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,12 @@ class Target:
 
     Attributes:
         state: the state folder of one on this machine.
-        url: the host of one elsewhere, which then counts.
+        urls: the host of one elsewhere, or addresses of its services as ``NAME=URL``, which then count.
         user: who calls there.
     """
 
     state: Path = DEFAULT_STATE
-    url: str | None = None
+    urls: tuple[str, ...] = ()
     user: str | None = None
 
     def connect(self) -> Propeller:
@@ -34,22 +43,64 @@ class Target:
         Raises:
             PropellerError: no stack runs there, or the options contradict each other.
         """
-        if self.url is None:
+        given = self.urls
+        if not given and self.state == DEFAULT_STATE:
+            given = tuple(os.environ.get(URL_VARIABLE, "").split())
+        if not given:
             if self.user is not None:
                 raise StartError("--user is only for --url: a stack on this machine is used as its operator")
             return Propeller.from_state(self.state)
+        addresses: dict[str, Any] = read_addresses(given, with_identity=self.user is not None)
         if self.user is None:
-            return Propeller(url=self.url)
-        return Propeller(url=self.url, user=self.user, password=_password(self.user))
+            return Propeller(**addresses)
+        return Propeller(**addresses, user=self.user, password=_password(self.user))
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""
-        options = []
-        if self.url is not None:
-            options += ["--url", self.url] + ([] if self.user is None else ["--user", self.user])
-        elif self.state != DEFAULT_STATE:
+        options: list[str] = []
+        for one in self.urls:
+            options += ["--url", one]
+        if self.user is not None:
+            options += ["--user", self.user]
+        if not self.urls and self.state != DEFAULT_STATE:
             options += ["--state", str(self.state)]
         return shlex.join(["propeller", *words, *options])
+
+
+def read_addresses(given: Sequence[str], *, with_identity: bool) -> dict[str, str]:
+    """The addresses of services by their names in the Python client.
+
+    Args:
+        given: a host, whose services are on the guide's ports, and addresses of services as ``NAME=URL``, which count before those.
+        with_identity: whether identity is called too.
+
+    Raises:
+        PropellerError: something is none of these, or a service has no address.
+    """
+    hosts: list[str] = []
+    named: dict[str, str] = {}
+    for one in given:
+        name, equals, url = one.partition("=")
+        service = name.strip().replace("-", "_")
+        if not equals or "/" in name:
+            hosts.append(one)
+        elif service not in PORTS:
+            near = nearest_names(service, PORTS)
+            meant = f"did you mean {near[0]}? There" if near else "there"
+            raise StartError(f"--url {one}: there is no service {name!r}; {meant} are {', '.join(PORTS)}")
+        else:
+            named[service] = check_url(service, url)
+    if len(hosts) > 1:
+        raise StartError(f"--url: {' and '.join(hosts)} are two hosts; {_OTHER_PORTS}")
+    if hosts:
+        return urls_of_host(hosts[0], _OTHER_PORTS) | named
+    missing = [name for name in PORTS if name not in named and (with_identity or name != "identity")]
+    if missing:
+        raise StartError(
+            f"--url: there is no address of {', '.join(missing)}: give it as --url {missing[0]}=URL, or the host alone "
+            "where it is on the guide's ports"
+        )
+    return named
 
 
 def _password(user: str) -> str:

@@ -14,9 +14,12 @@ StateOption = Annotated[
     Path, typer.Option("--state", metavar="DIR", help="The folder that holds the stack's state.")
 ]
 UrlOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--url", metavar="HOST", help="A stack elsewhere, as http://fleet.example, instead of --state."
+        "--url",
+        metavar="HOST|SERVICE=URL",
+        help="A stack elsewhere instead of --state: its host, as http://fleet.example, or each service, as "
+        "manager=https://fleet.example:7443; repeatable. Default: PROPELLER_URL, if it is set.",
     ),
 ]
 UserOption = Annotated[
@@ -36,10 +39,10 @@ def for_stack(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say which stack it is about; it gets them as its argument ``target``, a ``Target``."""
 
     @functools.wraps(command)
-    def run(*, state: Path, url: str | None, user: str | None, **given: Any) -> None:
+    def run(*, state: Path, url: list[str] | None, user: str | None, **given: Any) -> None:
         from propeller.cli.connection import Target
 
-        command(target=Target(state, url, user), **given)
+        command(target=Target(state, tuple(url or ()), user), **given)
 
     signature = inspect.signature(command)
     own = [one for name, one in signature.parameters.items() if name != "target"]

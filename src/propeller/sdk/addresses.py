@@ -20,8 +20,16 @@ PORTS = {
 """The ports of a stack as the guide has them; of identity that of users."""
 
 
-def urls_of_host(url: str) -> dict[str, str]:
+OTHER_PORTS = "for other ports give manager=, coordinator=, model_registry=, data_store= and identity="
+"""How the addresses of services are given that are not on the guide's ports."""
+
+
+def urls_of_host(url: str, other_ports: str = OTHER_PORTS) -> dict[str, str]:
     """The addresses of the services of a stack by the host that it runs on, on the guide's ports.
+
+    Args:
+        url: the host.
+        other_ports: how the caller is given other addresses, for the error.
 
     Raises:
         InvalidError: it is no host, or names one port, where each service has its own.
@@ -36,8 +44,7 @@ def urls_of_host(url: str) -> dict[str, str]:
     if port is not None or parts.path.strip("/") or parts.query or parts.username:
         raise InvalidError(
             f"url: give the host alone, as {parts.scheme}://{parts.hostname}: each service has a port of its own "
-            f"({', '.join(f'{name} {number}' for name, number in PORTS.items())}); "
-            "for other ports give manager=, coordinator=, model_registry=, data_store= and identity="
+            f"({', '.join(f'{name} {number}' for name, number in PORTS.items())}); {other_ports}"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return {name: f"{parts.scheme}://{host}:{number}" for name, number in PORTS.items()}
