@@ -211,6 +211,23 @@ def test_a_wrong_field_is_named_before_anything_is_sent(fields: dict[str, Any], 
         experiment(**fields)
 
 
+def test_rounds_of_a_step_schedule_are_numbers_or_texts() -> None:
+    for first, later in ((1, np.int64(10)), ("1", "10")):
+        lr = {"schedule": "step", "values": {first: 0.1, later: 0.01}}
+        sent = experiment(hyperparams={"lr": lr, "layers": [1]}).spec.to_json()["hyperparams"]
+        assert sent == {"lr": {"schedule": "step", "values": {"1": 0.1, "10": 0.01}}, "layers": [1]}
+    with pytest.raises(InvalidError, match=r"hyperparams\.lr\.values: "):
+        experiment(hyperparams={"lr": {"schedule": "step", "values": {True: 0.1}}})
+
+
+def test_data_go_to_a_device_by_its_name_or_id(stack: FakeStack, fl: Propeller) -> None:
+    stored = [fl.put_dataset(name, {"data": [name]}) for name in ("brave-fox-7", "id-1", "test")]
+    assert stored == list(stack.datasets) == ["id-2", "id-1", "test"]
+    stack.devices = [one | {"name": "same"} for one in stack.devices]
+    with pytest.raises(InvalidError, match="3 devices are called 'same'; name by its id"):
+        fl.put_dataset("same", {"data": []})
+
+
 def test_fields_are_given_by_name() -> None:
     with pytest.raises(InvalidError, match=r"program: .*; rounds: "):
         Experiment()  # type: ignore[call-arg]
@@ -393,7 +410,7 @@ def test_history_as_dicts_rows_and_a_table(
     assert (rows[0]["metrics.loss"], rows[1]["mean.loss"]) == (0.5, 0.5)
     assert handle.history_csv().startswith("number,")
     pytest.importorskip("pandas")
-    assert history.to_pandas()["proplet_id"].tolist() == ["id-1", "id-3", "id-2", "id-1", None]
+    assert history.to_pandas()["outcome"].tolist() == [row["outcome"] for row in rows]
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(PropellerError, match="pip install pandas"):
         history.to_pandas()

@@ -112,6 +112,7 @@ async def test_the_blocking_form(url: str, tmp_path: Path) -> None:
         with Propeller(model_registry=url) as fl:
             version = fl.models.load(source)
             assert fl.models.export(version, target) == version
+            assert repr(fl.models) == f"<Models of {url}>"
             assert fl.models.info("latest")["version"] == version
             np.testing.assert_array_equal(fl.models.arrays()["w"], fl.model("latest")["w"])
 

@@ -67,7 +67,8 @@ def test_data_and_hyperparameters_are_sent_exactly(stack: FakeStack, fl: Propell
         {"x": row, "y": label, "name": np.str_("a")}
         for row, label in zip(rows, np.array([1, 0]), strict=True)
     ]
-    fl.put_dataset("id-1", MappingProxyType({"schema": "mine", "data": samples, "size": np.uint8(2)}))
+    mine = MappingProxyType({"schema": "mine", "data": samples, "size": np.uint8(2)})
+    assert fl.put_dataset("calm-otter-41", mine) == "id-1"
     assert stack.datasets["id-1"] == {
         "schema": "mine",
         "data": [{"x": rows[0].tolist(), "y": 1, "name": "a"}, {"x": [3.0, 4.0], "y": 0, "name": "a"}],
@@ -94,6 +95,9 @@ def test_data_and_hyperparameters_are_sent_exactly(stack: FakeStack, fl: Propell
         (lambda fl: fl.put_dataset("d", {"data": [{"x": np.datetime64("2026-01-01")}]}), r"data\[0\]\.x: date cannot"),
         (lambda fl: fl.put_dataset("d", {"data": [{"x": b"raw"}]}), r"data\[0\]\.x: bytes cannot be sent"),
         (lambda fl: fl.put_dataset("d", {"data": {1: 2}}), "data: 1 is no name"),
+        (lambda fl: fl.put_dataset("d", [1]), "dataset: list is no data set"),
+        (lambda fl: fl.put_dataset("no/id", {"data": []}), "is not a valid id"),
+        (lambda _: Experiment(program="p", rounds=9, hyperparams={"lr": {"schedule": "step", "values": {1: 1, "1": 2}}}), r"hyperparams\.lr\.values: a round has two"),
         (lambda fl: fl.start_round("i", base_version=0, hyperparams={"lr": math.nan}), r"hyperparams\.lr: must be a finite number, not NaN"),
         (lambda fl: fl.start_round("i", base_version=0, hyperparams={"a": [{"b": -math.inf}]}), r"hyperparams\.a\[0\]\.b"),
         (lambda fl: fl.start_round("i", base_version=0, timeout_s=math.nan), "timeout_s: must be a finite number, not NaN"),

@@ -22,9 +22,11 @@ from propeller.sdk.handle import (
     WaitTimeoutError,
 )
 from propeller.sdk.history import History
+from propeller.sdk.models import AsyncModels, Models
 
 __all__ = [
     "AsyncExperimentHandle",
+    "AsyncModels",
     "AsyncPropeller",
     "Event",
     "Experiment",
@@ -32,6 +34,7 @@ __all__ = [
     "ExperimentHandle",
     "ExperimentResult",
     "History",
+    "Models",
     "Propeller",
     "PropellerError",
     "RoundResult",

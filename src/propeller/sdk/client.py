@@ -13,6 +13,7 @@ from propeller.errors import ConflictError, InvalidError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
+from propeller.protocol.ids import check_id
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
 from propeller.sdk.connection import Connection
@@ -224,13 +225,21 @@ class AsyncPropeller:
         """Store a model; returns the version it got. As ``models.put``."""
         return await self.models.put(model, version=version, lineage=lineage)
 
-    async def put_dataset(self, proplet_id: str, dataset: Mapping[str, Any]) -> None:
-        """Store the local data of a proplet, as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.
+    async def put_dataset(self, name: str, dataset: Mapping[str, Any]) -> str:
+        """Store the local data of a device, or a data set for central evaluations; returns the id under which it is stored.
+
+        Args:
+            name: the device, by its name or id; any other name is the id of a data set.
+            dataset: as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.
 
         Raises:
-            InvalidError: something cannot be sent; the text names it, as ``data[3].x``.
+            InvalidError: something cannot be sent, and the text names it, as ``data[3].x``; or there are several devices of this name.
         """
-        await self._put_dataset(proplet_id, _plain_dataset(dataset))
+        body = _plain_dataset(dataset)
+        fleet = Fleet(await self.proplets(), self._names())
+        id_ = check_id(name) if fleet.id_of(name) is None else fleet.resolve([name], "name")[0]
+        await self._put_dataset(id_, body)
+        return id_
 
     async def start_round(
         self,
@@ -427,6 +436,10 @@ class AsyncPropeller:
 
 
 def _plain_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(dataset, Mapping):
+        raise InvalidError(
+            f'dataset: {type(dataset).__name__} is no data set; give a mapping, as {{"data": […]}}'
+        )
     return {name: plain(one, name) for name, one in dataset.items()}
 
 

@@ -1,6 +1,7 @@
 """An experiment as a person writes it in Python: the coordinator's fields, and models and data as they are at hand."""
 
 import functools
+import operator
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,11 +128,12 @@ class Experiment:
     @functools.cached_property
     def spec(self) -> ExperimentSpec:
         """What is sent to the coordinator; with an id only if it has one of its own, with the model only if it is a version or an alias."""
-        given = {
-            one.name: plain(getattr(self, one.name), one.name)
-            for one in fields(self)
-            if one.init and one.name not in _OWN and getattr(self, one.name) is not None
+        values = {
+            one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name not in _OWN
         }
+        if isinstance(self.hyperparams, Mapping):
+            values["hyperparams"] = _with_round_numbers(self.hyperparams)
+        given = {name: plain(value, name) for name, value in values.items() if value is not None}
         if self.split is not None:
             given["data"] = {"split": plain(self.split, "split")}
         if self.model is not None and not isinstance(self.model, Mapping):
@@ -158,6 +160,31 @@ class Experiment:
         except BaseException:
             self._ids.append(id_)
             raise
+
+
+def _with_round_numbers(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters whose step schedules have the numbers of rounds as texts, as JSON has them.
+
+    Raises:
+        InvalidError: the value of a round is given twice.
+    """
+    found = dict(hyperparams)
+    for name, value in hyperparams.items():
+        steps = value.get("values") if isinstance(value, Mapping) and "schedule" in value else None
+        if isinstance(steps, Mapping):
+            texts = {_round_text(number): step for number, step in steps.items()}
+            if len(texts) < len(steps):
+                raise InvalidError(f"hyperparams.{name}.values: a round has two values; give one of them")
+            found[name] = {**value, "values": texts}
+    return found
+
+
+def _round_text(number: Any) -> Any:
+    """A whole number, NumPy's among them, as a text; anything else as it is."""
+    try:
+        return number if isinstance(number, bool) else str(operator.index(number))
+    except TypeError:
+        return number
 
 
 def new_id(name: str) -> str:

@@ -41,6 +41,10 @@ class AsyncModels:
         """Use the registry and the coordinator of ``connection``."""
         self._connection = connection
 
+    def __repr__(self) -> str:
+        """Shows where they are."""
+        return f"<{type(self).__name__} of {self._connection.urls['model_registry']}>"
+
     async def list(
         self,
         *,
@@ -263,6 +267,10 @@ class AsyncModels:
 
 class Models(Blocking[AsyncModels]):
     """The model versions of a stack; the methods are described at ``AsyncModels``."""
+
+    def __repr__(self) -> str:
+        """Shows where they are."""
+        return repr(self._inner).replace("<Async", "<", 1)
 
     list = blocking(AsyncModels.list)
     info = blocking(AsyncModels.info)
