@@ -1,6 +1,7 @@
 """Experiments on a whole stack, from Python and from the command line."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ DATA = [
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running_stack(tmp_path_factory.mktemp("experiments") / "state") as running:
+    folder = tmp_path_factory.mktemp("experiments") / "state"
+    tags = ("--tag", "hospital=proplet-1,proplet-3", "--tag", "gpu=proplet-3")
+    with running_stack(folder, *tags, env={"PROPLET_TAGS": "demo"}) as running:
         yield running
 
 
@@ -91,6 +94,25 @@ def test_the_newest_of_a_name_is_found_by_it(up: Up, fl: Propeller) -> None:
     assert handles[1].id in propeller("status", "--state", str(up.folder)).stdout
     with pytest.raises(NotFoundError, match="there is no experiment nobodys"):
         fl.experiment("nobodys")
+
+
+def test_devices_are_chosen_by_their_tags(up: Up, fl: Propeller) -> None:
+    shown = propeller("status", "--state", str(up.folder)).stdout
+    assert re.findall(r"^(proplet-\d).*  (demo.*?) *$", shown, re.MULTILINE) == [
+        ("proplet-1", "demo, hospital"),
+        ("proplet-2", "demo"),
+        ("proplet-3", "demo, hospital, gpu"),
+    ]
+    names = fl.device_names()
+    for tags, devices in (
+        (["demo", "hospital"], {"proplet-1", "proplet-3"}),
+        (["hospital", "gpu"], {"proplet-3"}),
+    ):
+        handle = fl.run(experiment(fl, rounds=1, selection={"tags": tags}))
+        handle.wait()
+        assert {names[row["proplet_id"]] for row in handle.history().rows()} == devices
+    with pytest.raises(ExperimentFailedError, match=r"no device that is alive has 'hospitl'.*hospital"):
+        fl.run(experiment(fl, rounds=1, timeout_s=1, retries=0, selection={"tags": ["hospitl"]})).wait()
 
 
 def test_paused_resumed_and_stopped(fl: Propeller) -> None:

@@ -119,6 +119,18 @@ def test_proplets_share_programs_and_take_the_limits_that_are_set(
     assert found[0].folder != found[1].folder
 
 
+def test_devices_have_the_tags_of_all_and_their_own(
+    config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"proplet-2": ["gpu", "floor=2"]}
+    tagged = StackConfig(config.folder, config.ports, config.secrets, tags=own)
+    told = [find_service("proplet").environment_in(tagged, f"proplet-{n}")["PROPLET_TAGS"] for n in (1, 2)]
+    assert told == ["", "gpu,floor=2"]
+    monkeypatch.setenv("PROPLET_TAGS", "demo")
+    told = [find_service("proplet").environment_in(tagged, f"proplet-{n}")["PROPLET_TAGS"] for n in (1, 2)]
+    assert told == ["demo", "demo,gpu,floor=2"]
+
+
 def test_the_proxy_takes_the_registry_of_the_person_and_its_identity_of_the_stack(
     config: StackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

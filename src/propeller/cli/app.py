@@ -75,16 +75,30 @@ def up(
         str, typer.Option(help="'guide' for the guide's ports, 'auto' for free ones.")
     ] = "guide",
     proplets: Annotated[int, typer.Option(min=0, max=200, help="How many proplets to run.")] = 3,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag",
+            metavar="TAG=NAME,…",
+            help="A tag of some proplets, as hospital=proplet-1,proplet-2; repeatable.",
+        ),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Run every service and some proplets on this machine until Ctrl-C."""
-    from propeller.cli.up import run_up
+    from propeller.cli.up import run_up, tags_by_device
 
     if ports not in {"guide", "auto"}:
         raise typer.BadParameter("must be 'guide' or 'auto'", param_hint="--ports")
     if log_level not in {"debug", "info", "warning", "error"}:
         raise typer.BadParameter("must be debug, info, warning or error", param_hint="--log-level")
-    raise typer.Exit(run_up(state, auto_ports=ports == "auto", proplets=proplets, log_level=log_level))
+    try:
+        by_device = tags_by_device(tags or (), proplets)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--tag") from None
+    raise typer.Exit(
+        run_up(state, auto_ports=ports == "auto", proplets=proplets, log_level=log_level, tags=by_device)
+    )
 
 
 @app.command()

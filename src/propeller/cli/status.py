@@ -96,10 +96,17 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
             proplet["id"],
             "yes" if proplet["alive"] else "NO",
             str(proplet["task_count"]),
+            ", ".join(proplet["metadata"].get("tags") or ()),
         )
         for proplet in fl.proplets()
     ]
-    columns = (Column("name"), Column("client id"), Column("alive"), Column("tasks", right=True))
+    columns = (
+        Column("name"),
+        Column("client id"),
+        Column("alive"),
+        Column("tasks", right=True),
+        Column("tags", spare=1),
+    )
     console.print("\n[bold]Proplets[/]")
     print_rows(console, columns, sorted(rows, key=lambda row: natural_order(row[0])))
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from propeller.process.run import run
+from propeller.stack.provisioning import device_names
 from propeller.stack.up import Options, Report, stack
 
 Body = Callable[[dict[str, Any]], Awaitable[None]]
@@ -39,7 +40,34 @@ def run_on_stack(options: Options, report: Report, body: Body) -> int:
     return run(main) or (130 if interrupted else 0)
 
 
-def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> int:
+def tags_by_device(given: Iterable[str], proplets: int) -> dict[str, list[str]]:
+    """The tags of each device that has some.
+
+    Args:
+        given: texts as ``hospital=proplet-1,proplet-2``: a tag, which may have a ``=`` in it too, and who has it.
+        proplets: how many devices there are.
+
+    Raises:
+        ValueError: a text is none of these, or names a device that there is not.
+    """
+    found: dict[str, list[str]] = {}
+    devices = device_names(proplets)
+    for text in given:
+        tag, equals, names = text.rpartition("=")
+        tag = tag.strip()
+        if not equals or not tag or "," in tag:
+            raise ValueError(f"{text!r} is not TAG=NAME,…, as hospital=proplet-1,proplet-2")
+        for name in map(str.strip, names.split(",")):
+            if name not in devices:
+                there = f"proplet-1 to {devices[-1]}" if devices else "none"
+                raise ValueError(f"{text!r}: there is no {name!r}; the devices are {there} (--proplets)")
+            found.setdefault(name, []).append(tag)
+    return found
+
+
+def run_up(
+    folder: Path, *, auto_ports: bool, proplets: int, log_level: str, tags: Mapping[str, Sequence[str]]
+) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Console(highlight=False)
     console.print(f"Starting Propeller on {folder.absolute()}", soft_wrap=True)
@@ -53,7 +81,7 @@ def run_up(folder: Path, *, auto_ports: bool, proplets: int, log_level: str) -> 
         )
         await asyncio.Event().wait()
 
-    code = run_on_stack(Options(folder, proplets, auto_ports, log_level), report, forever)
+    code = run_on_stack(Options(folder, proplets, auto_ports, log_level, tags=tags), report, forever)
     if code == 1:  # it did not start, which is said; whatever else runs on the folder goes on
         return code
     console.print("Stopped.")

@@ -7,7 +7,7 @@ service is a new ``ServiceSpec`` here. Nothing of a service is imported before i
 import asyncio
 import os
 import pkgutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fnmatch import fnmatchcase
@@ -85,6 +85,8 @@ class StackConfig:
     log_level: str = "info"
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Further variables, by the service's name."""
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The tags of devices, by their names, beside those that ``PROPLET_TAGS`` gives to all."""
 
     def url(self, port: str) -> str:
         """The address of an HTTP API, by the name of its port."""
@@ -300,6 +302,9 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
             "PROPLET_MAX_TASKS",
             "PROPLET_STATE_BYTES",
             "PROPLET_STATE_DAYS",
+        ),
+        "PROPLET_TAGS": ",".join(
+            filter(None, (os.environ.get("PROPLET_TAGS"), *stack.tags.get(process, ())))
         ),
         "PROPLET_INSTANCE_ID": process,
         "PROPLET_MQTT_ADDRESS": stack.broker,

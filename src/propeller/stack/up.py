@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Options:
         auto_ports: take free ports instead of the guide's.
         log_level: of every service.
         extra: environment variables for single services, by service name.
+        tags: tags of proplets, by the proplet's name.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Options:
     auto_ports: bool = False
     log_level: str = "info"
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
@@ -123,7 +125,7 @@ class _Start:
             ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:
             ports = guide_ports()
-        self._config = StackConfig(folder, ports, secrets, options.log_level, options.extra)
+        self._config = StackConfig(folder, ports, secrets, options.log_level, options.extra, options.tags)
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
     async def run(self) -> dict[str, Any]:
