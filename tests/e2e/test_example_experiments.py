@@ -24,21 +24,27 @@ EXAMPLES = ROOT / "examples" / "experiments"
 STRATEGY = re.compile(r"^(?:# )?(strategy = .+)$", re.MULTILINE)
 """A line of a file that names a strategy: the one that is used, and the others as comments."""
 
+FILES = sorted(file.name for file in EXAMPLES.glob("*.toml"))
+FLEET = "fleet.toml"
+"""Has a test of its own."""
+
 LINES = [
-    (file.name, line)
-    for file in sorted(EXAMPLES.glob("*.toml"))
-    for line in STRATEGY.findall(file.read_text())
+    (name, line)
+    for name in FILES
+    for line in STRATEGY.findall((EXAMPLES / name).read_text())
+    if name != FLEET
 ]
+TAGGED = ("--tag", f"calibrated={','.join(f'proplet-{number}' for number in range(1, 8))}")
 THREE = 'selection.names=["proplet-1", "proplet-2", "proplet-3"]'
 """The files for three devices are run on the first three of ten."""
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def name_in(line: str) -> str:
+def name_in(line: str) -> str | None:
+    """The strategy's name; ``None`` of one that is a program."""
     found = re.search(r'"(\w+)"', line)
-    assert found is not None
-    return found[1]
+    return None if found is None else found[1]
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +59,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(up: Up) -> None:
     """Do what README.md says before the first run."""
     registry = up.url("oci_registry").removeprefix("http://")
-    pushed = propeller(
-        "push", str(built(ROOT / "programs" / "python" / "softmax.py")), f"{registry}/softmax:latest"
-    )
-    assert pushed.returncode == 0, pushed.stderr
+    for script, reference in (("softmax", "softmax:latest"), ("clipped_momentum", "clipped-momentum:v1")):
+        program = built(ROOT / "programs" / "python" / f"{script}.py")
+        pushed = propeller("push", str(program), f"{registry}/{reference}")
+        assert pushed.returncode == 0, pushed.stderr
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("examples") / "state"
-    with running_stack(folder, "--proplets", "10") as running:
+    with running_stack(folder, "--proplets", "10", *TAGGED) as running:
         prepare(running)
         yield running
 
@@ -72,10 +78,11 @@ def submit(
 ) -> ExperimentHandle:
     """Submit a file, with another one of its strategies where ``line`` is given."""
     registry = up.url("oci_registry").removeprefix("http://")
-    text = (folder / name).read_text().replace("127.0.0.1:5000", registry)
+    text = (folder / name).read_text()
     if line is not None:
         assert len(re.findall(f"^(# )?{re.escape(line)}$", text, re.MULTILINE)) == 1
         text = STRATEGY.sub(lambda found: found[1] if found[1] == line else "", text)
+    text = text.replace("127.0.0.1:5000", registry)
     file = folder / f"{up.process.pid}.toml"
     file.write_text(text)
     return fl.run(ExperimentFile.load(file, changes).to_experiment())
@@ -106,13 +113,26 @@ def test_it_learns(up: Up, written: Path, name: str, line: str) -> None:
 
 
 def test_every_strategy_has_a_line() -> None:
-    assert {name_in(line) for _, line in LINES} == set(strategy_names())
+    assert {name_in(line) for _, line in LINES} - {None} == set(strategy_names())
 
 
 def test_the_readme_names_every_file_and_every_strategy() -> None:
     text = (EXAMPLES / "README.md").read_text()
-    assert sorted(set(re.findall(r"\[(\w+\.toml)\]", text))) == sorted({name for name, _ in LINES})
+    assert sorted(set(re.findall(r"\[(\w+\.toml)\]", text))) == FILES
+    assert " ".join(TAGGED) in text
     assert set(re.findall(r"strategies\.md#(\w+)\)", text)) == set(strategy_names())
+
+
+def test_a_round_asks_some_of_the_devices_with_a_tag(up: Up, written: Path) -> None:
+    with Propeller.from_state(up.folder) as fl:
+        handle = submit(fl, up, written, FLEET)
+        assert accuracies(handle)[-1] > 0.8
+        names = fl.device_names()
+        asked = [[names[id_] for id_ in one["participants"]] for one in handle.history()]
+        trained = [one for one in handle.history() if one["kind"] == "train"]
+    assert {name for one in asked for name in one} == {f"proplet-{number}" for number in range(1, 8)}
+    assert {len(one) for one in asked} == {4}
+    assert [len(one["updates"]) for one in trained] == [3] * 8
 
 
 def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from support.stack import PROPELLER, Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
 
+ROOT = Path(__file__).parents[2]
 MODEL = {"w": np.zeros(3), "b": np.float64(0)}
 DATA = [
     {"data": [{"x": [shift, 1.0, -1.0], "y": 1}, {"x": [-shift, -1.0, 1.0], "y": 0}] * 8}
@@ -208,6 +210,23 @@ def test_followed_listed_and_compared_by_command(up: Up, fl: Propeller) -> None:
     for verb in ("show", "history"):
         assert ids[0][:3] in propeller("experiment", "show", ids[0], *state).stdout
         assert propeller("experiment", verb, ids[0], *state).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [
+        ("sdk.py", r"evaluate 6: \{.*\nproduction is v\d+: accuracy 0\.9\d+ on data that no device has\n$"),
+        (
+            "sdk_async.py",
+            r"round 4, loss 0\.\d+\n.*best: lr [\d.]+, loss 0\.\d+\n\d+ experiments still run\n$",
+        ),
+    ],
+)
+def test_an_example_in_python(up: Up, script: str, shown: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / script), str(up.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(shown, done.stdout, re.DOTALL), done.stdout
 
 
 def test_a_user_where_services_want_to_know_who_calls(up: Up, tmp_path: Path) -> None:
