@@ -5,11 +5,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from propeller.cli.try_program import TrialInputs, run_try
+from propeller.fl.strategies import Contribution
+from propeller.wasm.program_run import Limits
+from support.strategies import all_strategies, default_strategy
+
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/programs.md")
+SAMPLES = [{"x": [a, b], "y": 2 * a - b + 1.0} for a in (-1.0, 0.0, 1.0) for b in (-1.0, 0.5, 2.0)]
 
 
 def blocks(page: str) -> list[str]:
@@ -33,16 +40,49 @@ def test_a_program_learns(page: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(program)
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
-    samples = [{"x": [a, b], "y": 2 * a - b + 1.0} for a in (-1.0, 0.0, 1.0) for b in (-1.0, 0.5, 2.0)]
-    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"data": samples}))
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"data": SAMPLES}))
     (tmp_path / "in" / "model.json").write_text(json.dumps({"w": [0, 0], "b": 0}))
     (tmp_path / "in" / "hyperparams.json").write_text(json.dumps({"epochs": 200, "lr": 0.1}))
     said = python("-m", "propeller.program.native", tmp_path / "train.py", tmp_path, folder=tmp_path)
     document = json.loads(said)
-    assert document["num_samples"] == len(samples)
+    assert document["num_samples"] == len(SAMPLES)
     assert document["metrics"]["loss"] < 1e-4
     assert document["update"]["w"] == pytest.approx([2, -1], abs=0.02)
     assert document["update"]["b"] == pytest.approx(1, abs=0.02)
+    for name in all_strategies():  # it reports what each of them needs of an update
+        update = Contribution(0, "p", document["num_samples"], document["steps"], document["metrics"])
+        default_strategy(name).check(update)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "modes"),
+    [
+        ({"name": "fedprox", "mu": 0.1}, ["train"]),
+        ({"name": "scaffold"}, ["train", "train"]),
+        ({"name": "ditto"}, ["train", "evaluate"]),
+        ({"name": "fedbn", "personal": ["b"]}, ["train", "evaluate"]),
+    ],
+    ids=lambda given: given["name"] if isinstance(given, dict) else "",
+)
+def test_the_readmes_program_does_the_devices_part_of_a_strategy(
+    strategy: dict[str, Any],
+    modes: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script, model, data = (tmp_path / name for name in ("train.py", "model.json", "data.json"))
+    script.write_text(next(text for text in blocks("README.md") if "@train" in text))
+    model.write_text(json.dumps({"w": [0, 0], "b": 0}))
+    data.write_text(json.dumps({"data": SAMPLES}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for mode in modes:  # the second one finds what the first kept on the device
+        inputs = TrialInputs(model, data, {"epochs": 2, "lr": 0.1}, mode, strategy, state=tmp_path / "device")
+        code = run_try(script, inputs, Limits())
+        shown = capfd.readouterr()
+        assert code == 0, shown.err
+        assert "trained as for fedavg" not in shown.err
+        assert json.loads(shown.out)["metrics"]["loss"] > 0
 
 
 def test_a_program_in_a_test(tmp_path: Path) -> None:

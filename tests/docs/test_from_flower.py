@@ -1,0 +1,79 @@
+"""docs/from-flower.md: the client and the program that it shows beside each other train the same model."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.try_program import TrialInputs, run_try
+from propeller.wasm.program_run import Limits
+
+PAGE = (Path(__file__).parents[2] / "docs" / "from-flower.md").read_text()
+CLIENT, PROGRAM, WEIGHTS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+[FILE] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def module(name: str, **contents: object) -> ModuleType:
+    """A stand-in for a package that is not installed here."""
+    made = ModuleType(name)
+    vars(made).update(contents)
+    return made
+
+
+def test_both_train_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", module("flwr"))
+    monkeypatch.setitem(sys.modules, "flwr.client", module("flwr.client", NumPyClient=object))
+    names: dict[str, Any] = {}
+    exec(CLIENT, names)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(20, 2))
+    y = x @ [2.0, -1.0] + 1
+    hyperparams = {"epochs": 5, "lr": 0.1}
+    client = names["Client"](x, y)
+    weights, samples, metrics = client.fit([np.zeros(2), 0.0], hyperparams)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script, model, data = (tmp_path / name for name in ("train.py", "model.json", "data.json"))
+    script.write_text(PROGRAM)
+    rows = [{"x": row.tolist(), "y": float(label)} for row, label in zip(x, y, strict=True)]
+    data.write_text(json.dumps({"data": rows}))
+    for mode, start in (("train", [np.zeros(2), np.float64(0)]), ("evaluate", weights)):
+        model.write_text(json.dumps({"w": start[0].tolist(), "b": float(start[1])}))
+        assert run_try(script, TrialInputs(model, data, hyperparams, mode), Limits()) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert found["num_samples"] == samples
+        assert found["metrics"] == pytest.approx(metrics, rel=1e-5)
+        if mode == "train":
+            assert found["update"]["w"] == pytest.approx(weights[0], rel=1e-5)
+            assert found["update"]["b"] == pytest.approx(weights[1], rel=1e-5)
+    assert client.evaluate(weights, {}) == (pytest.approx(metrics["loss"]), samples, {})
+
+
+def test_the_experiment_is_one(tmp_path: Path) -> None:
+    (tmp_path / "experiment.toml").write_text(FILE)
+    assert ExperimentFile.load(tmp_path / "experiment.toml").notes == []
+
+
+def test_weights_go_to_a_stack_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = module("torch", nn=SimpleNamespace(Module=object), from_numpy=lambda array: array)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    names: dict[str, Any] = {}
+    exec(WEIGHTS, names)
+    stored: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
+    weight = np.ones((2, 3), np.float32)
+    net = SimpleNamespace(
+        state_dict=lambda: {"fc.weight": SimpleNamespace(numpy=lambda: weight)}, load_state_dict=loaded.update
+    )
+    stack = SimpleNamespace(put_model=stored.update, model=lambda: stored)
+    names["to_stack"](stack, net)
+    names["from_stack"](stack, net)
+    assert loaded["fc.weight"] is weight
