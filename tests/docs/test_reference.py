@@ -20,6 +20,17 @@ from propeller.cli.app import app as cli
 from propeller.oci.layout import Layout
 from propeller.oci_registry.api import create_api
 from propeller.process.settings import HttpSettings
+from propeller.protocol.experiments import (
+    DataPlan,
+    EvaluationPlan,
+    ExperimentSpec,
+    Mode,
+    Selection,
+    StopRule,
+    UpdateForm,
+)
+from propeller.protocol.rounds import RoundStart
+from propeller.protocol.selection import SelectionPolicy
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 from propeller.stack.services import SERVICES, ServiceSpec
 from propeller.wasm.program_run import Limits
@@ -193,6 +204,29 @@ def test_every_topic() -> None:
     update = UPDATES_FILTER.replace("+", "{round}", 1).replace("+", "{proplet}")
     topics = {span for cells in rows(section("## MQTT")) for span in spans(cells[0])}
     assert {str(kind) for kind in Kind if kind is not Kind.UPDATE} | {update} <= topics
+
+
+def test_every_field_of_an_experiment() -> None:
+    text = section("#### Experiments").partition("\nA summary:")[0]
+    table = {cells[0].strip("`"): spans(" ".join(cells[1:])) for cells in rows(text)}
+    assert set(ExperimentSpec.model_fields) <= set(table)
+    for field, part in (
+        ("selection", Selection),
+        ("evaluate", EvaluationPlan),
+        ("stop", StopRule),
+        ("mode", Mode),
+        ("update", UpdateForm),
+        ("data", DataPlan),
+    ):
+        assert set(part.model_fields) <= table[field], field
+
+
+def test_every_field_of_the_message_that_starts_a_round() -> None:
+    table = [
+        spans(" ".join(cells[1:])) for cells in rows(section("## MQTT")) if "fl/rounds/start" in cells[0]
+    ]
+    told = {field for field in RoundStart.model_fields if field != "merged"}  # is never sent
+    assert told | set(SelectionPolicy.model_fields) <= set[str]().union(*table)
 
 
 def test_every_limit_of_a_task() -> None:
