@@ -1,5 +1,6 @@
 """docs/reference.md against the code: a variable, default, route, command, topic or limit that is not in it fails here."""
 
+import fnmatch
 import inspect
 import pkgutil
 import re
@@ -34,6 +35,7 @@ from propeller.protocol.selection import SelectionPolicy
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 from propeller.stack.services import SERVICES, ServiceSpec
 from propeller.wasm.program_run import Limits
+from support.stack_config import make_stack_config
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -46,6 +48,9 @@ BESIDE_SETTINGS = {"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION"}
 COMPUTED = {"PROPLET_MAX_TASKS"}
 """Their defaults depend on the machine."""
 
+
+OF_ALL_PROCESSES = {"DOCKER_CONFIG", "PROPELLER_LOG_MAX_BYTES"}
+"""Read by what the services use, and no settings of theirs."""
 
 NOT_DESCRIBED = {"proxy", "oci-registry"}
 """The proxy has no routes of its own; the registry's are Starlette's, without a description."""
@@ -142,6 +147,31 @@ def api(service: ServiceSpec) -> _Api:
     return cast(_Api, create_api(**nothing))
 
 
+def test_what_up_passes_on_to_its_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_stack_config(tmp_path)
+    names = {
+        spec.name: {
+            name for field in spec.load_settings_class().model_fields.values() for name in names_of(field)
+        }
+        for spec in SERVICES
+    }
+    known = set[str]().union(*names.values())
+    for name in known:  # each as its own value: what arrives was passed on
+        monkeypatch.setenv(name, name)
+    told = {
+        spec.name: spec.environment_in(config, "proplet-1" if spec.is_device else "") for spec in SERVICES
+    }
+    passed = {name for one in told.values() for name, value in one.items() if name == value.strip(",")}
+    chosen = {name for one in told.values() for name in one} - passed
+    table = section("### Of all commands").partition("`propeller up` takes")[2]
+    patterns = {span for cells in rows(table) for span in spans(cells[0]) if span.isupper()}
+    matched = {pattern: set(fnmatch.filter(known, pattern)) for pattern in patterns}
+    assert {pattern for pattern, found in matched.items() if not found} == OF_ALL_PROCESSES
+    documented = set[str]().union(*matched.values())
+    assert sorted(passed - documented) == []
+    assert sorted(documented - passed - chosen) == []
+
+
 def documented_routes(text: str) -> set[str]:
     return {span for span in spans(text) if re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) /\S*", span)}
 
@@ -189,6 +219,7 @@ def test_every_command_with_its_options() -> None:
         documented_command(span, commands): cells
         for cells in rows(section("## Commands"))
         for span in spans(cells[0])
+        if span.startswith("propeller ")
     }
     assert set(table) == set(commands)
     for name, command in commands.items():

@@ -1,5 +1,6 @@
 """The services' descriptions, and the environment that each process of a stack is given."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 from propeller.errors import StartError
 from propeller.proplet.settings import PropletSettings
 from propeller.stack.services import (
-    CLIENT_NAMES,
     HTTP_SERVICES,
     PORTS,
     SERVICES,
@@ -15,7 +15,7 @@ from propeller.stack.services import (
     StackConfig,
     find_service,
 )
-from propeller.stack.state_folder import StateFolder
+from support.stack_config import make_stack_config
 
 GUIDE_PORTS = {
     "broker": 1883,
@@ -32,15 +32,13 @@ GUIDE_PORTS = {
 }
 """As the quick-start guide has them."""
 
+LIMIT = re.compile(r"_MAX_|_BYTES$|_KEEP$|^COORDINATOR_KEEP_|_DAYS$|^PROPLET_TASK_|_PROGRAM_(WALL|MEMORY)")
+"""The names of settings that bound something."""
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> StackConfig:
-    folder = StateFolder(tmp_path)
-    secrets = folder.load_secrets("admin", "a-long-password")
-    secrets.domain_id, secrets.channel_id = "d", "c"
-    names = (*CLIENT_NAMES, "proplet-1", "proplet-2")
-    secrets.clients = {name: {"id": f"id-{name}", "key": f"key-{name}"} for name in names}
-    return StackConfig(folder, {name: 20_000 + number for number, name in enumerate(PORTS)}, secrets)
+    return make_stack_config(tmp_path)
 
 
 def test_the_ports_are_the_guides() -> None:
@@ -83,12 +81,12 @@ def test_a_service_starts_with_what_a_stack_tells_it_and_reads_all_of_it(
         monkeypatch.setenv(name, value)
     spec.load_settings_class().load()
     fields = spec.load_settings_class().model_fields.values()
-    known = {str(alias) for field in fields for alias in _aliases(field.validation_alias)}
+    known = {alias for field in fields for alias in _aliases(field.validation_alias)}
     assert told <= known | {"PROPELLER_NATS_SERVER"}
     assert callable(spec.load_main())
 
 
-def _aliases(alias: object) -> list[object]:
+def _aliases(alias: object) -> list[str]:
     return list(getattr(alias, "choices", [alias]))
 
 
@@ -140,3 +138,16 @@ def test_the_proxy_takes_the_registry_of_the_person_and_its_identity_of_the_stac
     monkeypatch.setenv("PROXY_CLIENT_KEY", "another")
     told = proxy.environment_in(config)
     assert (told["PROXY_REGISTRY_URL"], told["PROXY_CLIENT_KEY"]) == ("ghcr.io", "key-proxy")
+
+
+def test_up_passes_on_every_limit(config: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal names the setting to raise, so it can be raised."""
+    for spec in SERVICES:
+        fields = spec.load_settings_class().model_fields.values()
+        limits = [
+            name for field in fields for name in _aliases(field.validation_alias)[:1] if LIMIT.search(name)
+        ]
+        for name in limits:
+            monkeypatch.setenv(name, "7")
+        told = spec.environment_in(config, "proplet-1" if spec.is_device else "")
+        assert [name for name in limits if told.get(name) != "7"] == []

@@ -238,6 +238,7 @@ def _manager(stack: StackConfig, process: str) -> dict[str, str]:
         "MANAGER_MQTT_ADDRESS": stack.broker,
         "MANAGER_DATABASE": f"{stack.data(process)}/manager.db",
         "COORDINATOR_URL": stack.url("coordinator"),
+        **_inherited("MANAGER_MAX_*", "MANAGER_*_KEEP"),
     }
 
 
@@ -250,7 +251,13 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
             for name, value in _inherited("PROXY_REGISTRY_*").items()
         },
         "COORDINATOR_PROGRAM_CACHE": _programs(stack),
-        **_inherited("COORDINATOR_KEEP_*", "COORDINATOR_MAX_*", "COORDINATOR_PROGRAM_*", "DOCKER_CONFIG"),
+        **_inherited(
+            "COORDINATOR_CACHE_BYTES",
+            "COORDINATOR_KEEP_*",
+            "COORDINATOR_MAX_*",
+            "COORDINATOR_PROGRAM_*",
+            "DOCKER_CONFIG",
+        ),
         "COORDINATOR_STATE": stack.data(process),
         "MODEL_REGISTRY_URL": stack.url("model-registry"),
         "AGGREGATOR_URL": stack.url("aggregator"),
@@ -273,16 +280,20 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
 
 
 def _model_registry(stack: StackConfig, process: str) -> dict[str, str]:
-    return {"MODELS_DIR": stack.data(process), **_inherited("REGISTRY_MAX_*")}
+    return {"MODELS_DIR": stack.data(process), **_inherited("REGISTRY_*_BYTES")}
 
 
 def _data_store(stack: StackConfig, process: str) -> dict[str, str]:
     proplets = [known["id"] for name, known in stack.secrets.clients.items() if name.startswith("proplet-")]
-    return {"DATA_DIR": stack.data(process), "FL_DATASET_PARTICIPANTS": ",".join(proplets)}
+    return {
+        "DATA_DIR": stack.data(process),
+        "FL_DATASET_PARTICIPANTS": ",".join(proplets),
+        **_inherited("DATA_STORE_MAX_*"),
+    }
 
 
 def _oci_registry(stack: StackConfig, process: str) -> dict[str, str]:
-    return {"OCI_REGISTRY_FOLDER": stack.data(process)}
+    return {"OCI_REGISTRY_FOLDER": stack.data(process), **_inherited("OCI_REGISTRY_MAX_*")}
 
 
 def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
@@ -298,10 +309,11 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROPLET_CACHE": _programs(stack),
         **_inherited(
-            "PROPLET_TASK_*",
+            "PROPLET_*_BYTES",
             "PROPLET_MAX_TASKS",
-            "PROPLET_STATE_BYTES",
+            "PROPLET_MQTT_MAX_PACKET_SIZE",
             "PROPLET_STATE_DAYS",
+            "PROPLET_TASK_*",
         ),
         "PROPLET_TAGS": ",".join(
             filter(None, (os.environ.get("PROPLET_TAGS"), *stack.tags.get(process, ())))
