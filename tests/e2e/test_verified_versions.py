@@ -1,14 +1,19 @@
 """Versions that are made again from the updates that were kept, on a whole stack: of rounds whose strategy is a program, and of merges."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from propeller.sdk import Experiment, Propeller
+from support.page import read_page
 from support.python_programs import SOURCES, built
+from support.reader import Reader
 from support.stack import Up, propeller, running_stack
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -39,6 +44,23 @@ def verify(up: Up, version: int) -> dict[str, Any]:
     info: dict[str, Any] = httpx.get(f"{up.url('model_registry')}/models/{version}/info").json()
     assert len(info["lineage"]["updates"]) == answer.json()["updates"]
     return info
+
+
+def test_every_command_does_what_the_page_on_models_says(up: Up, tmp_path: Path) -> None:
+    """docs/models.md; what it says to start runs already."""
+    page = read_page(ROOT / "docs" / "models.md")
+    assert page.left_out == []
+    start, *commands = page.commands
+    assert start.text == "COORDINATOR_KEEP_UPDATES=true propeller up"
+    (tmp_path / ".propeller").symlink_to(up.folder)
+    reader = Reader("docs/models.md", tmp_path, {})
+    reader.up = up
+    try:
+        for command in commands:
+            reader.follow(command)
+    finally:
+        reader.up = None  # it is not the reader's to end
+        reader.close()
 
 
 def test_a_strategy_of_ones_own(up: Up) -> None:
