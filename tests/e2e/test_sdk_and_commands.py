@@ -1,5 +1,7 @@
 """Experiments on a whole stack, from Python and from the command line."""
 
+import csv
+import io
 import json
 import re
 import signal
@@ -61,8 +63,12 @@ def test_from_python_it_is_submitted_followed_and_read(fl: Propeller) -> None:
     assert [one["model_version"] for one in history] == sorted(one["model_version"] for one in history)
     losses = [value for _, value in history.metric("loss")]
     assert losses == sorted(losses, reverse=True)
-    assert len(history.rows()) == 9
-    assert handle.history_csv().count("\n") == 10
+    rows = history.rows()
+    assert [row["name"] for row in rows] == ["proplet-1", "proplet-2", "proplet-3"] * 3
+    assert {event.data["name"] for event in events if event.kind == "update"} == {row["name"] for row in rows}
+    assert [row["name"] for row in csv.DictReader(io.StringIO(handle.history_csv()))] == [
+        row["name"] for row in rows
+    ]
     model = handle.model()
     assert model["w"].shape == (3,)
     assert model["w"][1] > 0
@@ -91,6 +97,8 @@ def test_the_newest_of_a_name_is_found_by_it(up: Up, fl: Propeller) -> None:
     handles = [fl.run(experiment(fl, rounds=1, name="named")) for _ in range(2)]
     assert fl.experiment("named").id == handles[1].id
     assert fl.experiment(handles[0].id).id == handles[0].id
+    assert handles[1].wait().model_version == fl.models.info("named/latest")["version"]
+    assert fl.model("named/latest")["w"].tolist() == handles[1].model()["w"].tolist()
     shown = propeller("experiment", "show", "named", "--state", str(up.folder)).stdout
     assert handles[1].id in shown
     assert handles[1].id in propeller("status", "--state", str(up.folder)).stdout
@@ -207,6 +215,12 @@ def test_followed_listed_and_compared_by_command(up: Up, fl: Propeller) -> None:
         propeller("experiment", "compare", *ids, "--metric", "loss", "--json", *state).stdout
     )
     assert [sorted(one["experiments"]) for one in compared] == [sorted(ids)]
+    devices = propeller("experiment", "history", ids[0], "--devices", *state).stdout
+    assert [line.split()[2] for line in devices.splitlines()[1:]] == [
+        "proplet-1",
+        "proplet-2",
+        "proplet-3",
+    ] * 2
     for verb in ("show", "history"):
         assert ids[0][:3] in propeller("experiment", "show", ids[0], *state).stdout
         assert propeller("experiment", verb, ids[0], *state).returncode == 0
