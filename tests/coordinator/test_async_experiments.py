@@ -60,7 +60,7 @@ def choose_free(start: dict[str, Any]) -> dict[str, Any]:
 async def test_updates_of_waves_are_merged(
     http: httpx.AsyncClient, fleet: FakeFleet, peers: tuple[Peers, str], tmp_path: Path
 ) -> None:
-    await submit(http, mode=ASYNC, strategy="fedbuff")
+    await submit(http, mode=ASYNC)
     found = await in_state(http, "completed", "failed")
     assert (found["state"], found["reason"], found["done"]) == ("completed", None, 3)
     rounds = await history(http)
@@ -73,6 +73,7 @@ async def test_updates_of_waves_are_merged(
     assert {one["kind"] for one in rounds} == {"train", "wave"}
     assert all(start["round_id"].startswith("e.w") for start in fleet.starts)
     for plan in peers[0].plans:
+        assert plan["strategy"] == {"name": "fedbuff"}
         assert len(plan["contributions"]) == 2
         assert plan["bases"] == 1 + max(each["base"] for each in plan["contributions"])
     await eventually(lambda: not kept_updates(tmp_path))

@@ -61,9 +61,17 @@ def test_a_round_needs_as_many_updates_as_its_strategy(fields: dict[str, Any], f
         ({"strategy": "scaffold", "selection": {"count": 3}}, "strategy.devices: .*selection.count"),
         ({"strategy": "scaffold", "k_of_n": 3}, "strategy.devices: .*k_of_n"),
         ({"strategy": "krumm"}, "'krum'"),
+        (
+            {"strategy": "fedbuff"},
+            r'strategy.name: fedbuff is for mode.kind = "async", .* set mode = "async", or use fedavg',
+        ),
+        (
+            {"strategy": "scaffold", "mode": "async"},
+            'strategy.name: scaffold is for mode.kind = "sync", .*leave strategy out, which is fedbuff',
+        ),
     ],
 )
-def test_rounds_of_another_size_are_refused(fields: dict[str, Any], named: str) -> None:
+def test_what_a_strategy_cannot_work_with_is_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidError, match=named):
         check_strategy(spec(**fields))
 
@@ -72,6 +80,8 @@ def test_rounds_that_fit_are_not() -> None:
     check_strategy(spec(strategy={"name": "krum", "byzantine": 1}, k_of_n=5, selection={"count": 6}))
     check_strategy(spec(strategy={"program": "registry/mine:v1"}, k_of_n=1))
     check_strategy(spec(strategy="scaffold", selection={"fraction": 1.0}))
+    check_strategy(spec(mode="async"))
+    check_strategy(spec(strategy="fedadam", mode="async"))
     check_strategy(spec(strategy={"name": "scaffold", "devices": 9}, selection={"fraction": 0.5}, k_of_n=3))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from propeller.protocol.experiments import (
     ExperimentSpec,
+    Mode,
     Schedule,
     canonical_json,
     default_name,
@@ -87,6 +88,12 @@ def test_a_text_stands_for_the_name_of_a_strategy_or_the_kind_of_a_mode() -> Non
         "max_staleness": 10,
     }
     assert spec(mode={"kind": "async", "buffer": 5}).mode.concurrency == 10
+
+
+@pytest.mark.parametrize("mode", ["async", {"kind": "async", "buffer": 2}, Mode(kind="async")])
+def test_an_asynchronous_experiment_without_a_strategy_is_fedbuff(mode: Any) -> None:
+    assert spec(mode=mode).strategy.name == spec(mode=mode, strategy=None).strategy.name == "fedbuff"
+    assert spec(mode=mode, strategy="fedavg").strategy.name == "fedavg"
 
 
 def test_an_id_may_have_dots_and_numbers_that_no_round_ends_in() -> None:

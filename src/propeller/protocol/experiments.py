@@ -8,6 +8,7 @@ filled in, so that it means the same after an upgrade and can be compared with w
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -40,6 +41,9 @@ MAX_ID_CHARACTERS = 100
 
 MAX_NAMED = 10_000
 """The most devices of a selection."""
+
+ASYNC_STRATEGY = "fedbuff"
+"""The strategy of an asynchronous experiment that names none; of others it is ``fedavg``."""
 
 DEFAULT_BUFFER = 3
 DEFAULT_MAX_STALENESS = 10
@@ -438,9 +442,12 @@ class ExperimentSpec(StrictMessage):
 
     @classmethod
     def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Name it after its program."""
-        program = fields.get("program")
-        return {"name": default_name(program), **fields} if isinstance(program, str) else fields
+        """Name it after its program; what gathers updates asynchronously weighs them by their age."""
+        program, mode = fields.get("program"), fields.get("mode")
+        kind = mode.get("kind") if isinstance(mode, Mapping) else getattr(mode, "kind", mode)
+        named = {"name": default_name(program)} if isinstance(program, str) else {}
+        chosen = {"strategy": ASYNC_STRATEGY} if kind == "async" else {}
+        return {**named, **chosen, **fields}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -100,6 +100,7 @@ def test_a_package_adds_a_strategy(install: Any) -> None:
             "bad_strategies:Bad",
             "only if `rows` is true",
         ),
+        (bad('only_mode: ClassVar[str] = "waves"'), "bad_strategies:Bad", "must be 'sync' or 'async'"),
         (OWN.replace("loudest", "bad").replace("paper", "source"), "bad_strategies:Loudest", "`paper: "),
         (
             OWN.replace("loudest", "bad").replace("def plan", "def plans"),
@@ -162,6 +163,8 @@ def test_all_are_described() -> None:
             assert parameter.required == (parameter.name in REQUIRED.get(each.name, {}))
         assert each.parameters[-1].name == "personal"
         assert each.needs_device_state == (each.name in {"scaffold", "ditto", "fedbn", "fedper"})
+        modes = {"fedbuff": ("async",), **dict.fromkeys(("fednova", "qfedavg", "scaffold"), ("sync",))}
+        assert each.modes == modes.get(each.name, ("sync", "async"))
         assert default_strategy(each.name).name == each.name
 
 

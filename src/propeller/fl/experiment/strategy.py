@@ -22,7 +22,7 @@ def needs_device_state(spec: ExperimentSpec) -> bool:
 
 
 def check_strategy(spec: ExperimentSpec) -> None:
-    """Refuse a strategy that there is not, or that cannot work with rounds of the size that is asked for.
+    """Refuse a strategy that there is not, that is for the other mode, or that cannot work with rounds of this size.
 
     Raises:
         InvalidError: naming the field and what to do.
@@ -30,6 +30,7 @@ def check_strategy(spec: ExperimentSpec) -> None:
     strategy = _built_in(spec)
     if strategy is None:
         return
+    strategy.check_mode(spec.mode.kind)
     where = "selection.names" if spec.selection.count is None else "selection.count"
     buffer = spec.mode.buffer if spec.mode.kind == "async" else None
     for field, updates in ((where, spec.selection.most), ("k_of_n", spec.k_of_n), ("mode.buffer", buffer)):

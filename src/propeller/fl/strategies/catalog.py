@@ -1,10 +1,10 @@
 """Which strategies there are: by name, with their parameters checked and described."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -22,7 +22,7 @@ from propeller.fl.strategies.order import FedMedian, TrimmedMean
 from propeller.fl.strategies.personal import Ditto, FedBN, FedPer
 from propeller.fl.strategies.qfedavg import QFedAvg
 from propeller.fl.strategies.scaffold import Scaffold
-from propeller.fl.strategies.strategy import Strategy
+from propeller.fl.strategies.strategy import Mode, Strategy
 
 ENTRY_POINTS = "propeller.strategies"
 """The entry-point group in which an installed package names strategies of its own."""
@@ -101,6 +101,7 @@ class Description:
         paper: where it is from.
         parameters: what can be set.
         needs_device_state: whether devices must keep something from round to round, with default parameters.
+        modes: the modes of experiments that it is for.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Description:
     paper: str
     parameters: tuple[Parameter, ...]
     needs_device_state: bool
+    modes: tuple[Mode, ...]
 
 
 def create_strategy(name: str, params: Mapping[str, Any] | None = None) -> Strategy:
@@ -178,7 +180,8 @@ def describe_strategy(name: str) -> Description:
         for parameter, info in _parameters(kind).items()
     )
     summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    return Description(name, summary, kind.paper, parameters, kind.keeps_device_state)
+    modes = get_args(Mode) if kind.only_mode is None else (kind.only_mode,)
+    return Description(name, summary, kind.paper, parameters, kind.keeps_device_state, modes)
 
 
 def _parameters(kind: type[Strategy]) -> dict[str, FieldInfo]:
@@ -223,15 +226,20 @@ def _fault(kind: Any, name: str) -> str | None:
     """What keeps the class of a stranger from being a strategy, so that no round finds out."""
     if not (isinstance(kind, type) and issubclass(kind, Strategy)) or getattr(kind, "name", None) != name:
         return f"must be a subclass of propeller.fl.strategies.Strategy whose `name` is {name!r}"
+    return next(_faults(kind), None)
+
+
+def _faults(kind: type[Strategy]) -> Iterator[str]:
     if not isinstance(getattr(kind, "paper", None), str):
-        return "must say where it is from, as `paper: ClassVar[str]`"
+        yield "must say where it is from, as `paper: ClassVar[str]`"
+    if kind.only_mode not in {None, *get_args(Mode)}:
+        yield f"has `only_mode` {kind.only_mode!r}, which must be 'sync' or 'async'"
     if kind.__abstractmethods__:
-        return f"must have the method {', '.join(sorted(kind.__abstractmethods__))}"
+        yield f"must have the method {', '.join(sorted(kind.__abstractmethods__))}"
     if kind.rows and kind.combine is Strategy.combine:
-        return "has `rows`, so it must have the method combine"
+        yield "has `rows`, so it must have the method combine"
     if not kind.rows and kind.combine is not Strategy.combine:
-        return "has the method combine, which is called only if `rows` is true"
-    return None
+        yield "has the method combine, which is called only if `rows` is true"
 
 
 def _explain(kind: type[Strategy], item: Any) -> str:

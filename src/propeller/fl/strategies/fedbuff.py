@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import Block, Contribution, Float64, Measured, Plan, Strategy
+from propeller.fl.strategies.strategy import Block, Contribution, Float64, Measured, Mode, Plan, Strategy
 
 
 class FedBuff(Strategy):
@@ -13,12 +13,16 @@ class FedBuff(Strategy):
 
     Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek and Huba, *Federated Learning with Buffered Asynchronous Aggregation*, AISTATS 2022
     (arXiv:2106.06639), algorithm 1, with the polynomial staleness of section 5 (``a = 0.5``). ``Δ_k`` is the difference to the model that the
-    device started from. In a synchronous experiment nothing is stale, and it is the plain mean.
+    device started from. Where nothing is stale, as in rounds, it would be the plain mean.
     """
 
     name: ClassVar[str] = "fedbuff"
     paper: ClassVar[str] = (
         "Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022, arXiv:2106.06639, algorithm 1"
+    )
+    only_mode: ClassVar[Mode | None] = "async"
+    only_because: ClassVar[str] = (
+        "in rounds no update is stale, and it would be a mean that ignores how many samples each has"
     )
 
     server_lr: float = Field(1.0, gt=0, description="learning rate η_g of the server")

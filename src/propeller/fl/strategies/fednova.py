@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from propeller.fl.strategies.strategy import Contribution, Measured, Plan, Strategy, require_steps
+from propeller.fl.strategies.strategy import Contribution, Measured, Mode, Plan, Strategy, require_steps
 
 
 class FedNova(Strategy):
@@ -26,6 +26,10 @@ class FedNova(Strategy):
     paper: ClassVar[str] = (
         "Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization, NeurIPS 2020, "
         "arXiv:2007.07481, equations 11 and 12"
+    )
+    only_mode: ClassVar[Mode | None] = "sync"
+    only_because: ClassVar[str] = (
+        "the number of steps by which it scales a round is that of devices which start from one model"
     )
 
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum ρ of the devices' optimizer")

@@ -10,6 +10,7 @@ from propeller.fl.strategies.strategy import (
     Contribution,
     Measure,
     Measured,
+    Mode,
     Plan,
     Strategy,
     StrategyInputError,
@@ -32,6 +33,8 @@ class QFedAvg(Strategy):
     paper: ClassVar[str] = (
         "Li et al., Fair Resource Allocation in Federated Learning, ICLR 2020, arXiv:1905.10497, algorithm 2"
     )
+    only_mode: ClassVar[Mode | None] = "sync"
+    only_because: ClassVar[str] = "it compares the losses of one model on the data of all devices"
     measure: ClassVar[Measure] = Measure.NORMS
 
     q: float = Field(1.0, ge=0, description="fairness q; the paper tries 0.001 to 15")

@@ -10,6 +10,7 @@ from propeller.fl.strategies.strategy import (
     Contribution,
     Float64,
     Measured,
+    Mode,
     Plan,
     Strategy,
     StrategyInputError,
@@ -33,6 +34,8 @@ class Scaffold(Strategy):
     extra_kinds: ClassVar[tuple[str, ...]] = ("control",)
     device_kinds: ClassVar[tuple[str, ...]] = ("control",)
     keeps_device_state: ClassVar[bool] = True
+    only_mode: ClassVar[Mode | None] = "sync"
+    only_because: ClassVar[str] = "its control variates are differences to the model that a round starts from"
 
     server_lr: float = Field(1.0, gt=0, description="learning rate η_g of the server")
     devices: int | None = Field(

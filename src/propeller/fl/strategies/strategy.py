@@ -28,6 +28,9 @@ from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shap
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 
+Mode: TypeAlias = Literal["sync", "async"]
+"""How an experiment gathers updates: in rounds, all from one model, or asynchronously, from models of different age."""
+
 EXTRA = "@"
 """Names of tensors that an update or a model carries beside the model's start with this: ``@control/layer1.weight``."""
 
@@ -199,6 +202,10 @@ class Strategy(BaseModel, ABC):
     """Kinds of server-state tensors that devices get with the model, as ``@KIND/TENSOR``."""
     keeps_device_state: ClassVar[bool] = False
     """Whether devices must keep something from round to round. True of every strategy with ``personal`` too."""
+    only_mode: ClassVar[Mode | None] = None
+    """The one mode of experiments that it is for; ``None``: both."""
+    only_because: ClassVar[str] = ""
+    """Why, where ``only_mode`` says so: what follows "as" in the error."""
 
     personal: Patterns = Field(
         (),
@@ -241,6 +248,23 @@ class Strategy(BaseModel, ABC):
         Raises:
             StrategyInputError: it has to know something more.
         """
+
+    def check_mode(self, mode: Mode) -> None:
+        """Check that it is for experiments that gather updates in this way.
+
+        Raises:
+            StrategyInputError: it is for the other; the text says why and what to do.
+        """
+        if self.only_mode in {None, mode}:
+            return
+        remedy = (
+            'leave strategy out, which is fedbuff, name one for both modes, or set mode = "sync"'
+            if mode == "async"
+            else 'set mode = "async", or use fedavg'
+        )
+        raise StrategyInputError(
+            f'strategy.name: {self.name} is for mode.kind = "{self.only_mode}", as {self.only_because}: {remedy}'
+        )
 
     def is_personal(self, tensor: str) -> bool:
         """Whether a tensor stays on the devices."""
