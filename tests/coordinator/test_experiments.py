@@ -488,6 +488,7 @@ async def test_a_registry_that_hangs_at_a_first_start_blocks_nothing(
     [
         ({"round": 3}, ("round", "did you mean 'rounds'?")),
         ({"strategy": "fedavvg"}, ("fedavvg", "fedavg")),
+        ({"strategy": "FedAdam"}, ("did you mean 'fedadam'?", "there are fedavg, fedavgm, ")),
         ({"strategy": {"name": "fedavg", "speed": 3}}, ("speed",)),
         ({"selection": {"cuont": 3}}, ("selection.cuont", "count")),
         ({"k_of_n": 3, "selection": {"count": 2}}, ("k_of_n (3)", "selection.count (2)")),

@@ -211,7 +211,10 @@ def test_every_wrong_field_is_named_up_to_a_bound() -> None:
         ({"mode": {"buffer": 3}}, 'mode: buffer is only for kind = "async"'),
         ({"strategy": {}}, "strategy: give either name"),
         ({"strategy": {"name": "krum", "program": "x"}}, "strategy: give either name"),
-        ({"strategy": "registry/mine:v1"}, "strategy.name: 'registry/mine:v1' is not a name of a strategy"),
+        (
+            {"strategy": "registry/mine:v1"},
+            "strategy.name: 'registry/mine:v1' is not a name of a strategy, as \"fedavg\"; for a program that",
+        ),
         (
             {"hyperparams": {"lr": {"schedule": "linear", "start": 1}}},
             "hyperparams.lr: linear needs start and end",

@@ -79,10 +79,10 @@ def _check_label(value: str) -> str:
 
 
 def _check_strategy_name(value: str) -> str:
-    if _LABEL.fullmatch(value) is None:
+    if "/" in value or ":" in value:
         raise ValueError(
-            f'{value[:80]!r} is not a name of a strategy, as "fedavg"; for a program that aggregates give '
-            '{"program": "registry/mine:v1"}'
+            f'{value!r} is not a name of a strategy, as "fedavg"; for a program that aggregates give '
+            f"{{program = {json.dumps(value)}}}"
         )
     return value
 
@@ -390,13 +390,13 @@ class UpdateForm(StrictMessage):
 class StrategySpec(StrictMessage):
     """A strategy by name, or a program that aggregates, with its parameters as further fields.
 
-    Names and parameters are checked by whoever knows the strategies (``fl.strategies``), not here.
+    Names and parameters are checked by whoever knows the strategies (``fl.strategies``), not here: only so can the error list them.
     """
 
     model_config = ConfigDict(extra="allow")
     text_field = "name"
 
-    name: Annotated[str, AfterValidator(_check_strategy_name)] | None = None
+    name: Annotated[_Text, AfterValidator(_check_strategy_name)] | None = None
     program: _Reference | None = None
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
@@ -23,6 +22,7 @@ from propeller.fl.strategies.personal import Ditto, FedBN, FedPer
 from propeller.fl.strategies.qfedavg import QFedAvg
 from propeller.fl.strategies.scaffold import Scaffold
 from propeller.fl.strategies.strategy import Mode, Strategy
+from propeller.protocol.strict import nearest_names
 
 ENTRY_POINTS = "propeller.strategies"
 """The entry-point group in which an installed package names strategies of its own."""
@@ -258,7 +258,7 @@ def _explain(kind: type[Strategy], item: Any) -> str:
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, names, 1)
+    near = nearest_names(name, names)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
