@@ -245,7 +245,7 @@ specs = st.builds(
         {"rounds": st.integers(1, 4), "retries": st.integers(0, 2)},
         optional={
             "evaluate": st.just({}) | st.just({"on": "central", "dataset": "test"}),
-            "stop": st.just({"metric": "m", "patience": 2}) | st.just({"max_time_s": 8.0}),
+            "stop": st.just({"metric": "m", "goal": "max", "patience": 2}) | st.just({"max_time_s": 8.0}),
             "selection": st.just({"min_available": 2}) | st.just({"names": ["d0", "d1", "d2", "d3"]}),
         },
     ),

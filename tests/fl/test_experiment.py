@@ -321,13 +321,15 @@ def test_an_experiment_ends_when_it_gets_no_better() -> None:
 
 
 def test_a_metric_that_nobody_reports_fails_the_experiment_at_once() -> None:
-    end = step(running(stop={"metric": "acuracy"}), trained("e.1", 8, loss=1.0, accuracy=0.5)).experiment
+    end = step(
+        running(stop={"metric": "acuracy", "goal": "max"}), trained("e.1", 8, loss=1.0, accuracy=0.5)
+    ).experiment
     assert (end.state, end.version) == (ExperimentState.FAILED, 8)
     assert end.reason == (
         "stop.metric: 'acuracy' is not among the metrics of round 1, there are accuracy, loss; did you mean 'accuracy'?"
     )
     none = after(
-        running(stop={"metric": "a"}, evaluate={}), trained("e.1", 8, a=1.0), evaluated("e.e1")
+        running(stop={"metric": "a", "goal": "max"}, evaluate={}), trained("e.1", 8, a=1.0), evaluated("e.e1")
     ).experiment
     assert (
         none.reason
@@ -335,7 +337,9 @@ def test_a_metric_that_nobody_reports_fails_the_experiment_at_once() -> None:
     )
     # Once seen, a round without it is one that is no better.
     later = after(
-        running(stop={"metric": "a", "patience": 1}), trained("e.1", 8, a=1.0), trained("e.2", 9, b=1.0)
+        running(stop={"metric": "a", "goal": "max", "patience": 1}),
+        trained("e.1", 8, a=1.0),
+        trained("e.2", 9, b=1.0),
     ).experiment
     assert later.state is ExperimentState.COMPLETED
 
@@ -382,7 +386,8 @@ specs = st.fixed_dictionaries(
         "evaluate": st.fixed_dictionaries({"every": st.just(1)})
         | st.just({"on": "central", "dataset": "test"}),
         "stop": st.fixed_dictionaries(
-            {"metric": st.just("m"), "patience": st.integers(1, 2)}, optional={"target": st.just(3.0)}
+            {"metric": st.just("m"), "goal": st.just("max"), "patience": st.integers(1, 2)},
+            optional={"target": st.just(3.0)},
         )
         | st.just({"max_time_s": 5.0}),
         "selection": st.just({"count": 2, "cooldown_rounds": 2}),

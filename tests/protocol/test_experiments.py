@@ -106,11 +106,33 @@ def test_null_is_as_good_as_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "goal"), [("accuracy", "max"), ("Loss", "min"), ("val_error", "min"), ("f1", "max")]
+    ("goal", "metrics"),
+    [
+        (
+            "min",
+            "Loss val_error valLoss logloss RMSE mse val/mae perplexity cross_entropy error_rate brier_score",
+        ),
+        ("max", "accuracy top5_accuracy acc F1Score f1 r2 ROC_AUC bleu4 mAP50 val-iou recall"),
+    ],
 )
-def test_the_goal_follows_from_the_name_of_the_metric(metric: str, goal: str) -> None:
-    assert spec(stop={"metric": metric}).stop.goal == goal
-    assert spec(stop={"metric": metric, "goal": "max"}).stop.goal == "max"
+def test_the_goal_follows_from_the_name_of_the_metric(goal: str, metrics: str) -> None:
+    for metric in metrics.split():
+        assert (metric, spec(stop={"metric": metric}).stop.goal) == (metric, goal)
+        assert spec(stop={"metric": metric, "goal": "max"}).stop.goal == "max"
+
+
+@pytest.mark.parametrize(
+    "metric", ["speed", "a", "accuracy_loss", "neg_mean_squared_error", "inaccuracy", "_"]
+)
+def test_a_metric_whose_name_says_nothing_needs_a_goal(metric: str) -> None:
+    assert refusal(stop={"metric": metric}).startswith(
+        f'stop: goal is missing: the name {metric!r} does not say what is better; add goal = "max" or'
+    )
+    assert spec(stop={"metric": metric, "goal": "min"}).stop.goal == "min"
+
+
+def test_a_misspelt_metric_is_hinted_at() -> None:
+    assert refusal(stop={"metric": "val_acuracy"}).endswith("\"min\"; or did you mean 'accuracy'?")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +321,7 @@ def test_what_contradicts_itself_is_refused_with_the_way_out(fields: dict[str, A
         ("selection.fraction", lambda x: {"selection": {"fraction": x}}),
         ("selection.over_select", lambda x: {"selection": {"count": 2, "over_select": x}}),
         ("evaluate.fraction", lambda x: {"evaluate": {"fraction": x}}),
-        ("stop.target", lambda x: {"stop": {"metric": "a", "target": x}}),
+        ("stop.target", lambda x: {"stop": {"metric": "acc", "target": x}}),
         ("stop.max_time_s", lambda x: {"stop": {"max_time_s": x}}),
         ("data.split.holdout", lambda x: {"data": {"split": {"holdout": x}}}),
         ("hyperparams.lr", lambda x: {"hyperparams": {"lr": x}}),

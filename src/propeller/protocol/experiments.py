@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from propeller.protocol.compression import Compression, NamedCompression
+from propeller.protocol.goals import Goal, explain_missing_goal, goal_of
 from propeller.protocol.ids import Id
 from propeller.protocol.selection import Fraction, Seed
 from propeller.protocol.strict import NestedProblemsError, StrictMessage, find_problems, require_json
@@ -230,24 +231,22 @@ class StopRule(StrictMessage):
         metric: what is looked at: of evaluations if there are any, else of training.
         target: ends once the metric is as good as this.
         patience: ends after this many looks in a row without a better one.
-        goal: what is better. Default: ``min`` if the metric's name has "loss" or "error" in it, else ``max``.
+        goal: what is better. Default: what the metric's name says (``goals``); one that says nothing needs it.
         max_time_s: ends after this many seconds.
     """
 
     metric: _Text | None = None
     target: _Number | None = None
     patience: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
-    goal: Literal["max", "min"] | None = None
+    goal: Goal | None = None
     max_time_s: _Seconds | None = None
 
     @classmethod
     def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Say what is better, by the metric's name."""
         metric = fields.get("metric")
-        if not isinstance(metric, str):
-            return fields
-        is_loss = any(word in metric.casefold() for word in ("loss", "error"))
-        return {"goal": "min" if is_loss else "max", **fields}
+        goal = goal_of(metric) if isinstance(metric, str) else None
+        return fields if goal is None else {"goal": goal, **fields}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -255,6 +254,8 @@ class StopRule(StrictMessage):
             for field in ("target", "patience", "goal"):
                 if getattr(self, field) is not None:
                     raise ValueError(f'{field} needs metric: name what is looked at, as metric = "accuracy"')
+        elif self.goal is None:
+            raise ValueError(explain_missing_goal(self.metric))
         return self
 
 

@@ -128,7 +128,11 @@ def test_a_package_cannot_replace_a_built_in_strategy(install: Any) -> None:
     ("spec", "kind", "named"),
     [
         ("fedadm", UnknownStrategyError, "'fedadm' is not known.*mean 'fedadam'.*fedavg, fedavgm"),
-        ("FedAdam", UnknownStrategyError, "'FedAdam' is not known .did you mean 'fedadam'.*; there are fedavg, "),
+        (
+            "FedAdam",
+            UnknownStrategyError,
+            "'FedAdam' is not known .did you mean 'fedadam'.*; there are fedavg, ",
+        ),
         ("MultiKrum", UnknownStrategyError, "mean 'multi_krum'"),
         ("FedTrimmedAvg", UnknownStrategyError, "mean 'trimmed_mean'"),
         ({"name": "fedadam", "taw": 1}, ParameterError, "strategy.taw.*mean 'tau'.*it has .*beta_2"),
