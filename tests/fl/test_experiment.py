@@ -293,6 +293,31 @@ def test_the_best_version_is_marked_and_worse_ones_are_not() -> None:
     assert MarkBest(10, "acc", 0.6) in resume(better.experiment)
 
 
+def test_without_a_metric_of_ones_own_the_loss_of_evaluations_marks_the_best_version() -> None:
+    one = running(rounds=4, evaluate={})
+    assert step(one, trained("e.1", 8, loss=0.1)).experiment.best is None
+    first = after(one, trained("e.1", 8, loss=0.1), evaluated("e.e1", loss=0.5, accuracy=0.9))
+    assert MarkBest(8, "loss", 0.5) in first.effects
+    # Once chosen it stays: values of two metrics cannot be compared.
+    second = after(first.experiment, trained("e.2", 9), evaluated("e.e2", accuracy=1.0))
+    third = after(second.experiment, trained("e.3", 10), evaluated("e.e3", loss=0.4, accuracy=0.1))
+    assert (second.experiment.best, third.experiment.best) == (Best(8, "loss", 0.5), Best(10, "loss", 0.4))
+
+
+def test_evaluations_without_a_loss_mark_by_their_accuracy_or_not_at_all() -> None:
+    one = running(rounds=4, evaluate={})
+    by_accuracy = after(
+        one,
+        trained("e.1", 8),
+        evaluated("e.e1", accuracy=0.5),
+        trained("e.2", 9),
+        evaluated("e.e2", accuracy=0.6),
+    )
+    assert by_accuracy.experiment.best == Best(9, "accuracy", 0.6)
+    neither = after(one, trained("e.1", 8), evaluated("e.e1", f1=0.5)).experiment
+    assert (neither.best, neither.state) == (None, ExperimentState.RUNNING)
+
+
 def test_an_experiment_ends_at_its_target() -> None:
     up = after(
         running(stop={"metric": "acc", "target": 0.9}), trained("e.1", 8, acc=0.8), trained("e.2", 9, acc=0.9)

@@ -266,7 +266,7 @@ class AsyncExperimentHandle:
             why = (
                 "no round has completed"
                 if which == "latest"
-                else "it is known after an evaluation, or with stop.metric"
+                else "it is known after an evaluation that reports loss or accuracy, or by stop.metric"
             )
             raise NotFoundError(f"experiment {self.id} has no {which} model yet: {why}")
         return int(version)

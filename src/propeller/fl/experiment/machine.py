@@ -43,6 +43,7 @@ from propeller.fl.experiment.waves import (
     next_wave,
     take_buffer,
 )
+from propeller.protocol.goals import MARKED_METRICS, goal_of
 from propeller.protocol.strict import nearest_names
 
 _NOUNS = {"train": "round", "evaluate": "the evaluation after round"}
@@ -147,7 +148,7 @@ def _end_round(current: Experiment, event: RoundEnded) -> Transition:
         where = {"number": opened.number, "round_id": event.round_id, "kind": opened.kind}
         notes.append(Report("metrics", {**where, "metrics": dict(event.metrics)}))
     looked = opened.kind == ("train" if after.spec.evaluate is None else "evaluate")
-    metric = after.spec.stop.metric
+    metric = _looked_at(after, event.metrics)
     if not looked or metric is None:
         return _go_on(after, event.at, notes)
     value = event.metrics.get(metric)
@@ -224,10 +225,24 @@ def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list
     return _finish(after, event.at, ExperimentState.FAILED, f"{what} failed{often}: {event.reason}", notes)
 
 
+def _looked_at(current: Experiment, metrics: Mapping[str, float]) -> str | None:
+    """By which metric the best version is marked, if by any: what is asked for, else the first of ``MARKED_METRICS`` for good.
+
+    Only of evaluations: what devices report of their training is of their models, not of the version that comes of them.
+    """
+    if current.spec.stop.metric is not None:
+        return current.spec.stop.metric
+    if current.spec.evaluate is None:
+        return None
+    if current.best is not None:
+        return current.best.metric
+    return next((name for name in MARKED_METRICS if name in metrics), None)
+
+
 def _look(current: Experiment, metric: str, value: float | None) -> Experiment:
     """The experiment once a metric was looked at; a round whose participants did not report it is not better."""
     best = current.best
-    sign = -1 if current.spec.stop.goal == "min" else 1
+    sign = -1 if (current.spec.stop.goal or goal_of(metric)) == "min" else 1
     if value is not None and (best is None or sign * value > sign * best.value):
         return replace(current, best=Best(current.version, metric, value), looks_since_best=0)
     return replace(current, looks_since_best=current.looks_since_best + 1)

@@ -117,7 +117,7 @@ class Experiment:
         failed_tries: how often the round that is next, or open, has failed already.
         exclude: who failed in those tries.
         last_rounds: who took part in which round last, as far as they still rest.
-        best: the best version, if ``stop.metric`` says what is good.
+        best: the best version, if ``stop.metric`` says what is good, or evaluations have a loss or an accuracy.
         looks_since_best: how many metrics were looked at since then.
         running_since: when it was admitted or resumed, while it runs.
         spent_s: for how many seconds it ran before that.
