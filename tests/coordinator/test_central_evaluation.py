@@ -173,12 +173,34 @@ async def test_what_goes_wrong_is_the_reason_of_the_experiments_end(
     assert re.search(named, found["reason"]), found["reason"]
 
 
-async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, push: Push) -> None:
-    await submit(http, program=await push(saying(measured())), rounds=1, evaluate=CENTRAL, retries=1)
-    found = await in_state(http, "completed", "failed")
+async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, data_store: str) -> None:
+    missing = "evaluate.dataset: the data store has no data set 'test'; POST one to /datasets/test"
+    for route in ("/experiments/check", "/experiments"):
+        answer = await http.post(route, json=spec(evaluate=CENTRAL))
+        assert (answer.status_code, answer.json()["error"]) == (404, missing)
+    # One that is stored before it is submitted is asked for with this.
+    brought = await http.post("/experiments/check?brings_dataset=true", json=spec(evaluate=CENTRAL))
+    assert brought.status_code == 200
+    await put_dataset(data_store, [])
+    assert (await http.post("/experiments/check", json=spec(evaluate=CENTRAL))).status_code == 200
+
+
+async def test_a_data_set_that_is_removed_while_it_runs(
+    env: dict[str, str], tmp_path: Path, broker_port: int, channel: Channel, push: Push, data_store: str
+) -> None:
+    def choose(start: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / "datasets" / "test.json").unlink(missing_ok=True)
+        return {"participants": ["p-1", "p-2"], "program": start["task_wasm_image"]}
+
+    await put_dataset(data_store, [])
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        fleet.choose = choose
+        program = await push(saying(measured()))
+        await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=1)
+        found = await in_state(http, "completed", "failed")
+        _train, first, second = await history(http)
     assert "the evaluation after round 1 failed 2 times" in found["reason"]
     assert "evaluate.dataset: the data store has no data set 'test'; POST one to" in found["reason"]
-    _train, first, second = await history(http)
     assert [one["attempt"] for one in (first, second)] == [1, 2]
     assert first["failures"][0]["proplet_id"] == "coordinator"
 
@@ -220,6 +242,8 @@ async def test_kill_9_in_the_middle_does_it_again(
     asked, gate = asyncio.Event(), asyncio.Event()
 
     async def answer(request: Request) -> Response:
+        if "if-none-match" in request.headers:  # whether it is there, before the experiment begins
+            return Response(status_code=304)
         asked.set()
         await gate.wait()
         async with httpx.AsyncClient(trust_env=False) as store:

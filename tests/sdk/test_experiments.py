@@ -161,6 +161,10 @@ def test_data_by_device_and_a_model_by_alias(stack: FakeStack, fl: Propeller) ->
     assert stack.datasets == {"id-2": {"data": [1]}, "id-1": {"data": [2]}, "test": {"data": [3]}}
     assert stack.specs["exp"]["model"] == {"version": "production"}
     assert stack.specs["exp"]["data"] == {"split": {"holdout": 0.2, "seed": 0}}
+    central = {"on": "central", "dataset": "other"}
+    with pytest.raises(NotFoundError, match="no data set 'other'"):  # and nothing of it is stored
+        fl.run(experiment(id="exp-2", data={"id-1": {"data": [4]}}, evaluate=central))
+    assert stack.datasets["id-1"] == {"data": [2]}
 
 
 def test_devices_are_named_as_people_name_them(stack: FakeStack) -> None:

@@ -136,14 +136,19 @@ class FakeStack:
             return 503, {"error": "the coordinator did not answer the proxy"}
         return 201, {**self.summary(spec["id"]), "spec": spec}
 
+    def _check(self, spec: dict[str, Any], *, brings_dataset: bool) -> tuple[int, Any]:
+        if self.refusal is not None:
+            return 400, {"error": self.refusal}
+        central = spec.get("evaluate", {}).get("dataset")
+        if central not in {None, *self.datasets} and not brings_dataset:
+            return 404, {"error": f"evaluate.dataset: the data store has no data set {central!r}"}
+        return 200, {"exists": spec["id"] in self.specs, "spec": spec}
+
     def _experiments(
         self, method: str, rest: list[str], query: dict[str, list[str]], body: bytes
     ) -> tuple[int, Any]:
         if (method, rest) == ("POST", ["check"]):
-            spec = json.loads(body)
-            if self.refusal is not None:
-                return 400, {"error": self.refusal}
-            return 200, {"exists": spec["id"] in self.specs, "spec": spec}
+            return self._check(json.loads(body), brings_dataset=query.get("brings_dataset") == ["true"])
         if rest and rest[0] not in self.specs:
             return 404, {"error": f"there is no experiment {rest[0]}"}
         match method, rest:

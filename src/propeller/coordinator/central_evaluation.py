@@ -68,17 +68,28 @@ class CentralEvaluations:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._background = BackgroundTasks("coordinator")
 
-    def check(self, spec: ExperimentSpec) -> None:
+    async def check(self, spec: ExperimentSpec, *, brings_dataset: bool = False) -> None:
         """Refuse an experiment whose evaluations cannot be carried out here.
+
+        Args:
+            spec: what was asked for.
+            brings_dataset: whether its data set is stored once nothing else is refused.
 
         Raises:
             InvalidError: naming the field.
+            NotFoundError: its data set does not exist.
+            ServiceError: the data store does not answer.
         """
-        if self._data_store is None and spec.evaluate is not None and spec.evaluate.on == "central":
+        dataset = None if spec.evaluate is None else spec.evaluate.dataset
+        if dataset is None:
+            return
+        if self._data_store is None:
             raise InvalidError(
                 "evaluate.on: central evaluation needs a data store: set DATA_STORE_URL and restart the coordinator, or "
                 "evaluate on devices"
             )
+        if not brings_dataset:
+            await self._data_store.check(dataset)
 
     def prepare(self, spec: ExperimentSpec) -> None:
         """Have the program of an experiment fetched and compiled, before its first evaluation needs it."""

@@ -376,9 +376,21 @@ class DataStoreClient:
             NotFoundError: there is none of this id.
             ServiceError: the data store does not answer.
         """
+        return (await self._get(dataset_id, {})).content
+
+    async def check(self, dataset_id: str) -> None:
+        """See that there is a data set, which is not sent by a data store that knows ``If-None-Match``.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ServiceError: the data store does not answer.
+        """
+        await self._get(dataset_id, {"if-none-match": "*"})
+
+    async def _get(self, dataset_id: str, headers: Mapping[str, str]) -> Answer:
         path = f"/datasets/{quote(dataset_id, safe='')}"
         try:
-            return (await self._client.request("GET", path)).content
+            return await self._client.request("GET", path, headers=headers)
         except ServiceError as error:
             if error.kind is not NotFoundError:
                 raise

@@ -31,10 +31,11 @@ def _control_routes(service: Experiments) -> Router:
     router = Router(prefix="/experiments")
 
     @router.post("/check")
-    async def check(request: Request, who: Caller) -> dict[str, Any]:
+    async def check(request: Request, who: Caller, *, brings_dataset: bool = False) -> dict[str, Any]:
         check_may_control(who)
         spec = ExperimentSpec.decode(await request.json())
-        return {"exists": await service.check(spec), "spec": spec.to_json()}
+        exists = await service.check(spec, brings_dataset=brings_dataset)
+        return {"exists": exists, "spec": spec.to_json()}
 
     @router.post("/{experiment_id}/pause", status_code=202)
     async def pause(experiment_id: str, who: Caller) -> dict[str, Any]:

@@ -100,8 +100,8 @@ class Experiments:
         Raises:
             ConflictError: there is another one of this id.
             InvalidError: a field is wrong; the text names it.
-            NotFoundError: the model that it starts from does not exist.
-            ServiceError: the model registry does not answer.
+            NotFoundError: the model that it starts from does not exist, or the data set of its evaluations.
+            ServiceError: the model registry does not answer, or the data store.
             UnavailableError: the coordinator has no broker.
         """
         self._require_broker()
@@ -110,7 +110,7 @@ class Experiments:
         if known is not None:
             return _require_same(known.record, spec)
         check_strategy(spec)
-        self._central.check(spec)
+        await self._central.check(spec)
         strategy = await self._pin_strategy(spec)
         version = await self._base_version(spec)
         specs = await self._registry.specs(version)
@@ -129,8 +129,12 @@ class Experiments:
         await asyncio.wait([self._runner.admit()], timeout=ADMISSION_WAIT_S)
         return active.record
 
-    async def check(self, spec: ExperimentSpec) -> bool:
+    async def check(self, spec: ExperimentSpec, *, brings_dataset: bool = False) -> bool:
         """See that an experiment could begin; begins and stores nothing. A model is looked for only if the experiment names one.
+
+        Args:
+            spec: what is asked for.
+            brings_dataset: whether the data set of its evaluations is stored before it is submitted, and need not be there yet.
 
         Returns:
             Whether there is an experiment of this id already.
@@ -142,7 +146,7 @@ class Experiments:
         if spec.id is not None and await self._active.find(spec.id) is not None:
             return True
         check_strategy(spec)
-        self._central.check(spec)
+        await self._central.check(spec, brings_dataset=brings_dataset)
         await self._pin_strategy(spec)
         if spec.model is not None:
             await self._base_version(spec)

@@ -392,7 +392,14 @@ class AsyncPropeller:
         asked = spec.to_json()
         if model is None:
             asked.setdefault("model", {"version": "latest"})
-        checked = await self._connection.ask("POST", "coordinator", "/experiments/check", json=asked)
+        central = spec.evaluate.dataset if spec.evaluate is not None else None
+        checked = await self._connection.ask(
+            "POST",
+            "coordinator",
+            "/experiments/check",
+            json=asked,
+            params={"brings_dataset": "true"} if central in data else {},
+        )
         if not checked["exists"]:
             for name, dataset in data.items():
                 await self._put_dataset(name, dataset)
