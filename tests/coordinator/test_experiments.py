@@ -272,6 +272,16 @@ async def test_evaluation_rounds_and_the_best_version(world: World) -> None:
     assert (newest["kind"], newest["number"], newest["attempt"]) == ("evaluate", 4, 1)
 
 
+async def test_a_choice_that_no_try_can_make_ends_the_experiment_at_once(world: World) -> None:
+    reason = "selection.names: there is no device 'p9'; did you mean 'p-1'?"
+    world.fleet.choose = lambda _start: {"failure": reason, "final": True}
+    await submit(world.http)
+    found = await in_state(world.http, "failed")
+    assert (found["reason"], found["done"]) == (reason, 0)
+    await eventually(lambda: world.fleet.stops)
+    assert [one["round_id"] for one in await history(world.http)] == ["e.1"]
+
+
 async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:
     world.fleet.send = lambda start, _name: {} if start["mode"] == "train" else None
     await submit(world.http, rounds=1, evaluate={})

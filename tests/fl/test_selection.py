@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.errors import UnprocessableError
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, natural_order, select, slot_seed
+from propeller.fl.selection import (
+    Candidate,
+    Draw,
+    NotEnoughError,
+    explain_unknown_devices,
+    natural_order,
+    select,
+    slot_seed,
+)
 from propeller.protocol.selection import SelectionPolicy
 
 FIRST = Draw(1)
@@ -52,6 +60,25 @@ def test_names_are_in_the_order_in_which_people_count() -> None:
     assert natural_order("9" * 5000) < natural_order("1" + "0" * 5000)
     devices = [Candidate("1", "p-10"), Candidate("2", "p-2"), Candidate("3", "p-02")]
     assert chosen(devices) == ("3", "2", "1")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (None, None),
+        (["edge-001", "id-002"], None),
+        (
+            ["edge-001", "edge-0O1"],
+            "selection.names: there is no device 'edge-0O1'; did you mean 'edge-001'?",
+        ),
+        (["zzz"], "selection.names: there is no device 'zzz'; there are: edge-000, edge-001, edge-002"),
+        ([f"z{i}" for i in range(12)], "; and 2 more"),
+    ],
+)
+def test_names_of_devices_that_there_never_were_are_told(names: list[str] | None, said: str | None) -> None:
+    found = explain_unknown_devices(fleet(3), SelectionPolicy(names=names, count=1))
+    assert found is None if said is None else said in str(found)
+    assert "there is none" in str(explain_unknown_devices([], SelectionPolicy(names=["edge"])))
 
 
 def test_a_device_that_calls_itself_by_the_id_of_another_is_not_meant() -> None:

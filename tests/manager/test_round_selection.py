@@ -132,6 +132,19 @@ async def test_too_few_until_the_timeout_is_a_failure_that_says_why(
     assert await tasks(fleet) == []
 
 
+async def test_names_of_no_device_are_told_at_once_though_enough_others_are_there(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(fleet, selection={"names": ["p1", "p9"], "count": 1})
+    await eventually(lambda: coordinator.proposals)
+    refused = coordinator.proposals[0]
+    assert (refused["final"], "there is no device 'p9'; " in refused["failure"]) == (True, True)
+    # Later the device was there once: it may come back.
+    await begin(fleet, round_id="e.2", number=2, selection={"names": ["p1", "p9"]})
+    await eventually(lambda: len(coordinator.proposals) > 1)
+    assert "selection.names: no device 'p9' is alive" in coordinator.proposals[1]["waiting"]
+
+
 async def test_a_coordinator_that_is_away_is_asked_until_it_answers(
     fleet: RunningManager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,12 @@ class ExperimentRunner:
             await self._store_step(found)
             active.waits_for = reason
 
+    async def give_up(self, record: RoundRecord, reason: str) -> None:
+        """Fail an experiment of which a round can never be started; its end cancels the round."""
+        if record.experiment_id is not None:
+            active = await self._active.get(record.experiment_id)
+            await self.apply(active, CannotGoOn(time.time(), reason))
+
     async def _apply_until_stored(self, active: ActiveExperiment, make_event: Callable[[], Event]) -> None:
         """Apply an event that nobody waits for, however long the database or the registry takes."""
         await until_done(active, lambda: self.apply(active, make_event()))

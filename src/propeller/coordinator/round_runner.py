@@ -50,6 +50,9 @@ class RoundObserver(Protocol):
     async def note_waiting(self, record: RoundRecord, reason: str) -> None:
         """A round's participants cannot be chosen yet."""
 
+    async def give_up(self, record: RoundRecord, reason: str) -> None:
+        """A round of an experiment can never be started, however often it is tried."""
+
 
 class RoundRunner:
     """Applies events, one after the other to each round; updates that wait for each other in one transaction."""

@@ -171,9 +171,12 @@ class Coordinator:
             NotFoundError: there is no such round.
         """
         active = await self._find(round_id)
+        observer = self._runner.observer if active.record.state is RoundState.CREATED else None
         if chosen.waiting:
-            if active.record.state is RoundState.CREATED and self._runner.observer is not None:
-                await self._runner.observer.note_waiting(active.record, chosen.waiting)
+            if observer is not None:
+                await observer.note_waiting(active.record, chosen.waiting)
+        elif chosen.failure and chosen.final and observer is not None and active.record.experiment_id:
+            await observer.give_up(active.record, chosen.failure)
         else:
             event: Event = ParticipantsChosen(tuple(chosen.participants), chosen.surplus)
             if chosen.failure:

@@ -110,6 +110,30 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
     return Chosen(tuple(pool[position].id for position in sorted(order[:asked])), asked - wanted)
 
 
+def explain_unknown_devices(known: Iterable[Candidate], policy: SelectionPolicy) -> str | None:
+    """What is wrong with ``policy.names`` where it names devices that there never were; ``None``: each is known.
+
+    Args:
+        known: every device that ever was there, alive or not.
+        policy: of the choice.
+    """
+    every = list(known)
+    unknown = _unknown_names(every, policy)
+    if not unknown:
+        return None
+    names = sorted({one.name for one in every}, key=natural_order)
+    ids = [one.id for one in every]
+    reasons = []
+    for name in unknown[:MAX_LISTED]:
+        near = nearest_names(name, [*names, *ids])
+        hint = (
+            f"did you mean {near[0]!r}?" if near else _list(names, "there are") if names else "there is none"
+        )
+        reasons.append(f"there is no device {name!r}; {hint}")
+    more = f"; and {len(unknown) - MAX_LISTED} more" if len(unknown) > MAX_LISTED else ""
+    return f"selection.names: {'; '.join(reasons)}{more}"
+
+
 def slot_seed(seed: int, number: int, slot: int) -> int:
     """The seed of one participant in one round: the first 63 bits of SHA-256 of ``seed:number:slot``.
 

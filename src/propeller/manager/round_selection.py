@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 from propeller.errors import PropellerError, UnprocessableError
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, explain_unknown_devices, select
 from propeller.fl.task_environment import task_environments
 from propeller.manager.coordinator_client import CoordinatorClient
 from propeller.manager.fleet import Fleet, PropletRecord
@@ -141,6 +141,10 @@ class RoundSelector:
     async def _choose(self, start: RoundStart, *, is_last: bool) -> ChosenParticipants:
         if start.selection is None:
             raise AssertionError("a round with participants is started by RoundStarter")
+        if start.number == 1:  # later, a device that is gone may be one that was deleted, and comes back
+            unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), start.selection)
+            if unknown is not None:
+                return ChosenParticipants(failure=unknown, final=True)
         candidates = [_candidate(proplet) for proplet in self._fleet.alive()]
         try:
             chosen = select(candidates, start.selection, Draw(start.number, start.attempt, start.mode))

@@ -357,6 +357,7 @@ class ChosenParticipants(Message):
         participants: in the order of their slots.
         surplus: how many of them are beyond those that are needed.
         failure: why there will be none: the round fails.
+        final: whether no other try can go better: the experiment fails too.
         waiting: what the choice waits for: the round goes on to wait for participants.
         program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
         names: of the participants, by their ids: the coordinator knows no devices, and tells of them as people call them.
@@ -370,6 +371,7 @@ class ChosenParticipants(Message):
     waiting: Annotated[str, AfterValidator(_truncated)] | None = None
     program: _Image | None = None
     names: DeviceNames | None = None
+    final: bool | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
