@@ -1,6 +1,7 @@
 """``propeller run``, ``propeller experiments`` and ``propeller experiment``: what they show and how they end."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_a_failed_experiment_is_an_error_with_the_reason(
     assert done.returncode == 1
     assert "  round  3  failed: no update came" in done.stdout
     assert done.stderr == "error: experiment exp failed after 0 of 2 rounds: round exp.3: no update came\n"
+
+
+def test_strategies_are_listed_and_one_is_shown(stack: FakeStack, state: tuple[str, str]) -> None:
+    header, fedavg, broken = propeller("strategies", *state).stdout.splitlines()
+    assert header.split() == ["strategy", "mode", "parameters", "what"]
+    assert fedavg.split()[:5] == ["fedavg", "sync", "async", "weighting,", "personal"]
+    assert broken.split() == ["broken", "cannot", "be", "loaded"]
+    shown = propeller("strategies", "qfedavg", *state).stdout
+    assert "mode      sync" in shown
+    assert re.search(r"^lr +required +> 0 +number +the learning rate", shown, re.MULTILINE)
+    found = json.loads(propeller("strategies", "fedbuff", "--json", *state).stdout)
+    assert (found["modes"], found["parameters"][0]["name"]) == (["async"], "server_lr")
 
 
 def test_events_as_lines_of_json(stack: FakeStack, tmp_path: Path, state: tuple[str, str]) -> None:

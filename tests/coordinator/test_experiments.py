@@ -21,6 +21,8 @@ from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore
 from propeller.errors import InvalidError
 from propeller.fl.round import RoundState
+from propeller.fl.strategies import strategy_names
+from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.history import rows_of
 from propeller.protocol.topics import Channel
 from support.coordinator import (
@@ -515,6 +517,35 @@ async def test_what_is_refused_names_the_field(
         assert answer.status_code == 400
         assert all(word in answer.json()["error"] for word in words), answer.text
     assert (await world.http.get("/experiments")).json()["total"] == 0
+
+
+async def test_strategies_are_described(world: World) -> None:
+    found = (await world.http.get("/strategies")).json()["strategies"]
+    assert [one["name"] for one in found] == strategy_names()
+    one = (await world.http.get("/strategies/fedbuff")).json()
+    assert (one, one["modes"]) == (found[strategy_names().index("fedbuff")], ["async"])
+    assert one["parameters"][0] == {
+        "name": "server_lr",
+        "type": "number",
+        "default": 1.0,
+        "required": False,
+        "range": "> 0",
+        "description": "learning rate η_g of the server",
+    }
+    missing = await world.http.get("/strategies/FedBuff")
+    assert (missing.status_code, "mean 'fedbuff'" in missing.json()["error"]) == (404, True)
+
+
+async def test_the_description_of_the_api_has_the_fields_of_an_experiment(world: World) -> None:
+    paths = (await world.http.get("/openapi.json")).json()["paths"]
+    for path in ("/experiments", "/experiments/check"):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = body.get("anyOf", [body])[0]
+        assert list(schema["properties"]) == list(ExperimentSpec.model_fields)
+        assert schema["required"] == ["program", "rounds"]
+        text, table = schema["properties"]["strategy"]["anyOf"]
+        assert (text["type"], "program" in table["properties"]) == ("string", True)
+        assert "$ref" not in str(body)
 
 
 async def test_a_model_that_does_not_exist(world: World) -> None:

@@ -26,10 +26,13 @@ def paths(table: dict[str, Any], before: str = "") -> set[str]:
     return found
 
 
-def fields(schema: dict[str, Any]) -> set[str]:
+def fields(schema: Any) -> set[str]:
     """The fields of an experiment, and of its parts."""
-    parts = [schema, *schema["$defs"].values()]
-    return {name for part in parts for name in part.get("properties", {})}
+    if isinstance(schema, list):
+        return set().union(*map(fields, schema))
+    if not isinstance(schema, dict):
+        return set()
+    return set(schema.get("properties", {})).union(*map(fields, schema.values()))
 
 
 @pytest.mark.parametrize("text", FILES, ids=range(len(FILES)))

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from propeller.fl.strategies import describe_strategy
 from propeller.fl.tensors import to_safetensors
 
 DEVICES = [
@@ -20,6 +21,7 @@ DEVICES = [
     {"id": "id-2", "name": "brave-fox-7", "alive": True, "task_count": 0},
     {"id": "id-3", "name": "old-crow-2", "alive": False, "task_count": 0},
 ]
+BROKEN = {"name": "broken", "error": "cannot be loaded"}
 SERVICES = ("manager", "coordinator", "model_registry", "data_store")
 USER, PASSWORD, TOKEN = "admin", "12345678", "a-token"
 
@@ -107,6 +109,8 @@ class FakeStack:
         first, *rest = path.strip("/").split("/")
         if first == "experiments":
             return self._experiments(method, rest, query, body)
+        if first == "models":
+            return self._models(method, rest, body)
         match method, first, rest:
             case "POST", "users", ["tokens", "issue"]:
                 asked = json.loads(body)
@@ -115,16 +119,12 @@ class FakeStack:
                 return 201, {"access_token": TOKEN, "refresh_token": "r"}
             case "GET", "proplets", []:
                 return 200, {"total": len(self.devices), "proplets": self.devices[int(query["offset"][0]) :]}
+            case "GET", "strategies", names:
+                found = [describe_strategy(name).to_json() for name in names or ["fedavg"]]
+                return 200, found[0] if names else {"strategies": [*found, BROKEN]}
             case "POST", "datasets", [name]:
                 self.datasets[name] = json.loads(body)
                 return 201, {}
-            case "GET", "models", []:
-                return 200, {"versions": list(range(len(self.models)))}
-            case "POST", "models", []:
-                self.models.append(body)
-                return 201, {"version": len(self.models) - 1}
-            case "GET", "models", [version]:
-                return 200, self.models[int(version)]
         return 404, {"error": f"there is no {path}"}
 
     def _submit(self, spec: dict[str, Any]) -> tuple[int, Any]:
@@ -135,6 +135,14 @@ class FakeStack:
             self.loses_answers -= 1
             return 503, {"error": "the coordinator did not answer the proxy"}
         return 201, {**self.summary(spec["id"]), "spec": spec}
+
+    def _models(self, method: str, rest: list[str], body: bytes) -> tuple[int, Any]:
+        if method == "POST":
+            self.models.append(body)
+            return 201, {"version": len(self.models) - 1}
+        return (
+            (200, self.models[int(rest[0])]) if rest else (200, {"versions": list(range(len(self.models)))})
+        )
 
     def _check(self, spec: dict[str, Any], *, brings_dataset: bool) -> tuple[int, Any]:
         if self.refusal is not None:

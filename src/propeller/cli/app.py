@@ -380,6 +380,7 @@ def run(
 
 
 app.command()(experiment_commands.experiments)
+app.command()(experiment_commands.strategies)
 app.add_typer(experiment_commands.commands)
 
 

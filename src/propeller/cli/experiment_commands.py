@@ -1,4 +1,4 @@
-"""The commands ``propeller experiments`` and ``propeller experiment …``."""
+"""The commands ``propeller experiments``, ``propeller experiment …`` and ``propeller strategies``."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +36,19 @@ def experiments(
     from propeller.cli.experiments import list_experiments
 
     list_experiments(target, only=only, name=name, limit=limit, as_json=as_json)
+
+
+@for_stack
+def strategies(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One, with its parameters.")] = None,
+    as_json: JsonOption = False,
+    *,
+    target: "Target",
+) -> None:
+    """List the strategies that an experiment can name, or show one with its parameters."""
+    from propeller.cli.strategies import show_strategies
+
+    show_strategies(target, name, as_json=as_json)
 
 
 @commands.command()

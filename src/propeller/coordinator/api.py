@@ -10,8 +10,10 @@ from propeller.coordinator.content_coding import LongContentError, coding_of
 from propeller.coordinator.experiment_routes import experiment_routes
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.large_updates import LargeUpdates
+from propeller.coordinator.request_schemas import request_body
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import GIB
+from propeller.coordinator.strategy_routes import strategy_routes
 from propeller.coordinator.telemetry import CoordinatorMetrics
 from propeller.coordinator.updates import ReceivedUpdate, decode_update
 from propeller.coordinator.verification import Verification
@@ -73,6 +75,7 @@ def create_api(
     )
     app.include_router(_control_routes(service, experiments))
     app.include_router(experiment_routes(experiments))
+    app.include_router(strategy_routes())
     app.include_router(_update_routes(service, large, max_body, max_update))
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
@@ -83,7 +86,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     """What the manager and users do with rounds."""
     router = Router()
 
-    @router.post("/experiments", status_code=201)
+    @router.post("/experiments", status_code=201, openapi_extra=request_body(ExperimentSpec, Experiment))
     async def submit(request: Request, who: Caller) -> dict[str, Any]:
         check_may_control(who)
         fields = await request.json()

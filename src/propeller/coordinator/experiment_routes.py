@@ -9,6 +9,7 @@ from propeller.coordinator.access import check_may_control, check_may_watch, is_
 from propeller.coordinator.event_stream import read_last_event_id, stream_events
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.history import history_csv, history_json
+from propeller.coordinator.request_schemas import request_body
 from propeller.fl.experiment import ExperimentState
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.web.app import Router
@@ -30,7 +31,7 @@ def _control_routes(service: Experiments) -> Router:
     """What users do with experiments."""
     router = Router(prefix="/experiments")
 
-    @router.post("/check")
+    @router.post("/check", openapi_extra=request_body(ExperimentSpec))
     async def check(request: Request, who: Caller, *, brings_dataset: bool = False) -> dict[str, Any]:
         check_may_control(who)
         spec = ExperimentSpec.decode(await request.json())

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PlainSerializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from propeller.protocol.strict import StrictMessage, nearest_names
 
@@ -96,5 +98,14 @@ def _write(compression: Compression) -> Any:
     return "none" if compression.is_none else compression.to_json()
 
 
-NamedCompression = Annotated[Compression, BeforeValidator(_read), PlainSerializer(_write)]
+class _OrName:
+    """Says in the schema that a name stands for a table."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "enum": list(_NAMES)}, handler(core_schema)]}
+
+
+NamedCompression = Annotated[Compression, BeforeValidator(_read), PlainSerializer(_write), _OrName()]
 """Compression by a name or as a table; written as a table, or ``none``."""

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -322,7 +323,12 @@ def _constant_or_schedule(value: Any) -> Any:
     return value if isinstance(value, Schedule) else require_json(value)
 
 
-_Hyperparameter = Annotated[Any, BeforeValidator(_read_hyperparameter), AfterValidator(_constant_or_schedule)]
+_Hyperparameter = Annotated[
+    Any,
+    BeforeValidator(_read_hyperparameter),
+    AfterValidator(_constant_or_schedule),
+    WithJsonSchema({"anyOf": [Schedule.model_json_schema(), {"description": "any JSON value"}]}),
+]
 
 
 class Mode(StrictMessage):

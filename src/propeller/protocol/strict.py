@@ -7,11 +7,14 @@ from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     ConfigDict,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from propeller.protocol.wire import MalformedMessageError, Message, decode_object
 
@@ -62,6 +65,15 @@ class StrictMessage(Message):
     def complete(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """The fields with the defaults that depend on others; nothing is checked yet."""
         return fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        if cls.text_field is None:
+            return schema
+        return {"anyOf": [{"type": "string", "description": f"its {cls.text_field}"}, schema]}
 
     @model_serializer(mode="wrap")
     def _without_nulls(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

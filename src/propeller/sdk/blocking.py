@@ -129,6 +129,8 @@ class Propeller(Blocking[AsyncPropeller]):
     run_round = blocking(AsyncPropeller.run_round)
     rounds = blocking(AsyncPropeller.rounds)
     experiments = blocking(AsyncPropeller.experiments)
+    strategies = blocking(AsyncPropeller.strategies)
+    strategy = blocking(AsyncPropeller.strategy)
 
     def url(self, service: str) -> str:
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""

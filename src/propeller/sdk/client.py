@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -379,6 +380,25 @@ class AsyncPropeller:
         params = {"limit": limit} | {field: value for field, value in wanted.items() if value is not None}
         answer = await self._connection.ask("GET", "coordinator", "/experiments", params=params)
         found: list[dict[str, Any]] = answer["experiments"]
+        return found
+
+    async def strategies(self) -> list[dict[str, Any]]:
+        """The strategies that the coordinator has: ``name``, ``summary``, ``paper``, ``parameters``, ``modes``, ``needs_device_state``.
+
+        One whose package cannot be loaded has ``name`` and ``error``.
+        """
+        answer = await self._connection.ask("GET", "coordinator", "/strategies")
+        found: list[dict[str, Any]] = answer["strategies"]
+        return found
+
+    async def strategy(self, name: str) -> dict[str, Any]:
+        """One strategy, as ``strategies`` has it; of each parameter ``name``, ``type``, ``default``, ``required``, ``range``, ``description``.
+
+        Raises:
+            NotFoundError: there is none of this name; the text has those that there are.
+        """
+        path = f"/strategies/{quote(name, safe='')}"
+        found: dict[str, Any] = await self._connection.ask("GET", "coordinator", path)
         return found
 
     async def _store_inputs(

@@ -1,7 +1,7 @@
 """Which strategies there are: by name, with their parameters checked and described."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
@@ -110,6 +110,14 @@ class Description:
     parameters: tuple[Parameter, ...]
     needs_device_state: bool
     modes: tuple[Mode, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON values."""
+        return {
+            **asdict(self),
+            "parameters": [asdict(each) for each in self.parameters],
+            "modes": list(self.modes),
+        }
 
 
 def create_strategy(name: str, params: Mapping[str, Any] | None = None) -> Strategy:
