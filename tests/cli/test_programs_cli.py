@@ -17,6 +17,7 @@ from propeller.cli.project import run_new
 from propeller.cli.try_program import Trial, TrialInputs, run_try
 from propeller.data import program_path
 from propeller.errors import StartError
+from propeller.functions import functions_of
 from propeller.wasm import build as building
 from propeller.wasm.program_run import Limits
 from support.net import has_ended, wait_until
@@ -103,6 +104,7 @@ def test_built_it_gives_what_it_gives_natively(project: Path) -> None:
     assert f"Built {project / 'train.wasm'} (" in made.stdout
     assert "Digest: sha256:" in made.stdout
     assert (project / "train.wasm").read_bytes() == kept.read_bytes()
+    assert functions_of(kept.read_bytes()) == ["train", "evaluate"]
     again = run("build", project / "train.py", "-o", project / "new" / "again.wasm")
     assert "from the cache" in again.stdout
     assert (project / "new" / "again.wasm").read_bytes() == (project / "train.wasm").read_bytes()

@@ -284,6 +284,19 @@ async def test_a_choice_that_no_try_can_make_ends_the_experiment_at_once(world: 
     assert [one["round_id"] for one in await history(world.http)] == ["e.1"]
 
 
+async def test_a_program_that_says_it_cannot_evaluate_trains_no_round(world: World) -> None:
+    world.fleet.choose = lambda _start: {"participants": ["p-1"], "program": PINNED, "functions": ["train"]}
+    await submit(world.http, evaluate={"every": 3})
+    found = await in_state(world.http, "failed")
+    assert found["done"] == 0
+    assert found["reason"].startswith(
+        f"evaluate: {IMAGE} has no function for evaluations: mark one with @eval"
+    )
+    assert [one["participants"] for one in await history(world.http)] == [[]]
+    await submit(world.http, id="f", rounds=1)
+    await in_state(world.http, "completed", experiment_id="f")
+
+
 async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:
     world.fleet.send = lambda start, _name: {} if start["mode"] == "train" else None
     await submit(world.http, rounds=1, evaluate={})

@@ -35,6 +35,7 @@ from propeller.fl.experiment import (
     round_id,
     step,
 )
+from propeller.functions import missing_function
 from propeller.protocol.experiments import ExperimentSpec
 from support.experiment_world import Outcome, World
 
@@ -139,6 +140,12 @@ def test_an_experiment_fails_with_the_reason_of_its_last_try() -> None:
     evaluation = after(running(retries=0, evaluate={}), trained("e.1", 8), failed("e.e1", "no @evaluate"))
     assert evaluation.experiment.reason == "the evaluation after round 1 failed: no @evaluate"
     assert evaluation.experiment.version == 8
+    # What a program lacks it lacks in each try.
+    lacks = after(
+        running(evaluate={}), trained("e.1", 8), failed("e.e1", f"p-1: {missing_function('evaluate')}")
+    )
+    assert (lacks.experiment.state, lacks.experiment.open) == (ExperimentState.FAILED, None)
+    assert "mark one with @evaluate" in str(lacks.experiment.reason)
 
 
 def test_versions_are_evaluated_on_devices_every_so_often_and_at_the_end() -> None:

@@ -223,7 +223,9 @@ async def test_a_tag_is_resolved_by_the_proxy_before_anything_is_launched(
     async def answer(_topic: str, payload: bytes) -> None:
         request = ProgramRequest.decode(payload)
         assert request.app_name == IMAGE
-        resolved = ResolvedProgram(app_name=IMAGE, digest=f"sha256:{'b' * 64}", reference=PINNED)
+        resolved = ResolvedProgram(
+            app_name=IMAGE, digest=f"sha256:{'b' * 64}", reference=PINNED, functions=["train"]
+        )
         await fleet.mqtt.session.publish(
             fleet.mqtt.channel.answers(str(request.proplet_id)), resolved.encode()
         )
@@ -231,7 +233,7 @@ async def test_a_tag_is_resolved_by_the_proxy_before_anything_is_launched(
     await fleet.mqtt.session.subscribe(fleet.mqtt.channel.topic(Kind.REGISTRY_REQUEST), answer)
     await begin(fleet, task_wasm_image=IMAGE)
     await eventually(lambda: len(fleet.mqtt.starts()) == 3)
-    assert coordinator.proposals[0]["program"] == PINNED
+    assert (coordinator.proposals[0]["program"], coordinator.proposals[0]["functions"]) == (PINNED, ["train"])
     assert {message["image_url"] for message in fleet.mqtt.starts()} == {PINNED}
 
 

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from propeller.digests import digest_of
+from propeller.functions import SECTION, with_functions
 from propeller.oci import errors, manifest
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, Login, Token
@@ -67,6 +68,9 @@ async def test_push_resolve_pull(kind: str, tmp_path: Path) -> None:
         assert await one.pull(by_digest) == (pushed, PROGRAM)
         # The same again sends nothing, and is the same artifact.
         assert await one.push(reference, PROGRAM, title="fl-client.wasm") == pushed
+        said = await one.push(reference, with_functions(PROGRAM[:8], ["train"]), title="fl-client.wasm")
+        assert (await one.resolve(reference)).program == said.program
+        assert said.program.annotations == {manifest.TITLE: "fl-client.wasm", SECTION: "train"}
         with pytest.raises(errors.ArtifactNotFoundError, match="404") as caught:
             await one.pull(Reference.parse(f"{host}/user/fl-client-wasm:v2"))
         assert "exactly the name" in caught.value.remedy

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from propeller.digests import digest_of
 from propeller.errors import StartError
+from propeller.functions import with_functions
 from propeller.oci.client import RegistryClient
 from propeller.oci.layout import Layout
 from propeller.oci.reference import Reference
@@ -360,16 +361,18 @@ async def test_a_restart_keeps_the_cache_and_needs_no_registry_for_a_digest(
 
 
 async def test_a_moved_tag_is_seen(broker_port: int, channel: Channel, tmp_path: Path) -> None:
-    other = wasm(1000, seed=5)
+    other = with_functions(wasm(8), ["train"])
     async with (
         counting(tmp_path / "oci") as (host, _),
         proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
         proplet(broker_port, channel, "p") as one,
     ):
-        assert (await one.resolve("x")).digest == DIGEST
+        found = await one.resolve("x")
+        assert (found.digest, found.functions) == (DIGEST, None)
         async with RegistryClient() as client:
             await client.push(Reference.parse(f"{host}/x"), other)
-        assert (await one.resolve("x")).digest == digest_of(other)
+        found = await one.resolve("x")
+        assert (found.digest, found.functions) == (digest_of(other), ["train"])
 
 
 async def test_a_cached_program_that_was_changed_on_disk_is_fetched_again(

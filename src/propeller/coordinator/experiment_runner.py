@@ -46,13 +46,14 @@ from propeller.fl.experiment import (
     StartRound,
     TimePassed,
     WaveChanged,
+    explain_missing_functions,
     refusal,
     resume,
 )
 from propeller.fl.round import RoundState
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import RoundStart, RoundStop
+from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
 
 log = get_logger("coordinator")
 
@@ -201,11 +202,18 @@ class ExperimentRunner:
             await self._store_step(found)
             active.waits_for = reason
 
-    async def give_up(self, record: RoundRecord, reason: str) -> None:
-        """Fail an experiment of which a round can never be started; its end cancels the round."""
-        if record.experiment_id is not None:
-            active = await self._active.get(record.experiment_id)
-            await self.apply(active, CannotGoOn(time.time(), reason))
+    async def gives_up(self, record: RoundRecord, chosen: ChosenParticipants) -> bool:
+        """Whether a round can never be started as it is: then its experiment fails, which cancels the round."""
+        if record.experiment_id is None:
+            return False
+        active = await self._active.get(record.experiment_id)
+        reason = chosen.failure if chosen.final else None
+        if reason is None and chosen.functions is not None:
+            reason = explain_missing_functions(active.record.spec, chosen.functions)
+        if reason is None:
+            return False
+        await self.apply(active, CannotGoOn(time.time(), reason))
+        return True
 
     async def _apply_until_stored(self, active: ActiveExperiment, make_event: Callable[[], Event]) -> None:
         """Apply an event that nobody waits for, however long the database or the registry takes."""

@@ -31,6 +31,7 @@ from propeller.fl.round import (
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
+from propeller.protocol.rounds import ChosenParticipants
 
 log = get_logger("coordinator")
 
@@ -50,8 +51,8 @@ class RoundObserver(Protocol):
     async def note_waiting(self, record: RoundRecord, reason: str) -> None:
         """A round's participants cannot be chosen yet."""
 
-    async def give_up(self, record: RoundRecord, reason: str) -> None:
-        """A round of an experiment can never be started, however often it is tried."""
+    async def gives_up(self, record: RoundRecord, chosen: ChosenParticipants) -> bool:
+        """Whether a round can never be started as it is, however often it is tried; then the experiment is over."""
 
 
 class RoundRunner:

@@ -175,9 +175,7 @@ class Coordinator:
         if chosen.waiting:
             if observer is not None:
                 await observer.note_waiting(active.record, chosen.waiting)
-        elif chosen.failure and chosen.final and observer is not None and active.record.experiment_id:
-            await observer.give_up(active.record, chosen.failure)
-        else:
+        elif observer is None or not await observer.gives_up(active.record, chosen):
             event: Event = ParticipantsChosen(tuple(chosen.participants), chosen.surplus)
             if chosen.failure:
                 event = ChoiceFailed(chosen.failure)

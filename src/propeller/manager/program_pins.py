@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import defaultdict
+from dataclasses import dataclass
 
 from propeller.errors import UnprocessableError
 from propeller.mqtt.session import Session
@@ -22,6 +23,19 @@ SILENT_S = 60.0
 """For so long a proxy that has not answered is not asked again: else each round of an experiment would wait for it anew."""
 
 
+@dataclass(frozen=True)
+class Pin:
+    """What a reference names now.
+
+    Attributes:
+        reference: by digest, or as it was if the proxy does not answer.
+        functions: those that the program's artifact says it has; ``None``: it does not say, or was not asked.
+    """
+
+    reference: str
+    functions: list[str] | None = None
+
+
 class ProgramPins:
     """Asks the proxy for references by digest, so that all rounds of an experiment run the same program."""
 
@@ -35,8 +49,8 @@ class ProgramPins:
         """Listen to the proxy's answers."""
         await self._session.subscribe(self._channel.answers(self._client_id), self._handle_answer, qos=0)
 
-    async def pin(self, reference: str) -> str:
-        """The reference by digest of what a reference names now; the same text if the proxy does not answer.
+    async def pin(self, reference: str) -> Pin:
+        """What a reference names now.
 
         Raises:
             UnprocessableError: the proxy cannot fetch the program; the text says why.
@@ -44,7 +58,7 @@ class ProgramPins:
         """
         loop = asyncio.get_running_loop()
         if "@sha256:" in reference or loop.time() < self._silent_until:
-            return reference
+            return Pin(reference)
         question = ProgramRequest(app_name=reference, proplet_id=self._client_id).encode()
         answered = loop.create_future()
         self._waiting[reference].append(answered)
@@ -66,7 +80,7 @@ class ProgramPins:
             image=reference,
             reason=f"the proxy has not answered for {MAX_QUESTIONS * ASK_AGAIN_S:g} s",
         )
-        return reference
+        return Pin(reference)
 
     async def _handle_answer(self, _topic: str, payload: bytes) -> None:
         try:
@@ -80,7 +94,7 @@ class ProgramPins:
                 waiting.set_result(answer)
 
 
-def _read(reference: str, answer: ResolvedProgram) -> str:
+def _read(reference: str, answer: ResolvedProgram) -> Pin:
     if answer.error:
         raise UnprocessableError(f"program {reference} cannot be fetched: {answer.error}")
-    return answer.reference or reference
+    return Pin(answer.reference or reference, answer.functions)

@@ -163,7 +163,8 @@ class RoundSelector:
         return ChosenParticipants(
             participants=list(chosen.ids),
             surplus=chosen.surplus,
-            program=program,
+            program=program.reference,
+            functions=program.functions,
             names={id_: known[id_] for id_ in chosen.ids},
         )
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol, Self
 import httpx
 
 from propeller.digests import digest_of, is_digest
+from propeller.functions import SECTION, functions_of
 from propeller.oci import manifest
 from propeller.oci.authorization import Authorizer, Purpose, Scope
 from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
@@ -194,7 +195,7 @@ class RegistryClient:
     ) -> Artifact:
         """Store a program under a tag, as ``oras push REFERENCE TITLE:application/wasm`` does.
 
-        Blobs that the registry has are not sent again.
+        Blobs that the registry has are not sent again. An annotation of the layer has the functions that the file says it has.
 
         Args:
             reference: where to; it names a tag.
@@ -213,7 +214,9 @@ class RegistryClient:
             title, program = title or program.name, await asyncio.to_thread(program.read_bytes)
         title = title or "program.wasm"
         manifest.check_wasm(program, title)
-        layer = Descriptor.of(manifest.WASM, program, {manifest.TITLE: title})
+        functions = functions_of(program)
+        said = {} if functions is None else {SECTION: " ".join(functions)}
+        layer = Descriptor.of(manifest.WASM, program, {manifest.TITLE: title, **said})
         upload = _Upload(self._http, reference)
         await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
         await upload.store_blob(layer, program, progress)

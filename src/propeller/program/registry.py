@@ -5,6 +5,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from propeller.functions import missing_function
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -63,9 +65,7 @@ class FunctionRegistry:
             LookupError: The program has none.
         """
         if mode not in self._functions:
-            raise LookupError(
-                f"this program has no function for {mode!r}: mark one with @{mode} of propeller.program"
-            )
+            raise LookupError(missing_function(mode))
         return self._functions[mode]
 
     def check_any(self) -> None:

@@ -40,6 +40,8 @@ class ResolvedProgram(Message):
     """By digest: what ``app_name`` stands for, for good."""
     size: int | None = None
     total_chunks: int | None = None
+    functions: list[str] | None = None
+    """Those that the artifact says the program has; ``None`` if it does not say."""
     error: str | None = None
 
 

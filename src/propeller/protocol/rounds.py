@@ -361,6 +361,7 @@ class ChosenParticipants(Message):
         waiting: what the choice waits for: the round goes on to wait for participants.
         program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
         names: of the participants, by their ids: the coordinator knows no devices, and tells of them as people call them.
+        functions: those that the program's artifact says it has, if it says so.
     """
 
     participants: Annotated[list[Id], Field(max_length=10_000), AfterValidator(require_unique)] = Field(
@@ -371,6 +372,7 @@ class ChosenParticipants(Message):
     waiting: Annotated[str, AfterValidator(_truncated)] | None = None
     program: _Image | None = None
     names: DeviceNames | None = None
+    functions: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=100)] | None = None
     final: bool | None = None
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from propeller.errors import PropellerError
+from propeller.functions import SECTION, read_functions
 from propeller.mqtt.session import NotConnectedError
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
@@ -135,12 +136,14 @@ class ProxyService:
             await self._send(Parcel(topic, request.app_name, program.digest, shared=True), None)
         elif request.digest is None:
             pinned, program = await self._programs.resolve(request.app_name)
+            functions = program.annotations.get(SECTION)
             resolved = ResolvedProgram(
                 app_name=request.app_name,
                 digest=program.digest,
                 reference=str(pinned),
                 size=program.size,
                 total_chunks=self._sender.total_chunks(program.size),
+                functions=None if functions is None else read_functions(functions),
             )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
         else:

@@ -37,6 +37,7 @@ from propeller.fl.experiment.events import (
     Transition,
     WaveChanged,
 )
+from propeller.fl.experiment.functions import explain_missing_functions
 from propeller.fl.experiment.machine import refusal, resume, step
 from propeller.fl.experiment.requests import MergedUpdate, MergeRequest, RoundRequest, round_id, wave_id
 from propeller.fl.experiment.state import Best, BufferedUpdate, Experiment, ExperimentState, OpenRound, Wave
@@ -74,6 +75,7 @@ __all__ = [
     "Wave",
     "WaveChanged",
     "check_strategy",
+    "explain_missing_functions",
     "fewest_updates",
     "refusal",
     "resume",

@@ -43,6 +43,7 @@ from propeller.fl.experiment.waves import (
     next_wave,
     take_buffer,
 )
+from propeller.functions import is_missing_function
 from propeller.protocol.goals import MARKED_METRICS, goal_of
 from propeller.protocol.strict import nearest_names
 
@@ -218,7 +219,9 @@ def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list
     tries = closed.failed_tries + 1
     exclude = closed.exclude + tuple(name for name in event.failed if name not in closed.exclude)
     after = replace(closed, failed_tries=tries, exclude=exclude)
-    if tries <= closed.spec.retries or after.state.is_over:
+    # What a program lacks it lacks in every try, and on every device.
+    is_hopeless = opened.kind == "evaluate" and is_missing_function(event.reason or "", "evaluate")
+    if after.state.is_over or (tries <= closed.spec.retries and not is_hopeless):
         return _go_on(after, event.at, notes)
     what = f"{_NOUNS[opened.kind]} {opened.number}"
     often = f" {tries} times, the last time" if tries > 1 else ""

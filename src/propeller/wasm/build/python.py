@@ -15,18 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import propeller
 from propeller.digests import digest_of
 from propeller.errors import InvalidError
+from propeller.functions import FUNCTIONS, with_functions
 from propeller.process.files import remove_left_over, trim_folder, write_durably
 
 _FOLDER = Path(__file__).parent
 _LIBRARY = Path(propeller.__file__).parent
-_GUEST_MODULES = ("errors.py", "metrics.py", "program/*.py", "tensors/**/*.py")
+_GUEST_MODULES = ("errors.py", "functions.py", "metrics.py", "program/*.py", "tensors/**/*.py")
 """What a program has of this library."""
 
 _HOST_MODULES = "tensors/numpy_*.py"
@@ -102,7 +103,7 @@ def build(script: Path, output: Path, *, host_tensors: bool = True, cache: Path 
         with programs.build_folder() as workspace:
             component = workspace / "program.wasm"
             _componentize(script, sources, workspace, component, host_tensors=host_tensors)
-            content = component.read_bytes()
+            content = with_functions(component.read_bytes(), functions_in(sources))
         programs.add(key, content)
     try:
         write_durably(output, content)
@@ -162,16 +163,14 @@ def _collect_sources(script: Path) -> dict[str, str]:
             f"{script}: {name!r} is a module that the program needs itself; call the script something else"
         )
     found: dict[str, str] = {}
-    trees: list[ast.Module] = []
     pending = [name]
     while pending:
         module = pending.pop()
         if f"{module}.py" in found:
             continue
         tree, found[f"{module}.py"] = _parse(script.parent / f"{module}.py")
-        trees.append(tree)
         pending += _sibling_imports(script.parent / f"{module}.py", tree)
-    if not any(_mentions_marker(node) for tree in trees for node in ast.walk(tree)):
+    if not _MARKERS.intersection(functions_in(found)):
         raise BuildError(
             f"{script}: no function is marked with @train: from propeller.program import train, Update "
             "(or with @aggregate, for a strategy)"
@@ -221,14 +220,20 @@ def _imported(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
-def _mentions_marker(node: ast.AST) -> bool:
-    """Whether it uses ``train`` or ``aggregate``, under this name or another one."""
+def functions_in(sources: Mapping[str, str]) -> list[str]:
+    """The decorators that a program uses: one that is not among them marks nothing in it."""
+    nodes = [node for text in sources.values() for node in ast.walk(ast.parse(text))]
+    return [name for name in FUNCTIONS if any(_mentions(node, name) for node in nodes)]
+
+
+def _mentions(node: ast.AST, marker: str) -> bool:
+    """Whether it uses a decorator, under this name or another one."""
     return (
-        (isinstance(node, ast.Name) and node.id in _MARKERS)
-        or (isinstance(node, ast.Attribute) and node.attr in _MARKERS)
+        (isinstance(node, ast.Name) and node.id == marker)
+        or (isinstance(node, ast.Attribute) and node.attr == marker)
         or (
             isinstance(node, ast.alias)
-            and node.name in {*_MARKERS, "*"}
+            and node.name in {marker, "*"}
             and (node.name == "*" or bool(node.asname))
         )
     )
