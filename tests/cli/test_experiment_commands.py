@@ -39,6 +39,7 @@ def happen(stack: FakeStack, *, failed: bool = False) -> None:
     """Two rounds, of which the second has a device that fails, and an evaluation."""
     stack.happen("state", state="queued")
     stack.happen("state", state="running")
+    stack.happen("note", reason="strategy: it is [plain] averaging")
     place = {"attempt": 1, "kind": "train"}
     for number in (1, 2):
         where = {"round_id": f"exp.{number}", "number": number, **place}
@@ -83,6 +84,7 @@ def test_a_run_shows_rounds_failures_and_the_result(
     where = f"{stack.url}/models"
     assert done.stdout.splitlines() == [
         "Experiment exp: localhost:5000/digits:v1, 2 rounds of fedavg",
+        "  note: strategy: it is [plain] averaging",
         "  round  1  updates 2/2  loss 0.8000  v1, 250 ms, exp.1",
         "  ✗ round  2: proplet-1 failed: no memory [left]",
         "  ✗ round  2: brave-fox-7 failed: it is broken",

@@ -297,6 +297,28 @@ async def test_a_program_that_says_it_cannot_evaluate_trains_no_round(world: Wor
     await in_state(world.http, "completed", experiment_id="f")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ([False, None, True], "the program of 1 of 3 devices left out what fedprox adds to gradients"),
+        ([None, None, True], "the program of 2 of 3 devices does not say whether it adds what fedprox needs"),
+        ([True, True, True], None),
+    ],
+)
+async def test_a_program_that_leaves_out_its_part_of_the_strategy_is_told_once(
+    world: World, said: list[bool | None], reason: str | None
+) -> None:
+    fields = [{} if one is None else {"corrected": one} for one in said]
+    world.fleet.send = lambda _start, name: fields[PARTICIPANTS.index(name)]
+    await submit(world.http, rounds=2, strategy="fedprox", evaluate={})
+    await in_state(world.http, "completed")
+    notes = [data["reason"] for _seq, kind, data in await events(world.http) if kind == "note"]
+    assert len(notes) == (reason is not None)
+    assert reason is None or reason in notes[0]
+    kept = [one.get("corrected") for one in (await history(world.http))[0]["updates"]]
+    assert kept == said
+
+
 async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:
     world.fleet.send = lambda start, _name: {} if start["mode"] == "train" else None
     await submit(world.http, rounds=1, evaluate={})

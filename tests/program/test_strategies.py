@@ -146,12 +146,12 @@ def test_a_program_that_leaves_the_correction_out_is_told(device: Device, strate
         ctx.correct.penalty(model)
         return ignore(model, data, hyperparams, ctx)
 
-    device.run(strategy, train=ignore)
+    assert device.run(strategy, train=ignore)["corrected"] is False
     assert f"note: {strategy['name']} adds to the gradients" in device.log
     for train in (fit, penalize):
-        device.run(strategy, train=train)
+        assert device.run(strategy, train=train)["corrected"] is True
         assert "note: " not in device.log
-    device.run({"name": "fedavgm"}, train=ignore)
+    assert "corrected" not in device.run({"name": "fedavgm"}, train=ignore)
     assert "note: " not in device.log
 
 

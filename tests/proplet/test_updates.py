@@ -122,9 +122,10 @@ def test_an_update_of_another_kind_than_the_experiment_wants_says_what_to_do() -
 
 def test_steps_and_kind_go_along_with_tensors_beside_the_document() -> None:
     tensors = to_safetensors({"w": np.ones(3, dtype=np.float32)})
-    update = read({**EVALUATED, "steps": 12, "kind": "delta"}, tensors)
+    update = read({**EVALUATED, "steps": 12, "kind": "delta", "corrected": False}, tensors)
     _, metadata = from_safetensors(content(update.body))
-    assert (metadata["steps"], metadata["kind"]) == ("12", "delta")
+    assert (metadata["steps"], metadata["kind"], metadata["corrected"]) == ("12", "delta", "false")
+    assert UpdateHeader.decode({**metadata, "num_samples": 1, "steps": 12, "metrics": {}}).corrected is False
 
 
 def test_tensors_beside_the_document_carry_its_header() -> None:

@@ -102,6 +102,8 @@ class Progress:
                 return self._change_state(data)
             case "waiting":
                 return self._wait(str(data.get("reason") or data.get("for") or "enough devices"))
+            case "note":
+                return [f"  [yellow]note[/]: {escape(str(data['reason']))}"]
             case "round_started":
                 self._start(data, event.at)
             case "update" if data.get("round_id") in self.open:

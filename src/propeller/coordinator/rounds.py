@@ -45,7 +45,8 @@ class NewVersion:
 class AcceptedUpdate:
     """An update that counts: the header of what is kept under ``digest``; ``received_at`` in Unix seconds.
 
-    ``transfer`` says how it came; of updates from before that was kept, and of evaluations, there is none.
+    ``transfer`` says how it came; of updates from before that was kept, and of evaluations, there is none. ``corrected`` is
+    whether its program says that it did its part of the strategy.
     """
 
     proplet_id: str
@@ -57,6 +58,7 @@ class AcceptedUpdate:
     steps: int | None = None
     kind: UpdateKind = "weights"
     transfer: Transfer | None = None
+    corrected: bool | None = None
 
     @classmethod
     def of(
@@ -78,6 +80,7 @@ class AcceptedUpdate:
             header.steps,
             header.kind,
             transfer,
+            header.corrected,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class AcceptedUpdate:
             "proplet_id": self.proplet_id,
             "num_samples": self.num_samples,
             **({} if self.steps is None else {"steps": self.steps}),
+            **({} if self.corrected is None else {"corrected": self.corrected}),
             "metrics": dict(self.metrics),
             "size": self.size,
             **({} if self.transfer is None else self.transfer.to_json()),

@@ -257,6 +257,7 @@ def _update_row(record: RoundRecord, update: AcceptedUpdate) -> dict[str, Any]:
         "received_at": update.received_at,
         "steps": update.steps,
         "kind": update.kind,
+        "corrected": update.corrected,
         **_transfer_columns(update.transfer),
     }
 
@@ -341,6 +342,7 @@ def _read_record(
             one.steps,
             one.kind or "weights",
             _read_transfer(one),
+            one.corrected,
         )
         for one in updates
     }

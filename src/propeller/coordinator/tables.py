@@ -90,6 +90,7 @@ updates = Table(
     Column("uncompressed_bytes", BigInteger),
     Column("compression", String(64)),
     Column("compression_error", Double),
+    Column("corrected", Boolean),  # whether its program says that it did its part of the strategy
 )
 
 # No foreign key: the round that merges an update of a wave has it too, so that a digest may be in ``updates`` twice.

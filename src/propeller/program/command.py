@@ -93,6 +93,8 @@ class _Task:
                 f"note: {self._context.strategy.get('name', 'the strategy')} adds to the gradients of local training, "
                 "and this program called neither ctx.correct nor ctx.correct.penalty: it trained as for fedavg\n"
             )
+        if strategy.asks_for_correction:
+            document["corrected"] = not strategy.is_ignored
         if steps is not None:
             document["steps"] = steps
         if kind != "weights":

@@ -94,9 +94,14 @@ class LocalStrategy:
         )
 
     @property
+    def asks_for_correction(self) -> bool:
+        """Whether something is to be added to gradients."""
+        return bool(self._mu or self._lambda or self._has_control)
+
+    @property
     def is_ignored(self) -> bool:
         """Whether something was to be added to gradients, and the program, which has trained, did not ask for it."""
-        return not self._calls and bool(self._mu or self._lambda or self._has_control)
+        return not self._calls and self.asks_for_correction
 
     def keep_second_model(self, model: Mapping[str, Array]) -> None:
         """Keep the device's own model for the next round."""

@@ -23,6 +23,7 @@ PARTICIPANT_FIELDS = (
     "outcome",
     "num_samples",
     "steps",
+    "corrected",
     "size",
     "bytes",
     "uncompressed_bytes",

@@ -297,7 +297,8 @@ class Experiment(Message):
 class UpdateHeader(Message):
     """An update without its tensors: who trained what on how many samples, with which metrics.
 
-    It is also all that an evaluation has. ``steps`` are local steps of the optimizer, for strategies that weigh by them.
+    It is also all that an evaluation has. ``steps`` are local steps of the optimizer, for strategies that weigh by them;
+    ``corrected`` is whether the program added to its gradients what the strategy asks for (``FL_STRATEGY``), if it says so.
     """
 
     round_id: Id
@@ -307,6 +308,7 @@ class UpdateHeader(Message):
     metrics: Metrics = Field(default_factory=dict)
     steps: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] | None = None
     kind: UpdateKind = "weights"
+    corrected: bool | None = None
 
 
 class UpdateMessage(UpdateHeader):
