@@ -1,13 +1,17 @@
 """Who may do what, where authentication is on."""
 
 import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.errors import UnauthenticatedError
+from propeller.fl.round import Round, RoundPlan
+from propeller.protocol.rounds import RoundStart
 from propeller.web.auth import Principal
 from support.coordinator import assembled, experiment, update
 
@@ -63,6 +67,22 @@ async def test_devices_see_no_experiment_but_whether_one_is_over(api: httpx.Asyn
         assert (await api.get(f"/experiments{path}", auth=("p-1", "k"))).status_code == 403
         assert (await api.get(f"/experiments{path}", auth=("manager", "k"))).status_code in {200, 404}
     assert (await api.get("/experiments/e", auth=("p-1", "k"))).status_code == 404
+
+
+def test_devices_are_not_told_what_others_are_called() -> None:
+    start = RoundStart(
+        round_id="e.1",
+        model_uri="fl/models/global_model_v0",
+        task_wasm_image="i",
+        participants=["p-1", "p-2"],
+        names={"p-1": "ward-1", "p-2": "ward-2"},
+    )
+    update = AcceptedUpdate("p-1", "d", 1, {}, 1, 0.0)
+    current = Round(RoundPlan("e.1", ("p-1", "p-2"), 0, 2), failures={"p-2": "no memory"})
+    record = RoundRecord(current, start, {}, 0.0, updates={"p-1": update})
+    told = record.detail()
+    assert [one["name"] for one in told["received"] + told["failures"]] == ["ward-1", "ward-2"]
+    assert "ward" not in json.dumps(record.detail(with_names=False))
 
 
 async def test_only_users_and_the_manager_report_failures(api: httpx.AsyncClient) -> None:

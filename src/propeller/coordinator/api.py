@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
-from propeller.coordinator.access import check_may_control
+from propeller.coordinator.access import check_may_control, is_device
 from propeller.coordinator.content_coding import LongContentError, coding_of
 from propeller.coordinator.experiment_routes import experiment_routes
 from propeller.coordinator.experiments import Experiments
@@ -237,8 +237,8 @@ def _round_routes(service: Coordinator) -> Router:
         }
 
     @router.get("/rounds/{round_id}")
-    async def detail(round_id: str) -> dict[str, Any]:
-        return (await service.get_round(round_id)).detail()
+    async def detail(round_id: str, who: Caller) -> dict[str, Any]:
+        return (await service.get_round(round_id)).detail(with_names=not is_device(who))
 
     @router.get("/rounds/{round_id}/complete")
     async def complete(

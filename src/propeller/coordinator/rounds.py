@@ -287,16 +287,22 @@ class RoundRecord:
         }
         return {**status, **self._outcome(), "state": self.state.value, "status": status}
 
-    def detail(self) -> dict[str, Any]:
-        """Everything about the round."""
+    def detail(self, *, with_names: bool = True) -> dict[str, Any]:
+        """Everything about the round; devices are not told what others are called: ``with_names``."""
         plan = self.round.plan
+
+        def device(proplet_id: str) -> dict[str, str]:
+            return self.device(proplet_id) if with_names else {"proplet_id": proplet_id}
+
         return {
             **self.summary(),
             "participants": list(plan.participants),
             "missing": self.missing,
-            "received": [self.update_json(update) for update in self.updates.values()],
+            "received": [
+                {**device(update.proplet_id), **update.to_json()} for update in self.updates.values()
+            ],
             "failures": [
-                {**self.device(name), "reason": self.round.failures[name]}
+                {**device(name), "reason": self.round.failures[name]}
                 for name in plan.participants
                 if name in self.round.failures
             ],
