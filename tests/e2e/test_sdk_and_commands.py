@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
+from propeller.data import program_path
 from propeller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
+from propeller.functions import with_functions
 from propeller.sdk import AsyncPropeller, Experiment, ExperimentFailedError, Propeller
 from support.net import free_port
 from support.service import start_service
@@ -154,6 +157,30 @@ def test_a_program_that_does_not_exist_fails_the_experiment(fl: Propeller) -> No
         fl.run(experiment(fl, program=missing, retries=0)).wait()
 
 
+def test_a_program_that_says_it_cannot_evaluate_trains_no_round(
+    up: Up, fl: Propeller, tmp_path: Path
+) -> None:
+    file = tmp_path / "trains.wasm"
+    file.write_bytes(with_functions(program_path("logreg").read_bytes(), ["train"]))
+    image = f"{up.url('oci_registry').removeprefix('http://')}/trains:v1"
+    assert propeller("push", str(file), image).returncode == 0
+    handle = fl.run(experiment(fl, program=image, evaluate={"every": 3}))
+    with pytest.raises(ExperimentFailedError, match=f"evaluate: {image} has no function for evaluations"):
+        handle.wait()
+    assert handle.status()["done"] == 0
+    assert fl.run(experiment(fl, program=image, rounds=1)).wait().state == "completed"
+
+
+def test_a_program_that_does_not_say_whether_it_does_its_part_is_noted(fl: Propeller) -> None:
+    handle = fl.run(experiment(fl, rounds=2, strategy="fedprox", evaluate={}))
+    notes = [event.data["reason"] for event in handle.events() if event.kind == "note"]
+    assert len(notes) == 1
+    assert "3 of 3 devices does not say whether it adds what fedprox needs" in notes[0]
+    best = handle.status()["best"]  # by the loss, as no metric is named
+    assert best["metric"] == "loss"
+    assert handle.model("best")["w"].shape == (3,)
+
+
 def test_ctrl_c_leaves_it_running_and_says_how_to_end_it(up: Up, fl: Propeller, tmp_path: Path) -> None:
     """The case ``interrupted_run``."""
     file = tmp_path / "e.toml"
@@ -193,6 +220,16 @@ def test_a_device_that_does_not_exist_is_refused(up: Up, fl: Propeller, tmp_path
         assert "selection.names" in done.stderr
         assert said in done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: ")
+    # By HTTP, where no client looks for the names.
+    spec = {
+        "program": fl.image(),
+        "rounds": 2,
+        "selection": {"names": ["proplet-1", "proplet-22"], "count": 1},
+    }
+    submitted = httpx.post(f"{up.url('coordinator')}/experiments", json=spec)
+    assert submitted.status_code == 201, submitted.text
+    with pytest.raises(ExperimentFailedError, match=r"'proplet-22'; did you mean 'proplet-2'"):
+        fl.experiment(submitted.json()["id"]).wait(timeout=30)
 
 
 def test_a_round_of_its_own_says_who_did_not_take_part(up: Up, fl: Propeller) -> None:
