@@ -1,0 +1,1 @@
+"""Experiments in virtual time: the fleet's own programs, strategies and state machines, on this machine's cores."""
