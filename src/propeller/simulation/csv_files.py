@@ -1,0 +1,156 @@
+"""CSV files as columns: the label, the other numbers together, and what is apart."""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from propeller.errors import InvalidError
+from propeller.protocol.strict import nearest_names
+
+_LABELS = ("y", "label", "target", "class")
+"""Names of the column with labels, where none is given."""
+
+_MAX_EXACT = 2**53
+"""Whole numbers below are exact in float64, as which all are read."""
+
+Array = npt.NDArray[Any]
+
+
+def read_csv(
+    path: Path, label: str | None, apart: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The columns ``x`` and ``y`` of programs, and those apart.
+
+    Args:
+        path: the file, UTF-8 with names in the first line; ``.gz`` if its name ends so.
+        label: the column that becomes ``y``; if ``None``, one that is called y, label, target or class.
+        apart: columns that do not go into ``x``, beside those of texts.
+
+    Raises:
+        InvalidError: it cannot be read so; the text names the line.
+        OSError: the file cannot be read.
+    """
+    names, rows, lines = _read_rows(path)
+    label = _find_label(path, names, label)
+    wrong = [name for name in apart if name not in names or name == label]
+    if wrong:
+        raise InvalidError(
+            f"apart: {', '.join(wrong)}: name columns other than the label; {path} has {', '.join(names)}"
+        )
+    columns = {
+        name: _column(path, name, values, lines, may_be_text=name in apart)
+        for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    texts = {name for name, column in columns.items() if column.dtype.kind == "U"}
+    features = [name for name in names if name != label and name not in apart and name not in texts]
+    if not features:
+        raise InvalidError(
+            f"data: {path} has no column of numbers beside the label {label!r} and those apart: programs would be given nothing"
+        )
+    x = np.empty((len(rows), len(features)), np.float32)
+    for at, name in enumerate(features):
+        x[:, at] = columns[name]
+    rest = {name: column for name, column in columns.items() if name in apart or name in texts}
+    return {"x": x, "y": _label_numbers(columns[label])}, rest
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """The names, the rows, and the line of each."""
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    with _open(path) as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            names = [name.strip() for name in next(reader, [])]
+            for row in filter(None, reader):
+                if len(row) != len(names):
+                    raise InvalidError(
+                        f"data: {path}, line {reader.line_num}: has {len(row)} values, and the first line {len(names)} names"
+                    )
+                rows.append(row)
+                lines.append(reader.line_num)
+        except csv.Error as error:
+            raise InvalidError(f"data: {path}, line {reader.line_num}: {error}") from None
+        except UnicodeDecodeError:
+            raise InvalidError(
+                f"data: {path}, after line {reader.line_num}: is not UTF-8: save it as UTF-8"
+            ) from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InvalidError(f"data: {path}: is no whole gzip file ({error}): fetch it again") from None
+    if not rows:
+        raise InvalidError(
+            f"data: {path}: has no samples: write names in the first line, and a sample in each line after it"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidError(
+            f"data: {path}, line 1: there are several columns {twice[0]!r}: give each a name of its own"
+        )
+    if all(map(_is_number, names)):
+        raise InvalidError(f"data: {path}, line 1: has numbers, not names of columns: write names above them")
+    return names, rows, lines
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _find_label(path: Path, names: list[str], label: str | None) -> str:
+    if label is None:
+        found = next((one for wanted in _LABELS for one in names if one.casefold() == wanted), None)
+        if found is None:
+            raise InvalidError(
+                f"label: {path} has no column called {', '.join(_LABELS)}: name the one with labels; there are {', '.join(names)}"
+            )
+        return found
+    if label not in names:
+        near = nearest_names(label, names)
+        hint = f"; did you mean {near[0]!r}? There" if near else "; there"
+        raise InvalidError(f"label: {path} has no column {label!r}{hint} are {', '.join(names)}")
+    return label
+
+
+def _column(path: Path, name: str, values: Sequence[str], lines: list[int], *, may_be_text: bool) -> Array:
+    """Numbers as float64, where all are finite; texts, where none is a number."""
+    try:
+        numbers = np.array(values, np.float64)
+        if is_finite(numbers).all():
+            return numbers
+    except ValueError:
+        numbers = np.array([float(value) if _is_number(value) else np.nan for value in values])
+    if may_be_text or not any(map(_is_number, values)):
+        return np.array(values, np.str_)
+    at = int(np.flatnonzero(~is_finite(numbers))[0])
+    raise InvalidError(
+        f"data: {path}, line {lines[at]}: {name} is {values[at]!r:.80}, no finite float32, and others in the column are: write a "
+        "number, leave the line out, or name the column in apart if it is not for programs"
+    )
+
+
+def _label_numbers(column: Array) -> Array:
+    if column.dtype.kind == "U":
+        return np.unique(column, return_inverse=True)[1].astype(np.int64)
+    whole = bool((column == np.floor(column)).all()) and bool((np.abs(column) < _MAX_EXACT).all())
+    return column.astype(np.int64 if whole else np.float32)
+
+
+def is_finite(numbers: Array) -> npt.NDArray[np.bool_]:
+    """Which numbers are finite as float32, which is what programs have."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(numbers.astype(np.float32, copy=False))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
