@@ -17,9 +17,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine that runs other tests beside it.
-# CI tries the same examples in each run, so that it fails for what was changed and not for a seed; elsewhere each run tries others.
+# CI tries the same examples in each run, so that it fails for what was changed and not for a seed; elsewhere each run tries others, and
+# more of them.
 _same = bool(os.environ.get("PROPELLER_SAME_EXAMPLES"))
-settings.register_profile("many examples", deadline=None, derandomize=_same)
+settings.register_profile(
+    "many examples", deadline=None, derandomize=_same, max_examples=40 if _same else 100
+)
 settings.register_profile("few examples", deadline=None, derandomize=_same, max_examples=10)
 settings.load_profile("few examples" if os.environ.get("PROPELLER_FEW_EXAMPLES") else "many examples")
 
