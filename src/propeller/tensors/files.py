@@ -89,9 +89,10 @@ class TaskFiles:
     Any other source ``NAME`` is ``in/NAME.safetensors``.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, given: Mapping[str, Source] | None = None) -> None:
+        """Args: root: of the files; given: sources that are in none of them."""
         self._root = root
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, Source] = dict(given or {})
 
     def contents(self, source: str) -> dict[str, Spec]:
         """The tensors of a source.
@@ -156,19 +157,19 @@ class TaskFiles:
         packed = self._root / "in" / f"{source}.safetensors"
         if _FILE_NAME.fullmatch(str(source)) is None or not packed.exists():
             raise TensorError(f"there is no source {source!r:.40}")
-        return partial(self._safetensors, packed)
+        return partial(self.packed, packed)
 
     @property
     def _state(self) -> Path:
         return self._root / STATE_FOLDER / STATE_TENSORS
 
     def _device_state(self) -> Source:
-        return self._safetensors(self._state) if self._state.exists() else {}
+        return self.packed(self._state) if self._state.exists() else {}
 
     def _model(self) -> Source:
         packed = self._root / "in" / "model.safetensors"
         if packed.exists():
-            return self._safetensors(packed)
+            return self.packed(packed)
         plain = self._root / "in" / "model.json"
         if not plain.exists():
             return {}
@@ -182,8 +183,8 @@ class TaskFiles:
         found = self.columns(json.loads(file.read_bytes()).get("data") or [])
         return {name: (spec, partial(_given, elements)) for name, (spec, elements) in found.items()}
 
-    def _safetensors(self, file: Path) -> Source:
-        """The tensors of a file, each of which is read when it is used: a program may have more of them than memory."""
+    def packed(self, file: Path) -> Source:
+        """The tensors of a file in safetensors, each of which is read when it is used: a program may have more of them than memory."""
         with _open(file) as opened:
             prefix = opened.read(safetensors.PREFIX)
             head = prefix + opened.read(safetensors.header_length(prefix))

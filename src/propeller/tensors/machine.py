@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,10 +62,23 @@ class StepMachine(ABC):
     """
 
     def __init__(
-        self, files: Files | None = None, *, max_bytes: int | None = None, max_handles: int = 1_000_000
+        self,
+        files: Files | None = None,
+        *,
+        max_bytes: int | None = None,
+        max_handles: int = 1_000_000,
+        known_routines: MutableMapping[str, Routine] | None = None,
     ) -> None:
-        """Args: files: the model, the data and the update (None: there are none); the rest are quotas."""
-        self._files = files
+        """Begin with nothing.
+
+        Args:
+            files: the model, the data and the update; None: there are none.
+            max_bytes: a quota.
+            max_handles: a quota.
+            known_routines: kept steps by their text, of machines of this class: they are the same whoever sends them, and to make
+                them ready takes longer than to do them on little data.
+        """
+        self._files, self._known_routines = files, known_routines
         self._routines: dict[int, Routine] = {}
         self._max_bytes = max_bytes
         self._max_handles = max_handles
@@ -237,7 +250,17 @@ class StepMachine(ABC):
     def _define(self, number: Any, _operands: Any, body: Any) -> None:
         if type(number) is not int or number in self._routines or len(self._routines) >= self._max_handles:
             raise TensorError(f"{number!r:.40} is not a new number for steps")
-        self._routines[number] = compile_routine(body, self.bind, self.bind_into)
+        self._routines[number] = self._prepare(body)
+
+    def _prepare(self, body: Any) -> Routine:
+        known = self._known_routines
+        text = "" if known is None else json.dumps(body)
+        if known is not None and text in known:
+            return known[text]
+        routine = compile_routine(body, self.bind, self.bind_into)
+        if known is not None:
+            known[text] = routine
+        return routine
 
     def _call(self, results: Any, operands: Any, number: Any) -> None:
         routine = self._routines.get(number)

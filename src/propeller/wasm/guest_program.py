@@ -20,7 +20,7 @@ from propeller.wasm.messages import STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.program_run import limit_error
 
 if TYPE_CHECKING:
-    from propeller.wasm.host_tensors import HostTensors
+    from propeller.wasm.host_tensors import Given, HostTensors
 
 _STACK_BYTES = 2 * 1024 * 1024
 """The program's call stack; 4 MiB makes the runtime abort."""
@@ -58,6 +58,20 @@ class LoadedComponent:
         self.code = component.Component.deserialize_file(engine, artifact)
         self.linker = component.Linker(engine)
         self.linker.add_wasip2()
+        self._tensors: HostTensors | None = None
+
+    def use_tensors(self, tensors: "HostTensors") -> None:
+        """Give the host's tensors to what is instantiated; those of one task at a time."""
+        if self._tensors is None:
+            from propeller.wasm.host_tensors import define_tensors
+
+            define_tensors(self.linker, self._current_tensors)
+        self._tensors = tensors
+
+    def _current_tensors(self) -> "HostTensors":
+        if self._tensors is None:
+            raise AssertionError("a program runs with the tensors that it was given")
+        return self._tensors
 
 
 Loaded = LoadedModule | LoadedComponent
@@ -73,9 +87,11 @@ def load_program(program: CompiledProgram) -> Loaded:
     return (LoadedComponent if program.component else LoadedModule)(engine, program.artifact)
 
 
-def make_program(task: RunTask, loaded: Loaded) -> "GuestProgram":
-    """The program of a task, which is loaded."""
-    return CoreProgram(task, loaded) if isinstance(loaded, LoadedModule) else ComponentProgram(task, loaded)
+def make_program(task: RunTask, loaded: Loaded, given: "Given | None" = None) -> "GuestProgram":
+    """The program of a task, which is loaded; ``given`` is what this process has for one with the host's tensors."""
+    if isinstance(loaded, LoadedModule):
+        return CoreProgram(task, loaded)
+    return ComponentProgram(task, loaded, given)
 
 
 class GuestProgram(ABC):
@@ -209,14 +225,14 @@ class CoreProgram(GuestProgram):
 class ComponentProgram(GuestProgram):
     """A component that exports ``wasi:cli/run``, or the function that is called."""
 
-    def __init__(self, task: RunTask, loaded: LoadedComponent) -> None:
+    def __init__(self, task: RunTask, loaded: LoadedComponent, given: "Given | None" = None) -> None:
         super().__init__(task, loaded)
         self.loaded = loaded
         if task.host_tensors:
             from propeller.wasm.host_tensors import HostTensors
 
-            self.tensors = HostTensors(Path(task.folder), self.limits)
-            self.tensors.define(loaded.linker)
+            self.tensors = HostTensors(Path(task.folder), self.limits, given)
+            loaded.use_tensors(self.tensors)
 
     def call(self) -> str | None:
         instance = self._instantiate()

@@ -1,25 +1,45 @@
 """Gives a component the host's tensors: the interface ``propeller:program/tensors`` of ``wit/program.wit``."""
 
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wasmtime import component
 
+from propeller.tensors.files import Source
 from propeller.tensors.machine import QuotaError
 from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
+from propeller.tensors.routine import Routine
 from propeller.tensors.shapes import TensorError
 from propeller.wasm.program_run import Limits
 
 INTERFACE = "propeller:program/tensors@0.1.0"
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a process that runs many tasks has for one of them.
+
+    Attributes:
+        sources: tensors that are in none of the task's files.
+        routines: kept steps that earlier tasks have sent, too.
+    """
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    routines: MutableMapping[str, Routine] | None = None
+
+
 class HostTensors:
     """One task's tensors."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
-        """Args: folder: has ``in`` and ``out``; limits: the task's."""
+    def __init__(self, folder: Path, limits: Limits, given: Given | None = None) -> None:
+        """Args: folder: has ``in`` and ``out``; limits: the task's; given: what this process has for it."""
+        given = given or Given()
         self._machine = NumpyMachine(
-            ArrayFiles(folder), max_bytes=limits.tensor_bytes, max_handles=limits.tensor_handles
+            ArrayFiles(folder, given.sources),
+            max_bytes=limits.tensor_bytes,
+            max_handles=limits.tensor_handles,
+            known_routines=given.routines,
         )
         self.exceeded: str | None = None
         """The name of the limit that the program went over, if it did."""
@@ -29,12 +49,12 @@ class HostTensors:
         """How many operations were done."""
         return self._machine.steps_done
 
-    def define(self, linker: component.Linker) -> None:
-        """Add the interface to what programs can import."""
-        with linker.root() as root, root.add_instance(INTERFACE) as instance:
-            instance.add_func("run", self._run)
+    def run(self, tape: str) -> component.Variant:
+        """Do a tape's steps: what the interface's ``run`` gives a program.
 
-    def _run(self, _store: Any, tape: str) -> component.Variant:
+        Raises:
+            QuotaError, MemoryError: a limit is reached; ``exceeded`` is its name.
+        """
         try:
             return component.Variant("ok", self._machine.run(tape))
         except TensorError as error:
@@ -45,3 +65,9 @@ class HostTensors:
         except QuotaError as error:
             self.exceeded = error.limit
             raise
+
+
+def define_tensors(linker: component.Linker, current: Callable[[], HostTensors]) -> None:
+    """Add the interface to what programs can import; ``current`` gives the tensors of the task that runs."""
+    with linker.root() as root, root.add_instance(INTERFACE) as instance:
+        instance.add_func("run", lambda _store, tape: current().run(tape))

@@ -118,6 +118,18 @@ class Sandbox:
         except SandboxError as error:
             raise ProgramError(str(error)) from None
 
+    async def compiled(self, digest: str, limits: Limits = Limits()) -> CachedProgram:  # noqa: B008 - frozen
+        """A program's artifact, for one who runs it in a process of their own; it stays where it is until others need its room.
+
+        Raises:
+            ProgramError: it is not there, or cannot be compiled within the limits.
+        """
+        try:
+            program, _took_ms = await self._compiler.prepare(digest, limits)
+        except SandboxError as error:
+            raise ProgramError(str(error)) from None
+        return program
+
     async def run(self, run: ProgramRun, on_stderr: OnStderr | None = None) -> RunOutcome:
         """Run a program once; never raises for what the program does.
 
