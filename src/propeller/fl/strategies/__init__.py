@@ -1,6 +1,14 @@
 """Strategies: how the updates of a round become the next model."""
 
-from propeller.fl.strategies.aggregation import PART_BYTES, NoUpdatesError, aggregate, make_plan, parts_of
+from propeller.fl.strategies.aggregation import (
+    PART_BYTES,
+    Aggregated,
+    NoUpdatesError,
+    aggregate,
+    aggregate_round,
+    make_plan,
+    parts_of,
+)
 from propeller.fl.strategies.catalog import (
     Description,
     Parameter,
@@ -34,6 +42,7 @@ from propeller.fl.strategies.strategy import (
 __all__ = [
     "EXTRA",
     "PART_BYTES",
+    "Aggregated",
     "Block",
     "Contribution",
     "Description",
@@ -53,6 +62,7 @@ __all__ = [
     "UnknownStrategyError",
     "UpdateError",
     "aggregate",
+    "aggregate_round",
     "create_strategy",
     "describe_strategies",
     "describe_strategy",

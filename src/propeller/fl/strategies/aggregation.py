@@ -1,6 +1,7 @@
 """A whole aggregation in memory: for tests, simulation and small models. The aggregator does the same part by part."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -98,6 +99,21 @@ def parts_of(sizes: Mapping[K, int], part_bytes: int = PART_BYTES) -> Iterator[l
         yield names
 
 
+@dataclass(frozen=True)
+class Aggregated:
+    """What a strategy made of updates.
+
+    Attributes:
+        model: the new model.
+        state: the server state beside it.
+        report: what the strategy says about the round, numbers by name.
+    """
+
+    model: Tensors
+    state: ServerState
+    report: Mapping[str, float] = field(default_factory=dict)
+
+
 def aggregate(
     strategy: Strategy,
     base: Tensors,
@@ -107,6 +123,20 @@ def aggregate(
     other_bases: Sequence[Tensors] = (),
     part_bytes: int = PART_BYTES,
 ) -> tuple[Tensors, ServerState]:
+    """The model and the server state of ``aggregate_round``."""
+    made = aggregate_round(strategy, base, state, updates, other_bases=other_bases, part_bytes=part_bytes)
+    return made.model, made.state
+
+
+def aggregate_round(
+    strategy: Strategy,
+    base: Tensors,
+    state: ServerState | None,
+    updates: Iterable[tuple[Contribution, Tensors]],
+    *,
+    other_bases: Sequence[Tensors] = (),
+    part_bytes: int = PART_BYTES,
+) -> Aggregated:
     """Make a model of updates.
 
     Args:
@@ -116,9 +146,6 @@ def aggregate(
         updates: the contributions with their tensors.
         other_bases: older models that contributions with ``base`` 1, 2, … started from.
         part_bytes: the size of parts; the result does not depend on it.
-
-    Returns:
-        The model and the server state beside it.
 
     Raises:
         NoUpdatesError, StrategyInputError: as ``make_plan``.
@@ -156,7 +183,7 @@ def aggregate(
         part_model, part_state = part.finish()
         model |= part_model
         state_tensors |= part_state
-    return model, ServerState(state_tensors, plan.values)
+    return Aggregated(model, ServerState(state_tensors, plan.values), dict(plan.report))
 
 
 def _pick(tensors: Tensors, names: Iterable[str]) -> Tensors:
