@@ -1,0 +1,505 @@
+"""An experiment in virtual time: the coordinator's records and state machines, the manager's choice and the aggregator's strategies, and no service.
+
+Nothing waits: what a client sends is computed as soon as it can matter, and counts at the moment at which its device would have sent it.
+So the result follows from the seeds alone, not from how fast this machine is, or how many workers it has.
+"""
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from propeller.coordinator.aggregation_requests import contribution_of
+from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.experiment_rounds import make_merge_start, make_start
+from propeller.coordinator.round_events import round_ended, wave_changed
+from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
+from propeller.coordinator.transfer import Transfer
+from propeller.coordinator.update_checks import check_contribution, update_specs
+from propeller.errors import InvalidError, PropellerError
+from propeller.fl.experiment import (
+    Admitted,
+    CancelRound,
+    EvaluateCentrally,
+    Event,
+    Experiment,
+    MarkBest,
+    MergeRequest,
+    MergeUpdates,
+    RoundRequest,
+    StartRound,
+    TimePassed,
+    step,
+)
+from propeller.fl.round import (
+    Aggregate,
+    AggregateStored,
+    AggregationFailed,
+    ChoiceFailed,
+    DeadlinePassed,
+    ParticipantFailed,
+    ParticipantsChosen,
+    Round,
+    RoundCancelled,
+    RoundPlan,
+    RoundState,
+    UpdateReceived,
+)
+from propeller.fl.round import Event as RoundEvent
+from propeller.fl.round import step as step_round
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
+from propeller.fl.strategies import (
+    Contribution,
+    ServerState,
+    StrategyInputError,
+    UpdateError,
+    aggregate_round,
+    read_strategy,
+)
+from propeller.fl.task_environment import task_environments
+from propeller.fl.tensors import TensorError, Tensors, from_safetensors, specs_of, to_safetensors
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.protocol.rounds import RoundStart, UpdateHeader
+from propeller.protocol.task import encode_json
+from propeller.protocol.wire import MalformedMessageError
+from propeller.simulation.devices import VirtualDevices
+from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
+from propeller.simulation.workers import ClientRunner
+
+CENTRAL = "coordinator"
+"""The one participant of a central evaluation, as on a fleet."""
+
+
+@dataclass
+class _OpenRound:
+    """A round, and what its participants have sent or will send.
+
+    Attributes:
+        record: as a coordinator has it.
+        task: what its participants have in common; ``None`` until they are chosen.
+        arrivals: when each participant's update comes, of those that do not drop out, the soonest first.
+        results: what was computed.
+        updates: the tensors of updates, by participant.
+    """
+
+    record: RoundRecord
+    task: RoundTask | None = None
+    arrivals: list[tuple[float, int, str]] = field(default_factory=list)
+    results: dict[str, tuple[ClientReport, bytes]] = field(default_factory=dict)
+    updates: dict[str, bytes] = field(default_factory=dict)
+
+
+class SimulatedExperiment:
+    """Runs an experiment to its end.
+
+    Attributes:
+        record: the experiment, as a coordinator has it.
+        rounds: every round in the order in which it was started, as a coordinator has it.
+        now: the virtual time in seconds.
+        done: how many clients' tasks were computed.
+    """
+
+    def __init__(
+        self,
+        experiment_id: str,
+        spec: ExperimentSpec,
+        model: Tensors,
+        clients: Sequence[Candidate],
+        devices: VirtualDevices,
+        runner: ClientRunner,
+        folder: Path,
+        *,
+        program: str,
+        first_version: int = 1,
+        has_central: bool = False,
+        observe: Callable[["SimulatedExperiment", RoundRecord], None] | None = None,
+    ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            experiment_id: its id.
+            spec: what is asked for.
+            model: where training starts.
+            clients: the virtual fleet; the position of each is the number of its data.
+            devices: how long each takes.
+            runner: computes what clients send.
+            folder: takes the models of rounds.
+            program: its reference, for the record.
+            first_version: the number of the model to start from; programs may draw by it.
+            has_central: whether there is data for a central evaluation.
+            observe: called whenever a round has changed its state.
+        """
+        if spec.strategy.program is not None:
+            raise InvalidError(
+                "strategy.program: a strategy that is a program runs on a fleet alone so far: name one of the strategies that there are"
+            )
+        if spec.evaluate is not None and spec.evaluate.on == "central" and not has_central:
+            raise InvalidError(
+                "evaluate.dataset: there is no such data: give it beside the clients' data, or evaluate on devices"
+            )
+        strategy = spec.strategy.to_json()
+        experiment = Experiment(experiment_id, spec, first_version)
+        self.record = ExperimentRecord(experiment, 0.0, program, strategy)
+        self.now, self.done = 0.0, 0
+        self._strategy = read_strategy(strategy)
+        self._clients = {one.id: number for number, one in enumerate(clients)}
+        self._names = {one.id: one.name for one in clients}
+        self._candidates = list(clients)
+        self._devices, self._runner, self._folder = devices, runner, folder
+        self._observe = observe
+        self._specs = specs_of(model)
+        self._models: dict[int, Tensors] = {}
+        self._server_states: dict[int, ServerState] = {}
+        self._kept_states: dict[str, str] = {}
+        self._rounds: dict[str, _OpenRound] = {}
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._count, self._task_ids, self._round_numbers = (
+            itertools.count(),
+            itertools.count(),
+            itertools.count(),
+        )
+        self._store_model(first_version, model)
+
+    @property
+    def rounds(self) -> list[RoundRecord]:
+        """Every round in the order in which it was started."""
+        return [one.record for one in self._rounds.values()]
+
+    def model(self, version: int) -> Tensors:
+        """A version of the model.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._models[version]
+
+    def run(self) -> None:
+        """Let it begin, and everything that follows happen."""
+        self._feed(Admitted(0.0))
+        while self._agenda and not self.record.experiment.is_settled:
+            self.now, _number, act = heapq.heappop(self._agenda)
+            act()
+
+    # What the experiment decides -------------------------------------------------------------------------------
+
+    def _at(self, moment: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (moment, next(self._count), act))
+
+    def _feed(self, event: Event) -> None:
+        before = self.record.experiment
+        transition = step(before, event)
+        self.record = self.record.advance(transition.experiment, self.now)
+        if transition.experiment.deadline not in {None, before.deadline}:
+            deadline = transition.experiment.deadline or 0.0
+            self._at(deadline, lambda: self._feed(TimePassed(deadline)))
+        for effect in transition.effects:
+            match effect:
+                case StartRound(request):
+                    self._start(request)
+                case EvaluateCentrally(request):
+                    self._start(request)
+                case MergeUpdates(request):
+                    self._merge(request)
+                case CancelRound(name, reason):
+                    self._step(self._rounds[name], RoundCancelled(reason))
+                case MarkBest():
+                    pass
+                case _:
+                    pass
+
+    def _start(self, request: RoundRequest) -> None:
+        plan = RoundPlan(
+            request.round_id,
+            (),
+            request.base_version,
+            request.k_of_n,
+            request.min_updates,
+            request.kind,
+            request.is_wave,
+        )
+        state = self._server_states.get(request.base_version)
+        told = self._strategy.for_devices(state.values if state is not None else {})
+        start = make_start(self.record, request, told)
+        record = RoundRecord(
+            Round(plan), start, self._specs, self.now, announced=True, strategy=dict(self.record.strategy)
+        )
+        one = self._rounds[request.round_id] = _OpenRound(record)
+        if self.record.is_central(record):
+            self._at(self.now, lambda: self._begin(one, ParticipantsChosen((CENTRAL,), 0)))
+            return
+        draw = Draw(request.number, request.attempt, request.kind)
+        try:
+            chosen = select(self._candidates, request.policy, draw)
+        except NotEnoughError as error:
+            reason = str(error)
+            self._at(self.now + request.timeout_s, lambda: self._step(one, ChoiceFailed(reason)))
+            return
+        except PropellerError as error:  # what waiting does not heal
+            reason = str(error)
+            self._at(self.now, lambda: self._step(one, ChoiceFailed(reason)))
+            return
+        self._at(self.now, lambda: self._begin(one, ParticipantsChosen(chosen.ids, chosen.surplus)))
+
+    def _begin(self, one: _OpenRound, chosen: ParticipantsChosen) -> None:
+        self._step(one, chosen)
+        record = one.record
+        if record.state is not RoundState.COLLECTING:
+            return
+        one.task = self._round_task(record)
+        self._at(record.deadline, lambda: self._step(one, DeadlinePassed()))
+        size = sum(array.nbytes for array in self._models[record.round.plan.base_version].values())
+        for slot, name in enumerate(chosen.participants):
+            if name == CENTRAL:
+                one.arrivals.append((self.now, slot, name))
+                continue
+            drawn = self._devices.draw(self._clients[name], one.task.number, 2 * size)
+            moment = self.now + drawn.seconds
+            if drawn.drops_out:
+                gone = ParticipantFailed(name, "the device dropped out")
+                self._at(moment, lambda gone=gone: self._step(one, gone))  # type: ignore[misc]
+            else:
+                one.arrivals.append((moment, slot, name))
+        one.arrivals.sort()
+        for moment, _slot, name in one.arrivals:
+            self._at(moment, lambda name=name: self._arrive(one, name))  # type: ignore[misc]
+
+    def _round_task(self, record: RoundRecord) -> RoundTask:
+        start = record.request
+        if not isinstance(start, RoundStart):
+            raise TypeError("rounds of experiments alone are simulated")
+        participants = record.round.plan.participants
+        env = {"ROUND_ID": start.round_id, "MODEL_URI": start.model_uri}
+        env |= task_environments(start, participants[:1])[participants[0]]
+        del env["FL_SEED"]
+        if start.hyperparams is not None:
+            env["HYPERPARAMS"] = encode_json(start.hyperparams).decode()
+        version = record.round.plan.base_version
+        strategy = self._strategy_file(version) if start.strategy and start.strategy.get("tensors") else None
+        specs = update_specs(record.strategy, record.specs)
+        return RoundTask(
+            number=next(self._round_numbers),
+            env=env,
+            evaluates=record.kind == "evaluate",
+            model=str(self._model_file(version)),
+            strategy=None if strategy is None else str(strategy),
+            split=start.split,
+            update={name: (spec.dtype, list(spec.shape)) for name, spec in specs.items()},
+        )
+
+    # What devices send -----------------------------------------------------------------------------------------
+
+    def _arrive(self, one: _OpenRound, name: str) -> None:
+        """A device's update, or why it has none."""
+        if one.record.state is not RoundState.COLLECTING:
+            return
+        if name not in one.results:
+            self._compute(one, name)
+        report, content = one.results.pop(name)
+        if report.error is not None:
+            self._step(one, ParticipantFailed(name, report.error))
+            return
+        try:
+            update = self._check(one, name, report, content)
+        except PropellerError as error:
+            self._step(one, ParticipantFailed(name, str(error)))
+            return
+        if report.kept is not None:
+            self._kept_states[name] = report.kept
+        if content:
+            one.updates[name] = content
+        self._step(one, UpdateReceived(name, update.digest), update)
+
+    def _compute(self, one: _OpenRound, name: str) -> None:
+        """Compute what a participant sends, with those that come next: as many as the round still needs, so that all workers have something to do."""
+        if one.task is None:
+            raise AssertionError("a round begins before anything arrives")
+        record = one.record
+        wanted = len(one.arrivals)
+        if not record.round.plan.is_wave and record.round.plan.k_of_n is not None:
+            wanted = record.round.plan.k_of_n - len(record.round.accepted)
+        at = next(number for number, (_moment, _slot, other) in enumerate(one.arrivals) if other == name)
+        coming = one.arrivals[at : at + max(wanted, 1)]
+        seeds = self._seeds(record)
+        tasks, names = [], {}
+        for _moment, slot, other in coming:
+            number = next(self._task_ids)
+            names[number] = other
+            tasks.append(
+                ClientTask(
+                    number,
+                    one.task.number,
+                    self._clients.get(other),
+                    other,
+                    seeds[slot],
+                    self._kept_states.get(other),
+                )
+            )
+        for report, content in self._runner.run(one.task, tasks):
+            one.results[names[report.id]] = report, content
+            self.done += 1
+
+    def _seeds(self, record: RoundRecord) -> list[int]:
+        if not isinstance(record.request, RoundStart):
+            raise TypeError("rounds of experiments alone are simulated")
+        told = task_environments(record.request, record.round.plan.participants)
+        return [int(told[name]["FL_SEED"]) for name in record.round.plan.participants]
+
+    def _check(self, one: _OpenRound, name: str, report: ClientReport, content: bytes) -> AcceptedUpdate:
+        """What counts of a report, as a coordinator checks it.
+
+        Raises:
+            PropellerError: nothing.
+        """
+        try:
+            header = UpdateHeader.decode(dict(report.header))
+        except MalformedMessageError as error:
+            raise InvalidError(str(error)) from None
+        record = one.record
+        if record.kind == "evaluate":
+            digest = hashlib.sha256(header.model_dump_json().encode()).hexdigest()
+            return AcceptedUpdate.of(header, digest, 0, self.now)
+        digest = hashlib.sha256(content).hexdigest()
+        transfer = Transfer(report.size, report.size)
+        accepted = AcceptedUpdate.of(header, digest, len(content), self.now, transfer)
+        slot = record.round.plan.participants.index(name)
+        check_contribution(record.strategy, contribution_of(accepted, slot))
+        return accepted
+
+    # What becomes of rounds ------------------------------------------------------------------------------------
+
+    def _step(self, one: _OpenRound, event: RoundEvent, update: AcceptedUpdate | None = None) -> None:
+        before = one.record
+        transition = step_round(before.round, event)
+        if transition.round == before.round:
+            return
+        names = None
+        if isinstance(event, ParticipantsChosen):
+            names = {name: self._names[name] for name in event.participants if name in self._names}
+        one.record = before.advance(transition.round, self.now, update, names=names)
+        for effect in transition.effects:
+            if isinstance(effect, Aggregate):
+                self._aggregate(one, effect.proplet_ids)
+        self._tell(one, before)
+
+    def _tell(self, one: _OpenRound, before: RoundRecord) -> None:
+        record = one.record
+        if record.state is not before.state and self._observe is not None:
+            self._observe(self, record)
+        if record.round.plan.is_wave:
+            self._feed(wave_changed(record, self.now))
+        elif record.state.is_over and not before.state.is_over:
+            one.results.clear()
+            one.updates.clear()
+            self._feed(round_ended(self.record, record, self.now))
+
+    def _aggregate(self, one: _OpenRound, names: Sequence[str]) -> None:
+        record = one.record
+        chosen = set(names)
+        received = [
+            (self._contribution(record.updates[name], slot, 0, 0), one.updates[name])
+            for slot, name in enumerate(record.round.plan.participants)
+            if name in chosen
+        ]
+        request = record.request
+        first = isinstance(request, RoundStart) and request.number == 1
+        self._finish(one, received, record.round.plan.base_version, [], with_state=not first)
+
+    def _merge(self, request: MergeRequest) -> None:
+        """A round of updates that are there already."""
+        updates = {
+            each.proplet_id: self._rounds[each.round_id].record.updates[each.proplet_id]
+            for each in request.updates
+        }
+        plan = RoundPlan(request.round_id, tuple(updates), request.base_version, len(updates))
+        accepted = {name: update.digest for name, update in updates.items()}
+        record = RoundRecord(
+            Round(plan, RoundState.AGGREGATING, accepted),
+            make_merge_start(self.record, request, {name: self._names[name] for name in updates}),
+            self._specs,
+            self.now,
+            self.now,
+            updates,
+            self.now,
+            announced=True,
+            strategy=dict(self.record.strategy),
+        )
+        one = self._rounds[request.round_id] = _OpenRound(record)
+        older = sorted({each.base_version for each in request.updates} - {request.base_version})
+        bases = [request.base_version, *older]
+        received = [
+            (
+                self._contribution(
+                    updates[each.proplet_id], slot, each.staleness, bases.index(each.base_version)
+                ),
+                self._rounds[each.round_id].updates[each.proplet_id],
+            )
+            for slot, each in enumerate(request.updates)
+        ]
+
+        def merge() -> None:
+            self._finish(one, received, request.base_version, older, with_state=request.number > 1)
+            self._tell(one, record)
+
+        self._at(self.now, merge)
+
+    def _contribution(self, update: AcceptedUpdate, slot: int, staleness: int, base: int) -> Contribution:
+        return Contribution(
+            slot,
+            update.proplet_id,
+            update.num_samples,
+            update.steps,
+            update.metrics,
+            staleness,
+            base,
+            update.kind,
+        )
+
+    def _finish(
+        self,
+        one: _OpenRound,
+        received: Sequence[tuple[Contribution, bytes]],
+        base_version: int,
+        older: Sequence[int],
+        *,
+        with_state: bool,
+    ) -> None:
+        """Make a version of updates, or say why there is none."""
+        state = self._server_states.get(base_version) if with_state else None
+        try:
+            made = aggregate_round(
+                self._strategy,
+                self._models[base_version],
+                state,
+                ((contribution, from_safetensors(content)[0]) for contribution, content in received),
+                other_bases=[self._models[version] for version in older],
+            )
+        except (StrategyInputError, UpdateError, TensorError) as error:
+            event: RoundEvent = AggregationFailed(f"aggregation: {error}")
+            new = None
+        else:
+            version = max(self._models) + 1
+            self._store_model(version, made.model)
+            self._server_states[version] = made.state
+            event, new = AggregateStored(version), NewVersion(version, {}, made.report)
+        done = step_round(one.record.round, event)
+        one.record = one.record.advance(done.round, self.now, None, new=new)
+
+    # Models ----------------------------------------------------------------------------------------------------
+
+    def _store_model(self, version: int, model: Tensors) -> None:
+        self._models[version] = model
+        self._model_file(version).write_bytes(to_safetensors(model))
+
+    def _model_file(self, version: int) -> Path:
+        return self._folder / f"model-{version}.safetensors"
+
+    def _strategy_file(self, version: int) -> Path | None:
+        state = self._server_states.get(version)
+        if state is None or not state.tensors:
+            return None
+        file = self._folder / f"strategy-{version}.safetensors"
+        if not file.exists():
+            file.write_bytes(to_safetensors(state.tensors))
+        return file

@@ -1,0 +1,139 @@
+"""What a simulation and its workers tell each other: a line of JSON each, and after a report the bytes of its update.
+
+A worker runs foreign code, so that what comes from it may be anything: it is checked, and never unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
+
+from propeller.errors import UnavailableError
+
+_MAX_LINE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker runs, told once.
+
+    Attributes:
+        parent: the process that it ends with.
+        artifact: the compiled program.
+        component: whether it is one, or a core module.
+        host_tensors: whether it uses the host's tensors.
+        folder: the worker's own.
+        data: the folder with the clients' data.
+        central: the folder with the data of a central evaluation, if there is one.
+        models: the folder with the models of rounds.
+        states: the folder with what programs keep between rounds.
+        limits: of each task, by their names.
+    """
+
+    parent: int
+    artifact: str
+    component: bool
+    host_tensors: bool
+    folder: str
+    data: str
+    central: str | None
+    models: str
+    states: str
+    limits: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """What the clients of a round have in common.
+
+    Attributes:
+        number: tells rounds apart.
+        env: of every task.
+        evaluates: whether metrics are wanted, and no update.
+        model: the file of the base model, in safetensors.
+        strategy: the file of what the strategy has for devices, if anything.
+        split: ``holdout`` and ``seed``, if a part of the data is held out.
+        update: what the strategy wants of an update: dtype and shape of each tensor by name.
+    """
+
+    number: int
+    env: Mapping[str, str]
+    evaluates: bool
+    model: str
+    strategy: str | None
+    split: Mapping[str, Any] | None
+    update: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One client's part in a round.
+
+    ``client`` is the number of its data; ``None`` is the data of a central evaluation. ``state`` is the folder of what it kept in the
+    round before, if anything.
+    """
+
+    id: int
+    round: int
+    client: int | None
+    proplet_id: str
+    seed: int
+    state: str | None = None
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What became of a task: a fault, or the header of an update whose bytes follow.
+
+    Attributes:
+        id: of the task.
+        error: why it failed; ``None``: it did not.
+        header: the update's, by field.
+        bytes: how long what follows is: the update's tensors in safetensors.
+        size: of the update as a device would have sent it.
+        cpu_s: processor time that the program took, in seconds.
+        kept: the folder of what the client keeps now, if anything.
+    """
+
+    id: int
+    error: str | None = None
+    header: Mapping[str, Any] = field(default_factory=dict)
+    bytes: int = 0
+    size: int = 0
+    cpu_s: float = 0.0
+    kept: str | None = None
+
+
+Message = WorkerSetup | RoundTask | ClientTask | ClientReport
+_KINDS: dict[str, type[Any]] = {
+    one.__name__: one for one in (WorkerSetup, RoundTask, ClientTask, ClientReport)
+}
+
+
+class WorkerError(UnavailableError):
+    """A worker ended, or says what no worker would."""
+
+
+def write_message(stream: IO[bytes], message: Message, content: bytes = b"") -> None:
+    """Write a message, and the bytes that follow it."""
+    line = json.dumps({"message": type(message).__name__, **asdict(message)}, allow_nan=False)
+    stream.write(line.encode() + b"\n" + content)
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> Message | None:
+    """The next message; ``None`` at the end.
+
+    Raises:
+        WorkerError: it is none.
+    """
+    line = stream.readline(_MAX_LINE_BYTES)
+    if not line:
+        return None
+    try:
+        fields = json.loads(line)
+        kind = _KINDS[fields.pop("message")]
+        message: Message = kind(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WorkerError(f"simulation: a worker said what is no message: {error!s:.200}") from None
+    return message

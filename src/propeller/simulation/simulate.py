@@ -1,0 +1,215 @@
+"""``simulate``: an experiment with a virtual fleet on this machine, from Python."""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from propeller.coordinator.history import round_json
+from propeller.coordinator.rounds import RoundRecord
+from propeller.digests import digest_of
+from propeller.errors import InvalidError, StartError
+from propeller.fl.tensors import from_safetensors
+from propeller.sdk import Experiment
+from propeller.sdk.experiment import new_id
+from propeller.sdk.history import History
+from propeller.sdk.values import encode_model
+from propeller.simulation.description import SimulationSpec
+from propeller.simulation.devices import VirtualDevices
+from propeller.simulation.experiment import SimulatedExperiment
+from propeller.simulation.fleet import Data, make_fleet
+from propeller.simulation.partitions import decode_partition
+from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram
+from propeller.wasm.program_run import Limits
+from propeller.wasm.sandbox import Sandbox
+
+Observe = Callable[[SimulatedExperiment, RoundRecord], None]
+
+
+class Simulation:
+    """What became of a simulated experiment.
+
+    Attributes:
+        id: the experiment's.
+        state: ``completed``, ``stopped`` or ``failed``.
+        reason: why it ended so, if it did not complete.
+        seconds: what it took here.
+        virtual_seconds: what it would have taken on the fleet.
+        clients: how many clients' tasks were computed.
+    """
+
+    def __init__(self, ended: SimulatedExperiment, seconds: float) -> None:
+        self._ended = ended
+        record = ended.record
+        self.id, self.state, self.reason = record.id, record.state.value, record.experiment.reason
+        self.seconds, self.virtual_seconds, self.clients = seconds, ended.now, ended.done
+
+    def __repr__(self) -> str:
+        """Shows how it ended."""
+        return (
+            f"<Simulation {self.id}: {self.state}, {self._ended.record.experiment.done} rounds, {self.clients} tasks in "
+            f"{self.seconds:.1f} s>"
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The experiment as a coordinator tells of it."""
+        return self._ended.record.summary()
+
+    def history(self) -> History:
+        """Every round with every participant's metrics and every failure, as of an experiment on a fleet."""
+        return History(self.id, [round_json(record) for record in self._ended.rounds])
+
+    def model(self, version: int | str = "latest") -> dict[str, npt.NDArray[Any]]:
+        """A version of the model: by number, ``"latest"`` or ``"best"``.
+
+        Raises:
+            InvalidError: there is no such version.
+        """
+        experiment = self._ended.record.experiment
+        number: Any = version
+        if version == "latest":
+            number = experiment.version
+        elif version == "best":
+            if experiment.best is None:
+                raise InvalidError(
+                    "version: no version is the best one: the experiment measures nothing to tell it by"
+                )
+            number = experiment.best.version
+        try:
+            return dict(self._ended.model(number))
+        except KeyError:
+            raise InvalidError(f"version: {version!r:.80} is no version of this experiment") from None
+
+
+def simulate(
+    experiment: Experiment,
+    *,
+    clients: int | None = None,
+    data: Data | None = None,
+    partition: Any = "iid",
+    devices: Mapping[str, Any] | VirtualDevices | None = None,
+    program: str | Path | None = None,
+    workers: int | None = None,
+    first_version: int = 1,
+    observe: Observe | None = None,
+) -> Simulation:
+    """Run an experiment with a virtual fleet on this machine's cores.
+
+    The same seeds give the same models, to the last bit, however many workers there are; and those that a fleet whose devices have the
+    clients' data makes, if its first version has the same number.
+
+    Args:
+        experiment: as for a fleet.
+        clients: how many there are.
+        data: what they hold: ``"digits"``, ``"mnist-5k"``, a path, or columns by name, which are divided; or a document for each.
+            Default: the experiment's own.
+        partition: how a data set is divided, as ``"iid"`` or ``{"kind": "dirichlet", "alpha": 0.1}``.
+        devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``.
+        program: the ``.wasm`` or ``.py`` file that clients run. Default: the experiment's ``program``, if that is one.
+        workers: processes that run clients; default: one a core.
+        first_version: the number of the model to start from, as programs may draw by it.
+        observe: called whenever a round has changed its state.
+
+    Raises:
+        PropellerError: a field is wrong, or something cannot be had; the text names it and the remedy.
+    """
+    began = time.monotonic()
+    spec = experiment.spec
+    if not isinstance(experiment.model, Mapping):
+        raise InvalidError("model: give the tensors to start from: there is no registry in a simulation")
+    model = from_safetensors(encode_model(experiment.model))[0]
+    described = SimulationSpec.decode(
+        {
+            "clients": clients,
+            "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
+            "workers": workers,
+            "first_version": first_version,
+        }
+    )
+    central_name = None
+    if spec.evaluate is not None and spec.evaluate.on == "central":
+        central_name = spec.evaluate.dataset
+    given = experiment.data if data is None else data
+    if given is None:
+        raise InvalidError(
+            "data: say what clients hold: the name or path of a data set, its columns, or a document for each"
+        )
+    fleet = make_fleet(
+        given,
+        clients=described.clients,
+        partition=decode_partition(partition),
+        devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
+        central_name=central_name,
+    )
+    limits = Limits().lowered(spec.limits)
+    with tempfile.TemporaryDirectory(prefix="propeller-simulation-") as name:
+        folder = Path(name)
+        file = find_program(spec.program if program is None else program, folder)
+        compiled, digest = _compile(file, limits)
+        central = None if fleet.central is None else folder / "central"
+        shared = SharedFolders(folder / "data", central, folder / "models", folder / "states")
+        for each in filter(None, (shared.data, shared.central, shared.models, shared.states)):
+            each.mkdir()
+        fleet.data.write(shared.data)
+        if fleet.central is not None and central is not None:
+            fleet.central.write(central)
+        with WorkerPool(compiled, shared, folder, limits, described.workers) as pool:
+            ended = SimulatedExperiment(
+                spec.id or new_id(spec.name),
+                spec,
+                model,
+                fleet.candidates,
+                fleet.devices,
+                pool,
+                shared.models,
+                program=f"{spec.program}@{digest}",
+                first_version=described.first_version,
+                has_central=fleet.central is not None,
+                observe=observe,
+            )
+            ended.run()
+    return Simulation(ended, time.monotonic() - began)
+
+
+def find_program(program: str | Path, folder: Path) -> Path:
+    """The file of a program; a ``.py`` is built into ``folder``.
+
+    Raises:
+        PropellerError: there is no such file, or it cannot be built.
+    """
+    file = Path(program)
+    if not file.is_file():
+        raise StartError(
+            f"program: {program} is not a file here: give the program's .wasm or .py file (--program FILE)"
+        )
+    if file.suffix != ".py":
+        return file
+    from propeller.wasm.build import build  # what only programs in Python need
+
+    return build(file, folder / "program.wasm").path
+
+
+def _compile(program: Path, limits: Limits) -> tuple[WorkerProgram, str]:
+    """Compile a program, as a proplet does: in a process of its own, kept for the next time."""
+    try:
+        content = program.read_bytes()
+    except OSError as error:
+        raise StartError(f"{program}: {error.strerror}") from None
+    digest = digest_of(content)
+
+    async def compile_once() -> WorkerProgram:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        async with Sandbox(cache) as sandbox:
+            await sandbox.add(digest, content, limits)
+            found = await sandbox.compiled(digest, limits)
+            return WorkerProgram(found.artifact, found.component, found.host_tensors)
+
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
+        return thread.submit(asyncio.run, compile_once()).result(), digest

@@ -1,0 +1,272 @@
+"""The workers of a simulation on this machine: as many processes as there are cores, each of which runs one client at a time.
+
+A client whose program makes its process end, or runs longer than its limit, has failed; the process is replaced, and the others' tasks are
+not touched by it.
+"""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+from propeller.errors import StartError
+from propeller.simulation.messages import (
+    ClientReport,
+    ClientTask,
+    RoundTask,
+    WorkerError,
+    WorkerSetup,
+    read_message,
+    write_message,
+)
+from propeller.wasm.program_run import Limits, limit_error
+
+_WATCH_S = 0.1
+_CLOSE_S = 5.0
+_GRACE_S = 1.0
+"""Beyond a task's wall time, for what is not the program."""
+
+
+class ClientRunner(Protocol):
+    """Runs clients' tasks somewhere."""
+
+    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> Iterator[tuple[ClientReport, bytes]]:
+        """Run tasks of a round; each one's report with its update, in the order in which they end."""
+        ...
+
+
+@dataclass(frozen=True)
+class SharedFolders:
+    """Where workers find what is the same for all of them: data, models, and what programs keep between rounds."""
+
+    data: Path
+    central: Path | None
+    models: Path
+    states: Path
+
+
+@dataclass(frozen=True)
+class WorkerProgram:
+    """A compiled program as workers load it."""
+
+    artifact: Path
+    component: bool
+    host_tensors: bool
+
+
+class WorkerPool:
+    """Worker processes. Use with ``with``."""
+
+    def __init__(
+        self,
+        program: WorkerProgram,
+        shared: SharedFolders,
+        folder: Path,
+        limits: Limits,
+        count: int | None = None,
+    ) -> None:
+        """``folder`` takes a folder a worker; ``count`` is how many there are (default: one a core)."""
+        setup = WorkerSetup(
+            parent=os.getpid(),
+            artifact=str(program.artifact),
+            component=program.component,
+            host_tensors=program.host_tensors,
+            folder="",
+            data=str(shared.data),
+            central=None if shared.central is None else str(shared.central),
+            models=str(shared.models),
+            states=str(shared.states),
+            limits=vars(limits),
+        )
+        self._workers = [
+            _Worker(replace(setup, folder=str(folder / f"worker-{number}")), limits.wall_time_s)
+            for number in range(count or os.cpu_count() or 1)
+        ]
+        self._todo: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # A thread each for as long as the pool lives: a process ends with the thread that started it.
+        self._threads = [
+            threading.Thread(target=_work, args=(worker, self._todo), daemon=True) for worker in self._workers
+        ]
+        self._closing = threading.Event()
+        self._watch = threading.Thread(target=self._end_late_ones, daemon=True)
+
+    def __enter__(self) -> Self:
+        for thread in (*self._threads, self._watch):
+            thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._closing.set()
+        self._drop_jobs()
+        for _ in self._threads:
+            self._todo.put(None)
+        for thread in (*self._threads, self._watch):
+            thread.join()
+
+    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> Iterator[tuple[ClientReport, bytes]]:
+        """As ``ClientRunner.run``; what a program does never raises.
+
+        Raises:
+            WorkerError: a worker cannot be started, or says what no worker would.
+        """
+        done: _Done = queue.SimpleQueue()
+        for task in tasks:
+            self._todo.put(_Job(round_task, task, done))
+        try:
+            for _ in tasks:
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:  # also if whoever asked wants no more
+            self._drop_jobs()
+
+    def _drop_jobs(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._todo.get_nowait()
+
+    def _end_late_ones(self) -> None:
+        while not self._closing.wait(_WATCH_S):
+            for worker in self._workers:
+                worker.end_if_late()
+
+
+_Done = queue.SimpleQueue[tuple[ClientReport, bytes] | BaseException]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A client's task, and where its report goes."""
+
+    round_task: RoundTask
+    task: ClientTask
+    done: "_Done"
+
+
+def _work(worker: "_Worker", todo: "queue.SimpleQueue[_Job | None]") -> None:
+    try:
+        while (job := todo.get()) is not None:
+            try:
+                job.done.put(worker.run(job.round_task, job.task))
+            except BaseException as error:  # noqa: BLE001 - raised where the reports are waited for
+                job.done.put(error)
+    finally:
+        worker.close()
+
+
+class _Worker:
+    """One worker process, started when there is something to do, and again when it has ended."""
+
+    def __init__(self, setup: WorkerSetup, wall_time_s: float) -> None:
+        self._setup, self._wall_time_s = setup, wall_time_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._round = -1
+        self._busy_since: float | None = None
+        self._was_late = False
+
+    def run(self, round_task: RoundTask, task: ClientTask) -> tuple[ClientReport, bytes]:
+        process = self._started()
+        requests, replies = _pipes(process)
+        try:
+            if self._round != round_task.number:
+                write_message(requests, round_task)
+                self._round = round_task.number
+            self._was_late, self._busy_since = False, time.monotonic()
+            write_message(requests, task)
+            report = read_message(replies)
+            if isinstance(report, ClientReport) and report.id == task.id:
+                content = replies.read(report.bytes) if report.bytes else b""
+                if len(content) == report.bytes:
+                    return report, content
+        except BrokenPipeError:
+            report = None
+        finally:
+            self._busy_since = None
+        if report is not None:
+            self.close()
+            raise WorkerError("simulation: a worker answered what it was not asked")
+        return ClientReport(task.id, error=self._reap(process)), b""
+
+    def end_if_late(self) -> None:
+        """End a task that runs longer than it may."""
+        since, process = self._busy_since, self._process
+        if since is None or process is None or time.monotonic() - since <= self._wall_time_s + _GRACE_S:
+            return
+        self._was_late = True
+        process.kill()
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        requests, replies = _pipes(process)
+        with contextlib.suppress(BrokenPipeError):
+            requests.close()
+        try:
+            process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        replies.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None:
+            return self._process
+        folder = Path(self._setup.folder)
+        remove_folder(folder)
+        folder.mkdir(mode=0o700)
+        # One thread each: they run beside each other.
+        environment = {
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "propeller.simulation.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+        except OSError as error:
+            raise StartError(f"simulation: a worker cannot be started: {error.strerror}") from None
+        self._round = -1
+        with contextlib.suppress(BrokenPipeError):  # its end is noticed when it is asked something
+            write_message(_pipes(self._process)[0], self._setup)
+        return self._process
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> str:
+        """Why a task failed whose process is gone."""
+        self._process = None
+        for stream in _pipes(process):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        status = process.wait()
+        if self._was_late:
+            return limit_error("wall_time_s", self._wall_time_s)
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        return f"the program made its process end ({how})"
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    from propeller.wasm import folder_contents
+
+    if folder.exists():
+        folder_contents.remove(folder)
+
+
+def _pipes(process: "subprocess.Popen[Any]") -> tuple[IO[bytes], IO[bytes]]:
+    if process.stdin is None or process.stdout is None:
+        raise AssertionError("a worker has pipes")
+    return process.stdin, process.stdout

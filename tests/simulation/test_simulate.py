@@ -1,0 +1,214 @@
+"""Experiments with a virtual fleet: exact repeats, failures, virtual time, and what a program may not do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wasmtime
+
+from propeller.data import program_path
+from propeller.errors import InvalidError, PropellerError
+from propeller.sdk import Experiment
+from propeller.simulation.simulate import Simulation, simulate
+
+FEATURES = 6
+
+
+def documents(count: int, samples: int = 12) -> list[dict[str, Any]]:
+    """A data set for each client, of samples that a line divides."""
+    made = []
+    for client in range(count):
+        source = np.random.default_rng(client)
+        x = source.normal(size=(samples + client, FEATURES))
+        y = (x[:, 0] + 0.2 * source.normal(size=len(x)) > 0).astype(int)
+        made.append({"data": [{"x": a.tolist(), "y": int(b)} for a, b in zip(x, y, strict=True)]})
+    return made
+
+
+def experiment(**fields: Any) -> Experiment:
+    given = {
+        "program": "logreg",
+        "rounds": 3,
+        "model": {"w": [0.0] * FEATURES, "b": 0.0},
+        "hyperparams": {"epochs": 1, "lr": 0.2, "batch_size": 4},
+        "selection": {"count": 3, "seed": 5},
+        **fields,
+    }
+    return Experiment(**given)
+
+
+def run(made: Experiment | None = None, **more: Any) -> Simulation:
+    given = {"data": documents(6), "program": program_path("logreg"), **more}
+    return simulate(made or experiment(), **given)
+
+
+def told(ended: Simulation) -> str:
+    return json.dumps([{**one, "round_id": ""} for one in ended.history()]).replace(ended.id, "")
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    one, again, other = (
+        run(workers=1),
+        run(workers=2),
+        run(experiment(selection={"count": 3, "seed": 6}), workers=2),
+    )
+    assert one.state == "completed"
+    assert told(one) == told(again) != told(other)
+    for name, tensor in one.model().items():
+        assert tensor.tobytes() == again.model()[name].tobytes()
+    assert one.clients == 9
+    history = one.history()
+    assert [each["number"] for each in history] == [1, 2, 3]
+    assert history[-1]["metrics"]["accuracy"] > history[0]["metrics"]["accuracy_before"]
+    assert {row["outcome"] for row in history.rows()} == {"update"}
+    assert {row["name"] for row in history.rows()} <= {f"client-{number}" for number in range(1, 7)}
+    assert one.model(1)["w"].tolist() == [0.0] * FEATURES
+    assert one.model(4).keys() == one.model("latest").keys()
+
+
+def test_models_that_are_not_there() -> None:
+    ended = run(experiment(rounds=1))
+    with pytest.raises(InvalidError, match="9"):
+        ended.model(9)
+    with pytest.raises(InvalidError, match="no version is the best"):
+        ended.model("best")
+
+
+def test_evaluation_marks_the_best_version() -> None:
+    made = experiment(evaluate={"every": 1}, split={"holdout": 0.25, "seed": 1}, rounds=4)
+    ended = run(made)
+    kinds = [one["kind"] for one in ended.history()]
+    assert kinds == ["train", "evaluate"] * 4
+    best = ended.status()["best"]
+    assert best["metric"] == "loss"
+    losses = dict(ended.history().metric("loss", "evaluate"))
+    assert best["value"] == min(losses.values())
+    assert ended.model("best").keys() == {"w", "b"}
+
+
+def test_a_central_evaluation_has_data_of_its_own() -> None:
+    named = {f"device-{number}": one for number, one in enumerate(documents(4))}
+    made = experiment(evaluate={"every": 3, "on": "central", "dataset": "held-out"})
+    ended = run(made, data={**named, "held-out": documents(9)[8]})
+    evaluation = ended.history()[-1]
+    assert evaluation["kind"] == "evaluate"
+    assert evaluation["num_samples"] == 20
+    with pytest.raises(InvalidError, match=r"evaluate\.dataset"):
+        run(made, data=named)
+
+
+def test_slow_devices_and_drop_outs_in_virtual_time() -> None:
+    slow = {"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "seed": 3}
+    wait = run(experiment(timeout_s=1000), devices=slow)
+    surplus = run(
+        experiment(timeout_s=1000, selection={"count": 3, "seed": 5, "over_select": 1.0}), devices=slow
+    )
+    assert surplus.virtual_seconds < wait.virtual_seconds
+    assert surplus.clients == wait.clients  # nobody's update is computed that nobody waits for
+    # From the start of each round: what the slowest of those took that were waited for.
+    spent = sum(one["seconds"] for one in wait.history())
+    assert wait.virtual_seconds == pytest.approx(spent)
+    dropping = run(experiment(min_updates=1, timeout_s=100), devices={**slow, "drop_out": 0.4})
+    failures = [one for each in dropping.history() for one in each["failures"]]
+    assert failures
+    assert {one["reason"] for one in failures} == {"the device dropped out"}
+    assert told(dropping) == told(
+        run(experiment(min_updates=1, timeout_s=100), devices={**slow, "drop_out": 0.4})
+    )
+
+
+def test_a_deadline_closes_a_round_with_what_has_come() -> None:
+    devices = {"seconds": {"distribution": "uniform", "low": 1, "high": 100}, "seed": 1}
+    ended = run(
+        experiment(min_updates=1, timeout_s=50, retries=5, selection={"count": 6, "seed": 0}), devices=devices
+    )
+    rounds = [one for one in ended.history() if one["state"] == "completed"]
+    assert len(rounds) == 3
+    assert any(len(one["updates"]) < 6 for one in rounds)
+    assert all(one["seconds"] <= 50 for one in rounds)
+
+
+def test_buffered_asynchronous_rounds() -> None:
+    devices = {"seconds": {"distribution": "lognormal", "median": 5, "sigma": 1.5}, "seed": 2}
+    made = experiment(
+        rounds=6,
+        mode={"kind": "async", "buffer": 2, "concurrency": 4},
+        timeout_s=10_000,
+        selection={"seed": 5},
+    )
+    ended, again = run(made, devices=devices), run(made, devices=devices, workers=1)
+    assert ended.state == "completed"
+    assert told(ended) == told(again)
+    merged = [one for one in ended.history() if one["kind"] == "train"]
+    assert [len(one["updates"]) for one in merged] == [2] * 6
+
+
+def wat(folder: Path, body: str) -> Path:
+    file = folder / "program.wasm"
+    file.write_bytes(
+        bytes(wasmtime.wat2wasm(f'(module (memory (export "memory") 1) (func (export "_start") {body}))'))
+    )
+    return file
+
+
+def test_a_program_that_never_ends(tmp_path: Path) -> None:
+    made = experiment(limits={"wall_time_s": 0.5}, retries=0, selection={"count": 2})
+    ended = run(made, program=wat(tmp_path, "(loop $l (br $l))"))
+    assert ended.state == "failed"
+    assert "wall_time_s: over the limit of 0.5 s" in str(ended.reason)
+    assert {one["name"] for one in ended.history()[0]["failures"]} <= {f"client-{n}" for n in range(1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("(unreachable)", "unreachable"),
+        ("(drop (memory.grow (i32.const 60000))) (unreachable)", "unreachable"),
+        ("", "standard output is not an update"),
+    ],
+)
+def test_a_program_that_fails(tmp_path: Path, body: str, text: str) -> None:
+    made = experiment(retries=0, limits={"memory_bytes": 16 * 2**20})
+    ended = run(made, program=wat(tmp_path, body))
+    assert ended.state == "failed"
+    assert text in ended.history()[0]["failures"][0]["reason"]
+
+
+def test_data_that_the_program_refuses() -> None:
+    given = documents(6)
+    for sample in given[0]["data"]:
+        sample["x"] = sample["x"][:3]
+    ended = run(experiment(min_updates=1, selection={"count": 6}), data=given)
+    assert ended.state == "completed"
+    for one in ended.history():
+        (failure,) = one["failures"]
+        assert failure["name"] == "client-1"
+        assert "3" in failure["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "text"),
+    [
+        ({"model": None}, {}, "model: give the tensors"),
+        ({"model": 3}, {}, "model: give the tensors"),
+        ({}, {"data": None}, "data: say what clients hold"),
+        ({}, {"clients": 7}, "clients: 7, but there is data of 6"),
+        ({}, {"program": "nowhere.wasm"}, "program: nowhere.wasm is not a file"),
+        ({}, {"devices": {"seconds": -1}}, "devices.seconds: -1"),
+        ({}, {"devices": {"second": 1}}, "did you mean 'seconds'"),
+        ({}, {"workers": 0}, "workers"),
+        ({}, {"clients": 0}, "clients"),
+        ({"strategy": {"program": "x/y"}}, {}, "strategy.program"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], more: dict[str, Any], text: str) -> None:
+    with pytest.raises(PropellerError, match=text):
+        run(experiment(**fields), **more)
+
+
+def test_more_clients_in_a_round_than_there_are() -> None:
+    ended = run(experiment(retries=0, timeout_s=5, selection={"count": 9}))
+    assert ended.state == "failed"
+    assert "9 devices needed, 6 there" in str(ended.reason)
