@@ -379,6 +379,40 @@ def run(
     )
 
 
+@app.command()
+def simulate(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")],
+    clients: Annotated[int | None, typer.Option(min=1, help="How many clients there are.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="What they hold: digits, mnist-5k, or a file or folder."),
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND|JSON", help='How it is divided: iid, \'{"kind": "dirichlet", "alpha": 0.1}\'.'
+        ),
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The program, a .wasm or .py, instead of the file's.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Instead of the file's: lr=0.1; repeatable."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that run clients.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write history, models and a plot here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the history as JSON.")] = False,
+) -> None:
+    """Run an experiment with a virtual fleet on this machine: the same program, strategies and rounds."""
+    from propeller.cli.simulate import Options, run_simulation
+
+    given = Options(clients, data, partition, program, workers, out, as_json)
+    run_simulation(experiment, given, changes or [])
+
+
 app.command()(experiment_commands.experiments)
 app.command()(experiment_commands.strategies)
 app.add_typer(experiment_commands.commands)

@@ -30,6 +30,7 @@ class ExperimentFile:
         model_file: or the file that it is in.
         data_files: data to store: a file for each device in turn, or files by the names of devices and of the data set of ``evaluate``.
         notes: what is written as it was in earlier versions, and how it is written now.
+        simulation: the table of a virtual fleet, which is for ``propeller simulate`` alone.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class ExperimentFile:
     model_file: str | None = None
     data_files: list[str] | dict[str, str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    simulation: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, file: Path, changes: Iterable[str] = ()) -> Self:
@@ -68,10 +70,13 @@ class ExperimentFile:
     def _from_fields(cls, folder: Path, fields: dict[str, Any], notes: list[str]) -> Self:
         source, tensors = _pop_model(fields)
         files = _pop_data_files(fields)
+        simulation = fields.pop("simulation", {})
+        if not isinstance(simulation, dict):
+            raise InvalidError("simulation: must be a table, as [simulation] with clients = 100")
         if "version" in source:
             fields["model"] = {"version": source["version"]}
         spec = ExperimentSpec.decode({"rounds": 1, **fields})
-        return cls(folder, spec, tensors or None, source.get("file"), files, notes)
+        return cls(folder, spec, tensors or None, source.get("file"), files, notes, simulation)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
