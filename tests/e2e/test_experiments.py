@@ -11,8 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
+from propeller.fl.tensors import to_json
+from propeller.sdk import Experiment
+from propeller.simulation import Simulation, simulate
 from support.net import eventually
-from support.python_programs import SOURCES, built
+from support.python_programs import CACHE_HOME, SOURCES, built
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(400)
@@ -124,6 +127,62 @@ def undisturbed(up: Up, seeded: dict[str, Any]) -> str:
         return await digest(up, found["model_version"])
 
     return asyncio.run(run())
+
+
+async def datasets(up: Up) -> list[dict[str, Any]]:
+    """What the proplets have, in the order of their names."""
+    async with httpx.AsyncClient(base_url=up.url("data_store"), timeout=20) as http:
+        return [(await http.get(f"/datasets/{one}")).json() for one in up.ids()]
+
+
+def simulated_digest(ended: Simulation) -> str:
+    """Of the model that a simulation made, as ``digest`` of one of the registry."""
+    return hashlib.sha256(json.dumps(to_json(ended.model()), sort_keys=True).encode()).hexdigest()
+
+
+async def test_a_simulation_of_twenty_rounds_gives_the_same_model(
+    up: Up, seeded: dict[str, Any], undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))  # where it is compiled already
+    fields = {name: value for name, value in seeded.items() if name not in {"program", "model"}}
+    made = Experiment(program="softmax", model=SOFTMAX, **fields)
+    ended = simulate(made, data=await datasets(up), program=built(SOURCES / "softmax.py"))
+    assert (ended.state, ended.clients) == ("completed", 60)
+    assert simulated_digest(ended) == undisturbed
+
+
+async def test_a_simulation_chooses_evaluates_and_measures_as_the_fleet_does(
+    up: Up, softmax: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))
+    given: dict[str, Any] = {
+        "rounds": 6,
+        "strategy": "fedadam",
+        "hyperparams": HYPERPARAMS,
+        "selection": {"count": 2, "min_available": 3, "seed": 3},
+        "evaluate": {"every": 2},
+    }
+    split = {"holdout": 0.25, "seed": 1}
+    async with coordinator(up) as http:
+        submitted = {**spec(up, **softmax), **given, "data": {"split": split}}
+        found = await over(http, await submit(http, submitted))
+        told = (await http.get(f"/experiments/{found['id']}/history")).json()["rounds"]
+    made = Experiment(program="softmax", model=SOFTMAX, split=split, **given)
+    ended = simulate(made, data=await datasets(up), program=built(SOURCES / "softmax.py"))
+    history = ended.history()
+
+    def measured(rounds: list[dict[str, Any]]) -> list[Any]:
+        return [
+            [one[name] for name in ("kind", "number", "metrics", "num_samples", "report")] for one in rounds
+        ]
+
+    assert measured(list(history)) == measured(told)
+    chosen = [list(one["names"].values()) for one in told]
+    assert [
+        [name.replace("client", "proplet") for name in one["names"].values()] for one in history
+    ] == chosen
+    assert ended.status()["best"]["value"] == found["best"]["value"]
+    assert simulated_digest(ended) == await digest(up, found["model_version"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import wasmtime
 from propeller.data import program_path
 from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
-from propeller.simulation.simulate import Simulation, simulate
+from propeller.simulation import Simulation, simulate
 
 FEATURES = 6
 

@@ -16,9 +16,9 @@ from propeller.cli.experiment_file import ExperimentFile
 from propeller.coordinator.rounds import RoundRecord
 from propeller.errors import PropellerError, StartError
 from propeller.sdk.values import encode_model
+from propeller.simulation import Simulation, simulate
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.experiment import SimulatedExperiment
-from propeller.simulation.simulate import Simulation, simulate
 
 _SHOWN_METRICS = 4
 
