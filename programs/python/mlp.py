@@ -1,7 +1,8 @@
-"""A network with one hidden layer of rectified linear units, and softmax over its classes.
+"""A network with hidden layers of rectified linear units, and softmax over its classes.
 
-Model: ``w1`` [features x hidden], ``b1`` [hidden], ``w2`` [hidden x classes], ``b2`` [classes]; how large it is follows from them. Begin with
-small random ``w1`` and ``w2``: hidden units that are all alike stay so. Data: ``{"x": [features], "y": class}``.
+Model: ``w1`` [features x hidden], ``b1`` [hidden], ``w2`` [hidden x classes], ``b2`` [classes], or more of them, ``w3``, ``b3`` and so on, for more
+hidden layers; how many layers there are, and how large, follows from them. Begin with small random weights: hidden units that are all
+alike stay so. Data: ``{"x": [features], "y": class}``.
 Hyperparameters: ``epochs`` 1, ``lr`` 0.1, ``batch_size`` 64, ``seed`` (the order of the samples; else the round's own seed), and
 ``shuffle`` true (false: the samples in their order).
 
@@ -13,7 +14,10 @@ from propeller.program import tensors as pt
 
 
 def logits(model, x):
-    return pt.relu(x @ model["w1"] + model["b1"]) @ model["w2"] + model["b2"]
+    last = len(model) // 2
+    for layer in range(1, last):
+        x = pt.relu(x @ model[f"w{layer}"] + model[f"b{layer}"])
+    return x @ model[f"w{last}"] + model[f"b{last}"]
 
 
 def loss(model, x, y):

@@ -188,6 +188,15 @@ def test_data_that_the_program_refuses() -> None:
         assert "3" in failure["reason"]
 
 
+def test_an_update_that_a_coordinator_would_read_in_a_thread() -> None:
+    features = 20_000  # more than 256 KiB of JSON
+    made = experiment(rounds=1, model={"w": [0.0] * features, "b": 0.0}, selection={"count": 2})
+    data = {"x": np.random.default_rng(0).normal(size=(4, features)), "y": [0, 1, 0, 1]}
+    ended = run(made, data=data, clients=2, workers=1)
+    assert ended.state == "completed", ended.reason
+    assert ended.history()[0]["bytes"] > 256 * 1024
+
+
 @pytest.mark.parametrize(
     ("fields", "more", "text"),
     [

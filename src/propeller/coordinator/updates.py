@@ -155,8 +155,8 @@ async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
         UnprocessableError: they do not fit the base model; the text names the tensor.
     """
     if update.sent is not None or update.size > _THREAD_FROM_BYTES:
-        return await asyncio.to_thread(_make_document, update, base)
-    return _make_document(update, base)
+        return await asyncio.to_thread(to_document, update, base)
+    return to_document(update, base)
 
 
 def check_fits(tensors: Tensors | Specs, base: Specs) -> None:
@@ -175,12 +175,13 @@ def _decode_update(
     content_type: str | None, body: bytes, coding: str | None, max_bytes: int
 ) -> ReceivedUpdate:
     if coding is None:
-        return _read_update(content_type, body)
-    update = _read_update(content_type, decompress(body, max_bytes))
+        return read_update(content_type, body)
+    update = read_update(content_type, decompress(body, max_bytes))
     return replace(update, transfer=update.transfer and update.transfer.with_coding(coding, len(body)))
 
 
-def _read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+def read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
+    """As ``decode_update``, for a body without content coding, without a thread however long it is."""
     if content_type == MESSAGE:
         content_type = JSON if body[:1] == b"{" else SAFETENSORS
     kind = media_type(content_type)
@@ -195,7 +196,8 @@ def _read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
     )
 
 
-def _make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
+def to_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
+    """As ``make_document``, without a thread however large the update is."""
     if update.read_tensors is None:
         raise InvalidError(NO_TENSORS)
     try:

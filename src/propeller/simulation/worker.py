@@ -5,7 +5,6 @@ program leaves is checked here as a proplet and a coordinator check it, so that 
 fleet. The process is confined once, as a task's process is; a program sees its own folder alone, which is emptied between clients.
 """
 
-import asyncio
 import contextlib
 import functools
 import gc
@@ -20,7 +19,7 @@ from typing import IO
 import wasmtime
 from cachetools import LRUCache
 
-from propeller.coordinator.updates import decode_update, make_document
+from propeller.coordinator.updates import read_update, to_document
 from propeller.errors import PropellerError
 from propeller.fl.tensors import TensorSpec, from_safetensors, to_json
 from propeller.proplet.errors import TaskError
@@ -79,8 +78,6 @@ class ClientWorker:
         self._specs: dict[str, TensorSpec] = {}
         self._part: Part | None = None
         self._routines: LRUCache[str, Routine] = LRUCache(_KEPT_ROUTINES)
-        self._runner = asyncio.Runner()
-        self._runner.get_loop()
 
     def begin_round(self, task: RoundTask) -> None:
         """Take over what the clients of a round have in common."""
@@ -202,8 +199,7 @@ class ClientWorker:
             return ClientReport(task.id, header=header), b""
         if not isinstance(output.body, bytes):
             raise TaskError("the update is in a file, and was read into memory")
-        update = self._runner.run(decode_update(output.media_type, output.body))
-        document = self._runner.run(make_document(update, self._specs))
+        document = to_document(read_update(output.media_type, output.body), self._specs)
         content = document.content
         if not isinstance(content, bytes):
             raise TaskError("the update's document is in a file, and is read into memory")
