@@ -99,6 +99,40 @@ def test_a_central_evaluation_has_data_of_its_own() -> None:
         run(made, data=named)
 
 
+def columns(count: int = 60) -> dict[str, Any]:
+    source = np.random.default_rng(1)
+    x = source.normal(size=(count, FEATURES)).astype(np.float32)
+    return {"x": x, "y": (x[:, 0] > 0).astype(np.int64)}
+
+
+def test_a_data_set_is_divided_and_its_test_set_held_out() -> None:
+    made = experiment(evaluate={"every": 1, "on": "central", "dataset": "test"})
+    ended = run(made, data=columns(), clients=5, partition={"kind": "shards", "seed": 2}, test=0.25)
+    evaluations = [one for one in ended.history() if one["kind"] == "evaluate"]
+    assert [one["num_samples"] for one in evaluations] == [15] * 3
+    counts = ended.fleet.label_counts()
+    assert counts.counts.sum() == 45
+    assert counts.counts.shape == (5, 2)
+    assert "<svg" in counts.svg()
+    assert len(ended.figure().axes) == len(ended.history().metric_names())
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, r"evaluate\.dataset: 'test' is not there"),
+        ({"test": 0.25, "clients": 100}, "clients: 100"),
+        ({"test": 2.0}, "test"),
+        ({"test": 0.25, "partition": {"kind": "shards", "by": "z"}}, "'z'"),
+        ({"data": "digit"}, "digit"),
+    ],
+)
+def test_a_data_set_that_does_not_do(more: dict[str, Any], text: str) -> None:
+    made = experiment(evaluate={"every": 1, "on": "central", "dataset": "test"})
+    with pytest.raises(PropellerError, match=text):
+        run(made, **{"data": columns(), "clients": 5, **more})
+
+
 def test_slow_devices_and_drop_outs_in_virtual_time() -> None:
     slow = {"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "seed": 3}
     wait = run(experiment(timeout_s=1000), devices=slow)

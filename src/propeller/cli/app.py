@@ -405,11 +405,14 @@ def simulate(
         Path | None, typer.Option(metavar="FOLDER", help="Write history, models and a plot here.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the history as JSON.")] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Only show how many samples of each class each client has.")
+    ] = False,
 ) -> None:
     """Run an experiment with a virtual fleet on this machine: the same program, strategies and rounds."""
     from propeller.cli.simulate import Options, run_simulation
 
-    given = Options(clients, data, partition, program, workers, out, as_json)
+    given = Options(clients, data, partition, program, workers, out, as_json, labels)
     run_simulation(experiment, given, changes or [])
 
 

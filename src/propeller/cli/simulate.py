@@ -1,5 +1,6 @@
 """``propeller simulate``: an experiment file with a virtual fleet on this machine."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -14,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.coordinator.rounds import RoundRecord
-from propeller.errors import PropellerError, StartError
+from propeller.errors import InvalidError, PropellerError, StartError
 from propeller.sdk.values import encode_model
 from propeller.simulation import Simulation, simulate
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.experiment import SimulatedExperiment
+from propeller.simulation.fleet import fleet_of
+from propeller.simulation.pictures import svg_of
 
 _SHOWN_METRICS = 4
 
@@ -27,7 +30,7 @@ _SHOWN_METRICS = 4
 class Options:
     """What the command line says; ``None``: as the file has it.
 
-    ``partition`` is a kind, or JSON.
+    ``partition`` is a kind, or JSON. ``labels``: only show how the data is divided.
     """
 
     clients: int | None = None
@@ -37,6 +40,7 @@ class Options:
     workers: int | None = None
     out: Path | None = None
     as_json: bool = False
+    labels: bool = False
 
 
 def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None:
@@ -69,6 +73,12 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
     if data is not None and options.data is None and (described.folder / data).exists():
         data = str(described.folder / data)
     experiment = described.to_experiment()
+    if options.labels:
+        fleet = fleet_of(
+            experiment, clients=spec.clients, data=data, partition=spec.partition, test=spec.test
+        )
+        print(fleet.label_counts())
+        return
     if options.out is not None:
         _check_folder(options.out)
     console = Console(highlight=False, stderr=options.as_json)
@@ -87,6 +97,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             clients=spec.clients,
             data=data,
             partition=spec.partition,
+            test=spec.test,
             devices=spec.devices.to_devices(),
             program=_program_of(described, options.program),
             workers=spec.workers,
@@ -105,7 +116,8 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
 
 
 def write_results(folder: Path, ended: Simulation) -> None:
-    """Write ``history.json``, ``history.csv``, ``latest.safetensors`` and, if there is one, ``best.safetensors``.
+    """Write ``history.json``, ``history.csv``, ``latest.safetensors`` and, if there is one, ``best.safetensors``; ``metrics.svg`` and, of a data set
+    that was divided, ``labels.svg`` where matplotlib is installed.
 
     Raises:
         StartError: the folder cannot be written to.
@@ -125,6 +137,10 @@ def write_results(folder: Path, ended: Simulation) -> None:
         (folder / "latest.safetensors").write_bytes(encode_model(ended.model()))
         if ended.status()["best"] is not None:
             (folder / "best.safetensors").write_bytes(encode_model(ended.model("best")))
+        with contextlib.suppress(InvalidError):  # nothing was measured, or there is no matplotlib
+            (folder / "metrics.svg").write_text(svg_of(ended.figure()), encoding="utf-8")
+        with contextlib.suppress(InvalidError):  # documents have no labels
+            (folder / "labels.svg").write_text(ended.fleet.label_counts().svg(), encoding="utf-8")
     except OSError as error:
         raise StartError(f"--out {folder}: {error.strerror}") from None
 
@@ -170,7 +186,8 @@ def _print_summary(console: Console, ended: Simulation, out: Path | None) -> Non
             f"best: version {best['version']}, {best['metric']} {best['value']:.4g}", soft_wrap=True
         )
     if out is not None:
-        console.print(f"written to {escape(str(out))}: history.json, history.csv, models", soft_wrap=True)
+        names = ", ".join(sorted(file.name for file in out.iterdir()))
+        console.print(f"written to {escape(str(out))}: {escape(names)}", soft_wrap=True)
 
 
 def _program_of(described: ExperimentFile, given: Path | None) -> Path:

@@ -103,6 +103,11 @@ class ArrayData(ClientData):
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def columns(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The columns of all clients."""
+        return self._columns
+
     def rows(self, client: int) -> Rows:
         """The rows of a client, in its order."""
         return self._rows[self._ends[client - 1] if client else 0 : self._ends[client]]

@@ -46,6 +46,8 @@ class SimulationSpec(StrictMessage):
     """The data set that is divided: ``digits``, ``mnist-5k``, or a path."""
     partition: Any = "iid"
     """How, as ``"iid"`` or ``{"kind": "dirichlet", "alpha": 0.1}``."""
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The part of the data set that is held out as its test set, for a central evaluation on ``test``."""
     devices: DevicesSpec = DevicesSpec()
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes that run clients; default: one a core."""

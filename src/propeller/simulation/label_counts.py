@@ -1,6 +1,5 @@
 """How many samples of each class each client has: as a table, and as pictures for a terminal, a notebook and a paper."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from propeller.errors import InvalidError
 from propeller.simulation.columns import Columns, classes_of
+from propeller.simulation.pictures import open_figure, svg_of
 from propeller.simulation.repeatable_draws import Integers
 
 if TYPE_CHECKING:
@@ -65,17 +65,12 @@ class LabelCounts:
         Raises:
             InvalidError: matplotlib is not installed.
         """
-        try:
-            from matplotlib import colormaps  # takes half a second, and nothing else here needs it
-            from matplotlib.figure import Figure
-            from matplotlib.ticker import MaxNLocator
-        except ImportError:
-            raise InvalidError(
-                "a picture of labels needs matplotlib: pip install matplotlib, or print the table as text"
-            ) from None
+        figure = open_figure("a picture of labels", 8, 3.5)
+        from matplotlib import colormaps
+        from matplotlib.ticker import MaxNLocator
+
         counts = self.counts[:_MAX_DRAWN]
         clients, classes = counts.shape
-        figure = Figure(figsize=(8, 3.5), layout="constrained")
         axes = figure.add_subplot()
         edges = np.arange(clients + 1) - 0.5
         colours = colormaps[next((name for most, name in _COLOURS.items() if classes <= most), "viridis")]
@@ -111,14 +106,7 @@ class LabelCounts:
         Raises:
             InvalidError: matplotlib is not installed.
         """
-        figure = self.figure()
-        from matplotlib import rc_context
-
-        text = io.StringIO()
-        with rc_context({"svg.hashsalt": "labels"}):
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        drawn = text.getvalue()
-        return drawn[drawn.index("<svg") :]  # the element alone, which can stand in a page
+        return svg_of(self.figure())
 
 
 def label_counts(

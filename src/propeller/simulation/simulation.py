@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -23,11 +23,14 @@ from propeller.sdk.values import encode_model
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.experiment import SimulatedExperiment
-from propeller.simulation.fleet import Data, make_fleet
-from propeller.simulation.partitions import decode_partition
+from propeller.simulation.fleet import Data, Fleet, fleet_of
+from propeller.simulation.pictures import history_figure
 from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram
 from propeller.wasm.program_run import Limits
 from propeller.wasm.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Observe = Callable[[SimulatedExperiment, RoundRecord], None]
 
@@ -42,10 +45,11 @@ class Simulation:
         seconds: what it took here.
         virtual_seconds: what it would have taken on the fleet.
         clients: how many clients' tasks were computed.
+        fleet: the virtual fleet: ``fleet.label_counts()`` shows how data was divided.
     """
 
-    def __init__(self, ended: SimulatedExperiment, seconds: float) -> None:
-        self._ended = ended
+    def __init__(self, ended: SimulatedExperiment, fleet: Fleet, seconds: float) -> None:
+        self._ended, self.fleet = ended, fleet
         record = ended.record
         self.id, self.state, self.reason = record.id, record.state.value, record.experiment.reason
         self.seconds, self.virtual_seconds, self.clients = seconds, ended.now, ended.done
@@ -64,6 +68,14 @@ class Simulation:
     def history(self) -> History:
         """Every round with every participant's metrics and every failure, as of an experiment on a fleet."""
         return History(self.id, [round_json(record) for record in self._ended.rounds])
+
+    def figure(self) -> "Figure":
+        """The metrics by round, as a matplotlib figure.
+
+        Raises:
+            InvalidError: matplotlib is not installed, or nothing was measured.
+        """
+        return history_figure(self.history())
 
     def model(self, version: int | str = "latest") -> dict[str, npt.NDArray[Any]]:
         """A version of the model: by number, ``"latest"`` or ``"best"``.
@@ -93,6 +105,7 @@ def simulate(
     clients: int | None = None,
     data: Data | None = None,
     partition: Any = "iid",
+    test: float | None = None,
     devices: Mapping[str, Any] | VirtualDevices | None = None,
     program: str | Path | None = None,
     workers: int | None = None,
@@ -110,6 +123,7 @@ def simulate(
         data: what they hold: ``"digits"``, ``"mnist-5k"``, a path, or columns by name, which are divided; or a document for each.
             Default: the experiment's own.
         partition: how a data set is divided, as ``"iid"`` or ``{"kind": "dirichlet", "alpha": 0.1}``.
+        test: the part of the data set that is held out as its test set, for ``evaluate = {"on": "central", "dataset": "test"}``.
         devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``.
         program: the ``.wasm`` or ``.py`` file that clients run. Default: the experiment's ``program``, if that is one.
         workers: processes that run clients; default: one a core.
@@ -127,25 +141,19 @@ def simulate(
     described = SimulationSpec.decode(
         {
             "clients": clients,
+            "test": test,
             "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
             "workers": workers,
             "first_version": first_version,
         }
     )
-    central_name = None
-    if spec.evaluate is not None and spec.evaluate.on == "central":
-        central_name = spec.evaluate.dataset
-    given = experiment.data if data is None else data
-    if given is None:
-        raise InvalidError(
-            "data: say what clients hold: the name or path of a data set, its columns, or a document for each"
-        )
-    fleet = make_fleet(
-        given,
+    fleet = fleet_of(
+        experiment,
         clients=described.clients,
-        partition=decode_partition(partition),
+        data=data,
+        partition=partition,
+        test=described.test,
         devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
-        central_name=central_name,
     )
     limits = Limits().lowered(spec.limits)
     with tempfile.TemporaryDirectory(prefix="propeller-simulation-") as name:
@@ -174,7 +182,7 @@ def simulate(
                 observe=observe,
             )
             ended.run()
-    return Simulation(ended, time.monotonic() - began)
+    return Simulation(ended, fleet, time.monotonic() - began)
 
 
 def find_program(program: str | Path, folder: Path) -> Path:
