@@ -153,6 +153,21 @@ def test_slow_devices_and_drop_outs_in_virtual_time() -> None:
     )
 
 
+def test_more_samples_take_a_device_longer() -> None:
+    ended = run(experiment(rounds=1, selection={"count": 6}), devices={"seconds_per_sample": 2})
+    assert ended.virtual_seconds == 2 * (12 + 5)  # the last of the six has the most
+
+
+def test_a_recorded_trace_of_devices(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("client,seconds,drops_out\na,3,0\nb,4,0\na,5,0\nb,6,1\n")
+    made = experiment(rounds=2, min_updates=1, timeout_s=1000, selection={"count": 6})
+    ended = run(made, devices={"trace": str(file), "drop_out": {"noticed_after_s": 50}})
+    first, second = ended.history()
+    assert (first["seconds"], len(first["failures"])) == (4, 0)
+    assert (second["seconds"], len(second["failures"])) == (6 + 50, 3)
+
+
 def test_a_deadline_closes_a_round_with_what_has_come() -> None:
     devices = {"seconds": {"distribution": "uniform", "low": 1, "high": 100}, "seed": 1}
     ended = run(

@@ -98,7 +98,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             data=data,
             partition=spec.partition,
             test=spec.test,
-            devices=spec.devices.to_devices(),
+            devices=spec.devices.to_devices(described.folder),
             program=_program_of(described, options.program),
             workers=spec.workers,
             first_version=spec.first_version,

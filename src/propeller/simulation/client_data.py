@@ -35,6 +35,10 @@ class ClientData(ABC):
         """How many clients there are."""
 
     @abstractmethod
+    def samples(self, client: int) -> int:
+        """How many samples a client has."""
+
+    @abstractmethod
     def source(self, client: int, part: "Part | None") -> Source:
         """A client's columns as the host's tensors: arrays with a row a sample."""
 
@@ -108,6 +112,10 @@ class ArrayData(ClientData):
         """The columns of all clients."""
         return self._columns
 
+    def samples(self, client: int) -> int:
+        """As ``ClientData.samples``."""
+        return len(self.rows(client))
+
     def rows(self, client: int) -> Rows:
         """The rows of a client, in its order."""
         return self._rows[self._ends[client - 1] if client else 0 : self._ends[client]]
@@ -156,9 +164,16 @@ class DocumentData(ClientData):
     def __init__(self, documents: Sequence[bytes | Path]) -> None:
         """``documents`` are JSON: ``{"data": [samples]}``, or the samples alone."""
         self._documents = list(documents)
+        self._counts: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._documents)
+
+    def samples(self, client: int) -> int:
+        """As ``ClientData.samples``; a document is read once for it."""
+        if client not in self._counts:
+            self._counts[client] = len(self._samples(client, None))
+        return self._counts[client]
 
     def source(self, client: int, part: Part | None) -> Source:
         """As ``ClientData.source``."""

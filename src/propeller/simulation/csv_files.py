@@ -36,7 +36,7 @@ def read_csv(
         InvalidError: it cannot be read so; the text names the line.
         OSError: the file cannot be read.
     """
-    names, rows, lines = _read_rows(path)
+    names, rows, lines = read_rows(path)
     label = _find_label(path, names, label)
     wrong = [name for name in apart if name not in names or name == label]
     if wrong:
@@ -60,8 +60,20 @@ def read_csv(
     return {"x": x, "y": _label_numbers(columns[label])}, rest
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """The names, the rows, and the line of each."""
+def read_rows(
+    path: Path, field: str = "data", noun: str = "sample"
+) -> tuple[list[str], list[list[str]], list[int]]:
+    """The names, the rows, and the line of each.
+
+    Args:
+        path: the file.
+        field: whose it is, for errors.
+        noun: what a line has, for errors.
+
+    Raises:
+        InvalidError: it cannot be read so; the text names the line.
+        OSError: the file cannot be read.
+    """
     rows: list[list[str]] = []
     lines: list[int] = []
     with _open(path) as file:
@@ -71,29 +83,31 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
             for row in filter(None, reader):
                 if len(row) != len(names):
                     raise InvalidError(
-                        f"data: {path}, line {reader.line_num}: has {len(row)} values, and the first line {len(names)} names"
+                        f"{field}: {path}, line {reader.line_num}: has {len(row)} values, and the first line {len(names)} names"
                     )
                 rows.append(row)
                 lines.append(reader.line_num)
         except csv.Error as error:
-            raise InvalidError(f"data: {path}, line {reader.line_num}: {error}") from None
+            raise InvalidError(f"{field}: {path}, line {reader.line_num}: {error}") from None
         except UnicodeDecodeError:
             raise InvalidError(
-                f"data: {path}, after line {reader.line_num}: is not UTF-8: save it as UTF-8"
+                f"{field}: {path}, after line {reader.line_num}: is not UTF-8: save it as UTF-8"
             ) from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InvalidError(f"data: {path}: is no whole gzip file ({error}): fetch it again") from None
+            raise InvalidError(f"{field}: {path}: is no whole gzip file ({error}): fetch it again") from None
     if not rows:
         raise InvalidError(
-            f"data: {path}: has no samples: write names in the first line, and a sample in each line after it"
+            f"{field}: {path}: has no {noun}s: write names in the first line, and a {noun} in each line after it"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidError(
-            f"data: {path}, line 1: there are several columns {twice[0]!r}: give each a name of its own"
+            f"{field}: {path}, line 1: there are several columns {twice[0]!r}: give each a name of its own"
         )
     if all(map(_is_number, names)):
-        raise InvalidError(f"data: {path}, line 1: has numbers, not names of columns: write names above them")
+        raise InvalidError(
+            f"{field}: {path}, line 1: has numbers, not names of columns: write names above them"
+        )
     return names, rows, lines
 
 

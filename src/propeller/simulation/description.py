@@ -1,38 +1,85 @@
 """What a person says of a simulation beside the experiment: the table ``[simulation]`` of an experiment file."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from propeller.errors import InvalidError
 from propeller.protocol.selection import Seed
 from propeller.protocol.strict import StrictMessage
-from propeller.simulation.devices import Distribution, VirtualDevices
+from propeller.simulation.device_trace import DeviceTrace
+from propeller.simulation.devices import LIVENESS_WINDOW_S, Distribution, DropOut, VirtualDevices
 
 MAX_CLIENTS = 10_000_000
 
 
-class DevicesSpec(StrictMessage):
-    """What devices do: distributions, as ``{"distribution": "lognormal", "median": 10, "sigma": 1}``, or constants."""
+class DropOutSpec(StrictMessage):
+    """Devices that go silent in the middle of a task: a number is ``part``."""
 
-    seconds: Any = 1.0
-    """Of a task's computation."""
+    part: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of tasks."""
+    noticed_after_s: Annotated[float, Field(ge=0, le=1e9)] = LIVENESS_WINDOW_S
+    """After how many seconds of silence a device counts as gone."""
+
+
+class DevicesSpec(StrictMessage):
+    """What devices do: by distributions, as ``{"distribution": "lognormal", "median": 10, "sigma": 1}``, and constants; or by a trace.
+
+    With ``"by": "client"`` a distribution is drawn from once for each client, and not for each task.
+    """
+
+    seconds: Any = None
+    """Of a task's computation; default: 1, or 0 beside ``seconds_per_sample``."""
+    seconds_per_sample: Any = None
+    """Beside these, for each sample that a client has."""
     bytes_per_s: Any = None
     """Of a device's connection, each way; without it what is sent takes no time."""
-    drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The part of tasks in which the device drops out."""
+    drop_out: DropOutSpec = DropOutSpec()
+    """Devices that go silent: the part of tasks, or ``{"part": 0.1, "noticed_after_s": 30}``."""
+    trace: str | None = None
+    """A CSV file of what devices did, in the place of the distributions: ``DeviceTrace.read``."""
     seed: Seed = 0
 
-    def to_devices(self) -> VirtualDevices:
+    @field_validator("drop_out", mode="before")
+    @classmethod
+    def _read_part(cls, value: Any) -> Any:
+        return {"part": value} if isinstance(value, int | float) else value
+
+    def to_devices(self, folder: Path | None = None) -> VirtualDevices:
         """The devices.
 
+        Args:
+            folder: to which the trace's path is relative; default: the working folder.
+
         Raises:
-            InvalidError: a distribution is none.
+            InvalidError: a distribution is none, the trace cannot be read, or both are given.
         """
-        speed = self.bytes_per_s
+        told = {
+            name: value
+            for name in ("seconds", "seconds_per_sample", "bytes_per_s")
+            if (value := getattr(self, name)) is not None
+        }
+        drop_out = DropOut(self.drop_out.part, self.drop_out.noticed_after_s)
+        if self.trace is not None:
+            if told:
+                raise InvalidError(f"devices.trace: says how long tasks take: leave {' and '.join(told)} out")
+            trace = DeviceTrace.read((folder or Path()) / self.trace)
+            if drop_out.part and trace.says_who_drops_out:
+                raise InvalidError(
+                    "devices.drop_out.part: the trace says which devices drop out: leave part, or the column, out"
+                )
+            return VirtualDevices(drop_out=drop_out, seed=self.seed, trace=trace)
+        found = {name: Distribution.decode(value, f"devices.{name}") for name, value in told.items()}
+        speed = found.get("bytes_per_s")
+        if speed is not None and speed.is_zero:
+            raise InvalidError("devices.bytes_per_s: is always 0: give bytes a second, or leave it out")
+        otherwise = Distribution("constant", (0.0 if "seconds_per_sample" in found else 1.0,))
         return VirtualDevices(
-            Distribution.decode(self.seconds, "devices.seconds"),
-            None if speed is None else Distribution.decode(speed, "devices.bytes_per_s"),
-            self.drop_out,
+            found.get("seconds", otherwise),
+            found.get("seconds_per_sample"),
+            speed,
+            drop_out,
             self.seed,
         )
 

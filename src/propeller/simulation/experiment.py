@@ -7,6 +7,7 @@ So the result follows from the seeds alone, not from how fast this machine is, o
 import hashlib
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,7 @@ class SimulatedExperiment:
         model: Tensors,
         clients: Sequence[Candidate],
         devices: VirtualDevices,
+        samples: Callable[[int], int],
         runner: ClientRunner,
         folder: Path,
         *,
@@ -124,6 +126,7 @@ class SimulatedExperiment:
             model: where training starts.
             clients: the virtual fleet; the position of each is the number of its data.
             devices: how long each takes.
+            samples: how many samples a client has, by its number.
             runner: computes what clients send.
             folder: takes the models of rounds.
             program: its reference, for the record.
@@ -147,7 +150,8 @@ class SimulatedExperiment:
         self._clients = {one.id: number for number, one in enumerate(clients)}
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
-        self._devices, self._runner, self._folder = devices, runner, folder
+        self._devices, self._samples, self._runner, self._folder = devices, samples, runner, folder
+        self._task_counts = Counter[int]()
         self._observe = observe
         self._specs = specs_of(model)
         self._models: dict[int, Tensors] = {}
@@ -254,7 +258,9 @@ class SimulatedExperiment:
             if name == CENTRAL:
                 one.arrivals.append((self.now, slot, name))
                 continue
-            drawn = self._devices.draw(self._clients[name], one.task.number, 2 * size)
+            client = self._clients[name]
+            drawn = self._devices.draw(client, self._task_counts[client], 2 * size, self._samples)
+            self._task_counts[client] += 1
             moment = self.now + drawn.seconds
             if drawn.drops_out:
                 gone = ParticipantFailed(name, "the device dropped out")

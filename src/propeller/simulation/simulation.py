@@ -124,7 +124,8 @@ def simulate(
             Default: the experiment's own.
         partition: how a data set is divided, as ``"iid"`` or ``{"kind": "dirichlet", "alpha": 0.1}``.
         test: the part of the data set that is held out as its test set, for ``evaluate = {"on": "central", "dataset": "test"}``.
-        devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``.
+        devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``, or
+            ``{"trace": "file.csv"}``.
         program: the ``.wasm`` or ``.py`` file that clients run. Default: the experiment's ``program``, if that is one.
         workers: processes that run clients; default: one a core.
         first_version: the number of the model to start from, as programs may draw by it.
@@ -174,6 +175,7 @@ def simulate(
                 model,
                 fleet.candidates,
                 fleet.devices,
+                fleet.data.samples,
                 pool,
                 shared.models,
                 program=f"{spec.program}@{digest}",
