@@ -2,7 +2,7 @@
 
 A ``bash`` block is run as a whole, and a ``text`` block right after it is what it should show. In a ``console`` block
 each ``$ `` begins a command, and the lines up to the next are what that should show. ``…`` stands for anything in a line, and alone
-for any lines. ``<!-- not run: reason -->`` before a block leaves it out.
+for any lines. A ``toml`` block is a file, for the page's own test. ``<!-- not run: reason -->`` before a block leaves it out.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>bash|console|text|python)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<kind>bash|console|text|python|toml)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -51,6 +51,8 @@ def read_page(file: Path) -> Page:
         kind, body = block["kind"], block["body"]
         if block["reason"]:
             left_out.append(block["reason"])
+        elif kind == "toml":
+            pass
         elif kind == "python":
             raise ValueError(f"{file.name}:{line}: Python is not run from a page: say where it is")
         elif kind == "bash":
@@ -64,7 +66,7 @@ def read_page(file: Path) -> Page:
             last = commands.pop()
             commands.append(Command(last.text, body, last.line))
     if len(re.findall(r"^\s*```", text, re.MULTILINE)) != fences:
-        raise ValueError(f"{file.name}: blocks are bash, console or text, and begin at the margin")
+        raise ValueError(f"{file.name}: blocks are bash, console, text or toml, and begin at the margin")
     return Page(commands, left_out)
 
 

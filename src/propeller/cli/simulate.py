@@ -90,6 +90,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         shown = _Shown(bar, experiment.spec.rounds)
         ended = simulate(
