@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr
 
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.program_host.settings import RegistryUrl
-from propeller.web.app import MAX_BODY
+from propeller.web.limits import MAX_BODY
 
 MIB, GIB = 1024**2, 1024**3
 

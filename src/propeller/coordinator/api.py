@@ -30,9 +30,10 @@ from propeller.protocol.rounds import (
     ParticipantFailure,
     model_uri,
 )
-from propeller.web.app import MAX_BODY, Router, create_app
+from propeller.web.app import Router, create_app
 from propeller.web.auth import Caller, Principal, Verify
 from propeller.web.body import BodyLimit, read_body
+from propeller.web.limits import MAX_BODY
 
 log = get_logger("coordinator")
 

@@ -16,7 +16,7 @@ from propeller.process.settings import HttpSettings, Seconds
 from propeller.program_host.settings import RegistryUrl
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
-from propeller.web.app import MAX_BODY
+from propeller.web.limits import MAX_BODY
 
 NO_BROKER = "off"
 

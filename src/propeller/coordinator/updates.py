@@ -38,7 +38,7 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
-from propeller.web.app import MAX_BODY
+from propeller.web.limits import MAX_BODY
 
 NO_TENSORS = "update: Field required: update data is required and cannot be empty"
 """Of an update in a round of training."""

@@ -8,8 +8,9 @@ from fastapi import FastAPI, Request, Response
 from propeller.data_store.service import DataStore
 from propeller.data_store.settings import DataStoreSettings
 from propeller.errors import RefusedError, StartError
-from propeller.web.app import MAX_BODY, Router, create_app, etag_matches
+from propeller.web.app import Router, create_app, etag_matches
 from propeller.web.auth import Caller, Principal, Verify, verifier
+from propeller.web.limits import MAX_BODY
 from propeller.web.server import bind_api, serve
 
 

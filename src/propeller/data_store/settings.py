@@ -9,7 +9,7 @@ from pydantic import Field
 from propeller.errors import StartError
 from propeller.process.settings import HttpSettings
 from propeller.protocol.ids import InvalidIdError, check_id
-from propeller.web.app import MAX_BODY
+from propeller.web.limits import MAX_BODY
 
 _PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
 """The variables with the ids of the demo's proplets."""

@@ -15,10 +15,8 @@ from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
 from propeller.web.body import BodyLimit, BodyLimitMiddleware
+from propeller.web.limits import MAX_BODY
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
-
-MAX_BODY = 100 * 1024 * 1024
-"""The default limit on a request body, in bytes."""
 
 
 class _StrictRequest(Request):
