@@ -40,7 +40,7 @@ def experiment(**fields: Any) -> Experiment:
 
 
 def run(made: Experiment | None = None, **more: Any) -> Simulation:
-    given = {"data": documents(6), "program": program_path("logreg"), **more}
+    given = {"data": documents(6), "program": program_path("logreg"), "workers": 1, **more}
     return simulate(made or experiment(), **given)
 
 
@@ -225,6 +225,24 @@ def test_a_program_that_fails(tmp_path: Path, body: str, text: str) -> None:
     assert text in ended.history()[0]["failures"][0]["reason"]
 
 
+def test_a_program_that_writes_without_end(tmp_path: Path) -> None:
+    file = tmp_path / "program.wasm"
+    file.write_bytes(
+        bytes(
+            wasmtime.wat2wasm("""(module
+              (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+              (memory (export "memory") 2)
+              (func (export "_start")
+                (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 65536))
+                (loop $l (br_if $l (i32.eqz (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
+                (unreachable)))""")
+        )
+    )
+    made = experiment(retries=0, rounds=1, limits={"stdout_bytes": 100_000, "out_bytes": 1_000_000})
+    ended = run(made, program=file)
+    assert "stdout_bytes: over the limit of 100000 bytes" in ended.history()[0]["failures"][0]["reason"]
+
+
 def test_data_that_the_program_refuses() -> None:
     given = documents(6)
     for sample in given[0]["data"]:
@@ -259,6 +277,7 @@ def test_an_update_that_a_coordinator_would_read_in_a_thread() -> None:
         ({}, {"workers": 0}, "workers"),
         ({}, {"clients": 0}, "clients"),
         ({"strategy": {"program": "x/y"}}, {}, "strategy.program"),
+        ({"update": {"compression": "int8"}}, {}, "update.compression"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], more: dict[str, Any], text: str) -> None:

@@ -154,16 +154,13 @@ class ClientWorker:
         finally:
             program.store.close()
         stdout = _content(1, self._limits.stdout_bytes + 1)
-        error, limit = report.error, report.limit
-        if len(stdout) > self._limits.stdout_bytes:
-            limit = "stdout_bytes"
+        exceeded = "stdout_bytes" if len(stdout) > self._limits.stdout_bytes else None
         run = ProgramRun("", "", limits=self._limits, state=StateFolder(None, self._states))
         for bounded in bounded_folders(run, self._folder):
-            limit = limit or folder_contents.exceeded_limit(
+            exceeded = exceeded or folder_contents.exceeded_limit(
                 bounded.name, bounded.folder, bounded.max_bytes, bounded.max_files
             )
-        if limit is not None and error is None:
-            error = self._limits.error(limit)
+        error = report.error if exceeded is None else self._limits.error(exceeded)
         if error is None:
             folder_contents.check_files("out", self._folder / "out")
             folder_contents.check_files("state", self._folder / "state")
