@@ -20,9 +20,12 @@ def logits(model, x):
     return x @ model[f"w{last}"] + model[f"b{last}"]
 
 
+def cross_entropy(scores, y):
+    return -pt.log_softmax(scores)[range(len(y)), y].mean()
+
+
 def loss(model, x, y):
-    """The mean cross-entropy."""
-    return -pt.log_softmax(logits(model, x))[range(len(x)), y].mean()
+    return cross_entropy(logits(model, x), y)
 
 
 @pt.jit  # recorded once; from then on, a step is one number to the host
@@ -34,8 +37,8 @@ def step(model, x, y, lr, correct):
 
 @pt.jit
 def measure(model, x, y):
-    right = logits(model, x).argmax(axis=1) == y
-    return {"loss": loss(model, x, y), "accuracy": right.mean()}
+    scores = logits(model, x)
+    return {"loss": cross_entropy(scores, y), "accuracy": (scores.argmax(axis=1) == y).mean()}
 
 
 @train
