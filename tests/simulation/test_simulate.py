@@ -1,10 +1,13 @@
 """Experiments with a virtual fleet: exact repeats, failures, virtual time, and what a program may not do."""
 
+import contextlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import wasmtime
 
@@ -12,6 +15,7 @@ from propeller.data import program_path
 from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate
+from support.net import wait_until
 
 FEATURES = 6
 
@@ -208,6 +212,33 @@ def test_a_program_that_never_ends(tmp_path: Path) -> None:
     assert ended.state == "failed"
     assert "wall_time_s: over the limit of 0.5 s" in str(ended.reason)
     assert {one["name"] for one in ended.history()[0]["failures"]} <= {f"client-{n}" for n in range(1, 7)}
+
+
+def test_a_worker_that_is_killed_costs_one_client(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        def busy() -> psutil.Process | None:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    # Its program never ends, so that it takes more than to start.
+                    if "propeller.simulation.worker" in child.cmdline() and child.cpu_times().user > 1.5:
+                        return child
+            return None
+
+        child = wait_until(busy, what="a worker that is busy", timeout=60)
+        assert child is not None
+        child.kill()
+        killed.append(child.pid)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    made = experiment(rounds=1, limits={"wall_time_s": 3}, retries=0, selection={"count": 2})
+    ended = run(made, program=wat(tmp_path, "(loop $l (br $l))"))
+    thread.join()
+    reasons = {one["reason"] for one in ended.history()[0]["failures"]}
+    assert reasons == {"the program made its process end (signal 9)", "wall_time_s: over the limit of 3 s"}
+    assert killed
 
 
 @pytest.mark.parametrize(

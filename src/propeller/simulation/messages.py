@@ -5,8 +5,8 @@ A worker runs foreign code, so that what comes from it may be anything: it is ch
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import IO, Any, get_args
 
 from propeller.errors import UnavailableError
 
@@ -104,10 +104,13 @@ class ClientReport:
     kept: str | None = None
 
 
-Message = WorkerSetup | RoundTask | ClientTask | ClientReport
-_KINDS: dict[str, type[Any]] = {
-    one.__name__: one for one in (WorkerSetup, RoundTask, ClientTask, ClientReport)
-}
+@dataclass(frozen=True)
+class WorkerReady:
+    """A worker has loaded the program, and is confined."""
+
+
+Message = WorkerSetup | RoundTask | ClientTask | ClientReport | WorkerReady
+_KINDS: dict[str, type[Any]] = {one.__name__: one for one in get_args(Message)}
 
 
 class WorkerError(UnavailableError):
@@ -115,20 +118,24 @@ class WorkerError(UnavailableError):
 
 
 def write_message(stream: IO[bytes], message: Message, content: bytes = b"") -> None:
-    """Write a message, and the bytes that follow it."""
-    line = json.dumps({"message": type(message).__name__, **asdict(message)}, allow_nan=False)
-    stream.write(line.encode() + b"\n" + content)
-    stream.flush()
+    """Write a message, and the bytes that follow it; ``flush`` the stream to send it."""
+    # Not asdict, which copies: the fields are written as they are.
+    line = json.dumps({"message": type(message).__name__, **vars(message)}, allow_nan=False)
+    stream.write(line.encode() + b"\n")
+    if content:
+        stream.write(content)
 
 
 def read_message(stream: IO[bytes]) -> Message | None:
-    """The next message; ``None`` at the end.
+    """The next message; ``None`` at the end, and of a writer that was killed in the middle of one.
 
     Raises:
         WorkerError: it is none.
     """
     line = stream.readline(_MAX_LINE_BYTES)
-    if not line:
+    if not line.endswith(b"\n"):
+        if len(line) >= _MAX_LINE_BYTES:
+            raise WorkerError("simulation: a worker said something endless")
         return None
     try:
         fields = json.loads(line)

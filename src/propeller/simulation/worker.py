@@ -30,6 +30,7 @@ from propeller.simulation.messages import (
     ClientReport,
     ClientTask,
     RoundTask,
+    WorkerReady,
     WorkerSetup,
     read_message,
     write_message,
@@ -295,12 +296,15 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         (folder / name).mkdir(mode=0o700)
     _confine(setup)
     gc.freeze()
+    write_message(replies, WorkerReady())
+    replies.flush()
     while (message := read_message(requests)) is not None:
         if isinstance(message, RoundTask):
             worker.begin_round(message)
         elif isinstance(message, ClientTask):
             report, content = worker.run(message)
             write_message(replies, report, content)
+            replies.flush()
 
 
 def main() -> None:

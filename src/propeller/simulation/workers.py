@@ -22,6 +22,7 @@ from propeller.simulation.messages import (
     ClientTask,
     RoundTask,
     WorkerError,
+    WorkerReady,
     WorkerSetup,
     read_message,
     write_message,
@@ -30,6 +31,8 @@ from propeller.wasm.program_run import Limits, limit_error
 
 _WATCH_S = 0.1
 _CLOSE_S = 5.0
+_MAX_TOGETHER = 16
+"""Tasks that a worker is given at once."""
 _GRACE_S = 1.0
 """Beyond a task's wall time, for what is not the program."""
 
@@ -117,14 +120,18 @@ class WorkerPool:
             WorkerError: a worker cannot be started, or says what no worker would.
         """
         done: _Done = queue.SimpleQueue()
-        for task in tasks:
-            self._todo.put(_Job(round_task, task, done))
+        # Several at once, as it takes longer to wake a thread than to run a small program; few enough that all workers end together.
+        size = min(max(len(tasks) // (4 * len(self._workers)), 1), _MAX_TOGETHER)
+        for at in range(0, len(tasks), size):
+            self._todo.put(_Job(round_task, tasks[at : at + size], done))
         try:
-            for _ in tasks:
+            left = len(tasks)
+            while left:
                 found = done.get()
                 if isinstance(found, BaseException):
                     raise found
-                yield found
+                left -= len(found)
+                yield from found
         finally:  # also if whoever asked wants no more
             self._drop_jobs()
 
@@ -139,15 +146,15 @@ class WorkerPool:
                 worker.end_if_late()
 
 
-_Done = queue.SimpleQueue[tuple[ClientReport, bytes] | BaseException]
+_Done = queue.SimpleQueue[list[tuple[ClientReport, bytes]] | BaseException]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A client's task, and where its report goes."""
+    """Tasks of a round, and where their reports go."""
 
     round_task: RoundTask
-    task: ClientTask
+    tasks: Sequence[ClientTask]
     done: "_Done"
 
 
@@ -155,11 +162,15 @@ def _work(worker: "_Worker", todo: "queue.SimpleQueue[_Job | None]") -> None:
     try:
         while (job := todo.get()) is not None:
             try:
-                job.done.put(worker.run(job.round_task, job.task))
+                job.done.put(worker.run(job.round_task, job.tasks))
             except BaseException as error:  # noqa: BLE001 - raised where the reports are waited for
                 job.done.put(error)
     finally:
         worker.close()
+
+
+class _EndedError(Exception):
+    """A worker's process has ended."""
 
 
 class _Worker:
@@ -172,28 +183,48 @@ class _Worker:
         self._busy_since: float | None = None
         self._was_late = False
 
-    def run(self, round_task: RoundTask, task: ClientTask) -> tuple[ClientReport, bytes]:
-        process = self._started()
-        requests, replies = _pipes(process)
+    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> list[tuple[ClientReport, bytes]]:
+        """Run tasks one after the other; one that ends the process has failed, and the others are run by another process."""
+        found: list[tuple[ClientReport, bytes]] = []
+        while len(found) < len(tasks):
+            process = self._started()
+            requests, replies = _pipes(process)
+            try:
+                if self._round != round_task.number:
+                    write_message(requests, round_task)
+                    self._round = round_task.number
+                for task in tasks[len(found) :]:
+                    write_message(requests, task)
+                requests.flush()
+                while len(found) < len(tasks):
+                    found.append(self._answer(replies, tasks[len(found)]))
+            except WorkerError:
+                self.close()
+                raise
+            except (BrokenPipeError, _EndedError):
+                found.append((ClientReport(tasks[len(found)].id, error=self._reap(process)), b""))
+        return found
+
+    def _answer(self, replies: IO[bytes], task: ClientTask) -> tuple[ClientReport, bytes]:
+        """What the process says of a task.
+
+        Raises:
+            WorkerError: it says something else.
+            _EndedError: it has ended.
+        """
+        self._was_late, self._busy_since = False, time.monotonic()
         try:
-            if self._round != round_task.number:
-                write_message(requests, round_task)
-                self._round = round_task.number
-            self._was_late, self._busy_since = False, time.monotonic()
-            write_message(requests, task)
             report = read_message(replies)
-            if isinstance(report, ClientReport) and report.id == task.id:
-                content = replies.read(report.bytes) if report.bytes else b""
-                if len(content) == report.bytes:
-                    return report, content
-        except BrokenPipeError:
-            report = None
         finally:
             self._busy_since = None
-        if report is not None:
-            self.close()
+        if report is None:
+            raise _EndedError
+        if not isinstance(report, ClientReport) or report.id != task.id or report.bytes < 0:
             raise WorkerError("simulation: a worker answered what it was not asked")
-        return ClientReport(task.id, error=self._reap(process)), b""
+        content = replies.read(report.bytes) if report.bytes else b""
+        if len(content) != report.bytes:
+            raise _EndedError
+        return report, content
 
     def end_if_late(self) -> None:
         """End a task that runs longer than it may."""
@@ -241,8 +272,13 @@ class _Worker:
         except OSError as error:
             raise StartError(f"simulation: a worker cannot be started: {error.strerror}") from None
         self._round = -1
-        with contextlib.suppress(BrokenPipeError):  # its end is noticed when it is asked something
-            write_message(_pipes(self._process)[0], self._setup)
+        requests, replies = _pipes(self._process)
+        with contextlib.suppress(BrokenPipeError):  # its end is noticed next
+            write_message(requests, self._setup)
+            requests.flush()
+        if not isinstance(read_message(replies), WorkerReady):
+            reason = self._reap(self._process)
+            raise WorkerError(f"simulation: a worker did not start ({reason}): its standard error says why")
         return self._process
 
     def _reap(self, process: subprocess.Popen[bytes]) -> str:
