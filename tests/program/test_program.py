@@ -146,6 +146,32 @@ def test_every_model_comes_back_as_it_was(task: Task, tmp_path: Path, filling: i
         assert returned[name].tobytes() == array.tobytes(), name
 
 
+@pytest.mark.parametrize(("size", "saves"), [(256, 0), (257, 1)])
+def test_a_task_crosses_into_the_machine_a_few_times(
+    task: Task, monkeypatch: pytest.MonkeyPatch, size: int, saves: int
+) -> None:
+    """What is there; what is read at the end; the update."""
+    tapes: list[str] = []
+    do = StepMachine.run
+
+    def run(machine: StepMachine, tape: str) -> str:
+        tapes.append(tape)
+        return do(machine, tape)
+
+    def fit(model: Any, data: Data, *_: Any) -> Update:
+        metrics = {"loss": data.x.mean(), "accuracy": (data.y == 1).mean(), "count": 2}
+        return Update({"w": model["w"] + 1, "b": model["b"] * 2}, 2, metrics=metrics)
+
+    monkeypatch.setattr(StepMachine, "run", run)
+    code, out, err = task(fit, model={"w": [0.5] * (size - 1), "b": 1.0})
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["metrics"] == {"loss": pytest.approx(0.25), "accuracy": 0.5, "count": 2}
+    assert ("update" not in document) == bool(saves)
+    assert len(tapes) == 3
+    assert sum('"save"' in tape for tape in tapes) == saves
+
+
 def test_what_a_program_has_of_each_dtype(task: Task) -> None:
     def fit(model: Any, *_: Any) -> Update:
         dtypes = {name: model[name].dtype for name in DTYPES}

@@ -46,3 +46,11 @@ def test_nested_gradients_and_errors_leave_nothing_behind(machine: StepMachine) 
         pt.grad(fails)(pt.ones(2))
     now = session.current()
     assert (now.calls, now.tape) == (None, now.main)
+
+
+def test_what_is_read_ahead_is_what_it_was_then(machine: StepMachine) -> None:
+    x, y = pt.ones(2), pt.arange(3)
+    session.current().main.read_ahead([x, y])
+    kept = x + 0
+    x += 1
+    assert (x.tolist(), y.tolist(), y.tolist(), kept.tolist()) == ([2, 2], [0, 1, 2], [0, 1, 2], [1, 1])

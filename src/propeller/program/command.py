@@ -23,8 +23,8 @@ from propeller.tensors.array import Array
 from propeller.tensors.functions import array
 from propeller.tensors.shapes import CARRIED, Spec, TensorError
 
-_MAX_INLINE_ELEMENTS = 4096
-"""Updates up to this size are in the document itself, where anyone can read them; larger ones in a file."""
+_MAX_INLINE_ELEMENTS = 256
+"""Updates up to this size are in the document itself, where anyone can read them; larger ones in a file (docs/decisions/0197)."""
 
 _LIBRARY_FRAMES = (f"{Path(__file__).parents[1]}/", "<frozen ")
 
@@ -62,7 +62,7 @@ class _Task:
     def __init__(self, root: Path, context: Context) -> None:
         self._root, self._context = root, context
         self._tape = session.current().main
-        self._specs = self._tape.describe("model")
+        self._specs, self._columns = self._tape.describe_all("model", "data")
         self._strategy = LocalStrategy(context, self._specs, root)
 
     def train(self, function: Callable[..., Any]) -> dict[str, Any]:
@@ -103,6 +103,7 @@ class _Task:
         tensors = {name: model[name] for name in strategy.shared} if self._specs else model
         tensors |= control
         if sum(each.size for each in tensors.values()) <= _MAX_INLINE_ELEMENTS:
+            self._tape.read_ahead(tensors.values())
             document["update"] = {name: each.tolist() for name, each in tensors.items()}
         else:
             self._tape.save(tensors)
@@ -115,22 +116,29 @@ class _Task:
         result = self._call(function, model, self._context, Evaluation)
         if not result.metrics:
             raise ValueError("metrics: an evaluation has one or more")
+        self._tape.read_ahead(_single_arrays(result.metrics))
         return self._document(result)
 
     def _train_once(
         self, function: Callable[..., Any], model: dict[str, Array], context: Context
     ) -> tuple[Update, dict[str, Array]]:
         result = self._call(function, model, context, Update)
-        return result, _match_model(_check_mapping("model", result.model), self._specs)
+        matched = _match_model(_check_mapping("model", result.model), self._specs)
+        remainders = _remainders(matched)
+        self._tape.read_ahead([*remainders.values(), *_single_arrays(result.metrics)])
+        for name, remainder in remainders.items():
+            if not math.isfinite(float(remainder)):
+                raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
+        return result, matched
 
     def _call(
         self, function: Callable[..., Any], model: dict[str, Array], context: Context, expected: type[Any]
     ) -> Any:
         """Call the program's function, with data and hyperparameters that it may change."""
-        text = _read_text(
-            self._root / "in" / "hyperparams.json", context.environment.get("HYPERPARAMS") or "{}"
+        text = context.environment.get("HYPERPARAMS") or _read_text(
+            self._root / "in" / "hyperparams.json", "{}"
         )
-        data = TaskData(self._tape.describe("data"), self._root / "in" / "dataset.json")
+        data = TaskData(self._columns, self._root / "in" / "dataset.json")
         result = function(_Model(model), data, json.loads(text) or {}, context)
         if not isinstance(result, expected):
             mode = "train" if expected is Update else "evaluate"
@@ -216,7 +224,7 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
     """The update's tensors in dtypes that lose none of their numbers; the coordinator gives them the base model's again.
 
     Raises:
-        TensorError: One is missing, unknown, of another shape, or not finite.
+        TensorError: One is missing, unknown, or of another shape.
     """
     if specs and set(model) != set(specs):
         missing, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
@@ -240,9 +248,19 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
         # True and false are no numbers in JSON.
         as_number = tensor.dtype == "bool" and dtype not in {"bool", None}
         matched[name] = tensor.astype("uint8") if as_number else tensor
-        if tensor.dtype.startswith("float") and not math.isfinite(float((tensor * 0).sum())):
-            raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
     return matched
+
+
+def _remainders(model: Mapping[str, Array]) -> dict[str, Array]:
+    """For each tensor of floats a number that is finite if all of them are."""
+    return {name: (tensor * 0).sum() for name, tensor in model.items() if tensor.dtype.startswith("float")}
+
+
+def _single_arrays(metrics: Any) -> list[Array]:
+    """The metrics that are yet to be read, and can be."""
+    values = metrics.values() if isinstance(metrics, Mapping) else ()
+    main = session.current().main
+    return [each for each in values if isinstance(each, Array) and each.tape is main and each.size == 1]
 
 
 def _exact_array(values: Any, base: str | None) -> Array:

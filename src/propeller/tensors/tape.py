@@ -18,7 +18,7 @@ The machine answers with the JSON list of what the steps with an arrow give.
 
 import json
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from propeller.tensors.operations import infer
@@ -154,6 +154,7 @@ class MainTape(Tape):
         self._routines = 0
         self._lost_routines: set[int] = set()
         self._waiting_characters = 0
+        self._ahead: dict[int, bytes] = {}
 
     def append(self, name: str, operands: list[Any], params: Any) -> int:
         """Append a step; many are sent on at once."""
@@ -163,6 +164,8 @@ class MainTape(Tape):
     def release(self, handle: int) -> None:
         """Free it with the next crossing."""
         self._dead.append(handle)
+        if self._ahead:
+            self._ahead.pop(handle, None)
 
     def flush(self, *questions: tuple[Any, ...]) -> list[Any]:
         """Cross: do every step that waits and these, and return their answers.
@@ -187,7 +190,19 @@ class MainTape(Tape):
 
     def read(self, value: Handle) -> bytes:
         """The little-endian elements of an array, after every step before."""
-        return a2b_base64(self.flush(("read", None, [self.handle_of(value)], None))[0])
+        handle = self.handle_of(value)
+        found = self._ahead.pop(handle, None)
+        return a2b_base64(self.flush(("read", None, [handle], None))[0]) if found is None else found
+
+    def read_ahead(self, values: Iterable[Handle]) -> None:
+        """Have the elements of several arrays with one crossing, for the next ``read`` of each.
+
+        A handle's elements stay the same: what changes an array in place gives it another handle.
+        """
+        handles = [self.handle_of(value) for value in values]
+        if handles:
+            answers = self.flush(*[("read", None, [handle], None) for handle in handles])
+            self._ahead.update(zip(handles, map(a2b_base64, answers), strict=True))
 
     def create(self, data: bytes, spec: Spec) -> int:
         """Append an array of these little-endian elements; returns its handle."""
@@ -200,8 +215,14 @@ class MainTape(Tape):
 
     def describe(self, source: str) -> dict[str, Spec]:
         """The tensors of a source (``model``, ``data``, …)."""
-        found: dict[str, Any] = self.flush(("describe", None, [], source))[0]
-        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in found.items()}
+        return self.describe_all(source)[0]
+
+    def describe_all(self, *sources: str) -> list[dict[str, Spec]]:
+        """The tensors of each of several sources, with one crossing."""
+        return [
+            {name: (dtype, tuple(shape)) for name, (dtype, shape) in found.items()}
+            for found in self.flush(*[("describe", None, [], source) for source in sources])
+        ]
 
     def open(self, source: str, name: str) -> int:
         """Append a tensor of a source; returns its handle."""
