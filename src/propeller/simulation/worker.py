@@ -42,6 +42,7 @@ from propeller.wasm import confinement, folder_contents
 from propeller.wasm.folder_contents import OutputError
 from propeller.wasm.guest_program import error_cause, load_program, make_program
 from propeller.wasm.host_tensors import Given
+from propeller.wasm.instance_pool import pool_bytes
 from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.outcome import bounded_folders
 from propeller.wasm.program_run import MIB, Limits, ProgramRun, StateFolder
@@ -70,7 +71,7 @@ class ClientWorker:
         self._program = CompiledProgram(setup.artifact, setup.component, self._limits.fuel is not None)
         self._host_tensors = setup.host_tensors
         self._with_documents = not setup.host_tensors
-        self._loaded = load_program(self._program)
+        self._loaded = load_program(self._program, pool=self._limits if setup.component else None)
         self._data = open_client_data(Path(setup.data))
         self._central = None if setup.central is None else open_client_data(Path(setup.central))
         self._round = RoundTask(-1, {}, evaluates=False, model="", strategy=None, split=None, update={})
@@ -271,7 +272,10 @@ def _last_line() -> str:
 def _confine(setup: WorkerSetup) -> None:
     limits = Limits(**setup.limits)
     confinement.set_limits(
-        data_bytes=limits.memory_bytes + 2 * limits.tensor_bytes + _RUNTIME_BYTES,
+        data_bytes=limits.memory_bytes
+        + 2 * limits.tensor_bytes
+        + (pool_bytes(limits.table_elements) if setup.component else 0)
+        + _RUNTIME_BYTES,
         file_bytes=max(limits.out_bytes, limits.state_bytes, limits.stdout_bytes) + 1,
         cpu_s=_NO_BOUND,
     )

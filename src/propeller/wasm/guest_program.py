@@ -16,8 +16,9 @@ from propeller.wasm.call_values import (
     core_arguments,
     core_result,
 )
+from propeller.wasm.instance_pool import MAX_INSTANCES, MAX_MEMORIES, MAX_TABLES, use_pool
 from propeller.wasm.messages import STATE_WRITABLE, CompiledProgram, RunTask
-from propeller.wasm.program_run import limit_error
+from propeller.wasm.program_run import Limits, limit_error
 
 if TYPE_CHECKING:
     from propeller.wasm.host_tensors import Given, HostTensors
@@ -77,13 +78,20 @@ class LoadedComponent:
 Loaded = LoadedModule | LoadedComponent
 
 
-def load_program(program: CompiledProgram) -> Loaded:
+def load_program(program: CompiledProgram, *, pool: Limits | None = None) -> Loaded:
     """What can be done about a program before it is known what it runs on.
+
+    Args:
+        program: where it is.
+        pool: the limits of the many tasks that run it one after the other in this process, which keeps memory for the next one.
 
     Raises:
         wasmtime.WasmtimeError: the file cannot be loaded.
     """
-    engine = wasmtime.Engine(runtime_config(fuel=program.fuel))
+    config = runtime_config(fuel=program.fuel)
+    if pool is not None:
+        use_pool(config, pool.table_elements)
+    engine = wasmtime.Engine(config)
     return (LoadedComponent if program.component else LoadedModule)(engine, program.artifact)
 
 
@@ -106,9 +114,9 @@ class GuestProgram(ABC):
         self.store.set_limits(
             memory_size=self.limits.memory_bytes,
             table_elements=self.limits.table_elements,
-            instances=256,
-            tables=64,
-            memories=16,
+            instances=MAX_INSTANCES,
+            tables=MAX_TABLES,
+            memories=MAX_MEMORIES,
         )
         if self.limits.fuel is not None:
             self.store.set_fuel(self.limits.fuel)
