@@ -18,9 +18,11 @@ from propeller.fl.round import (
     Answer,
     ChoiceFailed,
     DeadlinePassed,
+    Effect,
     Event,
     ParticipantFailed,
     ParticipantsChosen,
+    ParticipantsReported,
     Persist,
     RetryRequested,
     Round,
@@ -36,6 +38,7 @@ from propeller.fl.round import (
     step,
     weighted_metrics,
 )
+from propeller.protocol.selection import RoundKind
 
 
 def collecting(k: int = 2, least: int = 1) -> Round:
@@ -365,6 +368,38 @@ def test_a_mean_is_exact_enough_within_its_values_and_the_same_in_any_order(
 
 
 NAMES = ("a", "b", "c", "d")
+
+
+reports = st.lists(
+    st.builds(
+        UpdateReceived, st.sampled_from((*NAMES, "x")), st.sampled_from("12"), st.sampled_from((None, 4, 5))
+    )
+    | st.builds(ParticipantFailed, st.sampled_from((*NAMES, "x")), st.sampled_from(("lost", "no image"))),
+    max_size=9,
+)
+
+
+@given(reports, st.integers(1, 4), st.sampled_from(("train", "evaluate")), st.booleans(), st.booleans())
+def test_reports_together_are_the_same_as_one_by_one(
+    told: list[UpdateReceived | ParticipantFailed], k: int, kind: RoundKind, is_wave: bool, is_over: bool
+) -> None:
+    plan = RoundPlan("r-1", NAMES, 4, k, min(k, 2), kind, is_wave)
+    current = step(Round(plan), RoundConfigured()).round
+    if is_over:
+        current = step(current, RoundCancelled("stopped")).round
+    single = Transition(current)
+    effects: list[Effect] = []
+    for report in told:
+        single = step(single.round, report)
+        effects += single.effects
+    together = step(current, ParticipantsReported(tuple(told)))
+    assert together.round == single.round
+    assert [*together.round.accepted] == [*single.round.accepted]  # in the same order too
+    assert [*together.round.failures] == [*single.round.failures]
+    answers = [effect for effect in effects if isinstance(effect, Answer)]
+    others = [effect for effect in effects if not isinstance(effect, Answer | Persist)]
+    first = [Persist()] if Persist() in effects else []
+    assert together.effects == (*first, *answers, *others)
 
 
 class RoundMachine(RuleBasedStateMachine):

@@ -122,7 +122,7 @@ class RoundRunner:
             for effect in transition.effects:
                 match effect:
                     case Persist():
-                        after = record.advance(transition.round, time.time(), arrival.update)
+                        after = record.advance(transition.round, time.time(), (arrival.update,))
                         changes.append(RoundChange(record, after, arrival.update))
                         writes.append(arrival.write)
                         record = after
@@ -158,7 +158,7 @@ class RoundRunner:
             match effect:
                 case Persist():
                     after = before.advance(
-                        transition.round, time.time(), None, new=new, program=program, names=names
+                        transition.round, time.time(), new=new, program=program, names=names
                     )
                     await self._save(active, [RoundChange(before, after)])
                 case Answer():

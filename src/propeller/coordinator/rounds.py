@@ -1,6 +1,6 @@
 """A round as the coordinator knows it: the state machine's part, what was asked for, and when things happened."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -227,7 +227,7 @@ class RoundRecord:
         self,
         after: Round,
         moment: float,
-        update: AcceptedUpdate | None,
+        accepted: Iterable[AcceptedUpdate] = (),
         *,
         new: NewVersion | None = None,
         program: str | None = None,
@@ -238,7 +238,7 @@ class RoundRecord:
         Args:
             after: the round.
             moment: of the event, in Unix seconds.
-            update: that was accepted.
+            accepted: updates that were.
             new: the version that was made.
             program: the reference of its program by digest, found out together with its participants.
             names: of its participants by their ids, told together with them.
@@ -251,8 +251,8 @@ class RoundRecord:
         told = {"task_wasm_image": program, "names": names if isinstance(self.request, RoundStart) else None}
         if known := {field: value for field, value in told.items() if value}:
             record = replace(record, request=self.request.model_copy(update=known))
-        if update is not None:
-            record = replace(record, updates={**self.updates, update.proplet_id: update})
+        if came := {update.proplet_id: update for update in accepted}:
+            record = replace(record, updates={**self.updates, **came})
         if after.state is not self.state:
             if self.state is RoundState.COLLECTING:
                 record = replace(record, closed_at=moment)

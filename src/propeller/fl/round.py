@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Protocol, assert_never
 
 from propeller.protocol.selection import RoundKind
@@ -102,6 +103,11 @@ class RoundPlan:
     def is_chosen(self) -> bool:
         """Whether it is known who takes part."""
         return bool(self.participants)
+
+    @cached_property
+    def slots(self) -> Mapping[str, int]:
+        """The place of each participant among them, from 0."""
+        return {name: slot for slot, name in enumerate(self.participants)}
 
     def choose(self, participants: tuple[str, ...], surplus: int) -> "RoundPlan":
         """The plan with its participants.
@@ -194,6 +200,16 @@ class ParticipantFailed:
 
 
 @dataclass(frozen=True)
+class ParticipantsReported:
+    """Updates and failures that came one after the other: the same as each by itself, and of all but one without copies of the round.
+
+    There is one answer for each, in their order.
+    """
+
+    reports: tuple[UpdateReceived | ParticipantFailed, ...]
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     """The time to collect is over."""
 
@@ -224,6 +240,7 @@ Event = (
     | RoundCancelled
     | UpdateReceived
     | ParticipantFailed
+    | ParticipantsReported
     | DeadlinePassed
     | AggregateStored
     | AggregationFailed
@@ -274,10 +291,10 @@ def step(current: Round, event: Event) -> Transition:
     match event:
         case RoundConfigured() | ParticipantsChosen() | ChoiceFailed():
             return _begin(current, event)
-        case UpdateReceived():
-            return _accept_update(current, event)
-        case ParticipantFailed():
-            return _record_failure(current, event)
+        case UpdateReceived() | ParticipantFailed():
+            return _hear(current, (event,))
+        case ParticipantsReported(reports):
+            return _hear(current, reports)
         case DeadlinePassed():
             return _close_at_deadline(current)
         case AggregateStored() | AggregationFailed() | RoundCancelled():
@@ -299,7 +316,7 @@ def admit(current: Round, proplet_id: str, base_version: int | None) -> Answer:
         base_version: the model version that it starts from; ``None`` for the round's own.
     """
     plan = current.plan
-    if proplet_id not in plan.participants:
+    if proplet_id not in plan.slots:
         return _not_a_participant(current, proplet_id)
     if proplet_id in current.accepted:
         return Answer(Verdict.ACCEPTED)
@@ -338,40 +355,55 @@ def _begin(current: Round, event: RoundConfigured | ParticipantsChosen | ChoiceF
     return Transition(replace(current, plan=plan, state=RoundState.COLLECTING), (Persist(),))
 
 
-def _fail(current: Round, reason: str, *answers: Answer) -> Transition:
-    return Transition(replace(current, state=RoundState.FAILED, reason=reason), (Persist(), *answers))
+def _fail(current: Round, reason: str) -> Transition:
+    return Transition(replace(current, state=RoundState.FAILED, reason=reason), (Persist(),))
 
 
-def _accept_update(current: Round, update: UpdateReceived) -> Transition:
+def _hear(current: Round, reports: Iterable[UpdateReceived | ParticipantFailed]) -> Transition:
+    accepted, failures = dict(current.accepted), dict(current.failures)
+    after = replace(current, accepted=accepted, failures=failures)
+    answers: list[Answer] = []
+    later: list[Effect] = []
+    for report in reports:
+        if isinstance(report, UpdateReceived):
+            answer = _judge_update(after, report)
+            if answer.verdict is Verdict.ACCEPTED:
+                accepted[report.proplet_id] = report.digest
+                failures.pop(report.proplet_id, None)
+        else:
+            answer = _judge_failure(after, report)
+            if answer.verdict is Verdict.ACCEPTED:
+                failures[report.proplet_id] = report.reason
+        answers.append(answer)
+        if answer.verdict is Verdict.ACCEPTED:
+            decided = _close_if_decided(after)
+            after = decided.round
+            later += [effect for effect in decided.effects if not isinstance(effect, Persist)]
+    if all(answer.verdict is not Verdict.ACCEPTED for answer in answers):
+        return Transition(current, tuple(answers))
+    return Transition(after, (Persist(), *answers, *later))
+
+
+def _judge_update(current: Round, update: UpdateReceived) -> Answer:
     sender = update.proplet_id
     # Before lateness: whoever sends again because an answer was lost must hear that the update counts.
     if sender in current.accepted:
         if current.accepted[sender] == update.digest:
-            return Transition(current, (Answer(Verdict.REPEATED),))
+            return Answer(Verdict.REPEATED)
         reason = f"another update of {sender} already counts in round {current.plan.round_id}"
-        return Transition(current, (Answer(Verdict.DIFFERENT, reason),))
-    answer = admit(current, sender, update.base_version)
-    if answer.verdict is not Verdict.ACCEPTED:
-        return Transition(current, (answer,))
-    return _close_if_decided(
-        replace(
-            current,
-            accepted={**current.accepted, sender: update.digest},
-            failures={name: why for name, why in current.failures.items() if name != sender},
-        )
-    )
+        return Answer(Verdict.DIFFERENT, reason)
+    return admit(current, sender, update.base_version)
 
 
-def _record_failure(current: Round, failure: ParticipantFailed) -> Transition:
+def _judge_failure(current: Round, failure: ParticipantFailed) -> Answer:
     sender, reason = failure.proplet_id, failure.reason
-    if sender not in current.plan.participants:
-        return Transition(current, (_not_a_participant(current, sender),))
+    if sender not in current.plan.slots:
+        return _not_a_participant(current, sender)
     if current.state is not RoundState.COLLECTING:
-        late = Answer(Verdict.LATE, f"round {current.plan.round_id} is {current.state}")
-        return Transition(current, (late,))
+        return Answer(Verdict.LATE, f"round {current.plan.round_id} is {current.state}")
     if sender in current.accepted or current.failures.get(sender) == reason:
-        return Transition(current, (Answer(Verdict.REPEATED),))
-    return _close_if_decided(replace(current, failures={**current.failures, sender: reason}))
+        return Answer(Verdict.REPEATED)
+    return Answer(Verdict.ACCEPTED)
 
 
 def _not_a_participant(current: Round, sender: str) -> Answer:
@@ -379,15 +411,14 @@ def _not_a_participant(current: Round, sender: str) -> Answer:
 
 
 def _close_if_decided(after: Round) -> Transition:
-    """Accept what came; the round collects on unless it needs no more updates, or can get no more."""
-    accepted = Answer(Verdict.ACCEPTED)
+    """The round collects on unless it needs no more updates, or can get no more."""
     count, plan = len(after.accepted), after.plan
     if plan.k_of_n is not None and count >= plan.k_of_n:
-        return _finish(after, accepted)
+        return _finish(after)
     if not after.has_heard_from_all:
-        return Transition(after, (Persist(), accepted))
+        return Transition(after)
     few = f", {count} of {plan.k_of_n} came and at least {plan.min_updates} needed" if count else ""
-    return _close(after, f"no update can come any more{few}: {_describe_failures(after)}", accepted)
+    return _close(after, f"no update can come any more{few}: {_describe_failures(after)}")
 
 
 def _close_at_deadline(current: Round) -> Transition:
@@ -400,11 +431,11 @@ def _close_at_deadline(current: Round) -> Transition:
     return _close(current, reason)
 
 
-def _close(current: Round, reason: str, *answers: Answer) -> Transition:
+def _close(current: Round, reason: str) -> Transition:
     """End with what has come; ``reason`` is why the round fails if that is too little."""
     if len(current.accepted) >= current.plan.min_updates:
-        return _finish(current, *answers)
-    return _fail(current, reason, *answers)
+        return _finish(current)
+    return _fail(current, reason)
 
 
 def _describe_failures(current: Round) -> str:
@@ -434,11 +465,11 @@ def _retry(current: Round) -> Transition:
     return _finish(replace(current, reason=None))
 
 
-def _finish(current: Round, *answers: Answer) -> Transition:
+def _finish(current: Round) -> Transition:
     if current.plan.kind == "evaluate" or current.plan.is_wave:
-        return Transition(replace(current, state=RoundState.COMPLETED), (Persist(), *answers))
+        return Transition(replace(current, state=RoundState.COMPLETED), (Persist(),))
     after = replace(current, state=RoundState.AGGREGATING)
-    return Transition(after, (Persist(), *answers, Aggregate(_aggregation_order(after))))
+    return Transition(after, (Persist(), Aggregate(_aggregation_order(after))))
 
 
 def _aggregation_order(current: Round) -> tuple[str, ...]:

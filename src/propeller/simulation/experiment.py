@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from propeller.coordinator.aggregation_requests import contribution_of
@@ -33,6 +34,7 @@ from propeller.fl.experiment import (
     StartRound,
     TimePassed,
     step,
+    wave_id,
 )
 from propeller.fl.round import (
     Aggregate,
@@ -42,6 +44,7 @@ from propeller.fl.round import (
     DeadlinePassed,
     ParticipantFailed,
     ParticipantsChosen,
+    ParticipantsReported,
     Round,
     RoundCancelled,
     RoundPlan,
@@ -50,7 +53,7 @@ from propeller.fl.round import (
 )
 from propeller.fl.round import Event as RoundEvent
 from propeller.fl.round import step as step_round
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
 from propeller.fl.strategies import (
     Contribution,
     ServerState,
@@ -60,17 +63,38 @@ from propeller.fl.strategies import (
     read_strategy,
 )
 from propeller.fl.task_environment import task_environments
-from propeller.fl.tensors import TensorError, Tensors, from_safetensors, specs_of, to_safetensors
+from propeller.fl.tensors import TensorError, Tensors, specs_of, to_safetensors
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.rounds import RoundStart, UpdateHeader
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
+from propeller.simulation.update_spool import UpdateSpool
 from propeller.simulation.workers import ClientRunner
+
+_COMPUTED_BYTES = 256 * 1024 * 1024
+"""Of updates that are computed together, which are kept in memory until they are heard."""
+
+_LEAST_COMPUTED, _MOST_COMPUTED = 16, 1024
 
 CENTRAL = "coordinator"
 """The one participant of a central evaluation, as on a fleet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """When something is heard of a participant: its update, or that it is gone."""
+
+    moment: float
+    drops_out: bool
+    slot: int
+    name: str
+
+    @property
+    def order(self) -> tuple[float, bool, int]:
+        """The soonest first; of the same moment, those that are gone, and then by slots."""
+        return self.moment, not self.drops_out, self.slot
 
 
 @dataclass
@@ -79,17 +103,24 @@ class _OpenRound:
 
     Attributes:
         record: as a coordinator has it.
-        task: what its participants have in common; ``None`` until they are chosen.
-        arrivals: when each participant's update comes, of those that do not drop out, the soonest first.
-        results: what was computed.
         updates: the tensors of updates, by participant.
+        task: what its participants have in common; ``None`` until they are chosen.
+        coming: what is still to be heard of participants, the soonest last.
+        number: the place of what is heard first among the events of its moment; each after it has the next one.
+        results: what was computed and is not heard yet.
     """
 
     record: RoundRecord
+    updates: UpdateSpool
     task: RoundTask | None = None
-    arrivals: list[tuple[float, int, str]] = field(default_factory=list)
+    coming: list[_Coming] = field(default_factory=list)
+    number: int = 0
     results: dict[str, tuple[ClientReport, bytes]] = field(default_factory=dict)
-    updates: dict[str, bytes] = field(default_factory=dict)
+
+    def let_go(self) -> None:
+        """Keep nothing that is not wanted any more once it is over; updates apart, which may be merged later."""
+        self.task = None
+        self.coming, self.results = [], {}
 
 
 class SimulatedExperiment:
@@ -162,18 +193,21 @@ class SimulatedExperiment:
         self._server_states: dict[int, ServerState] = {}
         self._kept_states: dict[str, str] = {}
         self._rounds: dict[str, _OpenRound] = {}
+        self._waves: dict[str, _OpenRound] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._count, self._task_ids, self._round_numbers = (
-            itertools.count(),
-            itertools.count(),
-            itertools.count(),
-        )
+        self._count = 0
+        self._task_ids, self._round_numbers = itertools.count(), itertools.count()
         self._store_model(first_version, model)
 
     @property
     def rounds(self) -> list[RoundRecord]:
         """Every round in the order in which it was started."""
         return [one.record for one in self._rounds.values()]
+
+    @property
+    def kept_updates(self) -> int:
+        """How many updates wait to be aggregated."""
+        return sum(len(one.updates) for one in self._rounds.values())
 
     def model(self, version: int) -> Tensors:
         """A version of the model.
@@ -185,15 +219,20 @@ class SimulatedExperiment:
 
     def run(self) -> None:
         """Let it begin, and everything that follows happen."""
-        self._feed(Admitted(0.0))
-        while self._agenda and not self.record.experiment.is_settled:
-            self.now, _number, act = heapq.heappop(self._agenda)
-            act()
+        try:
+            self._feed(Admitted(0.0))
+            while self._agenda and not self.record.experiment.is_settled:
+                self.now, _number, act = heapq.heappop(self._agenda)
+                act()
+        finally:
+            for one in self._rounds.values():
+                one.updates.clear()
 
     # What the experiment decides -------------------------------------------------------------------------------
 
     def _at(self, moment: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (moment, next(self._count), act))
+        heapq.heappush(self._agenda, (moment, self._count, act))
+        self._count += 1
 
     def _feed(self, event: Event) -> None:
         before = self.record.experiment
@@ -233,7 +272,9 @@ class SimulatedExperiment:
         record = RoundRecord(
             Round(plan), start, self._specs, self.now, announced=True, strategy=dict(self.record.strategy)
         )
-        one = self._rounds[request.round_id] = _OpenRound(record)
+        one = self._rounds[request.round_id] = _OpenRound(record, UpdateSpool(self._folder))
+        if request.is_wave:
+            self._waves[request.round_id] = one
         if self.record.is_central(record):
             self._at(self.now, lambda: self._begin(one, ParticipantsChosen((CENTRAL,), 0)))
             return
@@ -260,20 +301,16 @@ class SimulatedExperiment:
         size = sum(array.nbytes for array in self._models[record.round.plan.base_version].values())
         for slot, name in enumerate(chosen.participants):
             if name == CENTRAL:
-                one.arrivals.append((self.now, slot, name))
+                one.coming.append(_Coming(self.now, drops_out=False, slot=slot, name=name))
                 continue
             client = self._clients[name]
             drawn = self._devices.draw(client, self._task_counts[client], 2 * size, self._samples)
             self._task_counts[client] += 1
-            moment = self.now + drawn.seconds
-            if drawn.drops_out:
-                gone = ParticipantFailed(name, "the device dropped out")
-                self._at(moment, lambda gone=gone: self._step(one, gone))  # type: ignore[misc]
-            else:
-                one.arrivals.append((moment, slot, name))
-        one.arrivals.sort()
-        for moment, _slot, name in one.arrivals:
-            self._at(moment, lambda name=name: self._arrive(one, name))  # type: ignore[misc]
+            one.coming.append(_Coming(self.now + drawn.seconds, drawn.drops_out, slot, name))
+        one.coming.sort(key=lambda each: each.order, reverse=True)
+        one.number = self._count
+        self._count += len(one.coming)
+        self._await(one)
 
     def _round_task(self, record: RoundRecord) -> RoundTask:
         start = record.request
@@ -300,63 +337,95 @@ class SimulatedExperiment:
 
     # What devices send -----------------------------------------------------------------------------------------
 
-    def _arrive(self, one: _OpenRound, name: str) -> None:
-        """A device's update, or why it has none."""
+    def _await(self, one: _OpenRound) -> None:
+        """Note when something is heard of the next of a round's participants."""
+        if one.coming:
+            heapq.heappush(self._agenda, (one.coming[-1].moment, one.number, lambda: self._hear(one)))
+
+    def _hear(self, one: _OpenRound) -> None:
+        """Take what participants have to say until anything else happens: together, as a round may have many of them.
+
+        In a wave each by itself, as its experiment hears of each.
+        """
+        plan = one.record.round.plan
         if one.record.state is not RoundState.COLLECTING:
             return
+        missing = len(plan.participants) if plan.k_of_n is None else plan.k_of_n
+        missing -= len(one.record.round.accepted)
+        reports: list[UpdateReceived | ParticipantFailed] = []
+        accepted: list[AcceptedUpdate] = []
+        while one.coming and len(accepted) < missing and not (plan.is_wave and reports):
+            coming = one.coming[-1]
+            if self._agenda and (coming.moment, one.number) > self._agenda[0][:2]:
+                break
+            self.now = coming.moment
+            found = self._report_of(one, coming, missing - len(accepted))
+            if isinstance(found, AcceptedUpdate):
+                accepted.append(found)
+                reports.append(UpdateReceived(coming.name, found.digest))
+            else:
+                reports.append(found)
+            one.coming.pop()
+            one.number += 1
+        self._step(one, ParticipantsReported(tuple(reports)), accepted)
+        if one.record.state is RoundState.COLLECTING:
+            self._await(one)
+
+    def _report_of(
+        self, one: _OpenRound, coming: _Coming, missing: int
+    ) -> AcceptedUpdate | ParticipantFailed:
+        """A device's update, or why it has none; ``missing`` updates close the round."""
+        name = coming.name
+        if coming.drops_out:
+            return ParticipantFailed(name, "the device dropped out")
         if name not in one.results:
-            self._compute(one, name)
+            self._compute(one, missing)
         report, content = one.results.pop(name)
         if report.error is not None:
-            self._step(one, ParticipantFailed(name, report.error))
-            return
+            return ParticipantFailed(name, report.error)
         try:
-            update = self._check(one, name, report, content)
+            update = self._check(one, coming, report, content)
         except PropellerError as error:
-            self._step(one, ParticipantFailed(name, str(error)))
-            return
+            return ParticipantFailed(name, str(error))
         if report.kept is not None:
             self._kept_states[name] = report.kept
         if content:
-            one.updates[name] = content
-        self._step(one, UpdateReceived(name, update.digest), update)
+            one.updates.add(name, content)
+        return update
 
-    def _compute(self, one: _OpenRound, name: str) -> None:
-        """Compute what a participant sends, with those that come next: as many as the round still needs, so that all workers have something to do."""
-        if one.task is None:
-            raise AssertionError("a round begins before anything arrives")
+    def _compute(self, one: _OpenRound, missing: int) -> None:
+        """Compute what the next participants send: as many as the round still needs, so that all workers have something to do.
+
+        But not more at once than are kept in memory until they are heard.
+        """
         record = one.record
-        wanted = len(one.arrivals)
-        if not record.round.plan.is_wave and record.round.plan.k_of_n is not None:
-            wanted = record.round.plan.k_of_n - len(record.round.accepted)
-        at = next(number for number, (_moment, _slot, other) in enumerate(one.arrivals) if other == name)
-        coming = one.arrivals[at : at + max(wanted, 1)]
-        seeds = self._seeds(record)
-        tasks, names = [], {}
-        for _moment, slot, other in coming:
-            number = next(self._task_ids)
-            names[number] = other
-            tasks.append(
-                ClientTask(
-                    number,
-                    one.task.number,
-                    self._clients.get(other),
-                    other,
-                    seeds[slot],
-                    self._kept_states.get(other),
-                )
+        if one.task is None or not isinstance(record.request, RoundStart):
+            raise AssertionError("a round of an experiment begins before anything is heard")
+        model = self._models[record.round.plan.base_version]
+        size = max(1, sum(array.nbytes for array in model.values()))
+        most = min(max(_COMPUTED_BYTES // size, _LEAST_COMPUTED), _MOST_COMPUTED)
+        coming = (each for each in reversed(one.coming) if not each.drops_out)
+        if not record.round.plan.is_wave:
+            most = min(most, missing)
+        tasks = [
+            ClientTask(
+                next(self._task_ids),
+                one.task.number,
+                self._clients.get(each.name),
+                each.name,
+                slot_seed(record.request.seed, record.request.number, each.slot),
+                self._kept_states.get(each.name),
             )
+            for each in itertools.islice(coming, most)
+        ]
+        names = {task.id: task.proplet_id for task in tasks}
         for report, content in self._runner.run(one.task, tasks):
             one.results[names[report.id]] = report, content
             self.done += 1
 
-    def _seeds(self, record: RoundRecord) -> list[int]:
-        if not isinstance(record.request, RoundStart):
-            raise TypeError("rounds of experiments alone are simulated")
-        told = task_environments(record.request, record.round.plan.participants)
-        return [int(told[name]["FL_SEED"]) for name in record.round.plan.participants]
-
-    def _check(self, one: _OpenRound, name: str, report: ClientReport, content: bytes) -> AcceptedUpdate:
+    def _check(
+        self, one: _OpenRound, coming: _Coming, report: ClientReport, content: bytes
+    ) -> AcceptedUpdate:
         """What counts of a report, as a coordinator checks it.
 
         Raises:
@@ -373,13 +442,12 @@ class SimulatedExperiment:
         digest = hashlib.sha256(content).hexdigest()
         transfer = Transfer(report.size, report.size)
         accepted = AcceptedUpdate.of(header, digest, len(content), self.now, transfer)
-        slot = record.round.plan.participants.index(name)
-        check_contribution(record.strategy, contribution_of(accepted, slot))
+        check_contribution(record.strategy, contribution_of(accepted, coming.slot))
         return accepted
 
     # What becomes of rounds ------------------------------------------------------------------------------------
 
-    def _step(self, one: _OpenRound, event: RoundEvent, update: AcceptedUpdate | None = None) -> None:
+    def _step(self, one: _OpenRound, event: RoundEvent, accepted: Sequence[AcceptedUpdate] = ()) -> None:
         before = one.record
         transition = step_round(before.round, event)
         if transition.round == before.round:
@@ -387,7 +455,7 @@ class SimulatedExperiment:
         names = None
         if isinstance(event, ParticipantsChosen):
             names = {name: self._names[name] for name in event.participants if name in self._names}
-        one.record = before.advance(transition.round, self.now, update, names=names)
+        one.record = before.advance(transition.round, self.now, accepted, names=names)
         for effect in transition.effects:
             if isinstance(effect, Aggregate):
                 self._aggregate(one, effect.proplet_ids)
@@ -397,18 +465,34 @@ class SimulatedExperiment:
         record = one.record
         if record.state is not before.state and self._observe is not None:
             self._observe(self, record)
+        ends = record.state.is_over and not before.state.is_over
+        if ends:
+            one.let_go()
         if record.round.plan.is_wave:
             self._feed(wave_changed(record, self.now))
-        elif record.state.is_over and not before.state.is_over:
-            one.results.clear()
+        elif ends:
             one.updates.clear()
             self._feed(round_ended(self.record, record, self.now))
+        if ends:
+            self._drop_updates()
+
+    def _drop_updates(self) -> None:
+        """Drop what waves have sent and no merge can want any more: it is in a version, or too old."""
+        experiment = self.record.experiment
+        wanted: dict[str, set[str]] = {}
+        for each in (*experiment.buffer, *experiment.merging):
+            wanted.setdefault(wave_id(experiment.id, each.wave), set()).add(each.proplet_id)
+        for name, one in list(self._waves.items()):
+            one.updates.keep(wanted.get(name, ()))
+            if one.record.state.is_over and name not in wanted:
+                one.updates.clear()
+                del self._waves[name]
 
     def _aggregate(self, one: _OpenRound, names: Sequence[str]) -> None:
         record = one.record
         chosen = set(names)
         received = [
-            (self._contribution(record.updates[name], slot, 0, 0), one.updates[name])
+            (self._contribution(record.updates[name], slot, 0, 0), one.updates, name)
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
         ]
@@ -435,7 +519,7 @@ class SimulatedExperiment:
             announced=True,
             strategy=dict(self.record.strategy),
         )
-        one = self._rounds[request.round_id] = _OpenRound(record)
+        one = self._rounds[request.round_id] = _OpenRound(record, UpdateSpool(self._folder))
         older = sorted({each.base_version for each in request.updates} - {request.base_version})
         bases = [request.base_version, *older]
         received = [
@@ -443,12 +527,15 @@ class SimulatedExperiment:
                 self._contribution(
                     updates[each.proplet_id], slot, each.staleness, bases.index(each.base_version)
                 ),
-                self._rounds[each.round_id].updates[each.proplet_id],
+                self._rounds[each.round_id].updates,
+                each.proplet_id,
             )
             for slot, each in enumerate(request.updates)
         ]
 
         def merge() -> None:
+            if one.record.state.is_over:
+                return  # cancelled
             self._finish(one, received, request.base_version, older, with_state=request.number > 1)
             self._tell(one, record)
 
@@ -469,7 +556,7 @@ class SimulatedExperiment:
     def _finish(
         self,
         one: _OpenRound,
-        received: Sequence[tuple[Contribution, bytes]],
+        received: Sequence[tuple[Contribution, UpdateSpool, str]],
         base_version: int,
         older: Sequence[int],
         *,
@@ -482,7 +569,7 @@ class SimulatedExperiment:
                 self._strategy,
                 self._models[base_version],
                 state,
-                ((contribution, from_safetensors(content)[0]) for contribution, content in received),
+                ((contribution, partial(kept.tensors, name)) for contribution, kept, name in received),
                 other_bases=[self._models[version] for version in older],
             )
         except (StrategyInputError, UpdateError, TensorError) as error:
@@ -494,7 +581,7 @@ class SimulatedExperiment:
             self._server_states[version] = made.state
             event, new = AggregateStored(version), NewVersion(version, {}, made.report)
         done = step_round(one.record.round, event)
-        one.record = one.record.advance(done.round, self.now, None, new=new)
+        one.record = one.record.advance(done.round, self.now, new=new)
 
     # Models ----------------------------------------------------------------------------------------------------
 

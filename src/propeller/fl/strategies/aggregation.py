@@ -1,6 +1,6 @@
 """A whole aggregation in memory: for tests, simulation and small models. The aggregator does the same part by part."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, TypeVar
@@ -20,6 +20,9 @@ from propeller.fl.strategies.strategy import (
 from propeller.fl.tensors import TensorError, Tensors
 
 K = TypeVar("K")
+
+UpdateTensors = Tensors | Callable[[], Tensors]
+"""An update's tensors, or what reads them whenever they are needed, so that not all updates are in memory at once."""
 
 PART_BYTES = 4 * 1024 * 1024
 """A part of a model has the tensors that fit into this, or a larger one, or a piece of that."""
@@ -118,7 +121,7 @@ def aggregate(
     strategy: Strategy,
     base: Tensors,
     state: ServerState | None,
-    updates: Iterable[tuple[Contribution, Tensors]],
+    updates: Iterable[tuple[Contribution, UpdateTensors]],
     *,
     other_bases: Sequence[Tensors] = (),
     part_bytes: int = PART_BYTES,
@@ -132,7 +135,7 @@ def aggregate_round(
     strategy: Strategy,
     base: Tensors,
     state: ServerState | None,
-    updates: Iterable[tuple[Contribution, Tensors]],
+    updates: Iterable[tuple[Contribution, UpdateTensors]],
     *,
     other_bases: Sequence[Tensors] = (),
     part_bytes: int = PART_BYTES,
@@ -143,7 +146,7 @@ def aggregate_round(
         strategy: how.
         base: the model that the result replaces; its dtypes and shapes are the result's.
         state: the server state beside it; ``None`` before the first round.
-        updates: the contributions with their tensors.
+        updates: the contributions with their tensors, or with what reads these.
         other_bases: older models that contributions with ``base`` 1, 2, … started from.
         part_bytes: the size of parts; the result does not depend on it.
 
@@ -156,7 +159,7 @@ def aggregate_round(
     contributions = [contribution for contribution, _tensors in received]
     for number, (contribution, tensors) in enumerate(received):
         try:
-            strategy.check_update(base, tensors)
+            strategy.check_update(base, _read(tensors))
         except TensorError as error:
             raise UpdateError(number, contribution, error) from None
     parts = list(parts_of({name: array.nbytes for name, array in base.items()}, part_bytes))
@@ -164,7 +167,7 @@ def aggregate_round(
     for names in parts if strategy.measure is not Measure.NONE else ():
         measurement.begin([_pick(model, names) for model in (base, *other_bases)])
         for number, (_contribution, tensors) in enumerate(received):
-            measurement.add(number, _pick(tensors, names))
+            measurement.add(number, _pick(_read(tensors), names))
         measurement.end()
     plan = make_plan(strategy, contributions, state.values if state else {}, measurement.result())
     model: Tensors = {}
@@ -179,11 +182,15 @@ def aggregate_round(
         )
         for number, (_contribution, tensors) in enumerate(received):
             if part.counts(number):
-                part.add(number, _pick(tensors, strategy.update_names(names)))
+                part.add(number, _pick(_read(tensors), strategy.update_names(names)))
         part_model, part_state = part.finish()
         model |= part_model
         state_tensors |= part_state
     return Aggregated(model, ServerState(state_tensors, plan.values), dict(plan.report))
+
+
+def _read(tensors: UpdateTensors) -> Tensors:
+    return tensors() if callable(tensors) else tensors
 
 
 def _pick(tensors: Tensors, names: Iterable[str]) -> Tensors:

@@ -22,7 +22,10 @@ class Measurement:
         self._contributions = contributions
         count = len(contributions)
         self._squares = np.zeros(count)
-        self._gram = np.zeros((count, count))
+        side = (
+            count if strategy.measure is Measure.GRAM else 0
+        )  # 100,000 updates would have 75 GiB of products
+        self._gram = np.zeros((side, side))
         self._bases: Sequence[Tensors] = ()
         self._names: list[str] = []
         self._rows: dict[int, Mapping[str, Array]] = {}

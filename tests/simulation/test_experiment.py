@@ -1,0 +1,148 @@
+"""Simulated experiments whose clients compute nothing: how much is kept, and how much many clients cost."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.fl.selection import Candidate
+from propeller.fl.tensors import Tensors, to_safetensors
+from propeller.protocol.experiments import ExperimentSpec
+from propeller.simulation.description import DevicesSpec
+from propeller.simulation.experiment import SimulatedExperiment
+from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
+from propeller.simulation.update_spool import UpdateSpool
+
+
+class Idle:
+    """Clients that send the same model, or fail, at no cost."""
+
+    def __init__(self, model: Tensors, failing: frozenset[str] = frozenset()) -> None:
+        self.content, self.failing = to_safetensors(model), failing
+        self.most_at_once = 0
+
+    def run(
+        self, _round_task: RoundTask, tasks: Sequence[ClientTask]
+    ) -> Iterator[tuple[ClientReport, bytes]]:
+        self.most_at_once = max(self.most_at_once, len(tasks))
+        size = len(self.content)
+        for task in reversed(tasks):  # in whatever order they end
+            if task.proplet_id in self.failing:
+                yield ClientReport(task.id, error="no memory"), b""
+                continue
+            header = {
+                "round_id": _round_task.env["ROUND_ID"],
+                "proplet_id": task.proplet_id,
+                "base_model_uri": _round_task.env["MODEL_URI"],
+                "num_samples": 1 + task.seed % 3,
+                "metrics": {"loss": 0.5},
+            }
+            yield ClientReport(task.id, header=header, bytes=size, size=size), self.content
+
+
+def run(
+    folder: Path, runner: Idle, clients: int, model: Tensors, devices: Any = None, **fields: Any
+) -> SimulatedExperiment:
+    spec = ExperimentSpec.decode({"program": "idle", "name": "idle", **fields})
+    names = [Candidate(f"client-{number}", f"client-{number}") for number in range(1, clients + 1)]
+    made = SimulatedExperiment(
+        "idle-1",
+        spec,
+        model,
+        names,
+        DevicesSpec.decode(devices or {}).to_devices(),
+        lambda _client: 1,
+        runner,
+        folder,
+        program="idle",
+    )
+    made.run()
+    return made
+
+
+def model(size: int = 4) -> Tensors:
+    return {"w": np.ones(size, np.float32)}
+
+
+def test_what_happens_in_a_round_happens_in_the_order_of_virtual_time(tmp_path: Path) -> None:
+    devices = {
+        "seconds": {"distribution": "uniform", "low": 1, "high": 60},
+        "seed": 4,
+        "drop_out": {"part": 0.1, "noticed_after_s": 5},
+    }
+    failing = frozenset({"client-3", "client-7"})
+    ended = run(tmp_path, Idle(model(), failing), 30, model(), devices, rounds=1, k_of_n=15, timeout_s=50)
+    (record,) = ended.rounds
+    came = [each.received_at for each in record.updates.values()]
+    assert len(came) == 15
+    assert came == sorted(came)
+    assert record.closed_at == record.ended_at == came[-1] == ended.now
+    reasons = set(record.round.failures.values())
+    assert reasons == {"no memory", "the device dropped out"}
+    assert failing.isdisjoint(record.updates)
+
+
+def test_the_deadline_stands_between_what_came_before_and_after(tmp_path: Path) -> None:
+    devices = {"seconds": {"distribution": "uniform", "low": 1, "high": 60}, "seed": 4}
+    ended = run(tmp_path, Idle(model()), 30, model(), devices, rounds=1, timeout_s=30)
+    (record,) = ended.rounds
+    assert 0 < len(record.updates) < 30
+    assert all(each.received_at <= 30 for each in record.updates.values())
+    assert record.closed_at == 30
+
+
+def test_updates_of_waves_are_dropped_once_they_are_merged(tmp_path: Path) -> None:
+    size, rounds = 250_000, 40  # of 1 MB each
+    devices = {"seconds": {"distribution": "lognormal", "median": 5, "sigma": 1}, "seed": 1}
+    mode = {"kind": "async", "buffer": 4, "concurrency": 8, "max_staleness": 20}
+    held: list[int] = []
+
+    class Watching(Idle):
+        def run(
+            self, round_task: RoundTask, tasks: Sequence[ClientTask]
+        ) -> Iterator[tuple[ClientReport, bytes]]:
+            held.append(experiment.kept_updates)
+            return super().run(round_task, tasks)
+
+    watching = Watching(model(size))
+    spec = ExperimentSpec.decode({"program": "idle", "rounds": rounds, "mode": mode, "timeout_s": 1000})
+    names = [Candidate(f"client-{number}", f"client-{number}") for number in range(1, 21)]
+    made = DevicesSpec.decode(devices).to_devices()
+    experiment = SimulatedExperiment(
+        "idle-1", spec, model(size), names, made, lambda _client: 1, watching, tmp_path, program="idle"
+    )
+    experiment.run()
+    assert experiment.record.experiment.done == rounds
+    assert max(held) <= 4 + 8
+    assert experiment.kept_updates == 0
+
+
+def test_many_clients_are_computed_some_at_a_time(tmp_path: Path) -> None:
+    few, large = Idle(model()), model(4 * 2**20)  # of 16 MiB
+    run(tmp_path, few, 3000, model(), rounds=1)
+    assert few.most_at_once == 1024
+    many = Idle(model(), frozenset(f"client-{number}" for number in range(50)))
+    assert run(tmp_path, many, 40, large, rounds=1, retries=0).record.experiment.reason is not None
+    assert many.most_at_once == 16
+
+
+def test_updates_that_are_kept_are_in_a_file_if_they_are_many(tmp_path: Path) -> None:
+    spool = UpdateSpool(tmp_path, 1000)
+    contents = {str(number): bytes([number]) * (100 + number) for number in range(100)}
+    for name, content in contents.items():
+        spool.add(name, content)
+    assert {name: spool.read(name) for name in reversed(contents)} == contents
+    assert list(tmp_path.iterdir()) == []  # it has no name
+    spool.keep({"7", "9"})
+    assert len(spool) == 2
+    spool.add("new", b"x")
+    assert (spool.read("9"), spool.read("new")) == (contents["9"], b"x")
+    with pytest.raises(KeyError):
+        spool.read("8")
+    spool.keep(())
+    assert len(spool) == 0
+    spool.add("again", b"y")
+    assert spool.read("again") == b"y"
+    spool.clear()
