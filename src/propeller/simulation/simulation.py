@@ -27,7 +27,7 @@ from propeller.simulation.fleet import Data, Fleet, fleet_of
 from propeller.simulation.pictures import history_figure
 from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram
 from propeller.wasm.program_run import Limits
-from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.sandbox import Sandbox, find_compiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,13 +213,18 @@ def _compile(program: Path, limits: Limits) -> tuple[WorkerProgram, str]:
         raise StartError(f"{program}: {error.strerror}") from None
     digest = digest_of(content)
 
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # A sandbox takes a third of a second to open, and is not needed for what was compiled before.
+    found = find_compiled(folder, digest, limits)
+    if found is not None:
+        return WorkerProgram(found.artifact, found.component, found.host_tensors), digest
+
     async def compile_once() -> WorkerProgram:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        async with Sandbox(cache) as sandbox:
+        async with Sandbox(folder) as sandbox:
             await sandbox.add(digest, content, limits)
-            found = await sandbox.compiled(digest, limits)
-            return WorkerProgram(found.artifact, found.component, found.host_tensors)
+            made = await sandbox.compiled(digest, limits)
+            return WorkerProgram(made.artifact, made.component, made.host_tensors)
 
     with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
         return thread.submit(asyncio.run, compile_once()).result(), digest

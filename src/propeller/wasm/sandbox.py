@@ -5,6 +5,7 @@ The process that uses this never loads the runtime: see ``template.py`` for who 
 
 import asyncio
 import contextlib
+import importlib.metadata
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -35,6 +36,8 @@ __all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 _INLINE_BYTES = 256 * 1024
 """Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
 
+_PROGRAMS = "programs"
+_CACHE_BYTES = 1024 * MIB
 _TASK_FILE = "task.json"
 _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
@@ -42,6 +45,20 @@ _NICE = 5
 OnStderr = Callable[[str], None]
 
 T = TypeVar("T")
+
+
+def find_compiled(folder: Path, digest: str, limits: Limits) -> CachedProgram | None:
+    """A program that a sandbox with this folder has compiled with the runtime that is installed, if it has.
+
+    Raises:
+        ProgramError: the folder belongs to someone else.
+    """
+    cache = ProgramCache(folder.absolute() / _PROGRAMS, _CACHE_BYTES)
+    if not cache.has(digest):
+        return None
+    version = importlib.metadata.version("wasmtime")
+    program = cache.find(digest, version, fuel=limits.fuel is not None)
+    return program if cache.has_trusted_artifact(program) else None
 
 
 class Sandbox:
@@ -56,10 +73,10 @@ class Sandbox:
         ProgramError: a folder belongs to someone else. Entering raises SandboxError if the template does not start.
     """
 
-    def __init__(self, folder: Path, *, cache: Path | None = None, cache_bytes: int = 1024 * MIB) -> None:
+    def __init__(self, folder: Path, *, cache: Path | None = None, cache_bytes: int = _CACHE_BYTES) -> None:
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
+        self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
