@@ -105,9 +105,12 @@ class WorkerPool:
             thread.start()
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         self._closing.set()
         self._drop_jobs()
+        if kind is not None:  # nobody waits for what runs
+            for worker in self._workers:
+                worker.abort()
         for _ in self._threads:
             self._todo.put(None)
         for thread in (*self._threads, self._watch):
@@ -181,12 +184,12 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._round = -1
         self._busy_since: float | None = None
-        self._was_late = False
+        self._was_late = self._aborted = False
 
     def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> list[tuple[ClientReport, bytes]]:
         """Run tasks one after the other; one that ends the process has failed, and the others are run by another process."""
         found: list[tuple[ClientReport, bytes]] = []
-        while len(found) < len(tasks):
+        while len(found) < len(tasks) and not self._aborted:
             process = self._started()
             requests, replies = _pipes(process)
             try:
@@ -233,6 +236,12 @@ class _Worker:
             return
         self._was_late = True
         process.kill()
+
+    def abort(self) -> None:
+        """Have what runs ended, for another thread; nothing more is run."""
+        self._aborted = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process."""

@@ -1,0 +1,121 @@
+"""``propeller simulate``: what it shows and writes, what it refuses, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import wasmtime
+
+from propeller.data import program_path
+from support.net import wait_until
+from support.stack import PROPELLER, propeller
+
+EXPERIMENT = """
+program = "logreg.wasm"
+rounds = 2
+selection = { count = 2, seed = 1 }
+
+[hyperparams]
+lr = 0.1
+
+[model]
+w = [0.0, 0.0]
+b = 0.0
+
+[data]
+files = ["1.json", "2.json", "3.json"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "experiment.toml").write_text(EXPERIMENT)
+    (tmp_path / "logreg.wasm").write_bytes(program_path("logreg").read_bytes())
+    for number in (1, 2, 3):
+        samples = [{"x": [at / 10, number], "y": int(at > 5)} for at in range(10)]
+        (tmp_path / f"{number}.json").write_text(json.dumps({"data": samples}))
+    return tmp_path
+
+
+def simulate(project: Path, *arguments: str) -> Any:
+    return propeller("simulate", str(project / "experiment.toml"), "--workers", "1", *arguments)
+
+
+def test_what_it_shows_and_writes(project: Path) -> None:
+    ended = simulate(project, "--out", str(project / "out"), "--set", "rounds=3")
+    assert ended.returncode == 0, ended.stderr
+    assert "round   3  updates 2/2" in ended.stdout
+    assert "completed: 3 rounds, 6 tasks" in ended.stdout
+    written = json.loads((project / "out" / "history.json").read_text())
+    assert [one["number"] for one in written["rounds"]] == [1, 2, 3]
+    rows = (project / "out" / "history.csv").read_text().splitlines()
+    assert len(rows) == 7
+    assert rows[0].startswith("number,attempt,kind")
+    assert sorted(file.name for file in (project / "out").iterdir()) == [
+        "history.csv",
+        "history.json",
+        "latest.safetensors",
+        "metrics.svg",
+    ]
+
+
+def test_as_json(project: Path) -> None:
+    ended = simulate(project, "--json")
+    told = json.loads(ended.stdout)
+    assert (told["state"], told["done"], len(told["history"])) == ("completed", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--clients", "5"], "clients: 5, but there is data of 3"),
+        (["--partition", "{"], "--partition: not JSON"),
+        (["--data", "digit"], "digit"),
+        (["--program", "gone.wasm"], "gone.wasm is not a file"),
+        (["--labels"], "each client has a document"),
+        (["--set", "simulation.client=3"], "did you mean 'clients'"),
+        (
+            ["--set", "selection.count=9", "--set", "retries=0", "--set", "timeout_s=1"],
+            "9 devices needed, 3 there",
+        ),
+    ],
+)
+def test_what_is_refused(project: Path, arguments: list[str], text: str) -> None:
+    ended = simulate(project, *arguments)
+    assert ended.returncode == 1
+    assert text in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_ends_it_and_its_workers(project: Path) -> None:
+    never = '(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))'
+    (project / "logreg.wasm").write_bytes(bytes(wasmtime.wat2wasm(never)))
+    process = subprocess.Popen(
+        [*PROPELLER, "simulate", str(project / "experiment.toml"), "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+
+        def workers() -> list[psutil.Process]:
+            children = psutil.Process(process.pid).children()
+            return [one for one in children if "propeller.simulation.worker" in one.cmdline()]
+
+        (worker,) = wait_until(workers, what="a worker", timeout=30)
+        wait_until(lambda: worker.cpu_times().user > 1.2, what="a busy worker", timeout=30)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130
+        assert not worker.is_running()
+        output = process.stdout.read() if process.stdout is not None else b""
+        assert b"Traceback" not in output
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
