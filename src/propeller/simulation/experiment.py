@@ -4,22 +4,17 @@ Nothing waits: what a client sends is computed as soon as it can matter, and cou
 So the result follows from the seeds alone, not from how fast this machine is, or how many workers it has.
 """
 
-import hashlib
 import heapq
 import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from propeller.coordinator.aggregation_requests import contribution_of
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import make_merge_start, make_start
 from propeller.coordinator.round_events import round_ended, wave_changed
 from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
-from propeller.coordinator.transfer import Transfer
-from propeller.coordinator.update_checks import check_contribution, update_specs
+from propeller.coordinator.update_checks import update_specs
 from propeller.errors import InvalidError, PropellerError
 from propeller.fl.experiment import (
     Admitted,
@@ -53,7 +48,7 @@ from propeller.fl.round import (
 )
 from propeller.fl.round import Event as RoundEvent
 from propeller.fl.round import step as step_round
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, select, slot_seed
+from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
 from propeller.fl.strategies import (
     Contribution,
     ServerState,
@@ -65,62 +60,13 @@ from propeller.fl.strategies import (
 from propeller.fl.task_environment import task_environments
 from propeller.fl.tensors import TensorError, Tensors, specs_of, to_safetensors
 from propeller.protocol.experiments import ExperimentSpec
-from propeller.protocol.rounds import RoundStart, UpdateHeader
+from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError
+from propeller.simulation.client_tasks import CENTRAL, ClientTasks, OpenRound
 from propeller.simulation.devices import VirtualDevices
-from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
+from propeller.simulation.messages import RoundTask
 from propeller.simulation.update_spool import UpdateSpool
 from propeller.simulation.workers import ClientRunner
-
-_COMPUTED_BYTES = 256 * 1024 * 1024
-"""Of updates that are computed together, which are kept in memory until they are heard."""
-
-_LEAST_COMPUTED, _MOST_COMPUTED = 16, 1024
-
-CENTRAL = "coordinator"
-"""The one participant of a central evaluation, as on a fleet."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """When something is heard of a participant: its update, or that it is gone."""
-
-    moment: float
-    drops_out: bool
-    slot: int
-    name: str
-
-    @property
-    def order(self) -> tuple[float, bool, int]:
-        """The soonest first; of the same moment, those that are gone, and then by slots."""
-        return self.moment, not self.drops_out, self.slot
-
-
-@dataclass
-class _OpenRound:
-    """A round, and what its participants have sent or will send.
-
-    Attributes:
-        record: as a coordinator has it.
-        updates: the tensors of updates, by participant.
-        task: what its participants have in common; ``None`` until they are chosen.
-        coming: what is still to be heard of participants, the soonest last.
-        number: the place of what is heard first among the events of its moment; each after it has the next one.
-        results: what was computed and is not heard yet.
-    """
-
-    record: RoundRecord
-    updates: UpdateSpool
-    task: RoundTask | None = None
-    coming: list[_Coming] = field(default_factory=list)
-    number: int = 0
-    results: dict[str, tuple[ClientReport, bytes]] = field(default_factory=dict)
-
-    def let_go(self) -> None:
-        """Keep nothing that is not wanted any more once it is over; updates apart, which may be merged later."""
-        self.task = None
-        self.coming, self.results = [], {}
 
 
 class SimulatedExperiment:
@@ -130,7 +76,6 @@ class SimulatedExperiment:
         record: the experiment, as a coordinator has it.
         rounds: every round in the order in which it was started, as a coordinator has it.
         now: the virtual time in seconds.
-        done: how many clients' tasks were computed.
     """
 
     def __init__(
@@ -180,29 +125,32 @@ class SimulatedExperiment:
         strategy = spec.strategy.to_json()
         experiment = Experiment(experiment_id, spec, first_version)
         self.record = ExperimentRecord(experiment, 0.0, program, strategy)
-        self.now, self.done = 0.0, 0
+        self.now = 0.0
         self._strategy = read_strategy(strategy)
-        self._clients = {one.id: number for number, one in enumerate(clients)}
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
-        self._devices, self._samples, self._runner, self._folder = devices, samples, runner, folder
-        self._task_counts = Counter[int]()
+        self._tasks = ClientTasks(clients, devices, samples, runner)
+        self._folder = folder
         self._observe = observe
         self._specs = specs_of(model)
         self._models: dict[int, Tensors] = {}
         self._server_states: dict[int, ServerState] = {}
-        self._kept_states: dict[str, str] = {}
-        self._rounds: dict[str, _OpenRound] = {}
-        self._waves: dict[str, _OpenRound] = {}
+        self._rounds: dict[str, OpenRound] = {}
+        self._waves: dict[str, OpenRound] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self._task_ids, self._round_numbers = itertools.count(), itertools.count()
+        self._round_numbers = itertools.count()
         self._store_model(first_version, model)
 
     @property
     def rounds(self) -> list[RoundRecord]:
         """Every round in the order in which it was started."""
         return [one.record for one in self._rounds.values()]
+
+    @property
+    def done(self) -> int:
+        """How many clients' tasks were computed."""
+        return self._tasks.done
 
     @property
     def kept_updates(self) -> int:
@@ -272,7 +220,7 @@ class SimulatedExperiment:
         record = RoundRecord(
             Round(plan), start, self._specs, self.now, announced=True, strategy=dict(self.record.strategy)
         )
-        one = self._rounds[request.round_id] = _OpenRound(record, UpdateSpool(self._folder))
+        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._folder))
         if request.is_wave:
             self._waves[request.round_id] = one
         if self.record.is_central(record):
@@ -291,23 +239,15 @@ class SimulatedExperiment:
             return
         self._at(self.now, lambda: self._begin(one, ParticipantsChosen(chosen.ids, chosen.surplus)))
 
-    def _begin(self, one: _OpenRound, chosen: ParticipantsChosen) -> None:
+    def _begin(self, one: OpenRound, chosen: ParticipantsChosen) -> None:
         self._step(one, chosen)
         record = one.record
         if record.state is not RoundState.COLLECTING:
             return
         one.task = self._round_task(record)
         self._at(record.deadline, lambda: self._step(one, DeadlinePassed()))
-        size = sum(array.nbytes for array in self._models[record.round.plan.base_version].values())
-        for slot, name in enumerate(chosen.participants):
-            if name == CENTRAL:
-                one.coming.append(_Coming(self.now, drops_out=False, slot=slot, name=name))
-                continue
-            client = self._clients[name]
-            drawn = self._devices.draw(client, self._task_counts[client], 2 * size, self._samples)
-            self._task_counts[client] += 1
-            one.coming.append(_Coming(self.now + drawn.seconds, drawn.drops_out, slot, name))
-        one.coming.sort(key=lambda each: each.order, reverse=True)
+        one.model_bytes = sum(array.nbytes for array in self._models[record.round.plan.base_version].values())
+        self._tasks.begin(one, self.now)
         one.number = self._count
         self._count += len(one.coming)
         self._await(one)
@@ -337,12 +277,12 @@ class SimulatedExperiment:
 
     # What devices send -----------------------------------------------------------------------------------------
 
-    def _await(self, one: _OpenRound) -> None:
+    def _await(self, one: OpenRound) -> None:
         """Note when something is heard of the next of a round's participants."""
         if one.coming:
             heapq.heappush(self._agenda, (one.coming[-1].moment, one.number, lambda: self._hear(one)))
 
-    def _hear(self, one: _OpenRound) -> None:
+    def _hear(self, one: OpenRound) -> None:
         """Take what participants have to say until anything else happens: together, as a round may have many of them.
 
         In a wave each by itself, as its experiment hears of each.
@@ -359,7 +299,7 @@ class SimulatedExperiment:
             if self._agenda and (coming.moment, one.number) > self._agenda[0][:2]:
                 break
             self.now = coming.moment
-            found = self._report_of(one, coming, missing - len(accepted))
+            found = self._tasks.report(one, coming, missing - len(accepted))
             if isinstance(found, AcceptedUpdate):
                 accepted.append(found)
                 reports.append(UpdateReceived(coming.name, found.digest))
@@ -371,83 +311,9 @@ class SimulatedExperiment:
         if one.record.state is RoundState.COLLECTING:
             self._await(one)
 
-    def _report_of(
-        self, one: _OpenRound, coming: _Coming, missing: int
-    ) -> AcceptedUpdate | ParticipantFailed:
-        """A device's update, or why it has none; ``missing`` updates close the round."""
-        name = coming.name
-        if coming.drops_out:
-            return ParticipantFailed(name, "the device dropped out")
-        if name not in one.results:
-            self._compute(one, missing)
-        report, content = one.results.pop(name)
-        if report.error is not None:
-            return ParticipantFailed(name, report.error)
-        try:
-            update = self._check(one, coming, report, content)
-        except PropellerError as error:
-            return ParticipantFailed(name, str(error))
-        if report.kept is not None:
-            self._kept_states[name] = report.kept
-        if content:
-            one.updates.add(name, content)
-        return update
-
-    def _compute(self, one: _OpenRound, missing: int) -> None:
-        """Compute what the next participants send: as many as the round still needs, so that all workers have something to do.
-
-        But not more at once than are kept in memory until they are heard.
-        """
-        record = one.record
-        if one.task is None or not isinstance(record.request, RoundStart):
-            raise AssertionError("a round of an experiment begins before anything is heard")
-        model = self._models[record.round.plan.base_version]
-        size = max(1, sum(array.nbytes for array in model.values()))
-        most = min(max(_COMPUTED_BYTES // size, _LEAST_COMPUTED), _MOST_COMPUTED)
-        coming = (each for each in reversed(one.coming) if not each.drops_out)
-        if not record.round.plan.is_wave:
-            most = min(most, missing)
-        tasks = [
-            ClientTask(
-                next(self._task_ids),
-                one.task.number,
-                self._clients.get(each.name),
-                each.name,
-                slot_seed(record.request.seed, record.request.number, each.slot),
-                self._kept_states.get(each.name),
-            )
-            for each in itertools.islice(coming, most)
-        ]
-        names = {task.id: task.proplet_id for task in tasks}
-        for report, content in self._runner.run(one.task, tasks):
-            one.results[names[report.id]] = report, content
-            self.done += 1
-
-    def _check(
-        self, one: _OpenRound, coming: _Coming, report: ClientReport, content: bytes
-    ) -> AcceptedUpdate:
-        """What counts of a report, as a coordinator checks it.
-
-        Raises:
-            PropellerError: nothing.
-        """
-        try:
-            header = UpdateHeader.decode(dict(report.header))
-        except MalformedMessageError as error:
-            raise InvalidError(str(error)) from None
-        record = one.record
-        if record.kind == "evaluate":
-            digest = hashlib.sha256(header.model_dump_json().encode()).hexdigest()
-            return AcceptedUpdate.of(header, digest, 0, self.now)
-        digest = hashlib.sha256(content).hexdigest()
-        transfer = Transfer(report.size, report.size)
-        accepted = AcceptedUpdate.of(header, digest, len(content), self.now, transfer)
-        check_contribution(record.strategy, contribution_of(accepted, coming.slot))
-        return accepted
-
     # What becomes of rounds ------------------------------------------------------------------------------------
 
-    def _step(self, one: _OpenRound, event: RoundEvent, accepted: Sequence[AcceptedUpdate] = ()) -> None:
+    def _step(self, one: OpenRound, event: RoundEvent, accepted: Sequence[AcceptedUpdate] = ()) -> None:
         before = one.record
         transition = step_round(before.round, event)
         if transition.round == before.round:
@@ -461,7 +327,7 @@ class SimulatedExperiment:
                 self._aggregate(one, effect.proplet_ids)
         self._tell(one, before)
 
-    def _tell(self, one: _OpenRound, before: RoundRecord) -> None:
+    def _tell(self, one: OpenRound, before: RoundRecord) -> None:
         record = one.record
         if record.state is not before.state and self._observe is not None:
             self._observe(self, record)
@@ -488,7 +354,7 @@ class SimulatedExperiment:
                 one.updates.clear()
                 del self._waves[name]
 
-    def _aggregate(self, one: _OpenRound, names: Sequence[str]) -> None:
+    def _aggregate(self, one: OpenRound, names: Sequence[str]) -> None:
         record = one.record
         chosen = set(names)
         received = [
@@ -519,7 +385,7 @@ class SimulatedExperiment:
             announced=True,
             strategy=dict(self.record.strategy),
         )
-        one = self._rounds[request.round_id] = _OpenRound(record, UpdateSpool(self._folder))
+        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._folder))
         older = sorted({each.base_version for each in request.updates} - {request.base_version})
         bases = [request.base_version, *older]
         received = [
@@ -555,7 +421,7 @@ class SimulatedExperiment:
 
     def _finish(
         self,
-        one: _OpenRound,
+        one: OpenRound,
         received: Sequence[tuple[Contribution, UpdateSpool, str]],
         base_version: int,
         older: Sequence[int],
