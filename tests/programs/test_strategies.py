@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from propeller.fl.tensors import from_safetensors, to_safetensors
+from propeller.sdk import Experiment
+from propeller.simulation import simulate
 from propeller.wasm.program_run import Limits, ProgramRun, StateFolder
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add
@@ -118,6 +120,25 @@ async def test_scaffold_over_two_rounds(device: Device) -> None:
     y = expected(base, lambda name, _model: c[name] - first[name])
     second = {name: first[name] - c[name] + (base[name] - y[name]) / (STEPS * LR) for name in base}
     assert_close(update, y | {f"@control/{name}": second[name] - first[name] for name in base}, 1e-4)
+
+
+def test_scaffold_in_a_simulation() -> None:
+    # With one step of all samples a round, the control variates cancel out in the mean.
+    made = {}
+    for name in ("fedavg", "scaffold"):
+        given = Experiment(
+            program="mlp",
+            rounds=3,
+            strategy=name,
+            model={key: value.astype(np.float32) for key, value in network(64, 16).items()},
+            hyperparams={"lr": LR, "batch_size": COUNT},
+        )
+        partition = {"kind": "shards", "per_client": 1}
+        made[name] = simulate(
+            given, data={"x": X, "y": Y}, clients=4, partition=partition, program=built(SOURCES / "mlp.py")
+        )
+        assert made[name].state == "completed", made[name].reason
+    assert_close(made["scaffold"].model(), made["fedavg"].model())
 
 
 async def test_ditto_and_its_evaluation(device: Device) -> None:

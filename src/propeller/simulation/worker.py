@@ -93,6 +93,9 @@ class ClientWorker:
         self._part = (
             None if split is None else Part(split["holdout"], split["seed"], evaluates=task.evaluates)
         )
+        self._clear("in")
+        if task.strategy is not None:  # Python programs look whether it is there
+            (self._folder / "in" / "strategy.safetensors").write_bytes(Path(task.strategy).read_bytes())
         if self._with_documents:
             self._give_round_files()
 
@@ -210,13 +213,10 @@ class ClientWorker:
         """The model as documents, for a program that reads it itself."""
         content = Path(self._round.model).read_bytes()
         self._model_json = encode_json(to_json(from_safetensors(content)[0]))
-        self._clear("in")
         into = self._folder / "in"
         (into / "model.safetensors").write_bytes(content)
         (into / "model.json").write_bytes(self._model_json)
         (into / "hyperparams.json").write_text(self._round.env.get("HYPERPARAMS", "{}"))
-        if self._round.strategy is not None:
-            (into / "strategy.safetensors").write_bytes(Path(self._round.strategy).read_bytes())
 
     def _give_documents(self, task: ClientTask) -> dict[str, str]:
         """A client's data as a document; the variables that go with small ones, as ``TaskInputs.add_document``."""
