@@ -1,7 +1,10 @@
 """docs/simulation.md: its commands do what it says, and it describes every field."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from support.python_programs import CACHE_HOME, SOURCES, TEMPLATE, built
 from support.reader import Reader
 from support.stack import propeller
 
-FILE = Path(__file__).parents[2] / "docs" / "simulation.md"
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docs" / "simulation.md"
 PAGE = FILE.read_text()
 FILES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
@@ -33,6 +37,24 @@ def test_every_command_does_what_the_page_says(tmp_path: Path) -> None:
             reader.follow(command)
     finally:
         reader.close()
+
+
+def test_the_example_in_python() -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(CACHE_HOME)}
+    built(SOURCES / "softmax.py")
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "simulate.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    found = re.findall(r"^(\w+) \[([^]]+)\] 88 tasks", shown.stdout, re.MULTILINE)
+    last = {name: float(accuracies.split(", ")[-1]) for name, accuracies in found}
+    assert last.keys() == {"fedavg", "fedadam", "scaffold"}
+    assert last["fedadam"] > last["fedavg"] > 0.5
 
 
 def test_every_field_is_described() -> None:
