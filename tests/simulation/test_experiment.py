@@ -1,5 +1,6 @@
 """Simulated experiments whose clients compute nothing: how much is kept, and how much many clients cost."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 from propeller.fl.selection import Candidate
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.protocol.experiments import ExperimentSpec
+from propeller.simulation import client_tasks
 from propeller.simulation.description import DevicesSpec
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
 from propeller.simulation.update_spool import UpdateSpool
+
+LOGNORMAL = {"distribution": "lognormal", "median": 5, "sigma": 1}
 
 
 class Idle:
@@ -23,9 +27,7 @@ class Idle:
         self.content, self.failing = to_safetensors(model), failing
         self.most_at_once = 0
 
-    def run(
-        self, _round_task: RoundTask, tasks: Sequence[ClientTask]
-    ) -> Iterator[tuple[ClientReport, bytes]]:
+    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> Iterator[tuple[ClientReport, bytes]]:
         self.most_at_once = max(self.most_at_once, len(tasks))
         size = len(self.content)
         for task in reversed(tasks):  # in whatever order they end
@@ -33,12 +35,15 @@ class Idle:
                 yield ClientReport(task.id, error="no memory"), b""
                 continue
             header = {
-                "round_id": _round_task.env["ROUND_ID"],
+                "round_id": round_task.env["ROUND_ID"],
                 "proplet_id": task.proplet_id,
-                "base_model_uri": _round_task.env["MODEL_URI"],
+                "base_model_uri": round_task.env["MODEL_URI"],
                 "num_samples": 1 + task.seed % 3,
                 "metrics": {"loss": 0.5},
             }
+            if round_task.evaluates:
+                yield ClientReport(task.id, header=header), b""
+                continue
             yield ClientReport(task.id, header=header, bytes=size, size=size), self.content
 
 
@@ -57,6 +62,7 @@ def run(
         runner,
         folder,
         program="idle",
+        has_central=True,
     )
     made.run()
     return made
@@ -91,6 +97,53 @@ def test_the_deadline_stands_between_what_came_before_and_after(tmp_path: Path) 
     assert 0 < len(record.updates) < 30
     assert all(each.received_at <= 30 for each in record.updates.values())
     assert record.closed_at == 30
+
+
+def test_how_many_are_computed_together_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = {"seconds": LOGNORMAL, "seed": 4, "drop_out": {"part": 0.1, "noticed_after_s": 5}}
+
+    def told(**fields: Any) -> list[Any]:
+        runner = Idle(model(), frozenset({"client-3", "client-7"}))
+        ended = run(tmp_path, runner, 30, model(), devices, rounds=3, timeout_s=20, **fields)
+        return [ended.now, *(one.detail() for one in ended.rounds)]
+
+    for fields in ({"k_of_n": 15}, {"mode": {"kind": "async", "buffer": 3}}, {"selection": {"count": 5}}):
+        together = told(**fields)
+        with monkeypatch.context() as patched:
+            patched.setattr(client_tasks, "_MOST_COMPUTED", 1)
+            assert told(**fields) == together
+
+
+def test_central_evaluations_of_an_asynchronous_experiment(tmp_path: Path) -> None:
+    ended = run(
+        tmp_path,
+        Idle(model()),
+        12,
+        model(),
+        {"seconds": LOGNORMAL, "seed": 2},
+        rounds=5,
+        mode={"kind": "async", "buffer": 3, "concurrency": 6},
+        evaluate={"every": 2, "on": "central", "dataset": "test"},
+        timeout_s=1000,
+    )
+    rounds = [one for one in ended.rounds if not one.round.plan.is_wave]
+    assert [(one.kind, one.numbers["number"]) for one in rounds] == [
+        ("train", 1),
+        ("train", 2),
+        ("evaluate", 2),
+        ("train", 3),
+        ("train", 4),
+        ("evaluate", 4),
+        ("train", 5),
+        ("evaluate", 5),
+    ]
+    for before, one in itertools.pairwise(rounds):
+        if one.kind == "evaluate":  # of the version that was just made, and it takes no time of devices
+            assert one.round.plan.base_version == before.round.model_version
+            assert one.created_at == one.ended_at == before.ended_at
+    assert ended.record.experiment.best is not None
 
 
 def test_updates_of_waves_are_dropped_once_they_are_merged(tmp_path: Path) -> None:

@@ -445,6 +445,8 @@ class SimulatedExperiment:
             version = max(self._models) + 1
             self._store_model(version, made.model)
             self._server_states[version] = made.state
+            # Versions are one after the other, and devices that begin at this moment may want the one before: no older one is asked for.
+            self._server_states.pop(version - 2, None)
             event, new = AggregateStored(version), NewVersion(version, {}, made.report)
         done = step_round(one.record.round, event)
         one.record = one.record.advance(done.round, self.now, new=new)
