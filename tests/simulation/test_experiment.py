@@ -181,6 +181,20 @@ def test_many_clients_are_computed_some_at_a_time(tmp_path: Path) -> None:
     assert many.most_at_once == 16
 
 
+def test_an_aggregate_of_updates_in_a_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(**fields: Any) -> bytes:
+        ended = run(tmp_path, Idle({"w": np.arange(4, dtype=np.float32)}), 9, model(), rounds=2, **fields)
+        return ended.model(3)["w"].tobytes()
+
+    for strategy in ("fedavg", "fedadam", {"name": "krum", "byzantine": 2}):
+        found = made(strategy=strategy)
+        with monkeypatch.context() as patched:
+            patched.setattr(UpdateSpool.__init__, "__defaults__", (100,))
+            assert made(strategy=strategy) == found
+
+
 def test_updates_that_are_kept_are_in_a_file_if_they_are_many(tmp_path: Path) -> None:
     spool = UpdateSpool(tmp_path, 1000)
     contents = {str(number): bytes([number]) * (100 + number) for number in range(100)}

@@ -7,7 +7,6 @@ So the result follows from the seeds alone, not from how fast this machine is, o
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from propeller.coordinator.experiment_records import ExperimentRecord
@@ -435,7 +434,7 @@ class SimulatedExperiment:
                 self._strategy,
                 self._models[base_version],
                 state,
-                ((contribution, partial(kept.tensors, name)) for contribution, kept, name in received),
+                ((contribution, kept.tensors(name)) for contribution, kept, name in received),
                 other_bases=[self._models[version] for version in older],
             )
         except (StrategyInputError, UpdateError, TensorError) as error:

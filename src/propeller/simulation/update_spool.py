@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from propeller.fl.strategies.aggregation import UpdateTensors
 from propeller.fl.tensors import Tensors, from_safetensors
 
 _MEMORY_BYTES = 64 * 1024 * 1024
@@ -19,6 +21,7 @@ class UpdateSpool:
         self._folder, self._memory_bytes = folder, memory_bytes
         self._file: IO[bytes] | None = None
         self._places: dict[str, tuple[int, int]] = {}
+        self._size = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -32,6 +35,7 @@ class UpdateSpool:
         place = self._file.seek(0, 2)
         self._file.write(content)
         self._places[name] = place, len(content)
+        self._size = place + len(content)
 
     def read(self, name: str) -> bytes:
         """The update of a participant.
@@ -45,8 +49,15 @@ class UpdateSpool:
         self._file.seek(place)
         return self._file.read(size)
 
-    def tensors(self, name: str) -> Tensors:
-        """The tensors of a participant's update."""
+    def tensors(self, name: str) -> UpdateTensors:
+        """The tensors of a participant's update; if updates are in a file, what reads them."""
+        return (
+            self._read_tensors(name)
+            if self._size <= self._memory_bytes
+            else partial(self._read_tensors, name)
+        )
+
+    def _read_tensors(self, name: str) -> Tensors:
         return from_safetensors(self.read(name))[0]
 
     def keep(self, names: Container[str]) -> None:
@@ -57,7 +68,7 @@ class UpdateSpool:
 
     def clear(self) -> None:
         """Drop everything."""
-        self._places = {}
+        self._places, self._size = {}, 0
         if self._file is not None:
             self._file.close()
             self._file = None
