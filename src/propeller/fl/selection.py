@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from propeller.errors import UnavailableError, UnprocessableError
 from propeller.protocol.selection import RoundKind, SelectionPolicy
@@ -30,6 +31,11 @@ class Candidate:
     name: str
     tags: frozenset[str] = frozenset()
     keeps_state: bool = True
+
+    @cached_property
+    def order(self) -> tuple[tuple[tuple[str, int, str], ...], str, str]:
+        """The key that sorts devices: by name as people do, and of the same name by id."""
+        return natural_order(self.name), self.name, self.id
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
         UnprocessableError: it needs device state, which devices that are named, or too many of the others, do not have.
     """
-    there = sorted(candidates, key=lambda one: (natural_order(one.name), one.name, one.id))
+    there = sorted(candidates, key=lambda one: one.order)
     ids = frozenset(one.id for one in there)
     fitting = [one for one in there if _fits(one, policy, ids)]
     busy = frozenset(policy.busy)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Self
 
 from propeller.protocol.experiments import ExperimentSpec
@@ -64,7 +65,7 @@ class Wave:
     failed: tuple[str, ...] = ()
     is_cancelled: bool = False
 
-    @property
+    @cached_property
     def training(self) -> tuple[str, ...]:
         """Those of whom an update is expected."""
         gone = {*self.updates, *self.failed}
@@ -168,12 +169,12 @@ class Experiment:
         """Whether it counts among those that run at the same time."""
         return self.state is ExperimentState.RUNNING or self.open is not None or bool(self.waves)
 
-    @property
+    @cached_property
     def training(self) -> tuple[str, ...]:
         """Who trains in a wave."""
         return tuple(name for wave in self.waves for name in wave.training)
 
-    @property
+    @cached_property
     def busy(self) -> tuple[str, ...]:
         """Who trains, or has an update in the buffer."""
         return (*self.training, *(one.proplet_id for one in self.buffer))

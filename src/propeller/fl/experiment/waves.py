@@ -22,12 +22,13 @@ def hear_of_wave(current: Experiment, event: WaveChanged) -> tuple[Experiment, l
     before = next((one for one in current.waves if wave_id(current.id, one.number) == event.round_id), None)
     if before is None:
         return None
-    new = tuple(name for name in event.updates if name not in before.updates)
+    known, sent = frozenset(before.updates), frozenset(event.updates)
+    new = tuple(name for name in event.updates if name not in known)
     after = replace(
         before,
         participants=before.participants if event.participants is None else event.participants,
         updates=before.updates + new,
-        failed=tuple(name for name in event.failed if name not in event.updates),
+        failed=tuple(name for name in event.failed if name not in sent),
     )
     if after == before and not event.is_over:
         return None
@@ -56,7 +57,8 @@ def drop_stale(current: Experiment) -> tuple[Experiment, list[Report]]:
     oldest = current.done - (current.spec.mode.max_staleness or 0)
     fine = tuple(one for one in current.buffer if one.base_done >= oldest)
     waves = tuple(
-        replace(one, is_cancelled=one.is_cancelled or one.base_done < oldest) for one in current.waves
+        one if one.is_cancelled or one.base_done >= oldest else replace(one, is_cancelled=True)
+        for one in current.waves
     )
     reason = explain_staleness(current)
     reports = [
