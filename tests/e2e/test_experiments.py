@@ -161,6 +161,7 @@ async def test_a_simulation_chooses_evaluates_and_measures_as_the_fleet_does(
         "hyperparams": HYPERPARAMS,
         "selection": {"count": 2, "min_available": 3, "seed": 3},
         "evaluate": {"every": 2},
+        "update": {"compression": {"top_k": 0.5, "values": "int8"}},  # with what is left out added later
     }
     split = {"holdout": 0.25, "seed": 1}
     async with coordinator(up) as http:

@@ -44,7 +44,8 @@ class Idle:
             if round_task.evaluates:
                 yield ClientReport(task.id, header=header), b""
                 continue
-            yield ClientReport(task.id, header=header, bytes=size, size=size), self.content
+            transfer = {"bytes": size, "uncompressed_bytes": size}
+            yield ClientReport(task.id, header=header, bytes=size, transfer=transfer), self.content
 
 
 def run(

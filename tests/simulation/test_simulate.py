@@ -92,6 +92,16 @@ def test_evaluation_marks_the_best_version() -> None:
     assert ended.model("best").keys() == {"w", "b"}
 
 
+@pytest.mark.parametrize("compression", ["zstd", "int8", {"top_k": 0.3, "values": "float16"}])
+def test_compressed_updates(compression: Any) -> None:
+    ended = run(experiment(update={"compression": compression}, rounds=4))
+    assert ended.state == "completed"
+    for one in ended.history():
+        for update in one["updates"]:
+            assert update["compression"] != "none"
+            assert (update.get("compression_error", 0) > 0) == (compression != "zstd")
+
+
 def test_a_central_evaluation_has_data_of_its_own() -> None:
     named = {f"device-{number}": one for number, one in enumerate(documents(4))}
     made = experiment(evaluate={"every": 3, "on": "central", "dataset": "held-out"})
@@ -214,7 +224,7 @@ def test_a_program_that_never_ends(tmp_path: Path) -> None:
     assert {one["name"] for one in ended.history()[0]["failures"]} <= {f"client-{n}" for n in range(1, 7)}
 
 
-def test_a_worker_that_is_killed_costs_one_client(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_a_clients_failure(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -233,11 +243,11 @@ def test_a_worker_that_is_killed_costs_one_client(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    made = experiment(rounds=1, limits={"wall_time_s": 3}, retries=0, selection={"count": 2})
+    made = experiment(rounds=1, limits={"wall_time_s": 60}, retries=0, selection={"count": 1})
     ended = run(made, program=wat(tmp_path, "(loop $l (br $l))"))
     thread.join()
     reasons = {one["reason"] for one in ended.history()[0]["failures"]}
-    assert reasons == {"the program made its process end (signal 9)", "wall_time_s: over the limit of 3 s"}
+    assert reasons == {"the program made its process end (signal 9)"}
     assert killed
 
 
@@ -308,7 +318,6 @@ def test_an_update_that_a_coordinator_would_read_in_a_thread() -> None:
         ({}, {"workers": 0}, "workers"),
         ({}, {"clients": 0}, "clients"),
         ({"strategy": {"program": "x/y"}}, {}, "strategy.program"),
-        ({"update": {"compression": "int8"}}, {}, "update.compression"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], more: dict[str, Any], text: str) -> None:

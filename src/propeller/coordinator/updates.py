@@ -140,8 +140,8 @@ async def decode_update(
         UnsupportedTypeError: updates of this type are not supported.
     """
     if coding is not None or len(body) > _THREAD_FROM_BYTES:  # a short body may be long without its coding
-        return await asyncio.to_thread(_decode_update, content_type, body, coding, max_bytes)
-    return _decode_update(content_type, body, coding, max_bytes)
+        return await asyncio.to_thread(read_update, content_type, body, coding=coding, max_bytes=max_bytes)
+    return read_update(content_type, body, coding=coding, max_bytes=max_bytes)
 
 
 async def make_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
@@ -171,17 +171,17 @@ def check_fits(tensors: Tensors | Specs, base: Specs) -> None:
         raise UnprocessableError(f"update does not fit the base model: {error}") from None
 
 
-def _decode_update(
-    content_type: str | None, body: bytes, coding: str | None, max_bytes: int
+def read_update(
+    content_type: str | None, body: bytes, *, coding: str | None = None, max_bytes: int = MAX_BODY
 ) -> ReceivedUpdate:
+    """As ``decode_update``, without a thread however long the body is."""
     if coding is None:
-        return read_update(content_type, body)
-    update = read_update(content_type, decompress(body, max_bytes))
+        return _read_update(content_type, body)
+    update = _read_update(content_type, decompress(body, max_bytes))
     return replace(update, transfer=update.transfer and update.transfer.with_coding(coding, len(body)))
 
 
-def read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
-    """As ``decode_update``, for a body without content coding, without a thread however long it is."""
+def _read_update(content_type: str | None, body: bytes) -> ReceivedUpdate:
     if content_type == MESSAGE:
         content_type = JSON if body[:1] == b"{" else SAFETENSORS
     kind = media_type(content_type)

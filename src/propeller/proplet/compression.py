@@ -57,7 +57,7 @@ class UpdateCompressor:
         Raises:
             TaskError: the experiment asks for what cannot be done here, or the update cannot be compressed.
         """
-        asked = _asked(run.env)
+        asked = asked_compression(run.env)
         if asked is None or run.env.get("FL_MODE") == EVALUATE:
             yield update
             return
@@ -87,22 +87,11 @@ class UpdateCompressor:
             if isinstance(update.body, FileBody)
             else update.body
         }
-        argument: dict[str, Any] = {
-            "scheme": None,
-            "zstd": asked.zstd,
-            "metadata": document_metadata(update.header),
-        }
         if asked.is_lossy:
             files[MODEL] = run.files[MODEL]
             if residual is not None and residual.source is not None:
                 files[RESIDUAL] = residual.source / RESIDUAL
-            argument |= {
-                "scheme": asked.model_dump(include={"top_k", "values", "error_feedback"}),
-                "seed": _seed(run.env),
-                "is_difference": update.header.kind == "delta",
-                "uncompressed": update.size,
-            }
-        call = HostCall(_MODULE, "encode", json.dumps(argument), files, run.limits)
+        call = HostCall(_MODULE, "encode", encoding_argument(asked, update, run.env), files, run.limits)
         try:
             async with self._call(call) as answer:
                 told = json.loads(answer.value)
@@ -117,8 +106,7 @@ class UpdateCompressor:
             raise TaskError(f"the update cannot be compressed: {error.strerror}") from error
         if lost := told.get("residual_lost"):
             log.warning("what earlier updates left out is lost", reason=lost)
-        media_type = SAFETENSORS if asked.is_lossy else update.media_type
-        sent = replace(update, body=body, coding=ZSTD if asked.zstd else None, media_type=media_type)
+        sent = encoded_output(asked, update, body)
         log.info(
             "update compressed",
             compression=str(asked),
@@ -156,7 +144,7 @@ def _take_body(file: Path, large_files: Path | None) -> bytes | FileBody:
     return FileBody(b"", moved, 0, size)
 
 
-def _asked(env: Mapping[str, str]) -> "Compression | None":
+def asked_compression(env: Mapping[str, str]) -> "Compression | None":
     """The compression that a task is asked for, if it is.
 
     Raises:
@@ -173,6 +161,33 @@ def _asked(env: Mapping[str, str]) -> "Compression | None":
         return Compression.decode(fields)
     except MalformedMessageError as error:
         raise TaskError(f"FL_UPDATE: compression: {error}") from None
+
+
+def encoding_argument(asked: "Compression", update: ProgramOutput, env: Mapping[str, str]) -> str:
+    """What ``update_encoding.encode`` is told of an update.
+
+    Raises:
+        TaskError: the task's seed is none.
+    """
+    argument: dict[str, Any] = {
+        "scheme": None,
+        "zstd": asked.zstd,
+        "metadata": document_metadata(update.header),
+    }
+    if asked.is_lossy:
+        argument |= {
+            "scheme": asked.model_dump(include={"top_k", "values", "error_feedback"}),
+            "seed": _seed(env),
+            "is_difference": update.header.kind == "delta",
+            "uncompressed": update.size,
+        }
+    return json.dumps(argument)
+
+
+def encoded_output(asked: "Compression", update: ProgramOutput, body: bytes | FileBody) -> ProgramOutput:
+    """An update as it is sent, with the body that ``update_encoding.encode`` made."""
+    media_type = SAFETENSORS if asked.is_lossy else update.media_type
+    return replace(update, body=body, coding=ZSTD if asked.zstd else None, media_type=media_type)
 
 
 def _seed(env: Mapping[str, str]) -> int:

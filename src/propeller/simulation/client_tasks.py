@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from propeller.coordinator.aggregation_requests import contribution_of
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
@@ -19,6 +20,7 @@ from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
 from propeller.simulation.update_spool import UpdateSpool
 from propeller.simulation.workers import ClientRunner
+from propeller.wasm import folder_contents
 
 CENTRAL = "coordinator"
 """The one participant of a central evaluation, as on a fleet."""
@@ -94,6 +96,7 @@ class ClientTasks:
         self._counts = Counter[int]()
         self._ids = itertools.count()
         self._kept_states: dict[str, str] = {}
+        self._residuals: dict[str, str] = {}
 
     def begin(self, one: OpenRound, now: float) -> None:
         """Draw when something is heard of each participant of a round that begins."""
@@ -121,8 +124,8 @@ class ClientTasks:
             update = self._check(one, coming, report, content)
         except PropellerError as error:
             return ParticipantFailed(name, str(error))
-        if report.kept is not None:
-            self._kept_states[name] = report.kept
+        _replace(self._kept_states, name, report.kept)
+        _replace(self._residuals, name, report.residual)
         if content:
             one.updates.add(name, content)
         return update
@@ -147,6 +150,7 @@ class ClientTasks:
                 each.name,
                 slot_seed(record.request.seed, record.request.number, each.slot),
                 self._kept_states.get(each.name),
+                self._residuals.get(each.name),
             )
             for each in itertools.islice(coming, most)
         ]
@@ -170,7 +174,23 @@ class ClientTasks:
             digest = hashlib.sha256(header.model_dump_json().encode()).hexdigest()
             return AcceptedUpdate.of(header, digest, 0, coming.moment)
         digest = hashlib.sha256(content).hexdigest()
-        transfer = Transfer(report.size, report.size)
+        try:
+            transfer = Transfer(**report.transfer)
+        except TypeError:
+            raise InvalidError("transfer: a worker said what is none") from None
         accepted = AcceptedUpdate.of(header, digest, len(content), coming.moment, transfer)
         check_contribution(record.strategy, contribution_of(accepted, coming.slot))
         return accepted
+
+
+def _replace(kept: dict[str, str], name: str, path: str | None) -> None:
+    """Take over what a client keeps now, in the place of what it kept before."""
+    if path is None:
+        return
+    before, kept[name] = kept.get(name), path
+    if before is None:
+        return
+    if Path(before).is_dir():
+        folder_contents.remove(Path(before))
+    else:
+        Path(before).unlink()

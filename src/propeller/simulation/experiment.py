@@ -113,10 +113,6 @@ class SimulatedExperiment:
             raise InvalidError(
                 "strategy.program: a strategy that is a program runs on a fleet alone so far: name one of the strategies that there are"
             )
-        if "compression" in (spec.update.for_devices() or {}):
-            raise InvalidError(
-                "update.compression: what devices send is not compressed in a simulation so far: leave it out"
-            )
         if spec.evaluate is not None and spec.evaluate.on == "central" and not has_central:
             raise InvalidError(
                 "evaluate.dataset: there is no such data: give it beside the clients' data, or evaluate on devices"

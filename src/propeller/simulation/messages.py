@@ -70,7 +70,7 @@ class ClientTask:
     """One client's part in a round.
 
     ``client`` is the number of its data; ``None`` is the data of a central evaluation. ``state`` is the folder of what it kept in the
-    round before, if anything.
+    round before, and ``residual`` the file of what its compressed updates left out, if anything.
     """
 
     id: int
@@ -79,6 +79,7 @@ class ClientTask:
     proplet_id: str
     seed: int
     state: str | None = None
+    residual: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,20 @@ class ClientReport:
         error: why it failed; ``None``: it did not.
         header: the update's, by field.
         bytes: how long what follows is: the update's tensors in safetensors.
-        size: of the update as a device would have sent it.
+        transfer: how a device would have sent it, by field of ``Transfer``.
         cpu_s: processor time that the program took, in seconds.
         kept: the folder of what the client keeps now, if anything.
+        residual: the file of what its compressed updates have left out, if that is kept.
     """
 
     id: int
     error: str | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
     bytes: int = 0
-    size: int = 0
+    transfer: Mapping[str, Any] = field(default_factory=dict)
     cpu_s: float = 0.0
     kept: str | None = None
+    residual: str | None = None
 
 
 @dataclass(frozen=True)

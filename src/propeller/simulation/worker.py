@@ -26,6 +26,7 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.updates import parse_program_output
 from propeller.protocol.task import encode_json
 from propeller.simulation.client_data import ClientData, Part, open_client_data
+from propeller.simulation.compression import ClientCompressor
 from propeller.simulation.messages import (
     ClientReport,
     ClientTask,
@@ -79,6 +80,7 @@ class ClientWorker:
         self._model_json = b""
         self._specs: dict[str, TensorSpec] = {}
         self._part: Part | None = None
+        self._compressor = ClientCompressor(self._folder / "compress")
         self._routines: LRUCache[str, Routine] = LRUCache(_KEPT_ROUTINES)
 
     def begin_round(self, task: RoundTask) -> None:
@@ -199,13 +201,24 @@ class ClientWorker:
         header = output.header.model_dump(mode="json", exclude={"update"}, exclude_none=True)
         if self._round.evaluates:
             return ClientReport(task.id, header=header), b""
-        if not isinstance(output.body, bytes):
+        residual = None if task.residual is None else Path(task.residual)
+        sent, left = self._compressor.compress(output, env, Path(self._round.model), residual)
+        if not isinstance(sent.body, bytes):
             raise TaskError("the update is in a file, and was read into memory")
-        document = to_document(read_update(output.media_type, output.body), self._specs)
-        content = document.content
-        if not isinstance(content, bytes):
+        update = read_update(sent.media_type, sent.body, coding=sent.coding, max_bytes=output.size + MIB)
+        content = to_document(update, self._specs).content
+        if not isinstance(content, bytes) or update.transfer is None:
             raise TaskError("the update's document is in a file, and is read into memory")
-        return ClientReport(task.id, header=header, bytes=len(content), size=output.size), content
+        if left is not None:
+            left = left.rename(self._states / f"{task.client}-{task.id}.residual")
+        report = ClientReport(
+            task.id,
+            header=header,
+            bytes=len(content),
+            transfer=vars(update.transfer),
+            residual=None if left is None else str(left),
+        )
+        return report, content
 
     # The program's files ---------------------------------------------------------------------------------------
 
