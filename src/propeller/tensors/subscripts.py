@@ -29,6 +29,8 @@ class Access(NamedTuple):
 
 def plan_read(shape: tuple[int, ...], index: Any) -> list[Access]:
     """``x[index]``: positions, slices, ``None`` and ``...``; rows or columns by integers, or one column of each row."""
+    if isinstance(index, slice) and shape:  # a batch, at each step of training
+        return [Access("cut", (), _cut_params(shape, [index]))]
     parts = _parts_of(shape, index)
     if not any(_is_many(part) for part in parts):
         return _cut(shape, parts)

@@ -74,6 +74,10 @@ class Tape:
         """
         encoded, specs = [], []
         for value in operands:
+            if isinstance(value, Handle) and value.tape is self:  # most are
+                encoded.append(value.handle)
+                specs.append((value.dtype, value.shape))
+                continue
             one, spec = self.encode(value)
             encoded.append(one)
             specs.append(spec)

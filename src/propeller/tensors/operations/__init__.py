@@ -44,17 +44,19 @@ def infer(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     count = operation.operands
     if count is not None and len(specs) != count:
         raise TensorError(f"{name} takes {count} operands, got {len(specs)}")
-    if name != "cast" and any(dtype == CARRIED for dtype, _ in specs):
-        raise TensorError(
-            f"{name}: an array of {CARRIED} is only carried; to compute with it write x.astype('int64'), which "
-            "holds numbers below 2**63"
-        )
-    dtype, shape = operation.infer(name, specs, params)
+    for dtype, _ in specs:
+        if dtype == CARRIED and name != "cast":
+            raise TensorError(
+                f"{name}: an array of {CARRIED} is only carried; to compute with it write x.astype('int64'), which "
+                "holds numbers below 2**63"
+            )
+    spec: Spec = operation.infer(name, specs, params)
+    shape = spec[1]
     if len(shape) > MAX_RANK:
         raise TensorError(f"{name}: {len(shape)} dimensions; at most {MAX_RANK}")
     if elements(shape) > _MAX_ELEMENTS:
         raise TensorError(f"{name}: a result of shape {list(shape)} is too large")
-    return dtype, shape
+    return spec
 
 
 def documentation() -> str:
