@@ -1,5 +1,6 @@
 """Updates compressed as the experiment asks for it, by the code that a proplet has run for it, in the worker's own process."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,10 +59,12 @@ class ClientCompressor:
         before = Path.cwd()
         os.chdir(self._folder)  # where the code of a proplet's process expects its files
         try:
-            encode(encoding_argument(asked, update, env))
+            told = json.loads(encode(encoding_argument(asked, update, env)))
         except TensorError as error:
             raise TaskError(f"the update cannot be compressed (update.compression): {error}") from None
         finally:
             os.chdir(before)
+        if lost := told.get("residual_lost"):  # a device goes on without it; here, something is wrong
+            raise TaskError(f"what earlier updates left out is lost: {lost}")
         left = made / RESIDUAL
         return encoded_output(asked, update, (made / ENCODED).read_bytes()), left if left.exists() else None

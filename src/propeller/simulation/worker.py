@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import wasmtime
 from cachetools import LRUCache
@@ -24,6 +24,7 @@ from propeller.errors import PropellerError
 from propeller.fl.tensors import TensorSpec, from_safetensors, to_json
 from propeller.proplet.errors import TaskError
 from propeller.proplet.updates import parse_program_output
+from propeller.protocol.rounds import UpdateHeader
 from propeller.protocol.task import encode_json
 from propeller.simulation.client_data import ClientData, Part, open_client_data
 from propeller.simulation.compression import ClientCompressor
@@ -198,9 +199,8 @@ class ClientWorker:
         output = parse_program_output(
             stdout, file.read_bytes() if file.exists() else None, env, task.proplet_id
         )
-        header = output.header.model_dump(mode="json", exclude={"update"}, exclude_none=True)
         if self._round.evaluates:
-            return ClientReport(task.id, header=header), b""
+            return ClientReport(task.id, header=_fields_of(output.header)), b""
         residual = None if task.residual is None else Path(task.residual)
         sent, left = self._compressor.compress(output, env, Path(self._round.model), residual)
         if not isinstance(sent.body, bytes):
@@ -213,7 +213,7 @@ class ClientWorker:
             left = left.rename(self._states / f"{task.client}-{task.id}.residual")
         report = ClientReport(
             task.id,
-            header=header,
+            header=_fields_of(update.header),  # compression makes a difference of weights
             bytes=len(content),
             transfer=vars(update.transfer),
             residual=None if left is None else str(left),
@@ -264,6 +264,10 @@ def _packed(file: str) -> Source:
     """The tensors of a file, each of which is read once: programs share them, and change none."""
     found = ArrayFiles(Path()).packed(Path(file))
     return {name: (spec, functools.cache(read)) for name, (spec, read) in found.items()}
+
+
+def _fields_of(header: UpdateHeader) -> dict[str, Any]:
+    return header.model_dump(mode="json", exclude={"update"}, exclude_none=True)
 
 
 def _processor_s() -> float:
