@@ -70,6 +70,8 @@ class ClientWorker:
         self._folder = Path(setup.folder)
         self._limits = Limits(**setup.limits)
         self._states = Path(setup.states)
+        run = ProgramRun("", "", limits=self._limits, state=StateFolder(None, self._states))
+        self._bounded = bounded_folders(run, self._folder)
         self._program = CompiledProgram(setup.artifact, setup.component, self._limits.fuel is not None)
         self._host_tensors = setup.host_tensors
         self._with_documents = not setup.host_tensors
@@ -163,15 +165,15 @@ class ClientWorker:
             program.store.close()
         stdout = _content(1, self._limits.stdout_bytes + 1)
         exceeded = "stdout_bytes" if len(stdout) > self._limits.stdout_bytes else None
-        run = ProgramRun("", "", limits=self._limits, state=StateFolder(None, self._states))
-        for bounded in bounded_folders(run, self._folder):
+        written = [each for each in self._bounded if folder_contents.has_entries(Path(each.folder))]
+        for bounded in written:
             exceeded = exceeded or folder_contents.exceeded_limit(
                 bounded.name, bounded.folder, bounded.max_bytes, bounded.max_files
             )
         error = report.error if exceeded is None else self._limits.error(exceeded)
         if error is None:
-            folder_contents.check_files("out", self._folder / "out")
-            folder_contents.check_files("state", self._folder / "state")
+            for bounded in written:
+                folder_contents.check_files(bounded.name, Path(bounded.folder))
             return None, stdout
         last = _last_line()
         return (f"{error}: {last}" if last else error), stdout
