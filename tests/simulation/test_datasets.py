@@ -37,10 +37,10 @@ LABELS = np.array([7, 1, 7], np.uint8)
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
     """Three images for training, one of them for the test, and a file of each form."""
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES)))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES), mtime=0))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(LABELS))
     (tmp_path / "t10k-images.idx3-ubyte").write_bytes(idx(IMAGES[:1]))
-    (tmp_path / "t10k-labels.idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:1])))
+    (tmp_path / "t10k-labels.idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:1]), mtime=0))
     return tmp_path
 
 
@@ -141,7 +141,7 @@ class TestMnistFiles:
             ("train-images-idx3-ubyte.gz", idx(IMAGES), "train-images-idx3-ubyte.gz: is no whole gzip file"),
             (
                 "train-images-idx3-ubyte.gz",
-                gzip.compress(idx(IMAGES))[:-9],
+                gzip.compress(idx(IMAGES), mtime=0)[:-9],
                 "train-images-idx3-ubyte.gz: is no whole gzip file",
             ),
         ],
@@ -217,7 +217,7 @@ class TestCsv:
 
     def test_spreadsheets_byte_order_marks_quotes_and_gzip(self, write: Write) -> None:
         text = '\ufeffy,"name, first",x\r\n1,"a ""b""\r\nc",2\r\n'
-        found = read_dataset(write("a.csv.gz", gzip.compress(text.encode())))
+        found = read_dataset(write("a.csv.gz", gzip.compress(text.encode(), mtime=0)))
         assert found.columns["x"].tolist() == [[2]]
         assert found.apart["name, first"].tolist() == ['a "b"\r\nc']
 
@@ -250,7 +250,7 @@ class TestCsv:
         assert text in refused(write("a.csv", content))
 
     def test_a_damaged_gzip_file(self, write: Write) -> None:
-        cut = gzip.compress(b"x,y\n1,2\n" * 50)[:-12]
+        cut = gzip.compress(b"x,y\n1,2\n" * 50, mtime=0)[:-12]
         assert "a.csv.gz: is no whole gzip file" in refused(write("a.csv.gz", cut))
         assert "a.csv.gz: is no whole gzip file" in refused(write("a.csv.gz", b"x,y\n1,2\n"))
 
