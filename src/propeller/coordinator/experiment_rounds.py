@@ -73,18 +73,7 @@ class RoundMaker:
             raise ConflictError(
                 f"id: there is a round {request.round_id} already, which is not of this experiment; submit it with another id"
             )
-        plan = RoundPlan(
-            request.round_id,
-            (),
-            request.base_version,
-            request.k_of_n,
-            request.min_updates,
-            request.kind,
-            request.is_wave,
-        )
-        told = {} if "program" in record.strategy else read_strategy(record.strategy).for_devices(values)
-        start = make_start(record, request, told)
-        return RoundRecord(Round(plan), start, specs, now, announced=True, strategy=dict(record.strategy))
+        return make_round(record, request, specs, values, now)
 
     async def make_merge(
         self,
@@ -159,6 +148,28 @@ def _told(
     if active.specs is None:
         raise NotToldError(request)
     return active.specs, told or {}
+
+
+def make_round(
+    record: ExperimentRecord, request: RoundRequest, specs: Specs, values: StateValues, now: float
+) -> RoundRecord:
+    """A round that waits for its participants; ``values`` are those of the base model's server state.
+
+    Raises:
+        InvalidError: the strategy is none that this version has.
+    """
+    plan = RoundPlan(
+        request.round_id,
+        (),
+        request.base_version,
+        request.k_of_n,
+        request.min_updates,
+        request.kind,
+        request.is_wave,
+    )
+    told = {} if "program" in record.strategy else read_strategy(record.strategy).for_devices(values)
+    start = make_start(record, request, told)
+    return RoundRecord(Round(plan), start, specs, now, announced=True, strategy=dict(record.strategy))
 
 
 def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[str, Any]) -> RoundStart:

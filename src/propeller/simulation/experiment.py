@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from propeller.coordinator.experiment_records import ExperimentRecord
-from propeller.coordinator.experiment_rounds import make_merge_start, make_start
+from propeller.coordinator.experiment_rounds import make_merge_start, make_round
 from propeller.coordinator.round_events import round_ended, wave_changed
 from propeller.coordinator.rounds import AcceptedUpdate, NewVersion, RoundRecord
 from propeller.coordinator.update_checks import update_specs
@@ -21,7 +21,6 @@ from propeller.fl.experiment import (
     EvaluateCentrally,
     Event,
     Experiment,
-    MarkBest,
     MergeRequest,
     MergeUpdates,
     RoundRequest,
@@ -186,34 +185,19 @@ class SimulatedExperiment:
             self._at(deadline, lambda: self._feed(TimePassed(deadline)))
         for effect in transition.effects:
             match effect:
-                case StartRound(request):
-                    self._start(request)
-                case EvaluateCentrally(request):
+                case StartRound(request) | EvaluateCentrally(request):
                     self._start(request)
                 case MergeUpdates(request):
                     self._merge(request)
                 case CancelRound(name, reason):
                     self._step(self._rounds[name], RoundCancelled(reason))
-                case MarkBest():
-                    pass
-                case _:
+                case _:  # what tells others
                     pass
 
     def _start(self, request: RoundRequest) -> None:
-        plan = RoundPlan(
-            request.round_id,
-            (),
-            request.base_version,
-            request.k_of_n,
-            request.min_updates,
-            request.kind,
-            request.is_wave,
-        )
         state = self._server_states.get(request.base_version)
-        told = self._strategy.for_devices(state.values if state is not None else {})
-        start = make_start(self.record, request, told)
-        record = RoundRecord(
-            Round(plan), start, self._specs, self.now, announced=True, strategy=dict(self.record.strategy)
+        record = make_round(
+            self.record, request, self._specs, {} if state is None else state.values, self.now
         )
         one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._folder))
         if request.is_wave:
