@@ -1,9 +1,9 @@
 /* Logistic regression by mini-batch stochastic gradient descent, as a federated-learning program.
  *
  * In:  /in/model.json {"w": [n numbers], "b": number}, /in/dataset.json {"data": [{"x": [n numbers], "y": 0 or 1}, ...]} and
- *      /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); where there is
- *      no such file, the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS. Also ROUND_ID, PROPLET_ID, MODEL_URI and
- *      FL_MODE (train or evaluate).
+ *      /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); or the same in the
+ *      variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI and FL_MODE
+ *      (train or evaluate).
  * Out: one JSON document on standard output; a log on standard error.
  *
  * Minimises mean log loss + l2/2 |w|^2 (b is not penalised); the losses reported are without the penalty. The order of
@@ -45,11 +45,12 @@ static const char *variable(const char *name) {
 
 /* ---- reading ---- */
 
+/* A small document is in a variable, too: what is in memory already is not read from a file. */
 static bool open_input(Json *json, const char *path, const char *name) {
-    if (json_open_file(json, path, path)) return true;
     const char *text = variable(name);
+    if (!*text) return json_open_file(json, path, path);
     json_open_text(json, text, name);
-    return *text;
+    return true;
 }
 
 /* An array of numbers, appended to a growing array. */

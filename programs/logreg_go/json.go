@@ -28,17 +28,20 @@ type reader struct {
 	text  []byte
 }
 
-// openInput opens a file, or where there is none the variable of that name; ok tells whether there is anything.
+// openInput opens the variable of a name, which has the same as the file where it is set, or else the file; ok tells
+// whether there is anything.
 func openInput(path, variable string) (r *reader, ok bool) {
-	file, err := os.Open(path)
-	if err == nil {
-		return newReader(path, file), true
+	if text := os.Getenv(variable); text != "" {
+		return newReader(variable, strings.NewReader(text)), true
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, false
+	}
+	if err != nil {
 		fail("%s: cannot be read", path)
 	}
-	text := os.Getenv(variable)
-	return newReader(variable, strings.NewReader(text)), text != ""
+	return newReader(path, file), true
 }
 
 func newReader(name string, in io.Reader) *reader {

@@ -2,9 +2,9 @@
 // ../logreg_c does, in Go.
 //
 // In: /in/model.json {"w": [n numbers], "b": number}, /in/dataset.json {"data": [{"x": [n numbers], "y": 0 or 1}, ...]}
-// and /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); where there
-// is no such file, the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS. Also ROUND_ID, PROPLET_ID, MODEL_URI and
-// FL_MODE (train or evaluate).
+// and /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); or the same
+// in the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI
+// and FL_MODE (train or evaluate).
 //
 // Out: one JSON document on standard output; a log on standard error.
 //

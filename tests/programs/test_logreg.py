@@ -70,6 +70,9 @@ async def test_deterministic(logreg: Logreg) -> None:
     first = await logreg(MODEL, DATASET, hyperparams)
     assert (await logreg(MODEL, DATASET, hyperparams)).stdout == first.stdout
     assert (await logreg(MODEL, DATASET, hyperparams, by_env=True)).stdout == first.stdout
+    # A variable is taken before the file.
+    both = await logreg("not read", DATASET, hyperparams, MODEL_DATA=json.dumps(MODEL))
+    assert both.stdout == first.stdout
     update = json.loads(first.stdout)["update"]
     for same in ({"ROUND_ID": "r2"}, {"PROPLET_ID": "p2"}):
         assert (await logreg.update(MODEL, DATASET, hyperparams, **same))["update"] == update
