@@ -225,10 +225,13 @@ def to_document(update: ReceivedUpdate, base: Specs) -> UpdateDocument:
 
 
 def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
-    transfer = Transfer(size, size)
     if "update" not in fields:
-        return ReceivedUpdate(UpdateHeader.decode(fields), None, size, transfer)
-    update = UpdateMessage.decode(fields)
+        return ReceivedUpdate(UpdateHeader.decode(fields), None, size, Transfer(size, size))
+    return received_message(UpdateMessage.decode(fields), size)
+
+
+def received_message(update: UpdateMessage, size: int) -> ReceivedUpdate:
+    """What ``read_update`` gives of an update in JSON of so many bytes, which was read already."""
 
     def read_tensors(base: Specs) -> Tensors:
         nested, typed = _split_typed_arrays(update.update)
@@ -236,7 +239,7 @@ def _from_fields(fields: Mapping[str, Any], size: int) -> ReceivedUpdate:
             return from_json(nested, base)
         return {**(from_json(nested, base) if nested else {}), **typed}
 
-    return ReceivedUpdate(update, read_tensors, size, transfer)
+    return ReceivedUpdate(update, read_tensors, size, Transfer(size, size))
 
 
 def _from_safetensors(body: bytes) -> ReceivedUpdate:

@@ -25,7 +25,7 @@ from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import Data, Fleet, fleet_of
 from propeller.simulation.pictures import history_figure
-from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram
+from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram, workers_folder
 from propeller.wasm.program_run import Limits
 from propeller.wasm.sandbox import Sandbox, find_compiled
 
@@ -168,7 +168,10 @@ def simulate(
         fleet.data.write(shared.data)
         if fleet.central is not None and central is not None:
             fleet.central.write(central)
-        with WorkerPool(compiled, shared, folder, limits, described.workers) as pool:
+        with (
+            workers_folder(folder, limits, described.workers) as own,
+            WorkerPool(compiled, shared, own, limits, described.workers) as pool,
+        ):
             ended = SimulatedExperiment(
                 spec.id or new_id(spec.name),
                 spec,

@@ -19,12 +19,12 @@ from typing import IO, Any
 import wasmtime
 from cachetools import LRUCache
 
-from propeller.coordinator.updates import read_update, to_document
+from propeller.coordinator.updates import read_update, received_message, to_document
 from propeller.errors import PropellerError
 from propeller.fl.tensors import TensorSpec, from_safetensors, to_json
 from propeller.proplet.errors import TaskError
 from propeller.proplet.updates import parse_program_output
-from propeller.protocol.rounds import UpdateHeader
+from propeller.protocol.rounds import UpdateHeader, UpdateMessage
 from propeller.protocol.task import encode_json
 from propeller.simulation.client_data import ClientData, Part, open_client_data
 from propeller.simulation.compression import ClientCompressor
@@ -69,13 +69,14 @@ class ClientWorker:
         """Load the program and map the data, in a process that is not confined yet."""
         self._folder = Path(setup.folder)
         self._limits = Limits(**setup.limits)
+        self._dataset_file = self._folder / "in" / "dataset.json"
         self._states = Path(setup.states)
         run = ProgramRun("", "", limits=self._limits, state=StateFolder(None, self._states))
         self._bounded = bounded_folders(run, self._folder)
         self._program = CompiledProgram(setup.artifact, setup.component, self._limits.fuel is not None)
         self._host_tensors = setup.host_tensors
         self._with_documents = not setup.host_tensors
-        self._loaded = load_program(self._program, pool=self._limits if setup.component else None)
+        self._loaded = load_program(self._program, pool=self._limits)
         self._data = open_client_data(Path(setup.data))
         self._central = None if setup.central is None else open_client_data(Path(setup.central))
         self._round = RoundTask(-1, {}, evaluates=False, model="", strategy=None, split=None, update={})
@@ -83,6 +84,7 @@ class ClientWorker:
         self._model_json = b""
         self._specs: dict[str, TensorSpec] = {}
         self._part: Part | None = None
+        self._written: set[str] = set()
         self._compressor = ClientCompressor(self._folder / "compress")
         self._routines: LRUCache[str, Routine] = LRUCache(_KEPT_ROUTINES)
 
@@ -115,7 +117,7 @@ class ClientWorker:
                 task.id, error=f"a fault of the simulation: {type(fault).__name__}: {fault}"
             ), b""
         finally:
-            self._clear("out")
+            self._clear_written()
 
     def _run(self, task: ClientTask) -> tuple[ClientReport, bytes]:
         round_task, began = self._round, _processor_s()
@@ -134,7 +136,10 @@ class ClientWorker:
 
     def _run_program(self, task: ClientTask, env: dict[str, str]) -> tuple[str | None, bytes]:
         """Run the program once; why it failed, and its standard output."""
-        self._give_state(task)
+        self._clear_written()
+        self._written = {"out", "state"}  # until it is known
+        if task.state is not None:
+            shutil.copytree(task.state, self._folder / "state", dirs_exist_ok=True)
         given = None
         if self._host_tensors:
             data, client = self._data_of(task)
@@ -165,7 +170,8 @@ class ClientWorker:
             program.store.close()
         stdout = _content(1, self._limits.stdout_bytes + 1)
         exceeded = "stdout_bytes" if len(stdout) > self._limits.stdout_bytes else None
-        written = [each for each in self._bounded if folder_contents.has_entries(Path(each.folder))]
+        written = [each for each in self._bounded if folder_contents.has_entries(each.folder)]
+        self._written = {each.name for each in written}
         for bounded in written:
             exceeded = exceeded or folder_contents.exceeded_limit(
                 bounded.name, bounded.folder, bounded.max_bytes, bounded.max_files
@@ -197,22 +203,25 @@ class ClientWorker:
         Raises:
             PropellerError: it does not count.
         """
-        file = self._folder / "out" / TENSORS_FILE
-        output = parse_program_output(
-            stdout, file.read_bytes() if file.exists() else None, env, task.proplet_id
-        )
+        tensors = None
+        if "out" in self._written and (file := self._folder / "out" / TENSORS_FILE).exists():
+            tensors = file.read_bytes()
+        output = parse_program_output(stdout, tensors, env, task.proplet_id)
         if self._round.evaluates:
             return ClientReport(task.id, header=_fields_of(output.header)), b""
         residual = None if task.residual is None else Path(task.residual)
         sent, left = self._compressor.compress(output, env, Path(self._round.model), residual)
         if not isinstance(sent.body, bytes):
             raise TaskError("the update is in a file, and was read into memory")
-        update = read_update(sent.media_type, sent.body, coding=sent.coding, max_bytes=output.size + MIB)
+        if sent is output and isinstance(output.header, UpdateMessage):
+            update = received_message(output.header, output.size)
+        else:
+            update = read_update(sent.media_type, sent.body, coding=sent.coding, max_bytes=output.size + MIB)
         content = to_document(update, self._specs).content
         if not isinstance(content, bytes) or update.transfer is None:
             raise TaskError("the update's document is in a file, and is read into memory")
         if left is not None:
-            left = left.rename(self._states / f"{task.client}-{task.id}.residual")
+            left = Path(shutil.move(left, self._states / f"{task.client}-{task.id}.residual"))
         report = ClientReport(
             task.id,
             header=_fields_of(update.header),  # compression makes a difference of weights
@@ -237,23 +246,22 @@ class ClientWorker:
         """A client's data as a document; the variables that go with small ones, as ``TaskInputs.add_document``."""
         data, client = self._data_of(task)
         dataset = data.document(client, self._part)
-        (self._folder / "in" / "dataset.json").write_bytes(dataset)
+        self._dataset_file.write_bytes(dataset)
         documents = {"MODEL_DATA": self._model_json, "DATASET_DATA": dataset}
         return {name: text.decode() for name, text in documents.items() if len(text) < MAX_ENV_BYTES}
 
-    def _give_state(self, task: ClientTask) -> None:
-        self._clear("state")
-        if task.state is not None:
-            shutil.copytree(task.state, self._folder / "state", dirs_exist_ok=True)
-
     def _keep_state(self, task: ClientTask) -> str | None:
         """Keep what is in ``/state`` under a name of its own; whether it counts, the simulation decides."""
-        state = self._folder / "state"
-        if self._round.evaluates or not folder_contents.has_entries(state):
+        if self._round.evaluates or "state" not in self._written:
             return None
         kept = self._states / f"{task.client}-{task.id}"
-        shutil.copytree(state, kept)
+        shutil.copytree(self._folder / "state", kept)
         return str(kept)
+
+    def _clear_written(self) -> None:
+        for name in self._written:
+            self._clear(name)
+        self._written = set()
 
     def _clear(self, name: str) -> None:
         folder = self._folder / name
@@ -278,7 +286,7 @@ def _processor_s() -> float:
 
 
 def _content(descriptor: int, most: int) -> bytes:
-    return os.pread(descriptor, most, 0)
+    return os.pread(descriptor, min(os.fstat(descriptor).st_size, most), 0)
 
 
 def _last_line() -> str:
@@ -293,7 +301,7 @@ def _confine(setup: WorkerSetup) -> None:
     confinement.set_limits(
         data_bytes=limits.memory_bytes
         + 2 * limits.tensor_bytes
-        + (pool_bytes(limits.table_elements) if setup.component else 0)
+        + pool_bytes(limits.table_elements)
         + _RUNTIME_BYTES,
         file_bytes=max(limits.out_bytes, limits.state_bytes, limits.stdout_bytes) + 1,
         cpu_s=_NO_BOUND,
@@ -311,8 +319,8 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     worker = ClientWorker(setup)
     folder = Path(setup.folder)
     os.chdir(folder)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    for descriptor in (1, 2):  # in memory: to write a file anew costs more than many a program
+        file = os.memfd_create("output")
         os.dup2(file, descriptor)
         os.close(file)
     for name in ("in", "out", "state"):

@@ -7,6 +7,7 @@ not touched by it.
 import contextlib
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from propeller.simulation.messages import (
     write_message,
 )
 from propeller.wasm.program_run import Limits, limit_error
+from propeller.wasm.task_folders import TaskFolders, memory_folder
 
 _WATCH_S = 0.1
 _CLOSE_S = 5.0
@@ -62,6 +64,22 @@ class WorkerProgram:
     artifact: Path
     component: bool
     host_tensors: bool
+
+
+@contextlib.contextmanager
+def workers_folder(beside: Path, limits: Limits, count: int | None = None) -> Iterator[Path]:
+    """A folder for ``WorkerPool``: in memory if there is room for all that programs may write there, else ``beside``."""
+    memory = memory_folder()
+    most = (limits.out_bytes + limits.state_bytes) * (count or os.cpu_count() or 1)
+    if memory is None or shutil.disk_usage(memory).free < 2 * most:
+        yield beside
+        return
+    folders = TaskFolders(memory)
+    folders.open()
+    try:
+        yield folders.own
+    finally:
+        folders.close()
 
 
 class WorkerPool:

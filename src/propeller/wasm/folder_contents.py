@@ -91,7 +91,7 @@ def walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
                         pending.append(entry.path)
 
 
-def has_entries(folder: Path) -> bool:
+def has_entries(folder: Path | str) -> bool:
     """Whether there is an entry in it, or it is gone."""
     try:
         with os.scandir(folder) as found:
