@@ -60,13 +60,14 @@ class LoadedComponent:
         self.linker = component.Linker(engine)
         self.linker.add_wasip2()
         self._tensors: HostTensors | None = None
+        self._defined: object = None
 
     def use_tensors(self, tensors: "HostTensors") -> None:
         """Give the host's tensors to what is instantiated; those of one task at a time."""
         if self._tensors is None:
             from propeller.wasm.host_tensors import define_tensors
 
-            define_tensors(self.linker, self._current_tensors)
+            self._defined = define_tensors(self.linker, self._current_tensors)
         self._tensors = tensors
 
     def _current_tensors(self) -> "HostTensors":

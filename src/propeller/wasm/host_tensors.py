@@ -12,6 +12,7 @@ from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 from propeller.tensors.routine import Routine
 from propeller.tensors.shapes import TensorError
 from propeller.wasm.program_run import Limits
+from propeller.wasm.text_function import add_text_function
 
 INTERFACE = "propeller:program/tensors@0.1.0"
 
@@ -49,16 +50,16 @@ class HostTensors:
         """How many operations were done."""
         return self._machine.steps_done
 
-    def run(self, tape: str) -> component.Variant:
-        """Do a tape's steps: what the interface's ``run`` gives a program.
+    def run(self, tape: str) -> tuple[bool, str]:
+        """Do a tape's steps: what the interface's ``run`` gives a program, a ``TextFunction``.
 
         Raises:
             QuotaError, MemoryError: a limit is reached; ``exceeded`` is its name.
         """
         try:
-            return component.Variant("ok", self._machine.run(tape))
+            return True, self._machine.run(tape)
         except TensorError as error:
-            return component.Variant("err", str(error).encode(errors="replace").decode())  # halves of pairs
+            return False, str(error).encode(errors="replace").decode()  # halves of pairs
         except MemoryError:
             self.exceeded = "tensor_bytes"
             raise
@@ -67,7 +68,11 @@ class HostTensors:
             raise
 
 
-def define_tensors(linker: component.Linker, current: Callable[[], HostTensors]) -> None:
-    """Add the interface to what programs can import; ``current`` gives the tensors of the task that runs."""
+def define_tensors(linker: component.Linker, current: Callable[[], HostTensors]) -> object:
+    """Add the interface to what programs can import; ``current`` gives the tensors of the task that runs.
+
+    Returns:
+        What must live as long as the linker.
+    """
     with linker.root() as root, root.add_instance(INTERFACE) as instance:
-        instance.add_func("run", lambda _store, tape: current().run(tape))
+        return add_text_function(instance, "run", lambda tape: current().run(tape))
