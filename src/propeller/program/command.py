@@ -37,7 +37,7 @@ def run(root: Path = Path("/")) -> int:
     """
     try:
         with redirect_stdout(sys.stderr):
-            document = _do_task(root)
+            document = do_task(root, dict(os.environ))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong
         explain(error)
         return 1
@@ -46,8 +46,12 @@ def run(root: Path = Path("/")) -> int:
     return 0
 
 
-def _do_task(root: Path) -> dict[str, Any]:
-    environment = dict(os.environ)
+def do_task(root: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Do the task that an environment describes; returns the document of its result.
+
+    Raises:
+        Exception: whatever the program, or what it is given, does wrong.
+    """
     mode = environment.get("FL_MODE") or "train"
     if mode == aggregation.MODE:
         return aggregation.aggregate_task(root, environment)

@@ -283,7 +283,9 @@ def _componentize(
     entry = (_FOLDER / "entry.py.in").read_text().replace("SOURCES = {}", f"SOURCES = {sources!r}")
     machine = "host.py.in" if host_tensors else "plain.py.in"
     (path / "propeller" / "machine.py").write_text((_FOLDER / machine).read_text())
-    entry = f"import propeller.machine\n{entry}"
+    entry = (
+        f"from propeller.program.rehearsal import rehearse\n\nrehearse()\nimport propeller.machine\n{entry}"
+    )
     entry += f"\n\nimport {script.stem}\n\ncheck_registered()\ninclude({imported!r})\n"
     (path / f"{_ENTRY}.py").write_text(entry, encoding="utf-8")
     world = "tensor-program" if host_tensors else "plain-program"
