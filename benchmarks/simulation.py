@@ -10,6 +10,7 @@ same work is then done by Flower's simulation, beside it. Exits 1 if a bound is 
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,10 +74,13 @@ class Watch:
 
 
 def _own_bytes(process: psutil.Process) -> int:
+    """What a process has in memory that is in no file; not its whole map, which takes as long to read as many clients to run."""
     try:
-        return int(process.memory_full_info().uss)
-    except psutil.Error:
+        text = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:  # it has ended
         return 0
+    found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE)
+    return 1024 * sum(map(int, found))
 
 
 @contextmanager

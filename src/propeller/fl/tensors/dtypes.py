@@ -70,10 +70,16 @@ def bounds(dtype: Dtype) -> tuple[float, float]:
     return 0, 1
 
 
+_SMALL = 4096
+"""Numbers of which it costs less to look at each than to go through them twice."""
+
+
 def all_finite(array: Array) -> bool:
-    """Whether no number of an array is NaN or infinite. Nothing is allocated."""
+    """Whether no number of an array is NaN or infinite. No more than a few pages are allocated."""
     if not is_floating(array.dtype) or not array.size:
         return True
+    if array.size <= _SMALL and array.dtype.kind == "f":
+        return bool(np.isfinite(array).all())
     first = _NOT_FINITE.get(name_of(array.dtype))
     if first is None:  # the extremes carry any NaN or infinity
         return all(map(math.isfinite, extremes(array)))
