@@ -15,6 +15,7 @@ from propeller.simulation import client_tasks
 from propeller.simulation.description import DevicesSpec
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
+from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.update_spool import UpdateSpool
 
 LOGNORMAL = {"distribution": "lognormal", "median": 5, "sigma": 1}
@@ -49,7 +50,7 @@ class Idle:
 
 
 def run(
-    folder: Path, runner: Idle, clients: int, model: Tensors, devices: Any = None, **fields: Any
+    runner: Idle, clients: int, model: Tensors, devices: Any = None, **fields: Any
 ) -> SimulatedExperiment:
     spec = ExperimentSpec.decode({"program": "idle", "name": "idle", **fields})
     names = [Candidate(f"client-{number}", f"client-{number}") for number in range(1, clients + 1)]
@@ -61,7 +62,7 @@ def run(
         DevicesSpec.decode(devices or {}).to_devices(),
         lambda _client: 1,
         runner,
-        folder,
+        ModelFiles(),
         program="idle",
         has_central=True,
     )
@@ -73,14 +74,14 @@ def model(size: int = 4) -> Tensors:
     return {"w": np.ones(size, np.float32)}
 
 
-def test_what_happens_in_a_round_happens_in_the_order_of_virtual_time(tmp_path: Path) -> None:
+def test_what_happens_in_a_round_happens_in_the_order_of_virtual_time() -> None:
     devices = {
         "seconds": {"distribution": "uniform", "low": 1, "high": 60},
         "seed": 4,
         "drop_out": {"part": 0.1, "noticed_after_s": 5},
     }
     failing = frozenset({"client-3", "client-7"})
-    ended = run(tmp_path, Idle(model(), failing), 30, model(), devices, rounds=1, k_of_n=15, timeout_s=50)
+    ended = run(Idle(model(), failing), 30, model(), devices, rounds=1, k_of_n=15, timeout_s=50)
     (record,) = ended.rounds
     came = [each.received_at for each in record.updates.values()]
     assert len(came) == 15
@@ -91,23 +92,21 @@ def test_what_happens_in_a_round_happens_in_the_order_of_virtual_time(tmp_path: 
     assert failing.isdisjoint(record.updates)
 
 
-def test_the_deadline_stands_between_what_came_before_and_after(tmp_path: Path) -> None:
+def test_the_deadline_stands_between_what_came_before_and_after() -> None:
     devices = {"seconds": {"distribution": "uniform", "low": 1, "high": 60}, "seed": 4}
-    ended = run(tmp_path, Idle(model()), 30, model(), devices, rounds=1, timeout_s=30)
+    ended = run(Idle(model()), 30, model(), devices, rounds=1, timeout_s=30)
     (record,) = ended.rounds
     assert 0 < len(record.updates) < 30
     assert all(each.received_at <= 30 for each in record.updates.values())
     assert record.closed_at == 30
 
 
-def test_how_many_are_computed_together_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_are_computed_together_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = {"seconds": LOGNORMAL, "seed": 4, "drop_out": {"part": 0.1, "noticed_after_s": 5}}
 
     def told(**fields: Any) -> list[Any]:
         runner = Idle(model(), frozenset({"client-3", "client-7"}))
-        ended = run(tmp_path, runner, 30, model(), devices, rounds=3, timeout_s=20, **fields)
+        ended = run(runner, 30, model(), devices, rounds=3, timeout_s=20, **fields)
         return [ended.now, *(one.detail() for one in ended.rounds)]
 
     for fields in ({"k_of_n": 15}, {"mode": {"kind": "async", "buffer": 3}}, {"selection": {"count": 5}}):
@@ -117,9 +116,8 @@ def test_how_many_are_computed_together_changes_nothing(
             assert told(**fields) == together
 
 
-def test_central_evaluations_of_an_asynchronous_experiment(tmp_path: Path) -> None:
+def test_central_evaluations_of_an_asynchronous_experiment() -> None:
     ended = run(
-        tmp_path,
         Idle(model()),
         12,
         model(),
@@ -147,7 +145,7 @@ def test_central_evaluations_of_an_asynchronous_experiment(tmp_path: Path) -> No
     assert ended.record.experiment.best is not None
 
 
-def test_updates_of_waves_are_dropped_once_they_are_merged(tmp_path: Path) -> None:
+def test_updates_of_waves_are_dropped_once_they_are_merged() -> None:
     size, rounds = 250_000, 40  # of 1 MB each
     devices = {"seconds": {"distribution": "lognormal", "median": 5, "sigma": 1}, "seed": 1}
     mode = {"kind": "async", "buffer": 4, "concurrency": 8, "max_staleness": 20}
@@ -165,7 +163,7 @@ def test_updates_of_waves_are_dropped_once_they_are_merged(tmp_path: Path) -> No
     names = [Candidate(f"client-{number}", f"client-{number}") for number in range(1, 21)]
     made = DevicesSpec.decode(devices).to_devices()
     experiment = SimulatedExperiment(
-        "idle-1", spec, model(size), names, made, lambda _client: 1, watching, tmp_path, program="idle"
+        "idle-1", spec, model(size), names, made, lambda _client: 1, watching, ModelFiles(), program="idle"
     )
     experiment.run()
     assert experiment.record.experiment.done == rounds
@@ -173,20 +171,18 @@ def test_updates_of_waves_are_dropped_once_they_are_merged(tmp_path: Path) -> No
     assert experiment.kept_updates == 0
 
 
-def test_many_clients_are_computed_some_at_a_time(tmp_path: Path) -> None:
+def test_many_clients_are_computed_some_at_a_time() -> None:
     few, large = Idle(model()), model(4 * 2**20)  # of 16 MiB
-    run(tmp_path, few, 3000, model(), rounds=1)
+    run(few, 3000, model(), rounds=1)
     assert few.most_at_once == 1024
     many = Idle(model(), frozenset(f"client-{number}" for number in range(50)))
-    assert run(tmp_path, many, 40, large, rounds=1, retries=0).record.experiment.reason is not None
+    assert run(many, 40, large, rounds=1, retries=0).record.experiment.reason is not None
     assert many.most_at_once == 16
 
 
-def test_an_aggregate_of_updates_in_a_file_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_aggregate_of_updates_in_a_file_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(**fields: Any) -> bytes:
-        ended = run(tmp_path, Idle({"w": np.arange(4, dtype=np.float32)}), 9, model(), rounds=2, **fields)
+        ended = run(Idle({"w": np.arange(4, dtype=np.float32)}), 9, model(), rounds=2, **fields)
         return ended.model(3)["w"].tobytes()
 
     for strategy in ("fedavg", "fedadam", {"name": "krum", "byzantine": 2}):
@@ -214,3 +210,19 @@ def test_updates_that_are_kept_are_in_a_file_if_they_are_many(tmp_path: Path) ->
     spool.add("again", b"y")
     assert spool.read("again") == b"y"
     spool.clear()
+
+
+def test_versions_are_in_files_and_a_few_in_memory() -> None:
+    """Any of them can be read as long as there is who may ask; then the folder is gone."""
+    models = ModelFiles()
+    for version in range(1, 6):
+        models.add(version, {"w": np.full(3, version, np.float32)})
+    assert [float(models[version]["w"][0]) for version in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert models.newest == 5
+    for missing in (0, 6, "1"):
+        with pytest.raises(KeyError):
+            models[missing]  # type: ignore[index]
+    folder = models.folder
+    assert len(list(folder.iterdir())) == 5
+    del models
+    assert not folder.exists()

@@ -7,7 +7,6 @@ So the result follows from the seeds alone, not from how fast this machine is, o
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import make_merge_start, make_round
@@ -56,13 +55,14 @@ from propeller.fl.strategies import (
     read_strategy,
 )
 from propeller.fl.task_environment import task_environments
-from propeller.fl.tensors import TensorError, Tensors, specs_of, to_safetensors
+from propeller.fl.tensors import TensorError, Tensors, specs_of
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import encode_json
 from propeller.simulation.client_tasks import CENTRAL, ClientTasks, OpenRound
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.messages import RoundTask
+from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.update_spool import UpdateSpool
 from propeller.simulation.workers import ClientRunner
 
@@ -85,7 +85,7 @@ class SimulatedExperiment:
         devices: VirtualDevices,
         samples: Callable[[int], int],
         runner: ClientRunner,
-        folder: Path,
+        models: ModelFiles,
         *,
         program: str,
         first_version: int = 1,
@@ -102,7 +102,7 @@ class SimulatedExperiment:
             devices: how long each takes.
             samples: how many samples a client has, by its number.
             runner: computes what clients send.
-            folder: takes the models of rounds.
+            models: takes the versions; it has none.
             program: its reference, for the record.
             first_version: the number of the model to start from; programs may draw by it.
             has_central: whether there is data for a central evaluation.
@@ -124,17 +124,16 @@ class SimulatedExperiment:
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
         self._tasks = ClientTasks(clients, devices, samples, runner)
-        self._folder = folder
+        self._models = models
         self._observe = observe
         self._specs = specs_of(model)
-        self._models: dict[int, Tensors] = {}
         self._server_states: dict[int, ServerState] = {}
         self._rounds: dict[str, OpenRound] = {}
         self._waves: dict[str, OpenRound] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._round_numbers = itertools.count()
-        self._store_model(first_version, model)
+        models.add(first_version, model)
 
     @property
     def rounds(self) -> list[RoundRecord]:
@@ -199,7 +198,7 @@ class SimulatedExperiment:
         record = make_round(
             self.record, request, self._specs, {} if state is None else state.values, self.now
         )
-        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._folder))
+        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._models.folder))
         if request.is_wave:
             self._waves[request.round_id] = one
         if self.record.is_central(record):
@@ -242,13 +241,17 @@ class SimulatedExperiment:
         if start.hyperparams is not None:
             env["HYPERPARAMS"] = encode_json(start.hyperparams).decode()
         version = record.round.plan.base_version
-        strategy = self._strategy_file(version) if start.strategy and start.strategy.get("tensors") else None
+        strategy = (
+            self._models.strategy_file(version, self._server_states.get(version))
+            if start.strategy and start.strategy.get("tensors")
+            else None
+        )
         specs = update_specs(record.strategy, record.specs)
         return RoundTask(
             number=next(self._round_numbers),
             env=env,
             evaluates=record.kind == "evaluate",
-            model=str(self._model_file(version)),
+            model=str(self._models.model_file(version)),
             strategy=None if strategy is None else str(strategy),
             split=start.split,
             update={name: (spec.dtype, list(spec.shape)) for name, spec in specs.items()},
@@ -364,7 +367,7 @@ class SimulatedExperiment:
             announced=True,
             strategy=dict(self.record.strategy),
         )
-        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._folder))
+        one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._models.folder))
         older = sorted({each.base_version for each in request.updates} - {request.base_version})
         bases = [request.base_version, *older]
         received = [
@@ -421,29 +424,11 @@ class SimulatedExperiment:
             event: RoundEvent = AggregationFailed(f"aggregation: {error}")
             new = None
         else:
-            version = max(self._models) + 1
-            self._store_model(version, made.model)
+            version = self._models.newest + 1
+            self._models.add(version, made.model)
             self._server_states[version] = made.state
             # Versions are one after the other, and devices that begin at this moment may want the one before: no older one is asked for.
             self._server_states.pop(version - 2, None)
             event, new = AggregateStored(version), NewVersion(version, {}, made.report)
         done = step_round(one.record.round, event)
         one.record = one.record.advance(done.round, self.now, new=new)
-
-    # Models ----------------------------------------------------------------------------------------------------
-
-    def _store_model(self, version: int, model: Tensors) -> None:
-        self._models[version] = model
-        self._model_file(version).write_bytes(to_safetensors(model))
-
-    def _model_file(self, version: int) -> Path:
-        return self._folder / f"model-{version}.safetensors"
-
-    def _strategy_file(self, version: int) -> Path | None:
-        state = self._server_states.get(version)
-        if state is None or not state.tensors:
-            return None
-        file = self._folder / f"strategy-{version}.safetensors"
-        if not file.exists():
-            file.write_bytes(to_safetensors(state.tensors))
-        return file

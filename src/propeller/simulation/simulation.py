@@ -24,6 +24,7 @@ from propeller.simulation.description import SimulationSpec
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import Data, Fleet, fleet_of
+from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.pictures import history_figure
 from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram, workers_folder
 from propeller.wasm.program_run import Limits
@@ -162,8 +163,9 @@ def simulate(
         file = find_program(spec.program if program is None else program, folder)
         compiled, digest = _compile(file, limits)
         central = None if fleet.central is None else folder / "central"
-        shared = SharedFolders(folder / "data", central, folder / "models", folder / "states")
-        for each in filter(None, (shared.data, shared.central, shared.models, shared.states)):
+        models = ModelFiles()
+        shared = SharedFolders(folder / "data", central, models.folder, folder / "states")
+        for each in filter(None, (shared.data, shared.central, shared.states)):
             each.mkdir()
         fleet.data.write(shared.data)
         if fleet.central is not None and central is not None:
@@ -180,7 +182,7 @@ def simulate(
                 fleet.devices,
                 fleet.data.samples,
                 pool,
-                shared.models,
+                models,
                 program=f"{spec.program}@{digest}",
                 first_version=described.first_version,
                 has_central=fleet.central is not None,
