@@ -27,7 +27,7 @@ import numpy as np
 
 from propeller.sdk import Experiment
 from propeller.simulation import simulate
-from propeller.simulation.simulation import find_program
+from propeller.simulation.programs import program_file
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "python" / "softmax.py"
 TARGET = 0.88
@@ -101,7 +101,7 @@ def main() -> int:
     found: list[list[Measured]] = []
     missed = []
     with tempfile.TemporaryDirectory() as folder:
-        program = find_program(PROGRAM, Path(folder))
+        program = program_file(PROGRAM, Path(folder))
         for setting in SETTINGS:
             runs = [run(setting, seed, program) for seed in seeds]
             found.append(runs)

@@ -401,6 +401,10 @@ def simulate(
         typer.Option("--set", metavar="FIELD=VALUE", help="Instead of the file's: lr=0.1; repeatable."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that run clients.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The head of a Ray cluster, on whose nodes clients run."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write history, models and a plot here.")
     ] = None,
@@ -412,7 +416,7 @@ def simulate(
     """Run an experiment with a virtual fleet on this machine: the same program, strategies and rounds."""
     from propeller.cli.simulate import Options, run_simulation
 
-    given = Options(clients, data, partition, program, workers, out, as_json, labels)
+    given = Options(clients, data, partition, program, workers, ray, out, as_json, labels)
     run_simulation(experiment, given, changes or [])
 
 

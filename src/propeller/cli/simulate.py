@@ -38,6 +38,7 @@ class Options:
     partition: str | None = None
     program: Path | None = None
     workers: int | None = None
+    ray: str | None = None
     out: Path | None = None
     as_json: bool = False
     labels: bool = False
@@ -62,6 +63,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             ("data", options.data),
             ("partition", None if options.partition is None else _parse(options.partition)),
             ("workers", options.workers),
+            ("ray", options.ray),
         )
         if value is not None
     }
@@ -102,8 +104,10 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             devices=spec.devices.to_devices(described.folder),
             program=_program_of(described, options.program),
             workers=spec.workers,
+            ray=spec.ray,
             first_version=spec.first_version,
             observe=shown.observe,
+            notify=shown.notify,
         )
     if options.out is not None:
         write_results(options.out, ended)
@@ -151,6 +155,9 @@ class _Shown:
 
     def __init__(self, bar: Progress, rounds: int) -> None:
         self._bar, self._task = bar, bar.add_task("", total=rounds, rate="")
+
+    def notify(self, notice: str) -> None:
+        self._bar.console.print(f"  [yellow]{escape(notice)}[/]", soft_wrap=True)
 
     def observe(self, running: SimulatedExperiment, record: RoundRecord) -> None:
         started = self._bar.tasks[0].elapsed

@@ -98,5 +98,7 @@ class SimulationSpec(StrictMessage):
     devices: DevicesSpec = DevicesSpec()
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes that run clients; default: one a core."""
+    ray: str | None = None
+    """``HOST:PORT`` of a Ray cluster's head, on whose nodes these are."""
     first_version: Annotated[int, Field(ge=0)] = 1
     """The number of the model to start from: programs may draw by it."""

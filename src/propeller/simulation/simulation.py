@@ -1,11 +1,9 @@
 """``simulate``: an experiment with a virtual fleet on this machine, from Python."""
 
-import asyncio
-import os
-import tempfile
+import contextlib
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +11,7 @@ import numpy.typing as npt
 
 from propeller.coordinator.history import round_json
 from propeller.coordinator.rounds import RoundRecord
-from propeller.digests import digest_of
-from propeller.errors import InvalidError, StartError
+from propeller.errors import InvalidError
 from propeller.fl.tensors import from_safetensors
 from propeller.sdk import Experiment
 from propeller.sdk.experiment import new_id
@@ -26,9 +23,12 @@ from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import Data, Fleet, fleet_of
 from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.pictures import history_figure
-from propeller.simulation.workers import SharedFolders, WorkerPool, WorkerProgram, workers_folder
+from propeller.simulation.programs import find_program
+from propeller.simulation.ray_cluster import connect
+from propeller.simulation.ray_nodes import NodePlan, RayNodes
+from propeller.simulation.scratch_folder import scratch_folder
+from propeller.simulation.workers import ClientRunner, SharedFolders, WorkerPool, workers_folder
 from propeller.wasm.program_run import Limits
-from propeller.wasm.sandbox import Sandbox, find_compiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,8 +110,10 @@ def simulate(
     devices: Mapping[str, Any] | VirtualDevices | None = None,
     program: str | Path | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     first_version: int = 1,
     observe: Observe | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Simulation:
     """Run an experiment with a virtual fleet on this machine's cores.
 
@@ -129,8 +131,10 @@ def simulate(
             ``{"trace": "file.csv"}``.
         program: the ``.wasm`` or ``.py`` file that clients run. Default: the experiment's ``program``, if that is one.
         workers: processes that run clients; default: one a core.
+        ray: ``HOST:PORT`` of the head of a Ray cluster that this machine is part of, on whose nodes the workers are. The result is the same.
         first_version: the number of the model to start from, as programs may draw by it.
         observe: called whenever a round has changed its state.
+        notify: called with what a person should know, as that a node of the cluster is lost; default: a warning.
 
     Raises:
         PropellerError: a field is wrong, or something cannot be had; the text names it and the remedy.
@@ -146,6 +150,7 @@ def simulate(
             "test": test,
             "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
             "workers": workers,
+            "ray": ray,
             "first_version": first_version,
         }
     )
@@ -158,78 +163,38 @@ def simulate(
         devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
     )
     limits = Limits().lowered(spec.limits)
-    with tempfile.TemporaryDirectory(prefix="propeller-simulation-") as name:
-        folder = Path(name)
-        file = find_program(spec.program if program is None else program, folder)
-        compiled, digest = _compile(file, limits)
-        central = None if fleet.central is None else folder / "central"
+    with contextlib.ExitStack() as stack:
+        cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
+        folder = stack.enter_context(scratch_folder())
+        found = find_program(spec.program if program is None else program, folder)
         models = ModelFiles()
-        shared = SharedFolders(folder / "data", central, models.folder, folder / "states")
-        for each in filter(None, (shared.data, shared.central, shared.states)):
-            each.mkdir()
-        fleet.data.write(shared.data)
-        if fleet.central is not None and central is not None:
-            fleet.central.write(central)
-        with (
-            workers_folder(folder, limits, described.workers) as own,
-            WorkerPool(compiled, shared, own, limits, described.workers) as pool,
-        ):
-            ended = SimulatedExperiment(
-                spec.id or new_id(spec.name),
-                spec,
-                model,
-                fleet.candidates,
-                fleet.devices,
-                fleet.data.samples,
-                pool,
-                models,
-                program=f"{spec.program}@{digest}",
-                first_version=described.first_version,
-                has_central=fleet.central is not None,
-                observe=observe,
-            )
-            ended.run()
+        runner: ClientRunner
+        if cluster is None:
+            compiled = found.compile(limits)
+            shared = SharedFolders.fill(folder, models.folder, fleet.data, fleet.central)
+            own = stack.enter_context(workers_folder(folder, limits, described.workers))
+            runner = stack.enter_context(WorkerPool(compiled, shared, own, limits, described.workers))
+        else:
+            plan = NodePlan(found, fleet.data, fleet.central, limits)
+            nodes = RayNodes(cluster, plan, folder, described.workers, notify or _warn)
+            runner = stack.enter_context(nodes)
+        ended = SimulatedExperiment(
+            spec.id or new_id(spec.name),
+            spec,
+            model,
+            fleet.candidates,
+            fleet.devices,
+            fleet.data.samples,
+            runner,
+            models,
+            program=f"{spec.program}@{found.digest}",
+            first_version=described.first_version,
+            has_central=fleet.central is not None,
+            observe=observe,
+        )
+        ended.run()
     return Simulation(ended, fleet, time.monotonic() - began)
 
 
-def find_program(program: str | Path, folder: Path) -> Path:
-    """The file of a program; a ``.py`` is built into ``folder``.
-
-    Raises:
-        PropellerError: there is no such file, or it cannot be built.
-    """
-    file = Path(program)
-    if not file.is_file():
-        raise StartError(
-            f"program: {program} is not a file here: give the program's .wasm or .py file (--program FILE)"
-        )
-    if file.suffix != ".py":
-        return file
-    from propeller.wasm.build import build  # what only programs in Python need
-
-    return build(file, folder / "program.wasm").path
-
-
-def _compile(program: Path, limits: Limits) -> tuple[WorkerProgram, str]:
-    """Compile a program, as a proplet does: in a process of its own, kept for the next time."""
-    try:
-        content = program.read_bytes()
-    except OSError as error:
-        raise StartError(f"{program}: {error.strerror}") from None
-    digest = digest_of(content)
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # A sandbox takes a third of a second to open, and is not needed for what was compiled before.
-    found = find_compiled(folder, digest, limits)
-    if found is not None:
-        return WorkerProgram(found.artifact, found.component, found.host_tensors), digest
-
-    async def compile_once() -> WorkerProgram:
-        async with Sandbox(folder) as sandbox:
-            await sandbox.add(digest, content, limits)
-            made = await sandbox.compiled(digest, limits)
-            return WorkerProgram(made.artifact, made.component, made.host_tensors)
-
-    with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
-        return thread.submit(asyncio.run, compile_once()).result(), digest
+def _warn(notice: str) -> None:
+    warnings.warn(notice, stacklevel=2)

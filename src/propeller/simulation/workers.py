@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from propeller.errors import StartError
+from propeller.simulation.client_data import ClientData
 from propeller.simulation.messages import (
     ClientReport,
     ClientTask,
@@ -55,6 +57,19 @@ class SharedFolders:
     central: Path | None
     models: Path
     states: Path
+
+    @classmethod
+    def fill(cls, folder: Path, models: Path, data: ClientData, central: ClientData | None) -> Self:
+        """Make those that there are not in a folder, with the data of the clients and of a central evaluation."""
+        made = cls(
+            folder / "data", None if central is None else folder / "central", models, folder / "states"
+        )
+        for each in filter(None, (made.data, made.central, made.states)):
+            each.mkdir()
+        data.write(made.data)
+        if central is not None and made.central is not None:
+            central.write(made.central)
+        return made
 
 
 @dataclass(frozen=True)
@@ -125,10 +140,9 @@ class WorkerPool:
 
     def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         self._closing.set()
-        self._drop_jobs()
         if kind is not None:  # nobody waits for what runs
-            for worker in self._workers:
-                worker.abort()
+            self.abort()
+        self._drop_jobs()
         for _ in self._threads:
             self._todo.put(None)
         for thread in (*self._threads, self._watch):
@@ -140,26 +154,35 @@ class WorkerPool:
         Raises:
             WorkerError: a worker cannot be started, or says what no worker would.
         """
-        done: _Done = queue.SimpleQueue()
         # Several at once, as it takes longer to wake a thread than to run a small program; few enough that all workers end together.
-        size = min(max(len(tasks) // (4 * len(self._workers)), 1), _MAX_TOGETHER)
-        for at in range(0, len(tasks), size):
-            self._todo.put(_Job(round_task, tasks[at : at + size], done))
+        size = together(len(tasks), len(self._workers))
+        running = [self.submit(round_task, tasks[at : at + size]) for at in range(0, len(tasks), size)]
         try:
-            left = len(tasks)
-            while left:
-                found = done.get()
-                if isinstance(found, BaseException):
-                    raise found
-                left -= len(found)
-                yield from found
+            for job in as_completed(running):
+                yield from job.result()
         finally:  # also if whoever asked wants no more
-            self._drop_jobs()
+            for job in running:
+                job.cancel()
+
+    def submit(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> "Future[Reports]":
+        """Have one worker run tasks of a round, one after the other; threads may call this beside each other.
+
+        The result raises as ``run``.
+        """
+        job = _Job(round_task, tasks)
+        self._todo.put(job)
+        return job.done
+
+    def abort(self) -> None:
+        """Have what runs ended; nothing more is run."""
+        self._drop_jobs()
+        for worker in self._workers:
+            worker.abort()
 
     def _drop_jobs(self) -> None:
         with contextlib.suppress(queue.Empty):
-            while True:
-                self._todo.get_nowait()
+            while (job := self._todo.get_nowait()) is not None:
+                job.done.cancel()
 
     def _end_late_ones(self) -> None:
         while not self._closing.wait(_WATCH_S):
@@ -167,25 +190,32 @@ class WorkerPool:
                 worker.end_if_late()
 
 
-_Done = queue.SimpleQueue[list[tuple[ClientReport, bytes]] | BaseException]
+def together(tasks: int, workers: int) -> int:
+    """How many of so many tasks a worker is given at once."""
+    return min(max(tasks // (4 * workers), 1), _MAX_TOGETHER)
+
+
+Reports = list[tuple[ClientReport, bytes]]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Tasks of a round, and where their reports go."""
+    """Tasks of a round, and what becomes of them."""
 
     round_task: RoundTask
     tasks: Sequence[ClientTask]
-    done: "_Done"
+    done: "Future[Reports]" = field(default_factory=Future)
 
 
 def _work(worker: "_Worker", todo: "queue.SimpleQueue[_Job | None]") -> None:
     try:
         while (job := todo.get()) is not None:
+            if not job.done.set_running_or_notify_cancel():
+                continue
             try:
-                job.done.put(worker.run(job.round_task, job.tasks))
+                job.done.set_result(worker.run(job.round_task, job.tasks))
             except BaseException as error:  # noqa: BLE001 - raised where the reports are waited for
-                job.done.put(error)
+                job.done.set_exception(error)
     finally:
         worker.close()
 
@@ -204,9 +234,9 @@ class _Worker:
         self._busy_since: float | None = None
         self._was_late = self._aborted = False
 
-    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> list[tuple[ClientReport, bytes]]:
+    def run(self, round_task: RoundTask, tasks: Sequence[ClientTask]) -> Reports:
         """Run tasks one after the other; one that ends the process has failed, and the others are run by another process."""
-        found: list[tuple[ClientReport, bytes]] = []
+        found: Reports = []
         while len(found) < len(tasks) and not self._aborted:
             process = self._started()
             requests, replies = _pipes(process)
