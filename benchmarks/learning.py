@@ -43,6 +43,7 @@ class Setting:
         reference: what plain NumPy found, if that was measured.
         tolerance: how far from it the mean may be; of rounds a factor.
         devices: as ``simulate`` takes it.
+        saves: how many times fewer bytes of updates travel than without compression, at least.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Setting:
     reference: float | None = None
     tolerance: float = 0.0
     devices: Mapping[str, Any] | None = None
+    saves: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ LONG = training(5, 16, 0.05)
 SLOW = training(5, 16, 0.01)
 ALL = 1000
 """A batch of all samples of a client."""
+
+
+def compressed(**how: Any) -> dict[str, Any]:
+    """A training whose updates are compressed."""
+    return {**training(1, 32, 0.3), "update": {"compression": how}}
+
 
 TABLES = {
     "rounds": Table(
@@ -183,6 +191,28 @@ TABLES = {
         chosen=10,
         partition={"kind": "dirichlet", "alpha": 0.1},
     ),
+    "compression": Table(
+        "MNIST-5k, softmax regression, 10 clients of two shards: compressed updates",
+        [
+            Setting("float32", training(1, 32, 0.3), 0.865, 0.03),
+            Setting("int8", compressed(values="int8"), 0.857, 0.03, saves=3.5),
+            Setting("int4", compressed(values="int4"), saves=7.0),
+            Setting("top_k 0.1", compressed(top_k=0.1), saves=7.0),
+            Setting("top_k 0.1, int8", compressed(top_k=0.1, values="int8"), saves=15.0),
+        ],
+        # No worse than by so much.
+        [
+            ("int8", "float32", -0.01),
+            ("int4", "float32", -0.02),
+            ("top_k 0.1", "float32", -0.02),
+            ("top_k 0.1, int8", "float32", -0.02),
+        ],
+        data="mnist-5k",
+        sizes=(784, 10),
+        clients=10,
+        chosen=10,
+        partition={"kind": "shards", "per_client": 2},
+    ),
 }
 
 
@@ -208,8 +238,8 @@ def divided(table: Table, seed: int) -> Dataset:
     return Dataset.of_columns(columns, test=found.test, apart=["client"], name=table.data)
 
 
-def run(table: Table, setting: Setting, seed: int, program: Path) -> list[float]:
-    """The accuracy after each round."""
+def run(table: Table, setting: Setting, seed: int, program: Path) -> tuple[list[float], float]:
+    """The accuracy after each round, and how many times fewer bytes of updates came than without compression."""
     stop: dict[str, Any] = (
         {} if table.target is None else {"stop": {"metric": "accuracy", "target": table.target}}
     )
@@ -231,11 +261,14 @@ def run(table: Table, setting: Setting, seed: int, program: Path) -> list[float]
     )
     if ended.state == "failed":
         raise SystemExit(f"{table.title}: {setting.name}: {ended.reason}")
-    return [
+    history = ended.history()
+    accuracies = [
         one["metrics"]["accuracy"]
-        for one in ended.history()
+        for one in history
         if one["kind"] == "evaluate" and one["state"] == "completed"
     ]
+    came, saved = (sum(one[name] for one in history) for name in ("bytes", "bytes_saved"))
+    return accuracies, (came + saved) / came
 
 
 def result(table: Table, accuracies: Sequence[float]) -> float:
@@ -252,7 +285,9 @@ def measure(table: Table, seeds: int, program: Path) -> tuple[dict[str, list[lis
     means: dict[str, float] = {}
     missed = []
     for setting in table.settings:
-        curves[setting.name] = [run(table, setting, seed, program) for seed in range(seeds)]
+        runs = [run(table, setting, seed, program) for seed in range(seeds)]
+        curves[setting.name] = [accuracies for accuracies, _ in runs]
+        saves = min(saved for _, saved in runs)
         found = [result(table, each) for each in curves[setting.name]]
         mean = means[setting.name] = float(np.mean(found))
         wanted, allowed = setting.reference, setting.tolerance
@@ -262,6 +297,10 @@ def measure(table: Table, seeds: int, program: Path) -> tuple[dict[str, list[lis
             if wanted is None
             else f"  reference {wanted:g} {'within a factor of' if table.target else '±'} {allowed:g}"
         )
+        if setting.saves > 1:
+            beside += f"  updates {saves:.1f} times smaller, at least {setting.saves:g}"
+            if saves < setting.saves:
+                missed.append(f"{table.title}: {setting.name}: updates are {saves:.1f} times smaller")
         print(f"  {setting.name:<18}{mean:>7.{digits}f}  ({min(found):.{digits}f} to {max(found):.{digits}f}){beside}", flush=True)  # fmt: skip
         if wanted is not None:
             near = (
