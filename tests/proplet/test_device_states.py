@@ -79,6 +79,8 @@ async def test_an_evaluation_gets_what_its_round_left_and_changes_nothing(tmp_pa
     await keep(states, 2, "two")
     assert given(states, 2, evaluates=True) == "two"
     assert states.open("e-1", PROGRAM, 2, changes=False).target is None
+    # Of an asynchronous experiment, whose waves have numbers of their own.
+    assert given(states, 1, evaluates=True) == "two"
 
 
 async def test_the_next_round_waits_for_what_the_last_one_is_about_to_leave(tmp_path: Path) -> None:

@@ -113,14 +113,15 @@ class DeviceStates:
             experiment_id: of the task.
             program: the repository of its program, or its digest where it has none; or what else it is that keeps a state.
             number: of the round; None: the one after the last that was kept.
-            changes: whether what the task leaves is kept; if not, the task is given what this very round left, too.
+            changes: whether what the task leaves is kept; if not, it is given the newest version, as rounds that train at once (async)
+                have numbers of their own.
         """
         about = {"experiment_id": experiment_id, "program": program}
         place = self._place(experiment_id, program)
         versions = _versions(place)
         if number is None:
             number = versions[-1].number + 1 if versions else 1
-        known = [version for version in versions if version.number < number + (not changes)]
+        known = [version for version in versions if version.number < number] if changes else versions
         source = known[-1].path if known else None
         _note_use(place)
         target = self._folder / f"{_NEW}{secrets.token_hex(8)}" if changes else None
