@@ -394,7 +394,14 @@ def simulate(
         ),
     ] = None,
     program: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The program, a .wasm or .py, instead of the file's.")
+        str | None,
+        typer.Option(
+            metavar="FILE|REF", help="The program, a .wasm, .py or reference, instead of the file's."
+        ),
+    ] = None,
+    strategy_program: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|REF", help="Likewise of a strategy that is a program."),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -416,7 +423,7 @@ def simulate(
     """Run an experiment with a virtual fleet on this machine: the same program, strategies and rounds."""
     from propeller.cli.simulate import Options, run_simulation
 
-    given = Options(clients, data, partition, program, workers, ray, out, as_json, labels)
+    given = Options(clients, data, partition, program, strategy_program, workers, ray, out, as_json, labels)
     run_simulation(experiment, given, changes or [])
 
 

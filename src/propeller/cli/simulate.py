@@ -36,7 +36,8 @@ class Options:
     clients: int | None = None
     data: str | None = None
     partition: str | None = None
-    program: Path | None = None
+    program: str | None = None
+    strategy_program: str | None = None
     workers: int | None = None
     ray: str | None = None
     out: Path | None = None
@@ -102,7 +103,9 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             partition=spec.partition,
             test=spec.test,
             devices=spec.devices.to_devices(described.folder),
-            program=_program_of(described, options.program),
+            program=options.program or _file_beside(described, described.spec.program),
+            strategy_program=options.strategy_program
+            or _file_beside(described, described.spec.strategy.program),
             workers=spec.workers,
             ray=spec.ray,
             first_version=spec.first_version,
@@ -198,11 +201,12 @@ def _print_summary(console: Console, ended: Simulation, out: Path | None) -> Non
         console.print(f"written to {escape(str(out))}: {escape(names)}", soft_wrap=True)
 
 
-def _program_of(described: ExperimentFile, given: Path | None) -> Path:
-    if given is not None:
-        return given
-    beside = described.folder / described.spec.program
-    return beside if beside.is_file() else Path(described.spec.program)
+def _file_beside(described: ExperimentFile, program: str | None) -> str | Path | None:
+    """A program of the experiment file: a file beside it, or what it is called."""
+    if program is None:
+        return None
+    beside = described.folder / program
+    return beside if beside.is_file() else program
 
 
 def _parse(text: str) -> Any:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachetools import LRUCache
+from structlog.typing import FilteringBoundLogger
 
+from propeller.digests import digest_of
 from propeller.errors import PropellerError, UnavailableError, UnprocessableError
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, logins_for
@@ -71,10 +73,10 @@ class PinnedProgram:
 class ProgramHost:
     """Finds programs by reference, and runs them. Close it."""
 
-    def __init__(self, settings: HostSettings) -> None:
-        """Open nothing yet."""
+    def __init__(self, settings: HostSettings, log: FilteringBoundLogger | None = None) -> None:
+        """Open nothing yet; ``log`` is where what happens goes: the service's, if it is not given."""
         self._settings = settings
-        self._log = get_logger(settings.service)
+        self._log = log or get_logger(settings.service)
         self._known: LRUCache[str, PinnedProgram] = LRUCache(_MAX_KNOWN)
         self._fetches: SingleFlight[str, None] = SingleFlight()
         self._background = BackgroundTasks(settings.service)
@@ -105,6 +107,28 @@ class ProgramHost:
         program = await self._find(reference)
         await self._have(program)
         return program
+
+    async def keep(self, reference: str, content: bytes) -> PinnedProgram:
+        """Have a program ready to run whose bytes are here; ``reference`` is what it is called.
+
+        Raises:
+            UnavailableError: the sandbox does not start.
+            ProgramError: it cannot be compiled, or is over a limit.
+        """
+        _client, sandbox = await self._open()
+        digest = digest_of(content)
+        await sandbox.add(digest, content, self._settings.limits)
+        return PinnedProgram(reference, digest)
+
+    async def content(self, program: PinnedProgram) -> bytes:
+        """The bytes of a prepared program.
+
+        Raises:
+            ProgramError: it is not there any more.
+        """
+        _client, sandbox = await self._open()
+        compiled = await sandbox.compiled(program.digest, self._settings.limits)
+        return await asyncio.to_thread(compiled.source.read_bytes)
 
     async def run(self, run: ProgramRun, limits: Mapping[str, float] | None = None) -> RunOutcome:
         """Run a prepared program within the service's limits, and lower ones if asked; what it prints goes to the log.

@@ -46,19 +46,13 @@ from propeller.fl.round import (
 from propeller.fl.round import Event as RoundEvent
 from propeller.fl.round import step as step_round
 from propeller.fl.selection import Candidate, Draw, NotEnoughError, select
-from propeller.fl.strategies import (
-    Contribution,
-    ServerState,
-    StrategyInputError,
-    UpdateError,
-    aggregate_round,
-    read_strategy,
-)
+from propeller.fl.strategies import Contribution, ServerState
 from propeller.fl.task_environment import task_environments
-from propeller.fl.tensors import TensorError, Tensors, specs_of
+from propeller.fl.tensors import Tensors, specs_of
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import encode_json
+from propeller.simulation.aggregation import Bases, RoundAggregator, StrategyAggregator
 from propeller.simulation.client_tasks import CENTRAL, ClientTasks, OpenRound
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.messages import RoundTask
@@ -90,6 +84,7 @@ class SimulatedExperiment:
         program: str,
         first_version: int = 1,
         has_central: bool = False,
+        aggregator: RoundAggregator | None = None,
         observe: Callable[["SimulatedExperiment", RoundRecord], None] | None = None,
     ) -> None:
         """Begin nothing yet.
@@ -106,21 +101,17 @@ class SimulatedExperiment:
             program: its reference, for the record.
             first_version: the number of the model to start from; programs may draw by it.
             has_central: whether there is data for a central evaluation.
+            aggregator: makes versions of updates; default: by the strategy that ``spec`` names.
             observe: called whenever a round has changed its state.
         """
-        if spec.strategy.program is not None:
-            raise InvalidError(
-                "strategy.program: a strategy that is a program runs on a fleet alone so far: name one of the strategies that there are"
-            )
         if spec.evaluate is not None and spec.evaluate.on == "central" and not has_central:
             raise InvalidError(
                 "evaluate.dataset: there is no such data: give it beside the clients' data, or evaluate on devices"
             )
-        strategy = spec.strategy.to_json()
         experiment = Experiment(experiment_id, spec, first_version)
-        self.record = ExperimentRecord(experiment, 0.0, program, strategy)
+        self._aggregator = aggregator or StrategyAggregator(spec.strategy.to_json())
+        self.record = ExperimentRecord(experiment, 0.0, program, self._aggregator.strategy)
         self.now = 0.0
-        self._strategy = read_strategy(strategy)
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
         self._tasks = ClientTasks(clients, devices, samples, runner)
@@ -413,14 +404,12 @@ class SimulatedExperiment:
         """Make a version of updates, or say why there is none."""
         state = self._server_states.get(base_version) if with_state else None
         try:
-            made = aggregate_round(
-                self._strategy,
-                self._models[base_version],
-                state,
-                ((contribution, kept.tensors(name)) for contribution, kept, name in received),
-                other_bases=[self._models[version] for version in older],
+            made = self._aggregator.aggregate(
+                one.record.round_id,
+                Bases(self._models[base_version], state, [self._models[version] for version in older]),
+                [(contribution, kept.tensors(name)) for contribution, kept, name in received],
             )
-        except (StrategyInputError, UpdateError, TensorError) as error:
+        except PropellerError as error:
             event: RoundEvent = AggregationFailed(f"aggregation: {error}")
             new = None
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,21 @@ from propeller.wasm.sandbox import Sandbox, find_compiled
 
 @dataclass(frozen=True)
 class Program:
-    """A program as it is delivered, and the digest of its bytes."""
+    """A program as it is delivered.
+
+    Attributes:
+        content: its bytes.
+        digest: of them.
+        reference: what it is called: its file, or the reference that names exactly it.
+    """
 
     content: bytes
     digest: str
+    reference: str
+
+    def pinned(self, name: str) -> str:
+        """A reference that names exactly it; ``name`` is what the experiment calls it."""
+        return self.reference if "@" in self.reference else f"{name}@{self.digest}"
 
     def compile(self, limits: Limits) -> WorkerProgram:
         """Compile it, as a proplet does: in a process of its own, kept for the next time.
@@ -48,21 +60,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller"
 
 
-def find_program(program: str | Path, folder: Path) -> Program:
-    """A program by its file; a ``.py`` is built into ``folder``.
+def find_program(
+    program: str | Path, folder: Path, fetch: Callable[[str], Program], field: str = "program"
+) -> Program:
+    """A program by its file, or by its reference in a registry.
+
+    Args:
+        program: the file or the reference; a ``.py`` is built.
+        folder: takes what is built.
+        fetch: fetches a program by its reference.
+        field: what an error calls it.
 
     Raises:
-        PropellerError: there is no such file, or it cannot be built.
+        PropellerError: there is no such file, or it cannot be built or fetched.
     """
-    file = program_file(program, folder)
+    if not Path(program).is_file() and _is_reference(str(program)):
+        return fetch(str(program))
+    file = program_file(program, folder, field)
     try:
         content = file.read_bytes()
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
-    return Program(content, digest_of(content))
+    return Program(content, digest_of(content), str(program))
 
 
-def program_file(program: str | Path, folder: Path) -> Path:
+def program_file(program: str | Path, folder: Path, field: str = "program") -> Path:
     """The file of a program; of a ``.py`` what is built of it, in ``folder``.
 
     Raises:
@@ -71,10 +93,20 @@ def program_file(program: str | Path, folder: Path) -> Path:
     file = Path(program)
     if not file.is_file():
         raise StartError(
-            f"program: {program} is not a file here: give the program's .wasm or .py file (--program FILE)"
+            f"{field}: {program} is not a file here: give the program's .wasm or .py file (--{field.replace('.', '-')} FILE), or a "
+            "reference with its registry, as localhost:5000/mlp:v1"
         )
     if file.suffix != ".py":
         return file
     from propeller.wasm.build import build  # what only programs in Python need
 
-    return build(file, folder / "program.wasm").path
+    return build(file, folder / f"{file.stem}.wasm").path
+
+
+def _is_reference(program: str) -> bool:
+    """Whether a text that is no file here means a program in a registry, and not a file that is missing."""
+    if program.endswith((".wasm", ".py")) or program.startswith((".", "/", "~")):
+        return False
+    first, slash, _path = program.partition("/")
+    names_registry = bool(slash) and (first == "localhost" or "." in first or ":" in first)
+    return names_registry or bool(os.environ.get("PROXY_REGISTRY_URL"))

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +94,10 @@ def connect(address: str) -> Iterator[RayCluster]:
         yield RayCluster(ray, address)
         return
     probe(address)
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tips about settings of older versions
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         yield RayCluster(ray, address)
     finally:
         ray.shutdown()

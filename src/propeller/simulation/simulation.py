@@ -1,6 +1,7 @@
 """``simulate``: an experiment with a virtual fleet on this machine, from Python."""
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ from propeller.sdk import Experiment
 from propeller.sdk.experiment import new_id
 from propeller.sdk.history import History
 from propeller.sdk.values import encode_model
+from propeller.simulation.aggregation import RoundAggregator
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import Data, Fleet, fleet_of
 from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.pictures import history_figure
-from propeller.simulation.programs import find_program
+from propeller.simulation.programs import Program, find_program
 from propeller.simulation.ray_cluster import connect
 from propeller.simulation.ray_nodes import NodePlan, RayNodes
 from propeller.simulation.scratch_folder import scratch_folder
@@ -32,6 +34,8 @@ from propeller.wasm.program_run import Limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from propeller.simulation.local_program_host import LocalProgramHost
 
 Observe = Callable[[SimulatedExperiment, RoundRecord], None]
 
@@ -109,6 +113,7 @@ def simulate(
     test: float | None = None,
     devices: Mapping[str, Any] | VirtualDevices | None = None,
     program: str | Path | None = None,
+    strategy_program: str | Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
     first_version: int = 1,
@@ -129,7 +134,8 @@ def simulate(
         test: the part of the data set that is held out as its test set, for ``evaluate = {"on": "central", "dataset": "test"}``.
         devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``, or
             ``{"trace": "file.csv"}``.
-        program: the ``.wasm`` or ``.py`` file that clients run. Default: the experiment's ``program``, if that is one.
+        program: the ``.wasm`` or ``.py`` file that clients run, or a reference, as of an experiment on a fleet. Default: the experiment's.
+        strategy_program: likewise of a strategy that is a program.
         workers: processes that run clients; default: one a core.
         ray: ``HOST:PORT`` of the head of a Ray cluster that this machine is part of, on whose nodes the workers are. The result is the same.
         first_version: the number of the model to start from, as programs may draw by it.
@@ -166,14 +172,33 @@ def simulate(
     with contextlib.ExitStack() as stack:
         cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         folder = stack.enter_context(scratch_folder())
-        found = find_program(spec.program if program is None else program, folder)
+
+        @functools.cache
+        def program_host() -> "LocalProgramHost":
+            # Here, as a registry's client and a service's sandbox are of no use to most simulations.
+            from propeller.simulation.local_program_host import LocalProgramHost
+
+            return stack.enter_context(LocalProgramHost(folder))
+
+        def find(given: str | Path, field: str) -> Program:
+            return find_program(given, folder, lambda reference: program_host().fetch(reference), field)
+
+        found = find(spec.program if program is None else program, "program")
+        aggregator: RoundAggregator | None = None
+        if spec.strategy.program is not None:
+            from propeller.simulation.program_aggregator import ProgramAggregator
+
+            named = spec.strategy.program
+            own = find(named if strategy_program is None else strategy_program, "strategy.program")
+            prepared = program_host().prepare(own.pinned(named), own.content)
+            aggregator = ProgramAggregator(program_host(), prepared, spec.strategy.params)
         models = ModelFiles()
         runner: ClientRunner
         if cluster is None:
             compiled = found.compile(limits)
             shared = SharedFolders.fill(folder, models.folder, fleet.data, fleet.central)
-            own = stack.enter_context(workers_folder(folder, limits, described.workers))
-            runner = stack.enter_context(WorkerPool(compiled, shared, own, limits, described.workers))
+            theirs = stack.enter_context(workers_folder(folder, limits, described.workers))
+            runner = stack.enter_context(WorkerPool(compiled, shared, theirs, limits, described.workers))
         else:
             plan = NodePlan(found, fleet.data, fleet.central, limits)
             nodes = RayNodes(cluster, plan, folder, described.workers, notify or _warn)
@@ -187,9 +212,10 @@ def simulate(
             fleet.data.samples,
             runner,
             models,
-            program=f"{spec.program}@{found.digest}",
+            program=found.pinned(spec.program),
             first_version=described.first_version,
             has_central=fleet.central is not None,
+            aggregator=aggregator,
             observe=observe,
         )
         ended.run()
