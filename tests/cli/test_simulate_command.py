@@ -64,6 +64,14 @@ def test_what_it_shows_and_writes(project: Path) -> None:
     ]
 
 
+def test_devices_and_the_first_version(project: Path) -> None:
+    (project / "devices.csv").write_text("seconds\n3\n")
+    ended = simulate(project, "--devices", str(project / "devices.csv"), "--first-version", "7", "--json")
+    told = json.loads(ended.stdout)
+    assert [one["seconds"] for one in told["history"]] == [3, 3]
+    assert told["model_version"] == 9
+
+
 def test_as_json(project: Path) -> None:
     ended = simulate(project, "--json")
     told = json.loads(ended.stdout)
@@ -75,6 +83,9 @@ def test_as_json(project: Path) -> None:
     [
         (["--clients", "5"], "clients: 5, but there is data of 3"),
         (["--partition", "{"], "--partition: not JSON"),
+        (["--devices", "{"], "--devices: not JSON"),
+        (["--devices", "gone.csv"], "devices.trace: gone.csv: No such file"),
+        (["--devices", '{"second": 1}'], "did you mean 'seconds'"),
         (["--data", "digit"], "digit"),
         (["--program", "gone.wasm"], "gone.wasm is not a file"),
         (["--labels"], "each client has a document"),

@@ -393,6 +393,16 @@ def simulate(
             metavar="KIND|JSON", help='How it is divided: iid, \'{"kind": "dirichlet", "alpha": 0.1}\'.'
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|JSON",
+            help='What they do: a trace in CSV, or \'{"seconds": 10, "drop_out": 0.1}\'.',
+        ),
+    ] = None,
+    first_version: Annotated[
+        int | None, typer.Option(min=0, help="The number of the model to start from.")
+    ] = None,
     program: Annotated[
         str | None,
         typer.Option(
@@ -423,7 +433,20 @@ def simulate(
     """Run an experiment with a virtual fleet on this machine: the same program, strategies and rounds."""
     from propeller.cli.simulate import Options, run_simulation
 
-    given = Options(clients, data, partition, program, strategy_program, workers, ray, out, as_json, labels)
+    given = Options(
+        clients,
+        data,
+        partition,
+        devices,
+        first_version,
+        program,
+        strategy_program,
+        workers,
+        ray,
+        out,
+        as_json,
+        labels,
+    )
     run_simulation(experiment, given, changes or [])
 
 

@@ -30,12 +30,14 @@ _SHOWN_METRICS = 4
 class Options:
     """What the command line says; ``None``: as the file has it.
 
-    ``partition`` is a kind, or JSON. ``labels``: only show how the data is divided.
+    ``partition`` is a kind, or JSON; ``devices`` a CSV file, or JSON. ``labels``: only show how the data is divided.
     """
 
     clients: int | None = None
     data: str | None = None
     partition: str | None = None
+    devices: str | None = None
+    first_version: int | None = None
     program: str | None = None
     strategy_program: str | None = None
     workers: int | None = None
@@ -62,7 +64,9 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
         for name, value in (
             ("clients", options.clients),
             ("data", options.data),
-            ("partition", None if options.partition is None else _parse(options.partition)),
+            ("partition", None if options.partition is None else _parse("--partition", options.partition)),
+            ("devices", None if options.devices is None else _parse("--devices", options.devices)),
+            ("first_version", options.first_version),
             ("workers", options.workers),
             ("ray", options.ray),
         )
@@ -102,7 +106,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             data=data,
             partition=spec.partition,
             test=spec.test,
-            devices=spec.devices.to_devices(described.folder),
+            devices=spec.devices.to_devices(described.folder if options.devices is None else Path()),
             program=options.program or _file_beside(described, described.spec.program),
             strategy_program=options.strategy_program
             or _file_beside(described, described.spec.strategy.program),
@@ -209,14 +213,14 @@ def _file_beside(described: ExperimentFile, program: str | None) -> str | Path |
     return beside if beside.is_file() else program
 
 
-def _parse(text: str) -> Any:
-    """A kind, or an object in JSON."""
+def _parse(option: str, text: str) -> Any:
+    """A name, or an object in JSON."""
     if not text.startswith("{"):
         return text
     try:
         return json.loads(text)
     except ValueError as error:
-        raise StartError(f"--partition: not JSON: {error}") from None
+        raise StartError(f"{option}: not JSON: {error}") from None
 
 
 def _check_folder(folder: Path) -> None:

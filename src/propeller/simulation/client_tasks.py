@@ -105,7 +105,7 @@ class ClientTasks:
                 one.coming.append(Coming(now, drops_out=False, slot=slot, name=name))
                 continue
             client = self._clients[name]
-            drawn = self._devices.draw(client, self._counts[client], 2 * one.model_bytes, self._samples)
+            drawn = self._devices.draw(client, self._counts[client], 2 * one.model_bytes, self._samples, now)
             self._counts[client] += 1
             one.coming.append(Coming(now + drawn.seconds, drawn.drops_out, slot, name))
         one.coming.sort(key=lambda each: each.order, reverse=True)

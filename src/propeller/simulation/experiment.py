@@ -6,6 +6,7 @@ So the result follows from the seeds alone, not from how fast this machine is, o
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 from propeller.coordinator.experiment_records import ExperimentRecord
@@ -59,6 +60,9 @@ from propeller.simulation.messages import RoundTask
 from propeller.simulation.model_files import ModelFiles
 from propeller.simulation.update_spool import UpdateSpool
 from propeller.simulation.workers import ClientRunner
+
+_CHOOSE_AGAIN_S = 0.5
+"""Between looks at the fleet while too few devices are there, as a manager has it."""
 
 
 class SimulatedExperiment:
@@ -114,6 +118,7 @@ class SimulatedExperiment:
         self.now = 0.0
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
+        self._availability = devices.availability
         self._tasks = ClientTasks(clients, devices, samples, runner)
         self._models = models
         self._observe = observe
@@ -195,12 +200,27 @@ class SimulatedExperiment:
         if self.record.is_central(record):
             self._at(self.now, lambda: self._begin(one, ParticipantsChosen((CENTRAL,), 0)))
             return
+        self._choose(one, request, self.now + request.timeout_s)
+
+    def _choose(self, one: OpenRound, request: RoundRequest, until: float) -> None:
+        """Choose participants of those that are there, as a manager does: again whenever somebody has come, until it is too late."""
+        if one.record.state.is_over:
+            return
+        count = len(self._candidates)
+        there, later = self._candidates, math.inf
+        if self._availability is not None:
+            present = self._availability.at(self.now, count)
+            there = list(itertools.compress(self._candidates, present))
+            later = max(self._availability.next_begin(self.now, count), self.now + _CHOOSE_AGAIN_S)
         draw = Draw(request.number, request.attempt, request.kind)
         try:
-            chosen = select(self._candidates, request.policy, draw)
+            chosen = select(there, request.policy, draw)
         except NotEnoughError as error:
+            if later <= until:
+                self._at(later, lambda: self._choose(one, request, until))
+                return
             reason = str(error)
-            self._at(self.now + request.timeout_s, lambda: self._step(one, ChoiceFailed(reason)))
+            self._at(until, lambda: self._step(one, ChoiceFailed(reason)))
             return
         except PropellerError as error:  # what waiting does not heal
             reason = str(error)

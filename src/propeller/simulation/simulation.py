@@ -111,7 +111,7 @@ def simulate(
     data: Data | None = None,
     partition: Any = "iid",
     test: float | None = None,
-    devices: Mapping[str, Any] | VirtualDevices | None = None,
+    devices: str | Mapping[str, Any] | VirtualDevices | None = None,
     program: str | Path | None = None,
     strategy_program: str | Path | None = None,
     workers: int | None = None,
@@ -133,7 +133,7 @@ def simulate(
         partition: how a data set is divided, as ``"iid"`` or ``{"kind": "dirichlet", "alpha": 0.1}``.
         test: the part of the data set that is held out as its test set, for ``evaluate = {"on": "central", "dataset": "test"}``.
         devices: how long each takes, as ``{"seconds": {"distribution": "lognormal", "median": 10, "sigma": 1}, "drop_out": 0.1}``, or
-            ``{"trace": "file.csv"}``.
+            a trace, ``"devices.csv"``; and at which hours it is there: ``{"available": {"begins": 22, "hours": 8}}``.
         program: the ``.wasm`` or ``.py`` file that clients run, or a reference, as of an experiment on a fleet. Default: the experiment's.
         strategy_program: likewise of a strategy that is a program.
         workers: processes that run clients; default: one a core.
