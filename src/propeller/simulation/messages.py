@@ -92,7 +92,6 @@ class ClientReport:
         header: the update's, by field.
         bytes: how long what follows is: the update's tensors in safetensors.
         transfer: how a device would have sent it, by field of ``Transfer``.
-        cpu_s: processor time that the program took, in seconds.
         kept: the folder of what the client keeps now, if anything.
         residual: the file of what its compressed updates have left out, if that is kept.
     """
@@ -102,7 +101,6 @@ class ClientReport:
     header: Mapping[str, Any] = field(default_factory=dict)
     bytes: int = 0
     transfer: Mapping[str, Any] = field(default_factory=dict)
-    cpu_s: float = 0.0
     kept: str | None = None
     residual: str | None = None
 

@@ -9,10 +9,10 @@ import contextlib
 import functools
 import gc
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,19 +120,17 @@ class ClientWorker:
             self._clear_written()
 
     def _run(self, task: ClientTask) -> tuple[ClientReport, bytes]:
-        round_task, began = self._round, _processor_s()
-        env = {**round_task.env, "PROPLET_ID": task.proplet_id, "FL_SEED": str(task.seed)}
+        env = {**self._round.env, "PROPLET_ID": task.proplet_id, "FL_SEED": str(task.seed)}
         error, stdout = self._run_program(task, env)
         if error is not None and not self._with_documents and self._wanted_documents():
             # It reads its inputs itself: once more, and from now on, with everything that a device gives.
             self._with_documents = True
             self._give_round_files()
             error, stdout = self._run_program(task, env)
-        cpu_s = _processor_s() - began
         if error is not None:
-            return ClientReport(task.id, error=error, cpu_s=cpu_s), b""
+            return ClientReport(task.id, error=error), b""
         report, content = self._read_output(task, stdout, env)
-        return ClientReport(**{**vars(report), "cpu_s": cpu_s, "kept": self._keep_state(task)}), content
+        return replace(report, kept=self._keep_state(task)), content
 
     def _run_program(self, task: ClientTask, env: dict[str, str]) -> tuple[str | None, bytes]:
         """Run the program once; why it failed, and its standard output."""
@@ -278,11 +276,6 @@ def _packed(file: str) -> Source:
 
 def _fields_of(header: UpdateHeader) -> dict[str, Any]:
     return header.model_dump(mode="json", exclude={"update"}, exclude_none=True)
-
-
-def _processor_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def _content(descriptor: int, most: int) -> bytes:
