@@ -12,6 +12,7 @@ import pytest
 import wasmtime
 
 from propeller.data import program_path
+from propeller.process.file_lock import FileLock
 from support.net import wait_until
 from support.stack import PROPELLER, propeller
 
@@ -62,6 +63,36 @@ def test_what_it_shows_and_writes(project: Path) -> None:
         "latest.safetensors",
         "metrics.svg",
     ]
+
+
+def test_results_of_an_earlier_simulation_are_replaced(project: Path) -> None:
+    out = project / "out"
+    assert simulate(project, "--out", str(out), "--set", "evaluate.every=1").returncode == 0
+    assert (out / "best.safetensors").exists()
+    (out / "mine.txt").write_text("kept")
+    assert simulate(project, "--out", str(out)).returncode == 0
+    assert not (out / "best.safetensors").exists()
+    assert (out / "mine.txt").exists()
+
+
+def test_two_simulations_with_one_folder(project: Path) -> None:
+    (project / "out").mkdir()
+    with FileLock(project / "out"):
+        refused = simulate(project, "--out", str(project / "out"))
+    assert refused.returncode == 1
+    assert "another simulation writes to it; name another folder" in refused.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_refused_at_once(project: Path) -> None:
+    refused = simulate(project, "--out", str(project / "experiment.toml" / "out"))
+    assert refused.returncode == 1
+    assert "name another folder" in refused.stderr
+    assert "round" not in refused.stdout
+
+
+def test_a_program_that_is_none_is_named(project: Path) -> None:
+    refused = simulate(project, "--program", str(project / "1.json"))
+    assert "1.json: not a Wasm program" in refused.stderr
 
 
 def test_devices_and_the_first_version(project: Path) -> None:

@@ -1,7 +1,10 @@
 """Experiments with a virtual fleet: exact repeats, failures, virtual time, and what a program may not do."""
 
 import contextlib
+import errno
+import gc
 import json
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from propeller.data import program_path
 from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate
+from propeller.simulation.client_data import DocumentData
+from propeller.simulation.scratch_folder import scratch_folder
 from support.net import wait_until
 
 FEATURES = 6
@@ -329,3 +334,28 @@ def test_more_clients_in_a_round_than_there_are() -> None:
     ended = run(experiment(retries=0, timeout_s=5, selection={"count": 9}))
     assert ended.state == "failed"
     assert "9 devices needed, 6 there" in str(ended.reason)
+
+
+def test_what_a_killed_simulation_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as folder:
+        left = folder.parent / "1-left"
+        left.mkdir()
+    ended = run(experiment(rounds=1))
+    assert not left.exists()
+    del ended
+    gc.collect()
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("9 requested and 7 written")]
+)
+def test_a_full_disk(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_data: Any, _folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(DocumentData, "write", fail)
+    with pytest.raises(PropellerError, match=f"cannot be written to {tmp_path}: .*TMPDIR"):
+        run()

@@ -1,9 +1,9 @@
 """``propeller simulate``: an experiment file with a virtual fleet on this machine."""
 
 import contextlib
-import csv
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.simulation_results import results_folder, write_results
 from propeller.coordinator.rounds import RoundRecord
-from propeller.errors import InvalidError, PropellerError, StartError
-from propeller.sdk.values import encode_model
+from propeller.errors import PropellerError, StartError
+from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import fleet_of
-from propeller.simulation.pictures import svg_of
 
 _SHOWN_METRICS = 4
 
@@ -86,11 +86,32 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
         )
         print(fleet.label_counts())
         return
-    if options.out is not None:
-        _check_folder(options.out)
     console = Console(highlight=False, stderr=options.as_json)
+    with contextlib.ExitStack() as stack:
+        out = None if options.out is None else stack.enter_context(results_folder(options.out))
+        ended = _simulate(described, experiment, spec, data, options, console)
+        if out is not None:
+            write_results(out, ended)
+    if options.as_json:
+        json.dump({**ended.status(), "history": ended.history()}, sys.stdout)
+        print()
+    else:
+        _print_summary(console, ended, options.out)
+    if ended.state == "failed":
+        raise PropellerError(f"the experiment failed: {ended.reason}")
+
+
+def _simulate(
+    described: ExperimentFile,
+    experiment: Experiment,
+    spec: SimulationSpec,
+    data: str | None,
+    options: Options,
+    console: Console,
+) -> Simulation:
+    """Run it, and show how it goes."""
     with Progress(
-        TextColumn("  round"),
+        TextColumn("  {task.description}"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -100,7 +121,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
         disable=not console.is_terminal,
     ) as bar:
         shown = _Shown(bar, experiment.spec.rounds)
-        ended = simulate(
+        return simulate(
             experiment,
             clients=spec.clients,
             data=data,
@@ -116,58 +137,24 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
             observe=shown.observe,
             notify=shown.notify,
         )
-    if options.out is not None:
-        write_results(options.out, ended)
-    if options.as_json:
-        json.dump({**ended.status(), "history": ended.history()}, sys.stdout)
-        print()
-    else:
-        _print_summary(console, ended, options.out)
-    if ended.state == "failed":
-        raise PropellerError(f"the experiment failed: {ended.reason}")
-
-
-def write_results(folder: Path, ended: Simulation) -> None:
-    """Write ``history.json``, ``history.csv``, ``latest.safetensors`` and, if there is one, ``best.safetensors``; ``metrics.svg`` and, of a data set
-    that was divided, ``labels.svg`` where matplotlib is installed.
-
-    Raises:
-        StartError: the folder cannot be written to.
-    """
-    history = ended.history()
-    rows = history.rows()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "history.json").write_text(
-            json.dumps({**ended.status(), "rounds": history}, indent=1), encoding="utf-8"
-        )
-        with (folder / "history.csv").open("w", encoding="utf-8", newline="") as text:
-            lines = csv.DictWriter(text, columns)
-            lines.writeheader()
-            lines.writerows(rows)
-        (folder / "latest.safetensors").write_bytes(encode_model(ended.model()))
-        if ended.status()["best"] is not None:
-            (folder / "best.safetensors").write_bytes(encode_model(ended.model("best")))
-        with contextlib.suppress(InvalidError):  # nothing was measured, or there is no matplotlib
-            (folder / "metrics.svg").write_text(svg_of(ended.figure()), encoding="utf-8")
-        with contextlib.suppress(InvalidError):  # documents have no labels
-            (folder / "labels.svg").write_text(ended.fleet.label_counts().svg(), encoding="utf-8")
-    except OSError as error:
-        raise StartError(f"--out {folder}: {error.strerror}") from None
 
 
 class _Shown:
     """What is shown while it runs: a line for each round that ends, and how fast it goes."""
 
     def __init__(self, bar: Progress, rounds: int) -> None:
-        self._bar, self._task = bar, bar.add_task("", total=rounds, rate="")
+        # Until the first round: a program that is compiled for the first time takes half a minute.
+        self._bar, self._task = bar, bar.add_task("preparing the program", total=rounds, rate="")
+        self._began: float | None = None
 
     def notify(self, notice: str) -> None:
         self._bar.console.print(f"  [yellow]{escape(notice)}[/]", soft_wrap=True)
 
     def observe(self, running: SimulatedExperiment, record: RoundRecord) -> None:
-        started = self._bar.tasks[0].elapsed
+        if self._began is None:
+            self._began = time.monotonic()
+            self._bar.update(self._task, description="round")
+        started = time.monotonic() - self._began
         if started:
             rate = f"{running.done / started:.0f} tasks/s"
             self._bar.update(self._task, completed=running.record.experiment.done, rate=rate)
@@ -221,8 +208,3 @@ def _parse(option: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise StartError(f"{option}: not JSON: {error}") from None
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise StartError(f"--out {folder}: there is a file of this name; name a folder")

@@ -1,7 +1,5 @@
 """The versions of a simulation's model, and what strategies have for devices with each: files, which workers read too."""
 
-import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from cachetools import LRUCache
 
 from propeller.fl.strategies import ServerState
 from propeller.fl.tensors import Tensors, from_safetensors, to_safetensors
+from propeller.simulation.scratch_folder import open_scratch
 
 _IN_MEMORY = 2
 """Versions that are kept in memory: the newest, and one that an asynchronous merge goes back to."""
@@ -24,9 +23,10 @@ class ModelFiles:
 
     def __init__(self) -> None:
         """No version yet."""
-        self.folder = Path(tempfile.mkdtemp(prefix="propeller-models-"))
+        folders = open_scratch()
+        self.folder = folders.own
         self.newest = 0
-        self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._remove = weakref.finalize(self, folders.close)
         self._kept: LRUCache[int, Tensors] = LRUCache(_IN_MEMORY)
 
     def add(self, version: int, model: Tensors) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from propeller.digests import digest_of
 from propeller.errors import StartError
 from propeller.simulation.workers import WorkerProgram
-from propeller.wasm.program_run import Limits
+from propeller.wasm.program_run import Limits, ProgramError
 from propeller.wasm.sandbox import Sandbox, find_compiled
 
 
@@ -47,8 +47,11 @@ class Program:
 
         async def compile_once() -> WorkerProgram:
             async with Sandbox(folder) as sandbox:
-                await sandbox.add(self.digest, self.content, limits)
-                made = await sandbox.compiled(self.digest, limits)
+                try:
+                    await sandbox.add(self.digest, self.content, limits)
+                    made = await sandbox.compiled(self.digest, limits)
+                except ProgramError as error:
+                    raise ProgramError(f"program: {self.reference}: {error}", error.limit) from None
                 return WorkerProgram(made.artifact, made.component, made.host_tensors)
 
         with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already

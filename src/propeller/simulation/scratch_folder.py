@@ -1,4 +1,4 @@
-"""A folder for as long as a simulation runs: one that was left by a simulation that was killed is removed by the next one."""
+"""Folders for temporary files: one that was left by a simulation that was killed is removed by the next one."""
 
 import contextlib
 import os
@@ -11,9 +11,8 @@ from propeller.errors import StartError
 from propeller.wasm.task_folders import TaskFolders
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder of this process's own, where temporary files are.
+def open_scratch() -> TaskFolders:
+    """A folder of this process's own, where temporary files are: ``own``. Close it.
 
     Raises:
         StartError: it cannot be made.
@@ -27,10 +26,27 @@ def scratch_folder() -> Iterator[Path]:
             raise StartError(f"simulation: {base} belongs to someone else: name another folder with TMPDIR")
         folders.open()
     except OSError as error:
-        raise StartError(
-            f"simulation: {base}: {error.strerror}: name another folder for temporary files with TMPDIR"
-        ) from None
+        raise no_room(error) from None
+    return folders
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Such a folder for a block.
+
+    Raises:
+        StartError: as ``open_scratch``.
+    """
+    folders = open_scratch()
     try:
         yield folders.own
     finally:
         folders.close()
+
+
+def no_room(error: OSError) -> StartError:
+    """The error of temporary files that cannot be written."""
+    return StartError(
+        f"simulation: temporary files cannot be written to {tempfile.gettempdir()}: {error.strerror or error}: make room there, or "
+        "name another folder with TMPDIR"
+    )

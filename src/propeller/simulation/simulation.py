@@ -1,10 +1,11 @@
 """``simulate``: an experiment with a virtual fleet on this machine, from Python."""
 
 import contextlib
+import errno
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from propeller.simulation.pictures import history_figure
 from propeller.simulation.programs import Program, find_program
 from propeller.simulation.ray_cluster import connect
 from propeller.simulation.ray_nodes import NodePlan, RayNodes
-from propeller.simulation.scratch_folder import scratch_folder
+from propeller.simulation.scratch_folder import no_room, scratch_folder
 from propeller.simulation.workers import ClientRunner, SharedFolders, WorkerPool, workers_folder
 from propeller.wasm.program_run import Limits
 
@@ -170,6 +171,7 @@ def simulate(
     )
     limits = Limits().lowered(spec.limits)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_explain_full_disk())
         cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         folder = stack.enter_context(scratch_folder())
 
@@ -220,6 +222,17 @@ def simulate(
         )
         ended.run()
     return Simulation(ended, fleet, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _explain_full_disk() -> Iterator[None]:
+    """Say what to do where there is no room for temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, None}:  # NumPy gives none
+            raise
+        raise no_room(error) from None
 
 
 def _warn(notice: str) -> None:
