@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import json
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -17,9 +18,10 @@ import wasmtime
 from propeller.data import program_path
 from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
-from propeller.simulation import Simulation, simulate
+from propeller.simulation import Simulation, simulate, workers
 from propeller.simulation.client_data import DocumentData
 from propeller.simulation.scratch_folder import scratch_folder
+from propeller.wasm.program_run import Limits
 from support.net import wait_until
 
 FEATURES = 6
@@ -55,6 +57,23 @@ def run(made: Experiment | None = None, **more: Any) -> Simulation:
 
 def told(ended: Simulation) -> str:
     return json.dumps([{**one, "round_id": ""} for one in ended.history()]).replace(ended.id, "")
+
+
+def test_workers_are_in_memory_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else beside the rest: as much as programs may write there must fit twice."""
+    memory, beside = tmp_path / "memory", tmp_path / "beside"
+    memory.mkdir()
+    monkeypatch.setattr(workers, "memory_folder", lambda: memory)
+    free = shutil.disk_usage(memory).free
+    with workers.workers_folder(beside, Limits(out_bytes=1, state_bytes=1), 2) as folder:
+        assert folder.parent == memory
+        assert folder.is_dir()
+    assert list(memory.iterdir()) == []
+    with workers.workers_folder(beside, Limits(out_bytes=free // 2, state_bytes=1), 2) as folder:
+        assert folder == beside
+    monkeypatch.setattr(workers, "memory_folder", lambda: None)
+    with workers.workers_folder(beside, Limits(), 2) as folder:
+        assert folder == beside
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
