@@ -1,10 +1,8 @@
 """The rounds that experiments start: what the state machine asks for, as a record that can be stored."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from propeller.coordinator.active_experiments import ActiveExperiment, StateValues
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.rounds import RoundRecord
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
@@ -13,6 +11,10 @@ from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.strategies import read_strategy
 from propeller.fl.tensors import Specs
 from propeller.protocol.rounds import RoundStart, UpdateSource, model_uri
+
+if TYPE_CHECKING:  # with a database and HTTP, which a simulation has no use for
+    from propeller.coordinator.active_experiments import ActiveExperiment, StateValues
+    from propeller.coordinator.clients import ModelRegistryClient
 
 FindRound = Callable[[str], Awaitable[RoundRecord | None]]
 """Gives a round by its id, or ``None``."""
@@ -30,12 +32,12 @@ class NotToldError(Exception):
 class RoundMaker:
     """Makes records of rounds. What they need of the model registry is asked for before, as it may take long."""
 
-    def __init__(self, find_round: FindRound, registry: ModelRegistryClient) -> None:
+    def __init__(self, find_round: FindRound, registry: "ModelRegistryClient") -> None:
         """``find_round`` gives the rounds that there are, ``registry`` the models and server states."""
         self._find_round, self._registry = find_round, registry
 
     async def ask(
-        self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest | MergeRequest
+        self, active: "ActiveExperiment", record: ExperimentRecord, request: RoundRequest | MergeRequest
     ) -> None:
         """Ask the model registry what a round needs to know; why it can never be known is kept for ``make``.
 
@@ -52,7 +54,7 @@ class RoundMaker:
             active.told = {version: error}
 
     async def make(
-        self, active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest, now: float
+        self, active: "ActiveExperiment", record: ExperimentRecord, request: RoundRequest, now: float
     ) -> RoundRecord:
         """A round that waits for its participants.
 
@@ -77,7 +79,7 @@ class RoundMaker:
 
     async def make_merge(
         self,
-        active: ActiveExperiment,
+        active: "ActiveExperiment",
         record: ExperimentRecord,
         request: MergeRequest,
         now: float,
@@ -132,8 +134,8 @@ def _has_values(record: ExperimentRecord) -> bool:
 
 
 def _told(
-    active: ActiveExperiment, record: ExperimentRecord, request: RoundRequest | MergeRequest
-) -> tuple[Specs, StateValues]:
+    active: "ActiveExperiment", record: ExperimentRecord, request: RoundRequest | MergeRequest
+) -> "tuple[Specs, StateValues]":
     """What the model registry has told.
 
     Raises:
@@ -151,7 +153,7 @@ def _told(
 
 
 def make_round(
-    record: ExperimentRecord, request: RoundRequest, specs: Specs, values: StateValues, now: float
+    record: ExperimentRecord, request: RoundRequest, specs: Specs, values: "StateValues", now: float
 ) -> RoundRecord:
     """A round that waits for its participants; ``values`` are those of the base model's server state.
 
