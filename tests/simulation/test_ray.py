@@ -14,8 +14,9 @@ from propeller.coordinator.rounds import RoundRecord
 from propeller.data import program_path
 from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
-from propeller.simulation import Simulation, ray_cluster, simulate
+from propeller.simulation import Simulation, ray_cluster, ray_nodes, simulate
 from propeller.simulation.ray_cluster import RayNode
+from propeller.simulation.ray_node import NodeWorkers
 from propeller.simulation.ray_nodes import share_workers
 from propeller.simulation.simulation import Observe
 from support.net import free_port
@@ -140,6 +141,53 @@ def test_from_the_command_line(cluster: RayProcesses, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "completed: 2 rounds, 4 tasks" in ended.stdout
     assert ended.stderr == ""
+
+
+class OnlyHere(NodeWorkers):
+    """A class of a module that nodes do not have."""
+
+
+@needs_ray
+def test_a_connection_that_there_is_is_used_and_stays(
+    cluster: RayProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        with ray_cluster.connect(cluster.address) as connected:
+            assert [node.processors for node in connected.nodes()] == [2]
+        assert ray.is_initialized()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ray_nodes, "versions", lambda: {"propeller": "9.9"})
+            with pytest.raises(PropellerError, match=r"the node \S+ has propeller \S+, and here it is 9\.9"):
+                run(ray=cluster.address)
+
+        with monkeypatch.context() as patched:  # as where there is no Propeller
+            patched.setattr(ray_nodes, "NodeWorkers", OnlyHere)
+            with pytest.raises(
+                PropellerError, match=r"cannot run clients: ModuleNotFoundError: .*needs Propeller"
+            ):
+                run(ray=cluster.address)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ray_nodes, "_START_S", 2.0)
+            others = ray.remote(num_cpus=1)(NodeWorkers).remote()
+            ray.get(others.versions.remote())
+            with pytest.raises(PropellerError, match="has not started 2 workers within 2 s"):
+                run(ray=cluster.address)
+            ray.kill(others)
+
+        port = free_port()
+        with (
+            socket.create_server(("127.0.0.1", port)),
+            pytest.raises(InvalidError, match=r"connected to another cluster .* ray\.shutdown"),
+            ray_cluster.connect(f"127.0.0.1:{port}"),
+        ):
+            pass
+    finally:
+        ray.shutdown()
 
 
 @needs_ray

@@ -87,7 +87,7 @@ def connect(address: str) -> Iterator[RayCluster]:
     import ray  # a second's worth of modules
 
     if ray.is_initialized():  # a notebook that uses it for something else too
-        if ray.get_runtime_context().gcs_address != address:
+        if not _is_head(ray.get_runtime_context().gcs_address, host, port):
             raise InvalidError(
                 f"ray: this process is connected to another cluster than {address}: ray.shutdown() first"
             )
@@ -101,6 +101,16 @@ def connect(address: str) -> Iterator[RayCluster]:
         yield RayCluster(ray, address)
     finally:
         ray.shutdown()
+
+
+def _is_head(address: str, host: str, port: int) -> bool:
+    """Whether Ray's address of a head is a host's; Ray puts the machine's own in the place of loopback."""
+    head, _colon, its_port = address.rpartition(":")
+    try:
+        found = socket.gethostbyname(host)
+    except OSError:
+        found = host
+    return int(its_port) == port and (head in {host, found} or found.startswith("127."))
 
 
 def _parse(address: str) -> tuple[str, int]:
