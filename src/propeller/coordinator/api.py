@@ -74,10 +74,12 @@ def create_api(
         larger_bodies={"/update": BodyLimit(max_update, "COORDINATOR_MAX_UPDATE_BYTES")},
         metrics=metrics,
     )
+    app.include_router(
+        _update_routes(service, large, max_body, max_update)
+    )  # first, as routes are tried in turn
     app.include_router(_control_routes(service, experiments))
     app.include_router(experiment_routes(experiments))
     app.include_router(strategy_routes())
-    app.include_router(_update_routes(service, large, max_body, max_update))
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
     return app
