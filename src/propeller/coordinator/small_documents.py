@@ -19,11 +19,13 @@ _PAGE = 500
 _REMOVED_AT_ONCE = 100
 """Documents of one transaction: it holds up the event loop for up to 20 ms, if they are of the largest size."""
 
-# In SQL, as both databases know it and SQLAlchemy has it for one of them at a time.
+# Statements of every round are made once. The first is in SQL, as both databases know it and SQLAlchemy has it for one of them at a time.
 _INSERT = sa.text(
     "INSERT INTO update_documents (digest, content) VALUES (:digest, :content) ON CONFLICT DO NOTHING"
 ).bindparams(sa.bindparam("content", type_=sa.LargeBinary))
 _CONTENT = sa.select(_documents.c.content).where(_documents.c.digest == sa.bindparam("wanted"))
+_AMONG = sa.select(_documents.c.digest).where(_documents.c.digest.in_(sa.bindparam("wanted", expanding=True)))
+_REMOVE = _documents.delete().where(_documents.c.digest.in_(sa.bindparam("removed", expanding=True)))
 
 
 class SmallDocuments:
@@ -51,8 +53,7 @@ class SmallDocuments:
         found: set[str] = set()
         async with self._database.read() as connection:
             for some in batches(list(digests)):
-                query = sa.select(_documents.c.digest).where(_documents.c.digest.in_(some))
-                found |= set(await connection.scalars(query))
+                found |= set(await connection.scalars(_AMONG, {"wanted": some}))
         return found
 
     async def list(self) -> list[str]:
@@ -72,5 +73,5 @@ class SmallDocuments:
         """Remove documents; those that are not here are fine. After a power loss they may be here again."""
         for some in batches(list(digests), _REMOVED_AT_ONCE):
             async with self._database.transaction(durable=False) as connection:
-                await connection.execute(_documents.delete().where(_documents.c.digest.in_(some)))
+                await connection.execute(_REMOVE, {"removed": some})
             await asyncio.sleep(0)

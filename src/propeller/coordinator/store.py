@@ -27,6 +27,7 @@ _WAVE = "wave"
 
 # Statements of every round are made once: to make one takes longer than SQLite takes to execute it.
 _INSERT_ROUND, _INSERT_UPDATE = _rounds.insert(), _updates.insert()
+_OF_ID = _rounds.select().where(_rounds.c.round_id == sa.bindparam("of_round"))
 _CHANGE_ROUND = _rounds.update().where(
     _rounds.c.round_id == sa.bindparam("of_round"), _rounds.c.state == sa.bindparam("in_state")
 )
@@ -111,7 +112,7 @@ class RoundStore:
 
     async def load(self, round_id: str) -> RoundRecord | None:
         """A round with its updates; ``None`` if there is none of this id."""
-        found = await self._load(_rounds.select().where(_rounds.c.round_id == round_id))
+        found = await self._load(_OF_ID, {"of_round": round_id})
         return found[0] if found else None
 
     async def load_open(self) -> list[RoundRecord]:
@@ -206,11 +207,13 @@ class RoundStore:
                 found |= set((await connection.execute(query)).scalars())
         return sorted(found)
 
-    async def _load(self, query: "sa.Select[Any]") -> list[RoundRecord]:
+    async def _load(
+        self, query: "sa.Select[Any]", values: Mapping[str, Any] | None = None
+    ) -> list[RoundRecord]:
         updates: defaultdict[str, list[sa.Row[Any]]] = defaultdict(list)
         failures: defaultdict[str, dict[str, str]] = defaultdict(dict)
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(query, values)).all()
             for some in batches([row.round_id for row in rows]):
                 of_some = _updates.select().where(_updates.c.round_id.in_(some))
                 for row in await connection.execute(of_some.order_by(_updates.c.received_at)):
