@@ -75,6 +75,7 @@ class Template:
         self._last_program: CompiledProgram | None = None
         self._spare: _Spare | None = None
         self._spare_due = math.inf
+        self._search_due = 0.0
         self._text = b""
         self._descriptors: list[int] = []
 
@@ -124,7 +125,7 @@ class Template:
             return None
         pause_s = until - time.monotonic()
         if any(task.outputs for task in self._tasks.values()):
-            pause_s = min(pause_s, _SEARCH_EVERY_S)
+            pause_s = min(pause_s, self._search_due - time.monotonic())
         return max(0, int(min(pause_s * 1000 + 1, 2**31 - 1)))
 
     def _receive(self) -> bool:
@@ -237,11 +238,14 @@ class Template:
 
     def _enforce_limits(self) -> None:
         now = time.monotonic()
+        is_search = now >= self._search_due
+        if is_search:
+            self._search_due = now + _SEARCH_EVERY_S
         for task in self._tasks.values():
             if now >= task.deadline:
                 self._end(task, "wall_time_s")
                 continue
-            for output in task.outputs:
+            for output in task.outputs if is_search else ():
                 if limit := folder_contents.exceeded_limit(
                     output.name, output.folder, output.max_bytes, output.max_files
                 ):

@@ -54,6 +54,9 @@ _CALL_FILES = 4
 READY = b"ready"
 """What a process says that has loaded a program ahead of its task."""
 
+_RUNTIME_ENV = {"TOKIO_WORKER_THREADS": "1"}
+"""For the runtime, never for a program: it starts a thread for each processor where a program first opens a file, and needs one."""
+
 _REPORT_FD = 3
 _MAX_NAME_BYTES = 4096
 _MAX_VALUE_BYTES = 48 * 1024
@@ -150,6 +153,7 @@ def _use_descriptors(wanted: list[int | None]) -> None:
         os.dup2(fd, target)
     os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
+    os.environ.update(_RUNTIME_ENV)
     os.umask(0o077)
 
 
