@@ -64,8 +64,8 @@ def test_a_part_is_the_one_of_a_device(count: int, holdout: float, seed: int) ->
         ({"x": X, "y": Y[:5]}, PARTS, "x 12, y 5"),
         ({}, PARTS, "they have: none"),
         ({"x": X, "y": ["a"] * 12}, PARTS, "the column 'y' is <U1"),
-        ({"x": X}, [[0], []], "client 1 has no samples"),
-        ({"x": X}, [[0], [12]], "client 1 has rows that are not among the 12"),
+        ({"x": X}, [[0], []], "client-2 has no samples"),
+        ({"x": X}, [[0], [12]], "client-2 has rows that are not among the 12"),
     ],
 )
 def test_what_is_no_data(columns: dict[str, object], parts: list[list[int]], text: str) -> None:
@@ -75,7 +75,7 @@ def test_what_is_no_data(columns: dict[str, object], parts: list[list[int]], tex
 
 @pytest.mark.parametrize("document", [b"{", b'{"data": []}', b'{"data": [1]}', b"3"])
 def test_what_is_no_document(document: bytes) -> None:
-    with pytest.raises(InvalidError, match="client 0"):
+    with pytest.raises(InvalidError, match="client-1"):
         DocumentData([document]).document(0, None)
 
 

@@ -45,8 +45,8 @@ def test_a_picture_in_text() -> None:
     assert str(label_counts(COLUMNS, PARTS)).splitlines() == [
         "2 clients, 5 samples: 2 to 3 a client, of 1 to 2 of 3 classes",
         "client  a long…     cat     dog  samples",
-        "     0        ·       █       ·        3",
-        "     1        ▃       ·       ▃        2",
+        "     1        ·       █       ·        3",
+        "     2        ▃       ·       ▃        2",
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_figure_has_a_layer_for_each_class(classes: int, legend: bool) -> None
 def test_a_figure_shows_the_first_of_many_clients() -> None:
     (axes,) = of(2000, 2).figure().axes
     assert axes.get_xlabel() == "client (the first 500 of 2000)"
-    assert axes.get_xlim() == (-0.5, 499.5)
+    assert axes.get_xlim() == (0.5, 500.5)
 
 
 def test_one_client_with_one_class() -> None:

@@ -337,6 +337,9 @@ def test_an_update_that_a_coordinator_would_read_in_a_thread() -> None:
         ({}, {"data": None}, "data: say what clients hold"),
         ({}, {"clients": 7}, "clients: 7, but there is data of 6"),
         ({}, {"program": "nowhere.wasm"}, "program: nowhere.wasm is not a file"),
+        ({}, {"data": 5}, "data: int is no data"),
+        ({}, {"program": 5}, "program: int is neither"),
+        ({}, {"strategy_program": "x.wasm"}, "strategy_program: the strategy is fedavg, which is no program"),
         ({}, {"devices": {"seconds": -1}}, "devices.seconds: -1"),
         ({}, {"devices": {"second": 1}}, "did you mean 'seconds'"),
         ({}, {"workers": 0}, "workers"),
@@ -347,6 +350,14 @@ def test_an_update_that_a_coordinator_would_read_in_a_thread() -> None:
 def test_what_is_refused(fields: dict[str, Any], more: dict[str, Any], text: str) -> None:
     with pytest.raises(PropellerError, match=text):
         run(experiment(**fields), **more)
+
+
+def test_numbers_of_numpy_and_paths(tmp_path: Path) -> None:
+    file = tmp_path / "data.npz"
+    np.savez(file, **columns())
+    partition = {"kind": "iid", "seed": np.int64(3)}
+    ended = run(data=file, clients=np.int64(5), partition=partition, test=np.float64(0.2))
+    assert ended.fleet.label_counts().counts.sum() == 48
 
 
 def test_more_clients_in_a_round_than_there_are() -> None:

@@ -98,10 +98,12 @@ class ArrayData(ClientData):
         for client, mine in enumerate(rows):
             if not len(mine):
                 raise InvalidError(
-                    f"data: client {client} has no samples: take fewer clients, or divide otherwise"
+                    f"data: client-{client + 1} has no samples: take fewer clients, or divide otherwise"
                 )
             if mine.min() < 0 or mine.max() >= count:
-                raise InvalidError(f"data: client {client} has rows that are not among the {count} samples")
+                raise InvalidError(
+                    f"data: client-{client + 1} has rows that are not among the {count} samples"
+                )
         ends = np.cumsum([len(mine) for mine in rows], dtype=np.int64)
         return cls(found, np.concatenate(rows) if rows else np.zeros(0, np.int64), ends)
 
@@ -209,11 +211,11 @@ class DocumentData(ClientData):
         try:
             document = json.loads(self._content(client))
         except ValueError as error:
-            raise InvalidError(f"data: the document of client {client} is not JSON: {error}") from None
+            raise InvalidError(f"data: the document of client-{client + 1} is not JSON: {error}") from None
         samples = document.get("data") if isinstance(document, dict) else document
         if not isinstance(samples, list) or not samples or not all(isinstance(one, dict) for one in samples):
             raise InvalidError(
-                f'data: the document of client {client} is not a data set: {{"data": [{{"x": [0.1, 0.2], "y": 1}}, …]}}'
+                f'data: the document of client-{client + 1} is not a data set: {{"data": [{{"x": [0.1, 0.2], "y": 1}}, …]}}'
             )
         return samples if part is None else [samples[at] for at in part.of(len(samples))]
 

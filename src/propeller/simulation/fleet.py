@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.label_counts import LabelCounts, label_counts
 from propeller.simulation.partitions import decode_partition
 
-Data = str | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Data = str | PathLike[str] | Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """What clients hold: a data set to divide (by name, by path, or its columns), or a document for each client."""
 
 TEST = "test"
@@ -110,8 +111,12 @@ def _dataset(data: Data) -> Dataset | None:
     """The data set that is to be divided; ``None``: there is a document for each client."""
     if isinstance(data, Dataset):
         return data
-    if isinstance(data, str):
-        return read_dataset(data)
+    if isinstance(data, str | PathLike):
+        return read_dataset(fspath(data))
+    if not isinstance(data, Mapping | Sequence):
+        raise InvalidError(
+            f"data: {type(data).__name__} is no data: give the name or path of a data set, its columns by name, or a document for each client"
+        )
     if isinstance(data, Mapping) and not all(isinstance(each, Mapping) for each in data.values()):
         return Dataset.of_columns(data)
     return None

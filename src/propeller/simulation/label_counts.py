@@ -72,7 +72,7 @@ class LabelCounts:
         counts = self.counts[:_MAX_DRAWN]
         clients, classes = counts.shape
         axes = figure.add_subplot()
-        edges = np.arange(clients + 1) - 0.5
+        edges = np.arange(clients + 1) + 0.5  # clients are numbered from 1, as their names are
         colours = colormaps[next((name for most, name in _COLOURS.items() if classes <= most), "viridis")]
         below = np.zeros(clients, np.int64)
         for number, value in enumerate(self.classes):
@@ -156,7 +156,7 @@ def draw_labels(counts: LabelCounts, *, width: int = 100, lines: int = 40) -> st
     ]
     for client in range(min(clients, lines)):
         blocks = "".join(_block(int(n), int(largest)).rjust(cell) for n in counts.counts[client, :shown])
-        text.append(f"{client:>{head}} {blocks}{total[client]:>{tail}}")
+        text.append(f"{client + 1:>{head}} {blocks}{total[client]:>{tail}}")
     hidden = [_number(clients - lines, "more client")] if clients > lines else []
     hidden += [_number(classes - shown, "more class", "es")] if classes > shown else []
     return "\n".join([*text, f"… and {' and '.join(hidden)}"] if hidden else text)

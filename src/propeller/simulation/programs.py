@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from propeller.digests import digest_of
-from propeller.errors import StartError
+from propeller.errors import InvalidError, StartError
 from propeller.simulation.workers import WorkerProgram
 from propeller.wasm.program_run import Limits, ProgramError
 from propeller.wasm.sandbox import Sandbox, find_compiled
@@ -75,8 +76,10 @@ def find_program(
         field: what an error calls it.
 
     Raises:
-        PropellerError: there is no such file, or it cannot be built or fetched.
+        PropellerError: there is no such file, it cannot be built or fetched, or it is named by something else.
     """
+    if not isinstance(program, str | PathLike):
+        raise InvalidError(f"{field}: {type(program).__name__} is neither the path of a file nor a reference")
     if not Path(program).is_file() and _is_reference(str(program)):
         return fetch(str(program))
     file = program_file(program, folder, field)

@@ -18,7 +18,7 @@ from propeller.fl.tensors import from_safetensors
 from propeller.sdk import Experiment
 from propeller.sdk.experiment import new_id
 from propeller.sdk.history import History
-from propeller.sdk.values import encode_model
+from propeller.sdk.values import encode_model, plain
 from propeller.simulation.aggregation import RoundAggregator
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.devices import VirtualDevices
@@ -151,21 +151,25 @@ def simulate(
     if not isinstance(experiment.model, Mapping):
         raise InvalidError("model: give the tensors to start from: there is no registry in a simulation")
     model = from_safetensors(encode_model(experiment.model))[0]
-    described = SimulationSpec.decode(
-        {
-            "clients": clients,
-            "test": test,
-            "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
-            "workers": workers,
-            "ray": ray,
-            "first_version": first_version,
-        }
-    )
+    if strategy_program is not None and spec.strategy.program is None:
+        raise InvalidError(
+            f'strategy_program: the strategy is {spec.strategy.name}, which is no program: name one, as {{"program": "mine:v1"}}'
+        )
+    told = {
+        "clients": clients,
+        "partition": partition,
+        "test": test,
+        "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
+        "workers": workers,
+        "ray": ray,
+        "first_version": first_version,
+    }
+    described = SimulationSpec.decode({name: plain(value, name) for name, value in told.items()})
     fleet = fleet_of(
         experiment,
         clients=described.clients,
         data=data,
-        partition=partition,
+        partition=described.partition,
         test=described.test,
         devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
     )
