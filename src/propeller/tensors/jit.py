@@ -50,7 +50,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         if now.tracing or now.calls is not None:
             return function(*args, **kwargs)
         leaves: list[Any] = []
-        key = _flatten((args, kwargs), leaves)
+        key = _flatten((args, kwargs), leaves, {})
         trace = traces.get(key)
         if trace is None or not trace.is_valid_on(now.main):
             trace = traces[key] = _trace(function, args, kwargs)
@@ -165,15 +165,19 @@ class _Trace:
 
     def __call__(self, tape: MainTape, leaves: list[Any]) -> Any:
         self._check_apart(leaves)
-        operands = [tape.encode(leaf)[0] for leaf in leaves]
+        operands = [
+            leaf.handle if isinstance(leaf, Array) and leaf.tape is tape else tape.encode(leaf)[0]
+            for leaf in leaves
+        ]
         operands += [array.handle for array, _ in self.captured]
         handles = tape.call(self.number, operands, len(self.specs))
-        outputs = [Array(tape, handle, spec) for handle, spec in zip(handles, self.specs, strict=True)]
-        changed = [leaves[at] for at in self.changed_leaves] + [
-            self.captured[at][0] for at in self.changed_captured
-        ]
-        for array, new in zip(changed, outputs, strict=False):
-            array.handle, new.handle = new.handle, array.handle
+        outputs = [leaves[at] for at in self.changed_leaves]
+        outputs += [self.captured[at][0] for at in self.changed_captured]
+        for array, handle in zip(outputs, handles, strict=False):
+            tape.release(array.handle)
+            array.handle = handle
+        count = len(outputs)
+        outputs += [Array(tape, handles[at], self.specs[at]) for at in range(count, len(handles))]
         return _build(self.result, outputs, [*leaves, *[array for array, _ in self.captured]])
 
     def _check_apart(self, leaves: list[Any]) -> None:
@@ -247,27 +251,27 @@ def _needed(steps: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
     return needed[::-1]
 
 
-def _flatten(value: Any, leaves: list[Any]) -> Any:
-    """What a call is known by; its arrays and floats go to ``leaves``."""
+def _flatten(value: Any, leaves: list[Any], places: dict[int, int]) -> Any:
+    """What a call is known by; its arrays and floats go to ``leaves``, and ``places`` has where an array is by its id."""
     if isinstance(value, Array):
-        return _array_key(value, leaves)
+        return _array_key(value, leaves, places)
     if isinstance(value, float):
         leaves.append(value)
         return float
     if isinstance(value, dict):
-        return ("dict", *[(name, _flatten(each, leaves)) for name, each in value.items()])
+        return ("dict", *[(name, _flatten(each, leaves, places)) for name, each in value.items()])
     if isinstance(value, list | tuple):
-        return (type(value), *[_flatten(each, leaves) for each in value])
+        return (type(value), *[_flatten(each, leaves, places) for each in value])
     if isinstance(value, ArrayContainer):
         known_by, parts = value.array_parts()
-        return type(value), known_by, _flatten(parts, leaves)
+        return type(value), known_by, _flatten(parts, leaves, places)
     return _value_key(value)
 
 
-def _array_key(array: Array, leaves: list[Any]) -> Any:
-    for at, known in enumerate(leaves):
-        if known is array:  # the same array twice is one array inside, too
-            return at
+def _array_key(array: Array, leaves: list[Any], places: dict[int, int]) -> Any:
+    place = places.setdefault(id(array), len(leaves))
+    if place < len(leaves):  # the same array twice is one array inside, too
+        return place
     leaves.append(array)
     return array.dtype, array.shape
 
