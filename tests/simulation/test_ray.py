@@ -47,8 +47,15 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayProcesses]:
+    """A cluster, to which this process is connected: simulations need not connect each by itself, which takes two seconds."""
+    import ray
+
     with started_cluster() as made:
-        yield made
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield made
+        finally:
+            ray.shutdown()
 
 
 def data(clients: int = 6) -> list[dict[str, Any]]:
@@ -153,41 +160,37 @@ def test_a_connection_that_there_is_is_used_and_stays(
 ) -> None:
     import ray
 
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        with ray_cluster.connect(cluster.address) as connected:
-            assert [node.processors for node in connected.nodes()] == [2]
-        assert ray.is_initialized()
+    with ray_cluster.connect(cluster.address) as connected:
+        assert [node.processors for node in connected.nodes()] == [2]
+    assert ray.is_initialized()
 
-        with monkeypatch.context() as patched:
-            patched.setattr(ray_nodes, "versions", lambda: {"propeller": "9.9"})
-            with pytest.raises(PropellerError, match=r"the node \S+ has propeller \S+, and here it is 9\.9"):
-                run(ray=cluster.address)
+    with monkeypatch.context() as patched:
+        patched.setattr(ray_nodes, "versions", lambda: {"propeller": "9.9"})
+        with pytest.raises(PropellerError, match=r"the node \S+ has propeller \S+, and here it is 9\.9"):
+            run(ray=cluster.address)
 
-        with monkeypatch.context() as patched:  # as where there is no Propeller
-            patched.setattr(ray_nodes, "NodeWorkers", OnlyHere)
-            with pytest.raises(
-                PropellerError, match=r"cannot run clients: ModuleNotFoundError: .*needs Propeller"
-            ):
-                run(ray=cluster.address)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(ray_nodes, "_START_S", 2.0)
-            others = ray.remote(num_cpus=1)(NodeWorkers).remote()
-            ray.get(others.versions.remote())
-            with pytest.raises(PropellerError, match="has not started 2 workers within 2 s"):
-                run(ray=cluster.address)
-            ray.kill(others)
-
-        port = free_port()
-        with (
-            socket.create_server(("127.0.0.1", port)),
-            pytest.raises(InvalidError, match=r"connected to another cluster .* ray\.shutdown"),
-            ray_cluster.connect(f"127.0.0.1:{port}"),
+    with monkeypatch.context() as patched:  # as where there is no Propeller
+        patched.setattr(ray_nodes, "NodeWorkers", OnlyHere)
+        with pytest.raises(
+            PropellerError, match=r"cannot run clients: ModuleNotFoundError: .*needs Propeller"
         ):
-            pass
-    finally:
-        ray.shutdown()
+            run(ray=cluster.address)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ray_nodes, "_START_S", 2.0)
+        others = ray.remote(num_cpus=1)(NodeWorkers).remote()
+        ray.get(others.versions.remote())
+        with pytest.raises(PropellerError, match="has not started 2 workers within 2 s"):
+            run(ray=cluster.address)
+        ray.kill(others)
+
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(InvalidError, match=r"connected to another cluster .* ray\.shutdown"),
+        ray_cluster.connect(f"127.0.0.1:{port}"),
+    ):
+        pass
 
 
 @needs_ray
@@ -247,11 +250,11 @@ def test_nothing_answers_at_the_address() -> None:
 
 @needs_ray
 def test_something_else_listens_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_PROBE_S", 3.0)
+    monkeypatch.setattr(ray_cluster, "_PROBE_S", 1.0)
     with socket.create_server(("127.0.0.1", free_port())) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(PropellerError, match="does not answer as the head of a Ray cluster"):
-            run(ray=f"127.0.0.1:{port}")
+            ray_cluster.probe(f"127.0.0.1:{port}")
 
 
 def test_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
