@@ -19,6 +19,12 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
         await eventually(
             lambda: all(map(is_waiting, children(made.template_pid))), 1, "the tasks' processes are gone"
         )
-        tasks = [entry for own in (tmp_path / "sandbox" / "tasks").iterdir() for entry in own.iterdir()]
-        assert tasks == []
+        # Nor is the removal of its folder.
+        await eventually(
+            lambda: (
+                not any(True for own in (tmp_path / "sandbox" / "tasks").iterdir() for _ in own.iterdir())
+            ),
+            1,
+            "the tasks' folders are gone",
+        )
     assert list((tmp_path / "sandbox" / "tasks").iterdir()) == []

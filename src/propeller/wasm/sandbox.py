@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from propeller.process.logs import get_logger
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
@@ -30,6 +31,8 @@ from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.task_folders import TaskFolders, memory_folder
 from propeller.wasm.template_client import SandboxError, TaskProcess, TemplateClient
+
+log = get_logger("sandbox")
 
 __all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 
@@ -83,6 +86,7 @@ class Sandbox:
         self._template = TemplateClient(_NICE)
         self._compiler = Compiler(self._cache, self._template, self._folders.own)
         self._calls = HostCalls(self._template, self._folders)
+        self._removals: set[asyncio.Handle] = set()
         self._running: dict[str, _ActiveRun] = {}
 
     async def __aenter__(self) -> Self:
@@ -101,6 +105,8 @@ class Sandbox:
         await self._compiler.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
+        for removal in self._removals:  # all of them are removed now
+            removal.cancel()
         for folders in filter(None, (self._folders, self._memory)):
             await asyncio.to_thread(folders.close)
 
@@ -277,7 +283,20 @@ class Sandbox:
             return replace(outcome, metrics=run_metrics(end, asked_at))
         finally:
             active.process = None
-            await _call(_remove_folders, folder, memory, in_thread=in_thread)
+            if in_thread:
+                await asyncio.to_thread(_remove_folders, folder, memory)
+            else:
+                self._remove_later(folder, memory)
+
+    def _remove_later(self, *folders: Path | None) -> None:
+        """Remove a task's small folders in the event loop's next turn: what can follow its end at once is sent before."""
+
+        def remove() -> None:
+            self._removals.discard(removal)
+            _remove_folders(*folders)
+
+        removal = asyncio.get_running_loop().call_soon(remove)
+        self._removals.add(removal)
 
 
 class _ActiveRun:
@@ -329,7 +348,10 @@ def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: Run
 def _remove_folders(*folders: Path | None) -> None:
     for folder in folders:
         if folder is not None:
-            folder_contents.remove(folder)
+            try:
+                folder_contents.remove(folder)
+            except OSError as error:  # the next sandbox removes it
+                log.warning("a task's folder is not removed", folder=str(folder), reason=error.strerror)
 
 
 def _is_small(files: Mapping[str, bytes | Path]) -> bool:
