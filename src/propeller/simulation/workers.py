@@ -8,6 +8,7 @@ import contextlib
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -208,6 +209,8 @@ class _Job:
 
 
 def _work(worker: "_Worker", todo: "queue.SimpleQueue[_Job | None]") -> None:
+    # For the process that this thread starts, which inherits it: Ctrl-C in a terminal is for us, who end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         while (job := todo.get()) is not None:
             if not job.done.set_running_or_notify_cancel():
