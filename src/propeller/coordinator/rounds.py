@@ -243,21 +243,21 @@ class RoundRecord:
             program: the reference of its program by digest, found out together with its participants.
             names: of its participants by their ids, told together with them.
         """
-        record = replace(self, round=after)
+        changes: dict[str, Any] = {"round": after}
         if new is not None:
-            record = replace(record, timings={**self.timings, **new.timings}, report=new.report)
+            changes |= {"timings": {**self.timings, **new.timings}, "report": new.report}
         if self.state is RoundState.CREATED and after.state is RoundState.COLLECTING:
-            record = replace(record, started_at=moment)
+            changes["started_at"] = moment
         told = {"task_wasm_image": program, "names": names if isinstance(self.request, RoundStart) else None}
         if known := {field: value for field, value in told.items() if value}:
-            record = replace(record, request=self.request.model_copy(update=known))
+            changes["request"] = self.request.model_copy(update=known)
         if came := {update.proplet_id: update for update in accepted}:
-            record = replace(record, updates={**self.updates, **came})
+            changes["updates"] = {**self.updates, **came}
         if after.state is not self.state:
             if self.state is RoundState.COLLECTING:
-                record = replace(record, closed_at=moment)
-            record = replace(record, ended_at=moment if after.state.is_over else None)
-        return record
+                changes["closed_at"] = moment
+            changes["ended_at"] = moment if after.state.is_over else None
+        return replace(self, **changes)
 
     def summary(self) -> dict[str, Any]:
         """The round in a list of rounds."""
