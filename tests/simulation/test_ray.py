@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import wasmtime
 
@@ -215,11 +214,8 @@ def test_a_lost_node_and_a_lost_actor_change_nothing(cluster: RayProcesses) -> N
         if record.numbers["number"] == 2:
             cluster.kill_node(second)
         if record.numbers["number"] == 4:
-            (actor,) = [one for one in psutil.process_iter(["cmdline"]) if is_actor(one)]
+            (actor,) = cluster.actors("NodeWorkers")
             actor.kill()
-
-    def is_actor(process: psutil.Process) -> bool:
-        return "ray::NodeWorkers" in " ".join(process.info["cmdline"] or ())
 
     with pytest.warns(UserWarning, match="tasks are run again") as told:
         there = run(ray=cluster.address, observe=lose, rounds=6)

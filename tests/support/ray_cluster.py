@@ -68,6 +68,15 @@ class RayProcesses:
                 each.kill()
         process.wait(_END_S)
 
+    def actors(self, name: str) -> list[psutil.Process]:
+        """The processes of this cluster that are actors of a class."""
+        found = []
+        for process in (each for node in self._nodes for each in _family(node)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"ray::{name}" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def close(self) -> None:
         families = [_family(process) for process in self._nodes]
         for process in reversed(self._nodes):
