@@ -141,6 +141,10 @@ def _lifespan(verify: Verify | None, inner: Any) -> Any:
     return lifespan
 
 
+_OPTIONS: dict[str, Any] = {"telemetry": {"tracing": False, "metrics": False, "logs": False}}
+"""FastAPI's own telemetry is off, for which newer versions look for a provider in each request: ``/metrics`` and the log tell what happens."""
+
+
 def create_app(
     service: str,
     *,
@@ -173,7 +177,7 @@ def create_app(
         default_response_class=CompactJson,
         strict_content_type=False,
         lifespan=_lifespan(verify, options.pop("lifespan", None)),
-        **options,
+        **_OPTIONS | options,
     )
     app.router.route_class = _StrictRoute
     errors.add_handlers(app)
