@@ -65,10 +65,18 @@ async def over(http: httpx.AsyncClient, experiment_id: str) -> dict[str, Any]:
 async def digest(up: Up, version: int) -> str:
     """Of a model's content."""
     async with httpx.AsyncClient(timeout=20) as http:
-        answer = await http.get(f"{up.url('model_registry')}/models/{version}")
-        answer.raise_for_status()
-        tensors = {name: value for name, value in answer.json().items() if name != "version"}
-        return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
+
+        async def read() -> httpx.Response | None:
+            try:
+                return await http.get(f"{up.url('model_registry')}/models/{version}")
+            except httpx.TransportError:  # it is being restarted
+                return None
+
+        answer = await eventually(read, timeout=60, what=f"version {version}")
+    assert answer is not None
+    answer.raise_for_status()
+    tensors = {name: value for name, value in answer.json().items() if name != "version"}
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
