@@ -4,7 +4,7 @@ A fresh instance of CPython writes to about a thousand pages of its 13 MiB, and 
 a third of a short task. With the runtime's pooling allocator the pages stay, and the runtime itself puts back what was in them when an
 instance ends: an instance begins as every other one does, whatever ran before it. It loads what was compiled without it.
 
-wasmtime-py has no public function for it; this module alone uses the C API behind it, which is the same for all releases of a major version.
+wasmtime-py has no public function for it; this module uses the C API behind it, as ``text_function.py`` does, which is the same for all releases of a major version.
 """
 
 from typing import Any
