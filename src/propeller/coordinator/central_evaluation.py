@@ -17,6 +17,7 @@ from propeller.errors import InvalidError, PropellerError, UnavailableError
 from propeller.fl.task_environment import task_environments
 from propeller.process.background import BackgroundTasks, gather_or_cancel
 from propeller.process.logs import get_logger
+from propeller.process.opening import open_in_thread
 from propeller.process.retry import doubling, retry
 from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
@@ -190,7 +191,7 @@ class CentralEvaluations:
     async def _give_model(self, version: int, folder: Path, inputs: TaskInputs) -> None:
         """Give the model, by a file of a folder."""
         file = folder / "model.safetensors"
-        with _disk_errors(folder), _create(file) as target:
+        with _disk_errors(folder), await open_in_thread(lambda: _create(file)) as target:
             await self._registry.write_document(version, target)
             size = target.tell()
         inputs.files[file.name] = file
@@ -206,7 +207,7 @@ class CentralEvaluations:
         """Give what the strategy has for devices of the server state, if it says that there is something."""
         if start.strategy and start.strategy.get("tensors"):
             file = folder / "strategy.safetensors"
-            with _disk_errors(folder), _create(file) as target:
+            with _disk_errors(folder), await open_in_thread(lambda: _create(file)) as target:
                 if await self._registry.write_state(version, target):
                     inputs.files[file.name] = file
 
@@ -222,7 +223,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _create(file: Path) -> BinaryIO:
-    # Not in a thread: of one that is cancelled meanwhile, nobody would close the file.
     file.parent.mkdir(mode=0o700, exist_ok=True)
     return file.open("wb")
 

@@ -32,6 +32,7 @@ from propeller.fl.tensors.base import check_array
 from propeller.fl.tensors.dtypes import without_loss
 from propeller.fl.tensors.safetensors import PREFIX, header_length
 from propeller.process.files import DurableFile
+from propeller.process.opening import open_in_thread
 from propeller.protocol.models import LARGE_BYTES
 from propeller.store.documents import BLOCK_BYTES, Document
 from propeller.tensors.limits import check_count
@@ -83,7 +84,7 @@ class LargeUpdates:
         """
         with contextlib.ExitStack() as stack:
             with self.errors():
-                file = stack.enter_context(await asyncio.to_thread(self._open_file))
+                file = stack.enter_context(await open_in_thread(self._open_file))
             gathered, header, body = bytearray(), None, _Counted(pieces)
             async for piece in (
                 body.pieces() if coding is None else decompress_stream(body.pieces(), max_bytes)

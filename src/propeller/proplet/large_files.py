@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from propeller.process.opening import open_in_thread
 from propeller.proplet.errors import TaskError
 from propeller.wasm import folder_contents
 
@@ -39,7 +40,7 @@ class FileBody:
             OSError: the file cannot be read.
         """
         yield self.head
-        with await asyncio.to_thread(self.file.open, "rb") as file:
+        with await open_in_thread(lambda: self.file.open("rb")) as file:
             file.seek(self.start)
             while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
                 yield piece

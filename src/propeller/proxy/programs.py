@@ -14,6 +14,7 @@ from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.process.files import trim_folder
 from propeller.process.logs import get_logger
+from propeller.process.opening import open_in_thread
 from propeller.process.single_flight import SingleFlight
 from propeller.proxy.metrics import ProxyMetrics
 
@@ -135,7 +136,7 @@ class ProgramSource:
 
     async def open(self, digest: str) -> BinaryIO | None:
         """A program's file, checked; ``None`` if it is not in the cache (any more)."""
-        return await asyncio.to_thread(self._blobs.open, digest)
+        return await open_in_thread(lambda: self._blobs.open(digest))
 
     async def close(self) -> None:
         """Cancel what is being fetched."""

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from propeller.process.opening import open_in_thread
 from propeller.web.errors import error_response
 
 PIECE_BYTES = 256 * 1024
@@ -129,7 +130,7 @@ class _BodyResponse(StreamingResponse):
             return
         needed = any(isinstance(part, range) and part.stop > len(self._body.head) for part in self._parts)
         if needed and self._body.open_rest is not None:
-            self._rest = await asyncio.to_thread(self._body.open_rest)
+            self._rest = await open_in_thread(self._body.open_rest)
         try:
             await super().__call__(scope, receive, send)
         finally:
