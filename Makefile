@@ -6,6 +6,9 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # Rooms whose tests must run at least 95 % of their lines.
 COVERED := fl protocol coordinator manager
 
+# Where it is set, as in many containers, each of the hundreds of processes that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check bench clean help
 
 help: ## Show the targets

@@ -19,7 +19,7 @@ from propeller.simulation.ray_node import NodeWorkers
 from propeller.simulation.ray_nodes import share_workers
 from propeller.simulation.simulation import Observe
 from support.net import free_port
-from support.python_programs import CACHE_HOME, built, together
+from support.python_programs import CACHE_HOME, TEMPLATE, built
 from support.ray_cluster import RayProcesses
 from support.ray_cluster import ray_cluster as started_cluster
 from support.stack import propeller
@@ -105,9 +105,8 @@ def test_what_programs_keep_goes_along_with_clients(
     monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))
     fields: dict[str, Any] = {
         "strategy": {"name": "ditto", "lambda": 0.1},
-        "hyperparams": {"which": "logreg", "epochs": 1, "lr": 0.2, "batch_size": 4},
     }
-    program = built(together())
+    program = built(TEMPLATE)
     here, there = run(program, **fields), run(program, ray=cluster.address, **fields)
     assert bits(here) == bits(there)
     metrics = [one["metrics"] for one in here.history()]

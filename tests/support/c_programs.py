@@ -24,7 +24,7 @@ def compiled(source: str) -> Path:
             made = target.with_suffix(".new")
             subprocess.run(
                 [
-                    *(sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi", "-O2", "-s"),
+                    *(sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi", "-Os", "-s"),
                     *("-o", str(made), str(script)),
                 ],
                 check=True,

@@ -39,6 +39,8 @@ async def test_damaged_artifact_is_made_again(tmp_path: Path) -> None:
         digest = await add(sandbox, GOOD)
         artifact = next((tmp_path / "programs").glob("*.native"))
         for damage in (b"", b"garbage", artifact.read_bytes()[:200]):
+            # In another file, as a process that was forked ahead may have this one mapped.
+            artifact.unlink()
             artifact.write_bytes(damage)
             outcome = await sandbox.run(ProgramRun("a", digest))
             assert outcome.error is None
