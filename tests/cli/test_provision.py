@@ -1,7 +1,9 @@
 """``propeller provision`` against a real identity service: first runs, later runs, and everything that can be wrong."""
 
 import asyncio
+import functools
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -151,6 +153,21 @@ async def test_a_second_run_changes_nothing(place: Place) -> None:
     assert [
         (each.read_bytes(), each.stat().st_mtime_ns, each.stat().st_ino) for each in (place.path, backup)
     ] == before
+
+
+async def test_a_proplet_of_absmach_propeller_is_marked_and_stays_so(place: Place) -> None:
+    await place.run()
+    run = functools.partial(
+        run_provision, place.path, place.url, None, rotate=False, wait_s=0, compat=["proplet-2"]
+    )
+    await asyncio.to_thread(run)
+    assert re.search(r"proplet-2 .*  kept, compat\n", place.capture.readouterr().out)
+    await place.run()
+    domain = place.values["MANAGER_DOMAIN_ID"]
+    marked = {name: (await place.api.client(domain, name) or {})["compat"] for name in GUIDE_CLIENTS}
+    assert [name for name, compat in marked.items() if compat] == ["proplet-2"]
+    wrong = CliRunner().invoke(app, ["provision", "--compat", "manager"])
+    assert wrong.exit_code == 2
 
 
 async def test_what_was_half_done_is_completed(place: Place) -> None:

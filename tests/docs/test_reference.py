@@ -32,7 +32,7 @@ from propeller.protocol.experiments import (
 )
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.selection import SelectionPolicy
-from propeller.protocol.topics import UPDATES_FILTER, Kind
+from propeller.protocol.topics import EVERYONE, PROPLET_SAYS, UPDATES_FILTER, Channel, Kind
 from propeller.stack.services import SERVICES, ServiceSpec
 from propeller.wasm.program_run import Limits
 from support.stack_config import make_stack_config
@@ -234,7 +234,12 @@ def test_every_command_with_its_options() -> None:
 def test_every_topic() -> None:
     update = UPDATES_FILTER.replace("+", "{round}", 1).replace("+", "{proplet}")
     topics = {span for cells in rows(section("## MQTT")) for span in spans(cells[0])}
-    assert {str(kind) for kind in Kind if kind is not Kind.UPDATE} | {update} <= topics
+    channel = Channel("d", "c")
+    own = [channel.said(kind, EVERYONE) for kind in (*PROPLET_SAYS, Kind.REGISTRY_REQUEST)]
+    named = {topic.removeprefix(f"{channel.prefix}/").replace("+", "{proplet}") for topic in own}
+    named |= {update, f"{Kind.REGISTRY_ANSWER}/{{proplet}}"}
+    shared = {str(kind) for kind in Kind if kind not in {Kind.UPDATE, Kind.REGISTRY_ANSWER}}
+    assert shared | named <= topics
 
 
 def test_every_field_of_an_experiment() -> None:

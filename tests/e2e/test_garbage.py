@@ -9,7 +9,7 @@ import pytest
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.protocol.topics import Channel, Kind, update_topic
+from propeller.protocol.topics import PROPLET_SAYS, Channel, Kind, update_topic
 from propeller.sdk import Propeller
 from support.stack import Up, running_stack
 
@@ -55,18 +55,12 @@ async def send(up: Up, client: str, topics: list[str]) -> None:
 async def test_garbage_on_every_topic_stops_nothing(up: Up) -> None:
     channel = Channel(up.stack["domain_id"], up.stack["channel_id"])
     ids = up.ids()
-    from_proplet = [
-        Kind.PROPLET_CREATE,
-        Kind.PROPLET_ALIVE,
-        Kind.PROPLET_RESULTS,
-        Kind.PROPLET_METRICS,
-        Kind.TASK_METRICS,
-        Kind.REGISTRY_REQUEST,
-    ]
+    from_proplet = [*PROPLET_SAYS, Kind.REGISTRY_REQUEST]
+    own = [channel.said(kind, ids[0]) for kind in from_proplet]
     await send(
         up,
         "proplet-1",
-        [*map(channel.topic, from_proplet), update_topic("r-1", ids[0]), channel.update("r-1", ids[0])],
+        [*own, *map(channel.topic, from_proplet), update_topic("r-1", ids[0]), channel.update("r-1", ids[0])],
     )
     from_manager = [Kind.START, Kind.STOP, Kind.ROUND_START, Kind.ROUND_NEXT, Kind.REGISTRY_CHUNK]
     directed = [

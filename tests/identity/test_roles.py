@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.identity.roles import Grant, Role, permissions, role_of, subjects
+from propeller.identity.roles import Grant, Role, compat_of, permissions, role_of, subjects
 from propeller.protocol.topics import Channel
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -38,6 +38,19 @@ def test_a_given_role_wins() -> None:
         role_of("manager", None, {"role": ["proxy"]}, [])
 
 
+def test_who_is_a_compat_proplet() -> None:
+    assert compat_of(Role.PROPLET, True, {}, [])
+    assert compat_of(Role.PROPLET, None, {"compat": True}, [])
+    assert compat_of(Role.PROPLET, None, {}, ["x", "compat"])
+    assert not compat_of(Role.PROPLET, None, {}, ["x"])
+    assert not compat_of(Role.PROPLET, False, {"compat": True}, ["compat"])
+    assert not compat_of(Role.MANAGER, None, {}, [])
+    with pytest.raises(ValueError, match="only proplets can be, this client is a manager"):
+        compat_of(Role.MANAGER, True, {}, [])
+    with pytest.raises(ValueError, match=r"metadata\.compat"):
+        compat_of(Role.PROPLET, None, {"compat": "yes"}, [])
+
+
 @pytest.mark.parametrize(
     ("topic_filter", "expected"),
     [
@@ -65,15 +78,16 @@ def test_no_permission_is_ever_an_empty_list(
 
 
 @given(IDS, IDS)
-def test_two_proplets_share_no_directed_topic(one: str, two: str) -> None:
+def test_two_proplets_share_no_topic_of_their_own(one: str, two: str) -> None:
     channel = Channel("d", "c")
-    (_, heard_one), (_, heard_two) = (
+    (said_one, heard_one), (said_two, heard_two) = (
         permissions(client, Role.PROPLET, [Grant(channel, True, True)]) for client in (one, two)
     )
+    assert one == two or not set(said_one["allow"]) & set(said_two["allow"])
     shared = set(heard_one["allow"]) & set(heard_two["allow"])
     assert one == two or not shared & {
         subject
         for id_ in (one, two)
-        for topic in (channel.start(id_), channel.stop(id_))
+        for topic in (channel.start(id_), channel.stop(id_), channel.answers(id_))
         for subject in subjects(topic)
     }

@@ -51,7 +51,8 @@ async def test_a_first_run_gives_credentials_that_work_at_the_broker(tmp_path: P
         proplet = site.client(values["PROPLET_2_CLIENT_ID"], values["PROPLET_2_CLIENT_KEY"], "proplet-2")
         async with manager, proplet:
             await manager.subscribe(f"{channel.prefix}/#", qos=1)
-            await proplet.publish(channel.topic(Kind.PROPLET_ALIVE), b"{}", qos=1)
+            alive = channel.said(Kind.PROPLET_ALIVE, values["PROPLET_2_CLIENT_ID"])
+            await proplet.publish(alive, b"{}", qos=1)
             assert await first(manager) == b"{}"
         with pytest.raises(aiomqtt.MqttError):
             async with site.client(values["PROXY_CLIENT_ID"], "not its key", "proxy"):

@@ -36,6 +36,7 @@ async def play_with_proplet(broker_port: int, folder: Path, name: str) -> None:
         "PROPLET_STATE": str(folder / "state"),
         "PROPLET_TAGS": "gpu",
         "PROPLET_LOCATION": "lab",
+        "PROPLET_COMPAT": "true",
         "MODEL_REGISTRY_URL": url,
         "DATA_STORE_URL": url,
         "COORDINATOR_URL": url,

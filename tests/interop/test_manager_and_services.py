@@ -44,6 +44,7 @@ def services(broker_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "MANAGER_CHANNEL_ID": "c",
             "MANAGER_CLIENT_ID": f"manager-{domain}",
             "MANAGER_HTTP_PORT": str(ports["manager"]),
+            "MANAGER_COMPAT": "any",
             "MANAGER_MQTT_ADDRESS": broker,
             "MANAGER_DATABASE": str(folder / "manager.db"),
             "COORDINATOR_URL": urls["coordinator"],

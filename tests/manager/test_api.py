@@ -278,9 +278,11 @@ async def test_results_count_only_from_the_proplet_that_runs_the_task(manager: R
     await manager.http.post(f"/tasks/{task_id}/start")
     envelope = {"task_id": task_id, "round_id": "r", "proplet_id": "p2", "update_b64": "e30=", "metrics": {}}
     await manager.mqtt.send_result(task_id, "p2", "forged")
-    await manager.mqtt.send_result(task_id, None, envelope)
+    await manager.mqtt.publish(Kind.PROPLET_RESULTS, {"task_id": task_id, "results": envelope})
+    await manager.mqtt.publish(Kind.PROPLET_RESULTS, {"task_id": task_id, "results": "of nobody"})
     await manager.mqtt.send_result("no-such-task", "p1", "x")
-    await manager.mqtt.send_result(task_id, None, {**envelope, "proplet_id": "p1"})
+    own = {**envelope, "proplet_id": "p1"}
+    await manager.mqtt.publish(Kind.PROPLET_RESULTS, {"task_id": task_id, "results": own, "error": None})
     done = await manager.wait_for_state(task_id, 3)
     assert done["results"]["proplet_id"] == "p1"
 
@@ -332,7 +334,7 @@ async def test_of_many_concurrent_starts_one_counts(manager: RunningManager) -> 
 
 async def test_metrics_of_tasks_and_proplets(manager: RunningManager) -> None:
     await manager.add_proplets("p1")
-    task_id = await manager.create_task()
+    task_id = await _running(manager)
     sample = {"cpu_percent": 97.0, "memory_bytes": 40265318400, "memory_percent": 0.0}
     rust_time = {"secs_since_epoch": 1769011931, "nanos_since_epoch": 123456789}
     await manager.mqtt.publish(
@@ -390,8 +392,7 @@ async def test_the_usage_of_a_run_is_kept_with_the_task(manager: RunningManager)
     task_id = await manager.create_task()
     assert (await manager.http.post(f"/tasks/{task_id}/start")).status_code == 200
     usage = {"total_ms": 12.5, "cpu_ms": 10, "text": "x", "flag": True}
-    result = {"task_id": task_id, "proplet_id": "p1", "results": "8", "usage": usage}
-    await manager.mqtt.publish(Kind.PROPLET_RESULTS, result)
+    await manager.mqtt.send_result(task_id, "p1", usage=usage)
 
     async def ended() -> dict[str, Any] | None:
         task: dict[str, Any] = (await manager.http.get(f"/tasks/{task_id}")).json()

@@ -35,18 +35,20 @@ def fleet(database: Database, clock: Clock) -> Fleet:
 
 
 async def test_two_missed_heartbeats_are_forgiven_and_three_are_not(fleet: Fleet, clock: Clock) -> None:
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     clock.pass_(29.9)
     assert fleet.is_alive("p")
     clock.pass_(0.2)
     assert not fleet.is_alive("p")
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert fleet.is_alive("p")
 
 
 async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fleet, clock: Clock) -> None:
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)))
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.register(
+        Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=60)), directed=True
+    )
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     clock.pass_(179)
     assert fleet.is_alive("p")
     clock.pass_(2)
@@ -57,65 +59,98 @@ async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fle
 async def test_an_interval_that_makes_no_sense_is_not_taken(
     fleet: Fleet, clock: Clock, interval: float
 ) -> None:
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)))
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.register(
+        Registration(proplet_id="p", metadata=PropletMetadata(liveliness_interval=interval)), directed=True
+    )
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     clock.pass_(31)
     assert not fleet.is_alive("p")
 
 
 async def test_a_last_will_is_understood_at_once_and_a_heartbeat_after_it_too(fleet: Fleet) -> None:
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"), directed=True)
     assert not fleet.is_alive("p")
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert fleet.is_alive("p")
 
 
 async def test_a_last_will_makes_no_proplet(fleet: Fleet) -> None:
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="manager-id", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="manager-id", status="offline"), directed=True)
     assert fleet.all() == []
 
 
 async def test_registering_is_no_heartbeat(fleet: Fleet) -> None:
-    await fleet.register(Registration(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p"), directed=True)
     assert not fleet.is_alive("p")
 
 
 async def test_registering_again_replaces_what_a_proplet_said_of_itself(fleet: Fleet) -> None:
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(directed=True)))
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.register(
+        Registration(proplet_id="p", metadata=PropletMetadata(location="lab")), directed=True
+    )
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     proplet = fleet.get("p")
     assert proplet is not None
-    assert proplet.directed
-    await fleet.register(Registration(proplet_id="p"))
-    assert not proplet.directed
+    assert (proplet.metadata or {})["location"] == "lab"
+    await fleet.register(Registration(proplet_id="p"), directed=True)
+    assert proplet.metadata == {"directed": True}
     assert proplet.is_alive(fleet.clock())
+
+
+@pytest.mark.parametrize("said", [True, False])
+async def test_where_a_proplet_speaks_tells_whether_it_is_directed_not_what_it_says(
+    fleet: Fleet, database: Database, said: bool
+) -> None:
+    message = Registration(proplet_id="p", metadata=PropletMetadata(directed=said))
+    await fleet.register(message, directed=False)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="h"), directed=True)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="s"), directed=False)
+    assert {one.id: one.directed for one in fleet.all()} == {"p": False, "h": True, "s": False}
+    await fleet.register(message, directed=True)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
+    # Nothing that is said elsewhere changes it from now on.
+    await fleet.register(Registration(proplet_id="p"), directed=False)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"), directed=False)
+    proplet = fleet.get("p")
+    assert proplet is not None
+    assert (proplet.directed, proplet.reads_text_inputs, len(proplet.heartbeats)) == (True, True, 1)
+    assert proplet.is_alive(fleet.clock())
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=False)
+    assert len(proplet.heartbeats) == 1
+    again = Fleet(database)
+    await again.load()
+    assert {one.id: one.directed for one in again.all()} == {"p": True, "h": True, "s": False}
 
 
 @pytest.mark.parametrize("told", [None, "", "  ", "a\0b", "a\nb"])
 async def test_a_proplet_is_called_as_it_calls_itself_or_has_a_name_made_from_its_id(
     fleet: Fleet, database: Database, told: str | None
 ) -> None:
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=told)))
+    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=told)), directed=True)
     proplet = fleet.get("p")
     assert proplet is not None
     made = proplet.name
     assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9]+", made)
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=" proplet-1 ")))
+    await fleet.register(
+        Registration(proplet_id="p", metadata=PropletMetadata(name=" proplet-1 ")), directed=True
+    )
     again = Fleet(database)
     await again.load()
     assert [one.name for one in (proplet, *again.all())] == ["proplet-1", "proplet-1"]
-    await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name="n" * 1000)))
+    await fleet.register(
+        Registration(proplet_id="p", metadata=PropletMetadata(name="n" * 1000)), directed=True
+    )
     assert proplet.name == "n" * 64
-    await fleet.register(Registration(proplet_id="p"))
+    await fleet.register(Registration(proplet_id="p"), directed=True)
     assert proplet.name == made
 
 
 async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(fleet: Fleet) -> None:
     ids = [f"p{number}" for number in range(5)]
     await asyncio.gather(
-        *(fleet.record_heartbeat(HeartbeatMessage(proplet_id=one)) for one in ids),
-        *(fleet.register(Registration(proplet_id=one, namespace="lab")) for one in ids),
+        *(fleet.record_heartbeat(HeartbeatMessage(proplet_id=one), directed=True) for one in ids),
+        *(fleet.register(Registration(proplet_id=one, namespace="lab"), directed=True) for one in ids),
     )
     assert sorted(one.id for one in fleet.all()) == ids
     assert all(one.namespace == "lab" for one in fleet.all())
@@ -124,13 +159,14 @@ async def test_create_and_first_heartbeat_at_the_same_time_make_one_proplet(flee
 async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Database, clock: Clock) -> None:
     for proplet_id in ("b", "a", "c"):
         await fleet.register(
-            Registration(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a"))
+            Registration(proplet_id=proplet_id, metadata=PropletMetadata(directed=proplet_id == "a")),
+            directed=True,
         )
     for _ in range(12):
-        await fleet.record_heartbeat(HeartbeatMessage(proplet_id="a"))
+        await fleet.record_heartbeat(HeartbeatMessage(proplet_id="a"), directed=True)
         clock.pass_(1)
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c"))
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c", status="offline"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c"), directed=True)
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="c", status="offline"), directed=True)
     await fleet.write_heartbeats()
 
     again = Fleet(database, clock=clock)
@@ -141,9 +177,9 @@ async def test_the_fleet_is_as_it_was_after_a_restart(fleet: Fleet, database: Da
 
 
 async def test_a_removed_proplet_comes_back_by_its_heartbeat(fleet: Fleet) -> None:
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     await fleet.remove("p")
     assert fleet.all() == []
     await fleet.write_heartbeats()
-    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert fleet.is_alive("p")

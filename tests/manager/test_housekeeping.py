@@ -54,7 +54,7 @@ class World:
 @pytest.fixture
 async def world(database: Database) -> World:
     made = World(database)
-    await made.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await made.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     spec = TaskSpec(name="add", image_url="localhost/add:1")
     await made.tasks.add(Task("t", spec, TaskState.RUNNING, START, proplet_id="p"))
     return made
@@ -67,9 +67,9 @@ async def test_silence_for_the_window(world: World) -> None:
 
 
 async def test_a_last_will_alone_does_not_end_a_task(world: World) -> None:
-    await world.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"))
+    await world.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p", status="offline"), directed=True)
     assert await world.after(20) is TaskState.RUNNING
-    await world.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"))
+    await world.fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert await world.after(20) is TaskState.RUNNING
 
 

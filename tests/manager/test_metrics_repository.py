@@ -25,11 +25,13 @@ async def test_the_newest_stay(database: Database) -> None:
     assert await metrics.of_proplet("unknown", 0, 5) == (0, [])
 
 
-async def test_metrics_of_unknown_tasks_are_not_kept(database: Database) -> None:
-    await TaskRepository(database).add(Task("t", TaskSpec(name="add"), TaskState.RUNNING, datetime.now(UTC)))
+async def test_metrics_of_unknown_tasks_and_from_another_proplet_are_not_kept(database: Database) -> None:
+    task = Task("t", TaskSpec(name="add"), TaskState.RUNNING, datetime.now(UTC), proplet_id="p")
+    await TaskRepository(database).add(task)
     metrics = MetricsRepository(database)
     for task_id in ("t", "unknown"):
         metrics.add_task_metrics(TaskMetrics(task_id=task_id, proplet_id="p", metrics={"cpu_percent": 97.0}))
+    metrics.add_task_metrics(TaskMetrics(task_id="t", proplet_id="another", metrics={"cpu_percent": 1.0}))
     assert (await metrics.of_task("unknown", 0, 5))[0] == 0
     total, page = await metrics.of_task("t", 0, 5)
     assert total == 1

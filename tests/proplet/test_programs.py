@@ -1,4 +1,4 @@
-"""How programs arrive: each byte once, whatever happens to the chunks, from our proxy and from S's."""
+"""How programs arrive: each byte once, whatever happens to the chunks, on topics of its own and on the shared one."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from propeller.proplet import programs as module
 from propeller.proplet.errors import TaskError
 from propeller.proplet.programs import ProgramFetcher
 from propeller.protocol.programs import ProgramChunk, ResolvedProgram
-from propeller.protocol.topics import Kind
+from propeller.protocol.topics import Kind, PropletTopics
 from propeller.wasm.program_run import Limits, ProgramError
 from support.net import eventually
 from support.programs import digest
@@ -48,12 +48,15 @@ class Scene:
     def __init__(self, port: int, peers: Peers, stack: AsyncExitStack) -> None:
         self.port, self.peers, self.stack, self.store = port, peers, stack, FakeStore()
 
-    async def open(self, timeout: float = 10.0, limits: Limits | None = None) -> ProgramFetcher:
+    async def open(
+        self, timeout: float = 10.0, limits: Limits | None = None, *, compat: bool = False
+    ) -> ProgramFetcher:
         session = Session(
             BrokerAddress("127.0.0.1", self.port), Credentials(f"{ME}-{self.peers.channel.channel_id}")
         )
+        topics = PropletTopics(self.peers.channel, ME, compat=compat)
         await self.stack.enter_async_context(session.running())
-        one = ProgramFetcher(session, self.peers.channel, ME, self.store, limits or Limits(), timeout)
+        one = ProgramFetcher(session, topics, self.store, limits or Limits(), timeout)
         await one.open()
         assert await session.wait_connected(10)
         self.stack.push_async_callback(one.close)
@@ -214,22 +217,18 @@ async def test_a_reference_pinned_to_a_manifest_is_for_the_proxy_to_check(scene:
     assert len(scene.peers.requests) == 4
 
 
-async def test_a_proxy_of_s_answers_on_the_shared_topic_only(scene: Scene) -> None:
-    programs, peers = await scene.open(), scene.peers
-    peers.directed, peers.shuffle = False, shuffled
-    assert await programs.fetch(IMAGE) == digest(CONTENT)
-    assert len(peers.requests) == 2  # the first one's chunks went by before anyone listened
-    assert await programs.fetch(IMAGE) == digest(CONTENT)
-    assert len(peers.requests) == 3
+async def test_a_compat_proplet_is_answered_on_the_shared_topic_only(scene: Scene) -> None:
+    programs, peers = await scene.open(compat=True), scene.peers
+    peers.shuffle = shuffled
+    for asked in (1, 2):
+        assert await programs.fetch(IMAGE) == digest(CONTENT)
+        assert len(peers.requests) == asked
+    assert {request.proplet_id for request in peers.requests} == {None}
     # S's failure is silence, and an error chunk is one of ours on the shared topic.
     peers.silent = True
     waiting = asyncio.create_task(programs.fetch(IMAGE))
-    await eventually(lambda: len(peers.requests) == 4)
+    await eventually(lambda: len(peers.requests) == 3)
     error = ProgramChunk(app_name=IMAGE, error="denied")
     await peers.session.publish(peers.channel.topic(Kind.REGISTRY_CHUNK), error.encode())
     with pytest.raises(TaskError, match="denied"):
         await waiting
-    # A proxy that answers is asked in the directed way again.
-    peers.silent, peers.directed = False, True
-    assert await programs.fetch(IMAGE) == digest(CONTENT)
-    assert await programs.fetch(IMAGE) == digest(CONTENT)

@@ -344,7 +344,7 @@ async def test_a_large_model_for_which_there_is_no_room(
 
 
 async def test_a_manager_of_absmach_propeller_gets_a_copy_of_the_update(world: World) -> None:
-    me = await world.join()
+    me = await world.join(compat=True)
     task = await world.peers.start(me, shared=True, **federated(me))
     result = await world.peers.result_of(task)
     assert json.loads(base64.b64decode(result["results"]["update_b64"])) == update(me)
@@ -384,8 +384,8 @@ async def test_a_task_that_is_not_federated_gives_text_or_a_value(world: World) 
     assert [one["task_id"] for one in world.peers.messages(Kind.TASK_METRICS)] != []
 
 
-async def test_only_its_own_starts_run(world: World) -> None:
-    me, channel = await world.join(), world.peers.channel
+async def test_a_compat_proplet_runs_only_its_own_starts(world: World) -> None:
+    me, channel = await world.join(compat=True), world.peers.channel
     foreign = await world.peers.start(me, shared=True, proplet_id="other")
     nameless = {"id": "nameless", "name": "_start", "image_url": "x", "env": None, "inputs": None}
     await world.peers.publish(channel.topic(Kind.START), nameless)
@@ -397,8 +397,16 @@ async def test_only_its_own_starts_run(world: World) -> None:
     assert world.peers.result("nameless") is None
 
 
-async def test_a_start_of_s_is_run_once_though_it_comes_twice(world: World) -> None:
+async def test_a_directed_proplet_hears_no_shared_start(world: World) -> None:
     me = await world.join()
+    shared = await world.peers.start(me, shared=True, broadcast=True)
+    own = await world.peers.start(me, env={"REPLY": "own"})
+    assert (await world.peers.result_of(own))["results"] == "own"
+    assert world.peers.result(shared) is None
+
+
+async def test_a_start_of_s_is_run_once_though_it_comes_twice(world: World) -> None:
+    me = await world.join(compat=True)
     base = {
         "cli_args": None,
         "daemon": False,
@@ -458,9 +466,9 @@ async def test_stop_ends_a_task_at_once_and_reports_it(world: World, log_lines: 
         }[when]
     )
     begin = time.monotonic()
-    await world.peers.publish(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": "other"})
+    await world.peers.publish(world.peers.channel.stop(me), {"id": task, "proplet_id": "other"})
     assert world.peers.result(task) is None
-    await world.peers.publish(world.peers.channel.topic(Kind.STOP), {"id": task, "proplet_id": me})
+    await world.peers.publish(world.peers.channel.stop(me), {"id": task, "proplet_id": me})
     result = await world.peers.result_of(task)
     assert time.monotonic() - begin < 5  # far below the task's own end, which never comes
     assert result["error"] == f"Task {task} was stopped before completion"
@@ -615,7 +623,7 @@ async def test_inputs_are_fetched_again_only_when_they_changed(world: World) -> 
 
 
 async def test_garbage_on_every_topic_changes_nothing(world: World) -> None:
-    me, channel = await world.join(), world.peers.channel
+    me, channel = await world.join(compat=True), world.peers.channel
     deep = b"[" * 100_000
     for topic in (
         channel.topic(Kind.START),

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.protocol.ids import InvalidIdError, check_id
-from propeller.protocol.topics import ROUND_NEXT, ROUND_START, Channel, Kind, Topic, parse_topic, update_topic
+from propeller.protocol.topics import (
+    EVERYONE,
+    PROPLET_SAYS,
+    ROUND_NEXT,
+    ROUND_START,
+    Channel,
+    Kind,
+    PropletTopics,
+    Topic,
+    parse_topic,
+    update_topic,
+)
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 CHANNELS = st.builds(Channel, IDS, IDS)
@@ -17,7 +28,10 @@ BAD_IDS = [
 ]  # fmt: skip
 
 
-@given(CHANNELS, st.sampled_from([kind for kind in Kind if kind is not Kind.UPDATE]))
+NOT_SHARED = {Kind.UPDATE, Kind.REGISTRY_ANSWER}
+
+
+@given(CHANNELS, st.sampled_from([kind for kind in Kind if kind not in NOT_SHARED]))
 def test_shared_topics_round_trip(channel: Channel, kind: Kind) -> None:
     assert parse_topic(channel.topic(kind)) == Topic(kind, channel)
 
@@ -26,10 +40,29 @@ def test_shared_topics_round_trip(channel: Channel, kind: Kind) -> None:
 def test_directed_topics_round_trip(channel: Channel, proplet: str, round_id: str, digest: str) -> None:
     assert parse_topic(channel.start(proplet)) == Topic(Kind.START, channel, target=proplet)
     assert parse_topic(channel.stop(proplet)) == Topic(Kind.STOP, channel, target=proplet)
-    assert parse_topic(channel.answers(proplet)) == Topic(Kind.REGISTRY_CHUNK, channel, target=proplet)
+    assert parse_topic(channel.answers(proplet)) == Topic(Kind.REGISTRY_ANSWER, channel, target=proplet)
     assert parse_topic(channel.chunks(digest)) == Topic(Kind.REGISTRY_CHUNK, channel, target=digest)
     update = parse_topic(channel.update(round_id, proplet))
     assert update == Topic(Kind.UPDATE, channel, round_id=round_id, proplet_id=proplet)
+
+
+@given(CHANNELS, IDS, st.sampled_from([*PROPLET_SAYS, Kind.REGISTRY_REQUEST]))
+def test_what_a_proplet_says_is_on_a_topic_that_names_it(channel: Channel, proplet: str, kind: Kind) -> None:
+    topic = channel.said(kind, proplet)
+    assert parse_topic(topic) == Topic(kind, channel, proplet_id=proplet)
+    assert PropletTopics(channel, proplet).says(kind) == topic
+    assert PropletTopics(channel, proplet, compat=True).says(kind) == channel.topic(kind)
+
+
+def test_where_a_proplet_listens() -> None:
+    channel = Channel("d", "c")
+    assert channel.said(Kind.PROPLET_ALIVE, EVERYONE) == "m/d/c/c/control/proplet/+/alive"
+    assert channel.said(Kind.REGISTRY_REQUEST, EVERYONE) == "m/d/c/c/registry/proplet/+"
+    own, shared = PropletTopics(channel, "p"), PropletTopics(channel, "p", compat=True)
+    assert own.starts == (channel.start("p"),)
+    assert own.stops == (channel.stop("p"),)
+    assert shared.starts == (channel.start("p"), channel.topic(Kind.START))
+    assert shared.stops == (channel.stop("p"), channel.topic(Kind.STOP))
 
 
 @given(IDS, IDS)
@@ -38,18 +71,9 @@ def test_updates_outside_of_channels_round_trip(round_id: str, proplet: str) -> 
     assert parse_topic(topic) == Topic(Kind.UPDATE, round_id=round_id, proplet_id=proplet)
 
 
-def test_a_proplet_whose_id_begins_like_a_digest_keeps_its_id() -> None:
-    parsed = parse_topic(Channel("d", "c").answers("my-sha256-1"))
-    assert parsed is not None
-    assert parsed.target == "my-sha256-1"
-    assert parse_topic(Channel("d", "c").answers("sha256-1")) == Topic(
-        Kind.REGISTRY_CHUNK, Channel("d", "c"), "sha256-1"
-    )
-
-
 def test_the_topics_of_absmach_propeller() -> None:
     channel = Channel("d", "c")
-    assert [channel.topic(kind) for kind in Kind if kind not in {Kind.UPDATE, Kind.ROUND_STOP}] == [
+    assert [channel.topic(kind) for kind in Kind if kind not in {*NOT_SHARED, Kind.ROUND_STOP}] == [
         "m/d/c/c/control/proplet/create",
         "m/d/c/c/control/proplet/alive",
         "m/d/c/c/control/proplet/results",
@@ -88,11 +112,17 @@ def test_an_id_that_would_change_a_topic_makes_none(bad: str) -> None:
     ):
         with pytest.raises(InvalidIdError):
             build()
+    if bad != EVERYONE:
+        with pytest.raises(InvalidIdError):
+            channel.said(Kind.PROPLET_ALIVE, bad)
     for topic in (
         f"m/{bad}/c/c/control/proplet/alive",
         f"m/d/c/{bad}/control/proplet/alive",
         f"m/d/c/c/control/manager/start/{bad}",
+        f"m/d/c/c/control/proplet/{bad}/alive",
         f"m/d/c/c/registry/server/{bad}",
+        f"m/d/c/c/registry/answers/{bad}",
+        f"m/d/c/c/registry/proplet/{bad}",
         f"fl/rounds/{bad}/updates/p",
         f"fl/rounds/r/updates/{bad}",
     ):
@@ -109,7 +139,8 @@ def test_chunks_have_a_topic_by_a_whole_digest_only(digest: str) -> None:
     "topic",
     ["", "/", "m", "m/d/c/c", "m/d/c/c/", "m/d/x/c/control/proplet/alive", "control/proplet/alive",
      "m/d/c/c/fl/rounds/updates", "m/d/c/c/control/manager/start/", "m/d/c/c/control/manager/start/a/b",
-     "control/manager/start/p", "registry/server/p", "m/d/c/c/control/proplet/alive/p"],
+     "control/manager/start/p", "registry/server/p", "m/d/c/c/control/proplet/alive/p", "m/d/c/c/control/proplet/p/start", "control/proplet/p/alive",
+     "registry/proplet/p", "m/d/c/c/registry/answers", "m/d/c/c/registry/server/p"],
 )  # fmt: skip
 def test_other_topics_are_none_of_ours(topic: str) -> None:
     assert parse_topic(topic) is None

@@ -314,13 +314,21 @@ async def test_garbage_is_a_warning(broker_port: int, channel: Channel, tmp_path
         proplet(broker_port, channel, "p") as one,
     ):
         with structlog.testing.capture_logs() as logs:
-            for payload in GARBAGE:
-                await one.session.publish(channel.topic(Kind.REGISTRY_REQUEST), payload)
-            await eventually(lambda: len(logs) >= len(GARBAGE))
-        assert {(line["event"], line["log_level"]) for line in logs} == {
-            ("ignored a container request that cannot be read", "warning")
-        }
-        assert f'outcome="malformed"}} {len(GARBAGE)}.0' in (await running.get("/metrics")).text
+            topics = [channel.topic(Kind.REGISTRY_REQUEST), channel.said(Kind.REGISTRY_REQUEST, "p")]
+            for topic in topics:
+                for payload in GARBAGE:
+                    await one.session.publish(topic, payload)
+            await one.session.publish(topics[1], b'{"app_name":"x","proplet_id":"q"}')
+            wanted = f'outcome="malformed"}} {2 * len(GARBAGE) + 1}.0'
+
+            async def counted() -> bool:
+                return wanted in (await running.get("/metrics")).text
+
+            await eventually(counted)
+        # One line a sender, however many messages it sends.
+        assert sorted((line["event"], line["topic"], line["log_level"]) for line in logs) == [
+            ("container request ignored", topic, "warning") for topic in sorted(topics)
+        ]
         assert list((tmp_path / "cache" / "pending").iterdir()) == []
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Channel, Kind, PropletTopics
 from support.net import eventually
 
 
@@ -20,9 +20,10 @@ class FakeProplet:
         self.chunks: list[ProgramChunk] = []
 
     async def ask(self, app_name: str, **fields: object) -> None:
-        """Publish a request."""
+        """Publish a request: one that names the proplet on its own topic, as directed ones do, another on the shared one."""
         request = ProgramRequest.model_validate({"app_name": app_name, **fields})
-        await self.session.publish(self.channel.topic(Kind.REGISTRY_REQUEST), request.encode())
+        topics = PropletTopics(self.channel, self.name, compat=request.proplet_id is None)
+        await self.session.publish(topics.says(Kind.REGISTRY_REQUEST), request.encode())
 
     async def resolve(self, app_name: str) -> ResolvedProgram:
         """Ask as a directed proplet what a reference stands for."""

@@ -17,7 +17,7 @@ from propeller.manager.main import main
 from propeller.manager.settings import ManagerSettings
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Channel, Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port
@@ -26,12 +26,16 @@ WASM = b"\0asm\x01\0\0\0" + bytes(40)
 
 
 class ChannelClient:
-    """A client of a channel that receives the manager's messages there, and publishes as any proplet."""
+    """A client of a channel that receives the manager's messages there, and publishes as any proplet, as S's and
+    H's on the shared topics or as directed ones.
+    """
 
     def __init__(self, port: int, channel: Channel) -> None:
         self.channel = channel
         self.session = Session(BrokerAddress("127.0.0.1", port), Credentials(uuid.uuid4().hex))
         self.received: list[tuple[str, dict[str, Any]]] = []
+        self.directed: set[str] = set()
+        """Proplets that speak on their own topics."""
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
@@ -42,13 +46,14 @@ class ChannelClient:
             f"{self.channel.topic(Kind.STOP)}/#",
             self.channel.topic(Kind.ROUND_START),
         ):
-            await self.session.subscribe(topic, self._receive)
+            await self.session.subscribe(topic, self.receive)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self._stack.aclose()
 
-    async def _receive(self, topic: str, payload: bytes) -> None:
+    async def receive(self, topic: str, payload: bytes) -> None:
+        """Take a message."""
         with contextlib.suppress(MalformedMessageError):
             self.received.append((topic.removeprefix(self.channel.prefix + "/"), decode_object(payload)))
 
@@ -66,25 +71,31 @@ class ChannelClient:
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()
         await self.session.publish(topic, payload)
 
-    async def register(self, proplet_id: str, **metadata: Any) -> None:
-        """Register, as S does or with metadata as H does."""
+    async def say(self, kind: Kind, proplet_id: str, message: Any) -> None:
+        """Publish what a proplet says, where it says things."""
+        topics = PropletTopics(self.channel, proplet_id, compat=proplet_id not in self.directed)
+        await self.publish(topics.says(kind), message)
+
+    async def register(self, proplet_id: str, *, directed: bool = False, **metadata: Any) -> None:
+        """Register, as S does or with metadata as H does, or as directed proplets do, which speaks on its own topics from now on."""
+        if directed:
+            self.directed.add(proplet_id)
         more = {"metadata": metadata} if metadata else {}
-        await self.publish(Kind.PROPLET_CREATE, {"proplet_id": proplet_id, "namespace": "default", **more})
+        await self.say(
+            Kind.PROPLET_CREATE, proplet_id, {"proplet_id": proplet_id, "namespace": "default", **more}
+        )
 
     async def send_heartbeat(self, proplet_id: str, status: str = "alive") -> None:
         """Publish a heartbeat, or a last will."""
-        await self.publish(
-            Kind.PROPLET_ALIVE, {"proplet_id": proplet_id, "status": status, "namespace": "default"}
-        )
+        message = {"proplet_id": proplet_id, "status": status, "namespace": "default"}
+        await self.say(Kind.PROPLET_ALIVE, proplet_id, message)
 
     async def send_result(
-        self, task_id: str, proplet_id: str | None, results: Any = "8", error: str | None = None
+        self, task_id: str, proplet_id: str, results: Any = "8", error: str | None = None, **more: Any
     ) -> None:
         """Publish the end of a task."""
-        named = {"proplet_id": proplet_id} if proplet_id else {}
-        await self.publish(
-            Kind.PROPLET_RESULTS, {"task_id": task_id, **named, "results": results, "error": error}
-        )
+        message = {"task_id": task_id, "proplet_id": proplet_id, "results": results, "error": error, **more}
+        await self.say(Kind.PROPLET_RESULTS, proplet_id, message)
 
 
 class RunningManager:
@@ -93,10 +104,10 @@ class RunningManager:
     def __init__(self, settings: ManagerSettings, http: httpx.AsyncClient, mqtt: ChannelClient) -> None:
         self.settings, self.http, self.mqtt = settings, http, mqtt
 
-    async def add_proplets(self, *proplet_ids: str, **metadata: Any) -> None:
+    async def add_proplets(self, *proplet_ids: str, directed: bool = False, **metadata: Any) -> None:
         """Register proplets and wait until they are alive."""
         for proplet_id in proplet_ids:
-            await self.mqtt.register(proplet_id, **metadata)
+            await self.mqtt.register(proplet_id, directed=directed, **metadata)
             await eventually(partial(self.is_known, proplet_id))
             await self.mqtt.send_heartbeat(proplet_id)
             await eventually(partial(self.is_alive, proplet_id))
@@ -141,6 +152,7 @@ def settings_for(broker_port: int, folder: Path, **given: Any) -> ManagerSetting
         "channel_id": f"c-{unique}",
         "client_id": f"manager-{unique}",
         "database": str(folder / "manager.db"),
+        "compat": "any",
         **given,
     }
     return ManagerSettings.load(**fields)

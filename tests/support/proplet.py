@@ -24,7 +24,7 @@ from propeller.proplet.main import main
 from propeller.proplet.settings import PropletSettings
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
-from propeller.protocol.topics import Channel, Kind, parse_topic
+from propeller.protocol.topics import EVERYONE, Channel, Kind, parse_topic
 from propeller.web.server import Bind, serve
 from support.net import eventually, free_port, wait_port
 from support.programs import digest, echo
@@ -156,7 +156,6 @@ class Peers:
         self.requests: list[ProgramRequest] = []
         self.sent_bytes = 0
         self.chunk_size = 100
-        self.directed = True
         self.silent = False
         self.shuffle: Callable[[list[ProgramChunk]], list[ProgramChunk]] = list
         """What happens to a program's chunks on their way."""
@@ -164,9 +163,14 @@ class Peers:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Peers"]:
         async with self.session.running():
-            await self.session.subscribe(f"{self.channel.prefix}/control/proplet/+", self._record)
+            for topic in ("control/proplet/+", "control/proplet/+/+"):
+                await self.session.subscribe(f"{self.channel.prefix}/{topic}", self._record)
             await self.session.subscribe(f"{self.channel.prefix}/fl/#", self._record)
-            await self.session.subscribe(self.channel.topic(Kind.REGISTRY_REQUEST), self._answer_request)
+            for topic in (
+                self.channel.topic(Kind.REGISTRY_REQUEST),
+                self.channel.said(Kind.REGISTRY_REQUEST, EVERYONE),
+            ):
+                await self.session.subscribe(topic, self._answer_request)
             assert await self.session.wait_connected(10)
             yield self
 
@@ -201,7 +205,7 @@ class Peers:
         await self.session.publish(topic, payload)
 
     async def start(self, receiver: str, task_id: str = "", *, shared: bool = False, **fields: Any) -> str:
-        """Send a start for a proplet; gives the task's id."""
+        """Send a start for a proplet, on its own topic or the shared one; gives the task's id."""
         task_id = task_id or uuid.uuid4().hex
         topic = self.channel.topic(Kind.START) if shared else self.channel.start(receiver)
         message = {"id": task_id, "name": "_start", "image_url": IMAGE, "proplet_id": receiver} | fields
@@ -219,14 +223,12 @@ class Peers:
         if self.silent:
             return
         content = self.programs.get(request.app_name)
-        if not self.directed:
+        if request.proplet_id is None:
             await self._send_chunks(request, content or b"", None, self.channel.topic(Kind.REGISTRY_CHUNK))
         elif content is None:
-            assert request.proplet_id
             error = ResolvedProgram(app_name=request.app_name, error="no such image")
             await self.session.publish(self.channel.answers(request.proplet_id), error.encode())
         elif request.digest is None:
-            assert request.proplet_id
             resolved = ResolvedProgram(
                 app_name=request.app_name,
                 digest=digest(content),

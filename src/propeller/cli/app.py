@@ -136,12 +136,22 @@ def provision(
         Path | None,
         typer.Option("--state", metavar="DIR", help="Use the identity and keys of this running stack."),
     ] = None,
+    compat: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compat", metavar="NAME", help="This proplet is one of absmach/propeller; may be repeated."
+        ),
+    ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for identity.")] = 30.0,
 ) -> None:
     """Create the guide's domain, channel and clients, and write their ids and keys to an .env file."""
     from propeller.cli.provision import run_clear, run_provision
-    from propeller.stack.env_file import default_env_file
+    from propeller.stack.env_file import GUIDE_PROPLETS, default_env_file
 
+    if unknown := sorted({*(compat or ())} - {*GUIDE_PROPLETS}):
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is not one of {', '.join(GUIDE_PROPLETS)}", param_hint="--compat"
+        )
     if action not in {None, "clear"}:
         raise typer.BadParameter("must be 'clear' or left out", param_hint="clear")
     if state and (identity_url or rotate):
@@ -149,13 +159,13 @@ def provision(
             "cannot be used with --identity-url or --rotate: a running stack manages its own keys",
             param_hint="--state",
         )
-    if action and (rotate or state or identity_url):
+    if action and (rotate or state or identity_url or compat):
         raise typer.BadParameter("cannot be used with options other than --env-file", param_hint="clear")
     path = env_file or default_env_file()
     if action:
         run_clear(path)
     else:
-        run_provision(path, identity_url, state, rotate=rotate, wait_s=wait)
+        run_provision(path, identity_url, state, rotate=rotate, wait_s=wait, compat=compat or ())
 
 
 @app.command()

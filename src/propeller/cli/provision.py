@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -51,8 +51,16 @@ class IdentitySource:
     known: Mapping[str, Credentials] = field(default_factory=dict, repr=False)
 
 
-def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bool, wait_s: float) -> None:
-    """Provision, and say what there is and what to do next.
+def run_provision(
+    path: Path,
+    url: str | None,
+    state: Path | None,
+    *,
+    rotate: bool,
+    wait_s: float,
+    compat: Collection[str] = (),
+) -> None:
+    """Provision, and say what there is and what to do next; ``compat`` names proplets of absmach/propeller.
 
     Raises:
         StartError: with the cause and the remedy.
@@ -64,7 +72,7 @@ def run_provision(path: Path, url: str | None, state: Path | None, *, rotate: bo
     with locked_folder(
         path, lambda: console.print(f"Another 'propeller provision' uses {path}; waiting for it …")
     ):
-        result = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s))
+        result = asyncio.run(_provision(source, path, console, rotate=rotate, wait_s=wait_s, compat=compat))
     _show(console, result, path)
 
 
@@ -121,13 +129,19 @@ def _is_address(url: str) -> bool:
 
 
 async def _provision(
-    source: IdentitySource, path: Path, console: Console, *, rotate: bool, wait_s: float
+    source: IdentitySource,
+    path: Path,
+    console: Console,
+    *,
+    rotate: bool,
+    wait_s: float,
+    compat: Collection[str],
 ) -> ProvisioningResult:
     api = IdentityApi(*source.urls, timeout=TIMEOUT_S)
     try:
         await _wait_for_identity(source.urls[0], console, wait_s)
         await _login(api, source)
-        return await EnvProvisioner(api, path, rotate, source.known).run()
+        return await EnvProvisioner(api, path, rotate, source.known, compat).run()
     finally:
         await api.aclose()
 

@@ -38,10 +38,12 @@ class ImageCheck:
             Reference.parse(image)
         except InvalidReferenceError as error:
             return [failed("image", error.cause, error.remedy)]
-        asker = next((client for client in self._observed.in_channel if client.is_proplet), None)
-        asker = asker or next(
-            (client for client in self._observed.in_channel if client.name == "manager"), None
+        # The manager first: a compat proplet has no topic of its own to ask on.
+        askers = sorted(
+            (one for one in self._observed.in_channel if one.is_proplet or one.name == "manager"),
+            key=lambda one: one.is_proplet,
         )
+        asker = askers[0] if askers else None
         if asker is None or self._observed.is_shut_out(self._target.client("proxy")):
             return [waits_for("image", "keys", "channel")]
         async with connect(self._target.broker, asker) as connection:
@@ -57,7 +59,7 @@ class ImageCheck:
     ) -> ResolvedProgram | None:
         """The proxy's answer; ``None`` if there is none in time."""
         request = ProgramRequest(app_name=image, proplet_id=asker.id)
-        topic = asker.channel.topic(Kind.REGISTRY_REQUEST)
+        topic = asker.channel.said(Kind.REGISTRY_REQUEST, asker.id)
         try:
             async with asyncio.timeout(wait_s):
                 await connection.send(topic, request.encode(), 1)

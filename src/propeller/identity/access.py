@@ -36,6 +36,8 @@ class ClientAccess:
         publish: the ``pub`` of its NATS claims.
         subscribe: the ``sub`` of its NATS claims.
         changed_at: when any of this changed last, in seconds since 1970.
+        compat: whether it is a proplet that speaks on shared topics.
+        channels: those in which it may publish or subscribe.
     """
 
     client_id: str
@@ -45,6 +47,8 @@ class ClientAccess:
     publish: dict[str, Any]
     subscribe: dict[str, Any]
     changed_at: float
+    compat: bool = False
+    channels: frozenset[Channel] = frozenset()
 
 
 class AccessDirectory:
@@ -63,6 +67,14 @@ class AccessDirectory:
         if access is None or not access.enabled or not access.key_hash:
             return None
         return access if key_matches(key, access.key_hash) else None
+
+    def compat_proplets(self, channel: Channel) -> list[str]:
+        """The ids of the enabled compat proplets in a channel, sorted."""
+        return sorted(
+            access.client_id
+            for access in self._access.values()
+            if access.compat and access.enabled and channel in access.channels
+        )
 
     def update(self, changed: Iterable[ClientAccess]) -> None:
         """Replace the access of these clients."""
@@ -107,10 +119,18 @@ async def _read_chunk(connection: DatabaseConnection, client_ids: list[str]) -> 
 
 def _access(row: Row[Any], types: dict[Channel, set[str]]) -> ClientAccess:
     grants = [Grant(channel, "publish" in found, "subscribe" in found) for channel, found in types.items()]
-    publish, subscribe = permissions(row.id, Role(row.role), grants)
+    publish, subscribe = permissions(row.id, Role(row.role), grants, compat=row.compat)
     enabled = row.status == "enabled" and row.domain_status == "enabled"
     return ClientAccess(
-        row.id, Role(row.role), row.key_hash, enabled, publish, subscribe, row.access_changed_at
+        row.id,
+        Role(row.role),
+        row.key_hash,
+        enabled,
+        publish,
+        subscribe,
+        row.access_changed_at,
+        row.compat,
+        frozenset(types),
     )
 
 

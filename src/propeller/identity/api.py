@@ -12,6 +12,7 @@ from propeller.identity.service import Identity
 from propeller.identity.tables import MAX_ROWS_PER_PAGE, Page
 from propeller.identity.users import ADMIN
 from propeller.protocol.ids import Id
+from propeller.protocol.topics import Channel
 from propeller.web.app import Router, create_app
 from propeller.web.auth import Caller, Principal
 
@@ -92,6 +93,10 @@ def _login_routes(identity: Identity) -> Router:
         who = await identity.verify(body.authorization)
         return {"kind": who.kind, "id": who.id, "role": who.role}
 
+    @router.get("/auth/compat")
+    async def compat(domain_id: Id, channel_id: Id, who: Caller) -> dict[str, list[str]]:
+        return {"clients": identity.compat_proplets(Channel(domain_id, channel_id), who)}
+
     return router
 
 
@@ -165,7 +170,7 @@ def _client_routes(identity: Identity) -> Router:
 
     @router.post("/clients", status_code=201)
     async def create_client(domain_id: Id, body: requests.NewClientRequest) -> dict[str, Any]:
-        new = NewClient(body.name, body.role, body.tags, body.metadata, body.status)
+        new = NewClient(body.name, body.role, body.tags, body.metadata, body.status, body.compat)
         return await clients.create(domain_id, new)
 
     @router.get("/clients")
@@ -175,6 +180,10 @@ def _client_routes(identity: Identity) -> Router:
     @router.get("/clients/{client_id}")
     async def get_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
         return await clients.get(domain_id, client_id)
+
+    @router.patch("/clients/{client_id}")
+    async def change_client(domain_id: Id, client_id: Id, body: requests.ClientChange) -> dict[str, Any]:
+        return await clients.set_compat(domain_id, client_id, compat=body.compat)
 
     @router.post("/clients/{client_id}/secret")
     @router.patch("/clients/{client_id}/secret")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from propeller.errors import ConflictError, InvalidError
 from propeller.identity.access import AccessChanges
 from propeller.identity.credentials import hash_key, new_key
-from propeller.identity.roles import role_of
+from propeller.identity.roles import Role, compat_of, role_of
 from propeller.identity.tables import (
     DELETED,
     ENABLED,
@@ -30,13 +30,14 @@ from propeller.store.database import Database
 
 @dataclass(frozen=True)
 class NewClient:
-    """A client to be created; where no role is given, ``roles.role_of`` finds it."""
+    """A client to be created; where no role is given, ``roles.role_of`` finds it, and ``compat_of`` likewise."""
 
     name: str
     role: str | None = None
     tags: Sequence[str] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     status: str = ENABLED
+    compat: bool | None = None
 
 
 class Clients:
@@ -53,10 +54,11 @@ class Clients:
         Raises:
             NotFoundError: there is no such domain.
             ConflictError: the domain has a client of that name.
-            InvalidError: the role is not one.
+            InvalidError: the role is not one, or a client that is no proplet is to be ``compat``.
         """
         try:
             role = role_of(new.name, new.role, new.metadata, new.tags)
+            compat = compat_of(role, new.compat, new.metadata, new.tags)
         except ValueError as error:
             raise InvalidError(str(error)) from None
         now, key = time.time(), key or new_key()
@@ -66,6 +68,7 @@ class Clients:
             "name": new.name,
             "key_hash": hash_key(key),
             "role": role.value,
+            "compat": compat,
             "tags": list(new.tags),
             "metadata": new.metadata,
             "status": new.status,
@@ -107,6 +110,23 @@ class Clients:
             NotFoundError: there is none.
         """
         await self._change(domain_id, client_id, {"status": status})
+        return await self.get(domain_id, client_id)
+
+    async def set_compat(self, domain_id: str, client_id: str, *, compat: bool) -> dict[str, Any]:
+        """Let a proplet speak on shared topics instead of its own, or the other way round; it connects anew.
+
+        Raises:
+            NotFoundError: there is none.
+            InvalidError: it is no proplet.
+        """
+        known = await self.get(domain_id, client_id)
+        try:
+            compat_of(Role(known["role"]), compat, {}, ())
+        except ValueError as error:
+            raise InvalidError(str(error)) from None
+        if known["compat"] == compat:
+            return known
+        await self._change(domain_id, client_id, {"compat": compat})
         return await self.get(domain_id, client_id)
 
     async def delete(self, domain_id: str, client_id: str) -> None:
@@ -152,6 +172,7 @@ def _describe(row: Row[Any]) -> dict[str, Any]:
         "name": row.name,
         "domain_id": row.domain_id,
         "role": row.role,
+        "compat": row.compat,
         "tags": row.tags,
         "metadata": row.metadata,
         "credentials": {"identity": row.id},

@@ -86,6 +86,7 @@ class NewClientRequest(BaseModel):
     tags: list[Annotated[str, Field(max_length=128)]] = Field([], max_length=64)
     metadata: Annotated[dict[str, Any], BeforeValidator(_none_is_empty), AfterValidator(_small)] = {}
     status: Status = "enabled"
+    compat: bool | None = None
     credentials: dict[str, Any] | None = None
 
     @field_validator("credentials")
@@ -94,6 +95,12 @@ class NewClientRequest(BaseModel):
         if value and value.get("secret"):
             raise ValueError("keys are made by this service: leave secret out, and read it in the answer")
         return value
+
+
+class ClientChange(BaseModel):
+    """What of a client can be changed."""
+
+    compat: bool
 
 
 class NewChannel(BaseModel):

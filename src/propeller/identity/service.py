@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from propeller.errors import UnauthenticatedError
+from propeller.errors import RefusedError, UnauthenticatedError
 from propeller.identity.access import AccessChanges, AccessDirectory
 from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
@@ -14,11 +14,13 @@ from propeller.identity.channels import Channels
 from propeller.identity.clients import Clients
 from propeller.identity.credentials import LoginThrottle, Passwords, Tokens
 from propeller.identity.domains import Domains
+from propeller.identity.roles import Role
 from propeller.identity.sessions import MqttIds, SessionExpiry
 from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import SCHEMA
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
+from propeller.protocol.topics import Channel
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 from propeller.web.auth import Principal
@@ -54,6 +56,17 @@ class Identity:
                 return Principal("client", access.client_id, access.role.value)
             case _:
                 raise UnauthenticatedError("send a user's token as Bearer, or a client's id and key as Basic")
+
+    def compat_proplets(self, channel: Channel, who: Principal) -> list[str]:
+        """The ids of a channel's compat proplets, for its manager.
+
+        Raises:
+            RefusedError: the caller is not a manager in this channel.
+        """
+        access = self.directory.get(who.id) if who.kind == "client" else None
+        if access is None or access.role is not Role.MANAGER or channel not in access.channels:
+            raise RefusedError("only a manager of this channel may ask: connect it to the channel")
+        return self.directory.compat_proplets(channel)
 
 
 @contextlib.asynccontextmanager

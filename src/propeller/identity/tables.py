@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     ColumnElement,
     Float,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     func,
     select,
 )
@@ -69,6 +71,8 @@ clients = Table(
     Column("created_at", Float, nullable=False),
     # When what the client may do changed last: connections that are older are cut.
     Column("access_changed_at", Float, nullable=False),
+    # A proplet that speaks on the topics that absmach/propeller's share.
+    Column("compat", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("domain_id", "name"),
 )
 

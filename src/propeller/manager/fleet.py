@@ -84,7 +84,7 @@ class PropletRecord:
 
     @property
     def directed(self) -> bool:
-        """Whether it listens on topics of its own."""
+        """Whether it speaks and listens on topics of its own. Only ``Fleet`` writes this, from where it was heard."""
         return bool(self.metadata and self.metadata.get("directed"))
 
     @property
@@ -151,35 +151,50 @@ class Fleet:
         proplet = self.get(proplet_id)
         return proplet is not None and proplet.is_alive(self.clock())
 
-    async def register(self, message: Registration) -> None:
-        """Add a proplet; what it reports of itself replaces what was known."""
-        metadata = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
+    async def register(self, message: Registration, *, directed: bool) -> None:
+        """Add a proplet; what it reports of itself replaces what was known.
+
+        ``directed``: it spoke on its own topic, which says that it listens on its own ones whatever its message says. What is
+        said elsewhere never changes a directed proplet.
+        """
+        reported = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
+        metadata = _with_directed(reported, directed)
         namespace = _storable(message.namespace)
         proplet, is_new = await self._get_or_add(message.proplet_id, namespace, metadata)
         if is_new:
             return
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                update(tables.proplets)
-                .where(tables.proplets.c.id == proplet.id)
-                .values(name=name_of(proplet.id, metadata), namespace=namespace, metadata=metadata)
-            )
-        proplet.name, proplet.namespace = name_of(proplet.id, metadata), namespace
-        proplet.metadata = metadata
-        proplet.interval_s = self._interval_of(metadata)
+        async with self._registering:
+            if proplet.directed and not directed:
+                return
+            async with self._database.transaction() as connection:
+                await connection.execute(
+                    update(tables.proplets)
+                    .where(tables.proplets.c.id == proplet.id)
+                    .values(name=name_of(proplet.id, metadata), namespace=namespace, metadata=metadata)
+                )
+            proplet.name, proplet.namespace = name_of(proplet.id, metadata), namespace
+            proplet.metadata = metadata
+            proplet.interval_s = self._interval_of(metadata)
         log.info("proplet registered again", proplet_id=proplet.id)
 
-    async def record_heartbeat(self, message: HeartbeatMessage) -> None:
-        """Record that a proplet is alive or, by its last will, is not. Only a heartbeat adds an unknown proplet."""
+    async def record_heartbeat(self, message: HeartbeatMessage, *, directed: bool) -> None:
+        """Record that a proplet is alive or, by its last will, is not. Only a heartbeat adds an unknown proplet.
+
+        ``directed``: it spoke on its own topic.
+        """
         proplet = self._proplets.get(message.proplet_id)
         if not message.is_alive:
-            if proplet is not None and not proplet.offline:
+            if proplet is not None and not proplet.offline and (directed or not proplet.directed):
                 proplet.offline = True
                 self._unwritten.add(proplet.id)
                 log.warning("proplet is offline", proplet_id=proplet.id, status=message.status[:32])
             return
         if proplet is None:
-            proplet, _ = await self._get_or_add(message.proplet_id, _storable(message.namespace), None)
+            proplet, _ = await self._get_or_add(
+                message.proplet_id, _storable(message.namespace), _with_directed(None, directed)
+            )
+        if proplet.directed and not directed:
+            return
         has_returned = not proplet.is_alive(self.clock())
         proplet.offline = False
         proplet.heartbeats.append(self.clock())
@@ -265,6 +280,13 @@ class Fleet:
         if isinstance(interval, int | float) and 0 < interval <= MAX_INTERVAL_S:
             return float(interval)
         return self._interval_s
+
+
+def _with_directed(metadata: dict[str, Any] | None, directed: bool) -> dict[str, Any] | None:
+    """What is kept of a proplet's metadata: how it speaks, not what it says about that."""
+    if directed:
+        return {**(metadata or {}), "directed": True}
+    return None if metadata is None else {**metadata, "directed": False}
 
 
 def _storable(namespace: str) -> str:

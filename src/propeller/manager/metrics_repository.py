@@ -40,7 +40,7 @@ class MetricsRepository:
         return await self._page(tables.task_metrics, task_id, offset, limit)
 
     async def write(self) -> None:
-        """Write new metrics to the database; those of unknown tasks are dropped."""
+        """Write new metrics to the database; those of unknown tasks, and of tasks of another proplet, are dropped."""
         unwritten, self._unwritten = self._unwritten, defaultdict(list)
         if not unwritten:
             return
@@ -49,7 +49,7 @@ class MetricsRepository:
                 for table, rows in unwritten.items():
                     known = rows
                     if table is tables.task_metrics:
-                        known = await _only_of_known_tasks(connection, rows)
+                        known = await _only_of_own_tasks(connection, rows)
                     if known:
                         await connection.execute(insert(table), known)
                         self._written_since_pruning[table].update(row["owner"] for row in known)
@@ -96,10 +96,12 @@ class MetricsRepository:
             return int(total or 0), [row.sample for row in rows]
 
 
-async def _only_of_known_tasks(
+async def _only_of_own_tasks(
     connection: DatabaseConnection, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     owners = {row["owner"] for row in rows}
-    found = await connection.scalars(select(tables.tasks.c.id).where(tables.tasks.c.id.in_(owners)))
-    known = set(found)
-    return [row for row in rows if row["owner"] in known]
+    found = await connection.execute(
+        select(tables.tasks.c.id, tables.tasks.c.proplet_id).where(tables.tasks.c.id.in_(owners))
+    )
+    runs_on = {row.id: row.proplet_id for row in found}
+    return [row for row in rows if runs_on.get(row["owner"]) == row["sample"]["proplet_id"]]

@@ -65,7 +65,10 @@ class ProgramPins:
         try:
             for _ in range(MAX_QUESTIONS):
                 await self._session.publish(
-                    self._channel.topic(Kind.REGISTRY_REQUEST), question, qos=0, timeout=ASK_AGAIN_S
+                    self._channel.said(Kind.REGISTRY_REQUEST, self._client_id),
+                    question,
+                    qos=0,
+                    timeout=ASK_AGAIN_S,
                 )
                 await asyncio.wait([answered], timeout=ASK_AGAIN_S)
                 if answered.done():

@@ -8,6 +8,7 @@ from typing import Any
 
 from propeller.errors import ConflictError, NotFoundError
 from propeller.manager import tables
+from propeller.manager.compat_clients import AnyClient, CompatClients, KnownCompatClients
 from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
@@ -25,12 +26,16 @@ from propeller.manager.task_service import TaskService
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
+from propeller.process.http import ServiceClient
 from propeller.process.keyed_locks import KeyedLocks
+from propeller.process.logs import get_logger
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
 from propeller.protocol.wire import format_time, now
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
+
+log = get_logger("manager")
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,20 @@ class Manager:
         }
 
 
+def _compat_clients(settings: ManagerSettings, channel: Channel) -> CompatClients | None:
+    """Who is believed on shared topics; ``None`` if nobody is."""
+    if settings.compat == "any":
+        log.warning("anyone is believed on the topics that proplets share (MANAGER_COMPAT=any)")
+        return AnyClient()
+    if settings.identity_url is None:
+        return None
+    credentials = (settings.client_id, settings.client_key.get_secret_value())
+    identity = ServiceClient(
+        "identity", settings.identity_url, credentials=credentials, timeout=5.0, retry_delays=(0.1, 0.4)
+    )
+    return KnownCompatClients(identity, channel)
+
+
 @contextlib.asynccontextmanager
 async def open_manager(
     settings: ManagerSettings, *, clock: Callable[[], datetime] = now
@@ -120,6 +139,8 @@ async def open_manager(
     """
     key = settings.client_key.get_secret_value()
     credentials = (settings.client_id, key) if key and settings.auth == "on" else None
+    channel = Channel(settings.domain_id, settings.channel_id)
+    compat = _compat_clients(settings, channel)
     url = settings.coordinator_url
     coordinator = CoordinatorClient(url, credentials=credentials) if url else None
     reporter = FailureReporter(coordinator)
@@ -135,7 +156,6 @@ async def open_manager(
             tls=settings.tls_context(address),
             names=SettingNames.of_service("MANAGER"),
         )
-        channel = Channel(settings.domain_id, settings.channel_id)
         dispatcher = Dispatcher(
             session,
             channel,
@@ -167,7 +187,7 @@ async def open_manager(
         )
         await housekeeping.report_failures()
         await pins.open()
-        await Inbox(channel, fleet, runner, metrics, starter, selector).subscribe(session)
+        await Inbox(channel, fleet, runner, metrics, starter, selector, compat).subscribe(session)
         service = TaskService(tasks, task_locks, fleet, max_program_bytes=dispatcher.max_program_bytes)
         async with (
             session.running(on_connect=housekeeping.on_connect),
@@ -180,4 +200,6 @@ async def open_manager(
         await reporter.close()
         if coordinator is not None:
             await coordinator.aclose()
+        if compat is not None:
+            await compat.aclose()
         await database.close()

@@ -1,7 +1,7 @@
 """The manager's settings: the environment of absmach/propeller's manager, old names and new."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -44,6 +44,10 @@ class ManagerSettings(HttpSettings, MqttTlsSettings):
         SecretStr(""), validation_alias=AliasChoices("MANAGER_CLIENT_KEY", "MANAGER_API_KEY")
     )
     """Empty for a broker that asks for none: not where an identity service is named."""
+
+    compat: Literal["identity", "any"] = Field("identity", alias="MANAGER_COMPAT")
+    """Who is believed on the topics that proplets share: those that identity has marked ``compat`` (without
+    PROPELLER_IDENTITY_URL nobody), or anyone, for a broker that asks nobody who they are."""
 
     coordinator_url: str = Field(
         "", validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")

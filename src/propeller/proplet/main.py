@@ -22,7 +22,7 @@ from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import PropletSettings
 from propeller.proplet.updates import UpdateSender
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Channel, Kind, PropletTopics
 from propeller.wasm.sandbox import ProgramError, Sandbox
 from propeller.wasm.template_client import SandboxError
 
@@ -50,17 +50,18 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         StartError: the state folder or the sandbox cannot be opened.
     """
     me, channel = settings.client_id, Channel(settings.domain_id, settings.channel_id)
+    topics = PropletTopics(channel, me, compat=settings.compat)
     session = Session(
         settings.broker,
         Credentials(me, me, settings.client_key),
-        will=Will(channel.topic(Kind.PROPLET_ALIVE), offline_message(me, settings.namespace)),
+        will=Will(topics.says(Kind.PROPLET_ALIVE), offline_message(me, settings.namespace)),
         keepalive=int(settings.mqtt_keep_alive),
         tls=settings.tls_context(settings.broker),
         names=SettingNames.of_service("PROPLET"),
     )
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
-    presence = Presence(settings, session, channel, heartbeat_file)
-    publisher = TaskPublisher(session, channel, me, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
+    presence = Presence(settings, session, topics, heartbeat_file)
+    publisher = TaskPublisher(session, topics, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
     urls = {
         COORDINATOR: settings.coordinator_url,
         MODEL_REGISTRY: settings.model_registry_url,
@@ -90,7 +91,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             raise StartError(f"{folders} cannot be used: {error}") from error
         except (SandboxError, ProgramError) as error:
             raise StartError(str(error)) from error
-        programs = ProgramFetcher(session, channel, me, sandbox, settings.limits, settings.fetch_timeout)
+        programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout)
         stack.push_async_callback(programs.close)
         inputs = InputFetcher(services, me, large)
         compressor = UpdateCompressor(sandbox.call, states)
@@ -99,9 +100,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         )
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()
-        for topic in (channel.topic(Kind.START), channel.start(me)):
+        for topic in topics.starts:
             await session.subscribe(topic, executor.handle_start)
-        for topic in (channel.topic(Kind.STOP), channel.stop(me)):
+        for topic in topics.stops:
             await session.subscribe(topic, executor.handle_stop)
         await stack.enter_async_context(session.running(on_connect=presence.announce))
         log.info("proplet started", proplet_id=me, broker=str(settings.broker), channel=channel.prefix)

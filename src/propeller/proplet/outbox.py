@@ -22,7 +22,7 @@ from propeller.process.retry import retry
 from propeller.proplet.errors import TaskError
 from propeller.protocol.proplet import TaskMetrics
 from propeller.protocol.task import TaskResult
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("outbox")
@@ -43,16 +43,14 @@ SendResult = Callable[[bytes], Awaitable[None]]
 class TaskPublisher:
     """Publishes results, task metrics, and updates that could not go over HTTP."""
 
-    def __init__(
-        self, session: Session, channel: Channel, proplet_id: str, *, qos: int, max_bytes: int
-    ) -> None:
+    def __init__(self, session: Session, topics: PropletTopics, *, qos: int, max_bytes: int) -> None:
         """``max_bytes`` is the longest message the broker takes."""
-        self._session, self._channel, self._proplet_id = session, channel, proplet_id
+        self._session, self._topics = session, topics
         self._qos, self._max_bytes = qos, max_bytes
 
     async def send_result(self, payload: bytes) -> None:
         """Publish a result, over as many reconnects as it takes."""
-        topic = self._channel.topic(Kind.PROPLET_RESULTS)
+        topic = self._topics.says(Kind.PROPLET_RESULTS)
         await retry(
             lambda: self._session.publish(topic, payload, qos=self._qos, timeout=_RESULT_TIMEOUT_S),
             delays=(0.0,),
@@ -65,7 +63,7 @@ class TaskPublisher:
         """Publish a task's metrics; they are not worth waiting for."""
         with contextlib.suppress(NotConnectedError):
             await self._session.publish(
-                self._channel.topic(Kind.TASK_METRICS),
+                self._topics.says(Kind.TASK_METRICS),
                 metrics.encode(),
                 qos=0,
                 timeout=_METRICS_TIMEOUT_S,
@@ -82,7 +80,7 @@ class TaskPublisher:
                 f"the update of {len(payload)} bytes did not reach the coordinator over HTTP and is too long for MQTT "
                 f"(PROPLET_MQTT_MAX_PACKET_SIZE is {self._max_bytes})"
             )
-        topic = self._channel.update(round_id, self._proplet_id)
+        topic = self._topics.channel.update(round_id, self._topics.proplet_id)
         try:
             await self._session.publish(topic, payload, qos=max(1, self._qos), timeout=UPDATE_TIMEOUT_S)
         except NotConnectedError as error:

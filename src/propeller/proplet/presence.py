@@ -24,7 +24,7 @@ from propeller.protocol.proplet import (
     PropletMetrics,
     Registration,
 )
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import Message
 
 log = get_logger("presence")
@@ -69,9 +69,13 @@ class Presence:
     """Registers on every connect and reports at intervals."""
 
     def __init__(
-        self, settings: PropletSettings, session: Session, channel: Channel, heartbeat_file: HeartbeatFile
+        self,
+        settings: PropletSettings,
+        session: Session,
+        topics: PropletTopics,
+        heartbeat_file: HeartbeatFile,
     ) -> None:
-        self._settings, self._session, self._channel = settings, session, channel
+        self._settings, self._session, self._topics = settings, session, topics
         self._heartbeat_file = heartbeat_file
         self._background = BackgroundTasks("proplet")
         self._metadata = device_metadata(settings)
@@ -103,7 +107,7 @@ class Presence:
             with contextlib.suppress(NotConnectedError):
                 payload = offline_message(self._settings.client_id, self._settings.namespace)
                 await self._session.publish(
-                    self._channel.topic(Kind.PROPLET_ALIVE), payload, timeout=_GOODBYE_TIMEOUT_S
+                    self._topics.says(Kind.PROPLET_ALIVE), payload, timeout=_GOODBYE_TIMEOUT_S
                 )
 
     async def _send_heartbeat(self) -> None:
@@ -123,7 +127,7 @@ class Presence:
             return False
         try:
             await self._session.publish(
-                self._channel.topic(kind),
+                self._topics.says(kind),
                 message.encode(),
                 qos=qos,
                 timeout=self._settings.mqtt_timeout,
@@ -143,7 +147,7 @@ def device_metadata(settings: PropletSettings) -> PropletMetadata:
         location=settings.location,
         proplet_version=__version__,
         wasm_runtime=Path(settings.external_runtime).name if settings.external_runtime else RUNTIME,
-        directed=True,
+        directed=not settings.compat,
         device_state=settings.task_state_bytes > 0,
         liveliness_interval=settings.liveliness_interval,
     )

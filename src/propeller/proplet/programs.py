@@ -1,7 +1,7 @@
 """How a program reaches this proplet: asked for by reference, resolved to a digest, assembled from chunks, cached.
 
-The proxy first says what a reference stands for (``ResolvedProgram``), once if it is by digest; what is cached then costs no bytes. A proxy of
-absmach/propeller does not: it sends chunks to everyone at once, on the shared topic, which is then listened to.
+The proxy first says what a reference stands for (``ResolvedProgram``), once if it is by digest; what is cached then costs no bytes. A compat
+proplet is answered as those of absmach/propeller are: with the chunks at once, to everyone, on the shared topic.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError
 from propeller.wasm.program_run import Limits, ProgramError
 
@@ -29,7 +29,7 @@ QOS = 0
 """Of requests, answers and chunks: what is lost is asked for again, and the broker need not store any of it."""
 
 RESOLVE_WAIT_S = 1.0
-"""Without an answer for this long the shared topic is listened to as well, and the request is sent again."""
+"""Without an answer for this long the request is sent again."""
 
 MAX_RESOLVE_WAIT_S = 8.0
 CHUNK_WAIT_S = 2.0
@@ -116,26 +116,25 @@ class ProgramFetcher:
     def __init__(
         self,
         session: Session,
-        channel: Channel,
-        proplet_id: str,
+        topics: PropletTopics,
         store: ProgramStore,
         limits: Limits,
         timeout_s: float,
     ) -> None:
         """``timeout_s``: seconds without an answer or a new chunk after which a fetch is given up."""
-        self._session, self._channel, self._proplet_id = session, channel, proplet_id
+        self._session, self._topics = session, topics
         self._store, self._limits, self._timeout_s = store, limits, timeout_s
         self._pending_by_reference: dict[str, PendingFetch] = {}
         self._pending_by_digest: dict[str, PendingFetch] = {}
         self._fetches: SingleFlight[str, str] = SingleFlight()
         self._downloads: SingleFlight[str, None] = SingleFlight()
         self._shared_topic_users = 0
-        self._proxy_resolves = True  # whether the proxy says what a reference stands for
         self._pinned: LRUCache[str, str] = LRUCache(_MAX_PINNED)
 
     async def open(self) -> None:
         """Listen to the proxy's answers."""
-        await self._session.subscribe(self._channel.answers(self._proplet_id), self._handle_answer, qos=QOS)
+        answers = self._topics.channel.answers(self._topics.proplet_id)
+        await self._session.subscribe(answers, self._handle_answer, qos=QOS)
 
     async def close(self) -> None:
         """End every fetch."""
@@ -177,7 +176,6 @@ class ProgramFetcher:
             raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
         if pending.resolved is None:
             return await self._store_assembled(reference, pending.assembly)
-        self._proxy_resolves = True
         digest = pending.resolved.digest
         if digest is None:
             raise TaskError(f"program {reference}: the proxy resolved it to no digest")
@@ -189,12 +187,12 @@ class ProgramFetcher:
         return digest
 
     async def _resolve(self, reference: str, pending: PendingFetch) -> None:
-        """Ask until the proxy has answered, or a proxy that gives no answers has sent every chunk."""
-        request = ProgramRequest(app_name=reference, proplet_id=self._proplet_id)
+        """Ask until the proxy has answered or, on the shared topic, has sent every chunk."""
+        compat = self._topics.compat
+        request = ProgramRequest(app_name=reference, proplet_id=None if compat else self._topics.proplet_id)
         wait_s, left_s = RESOLVE_WAIT_S, self._timeout_s
         async with contextlib.AsyncExitStack() as listening:
-            listens = not self._proxy_resolves
-            if listens:
+            if compat:
                 await listening.enter_async_context(self._listening_on_shared())
             while True:
                 await self._publish(request)
@@ -205,9 +203,6 @@ class ProgramFetcher:
                 left_s -= wait_s
                 if left_s <= 0:
                     raise TaskError(_timeout_text(reference, self._timeout_s, pending.assembly))
-                if not listens:
-                    listens, self._proxy_resolves = True, False
-                    await listening.enter_async_context(self._listening_on_shared())
                 wait_s = min(2 * wait_s, MAX_RESOLVE_WAIT_S)
 
     async def _download(self, reference: str, digest: str, resolved: ResolvedProgram) -> None:
@@ -221,7 +216,7 @@ class ProgramFetcher:
             self._limits.module_bytes, digest=digest, size=resolved.size, total=resolved.total_chunks
         )
         pending = self._pending_by_digest[digest] = PendingFetch(assembly)
-        topic = self._channel.chunks(digest)
+        topic = self._topics.channel.chunks(digest)
 
         async def handle_chunk(_topic: str, payload: bytes) -> None:
             if chunk := _read_chunk(payload):
@@ -241,7 +236,7 @@ class ProgramFetcher:
             missing = pending.assembly.missing()
             request = ProgramRequest(
                 app_name=reference,
-                proplet_id=self._proplet_id,
+                proplet_id=self._topics.proplet_id,
                 digest=digest,
                 missing=missing if pending.assembly.chunks and len(missing) <= _MAX_MISSING_LISTED else None,
             )
@@ -285,7 +280,7 @@ class ProgramFetcher:
             raise TaskError(f"program {reference}: {error}{where}") from error
 
     async def _publish(self, request: ProgramRequest) -> None:
-        topic = self._channel.topic(Kind.REGISTRY_REQUEST)
+        topic = self._topics.says(Kind.REGISTRY_REQUEST)
         try:
             await self._session.publish(topic, request.encode(), qos=QOS, timeout=self._timeout_s)
         except NotConnectedError as error:
@@ -300,7 +295,7 @@ class ProgramFetcher:
     @contextlib.asynccontextmanager
     async def _listening_on_shared(self) -> AsyncIterator[None]:
         """Listen to the topic that everyone shares, for as long as some fetch needs it."""
-        topic = self._channel.topic(Kind.REGISTRY_CHUNK)
+        topic = self._topics.channel.topic(Kind.REGISTRY_CHUNK)
         self._shared_topic_users += 1
         try:
             if self._shared_topic_users == 1:

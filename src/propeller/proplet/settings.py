@@ -35,6 +35,9 @@ class PropletSettings(MqttTlsSettings):
     mqtt_qos: Literal[0, 1, 2] = Field(1, alias="PROPLET_MQTT_QOS")
     mqtt_timeout: Seconds = Field(30.0, alias="PROPLET_MQTT_TIMEOUT", gt=0)
     mqtt_keep_alive: Seconds = Field(30.0, alias="PROPLET_MQTT_KEEP_ALIVE", ge=1, le=65535)
+    compat: bool = Field(False, alias="PROPLET_COMPAT")
+    """Speak on the topics that absmach/propeller's proplets share: for its managers and proxies. At our identity service the
+    client must then be marked ``compat``."""
     mqtt_max_packet: int = Field(10 * MIB, alias="PROPLET_MQTT_MAX_PACKET_SIZE", ge=1024)
 
     liveliness_interval: Seconds = Field(10.0, alias="PROPLET_LIVELINESS_INTERVAL", gt=0)

@@ -19,9 +19,10 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 class ProgramRequest(Message):
     """A proplet asks for a program.
 
-    S sends ``app_name`` alone and reads chunks from the shared topic. A directed proplet also names itself: it first
-    gets a ``ResolvedProgram`` on its own topic; if it lacks the bytes it asks again with ``digest`` set and reads
-    chunks from the topic of that digest. ``missing`` lists the chunk numbers that it still needs (absent: all).
+    S sends ``app_name`` alone on the shared topic, and reads chunks from the shared topic. A directed proplet asks on its
+    own topic: it first gets a ``ResolvedProgram``, also on a topic of its own; if it lacks the bytes it asks again with
+    ``digest`` set and reads chunks from the topic of that digest. ``missing`` lists the chunk numbers that it still needs
+    (absent: all).
     """
 
     app_name: str = Field(min_length=1, max_length=512)

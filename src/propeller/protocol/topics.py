@@ -1,7 +1,8 @@
 """Every MQTT topic, built and parsed here alone.
 
-``m/{domain}/c/{channel}`` is the channel prefix. The topics are those of absmach/propeller and the directed topics
-that this project adds: they carry messages to one proplet, so that access rules can name it.
+``m/{domain}/c/{channel}`` is the channel prefix. The topics are those of absmach/propeller, which all proplets share,
+and the directed topics that this project adds: they carry messages to one proplet or from one, and name it, so that
+the broker's permissions can.
 """
 
 import re
@@ -17,6 +18,9 @@ ROUND_STOP = "fl/rounds/stop"
 
 UPDATES_FILTER = "fl/rounds/+/updates/+"
 
+EVERYONE = "+"
+"""In the place of a proplet's id: a filter for all of them."""
+
 
 class Kind(StrEnum):
     """What a topic carries; the value is the topic after the channel prefix, ids left out."""
@@ -30,14 +34,26 @@ class Kind(StrEnum):
     STOP = "control/manager/stop"
     REGISTRY_REQUEST = "registry/proplet"
     REGISTRY_CHUNK = "registry/server"
+    REGISTRY_ANSWER = "registry/answers"
     ROUND_START = ROUND_START
     ROUND_NEXT = ROUND_NEXT
     ROUND_STOP = ROUND_STOP
     UPDATE = "fl/rounds/updates"
 
 
+PROPLET_SAYS = (
+    Kind.PROPLET_CREATE,
+    Kind.PROPLET_ALIVE,
+    Kind.PROPLET_RESULTS,
+    Kind.PROPLET_METRICS,
+    Kind.TASK_METRICS,
+)
+"""What a proplet says to the manager."""
+
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
-_SHARED = frozenset(kind.value for kind in Kind) - {Kind.UPDATE.value}
+_FROM_PROPLET = "control/proplet"
+_SAID = frozenset(kind.value for kind in PROPLET_SAYS)
+_SHARED = frozenset(kind.value for kind in Kind) - {Kind.UPDATE.value, Kind.REGISTRY_ANSWER.value}
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,9 @@ class Topic:
     Attributes:
         kind: what it carries.
         channel: the channel it is in, ``None`` for the topics outside of every channel.
-        target: of a directed topic the proplet id or, for chunks, the digest (``sha256:…``) or proplet id.
+        target: of a topic to one proplet its id, of a program's chunks the digest (``sha256:…``).
         round_id: of an update.
-        proplet_id: of an update, its sender.
+        proplet_id: its sender, if the topic names one: of an update, and of what a directed proplet says.
     """
 
     kind: Kind
@@ -92,9 +108,16 @@ class Channel:
         """The topic of stops for one proplet."""
         return f"{self.topic(Kind.STOP)}/{check_id(proplet_id)}"
 
+    def said(self, kind: Kind, proplet_id: str) -> str:
+        """The topic on which one client says what others say on the shared topic of ``kind``; ``+`` for a filter of all."""
+        sender = proplet_id if proplet_id == EVERYONE else check_id(proplet_id)
+        if kind is Kind.REGISTRY_REQUEST:
+            return f"{self.topic(kind)}/{sender}"
+        return f"{self.prefix}/{_FROM_PROPLET}/{sender}/{kind.removeprefix(f'{_FROM_PROPLET}/')}"
+
     def answers(self, proplet_id: str) -> str:
         """The topic of the proxy's answers to one proplet: what a reference resolves to, or why it cannot be fetched."""
-        return f"{self.topic(Kind.REGISTRY_CHUNK)}/{check_id(proplet_id)}"
+        return f"{self.topic(Kind.REGISTRY_ANSWER)}/{check_id(proplet_id)}"
 
     def chunks(self, digest: str) -> str:
         """The topic of one program's chunks, for all who asked for it; ``sha256:abc…`` is written ``sha256-abc…``."""
@@ -134,13 +157,53 @@ def _parse_rest(channel: Channel | None, rest: str) -> Topic | None:
             return Topic(Kind(rest), channel)
         case ["fl", "rounds", round_id, "updates", proplet_id]:
             return Topic(Kind.UPDATE, channel, round_id=check_id(round_id), proplet_id=check_id(proplet_id))
+    return _parse_in_channel(channel, rest) if channel else None
+
+
+def _parse_in_channel(channel: Channel, rest: str) -> Topic | None:
+    """A topic that stands in channels only."""
+    match rest.split("/"):
         case ["control", "manager", "start" | "stop" as verb, target]:
-            kind = Kind.START if verb == "start" else Kind.STOP
-            return Topic(kind, channel, target=check_id(target)) if channel else None
-        case ["registry", "server", target]:
-            check_id(target)
-            if _DIGEST.fullmatch(target):
-                target = target.replace("-", ":", 1)
-            return Topic(Kind.REGISTRY_CHUNK, channel, target=target) if channel else None
-        case _:
-            return Topic(Kind(rest), channel) if channel and rest in _SHARED else None
+            return Topic(Kind(f"control/manager/{verb}"), channel, target=check_id(target))
+        case ["control", "proplet", proplet_id, verb] if f"{_FROM_PROPLET}/{verb}" in _SAID:
+            return Topic(Kind(f"{_FROM_PROPLET}/{verb}"), channel, proplet_id=check_id(proplet_id))
+        case ["registry", "proplet", proplet_id]:
+            return Topic(Kind.REGISTRY_REQUEST, channel, proplet_id=check_id(proplet_id))
+        case ["registry", "answers", target]:
+            return Topic(Kind.REGISTRY_ANSWER, channel, target=check_id(target))
+        case ["registry", "server", digest] if _DIGEST.fullmatch(digest):
+            return Topic(Kind.REGISTRY_CHUNK, channel, target=digest.replace("-", ":", 1))
+    return Topic(Kind(rest), channel) if rest in _SHARED else None
+
+
+@dataclass(frozen=True)
+class PropletTopics:
+    """Where one proplet speaks and listens.
+
+    Attributes:
+        channel: its channel.
+        proplet_id: its client id.
+        compat: whether it speaks on the topics that absmach/propeller's proplets share, for a manager or a proxy of theirs; it then
+            listens there too.
+    """
+
+    channel: Channel
+    proplet_id: str
+    compat: bool = False
+
+    def says(self, kind: Kind) -> str:
+        """Where it says something."""
+        return self.channel.topic(kind) if self.compat else self.channel.said(kind, self.proplet_id)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Where it is told to start tasks."""
+        return (self.channel.start(self.proplet_id), *self._shared(Kind.START))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Where it is told to stop tasks."""
+        return (self.channel.stop(self.proplet_id), *self._shared(Kind.STOP))
+
+    def _shared(self, kind: Kind) -> tuple[str, ...]:
+        return (self.channel.topic(kind),) if self.compat else ()

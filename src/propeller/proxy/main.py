@@ -11,7 +11,7 @@ from propeller.mqtt.session import Credentials, Session
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Logins, logins_for
 from propeller.process.logs import get_logger
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import EVERYONE, Channel, Kind
 from propeller.proxy.delivery import ProgramSender
 from propeller.proxy.metrics import ProxyMetrics
 from propeller.proxy.programs import BlobCache, ProgramSource
@@ -64,9 +64,9 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
             metrics=metrics,
             health=lambda: {"status": "ok", "service": "proxy"},
         )
-        await session.subscribe(
-            channel.topic(Kind.REGISTRY_REQUEST), service.handle_request, max(settings.mqtt_qos, 1)
-        )
+        request = Kind.REGISTRY_REQUEST
+        for topic in (channel.said(request, EVERYONE), channel.topic(request)):
+            await session.subscribe(topic, service.handle_request, max(settings.mqtt_qos, 1))
         async with session.running():
             try:
                 service.resume()

@@ -1,8 +1,8 @@
 """What the proxy does with a request: say what a reference stands for, and send its bytes.
 
-A directed proplet says who it is. It is first told what the reference resolved to; if it lacks those bytes it asks
-again with their digest, and takes the chunks from the topic of that digest. A proplet of absmach/propeller says
-only a reference, and takes its chunks from the topic that all share.
+A directed proplet asks on its own topic, which tells who it is. It is first told what the reference resolved to; if it
+lacks those bytes it asks again with their digest, and takes the chunks from the topic of that digest. A proplet of
+absmach/propeller asks on the topic that all share, says only a reference, and takes its chunks from a topic that all share.
 """
 
 import time
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from propeller.errors import PropellerError
 from propeller.functions import SECTION, read_functions
+from propeller.mqtt.refusals import Refusals
 from propeller.mqtt.session import NotConnectedError
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
-from propeller.protocol.topics import Channel, Kind
+from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, Message
 from propeller.proxy.delivery import DeliveryError, Parcel, ProgramGoneError, ProgramSender, Publish
 from propeller.proxy.metrics import ProxyMetrics
@@ -79,19 +80,39 @@ class ProxyService:
         self._channel, self._publish = channel, publish
         self._programs, self._sender = programs, sender
         self._requests, self._metrics = requests, metrics
+        self._refusals = Refusals("container request ignored", log)
         self._background = BackgroundTasks("proxy")
         self._closed = False
 
     def resume(self) -> None:
         """Answer the requests that an earlier process did not answer."""
         for path, payload in self._requests.left_over():
-            self._start_answer(path, payload)
+            try:
+                self._start_answer(path, ProgramRequest.decode(payload))
+            except MalformedMessageError as error:
+                log.warning("a kept container request is dropped, it cannot be read", reason=str(error))
+                self._requests.remove(path)
 
-    async def handle_request(self, _topic: str, payload: bytes) -> None:
+    async def handle_request(self, topic: str, payload: bytes) -> None:
         """Keep a request and begin to answer it; its message may be acknowledged when this returns."""
-        path = self._requests.add(payload)
+        place = parse_topic(topic)
+        try:
+            request = ProgramRequest.decode(payload)
+        except MalformedMessageError as error:
+            self._ignore(topic, place.proplet_id if place else None, str(error))
+            return
+        if place is None or place.proplet_id is None:
+            request = ProgramRequest(
+                app_name=request.app_name
+            )  # whatever else it says: anyone may have sent it
+        elif request.proplet_id not in {None, place.proplet_id}:
+            self._ignore(topic, place.proplet_id, f"it names another sender, {request.proplet_id}")
+            return
+        else:
+            request = request.model_copy(update={"proplet_id": place.proplet_id})
+        path = self._requests.add(request.encode())
         if not self._closed:
-            self._start_answer(path, payload)
+            self._start_answer(path, request)
 
     async def close(self) -> None:
         """Stop; open requests are answered after the next start."""
@@ -100,14 +121,11 @@ class ProxyService:
         await self._sender.close()
         await self._programs.close()
 
-    def _start_answer(self, path: Path, payload: bytes) -> None:
-        try:
-            request = ProgramRequest.decode(payload)
-        except MalformedMessageError as error:
-            log.warning("ignored a container request that cannot be read", reason=str(error))
-            self._metrics.program_requests.labels("malformed").inc()
-            self._requests.remove(path)
-            return
+    def _ignore(self, topic: str, sender: str | None, reason: str) -> None:
+        self._refusals.log(sender, topic, reason)
+        self._metrics.program_requests.labels("malformed").inc()
+
+    def _start_answer(self, path: Path, request: ProgramRequest) -> None:
         log.info(
             "Received container request",
             app_name=request.app_name,

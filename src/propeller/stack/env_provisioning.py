@@ -1,6 +1,6 @@
 """The guide's domain, channel and clients for services that take their ids and keys from an ``.env`` file."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,12 +79,14 @@ class EnvProvisioner:
         path: the ``.env`` file.
         rotate: give every client a new key, also where the one in the file works.
         known: ids and keys that are known from elsewhere, by client.
+        compat: names of proplets of absmach/propeller, which identity is told; the others stay what they are.
     """
 
     api: IdentityApi
     path: Path
     rotate: bool = False
     known: Mapping[str, Credentials] = field(default_factory=dict)
+    compat: Collection[str] = ()
     _changed: bool = False
 
     async def run(self) -> ProvisioningResult:
@@ -201,6 +203,9 @@ class EnvProvisioner:
             credentials, action = await self._credentials_of(one, domain_id, values)
             # At once: a key that is not written down before something fails is lost.
             self._save(env_values(domain_id, channel_id, {one.name: credentials}), of=one.name)
+            if one.name in self.compat:
+                await self.api.set_compat(domain_id, credentials["id"])
+                action += ", compat"
             clients.append(ProvisionedClient(one.name, credentials["id"], action))
             ids.append(credentials["id"])
         await self.api.connect(domain_id, channel_id, list(dict.fromkeys(ids)))

@@ -89,6 +89,11 @@ class IdentityApi:
         """The ``id`` and a new ``key`` of a client; the old key is good for nothing from now on."""
         return _pair(await self._post("clients", f"/{domain_id}/clients/{client_id}/secret", {}))
 
+    async def set_compat(self, domain_id: str, client_id: str) -> None:
+        """Let a proplet speak on the topics that absmach/propeller's share, instead of its own."""
+        path = f"/{domain_id}/clients/{client_id}"
+        await self._services["clients"].request("PATCH", path, json={"compat": True}, headers=self.headers)
+
     async def accepts(self, client_id: str, key: str) -> bool:
         """Whether an id and key are those of a client that may connect."""
         body = {"authorization": basic_authorization(client_id, key)}

@@ -237,6 +237,7 @@ def _manager(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "MANAGER_MQTT_ADDRESS": stack.broker,
         "MANAGER_DATABASE": f"{stack.data(process)}/manager.db",
+        "PROPELLER_IDENTITY_URL": stack.url("identity-users"),
         "COORDINATOR_URL": stack.url("coordinator"),
         **_inherited("MANAGER_MAX_*", "MANAGER_*_KEEP"),
     }
