@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore, demo_dataset
 from propeller.data_store.settings import DataStoreSettings
-from propeller.errors import StartError
+from propeller.errors import InvalidError, StartError
 from propeller.web.auth import Principal
 
 P1, P2 = "3fe95a65-74f1-4ede-bf20-ef565f04cecb", "1f074cd1-4e22-4e21-92ca-e35a21d3ce29"
@@ -42,7 +42,7 @@ def test_seeds_are_in_range_for_every_id(proplet_id: str) -> None:
 
 async def test_seeding_keeps_what_is_there(tmp_path: Path) -> None:
     store = DataStore(tmp_path)
-    await store.put(P1, {"data": [{"x": [1], "y": 1}]})
+    await store.put(P1, b'{"data": [{"x": [1], "y": 1}]}')
     await store.seed([P1, P2])
     assert json.loads((await store.get(P1)).content)["size"] == 1
     assert json.loads((await store.get(P2)).content)["size"] == 64
@@ -164,3 +164,32 @@ def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", "../x")
     with pytest.raises(StartError, match="FL_DATASET_PARTICIPANTS"):
         DataStoreSettings.load().ids_to_seed()
+
+
+async def test_a_long_dataset_is_stored_as_a_short_one(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    store = DataStore(tmp_path)
+    rows = [{"x": [one / 7, one], "y": one % 2} for one in range(5000)]
+    text = json.dumps({"note": "a", "data": rows, "b": [1]}).encode()
+    assert await store.put(P1, text) == 5000
+    assert json.loads((await store.get(P1)).content) == {
+        "note": "a",
+        "b": [1],
+        "data": rows,
+        "size": 5000,
+        "proplet_id": P1,
+        "client_id": P1,
+        "schema": "fl-demo-dataset-v1",
+    }
+    for wrong, reason in (
+        ({"x": [1], "y": 1}, r"data\[5000\]\.x: has 1 numbers, data\[0\]\.x has 2"),
+        ({"x": [1, 2], "y": float("nan")}, "NaN is not a finite number"),
+        ({"x": "a", "y": 1}, r"data\[5000\]\.x: must be a list of finite numbers"),
+    ):
+        with pytest.raises(InvalidError, match=reason):
+            await store.put(P1, json.dumps({"data": [*rows, wrong]}).encode())
+    with pytest.raises(InvalidError, match="Invalid JSON"):
+        await store.put(P1, text[:-1])
+    assert json.loads((await store.get(P1)).content)["size"] == 5000
+    other = {"schema": "text-v1", "data": ["any, ]" * 3] * 20_000}
+    assert await store.put(P1, json.dumps(other).encode()) == 20_000
+    assert json.loads((await store.get(P1)).content)["data"] == other["data"]

@@ -436,3 +436,8 @@ def test_a_compression_is_a_name_or_a_table(short: Any, table: dict[str, Any] | 
     assert one.update.for_devices() == (None if text == "none" else {"compression": written})
     delta = spec(update={"kind": "delta", "compression": short}).update.for_devices()
     assert delta == {"kind": "delta", **(one.update.for_devices() or {})}
+
+
+def test_a_table_of_many_fields_is_refused_at_once() -> None:
+    with pytest.raises(MalformedMessageError, match="has 1500 fields, of which there are data, evaluate,"):
+        ExperimentSpec.decode({f"k{one}": 0 for one in range(1500)})

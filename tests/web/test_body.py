@@ -1,12 +1,17 @@
 """Bodies over the limit: 413 by their length or while they stream, over a real connection."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+
+from propeller.protocol.wire import MAX_VALUES, MalformedMessageError, decode_object
+from propeller.web.app import create_app
 
 LIMIT = 100_000  # conftest.py
 
@@ -48,3 +53,43 @@ async def test_who_asks_before_sending_is_refused_before_sending(app: FastAPI, s
         assert answer.startswith(b"HTTP/1.1 413 ")
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "0"])
+async def test_a_body_with_too_many_values_is_refused_without_reading_them(
+    serving: Serving, value: str
+) -> None:
+    app = create_app("demo")
+    read: list[Any] = []
+
+    @app.post("/object")
+    async def take(request: Request) -> dict[str, int]:
+        read.append(await request.json())
+        return {}
+
+    async with serving(app) as http:
+        for count, status in ((MAX_VALUES // 2, 200), (4 * MAX_VALUES, 413)):
+            text = '{"a":[' + ",".join([value] * count) + "]}"
+            answer = await http.post("/object", content=text, headers={"content-type": "application/json"})
+            assert answer.status_code == status
+    assert "more than 100000 values" in answer.json()["error"]
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a":' + "[" * 300 + "]" * 300 + "}", "recursion limit"),
+        ('{"a":' + "[" * 200_000 + "]" * 200_000 + "}", "more than 100000 values"),
+        ('{"a":[' + ",".join(["1" * 4000] * 300) + "]}", "a number of more than 200 digits"),
+        ("{" + ",".join(f'"k{one}":0' for one in range(200_000)) + "}", "more than 100000 values"),
+    ],
+)
+def test_what_is_slow_to_read_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(MalformedMessageError, match=reason):
+        decode_object(text)
+
+
+def test_texts_in_quotes_count_as_one() -> None:
+    inner = json.dumps({"a": [[]] * 300_000, "b": '"' * 1000})
+    assert decode_object(json.dumps({"results": inner})) == {"results": inner}

@@ -20,10 +20,11 @@ from propeller.fl.strategies import (
     read_strategy,
 )
 from propeller.fl.tensors import DocumentTooLargeError, TensorError, Tensors, from_json, read_documents
+from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.aggregation import AggregationPlan
 from propeller.protocol.rounds import MAX_SAMPLES
-from propeller.protocol.wire import Message
+from propeller.protocol.wire import Message, decode_tensors
 
 if TYPE_CHECKING:
     from propeller.program_host.programs import ProgramHost
@@ -100,7 +101,7 @@ class Aggregator:
                 f"strategy: {strategy_name} needs the base model, which updates in JSON come without; send a plan with "
                 "safetensors documents (docs/reference.md, aggregator)"
             )
-        return await _run(len(body), _aggregate_json, strategy, body)
+        return await decode(lambda text: _aggregate_json(strategy, text), body)
 
     async def aggregate(self, chunks: AsyncIterable[bytes]) -> Answer:
         """Aggregate a sequence of safetensors documents that begins with a plan.
@@ -170,7 +171,7 @@ async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
 def _aggregate_json(strategy: Strategy, body: bytes) -> Tensors:
     """The updates of a body in JSON have no base model: the first of them gives names and shapes."""
     received: list[tuple[Contribution, Tensors]] = []
-    updates = UpdateList.decode(body).updates
+    updates = UpdateList.decode(decode_tensors(body)).updates
     if not updates:
         raise NoUpdatesError("No updates provided")
     for number, update in enumerate(updates):

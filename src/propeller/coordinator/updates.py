@@ -4,6 +4,7 @@ CBOR (RFC 8949) is a map of the JSON field names; arrays may also be typed array
 """
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import cbor2
 import numpy as np
 
+from propeller.coordinator.cbor_limits import check_counts
 from propeller.coordinator.content_coding import decompress
 from propeller.coordinator.transfer import Transfer, transfer_of
 from propeller.errors import InvalidError, UnprocessableError, UnsupportedTypeError
@@ -35,6 +37,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
+from propeller.process.decoding import decode_in_thread
 from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
@@ -140,7 +143,8 @@ async def decode_update(
         UnsupportedTypeError: updates of this type are not supported.
     """
     if coding is not None or len(body) > _THREAD_FROM_BYTES:  # a short body may be long without its coding
-        return await asyncio.to_thread(read_update, content_type, body, coding=coding, max_bytes=max_bytes)
+        read = functools.partial(read_update, content_type, coding=coding, max_bytes=max_bytes)
+        return await decode_in_thread(read, body)
     return read_update(content_type, body, coding=coding, max_bytes=max_bytes)
 
 
@@ -278,6 +282,7 @@ def _decode_cbor(body: bytes) -> dict[str, Any]:
     Raises:
         MalformedMessageError: it is not CBOR, not one map, or contains what JSON cannot express.
     """
+    check_counts(body)
     refused = dict.fromkeys(_SHARING_TAGS, _refuse_sharing)
     try:
         value = cbor2.loads(body, tag_hook=_read_tag, semantic_decoders=refused, max_depth=64)

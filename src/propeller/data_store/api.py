@@ -40,9 +40,9 @@ def _dataset_routes(store: DataStore) -> Router:
         return Response(dataset.content, media_type="application/json", headers=headers)
 
     @router.post("/datasets/{proplet_id}", status_code=201)
-    async def put(proplet_id: str, dataset: dict[str, Any], who: Caller) -> dict[str, Any]:
+    async def put(request: Request, proplet_id: str, who: Caller) -> dict[str, Any]:
         _check_owner(who, proplet_id)
-        size = await store.put(proplet_id, dataset)
+        size = await store.put(proplet_id, await request.body())
         return {"proplet_id": proplet_id, "size": size, "status": "stored"}
 
     return router

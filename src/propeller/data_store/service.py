@@ -1,24 +1,30 @@
 """Datasets as files, ``{id}.json``: whole or absent, durable, served as they were written."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from propeller.errors import InvalidError, NotFoundError, PropellerError
 from propeller.process.byte_lru import ByteLru
-from propeller.process.files import remove_left_over, write_durably
+from propeller.process.decoding import decode
+from propeller.process.files import DurableFile, remove_left_over, write_durably
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import InvalidIdError, check_id
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.long_lists import NoSuchListError, find_list, read_items
+from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
 
 log = get_logger("data-store")
 
 CACHE_BYTES = 64 * 1024 * 1024
+
+_LONG_BYTES = 64 * 1024
 
 DEMO_SCHEMA = "fl-demo-dataset-v1"
 DEMO_SAMPLES = 64
@@ -93,7 +99,7 @@ class DataStore:
         log.info("Dataset served", proplet_id=proplet_id, bytes=len(dataset.content))
         return dataset
 
-    async def put(self, proplet_id: str, fields: dict[str, Any]) -> int:
+    async def put(self, proplet_id: str, text: bytes) -> int:
         """Store the dataset of a proplet, replacing the one it has; returns the number of samples.
 
         Raises:
@@ -101,38 +107,67 @@ class DataStore:
             InvalidIdError: the id is not one.
         """
         check_id(proplet_id)
-
-        def store() -> int:
-            dataset = complete_dataset(proplet_id, fields)
-            write_durably(self._path(proplet_id), _encode(dataset))
-            return int(dataset["size"])
-
-        size = await asyncio.to_thread(store)
+        size = await decode(lambda given: self._store(proplet_id, given), text)
         log.info("Dataset stored", proplet_id=proplet_id, size=size)
+        return size
+
+    def _store(self, proplet_id: str, text: bytes) -> int:
+        with DurableFile(self._folder, proplet_id) as file:
+            size = write_dataset(proplet_id, text, file.stream)
+            file.commit(self._path(proplet_id))
         return size
 
     def _path(self, proplet_id: str) -> Path:
         return self._folder / f"{proplet_id}.json"
 
 
-def complete_dataset(proplet_id: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The dataset as it is stored: its ids are the proplet's, its size is counted, its other fields are kept.
+def write_dataset(proplet_id: str, text: bytes, target: BinaryIO) -> int:
+    """Write a dataset as it is stored: its ids are the proplet's, its size is counted, its other fields are kept; gives the size.
 
     Datasets of the demo's schema (also: of none) hold samples ``{"x": [numbers], "y": number}`` of one length. One that names
-    another schema is left to its program: only its ``data`` must be a list.
+    another schema is left to its program: only its ``data`` must be a list. Of a long one some samples are in memory at a time.
 
     Raises:
         InvalidError: naming what is wrong, and in which sample.
     """
-    schema = fields.get("schema") or DEMO_SCHEMA
-    data = fields.get("data")
+    fields, parts = _read_parts(text)
+    schema = fields.pop("schema", None) or DEMO_SCHEMA
     if not isinstance(schema, str):
         raise InvalidError("schema: must be text")
+    fields |= {"schema": schema, "proplet_id": proplet_id, "client_id": proplet_id}
+    check, size = DemoSamples() if schema == DEMO_SCHEMA else None, 0
+    target.write(b'{"data":[')
+    for part in parts:
+        if check is not None:
+            check.add(part)
+        target.write(b"," if size and part else b"")
+        target.write(_encode(part)[1:-1])
+        size += len(part)
+    rest = _encode({**fields, "size": size})
+    target.write(b"]," + rest[1:])
+    return size
+
+
+def _read_parts(text: bytes) -> tuple[dict[str, Any], Iterator[list[Any]]]:
+    """The fields without the samples, and the samples, some at a time.
+
+    Raises:
+        InvalidError: it is not a dataset.
+    """
+    if len(text) > _LONG_BYTES:
+        with contextlib.suppress(NoSuchListError):
+            begin = find_list(text, "data")
+            end = begin
+            for _items, end in read_items(text, "data", begin):  # noqa: B007 - its end is needed, and that it can be read
+                pass
+            fields = decode_object(text[:begin] + text[end:])
+            if fields.pop("data", None) == []:  # not another one of that name
+                return fields, (items for items, _end in read_items(text, "data", begin))
+    fields = decode_object(text)
+    data = fields.pop("data", None)
     if not isinstance(data, list):
         raise InvalidError('data: must be a list of samples, as [{"x": [0.1, 0.2], "y": 1}]')
-    if schema == DEMO_SCHEMA:
-        _check_demo_samples(data)
-    return {**fields, "schema": schema, "proplet_id": proplet_id, "client_id": proplet_id, "size": len(data)}
+    return fields, iter([data])
 
 
 def demo_dataset(proplet_id: str) -> dict[str, Any]:
@@ -155,18 +190,28 @@ def demo_dataset(proplet_id: str) -> dict[str, Any]:
     }
 
 
-def _check_demo_samples(data: list[Any]) -> None:
-    features: int | None = None
-    for number, sample in enumerate(data):
-        x = sample.get("x") if isinstance(sample, dict) else None
-        if not isinstance(x, list) or not x or not all(map(_is_number, x)):
-            raise InvalidError(f"data[{number}].x: must be a list of finite numbers")
-        if not _is_number(sample.get("y")):
-            raise InvalidError(f"data[{number}].y: must be a finite number")
-        if features is None:
-            features = len(x)
-        if len(x) != features:
-            raise InvalidError(f"data[{number}].x: has {len(x)} numbers, data[0].x has {features}")
+class DemoSamples:
+    """Checks samples of the demo's schema."""
+
+    def __init__(self) -> None:
+        self._count, self._features = 0, 0
+
+    def add(self, samples: list[Any]) -> None:
+        """Check some that follow.
+
+        Raises:
+            InvalidError: naming what is wrong, and in which sample.
+        """
+        for number, sample in enumerate(samples, self._count):
+            x = sample.get("x") if isinstance(sample, dict) else None
+            if not isinstance(x, list) or not x or not all(map(_is_number, x)):
+                raise InvalidError(f"data[{number}].x: must be a list of finite numbers")
+            if not _is_number(sample.get("y")):
+                raise InvalidError(f"data[{number}].y: must be a finite number")
+            self._features = self._features or len(x)
+            if len(x) != self._features:
+                raise InvalidError(f"data[{number}].x: has {len(x)} numbers, data[0].x has {self._features}")
+        self._count += len(samples)
 
 
 def _is_number(value: Any) -> bool:
@@ -185,17 +230,26 @@ def _read(path: Path) -> Dataset:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         content = file.read()
-    decode_object(content)
+    _check_object(content)
     digest = hashlib.sha256(content).hexdigest()[:32]
     return Dataset(content, f'"{digest}"', _stamp(status))
+
+
+def _check_object(text: bytes) -> None:
+    if len(text) > _LONG_BYTES:
+        with contextlib.suppress(InvalidError):
+            for _items in _read_parts(text)[1]:
+                pass
+            return  # an object, whatever its samples are
+    decode_trusted(text)
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _encode(dataset: dict[str, Any]) -> bytes:
-    return json.dumps(dataset, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _is_id(text: str) -> bool:

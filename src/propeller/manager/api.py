@@ -10,6 +10,7 @@ from propeller.errors import InvalidError, RefusedError, UnavailableError, Unsup
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
+from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
 from propeller.protocol.rounds import CBOR_TYPES, MAX_WAIT_S, Experiment
@@ -77,7 +78,7 @@ async def read_object(request: Request) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "application/json")
     if "json" not in media_type.lower():
         raise UnsupportedTypeError(f"Content-Type is {media_type[:80]!r}: send application/json")
-    return decode_object(await request.body())
+    return await decode(decode_object, await request.body())
 
 
 Body = Annotated[dict[str, Any], Depends(read_object)]

@@ -22,6 +22,7 @@ from propeller.manager.round_starter import RoundStarter
 from propeller.manager.task_runner import TaskRunner
 from propeller.mqtt.refusals import Refusals
 from propeller.mqtt.session import Session
+from propeller.process.decoding import decode
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
@@ -184,7 +185,7 @@ class Inbox:
 
         async def handle(topic: str, payload: bytes) -> None:
             try:
-                await handler(topic, decode_object(payload))
+                await handler(topic, await decode(decode_object, payload))
             except MalformedMessageError as error:
                 self._refusals.log(_sender_of(topic), topic, str(error), size=len(payload))
             except (IntegrityError, DataError, ProgrammingError):

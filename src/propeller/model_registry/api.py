@@ -21,9 +21,10 @@ from propeller.fl.tensors import (
 from propeller.model_registry.encodings import EncodedModel
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
+from propeller.process.decoding import decode_in_thread
 from propeller.protocol.models import LINEAGE_FIELD, lineage_text
 from propeller.protocol.rounds import model_uri
-from propeller.protocol.wire import Message
+from propeller.protocol.wire import Message, decode_tensors
 from propeller.web.app import Router, create_app, etag_matches
 from propeller.web.auth import Caller, Principal, Verify, verifier
 from propeller.web.body import read_body
@@ -110,8 +111,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
                 stored = await registry.add_document(request.stream(), version, idempotency_key)
             else:
                 body = await read_decoded(request)
-                tensors, metadata, in_body = await asyncio.to_thread(
-                    _decode_model, content_type, body, encodings.codecs
+                tensors, metadata, in_body = await decode_in_thread(
+                    lambda text: _decode_model(content_type, text, encodings.codecs), body
                 )
                 chosen = version if in_body is None else in_body
                 stored = await registry.add(tensors, metadata, chosen, idempotency_key)
@@ -243,7 +244,7 @@ def _decode_model(
     content_type: str | None, body: bytes, codecs: Mapping[str, Codec]
 ) -> tuple[Tensors, dict[str, str], int | None]:
     if media_type(content_type) == JSON:
-        new = NewModel.decode(body)
+        new = NewModel.decode(decode_tensors(body))
         metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
         return from_json(new.model), metadata, new.version
     try:

@@ -23,7 +23,7 @@ from propeller.protocol.wire import (
     Message,
     NonFiniteNumberError,
     Time,
-    decode_object,
+    decode_tensors,
     now,
     reject_boolean,
     require_finite,
@@ -325,7 +325,7 @@ class UpdateMessage(UpdateHeader):
 
 
 def read_update_fields(payload: bytes | str, within: Path = ()) -> dict[str, Any]:
-    """The fields of an update or an evaluation in JSON, as ``decode_object`` reads them.
+    """The fields of an update or an evaluation in JSON, as ``decode_tensors`` reads them.
 
     Args:
         payload: the text of all of it, or of one field.
@@ -335,7 +335,7 @@ def read_update_fields(payload: bytes | str, within: Path = ()) -> dict[str, Any
         MalformedMessageError: it is no JSON object; of NaN and infinities the text says where one is, and what it means.
     """
     try:
-        return decode_object(payload)
+        return decode_tensors(payload)
     except NonFiniteNumberError as error:
         match [*within, *error.path]:
             case ["metrics", str(name)]:

@@ -21,6 +21,9 @@ from propeller.protocol.wire import MalformedMessageError, Message, decode_objec
 MAX_NAMED_PROBLEMS = 10
 """The most wrong fields that an error names."""
 
+MAX_FIELDS = 1000
+"""Of a table: it takes long to say of so many that there are none such."""
+
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     """Up to three of the known names that ``name`` may be a misspelling of, the nearest first."""
@@ -59,6 +62,10 @@ class StrictMessage(Message):
             value = {cls.text_field: value}
         if not isinstance(value, Mapping):
             return value
+        if len(value) > MAX_FIELDS:
+            raise ValueError(
+                f"has {len(value)} fields, of which there are {', '.join(sorted(cls.model_fields))}"
+            )
         return cls.complete({k: v for k, v in value.items() if v is not None or k not in cls.model_fields})
 
     @classmethod

@@ -10,18 +10,34 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 from pydantic_core import from_json
 
-from propeller.errors import InvalidError
+from propeller.errors import InvalidError, TooLargeError
 from propeller.protocol.finite import Path, find_number, find_word, format_path, require_finite_numbers
+from propeller.protocol.number_lists import cut_number_lists, outside_texts, restore
 
 MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader keeps exact (RFC 8259, section 6)."""
 
+MAX_VALUES = 100_000
+"""The most values in a JSON text, but for lists of numbers where they are read by themselves: some 10 MB and 60 ms of a processor."""
+
+_SHORT_BYTES = 64 * 1024
+"""A text of so many bytes has fewer values."""
+
+_LONG_BYTES = 1024 * 1024
+_DIGITS = 200
+"""In longer texts than ``_LONG_BYTES``, digits in a row from twice this number on are refused: reading such a number is slow."""
+
 _MAX_NAMED_FIELDS = 10
+_MAX_COUNTED_FIELDS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MalformedMessageError(InvalidError):
     """A message that is not valid; the text names the field and what is wrong with it."""
+
+
+class TooManyValuesError(MalformedMessageError, TooLargeError):
+    """A JSON text has more values than are read at once."""
 
 
 class NonFiniteNumberError(MalformedMessageError):
@@ -83,14 +99,68 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
     Raises:
         MalformedMessageError: not UTF-8, not JSON, or not an object.
         NonFiniteNumberError: the same, where the fault is a NaN or an infinity that can be found.
+        TooManyValuesError: it has more than ``MAX_VALUES`` values.
     """
+    return _decode(payload, payload, MAX_VALUES)
+
+
+def decode_tensors(payload: bytes | str) -> dict[str, Any]:
+    """As ``decode_object``, an object with tensors in it, of any size: long lists of numbers in it are read as ``NumberList``.
+
+    That takes a while: call it from a thread, which holds the interpreter some milliseconds at a time.
+
+    Raises:
+        MalformedMessageError: as there.
+        NonFiniteNumberError: as there.
+        TooManyValuesError: it has more than ``MAX_VALUES`` values beside these lists, or in lists of unequal lengths.
+    """
+    if len(payload) <= _SHORT_BYTES:
+        return decode_object(payload)
+    text, lists = cut_number_lists(payload.encode() if isinstance(payload, str) else payload)
+    fields: dict[str, Any] = restore(_decode(text, payload, MAX_VALUES), lists)
+    return fields
+
+
+def decode_trusted(payload: bytes) -> dict[str, Any]:
+    """As ``decode_object``, however many values there are: of this service's own files."""
+    return _decode(payload, payload, None)
+
+
+def check_values(text: bytes, max_values: int) -> None:
+    """Refuse a text with too many values, by the commas and brackets outside of its texts in quotes.
+
+    Raises:
+        TooManyValuesError: it has more.
+    """
+    if text.count(b",") + text.count(b"[") + text.count(b"{") <= max_values and len(text) <= _LONG_BYTES:
+        return
+    count = 0
+    for start, end in outside_texts(text):
+        count += (
+            1 + text.count(b",", start, end) + text.count(b"[", start, end) + text.count(b"{", start, end)
+        )
+        if count > 2 * max_values:  # a name in quotes counts, and the comma before it
+            raise TooManyValuesError(
+                f"Invalid JSON: more than {max_values} values, which are not read at once; send tensors as safetensors"
+            )
+        if any(text[at : at + _DIGITS].isdigit() for at in range(start, end - _DIGITS, _DIGITS)):
+            raise MalformedMessageError(f"Invalid JSON: a number of more than {_DIGITS} digits")
+
+
+def _decode(payload: bytes | str, given: bytes | str, max_values: int | None) -> dict[str, Any]:
+    """Decode a text, which is ``given`` but for what was cut out."""
     try:
         data = payload.encode() if isinstance(payload, str) else payload
+        if max_values is not None and len(data) > _SHORT_BYTES:
+            check_values(data, max_values)
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
+        payload = given
         text = payload if isinstance(payload, str) else payload.decode(errors="replace")
         if (word := find_word(text)) is not None:
             raise _non_finite(*word) from None
+        if isinstance(error, MalformedMessageError):
+            raise
         raise MalformedMessageError(f"Invalid JSON: {error}") from None
     if not isinstance(value, dict):
         raise MalformedMessageError(f"Invalid JSON: expected an object, got {type(value).__name__}")
@@ -109,6 +179,8 @@ def _non_finite(path: Path, word: str) -> NonFiniteNumberError:
 
 def explain_validation_error(error: ValidationError) -> str:
     """One line that names every wrong field: ``round_id: Field required; k_of_n: …``."""
+    if error.error_count() > _MAX_COUNTED_FIELDS:  # naming them takes longer than reading them
+        return f"{error.error_count()} fields are wrong"
     parts = []
     for item in error.errors(include_url=False, include_input=False)[:_MAX_NAMED_FIELDS]:
         where = ".".join(str(step)[:80] for step in item["loc"]) or "body"

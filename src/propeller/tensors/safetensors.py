@@ -6,6 +6,7 @@ hold the two against each other (docs/decisions/0040). Who reads or writes array
 ``fl.tensors.safetensors`` and ``files``.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -209,8 +210,8 @@ def _parse(text: bytes) -> dict[str, Any]:
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _value in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = sorted(name for name, _value in pairs)
+        twice = next(name for name, other in itertools.pairwise(names) if name == other)
         raise TensorError("is in the safetensors header twice", twice)
     return fields
 

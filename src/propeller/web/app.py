@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
 from propeller.errors import PropellerError, UnauthenticatedError
+from propeller.process.decoding import decode
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
@@ -24,7 +25,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return decode_object(await self.body())
+            return await decode(decode_object, await self.body())
         except MalformedMessageError as error:
             raise errors.BodyError(error) from None
 

@@ -4,8 +4,9 @@ JSON names no dtypes. Numbers are float64 unless a base model says that they are
 """
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +15,13 @@ from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating
 from propeller.tensors.limits import MAX_ELEMENTS, check_count, check_elements, check_name
 from propeller.tensors.shapes import MAX_RANK, TensorError
 
+if TYPE_CHECKING:
+    from propeller.protocol.number_lists import NumberList
+
 _NUMBER_TYPES = frozenset({int, float})
+_WRITTEN_AT_ONCE = 8192
+"""Numbers."""
+
 _MAX_EXACT = 2.0**53
 """Integers below this are exact in float64 (RFC 8259, section 6)."""
 
@@ -53,10 +60,10 @@ def decode_json(body: bytes) -> tuple[Tensors, dict[str, str]]:
         TensorError: it is not a JSON object of tensors.
     """
     # Here, as it has pydantic loaded: a process that compresses updates is small without.
-    from propeller.protocol.wire import MalformedMessageError, decode_object
+    from propeller.protocol.wire import MalformedMessageError, decode_tensors
 
     try:
-        mapping = decode_object(body)
+        mapping = decode_tensors(body)
     except MalformedMessageError as error:
         raise TensorError(str(error)) from None
     return from_json(mapping), {}
@@ -68,8 +75,29 @@ def encode_json(tensors: Tensors, _metadata: Mapping[str, str]) -> bytes:
     A tensor of whole numbers is written without fractions (``[0,0,0]``), as Go writes it: the same numbers, and
     what the users of absmach/propeller expect to see. An empty tensor loses the sizes after its first 0.
     """
-    plain = {name: (_whole(array) if _is_whole(array) else array).tolist() for name, array in tensors.items()}
-    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = bytearray(b"{")
+    for name, array in tensors.items():
+        text += b"," if len(text) > 1 else b""
+        text += f"{json.dumps(name, ensure_ascii=False)}:".encode()
+        _write(_whole(array) if _is_whole(array) else array, text)
+    return bytes(text + b"}")
+
+
+def _write(array: Array, text: bytearray) -> None:
+    """Append an array, some thousand numbers at a time: in a thread, others go on in between."""
+    if array.size <= _WRITTEN_AT_ONCE:
+        text += json.dumps(array.tolist(), separators=(",", ":"), allow_nan=False).encode()
+        return
+    row = array.size // len(array)
+    text += b"["
+    for begin in range(0, len(array), rows := max(1, _WRITTEN_AT_ONCE // row)):
+        text += b"," if begin else b""
+        if row > _WRITTEN_AT_ONCE:
+            _write(array[begin], text)
+        else:
+            part = array[begin : begin + rows].tolist()
+            text += json.dumps(part, separators=(",", ":"), allow_nan=False)[1:-1].encode()
+    text += b"]"
 
 
 def _is_whole(array: Array) -> bool:
@@ -88,6 +116,11 @@ def _whole(array: Array) -> Array:
 
 
 def _array(name: str, value: Any, base: TensorSpec | None) -> Array:
+    if not isinstance(value, list | float | int):
+        from propeller.protocol.number_lists import NumberList  # as above
+
+        if isinstance(value, NumberList):
+            return _read_list(name, value, base)
     shape, row = _flatten(name, value)
     # An empty tensor shows its sizes up to its first 0 only.
     if not row and base is not None and base.shape[: len(shape)] == shape:
@@ -106,6 +139,16 @@ def _array(name: str, value: Any, base: TensorSpec | None) -> Array:
             raise TensorError("holds a number too large for float64", name) from None
     array = array.reshape(shape)
     check_array(name, array)
+    return array
+
+
+def _read_list(name: str, value: "NumberList", base: TensorSpec | None) -> Array:
+    """The numbers of a long list, which are exact in float64."""
+    if math.prod(value.shape) > MAX_ELEMENTS:
+        raise TensorError(f"has more than {MAX_ELEMENTS} numbers", name)
+    array = np.frombuffer(value.numbers, np.float64).reshape(value.shape)
+    if base is not None and not is_floating(DTYPES[base.dtype]) and bool(np.all(np.trunc(array) == array)):
+        return array.astype(np.int64)
     return array
 
 

@@ -10,7 +10,7 @@ from propeller.errors import TooLargeError
 from propeller.fl.tensors.base import Tensors, check_array, check_tensors, specs_of
 from propeller.fl.tensors.dtypes import DTYPES, Array, name_of
 from propeller.tensors import safetensors
-from propeller.tensors.limits import check_count
+from propeller.tensors.limits import MAX_TENSORS, check_count
 from propeller.tensors.safetensors import PREFIX, Entry, Header, header_length
 from propeller.tensors.shapes import TensorError
 
@@ -31,6 +31,10 @@ MAX_DOCUMENT_BYTES = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
 
 
+_LONG_HEADER = 1024 * 1024
+"""A header of so many bytes has no more values than can be read at once."""
+
+
 class DocumentTooLargeError(TooLargeError, TensorError):
     """A document of a stream is over the limit."""
 
@@ -41,6 +45,9 @@ def read_header(document: bytes | bytearray | memoryview) -> Header:
     Raises:
         TensorError: the header is malformed, or a type is not in ``DTYPES``: the text names the tensor where there is one.
     """
+    length = header_length(document)
+    if length > _LONG_HEADER:
+        _check_values(bytes(document[PREFIX : PREFIX + length]))
     return safetensors.read_header(document, _check_dtype)
 
 
@@ -150,3 +157,12 @@ def _check_dtype(name: str, dtype: Any) -> None:
 def _little_endian(array: Array) -> Array:
     array = np.ascontiguousarray(array).reshape(array.shape)
     return array.astype(DTYPES[name_of(array.dtype)], copy=False)
+
+
+def _check_values(header: bytes) -> None:
+    from propeller.protocol.wire import MalformedMessageError, check_values  # as in ``json``
+
+    try:
+        check_values(header, 10 * MAX_TENSORS)
+    except MalformedMessageError as error:
+        raise TensorError(f"the safetensors header: {error}") from None
