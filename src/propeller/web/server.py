@@ -15,6 +15,7 @@ from propeller.process.logs import get_logger
 from propeller.process.run import cannot_listen
 from propeller.process.settings import HttpSettings
 from propeller.process.tls import KeyPair
+from propeller.web.http_protocol import HttpProtocol
 
 log = get_logger("server")
 
@@ -22,6 +23,9 @@ _LAST_PORT = 65535
 
 GRACE_S = 2
 """How long open requests may go on after a stop, in seconds."""
+
+KEEP_ALIVE_S = 30
+"""How long a connection may be idle, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +174,13 @@ class _Server(uvicorn.Server):
 def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=HttpProtocol,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_S,
         lifespan="on",
         ws="none",
     )
