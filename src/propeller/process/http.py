@@ -39,9 +39,9 @@ log = get_logger("http")
 T = TypeVar("T")
 
 RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
-"""Seconds between tries after a connection fault or a 502, 503 or 504."""
+"""Seconds between tries after a connection fault or a 429, 502, 503 or 504."""
 
-_TEMPORARY_STATUSES = frozenset({None, 502, 503, 504})
+_TEMPORARY_STATUSES = frozenset({None, 429, 502, 503, 504})
 
 KINDS: dict[int, type[PropellerError]] = {
     400: InvalidError,

@@ -1,13 +1,86 @@
-"""Limits on request bodies: of an app, refused by the announced length or while the body streams in, and of one request."""
+"""Limits on request bodies: of an app, refused by the announced length or while the body streams in; of one request; of a caller."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from propeller.errors import TooLargeError
+from propeller.errors import ThrottledError, TooLargeError
 from propeller.web.errors import BodyError, error_response, status_of
+from propeller.web.limits import BODIES_OF_A_CALLER, BODIES_OF_ANYONE
+
+HELD_BODY = "propeller.held_body"
+"""Where a request's scope has its ``HeldBody``."""
+
+
+RETRY_AFTER_S = 1.0
+"""When a caller whose bodies take too much is to try again, in seconds."""
+
+
+class BodiesInMemory:
+    """How much the bodies take that each caller has sent and that are not answered yet."""
+
+    def __init__(self, of_a_caller: int = BODIES_OF_A_CALLER, of_anyone: int = BODIES_OF_ANYONE) -> None:
+        """With limits in bytes: of a caller who is known, and of all from an address where callers are not."""
+        self._of_a_caller, self._of_anyone = of_a_caller, of_anyone
+        self._taken: Counter[tuple[str, str]] = Counter()
+
+    def begin(self, request: Request) -> "HeldBody":
+        """Count the body of a request, which has none yet."""
+        who = getattr(request.state, "principal", None)
+        if who is not None and who.kind != "anyone":
+            return HeldBody(self._taken, (who.kind, who.id), self._of_a_caller)
+        address = request.client.host if request.client else ""
+        return HeldBody(self._taken, ("address", address), self._of_anyone)
+
+
+class HeldBody:
+    """What one request's body takes."""
+
+    def __init__(self, taken: Counter[tuple[str, str]], caller: tuple[str, str], max_bytes: int) -> None:
+        self._taken, self._caller, self._max_bytes = taken, caller, max_bytes
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """Count more of it. A caller's only body may be of any size that its own limit lets through.
+
+        Raises:
+            ThrottledError: with what the caller's other bodies it is too much.
+        """
+        others = self._taken[self._caller] - self._size
+        if others and others + self._size + size > self._max_bytes:
+            raise ThrottledError(
+                f"your requests that are not answered yet have {others} bytes of bodies, and with this one more than "
+                f"{self._max_bytes}: send fewer at once, try again in {RETRY_AFTER_S:g} s",
+                RETRY_AFTER_S,
+            )
+        self._size += size
+        self._taken[self._caller] += size
+
+    def release(self) -> None:
+        """It has been answered."""
+        self._taken[self._caller] -= self._size
+        if not self._taken[self._caller]:
+            del self._taken[self._caller]
+        self._size = 0
+
+
+async def pieces_in_memory(request: Request) -> AsyncIterator[bytes]:
+    """The pieces of a body that will be in memory as a whole, counted for its caller.
+
+    Raises:
+        ThrottledError: it is too much beside the caller's others.
+    """
+    held: HeldBody | None = request.scope.get(HELD_BODY)
+    announced = int(request.headers.get("content-length", "0"))
+    if held is not None and announced:
+        held.grow(announced)
+    async for part in request.stream():
+        if held is not None and not announced:
+            held.grow(len(part))
+        yield part
 
 
 async def read_body(request: Request, max_bytes: int, setting: str = "") -> bytes:
@@ -15,12 +88,17 @@ async def read_body(request: Request, max_bytes: int, setting: str = "") -> byte
 
     Raises:
         TooLargeError: it is longer than ``max_bytes``; the text names ``setting``.
+        ThrottledError: it is too much beside the caller's others.
     """
+    limit = BodyLimit(max_bytes, setting)
+    announced = request.headers.get("content-length")
+    if announced is not None and int(announced) > max_bytes:
+        raise limit.error()
     parts, size = [], 0
-    async for part in request.stream():
+    async for part in pieces_in_memory(request):
         size += len(part)
         if size > max_bytes:
-            raise BodyLimit(max_bytes, setting).error()
+            raise limit.error()
         parts.append(part)
     return b"".join(parts)
 
