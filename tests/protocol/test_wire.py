@@ -14,7 +14,14 @@ from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedPr
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
 from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, UpdateMessage
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart, TaskStop, encode_json
-from propeller.protocol.wire import MalformedMessageError, Message, Time, decode_object
+from propeller.protocol.wire import (
+    MAX_VALUES,
+    MalformedMessageError,
+    Message,
+    Time,
+    decode_object,
+    decode_trusted,
+)
 
 MESSAGES: list[type[Message]] = [
     HeartbeatMessage, Registration, PropletMetrics, TaskMetrics, ProgramChunk, ProgramRequest, ResolvedProgram, Experiment, RoundNext, RoundStart,
@@ -161,3 +168,10 @@ def test_rfc_3339_in_every_form(text: str, written: str) -> None:
 def test_what_is_no_time_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         TIME.validate_python(value)
+
+
+def test_what_a_service_asked_for_may_have_any_number_of_values() -> None:
+    text = '{"a":[' + ",".join(["[]"] * (2 * MAX_VALUES)) + "]}"
+    assert len(decode_trusted(text)["a"]) == 2 * MAX_VALUES
+    with pytest.raises(MalformedMessageError, match="Invalid JSON"):
+        decode_trusted(text[:-1])

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from propeller.errors import ThrottledError
-from propeller.web import app as web_app
+from propeller.web import body as web_body
 from propeller.web.app import create_app
 from propeller.web.auth import Principal
 from propeller.web.body import BodiesInMemory, HeldBody, read_body
@@ -50,7 +50,7 @@ def test_a_callers_only_body_may_have_any_size_and_a_second_one_what_is_left() -
 async def test_a_caller_with_too_many_bodies_is_told_to_wait(
     serving: Serving, monkeypatch: pytest.MonkeyPatch, path: str, announced: bool
 ) -> None:
-    monkeypatch.setattr(web_app, "_bodies", BodiesInMemory(of_anyone=150_000))
+    monkeypatch.setattr(web_body, "_bodies", BodiesInMemory(of_anyone=150_000))
     app = create_app("demo")
     body = b'{"a":"' + b"x" * 90_000 + b'"}'
     begun, go_on = asyncio.Event(), asyncio.Event()

@@ -16,7 +16,7 @@ from propeller.protocol.aggregation import (
     AggregationPlan,
     AggregationResult,
 )
-from propeller.protocol.wire import MalformedMessageError
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 from propeller.tensors.safetensors import write_header
 
 
@@ -104,7 +104,7 @@ def read_plan(document: Buffer) -> AggregationPlan:
             f"the first document must have no tensors, and {PLAN_FIELD!r} in its __metadata__: see docs/reference.md, aggregator"
         )
     try:
-        return AggregationPlan.decode(text)
+        return AggregationPlan.decode(decode_trusted(text))
     except MalformedMessageError as error:
         raise InvalidError(f"plan: {error}") from None
 

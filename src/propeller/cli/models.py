@@ -13,7 +13,7 @@ from propeller.cli.connection import Target
 from propeller.cli.experiment_file import read_json
 from propeller.cli.tables import Column, print_fields, print_rows
 from propeller.errors import StartError
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 _MAX_TENSORS = 200
 """Tensors that are shown on the screen; ``--json`` has all."""
@@ -143,7 +143,7 @@ def read_lineage(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return read_json(Path(text))
     try:
-        return decode_object(text)
+        return decode_trusted(text)
     except MalformedMessageError as error:
         raise StartError(f"--lineage: {error}") from None
 

@@ -10,7 +10,7 @@ from propeller.fl.strategies import create_strategy
 from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, specs_of, to_safetensors
 from propeller.protocol.aggregation import PlannedContribution
 from propeller.protocol.rounds import UpdateMessage
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 AGGREGATE = MODE
 
@@ -73,7 +73,7 @@ def _read_update(file: Path, slot: int) -> tuple[PlannedContribution, Tensors]:
     if file.suffix == ".safetensors":
         return PlannedContribution(proplet_id=file.stem, num_samples=1), _read_tensors(file, content)
     try:
-        update = UpdateMessage.decode(content)
+        update = UpdateMessage.decode(decode_trusted(content))
         tensors = from_json(update.update)
         contribution = PlannedContribution(
             proplet_id=update.proplet_id,
@@ -91,7 +91,7 @@ def _read_tensors(file: Path, content: bytes) -> Tensors:
     try:
         if file.suffix == ".safetensors":
             return from_safetensors(content)[0]
-        return from_json(decode_object(content))
+        return from_json(decode_trusted(content))
     except (TensorError, MalformedMessageError) as error:
         raise StartError(f"{file}: {error}") from None
 

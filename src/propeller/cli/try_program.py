@@ -36,7 +36,7 @@ from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE
@@ -138,7 +138,7 @@ class Trial:
                 )
                 base = specs_of(self._model)
                 update = (
-                    from_json(decode_object(stdout)["update"], base)
+                    from_json(decode_trusted(stdout)["update"], base)
                     if safetensors is None
                     else from_safetensors(safetensors)[0]
                 )
@@ -179,7 +179,7 @@ class Trial:
                 return from_safetensors(_read_file(file))[0]
             if file is not None and file.suffix == ".npz":
                 return from_npz(_read_file(file))[0]
-            return from_json(decode_object(_read_file(file)) if file is not None else found or {})
+            return from_json(decode_trusted(_read_file(file)) if file is not None else found or {})
         except (TensorError, MalformedMessageError) as error:
             raise StartError(f"{file or experiment_file}: model: {error}") from None
 

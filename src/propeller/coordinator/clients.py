@@ -28,7 +28,7 @@ from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 VALUES_FIELD = "values"
 """Where a server state's document has its values, in ``__metadata__``."""
@@ -275,7 +275,7 @@ class ModelRegistryClient:
 
     def _json(self, answer: Answer) -> dict[str, Any]:
         try:
-            return decode_object(answer.content)
+            return decode_trusted(answer.content)
         except MalformedMessageError as error:
             raise ServiceError(self._client.service, None, f"its answer cannot be read: {error}") from None
 
@@ -298,7 +298,9 @@ async def _read_answer(
     came = 0
     async for document in read_documents(answer.aiter_bytes()):
         if result is None:
-            result = AggregationResult.decode(read_header(document).metadata.get(RESULT_FIELD, ""))
+            result = AggregationResult.decode(
+                decode_trusted(read_header(document).metadata.get(RESULT_FIELD, ""))
+            )
             continue
         await (state if result.state and came % 2 else model).add(document)
         came += 1
@@ -324,7 +326,7 @@ def state_values(header: Header) -> dict[str, Any]:
     Raises:
         InvalidError: they are not JSON.
     """
-    return decode_object(header.metadata.get(VALUES_FIELD, "{}"))
+    return decode_trusted(header.metadata.get(VALUES_FIELD, "{}"))
 
 
 def has_tensors(document: bytes) -> bool:

@@ -14,6 +14,7 @@ from propeller.protocol.rounds import (
     ParticipantFailure,
     RoundParticipants,
 )
+from propeller.protocol.wire import decode_trusted
 
 log = get_logger("manager")
 
@@ -48,7 +49,7 @@ class CoordinatorClient:
         """
         body = chosen.model_dump(mode="json", exclude_none=True)
         answer = await self._request("POST", f"/rounds/{round_id}/participants", json=body)
-        return RoundParticipants.decode(answer.content)
+        return RoundParticipants.decode(decode_trusted(answer.content))
 
     async def report_failure(self, round_id: str, failure: ParticipantFailure) -> None:
         """Report that no update is to be expected of a participant; repeating it changes nothing.

@@ -11,7 +11,7 @@ from propeller.errors import ConflictError, InvalidError, NotFoundError, Propell
 from propeller.fl.tensors import TensorError
 from propeller.model_registry.store import DIGEST_FIELD, FileStamp, stamp_of, without_own_fields
 from propeller.model_registry.uploads import Upload
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 from propeller.store.documents import Document
 
 VALUES_FIELD = "values"
@@ -128,7 +128,7 @@ def _values(text: str) -> str:
             f"values: {size} bytes of JSON are over the limit of {MAX_VALUES_BYTES}; keep large ones as tensors"
         )
     try:
-        fields = decode_object(text)
+        fields = decode_trusted(text)
     except MalformedMessageError as error:
         raise InvalidError(f"values: {error}") from None
     return json.dumps(fields, separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False)

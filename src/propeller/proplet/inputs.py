@@ -21,7 +21,7 @@ from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TaskInputs
 
 log = get_logger("inputs")
@@ -282,7 +282,7 @@ def split_dataset(content: bytes, split: str, *, evaluates: bool) -> tuple[bytes
     from propeller.protocol.experiments import DataSplit  # 1 MB that proplets without a split do not need
 
     wanted = DataSplit.decode(split)
-    fields = decode_object(content)
+    fields = decode_trusted(content)
     samples = fields.get("data")
     if not isinstance(samples, list):
         raise ValueError("it has no list 'data' of samples")  # noqa: TRY004 - of the document
@@ -308,7 +308,7 @@ def _parse(response: Answer) -> _Document:
     media_type = _media_type(response)
     samples = 0
     if media_type != SAFETENSORS:
-        document = decode_object(response.content)
+        document = decode_trusted(response.content)
         data = document.get("data")
         samples = len(data) if isinstance(data, list) else 0
     return _Document(

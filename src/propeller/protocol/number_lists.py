@@ -13,7 +13,7 @@ from typing import Any
 
 from propeller.tensors.shapes import MAX_RANK
 
-_SHORTEST = 256
+_SHORTEST = 32
 """Bytes between two texts from which on it is looked whether they are a list of numbers."""
 
 _PIECE = 64 * 1024

@@ -121,8 +121,12 @@ def decode_tensors(payload: bytes | str) -> dict[str, Any]:
     return fields
 
 
-def decode_trusted(payload: bytes) -> dict[str, Any]:
-    """As ``decode_object``, however many values there are: of this service's own files."""
+def decode_trusted(payload: bytes | str) -> dict[str, Any]:
+    """As ``decode_object``, however many values there are: in a service's own files, and in what it asks another service for.
+
+    Raises:
+        MalformedMessageError: as there.
+    """
     return _decode(payload, payload, None)
 
 
@@ -139,7 +143,7 @@ def check_values(text: bytes, max_values: int) -> None:
         count += (
             1 + text.count(b",", start, end) + text.count(b"[", start, end) + text.count(b"{", start, end)
         )
-        if count > 2 * max_values:  # a name in quotes counts, and the comma before it
+        if count > 2 * max_values:  # a text in quotes counts, and the comma before it
             raise TooManyValuesError(
                 f"Invalid JSON: more than {max_values} values, which are not read at once; send tensors as safetensors"
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from propeller.errors import InvalidError, NotFoundError, PropellerError, UnavailableError
 from propeller.protocol.ids import check_id
-from propeller.protocol.wire import decode_object
+from propeller.protocol.wire import decode_trusted
 from propeller.sdk.connection import Connection
 from propeller.sdk.history import History
 from propeller.sdk.values import SAFETENSORS, decode_model
@@ -197,7 +197,7 @@ class AsyncExperimentHandle:
                 ) as stream:
                     patience.renew()
                     async for sent in stream.events:
-                        event = Event(sent.id, sent.event, decode_object(sent.data or "{}"))
+                        event = Event(sent.id, sent.event, decode_trusted(sent.data or "{}"))
                         after = event.id or after
                         over = (
                             over or event.ends_experiment

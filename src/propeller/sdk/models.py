@@ -8,7 +8,7 @@ from urllib.parse import quote
 from propeller.errors import InvalidError, NotFoundError, PropellerError
 from propeller.process.files import DurableFile
 from propeller.protocol.models import LINEAGE_FIELD, lineage_text
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 from propeller.sdk.connection import Connection
 from propeller.sdk.handle import find_experiment
 from propeller.sdk.transport import Blocking, Upload, blocking
@@ -317,6 +317,6 @@ def _with_lineage(stream: BinaryIO, file: Path, lineage: Mapping[str, Any]) -> U
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return decode_object(file.read_bytes())
+        return decode_trusted(file.read_bytes())
     except MalformedMessageError as error:
         raise InvalidError(f"{file}: {error}") from None

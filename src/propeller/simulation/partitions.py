@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from propeller.errors import InvalidError
 from propeller.protocol.strict import NestedProblemsError, StrictMessage, find_problems, nearest_names
-from propeller.protocol.wire import MAX_INTEGER, MalformedMessageError, decode_object
+from propeller.protocol.wire import MAX_INTEGER, MalformedMessageError, decode_trusted
 from propeller.simulation.columns import Columns, classes_of, count_samples
 from propeller.simulation.repeatable_draws import Integers, RepeatableDraws
 
@@ -382,7 +382,7 @@ def _from_text(text: str, where: str) -> Any:
     if not text.lstrip().startswith("{"):
         return {"kind": text}
     try:
-        return decode_object(text)
+        return decode_trusted(text)
     except MalformedMessageError as error:
         raise InvalidError(f"{where}: {error}") from None
 

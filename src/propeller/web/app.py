@@ -10,29 +10,18 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
-from propeller.errors import PropellerError, ThrottledError, UnauthenticatedError
+from propeller.errors import PropellerError, UnauthenticatedError
 from propeller.process.decoding import decode
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
-from propeller.web.body import HELD_BODY, BodiesInMemory, BodyLimit, BodyLimitMiddleware, pieces_in_memory
+from propeller.web.body import BodyLimit, BodyLimitMiddleware, HoldingRequest
 from propeller.web.limits import MAX_BODY
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 
-_bodies = BodiesInMemory()
 
-
-class _StrictRequest(Request):
+class _StrictRequest(HoldingRequest):
     """A request whose JSON must be an object without NaN."""
-
-    async def body(self) -> bytes:
-        """All of the body, counted for the caller."""
-        if not hasattr(self, "_body"):
-            try:
-                self._body = b"".join([piece async for piece in pieces_in_memory(self)])
-            except ThrottledError as error:
-                raise errors.BodyError(error) from None
-        return self._body
 
     async def json(self) -> Any:
         try:
@@ -57,12 +46,11 @@ class _StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            held = _bodies.begin(request)
-            scope = {**_unnamed_is_json(request.scope), HELD_BODY: held}
+            made = _StrictRequest(_unnamed_is_json(request.scope), request.receive)
             try:
-                answer: Response = await handle(_StrictRequest(scope, request.receive))
+                answer: Response = await handle(made)
             finally:
-                held.release()
+                made.release()
             return answer
 
         return strict

@@ -11,12 +11,12 @@ from propeller.errors import ThrottledError, TooLargeError
 from propeller.web.errors import BodyError, error_response, status_of
 from propeller.web.limits import BODIES_OF_A_CALLER, BODIES_OF_ANYONE
 
-HELD_BODY = "propeller.held_body"
-"""Where a request's scope has its ``HeldBody``."""
-
-
 RETRY_AFTER_S = 1.0
 """When a caller whose bodies take too much is to try again, in seconds."""
+
+
+_SMALL_BYTES = 64 * 1024
+"""Bodies that say so little are not counted: there are no more of them at once than connections."""
 
 
 class BodiesInMemory:
@@ -67,20 +67,57 @@ class HeldBody:
         self._size = 0
 
 
+_bodies = BodiesInMemory()
+"""Of this process."""
+
+
 async def pieces_in_memory(request: Request) -> AsyncIterator[bytes]:
     """The pieces of a body that will be in memory as a whole, counted for its caller.
 
     Raises:
         ThrottledError: it is too much beside the caller's others.
     """
-    held: HeldBody | None = request.scope.get(HELD_BODY)
     announced = int(request.headers.get("content-length", "0"))
+    is_small = 0 < announced <= _SMALL_BYTES
+    held = request.hold() if isinstance(request, HoldingRequest) and not is_small else None
     if held is not None and announced:
         held.grow(announced)
     async for part in request.stream():
         if held is not None and not announced:
             held.grow(len(part))
         yield part
+
+
+class HoldingRequest(Request):
+    """A request whose body, where it is in memory as a whole, is counted for its caller until ``release``."""
+
+    held: HeldBody | None = None
+
+    async def body(self) -> bytes:
+        """All of the body.
+
+        Raises:
+            BodyError: it is too much beside the caller's others.
+        """
+        if (
+            not hasattr(self, "_body")
+            and not 0 < int(self.headers.get("content-length", "0")) <= _SMALL_BYTES
+        ):
+            try:
+                self._body = b"".join([piece async for piece in pieces_in_memory(self)])
+            except ThrottledError as error:
+                raise BodyError(error) from None
+        return await super().body()
+
+    def hold(self) -> HeldBody:
+        """Begin to count."""
+        self.held = self.held or _bodies.begin(self)
+        return self.held
+
+    def release(self) -> None:
+        """The request has been answered."""
+        if self.held is not None:
+            self.held.release()
 
 
 async def read_body(request: Request, max_bytes: int, setting: str = "") -> bytes:

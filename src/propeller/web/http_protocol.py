@@ -75,13 +75,15 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers of a request have come."""
         self._in_headers, self._in_body, self._header_bytes = False, True, 0
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """All of a request has come."""
         self._in_headers, self._in_body, self._has_ended = True, False, True
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         super().on_message_complete()
 
     def _stop_timer(self) -> None:
