@@ -19,6 +19,7 @@ from propeller.protocol.wire import (
     MalformedMessageError,
     Message,
     Time,
+    TooManyValuesError,
     decode_object,
     decode_trusted,
 )
@@ -171,7 +172,7 @@ def test_what_is_no_time_is_refused(value: Any) -> None:
 
 
 def test_what_a_service_asked_for_may_have_any_number_of_values() -> None:
-    text = '{"a":[' + ",".join(["[]"] * (2 * MAX_VALUES)) + "]}"
-    assert len(decode_trusted(text)["a"]) == 2 * MAX_VALUES
-    with pytest.raises(MalformedMessageError, match="Invalid JSON"):
-        decode_trusted(text[:-1])
+    text = '{"a":[' + ",".join(["[]"] * (MAX_VALUES + 1)) + "]}"
+    assert len(decode_trusted(text)["a"]) == MAX_VALUES + 1
+    with pytest.raises(TooManyValuesError):
+        decode_object(text)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import SafetensorError
 
+from propeller.fl.compression.description import read_description
 from propeller.fl.tensors import (
     DTYPES,
     JSON,
@@ -22,6 +23,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.fl.tensors.safetensors import read_header
+from propeller.tensors.limits import MAX_TENSORS
 from propeller.tensors.safetensors import write_header
 
 TYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?"]
@@ -216,3 +218,22 @@ def test_a_header_may_be_without_tensors_and_a_model_may_not() -> None:
     assert header.length == len(alone)
     with pytest.raises(TensorError, match="no tensors"):
         from_safetensors(alone)
+
+
+def test_a_header_with_endless_values_is_refused_before_it_is_read() -> None:
+    many = b'{"__metadata__":[' + b"[]," * (11 * MAX_TENSORS) + b"[]]}"
+    with pytest.raises(TensorError, match=r"the safetensors header: .*more than 1000000 values"):
+        read_header(len(many).to_bytes(8, "little") + many)
+    with pytest.raises(TensorError, match=r"compression: .*more than 1000000 values"):
+        read_description(many.decode())
+    one = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    named = {f"t{number}": one for number in range(20_000)}
+    text = json.dumps(named | {"__metadata__": {"plan": json.dumps([[]] * 500_000)}}).encode()
+    assert len(read_header(len(text).to_bytes(8, "little") + text).entries) == 20_000
+
+
+def test_a_name_that_a_header_has_twice_is_named_however_many_there_are() -> None:
+    names = ",".join(f'"t{number}":0' for number in range(MAX_TENSORS))
+    text = f'{{{names},"t7":0}}'.encode()
+    with pytest.raises(TensorError, match=r"'t7'.* twice"):
+        read_header(len(text).to_bytes(8, "little") + text)

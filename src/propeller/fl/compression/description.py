@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from propeller.fl.compression.scheme import VALUE_FORMS, ValueForm
 from propeller.fl.tensors.base import TensorSpec
+from propeller.fl.tensors.safetensors import check_long_text
 from propeller.tensors.shapes import TensorError
 
 FORMAT = 1
@@ -84,6 +85,7 @@ def read_description(text: str) -> Description:
     Raises:
         TensorError: it is not what ``Description.to_text`` writes; the text names the field, and the tensor where there is one.
     """
+    check_long_text("compression", text)
     try:
         fields = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

@@ -31,8 +31,8 @@ MAX_DOCUMENT_BYTES = 2 * 1024 * 1024 * 1024
 """The longest document that is read from a stream unless told otherwise, in bytes."""
 
 
-_LONG_HEADER = 1024 * 1024
-"""A header of so many bytes has no more values than can be read at once."""
+LONG_TEXT = 1024 * 1024
+"""A shorter text has no more values than can be read at once."""
 
 
 class DocumentTooLargeError(TooLargeError, TensorError):
@@ -45,9 +45,9 @@ def read_header(document: bytes | bytearray | memoryview) -> Header:
     Raises:
         TensorError: the header is malformed, or a type is not in ``DTYPES``: the text names the tensor where there is one.
     """
-    length = header_length(document)
-    if length > _LONG_HEADER:
-        _check_values(bytes(document[PREFIX : PREFIX + length]))
+    end = PREFIX + header_length(document)
+    if end > LONG_TEXT:
+        check_long_text("the safetensors header", bytes(document[PREFIX:end]))
     return safetensors.read_header(document, _check_dtype)
 
 
@@ -159,10 +159,17 @@ def _little_endian(array: Array) -> Array:
     return array.astype(DTYPES[name_of(array.dtype)], copy=False)
 
 
-def _check_values(header: bytes) -> None:
+def check_long_text(what: str, text: str | bytes) -> None:
+    """Refuse a JSON text in a header with more values than any number of tensors needs, before it is read.
+
+    Raises:
+        TensorError: it has; the text says of ``what``.
+    """
+    if len(text) <= LONG_TEXT:
+        return
     from propeller.protocol.wire import MalformedMessageError, check_values  # as in ``json``
 
     try:
-        check_values(header, 10 * MAX_TENSORS)
+        check_values(text.encode() if isinstance(text, str) else text, 10 * MAX_TENSORS)
     except MalformedMessageError as error:
-        raise TensorError(f"the safetensors header: {error}") from None
+        raise TensorError(f"{what}: {error}") from None
