@@ -153,15 +153,15 @@ read_addresses() {
 
 read_clients() {
   local name
-  for name in PROPLET_CLIENT_ID PROPLET_2_CLIENT_ID PROPLET_3_CLIENT_ID MANAGER_CLIENT_ID MANAGER_CLIENT_KEY; do
+  for name in PROPLET_CLIENT_ID PROPLET_2_CLIENT_ID PROPLET_3_CLIENT_ID OPERATOR_CLIENT_ID OPERATOR_CLIENT_KEY; do
     [[ -n $(variable "$name") ]] || fail "clients: $name is empty or missing in $ENV_FILE" "propeller provision --env-file $ENV_FILE"
   done
   PROPLET_CLIENT_ID=$(variable PROPLET_CLIENT_ID)
   PROPLET_2_CLIENT_ID=$(variable PROPLET_2_CLIENT_ID)
   PROPLET_3_CLIENT_ID=$(variable PROPLET_3_CLIENT_ID)
   export PROPLET_CLIENT_ID PROPLET_2_CLIENT_ID PROPLET_3_CLIENT_ID
-  # For services that ask who calls (PROPELLER_AUTH=on); in a file, since every user of a machine can read command lines.
-  (umask 077 && printf 'user = "%s:%s"\n' "$(variable MANAGER_CLIENT_ID)" "$(variable MANAGER_CLIENT_KEY)" >"$TEMPORARY/curl")
+  # For services that ask who calls; in a file, since every user of a machine can read command lines.
+  (umask 077 && printf 'user = "%s:%s"\n' "$(variable OPERATOR_CLIENT_ID)" "$(variable OPERATOR_CLIENT_KEY)" >"$TEMPORARY/curl")
   pass "clients: three proplets in $ENV_FILE"
 }
 

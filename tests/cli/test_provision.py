@@ -25,8 +25,8 @@ from propeller.errors import StartError
 from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,
-    GUIDE_CLIENTS,
-    GUIDE_VARIABLES,
+    PROVISIONED_CLIENTS,
+    PROVISIONED_VARIABLES,
     EnvFile,
     id_variable,
     key_variable,
@@ -80,7 +80,7 @@ class Place:
         values = self.values
         return [
             name
-            for name in GUIDE_CLIENTS
+            for name in PROVISIONED_CLIENTS
             if await self.api.accepts(values[id_variable(name)], values[key_variable(name)])
         ]
 
@@ -120,17 +120,17 @@ async def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIter
 async def test_a_first_run_makes_the_file_and_everything_in_it(place: Place) -> None:
     shown = await place.run()
     values = place.values
-    assert list(values) == list(GUIDE_VARIABLES)
-    assert await place.working() == list(GUIDE_CLIENTS)
+    assert list(values) == list(PROVISIONED_VARIABLES)
+    assert await place.working() == list(PROVISIONED_CLIENTS)
     domain = await place.api.domain("fl-demo")
     assert domain is not None
     assert {values[name] for name in DOMAIN_VARIABLES} == {domain["id"]}
     channel = await place.api.channel(domain["id"], "fl")
     assert channel is not None
     assert {values[name] for name in CHANNEL_VARIABLES} == {channel["id"]}
-    assert place.connections() == {(values[id_variable(name)], channel["id"]) for name in GUIDE_CLIENTS}
+    assert place.connections() == {(values[id_variable(name)], channel["id"]) for name in PROVISIONED_CLIENTS}
     assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
-    for name in GUIDE_CLIENTS:
+    for name in PROVISIONED_CLIENTS:
         assert f"{name:<15} {values[id_variable(name)]}  new\n" in shown
         assert values[key_variable(name)] not in shown
     assert (
@@ -149,7 +149,7 @@ async def test_a_second_run_changes_nothing(place: Place) -> None:
     assert before[1][0] == b"# mine\nA=1  # kept\n"
     shown = await place.run()
     assert "nothing was changed" in shown
-    assert shown.count("kept\n") == 6
+    assert shown.count("kept\n") == 7
     assert [
         (each.read_bytes(), each.stat().st_mtime_ns, each.stat().st_ino) for each in (place.path, backup)
     ] == before
@@ -164,7 +164,7 @@ async def test_a_proplet_of_absmach_propeller_is_marked_and_stays_so(place: Plac
     assert re.search(r"proplet-2 .*  kept, compat\n", place.capture.readouterr().out)
     await place.run()
     domain = place.values["MANAGER_DOMAIN_ID"]
-    marked = {name: (await place.api.client(domain, name) or {})["compat"] for name in GUIDE_CLIENTS}
+    marked = {name: (await place.api.client(domain, name) or {})["compat"] for name in PROVISIONED_CLIENTS}
     assert [name for name, compat in marked.items() if compat] == ["proplet-2"]
     wrong = CliRunner().invoke(app, ["provision", "--compat", "manager"])
     assert wrong.exit_code == 2
@@ -178,8 +178,8 @@ async def test_what_was_half_done_is_completed(place: Place) -> None:
     shown = await place.run()
     assert place.values[key_variable("proplet-2")] == made["proplet-2"]["key"]
     assert shown.count("  kept\n") == 2
-    assert await place.working() == list(GUIDE_CLIENTS)
-    assert len(place.connections()) == 6
+    assert await place.working() == list(PROVISIONED_CLIENTS)
+    assert len(place.connections()) == 7
 
 
 async def test_every_key_that_is_lost_wrong_or_anothers_is_named_and_rotated_when_asked(place: Place) -> None:
@@ -203,14 +203,14 @@ async def test_every_key_that_is_lost_wrong_or_anothers_is_named_and_rotated_whe
         "proxy: it exists, but PROXY_CLIENT_ID is empty",
     ]
     assert f"propeller provision --env-file {place.path} --rotate" in error
-    for name in GUIDE_CLIENTS:  # nothing was changed at identity either
+    for name in PROVISIONED_CLIENTS:  # nothing was changed at identity either
         assert await place.api.accepts(first[id_variable(name)], first[key_variable(name)])
     shown = await place.run(rotate=True)
-    assert shown.count("  new key\n") == 6
+    assert shown.count("  new key\n") == 7
     assert "--force-recreate" in shown
-    assert await place.working() == list(GUIDE_CLIENTS)
+    assert await place.working() == list(PROVISIONED_CLIENTS)
     assert place.values[id_variable("proxy")] == first[id_variable("proxy")]
-    for name in GUIDE_CLIENTS:
+    for name in PROVISIONED_CLIENTS:
         assert not await place.api.accepts(first[id_variable(name)], first[key_variable(name)])
     assert (
         EnvFile.read(place.path.with_name("deploy.env.bak")).values["PROPLET_3_CLIENT_ID"]
@@ -228,7 +228,7 @@ async def test_a_client_that_was_deleted_is_made_anew(place: Place) -> None:
         "PROXY_CLIENT_ID",
         "PROXY_CLIENT_KEY",
     }
-    assert await place.working() == list(GUIDE_CLIENTS)
+    assert await place.working() == list(PROVISIONED_CLIENTS)
 
 
 async def test_a_wrong_domain_and_channel_are_corrected_and_named(place: Place) -> None:
@@ -265,10 +265,10 @@ async def test_what_is_disabled_is_named_also_when_keys_are_rotated(place: Place
 
 
 async def test_ids_of_an_identity_that_is_gone_are_replaced(place: Place) -> None:
-    place.path.write_text("".join(f"{name}=stale\n" for name in GUIDE_VARIABLES))
+    place.path.write_text("".join(f"{name}=stale\n" for name in PROVISIONED_VARIABLES))
     shown = await place.run()
-    assert await place.working() == list(GUIDE_CLIENTS)
-    assert shown.count("does not know the id") == 6
+    assert await place.working() == list(PROVISIONED_CLIENTS)
+    assert shown.count("does not know the id") == 7
     assert "stale" not in place.path.read_text()
 
 
@@ -306,7 +306,7 @@ async def test_a_key_that_could_not_be_written_is_said_to_be_lost(
     assert "proplet-2: it exists, but PROPLET_2_CLIENT_ID is empty" in error
     assert "proplet-1" not in error
     await place.run(rotate=True)
-    assert await place.working() == list(GUIDE_CLIENTS)
+    assert await place.working() == list(PROVISIONED_CLIENTS)
 
 
 @pytest.mark.parametrize("rotate", [False, True])
@@ -314,8 +314,8 @@ async def test_two_at_once_lose_no_key(place: Place, rotate: bool) -> None:
     if rotate:
         await place.run()
     await asyncio.gather(place.run(rotate=rotate), place.run(rotate=rotate), place.run(rotate=rotate))
-    assert await place.working() == list(GUIDE_CLIENTS)
-    assert len(place.path.read_text().splitlines()) == 18
+    assert await place.working() == list(PROVISIONED_CLIENTS)
+    assert len(place.path.read_text().splitlines()) == 20
 
 
 async def test_identity_started_anew_knows_the_same(
@@ -397,7 +397,7 @@ async def test_clear_empties_the_variables_and_nothing_else(place: Place) -> Non
     full = place.path.read_text()
     run_clear(place.path)
     assert f"the previous file is {place.path}.bak" in place.capture.readouterr().out
-    assert place.values == {"A": "1", **dict.fromkeys(GUIDE_VARIABLES, "")}
+    assert place.values == {"A": "1", **dict.fromkeys(PROVISIONED_VARIABLES, "")}
     assert place.path.with_name("deploy.env.bak").read_text() == full
     run_clear(place.path)
     assert "warning:" in place.capture.readouterr().out
@@ -408,7 +408,7 @@ def test_clear_adds_what_is_missing_in_order_under_a_heading(tmp_path: Path) -> 
     path = tmp_path / ".env"
     path.write_text("PROXY_CLIENT_ID=x\n")
     run_clear(path)
-    absent = sorted(set(GUIDE_VARIABLES) - {"PROXY_CLIENT_ID"})
+    absent = sorted(set(PROVISIONED_VARIABLES) - {"PROXY_CLIENT_ID"})
     added = "".join(f"{name}=\n" for name in absent)
     assert path.read_text() == f"PROXY_CLIENT_ID=\n\n# Provisioned IDs (cleared)\n{added}"
 

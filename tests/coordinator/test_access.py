@@ -12,14 +12,15 @@ from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.errors import UnauthenticatedError
 from propeller.fl.round import Round, RoundPlan
 from propeller.protocol.rounds import RoundStart
-from propeller.web.auth import Principal
+from propeller.web.auth import Admission, Principal
 from support.coordinator import assembled, experiment, update
 
 CALLERS = {
     "manager": Principal("client", "m-1", "manager"),
     "p-1": Principal("client", "p-1", "proplet"),
     "p-2": Principal("client", "p-2", "proplet"),
-    "user": Principal("user", "u-1", "user"),
+    "user": Principal("user", "u-1", "operator"),
+    "viewer": Principal("user", "u-2", "viewer"),
 }
 
 
@@ -32,7 +33,7 @@ async def verify(header: str) -> Principal:
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with assembled(tmp_path, verify) as client:
+    async with assembled(tmp_path, Admission(verify)) as client:
         yield client
 
 
@@ -46,7 +47,7 @@ async def test_only_users_and_the_manager_configure_rounds(api: httpx.AsyncClien
     assert (await api.get("/health")).status_code == 200
 
 
-async def test_only_users_and_the_manager_control_experiments(api: httpx.AsyncClient) -> None:
+async def test_only_operators_control_experiments(api: httpx.AsyncClient) -> None:
     body = {"program": "localhost:5000/fl:v1", "rounds": 1}
     paths = ["/experiments", "/rounds/r-1/participants"]
     paths += [f"/experiments/e/{verb}" for verb in ("pause", "resume", "stop")]
@@ -57,19 +58,19 @@ async def test_only_users_and_the_manager_control_experiments(api: httpx.AsyncCl
         assert refused.status_code == 403, (path, refused.text)
         assert (await api.post(path, json=sent)).status_code == 401
         # There is no broker, no such experiment and no such round here.
-        for name in ("user", "manager"):
-            answer = await api.post(path, json=sent, auth=(name, "k"))
-            assert answer.status_code in {404, 503}, (path, answer.text)
+        answer = await api.post(path, json=sent, auth=("user", "k"))
+        assert answer.status_code in {404, 503}, (path, answer.text)
+        assert (await api.post(path, json=sent, auth=("viewer", "k"))).status_code == 403
 
 
 async def test_devices_see_no_experiment_but_whether_one_is_over(api: httpx.AsyncClient) -> None:
     for path in ("", "/e/history", "/e/events"):
         assert (await api.get(f"/experiments{path}", auth=("p-1", "k"))).status_code == 403
-        assert (await api.get(f"/experiments{path}", auth=("manager", "k"))).status_code in {200, 404}
+        assert (await api.get(f"/experiments{path}", auth=("viewer", "k"))).status_code in {200, 404}
     assert (await api.get("/experiments/e", auth=("p-1", "k"))).status_code == 404
 
 
-def test_devices_are_not_told_what_others_are_called() -> None:
+def test_devices_are_told_of_themselves_alone() -> None:
     start = RoundStart(
         round_id="e.1",
         model_uri="fl/models/global_model_v0",
@@ -82,7 +83,13 @@ def test_devices_are_not_told_what_others_are_called() -> None:
     record = RoundRecord(current, start, {}, 0.0, updates={"p-1": update})
     told = record.detail()
     assert [one["name"] for one in told["received"] + told["failures"]] == ["ward-1", "ward-2"]
-    assert "ward" not in json.dumps(record.detail(with_names=False))
+    assert record.detail_for("p-1") == {
+        "round_id": "e.1",
+        "state": told["state"],
+        "received": [told["received"][0]],
+        "failures": [],
+    }
+    assert "p-1" not in json.dumps(record.detail_for("p-2"))
 
 
 async def test_only_users_and_the_manager_report_failures(api: httpx.AsyncClient) -> None:

@@ -114,7 +114,7 @@ async def test_updates(api: httpx.AsyncClient, change: dict[str, Any], status: i
 async def test_numbers_that_are_not_finite(api: httpx.AsyncClient, number: str) -> None:
     await configure(api)
     body = json.dumps(update()).replace('"w": [1.0,', f'"w": [{number},')
-    answer = await api.post("/update", content=body)
+    answer = await api.post("/update", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
     assert (await api.get("/rounds/r-1/complete")).json()["num_updates"] == 0
 

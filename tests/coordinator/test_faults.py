@@ -420,7 +420,9 @@ def test_the_mqtt_client_is_the_coordinators_own_client(tmp_path: Path) -> None:
     one = settings(environment(tmp_path, "http://x", **env))
     assert (one.mqtt_credentials.mqtt_id, one.mqtt_credentials.username) == ("c-1", "c-1")
     assert one.mqtt_credentials.password == "k"
-    assert one.credentials is None
+    assert one.credentials == ("c-1", "k")
+    open_access = settings(environment(tmp_path, "http://x", **env, PROPELLER_AUTH="off"))
+    assert open_access.credentials is None  # whoever does not ask for a key is not shown one
     assert "'k'" not in repr(one)
 
 

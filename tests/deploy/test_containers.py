@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from propeller.data import program_path
-from propeller.stack.env_file import GUIDE_VARIABLES, EnvFile
+from propeller.stack.env_file import PROVISIONED_VARIABLES, EnvFile
 from propeller.stack.services import PORTS, SERVICES
 from support.compose import Engine
 from support.compose_file import EXAMPLE, document
@@ -108,7 +108,7 @@ def test_before_provisioning_the_others_run(site: Site) -> None:
 
 
 def test_provisioning_fills_every_variable(site: Site) -> None:
-    assert all(site.env[name] for name in GUIDE_VARIABLES)
+    assert all(site.env[name] for name in PROVISIONED_VARIABLES)
 
 
 def test_step_5_recreates_what_it_names_and_the_data_store_whose_proplets_are_new(site: Site) -> None:

@@ -263,7 +263,11 @@ def test_the_ids_of_an_env_file(up: Up, tmp_path: Path) -> None:
 def test_services_that_authenticate(up: Up, tmp_path: Path) -> None:
     """There only health is open: the rest is asked with the clients' own keys."""
     ids, registry, store = up.ids(), free_port(), free_port()
-    auth = {"PROPELLER_AUTH": "on", "PROPELLER_IDENTITY_URL": up.url("identity")}
+    auth = {
+        "PROPELLER_AUTH": "on",
+        "PROPELLER_IDENTITY_URL": up.url("identity"),
+        "PROPELLER_DOMAIN_ID": up.stack["domain_id"],
+    }
     models = {**auth, "REGISTRY_PORT": str(registry), "MODELS_DIR": str(tmp_path / "models")}
     data = {
         **auth,
@@ -277,7 +281,9 @@ def test_services_that_authenticate(up: Up, tmp_path: Path) -> None:
         start_service("data-store", data, store, tmp_path / "data.log"),
         published(tmp_path / "state", changed(up.stack, **urls)) as folder,
     ):
-        assert httpx.get(f"{urls['data_store']}/datasets/{ids[0]}").status_code == 401
+        through_a_proxy = {"X-Forwarded-For": "10.0.0.1"}
+        asked = httpx.get(f"{urls['data_store']}/datasets/{ids[0]}", headers=through_a_proxy)
+        assert asked.status_code == 401
         found = examine("--state", str(folder))
     assert found.failed == {"datasets"}
     assert found.line("datasets").startswith(f"FAIL proplet-3 ({ids[2]}) has no dataset")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.stack.env_file import GUIDE_CLIENTS, GUIDE_VARIABLES, EnvFile, env_values
+from propeller.stack.env_file import PROVISIONED_CLIENTS, PROVISIONED_VARIABLES, EnvFile, env_values
 from support.smq_script import CLIENTS, SmqScript
 from support.stack import Up, propeller, running_stack
 
@@ -27,7 +27,7 @@ def test_the_env_file_says_what_stack_json_says(up: Up) -> None:
     file = up.folder / ".env"
     stack = up.stack
     assert EnvFile.read(file).values == env_values(stack["domain_id"], stack["channel_id"], stack["clients"])
-    assert set(EnvFile.read(file).values) == set(GUIDE_VARIABLES)
+    assert set(EnvFile.read(file).values) == set(PROVISIONED_VARIABLES)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     # As the guide's step 7 reads ids.
     command = f"grep '^PROPLET_2_CLIENT_ID=' {file} | cut -d '=' -f2 | tr -d '\"'"
@@ -58,7 +58,7 @@ def test_provision_takes_the_keys_of_a_stack(up: Up, tmp_path: Path) -> None:
     taken = propeller("provision", "--env-file", str(other), "--state", str(up.folder))
     assert taken.returncode == 0, taken.stderr
     assert EnvFile.read(other).values == EnvFile.read(up.folder / ".env").values
-    assert taken.stdout.count("  kept\n") == len(GUIDE_CLIENTS)
+    assert taken.stdout.count("  kept\n") == len(PROVISIONED_CLIENTS)
     assert not [client["key"] for client in up.stack["clients"].values() if client["key"] in taken.stdout]
 
 

@@ -65,6 +65,7 @@ def test_stack_json_is_private_and_names_what_the_guide_needs(up: Up) -> None:
         "manager",
         "fl-coordinator",
         "proxy",
+        "operator",
         "proplet-1",
         "proplet-2",
         "proplet-3",

@@ -221,7 +221,10 @@ async def test_keys_are_verified_rotated_and_end_with_the_client(api: Api) -> No
         return await api.http.post("/auth/verify", json={"authorization": header})
 
     good = await verify(key)
-    assert (good.status_code, good.json()) == (200, {"kind": "client", "id": made["id"], "role": "proplet"})
+    assert (good.status_code, good.json()) == (
+        200,
+        {"kind": "client", "id": made["id"], "role": "proplet", "domain": domain},
+    )
     assert (await verify(key[:-1])).status_code == 401
     assert (await verify("")).status_code == 401
     new = (await api("POST", f"{path}/secret")).json()["credentials"]["secret"]

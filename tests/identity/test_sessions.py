@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 from propeller.identity import sessions
 from propeller.identity.absences import read_absences
 from propeller.identity.access import AccessDirectory, ClientAccess
-from propeller.identity.roles import Role
 from propeller.identity.service import Identity
 from propeller.identity.sessions import MqttIdRefusedError, MqttIds
 from propeller.identity.tables import SCHEMA, clients, domains
 from propeller.identity.tables import mqtt_ids as table
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session, SubscriptionLimitError, SubscriptionRefusedError
+from propeller.protocol.roles import Role
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 from support.certificates import make_certificates
@@ -294,7 +294,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 @pytest.fixture
 def directory() -> AccessDirectory:
     directory = AccessDirectory()
-    directory.update(ClientAccess(name, Role.DEVICE, "", True, {}, {}, 0.0) for name in NAMES)
+    directory.update(ClientAccess(name, "", Role.DEVICE, "", True, {}, {}, 0.0) for name in NAMES)
     return directory
 
 

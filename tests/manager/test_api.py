@@ -4,12 +4,9 @@ import asyncio
 import base64
 from typing import Any
 
-import pytest
-
-from propeller.errors import RefusedError
-from propeller.manager.api import check_operator
+from propeller.manager.api import HIDDEN, shown
 from propeller.protocol.topics import Kind
-from propeller.web.auth import ANYONE, Principal
+from propeller.web.auth import Principal
 from support.manager import WASM, RunningManager
 from support.net import eventually
 
@@ -405,9 +402,8 @@ async def test_the_usage_of_a_run_is_kept_with_the_task(manager: RunningManager)
     assert "usage" not in (await manager.http.get(f"/tasks/{task_id}")).json()
 
 
-@pytest.mark.parametrize("role", ["proplet", "device"])
-async def test_devices_may_not_operate(role: str) -> None:
-    with pytest.raises(RefusedError, match=role):
-        await check_operator(Principal("client", "p1", role))
-    for allowed in (ANYONE, Principal("user", "u", "user"), Principal("client", "m", "manager")):
-        await check_operator(allowed)
+def test_a_viewer_is_shown_no_value_of_an_environment() -> None:
+    task = {"id": "t", "env": {"TOKEN": "s3cret"}}
+    assert shown(task, Principal("user", "u", "viewer"))["env"] == {"TOKEN": HIDDEN}
+    assert shown(task, Principal("user", "u", "operator")) == task
+    assert shown({"id": "t"}, Principal("user", "u", "viewer")) == {"id": "t"}

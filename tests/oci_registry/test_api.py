@@ -25,7 +25,7 @@ from propeller.oci.manifest import (
 )
 from propeller.oci_registry.api import create_api
 from propeller.process.settings import SettingsError
-from propeller.web.auth import Principal
+from propeller.web.auth import Admission, Principal
 from support.registries import LOGIN, basic, embedded, wasm
 
 BLOB = wasm(300_000)
@@ -337,17 +337,17 @@ async def test_a_docker_style_client_pushes_and_pulls(tmp_path: Path) -> None:
     assert (tmp_path / "back" / DIGEST.removeprefix("sha256:")).read_bytes() == BLOB
 
 
-async def test_clients_that_identity_knows_pull_and_managers_push(tmp_path: Path) -> None:
-    roles = {"Basic cHJveHk6aw==": "proxy", "Basic bWFuYWdlcjpr": "manager"}
+async def test_services_that_identity_knows_pull_and_operators_push(tmp_path: Path) -> None:
+    roles = {"Basic cHJveHk6aw==": "proxy", "Basic bWFuYWdlcjpr": "operator"}
 
     async def verify(header: str) -> Principal:
         if header not in roles:
             raise UnauthenticatedError("the key is wrong")
         return Principal("client", roles[header], roles[header])
 
-    async with browser(tmp_path, verify=verify) as http:
+    async with browser(tmp_path, admission=Admission(verify)) as http:
         assert (await http.get("/health")).status_code == 200
-        for header, says in ((None, "are needed"), ("Basic eDp5", "the key is wrong")):
+        for header, says in ((None, "credentials required"), ("Basic eDp5", "the key is wrong")):
             refused = await http.get("/v2/", headers={"authorization": header} if header else {})
             assert refused.status_code == 401
             assert refused.headers["www-authenticate"].startswith("Basic")

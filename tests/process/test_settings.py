@@ -99,17 +99,16 @@ def test_a_list_that_is_not_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in str(error.value)
 
 
-def test_authentication_needs_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HttpSettings.load().auth == "off"
-    monkeypatch.setenv("PROPELLER_AUTH", "on")
-    with pytest.raises(
-        SettingsError, match="PROPELLER_IDENTITY_URL: not set, and PROPELLER_AUTH=on needs it"
-    ):
-        HttpSettings.load()
-    monkeypatch.setenv("PROPELLER_IDENTITY_URL", "http://127.0.0.1:9002")
-    assert HttpSettings.load().identity_url == "http://127.0.0.1:9002"
+def test_access_is_on_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HttpSettings.load().auth == "on"
     monkeypatch.setenv("PROPELLER_AUTH", "maybe")
     with pytest.raises(SettingsError, match="PROPELLER_AUTH: Input should be 'on' or 'off'"):
+        HttpSettings.load()
+    monkeypatch.setenv("PROPELLER_AUTH", "")
+    monkeypatch.setenv("PROPELLER_PEER_ROLE", "admin")
+    with pytest.raises(
+        SettingsError, match="PROPELLER_PEER_ROLE: Input should be 'manager', 'coordinator' or"
+    ):
         HttpSettings.load()
 
 

@@ -445,10 +445,7 @@ def test_a_user_is_logged_in_when_a_service_wants_to_know(stack: FakeStack) -> N
         fl.versions()
     with Propeller(**stack.urls()) as fl, pytest.raises(UnauthenticatedError, match="credentials required"):
         fl.versions()
-    operator = {
-        "services": {"identity": {"url": stack.url}},
-        "admin": {"username": USER, "password": PASSWORD},
-    }
+    operator = {"clients": {"operator": {"id": USER, "key": PASSWORD}}}
     with Propeller(**stack.urls(), stack=operator) as fl:
         assert fl.versions() == [0]
 

@@ -52,7 +52,7 @@ async def test_what_is_known_is_kept_and_what_is_new_is_added(urls: list[str]) -
     await provision(urls, secrets, proplets=5)
     assert {name: secrets.clients[name] for name in before} == before
     assert set(secrets.clients) == set(client_names(5))
-    assert [await good(urls, client) for client in secrets.clients.values()] == [True] * 8
+    assert [await good(urls, client) for client in secrets.clients.values()] == [True] * 9
 
 
 async def test_a_client_whose_key_was_never_kept_gets_another(urls: list[str]) -> None:

@@ -84,11 +84,12 @@ def test_what_is_wrong_is_told_together_with_what_is_missing(
 
 
 def test_faults_between_settings_are_told_together_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROPELLER_AUTH", "on")
+    monkeypatch.setenv("PROPELLER_IDENTITY_URL", "http://x")
+    monkeypatch.setenv("PROPELLER_PEER_ROLE", "x")
     monkeypatch.setenv("COORDINATOR_DOMAIN_ID", "d")
     monkeypatch.setenv("MQTT_BROKER", "http://broker")
     text = fault("coordinator")
-    for name in ("PROPELLER_IDENTITY_URL", "COORDINATOR_CLIENT_KEY", "COORDINATOR_CHANNEL_ID", "MQTT_BROKER"):
+    for name in ("PROPELLER_PEER_ROLE", "COORDINATOR_CLIENT_KEY", "COORDINATOR_CHANNEL_ID", "MQTT_BROKER"):
         assert f"\n  {name}: " in text
     assert "MODEL_REGISTRY_URL: not set" in text
 

@@ -50,7 +50,7 @@ from propeller.process.http import ServiceClient
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.tensors.safetensors import write_header
-from propeller.web.auth import Verify
+from propeller.web.auth import Admission
 from propeller.web.server import Bind, serve
 from support.net import free_port, wait_port
 
@@ -219,7 +219,7 @@ async def coordinating(env: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextlib.asynccontextmanager
-async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def assembled(folder: Path, admission: Admission | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """A coordinator without a server and without peers, which knows version 0: for what ends before aggregation."""
     database = Database(str(folder / "coordinator.db"))
     store, metrics = RoundStore(database), CoordinatorMetrics()
@@ -252,7 +252,7 @@ async def assembled(folder: Path, verify: Verify | None = None) -> AsyncIterator
                 metrics,
                 verification=verification,
                 large=LargeUpdates(folder),
-                verify=verify,
+                admission=admission,
             )
         )
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:

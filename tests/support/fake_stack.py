@@ -15,6 +15,7 @@ import numpy as np
 
 from propeller.fl.strategies import describe_strategy
 from propeller.fl.tensors import to_safetensors
+from propeller.process.http import basic_authorization
 
 DEVICES = [
     {"id": "id-1", "name": "calm-otter-41", "alive": True, "task_count": 0},
@@ -201,7 +202,10 @@ class FakeStack:
             def do_GET(self) -> None:
                 asked = urlsplit(self.path)
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                knows = self.headers.get("authorization") == f"Bearer {TOKEN}"
+                knows = self.headers.get("authorization") in {
+                    f"Bearer {TOKEN}",
+                    basic_authorization(USER, PASSWORD),
+                }
                 if stack.away:
                     stack.away -= 1
                     self._send(503, {"error": "is starting"})

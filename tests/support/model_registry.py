@@ -10,16 +10,16 @@ import httpx
 from propeller.fl.tensors import SAFETENSORS, Tensors, to_safetensors
 from propeller.model_registry.api import create_api
 from propeller.model_registry.service import ModelRegistry
-from propeller.web.auth import Principal, Verify
+from propeller.web.auth import Admission, Principal
 from support.coordinator import serving
 
 
 def client(
-    folder: Path, *, verify: Verify | None = None, max_body: int = 100_000, max_decoded: int = 100_000
+    folder: Path, *, admission: Admission | None = None, max_body: int = 100_000, max_decoded: int = 100_000
 ) -> httpx.AsyncClient:
     """A client of a registry on a folder, without a port between them."""
     registry = ModelRegistry.open(folder, cache_bytes=1000, max_decoded=max_decoded)
-    app = create_api(registry, verify=verify, max_body=max_body)
+    app = create_api(registry, admission=admission, max_body=max_body)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://registry")
 
 
@@ -29,7 +29,7 @@ def client_as(folder: Path, role: str) -> httpx.AsyncClient:
     async def verify(_header: str) -> Principal:
         return Principal("client", "c-1", role)
 
-    http = client(folder, verify=verify)
+    http = client(folder, admission=Admission(verify))
     http.headers["authorization"] = "Basic eA=="
     return http
 

@@ -5,7 +5,6 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from structlog.testing import capture_logs
 
-from propeller.protocol.rounds import Experiment
 from propeller.web.app import create_app, etag_matches
 
 JSON = {"content-type": "application/json"}
@@ -36,7 +35,7 @@ async def test_a_bad_body_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize("path", ["/direct", "/included/routed"])
-@pytest.mark.parametrize("headers", [JSON, {}, {"content-type": "application/json; charset=utf-8"}])
+@pytest.mark.parametrize("headers", [JSON, {"content-type": "application/json; charset=utf-8"}])
 async def test_a_good_body(http: httpx.AsyncClient, path: str, headers: dict[str, str]) -> None:
     answer = await http.post(path, content=b'{"round_id":"r","participants":["a"]}', headers=headers)
     assert (answer.status_code, answer.text) == (200, '{"round_id":"r"}\n')
@@ -104,7 +103,7 @@ async def test_metrics_count_under_the_route_and_not_under_the_path(http: httpx.
     with capture_logs():
         for path in ("/things/a", "/things/b", "/nowhere", "/nowhere/else", "/fails/unforeseen"):
             await http.get(path)
-    await http.post("/included/routed", content=b"{}")
+    await http.post("/included/routed", content=b"{}", headers=JSON)
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     counted = [line for line in answer.text.splitlines() if line.startswith("propeller_http_requests_total")]
@@ -127,19 +126,18 @@ async def test_the_api_page(http: httpx.AsyncClient) -> None:
     assert "openapi.json" in page.text
 
 
-async def test_a_body_that_curl_sends_without_a_type_is_json() -> None:
-    app = create_app("test")
-
-    @app.post("/experiments")
-    async def take(experiment: Experiment) -> dict[str, str]:
-        return {"round_id": experiment.round_id}
-
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-        headers = {"content-type": "application/x-www-form-urlencoded"}
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+async def test_json_is_read_only_where_it_is_announced(http: httpx.AsyncClient, kind: str | None) -> None:
+    for path in ("/direct", "/included/routed"):
         answer = await http.post(
-            "/experiments", content=b'{"round_id":"r","participants":["a"]}', headers=headers
+            path,
+            content=b'{"round_id":"r","participants":["a"]}',
+            headers={} if kind is None else {"content-type": kind},
         )
-        assert (answer.status_code, answer.json()) == (200, {"round_id": "r"})
+        assert answer.status_code == 415
+        assert "curl -H 'Content-Type: application/json'" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"b", "a"', '"b" ,W/"a"', "*", ' "a" '])

@@ -14,7 +14,7 @@ from propeller.process.http import ServiceClient
 from propeller.process.settings import HttpSettings
 from propeller.web import auth
 from propeller.web.app import create_app
-from propeller.web.auth import IdentityVerifier, Principal, caller, verifier
+from propeller.web.auth import Admission, IdentityVerifier, Principal, admission, caller
 from support.net import free_port
 
 Serving = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -49,8 +49,8 @@ def identity() -> Identity:
 @asynccontextmanager
 async def guarded(url: str) -> AsyncIterator[httpx.AsyncClient]:
     """A service that asks the identity at ``url``."""
-    verify = IdentityVerifier(ServiceClient("identity", url, timeout=2, retry_delays=()))
-    app = create_app("demo", verify=verify)
+    verify = Admission(IdentityVerifier(ServiceClient("identity", url, timeout=2, retry_delays=())))
+    app = create_app("demo", admission=verify)
 
     @app.get("/who")
     async def who(principal: Caller) -> dict[str, str]:
@@ -64,7 +64,7 @@ async def guarded(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_off_lets_anyone_in() -> None:
-    app = create_app("demo", verify=verifier(HttpSettings()))
+    app = create_app("demo", admission=admission("demo", HttpSettings.load(auth="off")))
 
     @app.get("/who")
     async def who(principal: Caller) -> dict[str, Any]:
@@ -72,12 +72,6 @@ async def test_off_lets_anyone_in() -> None:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://demo") as http:
         assert (await http.get("/who")).json() == {"kind": "anyone", "acts": True}
-
-
-async def test_settings_make_a_verifier() -> None:
-    made = verifier(HttpSettings.load(auth="on", identity_url="http://127.0.0.1:1"))
-    assert isinstance(made, IdentityVerifier)
-    await made.aclose()
 
 
 async def test_no_credentials_and_wrong_ones(identity: Identity, serving: Serving) -> None:

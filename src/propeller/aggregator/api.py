@@ -15,9 +15,11 @@ from propeller.aggregator.spill import SpillSpace
 from propeller.errors import UnsupportedTypeError
 from propeller.fl.tensors import JSON, SAFETENSORS_SEQ, encode, media_type, negotiate
 from propeller.program_host.settings import make_credential
+from propeller.protocol.roles import CONTROL, Role
 from propeller.protocol.wire import Message
+from propeller.web.access import AccessTable
 from propeller.web.app import Router, create_app
-from propeller.web.auth import Verify, verifier
+from propeller.web.auth import Admission, admission
 from propeller.web.body import read_body
 from propeller.web.server import bind_api, serve
 
@@ -34,13 +36,20 @@ class ProgramReference(Message):
     program: str
 
 
+ACCESS: AccessTable = {
+    "POST /aggregate": CONTROL | {Role.COORDINATOR},
+    "POST /programs": CONTROL | {Role.COORDINATOR},
+}
+
+
 def create_api(
-    aggregator: Aggregator, *, verify: Verify | None = None, max_bytes: int, max_json_bytes: int
+    aggregator: Aggregator, *, admission: Admission | None = None, max_bytes: int, max_json_bytes: int
 ) -> FastAPI:
-    """The app; ``verify`` checks who calls, the limits are on request bodies."""
+    """The app; ``admission`` finds out who calls, the limits are on request bodies."""
     app = create_app(
         "aggregator",
-        verify=verify,
+        admission=admission,
+        access=ACCESS,
         max_body=max(max_bytes, max_json_bytes),
         max_body_setting="AGGREGATOR_MAX_BYTES",
     )
@@ -103,7 +112,7 @@ async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
     )
     app = create_api(
         aggregator,
-        verify=verifier(settings),
+        admission=admission("aggregator", settings),
         max_bytes=settings.max_bytes,
         max_json_bytes=settings.max_json_bytes,
     )

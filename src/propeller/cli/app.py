@@ -84,6 +84,10 @@ def up(
         ),
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    open_access: Annotated[
+        bool,
+        typer.Option("--open", help="Let every user of this machine use the services, without credentials."),
+    ] = False,
 ) -> None:
     """Run every service and some proplets on this machine until Ctrl-C."""
     from propeller.cli.up import run_up, tags_by_device
@@ -97,7 +101,14 @@ def up(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--tag") from None
     raise typer.Exit(
-        run_up(state, auto_ports=ports == "auto", proplets=proplets, log_level=log_level, tags=by_device)
+        run_up(
+            state,
+            auto_ports=ports == "auto",
+            proplets=proplets,
+            log_level=log_level,
+            tags=by_device,
+            open_access=open_access,
+        )
     )
 
 

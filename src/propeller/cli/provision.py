@@ -13,7 +13,7 @@ from rich.console import Console
 from propeller.errors import StartError
 from propeller.process.http import ServiceError
 from propeller.process.retry import retry
-from propeller.stack.env_file import GUIDE_VARIABLES, READERS, EnvFile, locked_folder
+from propeller.stack.env_file import PROVISIONED_VARIABLES, READERS, EnvFile, locked_folder
 from propeller.stack.env_provisioning import Credentials, EnvProvisioner, ProvisioningResult
 from propeller.stack.provisioning import CHANNEL, DOMAIN, IdentityApi
 from propeller.stack.state_folder import StateFolder
@@ -87,7 +87,7 @@ def run_clear(path: Path) -> None:
         file = EnvFile.read(path)
         if file.text is None:
             raise StartError(f"{path}: there is no such file; name it with --env-file")
-        if file.write(file.updated(dict.fromkeys(sorted(GUIDE_VARIABLES), ""), CLEARED)):
+        if file.write(file.updated(dict.fromkeys(sorted(PROVISIONED_VARIABLES), ""), CLEARED)):
             console.print(f"Cleared the ids and keys in {path}; the previous file is {file.backup}.")
         else:
             console.print(f"warning: {path} has no ids or keys to clear.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from propeller.process.files import keep_private
 from propeller.process.run import run
 from propeller.stack.provisioning import device_names
 from propeller.stack.up import Options, Report, stack
@@ -23,6 +24,7 @@ def run_on_stack(options: Options, report: Report, body: Body) -> int:
         The exit code: 0, 1 if the stack could not start, 130 if it was interrupted before the body's end.
     """
     interrupted = False
+    keep_private()
 
     async def main(stop: asyncio.Event) -> None:
         nonlocal interrupted
@@ -66,7 +68,13 @@ def tags_by_device(given: Iterable[str], proplets: int) -> dict[str, list[str]]:
 
 
 def run_up(
-    folder: Path, *, auto_ports: bool, proplets: int, log_level: str, tags: Mapping[str, Sequence[str]]
+    folder: Path,
+    *,
+    auto_ports: bool,
+    proplets: int,
+    log_level: str,
+    tags: Mapping[str, Sequence[str]],
+    open_access: bool = False,
 ) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Console(highlight=False)
@@ -76,12 +84,20 @@ def run_up(
         console.print(f"  [green]✓[/] {what:<16} {where}")
 
     async def forever(_stack: dict[str, Any]) -> None:
+        if open_access:
+            console.print(
+                "[yellow]Open:[/] every user of this machine may use the services, and read what they keep. "
+                "Without --open only you may.",
+                soft_wrap=True,
+            )
         console.print(
             f"Ready: addresses, ids and keys are in {folder / 'stack.json'}. Ctrl-C ends it.", soft_wrap=True
         )
         await asyncio.Event().wait()
 
-    code = run_on_stack(Options(folder, proplets, auto_ports, log_level, tags=tags), report, forever)
+    code = run_on_stack(
+        Options(folder, proplets, auto_ports, log_level, tags=tags, open_access=open_access), report, forever
+    )
     if code == 1:  # it did not start, which is said; whatever else runs on the folder goes on
         return code
     console.print("Stopped.")

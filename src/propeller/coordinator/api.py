@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
-from propeller.coordinator.access import check_may_control, is_device
 from propeller.coordinator.content_coding import LongContentError, coding_of
 from propeller.coordinator.experiment_routes import experiment_routes
 from propeller.coordinator.experiments import Experiments
@@ -22,6 +21,7 @@ from propeller.fl.tensors import SAFETENSORS, media_type
 from propeller.process.logs import get_logger
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.protocol.rounds import (
     CBOR,
     MAX_WAIT_S,
@@ -30,8 +30,9 @@ from propeller.protocol.rounds import (
     ParticipantFailure,
     model_uri,
 )
-from propeller.web.app import Router, create_app
-from propeller.web.auth import Caller, Principal, Verify
+from propeller.web.access import AccessTable
+from propeller.web.app import Router, check_is_json, create_app
+from propeller.web.auth import Admission, Caller, Principal
 from propeller.web.body import BodyLimit, read_body
 from propeller.web.limits import MAX_BODY
 
@@ -42,6 +43,32 @@ _ROUND_FIELDS = {"round_id", "experiment_id", "model_ref", "participants", "task
 
 WaitSeconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
+ACCESS: AccessTable = {
+    "POST /experiments": CONTROL | {Role.MANAGER},
+    "POST /experiments/check": CONTROL,
+    "POST /experiments/{experiment_id}/pause": CONTROL,
+    "POST /experiments/{experiment_id}/resume": CONTROL,
+    "POST /experiments/{experiment_id}/stop": CONTROL,
+    "GET /experiments": WATCH,
+    "GET /experiments/{experiment_id}": WATCH | {Role.PROPLET},
+    "GET /experiments/{experiment_id}/history": WATCH,
+    "GET /experiments/{experiment_id}/events": WATCH,
+    "GET /strategies": WATCH,
+    "GET /strategies/{name}": WATCH,
+    "POST /rounds/{round_id}/retry": CONTROL,
+    "POST /rounds/{round_id}/participants": CONTROL | {Role.MANAGER},
+    "POST /rounds/{round_id}/failures": CONTROL | {Role.MANAGER},
+    "GET /task": WATCH | {Role.MANAGER, Role.PROPLET},
+    "POST /update": CONTROL | {Role.MANAGER, Role.PROPLET},
+    "POST /update_cbor": CONTROL | {Role.MANAGER, Role.PROPLET},
+    "GET /rounds": WATCH,
+    "GET /rounds/next": WATCH | {Role.MANAGER, Role.PROPLET},
+    "GET /rounds/{round_id}": WATCH | {Role.PROPLET},
+    "GET /rounds/{round_id}/complete": WATCH | {Role.MANAGER, Role.PROPLET},
+    "POST /models/{version}/verify": CONTROL,
+}
+"""A device sends its update, and is told what its task is and whether its update counts."""
+
 
 def create_api(
     service: Coordinator,
@@ -50,7 +77,7 @@ def create_api(
     *,
     verification: Verification,
     large: LargeUpdates,
-    verify: Verify | None = None,
+    admission: Admission | None = None,
     max_body: int = MAX_BODY,
     max_update: int = 4 * GIB,
 ) -> FastAPI:
@@ -62,13 +89,14 @@ def create_api(
         metrics: the collectors.
         verification: makes versions again.
         large: takes updates that are too large for memory.
-        verify: checks who calls.
+        admission: finds out who calls.
         max_body: the largest body that is in memory as a whole, in bytes.
         max_update: the largest update in safetensors, in bytes.
     """
     app = create_app(
         "coordinator",
-        verify=verify,
+        admission=admission,
+        access=ACCESS,
         max_body=max_body,
         max_body_setting="COORDINATOR_MAX_BYTES",
         larger_bodies={"/update": BodyLimit(max_update, "COORDINATOR_MAX_UPDATE_BYTES")},
@@ -90,8 +118,8 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     router = Router()
 
     @router.post("/experiments", status_code=201, openapi_extra=request_body(ExperimentSpec, Experiment))
-    async def submit(request: Request, who: Caller) -> dict[str, Any]:
-        check_may_control(who)
+    async def submit(request: Request) -> dict[str, Any]:
+        check_is_json(request.headers.get("content-type"))
         fields = await request.json()
         if fields and not fields.keys() & _ROUND_FIELDS:
             record = await experiments.submit(ExperimentSpec.decode(fields))
@@ -113,18 +141,15 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
         }
 
     @router.post("/rounds/{round_id}/retry", status_code=202)
-    async def retry(round_id: str, who: Caller) -> dict[str, Any]:
-        check_may_control(who)
+    async def retry(round_id: str) -> dict[str, Any]:
         return (await service.retry_round(round_id)).status()
 
     @router.post("/rounds/{round_id}/participants")
-    async def choose_participants(round_id: str, chosen: ChosenParticipants, who: Caller) -> dict[str, Any]:
-        check_may_control(who)
+    async def choose_participants(round_id: str, chosen: ChosenParticipants) -> dict[str, Any]:
         return (await service.choose_participants(round_id, chosen)).model_dump(mode="json")
 
     @router.post("/rounds/{round_id}/failures")
-    async def record_failure(round_id: str, failure: ParticipantFailure, who: Caller) -> dict[str, Any]:
-        check_may_control(who)
+    async def record_failure(round_id: str, failure: ParticipantFailure) -> dict[str, Any]:
         return {"status": "recorded" if await service.record_failure(round_id, failure) else "over"}
 
     return router
@@ -190,8 +215,8 @@ def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int, max
     def check_sender(update: ReceivedUpdate, who: Principal) -> None:
         proplet_id = update.header.proplet_id
         # The manager checks who calls its own /fl/update, and passes the update on.
-        if not who.may_act_for(proplet_id) and who.role != "manager":
-            raise RefusedError(f"client {who.id} may not send an update as {proplet_id}")
+        if who.role != Role.MANAGER and not who.may_act_for(proplet_id):
+            raise RefusedError(f"{who} may not send an update as {proplet_id}")
 
     return router
 
@@ -241,7 +266,8 @@ def _round_routes(service: Coordinator) -> Router:
 
     @router.get("/rounds/{round_id}")
     async def detail(round_id: str, who: Caller) -> dict[str, Any]:
-        return (await service.get_round(round_id)).detail(with_names=not is_device(who))
+        record = await service.get_round(round_id)
+        return record.detail() if who.role != Role.PROPLET else record.detail_for(who.id)
 
     @router.get("/rounds/{round_id}/complete")
     async def complete(
@@ -258,8 +284,7 @@ def _verification_routes(verification: Verification) -> Router:
     router = Router()
 
     @router.post("/models/{version:path}/verify")
-    async def verify_version(version: str, who: Caller) -> dict[str, Any]:
-        check_may_control(who)
+    async def verify_version(version: str) -> dict[str, Any]:
         return (await verification.verify(version)).to_json()
 
     return router

@@ -24,7 +24,7 @@ from propeller.process.http import ServiceClient
 from propeller.program_host.settings import make_credential
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
-from propeller.web.auth import verifier
+from propeller.web.auth import admission
 from propeller.web.server import bind_api, serve
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             experiments,
             metrics,
             verification=Verification(registry, updates, aggregation, service.find_round),
-            verify=verifier(settings),
+            admission=admission("coordinator", settings, settings.domain_id),
             large=LargeUpdates(settings.state / "large"),
             max_body=settings.max_bytes,
             max_update=settings.max_update_bytes,

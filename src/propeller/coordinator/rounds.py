@@ -287,22 +287,18 @@ class RoundRecord:
         }
         return {**status, **self._outcome(), "state": self.state.value, "status": status}
 
-    def detail(self, *, with_names: bool = True) -> dict[str, Any]:
-        """Everything about the round; devices are not told what others are called: ``with_names``."""
+    def detail(self) -> dict[str, Any]:
+        """Everything about the round."""
         plan = self.round.plan
-
-        def device(proplet_id: str) -> dict[str, str]:
-            return self.device(proplet_id) if with_names else {"proplet_id": proplet_id}
-
         return {
             **self.summary(),
             "participants": list(plan.participants),
             "missing": self.missing,
             "received": [
-                {**device(update.proplet_id), **update.to_json()} for update in self.updates.values()
+                {**self.device(update.proplet_id), **update.to_json()} for update in self.updates.values()
             ],
             "failures": [
-                {**device(name), "reason": self.round.failures[name]}
+                {**self.device(name), "reason": self.round.failures[name]}
                 for name in plan.participants
                 if name in self.round.failures
             ],
@@ -316,6 +312,15 @@ class RoundRecord:
             "closed_at": format_unix_time(self.closed_at),
             "timings": dict(self.timings),
         }
+
+    def detail_for(self, proplet_id: str) -> dict[str, Any]:
+        """What one device is told of the round: how it stands, and what became of its own update. Who else took part is not for it."""
+        told = self.detail()
+        own = {
+            key: [one for one in told[key] if one["proplet_id"] == proplet_id]
+            for key in ("received", "failures")
+        }
+        return {"round_id": told["round_id"], "state": told["state"], **own}
 
     def _outcome(self) -> dict[str, Any]:
         version = self.round.model_version

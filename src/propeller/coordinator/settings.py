@@ -89,9 +89,10 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     @field_validator("client_key")
     @classmethod
     def _can_authenticate(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if info.data.get("auth") == "on" and not (value and info.data.get("client_id")):
+        asks = info.data.get("auth") == "on" and info.data.get("identity_url")
+        if asks and not (value and info.data.get("client_id")):
             raise ValueError(
-                "PROPELLER_AUTH=on needs COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY: what the coordinator "
+                "PROPELLER_IDENTITY_URL needs COORDINATOR_CLIENT_ID and COORDINATOR_CLIENT_KEY: what the coordinator "
                 "shows to the aggregator and the model registry"
             )
         return value

@@ -108,7 +108,7 @@ class FleetChecks:
         return findings or [passed("datasets", f"{len(wanted)} of {len(wanted)} proplets have data")]
 
     async def _known(self) -> dict[str, dict[str, Any]]:
-        url, who = f"{self._target.services['manager']}/proplets", self._target.client("manager")
+        url, who = f"{self._target.services['manager']}/proplets", self._target.caller
         found: dict[str, dict[str, Any]] = {}
         while True:
             params = {"limit": _PAGE, "offset": len(found)}
@@ -149,7 +149,7 @@ class FleetChecks:
 
     async def _dataset_problem(self, proplet_id: str) -> str | None:
         """What is wrong with a dataset, ``None`` if nothing is."""
-        who = self._target.owner(proplet_id) or self._target.client("manager")
+        who = self._target.owner(proplet_id) or self._target.caller
         try:
             url = f"{self._target.services['data-store']}/datasets/{check_id(proplet_id)}"
             status, body = await self._http.get_start(url, who)
@@ -199,7 +199,7 @@ class RoundChecks:
 
     async def rounds(self) -> list[Finding]:
         """Whether the newest round failed, and why."""
-        url, who = self._target.services["coordinator"], self._target.client("manager")
+        url, who = self._target.services["coordinator"], self._target.caller
         page = await self._http.get_object(f"{url}/rounds", who, params={"limit": 1})
         if not page["rounds"]:
             return [passed("rounds", "none was started yet")]

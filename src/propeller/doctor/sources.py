@@ -14,7 +14,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id
-from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, PORTS
+from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, OPERATOR, PORTS
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import PROGRAM_NAME
 
@@ -65,10 +65,14 @@ def _read_stack(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, pro
         Channel(stack["domain_id"], stack["channel_id"]),
         "domain_id and channel_id of stack.json",
     )
-    clients = tuple(
-        Client(name, str(one["id"]), str(one["key"]), channel, settings, f"clients.{name}.id of stack.json")
+    every = {
+        name: Client(
+            name, str(one["id"]), str(one["key"]), channel, settings, f"clients.{name}.id of stack.json"
+        )
         for name, one in stack["clients"].items()
-    )
+    }
+    operator = every.pop(OPERATOR, None)  # who is not on the broker
+    clients = tuple(every.values())
     for needed in ("manager", "proxy"):
         if not any(client.name == needed for client in clients):
             raise KeyError(f"clients.{needed}")
@@ -83,6 +87,7 @@ def _read_stack(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, pro
         image=str(stack.get("images", {}).get(PROGRAM_NAME, "")),
         folder=folder,
         advice=advice,
+        operator=operator,
     )
 
 
@@ -124,6 +129,7 @@ def from_env(path: Path, host: str = "localhost") -> Target:
         image=_image(values),
         folder=None,
         advice=advice,
+        operator=_client(OPERATOR, values) if all(map(values.get, _variables(OPERATOR))) else None,
     )
 
 

@@ -71,6 +71,7 @@ class Target:
         image: a program that it should be able to fetch; empty if none is known.
         folder: where its state is, if that is on this machine.
         advice: how it is fixed.
+        operator: the client of the person who runs it, where it is known.
     """
 
     settings: str
@@ -83,6 +84,12 @@ class Target:
     image: str
     folder: Path | None
     advice: Advice
+    operator: Client | None = None
+
+    @property
+    def caller(self) -> Client:
+        """Whose key goes to a service that asks who calls."""
+        return self.operator or self.client("manager")
 
     def client(self, name: str) -> Client:
         """A client by its name; there are always ``manager`` and ``proxy``."""

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from sqlalchemy import Row, select, update
 
 from propeller.identity.credentials import key_matches
-from propeller.identity.roles import Grant, Role, permissions
+from propeller.identity.roles import Grant, permissions
 from propeller.identity.tables import channels, clients, connections, domains
+from propeller.protocol.roles import Role
 from propeller.protocol.topics import Channel
 from propeller.store.database import Database, DatabaseConnection
 
@@ -30,6 +31,7 @@ class ClientAccess:
 
     Attributes:
         client_id: its id, which is its user name on the broker.
+        domain_id: of the domain that it belongs to.
         role: what it is.
         key_hash: of its key, empty if it has none any more.
         enabled: whether it and its domain are.
@@ -41,6 +43,7 @@ class ClientAccess:
     """
 
     client_id: str
+    domain_id: str
     role: Role
     key_hash: str
     enabled: bool
@@ -123,6 +126,7 @@ def _access(row: Row[Any], types: dict[Channel, set[str]]) -> ClientAccess:
     enabled = row.status == "enabled" and row.domain_status == "enabled"
     return ClientAccess(
         row.id,
+        row.domain_id,
         Role(row.role),
         row.key_hash,
         enabled,

@@ -14,7 +14,7 @@ from propeller.identity.users import ADMIN
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.app import Router, create_app
-from propeller.web.auth import Caller, Principal
+from propeller.web.auth import Admission, Caller, Principal
 
 MAX_BODY_BYTES = 1024 * 1024
 OPEN_PATHS = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
@@ -56,7 +56,7 @@ def create_api(identity: Identity) -> Any:
     """The app over an identity service."""
     app = create_app(
         "identity",
-        verify=identity.verify,
+        admission=Admission(identity.verify, sites=identity.sites),
         open_paths=OPEN_PATHS,
         max_body=MAX_BODY_BYTES,
         health=lambda: _health(identity),
@@ -90,8 +90,8 @@ def _login_routes(identity: Identity) -> Router:
 
     @router.post("/auth/verify")
     async def verify(body: requests.VerifyRequest) -> dict[str, str]:
-        who = await identity.verify(body.authorization)
-        return {"kind": who.kind, "id": who.id, "role": who.role}
+        who = await identity.verify(body.authorization, body.domain)
+        return {"kind": who.kind, "id": who.id, "role": who.role, "domain": who.domain}
 
     @router.get("/auth/compat")
     async def compat(domain_id: Id, channel_id: Id, who: Caller) -> dict[str, list[str]]:

@@ -14,12 +14,13 @@ import nkeys
 
 from propeller.errors import InvalidError, RefusedError
 from propeller.identity.access import AccessDirectory, ClientAccess
-from propeller.identity.roles import NOTHING, Role
+from propeller.identity.roles import NOTHING
 from propeller.identity.sessions import MqttIdRefusedError, MqttIds, SessionExpiry
 from propeller.mqtt.address import Credentials
 from propeller.mqtt.broker_config import DEVICES
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process.logs import get_logger
+from propeller.protocol.roles import Role
 
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
@@ -108,7 +109,7 @@ class Callout:
         if not client_id or not key:
             raise ConnectRefusedError("anonymous: a client id and key are required as user name and password")
         if self._sessions.is_own_login(Credentials(mqtt_id, client_id, key)):
-            return ClientAccess(client_id, Role.DEVICE, "", True, NOTHING, NOTHING, time.time())
+            return ClientAccess(client_id, "", Role.DEVICE, "", True, NOTHING, NOTHING, time.time())
         access = self._directory.authenticate(client_id, key)
         if access is None:
             raise ConnectRefusedError("the client is unknown or disabled, or the key is wrong")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from propeller.errors import ConflictError, InvalidError
 from propeller.identity.access import AccessChanges
 from propeller.identity.credentials import hash_key, new_key
-from propeller.identity.roles import Role, compat_of, role_of
+from propeller.identity.roles import compat_of, role_of
 from propeller.identity.tables import (
     DELETED,
     ENABLED,
@@ -25,6 +25,7 @@ from propeller.identity.tables import (
     list_answer,
     new_id,
 )
+from propeller.protocol.roles import Role
 from propeller.store.database import Database
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Row, select, update
 from sqlalchemy.exc import IntegrityError
 
-from propeller.errors import ConflictError, RefusedError
+from propeller.errors import ConflictError, PropellerError, RefusedError
 from propeller.identity.access import AccessChanges
 from propeller.identity.tables import (
     ENABLED,
@@ -20,6 +20,7 @@ from propeller.identity.tables import (
     new_id,
 )
 from propeller.identity.users import ADMIN
+from propeller.protocol.roles import Role
 from propeller.store.database import Database
 from propeller.web.auth import Principal
 
@@ -79,6 +80,18 @@ class Domains:
         domain = await self.get(domain_id)
         if user.role != ADMIN and domain["created_by"] != user.id:
             raise RefusedError("only the user who made the domain, or an admin, may manage it")
+
+    async def member(self, domain_id: str, user: Principal) -> Principal:
+        """A user with the role that they have in a domain.
+
+        Raises:
+            RefusedError: they have none.
+        """
+        try:
+            await self.check(domain_id, user)
+        except PropellerError:
+            raise RefusedError(f"user {user.id} is not a member of this domain") from None
+        return Principal("user", user.id, Role.ADMIN, domain_id)
 
     async def set_status(self, domain_id: str, status: str) -> dict[str, Any]:
         """Enable or disable a domain; in a disabled one no client may connect.

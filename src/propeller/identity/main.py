@@ -22,10 +22,14 @@ async def main(settings: IdentitySettings, stop: asyncio.Event) -> None:
             "clients": settings.clients_port,
         }
         app = create_api(identity)
-        await serve(
-            [
-                (Bind(f"identity ({name})", settings.host, port, f"IDENTITY_{name.upper()}_PORT"), app)
-                for name, port in ports.items()
-            ],
-            stop,
-        )
+        binds = [
+            Bind(
+                f"identity ({name})",
+                settings.host,
+                port,
+                f"IDENTITY_{name.upper()}_PORT",
+                trusted_proxies=settings.trusted_proxies,
+            )
+            for name, port in ports.items()
+        ]
+        await serve([(bind, app) for bind in binds], stop)

@@ -126,6 +126,7 @@ class ChannelConnectionsRequest(BaseModel):
 
 
 class VerifyRequest(BaseModel):
-    """An ``Authorization`` header that a service was sent."""
+    """An ``Authorization`` header that a service was sent, and the domain of that service."""
 
     authorization: str = Field(max_length=8192)
+    domain: Id | None = None

@@ -11,25 +11,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from propeller.protocol.roles import PEOPLE, Role
 from propeller.protocol.topics import PROPLET_SAYS, UPDATES_FILTER, Channel, Kind
-
-
-class Role(StrEnum):
-    """The role of a client."""
-
-    MANAGER = "manager"
-    COORDINATOR = "coordinator"
-    PROXY = "proxy"
-    PROPLET = "proplet"
-    DEVICE = "device"
-
 
 _NAMES = (
     (re.compile(r"manager(-.*)?"), Role.MANAGER),
     (re.compile(r"(fl-)?coordinator(-.*)?"), Role.COORDINATOR),
     (re.compile(r"proxy(-.*)?"), Role.PROXY),
     (re.compile(r"proplet(-.*)?"), Role.PROPLET),
+    (re.compile(r"operator(-.*)?"), Role.OPERATOR),
+    (re.compile(r"viewer(-.*)?"), Role.VIEWER),
 )
+
+CLIENT_ROLES = tuple(role for role in Role if role is not Role.ADMIN)
+"""What a client can be: ``operator`` and ``viewer`` are for scripts, which log in with an id and a key; an admin is a person."""
 
 COMPAT_TAG = "compat"
 
@@ -132,10 +127,9 @@ def role_of(name: str, role: str | None, metadata: dict[str, Any], tags: Iterabl
     """
     given = role or metadata.get("role") or next((tag[5:] for tag in tags if tag.startswith("role:")), None)
     if given is not None:
-        try:
-            return Role(given)
-        except ValueError:
-            raise ValueError(f"role: {given!r} is not one of {', '.join(Role)}") from None
+        if given not in CLIENT_ROLES:
+            raise ValueError(f"role: {given!r} is not one of {', '.join(CLIENT_ROLES)}")
+        return Role(given)
     return next((found for pattern, found in _NAMES if pattern.fullmatch(name)), Role.DEVICE)
 
 
@@ -169,6 +163,8 @@ def permissions(
 
     ``compat`` is for proplets that speak on the topics that absmach/propeller's share.
     """
+    if role in PEOPLE:  # they use the HTTP APIs
+        return NOTHING, NOTHING
     actor = Actor.COMPAT if compat else Actor(role.value)
     publish: list[str] = []
     subscribe: list[str] = []

@@ -14,16 +14,17 @@ from propeller.identity.channels import Channels
 from propeller.identity.clients import Clients
 from propeller.identity.credentials import LoginThrottle, Passwords, Tokens
 from propeller.identity.domains import Domains
-from propeller.identity.roles import Role
 from propeller.identity.sessions import MqttIds, SessionExpiry
 from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import SCHEMA
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
+from propeller.protocol.roles import Role
 from propeller.protocol.topics import Channel
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 from propeller.web.auth import Principal
+from propeller.web.sites import Sites
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,32 @@ class Identity:
     directory: AccessDirectory
     link: BrokerLink
     sessions: SessionExpiry
+    sites: Sites
 
-    async def verify(self, authorization: str) -> Principal:
+    async def verify(self, authorization: str, domain_id: str | None = None) -> Principal:
         """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
+
+        Args:
+            authorization: the header.
+            domain_id: the domain that the caller must belong to, and have its role in.
 
         Raises:
             UnauthenticatedError: with what is wrong.
+            RefusedError: the caller does not belong to the domain.
         """
         scheme, _, rest = authorization.partition(" ")
         match scheme.lower():
             case "bearer":
-                return await self.users.identify(rest.strip())
+                user = await self.users.identify(rest.strip())
+                return user if domain_id is None else await self.domains.member(domain_id, user)
             case "basic":
                 client_id, key = _read_basic(rest)
                 access = self.directory.authenticate(client_id, key)
                 if access is None:
                     raise UnauthenticatedError("the client is unknown or disabled, or its key is wrong")
-                return Principal("client", access.client_id, access.role.value)
+                if domain_id is not None and access.domain_id != domain_id:
+                    raise RefusedError(f"client {client_id} belongs to another domain")
+                return Principal("client", access.client_id, access.role.value, access.domain_id)
             case _:
                 raise UnauthenticatedError("send a user's token as Bearer, or a client's id and key as Basic")
 
@@ -97,6 +107,7 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
         directory,
         link,
         sessions,
+        Sites(settings.hosts.split(",")),
     )
     try:
         _make_private(settings.database)

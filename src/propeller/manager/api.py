@@ -1,40 +1,71 @@
 """The manager's HTTP API: proplets, tasks, and what of federated learning starts here or goes through to the coordinator."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Path, Query, Request, Response, UploadFile
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
-from propeller.errors import InvalidError, RefusedError, UnavailableError, UnsupportedTypeError
+from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeError
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
+from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.protocol.rounds import CBOR_TYPES, MAX_WAIT_S, Experiment
 from propeller.protocol.wire import decode_object, format_time
-from propeller.web.app import Router, create_app
-from propeller.web.auth import Principal, Verify, caller
+from propeller.web.access import AccessTable
+from propeller.web.app import Router, check_is_json, create_app
+from propeller.web.auth import Admission, Caller, Principal
 from propeller.web.metrics import HttpMetrics
 
 log = get_logger("manager")
 
 MAX_LIMIT = 1000
 
+HIDDEN = "(hidden)"
+
 Offset = Annotated[int, Query(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 PathId = Annotated[Id, Path()]
 
 
-def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None = None) -> FastAPI:
+ACCESS: AccessTable = {
+    "GET /proplets": WATCH,
+    "GET /proplets/{proplet_id}": WATCH,
+    "DELETE /proplets/{proplet_id}": CONTROL,
+    "GET /proplets/{proplet_id}/metrics": WATCH,
+    "GET /proplets/{proplet_id}/alive-history": WATCH,
+    "POST /tasks": CONTROL,
+    "GET /tasks": WATCH,
+    "GET /tasks/{task_id}": WATCH,
+    "PUT /tasks/{task_id}": CONTROL,
+    "PUT /tasks/{task_id}/upload": CONTROL,
+    "DELETE /tasks/{task_id}": CONTROL,
+    "POST /tasks/{task_id}/start": CONTROL,
+    "POST /tasks/{task_id}/stop": CONTROL,
+    "GET /tasks/{task_id}/results": WATCH,
+    "GET /tasks/{task_id}/metrics": WATCH,
+    "POST /fl/experiments": CONTROL,
+    "GET /fl/task": WATCH | {Role.PROPLET},
+    "POST /fl/update": CONTROL | {Role.PROPLET},
+    "POST /fl/update_cbor": CONTROL | {Role.PROPLET},
+    "GET /fl/rounds/next": WATCH | {Role.PROPLET},
+    "GET /fl/rounds/{round_id}/complete": WATCH | {Role.PROPLET},
+}
+"""Devices get and send here what is theirs of a round."""
+
+
+def create_api(manager: Manager, *, instance_id: str = "", admission: Admission | None = None) -> FastAPI:
     """The app of a running manager.
 
     Args:
         manager: what answers.
         instance_id: named in ``/health``.
-        verify: checks who calls; ``None`` lets anyone in.
+        admission: finds out who calls; ``None`` lets anyone in.
     """
 
     def health() -> dict[str, object]:
@@ -51,21 +82,13 @@ def create_api(manager: Manager, *, instance_id: str = "", verify: Verify | None
     metrics, requests = HttpMetrics("manager"), ApiMetrics()
     metrics.registry.register(requests)
     metrics.registry.register(FleetMetrics(manager.fleet))
-    app = create_app("manager", verify=verify, health=health, metrics=metrics, redirect_slashes=False)
-    for router in (_proplet_routes(manager), _task_routes(manager), _fl_routes(manager)):
-        app.include_router(router, dependencies=[Depends(requests.count)])
+    app = create_app(
+        "manager", admission=admission, access=ACCESS, health=health, metrics=metrics, redirect_slashes=False
+    )
+    for routes in (_proplet_routes, _task_routes, _fl_routes):
+        app.include_router(routes(manager, [Depends(requests.count)]))
     app.add_middleware(_TrailingSlash)
     return app
-
-
-async def check_operator(principal: Annotated[Principal, Depends(caller)]) -> None:
-    """Refuse every client but a manager: devices and services have no business with the fleet and its tasks.
-
-    Raises:
-        RefusedError: the caller is such a client.
-    """
-    if principal.kind == "client" and principal.role != "manager":
-        raise RefusedError(f"client {principal.id} is a {principal.role}: a user or a manager must do this")
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -75,18 +98,15 @@ async def read_object(request: Request) -> dict[str, Any]:
         UnsupportedTypeError: it is announced as something else.
         MalformedMessageError: it is not a JSON object.
     """
-    media_type = request.headers.get("content-type", "application/json")
-    if "json" not in media_type.lower():
-        raise UnsupportedTypeError(f"Content-Type is {media_type[:80]!r}: send application/json")
+    check_is_json(request.headers.get("content-type"))
     return await decode(decode_object, await request.body())
 
 
 Body = Annotated[dict[str, Any], Depends(read_object)]
-OPERATOR_ONLY = [Depends(check_operator)]
 
 
-def _proplet_routes(manager: Manager) -> Router:
-    router = Router(prefix="/proplets", tags=["proplets"])
+def _proplet_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
+    router = Router(prefix="/proplets", tags=["proplets"], dependencies=dependencies)
 
     @router.get("")
     async def list_proplets(
@@ -101,7 +121,7 @@ def _proplet_routes(manager: Manager) -> Router:
         """A proplet."""
         return await manager.describe_proplet(proplet_id)
 
-    @router.delete("/{proplet_id}", dependencies=OPERATOR_ONLY, status_code=204)
+    @router.delete("/{proplet_id}", status_code=204)
     async def delete_proplet(proplet_id: PathId) -> None:
         """Delete a proplet on which nothing runs."""
         await manager.delete_proplet(proplet_id)
@@ -126,8 +146,8 @@ def _proplet_routes(manager: Manager) -> Router:
     return router
 
 
-def _task_routes(manager: Manager) -> Router:
-    router = Router(prefix="/tasks", tags=["tasks"], dependencies=OPERATOR_ONLY)
+def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
+    router = Router(prefix="/tasks", tags=["tasks"], dependencies=dependencies)
 
     @router.post("", status_code=201)
     async def create_task(body: Body, response: Response) -> dict[str, Any]:
@@ -137,15 +157,16 @@ def _task_routes(manager: Manager) -> Router:
         return task.to_json()
 
     @router.get("")
-    async def list_tasks(offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
+    async def list_tasks(who: Caller, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
         """A page of the tasks, in the order of their creation."""
         total, page = await manager.tasks.page(offset, limit)
-        return {"offset": offset, "limit": limit, "total": total, "tasks": [task.to_json() for task in page]}
+        tasks = [shown(task.to_json(), who) for task in page]
+        return {"offset": offset, "limit": limit, "total": total, "tasks": tasks}
 
     @router.get("/{task_id}")
-    async def get_task(task_id: PathId) -> dict[str, Any]:
+    async def get_task(task_id: PathId, who: Caller) -> dict[str, Any]:
         """A task."""
-        return (await manager.tasks.get(task_id)).to_json()
+        return shown((await manager.tasks.get(task_id)).to_json(), who)
 
     @router.put("/{task_id}")
     async def update_task(task_id: PathId, body: Body) -> dict[str, Any]:
@@ -190,9 +211,16 @@ def _task_routes(manager: Manager) -> Router:
     return router
 
 
-def _fl_routes(manager: Manager) -> Router:
+def shown(task: dict[str, Any], who: Principal) -> dict[str, Any]:
+    """A task as a caller may see it: values of the environment can be secrets, which are not for those who only watch."""
+    if who.role == Role.VIEWER and task.get("env"):
+        return {**task, "env": dict.fromkeys(task["env"], HIDDEN)}
+    return task
+
+
+def _fl_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     """Experiments start rounds here; all else goes through to the coordinator with the caller's credentials."""
-    router = Router(prefix="/fl", tags=["federated learning"])
+    router = Router(prefix="/fl", tags=["federated learning"], dependencies=dependencies)
 
     async def forward(request: Request, path: str, **options: Any) -> Response:
         if manager.coordinator is None:
@@ -206,7 +234,7 @@ def _fl_routes(manager: Manager) -> Router:
         )
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
 
-    @router.post("/experiments", dependencies=OPERATOR_ONLY)
+    @router.post("/experiments")
     async def configure_experiment(body: Body) -> dict[str, Any]:
         """Start a round on its participants; fields that experiments do not have are named in the answer."""
         for name in ("round_id", "model_ref", "participants", "task_wasm_image"):

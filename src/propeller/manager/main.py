@@ -8,7 +8,7 @@ from propeller.manager.service import open_manager
 from propeller.manager.settings import ManagerSettings
 from propeller.process.logs import get_logger
 from propeller.process.tls import pair
-from propeller.web.auth import verifier
+from propeller.web.auth import admission
 from propeller.web.server import bind_api, serve
 
 log = get_logger("manager")
@@ -26,6 +26,8 @@ async def main(settings: ManagerSettings, stop: asyncio.Event) -> None:
     async with open_manager(settings) as manager:
         log.info("manager starts", broker=settings.mqtt_address, coordinator=settings.coordinator_url or None)
         app = create_api(
-            manager, instance_id=settings.instance_id or str(uuid.uuid4()), verify=verifier(settings)
+            manager,
+            instance_id=settings.instance_id or str(uuid.uuid4()),
+            admission=admission("manager", settings, settings.domain_id),
         )
         await serve([(bind, app)], stop)

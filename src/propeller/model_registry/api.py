@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
-from propeller.errors import InvalidError, RefusedError, StartError, TooLargeError, UnsupportedTypeError
+from propeller.errors import InvalidError, StartError, TooLargeError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -23,10 +23,12 @@ from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.process.decoding import decode_in_thread
 from propeller.protocol.models import LINEAGE_FIELD, lineage_text
+from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message, decode_tensors
+from propeller.web.access import AccessTable
 from propeller.web.app import Router, create_app, etag_matches
-from propeller.web.auth import Caller, Principal, Verify, verifier
+from propeller.web.auth import Admission, admission
 from propeller.web.body import read_body
 from propeller.web.ranges import asked_ranges, respond
 from propeller.web.server import bind_api, serve
@@ -36,8 +38,20 @@ DEFAULT_PAGE = 100
 
 _MAX_KEY_CHARACTERS = 256
 
-_READERS = frozenset({"proplet", "proxy", "device"})
-"""Roles of clients that read models and never store one: a device must not replace what the others train on."""
+ACCESS: AccessTable = {
+    "GET /models": WATCH | {Role.COORDINATOR, Role.MANAGER},
+    "POST /models": CONTROL | {Role.COORDINATOR},
+    "GET /models/{version}": WATCH | {Role.COORDINATOR, Role.MANAGER, Role.PROPLET},
+    "GET /models/{version}/info": WATCH | {Role.COORDINATOR, Role.MANAGER},
+    "GET /models/{first}/diff/{second}": WATCH | {Role.COORDINATOR},
+    "GET /models/{version}/state": WATCH | {Role.COORDINATOR, Role.PROPLET},
+    "PUT /models/{version}/state": CONTROL | {Role.COORDINATOR},
+    "GET /aliases": WATCH | {Role.COORDINATOR, Role.MANAGER},
+    "GET /aliases/{name}": WATCH | {Role.COORDINATOR, Role.MANAGER},
+    "PUT /aliases/{name}": CONTROL | {Role.COORDINATOR},
+    "DELETE /aliases/{name}": CONTROL,
+}
+"""A device reads the model that its task names, and never stores one: others train on it."""
 
 
 class NewModel(Message):
@@ -55,17 +69,21 @@ class AliasedVersion(Message):
 
 
 def create_api(
-    registry: ModelRegistry, *, verify: Verify | None = None, max_body: int = MAX_BYTES
+    registry: ModelRegistry, *, admission: Admission | None = None, max_body: int = MAX_BYTES
 ) -> FastAPI:
     """The app.
 
     Args:
         registry: what it answers for.
-        verify: checks who calls.
+        admission: finds out who calls.
         max_body: the largest body, in bytes.
     """
     app = create_app(
-        "model-registry", verify=verify, max_body=max_body, max_body_setting="REGISTRY_MAX_BYTES"
+        "model-registry",
+        admission=admission,
+        access=ACCESS,
+        max_body=max_body,
+        max_body_setting="REGISTRY_MAX_BYTES",
     )
     app.include_router(_model_routes(registry))
     app.include_router(_alias_routes(registry))
@@ -98,12 +116,10 @@ def _model_routes(registry: ModelRegistry) -> Router:
     @router.post("/models", status_code=201)
     async def add(
         request: Request,
-        who: Caller,
         version: int | None = None,
         idempotency_key: Annotated[str, Header()] = "",
     ) -> dict[str, Any]:
         """Store a model: JSON ``{"version"?, "model", "lineage"?}``, or safetensors with ``?version=``."""
-        _check_may_store(who)
         _check_key(idempotency_key)
         content_type = request.headers.get("content-type")
         try:
@@ -121,8 +137,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
     @router.get("/models/{version:path}/info")
-    async def get_info(who: Caller, version: str) -> dict[str, Any]:
-        return _as_told(await registry.info(await registry.find(version)), who)
+    async def get_info(version: str) -> dict[str, Any]:
+        return await registry.info(await registry.find(version))
 
     @router.get("/models/{first:path}/diff/{second:path}")
     async def get_diff(first: str, second: str) -> dict[str, Any]:
@@ -136,9 +152,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
         return await answer(request, state, SAFETENSORS, number, encodings.check_state)
 
     @router.put("/models/{version:path}/state")
-    async def put_state(request: Request, who: Caller, version: str) -> dict[str, Any]:
+    async def put_state(request: Request, version: str) -> dict[str, Any]:
         """Keep the server state that belongs to a version: safetensors, its values in ``__metadata__.values``."""
-        _check_may_store(who)
         content_type, number = request.headers.get("content-type"), await registry.find(version)
         if media_type(content_type) != SAFETENSORS:
             raise UnsupportedTypeError(
@@ -205,34 +220,16 @@ def _alias_routes(registry: ModelRegistry) -> Router:
         return {"name": name, "version": await registry.alias(name)}
 
     @router.put("/aliases/{name:path}")
-    async def put_alias(who: Caller, name: str, given: AliasedVersion) -> dict[str, Any]:
+    async def put_alias(name: str, given: AliasedVersion) -> dict[str, Any]:
         """Have an alias stand for a version from now on."""
-        _check_may_store(who)
         await registry.put_alias(name, given.version)
         return {"name": name, "version": given.version}
 
     @router.delete("/aliases/{name:path}", status_code=204)
-    async def delete_alias(who: Caller, name: str) -> None:
-        _check_may_store(who)
+    async def delete_alias(name: str) -> None:
         await registry.delete_alias(name)
 
     return router
-
-
-def _is_reader(who: Principal) -> bool:
-    return who.kind == "client" and who.role in _READERS
-
-
-def _as_told(info: dict[str, Any], who: Principal) -> dict[str, Any]:
-    """What is known of a version; devices are not told who else took part."""
-    if info["lineage"] and _is_reader(who):
-        info["lineage"].pop("updates", None)
-    return info
-
-
-def _check_may_store(who: Principal) -> None:
-    if _is_reader(who):
-        raise RefusedError(f"client {who.id} is a {who.role}: it may read models, not store or name them")
 
 
 def _check_key(key: str) -> None:
@@ -270,5 +267,5 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
-    app = create_api(registry, verify=verifier(settings), max_body=settings.max_bytes)
+    app = create_api(registry, admission=admission("model-registry", settings), max_body=settings.max_bytes)
     await serve([(bind, app)], stop)

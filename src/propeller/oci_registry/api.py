@@ -16,19 +16,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from propeller.errors import PropellerError, StartError, UnauthenticatedError
+from propeller.errors import PropellerError, RefusedError, StartError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci_registry import blob_routes, manifest_routes
 from propeller.oci_registry.errors import DistributionError
 from propeller.oci_registry.settings import MAX_BLOB_BYTES, OciRegistrySettings
 from propeller.process.logs import get_logger
-from propeller.web.auth import Verify, verifier
+from propeller.protocol.roles import CONTROL, WATCH, Role
+from propeller.web.auth import Admission, admission
 from propeller.web.errors import status_of
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 from propeller.web.server import bind_api, serve
 
 log = get_logger("oci-registry")
+
+PULL = WATCH | {Role.PROXY, Role.COORDINATOR}
+"""Who may pull: services that run programs or pass them on."""
+
+PUSH = CONTROL
+"""Who may push: what is pushed runs on every device."""
 
 _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
 
@@ -36,52 +43,58 @@ _CODES = {401: "UNAUTHORIZED", 403: "DENIED", 404: "NAME_UNKNOWN", 405: "UNSUPPO
 class _Authentication:
     """ASGI middleware: credentials on everything but ``/health``: the registry's own login, or what identity knows."""
 
-    def __init__(self, app: ASGIApp, login: Login | None, verify: Verify | None) -> None:
-        self._app, self._verify = app, verify
+    def __init__(self, app: ASGIApp, login: Login | None, admission: Admission | None) -> None:
+        self._app, self._admission = app, admission
         self._expected = None if login is None else login.basic.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
             try:
-                await self._check(dict(scope["headers"]).get(b"authorization", b""), scope["method"])
+                await self._check(scope)
             except DistributionError as error:
                 await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _check(self, header: bytes, method: str) -> None:
+    async def _check(self, scope: Scope) -> None:
+        header = dict(scope["headers"]).get(b"authorization", b"")
         if self._expected is not None and secrets.compare_digest(header, self._expected):
             return
-        reason = "a user name and password are needed"
-        if self._verify is not None and header:
-            try:
-                who = await self._verify(header.decode("latin-1"))
-            except PropellerError as error:
-                if not isinstance(error, UnauthenticatedError):
-                    raise DistributionError(status_of(error), "UNAVAILABLE", str(error)) from None
-                reason = str(error)
-            else:
-                if who.kind == "client" and who.role != "manager" and method not in {"GET", "HEAD"}:
-                    raise DistributionError(
-                        403, "DENIED", f"client {who.id} is a {who.role}: it may pull, not push"
-                    )
-                return
-        raise DistributionError(401, "UNAUTHORIZED", reason, {"WWW-Authenticate": 'Basic realm="propeller"'})
+        if self._admission is None:
+            raise _unauthorized("a user name and password are needed")
+        try:
+            who = await self._admission(scope)
+        except UnauthenticatedError as error:
+            raise _unauthorized(str(error)) from None
+        except PropellerError as error:
+            code = "DENIED" if isinstance(error, RefusedError) else "UNAVAILABLE"
+            raise DistributionError(status_of(error), code, str(error)) from None
+        allowed = PULL if scope["method"] in {"GET", "HEAD"} else PUSH
+        if who.role not in allowed:
+            raise DistributionError(
+                403,
+                "DENIED",
+                f"{who} is a {who.role}: this is for {', '.join(sorted(allowed))}",
+            )
+
+
+def _unauthorized(reason: str) -> DistributionError:
+    return DistributionError(401, "UNAUTHORIZED", reason, {"WWW-Authenticate": 'Basic realm="propeller"'})
 
 
 def create_api(
     layout: Layout,
     *,
     login: Login | None = None,
-    verify: Verify | None = None,
+    admission: Admission | None = None,
     max_blob: int = MAX_BLOB_BYTES,
 ) -> Starlette:
-    """The registry's app; without ``login`` and ``verify`` anyone may use it.
+    """The registry's app; without ``login`` and ``admission`` anyone may use it.
 
     Args:
         layout: where everything is kept.
         login: a user name and password that may do everything.
-        verify: checks other credentials with identity: users and managers may push, every client may pull.
+        admission: finds out who calls without that login: ``PULL`` and ``PUSH`` say who may do what.
         max_blob: the largest blob, in bytes.
     """
     metrics = HttpMetrics("oci-registry")
@@ -104,8 +117,8 @@ def create_api(
         *blob_routes.create_routes(layout, max_blob),
     ]
     middleware = [Middleware(MetricsMiddleware, metrics=metrics)]
-    if login is not None or verify is not None:
-        middleware.append(Middleware(_Authentication, login=login, verify=verify))
+    if login is not None or admission is not None:
+        middleware.append(Middleware(_Authentication, login=login, admission=admission))
     handlers: dict[Any, Any] = {
         DistributionError: _refusal,
         HTTPException: _http_error,
@@ -157,5 +170,8 @@ async def main(settings: OciRegistrySettings, stop: asyncio.Event) -> None:
         raise StartError(
             f"oci-registry: cannot keep artifacts in {settings.folder}: {error.strerror}; set OCI_REGISTRY_FOLDER"
         ) from None
-    app = create_api(layout, login=settings.login, verify=verifier(settings), max_blob=settings.max_blob)
+    # A login of its own is asked for of everyone, unless identity knows them.
+    only_login = settings.login is not None and (settings.auth == "off" or settings.identity_url is None)
+    callers = None if only_login else admission("oci-registry", settings)
+    app = create_api(layout, login=settings.login, admission=callers, max_blob=settings.max_blob)
     await serve([(bind, app)], stop)

@@ -86,6 +86,11 @@ def write_durably(path: Path, data: Buffer, *, replace: bool = True, mode: int =
         file.commit(path, replace=replace)
 
 
+def keep_private() -> None:
+    """From now on what this process and its children create is for its user alone: databases, models and logs hold others' data."""
+    os.umask(0o077)
+
+
 def trim_folder(files: Iterable[Path], max_bytes: int, *, keep: Collection[Path] = ()) -> None:
     """Remove the files used longest ago (by their time of change) until all together have at most ``max_bytes``.
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -98,17 +98,19 @@ def _variable(settings: type[ServiceSettings], name: str) -> str:
 class HttpSettings(ServiceSettings):
     """What every service with an HTTP API also reads."""
 
-    auth: Literal["on", "off"] = Field("off", alias="PROPELLER_AUTH")
-    identity_url: str | None = Field(None, alias="PROPELLER_IDENTITY_URL", validate_default=True)
+    auth: Literal["on", "off"] = Field("on", alias="PROPELLER_AUTH")
+    """``off``: whoever reaches the service may use it."""
+    identity_url: str | None = Field(None, alias="PROPELLER_IDENTITY_URL")
+    """Who checks credentials. Without it only the user who runs the service may use it, on loopback."""
+    domain: str | None = Field(None, alias="PROPELLER_DOMAIN_ID")
+    """The domain whose users and clients may use the service."""
+    peer_role: Literal["manager", "coordinator", "proplet"] | None = Field(None, alias="PROPELLER_PEER_ROLE")
+    """What callers without credentials are, for the services and devices of absmach/propeller, which send none."""
+    hosts: str = Field("", alias="PROPELLER_HOSTS")
+    """Further names of the service, separated by commas; ``*`` for any."""
+    trusted_proxies: str = Field("", alias="PROPELLER_TRUSTED_PROXIES")
+    """Addresses and networks, separated by commas, whose ``X-Forwarded-*`` headers are believed."""
     insecure: bool = Field(False, alias="PROPELLER_INSECURE")
-
-    @field_validator("identity_url")
-    @classmethod
-    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # A validator of a field, as those of the whole model only run once every field is right: all is told at once.
-        if not value and info.data.get("auth") == "on":
-            raise ValueError("not set, and PROPELLER_AUTH=on needs it: the identity service's address")
-        return value
 
 
 _NOT_SET = "not set"

@@ -54,8 +54,8 @@ class PropletSettings(MqttTlsSettings):
     coordinator_url: str | None = Field(
         None, validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
     )
-    auth: Literal["on", "off"] = Field("off", alias="PROPELLER_AUTH")
-    """``on``: send the client's id and key to the services above."""
+    auth: Literal["on", "off"] = Field("on", alias="PROPELLER_AUTH")
+    """``off``: do not send the client's id and key to the services above."""
 
     state: Path | None = Field(None, alias="PROPLET_STATE")
     cache: Path | None = Field(None, alias="PROPLET_CACHE")

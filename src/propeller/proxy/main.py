@@ -18,7 +18,7 @@ from propeller.proxy.programs import BlobCache, ProgramSource
 from propeller.proxy.service import OpenRequests, ProxyService
 from propeller.proxy.settings import ProxySettings
 from propeller.web.app import create_app
-from propeller.web.auth import verifier
+from propeller.web.auth import admission
 from propeller.web.server import bind_api, serve
 
 log = get_logger("proxy")
@@ -60,7 +60,8 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
         service = ProxyService(channel, publish, programs, sender, requests, metrics)
         app = create_app(
             "proxy",
-            verify=verifier(settings),
+            admission=admission("proxy", settings, settings.domain_id),
+            access={},
             metrics=metrics,
             health=lambda: {"status": "ok", "service": "proxy"},
         )

@@ -66,10 +66,7 @@ def check_url(service: str, url: str) -> str:
 
 @dataclass
 class Login:
-    """A user, and the token that identity gave.
-
-    It is asked for when a service first wants to know who calls: a stack without authentication needs none.
-    """
+    """A user, and the token that identity gave."""
 
     identity: str
     user: str
@@ -111,7 +108,7 @@ def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
     return {name: services[name] for name in PORTS if name in services}
 
 
-def login_of_stack(stack: Mapping[str, Any]) -> Login | None:
-    """The stack's operator, who may do everything."""
-    admin, identity = stack.get("admin"), urls_of_stack(stack).get("identity")
-    return Login(identity, admin["username"], admin["password"]) if admin and identity else None
+def operator_of_stack(stack: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The id and key of the stack's operator."""
+    operator = stack.get("clients", {}).get("operator")
+    return (operator["id"], operator["key"]) if operator else None

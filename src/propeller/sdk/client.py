@@ -16,7 +16,14 @@ from propeller.protocol import rounds as wire
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
 from propeller.protocol.ids import check_id
 from propeller.protocol.wire import explain_validation_error
-from propeller.sdk.addresses import Login, check_url, login_of_stack, read_stack, urls_of_host, urls_of_stack
+from propeller.sdk.addresses import (
+    Login,
+    check_url,
+    operator_of_stack,
+    read_stack,
+    urls_of_host,
+    urls_of_stack,
+)
 from propeller.sdk.connection import Connection
 from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
@@ -121,10 +128,11 @@ class AsyncPropeller:
             raise InvalidError(f"{missing}: is missing; user and password belong together")
         if user is not None and auth is not None:
             raise InvalidError("auth: give it, a client's id and key, or user and password; not both")
+        login: Login | None = None
         if user is not None and password is not None:
-            login: Login | None = Login(urls["identity"], user, password)
-        else:
-            login = login_of_stack(stack) if stack and auth is None else None
+            login = Login(urls["identity"], user, password)
+        elif auth is None and stack:
+            auth = operator_of_stack(stack)
         transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10)
         self._connection = Connection(urls, transport, login, stack or {})
         self.stack = self._connection.stack

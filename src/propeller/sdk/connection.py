@@ -24,7 +24,7 @@ class Connection:
     def __init__(
         self, urls: Mapping[str, str], transport: Transport, login: Login | None, stack: Mapping[str, Any]
     ) -> None:
-        """``login`` is used when a service wants to know who calls."""
+        """``login`` is who calls, if not whoever the services take the caller for."""
         self.urls, self.stack, self.transport = dict(urls), dict(stack), transport
         self._login = login
 
@@ -83,6 +83,7 @@ class Connection:
         self, send: Callable[[], Awaitable[httpx.Response]], method: str, url: str
     ) -> httpx.Response:
         try:
+            await self._log_in()
             answer = await send()
             if await self._may_try_again(answer):
                 answer = await send()
@@ -101,13 +102,14 @@ class Connection:
             PropellerError: as ``ask``; also inside the block, if the connection breaks.
         """
         url = f"{self.urls[service]}{path}"
-        sent = {
-            "Accept": "text/event-stream",
-            "Cache-Control": "no-store",
-            **headers,
-            **self._authorization(),
-        }
         try:
+            await self._log_in()
+            sent = {
+                "Accept": "text/event-stream",
+                "Cache-Control": "no-store",
+                **headers,
+                **self._authorization(),
+            }
             async with self.transport.stream(url, headers=sent, timeout=timeout) as stream:
                 if not await self._may_try_again(stream.answer):
                     _check(stream.answer, "GET", url)
@@ -124,16 +126,24 @@ class Connection:
         return {} if self._login is None else self._login.headers()
 
     async def _may_try_again(self, answer: httpx.Response) -> bool:
-        """Whether the service wanted to know who calls, and there is a token for it now."""
+        """Whether the service does not take the token any more, and there is a new one now."""
         if answer.status_code != httpx.codes.UNAUTHORIZED or self._login is None:
             return False
-        told = await self._login.renew(self.transport)
+        await self._renew(self._login)
+        return True
+
+    async def _log_in(self) -> None:
+        """Before the first request: without a token it may be answered as one of somebody else, the operator of this machine."""
+        if self._login is not None and not self._login.headers():
+            await self._renew(self._login)
+
+    async def _renew(self, login: Login) -> None:
+        told = await login.renew(self.transport)
         if told.status_code == httpx.codes.UNAUTHORIZED:
             raise kind_of_status(told.status_code)(
-                f"user {self._login.user!r} cannot log in at {self._login.identity}: {error_text(told)}"
+                f"user {login.user!r} cannot log in at {login.identity}: {error_text(told)}"
             )
-        _check(told, "POST", f"{self._login.identity}/users/tokens/issue")
-        return True
+        _check(told, "POST", f"{login.identity}/users/tokens/issue")
 
 
 def _check(answer: httpx.Response, method: str, url: str) -> None:

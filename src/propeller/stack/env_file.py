@@ -19,7 +19,7 @@ from dotenv.parser import parse_stream
 from propeller.errors import StartError
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import write_durably
-from propeller.stack.services import SERVICES
+from propeller.stack.services import OPERATOR, SERVICES
 
 _PREFIXES = {spec.client: spec.prefix for spec in SERVICES if spec.client}
 
@@ -71,7 +71,12 @@ def client_variables(names: Iterable[str]) -> list[str]:
 
 
 GUIDE_VARIABLES = (*DOMAIN_VARIABLES, *CHANNEL_VARIABLES, *client_variables(GUIDE_CLIENTS))
-"""All eighteen."""
+"""All eighteen of the guide."""
+
+PROVISIONED_CLIENTS = (*GUIDE_CLIENTS, OPERATOR)
+"""Those that ``propeller provision`` makes: the guide's, and one for the person who runs the stack."""
+
+PROVISIONED_VARIABLES = (*GUIDE_VARIABLES, *client_variables([OPERATOR]))
 
 
 def env_values(domain_id: str, channel_id: str, clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -11,8 +11,8 @@ from propeller.process.http import ServiceError
 from propeller.stack.env_file import (
     CHANNEL_VARIABLES,
     DOMAIN_VARIABLES,
-    GUIDE_CLIENTS,
-    GUIDE_VARIABLES,
+    PROVISIONED_CLIENTS,
+    PROVISIONED_VARIABLES,
     EnvFile,
     env_values,
     id_variable,
@@ -48,7 +48,7 @@ class ProvisioningResult:
     Attributes:
         domain_id: of the domain ``fl-demo``.
         channel_id: of its channel ``fl``.
-        clients: the guide's six.
+        clients: the guide's six, and the operator's.
         corrected: what was wrong in the file and is right now, a line each.
         changed: whether the file was changed.
     """
@@ -113,9 +113,9 @@ class EnvProvisioner:
 
     async def _examine_clients(self, domain: Record | None, values: Mapping[str, str]) -> list[_ClientState]:
         if domain is None:
-            return [_ClientState(name, None) for name in GUIDE_CLIENTS]
+            return [_ClientState(name, None) for name in PROVISIONED_CLIENTS]
         found: list[_ClientState] = []
-        for name in GUIDE_CLIENTS:
+        for name in PROVISIONED_CLIENTS:
             used_ids = {other.credentials["id"] for other in found if other.credentials}
             found.append(await self._examine_client(name, domain["id"], values, used_ids))
         return found
@@ -176,7 +176,7 @@ class EnvProvisioner:
             rotate = f"propeller provision --env-file {self.path} --rotate"
             lines += [
                 *lost,
-                "Identity shows a key only once: put the right ones there, or make new keys for all six:",
+                "Identity shows a key only once: put the right ones there, or make new keys for all:",
                 f"  {rotate}",
                 "(A stack of 'propeller up' has keys of its own: add --state DIR to take those.)",
             ]
@@ -196,7 +196,7 @@ class EnvProvisioner:
         corrected = _differences(values, DOMAIN_VARIABLES, domain_id) + _differences(
             values, CHANNEL_VARIABLES, channel_id
         )
-        absent = {name: "" for name in GUIDE_VARIABLES if name not in values}
+        absent = {name: "" for name in PROVISIONED_VARIABLES if name not in values}
         self._save(absent | env_values(domain_id, channel_id, {}))
         clients, ids = [], []
         for one in found:

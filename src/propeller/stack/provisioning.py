@@ -4,7 +4,7 @@ from typing import Any
 
 from propeller.errors import StartError
 from propeller.process.http import ServiceClient, ServiceError, basic_authorization
-from propeller.stack.services import CLIENT_NAMES
+from propeller.stack.services import CLIENT_NAMES, OPERATOR
 from propeller.stack.state_folder import Secrets
 
 TAGS = ("propeller", "fl-demo")
@@ -146,8 +146,8 @@ def device_names(proplets: int) -> list[str]:
 
 
 def client_names(proplets: int) -> list[str]:
-    """The clients of a stack with so many proplets: the guide's six for three."""
-    return [*CLIENT_NAMES, *device_names(proplets)]
+    """The clients of a stack with so many proplets: the guide's six for three, and the operator's."""
+    return [*CLIENT_NAMES, OPERATOR, *device_names(proplets)]
 
 
 class Provisioner:

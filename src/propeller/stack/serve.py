@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from propeller.process import logs
+from propeller.process.files import keep_private
 from propeller.process.run import run
 from propeller.process.settings import LogSettings, SettingsError
 from propeller.stack.services import find_service
@@ -25,6 +26,7 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
         StartError: there is no such service.
     """
     spec = find_service(service)
+    keep_private()
     level = os.environ.get(spec.log_level_variable) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
     try:
         logs.configure(service, level=level, file=log_file, max_bytes=LogSettings.load().max_bytes)

@@ -87,6 +87,8 @@ class StackConfig:
     """Further variables, by the service's name."""
     tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The tags of devices, by their names, beside those that ``PROPLET_TAGS`` gives to all."""
+    open_access: bool = False
+    """Whether anyone on this machine may use the services."""
 
     def url(self, port: str) -> str:
         """The address of an HTTP API, by the name of its port."""
@@ -184,6 +186,7 @@ class ServiceSpec:
             # One thread each: the services share the machine with the proplets' programs.
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            **(_access(stack) if self.has_http and self.stage is not Stage.IDENTITY else {}),
             **self.environment(stack, process),
             **{port.variable: str(stack.ports[port.name]) for port in self.ports},
         }
@@ -209,6 +212,16 @@ def _inherited(*patterns: str) -> dict[str, str]:
     }
 
 
+def _access(stack: StackConfig) -> dict[str, str]:
+    """Who may use a service."""
+    return {
+        "PROPELLER_AUTH": "off" if stack.open_access else "on",
+        "PROPELLER_IDENTITY_URL": stack.url("identity-users"),
+        "PROPELLER_DOMAIN_ID": stack.secrets.domain_id,
+        **_inherited("PROPELLER_HOSTS", "PROPELLER_TRUSTED_PROXIES"),
+    }
+
+
 def _programs(stack: StackConfig) -> str:
     """The folder of programs, one for all that run them on this machine: each is compiled once."""
     return os.environ.get("PROPLET_CACHE") or stack.data("programs")
@@ -229,7 +242,7 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
         "IDENTITY_ADMIN_PASSWORD": stack.secrets.admin_password,
         "BROKER_SECRET": stack.secrets.broker,
         "BROKER_NATS_URL": stack.nats,
-        **_inherited("BROKER_SESSION_EXPIRY"),
+        **_inherited("BROKER_SESSION_EXPIRY", "PROPELLER_HOSTS", "PROPELLER_TRUSTED_PROXIES"),
     }
 
 
@@ -443,6 +456,9 @@ PORTS = {port.name: port for spec in SERVICES for port in spec.ports}
 
 CLIENT_NAMES = tuple(spec.client for spec in SERVICES if spec.client)
 """The services that are clients of the broker, by the names that identity knows them by."""
+
+OPERATOR = "operator"
+"""The client that a stack makes for the person who runs it: commands and scripts use its id and key."""
 
 
 def find_service(name: str) -> ServiceSpec:

@@ -74,6 +74,7 @@ class StateFolder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.chmod(0o700)  # also one that was there before
             self._lock.acquire(0)
         except LockedError:
             raise StartError(

@@ -22,6 +22,7 @@ from propeller.stack.services import (
     HOST,
     HTTP_SERVICES,
     IDENTITY_LISTENERS,
+    OPERATOR,
     ServiceSpec,
     StackConfig,
     Stage,
@@ -54,6 +55,7 @@ class Options:
         log_level: of every service.
         extra: environment variables for single services, by service name.
         tags: tags of proplets, by the proplet's name.
+        open_access: let anyone on this machine use the services.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Options:
     log_level: str = "info"
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    open_access: bool = False
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +128,11 @@ class _Start:
             ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:
             ports = guide_ports()
-        self._config = StackConfig(folder, ports, secrets, options.log_level, options.extra, options.tags)
+        if options.open_access and os.environ.get("PROPELLER_AUTH") == "on":
+            raise StartError("PROPELLER_AUTH=on contradicts --open: unset it, or leave --open out")
+        self._config = StackConfig(
+            folder, ports, secrets, options.log_level, options.extra, options.tags, options.open_access
+        )
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
 
     async def run(self) -> dict[str, Any]:
@@ -144,6 +151,12 @@ class _Start:
         description = self._describe(image)
         self._folder.write_stack(description)
         return description
+
+    @property
+    def _operator(self) -> tuple[str, str]:
+        """The id and key by which this process calls the services."""
+        client = self._config.secrets.clients[OPERATOR]
+        return client["id"], client["key"]
 
     async def _start_stage(self, stage: Stage) -> None:
         for spec in in_stage(stage):
@@ -204,7 +217,9 @@ class _Start:
         missing = {self._config.secrets.clients[name]["id"]: name for name in names}
 
         async def all_alive() -> bool:
-            answer = await self._http.get(f"{self._config.url('manager')}/proplets", params={"limit": 1000})
+            answer = await self._http.get(
+                f"{self._config.url('manager')}/proplets", params={"limit": 1000}, auth=self._operator
+            )
             answer.raise_for_status()
             for proplet in answer.json()["proplets"]:
                 if proplet["alive"] and (name := missing.pop(proplet["id"], None)):

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.params import Form
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
-from propeller.errors import PropellerError, UnauthenticatedError
+from propeller.errors import PropellerError, UnsupportedTypeError
 from propeller.process.decoding import decode
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
-from propeller.web.auth import ANYONE, OPEN_PATHS, IdentityVerifier, Verify
+from propeller.web.access import COMMON, AccessTable, check_access
+from propeller.web.auth import ANYONE, OPEN_PATHS, Admission, Principal
 from propeller.web.body import BodyLimit, BodyLimitMiddleware, HoldingRequest
 from propeller.web.limits import MAX_BODY
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
@@ -30,23 +32,22 @@ class _StrictRequest(HoldingRequest):
             raise errors.BodyError(error) from None
 
 
-def _unnamed_is_json(scope: Scope) -> Scope:
-    """The request without its media type if that is the default of ``curl -d``: no API here accepts forms."""
-    form = (b"content-type", b"application/x-www-form-urlencoded")
-    if form not in scope["headers"]:
-        return scope
-    return {**scope, "headers": [header for header in scope["headers"] if header != form]}
-
-
 class _StrictRoute(APIRoute):
-    """A route whose JSON bodies are read strictly."""
+    """A route that looks at who calls, and then reads JSON bodies strictly."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        """Wrap the handler so that it sees the strict request."""
+        """Wrap the handler so that callers are checked before it, and it sees the strict request."""
         handle = super().get_route_handler()
+        methods, path = tuple(sorted(self.methods or ())), self.path_format
+        takes_json = self.body_field is not None and not isinstance(self.body_field.field_info, Form)
 
         async def strict(request: Request) -> Response:
-            made = _StrictRequest(_unnamed_is_json(request.scope), request.receive)
+            table: AccessTable | None = request.app.state.access
+            if table is not None:
+                check_access(table, methods, path, request.state.principal)
+            if takes_json:
+                check_is_json(request.headers.get("content-type"))
+            made = _StrictRequest(request.scope, request.receive)
             try:
                 answer: Response = await handle(made)
             finally:
@@ -56,15 +57,29 @@ class _StrictRoute(APIRoute):
         return strict
 
 
+def check_is_json(content_type: str | None) -> None:
+    """See that a body is announced as JSON.
+
+    A page of another site can have a browser send anything else without asking first: ``curl -d`` and forms must not do what a
+    person wants only from their own programs.
+
+    Raises:
+        UnsupportedTypeError: it is announced as something else, or not at all.
+    """
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        told = f"Content-Type is {kind[:80]!r}" if kind else "there is no Content-Type"
+        raise UnsupportedTypeError(
+            f"{told}: send application/json (curl -H 'Content-Type: application/json')"
+        )
+
+
 class Router(APIRouter):
     """Routes to be included in an app: FastAPI's ``APIRouter``, reading JSON as strictly as the app itself."""
 
     def __init__(self, **options: Any) -> None:
         """``options`` are FastAPI's own (``prefix``, ``tags`` …)."""
         super().__init__(route_class=_StrictRoute, **{"default_response_class": CompactJson} | options)
-        self.strict_content_type = (
-            False  # as the app; versions of FastAPI without this check take no argument for it
-        )
 
     def include_router(self, router: APIRouter, **options: Any) -> None:
         """Take over a router's routes; as ``_App.include_router``."""
@@ -111,36 +126,33 @@ class CompactJson(Response):
 class AuthenticationMiddleware:
     """ASGI middleware: puts the caller into ``request.state.principal``, or answers 401."""
 
-    def __init__(self, app: ASGIApp, verify: Verify | None, open_paths: frozenset[str] = OPEN_PATHS) -> None:
-        self.app, self.verify, self.open_paths = app, verify, open_paths
+    def __init__(
+        self, app: ASGIApp, admission: Admission | None, open_paths: frozenset[str] = OPEN_PATHS
+    ) -> None:
+        self.app, self.admission, self.open_paths = app, admission, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on once it is known who calls."""
         if scope["type"] == "http":
-            state = scope.setdefault("state", {})
-            state["principal"] = ANYONE
-            if self.verify is not None and scope["path"] not in self.open_paths:
-                header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            principal: Principal = ANYONE
+            if self.admission is not None and scope["path"] not in self.open_paths:
                 try:
-                    if not header:
-                        raise UnauthenticatedError(
-                            "credentials required: a user's bearer token, or a client's id and key"
-                        )
-                    state["principal"] = await self.verify(header)
+                    principal = await self.admission(scope)
                 except PropellerError as error:
                     await errors.response_of(error)(scope, receive, send)
                     return
+            scope.setdefault("state", {})["principal"] = principal
         await self.app(scope, receive, send)
 
 
-def _lifespan(verify: Verify | None, inner: Any) -> Any:
-    """The app's own lifespan, and the end of the verifier's connections."""
+def _lifespan(admission: Admission | None, inner: Any) -> Any:
+    """The app's own lifespan, and the end of the connections to identity."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with contextlib.AsyncExitStack() as stack:
-            if isinstance(verify, IdentityVerifier):
-                stack.push_async_callback(verify.aclose)
+            if admission is not None:
+                stack.push_async_callback(admission.aclose)
             yield await stack.enter_async_context(inner(app)) if inner else None
 
     return lifespan
@@ -153,7 +165,8 @@ _OPTIONS: dict[str, Any] = {"telemetry": {"tracing": False, "metrics": False, "l
 def create_app(
     service: str,
     *,
-    verify: Verify | None = None,
+    admission: Admission | None = None,
+    access: AccessTable | None = None,
     open_paths: frozenset[str] = frozenset(),
     max_body: int = MAX_BODY,
     max_body_setting: str = "",
@@ -166,7 +179,8 @@ def create_app(
 
     Args:
         service: its name, in the metrics and the API's title.
-        verify: checks an ``Authorization`` header; ``None`` lets anyone in: for loopback only.
+        admission: finds out who calls; ``None`` lets anyone in: for loopback only.
+        access: who may use which route, beside those that every service has; ``None`` where the handlers see to it.
         open_paths: answered to anyone, beside ``/health``.
         max_body: the largest request body, in bytes.
         max_body_setting: the setting that says so, for the error.
@@ -180,13 +194,13 @@ def create_app(
         title=f"Propeller {service}",
         version=__version__,
         default_response_class=CompactJson,
-        strict_content_type=False,
-        lifespan=_lifespan(verify, options.pop("lifespan", None)),
+        lifespan=_lifespan(admission, options.pop("lifespan", None)),
         **_OPTIONS | options,
     )
     app.router.route_class = _StrictRoute
+    app.state.access = None if access is None else {**COMMON, **access}
     errors.add_handlers(app)
-    app.add_middleware(AuthenticationMiddleware, verify=verify, open_paths=OPEN_PATHS | open_paths)
+    app.add_middleware(AuthenticationMiddleware, admission=admission, open_paths=OPEN_PATHS | open_paths)
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=max_body, setting=max_body_setting, larger=larger_bodies
     )

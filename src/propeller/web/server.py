@@ -38,6 +38,7 @@ class Bind:
         port: 0 for any free one.
         variable: the setting that chooses the port, for that error.
         tls: the certificate to show; HTTP without one.
+        trusted_proxies: whose ``X-Forwarded-*`` headers are believed; nobody's if empty.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Bind:
     port: int
     variable: str = ""
     tls: KeyPair | None = None
+    trusted_proxies: str = ""
 
 
 def is_loopback(host: str) -> bool:
@@ -95,9 +97,9 @@ def bind_api(
     Raises:
         StartError: it would be open to a network; the text says what to set.
     """
-    authenticated = has_login or settings.auth == "on"
+    authenticated = has_login or (settings.auth == "on" and settings.identity_url is not None)
     check_exposure(name, host, authenticated=authenticated, insecure=settings.insecure)
-    return Bind(name, host, port, variable, tls)
+    return Bind(name, host, port, variable, tls, settings.trusted_proxies)
 
 
 def listen(bind: Bind) -> socket.socket:
@@ -130,7 +132,7 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
         for bind, _app in apps:
             sockets.append(listen(bind))
         servers = [
-            _Server(bind.name, _config(app, context))
+            _Server(bind.name, _config(bind, app, context))
             for (bind, app), context in zip(apps, contexts, strict=True)
         ]
         for (bind, _app), sock in zip(apps, sockets, strict=True):
@@ -171,10 +173,12 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-def _config(app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _config(bind: Bind, app: Any, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpProtocol,
+        proxy_headers=bool(bind.trusted_proxies),
+        forwarded_allow_ips=bind.trusted_proxies,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
         log_config=None,
         access_log=False,

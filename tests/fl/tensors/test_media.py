@@ -50,9 +50,7 @@ def test_nothing_that_is_accepted(accept: str) -> None:
         encode(MODEL, accept)
 
 
-@pytest.mark.parametrize(
-    "kind", [None, "", "application/json; charset=utf-8", "application/x-www-form-urlencoded"]
-)
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"])
 def test_json_under_its_names(kind: str | None) -> None:
     assert decode(kind, b'{"w":[1]}')[0]["w"].tolist() == [1.0]
 

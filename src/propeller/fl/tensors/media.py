@@ -35,12 +35,11 @@ CODECS: dict[str, Codec] = {
 }
 """Media types to codecs, the preferred one first. Another encoding is one more entry."""
 
-_ALIASES = {"": JSON, "application/x-www-form-urlencoded": JSON, "application/x-safetensors": SAFETENSORS}
-"""No type, and the one that curl sends unless told otherwise, are read as JSON."""
+_ALIASES = {"application/x-safetensors": SAFETENSORS}
 
 
 def media_type(content_type: str | None) -> str:
-    """The type in a ``Content-Type`` header without its parameters, lower case; of one unnamed: JSON."""
+    """The type in a ``Content-Type`` header without its parameters, lower case; empty without one."""
     bare = (content_type or "").partition(";")[0].strip().lower()
     return _ALIASES.get(bare, bare)
 

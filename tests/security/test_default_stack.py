@@ -1,0 +1,125 @@
+"""A stack as ``propeller up`` starts it: for its user, and for nobody else."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from support.stack import Up, running_stack
+
+OTHER_UID = 1234
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_stack(tmp_path_factory.mktemp("default") / "state") as running:
+        yield running
+
+
+ASK = """
+import os, sys, urllib.error, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+opener.open(sys.argv[2]).close()  # whatever it imports: the other user may not read that
+os.setuid(int(sys.argv[1]))
+for url in sys.argv[2:]:
+    try:
+        print(url.startswith("file:") or opener.open(url).status)
+        if url.startswith("file:"):
+            print(os.listdir(url.removeprefix("file:")))
+    except urllib.error.HTTPError as error:
+        print(error.code)
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+PATHS = {
+    "manager": "/tasks",
+    "coordinator": "/experiments",
+    "aggregator": "/metrics",
+    "model_registry": "/models",
+    "data_store": "/datasets",
+    "oci_registry": "/v2/",
+    "proxy": "/metrics",
+}
+
+
+def urls(up: Up) -> dict[str, str]:
+    return {name: f"{up.url(name)}{path}" for name, path in PATHS.items()}
+
+
+def test_its_user_needs_no_credentials(up: Up) -> None:
+    for name, url in urls(up).items():
+        assert httpx.get(url).status_code == 200, name
+
+
+def test_through_a_proxy_nobody_is_its_user(up: Up) -> None:
+    for name, url in urls(up).items():
+        assert httpx.get(url, headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 401, name
+        assert (
+            httpx.get(f"{up.url(name)}/health", headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 200
+        ), name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_of_the_machine(up: Up) -> None:
+    """Who gets 200 from ``/health``, 401 from all else, and reads no file of the state."""
+    asked = [*urls(up).values(), *(f"{up.url(name)}/health" for name in PATHS)]
+    command = [sys.executable, "-I", "-S", "-c", ASK, str(OTHER_UID), *asked, f"file:{up.folder}"]
+    answers = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.split()
+    assert answers == ["401"] * len(PATHS) + ["200"] * len(PATHS) + ["True", "PermissionError"]
+
+
+def test_a_foreign_host_and_a_foreign_page(up: Up) -> None:
+    for name, url in urls(up).items():
+        foreign = httpx.get(url, headers={"Host": "evil.example"})
+        assert foreign.status_code == 403, name
+        assert "evil.example" in foreign.text
+        page = {"Origin": "http://evil.example", "Content-Type": "application/json"}
+        changed = httpx.post(url, headers=page, content=b"{}")
+        assert changed.status_code == 403, name
+        assert "a page of another site" in changed.text
+    # A form needs no permission of the service before a browser sends it.
+    assert httpx.post(f"{up.url('manager')}/tasks", content=b'{"name":"x"}').status_code == 415
+    assert httpx.post(f"{up.url('manager')}/tasks", data={"name": "x"}).status_code == 415
+
+
+def test_a_device_may_not_aggregate_store_or_list(up: Up) -> None:
+    one = up.stack["clients"]["proplet-1"]
+    auth = (one["id"], one["key"])
+    other = up.ids()[1]
+    with httpx.Client(auth=auth) as http:
+        for method, url in (
+            ("POST", f"{up.url('aggregator')}/aggregate"),
+            ("POST", f"{up.url('model_registry')}/models"),
+            ("GET", f"{up.url('model_registry')}/models"),
+            ("GET", f"{up.url('data_store')}/datasets/{other}"),
+            ("POST", f"{up.url('data_store')}/datasets/{one['id']}"),
+            ("GET", f"{up.url('manager')}/proplets"),
+            ("POST", f"{up.url('manager')}/tasks"),
+            ("GET", f"{up.url('coordinator')}/rounds"),
+            ("POST", f"{up.url('coordinator')}/experiments"),
+            ("GET", f"{up.url('oci_registry')}/v2/"),
+        ):
+            assert http.request(method, url).status_code == 403, (method, url)
+        assert http.get(f"{up.url('data_store')}/datasets/{one['id']}").status_code == 200
+        assert http.get(f"{up.url('model_registry')}/models/0").status_code == 200
+    wrong = httpx.get(f"{up.url('manager')}/proplets", auth=(one["id"], "not its key"))
+    assert wrong.status_code == 401  # whoever shows a key is not the user of the machine beside it
+
+
+def test_the_state_is_private(up: Up) -> None:
+    wrong = {}
+    for path in [up.folder, *up.folder.rglob("*")]:
+        try:
+            mode = stat.S_IMODE(path.lstat().st_mode)
+        except FileNotFoundError:  # services come and go with files
+            continue
+        if not path.is_symlink() and mode & 0o077:
+            wrong[str(path.relative_to(up.folder))] = oct(mode)
+    assert wrong == {}
