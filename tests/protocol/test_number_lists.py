@@ -42,7 +42,11 @@ def plain(value: Any) -> Any:
 
 def decode(text: bytes) -> Any:
     left, lists = cut_number_lists(text)
-    return plain(restore(from_json(left, allow_inf_nan=False), lists))
+    return plain(
+        restore(
+            from_json(left, allow_inf_nan=False), lambda text: lists[text].numbers if text in lists else text
+        )
+    )
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60)
@@ -67,7 +71,7 @@ def test_lists_of_every_shape_are_cut_out(shape: list[int]) -> None:
     text = json.dumps({"a": nested(numbers), "b": "x"}).encode()
     left, lists = cut_number_lists(text)
     assert b"[" not in left
-    assert list(lists.values()) == [numbers]
+    assert [one.numbers for one in lists.values()] == [numbers]
 
 
 @pytest.mark.usefixtures("short")
@@ -121,3 +125,13 @@ def test_of_an_update_only_long_lists_may_have_many_numbers() -> None:
             decode_tensors(f'{{"update":{{"w":{ragged}}}}}')
     with pytest.raises(MalformedMessageError, match=r"update\.w\[1\]: NaN is not a finite number"):
         decode_tensors(f'{{"update":{{"w":[0.5,NaN,{numbers}]}}}}')
+
+
+def test_where_no_tensors_are_lists_are_plain_and_few() -> None:
+    text = json.dumps({"model": {"w": [1] * 50_000}, "lineage": {"a": [1, 2.5] * 100}, "b": "x"})
+    read = decode_tensors(text, "model")
+    assert read["lineage"] == {"a": [1, 2.5] * 100}
+    assert type(read["lineage"]["a"][0]) is int
+    assert read["model"]["w"].shape == (50_000,)
+    with pytest.raises(TooManyValuesError):
+        decode_tensors(json.dumps({"lineage": [1] * (MAX_VALUES + 1)}), "model")

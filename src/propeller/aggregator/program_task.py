@@ -22,7 +22,7 @@ from propeller.fl.tensors import (
     shapes_of,
 )
 from propeller.protocol.aggregation import PlannedContribution
-from propeller.protocol.wire import MalformedMessageError, decode_tensors
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 MODE = "aggregate"
 """``FL_MODE`` of such a task."""
@@ -73,7 +73,7 @@ def read_aggregate(stdout: bytes, files: Mapping[str, bytes], expected: Specs) -
         UnprocessableError: it is not an aggregate; the text names the field or tensor.
     """
     try:
-        fields = decode_tensors(stdout)
+        fields = decode_trusted(stdout)
     except MalformedMessageError as error:
         begin = stdout[:200].decode(errors="replace")
         raise UnprocessableError(

@@ -171,7 +171,7 @@ async def _run(size: int, function: Callable[..., T], *arguments: Any) -> T:
 def _aggregate_json(strategy: Strategy, body: bytes) -> Tensors:
     """The updates of a body in JSON have no base model: the first of them gives names and shapes."""
     received: list[tuple[Contribution, Tensors]] = []
-    updates = UpdateList.decode(decode_tensors(body)).updates
+    updates = UpdateList.decode(decode_tensors(body, "updates")).updates
     if not updates:
         raise NoUpdatesError("No updates provided")
     for number, update in enumerate(updates):

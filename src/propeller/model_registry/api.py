@@ -241,7 +241,7 @@ def _decode_model(
     content_type: str | None, body: bytes, codecs: Mapping[str, Codec]
 ) -> tuple[Tensors, dict[str, str], int | None]:
     if media_type(content_type) == JSON:
-        new = NewModel.decode(decode_tensors(body))
+        new = NewModel.decode(decode_tensors(body, "model"))
         metadata = {} if new.lineage is None else {LINEAGE_FIELD: lineage_text(new.lineage)}
         return from_json(new.model), metadata, new.version
     try:

@@ -17,7 +17,7 @@ from propeller.proplet.large_files import FileBody
 from propeller.protocol.evaluations import EVALUATE, check_names, explain_output, read_evaluation
 from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
 from propeller.wasm.task_inputs import TENSORS_FILE
 
 log = get_logger("updates")
@@ -76,7 +76,7 @@ def parse_program_output(
             header = read_evaluation(
                 stdout, left_tensors=tensors is not None, round_id=round_id, proplet_id=proplet_id
             )
-            fields = read_update_fields(stdout)
+            fields = read_update_fields(stdout, read=decode_trusted)
         else:
             fields, header = _read_update(stdout, tensors, round_id, proplet_id)
             _check_kind(header, env)
@@ -94,7 +94,7 @@ def _read_update(
     stdout: bytes, tensors: bytes | Path | None, round_id: str, proplet_id: str
 ) -> tuple[dict[str, Any], UpdateHeader]:
     try:
-        fields = read_update_fields(stdout)
+        fields = read_update_fields(stdout, read=decode_trusted)
         header = (UpdateMessage if tensors is None else UpdateHeader).decode(fields)
     except MalformedMessageError as error:
         raise TaskError(explain_output("update", stdout, error)) from None

@@ -7,7 +7,7 @@ thread holds the interpreter no longer than that takes, and of the numbers nothi
 import array
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +39,27 @@ class NumberList:
     numbers: "array.array[float]"
 
 
-def cut_number_lists(text: bytes) -> tuple[bytes, dict[str, NumberList]]:
+@dataclass(frozen=True)
+class CutList:
+    """A list that was cut out of a text.
+
+    Attributes:
+        numbers: as they were read.
+        text: of the list.
+    """
+
+    numbers: NumberList
+    text: memoryview
+
+
+def cut_number_lists(text: bytes) -> tuple[bytes, dict[str, CutList]]:
     """A JSON text with a mark in the place of each long list of numbers, and the lists by their marks.
 
     What is no list of finite numbers, of equal lengths and without integers that float64 does not hold, stays where it is.
     """
     mark = secrets.token_hex(8)  # none that a sender could have written
     kept: list[bytes] = []
-    lists: dict[str, NumberList] = {}
+    lists: dict[str, CutList] = {}
     done = 0
     for start, end in outside_texts(text):
         if end - start < _SHORTEST:
@@ -57,21 +70,21 @@ def cut_number_lists(text: bytes) -> tuple[bytes, dict[str, NumberList]]:
         found = _read(text, first, last + 1) if 0 <= first < last else None
         if found is not None:
             name = f"{mark}{len(lists)}"
-            lists[name] = found
+            lists[name] = CutList(found, memoryview(text)[first : last + 1])
             kept += [text[done:first], b'"', name.encode(), b'"']
             done = last + 1
     kept.append(text[done:])
     return b"".join(kept), lists
 
 
-def restore(value: Any, lists: dict[str, NumberList]) -> Any:
-    """What was decoded, with the lists in the places of their marks."""
+def restore(value: Any, give: Callable[[str], Any]) -> Any:
+    """What was decoded, with what ``give`` has for each text: that text, or what a mark stands for."""
     if isinstance(value, str):
-        return lists.get(value, value)
+        return give(value)
     if isinstance(value, list):
-        return [restore(item, lists) for item in value]
+        return [restore(item, give) for item in value]
     if isinstance(value, dict):
-        return {name: restore(item, lists) for name, item in value.items()}
+        return {name: restore(item, give) for name, item in value.items()}
     return value
 
 

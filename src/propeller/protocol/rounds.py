@@ -1,5 +1,6 @@
 """Rounds on the wire: experiments, starts, updates, failures and the notice of a completed round."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -324,18 +325,30 @@ class UpdateMessage(UpdateHeader):
         return value
 
 
-def read_update_fields(payload: bytes | str, within: Path = ()) -> dict[str, Any]:
-    """The fields of an update or an evaluation in JSON, as ``decode_tensors`` reads them.
+def decode_update(payload: bytes | str) -> dict[str, Any]:
+    """An update as ``decode_tensors`` reads it.
+
+    Raises:
+        MalformedMessageError: as there.
+    """
+    return decode_tensors(payload, "update")
+
+
+def read_update_fields(
+    payload: bytes | str, within: Path = (), *, read: Callable[[bytes | str], dict[str, Any]] = decode_update
+) -> dict[str, Any]:
+    """The fields of an update or an evaluation in JSON, as ``decode_object`` reads them.
 
     Args:
         payload: the text of all of it, or of one field.
         within: the path to that field.
+        read: how it is decoded; with ``decode_trusted`` all numbers are plain ones, however many there are.
 
     Raises:
         MalformedMessageError: it is no JSON object; of NaN and infinities the text says where one is, and what it means.
     """
     try:
-        return decode_tensors(payload)
+        return read(payload)
     except NonFiniteNumberError as error:
         match [*within, *error.path]:
             case ["metrics", str(name)]:

@@ -104,10 +104,14 @@ def decode_object(payload: bytes | str) -> dict[str, Any]:
     return _decode(payload, payload, MAX_VALUES)
 
 
-def decode_tensors(payload: bytes | str) -> dict[str, Any]:
+def decode_tensors(payload: bytes | str, *fields: str) -> dict[str, Any]:
     """As ``decode_object``, an object with tensors in it, of any size: long lists of numbers in it are read as ``NumberList``.
 
     That takes a while: call it from a thread, which holds the interpreter some milliseconds at a time.
+
+    Args:
+        payload: the text.
+        fields: those that have tensors; none: all of them.
 
     Raises:
         MalformedMessageError: as there.
@@ -117,8 +121,24 @@ def decode_tensors(payload: bytes | str) -> dict[str, Any]:
     if len(payload) <= _SHORT_BYTES:
         return decode_object(payload)
     text, lists = cut_number_lists(payload.encode() if isinstance(payload, str) else payload)
-    fields: dict[str, Any] = restore(_decode(text, payload, MAX_VALUES), lists)
-    return fields
+    decoded, left = _decode(text, payload, MAX_VALUES), MAX_VALUES
+
+    def numbers(text: str) -> Any:
+        return lists[text].numbers if text in lists else text
+
+    def plain(text: str) -> Any:
+        nonlocal left
+        if text not in lists:
+            return text
+        left -= len(lists[text].numbers.numbers)
+        if left < 0:
+            raise _too_many(MAX_VALUES)
+        return from_json(bytes(lists[text].text))
+
+    return {
+        name: restore(value, numbers if not fields or name in fields else plain)
+        for name, value in decoded.items()
+    }
 
 
 def decode_trusted(payload: bytes | str) -> dict[str, Any]:
@@ -144,11 +164,15 @@ def check_values(text: bytes, max_values: int) -> None:
             1 + text.count(b",", start, end) + text.count(b"[", start, end) + text.count(b"{", start, end)
         )
         if count > 2 * max_values:  # a text in quotes counts, and the comma before it
-            raise TooManyValuesError(
-                f"Invalid JSON: more than {max_values} values, which are not read at once; send tensors as safetensors"
-            )
+            raise _too_many(max_values)
         if any(text[at : at + _DIGITS].isdigit() for at in range(start, end - _DIGITS, _DIGITS)):
             raise MalformedMessageError(f"Invalid JSON: a number of more than {_DIGITS} digits")
+
+
+def _too_many(max_values: int) -> TooManyValuesError:
+    return TooManyValuesError(
+        f"Invalid JSON: more than {max_values} values, which are not read at once; send tensors as safetensors"
+    )
 
 
 def _decode(payload: bytes | str, given: bytes | str, max_values: int | None) -> dict[str, Any]:
