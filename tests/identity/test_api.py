@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from propeller.errors import StartError
-from propeller.identity.credentials import FREE_FAILURES
+from propeller.identity.login_throttle import FREE_FAILURES
 from propeller.identity.settings import IdentitySettings
 from support.identity import PASSWORD, SECRET, Site, served
 
@@ -273,6 +273,105 @@ async def test_a_new_password_ends_the_old_tokens(api: Api) -> None:
     assert (await api.login("ann", "ann-ann-ann")).status_code == 401
     assert (await api.login("ann", "new-new-new")).status_code == 201
     assert (await api("GET", "/users/profile")).json()["credentials"] == {"username": "ann"}
+
+
+async def test_a_refresh_token_is_good_once(api: Api) -> None:
+    async def refresh(token: str) -> httpx.Response:
+        return await api.http.post("/users/tokens/refresh", headers={"Authorization": f"Bearer {token}"})
+
+    async def knows(token: str) -> bool:
+        verdict = await api.http.post("/auth/verify", json={"authorization": f"Bearer {token}"})
+        return verdict.status_code == 200
+
+    body = {"username": "admin", "password": PASSWORD}
+    first = (await api.http.post("/users/tokens/issue", json=body)).json()
+    other = (await api.http.post("/users/tokens/issue", json=body)).json()
+    second = (await refresh(first["refresh_token"])).json()
+    third = (await refresh(second["refresh_token"])).json()
+    assert [await knows(one["access_token"]) for one in (first, second, third)] == [True] * 3
+    stolen = await refresh(first["refresh_token"])
+    assert stolen.status_code == 401
+    assert "used before, so its login is ended" in stolen.json()["error"]
+    # Whoever has the newest one is out, too: nobody knows which of them is the thief. Other logins are not concerned.
+    assert (await refresh(third["refresh_token"])).status_code == 401
+    assert [await knows(one["access_token"]) for one in (first, second, third, other)] == [False] * 3 + [True]
+
+
+async def test_of_two_at_once_with_one_refresh_token_one_gets_on(api: Api) -> None:
+    body = {"username": "admin", "password": PASSWORD}
+    token = (await api.http.post("/users/tokens/issue", json=body)).json()["refresh_token"]
+    header = {"Authorization": f"Bearer {token}"}
+    answers = await asyncio.gather(
+        *(api.http.post("/users/tokens/refresh", headers=header) for _ in range(5))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201, 401, 401, 401, 401]
+
+
+async def test_a_login_ends_when_it_is_revoked_and_of_many_the_oldest_does(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.identity.users.MAX_LOGINS", 3)
+    body = {"username": "admin", "password": PASSWORD}
+    tokens = [
+        (await api.http.post("/users/tokens/issue", json=body)).json()["access_token"] for _ in range(4)
+    ]
+
+    async def statuses() -> list[int]:
+        return [
+            (await api.http.get("/users/profile", headers={"Authorization": f"Bearer {one}"})).status_code
+            for one in tokens
+        ]
+
+    assert await statuses() == [401, 200, 200, 200]
+    header = {"Authorization": f"Bearer {tokens[2]}"}
+    assert (await api.http.post("/users/tokens/revoke", headers=header)).status_code == 204
+    assert await statuses() == [401, 200, 401, 200]
+
+
+async def test_members_have_their_role_in_their_domain_alone(api: Api) -> None:
+    one = (await api.made("/domains", {"name": "one", "route": "one"}))["id"]
+    two = (await api.made("/domains", {"name": "two", "route": "two"}))["id"]
+    ann = await api.made("/users", {"username": "ann", "password": "ann-ann-ann"})
+    path = f"/domains/{one}/members/{ann['id']}"
+    assert (await api("PUT", path, {"role": "king"})).status_code == 400
+    assert (await api("PUT", f"/domains/{one}/members/nobody", {"role": "viewer"})).status_code == 404
+    other = Api(api.http, api.settings)
+    token = (await other.login("ann", "ann-ann-ann")).json()["access_token"]
+
+    async def role(domain: str) -> Any:
+        body = {"authorization": f"Bearer {token}", "domain": domain}
+        answer = await api.http.post("/auth/verify", json=body)
+        return answer.json().get("role") if answer.status_code == 200 else answer.status_code
+
+    assert await role(one) == 403
+    for given in ("viewer", "operator", "admin"):
+        assert (await api("PUT", path, {"role": given})).status_code == 200
+        assert (await role(one), await role(two), await role("nowhere")) == (given, 403, 403)
+        # A domain's admins manage it, and its other members do not.
+        allowed = (await other("GET", f"/{one}/clients")).status_code
+        assert allowed == (200 if given == "admin" else 403)
+    assert (await api("GET", f"/domains/{one}/members")).json() == {
+        "members": [{"user_id": ann["id"], "username": "ann", "role": "admin"}]
+    }
+    assert [one["name"] for one in (await other("GET", "/domains")).json()["domains"]] == ["one"]
+    assert (await api("DELETE", path)).status_code == 204
+    assert (await api("DELETE", path)).status_code == 404
+    assert await role(one) == 403
+
+
+async def test_a_client_is_of_its_domain_alone(api: Api) -> None:
+    one = (await api.made("/domains", {"name": "one", "route": "one"}))["id"]
+    two = (await api.made("/domains", {"name": "two", "route": "two"}))["id"]
+    made = await api.made(f"/{one}/clients", {"name": "viewer-1"})
+    pair = f"{made['id']}:{made['credentials']['secret']}".encode()
+    header = "Basic " + base64.b64encode(pair).decode()
+    answers = [
+        await api.http.post("/auth/verify", json={"authorization": header, "domain": domain})
+        for domain in (one, two)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 403]
+    assert answers[0].json()["role"] == "viewer"
+    assert (await api("POST", f"/{one}/clients", {"name": "x", "role": "admin"})).status_code == 400
 
 
 async def test_a_disabled_user_is_out(api: Api) -> None:

@@ -1,11 +1,8 @@
-"""Keys of clients, and the slowing down of whoever guesses passwords."""
+"""Keys of clients, and the hashes of passwords."""
 
 from argon2 import PasswordHasher
 
 from propeller.identity.credentials import (
-    FREE_FAILURES,
-    PAUSE_S,
-    LoginThrottle,
     Passwords,
     hash_key,
     key_matches,
@@ -19,23 +16,6 @@ def test_keys() -> None:
     assert key.isalnum()
     assert key_matches(key, hash_key(key))
     assert not key_matches(key + "0", hash_key(key))
-
-
-def test_throttle() -> None:
-    now = 0.0
-    throttle = LoginThrottle(lambda: now)
-    one, other = ("admin", "10.0.0.1"), ("admin", "10.0.0.2")
-    for _ in range(FREE_FAILURES):
-        assert throttle.wait_s(one) == 0
-        throttle.note_failure(one)
-    assert throttle.wait_s(one) == PAUSE_S
-    assert throttle.wait_s(other) == 0
-    now = PAUSE_S + 1
-    assert throttle.wait_s(one) == 0
-    throttle.note_failure(one)
-    assert throttle.wait_s(one) == 0
-    throttle.note_success(one)
-    assert throttle.wait_s(one) == 0
 
 
 async def test_passwords() -> None:

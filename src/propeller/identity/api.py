@@ -78,15 +78,15 @@ def _login_routes(identity: Identity) -> Router:
 
     @router.post("/users/tokens/issue", status_code=201)
     async def issue(body: requests.LoginRequest, request: Request) -> dict[str, str]:
-        peer = request.client.host if request.client else ""
-        return await identity.users.login(body.username, body.password.get_secret_value(), peer)
+        return await identity.users.login(body.username, body.password.get_secret_value(), _address(request))
 
     @router.post("/users/tokens/refresh", status_code=201)
     async def refresh(request: Request) -> dict[str, str]:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise UnauthenticatedError("send the refresh token as Bearer")
-        return await identity.users.refresh(token.strip())
+        return await identity.users.refresh(_bearer(request, "refresh"))
+
+    @router.post("/users/tokens/revoke", status_code=204)
+    async def revoke(request: Request) -> None:
+        await identity.users.logout(_bearer(request, "access"))
 
     @router.post("/auth/verify")
     async def verify(body: requests.VerifyRequest) -> dict[str, str]:
@@ -100,6 +100,17 @@ def _login_routes(identity: Identity) -> Router:
     return router
 
 
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _bearer(request: Request, kind: str) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise UnauthenticatedError(f"send the {kind} token as Bearer")
+    return token.strip()
+
+
 def _user_routes(identity: Identity) -> Router:
     router, users = Router(), identity.users
 
@@ -108,9 +119,12 @@ def _user_routes(identity: Identity) -> Router:
         return await users.get(who.id)
 
     @router.patch("/users/secret", status_code=204)
-    async def change_password(body: requests.NewPassword, who: CallingUser) -> None:
+    async def change_password(body: requests.NewPassword, who: CallingUser, request: Request) -> None:
         await users.change_password(
-            who.id, body.old_secret.get_secret_value(), body.new_secret.get_secret_value()
+            who.id,
+            body.old_secret.get_secret_value(),
+            body.new_secret.get_secret_value(),
+            _address(request),
         )
 
     @router.post("/users", status_code=201, dependencies=[Depends(calling_admin)])
@@ -147,6 +161,24 @@ def _domain_routes(identity: Identity) -> Router:
     async def get_domain(domain_id: Id, who: CallingUser) -> dict[str, Any]:
         await domains.check(domain_id, who)
         return await domains.get(domain_id)
+
+    @router.get("/domains/{domain_id}/members")
+    async def list_members(domain_id: Id, who: CallingUser) -> dict[str, Any]:
+        await domains.check(domain_id, who)
+        return await domains.members(domain_id)
+
+    @router.put("/domains/{domain_id}/members/{user_id}")
+    async def put_member(
+        domain_id: Id, user_id: Id, body: requests.Membership, who: CallingUser
+    ) -> dict[str, Any]:
+        await domains.check(domain_id, who)
+        await domains.put_member(domain_id, user_id, body.role)
+        return {"user_id": user_id, "role": body.role}
+
+    @router.delete("/domains/{domain_id}/members/{user_id}", status_code=204)
+    async def remove_member(domain_id: Id, user_id: Id, who: CallingUser) -> None:
+        await domains.check(domain_id, who)
+        await domains.remove_member(domain_id, user_id)
 
     @router.post("/domains/{domain_id}/{switch}")
     async def switch_domain(domain_id: Id, switch: Switch, who: CallingUser) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Keys of clients, passwords and tokens of users, and the throttle against guessing passwords."""
+"""Keys of clients, passwords and tokens of users."""
 
 import asyncio
 import hashlib
@@ -6,13 +6,11 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import argon2
 import jwt
-from cachetools import TTLCache
 
 from propeller.errors import UnauthenticatedError
 
@@ -72,10 +70,19 @@ TokenKind = Literal["access", "refresh"]
 
 @dataclass(frozen=True)
 class TokenClaims:
-    """The content of a token: its user, and the user's epoch when it was issued."""
+    """The content of a token.
+
+    Attributes:
+        user_id: whose it is.
+        epoch: the user's when it was issued.
+        login_id: of the login that it comes from.
+        token_id: its own.
+    """
 
     user_id: str
     epoch: int
+    login_id: str
+    token_id: str
 
 
 class Tokens:
@@ -84,6 +91,11 @@ class Tokens:
     def __init__(self, key: bytes, *, access_s: float, refresh_s: float) -> None:
         """``key`` of 32 bytes; the others are how long tokens are good for, in seconds."""
         self._key, self._seconds = key, {"access": access_s, "refresh": refresh_s}
+
+    @property
+    def refresh_s(self) -> float:
+        """How long a refresh token is good for, in seconds."""
+        return self._seconds["refresh"]
 
     def issue(self, claims: TokenClaims) -> dict[str, str]:
         """An access token and a refresh token."""
@@ -101,7 +113,7 @@ class Tokens:
                 self._key,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
-                options={"require": ["exp", "sub", "type", "epoch"]},
+                options={"require": ["exp", "sub", "type", "epoch", "login", "jti"]},
             )
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError(
@@ -113,7 +125,7 @@ class Tokens:
             raise UnauthenticatedError(
                 f"a token of the kind {kind} is needed here, this one is {body['type']}"
             )
-        return TokenClaims(body["sub"], body["epoch"])
+        return TokenClaims(body["sub"], body["epoch"], body["login"], body["jti"])
 
     def _make(self, claims: TokenClaims, kind: TokenKind) -> str:
         now = time.time()
@@ -121,41 +133,10 @@ class Tokens:
             "iss": _ISSUER,
             "sub": claims.user_id,
             "epoch": claims.epoch,
+            "login": claims.login_id,
             "type": kind,
             "iat": int(now),
             "exp": int(now + self._seconds[kind]),
-            "jti": secrets.token_hex(8),
+            "jti": claims.token_id,
         }
         return jwt.encode(body, self._key, algorithm=_ALGORITHM)
-
-
-FREE_FAILURES = 5
-"""This many failed logins in a row cost no wait."""
-
-PAUSE_S = 30.0
-"""How long the next one must wait after that, in seconds."""
-
-_MAX_CALLERS = 10_000
-
-
-class LoginThrottle:
-    """Counts failures by caller (a user name and the address it comes from, so that no one can lock another out)."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        # How often a caller failed in a row, and when last; forgotten when it may try again.
-        self._failures: TTLCache[tuple[str, str], tuple[int, float]] = TTLCache(_MAX_CALLERS, PAUSE_S, clock)
-
-    def wait_s(self, caller: tuple[str, str]) -> float:
-        """Seconds until the caller may try again; 0 if now."""
-        count, last = self._failures.get(caller, (0, 0.0))
-        return max(0.0, last + PAUSE_S - self._clock()) if count >= FREE_FAILURES else 0.0
-
-    def note_failure(self, caller: tuple[str, str]) -> None:
-        """Count a failed login."""
-        count, _last = self._failures.get(caller, (0, 0.0))
-        self._failures[caller] = (count + 1, self._clock())
-
-    def note_success(self, caller: tuple[str, str]) -> None:
-        """Forget the caller's failures."""
-        self._failures.pop(caller, None)

@@ -71,6 +71,12 @@ class NewPassword(BaseModel):
     new_secret: Password
 
 
+class Membership(BaseModel):
+    """What a user is in a domain."""
+
+    role: Literal["admin", "operator", "viewer"]
+
+
 class NewDomain(BaseModel):
     """A new domain; its route is its unique name in addresses."""
 

@@ -12,8 +12,9 @@ from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
 from propeller.identity.channels import Channels
 from propeller.identity.clients import Clients
-from propeller.identity.credentials import LoginThrottle, Passwords, Tokens
+from propeller.identity.credentials import Passwords, Tokens
 from propeller.identity.domains import Domains
+from propeller.identity.login_throttle import LoginThrottle
 from propeller.identity.sessions import MqttIds, SessionExpiry
 from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import SCHEMA

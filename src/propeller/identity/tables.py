@@ -45,6 +45,17 @@ users = Table(
     Column("created_at", Float, nullable=False),
 )
 
+# One for each time that somebody logged in, until it ends: its refresh token is the one with this id, and good once.
+logins = Table(
+    "logins",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("token_id", String(36), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("logins_user", "user_id"),
+)
+
 domains = Table(
     "domains",
     metadata,
@@ -74,6 +85,15 @@ clients = Table(
     # A proplet that speaks on the topics that absmach/propeller's share.
     Column("compat", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("domain_id", "name"),
+)
+
+# Who may do what in a domain, beside its creator.
+members = Table(
+    "members",
+    metadata,
+    Column("domain_id", ForeignKey("domains.id"), primary_key=True),
+    Column("user_id", ForeignKey("users.id"), primary_key=True),
+    Column("role", String(16), nullable=False),
 )
 
 channels = Table(

@@ -2,20 +2,15 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
-from propeller.errors import ConflictError, StartError, ThrottledError, UnauthenticatedError
-from propeller.identity.credentials import (
-    FREE_FAILURES,
-    LoginThrottle,
-    Passwords,
-    TokenClaims,
-    TokenKind,
-    Tokens,
-)
+from propeller.errors import ConflictError, StartError, UnauthenticatedError
+from propeller.identity.credentials import Passwords, TokenClaims, TokenKind, Tokens
+from propeller.identity.login_throttle import LoginThrottle
 from propeller.identity.tables import (
     DISABLED,
     ENABLED,
@@ -24,6 +19,7 @@ from propeller.identity.tables import (
     fetch_row,
     format_seconds,
     list_answer,
+    logins,
     new_id,
     users,
 )
@@ -34,6 +30,11 @@ from propeller.web.auth import Principal
 log = get_logger("users")
 
 ADMIN, USER = "admin", "user"
+
+MAX_LOGINS = 50
+"""Logins of one user that are open at a time: the one used longest ago ends."""
+
+LOG_IN_AGAIN = "log in again (POST /users/tokens/issue)"
 
 
 class Users:
@@ -83,27 +84,72 @@ class Users:
             return await self._login(username, password, guess)
 
     async def _login(self, username: str, password: str, guess: tuple[str, str]) -> dict[str, str]:
-        if wait := self._throttle.wait_s(guess):
-            raise ThrottledError(f"{FREE_FAILURES} logins failed: try again in {wait:.0f} s", wait)
         async with self._database.read() as connection:
             found = await connection.execute(select(users).where(users.c.username == username))
             row = found.one_or_none()
-        good = await self._passwords.matches(password, row.password_hash if row is not None else None)
+        with self._throttle.trying(guess):
+            good = await self._passwords.matches(password, row.password_hash if row is not None else None)
         if not good or row is None or row.status != ENABLED:
             self._throttle.note_failure(guess)
             log.warning("login refused", username=username[:128], peer=guess[1])
             raise UnauthenticatedError("the user name or the password is wrong")
         self._throttle.note_success(guess)
-        return self._tokens.issue(TokenClaims(row.id, row.epoch))
+        claims = TokenClaims(row.id, row.epoch, new_id(), new_id())
+        async with self._database.transaction() as connection:
+            kept = (
+                select(logins.c.id)
+                .where(logins.c.user_id == row.id, logins.c.expires_at > time.time())
+                .order_by(logins.c.expires_at.desc())
+                .limit(MAX_LOGINS - 1)
+            )
+            ids = [one.id for one in await connection.execute(kept)]
+            await connection.execute(
+                delete(logins).where(logins.c.user_id == row.id, logins.c.id.not_in(ids))
+            )
+            await connection.execute(logins.insert().values(self._login_row(claims)))
+        return self._tokens.issue(claims)
+
+    def _login_row(self, claims: TokenClaims) -> dict[str, Any]:
+        return {
+            "id": claims.login_id,
+            "user_id": claims.user_id,
+            "token_id": claims.token_id,
+            "expires_at": time.time() + self._tokens.refresh_s,
+        }
 
     async def refresh(self, token: str) -> dict[str, str]:
-        """New tokens for a refresh token.
+        """New tokens for a refresh token, which is good once: if it comes again, one of those who had it is a thief, and the login ends.
 
         Raises:
             UnauthenticatedError: it is not good any more.
         """
-        row = await self._token_user(token, "refresh")
-        return self._tokens.issue(TokenClaims(row.id, row.epoch))
+        claims, row = await self._token_user(token, "refresh")
+        new = replace(claims, epoch=row.epoch, token_id=new_id())
+        values = self._login_row(new)
+        async with self._database.transaction() as connection:
+            rotated = await connection.execute(
+                update(logins)
+                .where(logins.c.id == claims.login_id, logins.c.token_id == claims.token_id)
+                .values(values)
+            )
+            if rotated.rowcount == 0:
+                await connection.execute(delete(logins).where(logins.c.id == claims.login_id))
+        if rotated.rowcount == 0:
+            log.warning("a refresh token was used twice: its login is ended", user_id=row.id)
+            raise UnauthenticatedError(
+                f"the refresh token was used before, so its login is ended: {LOG_IN_AGAIN}"
+            )
+        return self._tokens.issue(new)
+
+    async def logout(self, token: str) -> None:
+        """End the login that an access token comes from: its tokens are not good any more.
+
+        Raises:
+            UnauthenticatedError: it is not good any more.
+        """
+        claims, _row = await self._token_user(token, "access")
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(logins).where(logins.c.id == claims.login_id))
 
     async def identify(self, token: str) -> Principal:
         """The user behind an access token.
@@ -111,7 +157,7 @@ class Users:
         Raises:
             UnauthenticatedError: it is not good any more.
         """
-        row = await self._token_user(token, "access")
+        _claims, row = await self._token_user(token, "access")
         return Principal("user", row.id, row.role)
 
     async def create(self, username: str, password: str, role: str = USER) -> dict[str, Any]:
@@ -162,15 +208,20 @@ class Users:
             await connection.execute(update(users).where(users.c.id == user_id).values(values))
         return await self.get(user_id)
 
-    async def change_password(self, user_id: str, old: str, new: str) -> None:
-        """Set a new password; the user's tokens are not good any more.
+    async def change_password(self, user_id: str, old: str, new: str, peer: str) -> None:
+        """Set a new password; the user's tokens are not good any more. ``peer`` is the caller's address.
 
         Raises:
             UnauthenticatedError: the old one is wrong.
+            ThrottledError: too many tries from there.
         """
         async with self._database.read() as connection:
             row = await fetch_row(connection, users, "user", users.c.id == user_id)
-        if not await self._passwords.matches(old, row.password_hash):
+        guess = (user_id, peer)
+        with self._throttle.trying(guess):
+            good = await self._passwords.matches(old, row.password_hash)
+        if not good:
+            self._throttle.note_failure(guess)
             raise UnauthenticatedError("the old password is wrong")
         await self._set_password(user_id, new)
 
@@ -178,17 +229,20 @@ class Users:
         values = {"password_hash": await self._passwords.hash(password), "epoch": users.c.epoch + 1}
         async with self._database.transaction() as connection:
             await connection.execute(update(users).where(users.c.id == user_id).values(values))
+            await connection.execute(delete(logins).where(logins.c.user_id == user_id))
 
-    async def _token_user(self, token: str, kind: TokenKind) -> Row[Any]:
+    async def _token_user(self, token: str, kind: TokenKind) -> tuple[TokenClaims, Row[Any]]:
         claims = self._tokens.read(token, kind)
         async with self._database.read() as connection:
-            found = await connection.execute(select(users).where(users.c.id == claims.user_id))
+            found = await connection.execute(
+                select(users)
+                .join(logins, logins.c.user_id == users.c.id)
+                .where(users.c.id == claims.user_id, logins.c.id == claims.login_id)
+            )
             row = found.one_or_none()
         if row is None or row.status != ENABLED or row.epoch != claims.epoch:
-            raise UnauthenticatedError(
-                "the token is not good any more: log in again (POST /users/tokens/issue)"
-            )
-        return row
+            raise UnauthenticatedError(f"the token is not good any more: {LOG_IN_AGAIN}")
+        return claims, row
 
 
 def _describe(row: Row[Any]) -> dict[str, Any]:
