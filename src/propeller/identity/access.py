@@ -40,6 +40,7 @@ class ClientAccess:
         changed_at: when any of this changed last, in seconds since 1970.
         compat: whether it is a proplet that speaks on shared topics.
         channels: those in which it may publish or subscribe.
+        name: what it is called, for people.
     """
 
     client_id: str
@@ -52,6 +53,7 @@ class ClientAccess:
     changed_at: float
     compat: bool = False
     channels: frozenset[Channel] = frozenset()
+    name: str = ""
 
 
 class AccessDirectory:
@@ -135,6 +137,7 @@ def _access(row: Row[Any], types: dict[Channel, set[str]]) -> ClientAccess:
         row.access_changed_at,
         row.compat,
         frozenset(types),
+        row.name,
     )
 
 

@@ -1,7 +1,7 @@
 """What identity asks nats-server: its connections, and the JetStream streams in which it keeps MQTT sessions."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,9 @@ from propeller.mqtt.broker_config import DEVICES, JETSTREAM_API
 _TIMEOUT_S = 5.0
 _FIRST_REPLY_S, _NEXT_REPLY_S = 1.0, 0.05
 _PAGE = 1024
+_CLOSED = 1
+"""nats-server's number for the state of a connection."""
+
 _NOT_FOUND = 404
 """JetStream's own code for it."""
 
@@ -43,18 +46,30 @@ class ServerConnection:
         return parse_time(self.info["start"])
 
 
-async def connections(link: Client, **filters: str) -> AsyncIterator[ServerConnection]:
-    """The MQTT connections of every server; ``filters`` are those of nats-server (``user``)."""
-    offset, more = 0, True
+async def connections(link: Client, **filters: str | int) -> AsyncGenerator[ServerConnection, None]:
+    """The MQTT connections of every server; ``filters`` are those of nats-server (``user``).
+
+    Raises:
+        NatsError: no server answers.
+    """
+    offset, more, answered = 0, True, False
     while more:
         more = False
         request = {"auth": True, "acc": DEVICES, "offset": offset, "limit": _PAGE, **filters}
-        async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", request):
+        async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", request, _TIMEOUT_S):
+            answered = True
             found = reply.get("connections") or []
             more = more or len(found) == _PAGE
             for info in found:
                 yield ServerConnection(str(reply["server_id"]), parse_time(reply["now"]), info)
+        if not answered:
+            raise nats.errors.TimeoutError
         offset += _PAGE
+
+
+def closed_connections(link: Client) -> AsyncGenerator[ServerConnection, None]:
+    """The MQTT connections that have ended and that the servers remember, of each server the last one first."""
+    return connections(link, state=_CLOSED, sort="stop")
 
 
 async def close_connection(link: Client, connection: ServerConnection) -> None:
@@ -99,13 +114,15 @@ async def jetstream(link: Client, call: str, **request: Any) -> dict[str, Any]:
     return answer
 
 
-async def _replies(link: Client, subject: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """What each server answers: the first soon, the others right after it."""
+async def _replies(
+    link: Client, subject: str, request: dict[str, Any], first_s: float = _FIRST_REPLY_S
+) -> AsyncIterator[dict[str, Any]]:
+    """What each server answers: the first within ``first_s`` seconds, the others right after it."""
     inbox = link.new_inbox()
     subscription = await link.subscribe(inbox)
     try:
         await link.publish(subject, json.dumps(request).encode(), reply=inbox)
-        wait = _FIRST_REPLY_S
+        wait = first_s
         while True:
             try:
                 message = await subscription.next_msg(timeout=wait)

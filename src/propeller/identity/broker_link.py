@@ -11,6 +11,7 @@ from nats.errors import Error as NatsError
 
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import ServerConnection, close_connection, connections, seconds_ahead
+from propeller.identity.broker_guard import BrokerGuard
 from propeller.identity.callout import Callout
 from propeller.identity.sessions import SessionExpiry
 from propeller.mqtt.broker_keys import BrokerKeys
@@ -40,9 +41,10 @@ class BrokerLink:
         callout: Callout,
         directory: AccessDirectory,
         sessions: SessionExpiry,
+        guard: BrokerGuard,
     ) -> None:
         self._url, self._keys, self._callout, self._directory = url, keys, callout, directory
-        self._sessions = sessions
+        self._sessions, self._guard = sessions, guard
         self._nats: Client | None = None
         self._tasks = BackgroundTasks("broker_link")
 
@@ -82,11 +84,15 @@ class BrokerLink:
                 await self._connect(client, closed)
                 log.info("connected to the broker", url=self._url)
                 last_reason = ""
-                watching = asyncio.create_task(self._watch_sessions(client), name="sessions")
+                watching = [
+                    asyncio.create_task(self._watch_sessions(client), name="sessions"),
+                    asyncio.create_task(self._guard.run(client), name="client watch"),
+                ]
                 try:
                     await closed.wait()
                 finally:
-                    watching.cancel()
+                    for task in watching:
+                        task.cancel()
                 log.warning("the connection to the broker is lost", url=self._url)
             except Exception as error:  # noqa: BLE001 - whatever it was, without this link nobody can connect
                 if repr(error) != last_reason:  # not at each try

@@ -14,6 +14,7 @@ import nkeys
 
 from propeller.errors import InvalidError, RefusedError
 from propeller.identity.access import AccessDirectory, ClientAccess
+from propeller.identity.client_watch import ClientWatch
 from propeller.identity.roles import NOTHING
 from propeller.identity.sessions import MqttIdRefusedError, MqttIds, SessionExpiry
 from propeller.mqtt.address import Credentials
@@ -67,13 +68,23 @@ class ConnectRefusedError(RefusedError):
     """The client may not connect; the text is for the log."""
 
 
+class MutedError(ConnectRefusedError):
+    """The client did too much, and may connect later."""
+
+
 class Callout:
     """Answers from memory; only that an MQTT client id is new, or back after an absence, is written down first."""
 
     def __init__(
-        self, directory: AccessDirectory, mqtt_ids: MqttIds, keys: BrokerKeys, sessions: SessionExpiry
+        self,
+        directory: AccessDirectory,
+        mqtt_ids: MqttIds,
+        keys: BrokerKeys,
+        sessions: SessionExpiry,
+        watch: ClientWatch,
     ) -> None:
         self._directory, self._mqtt_ids, self._keys, self._sessions = directory, mqtt_ids, keys, sessions
+        self._watch = watch
 
     async def answer(self, request: bytes) -> bytes | None:
         """The token to answer with; ``None`` if the request cannot be read (the broker refuses after its time limit)."""
@@ -88,6 +99,8 @@ class Callout:
         try:
             access = await self._decide(client, sent)
             verdict["jwt"] = self._allowed(user, access)
+        except MutedError as refusal:  # that it is muted was logged once
+            verdict["error"] = str(refusal)
         except ConnectRefusedError as refusal:
             log.warning(
                 "MQTT connection refused",
@@ -113,6 +126,8 @@ class Callout:
         access = self._directory.authenticate(client_id, key)
         if access is None:
             raise ConnectRefusedError("the client is unknown or disabled, or the key is wrong")
+        if (muted := self._watch.refusal(client_id)) is not None:
+            raise MutedError(muted)
         try:
             await self._mqtt_ids.claim(mqtt_id, client_id)
         except MqttIdRefusedError as error:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from propeller.errors import RefusedError, UnauthenticatedError
 from propeller.identity.access import AccessChanges, AccessDirectory
+from propeller.identity.broker_guard import BrokerGuard
 from propeller.identity.broker_link import BrokerLink
 from propeller.identity.callout import Callout
 from propeller.identity.channels import Channels
+from propeller.identity.client_watch import ClientLimits, ClientWatch
 from propeller.identity.clients import Clients
 from propeller.identity.credentials import Passwords, Tokens
 from propeller.identity.domains import Domains
@@ -40,6 +42,7 @@ class Identity:
     link: BrokerLink
     sessions: SessionExpiry
     sites: Sites
+    watch: ClientWatch
 
     async def verify(self, authorization: str, domain_id: str | None = None) -> Principal:
         """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
@@ -96,8 +99,18 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
     database, directory = Database(settings.database), AccessDirectory()
     mqtt_ids = MqttIds(database, directory)
     sessions = SessionExpiry(database, settings.session_expiry_s)
-    callout = Callout(directory, mqtt_ids, keys, sessions)
-    link = BrokerLink(settings.broker_url, keys, callout, directory, sessions)
+    limits = ClientLimits(
+        settings.client_messages,
+        settings.client_bytes,
+        settings.client_connections,
+        settings.client_subscriptions,
+    )
+    watch = ClientWatch(directory, limits)
+    guard = BrokerGuard(
+        watch, sessions, mqtt_ids, age_s=settings.session_expiry_s, max_bytes=settings.stored_bytes
+    )
+    callout = Callout(directory, mqtt_ids, keys, sessions, watch)
+    link = BrokerLink(settings.broker_url, keys, callout, directory, sessions, guard)
     changes = AccessChanges(database, directory, link)
     users = Users(database, Passwords(), tokens, LoginThrottle())
     identity = Identity(
@@ -109,6 +122,7 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
         link,
         sessions,
         Sites(settings.hosts.split(",")),
+        watch,
     )
     try:
         _make_private(settings.database)

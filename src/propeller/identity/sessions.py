@@ -15,6 +15,7 @@ import json
 import secrets
 import ssl
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import aiomqtt
@@ -26,6 +27,7 @@ from propeller.errors import RefusedError, UnavailableError
 from propeller.identity.absences import Absences, Moment, read_absences, write_absences
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import connections, jetstream, max_consumers, mqtt_listener
+from propeller.identity.broker_storage import purge_half_sent
 from propeller.identity.tables import mqtt_ids
 from propeller.mqtt.address import BrokerAddress, Credentials
 from propeller.mqtt.connection import Connection
@@ -83,6 +85,11 @@ class MqttIds:
                 if used_at:
                     self._remember(mqtt_id, client_id, used_at)
                 raise
+
+    def owner(self, mqtt_id: str) -> str | None:
+        """The client whose identifier it is, as far as that is remembered."""
+        owner = self._owners.get(mqtt_id)
+        return self._named_after(mqtt_id) or (owner[0] if owner else None)
 
     def _named_after(self, mqtt_id: str) -> str | None:
         """The client whose id it is, or begins with before a ``-``; the longest such id."""
@@ -158,6 +165,7 @@ class SessionExpiry:
         self._absences = Absences({}, Moment.now())
         self._let_in: set[str] = set()
         self._store_lock = asyncio.Lock()
+        self._ending = asyncio.Lock()
         self._own_login: Credentials | None = None
         self._tls = False
         self._retry_at = 0.0
@@ -215,6 +223,23 @@ class SessionExpiry:
         if overdue and now.steady >= self._retry_at:
             await self._end_all(link, overdue)
 
+    async def read(self, link: Client) -> Collection[str]:
+        """The MQTT client ids that have a session now.
+
+        Raises:
+            LookupError: nobody has ever connected.
+            NatsError: the broker does not answer.
+        """
+        await self._read_records(link)
+        return self._mqtt_ids.values()
+
+    async def end_now(self, link: Client, mqtt_ids: Iterable[str]) -> None:
+        """End sessions, whoever is connected, and forget what they had half sent."""
+        for mqtt_id in mqtt_ids:
+            self._absences.end(mqtt_id)
+            await self._end_all(link, [mqtt_id], forced=True)
+            await purge_half_sent(link, mqtt_id)
+
     async def _store(self) -> None:
         """Write down who is away and who is back; what cannot be written is tried again at the next look."""
         # When many come back together, the second to get the lock writes for all who wait.
@@ -230,16 +255,18 @@ class SessionExpiry:
             else:
                 self._absences.note_stored(changes)
 
-    async def _end_all(self, link: Client, overdue: list[str]) -> None:
+    async def _end_all(self, link: Client, overdue: list[str], *, forced: bool = False) -> None:
         try:
             host, port = await mqtt_listener(link)
             if host in {"0.0.0.0", "::"}:
                 host = (link.connected_url.hostname if link.connected_url else None) or "127.0.0.1"
             for mqtt_id in overdue:
-                await self._end(host, port, mqtt_id)
+                async with self._ending:  # one login at a time
+                    await self._end(host, port, mqtt_id, forced=forced)
         except (aiomqtt.MqttError, LookupError) as error:
             self._retry_at = time.monotonic() + _RETRY_INTERVALS * self.interval_s
-            log.warning("sessions of absent clients cannot be ended", count=len(overdue), reason=str(error))
+            of_whom = "a muted client" if forced else "absent clients"
+            log.warning("sessions of %s cannot be ended", of_whom, count=len(overdue), reason=str(error))
 
     async def _read_records(self, link: Client) -> None:
         """Learn whose sessions there are."""
@@ -253,9 +280,9 @@ class SessionExpiry:
                 continue
             self._mqtt_ids[subject] = json.loads(base64.b64decode(answer["message"]["data"]))["id"]
 
-    async def _end(self, host: str, port: int, mqtt_id: str) -> None:
-        """End a session, unless its client was let in meanwhile."""
-        if mqtt_id not in self._absences:
+    async def _end(self, host: str, port: int, mqtt_id: str, *, forced: bool) -> None:
+        """End a session, unless its client was let in meanwhile and it is not ``forced``."""
+        if not forced and mqtt_id not in self._absences:
             return
         self._own_login = Credentials(mqtt_id, "identity", secrets.token_hex(32))
         try:
@@ -267,7 +294,12 @@ class SessionExpiry:
         finally:
             self._own_login = None
         self._absences.end(mqtt_id)
-        log.info("MQTT session ended, its client was away for too long", mqtt_id=mqtt_id)
+        log.info(
+            "MQTT session ended, its client did too much"
+            if forced
+            else "MQTT session ended, its client was away for too long",
+            mqtt_id=mqtt_id,
+        )
 
 
 async def _clear_session(address: BrokerAddress, login: Credentials) -> None:

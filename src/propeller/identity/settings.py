@@ -34,3 +34,13 @@ class IdentitySettings(ServiceSettings):
     broker_url: str = Field("nats://127.0.0.1:4222", alias="BROKER_NATS_URL")
     session_expiry_s: Seconds = Field(86400.0, alias="BROKER_SESSION_EXPIRY", gt=0)
     """A session on the broker ends when its client has been away for so long; the client then subscribes again."""
+    client_messages: float = Field(500.0, alias="BROKER_CLIENT_MESSAGES", gt=0)
+    """Messages a second that a proplet or device may publish for longer than ten seconds before it is muted."""
+    client_bytes: int = Field(2 * 1024**2, alias="BROKER_CLIENT_BYTES", ge=1)
+    """Bytes a second likewise, for longer than a minute."""
+    client_connections: int = Field(4, alias="BROKER_CLIENT_CONNECTIONS", ge=1)
+    """Connections that it may have at a time, and sessions likewise."""
+    client_subscriptions: int = Field(64, alias="BROKER_CLIENT_SUBSCRIPTIONS", ge=1)
+    """Subscriptions that it may have on all its connections."""
+    stored_bytes: int = Field(4 * 1024**3, alias="BROKER_STORED_BYTES", ge=1024**2)
+    """Of messages that wait for sessions, on the broker's disk; the oldest make room."""

@@ -83,7 +83,11 @@ class Inbox:
             is_heartbeat = kind is Kind.PROPLET_ALIVE
             for topic in topics:
                 await session.subscribe(
-                    topic, self._decoding(handler), 0 if is_heartbeat else 1, retained=not is_heartbeat
+                    topic,
+                    self._decoding(handler),
+                    0 if is_heartbeat else 1,
+                    retained=not is_heartbeat,
+                    newest=is_heartbeat and topic is topics[0],  # a shared topic is of many
                 )
         rounds = {Kind.ROUND_START: self._start_round, Kind.ROUND_STOP: self._stop_round}
         for kind, take in rounds.items():

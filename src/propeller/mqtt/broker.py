@@ -28,6 +28,9 @@ from propeller.process.logs import get_logger
 
 log = get_logger("broker")
 
+MEMORY_LIMIT = "512MiB"
+"""Of the server's memory from which on it collects garbage more often; ``GOMEMLIMIT`` in the environment is another."""
+
 START_S = 60.0
 """How long the server may take until it accepts: it reads what it kept before that."""
 
@@ -109,6 +112,7 @@ class Broker:
                     "-c",
                     str(config),
                 ],
+                env={"GOMEMLIMIT": MEMORY_LIMIT, **os.environ},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,

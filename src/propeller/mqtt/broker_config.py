@@ -36,6 +36,10 @@ class BrokerSettings(ServiceSettings):
     state: Path = Field(Path(".propeller/broker"), alias="BROKER_STATE")
     max_subscriptions: int = Field(200_000, alias="BROKER_MAX_SUBSCRIPTIONS", ge=1)
     """How many subscriptions of QoS 1 and 2 all sessions may have together, those of clients that are away included."""
+    max_message_bytes: int = Field(
+        16 * 1024**2, alias="BROKER_MAX_MESSAGE_BYTES", ge=1024**2, le=64 * 1024**2
+    )
+    """The largest message; the limits of those who publish are below it."""
     secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
     nats_server: Path | None = Field(None, alias="PROPELLER_NATS_SERVER")
 
@@ -57,7 +61,7 @@ _SERVER = """\
 server_name: propeller
 host: {nats_host}
 port: {nats_port}
-max_payload: 64MB
+max_payload: {max_message_bytes}
 jetstream {{ store_dir: {store}, sync_interval: always, limits {{ default_max_consumers: {max_subscriptions} }} }}
 mqtt {{ host: {host}, port: {port}, ack_wait: "{ack_wait_s}s"{tls} }}
 """
@@ -102,6 +106,7 @@ def render_server(settings: BrokerSettings, ack_wait_s: int = ACK_WAIT_S) -> str
         tls=_tls(settings),
         store=json.dumps(str(settings.state.absolute() / "store")),
         max_subscriptions=settings.max_subscriptions,
+        max_message_bytes=settings.max_message_bytes,
     )
 
 

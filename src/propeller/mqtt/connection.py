@@ -9,7 +9,7 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
 import aiomqtt
@@ -54,6 +54,9 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = TCP_TIMEOUT_S
         self.pending_calls_threshold = 1_000_000  # it logs each call above this number
         self._in_hand: set[int] = set()
+        self._newest: dict[str, aiomqtt.Message] = {}
+        self.keeps_newest: Callable[[str], bool] = lambda _topic: False
+        """Of which topics only the newest message of QoS 0 waits to be taken."""
         self._is_closed = False
 
     @classmethod
@@ -96,6 +99,17 @@ class Connection(aiomqtt.Client):
             return
         super()._on_disconnect(*args, **kwargs)
 
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        # Here, and not when they are handled: a flood must not make a queue that those of others wait in.
+        if message.qos == 0 and self.keeps_newest(message.topic):
+            waiting = self._newest.get(message.topic)
+            if waiting is None:
+                waiting = self._newest[message.topic] = aiomqtt.Message._from_paho_message(message)  # noqa: SLF001
+                self._queue.put_nowait(waiting)
+            waiting.payload = message.payload
+            return
+        super()._on_message(client, userdata, message)
+
     async def send(self, topic: str, payload: bytes, qos: int) -> None:
         """Publish, and wait until the broker has the message.
 
@@ -137,7 +151,9 @@ class Connection(aiomqtt.Client):
 
     def start_handling(self, message: aiomqtt.Message) -> bool:
         """Note that a message is being handled; ``False`` if it is already, and was only sent again meanwhile."""
-        if message.qos and message.mid in self._in_hand:
+        if message.qos == 0:
+            self._newest.pop(message.topic.value, None)
+        elif message.mid in self._in_hand:
             return False
         self._in_hand.add(message.mid)
         return True

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import aiomqtt
+from cachetools import LRUCache
 
 from propeller.errors import PropellerError, RefusedError, UnavailableError
 from propeller.mqtt.address import BrokerAddress, Credentials, Will
@@ -47,6 +48,8 @@ CLOSE_TIMEOUT_S = 2.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 15.0
 """Between connects, in seconds."""
 
+_MAX_KNOWN_TOPICS = 10_000
+
 FIRST_HANDLER_DELAY_S, LONGEST_HANDLER_DELAY_S = 0.2, 15.0
 """Before a message is handled again that could not be handled for the time being, in seconds."""
 
@@ -73,6 +76,7 @@ class _Subscription:
     handler: Handler
     qos: int
     retained: bool
+    newest: bool = False
     queue: asyncio.Queue[tuple[Connection, aiomqtt.Message]] = field(default_factory=asyncio.Queue)
     worker: asyncio.Task[None] | None = None
 
@@ -112,6 +116,7 @@ class Session:
         self._will, self._clean, self._keepalive = will, clean, keepalive
         self._on_connect: Callable[[], Awaitable[None]] | None = None
         self._subscriptions: dict[str, _Subscription] = {}
+        self._newest_topics: LRUCache[str, bool] = LRUCache(_MAX_KNOWN_TOPICS)
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._running = False
@@ -136,19 +141,27 @@ class Session:
         return self.connected
 
     async def subscribe(
-        self, topic_filter: str, handler: Handler, qos: int = 1, *, retained: bool = True
+        self,
+        topic_filter: str,
+        handler: Handler,
+        qos: int = 1,
+        *,
+        retained: bool = True,
+        newest: bool = False,
     ) -> None:
         """Receive the messages of a filter, now and after every reconnect; the last handler of a filter replaces those before.
 
-        ``retained``: also those that were published before, and that the broker keeps for whoever subscribes.
+        ``retained``: also those that were published before, and that the broker keeps for whoever subscribes. ``newest``: of
+        each topic only the newest message of QoS 0 waits, so that who sends many holds up nobody else.
 
         Raises:
             SubscriptionRefusedError: the broker said no (only when connected; later refusals are logged). It is
                 asked again at the next connect, unless ``unsubscribe`` is called.
             SubscriptionLimitError: it said no because it has too many subscriptions.
         """
-        subscription = _Subscription(topic_filter, handler, qos, retained)
+        subscription = _Subscription(topic_filter, handler, qos, retained, newest)
         old, self._subscriptions[topic_filter] = self._subscriptions.get(topic_filter), subscription
+        self._newest_topics.clear()
         if old is not None:
             subscription.queue = old.queue
             if old.worker is not None:
@@ -263,6 +276,7 @@ class Session:
             keepalive=self._keepalive,
             tls=self._tls,
         )
+        connection.keeps_newest = self._keeps_newest
         try:
             async with connection:
                 await self._subscribe_all(connection)
@@ -318,6 +332,13 @@ class Session:
                 raise SubscriptionLimitError(self._problems.limit_text([subscription.topic_filter]))
             raise SubscriptionRefusedError(self._problems.refusal_text([subscription.topic_filter]))
         log.info("subscribed to topic", topic=subscription.topic_filter)
+
+    def _keeps_newest(self, topic: str) -> bool:
+        known = self._newest_topics.get(topic)
+        if known is None:
+            filters = [one.topic_filter for one in self._subscriptions.values() if one.newest]
+            known = self._newest_topics[topic] = any(map(aiomqtt.Topic(topic).matches, filters))
+        return known
 
     async def _receive(self, connection: Connection) -> None:
         async for message in connection.messages:

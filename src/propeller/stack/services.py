@@ -231,7 +231,7 @@ def _broker(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "BROKER_STATE": stack.data(process),
         "BROKER_SECRET": stack.secrets.broker,
-        **_inherited("BROKER_MAX_SUBSCRIPTIONS", "PROPELLER_NATS_SERVER"),
+        **_inherited("BROKER_MAX_*", "PROPELLER_NATS_SERVER"),
     }
 
 
@@ -242,7 +242,13 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
         "IDENTITY_ADMIN_PASSWORD": stack.secrets.admin_password,
         "BROKER_SECRET": stack.secrets.broker,
         "BROKER_NATS_URL": stack.nats,
-        **_inherited("BROKER_SESSION_EXPIRY", "PROPELLER_HOSTS", "PROPELLER_TRUSTED_PROXIES"),
+        **_inherited(
+            "BROKER_CLIENT_*",
+            "BROKER_SESSION_EXPIRY",
+            "BROKER_STORED_BYTES",
+            "PROPELLER_HOSTS",
+            "PROPELLER_TRUSTED_PROXIES",
+        ),
     }
 
 
