@@ -96,6 +96,12 @@ async def test_an_answer_that_cannot_be_read_is_none(scene: Scene, body: Any) ->
         await scene.known.includes("a")
 
 
+async def test_the_impatient_take_the_answer_that_is_on_its_way(scene: Scene) -> None:
+    asked = [scene.known.includes("a"), *(scene.known.includes("a", patient=False) for _ in range(3))]
+    assert await asyncio.gather(*asked) == [True] * 4
+    assert scene.identity.asked == 1
+
+
 async def test_many_ask_once(scene: Scene) -> None:
     assert await asyncio.gather(*(scene.known.includes("a") for _ in range(20))) == [True] * 20
     assert scene.identity.asked == 1

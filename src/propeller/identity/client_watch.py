@@ -39,7 +39,7 @@ FIRST_MUTE_S, LONGEST_MUTE_S = 60.0, 3600.0
 _REMEMBERED_LOOKS = 60
 """For so long the counts of a connection are remembered that is not listed, as its server may just not have answered in time."""
 
-_LIMITED = frozenset({Role.PROPLET, Role.DEVICE})
+_LIMITED = frozenset(Role) - {Role.MANAGER, Role.COORDINATOR, Role.PROXY}
 
 EndSessions = Callable[[Client, list[str]], Awaitable[None]]
 """Ends the sessions of MQTT client ids."""

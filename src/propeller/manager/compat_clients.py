@@ -71,10 +71,8 @@ class KnownCompatClients:
         """
         if self._is_believed(client_id):
             return True
-        if not patient and client_id not in self._known and self._wait_s > 0:
-            return False
         try:
-            await self._ask_again(client_id)
+            await self._ask_again(client_id, patient=patient)
         except UnavailableError as error:
             if client_id not in self._known:
                 raise
@@ -96,11 +94,13 @@ class KnownCompatClients:
         """Whether identity has named a client, and was asked a moment ago, or did not answer then."""
         return client_id in self._known and self._clock() - self._tried_at < FRESH_S
 
-    async def _ask_again(self, client_id: str) -> None:
+    async def _ask_again(self, client_id: str, *, patient: bool) -> None:
         async with self._asking:
             if self._is_believed(client_id):
                 return
             if self._wait_s > 0:
+                if not patient:
+                    return
                 await asyncio.sleep(self._wait_s)
             self._tried_at = self._clock()
             params = {"domain_id": self._channel.domain_id, "channel_id": self._channel.channel_id}
