@@ -26,6 +26,9 @@ async def test_the_form_of_absmach_propeller(http: httpx.AsyncClient) -> None:
     assert answer.json() == {"w": [3, 6], "b": 0.75}
 
 
+JSON = {"content-type": "application/json"}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "named"),
     [
@@ -45,19 +48,19 @@ async def test_the_form_of_absmach_propeller(http: httpx.AsyncClient) -> None:
 async def test_what_does_not_fit_is_refused_by_name(
     http: httpx.AsyncClient, body: dict[str, Any], status: int, named: str
 ) -> None:
-    answer = await http.post("/aggregate", content=json.dumps(body))
+    answer = await http.post("/aggregate", content=json.dumps(body), headers=JSON)
     assert answer.status_code == status, answer.text
     assert re.search(named, answer.json()["error"]), answer.text
 
 
 async def test_other_faults_have_their_own_status(http: httpx.AsyncClient) -> None:
     good = {"updates": [update()]}
-    assert (await http.post("/aggregate", content=b'{"updates": [NaN]}')).status_code == 400
+    assert (await http.post("/aggregate", content=b'{"updates": [NaN]}', headers=JSON)).status_code == 400
     assert (await http.post("/aggregate", json=good, params={"strategy": "x"})).status_code == 400
     assert (await http.post("/aggregate", json=good, headers={"accept": "text/html"})).status_code == 406
     assert (
         await http.post("/aggregate", content=b"x", headers={"content-type": "image/png"})
     ).status_code == 415
-    assert (await http.post("/aggregate", content=b" " * 200_000)).status_code == 413
+    assert (await http.post("/aggregate", content=b" " * 200_000, headers=JSON)).status_code == 413
     assert (await http.get("/aggregate")).status_code == 405
     assert (await http.get("/health")).json() == {"status": "ok"}
