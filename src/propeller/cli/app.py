@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import experiment_commands, model
+from propeller.cli import experiment_commands, model, user
 from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
 from propeller.errors import StartError
 
@@ -477,6 +477,9 @@ app.add_typer(experiment_commands.commands)
 
 
 app.add_typer(model.commands)
+
+
+app.add_typer(user.commands)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from propeller.sdk.handle import (
 )
 from propeller.sdk.history import History
 from propeller.sdk.models import AsyncModels, Models
+from propeller.sdk.users import AsyncUsers, Users
 
 __all__ = [
     "AsyncExperimentHandle",
     "AsyncModels",
     "AsyncPropeller",
+    "AsyncUsers",
     "Event",
     "Experiment",
     "ExperimentFailedError",
@@ -38,5 +40,6 @@ __all__ = [
     "Propeller",
     "PropellerError",
     "RoundResult",
+    "Users",
     "WaitTimeoutError",
 ]

@@ -10,6 +10,7 @@ from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import AsyncExperimentHandle, Event
 from propeller.sdk.models import Models
 from propeller.sdk.transport import Blocking, BlockingTransport, blocking, complete, iterate
+from propeller.sdk.users import Users
 
 
 class _BlockingPropeller(AsyncPropeller):
@@ -96,6 +97,7 @@ class Propeller(Blocking[AsyncPropeller]):
         )
         self.stack = self._inner.stack
         self.models = Models(self._inner.models)
+        self.users = Users(self._inner.users)
 
     @classmethod
     def from_state(cls, folder: str | Path = ".propeller") -> Self:

@@ -29,6 +29,7 @@ from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
+from propeller.sdk.users import AsyncUsers
 from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, same_model
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class AsyncPropeller:
     Attributes:
         stack: ``stack.json``, if it was read from there; else empty.
         models: its model versions.
+        users: the people who may use it.
     """
 
     _transport: type[AsyncTransport | BlockingTransport] = AsyncTransport
@@ -137,6 +139,7 @@ class AsyncPropeller:
         self._connection = Connection(urls, transport, login, stack or {})
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
+        self.users = AsyncUsers(self._connection)
 
     @classmethod
     def from_state(cls, folder: str | Path = ".propeller") -> Self:

@@ -28,6 +28,10 @@ class Connection:
         self.urls, self.stack, self.transport = dict(urls), dict(stack), transport
         self._login = login
 
+    def as_user(self, login: Login | None) -> "Connection":
+        """The same services, called by a user; by whoever calls them anyway if that is ``None``."""
+        return self if login is None else Connection(self.urls, self.transport, login, self.stack)
+
     async def ask(self, method: str, service: str, path: str, **options: Any) -> Any:
         """Send a request; the JSON of its answer.
 
@@ -45,6 +49,8 @@ class Connection:
     async def send(self, method: str, service: str, path: str, **options: Any) -> httpx.Response:
         """Send a request; its answer, which is a good one. Raises as ``ask`` does."""
         url, headers = f"{self.urls[service]}{path}", options.pop("headers", {})
+        if self._login is not None:
+            options["auth"] = None  # the transport's own: of whoever else calls
 
         async def send() -> httpx.Response:
             return await self.transport.send(

@@ -1,0 +1,101 @@
+"""``propeller user …``: the people who may use a stack, and as what."""
+
+import getpass
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from propeller.cli.options import JsonOption, for_stack
+from propeller.errors import StartError
+
+if TYPE_CHECKING:
+    from propeller.cli.connection import Target
+
+commands = typer.Typer(name="user", help="List, add, change and disable users.", no_args_is_help=True)
+
+NEW_PASSWORD_VARIABLE = "PROPELLER_NEW_PASSWORD"  # noqa: S105 - its name
+NO_ROLE = "none"
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The user's name.")]
+RoleOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ROLE",
+        help="viewer: sees all; operator: also runs experiments; admin: also makes clients.",
+    ),
+]
+
+
+@commands.command(name="list")
+@for_stack
+def list_users(as_json: JsonOption = False, *, target: "Target") -> None:
+    """List the users with their roles."""
+    from rich.console import Console
+
+    from propeller.cli.tables import Column, print_rows
+
+    with target.connect() as fl:
+        found = fl.users.list()
+    if as_json:
+        print(json.dumps(found))
+        return
+    columns = (Column("user"), Column("role"), Column("status"), Column("id", spare=1))
+    rows = [(one["username"], one["role"] or "", one["status"], one["id"]) for one in found]
+    print_rows(Console(highlight=False), columns, rows)
+
+
+@commands.command()
+@for_stack
+def add(name: NameArgument, role: RoleOption = "viewer", *, target: "Target") -> None:
+    """Add a user. The password is PROPELLER_NEW_PASSWORD, or asked for."""
+    password = _new_password(name)
+    with target.connect() as fl:
+        fl.users.add(name, password, role)
+    print(f"{name} is {role}. They log in with: propeller … --url HOST --user {name}")
+
+
+@commands.command()
+@for_stack
+def role(
+    name: NameArgument,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="viewer, operator, admin or none.")],
+    *,
+    target: "Target",
+) -> None:
+    """Give a user another role, or none any more."""
+    with target.connect() as fl:
+        fl.users.set_role(name, None if role == NO_ROLE else role)
+    print(f"{name} is {'no member any more' if role == NO_ROLE else role}.")
+
+
+@commands.command()
+@for_stack
+def disable(name: NameArgument, *, target: "Target") -> None:
+    """Let a user in no more; their logins end at once."""
+    with target.connect() as fl:
+        fl.users.enable(name, enabled=False)
+    print(f"{name} is disabled.")
+
+
+@commands.command()
+@for_stack
+def enable(name: NameArgument, *, target: "Target") -> None:
+    """Let a disabled user in again."""
+    with target.connect() as fl:
+        fl.users.enable(name)
+    print(f"{name} is enabled.")
+
+
+def _new_password(name: str) -> str:
+    given = os.environ.get(NEW_PASSWORD_VARIABLE)
+    if given:
+        return given
+    if not sys.stdin.isatty():
+        raise StartError(f"no password for {name}; set {NEW_PASSWORD_VARIABLE}")
+    password = getpass.getpass(f"Password of {name}: ")
+    if getpass.getpass("Again: ") != password:
+        raise StartError("these were two different passwords")
+    return password
