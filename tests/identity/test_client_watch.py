@@ -68,6 +68,7 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(module, "SHORTEST_INTERVAL_S", 0.1)
+    monkeypatch.setattr("propeller.identity.broker_guard.READ_AGAIN_S", 0.2)
     async with open_world(tmp_path) as made:
         made.identity.watch.interval_s = 0.1
         yield made
@@ -107,19 +108,12 @@ async def many_subscriptions(world: World) -> None:
         await first(client, 10)
 
 
-async def many_sessions(world: World) -> None:
-    for number in range(100):
-        async with world.client(f"-{number}", clean_session=False) as client:
-            await client.subscribe(world.channel.start(world.me.id), qos=1)
-
-
 ATTACKS = [
     (many_messages, "BROKER_CLIENT_MESSAGES"),
     (many_bytes, "BROKER_CLIENT_BYTES"),
     (many_reconnects, "BROKER_CLIENT_"),
     (many_connections, "BROKER_CLIENT_"),
     (many_subscriptions, "BROKER_CLIENT_SUBSCRIPTIONS"),
-    (many_sessions, "BROKER_CLIENT_"),
 ]
 
 
@@ -143,6 +137,25 @@ async def test_who_does_too_much_is_muted_and_the_others_are_not(
         alive = world.channel.said(Kind.PROPLET_ALIVE, world.other.id)
         await other.publish(alive, b"{}", qos=1, timeout=5)
         assert not other._disconnected.done()  # noqa: SLF001
+
+
+async def test_sessions_beyond_those_it_may_have_are_ended_and_its_own_stays(world: World) -> None:
+    link = world.identity.link._nats  # noqa: SLF001
+    assert link is not None
+    async with world.client(clean_session=False) as client:
+        await client.subscribe(world.channel.start(world.me.id), qos=1)
+        for number in range(12):
+            async with world.client(f"-{number}", clean_session=False):
+                pass
+
+        async def ended() -> bool:
+            return int((await jetstream(link, "STREAM.INFO.$MQTT_sess"))["state"]["messages"]) <= 4
+
+        await eventually(ended, 20)
+        manager = world.made.clients["manager"]
+        async with world.site.client(manager.id, manager.key) as sender:
+            await sender.publish(world.channel.start(world.me.id), b"still", qos=1)
+        assert await first(client) == b"still"
 
 
 async def test_messages_that_are_never_released_mute_and_are_forgotten(

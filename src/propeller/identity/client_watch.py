@@ -2,8 +2,9 @@
 
 nats-server's MQTT keeps to none of the limits that a user's claims can have (``subs``, ``data``, ``payload``; 2.15.1). It does count: each
 connection's messages, bytes and subscriptions, also of connections that have ended. From that each device pays out of a budget that fills up
-again steadily. Whoever overdraws it, or has too many connections, subscriptions or sessions, is cut off, refused for a minute, for twice as
-long the next time, and loses its sessions with all that is kept for them.
+again steadily. Whoever overdraws it, or has too many
+connections or subscriptions, is cut off, refused for a minute, for twice as long the next time, and loses its sessions with all that is kept
+for them. Sessions beyond those that it may have are ended.
 """
 
 import contextlib
@@ -166,17 +167,22 @@ class ClientWatch:
         """
         uses = await self._read(link)
         for client_id, use in uses.items():
-            reason = self._excess(client_id, use, len(sessions.get(client_id, ())))
+            reason = self._excess(client_id, use)
             if reason is not None:
                 await self._mute(link, client_id, reason, use)
                 await end_sessions(link, sessions.get(client_id, []))
-        for client_id in sessions.keys() - uses.keys():
-            if len(sessions[client_id]) > self._limits.connections:
-                await self.mute(
-                    link, client_id, self._too_many("sessions"), sessions[client_id], end_sessions
-                )
+        for client_id, mqtt_ids in sessions.items():
+            if len(mqtt_ids) <= self._limits.connections or not self._is_limited(client_id):
+                continue
+            # No mute: a broker that was killed has sessions again that had ended.
+            connected = {one.info.get("mqtt_client") for one in uses[client_id].open} | {client_id}
+            surplus = [mqtt_id for mqtt_id in mqtt_ids if mqtt_id not in connected]
+            log.warning(
+                "client has too many sessions, absent ones are ended", client_id=client_id, count=len(surplus)
+            )
+            await end_sessions(link, surplus)
 
-    async def _read(self, link: Client) -> dict[str, _Use]:
+    async def _read(self, link: Client) -> defaultdict[str, _Use]:
         """What each device did since the last look."""
         uses: defaultdict[str, _Use] = defaultdict(_Use)
         looked_at = 0
@@ -218,22 +224,19 @@ class ClientWatch:
         access = self._directory.get(client_id)
         return access is not None and access.role in _LIMITED
 
-    def _excess(self, client_id: str, use: _Use, sessions: int) -> str | None:
+    def _excess(self, client_id: str, use: _Use) -> str | None:
         """Why what a device does is too much, or ``None``."""
         now = self._clock()
         budget = self._budgets.setdefault(client_id, Budget.full(self._limits, now))
         if reason := budget.take(self._limits, use.messages, use.bytes, now):
             return reason
         if len(use.open) > self._limits.connections:
-            return self._too_many("connections")
+            return f"it has more than {self._limits.connections} connections (BROKER_CLIENT_CONNECTIONS)"
         if use.subscriptions > self._limits.subscriptions:
             return (
                 f"it has more than {self._limits.subscriptions} subscriptions (BROKER_CLIENT_SUBSCRIPTIONS)"
             )
-        return self._too_many("sessions") if sessions > self._limits.connections else None
-
-    def _too_many(self, what: str) -> str:
-        return f"it has more than {self._limits.connections} {what} (BROKER_CLIENT_CONNECTIONS)"
+        return None
 
     async def _mute(self, link: Client, client_id: str, reason: str, use: _Use) -> None:
         now, before = self._clock(), self._mutes.get(client_id)

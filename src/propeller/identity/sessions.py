@@ -236,6 +236,8 @@ class SessionExpiry:
     async def end_now(self, link: Client, mqtt_ids: Iterable[str]) -> None:
         """End sessions, whoever is connected, and forget what they had half sent."""
         for mqtt_id in mqtt_ids:
+            if time.monotonic() < self._retry_at:
+                return
             self._absences.end(mqtt_id)
             await self._end_all(link, [mqtt_id], forced=True)
             await purge_half_sent(link, mqtt_id)
@@ -265,7 +267,7 @@ class SessionExpiry:
                     await self._end(host, port, mqtt_id, forced=forced)
         except (aiomqtt.MqttError, LookupError) as error:
             self._retry_at = time.monotonic() + _RETRY_INTERVALS * self.interval_s
-            of_whom = "a muted client" if forced else "absent clients"
+            of_whom = "a client that did too much" if forced else "absent clients"
             log.warning("sessions of %s cannot be ended", of_whom, count=len(overdue), reason=str(error))
 
     async def _read_records(self, link: Client) -> None:
