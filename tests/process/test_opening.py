@@ -27,14 +27,14 @@ async def test_of_a_task_that_is_cancelled_the_file_is_closed_when_it_ends(
 
     def open_file() -> BinaryIO:
         begun.set()
-        if not opened_before:
-            assert go_on.wait(20)
+        assert go_on.wait(20)
         files.append((tmp_path / "f").open("wb"))
         return files[0]
 
     task = asyncio.create_task(open_in_thread(open_file))
     await asyncio.to_thread(begun.wait, 20)
     if opened_before:  # in the thread; the task has not been told
+        go_on.set()
         while not files:
             threading.Event().wait(0.001)
     task.cancel()
