@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -123,3 +124,23 @@ def test_the_state_is_private(up: Up) -> None:
         if not path.is_symlink() and mode & 0o077:
             wrong[str(path.relative_to(up.folder))] = oct(mode)
     assert wrong == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_open_lets_in_every_user_and_says_so(tmp_path: Path) -> None:
+    with running_stack(tmp_path / "state", "--proplets", "0", "--open") as opened:
+        url = f"{opened.url('manager')}/proplets"
+        command = [sys.executable, "-I", "-S", "-c", ASK, str(OTHER_UID), url]
+        assert subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout == "200\n"
+        foreign = httpx.get(url, headers={"Host": "evil.example"})
+        assert foreign.status_code == 403  # a page in a browser is no user of the machine
+    assert "every user of this machine may use the services" in opened.output
+
+
+def test_open_contradicts_asking_for_access_checks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "propeller", "up", "--open", "--state", str(tmp_path / "state")]
+    told = subprocess.run(
+        command, env={**os.environ, "PROPELLER_AUTH": "on"}, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 1
+    assert "PROPELLER_AUTH=on contradicts --open" in told.stderr
