@@ -111,8 +111,11 @@ def test_provisioning_fills_every_variable(site: Site) -> None:
     assert all(site.env[name] for name in PROVISIONED_VARIABLES)
 
 
-def test_step_5_recreates_what_it_names_and_the_data_store_whose_proplets_are_new(site: Site) -> None:
-    assert sorted(site.second) == sorted([*RECREATED, "local-data-store"])
+def test_step_5_recreates_what_it_names_and_what_is_told_the_domain(site: Site) -> None:
+    services = document()["services"]
+    told = {name for name, one in services.items() if "PROPELLER_DOMAIN_ID" in one.get("environment", {})}
+    assert sorted(site.second) == sorted({*RECREATED, *told})
+    assert "local-data-store" in told  # whose proplets are new
     assert site.get("local-data-store:8083", "/datasets").json()["count"] == 3
 
 
