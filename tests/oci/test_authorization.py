@@ -34,7 +34,10 @@ async def test_credentials_for_https_are_not_for_plain_http() -> None:
         async with httpx.AsyncClient() as http:
             assert authorizer.cached_header(plain, scope) is None
             assert (
-                await authorizer.answer_challenge(http, Purpose(plain, scope, "x"), 'Basic realm="r"') is None
+                await authorizer.answer_challenge(
+                    lambda _url: http, Purpose(plain, scope, "x"), 'Basic realm="r"'
+                )
+                is None
             )
     assert Authorizer({"ghcr.io": Token("t")}).cached_header(Registry("ghcr.io"), scope) == "Bearer t"
 
@@ -48,7 +51,7 @@ async def test_credentials_do_not_go_to_a_token_server_without_tls() -> None:
         for realm in ("http://evil.example/token", "file:///etc/passwd", ""):
             purpose = Purpose(Registry("ghcr.io"), Scope("u/x"), "x")
             with pytest.raises(RegistryLoginError, match="not HTTPS"):
-                await authorizer.answer_challenge(http, purpose, f'Bearer realm="{realm}"')
+                await authorizer.answer_challenge(lambda _url: http, purpose, f'Bearer realm="{realm}"')
 
 
 async def test_a_token_is_used_until_shortly_before_it_expires() -> None:
@@ -60,7 +63,7 @@ async def test_a_token_is_used_until_shortly_before_it_expires() -> None:
     purpose = Purpose(Registry("ghcr.io"), Scope("u/x"), "x")
     async with httpx.AsyncClient(transport=httpx.MockTransport(give_token)) as http:
         challenge = 'Bearer realm="https://ghcr.io/token"'
-        assert await authorizer.answer_challenge(http, purpose, challenge) == "Bearer t"
+        assert await authorizer.answer_challenge(lambda _url: http, purpose, challenge) == "Bearer t"
     now += 49
     assert authorizer.cached_header(purpose.registry, purpose.scope) == "Bearer t"
     now += 2

@@ -32,6 +32,9 @@ _DEFAULT_LIFE_S, _MARGIN_S = 60.0, 10.0
 
 _MAX_CACHED_HEADERS = 1000
 
+ClientFor = Callable[[httpx.URL], httpx.AsyncClient]
+"""Gives the client for an address that a registry named; raises ``OciError`` for one that must not be asked."""
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -92,7 +95,7 @@ class Authorizer:
         header = self._headers.get((registry.base_url, scope))
         return header.value if header is not None else None
 
-    async def answer_challenge(self, http: httpx.AsyncClient, purpose: Purpose, challenge: str) -> str | None:
+    async def answer_challenge(self, client_for: ClientFor, purpose: Purpose, challenge: str) -> str | None:
         """The header that a 401 asks for in its ``WWW-Authenticate``; ``None`` if there is no login for it.
 
         Raises:
@@ -103,7 +106,7 @@ class Authorizer:
         if isinstance(credential, Token):
             return None  # it was sent already
         if "bearer" in asked:
-            header = await self._fetch_token(http, purpose, asked["bearer"], credential)
+            header = await self._fetch_token(client_for, purpose, asked["bearer"], credential)
         elif "basic" in asked and credential is not None:
             header = _Header(credential.basic, float("inf"))
         else:
@@ -122,7 +125,7 @@ class Authorizer:
         return await error_of(response, purpose.what, host, login_help)
 
     async def _fetch_token(
-        self, http: httpx.AsyncClient, purpose: Purpose, challenge: Mapping[str, str], login: Login | None
+        self, client_for: ClientFor, purpose: Purpose, challenge: Mapping[str, str], login: Login | None
     ) -> _Header:
         registry = purpose.registry
         realm = httpx.URL(challenge.get("realm", ""))
@@ -135,7 +138,9 @@ class Authorizer:
         if service := challenge.get("service"):
             query["service"] = service
         headers = {"Authorization": login.basic} if login else {}
-        async with http.stream("GET", realm.copy_merge_params(query), headers=headers) as response:
+        async with client_for(realm).stream(
+            "GET", realm.copy_merge_params(query), headers=headers
+        ) as response:
             if not response.is_success:
                 raise await self._token_error(response, purpose)
             text = await read_document(response, f"the token server of {registry.host}")

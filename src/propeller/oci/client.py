@@ -17,6 +17,7 @@ import httpx
 from propeller.digests import digest_of, is_digest
 from propeller.functions import SECTION, functions_of
 from propeller.oci import manifest
+from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.authorization import Authorizer, Purpose, Scope
 from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
 from propeller.oci.credentials import Logins
@@ -80,6 +81,7 @@ class RegistryClient:
         idle_timeout: float = 30.0,
         total_timeout: float = 600.0,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
+        allowed: AllowedRegistries | None = None,
     ) -> None:
         """Make a client.
 
@@ -91,14 +93,26 @@ class RegistryClient:
             idle_timeout: seconds without a byte of a registry.
             total_timeout: seconds for one try of a whole transfer.
             retry_delays: seconds between tries after transient faults.
+            allowed: the registries that others may have it ask; without it any, as for a person.
         """
+        self._allowed = allowed
         self._manifests, self._max_bytes = manifests, max_bytes
         self._http = RegistryConnections(
             Authorizer(logins or {}, login_help),
             idle_timeout=idle_timeout,
             total_timeout=total_timeout,
             retry_delays=retry_delays,
+            allowed=allowed,
         )
+
+    def check(self, reference: Reference) -> None:
+        """Refuse a reference to a registry that is not allowed, also where its program is kept.
+
+        Raises:
+            RegistryNotAllowedError: it says which are.
+        """
+        if self._allowed is not None:
+            self._allowed.check(reference.registry)
 
     async def resolve(self, reference: Reference) -> Artifact:
         """Find the program that a reference names now: one ``HEAD`` if its manifest is kept.
@@ -106,6 +120,7 @@ class RegistryClient:
         Raises:
             OciError: with the cause and the remedy.
         """
+        self.check(reference)
         digest = reference.digest or await self._get_digest(reference)
         data = await self._get_manifest(reference, digest)
         found = manifest.read_layers(data, str(reference))
@@ -153,6 +168,7 @@ class RegistryClient:
         Raises:
             OciError: with the cause and the remedy; then ``sink`` holds nothing that may be used.
         """
+        self.check(reference)
         what = f"{reference.registry}/{reference.repository}@{digest}"
         purpose = _purpose(reference, what)
         if size is not None:

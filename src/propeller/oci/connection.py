@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import httpx
 
+from propeller.oci.allowed import AllowedRegistries, origin_of
 from propeller.oci.authorization import Authorizer, Purpose
-from propeller.oci.errors import RegistryError, RegistryTimeoutError, RegistryUnreachableError
+from propeller.oci.errors import OciError, RegistryError, RegistryTimeoutError, RegistryUnreachableError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 
@@ -38,8 +39,13 @@ class RegistryConnections:
         idle_timeout: float,
         total_timeout: float,
         retry_delays: tuple[float, ...],
+        allowed: AllowedRegistries | None = None,
     ) -> None:
-        """``idle_timeout``: seconds without a byte; ``total_timeout``: seconds for a whole try."""
+        """``idle_timeout``: seconds without a byte; ``total_timeout``: seconds for a whole try.
+
+        With ``allowed``, errors do not tell what is at an address: its details go to the log.
+        """
+        self._allowed = allowed
         self._authorizer = authorizer
         self._idle, self._total, self._delays = idle_timeout, total_timeout, retry_delays
         self._connect = min(idle_timeout, CONNECT_TIMEOUT_S)
@@ -56,7 +62,18 @@ class RegistryConnections:
         Raises:
             OciError: with the cause and the remedy.
         """
+        try:
+            return await self._with_retries(purpose, operation)
+        except (RegistryUnreachableError, RegistryTimeoutError, RegistryError) as error:
+            if self._allowed is None:
+                raise
+            log.warning("registry cannot be reached", program=purpose.what, reason=str(error))
+            raise RegistryUnreachableError(
+                f"{purpose.what}: {purpose.registry.host} cannot be reached now",
+                f"the {self._allowed.service}'s log says why",
+            ) from None
 
+    async def _with_retries(self, purpose: Purpose, operation: Callable[[], Awaitable[T]]) -> T:
         async def attempt() -> T:
             async with asyncio.timeout(self._total):
                 return await operation()
@@ -106,7 +123,7 @@ class RegistryConnections:
         response = await self._send_authorized(method, target, purpose, headers or {}, body)
         try:
             if not response.is_success and response.status_code not in allow:
-                raise await self._authorizer.error_of(response, purpose)
+                raise await self._error_of(response, purpose)
             yield response
         finally:
             await response.aclose()
@@ -126,9 +143,8 @@ class RegistryConnections:
         if response.status_code != httpx.codes.UNAUTHORIZED or not _same_origin(response.url, origin):
             return response
         challenge = ", ".join(response.headers.get_list("www-authenticate"))
-        client = self._client(plain=registry.plain_http)
         try:
-            header = await self._authorizer.answer_challenge(client, purpose, challenge)
+            header = await self._authorizer.answer_challenge(self._client_for, purpose, challenge)
         except BaseException:
             await response.aclose()
             raise
@@ -149,7 +165,7 @@ class RegistryConnections:
         """Send, and follow redirects of what is read; the authorization goes to the registry alone."""
         for _ in range(_MAX_REDIRECTS):
             own = {"Authorization": authorization} if authorization and _same_origin(url, origin) else {}
-            client = self._client(plain=url.scheme == "http")
+            client = self._client_for(url)
             request = client.build_request(
                 method,
                 url,
@@ -171,6 +187,23 @@ class RegistryConnections:
             f"{origin.host} redirects more than {_MAX_REDIRECTS} times", _ASK_OPERATOR
         )
 
+    async def _error_of(self, response: httpx.Response, purpose: Purpose) -> OciError:
+        error = await self._authorizer.error_of(response, purpose)
+        elsewhere = not _same_origin(response.url, httpx.URL(purpose.registry.base_url))
+        if self._allowed is not None and elsewhere:  # what a store answers is no business of whoever asked
+            return RegistryUnreachableError(error.cause, error.remedy)
+        return error
+
+    def _client_for(self, url: httpx.URL) -> httpx.AsyncClient:
+        """The client for an address: the registry's, or one that it sent on to.
+
+        Raises:
+            OciError: it is none of those that may be asked.
+        """
+        if self._allowed is not None:
+            self._allowed.check_address(url)
+        return self._client(plain=url.scheme == "http")
+
     def _client(self, *, plain: bool) -> httpx.AsyncClient:
         """One client with and one without TLS; the proxies of the environment are for what is outside only."""
         if plain not in self._clients:
@@ -179,7 +212,8 @@ class RegistryConnections:
                 limits=httpx.Limits(
                     max_connections=None
                 ),  # one registry that hangs must not hold up the others
-                trust_env=not plain,
+                trust_env=not plain and self._allowed is None,
+                transport=self._allowed.transport() if self._allowed is not None else None,
             )
         return self._clients[plain]
 
@@ -192,11 +226,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _same_origin(one: httpx.URL, other: httpx.URL) -> bool:
-    return (one.scheme, one.host, _port(one)) == (other.scheme, other.host, _port(other))
-
-
-def _port(url: httpx.URL) -> int:
-    return url.port or {"http": 80}.get(url.scheme, 443)
+    return origin_of(one) == origin_of(other)
 
 
 def _unreachable(purpose: Purpose, error: httpx.RequestError) -> RegistryUnreachableError:

@@ -41,6 +41,10 @@ class RegistryRefusedError(OciError, RefusedError):
     """The registry knows the credentials, and they do not allow this."""
 
 
+class RegistryNotAllowedError(OciError, RefusedError):
+    """The service does not fetch from this registry."""
+
+
 class RegistryUnreachableError(OciError, UnavailableError):
     """There was no connection to the registry, or it broke."""
 

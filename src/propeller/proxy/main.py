@@ -53,6 +53,7 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
         manifests=blobs,
         max_bytes=settings.max_program_bytes,
         idle_timeout=settings.registry_timeout,
+        allowed=settings.allowed,
     )
     async with client:
         programs = ProgramSource(client, blobs, settings.default_registry, metrics)

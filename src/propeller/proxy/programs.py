@@ -127,10 +127,11 @@ class ProgramSource:
         Raises:
             OciError: with the cause and the remedy.
         """
+        reference = Reference.parse(app_name, self._default)
+        self._client.check(reference)
         size = self._blobs.size(digest)
         if size is not None:
             return size
-        reference = Reference.parse(app_name, self._default)
         key = (reference.registry, reference.repository, digest)
         return await self._fetches.run(key, lambda: self._fetch(reference, digest))
 

@@ -8,6 +8,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
+from propeller.oci.allowed import AllowedRegistries, parse_registries
 from propeller.oci.client import MAX_PROGRAM_BYTES
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
@@ -25,6 +26,11 @@ def _parse_registry(value: Any) -> Any:
 
 def _address(value: str) -> str:
     BrokerAddress.parse(value)
+    return value
+
+
+def _registries(value: str) -> str:
+    parse_registries(value)
     return value
 
 
@@ -49,6 +55,10 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
     default_registry: Annotated[DefaultRegistry, NoDecode, BeforeValidator(_parse_registry)] = Field(
         alias="PROXY_REGISTRY_URL"
     )
+    allowed_registries: Annotated[str, AfterValidator(_registries)] = Field(
+        "", alias="PROXY_ALLOWED_REGISTRIES"
+    )
+    """Beside the one above."""
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
@@ -76,6 +86,13 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
     def registry(self) -> Registry:
         """The registry that ``PROXY_REGISTRY_URL`` names, which the login is for."""
         return self.default_registry.registry
+
+    @property
+    def allowed(self) -> AllowedRegistries:
+        """Where programs are fetched from."""
+        return AllowedRegistries(
+            parse_registries(self.allowed_registries) | {self.registry}, "PROXY_ALLOWED_REGISTRIES", "proxy"
+        )
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -227,6 +227,11 @@ def _programs(stack: StackConfig) -> str:
     return os.environ.get("PROPLET_CACHE") or stack.data("programs")
 
 
+def _registries(stack: StackConfig, variable: str) -> str:
+    """The stack's own registry, and those that the variable names."""
+    return ",".join(filter(None, (stack.url("oci-registry"), os.environ.get(variable))))
+
+
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "BROKER_STATE": stack.data(process),
@@ -320,6 +325,7 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROXY_REGISTRY_URL": stack.url("oci-registry"),
         **_inherited("PROXY_*", "DOCKER_CONFIG"),
+        "PROXY_ALLOWED_REGISTRIES": _registries(stack, "PROXY_ALLOWED_REGISTRIES"),
         "PROXY_MQTT_ADDRESS": stack.broker,
         "PROXY_CACHE": stack.data(process),
     }
