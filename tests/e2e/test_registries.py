@@ -45,6 +45,9 @@ class Rig:
     folder: Path
     tokens: TokenServer | None
     front: "Front"
+    nowhere: str
+    silent: str
+    other: RecordingServer
     up: Up
 
     def push(self, file: Path, name: str) -> str:
@@ -154,6 +157,12 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         front = Front(other_program("front"))
         stack.enter_context(front.store.running())
         stack.enter_context(front.registry.running())
+        other = RecordingServer(lambda path, _authorization: ask_for_login(other.host, path))
+        stack.enter_context(other.running())
+        silent, nowhere = stack.enter_context(open_silent_server()), f"127.0.0.1:{free_port()}"
+        allowed = [by_name(host), front.registry.host, front.store.host, other.host, silent, nowhere]
+        if tokens is not None:
+            allowed.append(tokens.host)
         # The registry answers to both names of loopback; under the second one the login is wrong.
         logins = {by_name(host): docker_login(WRONG), front.registry.host: docker_login(FRONT)}
         (docker / "config.json").write_text(json.dumps({"auths": logins}))
@@ -167,13 +176,20 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                     "PROXY_REGISTRY_URL": f"http://{host}/home",
                     "PROXY_REGISTRY_USERNAME": LOGIN[0],
                     "PROXY_REGISTRY_PASSWORD": LOGIN[1],
+                    "PROXY_ALLOWED_REGISTRIES": ",".join(allowed),
                     "PROXY_REGISTRY_TIMEOUT": "1s",
                     "PROXY_CHUNK_SIZE": str(CHUNK),
                     "DOCKER_CONFIG": str(docker),
                 },
             )
         )
-        yield Rig(host, folder, tokens, front, up)
+        yield Rig(host, folder, tokens, front, nowhere, silent, other, up)
+
+
+def ask_for_login(host: str, path: str) -> Answer:
+    """What a registry answers that is also its own token server, and gives nobody a token."""
+    challenge = f'Bearer realm="http://{host}/token",service="r", Basic realm="r"'
+    return (403, {}, b"") if path.startswith("/token") else (401, {"WWW-Authenticate": challenge}, b"")
 
 
 def docker_login(login: tuple[str, str]) -> dict[str, str]:
@@ -306,25 +322,26 @@ def test_artifacts_that_are_not_one_program(rig: Rig) -> None:
 
 @TOKENS
 def test_a_registry_that_is_not_there_or_hangs(rig: Rig) -> None:
-    nowhere = f"127.0.0.1:{free_port()}"
-    check_failure(rig, f"{nowhere}/team/x:v1", f"{nowhere} cannot be reached", "check the registry's address")
-    with open_silent_server() as host:
-        check_failure(
-            rig, f"{host}/team/x:v1", f"{host} did not answer within 1 s", "check that the registry is up"
-        )
+    for host in (rig.nowhere, rig.silent):
+        check_failure(rig, f"{host}/team/x:v1", f"{host} cannot be reached now", "the proxy's log says why")
+    reasons = " ".join(
+        line["reason"] for line in rig.log("proxy") if line["msg"] == "registry cannot be reached"
+    )
+    assert f"{rig.silent} did not answer within 1 s" in reasons
+
+
+@TOKENS
+def test_a_registry_that_is_not_allowed(rig: Rig) -> None:
+    image = f"127.0.0.1:{free_port()}/team/x:v1"
+    check_failure(rig, image, "is not a registry that the proxy fetches from", "PROXY_ALLOWED_REGISTRIES")
 
 
 @TOKENS
 def test_another_registry_gets_no_credentials(rig: Rig) -> None:
     """Whatever it asks for, also as the token server of itself."""
 
-    def ask(path: str, _authorization: str | None) -> Answer:
-        challenge = f'Bearer realm="http://{other.host}/token",service="r", Basic realm="r"'
-        return (403, {}, b"") if path.startswith("/token") else (401, {"WWW-Authenticate": challenge}, b"")
-
-    other = RecordingServer(ask)
-    with other.running():
-        check_failure(rig, f"{other.host}/team/x:v1", "403 Forbidden", f"docker login {other.host}")
+    other = rig.other
+    check_failure(rig, f"{other.host}/team/x:v1", "403 Forbidden", f"docker login {other.host}")
     assert {path.partition("?")[0] for path, _ in other.seen} == {"/token", "/v2/team/x/manifests/v1"}
     assert {authorization for _, authorization in other.seen} == {None}
 

@@ -43,6 +43,11 @@ class TokenServer:
         self._certificate = _certificate(self._key)
         self._server = RecordingServer(self._answer)
 
+    @property
+    def host(self) -> str:
+        """Where it is."""
+        return self._server.host
+
     @contextmanager
     def running(self) -> Iterator["TokenServer"]:
         """Answer for the length of the block."""
