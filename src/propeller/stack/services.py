@@ -228,8 +228,10 @@ def _programs(stack: StackConfig) -> str:
 
 
 def _registries(stack: StackConfig, variable: str) -> str:
-    """The stack's own registry, and those that the variable names."""
-    return ",".join(filter(None, (stack.url("oci-registry"), os.environ.get(variable))))
+    """The stack's own registry, by both names of loopback, and those that the variable names."""
+    own = stack.url("oci-registry")
+    by_name = own.replace("127.0.0.1", "localhost")
+    return ",".join(dict.fromkeys(filter(None, (own, by_name, os.environ.get(variable)))))
 
 
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
