@@ -22,9 +22,14 @@ pytestmark = pytest.mark.timeout(180)
 NEEDS_THE_BROKER = {"keys", "channel", "manager mqtt", "proplets", "image"}
 
 
+SILENT_PORT = free_port()
+"""Where a registry is that says nothing."""
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running_stack(tmp_path_factory.mktemp("doctor") / "state") as running:
+    registries = {"PROXY_ALLOWED_REGISTRIES": f"http://127.0.0.1:{SILENT_PORT}"}
+    with running_stack(tmp_path_factory.mktemp("doctor") / "state", env=registries) as running:
         yield running
 
 
@@ -212,9 +217,9 @@ def test_images(up: Up) -> None:
 
 
 def test_a_registry_that_says_nothing(up: Up) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", SILENT_PORT)):
         begun = time.monotonic()
-        found = report(up, "--image", f"127.0.0.1:{silent.getsockname()[1]}/program:latest")
+        found = report(up, "--image", f"127.0.0.1:{SILENT_PORT}/program:latest")
     assert time.monotonic() - begun < 15
     assert found.failed == {"image"}
     assert "the proxy runs, but its registry gave no answer" in found.line("image")
