@@ -254,7 +254,7 @@ def test_an_experiment_elsewhere(stack: FakeStack, tmp_path: Path, state: tuple[
         done = propeller("experiments", *(word for one in wrong for word in ("--url", one)))
         assert said in done.stderr
     done = propeller("experiments", "--url", "http://127.0.0.1", "--user", "nobody")
-    assert done.stderr == "error: --user: no password; set PROPELLER_PASSWORD\n"
+    assert done.stderr == "error: no password of nobody; set PROPELLER_PASSWORD\n"
     assert PASSWORD not in done.stdout
 
 

@@ -144,3 +144,11 @@ def test_open_contradicts_asking_for_access_checks(tmp_path: Path) -> None:
     )
     assert told.returncode == 1
     assert "PROPELLER_AUTH=on contradicts --open" in told.stderr
+
+
+def test_off_in_the_environment_opens_no_stack_and_is_not_ignored_without_a_word(tmp_path: Path) -> None:
+    env = {"PROPELLER_AUTH": "off"}
+    with running_stack(tmp_path / "state", "--proplets", "0", env=env) as running:
+        through_a_proxy = {"X-Forwarded-For": "10.0.0.1"}
+        assert httpx.get(f"{running.url('manager')}/proplets", headers=through_a_proxy).status_code == 401
+    assert "PROPELLER_AUTH=off is for single services and has no effect here" in running.output

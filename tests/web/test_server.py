@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from propeller.errors import StartError
 from propeller.process.settings import HttpSettings
 from propeller.web.app import create_app
-from propeller.web.server import Bind, bind_api, check_exposure, is_loopback, listen, serve
+from propeller.web.server import Bind, bind_api, check_exposure, listen, serve
+from propeller.web.sites import is_loopback
 from support.net import eventually, free_port
 
 Serving = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]

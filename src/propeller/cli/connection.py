@@ -53,7 +53,7 @@ class Target:
         addresses: dict[str, Any] = read_addresses(given, with_identity=self.user is not None)
         if self.user is None:
             return Propeller(**addresses)
-        return Propeller(**addresses, user=self.user, password=_password(self.user))
+        return Propeller(**addresses, user=self.user, password=read_password(self.user, PASSWORD_VARIABLE))
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""
@@ -103,10 +103,18 @@ def read_addresses(given: Sequence[str], *, with_identity: bool) -> dict[str, st
     return named
 
 
-def _password(user: str) -> str:
-    given = os.environ.get(PASSWORD_VARIABLE)
+def read_password(user: str, variable: str, *, twice: bool = False) -> str:
+    """The password of a user, from a variable or asked for; ``twice`` for a new one, against slips.
+
+    Raises:
+        StartError: it is not set, and nobody is there to be asked; or the two differ.
+    """
+    given = os.environ.get(variable)
     if given:
         return given
     if not sys.stdin.isatty():
-        raise StartError(f"--user: no password; set {PASSWORD_VARIABLE}")
-    return getpass.getpass(f"Password of {user}: ")
+        raise StartError(f"no password of {user}; set {variable}")
+    password = getpass.getpass(f"Password of {user}: ")
+    if twice and getpass.getpass("Again: ") != password:
+        raise StartError("these were two different passwords")
+    return password

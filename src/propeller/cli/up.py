@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ def run_up(
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Console(highlight=False)
     console.print(f"Starting Propeller on {folder.absolute()}", soft_wrap=True)
+
+    if os.environ.get("PROPELLER_AUTH") == "off" and not open_access:
+        console.print(
+            "PROPELLER_AUTH=off is for single services and has no effect here: --open opens a stack."
+        )
 
     def report(what: str, where: str) -> None:
         console.print(f"  [green]✓[/] {what:<16} {where}")

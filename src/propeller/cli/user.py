@@ -1,15 +1,11 @@
 """``propeller user …``: the people who may use a stack, and as what."""
 
-import getpass
 import json
-import os
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from propeller.cli.options import JsonOption, for_stack
-from propeller.errors import StartError
 
 if TYPE_CHECKING:
     from propeller.cli.connection import Target
@@ -51,7 +47,9 @@ def list_users(as_json: JsonOption = False, *, target: "Target") -> None:
 @for_stack
 def add(name: NameArgument, role: RoleOption = "viewer", *, target: "Target") -> None:
     """Add a user. The password is PROPELLER_NEW_PASSWORD, or asked for."""
-    password = _new_password(name)
+    from propeller.cli.connection import read_password
+
+    password = read_password(name, NEW_PASSWORD_VARIABLE, twice=True)
     with target.connect() as fl:
         fl.users.add(name, password, role)
     print(f"{name} is {role}. They log in with: propeller … --url HOST --user {name}")
@@ -87,15 +85,3 @@ def enable(name: NameArgument, *, target: "Target") -> None:
     with target.connect() as fl:
         fl.users.enable(name)
     print(f"{name} is enabled.")
-
-
-def _new_password(name: str) -> str:
-    given = os.environ.get(NEW_PASSWORD_VARIABLE)
-    if given:
-        return given
-    if not sys.stdin.isatty():
-        raise StartError(f"no password for {name}; set {NEW_PASSWORD_VARIABLE}")
-    password = getpass.getpass(f"Password of {name}: ")
-    if getpass.getpass("Again: ") != password:
-        raise StartError("these were two different passwords")
-    return password

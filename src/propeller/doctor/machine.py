@@ -10,7 +10,7 @@ from pathlib import Path
 from propeller.doctor.checks import Finding, failed, passed, skipped
 from propeller.doctor.target import Observations
 from propeller.process.run import listening_process
-from propeller.web.server import is_loopback
+from propeller.web.sites import is_loopback
 
 MAX_CLOCK_DIFFERENCE_S = 5.0
 """How far two clocks may be apart, in seconds."""

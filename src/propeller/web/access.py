@@ -22,9 +22,9 @@ def check_access(table: AccessTable, methods: Iterable[str], path: str, who: Pri
     for method in methods:
         allowed = table.get(f"{method} {path}", CONTROL)
         if who.role not in allowed:
-            a = f"is {_article(who.role)}" if who.role else "has no role in this domain"
+            standing = f"is {_article(who.role)}" if who.role else "has no role in this domain"
             raise RefusedError(
-                f"{who} {a}: it may not {method} {path}; this is for {', '.join(sorted(allowed))}"
+                f"{who} {standing}: it may not {method} {path}; this is for {', '.join(sorted(allowed))}"
             )
 
 

@@ -5,7 +5,6 @@ the caller's by netlink (``sock_diag(7)``); other systems have no such question,
 """
 
 import functools
-import ipaddress
 import os
 import socket
 import struct
@@ -13,6 +12,8 @@ import sys
 from pathlib import Path
 
 from starlette.types import Scope
+
+from propeller.web.sites import is_loopback
 
 _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _NETLINK_SOCK_DIAG = 20, 1, 4
 _ESTABLISHED = 1
@@ -40,7 +41,7 @@ _FORWARDED = (
 def is_own_user(scope: Scope) -> bool:
     """Whether a request comes from a process of the user that this one runs as, over loopback, and through no proxy."""
     client, server = scope.get("client"), scope.get("server")
-    if not client or not server or server[1] is None or not _is_loopback(client[0]):
+    if not client or not server or server[1] is None or not is_loopback(client[0]):
         return False
     if any(name in _FORWARDED for name, _value in scope["headers"]):
         return False
@@ -80,13 +81,6 @@ def socket_owner(own: tuple[str, int], peer: tuple[str, int]) -> int | None:
         answer, _HEADER.size
     )
     return uid if state == _ESTABLISHED and inode else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @functools.cache

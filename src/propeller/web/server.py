@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from propeller.process.run import cannot_listen
 from propeller.process.settings import HttpSettings
 from propeller.process.tls import KeyPair
 from propeller.web.http_protocol import HttpProtocol
+from propeller.web.sites import is_loopback
 
 log = get_logger("server")
 
@@ -47,16 +47,6 @@ class Bind:
     variable: str = ""
     tls: KeyPair | None = None
     trusted_proxies: str = ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(service: str, host: str, *, authenticated: bool, insecure: bool) -> None:

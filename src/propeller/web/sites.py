@@ -54,7 +54,7 @@ class Sites:
         if self._any:
             return True
         name = host_name(host)
-        return name in self._names or name == address or (name in _LOOPBACK and _is_loopback(address))
+        return name in self._names or name == address or (name in _LOOPBACK and is_loopback(address))
 
 
 def is_foreign(headers: Mapping[bytes, bytes]) -> bool:
@@ -74,8 +74,11 @@ def host_name(host: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _is_loopback(address: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback."""
+    if host == "localhost":
+        return True
     try:
-        return ipaddress.ip_address(address).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
