@@ -11,6 +11,7 @@ from propeller.aggregator.service import Aggregator
 from propeller.aggregator.spill import SpillSpace
 from propeller.oci.reference import DefaultRegistry
 from propeller.program_host.programs import HostSettings, ProgramHost
+from propeller.program_host.settings import make_allowed
 from propeller.wasm.program_run import Limits
 from support.net import free_port
 from support.python_programs import COMPILED
@@ -33,7 +34,16 @@ async def http(space: SpillSpace, tmp_path: Path, oci_registry: str) -> AsyncIte
         registry = DefaultRegistry.parse(oci_registry)
         limits = Limits(wall_time_s=60)
         return ProgramHost(
-            HostSettings("aggregator", tmp_path / "cache", registry, None, limits, 1 << 30, COMPILED)
+            HostSettings(
+                "aggregator",
+                tmp_path / "cache",
+                registry,
+                None,
+                limits,
+                1 << 30,
+                COMPILED,
+                make_allowed("aggregator", oci_registry, "127.0.0.1:1"),
+            )
         )
 
     aggregator = Aggregator(space, max_update_bytes=1_000_000, open_programs=open_programs)

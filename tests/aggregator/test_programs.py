@@ -197,6 +197,14 @@ async def test_a_program_that_is_not_there(http: httpx.AsyncClient, oci_registry
     assert (await http.post("/programs", json={"program": "No Reference"})).status_code == 400
 
 
+async def test_a_registry_that_is_not_named(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/programs", json={"program": "127.0.0.1:2/x:v1"})
+    assert answer.status_code == 403
+    assert "is not a registry that the aggregator fetches from" in answer.text
+    assert "AGGREGATOR_ALLOWED_REGISTRIES" in answer.text
+    assert "those are 127.0.0.1:1," in answer.text
+
+
 async def test_a_registry_that_is_away(http: httpx.AsyncClient) -> None:
     answer = await http.post("/programs", json={"program": "127.0.0.1:1/mine:v1"})
     assert answer.status_code == 503, answer.text

@@ -25,15 +25,15 @@ LIMITS = ClientLimits(messages=10, bytes=1000, connections=4, subscriptions=8)
 
 
 def test_a_budget_bounds_what_is_published_and_fills_up_again() -> None:
-    budget = Budget.full(LIMITS, 0.0)
-    assert budget.take(LIMITS, int(10 * BURST_S), 0, 0.0) is None
-    assert "10 messages a second" in str(budget.take(LIMITS, 1, 0, 0.0))
-    assert budget.take(LIMITS, 10, 0, 2.0) is None
-    assert Budget.full(LIMITS, 0.0).take(LIMITS, 0, 60_000, 0.0) is None
-    assert "1000 bytes a second" in str(Budget.full(LIMITS, 0.0).take(LIMITS, 0, 60_001, 0.0))
-    idle = Budget.full(LIMITS, 0.0)
-    assert "messages" in str(idle.take(LIMITS, int(10 * BURST_S) + 1, 0, 1e9)), "it is never more than full"
-    assert idle.take(LIMITS, 0, 0, 1e8) is not None, "a clock that goes back gives nothing"
+    budget = Budget(LIMITS, 0.0)
+    assert budget.take(int(10 * BURST_S), 0, 0.0) is None
+    assert "10 messages a second" in str(budget.take(1, 0, 0.0))
+    assert budget.take(10, 0, 2.0) is None
+    assert Budget(LIMITS, 0.0).take(0, 60_000, 0.0) is None
+    assert "1000 bytes a second" in str(Budget(LIMITS, 0.0).take(0, 60_001, 0.0))
+    idle = Budget(LIMITS, 0.0)
+    assert "messages" in str(idle.take(int(10 * BURST_S) + 1, 0, 1e9)), "it is never more than full"
+    assert idle.take(0, 0, 1e8) is not None, "a clock that goes back gives nothing"
 
 
 class World:

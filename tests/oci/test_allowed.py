@@ -1,7 +1,10 @@
 """Which registries and addresses a service's client asks: over real sockets."""
 
+import socket
 from pathlib import Path
 
+import httpcore
+import httpx
 import pytest
 
 from propeller.digests import digest_of
@@ -78,6 +81,33 @@ async def test_what_a_registry_sends_on_to_must_be_public_https_or_named() -> No
             with pytest.raises(UnsupportedArtifactError):  # it was read
                 await one.resolve(Reference.parse(f"{registry.host}/plain@{digest_of(b'{}')}"))
         assert len(store.seen) == 1
+
+
+async def test_a_name_that_changes_after_it_was_looked_up_gains_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up: list[str] = []
+    connected: list[str] = []
+
+    async def look_up(host: str, port: int, **_more: object) -> list[tuple[object, ...]]:
+        looked_up.append(host)
+        address = "1.1.1.1" if len(looked_up) == 1 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    async def connect(_self: object, host: str, *_more: object) -> None:
+        connected.append(host)
+        raise httpcore.ConnectError("nobody there")
+
+    monkeypatch.setattr("anyio.getaddrinfo", look_up)
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    allowed = AllowedRegistries(parse_registries("ghcr.io"), "PROXY_ALLOWED_REGISTRIES", "proxy")
+    async with httpx.AsyncClient(transport=allowed.transport(), trust_env=False) as http:
+        with pytest.raises(httpx.ConnectError):
+            await http.get("https://blobs.example/x")
+        assert (looked_up, connected) == (["blobs.example"], ["1.1.1.1"])
+        with pytest.raises(RegistryUnreachableError, match="no public address"):
+            await http.get("https://blobs.example/x")
+        assert connected == ["1.1.1.1"]
 
 
 async def test_refused_silent_and_no_registry_read_the_same() -> None:

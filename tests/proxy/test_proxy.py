@@ -308,6 +308,33 @@ GARBAGE = [
 ]
 
 
+async def test_one_that_asks_too_much_is_not_heard_and_the_others_are(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    limits = {"client_requests": 1.0, "client_bytes": 1024}  # 30 requests and 61,440 bytes at once
+    async with (
+        counting(tmp_path / "oci") as (host, registry),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache", **limits) as running,
+        proplets(broker_port, channel, 2) as (greedy, other),
+    ):
+        registry.gate.clear()
+        for number in range(100):
+            await greedy.ask(f"x:t{number}", proplet_id=greedy.name)
+        await eventually(lambda: registry.asked["HEAD manifest"] >= 30)
+        await other.ask("x:latest", proplet_id=other.name)
+        pending = tmp_path / "cache" / "pending"
+        await eventually(lambda: any(other.name in file.read_text() for file in pending.iterdir()))
+        assert len(list(pending.iterdir())) < 60  # one a second comes back
+        registry.gate.set()
+        assert await other.download("x") == PROGRAM  # more than it has: it owes the rest
+        await other.ask("x", proplet_id=other.name, digest=DIGEST)
+        await other.resolve("x")
+        text = (await running.get("/metrics")).text
+        refused = next(line for line in text.splitlines() if 'outcome="refused"' in line)
+        assert float(refused.rpartition(" ")[2]) > 40
+        assert await running.count("chunks") == CHUNKS
+
+
 async def test_garbage_is_a_warning(broker_port: int, channel: Channel, tmp_path: Path) -> None:
     async with (
         proxy(broker_port, channel, "http://127.0.0.1:1", tmp_path / "cache") as running,

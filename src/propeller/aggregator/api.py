@@ -14,7 +14,7 @@ from propeller.aggregator.settings import AggregatorSettings
 from propeller.aggregator.spill import SpillSpace
 from propeller.errors import UnsupportedTypeError
 from propeller.fl.tensors import JSON, SAFETENSORS_SEQ, encode, media_type, negotiate
-from propeller.program_host.settings import make_credential
+from propeller.program_host.settings import make_allowed, make_credential
 from propeller.protocol.roles import CONTROL, Role
 from propeller.protocol.wire import Message
 from propeller.web.access import AccessTable
@@ -147,5 +147,6 @@ def _open_programs(settings: AggregatorSettings) -> "ProgramHost":
             limits,
             settings.cache_bytes,
             settings.program_cache,
+            make_allowed("aggregator", settings.registry_url, settings.allowed_registries),
         )
     )

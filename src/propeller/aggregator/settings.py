@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from propeller.process.settings import HttpSettings, Seconds
-from propeller.program_host.settings import RegistryUrl
+from propeller.program_host.settings import Registries, RegistryUrl
 from propeller.web.limits import MAX_BODY
 
 MIB, GIB = 1024**2, 1024**3
@@ -33,6 +33,7 @@ class AggregatorSettings(HttpSettings):
     program_cache: Path | None = Field(None, alias="AGGREGATOR_PROGRAM_CACHE")
     registry_url: RegistryUrl = Field("docker.io", alias="AGGREGATOR_REGISTRY_URL")
     """Where programs are whose reference names no registry, and what the login is for."""
+    allowed_registries: Registries = Field("", alias="AGGREGATOR_ALLOWED_REGISTRIES")
     registry_username: str | None = Field(None, alias="AGGREGATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_TOKEN")

@@ -21,7 +21,7 @@ from propeller.coordinator.verification import Verification
 from propeller.mqtt.session import Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
-from propeller.program_host.settings import make_credential
+from propeller.program_host.settings import make_allowed, make_credential
 from propeller.store.blobs import BlobStore
 from propeller.store.database import Database
 from propeller.web.auth import admission
@@ -163,6 +163,7 @@ def _open_programs(settings: CoordinatorSettings) -> "ProgramHost":
             limits,
             settings.cache_bytes,
             settings.program_cache,
+            make_allowed("coordinator", settings.registry_url, settings.allowed_registries),
         )
     )
 

@@ -13,7 +13,7 @@ from propeller.mqtt.session import Credentials
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import missing_identity_variables
 from propeller.process.settings import HttpSettings, Seconds
-from propeller.program_host.settings import RegistryUrl
+from propeller.program_host.settings import Registries, RegistryUrl
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.limits import MAX_BODY
@@ -53,6 +53,7 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     cache_bytes: int = Field(GIB, alias="COORDINATOR_CACHE_BYTES", ge=MIB)
     program_cache: Path | None = Field(None, alias="COORDINATOR_PROGRAM_CACHE")
     registry_url: RegistryUrl = Field("docker.io", alias="COORDINATOR_REGISTRY_URL")
+    allowed_registries: Registries = Field("", alias="COORDINATOR_ALLOWED_REGISTRIES")
     registry_username: str | None = Field(None, alias="COORDINATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_TOKEN")

@@ -18,6 +18,7 @@ from nats.aio.client import Client
 
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import ServerConnection, close_connection, closed_connections, connections
+from propeller.process.allowance import Allowance
 from propeller.process.logs import get_logger
 from propeller.protocol.roles import Role
 
@@ -63,35 +64,25 @@ class ClientLimits:
     subscriptions: int = 64
 
 
-@dataclass
 class Budget:
-    """How much a device may publish now.
+    """How much a device may publish now."""
 
-    Attributes:
-        messages: left.
-        bytes: left.
-        at: when these were right, in seconds.
-    """
+    def __init__(self, limits: ClientLimits, now: float) -> None:
+        """One that nothing was taken from; ``now`` in seconds."""
+        self._limits = limits
+        burst_bytes = limits.bytes * BURST_S * _BYTES_BURST
+        self._messages = Allowance.full(limits.messages, limits.messages * BURST_S, now)
+        self._bytes = Allowance.full(limits.bytes, burst_bytes, now)
 
-    messages: float
-    bytes: float
-    at: float
-
-    @classmethod
-    def full(cls, limits: ClientLimits, now: float) -> "Budget":
-        """One that nothing was taken from."""
-        return cls(limits.messages * BURST_S, limits.bytes * BURST_S * _BYTES_BURST, now)
-
-    def take(self, limits: ClientLimits, messages: int, size: int, now: float) -> str | None:
+    def take(self, messages: int, size: int, now: float) -> str | None:
         """Take what was published; why that was too much, or ``None``."""
-        most, passed = Budget.full(limits, now), max(0.0, now - self.at)
-        self.messages = min(most.messages, self.messages + passed * limits.messages) - messages
-        self.bytes = min(most.bytes, self.bytes + passed * limits.bytes) - size
-        self.at = now
-        if self.messages < 0:
-            return f"it publishes more than {limits.messages:g} messages a second (BROKER_CLIENT_MESSAGES)"
-        if self.bytes < 0:
-            return f"it publishes more than {limits.bytes:g} bytes a second (BROKER_CLIENT_BYTES)"
+        allowed = self._messages.charge(messages, now), self._bytes.charge(size, now)
+        if not allowed[0]:
+            return (
+                f"it publishes more than {self._limits.messages:g} messages a second (BROKER_CLIENT_MESSAGES)"
+            )
+        if not allowed[1]:
+            return f"it publishes more than {self._limits.bytes:g} bytes a second (BROKER_CLIENT_BYTES)"
         return None
 
 
@@ -227,8 +218,8 @@ class ClientWatch:
     def _excess(self, client_id: str, use: _Use) -> str | None:
         """Why what a device does is too much, or ``None``."""
         now = self._clock()
-        budget = self._budgets.setdefault(client_id, Budget.full(self._limits, now))
-        if reason := budget.take(self._limits, use.messages, use.bytes, now):
+        budget = self._budgets.setdefault(client_id, Budget(self._limits, now))
+        if reason := budget.take(use.messages, use.bytes, now):
             return reason
         if len(use.open) > self._limits.connections:
             return f"it has more than {self._limits.connections} connections (BROKER_CLIENT_CONNECTIONS)"

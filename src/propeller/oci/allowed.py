@@ -25,6 +25,16 @@ def parse_registries(text: str) -> frozenset[Registry]:
     return frozenset(Registry.parse(part) for part in text.split(",") if part.strip())
 
 
+def check_registries(text: str) -> str:
+    """Read registries as ``parse_registries`` does, for a setting that keeps the text.
+
+    Raises:
+        InvalidReferenceError: one of them is not a registry.
+    """
+    parse_registries(text)
+    return text
+
+
 @dataclass(frozen=True)
 class AllowedRegistries:
     """The registries that a service fetches from.

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from propeller.digests import digest_of
 from propeller.errors import PropellerError, UnavailableError, UnprocessableError
+from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, logins_for
 from propeller.oci.reference import DefaultRegistry, Reference
@@ -42,6 +43,7 @@ class HostSettings:
         limits: of one run.
         cache_bytes: of all programs in the cache.
         programs: the folder of programs; sandboxes of one user may share it.
+        allowed: the registries that programs may come from; any, if others than the user cannot name one.
     """
 
     service: str
@@ -51,6 +53,7 @@ class HostSettings:
     limits: Limits
     cache_bytes: int
     programs: Path | None = None
+    allowed: AllowedRegistries | None = None
 
     @property
     def login_help(self) -> str:
@@ -185,6 +188,7 @@ class ProgramHost:
                         logins_for(settings.registry.registry, settings.credential),
                         login_help=settings.login_help,
                         max_bytes=settings.limits.module_bytes,
+                        allowed=settings.allowed,
                     )
                 )
                 self._opened = client, sandbox

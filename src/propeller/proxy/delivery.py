@@ -79,6 +79,10 @@ class ProgramSender:
         """How many chunks a program of ``size`` bytes has."""
         return -(-size // self._chunk_size)
 
+    def wanted_bytes(self, size: int, missing: Iterable[int] | None) -> int:
+        """How many bytes a request asks for: of a program of ``size`` bytes, or of its chunks in ``missing``."""
+        return min(size, len(self._wanted(self.total_chunks(size), missing)) * self._chunk_size)
+
     async def send(self, parcel: Parcel, size: int, missing: Iterable[int] | None = None) -> None:
         """Send a program, or its chunks in ``missing``; returns when they are sent.
 
@@ -87,7 +91,7 @@ class ProgramSender:
             DeliveryError: the broker did not take it.
         """
         total = self.total_chunks(size)
-        wanted = set(range(total)) if missing is None else {index for index in missing if index < total}
+        wanted = self._wanted(total, missing)
         if not wanted:
             return
         delivery = self._running.get(parcel.key)
@@ -107,6 +111,9 @@ class ProgramSender:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _wanted(self, total: int, missing: Iterable[int] | None) -> set[int]:
+        return set(range(total)) if missing is None else {index for index in missing if index < total}
 
     async def _run(self, delivery: "_Delivery") -> None:
         parcel, started_at, failures = delivery.parcel, time.monotonic(), 0

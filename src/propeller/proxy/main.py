@@ -15,6 +15,7 @@ from propeller.protocol.topics import EVERYONE, Channel, Kind
 from propeller.proxy.delivery import ProgramSender
 from propeller.proxy.metrics import ProxyMetrics
 from propeller.proxy.programs import BlobCache, ProgramSource
+from propeller.proxy.requesters import RequestLimits
 from propeller.proxy.service import OpenRequests, ProxyService
 from propeller.proxy.settings import ProxySettings
 from propeller.web.app import create_app
@@ -58,7 +59,8 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
     async with client:
         programs = ProgramSource(client, blobs, settings.default_registry, metrics)
         sender = ProgramSender(programs.open, publish, settings.chunk_size, metrics)
-        service = ProxyService(channel, publish, programs, sender, requests, metrics)
+        limits = RequestLimits(settings.client_requests, settings.client_bytes)
+        service = ProxyService(channel, publish, programs, sender, requests, metrics, limits)
         app = create_app(
             "proxy",
             admission=admission("proxy", settings, settings.domain_id),

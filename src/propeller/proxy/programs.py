@@ -135,6 +135,10 @@ class ProgramSource:
         key = (reference.registry, reference.repository, digest)
         return await self._fetches.run(key, lambda: self._fetch(reference, digest))
 
+    def has(self, digest: str) -> bool:
+        """Whether a program is in the cache; its bytes are not checked."""
+        return self._blobs.size(digest) is not None
+
     async def open(self, digest: str) -> BinaryIO | None:
         """A program's file, checked; ``None`` if it is not in the cache (any more)."""
         return await open_in_thread(lambda: self._blobs.open(digest))

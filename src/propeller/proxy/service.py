@@ -22,6 +22,7 @@ from propeller.protocol.wire import MalformedMessageError, Message
 from propeller.proxy.delivery import DeliveryError, Parcel, ProgramGoneError, ProgramSender, Publish
 from propeller.proxy.metrics import ProxyMetrics
 from propeller.proxy.programs import ProgramSource
+from propeller.proxy.requesters import Requesters, RequestLimits
 
 log = get_logger("proxy")
 
@@ -76,10 +77,12 @@ class ProxyService:
         sender: ProgramSender,
         requests: OpenRequests,
         metrics: ProxyMetrics,
+        limits: RequestLimits,
     ) -> None:
         self._channel, self._publish = channel, publish
         self._programs, self._sender = programs, sender
         self._requests, self._metrics = requests, metrics
+        self._requesters = Requesters(limits)
         self._refusals = Refusals("container request ignored", log)
         self._background = BackgroundTasks("proxy")
         self._closed = False
@@ -88,10 +91,13 @@ class ProxyService:
         """Answer the requests that an earlier process did not answer."""
         for path, payload in self._requests.left_over():
             try:
-                self._start_answer(path, ProgramRequest.decode(payload))
+                request = ProgramRequest.decode(payload)
             except MalformedMessageError as error:
                 log.warning("a kept container request is dropped, it cannot be read", reason=str(error))
                 self._requests.remove(path)
+            else:
+                self._requesters.begin(request.proplet_id, repeated=True)
+                self._start_answer(path, request)
 
     async def handle_request(self, topic: str, payload: bytes) -> None:
         """Keep a request and begin to answer it; its message may be acknowledged when this returns."""
@@ -110,6 +116,9 @@ class ProxyService:
             return
         else:
             request = request.model_copy(update={"proplet_id": place.proplet_id})
+        if excess := self._requesters.begin(request.proplet_id):
+            self._ignore(topic, request.proplet_id, excess, "refused")
+            return
         path = self._requests.add(request.encode())
         if not self._closed:
             self._start_answer(path, request)
@@ -121,9 +130,9 @@ class ProxyService:
         await self._sender.close()
         await self._programs.close()
 
-    def _ignore(self, topic: str, sender: str | None, reason: str) -> None:
+    def _ignore(self, topic: str, sender: str | None, reason: str, outcome: str = "malformed") -> None:
         self._refusals.log(sender, topic, reason)
-        self._metrics.program_requests.labels("malformed").inc()
+        self._metrics.program_requests.labels(outcome).inc()
 
     def _start_answer(self, path: Path, request: ProgramRequest) -> None:
         log.info(
@@ -136,8 +145,8 @@ class ProxyService:
 
     async def _answer_and_remove(self, path: Path, request: ProgramRequest) -> None:
         try:
-            await self._answer(request)
-            self._metrics.program_requests.labels("answered").inc()
+            if await self._answer(request):
+                self._metrics.program_requests.labels("answered").inc()
         except NotConnectedError as error:
             log.warning("could not answer a container request", app_name=request.app_name, reason=str(error))
         except (PropellerError, OSError) as error:
@@ -145,14 +154,19 @@ class ProxyService:
         except Exception:
             log.exception("a container request could not be handled", app_name=request.app_name)
             await self._fail(request, "the proxy failed: see its log")
+        finally:
+            self._requesters.end(request.proplet_id)
         self._requests.remove(path)
 
-    async def _answer(self, request: ProgramRequest) -> None:
+    async def _answer(self, request: ProgramRequest) -> bool:
+        """Answer a request; whether it was, or was refused as its sender asks for too much."""
         if request.proplet_id is None:
             _pinned, program = await self._programs.resolve(request.app_name)
             topic = self._channel.topic(Kind.REGISTRY_CHUNK)
-            await self._send(Parcel(topic, request.app_name, program.digest, shared=True), None)
-        elif request.digest is None:
+            return await self._send(
+                request, Parcel(topic, request.app_name, program.digest, shared=True), None
+            )
+        if request.digest is None:
             pinned, program = await self._programs.resolve(request.app_name)
             functions = program.annotations.get(SECTION)
             resolved = ResolvedProgram(
@@ -164,11 +178,21 @@ class ProxyService:
                 functions=None if functions is None else read_functions(functions),
             )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
-        else:
-            topic = self._channel.chunks(request.digest)
-            await self._send(Parcel(topic, request.app_name, request.digest, shared=False), request.missing)
+            return True
+        parcel = Parcel(self._channel.chunks(request.digest), request.app_name, request.digest, shared=False)
+        return await self._send(request, parcel, request.missing)
 
-    async def _send(self, parcel: Parcel, missing: list[int] | None) -> None:
+    async def _send(self, request: ProgramRequest, parcel: Parcel, missing: list[int] | None) -> bool:
+        sender, is_kept = request.proplet_id, self._programs.has(parcel.digest)
+        excess = self._requesters.take_bytes(sender, 0)
+        if excess is None:
+            size = await self._programs.ensure(parcel.app_name, parcel.digest)
+            wanted = self._sender.wanted_bytes(size, missing)
+            excess = self._requesters.take_bytes(sender, wanted if is_kept else size)
+        if excess is not None:
+            self._ignore(parcel.topic, sender, excess, "refused")
+            return False
+
         async def fetch_and_send() -> None:
             size = await self._programs.ensure(parcel.app_name, parcel.digest)
             await self._sender.send(parcel, size, missing)
@@ -183,6 +207,7 @@ class ProxyService:
             raise DeliveryError(
                 "the proxy's cache loses programs: it is too small, or its disk is broken"
             ) from error
+        return True
 
     async def _fail(self, request: ProgramRequest, reason: str) -> None:
         self._metrics.program_requests.labels("failed").inc()

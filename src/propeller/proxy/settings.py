@@ -8,7 +8,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
-from propeller.oci.allowed import AllowedRegistries, parse_registries
+from propeller.oci.allowed import AllowedRegistries, check_registries, parse_registries
 from propeller.oci.client import MAX_PROGRAM_BYTES
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
@@ -26,11 +26,6 @@ def _parse_registry(value: Any) -> Any:
 
 def _address(value: str) -> str:
     BrokerAddress.parse(value)
-    return value
-
-
-def _registries(value: str) -> str:
-    parse_registries(value)
     return value
 
 
@@ -55,7 +50,7 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
     default_registry: Annotated[DefaultRegistry, NoDecode, BeforeValidator(_parse_registry)] = Field(
         alias="PROXY_REGISTRY_URL"
     )
-    allowed_registries: Annotated[str, AfterValidator(_registries)] = Field(
+    allowed_registries: Annotated[str, AfterValidator(check_registries)] = Field(
         "", alias="PROXY_ALLOWED_REGISTRIES"
     )
     """Beside the one above."""
@@ -64,6 +59,11 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="PROXY_REGISTRY_TOKEN")
     registry_timeout: Seconds = Field(30.0, alias="PROXY_REGISTRY_TIMEOUT", gt=0)
+
+    client_requests: float = Field(10.0, alias="PROXY_CLIENT_REQUESTS", gt=0)
+    """A second, of one proplet, for longer than a moment."""
+    client_bytes: int = Field(16 * 1024**2, alias="PROXY_CLIENT_BYTES", ge=1024)
+    """Of programs that one proplet asks for, a second likewise."""
 
     chunk_size: int = Field(512_000, alias="PROXY_CHUNK_SIZE", ge=1024, le=MAX_CHUNK_BYTES)
     cache: Path = Field(Path(".propeller/proxy"), alias="PROXY_CACHE")

@@ -5,6 +5,7 @@ service is a new ``ServiceSpec`` here. Nothing of a service is imported before i
 """
 
 import asyncio
+import contextlib
 import os
 import pkgutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -227,11 +228,18 @@ def _programs(stack: StackConfig) -> str:
     return os.environ.get("PROPLET_CACHE") or stack.data("programs")
 
 
-def _registries(stack: StackConfig, variable: str) -> str:
-    """The stack's own registry, by both names of loopback, and those that the variable names."""
-    own = stack.url("oci-registry")
+def _registries(stack: StackConfig, service: str) -> dict[str, str]:
+    """Where a service may fetch programs: the stack's own registry, by both names of loopback, the proxy's, and its own ones."""
+    own, variable = stack.url("oci-registry"), f"{service}_ALLOWED_REGISTRIES"
+    named = [os.environ.get(name) for name in ("PROXY_ALLOWED_REGISTRIES", variable)]
+    if proxys := os.environ.get("PROXY_REGISTRY_URL"):
+        from propeller.oci.errors import InvalidReferenceError
+        from propeller.oci.reference import DefaultRegistry
+
+        with contextlib.suppress(InvalidReferenceError):  # the proxy says so
+            named.append(str(DefaultRegistry.parse(proxys).registry))
     by_name = own.replace("127.0.0.1", "localhost")
-    return ",".join(dict.fromkeys(filter(None, (own, by_name, os.environ.get(variable)))))
+    return {variable: ",".join(dict.fromkeys(filter(None, (own, by_name, *named))))}
 
 
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
@@ -277,6 +285,7 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
             name.replace("PROXY", "COORDINATOR", 1): value
             for name, value in _inherited("PROXY_REGISTRY_*").items()
         },
+        **_registries(stack, "COORDINATOR"),
         "COORDINATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited(
             "COORDINATOR_CACHE_BYTES",
@@ -302,6 +311,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
         "AGGREGATOR_SPILL": f"{stack.data(process)}/spill",
         "AGGREGATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited("AGGREGATOR_*", "DOCKER_CONFIG"),
+        **_registries(stack, "AGGREGATOR"),
         "AGGREGATOR_CACHE": stack.data(process),
     }
 
@@ -327,7 +337,7 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROXY_REGISTRY_URL": stack.url("oci-registry"),
         **_inherited("PROXY_*", "DOCKER_CONFIG"),
-        "PROXY_ALLOWED_REGISTRIES": _registries(stack, "PROXY_ALLOWED_REGISTRIES"),
+        **_registries(stack, "PROXY"),
         "PROXY_MQTT_ADDRESS": stack.broker,
         "PROXY_CACHE": stack.data(process),
     }
