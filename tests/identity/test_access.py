@@ -189,15 +189,16 @@ async def test_what_was_revoked_while_identity_could_not_reach_the_broker_is_cut
                 site,
                 identity=site.identity.model_copy(update={"broker_url": f"nats://127.0.0.1:{relay.port}"}),
             )
-            async with cut_off.open() as identity:
-                client, other = site.client(one.id, one.key), site.client(two.id, two.key)
-                with pytest.raises(aiomqtt.MqttError):  # noqa: PT012
-                    async with other, client:
+            with pytest.raises(aiomqtt.MqttError):  # noqa: PT012
+                async with contextlib.AsyncExitStack() as clients:
+                    async with cut_off.open() as identity:
+                        await clients.enter_async_context(site.client(two.id, two.key))
+                        client = await clients.enter_async_context(site.client(one.id, one.key))
                         relay.close()
                         await eventually(lambda: not identity.link.connected)
                         await identity.clients.rotate_key(made.domain_id, one.id)
-                        async with site.open():  # another start of the service, with a connection of its own
-                            await first(client, 3.0)
+                    async with site.open():  # another start of the service, with a connection of its own
+                        await first(client, 3.0)
 
 
 async def test_identity_may_restart_while_clients_are_connected(tmp_path: Path) -> None:

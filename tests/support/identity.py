@@ -18,6 +18,7 @@ from propeller.identity.service import Identity, open_identity
 from propeller.identity.settings import IdentitySettings
 from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_config import BrokerSettings
+from propeller.store.ownership import owned
 from support.net import eventually, free_port
 from support.provisioned import Provisioned, provision
 
@@ -53,7 +54,12 @@ class Site:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Identity]:
         """The identity service without HTTP, connected to the broker."""
-        async with open_identity(self.identity) as identity:
+        async with contextlib.AsyncExitStack() as stack:
+            database = await stack.enter_async_context(
+                owned(self.identity.database, "identity", asyncio.Event())
+            )
+            assert database is not None
+            identity = await stack.enter_async_context(open_identity(self.identity, database))
             await eventually(lambda: identity.link.connected, what="identity is connected to the broker")
             yield identity
 

@@ -23,7 +23,7 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
 from propeller.program_host.settings import make_allowed, make_credential
 from propeller.store.blobs import BlobStore
-from propeller.store.database import Database
+from propeller.store.ownership import owned
 from propeller.web.auth import admission
 from propeller.web.server import bind_api, serve
 
@@ -35,15 +35,16 @@ REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
 
 
 async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
-    """Coordinate rounds until ``stop`` is set.
+    """Coordinate rounds until ``stop`` is set, once it is the owner of its database.
 
     Raises:
         StartError: a port, the database or the blobs cannot be had.
     """
     bind = bind_api("coordinator", settings, settings.host, settings.port, "COORDINATOR_PORT")
     async with contextlib.AsyncExitStack() as stack:
-        database = Database(settings.database_place)
-        stack.push_async_callback(database.close)
+        database = await stack.enter_async_context(owned(settings.database_place, "coordinator", stop))
+        if database is None:
+            return
         store = RoundStore(database)
         await store.create()
         registry = ModelRegistryClient(

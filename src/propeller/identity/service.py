@@ -84,8 +84,8 @@ class Identity:
 
 
 @contextlib.asynccontextmanager
-async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
-    """Open the database, make the admin, and answer the broker for the length of the block.
+async def open_identity(settings: IdentitySettings, database: Database) -> AsyncIterator[Identity]:
+    """Make the tables and the admin, and answer the broker for the length of the block.
 
     Raises:
         StartError: the database cannot be opened, or there is no admin and no password for one.
@@ -96,7 +96,7 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
     tokens = Tokens(
         derive(signing, "user tokens"), access_s=settings.access_token_s, refresh_s=settings.refresh_token_s
     )
-    database, directory = Database(settings.database), AccessDirectory()
+    directory = AccessDirectory()
     mqtt_ids = MqttIds(database, directory)
     sessions = SessionExpiry(database, settings.session_expiry_s)
     limits = ClientLimits(
@@ -124,18 +124,15 @@ async def open_identity(settings: IdentitySettings) -> AsyncIterator[Identity]:
         Sites(settings.hosts.split(",")),
         watch,
     )
-    try:
-        _make_private(settings.database)
-        await migrate(database, SCHEMA)
-        await changes.load()
-        await mqtt_ids.load()
-        await sessions.load()
-        password = settings.admin_password
-        await users.ensure_admin(settings.admin_username, password.get_secret_value() if password else None)
-        async with link.running():
-            yield identity
-    finally:
-        await database.close()
+    _make_private(settings.database)
+    await migrate(database, SCHEMA)
+    await changes.load()
+    await mqtt_ids.load()
+    await sessions.load()
+    password = settings.admin_password
+    await users.ensure_admin(settings.admin_username, password.get_secret_value() if password else None)
+    async with link.running():
+        yield identity
 
 
 def _make_private(url: str) -> None:

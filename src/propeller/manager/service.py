@@ -128,9 +128,9 @@ def _compat_clients(settings: ManagerSettings, channel: Channel) -> CompatClient
 
 @contextlib.asynccontextmanager
 async def open_manager(
-    settings: ManagerSettings, *, clock: Callable[[], datetime] = now
+    settings: ManagerSettings, database: Database, *, clock: Callable[[], datetime] = now
 ) -> AsyncIterator[Manager]:
-    """A manager with its database and its MQTT session; both are closed at the end of the block.
+    """A manager over a database, with its MQTT session, which is closed at the end of the block.
 
     It does not wait for the broker: what needs it fails with ``UnavailableError`` until it is there.
 
@@ -144,7 +144,6 @@ async def open_manager(
     url = settings.coordinator_url
     coordinator = CoordinatorClient(url, credentials=credentials) if url else None
     reporter = FailureReporter(coordinator)
-    database = Database(settings.database)
     try:
         await migrate(database, tables.SCHEMA)
         fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)
@@ -202,4 +201,3 @@ async def open_manager(
             await coordinator.aclose()
         if compat is not None:
             await compat.aclose()
-        await database.close()

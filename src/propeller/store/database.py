@@ -77,6 +77,11 @@ class Database:
         self._backend = _create_backend(self._url, write_wait_s)
 
     @property
+    def backend(self) -> "SqliteFile | Postgresql":
+        """What it is kept in."""
+        return self._backend
+
+    @property
     def is_sqlite(self) -> bool:
         """Whether writers are serialised by the database itself."""
         return isinstance(self._backend, SqliteFile)

@@ -1,15 +1,20 @@
 """A PostgreSQL server's database; imported only where one is used, as it needs more of SQLAlchemy (6 MB of memory)."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import NullPool, event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 
 class Postgresql:
-    """Connections to one database of a server."""
+    """Connections to one database of a server.
+
+    Attributes:
+        admit: called with the driver's connection when one was opened, before it serves a block.
+    """
 
     def __init__(self, url: URL) -> None:
         """Open nothing yet.
@@ -17,7 +22,10 @@ class Postgresql:
         Raises:
             ImportError: its driver is not installed.
         """
-        self._engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), pool_pre_ping=True)
+        self._url = url.set(drivername="postgresql+asyncpg")
+        self._engine = create_async_engine(self._url, pool_pre_ping=True)
+        self.admit: Callable[[Any], Awaitable[None]] | None = None
+        event.listen(self._engine.sync_engine, "connect", self._on_connect)
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, durable: bool = True) -> AsyncIterator[AsyncConnection]:
@@ -40,6 +48,20 @@ class Postgresql:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
             yield connection
 
+    async def connect_alone(self, wait_s: float) -> AsyncConnection:
+        """A connection of its own, which is nobody else's and ends when it is closed. Opening it takes ``wait_s`` at most."""
+        engine = create_async_engine(self._url, poolclass=NullPool, connect_args={"timeout": wait_s})
+        return await engine.connect()
+
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
+
+    def _on_connect(self, connection: Any, _record: object) -> None:
+        if self.admit is None:
+            return
+        try:
+            connection.run_async(self.admit)
+        except BaseException:
+            connection.terminate()
+            raise

@@ -91,11 +91,14 @@ class SqliteFile:
 
     A block that is cancelled while its commit is in the thread ends when that has been done there: nobody has the connection
     before.
+
+    Attributes:
+        file: where it is.
     """
 
     def __init__(self, file: Path, write_wait_s: float) -> None:
         """Open nothing yet; ``write_wait_s`` is how long to wait for a writer, of this process or another, in seconds."""
-        self._file, self._wait_s = file, write_wait_s
+        self.file, self._wait_s = file, write_wait_s
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._turn = _Turn()
         self._writer: _Kept | None = None
@@ -181,11 +184,11 @@ class SqliteFile:
     async def _take(self, kept: "_Kept | None") -> "_Kept":
         """A connection to the file that is there now: the one given, or a new one."""
         if kept is not None:
-            if kept.file_identity == _identify(self._file):
+            if kept.file_identity == _identify(self.file):
                 return kept
             await self._thread.run(kept.close)
         # Here, as in the thread it would wait for a commit; only the first one may find something to write.
-        return await self._wait_while_locked(lambda: _Kept(self._engine, self._file))
+        return await self._wait_while_locked(lambda: _Kept(self._engine, self.file))
 
     async def _begin(self, kept: "_Kept", *statements: str) -> None:
         try:
@@ -221,7 +224,7 @@ class SqliteFile:
     def _connect(self) -> sqlite3.Connection:
         # Calls come from two threads, though never at the same time. Transactions are begun here, not by the driver.
         connection = sqlite3.connect(
-            self._file, timeout=0, isolation_level=None, check_same_thread=False, factory=_BufferedConnection
+            self.file, timeout=0, isolation_level=None, check_same_thread=False, factory=_BufferedConnection
         )
         try:
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA foreign_keys=ON", *_DURABLE):
