@@ -49,7 +49,7 @@ COMPUTED = {"PROPLET_MAX_TASKS"}
 """Their defaults depend on the machine."""
 
 
-OF_ALL_PROCESSES = {"DOCKER_CONFIG", "PROPELLER_LOG_MAX_BYTES"}
+OF_ALL_PROCESSES = {"DOCKER_CONFIG", "PROPELLER_CA_CERT", "PROPELLER_LOG_MAX_BYTES"}
 """Read by what the services use, and no settings of theirs."""
 
 NOT_DESCRIBED = {"proxy", "oci-registry"}

@@ -1,6 +1,8 @@
 """TLS between the embedded broker and its clients: real handshakes, and what is said when one fails."""
 
+import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from structlog.testing import capture_logs
 from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker import Broker
+from propeller.mqtt.broker import main as broker_main
 from propeller.mqtt.broker_config import BrokerSettings
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
 from propeller.mqtt.tls import MqttTlsSettings, variable_names
+from propeller.process.certificates import Authority
 from support.certificates import Certificates, make_certificates
 from support.identity import SECRET, Site
 from support.net import eventually, free_port
@@ -132,6 +136,35 @@ async def test_a_certificate_for_another_host_is_refused(tmp_path: Path, files: 
         line = await line_of(session(site, made, mqtt_tls_ca_cert=files.ca))
     assert "mismatch" in line["reason"]
     assert "broker's address" in line["remedy"]
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.process.tls.CHECK_S", 0.05)
+    authority = Authority(tmp_path / "certs")
+    authority.ensure()
+    cert, key = authority.ensure_server("server", ["127.0.0.1"])
+    settings = Site.at(tmp_path).broker.model_copy(update={"tls_cert": cert, "tls_key": key})
+
+    def shown() -> str:
+        with contextlib.suppress(OSError):
+            return ssl.get_server_certificate(("127.0.0.1", settings.port), ca_certs=str(authority.file))
+        return ""
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(broker_main(settings, stop))
+    try:
+        before = await eventually(lambda: asyncio.to_thread(shown))
+        authority.ensure_server("server", ["127.0.0.1", "fleet.example"])
+
+        async def is_another() -> bool:
+            return await asyncio.to_thread(shown) not in {"", before}
+
+        await eventually(is_another)
+    finally:
+        stop.set()
+        await running
 
 
 async def test_tls_to_a_port_without_it_is_named(broker_port: int, files: Certificates) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import experiment_commands, model, user
+from propeller.cli import certs, experiment_commands, model, user
 from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
 from propeller.errors import StartError
 
@@ -88,6 +88,13 @@ def up(
         bool,
         typer.Option("--open", help="Let every user of this machine use the services, without credentials."),
     ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|ADDRESS",
+            help="Be reached over the network by this name, with TLS; without it the stack is for this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run every service and some proplets on this machine until Ctrl-C."""
     from propeller.cli.up import run_up, tags_by_device
@@ -108,6 +115,7 @@ def up(
             log_level=log_level,
             tags=by_device,
             open_access=open_access,
+            host=host,
         )
     )
 
@@ -480,6 +488,9 @@ app.add_typer(model.commands)
 
 
 app.add_typer(user.commands)
+
+
+app.add_typer(certs.commands)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -31,11 +31,13 @@ class Target:
         state: the state folder of one on this machine.
         urls: the host of one elsewhere, or addresses of its services as ``NAME=URL``, which then count.
         user: who calls there.
+        ca: the certificate of its authority, if it has one of its own.
     """
 
     state: Path = DEFAULT_STATE
     urls: tuple[str, ...] = ()
     user: str | None = None
+    ca: Path | None = None
 
     def connect(self) -> Propeller:
         """A client of it.
@@ -49,11 +51,15 @@ class Target:
         if not given:
             if self.user is not None:
                 raise StartError("--user is only for --url: a stack on this machine is used as its operator")
+            if self.ca is not None:
+                raise StartError("--ca is only for --url: a stack on this machine says itself which it has")
             return Propeller.from_state(self.state)
         addresses: dict[str, Any] = read_addresses(given, with_identity=self.user is not None)
         if self.user is None:
-            return Propeller(**addresses)
-        return Propeller(**addresses, user=self.user, password=read_password(self.user, PASSWORD_VARIABLE))
+            return Propeller(**addresses, ca_cert=self.ca)
+        return Propeller(
+            **addresses, ca_cert=self.ca, user=self.user, password=read_password(self.user, PASSWORD_VARIABLE)
+        )
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""
@@ -62,6 +68,8 @@ class Target:
             options += ["--url", one]
         if self.user is not None:
             options += ["--user", self.user]
+        if self.ca is not None:
+            options += ["--ca", str(self.ca)]
         if not self.urls and self.state != DEFAULT_STATE:
             options += ["--state", str(self.state)]
         return shlex.join(["propeller", *words, *options])

@@ -30,19 +30,33 @@ UserOption = Annotated[
         help="With --url: the user; the password is PROPELLER_PASSWORD, or asked for.",
     ),
 ]
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        help="With --url: the certificate of the stack's own authority, ca.pem of 'propeller up --host'. Default: "
+        "PROPELLER_CA_CERT, if it is set.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_STACK_OPTIONS = {"state": (StateOption, DEFAULT_STATE), "url": (UrlOption, None), "user": (UserOption, None)}
+_STACK_OPTIONS = {
+    "state": (StateOption, DEFAULT_STATE),
+    "url": (UrlOption, None),
+    "user": (UserOption, None),
+    "ca": (CaOption, None),
+}
 
 
 def for_stack(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say which stack it is about; it gets them as its argument ``target``, a ``Target``."""
 
     @functools.wraps(command)
-    def run(*, state: Path, url: list[str] | None, user: str | None, **given: Any) -> None:
+    def run(*, state: Path, url: list[str] | None, user: str | None, ca: Path | None, **given: Any) -> None:
         from propeller.cli.connection import Target
 
-        command(target=Target(state, tuple(url or ()), user), **given)
+        command(target=Target(state, tuple(url or ()), user, ca), **given)
 
     signature = inspect.signature(command)
     own = [one for name, one in signature.parameters.items() if name != "target"]

@@ -11,8 +11,9 @@ import httpx
 from rich.console import Console
 
 from propeller.errors import StartError
-from propeller.process.http import ServiceError
+from propeller.process.http import ServiceError, verify_for
 from propeller.process.retry import retry
+from propeller.process.tls import trust_stack
 from propeller.stack.env_file import PROVISIONED_VARIABLES, READERS, EnvFile, locked_folder
 from propeller.stack.env_provisioning import Credentials, EnvProvisioner, ProvisioningResult
 from propeller.stack.provisioning import CHANNEL, DOMAIN, IdentityApi
@@ -97,6 +98,7 @@ def _stack_source(folder: Path) -> IdentitySource:
     stack = StateFolder(folder).read_stack()
     if stack is None:
         raise StartError(f"no stack is ready on {folder}; start it: propeller up --state {folder}")
+    trust_stack(stack.get("ca"))
     identity: dict[str, str] = stack["services"]["identity"]
     admin: dict[str, str] = stack["admin"]
     urls = (identity["users"], identity["domains"], identity["channels"], identity["clients"])
@@ -164,7 +166,7 @@ async def _wait_for_identity(url: str, console: Console, wait_s: float) -> None:
             console.print(f"Waiting for identity at {url}, up to {wait_s:g} s …")
             told = True
 
-    async with httpx.AsyncClient(timeout=HEALTH_S, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=HEALTH_S, trust_env=False, verify=verify_for(url)) as http:
 
         async def ask() -> None:
             try:

@@ -1,6 +1,7 @@
 """``propeller status``: what runs, who is there, what has been learned."""
 
 import socket
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,7 @@ from rich.console import Console
 from propeller.cli.experiments import print_experiments, print_reasons
 from propeller.cli.tables import Column, print_rows
 from propeller.fl.selection import natural_order
+from propeller.process.http import verify_for
 from propeller.sdk import Propeller
 from propeller.stack.state_folder import StateFolder
 
@@ -53,9 +55,11 @@ def show_status(folder: Path) -> int:
 
 def _show_services(console: Console, stack: dict[str, Any]) -> bool:
     """Show each service and whether it answers; returns whether all of them do."""
-    broker = stack["broker"]
+    broker, ca = stack["broker"], stack.get("ca")
+    urls = [service["url"] for service in stack["services"].values()]
+    verify = verify_for(*urls, ca_cert=Path(ca) if ca else None)
     checks: dict[str, tuple[str, Callable[[], bool]]] = {
-        name.replace("_", "-"): (service["url"], partial(_answers, service["url"]))
+        name.replace("_", "-"): (service["url"], partial(_answers, service["url"], verify))
         for name, service in stack["services"].items()
     }
     checks["broker"] = (
@@ -73,9 +77,9 @@ def _show_services(console: Console, stack: dict[str, Any]) -> bool:
     return all(answers)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, verify: ssl.SSLContext | bool) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=CHECK_S, trust_env=False).is_success
+        return httpx.get(f"{url}/health", timeout=CHECK_S, trust_env=False, verify=verify).is_success
     except httpx.TransportError:
         return False
 

@@ -76,6 +76,7 @@ def run_up(
     log_level: str,
     tags: Mapping[str, Sequence[str]],
     open_access: bool = False,
+    host: str | None = None,
 ) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Console(highlight=False)
@@ -89,11 +90,16 @@ def run_up(
     def report(what: str, where: str) -> None:
         console.print(f"  [green]✓[/] {what:<16} {where}")
 
-    async def forever(_stack: dict[str, Any]) -> None:
+    async def forever(description: dict[str, Any]) -> None:
         if open_access:
             console.print(
                 "[yellow]Open:[/] every user of this machine may use the services, and read what they keep. "
                 "Without --open only you may.",
+                soft_wrap=True,
+            )
+        if host is not None:
+            console.print(
+                f"On the network as {host}: others need the certificate {description['ca']}, and a user or a client's id and key.",
                 soft_wrap=True,
             )
         console.print(
@@ -102,7 +108,9 @@ def run_up(
         await asyncio.Event().wait()
 
     code = run_on_stack(
-        Options(folder, proplets, auto_ports, log_level, tags=tags, open_access=open_access), report, forever
+        Options(folder, proplets, auto_ports, log_level, tags=tags, open_access=open_access, host=host),
+        report,
+        forever,
     )
     if code == 1:  # it did not start, which is said; whatever else runs on the folder goes on
         return code

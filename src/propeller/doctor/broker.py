@@ -15,6 +15,7 @@ from propeller.doctor.target import Client, Observations, Target
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.connection import Connection
 from propeller.process.http import ServiceError
+from propeller.process.tls import stack_trust
 from propeller.protocol.topics import UPDATES_FILTER, Kind
 from propeller.stack.provisioning import IdentityApi
 from propeller.stack.services import IDENTITY_LISTENERS
@@ -55,7 +56,7 @@ async def connect(address: BrokerAddress, client: Client | None) -> AsyncIterato
         password=client.key if client else None,
         clean_session=True,
         timeout=BROKER_TIMEOUT_S,
-        tls_context=ssl.create_default_context() if address.tls else None,
+        tls_context=(stack_trust() or ssl.create_default_context()) if address.tls else None,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(connection.close_socket)

@@ -17,6 +17,7 @@ from propeller.stack.ports import GUIDE_PORTS
 from propeller.stack.services import HTTP_SERVICES
 
 CHECKS_OF_A_RUNNING_STACK = (
+    "certificate",
     "broker",
     *HTTP_SERVICES,
     "keys",
@@ -90,6 +91,9 @@ def _checks(
     async def settings() -> list[Finding]:
         return [passed("settings", target.settings)]
 
+    async def certificate() -> list[Finding]:
+        return machine.certificate(target.certificate)
+
     async def stack() -> list[Finding]:
         return await _runs(target)
 
@@ -106,6 +110,7 @@ def _checks(
         Check("settings", settings),
         Check("disk", disk),
         Check("stack", stack),
+        check("certificate", certificate),
         check("broker", broker.broker),
         *(
             check(name, services.identity if name == "identity" else partial(services.service, name))

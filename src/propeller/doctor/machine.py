@@ -9,7 +9,9 @@ from pathlib import Path
 
 from propeller.doctor.checks import Finding, failed, passed, skipped
 from propeller.doctor.target import Observations
+from propeller.errors import StartError
 from propeller.process.run import listening_process
+from propeller.process.tls import WARN_DAYS
 from propeller.web.sites import is_loopback
 
 MAX_CLOCK_DIFFERENCE_S = 5.0
@@ -63,6 +65,28 @@ def disk(folder: Path | None) -> list[Finding]:
         detail = f"{folder} has {free // 2**20} MiB left, under {MIN_FREE_BYTES // 2**20}"
         return [failed("disk", detail, "make room, or choose a folder on another disk with --state")]
     return [passed("disk", f"{folder} has {free / 2**30:.1f} GiB left")]
+
+
+def certificate(file: Path | None) -> list[Finding]:
+    """Whether what the servers show is good for some time."""
+    if file is None:
+        return [skipped("certificate", "the services speak no TLS, or show what they were given")]
+    from propeller.process.certificates import read_certificate
+
+    try:
+        found = read_certificate(file)
+    except StartError as error:
+        return [failed("certificate", str(error), "end the stack and start it again: it makes another one")]
+    days, until = found.days_left(), f"{found.not_after:%Y-%m-%d}"
+    if days < WARN_DAYS:
+        return [
+            failed(
+                "certificate",
+                f"{file} ends on {until}, in {days} days",
+                "end the stack and start it again: it makes another one, which it could not do while it ran (logs/up.log)",
+            )
+        ]
+    return [passed("certificate", f"{file} is good until {until}, for {', '.join(found.hosts)}")]
 
 
 def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:

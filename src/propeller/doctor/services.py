@@ -13,7 +13,7 @@ import httpx
 from propeller.doctor.checks import CannotAskError, Finding, failed, passed
 from propeller.doctor.machine import MAX_CLOCK_DIFFERENCE_S, clocks, listener_on
 from propeller.doctor.target import Client, Observations, Target
-from propeller.process.http import error_text, needs_tls
+from propeller.process.http import error_text, verify_for
 
 HTTP_TIMEOUT_S = 4.5
 """How long a service may take to answer, in seconds: less than a check may take, to say who it was."""
@@ -30,7 +30,7 @@ class HttpClient:
 
     def __init__(self, *urls: str) -> None:
         """``urls``: every address that will be asked."""
-        self._http = httpx.AsyncClient(timeout=HTTP_TIMEOUT_S, trust_env=False, verify=needs_tls(*urls))
+        self._http = httpx.AsyncClient(timeout=HTTP_TIMEOUT_S, trust_env=False, verify=verify_for(*urls))
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from propeller.doctor.checks import failed
 from propeller.doctor.target import Client, SourceError, Target
 from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
+from propeller.process.tls import trust_stack
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id
@@ -61,6 +62,7 @@ def _shown_process(stack: Mapping[str, Any] | None) -> str:
 
 def _read_stack(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, process: int) -> Target:
     services, broker, admin = stack["services"], stack["broker"], stack["admin"]
+    trust_stack(stack.get("ca"))
     channel, settings = (
         Channel(stack["domain_id"], stack["channel_id"]),
         "domain_id and channel_id of stack.json",
@@ -81,13 +83,14 @@ def _read_stack(stack: Mapping[str, Any], folder: Path, advice: LocalAdvice, pro
         process=f"process {process} runs it",
         services={name: str(services[name.replace("-", "_")]["url"]) for name in HTTP_SERVICES},
         identity={name: str(services["identity"][name]) for name in IDENTITY_LISTENERS},
-        broker=BrokerAddress(str(broker["host"]), int(broker["port"])),
+        broker=BrokerAddress(str(broker["host"]), int(broker["port"]), tls="ca" in stack),
         clients=clients,
         admin=(str(admin["username"]), str(admin["password"])),
         image=str(stack.get("images", {}).get(PROGRAM_NAME, "")),
         folder=folder,
         advice=advice,
         operator=operator,
+        certificate=Path(stack["certificate"]) if "certificate" in stack else None,
     )
 
 

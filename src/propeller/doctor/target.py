@@ -72,6 +72,7 @@ class Target:
         folder: where its state is, if that is on this machine.
         advice: how it is fixed.
         operator: the client of the person who runs it, where it is known.
+        certificate: what its servers show, if they speak TLS.
     """
 
     settings: str
@@ -85,6 +86,7 @@ class Target:
     folder: Path | None
     advice: Advice
     operator: Client | None = None
+    certificate: Path | None = None
 
     @property
     def caller(self) -> Client:

@@ -34,6 +34,7 @@ async def main(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 settings.host,
                 port,
                 f"IDENTITY_{name.upper()}_PORT",
+                settings.tls,
                 trusted_proxies=settings.trusted_proxies,
             )
             for name, port in ports.items()

@@ -3,13 +3,13 @@
 from pydantic import Field, SecretStr
 
 from propeller.mqtt.broker_keys import MIN_SECRET
-from propeller.process.settings import Seconds, ServiceSettings
+from propeller.process.settings import ListenSettings, Seconds
 
 MIN_PASSWORD = 8
 """The shortest password of a user, in characters (the guide's admin has 8)."""
 
 
-class IdentitySettings(ServiceSettings):
+class IdentitySettings(ListenSettings):
     """What ``propeller serve identity`` reads.
 
     The API asks for a user's token whatever ``PROPELLER_AUTH`` says: who may connect is not for anyone to change.
@@ -20,10 +20,6 @@ class IdentitySettings(ServiceSettings):
     domains_port: int = Field(9003, alias="IDENTITY_DOMAINS_PORT")
     channels_port: int = Field(9005, alias="IDENTITY_CHANNELS_PORT")
     clients_port: int = Field(9006, alias="IDENTITY_CLIENTS_PORT")
-    hosts: str = Field("", alias="PROPELLER_HOSTS")
-    """Further names of the service, separated by commas; ``*`` for any."""
-    trusted_proxies: str = Field("", alias="PROPELLER_TRUSTED_PROXIES")
-    """Addresses and networks, separated by commas, whose ``X-Forwarded-*`` headers are believed."""
     database: str = Field(".propeller/identity/identity.db", alias="IDENTITY_DATABASE")
     admin_username: str = Field("admin", alias="IDENTITY_ADMIN_USERNAME", min_length=1, max_length=128)
     admin_password: SecretStr | None = Field(None, alias="IDENTITY_ADMIN_PASSWORD", min_length=MIN_PASSWORD)

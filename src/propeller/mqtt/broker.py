@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,10 +23,12 @@ from propeller.mqtt.broker_config import (
     lock_folder,
     prepare_folder,
     render,
+    shown_certificate,
 )
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process import parent_death
 from propeller.process.logs import get_logger
+from propeller.process.tls import keep_current
 
 log = get_logger("broker")
 
@@ -74,6 +78,10 @@ class Broker:
     def pid(self) -> int:
         """The server's process id."""
         return self._server.pid
+
+    def reload(self) -> None:
+        """Have the server read its configuration and certificate again, for connections from now on."""
+        self._server.send_signal(signal.SIGHUP)
 
     async def wait(self) -> int:
         """Wait until the server ends by itself; its exit code."""
@@ -220,7 +228,7 @@ async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
     stopping = asyncio.create_task(stop.wait())
     try:
         while not stop.is_set():
-            async with Broker(settings) as broker:
+            async with Broker(settings) as broker, _current_certificate(settings, broker):
                 ended = asyncio.create_task(broker.wait())
                 restart = asyncio.create_task(broker.wait_until_restart_needed())
                 await asyncio.wait({ended, restart, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -233,6 +241,20 @@ async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
             await asyncio.wait({stopping}, timeout=RESTART_DELAY_S)
     finally:
         stopping.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _current_certificate(settings: BrokerSettings, broker: Broker) -> AsyncIterator[None]:
+    """Have the broker show the certificate that is in its files, for the length of the block."""
+    shown = shown_certificate(settings)
+    if shown is None:
+        yield
+        return
+    watch = asyncio.create_task(keep_current(shown, broker.reload))
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 async def until_writable(folder: Path) -> None:

@@ -14,7 +14,7 @@ from propeller.mqtt.broker_keys import MIN_SECRET, BrokerKeys
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.run import cannot_listen
 from propeller.process.settings import ServiceSettings
-from propeller.process.tls import pair, trust
+from propeller.process.tls import KeyPair, pair, trust
 
 
 class BrokerSettings(ServiceSettings):
@@ -110,13 +110,22 @@ def render_server(settings: BrokerSettings, ack_wait_s: int = ACK_WAIT_S) -> str
     )
 
 
+def shown_certificate(settings: BrokerSettings) -> KeyPair | None:
+    """What the MQTT listener shows; ``None`` without TLS.
+
+    Raises:
+        StartError: only one of the two files is set.
+    """
+    return pair(settings.tls_cert, settings.tls_key, "BROKER_TLS_CERT", "BROKER_TLS_KEY")
+
+
 def check_tls(settings: BrokerSettings) -> None:
     """Check that the certificates can be used: the server would say it less clearly.
 
     Raises:
         StartError: they cannot; the text names the setting.
     """
-    shown = pair(settings.tls_cert, settings.tls_key, "BROKER_TLS_CERT", "BROKER_TLS_KEY")
+    shown = shown_certificate(settings)
     if shown is not None:
         shown.server_context()
     elif settings.tls_client_ca is not None:

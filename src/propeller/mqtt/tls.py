@@ -8,7 +8,7 @@ from propeller.errors import StartError
 from propeller.mqtt.address import BrokerAddress
 from propeller.process.logs import get_logger
 from propeller.process.settings import ServiceSettings
-from propeller.process.tls import pair, trust
+from propeller.process.tls import pair, stack_trust, trust
 
 log = get_logger("mqtt")
 
@@ -26,7 +26,7 @@ class MqttTlsSettings(ServiceSettings):
     """
 
     mqtt_tls_ca_cert: Path | None = None
-    """The certificates (PEM) that the broker's must be signed by; else those that the system trusts."""
+    """The certificates (PEM) that the broker's must be signed by; else those of ``PROPELLER_CA_CERT``, else those that the system trusts."""
     mqtt_tls_client_cert: Path | None = None
     """With the key: shown to a broker that asks clients for a certificate (PEM)."""
     mqtt_tls_client_key: Path | None = None
@@ -53,7 +53,9 @@ class MqttTlsSettings(ServiceSettings):
                     )
             return None
         shown = pair(cert, key, names["client_cert"], names["client_key"])
-        context = ssl.create_default_context() if ca is None else trust(ca, names["ca_cert"])
+        context = (
+            trust(ca, names["ca_cert"]) if ca is not None else stack_trust() or ssl.create_default_context()
+        )
         if self.mqtt_tls_insecure_skip_verify:
             log.warning("the broker's certificate is not checked: anyone can pose as it", broker=str(address))
             context.check_hostname = False

@@ -12,6 +12,7 @@ import httpx
 
 from propeller.oci.errors import RegistryNotAllowedError, RegistryUnreachableError
 from propeller.oci.reference import Registry
+from propeller.process.tls import add_stack_trust
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -154,7 +155,7 @@ class _Transport(httpx.AsyncHTTPTransport):
     def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
         super().__init__()
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=add_stack_trust(httpx.create_ssl_context()),
             max_connections=None,  # one registry that hangs must not hold up the others
             max_keepalive_connections=20,
             keepalive_expiry=5.0,

@@ -12,6 +12,7 @@ from propeller.oci.authorization import Authorizer, Purpose
 from propeller.oci.errors import OciError, RegistryError, RegistryTimeoutError, RegistryUnreachableError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
+from propeller.process.tls import add_stack_trust
 
 T = TypeVar("T")
 Body = Callable[[], AsyncIterator[bytes]]
@@ -207,13 +208,16 @@ class RegistryConnections:
     def _client(self, *, plain: bool) -> httpx.AsyncClient:
         """One client with and one without TLS; the proxies of the environment are for what is outside only."""
         if plain not in self._clients:
+            own_transport = None if self._allowed is None else self._allowed.transport()
+            needs_trust = not plain and own_transport is None
             self._clients[plain] = httpx.AsyncClient(
                 timeout=httpx.Timeout(self._idle, connect=self._connect),
                 limits=httpx.Limits(
                     max_connections=None
                 ),  # one registry that hangs must not hold up the others
-                trust_env=not plain and self._allowed is None,
-                transport=self._allowed.transport() if self._allowed is not None else None,
+                trust_env=needs_trust,
+                verify=needs_trust and add_stack_trust(httpx.create_ssl_context()),
+                transport=own_transport,
             )
         return self._clients[plain]
 
@@ -233,7 +237,7 @@ def _unreachable(purpose: Purpose, error: httpx.RequestError) -> RegistryUnreach
     text, host = str(error) or type(error).__name__, _host(error, purpose)
     remedy = "check the registry's address and that it is up"
     if _is_tls(error):
-        remedy = f"if it speaks plain HTTP, write http://{host}; else check its certificate"
+        remedy = f"if it speaks plain HTTP, write http://{host}; else check its certificate (PROPELLER_CA_CERT names the authority of a stack)"
     return RegistryUnreachableError(f"{purpose.what}: {host} cannot be reached: {text}", remedy)
 
 

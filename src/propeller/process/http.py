@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from propeller.errors import (
@@ -21,6 +23,7 @@ from propeller.errors import (
 from propeller.process.http_connection import Answer, HttpClient, HttpError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry as try_again
+from propeller.process.tls import stack_trust
 from propeller.protocol.task import encode_json
 
 __all__ = [
@@ -31,7 +34,7 @@ __all__ = [
     "error_text",
     "is_not_modified",
     "kind_of_status",
-    "needs_tls",
+    "verify_for",
 ]
 
 log = get_logger("http")
@@ -87,9 +90,19 @@ class ServiceError(PropellerError):
         super().__init__(f"{service} {answer}: {reason}")
 
 
-def needs_tls(*urls: str) -> bool:
-    """Whether certificates must be loaded to call any of these: that takes 40 ms and some megabytes a client."""
-    return any(not url.startswith("http://") for url in urls)
+def verify_for(*urls: str, ca_cert: Path | None = None) -> ssl.SSLContext | bool:
+    """What httpx is given as ``verify`` to call these; loading certificates takes 40 ms and some megabytes, so without need there are none.
+
+    Args:
+        urls: the services.
+        ca_cert: whose certificates they have; else as ``tls.stack_trust``, or what systems trust.
+
+    Raises:
+        StartError: the file cannot be used.
+    """
+    if all(url.startswith("http://") for url in urls):
+        return False
+    return stack_trust(ca_cert) or True
 
 
 class ServiceClient:

@@ -17,6 +17,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httptools
 
+from propeller.process.tls import stack_trust
+
 MAX_IDLE_CONNECTIONS = 20
 IDLE_S = 5.0
 """How long a connection is kept without a request, in seconds: servers close theirs later, so that none closes on a request's way."""
@@ -405,7 +407,9 @@ async def _encode_body(
 
 
 def _trusting_context() -> ssl.SSLContext:
-    """Which certificates are trusted: as with httpx, which is not loaded where nothing needs them."""
+    """Which certificates are trusted: a stack's own, else as with httpx, which is not loaded where nothing needs them."""
+    if (own := stack_trust()) is not None:
+        return own
     from httpx import create_ssl_context
 
     return create_ssl_context(trust_env=False)

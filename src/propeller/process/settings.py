@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError
@@ -10,6 +11,7 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from propeller.errors import PropellerError
 from propeller.process.log_file import MAX_BYTES
+from propeller.process.tls import KeyPair, pair
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
@@ -95,7 +97,28 @@ def _variable(settings: type[ServiceSettings], name: str) -> str:
     return choice if isinstance(choice, str) else name
 
 
-class HttpSettings(ServiceSettings):
+class ListenSettings(ServiceSettings):
+    """How an HTTP API is called: by which names, through which proxies, and with which certificate."""
+
+    hosts: str = Field("", alias="PROPELLER_HOSTS")
+    """Further names of the service, separated by commas; ``*`` for any."""
+    trusted_proxies: str = Field("", alias="PROPELLER_TRUSTED_PROXIES")
+    """Addresses and networks, separated by commas, whose ``X-Forwarded-*`` headers are believed."""
+    tls_cert: Path | None = Field(None, alias="PROPELLER_TLS_CERT")
+    """With the key: HTTPS, and only so."""
+    tls_key: Path | None = Field(None, alias="PROPELLER_TLS_KEY")
+
+    @property
+    def tls(self) -> KeyPair | None:
+        """What the service shows to its callers; ``None`` for HTTP.
+
+        Raises:
+            StartError: only one of the two is set.
+        """
+        return pair(self.tls_cert, self.tls_key, "PROPELLER_TLS_CERT", "PROPELLER_TLS_KEY")
+
+
+class HttpSettings(ListenSettings):
     """What every service with an HTTP API also reads."""
 
     auth: Literal["on", "off"] = Field("on", alias="PROPELLER_AUTH")
@@ -106,10 +129,6 @@ class HttpSettings(ServiceSettings):
     """The domain whose users and clients may use the service."""
     peer_role: Literal["manager", "coordinator", "proplet"] | None = Field(None, alias="PROPELLER_PEER_ROLE")
     """What callers without credentials are, for the services and devices of absmach/propeller, which send none."""
-    hosts: str = Field("", alias="PROPELLER_HOSTS")
-    """Further names of the service, separated by commas; ``*`` for any."""
-    trusted_proxies: str = Field("", alias="PROPELLER_TRUSTED_PROXIES")
-    """Addresses and networks, separated by commas, whose ``X-Forwarded-*`` headers are believed."""
     insecure: bool = Field(False, alias="PROPELLER_INSECURE")
 
 

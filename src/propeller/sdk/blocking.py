@@ -74,12 +74,14 @@ class Propeller(Blocking[AsyncPropeller]):
         data_store: str | None = None,
         identity: str | None = None,
         auth: tuple[str, str] | None = None,
+        ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
     ) -> None:
         """A client of the stack on a host; the arguments are those of ``AsyncPropeller``.
 
         Raises:
             InvalidError: these contradict each other, or one is not an address.
+            StartError: ``ca_cert`` cannot be read, or is no certificate.
         """
         super().__init__(
             _BlockingPropeller(
@@ -92,6 +94,7 @@ class Propeller(Blocking[AsyncPropeller]):
                 data_store=data_store,
                 identity=identity,
                 auth=auth,
+                ca_cert=ca_cert,
                 stack=stack,
             )
         )

@@ -94,6 +94,7 @@ class AsyncPropeller:
         data_store: str | None = None,
         identity: str | None = None,
         auth: tuple[str, str] | None = None,
+        ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
     ) -> None:
         """A client of the stack on a host.
@@ -108,10 +109,13 @@ class AsyncPropeller:
             data_store: see ``manager``.
             identity: see ``manager``; it is asked for the user's tokens.
             auth: a client's id and key, instead of a user.
+            ca_cert: a file with the authority's certificate, for ``https`` addresses of a stack with one of its own
+                (``propeller up --host``); else that of ``PROPELLER_CA_CERT``, else those that the system trusts.
             stack: what ``stack.json`` of a state folder says: its addresses, and its operator as the user.
 
         Raises:
             InvalidError: these contradict each other, or one is not an address.
+            StartError: ``ca_cert`` cannot be read, or is no certificate.
         """
         given = {
             "manager": manager,
@@ -135,7 +139,14 @@ class AsyncPropeller:
             login = Login(urls["identity"], user, password)
         elif auth is None and stack:
             auth = operator_of_stack(stack)
-        transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10)
+        if ca_cert is None:
+            ca_cert = (stack or {}).get("ca")
+        transport = self._transport(
+            *urls.values(),
+            auth=auth,
+            timeout=WAIT_S + 10,
+            ca_cert=None if ca_cert is None else Path(ca_cert),
+        )
         self._connection = Connection(urls, transport, login, stack or {})
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)

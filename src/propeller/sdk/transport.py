@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from asyncio import sleep
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from propeller.process.http import needs_tls
+from propeller.process.http import verify_for
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,9 +93,13 @@ class EventStream(NamedTuple):
 class AsyncTransport(Transport):
     """For programs with an event loop."""
 
-    def __init__(self, *urls: str, auth: tuple[str, str] | None, timeout: float) -> None:
-        """``urls`` are those that will be called, ``timeout`` is in seconds."""
-        self._http = httpx.AsyncClient(timeout=timeout, auth=auth, trust_env=False, verify=needs_tls(*urls))
+    def __init__(
+        self, *urls: str, auth: tuple[str, str] | None, timeout: float, ca_cert: Path | None
+    ) -> None:
+        """``urls`` are those that will be called, ``timeout`` is in seconds, ``ca_cert`` as in ``verify_for``."""
+        self._http = httpx.AsyncClient(
+            timeout=timeout, auth=auth, trust_env=False, verify=verify_for(*urls, ca_cert=ca_cert)
+        )
 
     async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
         """A request and its whole answer."""
@@ -135,9 +140,13 @@ class AsyncTransport(Transport):
 class BlockingTransport(Transport):
     """For programs without an event loop: its methods end before they are awaited."""
 
-    def __init__(self, *urls: str, auth: tuple[str, str] | None, timeout: float) -> None:
-        """``urls`` are those that will be called, ``timeout`` is in seconds."""
-        self._http = httpx.Client(timeout=timeout, auth=auth, trust_env=False, verify=needs_tls(*urls))
+    def __init__(
+        self, *urls: str, auth: tuple[str, str] | None, timeout: float, ca_cert: Path | None
+    ) -> None:
+        """``urls`` are those that will be called, ``timeout`` is in seconds, ``ca_cert`` as in ``verify_for``."""
+        self._http = httpx.Client(
+            timeout=timeout, auth=auth, trust_env=False, verify=verify_for(*urls, ca_cert=ca_cert)
+        )
 
     async def send(self, method: str, url: str, **options: Any) -> httpx.Response:
         """A request and its whole answer."""

@@ -12,6 +12,9 @@ from propeller.stack.services import PORTS
 GUIDE_PORTS = {name: port.host for name, port in PORTS.items()}
 """The ports of the quick-start guide, and those that the services use among themselves."""
 
+MQTTS_PORT = 8883
+"""The broker's where it speaks TLS."""
+
 FREE_PORTS = range(20_000, 32_000)
 """Below what systems give to outgoing connections (from 32768 on): one of those could take the port of a service
 while the service is being started, or started again."""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from propeller.errors import StartError
 from propeller.process.settings import ServiceSettings
+from propeller.process.tls import CA_VARIABLE
 from propeller.stack import unsupported_variables
 from propeller.stack.state_folder import Secrets, StateFolder
 
@@ -77,6 +79,27 @@ class Port:
 
 
 @dataclass(frozen=True)
+class StackTls:
+    """A stack that others reach over a network.
+
+    Attributes:
+        host: the name or address by which they do.
+        ca: the authority's certificate.
+        cert: that of every server.
+        key: to that.
+    """
+
+    host: str
+    ca: Path
+    cert: Path
+    key: Path
+
+    def described(self) -> dict[str, str]:
+        """What ``stack.json`` has of it."""
+        return {"host": self.host, "ca": str(self.ca), "certificate": str(self.cert)}
+
+
+@dataclass(frozen=True)
 class StackConfig:
     """What a stack tells its services."""
 
@@ -90,15 +113,22 @@ class StackConfig:
     """The tags of devices, by their names, beside those that ``PROPLET_TAGS`` gives to all."""
     open_access: bool = False
     """Whether anyone on this machine may use the services."""
+    tls: StackTls | None = None
+    """How the services are reached over a network; without it they listen on loopback alone."""
+
+    @property
+    def listens_on(self) -> str:
+        """The address that the services listen on."""
+        return HOST if self.tls is None else "0.0.0.0"
 
     def url(self, port: str) -> str:
         """The address of an HTTP API, by the name of its port."""
-        return f"http://{HOST}:{self.ports[port]}"
+        return f"http{'s' if self.tls else ''}://{HOST}:{self.ports[port]}"
 
     @property
     def broker(self) -> str:
         """The broker's address."""
-        return f"tcp://{HOST}:{self.ports['broker']}"
+        return f"{'mqtts' if self.tls else 'tcp'}://{HOST}:{self.ports['broker']}"
 
     @property
     def nats(self) -> str:
@@ -187,12 +217,13 @@ class ServiceSpec:
             # One thread each: the services share the machine with the proplets' programs.
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            **_certificates(stack, shows=self.has_http),
             **(_access(stack) if self.has_http and self.stage is not Stage.IDENTITY else {}),
             **self.environment(stack, process),
             **{port.variable: str(stack.ports[port.name]) for port in self.ports},
         }
         if self.host_variable:
-            env[self.host_variable] = HOST
+            env[self.host_variable] = stack.listens_on
         if client := process if self.is_device else self.client:
             known = stack.secrets.clients[client]
             env |= {
@@ -219,8 +250,25 @@ def _access(stack: StackConfig) -> dict[str, str]:
         "PROPELLER_AUTH": "off" if stack.open_access else "on",
         "PROPELLER_IDENTITY_URL": stack.url("identity-users"),
         "PROPELLER_DOMAIN_ID": stack.secrets.domain_id,
-        **_inherited("PROPELLER_HOSTS", "PROPELLER_TRUSTED_PROXIES"),
+        **_names(stack),
     }
+
+
+def _names(stack: StackConfig) -> dict[str, str]:
+    """By which names services are called, and through which proxies."""
+    given = _inherited("PROPELLER_HOSTS", "PROPELLER_TRUSTED_PROXIES")
+    if stack.tls is not None:
+        names = [stack.tls.host, given.get("PROPELLER_HOSTS", "")]
+        given["PROPELLER_HOSTS"] = ",".join(filter(None, names))
+    return given
+
+
+def _certificates(stack: StackConfig, *, shows: bool) -> dict[str, str]:
+    """Which certificates a service believes, and which one it ``shows`` if it has an HTTP API."""
+    if stack.tls is None:
+        return _inherited(CA_VARIABLE)
+    shown = {"PROPELLER_TLS_CERT": str(stack.tls.cert), "PROPELLER_TLS_KEY": str(stack.tls.key)}
+    return {CA_VARIABLE: str(stack.tls.ca), **(shown if shows else {})}
 
 
 def _programs(stack: StackConfig) -> str:
@@ -238,8 +286,9 @@ def _registries(stack: StackConfig, service: str) -> dict[str, str]:
 
         with contextlib.suppress(InvalidReferenceError):  # the proxy says so
             named.append(str(DefaultRegistry.parse(proxys).registry))
-    by_name = own.replace("127.0.0.1", "localhost")
-    return {variable: ",".join(dict.fromkeys(filter(None, (own, by_name, *named))))}
+    names = ["localhost", *([stack.tls.host] if stack.tls else [])]
+    by_name = [own.replace(HOST, name) for name in names]
+    return {variable: ",".join(dict.fromkeys(filter(None, (own, *by_name, *named))))}
 
 
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
@@ -247,6 +296,11 @@ def _broker(stack: StackConfig, process: str) -> dict[str, str]:
         "BROKER_STATE": stack.data(process),
         "BROKER_SECRET": stack.secrets.broker,
         **_inherited("BROKER_MAX_*", "PROPELLER_NATS_SERVER"),
+        **(
+            {"BROKER_TLS_CERT": str(stack.tls.cert), "BROKER_TLS_KEY": str(stack.tls.key)}
+            if stack.tls
+            else {}
+        ),
     }
 
 
@@ -261,9 +315,8 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
             "BROKER_CLIENT_*",
             "BROKER_SESSION_EXPIRY",
             "BROKER_STORED_BYTES",
-            "PROPELLER_HOSTS",
-            "PROPELLER_TRUSTED_PROXIES",
         ),
+        **_names(stack),
     }
 
 

@@ -14,9 +14,12 @@ from propeller.data import program_path
 from propeller.errors import StartError
 from propeller.identity.settings import MIN_PASSWORD
 from propeller.process import logs
+from propeller.process.http import verify_for
 from propeller.process.retry import retry
+from propeller.process.tls import trust_stack
 from propeller.stack.env_file import EnvFile, client_variables, env_values
-from propeller.stack.ports import free_ports, guide_ports
+from propeller.stack.network import prepare_network, renew_certificate
+from propeller.stack.ports import GUIDE_PORTS, MQTTS_PORT, free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
 from propeller.stack.services import (
     HOST,
@@ -56,6 +59,7 @@ class Options:
         extra: environment variables for single services, by service name.
         tags: tags of proplets, by the proplet's name.
         open_access: let anyone on this machine use the services.
+        host: the name or address by which others reach the stack over a network, with TLS; without one it stays on loopback.
     """
 
     folder: Path
@@ -65,6 +69,7 @@ class Options:
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     open_access: bool = False
+    host: str | None = None
 
 
 @contextlib.asynccontextmanager
@@ -87,9 +92,15 @@ async def stack(
         ) from None
     supervisor = Supervisor()
     reserved = contextlib.ExitStack()
+    renewal: asyncio.Task[None] | None = None
     try:
-        yield await _Start(options, folder, supervisor, report, reserved).run()
+        description = await _Start(options, folder, supervisor, report, reserved).run()
+        if options.host is not None:
+            renewal = asyncio.create_task(renew_certificate(folder.folder, options.host))
+        yield description
     finally:
+        if renewal is not None:
+            renewal.cancel()
         folder.stack_file.unlink(missing_ok=True)
         await supervisor.close(*(_processes(stage, options.proplets) for stage in reversed(Stage)))
         reserved.close()
@@ -127,13 +138,21 @@ class _Start:
         if options.auto_ports:
             ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:
-            ports = guide_ports()
+            ports = guide_ports(
+                GUIDE_PORTS if options.host is None else {**GUIDE_PORTS, "broker": MQTTS_PORT}
+            )
         if options.open_access and os.environ.get("PROPELLER_AUTH") == "on":
             raise StartError("PROPELLER_AUTH=on contradicts --open: unset it, or leave --open out")
+        if options.open_access and options.host is not None:
+            raise StartError("--open is for a stack on loopback: leave out --host or --open")
+        tls = None if options.host is None else prepare_network(folder.folder, options.host)
+        if tls is not None:
+            trust_stack(tls.ca)
         self._config = StackConfig(
-            folder, ports, secrets, options.log_level, options.extra, options.tags, options.open_access
+            folder, ports, secrets, options.log_level, options.extra, options.tags, options.open_access, tls
         )
-        self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=False)  # noqa: S501 - loopback, no TLS
+        verify = verify_for(self._config.url("manager"))
+        self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=verify)
 
     async def run(self) -> dict[str, Any]:
         """Start everything; gives what ``stack.json`` holds."""
@@ -207,7 +226,8 @@ class _Start:
         from propeller.oci.client import RegistryClient
         from propeller.oci.reference import Reference
 
-        reference = Reference.parse(f"{HOST}:{self._config.ports['oci-registry']}/{PROGRAM_NAME}:latest")
+        registry_url = self._config.url("oci-registry").removeprefix("http://")  # the scheme of loopback
+        reference = Reference.parse(f"{registry_url}/{PROGRAM_NAME}:latest")
         async with RegistryClient() as registry:
             await registry.push(reference, program_path("logreg"))
         self._report("program", str(reference))
@@ -267,5 +287,6 @@ class _Start:
             "clients": {name: config.secrets.clients[name] for name in client_names(self._options.proplets)},
             "admin": {"username": config.secrets.admin_username, "password": config.secrets.admin_password},
             "images": {PROGRAM_NAME: image},
+            **(config.tls.described() if config.tls else {}),
             "processes": {"up": os.getpid(), **self._supervisor.pids},
         }

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -13,7 +14,7 @@ from propeller.errors import StartError
 from propeller.process.logs import get_logger
 from propeller.process.run import cannot_listen
 from propeller.process.settings import HttpSettings
-from propeller.process.tls import KeyPair
+from propeller.process.tls import KeyPair, keep_current
 from propeller.web.http_protocol import HttpProtocol
 from propeller.web.sites import is_loopback
 
@@ -81,7 +82,7 @@ def bind_api(
         host: the address.
         port: 0 for any free one.
         variable: the setting that chooses the port.
-        tls: the certificate to show; HTTP without one.
+        tls: the certificate to show, if not the one that all services of a machine have (``PROPELLER_TLS_CERT``).
         has_login: whether the API asks for a login of its own where callers do not authenticate otherwise.
 
     Raises:
@@ -89,7 +90,7 @@ def bind_api(
     """
     authenticated = has_login or (settings.auth == "on" and settings.identity_url is not None)
     check_exposure(name, host, authenticated=authenticated, insecure=settings.insecure)
-    return Bind(name, host, port, variable, tls, settings.trusted_proxies)
+    return Bind(name, host, port, variable, tls or settings.tls, settings.trusted_proxies)
 
 
 def listen(bind: Bind) -> socket.socket:
@@ -118,6 +119,11 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
     sockets: list[socket.socket] = []
     running: list[asyncio.Task[None]] = []
     contexts = [bind.tls.server_context() if bind.tls else None for bind, _app in apps]
+    watches = [
+        asyncio.create_task(keep_current(bind.tls, partial(bind.tls.load_into, context)))
+        for (bind, _app), context in zip(apps, contexts, strict=True)
+        if bind.tls and context
+    ]
     try:
         for bind, _app in apps:
             sockets.append(listen(bind))
@@ -140,7 +146,7 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
             if outcome is not None:
                 raise outcome
     finally:
-        for task in running:
+        for task in [*running, *watches]:
             task.cancel()
         for sock in sockets:
             sock.close()
