@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.service import Coordinator
@@ -59,7 +60,8 @@ async def coordinator(folder: Path, base: Tensors, small_bytes: int) -> AsyncIte
         updates = KeptUpdates(BlobStore(folder / "updates"), database, small_bytes=small_bytes)
         aggregation = Aggregation(updates, registry, AggregatorClient(nobody))
         telemetry = RoundTelemetry(CoordinatorMetrics())
-        service = Coordinator(store, registry, updates, aggregation, telemetry, keep_failed_s=60.0)
+        bases = BaseModels(registry, folder)
+        service = Coordinator(store, registry, updates, aggregation, telemetry, bases, keep_failed_s=60.0)
         yield Measured(service)
         await service.close()
     await database.close()

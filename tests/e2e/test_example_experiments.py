@@ -141,6 +141,17 @@ def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> No
     assert max(found) < 0.5, found
 
 
+def test_whoever_sends_noise_is_left_out_of_a_mean_by_its_norm(up: Up, written: Path) -> None:
+    with Propeller.from_state(up.folder) as fl:
+        bounded = ("strategy=fedavg", "update.max_norm=30", "retries=0")
+        handle = submit(fl, up, written, "robust.toml", None, *bounded)
+        assert accuracies(handle)[-1] > 0.8
+        trained = [one for one in handle.history() if one["kind"] == "train"]
+    for one in trained:
+        assert {failure["name"] for failure in one["failures"]} == {"proplet-8", "proplet-9", "proplet-10"}
+        assert all("of update.max_norm" in failure["reason"] for failure in one["failures"])
+
+
 def test_bulyan_holds_against_as_many_as_it_promises_and_refuses_more(up: Up, written: Path) -> None:
     """Of eight devices one may be bad, and seven would do; for three bad ones there would have to be fifteen."""
     eight = json.dumps([f"proplet-{number}" for number in range(1, 9)])

@@ -44,7 +44,7 @@ def test_the_least_experiment_has_every_default() -> None:
         "hyperparams": {},
         "mode": {"kind": "sync"},
         "data": {},
-        "update": {"kind": "weights", "compression": "none"},
+        "update": {"kind": "weights", "compression": "none", "max_samples": 10**9, "max_steps": 10**9},
     }
 
 

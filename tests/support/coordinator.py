@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
@@ -232,7 +233,13 @@ async def assembled(folder: Path, admission: Admission | None = None) -> AsyncIt
         updates = KeptUpdates(BlobStore(folder / "updates"), database)
         aggregation = Aggregation(updates, registry, aggregator, retry_delays=())
         service = Coordinator(
-            store, registry, updates, aggregation, RoundTelemetry(metrics), keep_failed_s=60.0
+            store,
+            registry,
+            updates,
+            aggregation,
+            RoundTelemetry(metrics),
+            BaseModels(registry, folder),
+            keep_failed_s=60.0,
         )
         experiments = Experiments(
             ExperimentStore(database),

@@ -21,7 +21,7 @@ class RoundContribution:
         proplet_id: its sender.
         slot: the sender's position among the round's participants, from 0.
         digest: of its blob.
-        num_samples: its samples.
+        num_samples: by how many samples it counts.
         steps: local optimizer steps, if the program said how many.
         metrics: finite numbers by name.
         base_version: the version that it started from; ``None``: the round's.
@@ -70,8 +70,9 @@ class AggregationRequest:
         experiment's last round left.
         """
         chosen, request = set(proplet_ids), record.request
+        counted = record.counted_samples()
         contributions = [
-            contribution_of(record.updates[name], slot)
+            replace(contribution_of(record.updates[name], slot), num_samples=counted[name])
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
         ]

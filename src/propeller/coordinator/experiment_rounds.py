@@ -10,6 +10,7 @@ from propeller.fl.experiment import MergeRequest, RoundRequest
 from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.strategies import read_strategy
 from propeller.fl.tensors import Specs
+from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.rounds import RoundStart, UpdateSource, model_uri
 
 if TYPE_CHECKING:  # with a database and HTTP, which a simulation has no use for
@@ -197,7 +198,13 @@ def make_start(record: ExperimentRecord, request: RoundRequest, strategy: dict[s
         split=None if spec.data.split is None or central else spec.data.split.to_json(),
         update=spec.update.for_devices(),
         seed=spec.selection.seed,
+        bounds=_bounds(record),
     )
+
+
+def _bounds(record: ExperimentRecord) -> UpdateBounds | None:
+    bounds = record.spec.update.bounds
+    return None if bounds.given() is None else bounds
 
 
 def make_merge_start(record: ExperimentRecord, request: MergeRequest, names: Mapping[str, str]) -> RoundStart:
@@ -217,4 +224,5 @@ def make_merge_start(record: ExperimentRecord, request: MergeRequest, names: Map
         attempt=request.attempt,
         merged=merged,
         names=dict(names) or None,
+        bounds=_bounds(record),
     )

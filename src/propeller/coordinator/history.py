@@ -44,7 +44,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         **total_of(update.transfer for update in record.updates.values()),
         "participants": list(record.round.plan.participants),
         "names": dict(record.names),
-        "updates": [record.update_json(update) for update in record.in_slot_order()],
+        "updates": record.updates_json(record.in_slot_order()),
         "failures": [
             {**record.device(name), "reason": reason} for name, reason in record.round.failures.items()
         ],

@@ -149,8 +149,12 @@ class _Counted:
 
 def stands_for_large(update: ReceivedUpdate, base: Specs) -> bool:
     """Whether a compressed update is large without its compression, however small it came."""
-    sizes = (DTYPES[spec.dtype].itemsize * math.prod(spec.shape) for spec in base.values())
-    return update.sent is not None and sum(sizes) > LARGE_BYTES
+    return update.sent is not None and model_bytes(base) > LARGE_BYTES
+
+
+def model_bytes(specs: Specs) -> int:
+    """How many bytes all tensors have."""
+    return sum(DTYPES[spec.dtype].itemsize * math.prod(spec.shape) for spec in specs.values())
 
 
 def write_document(update: ReceivedUpdate, base: Specs, target: DurableFile) -> UpdateDocument:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.api import create_api
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.central_evaluation import CentralEvaluations
 from propeller.coordinator.clients import AggregatorClient, DataStoreClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
@@ -80,6 +81,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             updates,
             aggregation,
             RoundTelemetry(metrics),
+            BaseModels(registry, settings.state / "large"),
             announce=announcer.announce if announcer else None,
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,

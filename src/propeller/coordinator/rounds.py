@@ -7,9 +7,11 @@ from typing import Any
 
 from propeller.coordinator.transfer import Transfer
 from propeller.errors import ConflictError
+from propeller.fl.bounds import counted_samples
 from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
 from propeller.protocol.aggregation import StrategyField
+from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     Experiment,
@@ -171,9 +173,23 @@ class RoundRecord:
         return self.request.experiment_id if isinstance(self.request, RoundStart) else None
 
     @property
+    def bounds(self) -> UpdateBounds:
+        """How large an update's numbers may be."""
+        request = self.request
+        return (request.bounds if isinstance(request, RoundStart) else request.update) or UpdateBounds()
+
+    def counted_samples(self) -> dict[str, int]:
+        """By how many samples each update counts, by proplet id: fewer than it has, if its share would be too large."""
+        samples = [update.num_samples for update in self.updates.values()]
+        return dict(zip(self.updates, counted_samples(samples, self.bounds.max_share), strict=True))
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """The means of the participants' metrics, weighted by their samples."""
-        return weighted_metrics(self.updates.values())
+        """The means of the participants' metrics, weighted by the samples that count."""
+        counted = self.counted_samples()
+        return weighted_metrics(
+            replace(update, num_samples=counted[name]) for name, update in self.updates.items()
+        )
 
     @property
     def keeps_updates(self) -> bool:
@@ -205,6 +221,18 @@ class RoundRecord:
     def update_json(self, update: AcceptedUpdate) -> dict[str, Any]:
         """What is told of an update."""
         return {**self.device(update.proplet_id), **update.to_json()}
+
+    def updates_json(self, updates: Iterable[AcceptedUpdate]) -> list[dict[str, Any]]:
+        """What is told of updates, all of which have come; of those that do not count by all their samples, by how many."""
+        counted = self.counted_samples()
+        return [
+            {
+                **self.update_json(update),
+                **({} if number == update.num_samples else {"counted_samples": number}),
+            }
+            for update in updates
+            for number in [counted[update.proplet_id]]
+        ]
 
     @property
     def missing(self) -> list[str]:
@@ -294,9 +322,7 @@ class RoundRecord:
             **self.summary(),
             "participants": list(plan.participants),
             "missing": self.missing,
-            "received": [
-                {**self.device(update.proplet_id), **update.to_json()} for update in self.updates.values()
-            ],
+            "received": self.updates_json(self.updates.values()),
             "failures": [
                 {**self.device(name), "reason": self.round.failures[name]}
                 for name in plan.participants
@@ -306,6 +332,7 @@ class RoundRecord:
             "task_wasm_image": self.request.task_wasm_image,
             "hyperparams": self.request.hyperparams,
             **({"limits": self.request.limits} if self.request.limits else {}),
+            **({"bounds": bounds} if (bounds := self.bounds.given()) else {}),
             "min_updates": plan.min_updates,
             "timeout_s": self.request.timeout_s,
             "deadline": format_unix_time(self.deadline),

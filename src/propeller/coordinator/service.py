@@ -8,6 +8,7 @@ from typing import Any
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds, Arrival
 from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates, UpdateRetention
 from propeller.coordinator.round_runner import RoundObserver, RoundRunner
@@ -17,6 +18,7 @@ from propeller.coordinator.telemetry import RoundTelemetry
 from propeller.coordinator.update_checks import check_update
 from propeller.coordinator.updates import NO_TENSORS, ReceivedUpdate, evaluation_digest
 from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError, RefusedError
+from propeller.fl.bounds import OutOfBoundsError, check_numbers
 from propeller.fl.round import (
     ChoiceFailed,
     Event,
@@ -71,6 +73,7 @@ class Coordinator:
         updates: KeptUpdates,
         aggregation: Aggregation,
         telemetry: RoundTelemetry,
+        bases: BaseModels,
         *,
         keep_failed_s: float,
         keep_updates: bool = False,
@@ -84,12 +87,13 @@ class Coordinator:
             updates: where the updates are kept.
             aggregation: makes model versions of them.
             telemetry: logs and counts what happens.
+            bases: the base models that updates are measured from.
             keep_failed_s: how long the updates of a failed round stay, so that it can be retried, in seconds.
             keep_updates: whether all updates stay for good.
             announce: called with a completed round's id and model version, and whether it is to be recorded that this was
                 announced; without it, rounds are not announced.
         """
-        self._store, self._registry, self._updates = store, registry, updates
+        self._store, self._registry, self._updates, self._bases = store, registry, updates, bases
         self._telemetry, self._announces = telemetry, announce is not None
         self._rounds = ActiveRounds(store)
         self._retention = UpdateRetention(
@@ -223,8 +227,7 @@ class Coordinator:
         try:
             verdict = await self._accept_update(update)
         except PropellerError as error:
-            if not error.temporary:
-                self._telemetry.update_refused(update.header, error)
+            await self._refuse(update, error)
             raise
         self._telemetry.update_accepted(verdict)
         return verdict
@@ -318,8 +321,18 @@ class Coordinator:
         try:
             await self._admit(update)
         except PropellerError as error:
-            self._telemetry.update_refused(update.header, error)
+            await self._refuse(update, error)
             raise
+
+    async def _refuse(self, update: ReceivedUpdate, error: PropellerError) -> None:
+        """Note that an update does not count; the round does not wait for one whose numbers are out of bounds."""
+        header = update.header
+        if not error.temporary:
+            self._telemetry.update_refused(header, error)
+        if isinstance(error, OutOfBoundsError):
+            await self.record_failure(
+                header.round_id, ParticipantFailure(proplet_id=header.proplet_id, reason=str(error))
+            )
 
     async def _admit(self, update: ReceivedUpdate) -> tuple[ActiveRound, int | None]:
         """The round that an update is for, and the version that it says it starts from."""
@@ -335,12 +348,15 @@ class Coordinator:
         admission = admit(active.record.round, header.proplet_id, base_version)
         if not admission.verdict.is_positive:
             raise _ERRORS[admission.verdict](admission.reason)
+        check_numbers(
+            active.record.bounds, header.proplet_id, header.num_samples, header.steps, header.metrics
+        )
         return active, base_version
 
     async def _accept_update(self, update: ReceivedUpdate) -> Verdict:
         header = update.header
         active, base_version = await self._admit(update)
-        document = await check_update(active.record, update, self._updates.new_file)
+        document = await check_update(active.record, update, self._updates.new_file, self._bases)
         write: Also | None = None
         if document is None:
             digest, size = evaluation_digest(header), 0

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.compression import Compression, NamedCompression
 from propeller.protocol.goals import Goal, explain_missing_goal, goal_of
 from propeller.protocol.ids import Id
@@ -70,6 +71,11 @@ _ELSEWHERE = {
     "target": "stop.target",
     "split": "data.split",
     "compression": "update.compression",
+    "max_norm": "update.max_norm",
+    "max_samples": "update.max_samples",
+    "max_share": "update.max_share",
+    "max_steps": "update.max_steps",
+    "metric_ranges": "update.metric_ranges",
 }
 """Names that people try at the top, and where the field is."""
 
@@ -380,8 +386,8 @@ class DataPlan(StrictMessage):
     split: DataSplit | None = None
 
 
-class UpdateForm(StrictMessage):
-    """What devices send: the new weights or their difference to the base model, and how it is compressed."""
+class UpdateForm(UpdateBounds):
+    """What devices send: the new weights or their difference to the base model, how it is compressed, and how large it may be."""
 
     kind: Literal["weights", "delta"] = "weights"
     compression: NamedCompression = Field(default_factory=Compression)

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from propeller.metrics import DIVERGED, metric_fault, metrics_fault
+from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
 from propeller.protocol.selection import RoundKind, SelectionPolicy
@@ -161,6 +162,8 @@ class RoundStart(Message):
     """Of the experiment: what programs draw follows from it, the round's number and the participant's slot."""
     names: DeviceNames | None = None
     """Of its participants, by their ids, once they are chosen: on record alone, nobody is told to start it with them."""
+    bounds: UpdateBounds | None = None
+    """Of updates, where they are not the default ones: on record alone, the coordinator checks them."""
 
     @field_validator("participants")
     @classmethod
@@ -182,7 +185,7 @@ class RoundStart(Message):
 
     def encode(self) -> bytes:
         """Compact JSON; of a round with participants the fields that S knows, and no others."""
-        exclude = _SELECTION_FIELDS if self.selection is None else None
+        exclude = _SELECTION_FIELDS if self.selection is None else {"bounds"}
         return self.model_dump_json(exclude_none=True, exclude=exclude).encode()
 
     def given(self) -> dict[str, Any]:
@@ -223,6 +226,7 @@ _SELECTION_FIELDS = {
     "merged",
     "seed",
     "names",
+    "bounds",
 }
 
 
@@ -243,6 +247,8 @@ class Experiment(Message):
     task_wasm_image: Annotated[Text, Field(max_length=512), AfterValidator(require_printable)] = ""
     limits: TaskLimits = None
     """Of each participant's task."""
+    update: UpdateBounds | None = None
+    """How large an update's numbers may be; ``None``: as by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -272,8 +278,9 @@ class Experiment(Message):
         fields = self.model_dump(mode="json")
         if self.timeout_s == int(self.timeout_s):
             fields["timeout_s"] = int(self.timeout_s)
-        if self.limits is None:
-            del fields["limits"]
+        for name in ("limits", "update"):
+            if fields[name] is None:
+                del fields[name]
         return fields
 
     def to_round_start(self) -> RoundStart:

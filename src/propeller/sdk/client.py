@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from propeller.errors import ConflictError, InvalidError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
+from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
 from propeller.protocol.ids import check_id
 from propeller.protocol.wire import explain_validation_error
@@ -271,6 +272,7 @@ class AsyncPropeller:
         participants: Sequence[str] | None = None,
         hyperparams: Mapping[str, Any] | None = None,
         limits: Mapping[str, float] | None = None,
+        update: Mapping[str, Any] | None = None,
         base_version: int | None = None,
         k_of_n: int = 0,
         timeout_s: float = 60.0,
@@ -284,6 +286,7 @@ class AsyncPropeller:
             hyperparams: handed to the program as they are.
             limits: what each participant's task may use at most, as ``{"wall_time_s": 60}``; a proplet's own lower
                 ones stay.
+            update: how large each participant's numbers may be, as ``{"max_share": 0.2, "max_norm": 5.0}``.
             base_version: the model to start from; the latest if not given.
             k_of_n: how many updates end the round; 0 means all participants.
             timeout_s: when the round ends with what has come, in seconds.
@@ -309,6 +312,7 @@ class AsyncPropeller:
                 timeout_s=plain(timeout_s, "timeout_s"),
                 task_wasm_image=image,
                 limits=plain(limits, "limits") if limits else None,
+                update=UpdateBounds.decode(plain(update, "update")) if update else None,
             )
             body = experiment.model_dump(mode="json")
         except ValidationError as error:

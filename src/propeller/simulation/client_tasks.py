@@ -12,8 +12,10 @@ from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.transfer import Transfer
 from propeller.coordinator.update_checks import check_contribution
 from propeller.errors import InvalidError, PropellerError
+from propeller.fl.bounds import check_norm, check_numbers
 from propeller.fl.round import ParticipantFailed
 from propeller.fl.selection import Candidate, slot_seed
+from propeller.fl.tensors import Tensors, from_safetensors
 from propeller.protocol.rounds import RoundStart, UpdateHeader
 from propeller.protocol.wire import MalformedMessageError
 from propeller.simulation.devices import VirtualDevices
@@ -88,11 +90,12 @@ class ClientTasks:
         devices: VirtualDevices,
         samples: Callable[[int], int],
         runner: ClientRunner,
+        model: Callable[[int], Tensors],
     ) -> None:
-        """No task yet; arguments as of ``SimulatedExperiment``."""
+        """No task yet; ``model`` gives a version, the other arguments are as of ``SimulatedExperiment``."""
         self.done = 0
         self._clients = {one.id: number for number, one in enumerate(clients)}
-        self._devices, self._samples, self._runner = devices, samples, runner
+        self._devices, self._samples, self._runner, self._model = devices, samples, runner, model
         self._counts = Counter[int]()
         self._ids = itertools.count()
         self._kept_states: dict[str, str] = {}
@@ -170,6 +173,7 @@ class ClientTasks:
         except MalformedMessageError as error:
             raise InvalidError(str(error)) from None
         record = one.record
+        check_numbers(record.bounds, coming.name, header.num_samples, header.steps, header.metrics)
         if record.kind == "evaluate":
             digest = hashlib.sha256(header.model_dump_json().encode()).hexdigest()
             return AcceptedUpdate.of(header, digest, 0, coming.moment)
@@ -180,6 +184,9 @@ class ClientTasks:
             raise InvalidError("transfer: a worker said what is none") from None
         accepted = AcceptedUpdate.of(header, digest, len(content), coming.moment, transfer)
         check_contribution(record.strategy, contribution_of(accepted, coming.slot))
+        if record.bounds.max_norm is not None:
+            base = self._model(record.round.plan.base_version)
+            check_norm(record.bounds, coming.name, from_safetensors(content)[0], base, header.kind)
         return accepted
 
 

@@ -119,7 +119,7 @@ class SimulatedExperiment:
         self._names = {one.id: one.name for one in clients}
         self._candidates = list(clients)
         self._availability = devices.availability
-        self._tasks = ClientTasks(clients, devices, samples, runner)
+        self._tasks = ClientTasks(clients, devices, samples, runner, self.model)
         self._models = models
         self._observe = observe
         self._specs = specs_of(model)
@@ -349,9 +349,9 @@ class SimulatedExperiment:
 
     def _aggregate(self, one: OpenRound, names: Sequence[str]) -> None:
         record = one.record
-        chosen = set(names)
+        chosen, counted = set(names), record.counted_samples()
         received = [
-            (self._contribution(record.updates[name], slot, 0, 0), one.updates, name)
+            (self._contribution(record.updates[name], slot, counted[name], 0, 0), one.updates, name)
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
         ]
@@ -380,11 +380,15 @@ class SimulatedExperiment:
         )
         one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._models.folder))
         older = sorted({each.base_version for each in request.updates} - {request.base_version})
-        bases = [request.base_version, *older]
+        bases, counted = [request.base_version, *older], record.counted_samples()
         received = [
             (
                 self._contribution(
-                    updates[each.proplet_id], slot, each.staleness, bases.index(each.base_version)
+                    updates[each.proplet_id],
+                    slot,
+                    counted[each.proplet_id],
+                    each.staleness,
+                    bases.index(each.base_version),
                 ),
                 self._rounds[each.round_id].updates,
                 each.proplet_id,
@@ -400,11 +404,13 @@ class SimulatedExperiment:
 
         self._at(self.now, merge)
 
-    def _contribution(self, update: AcceptedUpdate, slot: int, staleness: int, base: int) -> Contribution:
+    def _contribution(
+        self, update: AcceptedUpdate, slot: int, num_samples: int, staleness: int, base: int
+    ) -> Contribution:
         return Contribution(
             slot,
             update.proplet_id,
-            update.num_samples,
+            num_samples,
             update.steps,
             update.metrics,
             staleness,
