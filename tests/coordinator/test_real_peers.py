@@ -14,7 +14,17 @@ from propeller.aggregator.settings import AggregatorSettings
 from propeller.fl.tensors import SAFETENSORS, Tensors, from_safetensors, to_safetensors
 from propeller.model_registry import api as registry
 from propeller.model_registry.settings import ModelRegistrySettings
-from support.coordinator import PARTICIPANTS, client, configure, ended, environment, process, send, update
+from support.coordinator import (
+    PARTICIPANTS,
+    client,
+    configure,
+    ended,
+    environment,
+    kept_updates,
+    process,
+    send,
+    update,
+)
 from support.net import eventually, free_port, wait_port
 
 
@@ -111,6 +121,35 @@ async def test_an_aggregator_that_is_started_late(models: httpx.AsyncClient, tmp
             assert not (await http.get("/rounds/r-1/complete")).json()["completed"]
             async with serving_aggregator(port):
                 assert (await ended(http))["model_version"] == 1
+
+
+async def test_an_update_with_which_there_is_no_finite_sum_is_left_out_by_name(
+    models: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = variables(tmp_path, models, port)
+    base: Tensors = {"w": np.full(3, 3e38, np.float32)}
+    stored = await models.post("/models", content=to_safetensors(base), headers={"content-type": SAFETENSORS})
+    reference = f"fl/models/global_model_v{stored.json()['version']}"
+    with process(env, tmp_path / "log") as one:
+        async with serving_aggregator(port), client(env) as http:
+            await configure(http, model_ref=reference)
+            for sender, value in zip(PARTICIPANTS, (1e30, 3e38, 2e30), strict=True):
+                body = update(sender, kind="delta", base_model_uri=reference, update={"w": [value] * 3})
+                assert (await http.post("/update", json=body)).status_code == 200
+            assert (await ended(http))["num_updates"] == 2
+            detail = (await http.get("/rounds/r-1")).json()
+            assert [each["proplet_id"] for each in detail["received"]] == ["p-1", "p-3"]
+            [failure] = detail["failures"]
+            assert failure["proplet_id"] == "p-2"
+            assert "base model is 5.2e+38, that of others 3.46e+30 (" in failure["reason"]
+            assert "too large for float32" in failure["reason"]
+            # It stays so after a restart, and nothing is kept of it.
+            one.kill()
+            one.start()
+            again = (await http.get("/rounds/r-1")).json()
+            assert (again["received"], again["failures"]) == (detail["received"], detail["failures"])
+            await eventually(lambda: kept_updates(Path(env["COORDINATOR_STATE"])) == [])
 
 
 async def test_killed_again_and_again_from_the_last_update_on(

@@ -32,6 +32,7 @@ from propeller.fl.round import (
     RoundState,
     Transition,
     UpdateReceived,
+    UpdatesLeftOut,
     Verdict,
     admit,
     resume,
@@ -505,6 +506,22 @@ class RoundMachine(RuleBasedStateMachine):
     def not_stored(self) -> None:
         self.feed(AggregationFailed("no aggregator"))
 
+    @rule(names=st.sets(st.sampled_from((*NAMES, "x"))))
+    def left_out(self, names: set[str]) -> None:
+        before = self.round
+        done = self.feed(UpdatesLeftOut(dict.fromkeys(names, "too large")))
+        gone = {name for name in names if name in before.accepted}
+        if before.state is not RoundState.AGGREGATING or not gone:
+            assert done == Transition(before)
+            return
+        for name in gone:
+            del self.acknowledged[name]
+            self.failures[name] = "too large"
+        # Those of more updates are of no account any more.
+        goes_on = done.round.state is RoundState.AGGREGATING
+        assert goes_on == (len(self.acknowledged) >= before.plan.min_updates)
+        self.aggregations = self.aggregations[-1:] if goes_on else []
+
     @precondition(lambda self: self.round.state is RoundState.FAILED)
     @rule()
     def retry(self) -> None:
@@ -578,3 +595,15 @@ class EvaluationMachine(RoundMachine):
 TestRoundMachine = RoundMachine.TestCase
 TestChosenRoundMachine = ChosenRoundMachine.TestCase
 TestEvaluationMachine = EvaluationMachine.TestCase
+
+
+def test_updates_that_are_left_out_of_an_aggregation_are_failures() -> None:
+    closed = after(collecting(k=3, least=2), *(UpdateReceived(name, "1") for name in "abc")).round
+    done = step(closed, UpdatesLeftOut({"b": "too large"}))
+    assert done.effects == (Persist(), Aggregate(("a", "c")))
+    assert (dict(done.round.failures), done.round.unheard) == ({"b": "too large"}, ("b",))
+    few = step(done.round, UpdatesLeftOut({"c": "too large"})).round
+    assert (few.state, few.reason) == (
+        RoundState.FAILED,
+        "1 updates are left and at least 2 needed: 2 of 3 participants failed: too large",
+    )

@@ -82,3 +82,20 @@ def test_a_share_bounds_what_a_device_counts_for_in_the_model_and_in_the_metrics
     assert record.counted_samples()[BAD] == 10
     assert ended.model(2)["w"].tolist() == [2.0] * 4  # (1 + 5 + 1 + 1) / 4
     assert record.metrics == {"loss": 3.0}
+
+
+def test_what_has_no_finite_result_is_made_without_whoever_is_to_blame() -> None:
+    strategy = {"name": "fedadam", "server_lr": 0.1}
+    ended = run(Poisoned(10, 1e30), strategy=strategy)  # squared, it leaves float32
+    assert ended.record.experiment.state == "completed"
+    alone = run(
+        Poisoned(10, 1.0), strategy=strategy, selection={"names": ["client-1", "client-3", "client-4"]}
+    )
+    assert ended.model(3)["w"].tolist() == alone.model(3)["w"].tolist()
+    for one in ended.rounds:
+        assert list(one.round.failures) == [BAD]
+        assert (
+            "the norm of its difference to the base model is 2e+30, that of others" in one.round.failures[BAD]
+        )
+        assert "too large for float32" in one.round.failures[BAD]
+        assert BAD not in one.updates

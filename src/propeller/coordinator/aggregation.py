@@ -4,9 +4,14 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from propeller.coordinator.aggregation_requests import AggregationRequest, is_program
+from propeller.coordinator.aggregation_requests import (
+    AggregationRequest,
+    contribution_for_strategy,
+    is_program,
+)
 from propeller.coordinator.clients import (
     Aggregated,
     AggregatorClient,
@@ -18,8 +23,10 @@ from propeller.coordinator.clients import (
 from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.rounds import NewVersion
-from propeller.errors import NotFoundError, PropellerError, UnprocessableError
-from propeller.fl.strategies import PART_BYTES
+from propeller.errors import InvalidError, NotFoundError, PropellerError, UnprocessableError
+from propeller.fl.strategies import PART_BYTES, find_outliers, read_strategy
+from propeller.fl.strategies.clipping import NormClipping
+from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan
@@ -37,6 +44,18 @@ PATIENT_DELAYS = (*RETRY_DELAYS, 8.0, *[15.0] * 40)
 
 class AggregationError(PropellerError):
     """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
+
+
+class OutliersError(AggregationError):
+    """Nothing can be made of the updates as long as some are among them.
+
+    Attributes:
+        reasons: why the update of each of these proplets is to be left out.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        self.reasons = reasons
 
 
 class Aggregation:
@@ -66,6 +85,7 @@ class Aggregation:
                 it, for some seconds.
 
         Raises:
+            OutliersError: nothing can be made of all the updates, but perhaps of the others.
             AggregationError: a service refused, or did not answer in all the tries.
         """
 
@@ -89,6 +109,8 @@ class Aggregation:
                 ),
                 failed=report,
             )
+        except OutliersError:
+            raise
         except Exception as error:
             if not isinstance(
                 error, PropellerError
@@ -98,7 +120,13 @@ class Aggregation:
 
     async def _try_to_make_version(self, request: AggregationRequest) -> NewVersion:
         started = time.perf_counter()
-        with contextlib.closing(await self.aggregate(request)) as found:
+        try:
+            made = await self.aggregate(request)
+        except ServiceError as error:
+            if issubclass(error.kind, InvalidError):
+                await self._blame(request, error)
+            raise
+        with contextlib.closing(made) as found:
             aggregated = time.perf_counter()
             version = await self._store(request, found)
             stored = time.perf_counter()
@@ -142,6 +170,34 @@ class Aggregation:
                 f"{expected.get(name)}"
             )
         return found
+
+    async def _blame(self, request: AggregationRequest, refusal: ServiceError) -> None:
+        """Look for updates that are to blame for a refusal.
+
+        Raises:
+            OutliersError: there are some.
+        """
+        if is_program(request.strategy):
+            return
+        strategy = read_strategy(request.strategy)
+        # A mean of updates that are cut to a norm is finite whatever they are, and tells their norms.
+        measuring: dict[str, Any] = {"name": NormClipping.name, "bound": 1.0}
+        if strategy.personal:
+            measuring["personal"] = list(strategy.personal)
+        try:
+            measured = await self.aggregate(replace(request, strategy=measuring, state_version=None))
+        except PropellerError as error:
+            log.warning("updates cannot be measured", round_id=request.round_id, reason=str(error))
+            return
+        measured.close()
+        reasons = find_outliers(
+            strategy,
+            [contribution_for_strategy(each) for each in request.in_slot_order],
+            measured.result.measured.get("norms", []),
+            refusal.reason,
+        )
+        if reasons:
+            raise OutliersError(reasons) from refusal
 
     async def _store(self, request: AggregationRequest, found: Aggregated) -> int:
         """Store a model and the state beside it."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.errors import ConflictError
+from propeller.fl.strategies import Contribution
 from propeller.protocol.aggregation import AggregationPlan, PlannedContribution, StrategyField
 from propeller.protocol.models import MAX_LINEAGE_BYTES, Lineage, updates_digest
 from propeller.protocol.rounds import RoundStart
@@ -227,6 +228,13 @@ def contribution_of(update: AcceptedUpdate, slot: int) -> RoundContribution:
         update.steps,
         update.metrics,
         kind=update.kind,
+    )
+
+
+def contribution_for_strategy(each: RoundContribution) -> Contribution:
+    """What a strategy checks of an update when it comes."""
+    return Contribution(
+        each.slot, each.proplet_id, each.num_samples, each.steps, each.metrics, kind=each.kind
     )
 
 

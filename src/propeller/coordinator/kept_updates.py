@@ -131,6 +131,12 @@ class UpdateRetention:
         if not self.keep_all:
             await self._updates.remove(update.digest for update in record.updates.values())
 
+    async def remove_left_out(self, before: RoundRecord, after: RoundRecord) -> None:
+        """Remove the updates that count no more; those of waves are removed with the wave's."""
+        if not (self.keep_all or before.keeps_updates):
+            gone = before.updates.keys() - after.updates.keys()
+            await self._updates.remove(before.updates[name].digest for name in gone)
+
     async def remove_of_experiment(self, experiment_id: str) -> None:
         """Remove the updates of an experiment that no round needs any more, as it is over."""
         async for some in self._store.rounds_of(experiment_id):

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from propeller.coordinator.active_rounds import ActiveRound, Arrival
-from propeller.coordinator.aggregation import Aggregation, AggregationError
+from propeller.coordinator.aggregation import Aggregation, AggregationError, OutliersError
 from propeller.coordinator.aggregation_requests import AggregationRequest
 from propeller.coordinator.kept_updates import UpdateRetention
 from propeller.coordinator.rounds import NewVersion, RoundChange, RoundRecord
@@ -25,6 +25,7 @@ from propeller.fl.round import (
     Event,
     Persist,
     RoundState,
+    UpdatesLeftOut,
     resume,
     step,
 )
@@ -226,6 +227,10 @@ class RoundRunner:
                 if active.record.experiment_id is None
                 else lambda: active.record.state is RoundState.AGGREGATING,
             )
+        except OutliersError as error:
+            before = active.record
+            await self.apply_until_stored(active, UpdatesLeftOut(error.reasons))
+            await self._retention.remove_left_out(before, active.record)
         except AggregationError as error:
             await self.apply_until_stored(active, AggregationFailed(str(error)))
         else:

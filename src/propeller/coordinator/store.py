@@ -91,6 +91,12 @@ class RoundStore:
         async with self._database.transaction() as connection:
             if updates:
                 await connection.execute(_INSERT_UPDATE, updates)
+            left_out = before.updates.keys() - after.updates.keys()
+            if left_out:
+                of_them = _updates.c.proplet_id.in_(left_out)
+                await connection.execute(
+                    _updates.delete().where(_updates.c.round_id == after.round_id, of_them)
+                )
             await _save_failures(connection, before, after)
             which = {"of_round": after.round_id, "in_state": before.state.value}
             changed = await connection.execute(_CHANGE_ROUND, {**which, **_changed_columns(before, after)})

@@ -5,14 +5,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from propeller.coordinator.aggregation_requests import RoundContribution, contribution_of, is_program
+from propeller.coordinator.aggregation_requests import (
+    RoundContribution,
+    contribution_for_strategy,
+    contribution_of,
+    is_program,
+)
 from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.large_updates import LargeUpdate, stands_for_large, write_document
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.updates import ReceivedUpdate, UpdateDocument, make_document
 from propeller.errors import InvalidError
 from propeller.fl.bounds import check_norm
-from propeller.fl.strategies import Contribution, read_strategy
+from propeller.fl.strategies import read_strategy
 from propeller.fl.tensors import DTYPES, Specs, Tensors, TensorSpec, from_safetensors
 from propeller.process.files import Buffer, DurableFile
 from propeller.protocol.aggregation import StrategyField
@@ -108,7 +113,4 @@ def check_contribution(strategy: StrategyField, contribution: RoundContribution)
     """
     if is_program(strategy):
         return
-    each = contribution
-    read_strategy(strategy).check(
-        Contribution(each.slot, each.proplet_id, each.num_samples, each.steps, each.metrics, kind=each.kind)
-    )
+    read_strategy(strategy).check(contribution_for_strategy(contribution))

@@ -229,6 +229,13 @@ class AggregationFailed:
 
 
 @dataclass(frozen=True)
+class UpdatesLeftOut:
+    """Nothing can be made of the updates together with those of these proplets, which do not count any more: the reason of each."""
+
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class RetryRequested:
     """Someone asks to go on with the updates of a failed round after all."""
 
@@ -244,6 +251,7 @@ Event = (
     | DeadlinePassed
     | AggregateStored
     | AggregationFailed
+    | UpdatesLeftOut
     | RetryRequested
 )
 
@@ -297,7 +305,7 @@ def step(current: Round, event: Event) -> Transition:
             return _hear(current, reports)
         case DeadlinePassed():
             return _close_at_deadline(current)
-        case AggregateStored() | AggregationFailed() | RoundCancelled():
+        case AggregateStored() | AggregationFailed() | UpdatesLeftOut() | RoundCancelled():
             return _end(current, event)
         case RetryRequested():
             return _retry(current)
@@ -448,15 +456,32 @@ def _describe_failures(current: Round) -> str:
     return f"{len(current.failures)} of {len(names)} participants failed: {first}{more}"
 
 
-def _end(current: Round, event: AggregateStored | AggregationFailed | RoundCancelled) -> Transition:
+def _end(
+    current: Round, event: AggregateStored | AggregationFailed | UpdatesLeftOut | RoundCancelled
+) -> Transition:
     if isinstance(event, RoundCancelled):
         return Transition(current) if current.state.is_over else _fail(current, event.reason)
     if current.state is not RoundState.AGGREGATING:
         return Transition(current)
+    if isinstance(event, UpdatesLeftOut):
+        return _leave_out(current, event.reasons)
     if isinstance(event, AggregationFailed):
         return _fail(current, event.reason)
     completed = replace(current, state=RoundState.COMPLETED, model_version=event.version)
     return Transition(completed, (Persist(), AnnounceVersion(event.version)))
+
+
+def _leave_out(current: Round, reasons: Mapping[str, str]) -> Transition:
+    """Aggregate the other updates, if they are enough."""
+    left_out = {name: reason for name, reason in reasons.items() if name in current.accepted}
+    if not left_out:
+        return Transition(current)
+    accepted = {name: digest for name, digest in current.accepted.items() if name not in left_out}
+    after = replace(current, accepted=accepted, failures={**current.failures, **left_out})
+    if len(accepted) < current.plan.min_updates:
+        few = f"{len(accepted)} updates are left and at least {current.plan.min_updates} needed"
+        return _fail(after, f"{few}: {_describe_failures(after)}")
+    return _finish(after)
 
 
 def _retry(current: Round) -> Transition:

@@ -5,8 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from propeller.fl.strategies import Contribution, ServerState, aggregate_round, read_strategy
+from propeller.fl.strategies import (
+    Contribution,
+    Measurement,
+    ServerState,
+    aggregate_round,
+    find_outliers,
+    read_strategy,
+)
 from propeller.fl.strategies.aggregation import Aggregated, UpdateTensors
+from propeller.fl.strategies.clipping import NormClipping
 from propeller.fl.tensors import Tensors
 
 Received = Sequence[tuple[Contribution, UpdateTensors]]
@@ -39,6 +47,10 @@ class RoundAggregator(ABC):
             PropellerError: an update does not fit, or there is no aggregate.
         """
 
+    def find_outliers(self, _bases: Bases, _received: Received, _reason: str) -> dict[str, str]:
+        """Who is to blame, and why, for an aggregation that failed for a reason; of programs nothing is known."""
+        return {}
+
 
 class StrategyAggregator(RoundAggregator):
     """By a strategy of ``fl.strategies``."""
@@ -57,3 +69,14 @@ class StrategyAggregator(RoundAggregator):
         return aggregate_round(
             self._strategy, bases.model, bases.state, received, other_bases=list(bases.older)
         )
+
+    def find_outliers(self, bases: Bases, received: Received, reason: str) -> dict[str, str]:
+        """As ``RoundAggregator.find_outliers``."""
+        contributions = [contribution for contribution, _tensors in received]
+        measurement = Measurement(NormClipping(personal=self._strategy.personal), contributions)
+        measurement.begin([bases.model, *bases.older])
+        for number, (_contribution, tensors) in enumerate(received):
+            measurement.add(number, tensors() if callable(tensors) else tensors)
+        measurement.end()
+        norms = measurement.result().norms
+        return find_outliers(self._strategy, contributions, [] if norms is None else norms.tolist(), reason)

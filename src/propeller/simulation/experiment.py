@@ -7,7 +7,8 @@ So the result follows from the seeds alone, not from how fast this machine is, o
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import make_merge_start, make_round
@@ -43,6 +44,7 @@ from propeller.fl.round import (
     RoundPlan,
     RoundState,
     UpdateReceived,
+    UpdatesLeftOut,
 )
 from propeller.fl.round import Event as RoundEvent
 from propeller.fl.round import step as step_round
@@ -349,9 +351,9 @@ class SimulatedExperiment:
 
     def _aggregate(self, one: OpenRound, names: Sequence[str]) -> None:
         record = one.record
-        chosen, counted = set(names), record.counted_samples()
+        chosen = set(names)
         received = [
-            (self._contribution(record.updates[name], slot, counted[name], 0, 0), one.updates, name)
+            _Received(name, slot, one.updates)
             for slot, name in enumerate(record.round.plan.participants)
             if name in chosen
         ]
@@ -380,18 +382,14 @@ class SimulatedExperiment:
         )
         one = self._rounds[request.round_id] = OpenRound(record, UpdateSpool(self._models.folder))
         older = sorted({each.base_version for each in request.updates} - {request.base_version})
-        bases, counted = [request.base_version, *older], record.counted_samples()
+        bases = [request.base_version, *older]
         received = [
-            (
-                self._contribution(
-                    updates[each.proplet_id],
-                    slot,
-                    counted[each.proplet_id],
-                    each.staleness,
-                    bases.index(each.base_version),
-                ),
-                self._rounds[each.round_id].updates,
+            _Received(
                 each.proplet_id,
+                slot,
+                self._rounds[each.round_id].updates,
+                each.staleness,
+                bases.index(each.base_version),
             )
             for slot, each in enumerate(request.updates)
         ]
@@ -404,46 +402,62 @@ class SimulatedExperiment:
 
         self._at(self.now, merge)
 
-    def _contribution(
-        self, update: AcceptedUpdate, slot: int, num_samples: int, staleness: int, base: int
-    ) -> Contribution:
-        return Contribution(
-            slot,
-            update.proplet_id,
-            num_samples,
-            update.steps,
-            update.metrics,
-            staleness,
-            base,
-            update.kind,
-        )
-
     def _finish(
         self,
         one: OpenRound,
-        received: Sequence[tuple[Contribution, UpdateSpool, str]],
+        received: Sequence["_Received"],
         base_version: int,
         older: Sequence[int],
         *,
         with_state: bool,
     ) -> None:
-        """Make a version of updates, or say why there is none."""
+        """Make a version of updates, without those that are to blame if there is none, or say why there is none."""
         state = self._server_states.get(base_version) if with_state else None
-        try:
-            made = self._aggregator.aggregate(
-                one.record.round_id,
-                Bases(self._models[base_version], state, [self._models[version] for version in older]),
-                [(contribution, kept.tensors(name)) for contribution, kept, name in received],
-            )
-        except PropellerError as error:
-            event: RoundEvent = AggregationFailed(f"aggregation: {error}")
+        bases = Bases(self._models[base_version], state, [self._models[version] for version in older])
+        while one.record.state is RoundState.AGGREGATING:
+            left = [each for each in received if each.name in one.record.updates]
+            counted = one.record.counted_samples()
+            updates = [
+                (each.contribution(one.record.updates[each.name], counted), each.kept.tensors(each.name))
+                for each in left
+            ]
             new = None
-        else:
-            version = self._models.newest + 1
-            self._models.add(version, made.model)
-            self._server_states[version] = made.state
-            # Versions are one after the other, and devices that begin at this moment may want the one before: no older one is asked for.
-            self._server_states.pop(version - 2, None)
-            event, new = AggregateStored(version), NewVersion(version, {}, made.report)
-        done = step_round(one.record.round, event)
-        one.record = one.record.advance(done.round, self.now, new=new)
+            try:
+                made = self._aggregator.aggregate(one.record.round_id, bases, updates)
+            except PropellerError as error:
+                reasons = self._aggregator.find_outliers(bases, updates, str(error))
+                event: RoundEvent = AggregationFailed(f"aggregation: {error}")
+                if reasons:
+                    event = UpdatesLeftOut(reasons)
+            else:
+                version = self._models.newest + 1
+                self._models.add(version, made.model)
+                self._server_states[version] = made.state
+                # Versions are one after the other, and devices that begin at this moment may want the one before: no older one is asked for.
+                self._server_states.pop(version - 2, None)
+                event, new = AggregateStored(version), NewVersion(version, {}, made.report)
+            done = step_round(one.record.round, event)
+            one.record = one.record.advance(done.round, self.now, new=new)
+
+
+@dataclass(frozen=True)
+class _Received:
+    """An update that is aggregated: whose, from which slot, and where its tensors are."""
+
+    name: str
+    slot: int
+    kept: UpdateSpool
+    staleness: int = 0
+    base: int = 0
+
+    def contribution(self, update: AcceptedUpdate, counted: Mapping[str, int]) -> Contribution:
+        return Contribution(
+            self.slot,
+            update.proplet_id,
+            counted[self.name],
+            update.steps,
+            update.metrics,
+            self.staleness,
+            self.base,
+            update.kind,
+        )
