@@ -250,6 +250,20 @@ async def test_an_owner_that_loses_its_connection_ends(server: str, *, standby: 
             assert await second.says() == "owner"
 
 
+async def test_schemas_of_one_database_have_an_owner_each(server: str) -> None:
+    role = f"r{os.urandom(8).hex()}"
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN")
+    await connection.execute(f"CREATE SCHEMA {role}; ALTER ROLE {role} SET search_path = {role}")
+    await connection.close()
+    stop = asyncio.Event()
+    async with owned(server, "zoo", stop), owned(server.replace("tests@", f"{role}@"), "zoo", stop) as second:
+        assert second is not None
+        async with second.read() as reader:
+            found = await reader.exec_driver_sql("SELECT current_schema()")
+            assert found.scalar_one() == role
+
+
 async def test_a_standby_outlasts_the_end_of_its_connection(server: str) -> None:
     async with Process.started(server, "first") as first:
         assert await first.says() == "owner"

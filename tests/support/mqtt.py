@@ -65,10 +65,15 @@ class RudeBroker:
 
 
 class Relay:
-    """Hands the connections to a port on to another port of this machine, until they are cut."""
+    """Hands the connections to a port on to another port of this machine, until they are cut.
+
+    Attributes:
+        target: the other port, of connections from now on.
+        port: its own.
+    """
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -95,7 +100,11 @@ class Relay:
         self.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            onward, back = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
         self._writers |= {writer, back}
         await asyncio.gather(self._copy(reader, back), self._copy(onward, writer))
 
