@@ -223,7 +223,7 @@ async def test_keys_are_verified_rotated_and_end_with_the_client(api: Api) -> No
     good = await verify(key)
     assert (good.status_code, good.json()) == (
         200,
-        {"kind": "client", "id": made["id"], "role": "proplet", "domain": domain},
+        {"kind": "client", "id": made["id"], "role": "proplet", "domain": domain, "name": made["name"]},
     )
     assert (await verify(key[:-1])).status_code == 401
     assert (await verify("")).status_code == 401

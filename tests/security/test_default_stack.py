@@ -1,6 +1,8 @@
 """A stack as ``propeller up`` starts it: for its user, and for nobody else."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.stack import Up, running_stack
+from propeller.sdk import Propeller
+from propeller.sdk.addresses import PORTS
+from support.stack import Up, propeller, running_stack
 
 OTHER_UID = 1234
 
@@ -112,6 +116,48 @@ def test_a_device_may_not_aggregate_store_or_list(up: Up) -> None:
         assert http.get(f"{up.url('model_registry')}/models/0").status_code == 200
     wrong = httpx.get(f"{up.url('manager')}/proplets", auth=(one["id"], "not its key"))
     assert wrong.status_code == 401  # whoever shows a key is not the user of the machine beside it
+
+
+def test_who_did_what_is_written_down_and_whoever_changes_it_is_found(up: Up, tmp_path: Path) -> None:
+    """Beside what the other tests here did."""
+    state = ["--state", str(up.folder)]
+    client = up.stack["clients"]["operator"]
+    made = httpx.post(f"{up.url('manager')}/tasks", json={"name": "t", "image_url": "x"})
+    assert made.status_code == 201
+    wrong = httpx.get(f"{up.url('manager')}/tasks", auth=(client["id"], "wrong"))
+    assert wrong.status_code == 401
+    told = propeller("audit", "show", "--service", "manager", "--json", *state)
+    entries = [json.loads(line) for line in told.stdout.splitlines()]
+    by_action = {entry["action"]: entry for entry in entries}
+    assert by_action["POST /tasks"]["who"]["role"] == "operator"
+    assert by_action["POST /tasks"]["about"] == {"task": made.json()["id"]}
+    assert (by_action["GET /tasks"]["status"], by_action["GET /tasks"]["who"]) == (401, {"kind": "unknown"})
+    assert "fl-demo" in propeller("audit", "show", "--who", "admin", *state).stdout
+    everything = propeller("audit", "show", "--json", *state).stdout
+    for secret in (client["key"], up.stack["admin"]["password"]):
+        assert secret not in everything
+
+    verified = propeller("audit", "verify", *state)
+    assert (verified.returncode, verified.stdout.count("none changed")) == (0, 8)
+    head = next(word for word in verified.stdout.split() if word.startswith("manager="))
+    url = [f"--url={name}={one['url']}" for name, one in up.stack["services"].items()]
+    known = [one for one in url if one.partition("=")[2].partition("=")[0] in PORTS]
+    over_http = propeller("audit", "verify", "--service", "manager", "--head", head, *known)
+    assert f"none changed  {head}" in over_http.stdout, over_http.stderr
+    with Propeller.from_state(up.folder) as fl:
+        assert fl.audit("manager", after=1, limit=1)[0]["seq"] == 2
+
+    # A copy, as the services go on: whoever changes an entry, or removes the newest ones, is found.
+    shutil.copytree(up.folder / "audit", tmp_path / "audit")
+    file = tmp_path / "audit" / "manager" / "audit.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"POST /tasks"', b'"POST /taskz"', 1))
+    changed = propeller("audit", "verify", "--state", str(tmp_path))
+    assert (changed.returncode, "manager: entry" in changed.stdout) == (1, True)
+    file.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))
+    assert propeller("audit", "verify", "--state", str(tmp_path)).returncode == 0
+    cut = propeller("audit", "verify", "--head", head, "--state", str(tmp_path))
+    assert (cut.returncode, "which was noted, is not there" in cut.stdout) == (1, True)
 
 
 def test_the_state_is_private(up: Up) -> None:

@@ -110,7 +110,10 @@ def serving() -> Serving:
     async def serve_it(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         port, stop = free_port(), asyncio.Event()
         served = asyncio.create_task(serve([(Bind("demo", "127.0.0.1", port), app)], stop))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        # Others may have the processors for a while.
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60
+        ) as client:
 
             async def answers() -> bool:
                 if served.done():

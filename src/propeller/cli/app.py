@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import certs, experiment_commands, model, user
+from propeller.cli import audit, certs, experiment_commands, model, user
 from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
 from propeller.errors import StartError
 
@@ -491,6 +491,9 @@ app.add_typer(user.commands)
 
 
 app.add_typer(certs.commands)
+
+
+app.add_typer(audit.commands)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

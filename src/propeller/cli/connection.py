@@ -39,15 +39,23 @@ class Target:
     user: str | None = None
     ca: Path | None = None
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is one elsewhere."""
+        return bool(self._given_urls())
+
+    def _given_urls(self) -> tuple[str, ...]:
+        if not self.urls and self.state == DEFAULT_STATE:
+            return tuple(os.environ.get(URL_VARIABLE, "").split())
+        return self.urls
+
     def connect(self) -> Propeller:
         """A client of it.
 
         Raises:
             PropellerError: no stack runs there, or the options contradict each other.
         """
-        given = self.urls
-        if not given and self.state == DEFAULT_STATE:
-            given = tuple(os.environ.get(URL_VARIABLE, "").split())
+        given = self._given_urls()
         if not given:
             if self.user is not None:
                 raise StartError("--user is only for --url: a stack on this machine is used as its operator")

@@ -18,6 +18,7 @@ from propeller.coordinator.updates import ReceivedUpdate, decode_update
 from propeller.coordinator.verification import Verification
 from propeller.errors import InvalidError, RefusedError, TooLargeError
 from propeller.fl.tensors import SAFETENSORS, media_type
+from propeller.process.audit import note
 from propeller.process.logs import get_logger
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.models import LARGE_BYTES
@@ -123,11 +124,13 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
         fields = await request.json()
         if fields and not fields.keys() & _ROUND_FIELDS:
             record = await experiments.submit(ExperimentSpec.decode(fields))
+            note(experiment=record.id, program=record.spec.program)
             return {**record.summary(), "spec": record.spec_json}
         return await configure(Experiment.decode(fields), Experiment.unknown_fields(fields))
 
     async def configure(experiment: Experiment, ignored: list[str]) -> dict[str, Any]:
         record = await service.configure(experiment)
+        note(experiment=experiment.experiment_id, round=experiment.round_id)
         if ignored:
             log.warning(
                 "unknown fields of an experiment are ignored", round_id=experiment.round_id, fields=ignored

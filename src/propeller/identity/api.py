@@ -11,6 +11,7 @@ from propeller.identity.clients import NewClient
 from propeller.identity.service import Identity
 from propeller.identity.tables import MAX_ROWS_PER_PAGE, Page
 from propeller.identity.users import ADMIN
+from propeller.process.audit import note
 from propeller.protocol.ids import Id
 from propeller.protocol.topics import Channel
 from propeller.web.app import Router, create_app
@@ -56,7 +57,8 @@ def create_api(identity: Identity) -> Any:
     """The app over an identity service."""
     app = create_app(
         "identity",
-        admission=Admission(identity.verify, sites=identity.sites),
+        admission=Admission(identity.verify, sites=identity.sites, audit=identity.audit),
+        audited=lambda _method, path: path != "/auth/verify",
         open_paths=OPEN_PATHS,
         max_body=MAX_BODY_BYTES,
         health=lambda: _health(identity),
@@ -78,6 +80,7 @@ def _login_routes(identity: Identity) -> Router:
 
     @router.post("/users/tokens/issue", status_code=201)
     async def issue(body: requests.LoginRequest, request: Request) -> dict[str, str]:
+        note(user=body.username)
         return await identity.users.login(body.username, body.password.get_secret_value(), _address(request))
 
     @router.post("/users/tokens/refresh", status_code=201)
@@ -91,7 +94,7 @@ def _login_routes(identity: Identity) -> Router:
     @router.post("/auth/verify")
     async def verify(body: requests.VerifyRequest) -> dict[str, str]:
         who = await identity.verify(body.authorization, body.domain)
-        return {"kind": who.kind, "id": who.id, "role": who.role, "domain": who.domain}
+        return {"kind": who.kind, "id": who.id, "role": who.role, "domain": who.domain, "name": who.name}
 
     @router.get("/auth/compat")
     async def compat(domain_id: Id, channel_id: Id, who: Caller) -> dict[str, list[str]]:
@@ -129,7 +132,9 @@ def _user_routes(identity: Identity) -> Router:
 
     @router.post("/users", status_code=201, dependencies=[Depends(calling_admin)])
     async def create_user(body: requests.NewUser) -> dict[str, Any]:
-        return await users.create(body.username, body.password.get_secret_value(), body.role)
+        made = await users.create(body.username, body.password.get_secret_value(), body.role)
+        note(user=body.username, id=made["id"], role=body.role)
+        return made
 
     @router.get("/users", dependencies=[Depends(calling_admin)])
     async def list_users(page: RequestedPage) -> dict[str, Any]:
@@ -151,7 +156,9 @@ def _domain_routes(identity: Identity) -> Router:
 
     @router.post("/domains", status_code=201)
     async def create_domain(body: requests.NewDomain, who: CallingUser) -> dict[str, Any]:
-        return await domains.create(body.name, body.route, who.id)
+        made = await domains.create(body.name, body.route, who.id)
+        note(domain=body.name, id=made["id"])
+        return made
 
     @router.get("/domains")
     async def list_domains(page: RequestedPage, who: CallingUser) -> dict[str, Any]:
@@ -173,6 +180,7 @@ def _domain_routes(identity: Identity) -> Router:
     ) -> dict[str, Any]:
         await domains.check(domain_id, who)
         await domains.put_member(domain_id, user_id, body.role)
+        note(role=body.role)
         return {"user_id": user_id, "role": body.role}
 
     @router.delete("/domains/{domain_id}/members/{user_id}", status_code=204)
@@ -203,7 +211,9 @@ def _client_routes(identity: Identity) -> Router:
     @router.post("/clients", status_code=201)
     async def create_client(domain_id: Id, body: requests.NewClientRequest) -> dict[str, Any]:
         new = NewClient(body.name, body.role, body.tags, body.metadata, body.status, body.compat)
-        return await clients.create(domain_id, new)
+        made = await clients.create(domain_id, new)
+        note(client=body.name, id=made["id"])
+        return made
 
     @router.get("/clients")
     async def list_clients(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
@@ -238,7 +248,9 @@ def _channel_routes(identity: Identity) -> Router:
 
     @router.post("/channels", status_code=201)
     async def create_channel(domain_id: Id, body: requests.NewChannel) -> dict[str, Any]:
-        return await channels.create(domain_id, body.name, body.status)
+        made = await channels.create(domain_id, body.name, body.status)
+        note(channel=body.name, id=made["id"])
+        return made
 
     @router.get("/channels")
     async def list_channels(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
@@ -247,11 +259,13 @@ def _channel_routes(identity: Identity) -> Router:
     @router.post("/channels/connect", status_code=201)
     async def connect(domain_id: Id, body: requests.ConnectionsRequest) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, body.channel_ids, body.types)
+        note(clients=",".join(body.client_ids), channels=",".join(body.channel_ids))
         return body.model_dump()
 
     @router.post("/channels/disconnect", status_code=204)
     async def disconnect(domain_id: Id, body: requests.ConnectionsRequest) -> None:
         await channels.disconnect(domain_id, body.client_ids, body.channel_ids, body.types)
+        note(clients=",".join(body.client_ids), channels=",".join(body.channel_ids))
 
     @router.get("/channels/{channel_id}")
     async def get_channel(domain_id: Id, channel_id: Id) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from propeller.identity.access import AccessDirectory
 from propeller.identity.broker_api import ServerConnection, close_connection, closed_connections, connections
 from propeller.process.allowance import Allowance
+from propeller.process.audit import AuditLog
 from propeller.process.logs import get_logger
 from propeller.protocol.roles import Role
 
@@ -114,9 +115,14 @@ class ClientWatch:
     """Who is muted, and what the others have left."""
 
     def __init__(
-        self, directory: AccessDirectory, limits: ClientLimits, *, clock: Callable[[], float] = time.monotonic
+        self,
+        directory: AccessDirectory,
+        limits: ClientLimits,
+        audit: AuditLog | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory, self._limits, self._clock = directory, limits, clock
+        self._directory, self._limits, self._audit, self._clock = directory, limits, audit, clock
         self._budgets: dict[str, Budget] = {}
         self._mutes: dict[str, _Mute] = {}
         self._counted: dict[tuple[str, int], _Count] = {}
@@ -248,5 +254,8 @@ class ClientWatch:
             connections=len(use.open),
             subscriptions=use.subscriptions,
         )
+        if self._audit is not None:
+            facts = {"client": client_id, "reason": reason, "seconds": int(lasts_s)}
+            self._audit.record("mute a client", about=facts)
         for connection in use.open:
             await close_connection(link, connection)

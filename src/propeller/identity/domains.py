@@ -95,7 +95,7 @@ class Domains:
             role = None
         if role is None:
             raise RefusedError(f"user {user.id} is not a member of this domain")
-        return Principal("user", user.id, role, domain_id)
+        return Principal("user", user.id, role, domain_id, user.name)
 
     async def _role(self, domain_id: str, user: Principal) -> str | None:
         async with self._database.read() as connection:

@@ -22,11 +22,12 @@ from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import SCHEMA
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
+from propeller.process.audit import AuditLog
 from propeller.protocol.roles import Role
 from propeller.protocol.topics import Channel
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
-from propeller.web.auth import Principal
+from propeller.web.auth import Principal, open_audit
 from propeller.web.sites import Sites
 
 
@@ -43,6 +44,7 @@ class Identity:
     sessions: SessionExpiry
     sites: Sites
     watch: ClientWatch
+    audit: AuditLog | None = None
 
     async def verify(self, authorization: str, domain_id: str | None = None) -> Principal:
         """Who is behind an ``Authorization`` header: a user's token (Bearer) or a client's id and key (Basic).
@@ -67,7 +69,7 @@ class Identity:
                     raise UnauthenticatedError("the client is unknown or disabled, or its key is wrong")
                 if domain_id is not None and access.domain_id != domain_id:
                     raise RefusedError(f"client {client_id} belongs to another domain")
-                return Principal("client", access.client_id, access.role.value, access.domain_id)
+                return Principal("client", access.client_id, access.role.value, access.domain_id, access.name)
             case _:
                 raise UnauthenticatedError("send a user's token as Bearer, or a client's id and key as Basic")
 
@@ -105,7 +107,8 @@ async def open_identity(settings: IdentitySettings, database: Database) -> Async
         settings.client_connections,
         settings.client_subscriptions,
     )
-    watch = ClientWatch(directory, limits)
+    audit = open_audit("identity", settings)
+    watch = ClientWatch(directory, limits, audit)
     guard = BrokerGuard(
         watch, sessions, mqtt_ids, age_s=settings.session_expiry_s, max_bytes=settings.stored_bytes
     )
@@ -123,6 +126,7 @@ async def open_identity(settings: IdentitySettings, database: Database) -> Async
         sessions,
         Sites(settings.hosts.split(",")),
         watch,
+        audit,
     )
     _make_private(settings.database)
     await migrate(database, SCHEMA)

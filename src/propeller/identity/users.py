@@ -158,7 +158,7 @@ class Users:
             UnauthenticatedError: it is not good any more.
         """
         _claims, row = await self._token_user(token, "access")
-        return Principal("user", row.id, row.role)
+        return Principal("user", row.id, row.role, name=row.username)
 
     async def create(self, username: str, password: str, role: str = USER) -> dict[str, Any]:
         """A new user.

@@ -11,6 +11,7 @@ from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeErro
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
+from propeller.process.audit import note
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
@@ -153,6 +154,7 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     async def create_task(body: Body, response: Response) -> dict[str, Any]:
         """Create a task; it does not run yet."""
         task = await manager.tasks.create(body)
+        note(task=task.id)
         response.headers["Location"] = f"/tasks/{task.id}"
         return task.to_json()
 
@@ -242,6 +244,7 @@ def _fl_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
                 raise InvalidError(f"{name}: is required and must not be empty")
         experiment, ignored = Experiment.decode(body), Experiment.unknown_fields(body)
         started = await manager.rounds.start(experiment)
+        note(round=experiment.round_id, program=experiment.task_wasm_image)
         if not ignored:
             return started.to_json()
         log.warning(

@@ -21,6 +21,7 @@ from propeller.fl.tensors import (
 from propeller.model_registry.encodings import EncodedModel
 from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
+from propeller.process.audit import note
 from propeller.process.decoding import decode_in_thread
 from propeller.protocol.models import LINEAGE_FIELD, lineage_text
 from propeller.protocol.roles import CONTROL, WATCH, Role
@@ -134,6 +135,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
                 stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         except TensorError as error:
             raise InvalidError(f"model: {error}") from None
+        note(version=stored)
         return {"version": stored, "status": "stored", "uri": model_uri(stored)}
 
     @router.get("/models/{version:path}/info")

@@ -16,15 +16,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from propeller.errors import PropellerError, RefusedError, StartError, UnauthenticatedError
+from propeller.errors import NotFoundError, PropellerError, RefusedError, StartError, UnauthenticatedError
 from propeller.oci.credentials import Login
 from propeller.oci.layout import Layout
 from propeller.oci_registry import blob_routes, manifest_routes
 from propeller.oci_registry.errors import DistributionError
 from propeller.oci_registry.settings import MAX_BLOB_BYTES, OciRegistrySettings
+from propeller.process.audit import AuditLog
 from propeller.process.logs import get_logger
 from propeller.protocol.roles import CONTROL, WATCH, Role
-from propeller.web.auth import Admission, admission
+from propeller.web.audit import MAX_ENTRIES, AuditMiddleware, entries_after
+from propeller.web.auth import Admission, Principal, admission, open_audit
 from propeller.web.errors import status_of
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 from propeller.web.server import bind_api, serve
@@ -58,24 +60,32 @@ class _Authentication:
 
     async def _check(self, scope: Scope) -> None:
         header = dict(scope["headers"]).get(b"authorization", b"")
+        state = scope.setdefault("state", {})
         if self._expected is not None and secrets.compare_digest(header, self._expected):
+            state["principal"] = Principal("user", "login", Role.OPERATOR)
             return
         if self._admission is None:
             raise _unauthorized("a user name and password are needed")
         try:
-            who = await self._admission(scope)
+            who = state["principal"] = await self._admission(scope)
         except UnauthenticatedError as error:
             raise _unauthorized(str(error)) from None
         except PropellerError as error:
             code = "DENIED" if isinstance(error, RefusedError) else "UNAVAILABLE"
             raise DistributionError(status_of(error), code, str(error)) from None
-        allowed = PULL if scope["method"] in {"GET", "HEAD"} else PUSH
+        is_pull = scope["method"] in {"GET", "HEAD"} and scope["path"] != "/audit"
+        allowed = PULL if is_pull else PUSH
         if who.role not in allowed:
             raise DistributionError(
                 403,
                 "DENIED",
                 f"{who} is a {who.role}: this is for {', '.join(sorted(allowed))}",
             )
+
+
+def _changes_an_artifact(_method: str, path: str) -> bool:
+    """A manifest names what was pushed; the pieces of its blobs are not worth an entry each."""
+    return "/manifests/" in path
 
 
 def _unauthorized(reason: str) -> DistributionError:
@@ -87,6 +97,7 @@ def create_api(
     *,
     login: Login | None = None,
     admission: Admission | None = None,
+    audit: AuditLog | None = None,
     max_blob: int = MAX_BLOB_BYTES,
 ) -> Starlette:
     """The registry's app; without ``login`` and ``admission`` anyone may use it.
@@ -95,6 +106,7 @@ def create_api(
         layout: where everything is kept.
         login: a user name and password that may do everything.
         admission: finds out who calls without that login: ``PULL`` and ``PUSH`` say who may do what.
+        audit: where it is written down who pushed and deleted what.
         max_blob: the largest blob, in bytes.
     """
     metrics = HttpMetrics("oci-registry")
@@ -108,15 +120,31 @@ def create_api(
     async def exposition(_request: Request) -> Response:
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
+    async def entries(request: Request) -> Response:
+        query = request.query_params
+        try:
+            after, limit = int(query.get("after", 0)), int(query.get("limit", 1000))
+        except ValueError:
+            after = limit = -1
+        if after < 0 or not 1 <= limit <= MAX_ENTRIES:
+            raise DistributionError(400, "UNSUPPORTED", f"after: 0 or more; limit: 1 to {MAX_ENTRIES}")
+        try:
+            return await entries_after(audit, after, limit)
+        except NotFoundError as error:
+            raise DistributionError(404, "UNSUPPORTED", str(error)) from None
+
     routes = [
         Route("/health", health),
         Route("/metrics", exposition),
+        Route("/audit", entries),
         Route("/v2/", base),
         Route("/v2", base),
         *manifest_routes.create_routes(layout),
         *blob_routes.create_routes(layout, max_blob),
     ]
     middleware = [Middleware(MetricsMiddleware, metrics=metrics)]
+    if audit is not None:
+        middleware.append(Middleware(AuditMiddleware, log=audit, audited=_changes_an_artifact))
     if login is not None or admission is not None:
         middleware.append(Middleware(_Authentication, login=login, admission=admission))
     handlers: dict[Any, Any] = {
@@ -173,5 +201,12 @@ async def main(settings: OciRegistrySettings, stop: asyncio.Event) -> None:
     # A login of its own is asked for of everyone, unless identity knows them.
     only_login = settings.login is not None and (settings.auth == "off" or settings.identity_url is None)
     callers = None if only_login else admission("oci-registry", settings)
-    app = create_api(layout, login=settings.login, admission=callers, max_blob=settings.max_blob)
-    await serve([(bind, app)], stop)
+    audit = open_audit("oci-registry", settings) if callers is None else callers.audit
+    app = create_api(layout, login=settings.login, admission=callers, audit=audit, max_blob=settings.max_blob)
+    try:
+        await serve([(bind, app)], stop)
+    finally:
+        if callers is not None:
+            await callers.aclose()
+        elif audit is not None:
+            audit.close()

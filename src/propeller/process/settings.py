@@ -104,6 +104,8 @@ class ListenSettings(ServiceSettings):
     """Further names of the service, separated by commas; ``*`` for any."""
     trusted_proxies: str = Field("", alias="PROPELLER_TRUSTED_PROXIES")
     """Addresses and networks, separated by commas, whose ``X-Forwarded-*`` headers are believed."""
+    audit_log: Path | None = Field(None, alias="PROPELLER_AUDIT_LOG")
+    """Where it is written down who changed what; without it, nowhere."""
     tls_cert: Path | None = Field(None, alias="PROPELLER_TLS_CERT")
     """With the key: HTTPS, and only so."""
     tls_key: Path | None = Field(None, alias="PROPELLER_TLS_KEY")

@@ -122,6 +122,8 @@ class Propeller(Blocking[AsyncPropeller]):
         return f"<{type(self).__name__} of {self.url('coordinator')}>"
 
     close = blocking(AsyncPropeller.aclose)
+    audit = blocking(AsyncPropeller.audit)
+    audit_lines = blocking(AsyncPropeller.audit_lines)
     proplets = blocking(AsyncPropeller.proplets)
     device_names = blocking(AsyncPropeller.device_names)
     versions = blocking(AsyncPropeller.versions)

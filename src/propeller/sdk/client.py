@@ -1,5 +1,6 @@
 """The client of a stack: its services by their addresses, and what can be asked of them."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,6 +162,30 @@ class AsyncPropeller:
             PropellerError: none runs there.
         """
         return cls(stack=read_stack(folder))
+
+    async def audit(self, service: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Entries of a service's audit log, oldest first: who did what, from where, with what result. For operators and admins.
+
+        Args:
+            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``.
+            after: the number (``seq``) of an entry: those that follow it are given.
+            limit: how many at most; 1 to 10,000.
+
+        Raises:
+            InvalidError: there is no such service.
+            NotFoundError: it keeps no audit log.
+        """
+        lines = await self.audit_lines(service, after=after, limit=limit)
+        return [json.loads(line) for line in lines]
+
+    async def audit_lines(self, service: str, *, after: int = 0, limit: int = 1000) -> list[bytes]:
+        """As ``audit``, but the lines as they were written, whose hashes can be verified (``propeller audit verify``)."""
+        if service not in self._connection.urls:
+            raise InvalidError(f"service: {service!r} is none of {', '.join(self._connection.urls)}")
+        answer = await self._connection.send(
+            "GET", service, "/audit", params={"after": after, "limit": limit}
+        )
+        return answer.content.splitlines(keepends=True)
 
     def __repr__(self) -> str:
         """Shows where it is."""

@@ -135,6 +135,10 @@ class StackConfig:
         """The address by which identity answers the broker's questions."""
         return f"nats://{HOST}:{self.ports['nats']}"
 
+    def audit_log(self, name: str) -> str:
+        """The audit log of a service."""
+        return str(self.folder.audit_log(name))
+
     def data(self, name: str) -> str:
         """The folder of a service, or of a proplet."""
         return str(self.folder.service_folder(name))
@@ -218,6 +222,7 @@ class ServiceSpec:
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             **_certificates(stack, shows=self.has_http),
+            **({"PROPELLER_AUDIT_LOG": stack.audit_log(self.name)} if self.has_http else {}),
             **(_access(stack) if self.has_http and self.stage is not Stage.IDENTITY else {}),
             **self.environment(stack, process),
             **{port.variable: str(stack.ports[port.name]) for port in self.ports},

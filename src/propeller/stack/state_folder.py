@@ -62,6 +62,10 @@ class StateFolder:
         """Where a service logs."""
         return self.folder / "logs" / f"{service}.log"
 
+    def audit_log(self, service: str) -> Path:
+        """Where it is written down who changed what at a service."""
+        return self.folder / "audit" / service / "audit.jsonl"
+
     def service_folder(self, service: str) -> Path:
         """A folder that is a service's own."""
         return self.folder / service

@@ -3,20 +3,22 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
-from propeller.errors import PropellerError, UnsupportedTypeError
+from propeller.errors import PropellerError, RefusedError, UnsupportedTypeError
 from propeller.process.decoding import decode
+from propeller.protocol.roles import CONTROL
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.access import COMMON, AccessTable, check_access
-from propeller.web.auth import ANYONE, OPEN_PATHS, Admission, Principal
+from propeller.web.audit import MAX_ENTRIES, Audited, AuditMiddleware, all_paths, entries_after
+from propeller.web.auth import ANYONE, OPEN_PATHS, Admission, Caller, Principal
 from propeller.web.body import BodyLimit, BodyLimitMiddleware, HoldingRequest
 from propeller.web.limits import MAX_BODY
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
@@ -173,6 +175,7 @@ def create_app(
     larger_bodies: Mapping[str, BodyLimit] | None = None,
     health: Callable[[], dict[str, Any]] = lambda: {"status": "ok"},
     metrics: HttpMetrics | None = None,
+    audited: Audited = all_paths,
     **options: Any,
 ) -> FastAPI:
     """An app with ``/health``, ``/metrics``, errors in one form, a body limit and authentication.
@@ -187,6 +190,7 @@ def create_app(
         larger_bodies: limits of paths that take longer ones, which they do not read into memory.
         health: the body of ``/health``.
         metrics: the service's collectors, made here if not given.
+        audited: which requests of people are written down, if there is an audit log.
         options: FastAPI's own (``lifespan`` …).
     """
     measured = metrics or HttpMetrics(service)
@@ -205,6 +209,9 @@ def create_app(
         BodyLimitMiddleware, max_bytes=max_body, setting=max_body_setting, larger=larger_bodies
     )
     app.add_middleware(errors.ErrorMiddleware)
+    audit = None if admission is None else admission.audit
+    if audit is not None:
+        app.add_middleware(AuditMiddleware, log=audit, audited=audited)
     app.add_middleware(MetricsMiddleware, metrics=measured)
 
     @app.get("/health", include_in_schema=False)
@@ -214,6 +221,16 @@ def create_app(
     @app.get("/metrics", include_in_schema=False)
     async def _metrics() -> Response:
         return Response(measured.text(), headers={"content-type": CONTENT_TYPE})
+
+    @app.get("/audit", include_in_schema=False)
+    async def _audit(
+        who: Caller,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1000,
+    ) -> Response:
+        if who.role not in CONTROL:  # for the services whose handlers see to it
+            raise RefusedError(f"{who} may not read the audit log: it is for operators and admins")
+        return await entries_after(audit, after, limit)
 
     return app
 

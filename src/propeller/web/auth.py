@@ -4,6 +4,7 @@ Identity checks credentials. Its verdicts are kept for a short time, so that a b
 revoked client is therefore refused by HTTP within ``VERDICT_TTL_S`` seconds (the broker cuts it off at once).
 """
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
@@ -15,9 +16,10 @@ from fastapi import Depends, Request
 from starlette.types import Scope
 
 from propeller.errors import RefusedError, StartError, UnauthenticatedError, UnavailableError
+from propeller.process.audit import AuditLog
 from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.process.logs import get_logger
-from propeller.process.settings import HttpSettings
+from propeller.process.settings import HttpSettings, ListenSettings
 from propeller.protocol.roles import Role
 from propeller.web.peer import is_own_user
 from propeller.web.sites import Sites, is_foreign
@@ -41,16 +43,24 @@ class Principal:
         id: the user's or client's id.
         role: in the domain of the service.
         domain: that domain, empty where the service has none.
+        name: what the user or client is called, where identity said so.
     """
 
     kind: Literal["user", "client", "local", "peer", "anyone"]
     id: str = ""
     role: str = ""
     domain: str = ""
+    name: str = ""
 
     def may_act_for(self, client_id: str) -> bool:
         """Whether the caller may speak as this client: itself, or whoever is no client."""
         return self.kind != "client" or self.id == client_id
+
+    def told(self) -> dict[str, str]:
+        """As the audit log names the caller."""
+        if self.kind == "anyone":
+            return {"kind": self.kind}
+        return {"kind": self.kind, "name": self.name, "id": self.id, "role": str(self.role)}
 
     def __str__(self) -> str:
         """As messages name the caller."""
@@ -111,7 +121,8 @@ class IdentityVerifier:
 def _read_verdict(answer: Answer) -> Principal:
     try:
         verdict = answer.json()
-        return Principal(verdict["kind"], verdict["id"], verdict.get("role", ""), verdict.get("domain", ""))
+        further = {name: verdict.get(name, "") for name in ("role", "domain", "name")}
+        return Principal(verdict["kind"], verdict["id"], **further)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UnavailableError("cannot check credentials: identity's answer cannot be read") from None
 
@@ -127,6 +138,7 @@ class Admission:
         local: bool = False,
         peer_role: str = "",
         sites: Sites | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         """How callers are recognised.
 
@@ -136,9 +148,10 @@ class Admission:
             local: whether the user of this machine who runs the service is its operator, on loopback.
             peer_role: the role of those who send no credentials; empty to refuse them.
             sites: the names of the service; ``None`` where nobody calls it from a browser.
+            audit: where it is written down who changed what; closed with this.
         """
         self._verify, self._everyone, self._local = verify, everyone, local
-        self._peer_role, self._sites = peer_role, sites
+        self._peer_role, self._sites, self.audit = peer_role, sites, audit
 
     async def __call__(self, scope: Scope) -> Principal:
         """Who sends a request.
@@ -167,7 +180,9 @@ class Admission:
         raise UnauthenticatedError("credentials required: a user's bearer token, or a client's id and key")
 
     async def aclose(self) -> None:
-        """Close what credentials are checked with."""
+        """Close what credentials are checked with, and the audit log."""
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
         if isinstance(self._verify, IdentityVerifier):
             await self._verify.aclose()
 
@@ -184,12 +199,13 @@ def admission(service: str, settings: HttpSettings, domain_id: str | None = None
         StartError: there is an identity service, and nothing says which domain is served.
     """
     sites = Sites(settings.hosts.split(","))
+    audit = open_audit(service, settings)
     if settings.auth == "off":
         log.warning(
             "access is open: whoever reaches this service may use it (PROPELLER_AUTH=off)",
             service_name=service,
         )
-        return Admission(everyone=True, sites=sites)
+        return Admission(everyone=True, sites=sites, audit=audit)
     if settings.peer_role:
         log.warning(
             "callers without credentials are let in (PROPELLER_PEER_ROLE)",
@@ -205,7 +221,16 @@ def admission(service: str, settings: HttpSettings, domain_id: str | None = None
             )
         identity = ServiceClient("identity", settings.identity_url, timeout=5.0, retry_delays=(0.1, 0.4))
         verify = IdentityVerifier(identity, domain)
-    return Admission(verify, local=True, peer_role=settings.peer_role or "", sites=sites)
+    return Admission(verify, local=True, peer_role=settings.peer_role or "", sites=sites, audit=audit)
+
+
+def open_audit(service: str, settings: ListenSettings) -> AuditLog | None:
+    """The audit log of a service, if it keeps one.
+
+    Raises:
+        StartError: it cannot be written, or is damaged.
+    """
+    return None if settings.audit_log is None else AuditLog(settings.audit_log, service)
 
 
 async def caller(request: Request) -> Principal:
