@@ -891,7 +891,7 @@ async def test_a_submission_is_answered_although_its_first_round_cannot_begin_ye
 async def test_an_aggregator_that_is_away_for_long_costs_no_round(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("propeller.coordinator.aggregation.PATIENT_DELAYS", (0.05,) * 1000)
+    monkeypatch.setattr("propeller.process.retry.spread_out", lambda delay_s: delay_s / 50)
     world.peers.unavailable.add("aggregate")
     await submit(world.http)
     tries = len(RETRY_DELAYS) + 3
@@ -900,6 +900,8 @@ async def test_an_aggregator_that_is_away_for_long_costs_no_round(
     world.peers.unavailable.clear()
     await in_state(world.http, "completed")
     assert world.fleet.round_ids == ["e.1", "e.2", "e.3"]
+    waiting = [data["reason"] for _seq, kind, data in await events(world.http) if kind == "waiting"]
+    assert waiting == ["aggregator answered 503: aggregate is down"]
 
 
 async def test_an_experiment_is_stopped_while_the_aggregator_is_away(world: World) -> None:

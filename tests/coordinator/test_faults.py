@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from propeller.coordinator.active_rounds import ActiveRound, Arrival
-from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregation import RETRY_DELAYS, Aggregation
+from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.round_runner import RoundRunner
 from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore
@@ -50,15 +51,53 @@ async def test_a_registry_that_does_not_answer(api: httpx.AsyncClient) -> None:
     assert (answer.status_code, "nobody cannot be reached" in answer.json()["error"]) == (502, True)
 
 
-async def test_an_aggregator_that_comes_back(http: httpx.AsyncClient, peers: tuple[Peers, str]) -> None:
+async def test_an_aggregator_that_comes_back(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.process.retry.spread_out", lambda delay_s: delay_s / 50)
     peers[0].unavailable.add("aggregate")
     await configure(http)
     await send(http, *PARTICIPANTS)
-    await eventually(lambda: peers[0].requests.count("aggregate") >= 2)
+    tries = len(RETRY_DELAYS) + 3
+    await eventually(lambda: peers[0].requests.count("aggregate") >= tries, timeout=20)
     status = (await http.get("/rounds/r-1/complete")).json()
     assert (status["completed"], status["state"]) == (False, "aggregating")
+    assert (await http.get("/rounds/r-1")).json()["waiting"] == "aggregator answered 503: aggregate is down"
     peers[0].unavailable.clear()
     assert (await ended(http))["model_version"] == 1
+    assert "waiting" not in (await http.get("/rounds/r-1")).json()
+
+
+async def test_a_registry_that_has_lost_its_models_is_waited_for(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.process.retry.spread_out", lambda delay_s: delay_s / 50)
+    monkeypatch.setattr(ModelRegistryClient, "specs", _asked_each_time(ModelRegistryClient.specs))
+    await configure(http)
+    models = peers[0].versions.copy()
+    peers[0].versions.clear()
+    peers[0].versions[5] = models[0]
+    await send(http, *PARTICIPANTS)
+    told = await eventually(lambda: _waiting(http))
+    assert "does not have version 0, which the round started from" in told
+    peers[0].versions.clear()
+    peers[0].versions.update(models)
+    assert (await ended(http))["model_version"] == 1
+
+
+async def _waiting(http: httpx.AsyncClient) -> str:
+    return str((await http.get("/rounds/r-1")).json().get("waiting", ""))
+
+
+def _asked_each_time(specs: Any) -> Any:
+    """As after a restart of the coordinator, which knows no version."""
+
+    async def ask(self: ModelRegistryClient, version: int) -> Any:
+        self._specs.clear()
+        self._documents.clear()
+        return await specs(self, version)
+
+    return ask
 
 
 @pytest.mark.parametrize("peer", ["aggregate", "store"])

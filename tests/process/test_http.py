@@ -86,6 +86,16 @@ async def test_a_passing_fault_is_tried_again(fault: bytes) -> None:
         assert len(peer.requests) == 2
 
 
+async def test_with_patience_it_is_tried_for_longer_than_there_are_delays() -> None:
+    async with serving(*[answer(503)] * 9, OK) as (peer, _client):
+        async with ServiceClient("x", peer.url, retry_delays=(0.001, 0.002), patience_s=30) as client:
+            assert (await client.request("GET", "/")).status_code == 200
+        assert len(peer.requests) == 10
+        async with ServiceClient("x", "http://127.0.0.1:1", retry_delays=(0.01,), patience_s=0.05) as client:
+            with pytest.raises(ServiceError, match="cannot be reached"):
+                await client.request("GET", "/")
+
+
 @pytest.mark.parametrize("fault", [answer(503, b'{"error":"busy"}'), HANG_UP])
 async def test_retries_end_and_can_be_switched_off(fault: bytes) -> None:
     async with serving(fault) as (peer, client):

@@ -51,6 +51,24 @@ async def test_waits_in_the_order_of_the_delays_and_tells_of_each_failure() -> N
     assert told == [("0", 0.1), ("1", 0.5), ("2", 2.0)]
 
 
+async def test_delays_can_be_spread() -> None:
+    calls = Calls(*[UnavailableError("away")] * 50)
+    told: list[float] = []
+    await retry(
+        calls,
+        delays=(0.1, 2.0),
+        forever=True,
+        on=passes,
+        failed=lambda _error, delay: told.append(delay),
+        spread=True,
+        sleep=calls.sleep,
+    )
+    assert told == calls.waits
+    assert 0.05 <= calls.waits[0] <= 0.1
+    assert all(1.0 <= wait <= 2.0 for wait in calls.waits[1:])
+    assert len(set(calls.waits)) > 40
+
+
 async def test_work_may_be_any_callable_that_returns_an_awaitable() -> None:
     calls = Calls(UnavailableError("away"))
     assert await retry(lambda: calls(), delays=(0.1,), on=passes, sleep=calls.sleep) == "done"  # noqa: PLW0108

@@ -280,6 +280,16 @@ async def test_the_strategys_tensors_are_fetched_where_it_has_some(world: World)
         assert "strategy.safetensors" not in inputs.files
 
 
+async def test_services_that_are_away_for_a_while_are_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.proplet.inputs._RETRY_DELAYS_S", (0.01,))
+    world.services.away = 30
+    inputs = await fetched(world, [{"x": [1], "y": 0}], MODEL_URI=MODEL_URI)
+    assert {"model.json", "dataset.json"} <= inputs.files.keys()
+    assert sum(status == 503 for _path, status in world.services.asked) == 30
+
+
 async def fetched(world: World, samples: Any, **env: str) -> TaskInputs:
     """The inputs of a task with this environment, on a device with these samples."""
     world.services.datasets["me"] = {"data": samples}

@@ -3,11 +3,15 @@
 import asyncio
 import os
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from propeller.process.retry import Backoff
 from propeller.stack.supervisor import ProcessSpec, ProcessStarter, StartedProcess, Supervisor, last_error
 from support.net import eventually, free_port
 
@@ -40,6 +44,52 @@ async def test_a_killed_process_is_started_again_and_ended_when_told(tmp_path: P
         await supervisor.close(["aggregator"])
     assert not await answers(port)
     assert supervisor.pids == {}
+
+
+async def test_a_healthy_process_is_started_again_at_once_and_one_that_fails_again_later_and_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays: list[float] = []
+
+    async def wait(self: Backoff) -> None:
+        delays.append(self.delay_s)
+        self._failures += 1
+
+    monkeypatch.setattr(Backoff, "wait", wait)
+    clock = [0.0]
+    monkeypatch.setattr("propeller.stack.supervisor.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    supervisor = Supervisor(SleepingStarter(lambda: clock[0]))
+
+    async def kill_after(lived_s: float) -> None:
+        clock[0] += lived_s
+        first = supervisor.pids["aggregator"]
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.pids["aggregator"] != first)
+
+    try:
+        await supervisor.start(spec_of(tmp_path, free_port()))
+        await kill_after(60)
+        assert delays == []
+        for _ in range(3):
+            await kill_after(1)
+        assert delays == [0.2, 0.4, 0.8]
+        await kill_after(60)
+        await kill_after(1)
+        assert delays == [0.2, 0.4, 0.8, 0.2]
+    finally:
+        await supervisor.close()
+
+
+class SleepingStarter(ProcessStarter):
+    """A starter of processes that do nothing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def start(self, spec: ProcessSpec) -> StartedProcess:
+        process = subprocess.Popen(["sleep", "60"])
+        return StartedProcess(spec, process, process.pid, self._clock())
 
 
 class FailingStarter(ProcessStarter):

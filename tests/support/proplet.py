@@ -61,6 +61,8 @@ class Services:
         """Statuses that the next updates are answered with."""
         self.asked: list[tuple[str, int]] = []
         """Every GET: path and status."""
+        self.away = 0
+        """How many of the next GETs of models and datasets are answered with 503."""
         self.port = free_port()
 
     @property
@@ -92,6 +94,8 @@ class Services:
 
     async def _model(self, request: Request) -> Response:
         version = request.path_params["version"]
+        if self._is_away():
+            return self._answer(request, JSONResponse({"error": "it starts"}, 503))
         if version not in self.models:
             return self._answer(request, JSONResponse({"error": "no such model"}, 404))
         accept, tensors = request.headers.get("accept", ""), self.tensors.get(version, b"")
@@ -99,6 +103,10 @@ class Services:
         if SAFETENSORS in accept and tensors and not likes_json:
             return self._answer(request, Response(tensors, media_type=SAFETENSORS))
         return self._answer(request, JSONResponse(self.models[version]))
+
+    def _is_away(self) -> bool:
+        self.away -= 1
+        return self.away >= 0
 
     async def _state(self, request: Request) -> Response:
         state = self.states.get(request.path_params["version"])
@@ -119,6 +127,8 @@ class Services:
         return self._answer(request, JSONResponse(found))
 
     async def _dataset(self, request: Request) -> Response:
+        if self._is_away():
+            return self._answer(request, JSONResponse({"error": "it starts"}, 503))
         dataset = self.datasets.get(request.path_params["proplet_id"])
         if dataset is None:
             return self._answer(request, JSONResponse({"error": "no such dataset"}, 404))

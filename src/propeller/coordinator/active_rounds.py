@@ -40,6 +40,8 @@ class ActiveRound:
         self.lock = asyncio.Lock()
         self.in_doubt = False
         """Whether a transaction was begun and its end is not known: the record may be older than the database."""
+        self.waits_for: str | None = None
+        """What is away, while its updates cannot be aggregated."""
         self.arrivals: list[Arrival] = []
         """Updates that wait for the lock; whoever gets it applies many of them together."""
         self._changed = asyncio.Event()
@@ -49,6 +51,7 @@ class ActiveRound:
         """Replace the record, and wake those who wait; a round that collects no more needs no timer."""
         if record.state is not self.record.state:
             self.cancel_timer()
+            self.waits_for = None
         self.record, self.in_doubt = record, False
         self.wake_waiters()
 

@@ -23,27 +23,37 @@ from propeller.coordinator.clients import (
 from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.rounds import NewVersion
-from propeller.errors import InvalidError, NotFoundError, PropellerError, UnprocessableError
+from propeller.errors import (
+    InvalidError,
+    NotFoundError,
+    PropellerError,
+    UnavailableError,
+    UnprocessableError,
+)
 from propeller.fl.strategies import PART_BYTES, find_outliers, read_strategy
 from propeller.fl.strategies.clipping import NormClipping
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
-from propeller.process.retry import retry
+from propeller.process.retry import doubling, retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan
 from propeller.store.blobs import BlobNotFoundError
 from propeller.tensors.safetensors import write_header
 
 log = get_logger("coordinator")
 
-RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Seconds between tries to aggregate a round that is by itself; after the last one it fails, and can be retried by hand."""
+RETRY_DELAYS = doubling(0.2, 10.0)
+"""Seconds between tries to aggregate, at most; the last one over and over, for as long as a service is away."""
 
-PATIENT_DELAYS = (*RETRY_DELAYS, 8.0, *[15.0] * 40)
-"""Likewise for a round of an experiment, 10 minutes in all: its next try would ask devices to train again, and need the same services."""
+UNFORESEEN_TRIES = 8
+"""Tries, half a minute in all, after an error that nobody foresaw: of the database, most likely, and it may pass."""
 
 
 class AggregationError(PropellerError):
     """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
+
+
+class ModelAwayError(UnavailableError):
+    """The model registry does not have the version that a round started from; it is back once its folder is."""
 
 
 class OutliersError(AggregationError):
@@ -70,24 +80,36 @@ class Aggregation:
         part_bytes: int = PART_BYTES,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
-        """Models larger than ``part_bytes`` are aggregated in parts of at most that; ``retry_delays`` are in seconds."""
+        """Models larger than ``part_bytes`` are aggregated in parts of at most that; ``retry_delays`` are in seconds, none for one try."""
         self._updates, self._registry, self._aggregator = updates, registry, aggregator
         self._part_bytes, self._retry_delays = part_bytes, retry_delays
 
     async def make_version(
-        self, request: AggregationRequest, *, while_wanted: Callable[[], bool] | None = None
+        self,
+        request: AggregationRequest,
+        *,
+        while_wanted: Callable[[], bool] = lambda: True,
+        waits: Callable[[str], None] = lambda _reason: None,
     ) -> NewVersion:
         """Aggregate updates and store the result with its server state; a second call gives the same version.
 
         Args:
             request: what the version is made of.
-            while_wanted: whether it is still wanted; services that are away are waited for so long, for minutes. Without
-                it, for some seconds.
+            while_wanted: whether it is still wanted; services that are away are waited for as long as it is.
+            waits: is told, before each further try, what it waits for.
 
         Raises:
             OutliersError: nothing can be made of all the updates, but perhaps of the others.
-            AggregationError: a service refused, or did not answer in all the tries.
+            AggregationError: a service refused, or the version is not wanted any more.
         """
+        unforeseen = 0
+
+        def may_pass(error: BaseException) -> bool:
+            nonlocal unforeseen
+            if isinstance(error, PropellerError):
+                return error.temporary and while_wanted()
+            unforeseen += 1
+            return unforeseen < UNFORESEEN_TRIES and while_wanted()
 
         def report(error: BaseException, delay_s: float) -> None:
             log.warning(
@@ -97,17 +119,16 @@ class Aggregation:
                 delay_s=delay_s,
                 exc_info=None if isinstance(error, PropellerError) else error,
             )
+            waits(_describe(error))
 
         try:
             return await retry(
                 lambda: self._try_to_make_version(request),
-                delays=self._retry_delays if while_wanted is None else PATIENT_DELAYS,
-                # What was not foreseen is of the blobs' store, most likely, and may pass.
-                on=lambda error: (
-                    (not isinstance(error, PropellerError) or error.temporary)
-                    and (while_wanted is None or while_wanted())
-                ),
+                delays=self._retry_delays,
+                on=may_pass,
+                forever=bool(self._retry_delays),
                 failed=report,
+                spread=True,
             )
         except OutliersError:
             raise
@@ -144,9 +165,16 @@ class Aggregation:
 
         Raises:
             NotFoundError: an update is not there; the text names its sender.
+            ModelAwayError: a base model is not there now.
             PropellerError: a service refused or does not answer.
         """
-        expected = await self._registry.specs(request.base_version)
+        try:
+            expected = await self._registry.specs(request.base_version)
+        except NotFoundError as error:  # versions are not deleted
+            raise ModelAwayError(
+                f"the model registry does not have version {request.base_version}, which the round started from: {error}; "
+                "give it its folder back (MODELS_DIR)"
+            ) from None
         # A program is given whole tensors.
         cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
         documents = self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut)
@@ -176,6 +204,7 @@ class Aggregation:
 
         Raises:
             OutliersError: there are some.
+            PropellerError: a service does not answer now.
         """
         if is_program(request.strategy):
             return
@@ -187,6 +216,8 @@ class Aggregation:
         try:
             measured = await self.aggregate(replace(request, strategy=measuring, state_version=None))
         except PropellerError as error:
+            if error.temporary:
+                raise
             log.warning("updates cannot be measured", round_id=request.round_id, reason=str(error))
             return
         measured.close()

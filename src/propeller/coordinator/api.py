@@ -270,7 +270,9 @@ def _round_routes(service: Coordinator) -> Router:
     @router.get("/rounds/{round_id}")
     async def detail(round_id: str, who: Caller) -> dict[str, Any]:
         record = await service.get_round(round_id)
-        return record.detail() if who.role != Role.PROPLET else record.detail_for(who.id)
+        if who.role == Role.PROPLET:
+            return record.detail_for(who.id)
+        return {**record.detail(), **service.waits_for(record)}
 
     @router.get("/rounds/{round_id}/complete")
     async def complete(

@@ -50,7 +50,7 @@ class RoundObserver(Protocol):
         """Around the transaction that stores what events changed; what it gives is written in it too."""
 
     async def note_waiting(self, record: RoundRecord, reason: str) -> None:
-        """A round's participants cannot be chosen yet."""
+        """A round's participants cannot be chosen yet, or its updates not be aggregated."""
 
     async def gives_up(self, record: RoundRecord, chosen: ChosenParticipants) -> bool:
         """Whether a round can never be started as it is, however often it is tried; then the experiment is over."""
@@ -223,9 +223,8 @@ class RoundRunner:
             request = AggregationRequest.of_round(active.record, proplet_ids)
             new = await self._aggregation.make_version(
                 request,
-                while_wanted=None
-                if active.record.experiment_id is None
-                else lambda: active.record.state is RoundState.AGGREGATING,
+                while_wanted=lambda: active.record.state is RoundState.AGGREGATING,
+                waits=lambda reason: self._note_waiting(active, reason),
             )
         except OutliersError as error:
             before = active.record
@@ -236,6 +235,14 @@ class RoundRunner:
         else:
             await self.apply_until_stored(active, AggregateStored(new.version), new)
             await self._retention.remove_of(active.record)
+
+    def _note_waiting(self, active: ActiveRound, reason: str) -> None:
+        """Have it told what a round waits for that has its updates; once for each reason."""
+        if active.waits_for == reason:
+            return
+        active.waits_for = reason
+        if self.observer is not None:
+            self._background.spawn(self.observer.note_waiting(active.record, reason))
 
     async def apply_until_stored(
         self, active: ActiveRound, event: Event, new: NewVersion | None = None

@@ -256,6 +256,11 @@ class Coordinator:
         """
         return (await self._find(round_id)).record
 
+    def waits_for(self, record: RoundRecord) -> dict[str, str]:
+        """What is away, as ``waiting``, while a round's updates cannot be aggregated; else nothing."""
+        active = self._rounds.get(record.round_id)
+        return {} if active is None or active.waits_for is None else {"waiting": active.waits_for}
+
     async def wait_for_round(
         self, round_id: str, timeout_s: float, more_than: int | None = None
     ) -> RoundRecord:

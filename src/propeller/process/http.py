@@ -116,10 +116,21 @@ class ServiceClient:
         credentials: tuple[str, str] | None = None,
         timeout: float = 30.0,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
+        patience_s: float | None = None,
     ) -> None:
-        """``credentials`` are a client's id and key, sent as HTTP Basic; ``timeout`` in seconds a try."""
+        """No request is sent yet.
+
+        Args:
+            service: its name, as an operator knows it.
+            base_url: where it is.
+            credentials: a client's id and key, sent as HTTP Basic.
+            timeout: of a try, in seconds.
+            retry_delays: between tries, in seconds, at most.
+            patience_s: no new try begins when so many seconds have gone by, the last delay over and over until then; ``None``:
+                ``timeout``, and as many tries as there are delays.
+        """
         self.service, self.base_url = service, base_url.rstrip("/")
-        self._timeout, self._delays = timeout, retry_delays
+        self._timeout, self._delays, self._patience_s = timeout, retry_delays, patience_s
         self._http = HttpClient(
             self.base_url,
             timeout_s=timeout,
@@ -140,8 +151,8 @@ class ServiceClient:
     ) -> Answer:
         """Send a request and return its 2xx or 304 answer.
 
-        Faults of the connection and 502/503/504 are tried again, though not once the client's ``timeout`` has gone by (a
-        peer that hangs is not asked twice).
+        Faults of the connection and 502/503/504 are tried again, though not once the client's ``timeout`` or ``patience_s`` has gone
+        by (a peer that hangs is not asked twice).
 
         Args:
             method: of HTTP.
@@ -235,7 +246,9 @@ class ServiceClient:
             send,
             delays=self._delays,
             on=lambda error: isinstance(error, ServiceError) and error.status in _TEMPORARY_STATUSES,
-            timeout_s=self._timeout,
+            forever=self._patience_s is not None,
+            timeout_s=self._patience_s or self._timeout,
+            spread=self._patience_s is not None,
             failed=lambda error, _delay: log.debug(
                 "trying again", peer=self.service, path=path, reason=str(error)
             ),

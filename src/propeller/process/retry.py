@@ -29,6 +29,7 @@ async def retry(
     forever: bool = False,
     timeout_s: float | None = None,
     failed: Failed | None = None,
+    spread: bool = False,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> T:
     """Do ``work`` until it succeeds, and return what it returns.
@@ -40,6 +41,7 @@ async def retry(
         forever: go on after the last delay, with that delay; else the error of the last try is raised.
         timeout_s: no new try begins when this many seconds have gone by.
         failed: called after each try that failed and is not the last one.
+        spread: wait between half and all of each delay, so that many that failed together do not all try together.
         sleep: waits between tries; one that returns earlier, as when a connection is back, makes the next try earlier.
 
     Raises:
@@ -52,6 +54,7 @@ async def retry(
         except Exception as error:
             is_last = number >= len(delays) and not forever
             delay = delays[min(number, len(delays) - 1)] if delays else 0.0
+            delay = spread_out(delay) if spread else delay
             if is_last or not on(error):
                 raise
             if timeout_s is not None and time.monotonic() - begin + delay >= timeout_s:
@@ -60,6 +63,11 @@ async def retry(
                 failed(error, delay)
         await sleep(delay)
     raise AssertionError("it counts without end")
+
+
+def spread_out(delay_s: float) -> float:
+    """Between half and all of a delay, in seconds."""
+    return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads tries, no secret
 
 
 class Backoff:
@@ -83,4 +91,4 @@ class Backoff:
         """Wait between half and all of the delay, so that many that failed together do not all come back together."""
         delay = self.delay_s
         self._failures += 1
-        await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads tries, no secret
+        await asyncio.sleep(spread_out(delay))

@@ -16,6 +16,7 @@ from propeller.process.background import gather_or_cancel
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import Answer, ServiceClient, ServiceError, is_not_modified
 from propeller.process.logs import get_logger
+from propeller.process.retry import doubling
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
 from propeller.protocol.models import LARGE_BYTES
@@ -40,6 +41,11 @@ JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
 
 MODEL_FILE, STRATEGY_FILE = "model.safetensors", "strategy.safetensors"
 
+PATIENCE_S = 60.0
+"""How long a task waits for a service that its inputs come from, in seconds: a restart of it costs no round."""
+
+_RETRY_DELAYS_S = doubling(0.1, 2.0)
+
 _MAX_CACHE_BYTES = 32 * 1024 * 1024
 """Bytes of answers that are kept, to be revalidated instead of fetched."""
 
@@ -54,8 +60,7 @@ class ServiceClients:
         """``credentials`` (id and key) go to the services of ``urls`` only, never to one that a task names."""
         self._urls = {variable: url.rstrip("/") for variable, url in urls.items() if url}
         self._clients = {
-            variable: ServiceClient(_SERVICE_NAMES[variable], url, credentials=credentials)
-            for variable, url in self._urls.items()
+            variable: _client(variable, url, credentials) for variable, url in self._urls.items()
         }
 
     def url(self, variable: str, env: Mapping[str, str]) -> str | None:
@@ -69,7 +74,7 @@ class ServiceClients:
         if url is None or url == self._urls.get(variable):
             yield self._clients.get(variable)
             return
-        async with ServiceClient(_SERVICE_NAMES[variable], url) as client:
+        async with _client(variable, url) as client:
             yield client
 
     async def __aenter__(self) -> Self:
@@ -78,6 +83,15 @@ class ServiceClients:
     async def __aexit__(self, *_exc: object) -> None:
         for client in self._clients.values():
             await client.aclose()
+
+
+def _client(variable: str, url: str, credentials: tuple[str, str] | None = None) -> ServiceClient:
+    name = _SERVICE_NAMES[variable]
+    if variable == COORDINATOR:  # an update that it does not take has another way
+        return ServiceClient(name, url, credentials=credentials)
+    return ServiceClient(
+        name, url, credentials=credentials, retry_delays=_RETRY_DELAYS_S, patience_s=PATIENCE_S
+    )
 
 
 @dataclass(frozen=True)

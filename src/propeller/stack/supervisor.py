@@ -32,8 +32,8 @@ STOP_S = 2.5
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 10.0
 """Before a process is started again."""
 
-STEADY_S = 30.0
-"""After a process that lived this long, the next delay is the first again."""
+STEADY_S = 5.0
+"""A process that lived this long was healthy: it is started again at once, and the next delay is the first again."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ class Supervisor:
             running = self._running[name]
             code = await _wait(running.process)
             lived = time.monotonic() - running.started
-            if lived > STEADY_S:
+            was_healthy = lived > STEADY_S
+            if was_healthy:
                 backoff.reset()
             self._failed.add(name)
             log.error(
@@ -183,14 +184,16 @@ class Supervisor:
                 name=name,
                 code=code,
                 lived_s=round(lived, 1),
-                delay_s=backoff.delay_s,
+                delay_s=0.0 if was_healthy else backoff.delay_s,
             )
-            self._running[name] = await self._restart(running.spec, backoff)
+            self._running[name] = await self._restart(running.spec, backoff, at_once=was_healthy)
 
-    async def _restart(self, spec: ProcessSpec, backoff: Backoff) -> StartedProcess:
-        """Start a process after a delay, as often as it takes: the fork server may die while it forks."""
+    async def _restart(self, spec: ProcessSpec, backoff: Backoff, *, at_once: bool) -> StartedProcess:
+        """Start a process, unless ``at_once`` after a delay, as often as it takes: the fork server may die while it forks."""
         while True:
-            await backoff.wait()
+            if not at_once:
+                await backoff.wait()
+            at_once = False
             try:
                 return await asyncio.to_thread(self._starter.start, spec)
             except (OSError, EOFError, StartError) as error:
