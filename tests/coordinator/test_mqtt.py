@@ -18,6 +18,7 @@ from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
+from propeller.protocol.rounds import ParticipantFailure
 from propeller.protocol.topics import ROUND_NEXT, Channel, Kind, update_topic
 from propeller.store.blobs import BlobStoreError
 from propeller.store.database import Database
@@ -103,6 +104,27 @@ async def test_a_round_over_mqtt_alone(broker_port: int, peers: tuple[Peers, str
         "status": "complete",
         "next_round_available": True,
     }
+
+
+async def test_a_round_does_not_wait_for_whoever_sent_what_can_never_count(
+    broker_port: int, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    name = f"r-{uuid.uuid4().hex}"
+    env = environment(tmp_path, peers[1], **variables(broker_port))
+    async with listening(broker_port) as listener, coordinating(env) as http:
+        await configure(http, name, timeout_s=3600)
+        tensors: Tensors = {"w": np.full(2, 1.0, np.float32), "b": np.full((), 3.0, np.float32)}
+        fields = {"round_id": name, "proplet_id": "p-1", "num_samples": "64"}
+        await listener.session.publish(update_topic(name, "p-1"), to_safetensors(tensors, fields))
+        absurd = json.dumps(update("p-2", name, num_samples=10**15)).encode()
+        await listener.session.publish(update_topic(name, "p-2"), absurd)
+        await listener.session.publish(update_topic(name, "p-3"), json.dumps(update("p-3", name)).encode())
+        assert (await ended(http, name))["num_updates"] == 1
+        failures = (await http.get(f"/rounds/{name}")).json()["failures"]
+    reasons = {one["proplet_id"]: one["reason"] for one in failures}
+    assert list(reasons) == ["p-1", "p-2"]
+    assert "does not fit the base model" in reasons["p-1"]
+    assert "update.max_samples" in reasons["p-2"]
 
 
 async def test_a_round_that_failed_is_not_announced(
@@ -212,11 +234,15 @@ class FailingService:
 
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, 0
+        self.noted: list[tuple[str, str]] = []
 
     async def accept_update(self, _update: object) -> None:
         self.calls += 1
         if self.calls <= self.failures:
             raise self.ERRORS[self.calls % len(self.ERRORS)]
+
+    async def record_failure(self, round_id: str, failure: ParticipantFailure) -> None:
+        self.noted.append((round_id, failure.proplet_id))
 
 
 async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes(
@@ -256,4 +282,4 @@ async def test_an_update_over_the_limit_is_not_read() -> None:
     service = FailingService(0)
     receiver = UpdateReceiver(service, max_bytes=10)  # type: ignore[arg-type]
     await receiver.handle(update_topic("r-1", "p-1"), json.dumps(update()).encode())
-    assert service.calls == 0
+    assert (service.calls, service.noted) == (0, [("r-1", "p-1")])

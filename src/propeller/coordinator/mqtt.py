@@ -8,12 +8,12 @@ from propeller.coordinator.content_coding import coding_of_message
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.updates import MESSAGE, decode_update
-from propeller.errors import PropellerError, UnavailableError
+from propeller.errors import InvalidError, PropellerError, UnavailableError
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.rounds import RoundNext, RoundStart, RoundStop, model_uri
+from propeller.protocol.rounds import ParticipantFailure, RoundNext, RoundStart, RoundStop, model_uri
 from propeller.protocol.topics import ROUND_NEXT, UPDATES_FILTER, Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, Message
 
@@ -27,7 +27,7 @@ class UpdateReceiver:
     """Receives updates from ``fl/rounds/{round}/updates/{proplet}``, with and without the channel prefix.
 
     The topic says who sent it (the broker lets a proplet publish as itself only), so the payload must say the same.
-    A refused update is a warning in the log, as MQTT has no answer. One that cannot be stored is handled again for as
+    A refused update is a warning in the log, as MQTT has no answer, and its sender's failure if it can never be right. One that cannot be stored is handled again for as
     long as it takes, and acknowledged after that: the broker delivers it again if the process ends before.
     """
 
@@ -57,6 +57,19 @@ class UpdateReceiver:
             if error.temporary:
                 raise
             log.warning("update over MQTT refused", topic=topic[:300], reason=str(error)[:500])
+            if isinstance(error, InvalidError):
+                await self._note_failure(topic, str(error))
+
+    async def _note_failure(self, topic: str, reason: str) -> None:
+        """Have the round of a topic not wait for its sender, who is not told of the refusal and can tell nobody."""
+        place = parse_topic(topic)
+        if place is None or place.kind is not Kind.UPDATE or not (place.round_id and place.proplet_id):
+            return
+        failure = ParticipantFailure(proplet_id=place.proplet_id, reason=reason)
+        try:
+            await self._service.record_failure(place.round_id, failure)
+        except (PropellerError, OSError, DBAPIError) as error:
+            log.debug("no failure is noted", topic=topic[:300], reason=str(error)[:500])
 
     async def _accept(self, topic: str, payload: bytes) -> None:
         place = parse_topic(topic)

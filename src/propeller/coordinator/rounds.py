@@ -186,6 +186,8 @@ class RoundRecord:
     @property
     def metrics(self) -> dict[str, float]:
         """The means of the participants' metrics, weighted by the samples that count."""
+        if self.bounds.max_share is None:
+            return weighted_metrics(self.updates.values())
         counted = self.counted_samples()
         return weighted_metrics(
             replace(update, num_samples=counted[name]) for name, update in self.updates.items()
