@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.proplet import programs as module
 from propeller.proplet.errors import TaskError
+from propeller.proplet.policy import PolicyFile
 from propeller.proplet.programs import ProgramFetcher
 from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 from propeller.protocol.topics import Kind, PropletTopics
@@ -33,6 +35,9 @@ class FakeStore:
     def has(self, digest: str) -> bool:
         return digest in self.programs
 
+    def read(self, digest: str) -> bytes:
+        return self.programs[digest]
+
     async def add(self, digest: str, wasm: bytes, limits: Limits | None = None) -> None:
         if wasm == b"bad":
             raise ProgramError("not a valid Wasm program")
@@ -47,6 +52,7 @@ class Scene:
 
     def __init__(self, port: int, peers: Peers, stack: AsyncExitStack) -> None:
         self.port, self.peers, self.stack, self.store = port, peers, stack, FakeStore()
+        self.policy: Path | None = None
 
     async def open(
         self, timeout: float = 10.0, limits: Limits | None = None, *, compat: bool = False
@@ -56,7 +62,9 @@ class Scene:
         )
         topics = PropletTopics(self.peers.channel, ME, compat=compat)
         await self.stack.enter_async_context(session.running())
-        one = ProgramFetcher(session, topics, self.store, limits or Limits(), timeout)
+        one = ProgramFetcher(
+            session, topics, self.store, limits or Limits(), timeout, PolicyFile(self.policy)
+        )
         await one.open()
         assert await session.wait_connected(10)
         self.stack.push_async_callback(one.close)

@@ -331,7 +331,7 @@ def log_file(chosen: PropletSettings) -> Path:
 def process(chosen: PropletSettings) -> Iterator[subprocess.Popen[bytes]]:
     """A proplet as a process of its own; killed at the end if it still runs."""
     given = chosen.model_dump(
-        mode="json", exclude={"task_fuel", "external_runtime", "description", "location"}
+        mode="json", exclude={"task_fuel", "external_runtime", "description", "location", "policy"}
     )
     code = (
         "import json, sys\n"

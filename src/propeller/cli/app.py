@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import audit, certs, experiment_commands, model, user
-from propeller.cli.options import DEFAULT_STATE, StateOption, for_stack
+from propeller.cli import audit, certs, experiment_commands, model, signature, user
+from propeller.cli.options import (
+    DEFAULT_STATE,
+    PasswordOption,
+    PlainHttpOption,
+    StateOption,
+    UsernameOption,
+    for_stack,
+)
 from propeller.errors import StartError
 
 if TYPE_CHECKING:
@@ -32,14 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-UsernameOption = Annotated[
-    str | None, typer.Option("--username", "-u", help="User name (default: the login that Docker stores).")
-]
-PasswordOption = Annotated[
-    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-]
-PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Use HTTP; on loopback always.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -194,11 +193,22 @@ def push(
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Sign it with this private key, as 'propeller signature add' does."),
+    ] = None,
 ) -> None:
     """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
     from propeller.cli.artifacts import run_push
 
-    run_push(file, reference, username=username, password_stdin=password_stdin, plain_http=plain_http)
+    run_push(
+        file,
+        reference,
+        username=username,
+        password_stdin=password_stdin,
+        plain_http=plain_http,
+        key_file=sign,
+    )
 
 
 @app.command()
@@ -494,6 +504,9 @@ app.add_typer(certs.commands)
 
 
 app.add_typer(audit.commands)
+
+
+app.add_typer(signature.commands)
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

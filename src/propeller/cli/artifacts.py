@@ -1,20 +1,28 @@
-"""``propeller push`` and ``propeller pull``."""
+"""``propeller push`` and ``propeller pull``, and the signatures of what is pushed."""
 
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from propeller.cli.connection import read_password
 from propeller.errors import StartError
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
 from propeller.oci.reference import Reference
+from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
 from propeller.protocol.programs import WASM_MAGIC
+from propeller.wasm.capabilities import capabilities_of, told
+
+if TYPE_CHECKING:
+    from propeller.oci.signing import SigningKey
 
 USERNAME, PASSWORD = "ORAS_USER", "ORAS_PASSWORD"
 """Environment variables of a login, as the guide of absmach/propeller sets them for ``oras push``."""
@@ -25,16 +33,27 @@ _LOGIN_HELP = (
 )
 
 
+KEY_PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - its name
+"""The environment variable with the password of a private key, as cosign has it."""
+
+
 def run_push(
-    file: Path, reference: str, *, username: str | None, password_stdin: bool, plain_http: bool
+    file: Path,
+    reference: str,
+    *,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+    key_file: Path | None = None,
 ) -> None:
-    """Push a file; print its reference, digest and size as ``oras push`` does.
+    """Push a file, and sign it if there is a key; print its reference, digest and size as ``oras push`` does, and what it may do.
 
     Raises:
         OciError: with the cause and the remedy.
-        StartError: the file is not a program, or half a login was given.
+        StartError: the file is not a program, the key cannot be used, or half a login was given.
     """
     _check_wasm(file)
+    key = None if key_file is None else read_key(key_file)
     login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
 
     async def push() -> tuple[Reference, Artifact]:
@@ -47,6 +66,8 @@ def run_push(
                     file,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                 )
+            if key is not None:
+                await _sign(registry, parsed, artifact.digest, key)
         return parsed, artifact
 
     pushed, artifact = asyncio.run(push())
@@ -54,6 +75,91 @@ def run_push(
     print(f"ArtifactType: {UNKNOWN_ARTIFACT}")
     print(f"Digest: {artifact.digest}")
     print(f"Size: {artifact.program.size} bytes")
+    print(f"May: {told(capabilities_of(file.read_bytes()))}")
+    if key_file is not None:
+        print(f"Signed with {key_file}")
+
+
+def read_key(file: Path, *, new: bool = False) -> "SigningKey":
+    """A private key, or a ``new`` one; its password is ``COSIGN_PASSWORD``, or asked for.
+
+    Raises:
+        StartError: it cannot be read, or its password is wrong.
+    """
+    from propeller.oci.signing import SigningKey
+
+    return SigningKey.make() if new else SigningKey.read(file, key_password(file))
+
+
+def key_password(file: Path, *, twice: bool = False) -> bytes:
+    """The password of a private key, from ``COSIGN_PASSWORD`` or asked for; an empty one counts.
+
+    Raises:
+        StartError: it is not set and nobody is there to be asked, or the two differ.
+    """
+    given = os.environ.get(KEY_PASSWORD)
+    if given is None:
+        given = read_password(str(file), KEY_PASSWORD, twice=twice)
+    return given.encode()
+
+
+def run_sign(
+    reference: str, key_file: Path, *, username: str | None, password_stdin: bool, plain_http: bool
+) -> None:
+    """Sign what a reference names now.
+
+    Raises:
+        OciError: with the cause and the remedy.
+        StartError: the key cannot be used, or half a login was given.
+    """
+    key, login = read_key(key_file), _login(username, password_stdin=password_stdin)
+
+    async def sign() -> tuple[Reference, Artifact]:
+        parsed = _parse(reference, plain_http=plain_http)
+        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+            artifact = await registry.resolve(parsed)
+            await _sign(registry, parsed, artifact.digest, key)
+        return parsed, artifact
+
+    parsed, artifact = asyncio.run(sign())
+    print(f"Signed {parsed.registry}/{parsed.repository}@{artifact.digest} with {key_file}")
+
+
+def run_verify(
+    reference: str,
+    key_files: Sequence[Path],
+    *,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+) -> None:
+    """Verify that one of some keys has signed what a reference names now; print which, and what the program may do.
+
+    Raises:
+        SignatureError: none of them has.
+        OciError: with the cause and the remedy.
+        StartError: a key cannot be read, or half a login was given.
+    """
+    from propeller.oci.signing import PublicKey, verify
+
+    keys = [PublicKey.read(file, "--key") for file in key_files]
+    login = _login(username, password_stdin=password_stdin)
+
+    async def fetch() -> tuple[Reference, Artifact, bytes, list[Signature]]:
+        parsed = _parse(reference, plain_http=plain_http)
+        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+            artifact, content = await registry.pull(parsed)
+            return parsed, artifact, content, await registry.signatures(parsed, artifact.digest)
+
+    parsed, artifact, content, signatures = asyncio.run(fetch())
+    signer = verify(signatures, artifact.digest, keys)
+    print(f"{parsed.registry}/{parsed.repository}@{artifact.digest} is signed by {signer.name}")
+    print(f"May: {told(capabilities_of(content))}")
+
+
+async def _sign(registry: RegistryClient, reference: Reference, digest: str, key: "SigningKey") -> None:
+    repository = f"{reference.registry.host}/{reference.repository}"
+    await registry.add_signature(reference, digest, key.sign(repository, digest))
 
 
 def run_pull(

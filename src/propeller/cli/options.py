@@ -39,6 +39,13 @@ CaOption = Annotated[
         "PROPELLER_CA_CERT, if it is set.",
     ),
 ]
+UsernameOption = Annotated[
+    str | None, typer.Option("--username", "-u", help="User name (default: the login that Docker stores).")
+]
+PasswordOption = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+]
+PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Use HTTP; on loopback always.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _STACK_OPTIONS = {

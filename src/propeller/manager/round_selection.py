@@ -145,7 +145,11 @@ class RoundSelector:
             unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), start.selection)
             if unknown is not None:
                 return ChosenParticipants(failure=unknown, final=True)
-        candidates = [_candidate(proplet) for proplet in self._fleet.alive()]
+        candidates = [
+            _candidate(proplet)
+            for proplet in self._fleet.alive()
+            if not (proplet.metadata or {}).get("resting")
+        ]
         try:
             chosen = select(candidates, start.selection, Draw(start.number, start.attempt, start.mode))
             program = await self._pins.pin(start.task_wasm_image)

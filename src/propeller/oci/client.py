@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
 
@@ -23,6 +23,7 @@ from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
 from propeller.oci.credentials import Logins
 from propeller.oci.errors import (
     LOGIN_HELP,
+    ArtifactNotFoundError,
     ArtifactTooLargeError,
     DigestMismatchError,
     InvalidReferenceError,
@@ -31,6 +32,13 @@ from propeller.oci.errors import (
 from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import Reference
 from propeller.oci.responses import read_document
+from propeller.oci.signatures import (
+    MAX_SIGNATURES,
+    Signature,
+    signature_manifest,
+    signature_of,
+    signature_tag,
+)
 from propeller.protocol.programs import WASM_MAGIC
 
 MAX_PROGRAM_BYTES = 64 * 1024 * 1024
@@ -52,10 +60,12 @@ class Artifact:
     Attributes:
         digest: of its manifest; ``repository@digest`` names it for good.
         program: the layer that holds the Wasm program, with a digest of its own.
+        manifest: its bytes.
     """
 
     digest: str
     program: Descriptor
+    manifest: bytes = b""
 
 
 class ManifestStore(Protocol):
@@ -129,7 +139,7 @@ class RegistryClient:
             typed = [
                 layer for layer in found[:_MAX_PROBED_LAYERS] if await self._starts_as_wasm(reference, layer)
             ]
-        return Artifact(digest_of(data), manifest.select_program(typed, str(reference), found))
+        return Artifact(digest_of(data), manifest.select_program(typed, str(reference), found), data)
 
     async def pull(self, reference: Reference, progress: Progress | None = None) -> tuple[Artifact, bytes]:
         """Resolve a reference and get its program's bytes, verified.
@@ -236,8 +246,63 @@ class RegistryClient:
         upload = _Upload(self._http, reference)
         await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
         await upload.store_blob(layer, program, progress)
-        digest = await upload.store_manifest(manifest.program_manifest(layer))
-        return Artifact(digest, layer)
+        data = manifest.program_manifest(layer)
+        return Artifact(await upload.store_manifest(data), layer, data)
+
+    async def signatures(self, reference: Reference, digest: str) -> list[Signature]:
+        """The signatures of an artifact in cosign's format; what is no signature among them is left out.
+
+        Args:
+            reference: gives the registry and repository.
+            digest: of the artifact's manifest.
+
+        Raises:
+            OciError: they cannot be read; not if there are none.
+        """
+        self.check(reference)
+        found: list[Signature] = []
+        for layer in (await self._signature_layers(reference, digest))[:MAX_SIGNATURES]:
+            value = signature_of(layer)
+            if value is not None:
+                found.append(Signature(await self._get_payload(reference, layer), value))
+        return found
+
+    async def add_signature(self, reference: Reference, digest: str, signature: Signature) -> None:
+        """Store a signature beside those that an artifact has.
+
+        Args:
+            reference: gives the registry and repository.
+            digest: of the artifact's manifest.
+            signature: of that digest.
+
+        Raises:
+            OciError: with the cause and the remedy.
+        """
+        layers = [*await self._signature_layers(reference, digest), signature.layer]
+        upload = _Upload(self._http, replace(reference, tag=signature_tag(digest), digest=None))
+        data, config = signature_manifest(layers)
+        await upload.store_blob(Descriptor.of("", config), config, None)
+        await upload.store_blob(signature.layer, signature.payload, None)
+        await upload.store_manifest(data)
+
+    async def _signature_layers(self, reference: Reference, digest: str) -> list[Descriptor]:
+        try:
+            data = await self._get_document(reference, signature_tag(digest))
+        except ArtifactNotFoundError:
+            return []
+        return manifest.read_layers(data, f"the signatures of {reference}")
+
+    async def _get_payload(self, reference: Reference, layer: Descriptor) -> bytes:
+        async def get() -> bytes:
+            async with self._get(_purpose(reference), f"blobs/{layer.digest}") as response:
+                return await read_document(response, f"a signature of {reference}")
+
+        data = await self._http.with_retries(_purpose(reference), get)
+        if digest_of(data) != layer.digest:
+            raise DigestMismatchError(
+                f"a signature of {reference} is not what {layer.digest} names", _NOT_USED
+            )
+        return data
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -45,6 +45,10 @@ class RegistryNotAllowedError(OciError, RefusedError):
     """The service does not fetch from this registry."""
 
 
+class NotSignedError(OciError, RefusedError):
+    """The artifact is not signed by anyone whose signatures are believed."""
+
+
 class RegistryUnreachableError(OciError, UnavailableError):
     """There was no connection to the registry, or it broke."""
 

@@ -16,6 +16,7 @@ from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
 from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.outbox import Outbox, TaskPublisher
+from propeller.proplet.policy import PolicyFile
 from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.runner import ProgramRunner
@@ -47,7 +48,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     """Be a proplet until ``stop`` is set.
 
     Raises:
-        StartError: the state folder or the sandbox cannot be opened.
+        StartError: the state folder or the sandbox cannot be opened, or the policy has a mistake.
     """
     me, channel = settings.client_id, Channel(settings.domain_id, settings.channel_id)
     topics = PropletTopics(channel, me, compat=settings.compat)
@@ -59,8 +60,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         tls=settings.tls_context(settings.broker),
         names=SettingNames.of_service("PROPLET"),
     )
+    policy = PolicyFile(settings.policy)
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
-    presence = Presence(settings, session, topics, heartbeat_file)
+    presence = Presence(settings, session, topics, heartbeat_file, policy.is_open)
     publisher = TaskPublisher(session, topics, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
     urls = {
         COORDINATOR: settings.coordinator_url,
@@ -91,12 +93,12 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             raise StartError(f"{folders} cannot be used: {error}") from error
         except (SandboxError, ProgramError) as error:
             raise StartError(str(error)) from error
-        programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout)
+        programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout, policy)
         stack.push_async_callback(programs.close)
         inputs = InputFetcher(services, me, large)
         compressor = UpdateCompressor(sandbox.call, states)
         runner = ProgramRunner(
-            me, programs, inputs, updates, sandbox.run, settings.limits, states, large, compressor
+            me, programs, inputs, updates, sandbox.run, settings.limits, states, large, compressor, policy
         )
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()

@@ -7,6 +7,7 @@ import contextlib
 import platform
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -74,9 +75,11 @@ class Presence:
         session: Session,
         topics: PropletTopics,
         heartbeat_file: HeartbeatFile,
+        is_open: Callable[[], bool],
     ) -> None:
+        """``is_open`` tells whether the device's policy lets tasks begin now."""
         self._settings, self._session, self._topics = settings, session, topics
-        self._heartbeat_file = heartbeat_file
+        self._heartbeat_file, self._is_open = heartbeat_file, is_open
         self._background = BackgroundTasks("proplet")
         self._metadata = device_metadata(settings)
         self._process = psutil.Process()
@@ -84,11 +87,12 @@ class Presence:
 
     async def announce(self) -> None:
         """Register, then send a heartbeat."""
+        self._metadata = self._metadata.model_copy(update={"resting": not self._is_open()})
         create = Registration(
             proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
         )
         await self._publish(Kind.PROPLET_CREATE, create, self._settings.mqtt_qos)
-        await self._send_heartbeat()
+        await self._beat()
 
     def start(self) -> None:
         """Begin to send heartbeats and metrics at their intervals."""
@@ -111,6 +115,12 @@ class Presence:
                 )
 
     async def _send_heartbeat(self) -> None:
+        if self._metadata.resting is self._is_open():  # the policy's hours have begun or ended
+            await self.announce()
+            return
+        await self._beat()
+
+    async def _beat(self) -> None:
         alive = HeartbeatMessage(proplet_id=self._settings.client_id, namespace=self._settings.namespace)
         if await self._publish(Kind.PROPLET_ALIVE, alive):
             self._heartbeat_file.mark()

@@ -17,6 +17,7 @@ from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
+from propeller.proplet.policy import Policy, PolicyFile
 from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Kind, PropletTopics
@@ -51,6 +52,9 @@ class ProgramStore(Protocol):
 
     def has(self, digest: str) -> bool:
         """Whether the program is there."""
+
+    def read(self, digest: str) -> bytes:
+        """Its bytes; raises ``ProgramError`` if it is not there."""
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
         """Keep a program; raises ``ProgramError``."""
@@ -120,8 +124,9 @@ class ProgramFetcher:
         store: ProgramStore,
         limits: Limits,
         timeout_s: float,
+        policy: PolicyFile,
     ) -> None:
-        """``timeout_s``: seconds without an answer or a new chunk after which a fetch is given up."""
+        """``timeout_s``: seconds without an answer or a new chunk after which a fetch is given up; ``policy``: what may run here."""
         self._session, self._topics = session, topics
         self._store, self._limits, self._timeout_s = store, limits, timeout_s
         self._pending_by_reference: dict[str, PendingFetch] = {}
@@ -130,6 +135,8 @@ class ProgramFetcher:
         self._downloads: SingleFlight[str, None] = SingleFlight()
         self._shared_topic_users = 0
         self._pinned: LRUCache[str, str] = LRUCache(_MAX_PINNED)
+        self._policy_file, self._policy = policy, policy.current()
+        self._checked: LRUCache[str, bool] = LRUCache(_MAX_PINNED)
 
     async def open(self) -> None:
         """Listen to the proxy's answers."""
@@ -145,12 +152,16 @@ class ProgramFetcher:
         """Have the program that a reference stands for now in the store; its digest.
 
         Raises:
-            TaskError: it cannot be fetched, and why.
+            TaskError: it cannot be fetched, or may not run here, and why.
         """
+        policy = self._current_policy()
+        policy.check_reference(reference)
         try:
-            return await self._fetches.run(reference, lambda: self._fetch(reference))
+            digest = await self._fetches.run(reference, lambda: self._fetch(reference, policy))
         except AssemblyError as error:
             raise TaskError(f"program {reference}: {error}") from None
+        await self._check_content(reference, digest, policy)
+        return digest
 
     async def add(self, content: bytes) -> str:
         """Put a program that came with its task into the store; its digest.
@@ -158,22 +169,53 @@ class ProgramFetcher:
         Raises:
             TaskError: it is not a program.
         """
+        policy = self._current_policy()
+        if policy.repositories is not None or policy.signers:
+            raise TaskError(
+                "the policy of this device: programs come from repositories that it names, or signed, and not in a task"
+            )
         digest = await asyncio.to_thread(digest_of, content)
         await self._put_in_store("in the task's file", digest, content)
+        await self._check_content("the program in the task's file", digest, policy)
         return digest
 
-    async def _fetch(self, reference: str) -> str:
+    def _current_policy(self) -> Policy:
+        """The policy that holds now; what was checked by another one is checked again.
+
+        Raises:
+            TaskError: it cannot be read, so nothing runs.
+        """
+        policy = self._policy_file.current()
+        if policy is not self._policy:
+            self._policy = policy
+            self._pinned.clear()
+            self._checked.clear()
+        return policy
+
+    async def _check_content(self, reference: str, digest: str, policy: Policy) -> None:
+        """See that the policy lets a program do what it can; raises ``TaskError`` if not."""
+        if policy.may is None or digest in self._checked:
+            return
+        try:
+            content = await asyncio.to_thread(self._store.read, digest)
+        except ProgramError as error:
+            raise TaskError(f"program {reference}: {error}") from None
+        await asyncio.to_thread(policy.check_program, reference, content)
+        self._checked[digest] = True
+
+    async def _fetch(self, reference: str, policy: Policy) -> str:
         known = self._pinned.get(reference)
         if known is not None and self._store.has(known):
             return known
         log.info("Requesting binary from registry: %s", reference)
         pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
         try:
-            await self._resolve(reference, pending)
+            await self._resolve(reference, pending, signatures=bool(policy.signers))
         finally:
             del self._pending_by_reference[reference]
         if pending.error is not None:
             raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
+        policy.check_signature(reference, pending.resolved)
         if pending.resolved is None:
             return await self._store_assembled(reference, pending.assembly)
         digest = pending.resolved.digest
@@ -186,10 +228,14 @@ class ProgramFetcher:
             self._pinned[reference] = digest
         return digest
 
-    async def _resolve(self, reference: str, pending: PendingFetch) -> None:
+    async def _resolve(self, reference: str, pending: PendingFetch, *, signatures: bool) -> None:
         """Ask until the proxy has answered or, on the shared topic, has sent every chunk."""
         compat = self._topics.compat
-        request = ProgramRequest(app_name=reference, proplet_id=None if compat else self._topics.proplet_id)
+        request = ProgramRequest(
+            app_name=reference,
+            proplet_id=None if compat else self._topics.proplet_id,
+            signatures=True if signatures and not compat else None,
+        )
         wait_s, left_s = RESOLVE_WAIT_S, self._timeout_s
         async with contextlib.AsyncExitStack() as listening:
             if compat:

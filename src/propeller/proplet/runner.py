@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from propeller.proplet.device_states import DeviceStates, TaskState, round_numbe
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import InputFetcher
 from propeller.proplet.large_files import LargeFiles
+from propeller.proplet.policy import PolicyFile
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.proplet.updates import UpdateSender, parse_program_output
@@ -74,11 +76,12 @@ class ProgramRunner:
         states: DeviceStates,
         large: LargeFiles,
         compressor: UpdateCompressor,
+        policy: PolicyFile,
     ) -> None:
-        """``limits`` are the proplet's; a task may ask for lower ones."""
+        """``limits`` are the proplet's; its policy and a task may ask for lower ones."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
         self._updates, self._execute, self._limits, self._states = updates, execute, limits, states
-        self._large, self._compressor = large, compressor
+        self._large, self._compressor, self._policy = large, compressor, policy
 
     def task_folder(self) -> AbstractAsyncContextManager[Path]:
         """A folder for a task's large files, made when there are some, and removed at the end of the block."""
@@ -90,8 +93,10 @@ class ProgramRunner:
         ``folder`` is the task's for large files.
 
         Raises:
-            TaskError: something cannot be fetched, or the task is of a kind that does not run here.
+            TaskError: something cannot be fetched, the device's policy is against it, or the task is of a kind that does not run here.
         """
+        policy = self._policy.current()
+        policy.check_time(datetime.now().astimezone())
         env = {**start.env, "PROPLET_ID": self._proplet_id}
         _check_supported(start)
         for name, value in env.items():
@@ -104,7 +109,7 @@ class ProgramRunner:
             self._updates.check_destination(env)
             env.setdefault("FL_MODE", "train")
         limits = replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits
-        limits = limits.lowered(start.limits)
+        limits = policy.lowered(limits).lowered(start.limits)
         digest: str
         inputs: TaskInputs
         digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env, folder))

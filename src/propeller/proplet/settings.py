@@ -79,6 +79,8 @@ class PropletSettings(MqttTlsSettings):
     task_compile_time: Seconds = Field(60.0, alias="PROPLET_TASK_COMPILE_TIME", gt=0)
     task_compile_memory: int = Field(2048 * MIB, alias="PROPLET_TASK_COMPILE_MEMORY", ge=64 * MIB)
     fetch_timeout: Seconds = Field(60.0, alias="PROPLET_FETCH_TIMEOUT", gt=0)
+    policy: Path | None = Field(None, alias="PROPLET_POLICY")
+    """What the device's owner lets it run."""
     external_runtime: str | None = Field(None, alias="PROPLET_EXTERNAL_WASM_RUNTIME")
 
     @field_validator("mqtt_qos", mode="before")

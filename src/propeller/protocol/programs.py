@@ -29,6 +29,15 @@ class ProgramRequest(Message):
     proplet_id: Id | None = None
     digest: Digest | None = None
     missing: list[Annotated[int, Field(ge=0)]] | None = None
+    signatures: bool | None = None
+    """Whether the answer is to have the artifact's manifest and signatures, as the proplet verifies them."""
+
+
+class ProgramSignature(Message):
+    """A signature of an artifact in cosign's format: what was signed, and the signature; both in base64."""
+
+    payload: str
+    value: str
 
 
 class ResolvedProgram(Message):
@@ -43,6 +52,9 @@ class ResolvedProgram(Message):
     total_chunks: int | None = None
     functions: list[str] | None = None
     """Those that the artifact says the program has; ``None`` if it does not say."""
+    manifest: str | None = None
+    """The artifact's manifest in base64, which names the program by its digest, where signatures were asked for."""
+    signatures: list[ProgramSignature] | None = None
     error: str | None = None
 
 

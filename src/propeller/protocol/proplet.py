@@ -27,6 +27,8 @@ class PropletMetadata(Message):
     directed: bool = False
     device_state: bool = False
     """Whether programs of experiments can keep something on it from round to round."""
+    resting: bool = False
+    """Whether its owner lets no task begin at this hour: no round chooses it."""
     liveliness_interval: Annotated[float, Field(gt=0)] | None = None
     """Seconds between heartbeats; the manager's liveness window follows it."""
 

@@ -5,22 +5,50 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+from cachetools import LRUCache, TTLCache
 
 from propeller.digests import digest_of_file
-from propeller.oci.client import RegistryClient
-from propeller.oci.manifest import Descriptor
+from propeller.oci.client import Artifact, RegistryClient
+from propeller.oci.errors import NotSignedError
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
+from propeller.oci.signatures import Signature
 from propeller.process.files import trim_folder
 from propeller.process.logs import get_logger
 from propeller.process.opening import open_in_thread
 from propeller.process.single_flight import SingleFlight
 from propeller.proxy.metrics import ProxyMetrics
 
+if TYPE_CHECKING:
+    from propeller.oci.signing import PublicKey
+
 log = get_logger("proxy")
 
 MAX_CONCURRENT_FETCHES = 4
+
+
+SIGNATURES_LAST_S = 2.0
+"""How long signatures are kept, in seconds, so that those who ask together cost one look; one that is added is seen after it."""
+
+_MAX_SIGNED = 1000
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a reference names.
+
+    Attributes:
+        reference: the same by its manifest's digest.
+        artifact: the program, and the manifest.
+        signatures: of the artifact, if they were looked for.
+    """
+
+    reference: Reference
+    artifact: Artifact
+    signatures: list[Signature] | None = None
 
 
 class BlobCache:
@@ -98,28 +126,63 @@ class ProgramSource:
     """
 
     def __init__(
-        self, client: RegistryClient, blobs: BlobCache, default: DefaultRegistry, metrics: ProxyMetrics
+        self,
+        client: RegistryClient,
+        blobs: BlobCache,
+        default: DefaultRegistry,
+        metrics: ProxyMetrics,
+        signers: "tuple[PublicKey, ...]" = (),
     ) -> None:
-        """``default`` is where references are that name no registry."""
+        """``default`` is where references are that name no registry; one of ``signers``, if there are any, must have signed a program."""
         self._client, self._blobs, self._default, self._metrics = client, blobs, default, metrics
-        self._resolves: SingleFlight[Reference, tuple[Reference, Descriptor]] = SingleFlight()
+        self._signers = signers
+        self._resolves: SingleFlight[Reference, Resolution] = SingleFlight()
+        self._signatures: TTLCache[str, list[Signature]] = TTLCache(_MAX_SIGNED, SIGNATURES_LAST_S)
+        self._signed: LRUCache[str, bool] = LRUCache(_MAX_SIGNED)
         self._fetches: SingleFlight[tuple[Registry, str, str], int] = SingleFlight()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
 
-    async def resolve(self, app_name: str) -> tuple[Reference, Descriptor]:
-        """What a reference names now: the same by its manifest's digest, and the program.
+    async def resolve(self, app_name: str, *, signatures: bool = False) -> Resolution:
+        """What a reference names now; with its signatures if they are wanted, or the proxy asks for one.
 
         Raises:
             OciError: with the cause and the remedy.
         """
         reference = Reference.parse(app_name, self._default)
 
-        async def ask() -> tuple[Reference, Descriptor]:
+        async def ask() -> Resolution:
             artifact = await self._client.resolve(reference)
             pinned = Reference(reference.registry, reference.repository, digest=artifact.digest)
-            return pinned, artifact.program
+            return Resolution(pinned, artifact)
 
-        return await self._resolves.run(reference, ask)
+        found = await self._resolves.run(reference, ask)
+        if signatures or self._signers:
+            found = replace(found, signatures=await self._find_signatures(found))
+        if self._signers:
+            self._check_signed(found)
+        return found
+
+    async def _find_signatures(self, found: Resolution) -> list[Signature]:
+        key = str(found.reference)
+        if (known := self._signatures.get(key)) is not None:
+            return known
+        signatures = await self._client.signatures(found.reference, found.artifact.digest)
+        self._signatures[key] = signatures
+        return signatures
+
+    def _check_signed(self, found: Resolution) -> None:
+        from propeller.oci.signing import SignatureError, verify
+
+        try:
+            signer = verify(found.signatures or (), found.artifact.digest, self._signers)
+        except SignatureError as error:
+            raise NotSignedError(
+                f"{found.reference} must be signed: {error}",
+                f"sign it: propeller signature add {found.reference} --key KEY (the proxy's PROXY_SIGNERS names who is believed)",
+            ) from None
+        if found.artifact.program.digest not in self._signed:
+            log.info("program is signed", reference=str(found.reference), signer=signer.name)
+        self._signed[found.artifact.program.digest] = True
 
     async def ensure(self, app_name: str, digest: str) -> int:
         """Have a program in the cache, from the repository that ``app_name`` names; gives its size in bytes.
@@ -129,6 +192,13 @@ class ProgramSource:
         """
         reference = Reference.parse(app_name, self._default)
         self._client.check(reference)
+        if self._signers and digest not in self._signed:  # it may have been resolved by an earlier process
+            found = await self.resolve(app_name)
+            if found.artifact.program.digest != digest:
+                raise NotSignedError(
+                    f"{app_name} does not name {digest} any more, and who signed that is not known",
+                    "try again",
+                )
         size = self._blobs.size(digest)
         if size is not None:
             return size

@@ -5,9 +5,11 @@ lacks those bytes it asks again with their digest, and takes the chunks from the
 absmach/propeller asks on the topic that all share, says only a reference, and takes its chunks from a topic that all share.
 """
 
+import base64
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from propeller.errors import PropellerError
 from propeller.functions import SECTION, read_functions
@@ -16,12 +18,12 @@ from propeller.mqtt.session import NotConnectedError
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
+from propeller.protocol.programs import ProgramChunk, ProgramRequest, ProgramSignature, ResolvedProgram
 from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, Message
 from propeller.proxy.delivery import DeliveryError, Parcel, ProgramGoneError, ProgramSender, Publish
 from propeller.proxy.metrics import ProxyMetrics
-from propeller.proxy.programs import ProgramSource
+from propeller.proxy.programs import ProgramSource, Resolution
 from propeller.proxy.requesters import Requesters, RequestLimits
 
 log = get_logger("proxy")
@@ -161,21 +163,23 @@ class ProxyService:
     async def _answer(self, request: ProgramRequest) -> bool:
         """Answer a request; whether it was, or was refused as its sender asks for too much."""
         if request.proplet_id is None:
-            _pinned, program = await self._programs.resolve(request.app_name)
+            program = (await self._programs.resolve(request.app_name)).artifact.program
             topic = self._channel.topic(Kind.REGISTRY_CHUNK)
             return await self._send(
                 request, Parcel(topic, request.app_name, program.digest, shared=True), None
             )
         if request.digest is None:
-            pinned, program = await self._programs.resolve(request.app_name)
+            found = await self._programs.resolve(request.app_name, signatures=request.signatures is True)
+            program = found.artifact.program
             functions = program.annotations.get(SECTION)
             resolved = ResolvedProgram(
                 app_name=request.app_name,
                 digest=program.digest,
-                reference=str(pinned),
+                reference=str(found.reference),
                 size=program.size,
                 total_chunks=self._sender.total_chunks(program.size),
                 functions=None if functions is None else read_functions(functions),
+                **(_signatures(found) if request.signatures else {}),
             )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
             return True
@@ -228,3 +232,16 @@ class ProxyService:
             await self._publish(topic, answer.encode())
         except NotConnectedError as error:
             log.warning("could not answer a failure", app_name=request.app_name, reason=str(error))
+
+
+def _signatures(found: Resolution) -> dict[str, Any]:
+    """What a proplet verifies a program by."""
+    return {
+        "manifest": base64.b64encode(found.artifact.manifest).decode(),
+        "signatures": [
+            ProgramSignature(
+                payload=base64.b64encode(one.payload).decode(), value=base64.b64encode(one.value).decode()
+            )
+            for one in found.signatures or ()
+        ],
+    }

@@ -1,7 +1,7 @@
 """ProxySettings of the proxy, with the names of both versions of absmach/propeller."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -15,6 +15,9 @@ from propeller.oci.reference import DefaultRegistry, Registry
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
+
+if TYPE_CHECKING:
+    from propeller.oci.signing import PublicKey
 
 MAX_CHUNK_BYTES = 5_900_000
 """In bytes: as base64 in JSON it stays below the 8 MB that a message may have."""
@@ -54,6 +57,8 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
         "", alias="PROXY_ALLOWED_REGISTRIES"
     )
     """Beside the one above."""
+    signers: str = Field("", alias="PROXY_SIGNERS")
+    """Files with public keys, separated by commas, one of which must have signed a program."""
     authenticate: bool = Field(False, alias="PROXY_AUTHENTICATE")
     registry_username: str | None = Field(None, alias="PROXY_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="PROXY_REGISTRY_PASSWORD")
@@ -93,6 +98,20 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
         return AllowedRegistries(
             parse_registries(self.allowed_registries) | {self.registry}, "PROXY_ALLOWED_REGISTRIES", "proxy"
         )
+
+    @property
+    def signing_keys(self) -> "tuple[PublicKey, ...]":
+        """Whose signatures are believed; nobody need have signed if there are none.
+
+        Raises:
+            StartError: a file cannot be read, or is no key.
+        """
+        files = [Path(name.strip()) for name in self.signers.split(",") if name.strip()]
+        if not files:
+            return ()
+        from propeller.oci.signing import PublicKey  # 9 MB, for those who verify
+
+        return tuple(PublicKey.read(file, "PROXY_SIGNERS") for file in files)
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -408,6 +408,7 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
             "PROPLET_*_BYTES",
             "PROPLET_MAX_TASKS",
             "PROPLET_MQTT_MAX_PACKET_SIZE",
+            "PROPLET_POLICY",
             "PROPLET_STATE_DAYS",
             "PROPLET_TASK_*",
         ),

@@ -89,6 +89,10 @@ class ExternalRuntime:
         """Whether the program is in the cache."""
         return self._cache.has(digest)
 
+    def read(self, digest: str) -> bytes:
+        """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
+        return self._cache.read(digest)
+
     def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         """As ``Sandbox.fetch_lock``."""
         return self._cache.lock("fetch", digest, wait_s)

@@ -69,6 +69,17 @@ class ProgramCache:
         """Whether the program is here; one whose artifact another version made is compiled again when it runs."""
         return is_digest(digest) and self._path(digest, ".wasm").exists()
 
+    def read(self, digest: str) -> bytes:
+        """A program's bytes.
+
+        Raises:
+            ProgramError: the program is not here.
+        """
+        try:
+            return self._path(digest, ".wasm").read_bytes()
+        except OSError:
+            raise _not_here(digest) from None
+
     def find(self, digest: str, runtime_version: str, *, fuel: bool) -> CachedProgram:
         """Where a program and its artifact for this runtime are (or will be); marks them as used.
 
@@ -76,7 +87,7 @@ class ProgramCache:
             ProgramError: the program is not here.
         """
         if not self.has(digest):
-            raise ProgramError(f"program {digest[:71]} is not in the cache; it must be fetched first")
+            raise _not_here(digest)
         source = self._path(digest, ".wasm")
         with source.open("rb") as file:
             component = file.read(8) == _COMPONENT
@@ -166,3 +177,7 @@ class ProgramCache:
     def _trim(self, keep: set[Path]) -> None:
         programs = (path for path in self._folder.iterdir() if path.suffix in {".wasm", ".native"})
         trim_folder(programs, self.max_bytes, keep=keep)
+
+
+def _not_here(digest: str) -> ProgramError:
+    return ProgramError(f"program {digest[:71]} is not in the cache; it must be fetched first")

@@ -123,6 +123,10 @@ class Sandbox:
         """Whether the program is in the cache."""
         return self._cache.has(digest)
 
+    def read(self, digest: str) -> bytes:
+        """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
+        return self._cache.read(digest)
+
     def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         """Be the only one, of the sandboxes that share the cache, who fetches a program.
 

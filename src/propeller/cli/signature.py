@@ -1,0 +1,67 @@
+"""``propeller signature …``: keys that sign programs, and signatures in cosign's format."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from propeller.cli.options import PasswordOption, PlainHttpOption, UsernameOption
+
+commands = typer.Typer(name="signature", help="Sign programs, and verify who has.", no_args_is_help=True)
+
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="The program: registry/name:tag or name@sha256:….")
+]
+
+
+@commands.command(name="make-key")
+def make_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Writes NAME.key and NAME.pub.")],
+) -> None:
+    """Make a key that signs, as 'cosign generate-key-pair' does. Its password is COSIGN_PASSWORD, or asked for."""
+    from propeller.cli.artifacts import key_password, read_key
+    from propeller.errors import StartError
+
+    private, public = Path(f"{name}.key"), Path(f"{name}.pub")
+    for file in (private, public):
+        if file.exists():
+            raise StartError(f"{file} is there already: choose another name")
+    key = read_key(private, new=True)
+    try:
+        key.write(private, public, key_password(private, twice=True))
+    except OSError as error:
+        raise StartError(f"{private}: {error.strerror}") from None
+    print(
+        f"{private} signs: keep it to yourself.\n{public} verifies: give it to proxies (PROXY_SIGNERS) and devices (signers)."
+    )
+
+
+@commands.command()
+def add(
+    reference: ReferenceArgument,
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The private key.")],
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    plain_http: PlainHttpOption = False,
+) -> None:
+    """Sign a program that is in a registry, as 'cosign sign --key' does."""
+    from propeller.cli.artifacts import run_sign
+
+    run_sign(reference, key, username=username, password_stdin=password_stdin, plain_http=plain_http)
+
+
+@commands.command()
+def verify(
+    reference: ReferenceArgument,
+    key: Annotated[
+        list[Path],
+        typer.Option(metavar="PUB", help="A public key, one of which must have signed; repeatable."),
+    ],
+    username: UsernameOption = None,
+    password_stdin: PasswordOption = False,
+    plain_http: PlainHttpOption = False,
+) -> None:
+    """Verify who has signed a program, and show what it may do."""
+    from propeller.cli.artifacts import run_verify
+
+    run_verify(reference, key, username=username, password_stdin=password_stdin, plain_http=plain_http)
