@@ -16,7 +16,8 @@ import pytest
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.fl.strategies import strategy_names
 from propeller.sdk import ExperimentFailedError, ExperimentHandle, Propeller
-from support.python_programs import built
+from propeller.simulation import simulate
+from support.python_programs import CACHE_HOME, built
 from support.stack import Up, propeller, running_stack
 
 ROOT = Path(__file__).parents[2]
@@ -141,15 +142,40 @@ def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> No
     assert max(found) < 0.5, found
 
 
-def test_whoever_sends_noise_is_left_out_of_a_mean_by_its_norm(up: Up, written: Path) -> None:
+def test_whoever_sends_noise_is_left_out_of_a_mean_by_its_norm_on_a_fleet_as_in_a_simulation(
+    up: Up, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded = ("strategy=fedavg", "update.max_norm=30", "update.max_share=0.13", "retries=0", "rounds=3")
     with Propeller.from_state(up.folder) as fl:
-        bounded = ("strategy=fedavg", "update.max_norm=30", "retries=0")
         handle = submit(fl, up, written, "robust.toml", None, *bounded)
         assert accuracies(handle)[-1] > 0.8
-        trained = [one for one in handle.history() if one["kind"] == "train"]
-    for one in trained:
-        assert {failure["name"] for failure in one["failures"]} == {"proplet-8", "proplet-9", "proplet-10"}
-        assert all("of update.max_norm" in failure["reason"] for failure in one["failures"])
+        rounds, model = list(handle.history()), handle.model()
+    left_out = failures(rounds)
+    assert list(left_out) == [1, 2, 3]
+    for reasons in left_out.values():
+        assert reasons.keys() == {"proplet-8", "proplet-9", "proplet-10"}
+        assert all("of update.max_norm" in reason for reason in reasons.values())
+    assert any("counted_samples" in update for one in rounds for update in one["updates"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))  # where the program is compiled already
+    made = ExperimentFile.load(written / "robust.toml", bounded).to_experiment()
+    ended = simulate(made, program=built(ROOT / "programs" / "python" / "softmax.py"))
+    same = ended.model()
+    assert all(np.array_equal(same[name], array) for name, array in model.items())
+    assert failures(list(ended.history())) == left_out
+
+
+def failures(rounds: list[dict[str, Any]]) -> dict[int, dict[str, str]]:
+    """Who failed in rounds of training, and why: by the names of a fleet, without what the device itself says before it."""
+    found = {}
+    for one in rounds:
+        if one["kind"] == "train":
+            reasons = {}
+            for each in one["failures"]:
+                name = each["name"].replace("client", "proplet")
+                reason = each["reason"].replace(each["proplet_id"], name)
+                reasons[name] = reason[reason.index("update: the norm") :]
+            found[one["number"]] = reasons
+    return found
 
 
 def test_bulyan_holds_against_as_many_as_it_promises_and_refuses_more(up: Up, written: Path) -> None:

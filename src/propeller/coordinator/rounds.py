@@ -281,10 +281,11 @@ class RoundRecord:
         told = {"task_wasm_image": program, "names": names if isinstance(self.request, RoundStart) else None}
         if known := {field: value for field, value in told.items() if value}:
             changes["request"] = self.request.model_copy(update=known)
-        updates = {**self.updates, **{update.proplet_id: update for update in accepted}}
-        if updates.keys() != after.accepted.keys():  # some were left out
-            updates = {name: updates[name] for name in updates if name in after.accepted}
-        if updates.keys() != self.updates.keys():
+        came = {update.proplet_id: update for update in accepted}
+        if came or len(after.accepted) < len(self.updates):
+            updates = {**self.updates, **came}
+            if len(after.accepted) < len(updates):  # some were left out
+                updates = {name: updates[name] for name in updates if name in after.accepted}
             changes["updates"] = updates
         if after.state is not self.state:
             if self.state is RoundState.COLLECTING:
