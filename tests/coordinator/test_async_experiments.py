@@ -1,9 +1,7 @@
 """Asynchronous experiments in the coordinator: waves, merges of their updates, and what survives kill -9."""
 
 import asyncio
-import contextlib
 import re
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from support.coordinator import (
     lose_updates,
     process,
 )
+from support.databases import execute
 from support.experiments import PINNED, FakeFleet, answering, detail, history, in_state, submit, variables
 from support.net import eventually
 
@@ -154,8 +153,7 @@ async def test_an_update_that_is_not_there_any_more(
             await eventually(has_three)
             await asyncio.to_thread(coordinator.kill)
             if lost == "row":
-                with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.db")) as database, database:
-                    database.execute("DELETE FROM updates WHERE round_id = 'e.w1'")
+                execute(tmp_path / "coordinator.db", "DELETE FROM updates WHERE round_id = 'e.w1'")
             else:
                 lose_updates(tmp_path)
             await asyncio.to_thread(coordinator.start)

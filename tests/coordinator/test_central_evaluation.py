@@ -66,9 +66,16 @@ def channel(tmp_path: Path) -> Channel:
 
 
 @pytest.fixture
-async def push(tmp_path: Path) -> AsyncIterator[Push]:
-    """Puts a program into a registry; gives the reference by digest."""
-    async with embedded(tmp_path / "artifacts") as host, RegistryClient() as registry:
+async def host(tmp_path: Path) -> AsyncIterator[str]:
+    """A registry's."""
+    async with embedded(tmp_path / "artifacts") as address:
+        yield address
+
+
+@pytest.fixture
+async def push(host: str) -> AsyncIterator[Push]:
+    """Puts a program into the registry; gives the reference by digest."""
+    async with RegistryClient() as registry:
 
         async def push(wasm: bytes) -> str:
             reference = Reference.parse(f"{host}/mine:v1")
@@ -86,7 +93,7 @@ async def data_store(tmp_path: Path) -> AsyncIterator[str]:
 
 @pytest.fixture
 def env(
-    tmp_path: Path, peers: tuple[Peers, str], broker_port: int, channel: Channel, data_store: str
+    tmp_path: Path, peers: tuple[Peers, str], broker_port: int, channel: Channel, data_store: str, host: str
 ) -> dict[str, str]:
     mqtt = variables(broker_port, channel)
     return environment(
@@ -94,6 +101,7 @@ def env(
         peers[1],
         DATA_STORE_URL=data_store,
         COORDINATOR_PROGRAM_CACHE=str(COMPILED),
+        COORDINATOR_ALLOWED_REGISTRIES=host,
         **mqtt,
     )
 

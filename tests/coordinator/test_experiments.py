@@ -1,11 +1,9 @@
 """Experiments in the coordinator: what follows from what, what is told of it, and what is refused."""
 
 import asyncio
-import contextlib
 import csv
 import io
 import re
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from propeller.coordinator import tables
 from propeller.coordinator.aggregation import RETRY_DELAYS
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.rounds import RoundChange
@@ -35,6 +35,7 @@ from support.coordinator import (
     kept_updates,
     process,
 )
+from support.databases import change, execute
 from support.experiments import (
     IMAGE,
     PINNED,
@@ -75,11 +76,20 @@ async def world(
         yield World(http, peers[0], fleet, env)
 
 
-def change(env: dict[str, str], statement: str, *values: Any) -> None:
-    """Change the database of a coordinator that does not run, as another version might have left it."""
-    with contextlib.closing(sqlite3.connect(f"{env['COORDINATOR_STATE']}/coordinator.db")) as database:
-        assert database.execute(statement, values).rowcount > 0
-        database.commit()
+def change_json(
+    env: dict[str, str], column: "sa.Column[Any]", row: sa.ColumnElement[bool], **fields: Any
+) -> None:
+    """Change a column of a coordinator that does not run, as another version might have left it."""
+
+    def run(connection: sa.Connection) -> None:
+        key = next(iter(column.table.primary_key))
+        found = connection.execute(sa.select(key, column).where(row)).all()
+        assert found
+        for value, document in found:
+            changed = column.table.update().where(key == value)
+            connection.execute(changed.values({column.name: document | fields}))
+
+    change(Path(env["COORDINATOR_STATE"]) / "coordinator.db", run)
 
 
 async def test_rounds_follow_each_other_to_the_end(world: World) -> None:
@@ -753,10 +763,8 @@ async def test_aliases_that_a_crash_at_the_end_left_behind_are_moved_at_the_next
         await eventually(lambda: peers[0].aliases == {"e/latest": 2, "e/best": 2})
 
         def is_settled() -> bool:
-            with contextlib.closing(
-                sqlite3.connect(f"{env['COORDINATOR_STATE']}/coordinator.db")
-            ) as database:
-                return database.execute("SELECT settled FROM experiments").fetchall() == [(1,)]
+            file = Path(env["COORDINATOR_STATE"]) / "coordinator.db"
+            return execute(file, "SELECT settled FROM experiments") == [(1,)]
 
         await eventually(is_settled)
     peers[0].requests.clear()
@@ -803,7 +811,7 @@ async def test_a_stored_spec_that_is_refused_fails_its_experiment_alone(
         await submit(http, name="mine")
         await submit(http, id="other", rounds=1)
         await eventually(lambda: len(fleet.round_ids) == 3)
-    change(env, "UPDATE experiments SET spec = json_set(spec, ?, ?) WHERE id != 'other'", f"$.{field}", value)
+    change_json(env, tables.experiments.c.spec, tables.experiments.c.id != "other", **{field: value})
     async with coordinating(env) as http:
         found = await in_state(http, "failed")
         assert re.search(f"refuses its spec: {field}: ", found["reason"])
@@ -837,7 +845,7 @@ async def test_a_stored_round_that_is_refused_is_tried_again(
         await eventually(lambda: len(fleet.round_ids) == 1)
         alone = {"round_id": "alone", "participants": ["p-1"], "k_of_n": 1, "task_wasm_image": "r/i:1"}
         assert (await http.post("/experiments", json=alone)).status_code == 201
-    change(env, "UPDATE rounds SET experiment = json_set(experiment, '$.min_updates', 0)")
+    change_json(env, tables.rounds.c.experiment, sa.true(), min_updates=0)
     async with coordinating(env) as http, answering(http, broker_port, channel):
         await in_state(http, "completed")
         first, second = await history(http)
@@ -856,7 +864,7 @@ async def test_a_stored_progress_that_is_refused_fails_its_experiment_alone(
         await submit(http)
         await submit(http, id="other", rounds=1)
         await eventually(lambda: len(fleet.round_ids) == 2)
-    change(env, "UPDATE experiments SET progress = json_set(progress, '$.mood', 3) WHERE id = 'e'")
+    change_json(env, tables.experiments.c.progress, tables.experiments.c.id == "e", mood=3)
     async with coordinating(env) as http:
         found = await in_state(http, "failed")
         assert re.search("cannot read how far it was: unknown fields: mood", found["reason"])

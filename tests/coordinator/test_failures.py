@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from propeller.coordinator.tables import update_documents
+from propeller.coordinator.tables import SCHEMA, update_documents
 from support.coordinator import (
     PARTICIPANTS,
     Peers,
@@ -25,6 +25,7 @@ from support.coordinator import (
     process,
     send,
 )
+from support.databases import change
 from support.net import eventually
 
 RECORDED, OVER = {"status": "recorded"}, {"status": "over"}
@@ -148,19 +149,18 @@ def _make_old(file: Path) -> None:
     """Make the tables those of the first revision, without a revision and without failures; updates are files beside it."""
     first: sa.MetaData = import_module("propeller.coordinator.migrations.0001_first").tables
     tables = [first.tables["rounds"], first.tables["updates"]]
-    new = sa.create_engine(f"sqlite:///{file}")
-    with new.connect() as connection:
+
+    def run(connection: sa.Connection) -> None:
         rows = [connection.execute(sa.select(table)).mappings().all() for table in tables]
         for digest, content in connection.execute(sa.select(update_documents)):
             (file.parent / "updates" / digest).write_bytes(content)
-    new.dispose()
-    file.unlink()
-    old = sa.create_engine(f"sqlite:///{file}")
-    with old.begin() as connection:
+        SCHEMA.version_table.drop(connection)
+        SCHEMA.tables.drop_all(connection)
         first.create_all(connection, tables)
         for table, found in zip(tables, rows, strict=True):
             connection.execute(table.insert(), [dict(row) for row in found])
-    old.dispose()
+
+    change(file, run)
 
 
 async def test_a_database_from_before_there_were_failures_is_read(

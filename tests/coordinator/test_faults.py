@@ -1,9 +1,7 @@
 """Peers that are down or say no, and a coordinator that is killed: no acknowledged update is lost, none counts twice."""
 
 import asyncio
-import contextlib
 import functools
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from support.coordinator import (
     settings,
     update,
 )
+from support.databases import execute
 from support.net import eventually, free_port
 
 
@@ -234,9 +233,7 @@ async def test_a_round_that_another_coordinator_moved_is_read_back(
     http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     await configure(http)
-    with sqlite3.connect(tmp_path / "coordinator.db") as database:
-        database.execute("UPDATE rounds SET state = 'failed', reason = 'of the other one'")
-    database.close()
+    execute(tmp_path / "coordinator.db", "UPDATE rounds SET state = 'failed', reason = 'of the other one'")
     conflict = await http.post("/update", json=update("p-1"))
     assert (conflict.status_code, "only one coordinator" in conflict.json()["error"]) == (503, True)
     late = await http.post("/update", json=update("p-1"))
@@ -335,8 +332,8 @@ async def test_killed_at_any_moment_under_load(
             killable.kill()
             known = set(acknowledged)
             # An update counts exactly when its document is there.
-            with contextlib.closing(sqlite3.connect(tmp_path / "state" / "coordinator.db")) as database:
-                counted = [row[0] for row in database.execute("SELECT digest FROM updates ORDER BY digest")]
+            file = tmp_path / "state" / "coordinator.db"
+            counted = [row[0] for row in execute(file, "SELECT digest FROM updates ORDER BY digest")]
             assert kept_updates(tmp_path / "state") == counted
             await asyncio.to_thread(killable.start)
             received = (await http.get("/rounds/r-1")).json()["received"]

@@ -32,6 +32,7 @@ from support.coordinator import (
     send,
     update,
 )
+from support.databases import database_at
 from support.nats import open_broker
 from support.net import eventually, free_port
 
@@ -205,7 +206,7 @@ async def test_a_notice_waits_for_the_broker_and_survives_a_restart(
         await configure(http, k_of_n=1)
         await send(http, "p-1")
         assert (await ended(http))["completed"]
-    database = Database(str(tmp_path / "state" / "coordinator.db"))
+    database = Database(database_at(tmp_path / "state" / "coordinator.db"))
     assert await RoundStore(database).unannounced() == [("r-1", 1)]
     with open_broker(tmp_path / "broker", port):
         async with listening(port) as listener, coordinating(env):

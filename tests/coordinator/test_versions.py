@@ -38,6 +38,7 @@ from support.coordinator import (
     kept_updates,
     update,
 )
+from support.databases import database_at
 from support.net import eventually, free_port
 
 SOURCE = np.random.default_rng(3)
@@ -53,7 +54,7 @@ class Peers:
 
     def __init__(self, folder: Path, registry: str, aggregator: str) -> None:
         self.urls = {"model registry": registry, "aggregator": aggregator}
-        self.database = Database(str(folder / "d.db"))
+        self.database = Database(database_at(folder / "d.db"))
         self.updates = KeptUpdates(BlobStore(folder / "blobs"), self.database)
 
     async def store(self, slot: int, update: Tensors, **more: Any) -> RoundContribution:

@@ -8,6 +8,7 @@ import pytest
 from propeller.manager import tables
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
+from support.databases import database_at
 from support.manager import FakeCoordinator, RunningManager, open_manager
 
 
@@ -33,7 +34,7 @@ async def fl_manager(
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(str(tmp_path / "manager.db"))
+    opened = Database(database_at(tmp_path / "manager.db"))
     await migrate(opened, tables.SCHEMA)
     yield opened
     await opened.close()

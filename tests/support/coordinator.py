@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -53,6 +52,7 @@ from propeller.store.database import Database
 from propeller.tensors.safetensors import write_header
 from propeller.web.auth import Admission
 from propeller.web.server import Bind, serve
+from support.databases import database_at, execute
 from support.net import free_port, wait_port
 
 BASE = {"w": [0.0, 0.0, 0.0], "b": 0.0}
@@ -188,6 +188,7 @@ def environment(folder: Path, peers: str, **more: str) -> dict[str, str]:
     """A coordinator's variables: its state in ``folder``, both peers at one URL, no MQTT unless said."""
     return {
         "COORDINATOR_STATE": str(folder),
+        "COORDINATOR_DATABASE": database_at(folder / "coordinator.db"),
         "COORDINATOR_PORT": str(free_port()),
         "MODEL_REGISTRY_URL": peers,
         "AGGREGATOR_URL": peers,
@@ -222,7 +223,7 @@ async def coordinating(env: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
 @contextlib.asynccontextmanager
 async def assembled(folder: Path, admission: Admission | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """A coordinator without a server and without peers, which knows version 0: for what ends before aggregation."""
-    database = Database(str(folder / "coordinator.db"))
+    database = Database(database_at(folder / "coordinator.db"))
     store, metrics = RoundStore(database), CoordinatorMetrics()
     await store.create()
     async with ServiceClient("nobody", "http://127.0.0.1:1", retry_delays=()) as nobody:
@@ -274,15 +275,13 @@ def _no_programs() -> NoReturn:
 
 def kept_updates(state: Path) -> list[str]:
     """The digests of the updates that the coordinator with this state keeps, in its database and as files."""
-    with contextlib.closing(sqlite3.connect(state / "coordinator.db")) as database:
-        found = [row[0] for row in database.execute("SELECT digest FROM update_documents")]
+    found = [row[0] for row in execute(state / "coordinator.db", "SELECT digest FROM update_documents")]
     return sorted([*found, *(path.name for path in (state / "updates").iterdir())])
 
 
 def lose_updates(state: Path, digest: str = "%") -> None:
     """Take updates out of a state, wherever they are: all, or one."""
-    with contextlib.closing(sqlite3.connect(state / "coordinator.db")) as database, database:
-        database.execute("DELETE FROM update_documents WHERE digest LIKE ?", [digest])
+    execute(state / "coordinator.db", "DELETE FROM update_documents WHERE digest LIKE :digest", digest=digest)
     for path in (state / "updates").glob("*" if digest == "%" else digest):
         path.unlink()
 

@@ -19,6 +19,7 @@ from propeller.identity.settings import IdentitySettings
 from propeller.mqtt.broker import Broker
 from propeller.mqtt.broker_config import BrokerSettings
 from propeller.store.ownership import owned
+from support.databases import database_at
 from support.net import eventually, free_port
 from support.provisioned import Provisioned, provision
 
@@ -44,7 +45,7 @@ class Site:
                 domains_port=free_port(),
                 channels_port=free_port(),
                 clients_port=free_port(),
-                database=str(folder / "identity.db"),
+                database=database_at(folder / "identity.db"),
                 admin_password=PASSWORD,
                 broker_secret=SECRET,
                 broker_url=f"nats://127.0.0.1:{nats}",

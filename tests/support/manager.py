@@ -20,6 +20,7 @@ from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.topics import Channel, Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web.server import Bind, serve
+from support.databases import database_at
 from support.net import eventually, free_port
 
 WASM = b"\0asm\x01\0\0\0" + bytes(40)
@@ -151,7 +152,7 @@ def settings_for(broker_port: int, folder: Path, **given: Any) -> ManagerSetting
         "domain_id": f"d-{unique}",
         "channel_id": f"c-{unique}",
         "client_id": f"manager-{unique}",
-        "database": str(folder / "manager.db"),
+        "database": database_at(folder / "manager.db"),
         "compat": "any",
         **given,
     }
