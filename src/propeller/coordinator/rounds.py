@@ -11,7 +11,7 @@ from propeller.fl.bounds import counted_samples
 from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
 from propeller.fl.tensors import Specs
 from propeller.protocol.aggregation import StrategyField
-from propeller.protocol.bounds import UpdateBounds
+from propeller.protocol.bounds import DEFAULT_BOUNDS, UpdateBounds
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     Experiment,
@@ -176,7 +176,7 @@ class RoundRecord:
     def bounds(self) -> UpdateBounds:
         """How large an update's numbers may be."""
         request = self.request
-        return (request.bounds if isinstance(request, RoundStart) else request.update) or UpdateBounds()
+        return (request.bounds if isinstance(request, RoundStart) else request.update) or DEFAULT_BOUNDS
 
     def counted_samples(self) -> dict[str, int]:
         """By how many samples each update counts, by proplet id: fewer than it has, if its share would be too large."""

@@ -57,3 +57,7 @@ class UpdateBounds(StrictMessage):
     def given(self) -> dict[str, Any] | None:
         """The fields that are not at their defaults; ``None`` if there is none."""
         return self.bounds.model_dump(mode="json", exclude_defaults=True) or None
+
+
+DEFAULT_BOUNDS = UpdateBounds()
+"""Of a round that says nothing else."""
