@@ -1,11 +1,17 @@
 """Numbers of one device that are out of bounds harm nobody else: it is named and left out, and the round goes on."""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from propeller.coordinator.base_models import BaseModels
+from propeller.coordinator.clients import ModelRegistryClient
 from propeller.fl.tensors import SAFETENSORS, from_json, to_safetensors
+from propeller.process.http import ServiceClient
 from support.coordinator import Peers, configure, ended, send, update
 
 
@@ -123,3 +129,33 @@ async def test_bounds_that_are_none_are_refused(
     )
     assert answer.status_code == 400
     assert named in answer.json()["error"]
+
+
+@pytest.mark.parametrize("most", [0, 4 * 1024 * 1024])
+async def test_large_models_are_measured_from_files(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.base_models.LARGE_BYTES", most)
+    await configure(http, update={"max_norm": 4.0})
+    status, error = await post(http, value=2.5)
+    assert (status, "is 5 for p-2" in error) == (422, True)
+    assert (await post(http, value=1.5))[0] == 200
+
+
+@pytest.mark.parametrize("most", [0, 100, 4 * 1024 * 1024])
+async def test_a_document_in_pieces_is_read_whatever_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.base_models.LARGE_BYTES", most)
+    tensors = {"w": np.arange(500, dtype=np.float32), "b": np.array(2.0)}
+    document = to_safetensors(tensors)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(document), 90):
+            yield document[start : start + 90]
+
+    async with ServiceClient("nobody", "http://127.0.0.1:1") as nobody:
+        found = await BaseModels(ModelRegistryClient(nobody), tmp_path / "large").read(pieces())
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in tensors.items()
+    }

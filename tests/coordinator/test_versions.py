@@ -15,6 +15,7 @@ from coordinator.test_real_peers import serving_aggregator, serving_registry
 from propeller.coordinator import aggregation, aggregation_requests, clients, documents
 from propeller.coordinator.aggregation import Aggregation, AggregationError
 from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.documents import AssembledDocument, ModelCut
 from propeller.coordinator.kept_updates import KeptUpdates
@@ -53,6 +54,7 @@ class Peers:
     """What makes versions, with its database and blobs in a folder; each ``fresh`` one has forgotten everything that was in memory."""
 
     def __init__(self, folder: Path, registry: str, aggregator: str) -> None:
+        self.folder = folder
         self.urls = {"model registry": registry, "aggregator": aggregator}
         self.database = Database(database_at(folder / "d.db"))
         self.updates = KeptUpdates(BlobStore(folder / "blobs"), self.database)
@@ -77,7 +79,12 @@ class Peers:
             ]
             known = ModelRegistryClient(registry)
             made = Aggregation(
-                self.updates, known, AggregatorClient(aggregator), part_bytes=part_bytes, retry_delays=()
+                self.updates,
+                known,
+                AggregatorClient(aggregator),
+                BaseModels(known, self.folder),
+                part_bytes=part_bytes,
+                retry_delays=(),
             )
             yield made, known
 

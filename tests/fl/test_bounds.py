@@ -88,7 +88,7 @@ def test_what_an_update_has_beside_the_model_is_held_to_the_same_norm() -> None:
     base = {"w": np.zeros(2, np.float32)}
     update = {"w": np.ones(2, np.float32), "@control/w": np.array([6.0, 8.0], np.float32)}
     check_norm(UpdateBounds(max_norm=10.0), "p-1", update, base)
-    with pytest.raises(OutOfBoundsError, match=r"@control/…: the norm of these tensors is 10 for p-1"):
+    with pytest.raises(OutOfBoundsError, match=r"the norm of its tensors @control/… is 10 for p-1"):
         check_norm(UpdateBounds(max_norm=9.0), "p-1", update, base)
 
 

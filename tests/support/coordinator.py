@@ -232,14 +232,15 @@ async def assembled(folder: Path, admission: Admission | None = None) -> AsyncIt
         registry.remember(0, to_safetensors(base), specs_of(base), None)
         aggregator = AggregatorClient(nobody)
         updates = KeptUpdates(BlobStore(folder / "updates"), database)
-        aggregation = Aggregation(updates, registry, aggregator, retry_delays=())
+        bases = BaseModels(registry, folder)
+        aggregation = Aggregation(updates, registry, aggregator, bases, retry_delays=())
         service = Coordinator(
             store,
             registry,
             updates,
             aggregation,
             RoundTelemetry(metrics),
-            BaseModels(registry, folder),
+            bases,
             keep_failed_s=60.0,
         )
         experiments = Experiments(

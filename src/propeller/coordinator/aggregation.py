@@ -1,10 +1,10 @@
 """From the updates of a closed round to a model version: streamed to the aggregator, stored by the registry."""
 
+import asyncio
 import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from propeller.coordinator.aggregation_requests import (
@@ -12,6 +12,7 @@ from propeller.coordinator.aggregation_requests import (
     contribution_for_strategy,
     is_program,
 )
+from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import (
     Aggregated,
     AggregatorClient,
@@ -30,8 +31,9 @@ from propeller.errors import (
     UnavailableError,
     UnprocessableError,
 )
-from propeller.fl.strategies import PART_BYTES, find_outliers, read_strategy
-from propeller.fl.strategies.clipping import NormClipping
+from propeller.fl.bounds import difference_norms
+from propeller.fl.outliers import find_outliers
+from propeller.fl.strategies import PART_BYTES, read_strategy
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
@@ -76,12 +78,14 @@ class Aggregation:
         updates: KeptUpdates,
         registry: ModelRegistryClient,
         aggregator: AggregatorClient,
+        bases: BaseModels,
         *,
         part_bytes: int = PART_BYTES,
         retry_delays: tuple[float, ...] = RETRY_DELAYS,
     ) -> None:
         """Models larger than ``part_bytes`` are aggregated in parts of at most that; ``retry_delays`` are in seconds, none for one try."""
         self._updates, self._registry, self._aggregator = updates, registry, aggregator
+        self._bases = bases
         self._part_bytes, self._retry_delays = part_bytes, retry_delays
 
     async def make_version(
@@ -204,29 +208,19 @@ class Aggregation:
 
         Raises:
             OutliersError: there are some.
-            PropellerError: a service does not answer now.
+            PropellerError: a service does not answer now, or an update is not there.
         """
         if is_program(request.strategy):
             return
         strategy = read_strategy(request.strategy)
-        # A mean of updates that are cut to a norm is finite whatever they are, and tells their norms.
-        measuring: dict[str, Any] = {"name": NormClipping.name, "bound": 1.0}
-        if strategy.personal:
-            measuring["personal"] = list(strategy.personal)
-        try:
-            measured = await self.aggregate(replace(request, strategy=measuring, state_version=None))
-        except PropellerError as error:
-            if error.temporary:
-                raise
-            log.warning("updates cannot be measured", round_id=request.round_id, reason=str(error))
-            return
-        measured.close()
-        reasons = find_outliers(
-            strategy,
-            [contribution_for_strategy(each) for each in request.in_slot_order],
-            measured.result.measured.get("norms", []),
-            refusal.reason,
-        )
+        norms = []
+        for each in request.in_slot_order:
+            base_version = request.base_version if each.base_version is None else each.base_version
+            base = await self._bases.tensors(base_version)
+            update = await self._bases.read(self._updates.stream(each.digest))
+            norms.append(await asyncio.to_thread(difference_norms, update, base, each.kind))
+        contributions = [contribution_for_strategy(each) for each in request.in_slot_order]
+        reasons = find_outliers(strategy, contributions, norms, refusal.reason)
         if reasons:
             raise OutliersError(reasons) from refusal
 

@@ -1,8 +1,11 @@
 """Base models as tensors, for what is measured from them: large ones are in files, read as they are looked at."""
 
 import asyncio
+import contextlib
 import tempfile
+from collections.abc import AsyncIterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cachetools import LRUCache
 
@@ -42,15 +45,45 @@ class BaseModels:
         specs = await self._registry.specs(version)
         if model_bytes(specs) <= LARGE_BYTES:
             return from_safetensors(await self._registry.document(version), finite=False)[0]
+        with self._file() as file:
+            await self._registry.write_document(version, file)
+            return _map(file)
+
+    async def read(self, pieces: AsyncIterable[bytes]) -> Tensors:
+        """The tensors of a document that comes in pieces.
+
+        Raises:
+            TensorError: it is none.
+            UnavailableError: there is no room on the disk.
+        """
+        gathered = bytearray()
+        pieces = aiter(pieces)
+        async for piece in pieces:
+            gathered += piece
+            if len(gathered) > LARGE_BYTES:
+                break
+        else:
+            return from_safetensors(gathered, finite=False)[0]
+        with self._file() as file:
+            await asyncio.to_thread(file.write, gathered)
+            async for piece in pieces:
+                await asyncio.to_thread(file.write, piece)
+            return _map(file)
+
+    @contextlib.contextmanager
+    def _file(self) -> Iterator[BinaryIO]:
+        """A file without a name; what is mapped of it stays once it is closed."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # The mapping keeps the file once it is closed.
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                await self._registry.write_document(version, file)
-                file.flush()
-                return from_safetensors(Document(file).map(), finite=False)[0]
+                yield file
         except OSError as error:
             raise UnavailableError(
                 f"the folder {self._folder} for large models cannot be used: {error.strerror}; free some of its disk, or set "
                 "COORDINATOR_STATE"
             ) from error
+
+
+def _map(file: BinaryIO) -> Tensors:
+    file.flush()
+    return from_safetensors(Document(file).map(), finite=False)[0]

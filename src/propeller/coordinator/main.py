@@ -73,7 +73,8 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
         session = _create_session(settings)
         announcer = RoundAnnouncer(session, store, settings.channel) if session else None
         updates = KeptUpdates(BlobStore(settings.blobs_place), database)
-        aggregation = Aggregation(updates, registry, aggregator)
+        bases = BaseModels(registry, settings.state / "large")
+        aggregation = Aggregation(updates, registry, aggregator, bases)
         publisher = RoundPublisher(session, settings.channel) if session else None
         service = Coordinator(
             store,
@@ -81,7 +82,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             updates,
             aggregation,
             RoundTelemetry(metrics),
-            BaseModels(registry, settings.state / "large"),
+            bases,
             announce=announcer.announce if announcer else None,
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,

@@ -71,31 +71,20 @@ def counted_samples(samples: Sequence[int], max_share: float | None) -> list[int
     return [min(count, most) for count in samples]
 
 
-def check_norm(
-    bounds: UpdateBounds,
-    sender: str,
-    update: Tensors,
-    base: Tensors,
-    kind: Literal["weights", "delta"] = "weights",
-) -> None:
-    """Check the Euclidean norm of an update's difference to its base model, and of each kind of tensors beside the model's.
+def difference_norms(
+    update: Tensors, base: Tensors, kind: Literal["weights", "delta"] = "weights"
+) -> dict[str, float]:
+    """The Euclidean norm of an update's difference to its base model, under ``""``, and of each kind of tensors beside the model's.
 
-    Integers and truth values have no part in it, as with strategies' norms (``measurement``).
+    In float64; infinite where it leaves that. Integers and truth values have no part in it, as with strategies' norms (``measurement``).
 
     Args:
-        bounds: has ``max_norm``.
-        sender: for the error.
-        update: the tensors, of which those named ``@KIND/…`` are differences already.
+        update: the tensors, of which those named ``@KIND/…`` are differences already; their norm is under ``@KIND``.
         base: the base model's tensors.
         kind: of the update.
-
-    Raises:
-        OutOfBoundsError: one is longer.
     """
-    if bounds.max_norm is None:
-        return
     squares: dict[str, float] = {}
-    with np.errstate(over="ignore"):  # an infinite norm is too long
+    with np.errstate(over="ignore"):
         for name in sorted(update):
             if not is_floating(update[name].dtype):
                 continue
@@ -107,15 +96,31 @@ def check_norm(
                 if from_base is not None:
                     block -= from_base[start:end]
                 squares[beside] = squares.get(beside, 0.0) + float(block @ block)
-    for beside, square in squares.items():
-        norm = math.sqrt(square)
+    return {beside: math.sqrt(square) for beside, square in squares.items()}
+
+
+def check_norm(
+    bounds: UpdateBounds,
+    sender: str,
+    update: Tensors,
+    base: Tensors,
+    kind: Literal["weights", "delta"] = "weights",
+) -> None:
+    """Check the norms of an update, as ``difference_norms``; ``sender`` is for the error.
+
+    Raises:
+        OutOfBoundsError: one is longer than ``max_norm``.
+    """
+    if bounds.max_norm is None:
+        return
+    for beside, norm in difference_norms(update, base, kind).items():
         if not norm <= bounds.max_norm:
-            what = (
-                f"{beside}/…: the norm of these tensors"
-                if beside
-                else "the norm of its difference to the base model"
-            )
             raise OutOfBoundsError(
-                f"update: {what} is {norm:.6g} for {sender}, more than the {bounds.max_norm:g} of update.max_norm; "
+                f"update: {norm_of(beside)} is {norm:.6g} for {sender}, more than the {bounds.max_norm:g} of update.max_norm; "
                 "raise it if the update is right"
             )
+
+
+def norm_of(beside: str) -> str:
+    """What a norm of ``difference_norms`` is called."""
+    return f"the norm of its tensors {beside}/…" if beside else "the norm of its difference to the base model"

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from propeller.fl.bounds import difference_norms
+from propeller.fl.outliers import find_outliers
 from propeller.fl.strategies import (
     Contribution,
-    Measurement,
     ServerState,
     aggregate_round,
-    find_outliers,
     read_strategy,
 )
 from propeller.fl.strategies.aggregation import Aggregated, UpdateTensors
-from propeller.fl.strategies.clipping import NormClipping
 from propeller.fl.tensors import Tensors
 
 Received = Sequence[tuple[Contribution, UpdateTensors]]
@@ -73,10 +72,11 @@ class StrategyAggregator(RoundAggregator):
     def find_outliers(self, bases: Bases, received: Received, reason: str) -> dict[str, str]:
         """As ``RoundAggregator.find_outliers``."""
         contributions = [contribution for contribution, _tensors in received]
-        measurement = Measurement(NormClipping(personal=self._strategy.personal), contributions)
-        measurement.begin([bases.model, *bases.older])
-        for number, (_contribution, tensors) in enumerate(received):
-            measurement.add(number, tensors() if callable(tensors) else tensors)
-        measurement.end()
-        norms = measurement.result().norms
-        return find_outliers(self._strategy, contributions, [] if norms is None else norms.tolist(), reason)
+        models = [bases.model, *bases.older]
+        norms = [
+            difference_norms(
+                tensors() if callable(tensors) else tensors, models[contribution.base], contribution.kind
+            )
+            for contribution, tensors in received
+        ]
+        return find_outliers(self._strategy, contributions, norms, reason)

@@ -23,7 +23,6 @@ from propeller.fl.strategies.catalog import (
 )
 from propeller.fl.strategies.fedavg import FedAvg
 from propeller.fl.strategies.measurement import Measurement
-from propeller.fl.strategies.outliers import find_outliers
 from propeller.fl.strategies.part import PartAggregation
 from propeller.fl.strategies.strategy import (
     EXTRA,
@@ -67,7 +66,6 @@ __all__ = [
     "create_strategy",
     "describe_strategies",
     "describe_strategy",
-    "find_outliers",
     "make_plan",
     "parts_of",
     "read_strategy",

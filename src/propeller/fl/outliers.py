@@ -1,28 +1,33 @@
 """Who is to blame where updates of finite numbers have no finite result: the devices whose numbers are far beyond the others'."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median_low
 
-from propeller.fl.strategies.strategy import Contribution, Strategy
+from propeller.fl.bounds import norm_of
+from propeller.fl.strategies import Contribution, Strategy
 
 FAR = 1000.0
 """A number this many times the median of all is far beyond: honest updates differ by less, and sums overflow by much more."""
 
 
 def find_outliers(
-    strategy: Strategy, contributions: Sequence[Contribution], norms: Sequence[float], reason: str
+    strategy: Strategy,
+    contributions: Sequence[Contribution],
+    norms: Sequence[Mapping[str, float]],
+    reason: str,
 ) -> dict[str, str]:
     """Why the updates of some devices are left out of an aggregation that failed, by proplet id; empty where nobody stands out.
 
     Args:
         strategy: that had no result.
         contributions: of which it had none.
-        norms: of their differences to their base models; none if they are not known.
+        norms: of each, as ``bounds.difference_norms``.
         reason: why it failed.
     """
-    sizes = {"the norm of its difference to the base model": list(norms)} if norms else {}
+    kinds = sorted({beside for one in norms for beside in one})
+    sizes = {norm_of(beside): [one.get(beside, 0.0) for one in norms] for beside in kinds}
     metric = getattr(strategy, "metric", None)  # that the strategy computes with
-    if isinstance(metric, str):
+    if isinstance(metric, str) and contributions:
         sizes[f"the metric {metric!r}"] = [abs(one.metrics.get(metric, 0.0)) for one in contributions]
     found: dict[str, str] = {}
     for what, numbers in sizes.items():
