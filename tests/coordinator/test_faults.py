@@ -50,18 +50,25 @@ async def test_a_registry_that_does_not_answer(api: httpx.AsyncClient) -> None:
     assert (answer.status_code, "nobody cannot be reached" in answer.json()["error"]) == (502, True)
 
 
-async def test_an_aggregator_that_comes_back(
-    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        ("aggregate", "aggregator answered 503: aggregate is down"),
+        ("store", "model registry answered 503: store is down"),
+    ],
+)
+async def test_a_service_that_comes_back(
+    http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch, point: str, told: str
 ) -> None:
     monkeypatch.setattr("propeller.process.retry.spread_out", lambda delay_s: delay_s / 50)
-    peers[0].unavailable.add("aggregate")
+    peers[0].unavailable.add(point)
     await configure(http)
     await send(http, *PARTICIPANTS)
     tries = len(RETRY_DELAYS) + 3
-    await eventually(lambda: peers[0].requests.count("aggregate") >= tries, timeout=20)
+    await eventually(lambda: peers[0].requests.count(point) >= tries, timeout=20)
     status = (await http.get("/rounds/r-1/complete")).json()
     assert (status["completed"], status["state"]) == (False, "aggregating")
-    assert (await http.get("/rounds/r-1")).json()["waiting"] == "aggregator answered 503: aggregate is down"
+    assert (await http.get("/rounds/r-1")).json()["waiting"] == told
     peers[0].unavailable.clear()
     assert (await ended(http))["model_version"] == 1
     assert "waiting" not in (await http.get("/rounds/r-1")).json()

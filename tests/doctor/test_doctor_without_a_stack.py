@@ -206,6 +206,25 @@ def test_why_a_round_failed(tmp_path: Path, reason: str, remedy: str) -> None:
     assert "\x1b" not in shown
 
 
+def test_what_a_round_waits_for(tmp_path: Path) -> None:
+    said = {
+        "status": "ok",
+        "rounds": [{"round_id": "r-1"}],
+        "round_id": "r-1",
+        "state": "aggregating",
+        "waiting": "aggregator cannot be reached",
+        "participants": [],
+        "task_wasm_image": "ghcr.io/u/x:latest",
+    }
+    with (
+        answering(json.dumps(said).encode(), {}) as coordinator,
+        published(tmp_path, nobody(free_port(), coordinator=coordinator)),
+    ):
+        found = examine("--state", str(tmp_path))
+    assert "the newest, r-1, has its updates and waits: aggregator cannot be reached" in found.line("rounds")
+    assert "it goes on by itself" in found.line("rounds")
+
+
 def test_a_failed_round_of_an_experiment_is_not_retried_by_hand(tmp_path: Path) -> None:
     said = {
         "status": "ok",

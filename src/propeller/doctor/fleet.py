@@ -198,7 +198,7 @@ class RoundChecks:
         return [failed("model 0", f"{url} has no model 0 to start from", fix)]
 
     async def rounds(self) -> list[Finding]:
-        """Whether the newest round failed, and why."""
+        """Whether the newest round failed, or waits for something that is away, and why."""
         url, who = self._target.services["coordinator"], self._target.caller
         page = await self._http.get_object(f"{url}/rounds", who, params={"limit": 1})
         if not page["rounds"]:
@@ -206,6 +206,13 @@ class RoundChecks:
         newest = await self._http.get_object(f"{url}/rounds/{page['rounds'][0]['round_id']}", who)
         self._observed.newest_round = newest
         name, state = newest["round_id"], newest["state"]
+        if newest.get("waiting"):
+            remedy = f"it goes on by itself once that is back; {self._target.advice.look('coordinator')}"
+            return [
+                failed(
+                    "rounds", f"the newest, {name}, has its updates and waits: {newest['waiting']}", remedy
+                )
+            ]
         if state != "failed":
             return [passed("rounds", f"the newest, {name}, is {state}")]
         reason = str(newest.get("reason") or "without a reason")
