@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -458,6 +459,21 @@ async def test_the_time_that_an_experiment_may_take(world: World) -> None:
     found = await in_state(world.http, "completed")
     assert "stop.max_time_s: 0.3 s have passed" in found["reason"]
     await eventually(lambda: world.fleet.stops)
+
+
+@pytest.mark.parametrize("jump_s", [-86400.0, 86400.0])
+async def test_a_wall_clock_that_is_set_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    real = time.time
+    world.fleet.send = lambda _start, _name: None
+    await submit(world.http, rounds=2, timeout_s=600, stop={"max_time_s": 3600})
+    await eventually(lambda: world.fleet.starts)
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    world.fleet.send = lambda _start, _name: {}
+    for name in PARTICIPANTS:
+        await world.fleet.speak(world.fleet.starts[0], name)
+    assert (await in_state(world.http, "completed"))["done"] == 2
 
 
 async def test_a_deadline_is_counted_from_the_choice(world: World) -> None:

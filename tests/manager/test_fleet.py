@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from propeller.manager.fleet import Fleet
+from propeller.process.clock import steady_now
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetadata, Registration
 from propeller.store.database import Database
 
@@ -42,6 +44,19 @@ async def test_two_missed_heartbeats_are_forgiven_and_three_are_not(fleet: Fleet
     assert not fleet.is_alive("p")
     await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert fleet.is_alive("p")
+
+
+@pytest.mark.parametrize("jump_s", [-10 * 365 * 86400.0, -3600.0, 3600.0, 10 * 365 * 86400.0])
+async def test_a_wall_clock_that_is_set_makes_nobody_dead(
+    database: Database, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    fleet, real = Fleet(database, interval_s=10), time.time
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    assert fleet.is_alive("p")
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="q"), directed=True)
+    assert [proplet.id for proplet in fleet.alive()] == ["p", "q"]
+    assert fleet.clock is steady_now, "Python's own datetime cannot be set in a test"
 
 
 async def test_a_proplet_that_beats_at_another_rate_is_judged_by_that(fleet: Fleet, clock: Clock) -> None:

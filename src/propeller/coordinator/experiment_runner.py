@@ -7,7 +7,6 @@ the round that comes next are stored together, or none of them. Only then is a r
 import asyncio
 import contextlib
 import functools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -52,6 +51,7 @@ from propeller.fl.experiment import (
 )
 from propeller.fl.round import RoundState
 from propeller.process.background import BackgroundTasks
+from propeller.process.clock import steady_time
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
 
@@ -116,7 +116,7 @@ class ExperimentRunner:
             record = active.record
             log.info("resuming experiment", experiment_id=record.id, state=record.state.value)
             if record.refusal is not None and not record.state.is_over:
-                why = CannotGoOn(time.time(), record.refusal)
+                why = CannotGoOn(steady_time(), record.refusal)
                 self._do(active, functools.partial(self.apply, active, why))
             else:
                 self._do(active, functools.partial(self._resume, active))
@@ -148,7 +148,7 @@ class ExperimentRunner:
             refused = refusal(experiment, event) if isinstance(event, Request) else None
             if refused is not None:
                 raise ConflictError(refused)
-            await extend(found, event, time.time(), self._maker)
+            await extend(found, event, steady_time(), self._maker)
 
         async with self._stepping(active, fill) as found:
             if found.changes_anything:
@@ -166,7 +166,7 @@ class ExperimentRunner:
             yield None
             return
         active = await self._active.get(after.experiment_id)
-        now = time.time()
+        now = steady_time()
 
         async def fill(found: Step) -> None:
             active.specs, found.changed = after.specs, after
@@ -198,7 +198,7 @@ class ExperimentRunner:
             if active.waits_for == reason:
                 return
             found = Step.begin(active)
-            found.events.append(NewEvent("waiting", time.time(), {**place_of(record), "reason": reason}))
+            found.events.append(NewEvent("waiting", steady_time(), {**place_of(record), "reason": reason}))
             await self._store_step(found)
             active.waits_for = reason
 
@@ -212,7 +212,7 @@ class ExperimentRunner:
             reason = explain_missing_functions(active.record.spec, chosen.functions)
         if reason is None:
             return False
-        await self.apply(active, CannotGoOn(time.time(), reason))
+        await self.apply(active, CannotGoOn(steady_time(), reason))
         return True
 
     async def _apply_until_stored(self, active: ActiveExperiment, make_event: Callable[[], Event]) -> None:
@@ -240,7 +240,7 @@ class ExperimentRunner:
                     if (
                         found.before.refusal is not None
                     ):  # whatever happened: it must not go on from a substitute
-                        why = CannotGoOn(time.time(), found.before.refusal)
+                        why = CannotGoOn(steady_time(), found.before.refusal)
                         await extend(found, why, why.at, self._maker)
                     await fill(found)
                 except NotToldError as error:
@@ -338,7 +338,7 @@ class ExperimentRunner:
     async def _cancel(self, active: ActiveExperiment, cancel: CancelRound) -> None:
         record = await self._rounds.find_round(cancel.round_id)
         if record is None:  # a wave that was cancelled before it could be created
-            over = WaveChanged(cancel.round_id, time.time(), is_over=True, reason=cancel.reason)
+            over = WaveChanged(cancel.round_id, steady_time(), is_over=True, reason=cancel.reason)
             await self._apply_until_stored(active, lambda: over)
         elif not record.state.is_over:
             waited = record.state is RoundState.CREATED
@@ -354,7 +354,7 @@ class ExperimentRunner:
         describe = (
             wave_changed if record.round.plan.is_wave else functools.partial(round_ended, active.record)
         )
-        await self._apply_until_stored(active, lambda: describe(record, time.time()))
+        await self._apply_until_stored(active, lambda: describe(record, steady_time()))
 
     async def _resume(self, active: ActiveExperiment) -> None:
         """Do again what may not have been done about an experiment."""
@@ -387,14 +387,14 @@ class ExperimentRunner:
     async def _start_again(self) -> None:
         """Publish the starts again that nobody has answered: what told of them may be lost."""
         for active in self._active.all():
-            old = time.time() - START_AGAIN_S
+            old = steady_time() - START_AGAIN_S
             for name in active.record.open_rounds:
                 record = await self._rounds.find_round(name)
                 if record is not None and record.state is RoundState.CREATED and record.created_at < old:
                     self._begin(active, record)
 
     async def _remove_old_events(self) -> None:
-        removed = await self._store.remove_events_before(time.time() - self._keep_events_s)
+        removed = await self._store.remove_events_before(steady_time() - self._keep_events_s)
         if removed:
             log.info("old events removed", experiments=removed)
 
@@ -404,7 +404,7 @@ class ExperimentRunner:
             for active in self._active.queued():
                 if self._active.count_running() >= self._max_running:
                     return
-                await self._apply_until_stored(active, lambda: Admitted(time.time()))
+                await self._apply_until_stored(active, lambda: Admitted(steady_time()))
 
     def _set_timer(self, active: ActiveExperiment) -> None:
         deadline = active.record.experiment.deadline
@@ -413,6 +413,6 @@ class ExperimentRunner:
             return
         # Not earlier than the deadline: the clock may have been set back a little meanwhile, and the timer rings once.
         work = functools.partial(
-            self._apply_until_stored, active, lambda: TimePassed(max(time.time(), deadline))
+            self._apply_until_stored, active, lambda: TimePassed(max(steady_time(), deadline))
         )
-        active.set_timer(deadline - time.time(), lambda: self._do(active, work))
+        active.set_timer(deadline - steady_time(), lambda: self._do(active, work))

@@ -1,7 +1,6 @@
 """Experiments as users have them: submitted, paused, stopped, looked at, and followed to their end."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,6 +25,7 @@ from propeller.fl.experiment import (
     check_strategy,
     round_id,
 )
+from propeller.process.clock import steady_time
 from propeller.process.logs import get_logger
 from propeller.protocol.experiments import ExperimentSpec, canonical_json
 
@@ -115,7 +115,7 @@ class Experiments:
         version = await self._base_version(spec)
         specs = await self._registry.specs(version)
         experiment = Experiment(experiment_id, spec, version)
-        record = ExperimentRecord(experiment, time.time(), spec.program, strategy)
+        record = ExperimentRecord(experiment, steady_time(), spec.program, strategy)
         queued = NewEvent("state", record.created_at, {"state": record.state.value, "reason": None})
         active = await self._active.create(record, [queued])
         if active is None:
@@ -159,7 +159,7 @@ class Experiments:
             NotFoundError: there is no such experiment.
             ConflictError: it is over.
         """
-        return await self._request(experiment_id, PauseRequested(time.time()))
+        return await self._request(experiment_id, PauseRequested(steady_time()))
 
     async def resume(self, experiment_id: str) -> ExperimentRecord:
         """Go on with a paused experiment, as soon as there is a place for it.
@@ -169,7 +169,7 @@ class Experiments:
             ConflictError: it is over.
         """
         active = await self.find(experiment_id)
-        record = await self._runner.apply(active, ResumeRequested(time.time()))
+        record = await self._runner.apply(active, ResumeRequested(steady_time()))
         if record.state is ExperimentState.QUEUED:
             await asyncio.wait([self._runner.admit()], timeout=ADMISSION_WAIT_S)
         return active.record
@@ -181,7 +181,7 @@ class Experiments:
             NotFoundError: there is no such experiment.
             ConflictError: it is over.
         """
-        return await self._request(experiment_id, StopRequested(time.time(), reason))
+        return await self._request(experiment_id, StopRequested(steady_time(), reason))
 
     async def find(self, experiment_id: str) -> ActiveExperiment:
         """An experiment.

@@ -1,7 +1,6 @@
 """The updates of rounds, kept until nobody needs them any more: small ones in the database, others as blobs."""
 
 import hashlib
-import time
 from collections.abc import AsyncIterator, Iterable
 
 from propeller.coordinator.active_rounds import ActiveRounds
@@ -10,6 +9,7 @@ from propeller.coordinator.small_documents import SMALL_BYTES, SmallDocuments
 from propeller.coordinator.store import Also, RoundStore
 from propeller.coordinator.updates import UpdateDocument
 from propeller.fl.round import RoundState
+from propeller.process.clock import steady_time
 from propeller.process.files import DurableFile
 from propeller.process.logs import get_logger
 from propeller.store.blobs import BlobNotFoundError, BlobStore
@@ -148,7 +148,7 @@ class UpdateRetention:
         """Remove the updates of completed rounds that a crash left, and those of rounds that failed long ago."""
         digests = await self._updates.digests()
         await self._updates.remove(await self._store.completed_among(digests))
-        for round_id in await self._store.failed_before(time.time() - self.keep_failed_s, digests):
+        for round_id in await self._store.failed_before(steady_time() - self.keep_failed_s, digests):
             active = await self._rounds.find(round_id)
             if active is None:
                 continue

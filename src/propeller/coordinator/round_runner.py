@@ -1,7 +1,6 @@
 """Applies events to rounds: what ``fl.round`` decides is stored, then carried out; after a crash it goes on where it was."""
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -30,6 +29,7 @@ from propeller.fl.round import (
     step,
 )
 from propeller.process.background import BackgroundTasks
+from propeller.process.clock import steady_time
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.rounds import ChosenParticipants
@@ -123,7 +123,7 @@ class RoundRunner:
             for effect in transition.effects:
                 match effect:
                     case Persist():
-                        after = record.advance(transition.round, time.time(), (arrival.update,))
+                        after = record.advance(transition.round, steady_time(), (arrival.update,))
                         changes.append(RoundChange(record, after, arrival.update))
                         writes.append(arrival.write)
                         record = after
@@ -159,7 +159,7 @@ class RoundRunner:
             match effect:
                 case Persist():
                     after = before.advance(
-                        transition.round, time.time(), new=new, program=program, names=names
+                        transition.round, steady_time(), new=new, program=program, names=names
                     )
                     await self._save(active, [RoundChange(before, after)])
                 case Answer():
@@ -216,7 +216,7 @@ class RoundRunner:
         def pass_deadline() -> None:
             self._background.spawn(self.apply_until_stored(active, DeadlinePassed()))
 
-        active.start_timer(max(active.record.deadline - time.time(), grace_s), pass_deadline)
+        active.start_timer(max(active.record.deadline - steady_time(), grace_s), pass_deadline)
 
     async def _aggregate(self, active: ActiveRound, proplet_ids: tuple[str, ...]) -> None:
         try:

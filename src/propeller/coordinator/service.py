@@ -1,7 +1,6 @@
 """The coordinator: sets rounds up, accepts their updates, and turns each round's updates into one model version."""
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -34,6 +33,7 @@ from propeller.fl.round import (
     step,
 )
 from propeller.process.background import BackgroundTasks
+from propeller.process.clock import steady_time
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import (
     ChosenParticipants,
@@ -152,7 +152,7 @@ class Coordinator:
         if known is not None:
             return known.record.require_same(experiment)
         specs = await self._registry.specs(model_version(experiment.model_ref))
-        created = RoundRecord.create(experiment, specs, time.time())
+        created = RoundRecord.create(experiment, specs, steady_time())
         collecting = step(created.round, RoundConfigured()).round
         record = replace(created, round=collecting, announced=not self._announces)
         # Not looked for first: rounds that are set up twice are rare, and every look-up costs a transaction.
@@ -371,7 +371,7 @@ class Coordinator:
                 if header.proplet_id not in active.record.round.accepted:
                     write = await self._updates.put(document)
         transfer = update.transfer if active.record.kind == "train" else None
-        accepted = AcceptedUpdate.of(header, digest, size, time.time(), transfer)
+        accepted = AcceptedUpdate.of(header, digest, size, steady_time(), transfer)
         answer = await self._runner.apply_update(
             active, Arrival(UpdateReceived(header.proplet_id, digest, base_version), accepted, write)
         )

@@ -16,9 +16,9 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 
 from propeller.manager import tables
+from propeller.process.clock import steady_now
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import HeartbeatMessage, Registration
-from propeller.protocol.wire import now
 from propeller.store.database import Database
 
 log = get_logger("manager")
@@ -112,7 +112,7 @@ class Fleet:
     """Every proplet that ever registered and was not deleted, in order of registration."""
 
     def __init__(
-        self, database: Database, *, interval_s: float = 10.0, clock: Callable[[], datetime] = now
+        self, database: Database, *, interval_s: float = 10.0, clock: Callable[[], datetime] = steady_now
     ) -> None:
         """``interval_s`` holds for proplets that do not report the interval between their heartbeats."""
         self._database, self._interval_s, self.clock = database, interval_s, clock

@@ -26,12 +26,13 @@ from propeller.manager.task_service import TaskService
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.problems import SettingNames
 from propeller.mqtt.session import Credentials, Session
+from propeller.process.clock import steady_now
 from propeller.process.http import ServiceClient
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import check_id
 from propeller.protocol.topics import Channel
-from propeller.protocol.wire import format_time, now
+from propeller.protocol.wire import format_time
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
 
@@ -128,7 +129,7 @@ def _compat_clients(settings: ManagerSettings, channel: Channel) -> CompatClient
 
 @contextlib.asynccontextmanager
 async def open_manager(
-    settings: ManagerSettings, database: Database, *, clock: Callable[[], datetime] = now
+    settings: ManagerSettings, database: Database, *, clock: Callable[[], datetime] = steady_now
 ) -> AsyncIterator[Manager]:
     """A manager over a database, with its MQTT session, which is closed at the end of the block.
 
