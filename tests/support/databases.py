@@ -1,7 +1,7 @@
-"""The databases of services under test: SQLite files, or with ``PROPELLER_TEST_DATABASE=postgresql`` those of a server.
+"""The databases of services under test: SQLite files, or with ``PROPELLER_TEST_DATABASE=postgresql`` PostgreSQL's.
 
-So the same tests are of both: what a service is given as its file is then the name of a database, which is made when it is first asked
-for. The server belongs to the process, and ends with it.
+So the same tests are of both: what a service is given as its file stands for a database then, which is made when it is first asked for.
+The server belongs to the process of the tests, and ends with it.
 """
 
 import asyncio
@@ -10,11 +10,12 @@ import contextlib
 import functools
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
 from sqlalchemy import Connection, text
 
 from propeller.store.database import Database
@@ -53,21 +54,37 @@ def change(file: Path, function: Callable[[Connection], T]) -> T:
         finally:
             await database.close()
 
-    with ThreadPoolExecutor(1) as other:  # this thread may have an event loop
-        return other.submit(asyncio.run, run()).result()
+    return _in_another_thread(run())
 
 
 @functools.cache
 def _database_for(_file: Path) -> str:
-    return create_database(*_server(), f"d{uuid.uuid4().hex}")
+    """A schema of a role of its own: as good as a database of its own, which takes the server 50 ms more."""
+    server, role = _server(), f"r{uuid.uuid4().hex}"
+
+    async def create() -> None:
+        connection = await asyncpg.connect(server)
+        try:
+            await connection.execute(f"CREATE ROLE {role} LOGIN; CREATE SCHEMA AUTHORIZATION {role}")
+        finally:
+            await connection.close()
+
+    _in_another_thread(create())
+    return server.replace("tests@", f"{role}@")
 
 
 @functools.cache
-def _server() -> tuple[Path, str]:
+def _server() -> str:
     programs = find_programs()
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed (on Debian: apt-get install postgresql)")
     running = contextlib.ExitStack()
     host = running.enter_context(open_postgresql(programs))
     atexit.register(running.close)
-    return programs, host
+    return create_database(programs, host, "tests")
+
+
+def _in_another_thread(work: Coroutine[Any, Any, T]) -> T:
+    """This one may have an event loop."""
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(asyncio.run, work).result()
