@@ -238,6 +238,39 @@ def status(state: StateOption = DEFAULT_STATE) -> None:
 
 
 @app.command()
+def backup(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="The archive (default: propeller-DATE-TIME.tar.zst)."),
+    ] = None,
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Save a stack's state; the stack may run, and stands still for a moment."""
+    from datetime import UTC, datetime
+
+    from propeller.stack.backup import back_up
+
+    saved = back_up(state, file or Path(f"propeller-{datetime.now(UTC):%Y%m%d-%H%M%S}.tar.zst"))
+    stood = (
+        "" if saved.stopped_s is None else f"; the services stood still for {saved.stopped_s * 1000:.0f} ms"
+    )
+    print(f"Saved {saved.files} files, {saved.bytes / 1e6:.1f} MB, in {saved.file}{stood}")
+    print("It has all keys and data of the stack: keep it where nobody else reads it.")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of 'propeller backup'.")],
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Make a state folder of a backup, for 'propeller up'."""
+    from propeller.stack.backup import restore as restore_backup
+
+    count = restore_backup(file, state)
+    print(f"Restored {count} files to {state}. Start the stack: propeller up --state {state}")
+
+
+@app.command()
 def logs(
     state: StateOption = DEFAULT_STATE,
     round_id: Annotated[
