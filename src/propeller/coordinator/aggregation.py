@@ -43,11 +43,11 @@ from propeller.tensors.safetensors import write_header
 
 log = get_logger("coordinator")
 
-RETRY_DELAYS = doubling(0.2, 10.0)
+RETRY_DELAYS = doubling(0.2, 5.0)
 """Seconds between tries to aggregate, at most; the last one over and over, for as long as a service is away."""
 
 UNFORESEEN_TRIES = 8
-"""Tries, half a minute in all, after an error that nobody foresaw: of the database, most likely, and it may pass."""
+"""Tries, a quarter of a minute in all, after an error that nobody foresaw: of the database, most likely, and it may pass."""
 
 
 class AggregationError(PropellerError):
