@@ -12,6 +12,7 @@ import pytest
 from propeller.coordinator.active_rounds import ActiveRound, Arrival
 from propeller.coordinator.aggregation import RETRY_DELAYS, Aggregation
 from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.round_runner import RoundRunner
 from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore
@@ -148,6 +149,32 @@ async def test_an_update_that_is_gone_fails_the_round(
         await send(http, "p-2", "p-3")
         status = await ended(http)
     assert (status["state"], "no blob" in status["reason"]) == ("failed", True)
+
+
+async def test_a_round_whose_updates_are_back_is_retried_by_itself(
+    peers: tuple[Peers, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("propeller.coordinator.service.RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr(
+        "propeller.coordinator.main.KeptUpdates", functools.partial(KeptUpdates, small_bytes=0)
+    )
+    folder, elsewhere = tmp_path / "updates", tmp_path / "elsewhere"
+    async with coordinating(environment(tmp_path, peers[1])) as http:
+        await configure(http)
+        await send(http, "p-1", "p-2")
+        elsewhere.mkdir()
+        for file in folder.iterdir():
+            file.rename(elsewhere / file.name)
+        await send(http, "p-3")
+        assert (await ended(http))["state"] == "failed"
+        for file in elsewhere.iterdir():
+            file.rename(folder / file.name)
+        await eventually(lambda: _is_completed(http))
+    assert peers[0].aggregations == [PARTICIPANTS]
+
+
+async def _is_completed(http: httpx.AsyncClient) -> bool:
+    return bool((await http.get("/rounds/r-1/complete")).json()["completed"])
 
 
 async def test_updates_of_completed_rounds_can_be_kept(peers: tuple[Peers, str], tmp_path: Path) -> None:

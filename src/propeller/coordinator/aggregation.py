@@ -50,6 +50,10 @@ UNFORESEEN_TRIES = 8
 """Tries, a quarter of a minute in all, after an error that nobody foresaw: of the database, most likely, and it may pass."""
 
 
+UPDATE_IS_GONE = "is not among the kept ones any more"
+"""In the reason of a round that failed because an update is not where it was kept."""
+
+
 class AggregationError(PropellerError):
     """A round's updates could not be aggregated or the aggregate not stored; the text says why."""
 
@@ -186,9 +190,7 @@ class Aggregation:
             found = await self._aggregator.aggregate(documents, cut.tensors)
         except BlobNotFoundError as error:
             lost = " and ".join(each.proplet_id for each in request.in_slot_order if each.digest == error.key)
-            raise NotFoundError(
-                f"the update of {lost} is not among the kept ones any more: {error}"
-            ) from error
+            raise NotFoundError(f"the update of {lost} {UPDATE_IS_GONE}: {error}") from error
         wrong = [
             name
             for name in {**expected, **found.model.specs}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds, Arrival
-from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregation import UPDATE_IS_GONE, Aggregation
 from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates, UpdateRetention
@@ -47,6 +47,9 @@ log = get_logger("coordinator")
 
 RESTART_GRACE_S = 2.0
 """How long a round whose deadline passed while the coordinator was down still collects what waits in the broker."""
+
+RETRY_INTERVAL_S = 60.0
+"""Between looks whether the updates are back of rounds that failed for want of them, in seconds."""
 
 CLEANUP_INTERVAL_S = 600.0
 """Between searches for updates that nobody needs any more, in seconds."""
@@ -120,6 +123,9 @@ class Coordinator:
             self._runner.resume(active)
             if record.state is RoundState.COLLECTING:
                 self._runner.start_timer(active, grace_s=RESTART_GRACE_S)
+        self._background.spawn_periodic(
+            "retrying rounds whose updates are back", self._retry_failed, RETRY_INTERVAL_S, at_once=True
+        )
         if not self._retention.keep_all:
             self._background.spawn_periodic(
                 "removing updates of old rounds", self._retention.remove_old, CLEANUP_INTERVAL_S, at_once=True
@@ -310,6 +316,14 @@ class Coordinator:
                 f"round {round_id} cannot be retried: it is {record.state} with {len(record.updates)} updates"
             )
         return record
+
+    async def _retry_failed(self) -> None:
+        """Aggregate the updates of rounds that failed because some of them were not where they are kept, and are again."""
+        since = steady_time() - self._retention.keep_failed_s
+        for round_id in await self._store.failed_because(UPDATE_IS_GONE, since):
+            with contextlib.suppress(ConflictError):  # they are not, or somebody was faster
+                await self.retry_round(round_id)
+                log.info("the updates of a failed round are back", round_id=round_id)
 
     async def _find(self, round_id: str) -> ActiveRound:
         active = await self._rounds.find(round_id)

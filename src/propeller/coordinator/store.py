@@ -213,6 +213,17 @@ class RoundStore:
                 found |= set((await connection.execute(query)).scalars())
         return sorted(found)
 
+    async def failed_because(self, reason: str, moment: float) -> list[str]:
+        """The ids of rounds by themselves that failed after a moment (Unix seconds), with this in their reason."""
+        query = sa.select(_rounds.c.round_id).where(
+            _rounds.c.state == RoundState.FAILED.value,
+            _rounds.c.experiment_id.is_(None),
+            _rounds.c.ended_at > moment,
+            _rounds.c.reason.contains(reason, autoescape=True),
+        )
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def _load(
         self, query: "sa.Select[Any]", values: Mapping[str, Any] | None = None
     ) -> list[RoundRecord]:
