@@ -10,6 +10,7 @@ import pytest
 
 from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import SAFETENSORS, from_json, to_safetensors
 from propeller.process.http import ServiceClient
 from support.coordinator import Peers, configure, ended, send, update
@@ -62,6 +63,24 @@ async def test_what_is_no_number_of_samples_is_refused(http: httpx.AsyncClient, 
     await configure(http)
     status, error = await post(http, num_samples=samples)
     assert (status, error.partition(":")[0]) == (400, "num_samples")
+
+
+async def test_a_device_that_goes_on_and_on_is_written_down_once(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await configure(http)
+    saved: list[object] = []
+    save = RoundStore.save
+
+    async def note(self: RoundStore, *arguments: Any) -> None:
+        saved.append(arguments)
+        await save(self, *arguments)
+
+    monkeypatch.setattr(RoundStore, "save", note)
+    for more in range(20):
+        assert (await post(http, num_samples=10**10 + more))[0] == 422
+    assert len(saved) == 1
+    assert "says 10000000000," in (await failures(http))["p-2"]
 
 
 async def test_a_device_that_sends_a_better_one_counts_after_all(http: httpx.AsyncClient) -> None:

@@ -18,7 +18,6 @@ from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.protocol.rounds import ParticipantFailure
 from propeller.protocol.topics import ROUND_NEXT, Channel, Kind, update_topic
 from propeller.store.blobs import BlobStoreError
 from propeller.store.database import Database
@@ -242,8 +241,8 @@ class FailingService:
         if self.calls <= self.failures:
             raise self.ERRORS[self.calls % len(self.ERRORS)]
 
-    async def record_failure(self, round_id: str, failure: ParticipantFailure) -> None:
-        self.noted.append((round_id, failure.proplet_id))
+    async def note_refusal(self, round_id: str, proplet_id: str, _reason: str) -> None:
+        self.noted.append((round_id, proplet_id))
 
 
 async def test_an_update_that_cannot_be_stored_is_tried_again_for_as_long_as_it_takes(

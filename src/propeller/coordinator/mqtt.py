@@ -13,7 +13,7 @@ from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
-from propeller.protocol.rounds import ParticipantFailure, RoundNext, RoundStart, RoundStop, model_uri
+from propeller.protocol.rounds import RoundNext, RoundStart, RoundStop, model_uri
 from propeller.protocol.topics import ROUND_NEXT, UPDATES_FILTER, Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, Message
 
@@ -65,9 +65,8 @@ class UpdateReceiver:
         place = parse_topic(topic)
         if place is None or place.kind is not Kind.UPDATE or not (place.round_id and place.proplet_id):
             return
-        failure = ParticipantFailure(proplet_id=place.proplet_id, reason=reason)
         try:
-            await self._service.record_failure(place.round_id, failure)
+            await self._service.note_refusal(place.round_id, place.proplet_id, reason)
         except (PropellerError, OSError, DBAPIError) as error:
             log.debug("no failure is noted", topic=topic[:300], reason=str(error)[:500])
 

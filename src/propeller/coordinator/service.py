@@ -254,6 +254,18 @@ class Coordinator:
             raise RefusedError(answer.reason)
         return answer.verdict.is_positive
 
+    async def note_refusal(self, round_id: str, proplet_id: str, reason: str) -> None:
+        """Have a round not wait for a participant whose update can never count: its failure, unless it has failed already.
+
+        So a device that sends such updates over and over is written down once.
+        """
+        active = await self._rounds.find(round_id)
+        if active is None or active.record.state is not RoundState.COLLECTING:
+            return
+        current = active.record.round
+        if proplet_id in current.plan.slots and proplet_id not in current.failures:
+            await self.record_failure(round_id, ParticipantFailure(proplet_id=proplet_id, reason=reason))
+
     async def get_round(self, round_id: str) -> RoundRecord:
         """A round as it is.
 
@@ -349,9 +361,7 @@ class Coordinator:
         if not error.temporary:
             self._telemetry.update_refused(header, error)
         if isinstance(error, OutOfBoundsError):
-            await self.record_failure(
-                header.round_id, ParticipantFailure(proplet_id=header.proplet_id, reason=str(error))
-            )
+            await self.note_refusal(header.round_id, header.proplet_id, str(error))
 
     async def _admit(self, update: ReceivedUpdate) -> tuple[ActiveRound, int | None]:
         """The round that an update is for, and the version that it says it starts from."""
