@@ -22,6 +22,7 @@ PARTICIPANT_FIELDS = (
     "name",
     "outcome",
     "num_samples",
+    "counted_samples",
     "steps",
     "corrected",
     "size",
