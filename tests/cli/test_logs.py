@@ -55,6 +55,19 @@ def test_the_names_of_the_container_files_do_too_and_proplet_is_all_of_them(stat
     assert propeller("logs", "--state", str(state), "--service", "coordinator-http").returncode == 1
 
 
+def test_no_text_of_a_program_acts_on_the_terminal(state: Path) -> None:
+    evil = "\x1b]52;c;cm0=\x07\x9b2J\u202e\n10:00:09.000 manager ERROR forged"
+    line(state / "logs" / "proplet-2.log", "10:00:05", evil, text=evil)
+    with (state / "logs" / "proplet-2.log").open("a") as stream:
+        stream.write("raw \x1b[2J\x9b31m\n")
+    shown = propeller("logs", "--state", str(state), "--service", "proplet-2").stdout
+    assert shown.count("\n") == 2
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    as_json = propeller("logs", "--state", str(state), "--service", "proplet-2", "--json").stdout
+    assert json.loads(as_json.splitlines()[0])["text"] == evil
+    assert not set(as_json) & {"\x1b", "\x07", "\x9b", "\u202e"}
+
+
 def test_what_is_not_there_is_said(state: Path, tmp_path: Path) -> None:
     unknown = propeller("logs", "--state", str(state), "--service", "nobody")
     assert unknown.returncode == 1

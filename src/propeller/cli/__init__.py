@@ -15,12 +15,13 @@ def _run() -> None:
     from propeller.cli.app import app
     from propeller.errors import PropellerError
     from propeller.process import logs
+    from propeller.process.control_characters import escape_controls
 
     logs.configure("propeller", level="error")  # services and stacks configure their own
     try:
         app()
     except PropellerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)

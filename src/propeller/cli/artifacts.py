@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from propeller.cli.connection import read_password
+from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
@@ -228,7 +228,7 @@ def _login(username: str | None, *, password_stdin: bool) -> Login | None:
 
 
 def _progress() -> Progress:
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,6 +9,7 @@ import typer
 
 from propeller.cli.options import JsonOption, for_stack
 from propeller.errors import NotFoundError, RefusedError, StartError
+from propeller.process.control_characters import escape_controls
 
 if TYPE_CHECKING:
     from propeller.cli.connection import Target
@@ -52,18 +53,17 @@ def show(
     entries.sort()
     if as_json:
         for _time, line in entries:
-            sys.stdout.write(line.decode())
+            sys.stdout.write(escape_controls(line.decode()))
         return
-    from rich.console import Console
-
     from propeller.cli.tables import Column, print_rows
+    from propeller.cli.terminal import Terminal
 
     columns = (
         Column("time"), Column("service"), Column("who"), Column("from"), Column("action"), Column("status"),
         Column("about", spare=1),
     )  # fmt: skip
     rows = [_row(json.loads(line)) for _time, line in entries[-last:]]
-    print_rows(Console(highlight=False), columns, rows)
+    print_rows(Terminal(), columns, rows)
 
 
 @commands.command()

@@ -50,9 +50,8 @@ def make(
 @commands.command()
 def show(folder: FolderOption = DEFAULT_FOLDER, as_json: JsonOption = False) -> None:
     """Show the certificates in a folder: for whom, until when, and their fingerprints."""
-    from rich.console import Console
-
     from propeller.cli.tables import Column, print_rows
+    from propeller.cli.terminal import Terminal
     from propeller.errors import StartError
     from propeller.process.certificates import read_certificate
     from propeller.process.tls import WARN_DAYS
@@ -86,7 +85,7 @@ def show(folder: FolderOption = DEFAULT_FOLDER, as_json: JsonOption = False) -> 
         )
         for one in found
     ]
-    console = Console(highlight=False)
+    console = Terminal()
     print_rows(console, columns, rows)
     for one in found:
         if one.days_left() < WARN_DAYS:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from propeller.cli.terminal import Terminal
 from propeller.cli.up import run_on_stack
 from propeller.data import hospitals, program_source
 from propeller.errors import StartError
@@ -34,7 +35,7 @@ def run_demo(folder: Path, rounds: int) -> int:
     """Run the demo with its state in ``folder`` (made anew each time); returns the exit code."""
     _prepare_folder(folder)
     started_at = time.monotonic()
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(
         "[bold]Three hospitals train one breast-cancer classifier; no record leaves a hospital.[/]\n\nStarting every service …",
         soft_wrap=True,

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
+from propeller.cli.terminal import Terminal
 from propeller.doctor.checks import Finding, Status
 from propeller.doctor.diagnosis import diagnose, is_healthy
 from propeller.doctor.sources import from_env, from_state
 from propeller.doctor.target import Target
+from propeller.process.control_characters import escape_line
 
 _STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.SKIP: "yellow"}
 
@@ -47,17 +48,14 @@ def run_doctor(
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for one in findings:
-        console.print(Text.assemble((one.status, _STYLES[one.status]), f" {one.what}: {_line(one.detail)}"))
+        console.print(
+            Text.assemble((one.status, _STYLES[one.status]), f" {one.what}: {escape_line(one.detail)}")
+        )
         if one.fix:
-            console.print(Text(f"     fix: {_line(one.fix)}"))
+            console.print(Text(f"     fix: {escape_line(one.fix)}"))
     counts = {status: sum(one.status is status for one in findings) for status in Status}
     console.print(
         f"{counts[Status.PASS]} passed, {counts[Status.FAIL]} failed, {counts[Status.SKIP]} skipped"
     )
-
-
-def _line(text: str) -> str:
-    """A text on one line: some of it is what services said, and may hold anything."""
-    return "".join(character if character.isprintable() else " " for character in text)

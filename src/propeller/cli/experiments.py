@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 
 from propeller.cli.connection import Target
 from propeller.cli.follow import follow
 from propeller.cli.tables import Column, fits, print_fields, print_rows
+from propeller.cli.terminal import Terminal, escape
 from propeller.errors import StartError
+from propeller.process.control_characters import escape_line
 from propeller.protocol.compression import Compression
 from propeller.protocol.history import METRIC_PREFIX
 from propeller.sdk import History
@@ -44,7 +45,7 @@ def list_experiments(
     if as_json:
         print(json.dumps(found))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     if not found:
         called = "" if name is None else f" called {name}"
         console.print(f"No experiments{called}{'' if only is None else f' that are {only}'}.", markup=False)
@@ -74,7 +75,7 @@ def print_reasons(console: Console, reasons: Iterable[tuple[str, str | None]]) -
     """Print why each of those ended that have a reason."""
     for name, reason in reasons:
         if reason:
-            console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
+            console.print(escape_line(f"{name}: {reason}"), markup=False, soft_wrap=True)
 
 
 def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> None:
@@ -85,7 +86,7 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
     if as_json:
         print(json.dumps(status))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     shown = {
         "experiment": status["id"],
         "state": status["state"],
@@ -120,7 +121,7 @@ def show_history(
     if form == "json":
         print(json.dumps({"id": history.id, "rounds": list(history)}))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     if devices:
         _print_devices(console, history, names)
     else:
@@ -228,14 +229,14 @@ def compare_experiments(target: Target, ids: Sequence[str], *, metric: str | Non
         ]
         print(json.dumps(document))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     for (kind, name), found in columns.items():
         _print_comparison(console, f"{name} ({kind})", found)
 
 
 def steer_experiments(target: Target, ids: Sequence[str], verb: Verb) -> None:
     """Pause, resume or stop experiments."""
-    console = Console(highlight=False)
+    console = Terminal()
     with target.connect() as fl:
         for one in ids:
             handle = fl.experiment(one)
@@ -249,7 +250,7 @@ def follow_experiment(target: Target, experiment_id: str, *, as_json: bool) -> N
     Raises:
         ExperimentFailedError: it failed.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     with target.connect() as fl:
         handle = fl.experiment(experiment_id)
         follow(fl, handle, target, rounds=handle.status()["rounds"], as_json=as_json, console=console)

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from propeller.cli.connection import Target
+from propeller.cli.terminal import escape
 from propeller.sdk import Event, ExperimentFailedError, ExperimentHandle, ExperimentResult, Propeller
 
 MAX_SHOWN_FAILURES = 10

@@ -13,7 +13,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
+from propeller.process.control_characters import escape_line
 from propeller.process.log_file import newest_first
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
@@ -110,7 +112,7 @@ def show_logs(
         StartError: there are no logs, or none of a service that is asked for.
     """
     files = _files(folder, services)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     tails = {name: LogTail(file) for name, file in files.items()}
     try:
         for line in heapq.merge(*(_read(name, tail) for name, tail in tails.items())):
@@ -167,23 +169,23 @@ def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: boo
     if not line.mentions(round_id):
         return
     if as_json:
-        print(line.text, flush=True)
+        print(escape_line(line.text), flush=True)
         return
     try:
         fields = json.loads(line.text)
         level, message = fields.pop("level"), fields.pop("msg")
     except (ValueError, KeyError, TypeError, AttributeError):
-        console.print(Text(f"{line.service:<15} {line.text}"))
+        console.print(Text(f"{line.service:<15} {escape_line(line.text)}"))
         return
     for known in ("time", "service", "component"):
         fields.pop(known, None)
     style = _COLOURS.get(level, "")
-    rest = " ".join(f"{key}={value}" for key, value in fields.items())
+    rest = escape_line(" ".join(f"{key}={value}" for key, value in fields.items()))
     console.print(
         Text.assemble(
-            (line.time[11:23], "dim"),
+            (escape_line(line.time[11:23]), "dim"),
             f" {line.service:<15} ",
-            (f"{level:<7} {message}", style),
+            (escape_line(f"{level:<7} {message}"), style),
             (f"  {rest}", "dim"),
         )
     )

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from propeller.cli.connection import Target
 from propeller.cli.experiment_file import read_json
 from propeller.cli.tables import Column, print_fields, print_rows
+from propeller.cli.terminal import Terminal, escape
 from propeller.errors import StartError
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
@@ -59,7 +59,7 @@ def show_list(
         (f"v{one['version']}", "damaged", "", "", "", "") if "error" in one else _list_row(one)
         for one in found
     ]
-    print_rows(Console(highlight=False), _LIST_COLUMNS, rows)
+    print_rows(Terminal(), _LIST_COLUMNS, rows)
 
 
 def show_model(target: Target, version: str, *, as_json: bool) -> None:
@@ -88,7 +88,7 @@ def show_model(target: Target, version: str, *, as_json: bool) -> None:
         "updates": _updates(lineage),
         "metrics": _metrics(lineage.get("metrics")),
     }
-    console = Console(highlight=False)
+    console = Terminal()
     print_fields(console, shown)
     rows = [
         (name, tensor["dtype"], str(tensor["shape"])) for name, tensor in list(tensors.items())[:_MAX_TENSORS]
@@ -105,7 +105,7 @@ def show_diff(target: Target, first: str, second: str, *, as_json: bool) -> None
     if as_json:
         print(json.dumps(found))
         return
-    console, total = Console(highlight=False), found["total"]
+    console, total = Terminal(), found["total"]
     counts = ", ".join(f"{number} {status}" for status, number in total["tensors"].items() if number)
     console.print(f"v{found['from']} → v{found['to']}: {counts or 'no tensors'}", soft_wrap=True)
     rows = [
@@ -156,7 +156,7 @@ def show_aliases(target: Target, *, as_json: bool) -> None:
         print(json.dumps(aliases))
         return
     rows = [(name, f"v{version}") for name, version in aliases.items()]
-    print_rows(Console(highlight=False), (Column("alias"), Column("version", right=True)), rows)
+    print_rows(Terminal(), (Column("alias"), Column("version", right=True)), rows)
 
 
 def change_alias(target: Target, name: str, version: str | None) -> None:
@@ -177,7 +177,7 @@ def verify_model(target: Target, version: str, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(found))
         return 0 if found["verified"] else 1
-    console = Console(highlight=False)
+    console = Terminal()
     updates = found["updates"]
     made = _count(updates if isinstance(updates, int) else len(updates), "update")
     if found["verified"]:

@@ -7,8 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
 from propeller.wasm.build import build
 
@@ -60,7 +59,7 @@ def run_build(script: Path, output: Path | None, *, host_tensors: bool) -> None:
     """
     target = output or script.with_suffix(".wasm")
     started_at = time.monotonic()
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     try:
         with console.status(f"Building {target} (a first build takes ten seconds or so) …"):
             built = build(script, target, host_tensors=host_tensors)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 from rich.console import Console
 
+from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
 from propeller.process.http import ServiceError, verify_for
 from propeller.process.retry import retry
@@ -66,7 +67,7 @@ def run_provision(
     Raises:
         StartError: with the cause and the remedy.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     file = EnvFile.read(path)
     file.check_writable()
     source = _stack_source(state) if state else _environment_source(url, file)
@@ -83,7 +84,7 @@ def run_clear(path: Path) -> None:
     Raises:
         StartError: there is no such file, or it may not be written.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     with locked_folder(path, lambda: console.print(f"A 'propeller provision' uses {path}; waiting for it …")):
         file = EnvFile.read(path)
         if file.text is None:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
+from propeller.cli.terminal import Terminal, escape
 from propeller.sdk.experiment import new_id
 
 
@@ -50,7 +48,7 @@ def run_experiment(
             "{ holdout = 0.2 }, unless the program splits its data itself",
             file=sys.stderr,
         )
-    experiment, console = described.to_experiment(), Console(highlight=False)
+    experiment, console = described.to_experiment(), Terminal()
     spec = experiment.spec
     if spec.id is None:  # one that can be told when it is interrupted
         experiment = replace(experiment, id=new_id(spec.name))

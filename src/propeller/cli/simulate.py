@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.simulation_results import results_folder, write_results
+from propeller.cli.terminal import Terminal, escape
 from propeller.coordinator.rounds import RoundRecord
 from propeller.errors import PropellerError, StartError
 from propeller.sdk import Experiment
@@ -86,7 +86,7 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
         )
         print(fleet.label_counts())
         return
-    console = Console(highlight=False, stderr=options.as_json)
+    console = Terminal(stderr=options.as_json)
     with contextlib.ExitStack() as stack:
         out = None if options.out is None else stack.enter_context(results_folder(options.out))
         ended = _simulate(described, experiment, spec, data, options, console)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from propeller.cli.experiments import print_experiments, print_reasons
 from propeller.cli.tables import Column, print_rows
+from propeller.cli.terminal import Terminal
 from propeller.fl.selection import natural_order
 from propeller.process.http import verify_for
 from propeller.sdk import Propeller
@@ -28,7 +29,7 @@ _ROUNDS = 10
 
 def show_status(folder: Path) -> int:
     """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
-    console = Console(highlight=False)
+    console = Terminal()
     state = StateFolder(folder)
     process = state.running_process()
     if process is None:

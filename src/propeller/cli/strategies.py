@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-
 from propeller.cli.connection import Target
 from propeller.cli.tables import Column, print_fields, print_rows
+from propeller.cli.terminal import Terminal
 
 _LIST_COLUMNS = (Column("strategy"), Column("mode"), Column("parameters", spare=2), Column("what", spare=1))
 _PARAMETER_COLUMNS = (
@@ -26,7 +25,7 @@ def show_strategies(target: Target, name: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
     elif name is None:
-        print_rows(Console(highlight=False), _LIST_COLUMNS, [_list_row(one) for one in found])
+        print_rows(Terminal(), _LIST_COLUMNS, [_list_row(one) for one in found])
     else:
         _show_strategy(found)
 
@@ -39,7 +38,7 @@ def _list_row(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _show_strategy(one: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     print_fields(
         console,
         {

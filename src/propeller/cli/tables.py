@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+
+from propeller.cli.terminal import escape
+from propeller.process.control_characters import escape_line
 
 Row = Sequence[str]
 """The texts of a row, one a column, as they are: not markup."""
@@ -29,11 +31,12 @@ class Column:
 
 
 def print_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> None:
-    """Print rows under their columns.
+    """Print rows under their columns; characters that act on a terminal are escaped.
 
     A terminal that is too narrow gets as many columns as fit, and the names of the others. Where the output is a file or a
     pipe, there is everything.
     """
+    rows = [[escape_line(text) for text in row] for row in rows]
     shown = [at for at, column in enumerate(columns) if not column.spare or any(row[at] for row in rows)]
     left_out = []
     while not _fits(console, _table(columns, rows, shown)):

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
-
 from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.terminal import Terminal
 from propeller.cli.try_aggregation import AGGREGATE, AggregationTrial
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
@@ -31,6 +30,7 @@ from propeller.fl.tensors import (
 )
 from propeller.fl.tensors.npz import from_npz
 from propeller.process import parent_death
+from propeller.process.control_characters import escape_controls, escape_line
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output
@@ -234,7 +234,8 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
         error = outcome.error or trial.refusal_reason(outcome.stdout, outcome.out_files)
         if error is None:
             state.keep()
-    sys.stdout.write(outcome.stdout.decode(errors="replace"))
+    said = outcome.stdout.decode(errors="replace")
+    sys.stdout.write(escape_controls(said) if sys.stdout.isatty() else said)
     sys.stdout.flush()
     for name, content in outcome.out_files.items():
         _print_note(f"/out/{name}: {len(content)} bytes")
@@ -305,7 +306,7 @@ async def _run_sandboxed(
     digest = digest_of(wasm)
     try:
         async with Sandbox(cache) as sandbox:
-            with Console(stderr=True).status(f"Compiling {program} (once) …"):
+            with Terminal(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
             run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits, state=state)
             return await sandbox.run(run, on_stderr=_print_note)
@@ -370,4 +371,4 @@ def _read_file(file: Path) -> bytes:
 
 
 def _print_note(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(escape_line(line), file=sys.stderr)

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from propeller.cli.terminal import Terminal
 from propeller.process.files import keep_private
 from propeller.process.run import run
 from propeller.stack.provisioning import device_names
@@ -79,7 +78,7 @@ def run_up(
     host: str | None = None,
 ) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"Starting Propeller on {folder.absolute()}", soft_wrap=True)
 
     if os.environ.get("PROPELLER_AUTH") == "off" and not open_access:

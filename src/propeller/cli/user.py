@@ -29,9 +29,8 @@ RoleOption = Annotated[
 @for_stack
 def list_users(as_json: JsonOption = False, *, target: "Target") -> None:
     """List the users with their roles."""
-    from rich.console import Console
-
     from propeller.cli.tables import Column, print_rows
+    from propeller.cli.terminal import Terminal
 
     with target.connect() as fl:
         found = fl.users.list()
@@ -40,7 +39,7 @@ def list_users(as_json: JsonOption = False, *, target: "Target") -> None:
         return
     columns = (Column("user"), Column("role"), Column("status"), Column("id", spare=1))
     rows = [(one["username"], one["role"] or "", one["status"], one["id"]) for one in found]
-    print_rows(Console(highlight=False), columns, rows)
+    print_rows(Terminal(), columns, rows)
 
 
 @commands.command()

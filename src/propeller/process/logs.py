@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+from propeller.process.control_characters import escape_line
 from propeller.process.log_file import MAX_BYTES, LogFile
 
 _SECRET_NAMES = (
@@ -60,6 +61,14 @@ def _shape(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
     return head | {key: value for key, value in event.items() if key not in head}
 
 
+_RENDER = structlog.processors.JSONRenderer(default=str, ensure_ascii=False)
+
+
+def _harmless(_logger: Any, _method: str, line: Any) -> str:
+    """What JSON leaves as it is, and acts on a terminal: C1, DEL, the direction of writing."""
+    return escape_line(line)
+
+
 class _Lossy(io.TextIOBase):
     """Where logs go: a full disk costs lines, never the work that they tell of."""
 
@@ -95,7 +104,7 @@ def configure(
         _shape,
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(default=str, ensure_ascii=False)],
+        processors=[*shared, _RENDER, _harmless],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
@@ -107,7 +116,8 @@ def configure(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _shape,
-                structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+                _RENDER,
+                _harmless,
             ],
         )
     )

@@ -1,0 +1,29 @@
+"""The terminal of a command: what services, devices and programs say is shown, and does nothing to it."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape as escape_markup
+from rich.segment import Segment
+
+from propeller.process.control_characters import escape_controls, escape_line
+
+
+def escape(text: str) -> str:
+    """Another's text, for a line of markup: on that line, and nothing in it acts."""
+    return escape_markup(escape_line(text))
+
+
+class Terminal(Console):
+    """rich's console; the only control sequences that it writes are its own.
+
+    Texts are escaped here after they are laid out, so a text of another's that is part of a table or a line is better
+    escaped before (``escape``): this is for those that nobody thought of.
+    """
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
+        super().__init__(highlight=False, stderr=stderr, soft_wrap=soft_wrap)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escape_controls(segment.text), segment.style)
