@@ -31,7 +31,7 @@ from propeller.store import postgresql_claim
 from propeller.store.ownership import owned
 
 url, who = sys.argv[1:]
-postgresql_claim.SILENCE_S = 2.0  # for a short test; the last one looks at how it is
+postgresql_claim.SILENCE_S, postgresql_claim.ANSWER_S = 2.0, 0.5  # for a short test; the last one looks at how they are
 configure("test")
 
 async def write(database):
@@ -55,6 +55,10 @@ async def main(stop):
 
 sys.exit(run(main))
 """
+
+
+TRANSACTION = "xmin::text::bigint"
+"""The number of the transaction that wrote a row."""
 
 
 class Process:
@@ -232,7 +236,32 @@ async def test_an_owner_that_was_stopped_writes_nothing_when_it_goes_on(server: 
             assert await first.ends() == 1
             assert "does not own its database any more" in first.logs[-1]["msg"]
             assert await count(server, "first") == before
-            assert await count(server, "second") > 0
+            connection = await asyncpg.connect(server)
+            rows = [
+                row[0] for row in await connection.fetch(f"SELECT who FROM written ORDER BY {TRANSACTION}")
+            ]
+            await connection.close()
+            assert rows == sorted(rows)
+            assert rows[-1] == "second"
+
+
+async def test_an_owner_whom_the_server_does_not_answer_ends(server: str) -> None:
+    connection = await asyncpg.connect(server)
+    async with Process.started(server, "first") as first:
+        assert await first.says() == "owner"
+        async with Process.started(server, "second") as second:
+            await second.waits(first)
+            name = f"propeller zoo, process {first.process.pid} %"
+            query = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1"
+            backend = await connection.fetchval(query, name)
+            os.kill(backend, signal.SIGSTOP)
+            try:
+                assert await first.ends() == 1
+                assert "the server does not answer" in first.logs[-1]["reason"]
+            finally:
+                os.kill(backend, signal.SIGCONT)
+            assert await second.says() == "owner"
+    await connection.close()
 
 
 @pytest.mark.parametrize("standby", [True, False], ids=["with a standby", "alone"])

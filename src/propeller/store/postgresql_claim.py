@@ -177,7 +177,8 @@ class PostgresqlClaim:
             try:
                 held = await self._driver.fetchrow(_HOLDERS, *self._owner_key, timeout=ANSWER_S)
             except _Errors as error:
-                self._end_process(f"its connection ended: {error or type(error).__name__}")
+                reason = "the server does not answer" if isinstance(error, TimeoutError) else error
+                self._end_process(f"the lock cannot be asked for: {reason}")
             if held is None or tuple(held)[: len(self._identity)] != self._identity:
                 self._end_process("the lock is not this process's any more")
 
