@@ -8,16 +8,17 @@ import signal
 import sqlite3
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from propeller.errors import StartError
 from propeller.store.database import Database
-from propeller.store.ownership import owned
+from propeller.store.ownership import FileClaim, owned
 from propeller.store.postgresql_claim import ANSWER_S, PROOF_S, SILENCE_S
 from support.net import eventually
 from support.postgresql import create_database
@@ -93,9 +94,7 @@ class Process:
     async def waits(self, owner: "Process") -> None:
         """Until it has said that it is the standby of this owner."""
         name = f"process {owner.process.pid} on"
-        await eventually(
-            lambda: any("standby" in line["msg"] and name in line["owner"] for line in self.logs)
-        )
+        await eventually(lambda: any(name in line.get("owner", "") for line in self.logs))
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -209,6 +208,25 @@ async def test_a_folder_that_cannot_be_written_to_says_so() -> None:
         StartError, match=r"cannot lock /proc/\d+/a.db.zoo.lock: .*must be one that this user may write"
     ):
         await _own("/proc/self/a.db", asyncio.Event())
+
+
+async def test_a_standby_that_cannot_ask_tries_again_and_says_each_thing_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: Iterator[Any] = iter([False, False, StartError("away"), StartError("away"), False, True])
+
+    async def take(claim: FileClaim) -> bool:
+        claim.owner, answer = "another", next(answers)
+        if isinstance(answer, StartError):
+            raise answer
+        return bool(answer)
+
+    monkeypatch.setattr(FileClaim, "take", take)
+    monkeypatch.setattr("propeller.store.ownership.POLL_S", 0.001)
+    with capture_logs() as logs:
+        assert await _own(str(tmp_path / "a.db"), asyncio.Event()) is not None
+    told = [log.get("owner") or log.get("reason") or log["event"] for log in logs]
+    assert told == ["another", "away", "another", "the standby takes over the database"]
 
 
 async def test_the_lock_is_not_on_the_database_itself(tmp_path: Path) -> None:

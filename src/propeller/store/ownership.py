@@ -109,17 +109,22 @@ async def _until_taken(claim: Claim, database: str) -> None:
     if await claim.take():
         return
     begun = time.monotonic()
-    said, said_at = "", 0.0
+    said, said_at, trouble = "", 0.0, ""
     while True:
-        if claim.owner != said or time.monotonic() - said_at > SAY_AGAIN_S:
-            said, said_at = claim.owner, time.monotonic()
-            log.warning("standby: another process owns the database", database=database, owner=said)
+        now = trouble or claim.owner
+        if now != said or time.monotonic() - said_at > SAY_AGAIN_S:
+            said, said_at = now, time.monotonic()
+            if trouble:
+                log.warning("standby: cannot ask for the database, and tries again", reason=trouble)
+            else:
+                log.warning("standby: another process owns the database", database=database, owner=said)
         await asyncio.sleep(POLL_S)
+        trouble = ""
         try:
             if await claim.take():
                 break
         except StartError as error:  # the server is away for a while: what a standby is for
-            claim.owner = str(error)
+            trouble = str(error)
     log.info(
         "the standby takes over the database",
         database=database,
