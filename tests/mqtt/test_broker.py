@@ -1,6 +1,7 @@
 """The embedded broker: what it keeps over a crash, and what it says when it cannot start."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+import aiomqtt
 import psutil
 import pytest
 from structlog.testing import capture_logs
@@ -197,6 +199,74 @@ async def test_a_server_that_gave_a_stream_up_is_started_anew(tmp_path: Path) ->
     said = [log["event"] for log in logs]
     assert "broker cannot write: free some space" in said
     assert "broker can write again, starting it anew" in said
+
+
+def _spoil(store: Path, pattern: str, content: bytes, at: int = 0) -> None:
+    files = list(store.rglob(pattern))
+    assert files
+    for file in files:
+        with file.open("r+b") as opened:
+            opened.seek(at)
+            opened.write(content)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "at"),
+    [("$MQTT_msgs/meta.inf", 0), ("obs/*/meta.inf", 0), ("$MQTT_sess/msgs/*.blk", 20)],
+    ids=["stream", "consumer", "messages"],
+)
+async def test_a_damaged_store_is_set_aside_and_everybody_is_served(
+    tmp_path: Path, pattern: str, at: int
+) -> None:
+    site = Site.at(tmp_path)
+    async with site.running() as (_identity, made):
+        manager, proplet = made.clients["manager"], made.clients["proplet-1"]
+        topic = f"m/{made.domain_id}/c/{made.channel_id}/control/manager/start/{proplet.id}"
+        async with site.client(proplet.id, proplet.key, clean_session=False) as client:
+            await client.subscribe(topic, qos=1)
+    store = site.broker.state / "store"
+    _spoil(store, pattern, b"garbage", at)
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        running = asyncio.create_task(main(site.broker, stop))
+        try:
+            async with site.open() as identity:
+
+                async def is_served() -> bool:
+                    if not identity.link.connected:
+                        return False
+                    with contextlib.suppress(aiomqtt.MqttError):
+                        async with (
+                            site.client(proplet.id, proplet.key, clean_session=False) as one,
+                            site.client(manager.id, manager.key) as other,
+                        ):
+                            await one.subscribe(topic, qos=1)
+                            await other.publish(topic, "start", qos=1)
+                            return await first(one) == b"start"
+                    return False
+
+                await eventually(is_served, 20)
+        finally:
+            stop.set()
+            await running
+    [aside] = site.broker.state.glob("store.damaged-*")
+    [said] = [line for line in logs if "store is damaged and begins anew" in line["event"]]
+    assert said["kept_as"] == str(aside)
+    assert said["damage"]
+
+
+async def test_a_new_store_that_is_damaged_again_is_the_disks_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, runs = tmp_path / "nats-server", tmp_path / "runs"
+    always = SERVER.format(python=sys.executable, runs=str(runs)).replace("== 1", "> 0")
+    program.write_text(always.replace("critical write error", "checksums do not match"))
+    program.chmod(0o755)
+    given = settings(tmp_path / "broker", nats_server=str(program))
+    (tmp_path / "broker" / "store").mkdir(parents=True)
+    monkeypatch.setattr(broker, "set_aside", lambda _store, _damage: None)
+    with pytest.raises(StartError, match=r"is damaged again: .*checksums do not match.*; check its disk"):
+        await asyncio.wait_for(main(given, asyncio.Event()), 20)
 
 
 async def test_a_folder_is_waited_for_until_it_takes_data(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from propeller.digests import digest_of
-from propeller.oci.errors import DigestMismatchError
+from propeller.oci.errors import DamagedLayoutError, DigestMismatchError
 from propeller.oci.layout import MAX_UPLOAD_AGE_S, Layout
 from propeller.oci.manifest import IMAGE_MANIFEST
 
@@ -148,3 +148,28 @@ def test_a_kill_while_writing_leaves_what_was_acknowledged(tmp_path: Path) -> No
     tags = layout.list_tags("a")
     assert tags is not None
     assert len(tags) in {acknowledged + 1, acknowledged + 2}
+
+
+def test_a_damaged_blob_is_set_aside_and_comes_back_when_it_is_pushed_again(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    digest = layout.store_blob(b"content")
+    path = layout.find_blob(digest)
+    assert path is not None
+    path.write_bytes(b"cOntent")
+    assert Layout(tmp_path).find_blob(digest) is None
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == b"cOntent"
+    assert layout.find_blob(digest) is None
+    assert layout.store_blob(b"content") == digest
+    assert layout.find_blob(digest) == path
+    path.write_bytes(b"damaged while it runs")
+    assert layout.find_blob(digest) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"manifests":1}', b'{"manifests":[{}]}', b"\xff"])
+def test_a_damaged_index_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    store(Layout(tmp_path), "a", "v1")
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(DamagedLayoutError) as caught:
+        Layout(tmp_path)
+    assert str(tmp_path / "index.json") in str(caught.value)
+    assert "restore it from a backup, or remove it and push the programs again" in str(caught.value)

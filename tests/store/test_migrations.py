@@ -256,7 +256,27 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     path.write_bytes(b"not a database" * 100)
     database = Database(str(path))
-    with pytest.raises(StartError, match=r"cannot open the database .*a\.db: file is not a database"):
+    with pytest.raises(
+        StartError, match=r"cannot open the database .*a\.db: file is not a database; restore it from"
+    ):
+        await migrate(database, manager.SCHEMA)
+    await database.close()
+
+
+@pytest.mark.parametrize("damage", ["a page", "the end"])
+async def test_a_database_that_is_damaged_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.db"
+    database = Database(str(path))
+    await migrate(database, manager.SCHEMA)
+    await database.close()
+    with path.open("r+b") as file:
+        if damage == "a page":
+            file.seek(3 * 4096)
+            file.write(b"\xff" * 4096)
+        else:
+            file.truncate(5 * 4096)
+    database = Database(str(path))
+    with pytest.raises(StartError, match=r"a\.db.*; restore it from a backup \(propeller restore\)"):
         await migrate(database, manager.SCHEMA)
     await database.close()
 

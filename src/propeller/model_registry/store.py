@@ -71,9 +71,11 @@ class DamagedVersionError(PropellerError):
         reason: what is wrong with the file, for the log.
     """
 
-    def __init__(self, version: int, reason: str) -> None:
+    def __init__(self, version: int, file: str, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"Invalid model file: version {version} is damaged; restore it from a backup")
+        super().__init__(
+            f"Invalid model file: version {version} is damaged ({file} in MODELS_DIR); restore it from a backup"
+        )
 
 
 FileStamp = tuple[str, int, int, int]
@@ -151,7 +153,7 @@ class ModelStore:
         except FileNotFoundError:
             raise VersionNotFoundError(version) from None
         except (OSError, TensorError) as error:
-            raise DamagedVersionError(version, f"{file.name}: {error}") from None
+            raise DamagedVersionError(version, file.name, str(error)) from None
 
     def check(self, version: int) -> str:
         """Compare a version's numbers with the digest they were stored with, once for a file; gives the digest.
@@ -166,7 +168,7 @@ class ModelStore:
         with self.open(version) as document:
             digest = document.check()
             if document.metadata.get(DIGEST_FIELD, digest) != digest:
-                raise DamagedVersionError(version, f"{stamp[0]}: its numbers are not those that were stored")
+                raise DamagedVersionError(version, stamp[0], "its numbers are not those that were stored")
         self._checked[version] = stamp
         return digest
 

@@ -43,8 +43,16 @@ STOP_S = 2.0
 
 RESTART_DELAY_S = 0.2
 
+NEW_STORE_S = 60.0
+"""A new store that is damaged within this time is not replaced: the disk is at fault."""
+
 STREAM_STOPPED = "critical write error"
 """What nats-server's log says of a stream whose write failed: it writes to it again only after a new start."""
+
+DAMAGE = re.compile(
+    r"checksums do not match|Error unmarshalling|unable to persist session .* wrong last sequence"
+)
+"""What nats-server's log says of a store that it goes on without, or cannot use: clients are then served wrongly, or not at all."""
 
 DISK_CHECK_INTERVAL_S = 1.0
 _PROBE = bytes(1024 * 1024)
@@ -72,6 +80,9 @@ class Broker:
         self._reader: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=5)
         self._stream_stopped = asyncio.Event()
+        self._damaged = asyncio.Event()
+        self.damage = ""
+        """What the server said of a damaged store."""
         self._limit_logged_at = -_REPEAT_S
 
     @property
@@ -92,6 +103,10 @@ class Broker:
         await self._stream_stopped.wait()
         log.error("broker cannot write: free some space", folder=str(self._settings.state))
         await until_writable(self._settings.state)
+
+    async def wait_until_damaged(self) -> None:
+        """Wait until the server finds that what it has kept is damaged: only a new store helps then."""
+        await self._damaged.wait()
 
     async def __aenter__(self) -> Self:
         """Start the server and wait until it accepts MQTT connections.
@@ -199,6 +214,9 @@ class Broker:
         level, text = (match[1], match[2]) if match else ("ERR", line)
         if STREAM_STOPPED in text.lower():
             self._stream_stopped.set()
+        if DAMAGE.search(text) and not self._damaged.is_set():
+            self.damage = text.strip()
+            self._damaged.set()
         if level in {"ERR", "FTL"}:
             self._last_lines.append(text)
         if _LIMIT_REACHED in text:
@@ -226,18 +244,31 @@ async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
         StartError: it cannot start, or not again.
     """
     stopping = asyncio.create_task(stop.wait())
+    set_aside_at = float("-inf")
     try:
         while not stop.is_set():
+            damage = ""
             async with Broker(settings) as broker, _current_certificate(settings, broker):
                 ended = asyncio.create_task(broker.wait())
                 restart = asyncio.create_task(broker.wait_until_restart_needed())
-                await asyncio.wait({ended, restart, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if ended.done() and not stop.is_set():
+                damaged = asyncio.create_task(broker.wait_until_damaged())
+                await asyncio.wait({ended, restart, damaged, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                damage = broker.damage
+                if damage:
+                    pass  # said below, where the store is set aside
+                elif ended.done() and not stop.is_set():
                     log.error("broker ended, starting it again", code=ended.result())
                 elif restart.done():
                     log.warning("broker can write again, starting it anew")
-                ended.cancel()
-                restart.cancel()
+                for task in (ended, restart, damaged):
+                    task.cancel()
+            if damage:
+                if time.monotonic() - set_aside_at < NEW_STORE_S:
+                    raise StartError(
+                        f"the broker's new store in {settings.state} is damaged again: {damage}; check its disk"
+                    )
+                set_aside_at = time.monotonic()
+                await asyncio.to_thread(set_aside, settings.state / "store", damage)
             await asyncio.wait({stopping}, timeout=RESTART_DELAY_S)
     finally:
         stopping.cancel()
@@ -255,6 +286,17 @@ async def _current_certificate(settings: BrokerSettings, broker: Broker) -> Asyn
         yield
     finally:
         watch.cancel()
+
+
+def set_aside(store: Path, damage: str) -> None:
+    """Give the server a new store; the damaged one stays beside it, for whoever wants to see what is lost."""
+    aside = store.with_name(f"{store.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+    store.rename(aside)
+    log.error(
+        "the broker's store is damaged and begins anew: messages that waited for clients which are away are lost, rounds ask again for what is missing",
+        damage=damage,
+        kept_as=str(aside),
+    )
 
 
 async def until_writable(folder: Path) -> None:

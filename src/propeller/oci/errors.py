@@ -5,6 +5,7 @@ from propeller.errors import (
     NotFoundError,
     PropellerError,
     RefusedError,
+    StartError,
     TooLargeError,
     UnauthenticatedError,
     UnavailableError,
@@ -43,6 +44,10 @@ class RegistryRefusedError(OciError, RefusedError):
 
 class RegistryNotAllowedError(OciError, RefusedError):
     """The service does not fetch from this registry."""
+
+
+class DamagedLayoutError(StartError):
+    """The index of a layout folder cannot be read; the text names the file and the remedy."""
 
 
 class NotSignedError(OciError, RefusedError):

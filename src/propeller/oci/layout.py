@@ -19,14 +19,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
+
 from propeller.digests import digest_of, digest_of_file, is_digest
-from propeller.oci.errors import DigestMismatchError
+from propeller.oci.errors import DamagedLayoutError, DigestMismatchError
 from propeller.oci.manifest import IMAGE_INDEX, REF_NAME, Descriptor
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over, sync_folder, write_durably
+from propeller.process.logs import get_logger
+
+log = get_logger("layout")
 
 MAX_UPLOAD_AGE_S = 24 * 3600.0
 """Unfinished uploads older than this are removed when the layout is opened."""
+
+_MAX_VERIFIED = 10_000
 
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -35,16 +42,22 @@ class Layout:
     """A layout folder. Its methods block on the disk; call them from a thread where that matters."""
 
     def __init__(self, folder: Path) -> None:
-        """Open ``folder``, which is made if it is missing."""
+        """Open ``folder``, which is made if it is missing.
+
+        Raises:
+            DamagedLayoutError: its index cannot be read.
+        """
         self.folder, self._lock_file = folder, folder / ".lock"
         self._blobs, self._uploads = folder / "blobs" / "sha256", folder / "uploads"
         for path in (self._blobs, self._uploads):
             path.mkdir(parents=True, exist_ok=True)
+        self._verified: LRUCache[str, tuple[int, int, int]] = LRUCache(_MAX_VERIFIED)
         with FileLock(self._lock_file):
             if not (folder / "oci-layout").exists():
                 write_durably(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
             if not (folder / "index.json").exists():
                 self._save([])
+            self._load()
         remove_left_over([folder, self._blobs])
         for path in self._uploads.iterdir():
             with contextlib.suppress(OSError):
@@ -54,13 +67,29 @@ class Layout:
     # Blobs
 
     def find_blob(self, digest: str) -> Path | None:
-        """The file of a blob, or ``None``.
+        """The file of a blob, or ``None``; a damaged one is set aside, so that whoever pushes it again sends it.
+
+        It is read and hashed when it is asked for first, and when its file was changed.
 
         Raises:
             ValueError: the digest is not one.
         """
         path = self._path(digest)
-        return path if path.is_file() else None
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        version = status.st_mtime_ns, status.st_size, status.st_ino
+        if self._verified.get(digest) == version:
+            return path
+        with path.open("rb") as file:
+            if digest_of_file(file) == digest:
+                self._verified[digest] = version
+                return path
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        log.error("a blob is damaged: push its artifact again", digest=digest, kept_as=str(aside))
+        return None
 
     def store_blob(self, data: bytes) -> str:
         """Store a small blob; returns its digest."""
@@ -165,8 +194,15 @@ class Layout:
         return self._blobs / digest.removeprefix("sha256:")
 
     def _load(self) -> list[Descriptor]:
-        document = json.loads((self.folder / "index.json").read_bytes())
-        return [Descriptor.from_json(entry) for entry in document["manifests"]]
+        file = self.folder / "index.json"
+        try:
+            document = json.loads(file.read_bytes())
+            return [Descriptor.from_json(entry) for entry in document["manifests"]]
+        except (ValueError, TypeError, KeyError, RecursionError, FileNotFoundError) as error:
+            raise DamagedLayoutError(
+                f"{file} is damaged: {error}; restore it from a backup, or remove it and push the programs again (their bytes stay in "
+                f"{self._blobs})"
+            ) from None
 
     def _save(self, entries: list[Descriptor]) -> None:
         document: dict[str, Any] = {

@@ -48,7 +48,7 @@ class _BlobHandlers:
         """GET and HEAD, also of a range."""
         repository_of(request)
         digest = check_digest(request.path_params["digest"])
-        path = self._layout.find_blob(digest)
+        path = await asyncio.to_thread(self._layout.find_blob, digest)
         if path is None:
             raise DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
         headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
@@ -65,8 +65,11 @@ class _BlobHandlers:
     async def start(self, request: Request) -> Response:
         """POST: start an upload; with ``digest`` the body is all of it; with ``mount`` a blob that is here is used."""
         name, query = repository_of(request), request.query_params
-        if (digest := query.get("mount")) and self._layout.find_blob(check_digest(digest)):
-            return _blob_created(name, digest)
+        mount = query.get("mount")
+        if mount is not None:
+            there = await asyncio.to_thread(self._layout.find_blob, check_digest(mount))
+            if there is not None:
+                return _blob_created(name, mount)
         whole = query.get("digest")
         if whole is not None:
             check_digest(whole)

@@ -65,7 +65,7 @@ class _ManifestHandlers:
             raise DistributionError(400, "DIGEST_INVALID", f"the manifest is {digest_of(data)}, not {target}")
         document, media_type = _parse_manifest(data, request.headers.get("content-type", ""))
         for part in _blobs_of(document):
-            if self._layout.find_blob(part) is None:
+            if await asyncio.to_thread(self._layout.find_blob, part) is None:
                 raise DistributionError(
                     404, "MANIFEST_BLOB_UNKNOWN", f"there is no blob {part}; upload it first"
                 )

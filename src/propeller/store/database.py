@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -54,6 +54,13 @@ class DatabaseConnection(Protocol):
     async def run_sync(
         self, fn: Callable[Concatenate[Connection, _P], _T], *arg: _P.args, **kw: _P.kwargs
     ) -> _T: ...
+
+
+MAX_CHECKED_BYTES = 256 * 1024 * 1024
+"""A larger file is not read as a whole at the start: that takes seconds."""
+
+RESTORE = "restore it from a backup (propeller restore), or move it away to begin anew"
+"""What to do about a database that is damaged."""
 
 
 class Database:
@@ -131,6 +138,26 @@ class Database:
                 raise StartError(
                     f"{self}: a row of the table {found['table']} refers to one of {found['parent']} that is not there"
                 )
+
+    async def check(self) -> None:
+        """See that a SQLite file of up to 256 MB is whole; PostgreSQL sees to its own.
+
+        Raises:
+            StartError: it is damaged; the text names it.
+        """
+        if not isinstance(self._backend, SqliteFile):
+            return
+        async with self._backend.read() as connection:
+            size = await connection.scalar(
+                text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+            )
+            if size > MAX_CHECKED_BYTES:
+                return
+            found = await connection.scalar(text("PRAGMA quick_check(1)"))
+        if found != "ok":
+            raise StartError(
+                f"the database {self} is damaged ({' '.join(str(found).split())[:200]}); {RESTORE}"
+            )
 
     async def close(self) -> None:
         """Close every connection."""

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from propeller.errors import StartError
 from propeller.process.logs import get_logger
-from propeller.store.database import Database
+from propeller.store.database import RESTORE, Database
 
 log = get_logger("store")
 
@@ -62,17 +62,26 @@ async def migrate(database: Database, schema: Schema) -> None:
     It is one transaction: if it fails, the database is as it was.
 
     Raises:
-        StartError: the database cannot be opened, or a newer version of Propeller has changed it.
+        StartError: the database cannot be opened, is damaged, or a newer version of Propeller has changed it.
     """
     try:
         async with database.read() as connection:
-            if await connection.run_sync(schema.read_revision) == schema.revisions[-1]:
-                return
+            is_newest = await connection.run_sync(schema.read_revision) == schema.revisions[-1]
+        if is_newest:
+            await database.check()
+            return
         async with database.migration(lock=zlib.crc32(f"propeller {schema.service}".encode())) as connection:
             await connection.run_sync(_migrate, schema, str(database))
+        await database.check()
     except (DBAPIError, OSError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
-        raise StartError(f"cannot open the database {database}: {reason}") from error
+        raise StartError(f"cannot open the database {database}: {reason}{_remedy(reason)}") from error
+
+
+def _remedy(reason: object) -> str:
+    """What to do about a file that is damaged."""
+    is_damaged = any(text in str(reason) for text in ("file is not a database", "malformed", "corrupt"))
+    return f"; {RESTORE}" if is_damaged else ""
 
 
 def _migrate(connection: Connection, schema: Schema, database: str) -> None:
