@@ -1,8 +1,8 @@
 /* Logistic regression by mini-batch stochastic gradient descent, as a federated-learning program.
  *
  * In:  /in/model.json {"w": [n numbers], "b": number}, /in/dataset.json {"data": [{"x": [n numbers], "y": 0 or 1}, ...]} and
- *      /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); or the same in the
- *      variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI and FL_MODE
+ *      /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0, "log_samples": 0}
+ *      (the defaults); or the same in the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI and FL_MODE
  *      (train or evaluate).
  * Out: one JSON document on standard output; a log on standard error.
  *
@@ -31,7 +31,7 @@ typedef struct {
 } Dataset;
 
 typedef struct {
-    double epochs, lr, batch_size, l2, seed;
+    double epochs, lr, batch_size, l2, seed, log_samples;
 } Hyperparams;
 
 typedef struct {
@@ -149,8 +149,8 @@ static Dataset read_dataset(size_t n) {
 
 static Hyperparams read_hyperparams(void) {
     Hyperparams given = {.epochs = 1, .lr = 0.01, .batch_size = 16};
-    const char *names[] = {"epochs", "lr", "batch_size", "l2", "seed"};
-    double *fields[] = {&given.epochs, &given.lr, &given.batch_size, &given.l2, &given.seed};
+    const char *names[] = {"epochs", "lr", "batch_size", "l2", "seed", "log_samples"};
+    double *fields[] = {&given.epochs, &given.lr, &given.batch_size, &given.l2, &given.seed, &given.log_samples};
     Json json;
     if (open_input(&json, "/in/hyperparams.json", "HYPERPARAMS") && !json_null(&json)) {
         char key[KEY];
@@ -328,8 +328,10 @@ int main(void) {
     Dataset data = read_dataset(model.n);
     fprintf(stderr, "Loaded dataset with %zu samples from Local Data Store\n", data.rows);
     log_model("DEBUG: Initial model - w: ", &model);
-    log_vector("DEBUG: First sample - x: ", data.x, data.n);
-    fprintf(stderr, ", y: %d\n", data.y[0]);
+    if (given.log_samples) { /* samples stay on the device, and out of its log, unless asked for */
+        log_vector("DEBUG: First sample - x: ", data.x, data.n);
+        fprintf(stderr, ", y: %d\n", data.y[0]);
+    }
 
     Fit before = measure(&model, &data), after = before;
     size_t steps = 0;

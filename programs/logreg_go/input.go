@@ -23,7 +23,7 @@ func (d *Dataset) sample(row int) []float64 { return d.x[row*d.n : (row+1)*d.n] 
 
 // Hyperparams say how to train.
 type Hyperparams struct {
-	epochs, lr, batchSize, l2, seed float64
+	epochs, lr, batchSize, l2, seed, logSamples float64
 }
 
 func readModel() *Model {
@@ -114,6 +114,7 @@ func readHyperparams() *Hyperparams {
 	given := &Hyperparams{epochs: 1, lr: 0.01, batchSize: 16}
 	fields := map[string]*float64{
 		"epochs": &given.epochs, "lr": &given.lr, "batch_size": &given.batchSize, "l2": &given.l2, "seed": &given.seed,
+		"log_samples": &given.logSamples,
 	}
 	if r, ok := openInput("/in/hyperparams.json", "HYPERPARAMS"); ok && !r.word("null") {
 		for r.enter('{'); r.more('}'); {

@@ -2,8 +2,8 @@
 // ../logreg_c does, in Go.
 //
 // In: /in/model.json {"w": [n numbers], "b": number}, /in/dataset.json {"data": [{"x": [n numbers], "y": 0 or 1}, ...]}
-// and /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0} (the defaults); or the same
-// in the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI
+// and /in/hyperparams.json {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0,
+// "log_samples": 0} (the defaults); or the same in the variables MODEL_DATA, DATASET_DATA and HYPERPARAMS, where those are set. Also ROUND_ID, PROPLET_ID, MODEL_URI
 // and FL_MODE (train or evaluate).
 //
 // Out: one JSON document on standard output; a log on standard error.
@@ -78,7 +78,9 @@ func main() {
 	data := readDataset(len(model.W))
 	logf("Loaded dataset with %d samples from Local Data Store", len(data.y))
 	logf("DEBUG: Initial model - w: [%s], b: %f", numbersOf(model.W, "%f", ", "), model.B)
-	logf("DEBUG: First sample - x: [%s], y: %d", numbersOf(data.sample(0), "%f", ", "), data.y[0])
+	if given.logSamples != 0 { // samples stay on the device, and out of its log, unless asked for
+		logf("DEBUG: First sample - x: [%s], y: %d", numbersOf(data.sample(0), "%f", ", "), data.y[0])
+	}
 
 	before := model.measure(data)
 	result := Result{

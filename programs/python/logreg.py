@@ -1,7 +1,8 @@
 """Logistic regression by mini-batch stochastic gradient descent: what ../logreg_c does, in Python.
 
 Model: ``{"w": [n numbers], "b": number}``. Data: ``{"x": [n numbers], "y": 0 or 1}``. Hyperparameters: ``epochs`` 1, ``lr`` 0.01,
-``batch_size`` 16 (0: all samples), ``l2`` 0 (on ``w`` alone), ``seed`` 0.
+``batch_size`` 16 (0: all samples), ``l2`` 0 (on ``w`` alone), ``seed`` 0,
+``log_samples`` 0 (samples stay on the device, and out of its log, unless asked for).
 
 Build it with ``propeller build programs/python/logreg.py -o logreg.wasm``.
 """
@@ -32,11 +33,12 @@ def measure(model, x, y):
 
 @train
 def fit(model, data, hyperparams, ctx):
-    given = {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0, **hyperparams}
+    given = {"epochs": 1, "lr": 0.01, "batch_size": 16, "l2": 0, "seed": 0, "log_samples": 0, **hyperparams}
     batch, lr, steps = given["batch_size"] or len(data), float(given["lr"]), 0
     print(f"Loaded dataset with {len(data)} samples from Local Data Store")
     print(f"DEBUG: Initial model - {shown(model)}")
-    print(f"DEBUG: First sample - x: {numbers(data.x[0])}, y: {int(data.y[0])}")
+    if given["log_samples"]:
+        print(f"DEBUG: First sample - x: {numbers(data.x[0])}, y: {int(data.y[0])}")
     before = measure(model, data.x, data.y)
     # Another order in each round, and the same one when a round is done again.
     order = pt.random(zlib.crc32(f"{given['seed']} {ctx.model_uri}".encode()))

@@ -97,8 +97,11 @@ async def test_the_languages_agree(compiled: Path) -> None:
 
 
 async def test_log(logreg: Logreg) -> None:
-    """The lines that the guide looks for."""
+    """The lines that the guide looks for; a sample only where it is asked for."""
     await logreg.update(MODEL, DATASET)
+    assert "DEBUG: Initial model - w: [0.000000, 0.000000, 0.000000], b: 0.000000" in logreg.log
+    assert not any("sample - " in line for line in logreg.log)
+    await logreg.update(MODEL, DATASET, {"log_samples": 1})
     assert "Loaded dataset with 64 samples from Local Data Store" in logreg.log
     assert "DEBUG: Initial model - w: [0.000000, 0.000000, 0.000000], b: 0.000000" in logreg.log
     assert "DEBUG: First sample - x: [0.000000, 0.000000, 0.500000], y: 0" in logreg.log

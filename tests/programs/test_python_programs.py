@@ -161,7 +161,7 @@ def test_logistic_regression_is_that_of_the_other_languages(capsys: pytest.Captu
     source = np.random.default_rng(2)
     x, y = source.normal(size=(40, 3)).round(4), source.integers(0, 2, 40)
     model = {"w": pt.array([0.3, -0.2, 1.0], "float64"), "b": pt.array(0.1, "float64")}
-    given = {"epochs": 2, "lr": 0.3, "batch_size": 0, "l2": 0.1}
+    given = {"epochs": 2, "lr": 0.3, "batch_size": 0, "l2": 0.1, "log_samples": 1}
     update = script("logreg").fit(model, Data(samples(x, y)), given, Context())
     w, b = np.array([0.3, -0.2, 1.0]), 0.1
 
