@@ -41,10 +41,8 @@ CONNECT_S = 5.0
 _CLEAR_POLL_S = 0.05
 _MAX_APPLICATION_NAME = 63
 
-_LOCKS = "PROP"
+_CLASS = int.from_bytes(b"PROP")
 """The first half of the keys: advisory locks of others in the same database have another one."""
-
-_CLASS = int.from_bytes(_LOCKS.encode())
 
 _PREPARE = """
 SELECT set_config('application_name', $1, false), set_config('tcp_keepalives_idle', '5', false),
@@ -61,9 +59,10 @@ WHERE base.datname = current_database() AND held.locktype = 'advisory' AND held.
 _TRY = "SELECT pg_try_advisory_lock($1::int4, $2::int4)"
 _TRY_SHARED = "SELECT pg_try_advisory_lock_shared($1::int4, $2::int4)"
 _UNLOCK = "SELECT pg_advisory_unlock($1::int4, $2::int4)"
-_END = "SELECT pg_terminate_backend($1)"
+_END_ALL = f"SELECT pg_terminate_backend(pid) FROM ({_HOLDERS}) AS holder"  # noqa: S608 - of constants alone
+_END_SILENT = f"{_END_ALL} WHERE pid = $3 AND backend_start = $4 AND state_change = $5"
 
-_Errors = (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+_ERRORS = (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 class PostgresqlClaim:
@@ -95,7 +94,7 @@ class PostgresqlClaim:
                 f"the {self._service}'s database {self._name} has connections of another role, which cannot be ended: "
                 "use the same role for every process of a service"
             ) from None
-        except _Errors as error:
+        except _ERRORS as error:
             await self.close()
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise StartError(
@@ -118,7 +117,7 @@ class PostgresqlClaim:
         """See ``Claim``."""
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(*_Errors):
+            with contextlib.suppress(*_ERRORS):
                 await connection.close()
 
     async def _open(self) -> None:
@@ -146,19 +145,18 @@ class PostgresqlClaim:
             return
         self.owner = held["application_name"] or f"PostgreSQL's backend {held['pid']}"
         sign, moment = tuple(held), time.monotonic()
-        if (
-            sign != self._last_sign or held["state_change"] is None
-        ):  # the latter: the server keeps no such record
+        is_recorded = held["state_change"] is not None
+        if sign != self._last_sign or not is_recorded:
             self._last_sign, self._last_sign_at = sign, moment
         elif moment - self._last_sign_at > SILENCE_S:
             log.warning("the owner is silent: its connection is ended", database=self._name, owner=self.owner)
-            await self._ask(_END, held["pid"])
+            silent = held["pid"], held["backend_start"], held["state_change"]  # if it still is
+            await self._ask(_END_SILENT, *self._owner_key, *silent)
 
     async def _clear(self) -> None:
         """End the connections of owners before this one, and see that there are none."""
         while not await self._ask(_TRY, *self._writers_key):
-            for writer in await self._driver.fetch(_HOLDERS, *self._writers_key, timeout=ANSWER_S):
-                await self._ask(_END, writer["pid"])
+            await self._driver.fetch(_END_ALL, *self._writers_key, timeout=ANSWER_S)
             await asyncio.sleep(_CLEAR_POLL_S)
         await self._ask(_UNLOCK, *self._writers_key)
 
@@ -176,7 +174,7 @@ class PostgresqlClaim:
             await asyncio.sleep(PROOF_S)
             try:
                 held = await self._driver.fetchrow(_HOLDERS, *self._owner_key, timeout=ANSWER_S)
-            except _Errors as error:
+            except _ERRORS as error:
                 reason = "the server does not answer" if isinstance(error, TimeoutError) else error
                 self._end_process(f"the lock cannot be asked for: {reason}")
             if held is None or tuple(held)[: len(self._identity)] != self._identity:
