@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from propeller.digests import digest_of
-from propeller.wasm.program_cache import ProgramCache
+from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add, command
@@ -17,7 +17,7 @@ GOOD = command("")
 
 def stored(folder: Path) -> list[str]:
     names = (path.name.split(".", 1)[1].split(".")[-1] for path in (folder / "programs").iterdir())
-    return sorted(name for name in names if name != "lock")
+    return sorted(name for name in names if name not in {"lock", "sum"})
 
 
 async def test_compiled_once(tmp_path: Path) -> None:
@@ -45,6 +45,66 @@ async def test_damaged_artifact_is_made_again(tmp_path: Path) -> None:
             outcome = await sandbox.run(ProgramRun("a", digest))
             assert outcome.error is None
             assert outcome.metrics["compile_ms"] > 0
+
+
+async def test_damage_of_every_kind_is_found_before_it_is_loaded(tmp_path: Path) -> None:
+    """By a new sandbox and by one that has run it: a changed byte, a short or longer file, no checksum or a wrong one."""
+    folder = tmp_path / "programs"
+    async with Sandbox(tmp_path) as running:
+        digest = await add(running, GOOD)
+        artifact, checksum = next(folder.glob("*.native")), next(folder.glob("*.sum"))
+        whole = artifact.read_bytes()
+        middle = len(whole) // 2
+        changed = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        for damage, text in (
+            (changed, None), (whole[:-1], None), (whole + b"x", None), (whole, b""), (whole, b"0" * 64),
+        ):  # fmt: skip
+            artifact.unlink()
+            artifact.write_bytes(damage)
+            artifact.chmod(0o600)
+            if text is not None:
+                checksum.write_bytes(text)
+            async with Sandbox(tmp_path) as new:
+                for sandbox, again in ((running, True), (new, False)):
+                    outcome = await sandbox.run(ProgramRun("a", digest))
+                    assert outcome.error is None
+                    assert ("compile_ms" in outcome.metrics) is again
+            assert artifact.read_bytes() == whole
+        checksum.unlink()
+        async with Sandbox(tmp_path) as new:
+            assert "compile_ms" in (await new.run(ProgramRun("a", digest))).metrics
+
+
+async def test_another_programs_artifact_is_not_loaded(tmp_path: Path) -> None:
+    """Not even with its checksum."""
+    other = command("unreachable")
+    async with Sandbox(tmp_path) as sandbox:
+        good = await add(sandbox, GOOD)
+        (artifact,) = (tmp_path / "programs").glob("*.native")
+        await add(sandbox, other)
+        (another,) = (tmp_path / "programs").glob(f"{digest_of(other)[7:]}*.native")
+        for ending in ("", ".sum"):
+            Path(f"{another}{ending}").replace(f"{artifact}{ending}")
+        outcome = await sandbox.run(ProgramRun("a", good))
+        assert outcome.error is None
+        assert outcome.metrics["compile_ms"] > 0
+
+
+async def test_what_runs_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checksums are made of an artifact once in a process, as long as the file system says that nothing changed."""
+    read: list[CachedProgram] = []
+    verify = ProgramCache.verify_artifact
+
+    def counted(cache: ProgramCache, program: CachedProgram) -> bool:
+        read.append(program)
+        return verify(cache, program)
+
+    async with Sandbox(tmp_path) as sandbox:
+        digest = await add(sandbox, GOOD)
+        monkeypatch.setattr(ProgramCache, "verify_artifact", counted)
+        for name in "abc":
+            assert (await sandbox.run(ProgramRun(name, digest))).error is None
+        assert not read
 
 
 async def test_artifact_that_others_could_write_is_not_used(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ async def test_locks_are_not_counted_or_removed_as_programs(tmp_path: Path) -> N
             other = command("(nop)")
             await sandbox.add(digest_of(other), other)
             assert not sandbox.has(digest_of(PROGRAM))
-    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".lock", ".wasm", ".native"}
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".lock", ".wasm", ".native", ".sum"}
 
 
 async def test_a_process_that_dies_lets_go(tmp_path: Path) -> None:

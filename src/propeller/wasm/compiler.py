@@ -48,7 +48,7 @@ class Compiler:
         program = self._cache.find(digest, self._template.runtime_version, fuel=limits.fuel is not None)
         if program.source.stat().st_size > limits.module_bytes:
             raise ProgramError.over_limit("module_bytes", limits.module_bytes)
-        if self._cache.has_trusted_artifact(program):
+        if self._cache.is_verified(program):
             return program, 0.0
         compile_once = partial(self._compile_once, digest, program, limits)
         return program, await self._compiling.run((program.artifact, limits), compile_once)
@@ -63,11 +63,13 @@ class Compiler:
         Longer than a compilation may take nobody waits for another process: it may be stopped.
         """
         async with self._cache.lock("compile", digest, limits.compile_s + _LOCK_MARGIN_S):
-            if self._cache.has_trusted_artifact(program):
+            if await asyncio.to_thread(self._cache.verify_artifact, program):
                 return 0.0
             started_at = time.monotonic()
             await asyncio.to_thread(self._cache.verify, program)
             await self._compile(program, limits)
+            if not await asyncio.to_thread(self._cache.verify_artifact, program):
+                raise ProgramError("sandbox: the compiled program was damaged on its way to the disk")
             return (time.monotonic() - started_at) * 1000
 
     async def _compile(self, program: CachedProgram, limits: Limits) -> None:

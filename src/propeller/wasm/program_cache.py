@@ -1,7 +1,8 @@
 """Programs on disk: the bytes as they came, by digest, and what this machine's runtime compiled from them.
 
 Compiled code is native code that the process will trust, so it is only ever made here, by ``worker.py``, in a folder that
-only this user can enter. Its name holds the digest, the runtime's version, the configuration and the architecture.
+only this user can enter. Its name holds the digest, the runtime's version, the configuration and the architecture. Beside
+it is a checksum of name and content, so that neither damage nor another program's artifact is ever loaded.
 """
 
 import contextlib
@@ -25,9 +26,10 @@ _TENSORS = b"propeller:program/tensors@"
 """The name under which a component imports the host's tensors."""
 _CONFIGURATION = "1"
 """Counts the changes of ``guest_program.runtime_config`` and of ``module_exports``."""
+_BLOCK_BYTES = 1024 * 1024
 _ABANDONED_S = 3600.0
 """The age after which a half-written artifact is one that a killed process left, in seconds."""
-_LOCK, _PART = ".lock", ".part"
+_LOCK, _PART, _SUM = ".lock", ".part", ".sum"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ProgramCache:
         """
         self._folder = folder
         self._host_tensors: dict[str, bool] = {}
+        self._verified: dict[Path, tuple[int, ...]] = {}
+        """Artifacts that were read and are what was made, with what the file system then said of them."""
         self.max_bytes = max_bytes
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
@@ -93,9 +97,8 @@ class ProgramCache:
             component = file.read(8) == _COMPONENT
         key = f"{runtime_version} {platform.machine()} {_CONFIGURATION} {fuel}"
         artifact = self._path(digest, f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.native")
-        for path in (source, artifact):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(source)  # not the artifact, whose times tell whether it changed
         return CachedProgram(
             source, artifact, component, component and self._uses_host_tensors(digest, source)
         )
@@ -153,16 +156,36 @@ class ProgramCache:
 
     def keep_artifact(self, written: Path, program: CachedProgram) -> None:
         """Make a written artifact the program's, then make room."""
+        # First: an artifact with another's checksum is made again, one without a checksum too.
+        write_durably(_sum_file(program), _checksum(program, written), mode=0o600)
         written.replace(program.artifact)
         self._trim({program.source, program.artifact})
 
-    def has_trusted_artifact(self, program: CachedProgram) -> bool:
-        """Whether the artifact is there and can only have been written by this user."""
+    def is_verified(self, program: CachedProgram) -> bool:
+        """Whether the artifact is the one that ``verify_artifact`` read, by what the file system says of it."""
         try:
-            status = program.artifact.lstat()
+            return self._verified.get(program.artifact) == _identity(program.artifact.lstat())
         except FileNotFoundError:
             return False
-        return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+    def verify_artifact(self, program: CachedProgram) -> bool:
+        """Whether the artifact is there, whole, this program's, and can only have been written by this user; reads all of it."""
+        self._verified.pop(program.artifact, None)
+        try:
+            status = program.artifact.lstat()
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return False
+            if _sum_file(program).read_bytes() != _checksum(program, program.artifact):
+                return False
+        except OSError:
+            return False
+        self._verified[program.artifact] = _identity(status)
+        return True
+
+    def remove_artifact(self, program: CachedProgram) -> None:
+        """Have it made again."""
+        for path in (program.artifact, _sum_file(program)):
+            path.unlink(missing_ok=True)
 
     def _uses_host_tensors(self, digest: str, source: Path) -> bool:
         """Whether the import's name is in the program: one that only contains it is given them for nothing."""
@@ -175,8 +198,37 @@ class ProgramCache:
         return self._folder / (digest.removeprefix("sha256:") + ending)
 
     def _trim(self, keep: set[Path]) -> None:
-        programs = (path for path in self._folder.iterdir() if path.suffix in {".wasm", ".native"})
+        programs = [path for path in self._folder.iterdir() if path.suffix in {".wasm", ".native"}]
+        for path in programs:
+            if path.suffix == ".native":
+                with contextlib.suppress(FileNotFoundError):  # used when its program was
+                    used = path.with_name(path.name.split(".", 1)[0] + ".wasm").stat().st_mtime_ns
+                    if path.stat().st_mtime_ns < used:
+                        os.utime(path, ns=(used, used))
         trim_folder(programs, self.max_bytes, keep=keep)
+        for path in self._folder.glob(f"*{_SUM}"):
+            if not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
+
+
+def _sum_file(program: CachedProgram) -> Path:
+    return program.artifact.with_name(program.artifact.name + _SUM)
+
+
+def _checksum(program: CachedProgram, file: Path) -> bytes:
+    """SHA-256 of the artifact's name, which has the program's digest, and of the content of ``file``, as text."""
+    checksum = hashlib.sha256(program.artifact.name.encode() + b"\n")
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            checksum.update(block)
+    return checksum.hexdigest().encode()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (
+        status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_size,
+        status.st_mtime_ns, status.st_ctime_ns,
+    )  # fmt: skip
 
 
 def _not_here(digest: str) -> ProgramError:

@@ -61,7 +61,7 @@ def find_compiled(folder: Path, digest: str, limits: Limits) -> CachedProgram | 
         return None
     version = importlib.metadata.version("wasmtime")
     program = cache.find(digest, version, fuel=limits.fuel is not None)
-    return program if cache.has_trusted_artifact(program) else None
+    return program if cache.verify_artifact(program) else None
 
 
 class Sandbox:
@@ -212,7 +212,7 @@ class Sandbox:
             if outcome is not None:
                 extra = {"compile_ms": compile_ms} if compile_ms else {}
                 return replace(outcome, metrics={**outcome.metrics, **extra})
-            program.artifact.unlink(missing_ok=True)  # damaged, or another build's: made again, once
+            self._cache.remove_artifact(program)  # another build's: made again, once
         return RunOutcome(error="sandbox: the compiled program cannot be loaded")
 
     async def _run_compiled(
