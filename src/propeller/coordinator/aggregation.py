@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from propeller.coordinator.aggregation_requests import (
@@ -22,7 +22,7 @@ from propeller.coordinator.clients import (
     state_values,
 )
 from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
-from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.kept_updates import DamagedUpdateError, KeptUpdates
 from propeller.coordinator.rounds import NewVersion
 from propeller.errors import (
     InvalidError,
@@ -173,6 +173,7 @@ class Aggregation:
 
         Raises:
             NotFoundError: an update is not there; the text names its sender.
+            OutliersError: some are damaged.
             ModelAwayError: a base model is not there now.
             PropellerError: a service refused or does not answer.
         """
@@ -183,14 +184,16 @@ class Aggregation:
                 f"the model registry does not have version {request.base_version}, which the round started from: {error}; "
                 "give it its folder back (MODELS_DIR)"
             ) from None
+        await self._check_whole(request)
         # A program is given whole tensors.
         cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
         documents = self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut)
         try:
             found = await self._aggregator.aggregate(documents, cut.tensors)
         except BlobNotFoundError as error:
-            lost = " and ".join(each.proplet_id for each in request.in_slot_order if each.digest == error.key)
-            raise NotFoundError(f"the update of {lost} {UPDATE_IS_GONE}: {error}") from error
+            raise _gone(request, error) from error
+        except DamagedUpdateError as error:
+            raise _damaged(request, [error.digest]) from error
         wrong = [
             name
             for name in {**expected, **found.model.specs}
@@ -204,6 +207,20 @@ class Aggregation:
                 f"{expected.get(name)}"
             )
         return found
+
+    async def _check_whole(self, request: AggregationRequest) -> None:
+        """See that large updates are those that came; small ones are looked at when they are read.
+
+        Raises:
+            OutliersError: some are damaged: they are left out.
+            NotFoundError: one is not there; the text names its sender.
+        """
+        try:
+            damaged = await self._updates.damaged(each.digest for each in request.contributions)
+        except BlobNotFoundError as error:
+            raise _gone(request, error) from error
+        if damaged:
+            raise _damaged(request, damaged)
 
     async def _blame(self, request: AggregationRequest, refusal: ServiceError) -> None:
         """Look for updates that are to blame for a refusal.
@@ -318,6 +335,18 @@ class _KeptUpdate:
 
     async def read(self, start: int, end: int) -> bytes:
         return await self._updates.read(self._digest, start, end)
+
+
+def _gone(request: AggregationRequest, error: BlobNotFoundError) -> NotFoundError:
+    lost = " and ".join(each.proplet_id for each in request.in_slot_order if each.digest == error.key)
+    return NotFoundError(f"the update of {lost} {UPDATE_IS_GONE}: {error}")
+
+
+def _damaged(request: AggregationRequest, digests: Sequence[str]) -> OutliersError:
+    reason = "its update is damaged where the coordinator keeps it: look at the disk of COORDINATOR_STATE"
+    return OutliersError(
+        {each.proplet_id: reason for each in request.in_slot_order if each.digest in digests}
+    )
 
 
 def _plan_document(plan: AggregationPlan) -> bytes:

@@ -1,13 +1,17 @@
 """The updates of rounds, kept until nobody needs them any more: small ones in the database, others as blobs."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable
+
+from cachetools import LRUCache
 
 from propeller.coordinator.active_rounds import ActiveRounds
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.small_documents import SMALL_BYTES, SmallDocuments
 from propeller.coordinator.store import Also, RoundStore
 from propeller.coordinator.updates import UpdateDocument
+from propeller.errors import PropellerError
 from propeller.fl.round import RoundState
 from propeller.process.clock import steady_time
 from propeller.process.files import DurableFile
@@ -16,6 +20,23 @@ from propeller.store.blobs import BlobNotFoundError, BlobStore
 from propeller.store.database import Database
 
 log = get_logger("coordinator")
+
+
+_MAX_VERIFIED = 100_000
+_IN_THREAD = 256 * 1024
+"""From so many bytes on hashing would hold up the event loop."""
+
+
+class DamagedUpdateError(PropellerError):
+    """An update is not what its digest says.
+
+    Attributes:
+        digest: which.
+    """
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"the update {digest[:16]}… is damaged where the coordinator keeps it")
 
 
 class KeptUpdates:
@@ -28,6 +49,7 @@ class KeptUpdates:
     def __init__(self, blobs: BlobStore, database: Database, *, small_bytes: int = SMALL_BYTES) -> None:
         """Keep those of at most ``small_bytes`` in ``database``, which has the coordinator's tables, others in ``blobs``."""
         self._blobs, self._small, self._small_bytes = blobs, SmallDocuments(database), small_bytes
+        self._verified: LRUCache[str, str] = LRUCache(_MAX_VERIFIED)
 
     async def put(self, document: UpdateDocument) -> Also | None:
         """Make an update durable; of a small one, give what does so in the transaction by which it counts.
@@ -37,10 +59,12 @@ class KeptUpdates:
         """
         if isinstance(document.content, DurableFile):
             await self._blobs.put_file(document.digest, document.content)
+            await self._remember(document.digest)
             return None
         if document.size <= self._small_bytes:
             return self._small.writer(document.digest, document.content)
         await self._blobs.put(document.digest, document.content)
+        await self._remember(document.digest)
         return None
 
     def new_file(self) -> DurableFile:
@@ -63,16 +87,51 @@ class KeptUpdates:
         """Those of these updates that are not there, or are not what their digest says."""
         missing = []
         for digest in digests:
-            found = hashlib.sha256()
             try:
-                async for piece in self.stream(digest):
-                    found.update(piece)
-            except BlobNotFoundError:
-                missing.append(digest)
-                continue
-            if found.hexdigest() != digest:
+                is_whole = await self._is_whole(digest)
+            except (BlobNotFoundError, DamagedUpdateError):
+                is_whole = False
+            if not is_whole:
                 missing.append(digest)
         return missing
+
+    async def damaged(self, digests: Iterable[str]) -> list[str]:
+        """Those of these updates that are blobs and not what their digest says; ``stream`` and ``read`` look at the others.
+
+        One that was found whole is not read again, unless it was changed since.
+
+        Raises:
+            BlobNotFoundError: one is not there.
+        """
+        wanted = set(digests)
+        damaged = []
+        for digest in sorted(wanted - await self._small.among(wanted)):
+            version = await self._blobs.version(digest)
+            if version and self._verified.get(digest) == version:
+                continue
+            if not await self._is_whole(digest):
+                damaged.append(digest)
+            elif version:
+                self._verified[digest] = version
+        return damaged
+
+    async def _get_small(self, digest: str) -> bytes | None:
+        content = await self._small.get(digest)
+        if content is not None and hashlib.sha256(content).hexdigest() != digest:
+            raise DamagedUpdateError(digest)
+        return content
+
+    async def _is_whole(self, digest: str) -> bool:
+        """Whether an update is what its digest says."""
+        found = hashlib.sha256()
+        async for piece in self.stream(digest):
+            await asyncio.to_thread(found.update, piece) if len(piece) > _IN_THREAD else found.update(piece)
+        return found.hexdigest() == digest
+
+    async def _remember(self, digest: str) -> None:
+        """Note that a blob is whole, as it was just written."""
+        if version := await self._blobs.version(digest):
+            self._verified[digest] = version
 
     async def digests(self) -> list[str]:
         """The digests of all updates that are there."""
@@ -83,8 +142,9 @@ class KeptUpdates:
 
         Raises:
             BlobNotFoundError: it is not there.
+            DamagedUpdateError: it is in the database, and not what its digest says.
         """
-        content = await self._small.get(digest)
+        content = await self._get_small(digest)
         if content is not None:
             yield content
             return
@@ -96,8 +156,9 @@ class KeptUpdates:
 
         Raises:
             BlobNotFoundError: it is not there.
+            DamagedUpdateError: it is in the database, and not what its digest says.
         """
-        content = await self._small.get(digest)
+        content = await self._get_small(digest)
         return await self._blobs.read(digest, start, end) if content is None else content[start:end]
 
     async def remove(self, digests: Iterable[str]) -> None:

@@ -162,6 +162,17 @@ class BlobStore:
             return False
         return True
 
+    async def version(self, key: str) -> str:
+        """What is another text once a blob was written again or changed; empty if the store does not say.
+
+        Raises:
+            BlobNotFoundError: there is none.
+            BlobStoreError: the store cannot be used now.
+            InvalidIdError: the key cannot be one.
+        """
+        with _store_errors(check_key(key)):
+            return (await obstore.head_async(self._store, key))["e_tag"] or ""
+
     async def list(self) -> list[str]:
         """All keys, sorted.
 
