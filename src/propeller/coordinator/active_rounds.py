@@ -87,6 +87,7 @@ class ActiveRounds:
         self._store = store
         self._rounds: dict[str, ActiveRound] = {}
         self._loading = asyncio.Lock()
+        self._most = MAX_ROUNDS
 
     def get(self, round_id: str) -> ActiveRound | None:
         """A round that is in memory."""
@@ -116,11 +117,13 @@ class ActiveRounds:
     def add(self, record: RoundRecord) -> ActiveRound:
         """Put a round into memory; the oldest ones that are over make room."""
         active = self._rounds[record.round_id] = ActiveRound(record)
-        if len(self._rounds) > MAX_ROUNDS:
+        if len(self._rounds) > self._most:
             over = [round_id for round_id, known in self._rounds.items() if known.record.state.is_over]
             for round_id in over[: len(self._rounds) - MAX_ROUNDS]:
                 if not self._rounds[round_id].lock.locked():
                     del self._rounds[round_id]
+            # With thousands of open ones, looking at all for each that is added took seconds of a start.
+            self._most = max(MAX_ROUNDS, len(self._rounds) * 5 // 4)
         return active
 
     def wake_waiters(self) -> None:

@@ -41,6 +41,9 @@ PROGRAM_NAME = "fl-client-wasm"
 READY_S = 30.0
 """How long a service may take until it answers, in seconds."""
 
+PROPLET_READY_S = 1.0
+"""How much longer each proplet may take to be there: they are interpreters that share the processors."""
+
 _POLL_S = 0.02
 
 Report = Callable[[str, str], None]
@@ -247,10 +250,15 @@ class _Start:
             return not missing
 
         await self._wait_until(
-            all_alive, names[0] if names else "", "the proplets do not register with the manager"
+            all_alive,
+            names[0] if names else "",
+            "the proplets do not register with the manager",
+            READY_S + len(names) * PROPLET_READY_S,
         )
 
-    async def _wait_until(self, check: Callable[[], Awaitable[bool]], process: str, otherwise: str) -> None:
+    async def _wait_until(
+        self, check: Callable[[], Awaitable[bool]], process: str, otherwise: str, seconds: float = READY_S
+    ) -> None:
         """Wait until a check is true; ``otherwise`` is what to say if it never is, ``process`` whose log tells why."""
 
         async def look() -> None:
@@ -262,7 +270,7 @@ class _Start:
             raise _NotReadyError
 
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(seconds):
                 await retry(
                     look,
                     delays=(_POLL_S,),
