@@ -9,7 +9,7 @@ COVERED := fl protocol coordinator manager
 # Where it is set, as in many containers, each of the hundreds of processes that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check bench clean help
+.PHONY: setup demo test check bench soak clean help
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev ## Measure what docs/benchmarks.md lists
 	@missed=; for file in benchmarks/[a-z]*.py; do \
 	  echo "== $$file"; $(BIN)/python $$file || missed="$$missed $$file"; \
 	done; test -z "$$missed" || { echo "a bound was missed in:$$missed" >&2; exit 1; }
+
+soak: $(VENV)/.dev ## Make faults in a running stack for SOAK_MINUTES (10), and check what holds (SOAK_SEED=N as before)
+	@cd tests && $(abspath $(BIN))/python -m faults.soak --minutes $(or $(SOAK_MINUTES),10) $(SOAK_SEED:%=--seed %)
 
 clean: ## Remove the environment and what runs left behind
 	rm -rf $(VENV) .propeller .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

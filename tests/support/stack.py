@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,18 @@ class Up:
             time.sleep(0.02)
 
 
-def start_up(folder: Path, *options: str, env: dict[str, str] | None = None) -> Up:
-    """Start ``propeller up`` on a folder; the caller ends it. What one has compiled, the next one has too."""
+def start_up(
+    folder: Path, *options: str, env: dict[str, str] | None = None, command: Sequence[str] = ()
+) -> Up:
+    """Start ``propeller up``, or another command that runs a stack, on a folder; the caller ends it.
+
+    What one has compiled, the next one has too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.out")
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [*PROPELLER, "up", "--state", str(folder), *options],
+            [*(command or (*PROPELLER, "up", "--state", str(folder))), *options],
             stdout=stream,
             stderr=stream,
             stdin=subprocess.DEVNULL,
