@@ -142,6 +142,74 @@ async def test_file_flood_in_bytes(sandbox: Sandbox, tmp_path: Path) -> None:
     assert outcome.out_files == {}
 
 
+CREATE_AND_UNLINK = f"""
+  (if (call $open (i32.const {OUT}) (i32.const 64) (i32.const 4) (i32.const 1)) (then unreachable))
+  (if (call $path_unlink_file (i32.const {OUT}) (i32.const 64) (i32.const 4)) (then unreachable))"""
+
+
+async def test_an_unlinked_file_counts(sandbox: Sandbox) -> None:
+    """Its room is taken as long as it is open, whatever its name was."""
+    code = f"""
+      {CREATE_AND_UNLINK}
+      (loop $l
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (drop (call $write (i32.load (i32.const 32)) (i32.const 64) (i32.const 60000)))
+        (br_if $l (i32.lt_u (local.get $i) (i32.const 80))))
+      {FOREVER}"""
+    assert (
+        await attempt(sandbox, command(code, data="file", more=OPEN), out_bytes=4_800_000, wall_time_s=0.5)
+    ).limit == "wall_time_s"
+    more = CREATE_AND_UNLINK + "(drop (call $write (i32.load (i32.const 32)) (i32.const 64) (i32.const 1)))"
+    code = code.replace(FOREVER, more + FOREVER)
+    named(await attempt(sandbox, command(code, data="file", more=OPEN), out_bytes=4_800_000), "out_bytes")
+
+
+async def test_many_unlinked_files_count(sandbox: Sandbox) -> None:
+    code = f"""
+      (loop $l
+        (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        {CREATE_AND_UNLINK}
+        (br_if $l (i32.lt_u (local.get $i) (i32.const 51))))
+      {FOREVER}"""
+    named(await attempt(sandbox, command(code, data="file", more=OPEN), out_files=50), "out_files")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_file_with_holes_counts_for_its_length(sandbox: Sandbox, ends: bool) -> None:
+    code = f"""
+      (if (call $open (i32.const {OUT}) (i32.const 64) (i32.const 4) (i32.const 1)) (then unreachable))
+      (drop (call $fd_filestat_set_size (i32.load (i32.const 32)) (i64.const 5000001)))
+      {"" if ends else FOREVER}"""
+    named(await attempt(sandbox, command(code, data="file", more=OPEN), out_bytes=5_000_000), "out_bytes")
+
+
+async def test_hard_links_count_for_each_name(sandbox: Sandbox) -> None:
+    code = f"""
+      (if (call $open (i32.const {OUT}) (i32.const 64) (i32.const 4) (i32.const 1)) (then unreachable))
+      (drop (call $write (i32.load (i32.const 32)) (i32.const 64) (i32.const 30000)))
+      (if (call $path_link (i32.const {OUT}) (i32.const 0) (i32.const 64) (i32.const 4)
+        (i32.const {OUT}) (i32.const 68) (i32.const 4)) (then unreachable))"""
+    named(await attempt(sandbox, command(code, data="filelink", more=OPEN), out_bytes=50_000), "out_bytes")
+
+
+async def test_two_tasks_are_counted_apart(sandbox: Sandbox) -> None:
+    """What one has unlinked ends that one alone."""
+    digest = await add(
+        sandbox,
+        command(
+            f"{CREATE_AND_UNLINK} (drop (call $write (i32.load (i32.const 32)) (i32.const 64) (i32.const 60000))) {FOREVER}",
+            data="file",
+            more=OPEN,
+        ),
+    )
+    runs = [
+        ProgramRun(name, digest, limits=Limits(out_bytes=bytes_, wall_time_s=0.5))
+        for name, bytes_ in (("a", 59_999), ("b", 60_000))
+    ]
+    outcomes = await asyncio.gather(*map(sandbox.run, runs))
+    assert [outcome.limit for outcome in outcomes] == ["out_bytes", "wall_time_s"]
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_file_flood_in_number(sandbox: Sandbox, ends: bool) -> None:
     code = f"""
@@ -285,6 +353,7 @@ async def test_nothing_is_inherited(sandbox: Sandbox, tmp_path: Path) -> None:
         await eventually(confined)
         for thread in (place / "task").iterdir():  # those of the runtime too
             assert "NoNewPrivs:\t1\nSeccomp:\t2" in (thread / "status").read_text()
+            assert re.search(r"CapPrm:\t0+\nCapEff:\t0+\n", (thread / "status").read_text())
     names = sorted(str(link.readlink()) for link in (place / "fd").iterdir())
     tasks = next((tmp_path / "sandbox" / "tasks").glob("*/*/out")).parent
     allowed = (
@@ -296,7 +365,7 @@ async def test_nothing_is_inherited(sandbox: Sandbox, tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("/") and not name.startswith(allowed)] == []
     assert not [name for name in names if name.startswith("socket")]
     limits = (place / "limits").read_text()
-    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert re.search(r"Max core file size +1 +1 ", limits)
     assert re.search(r"Max cpu time +305 +305 ", limits)
     await sandbox.kill("a")
     await running

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import gc
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -137,7 +136,7 @@ class ClientWorker:
         self._clear_written()
         self._written = {"out", "state"}  # until it is known
         if task.state is not None:
-            shutil.copytree(task.state, self._folder / "state", dirs_exist_ok=True)
+            folder_contents.copy(Path(task.state), self._folder / "state")
         given = None
         if self._host_tensors:
             data, client = self._data_of(task)
@@ -219,7 +218,10 @@ class ClientWorker:
         if not isinstance(content, bytes) or update.transfer is None:
             raise TaskError("the update's document is in a file, and is read into memory")
         if left is not None:
-            left = Path(shutil.move(left, self._states / f"{task.client}-{task.id}.residual"))
+            kept = self._states / f"{task.client}-{task.id}.residual"
+            folder_contents.copy_file(left, kept)
+            left.unlink()
+            left = kept
         report = ClientReport(
             task.id,
             header=_fields_of(update.header),  # compression makes a difference of weights
@@ -253,7 +255,8 @@ class ClientWorker:
         if self._round.evaluates or "state" not in self._written:
             return None
         kept = self._states / f"{task.client}-{task.id}"
-        shutil.copytree(self._folder / "state", kept)
+        kept.mkdir(mode=0o700)
+        folder_contents.copy(self._folder / "state", kept)
         return str(kept)
 
     def _clear_written(self) -> None:

@@ -6,7 +6,7 @@ The template imports this module and is small on purpose: standard library only.
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from propeller.errors import InvalidError
@@ -57,7 +57,7 @@ def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
     except OSError:  # another file system, or one that has no links
-        _copy_file(file, target)
+        copy_file(file, target)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -69,10 +69,11 @@ def copy(source: Path, target: Path) -> None:
                 place.mkdir(mode=0o700)
                 copy(Path(entry.path), place)
             else:
-                _copy_file(Path(entry.path), place)
+                copy_file(Path(entry.path), place)
 
 
-def _copy_file(file: Path, target: Path) -> None:
+def copy_file(file: Path, target: Path) -> None:
+    """Copy a file's content to one that is not there yet; no modes or times, which a confined process may not set."""
     with file.open("rb") as source, target.open("xb") as copied:
         while piece := source.read(_COPIED_BYTES):
             copied.write(piece)
@@ -100,9 +101,40 @@ def has_entries(folder: Path | str) -> bool:
         return True
 
 
-def exceeded_limit(name: str, folder: str, max_bytes: int, max_files: int) -> str | None:
-    """The limit that a folder's content is over, if any: ``NAME_files`` or ``NAME_bytes``; stops looking as soon as it knows."""
-    size = count = 0
+def unlinked_files(pid: int) -> list[tuple[str, int]]:
+    """The files that a process has open and that have no name any more: where each was, and its bytes; each once.
+
+    They take room until the process ends. Nothing is told of one that has ended, or whose descriptors this user may not see.
+    """
+    found: dict[tuple[int, int], tuple[str, int]] = {}
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    status = descriptor.stat()
+                    if not status.st_nlink and stat.S_ISREG(status.st_mode):
+                        found[status.st_dev, status.st_ino] = (os.readlink(descriptor.path), status.st_size)  # noqa: PTH115
+    except OSError:
+        pass
+    return list(found.values())
+
+
+def exceeded_limit(
+    name: str, folder: str, max_bytes: int, max_files: int, unlinked: Iterable[tuple[str, int]] = ()
+) -> str | None:
+    """The limit that a folder's content is over, if any: ``NAME_files`` or ``NAME_bytes``; stops looking as soon as it knows.
+
+    A file counts for its length, also where it has holes, and for each of its names. Those of ``unlinked`` count that were below the folder.
+    """
+    below = (
+        f"/{'/'.join(folder.split('/')[-2:])}/"  # the task's and its own name: what is above may be a link
+    )
+    gone = [size for path, size in unlinked if below in path]
+    size, count = sum(gone), len(gone)
+    if count > max_files:
+        return f"{name}_files"
+    if size > max_bytes:
+        return f"{name}_bytes"
     try:
         for _, status in walk(folder):
             count += 1

@@ -245,9 +245,12 @@ class Template:
             if now >= task.deadline:
                 self._end(task, "wall_time_s")
                 continue
-            for output in task.outputs if is_search else ():
+            if not is_search or not task.outputs:
+                continue
+            unlinked = folder_contents.unlinked_files(task.pid)
+            for output in task.outputs:
                 if limit := folder_contents.exceeded_limit(
-                    output.name, output.folder, output.max_bytes, output.max_files
+                    output.name, output.folder, output.max_bytes, output.max_files, unlinked
                 ):
                     self._end(task, limit)
                     break
@@ -298,6 +301,7 @@ def _kill(pid: int) -> None:
 def main() -> None:
     """Serve the socket at descriptor 0; the first argument is the niceness of tasks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confinement.drop_bounding_set()
     gc.collect()
     gc.freeze()  # a collection in a child would copy every shared page
     Template(socket.socket(fileno=0), int(sys.argv[1])).serve()
