@@ -15,7 +15,7 @@ import pytest
 from propeller.digests import digest_of
 from propeller.wasm.external import ExternalRuntime
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
-from support.guests import command
+from support.guests import OUT, command
 from support.net import eventually, has_ended
 from support.programs import echo
 
@@ -156,6 +156,17 @@ async def test_limits_are_enforced_from_outside(
     outcome = await scene.run(echo(), env=env, files=files, limits=Limits(**limits))
     assert (outcome.error, outcome.limit) == (met, met.split(":", maxsplit=1)[0])
     assert (await scene.run(echo(), env={"REPLY": "good"})).stdout == b"good"
+
+
+async def test_an_unlinked_file_counts(scene: Scene) -> None:
+    code = f"""
+      (if (call $path_open (i32.const {OUT}) (i32.const 0) (i32.const 64) (i32.const 4) (i32.const 1)
+        (i64.const 0x42) (i64.const 0) (i32.const 0) (i32.const 32)) (then unreachable))
+      (if (call $path_unlink_file (i32.const {OUT}) (i32.const 64) (i32.const 4)) (then unreachable))
+      (drop (call $write (i32.load (i32.const 32)) (i32.const 64) (i32.const 1000)))
+      (loop $l (br $l))"""
+    outcome = await scene.run(command(code, data="file"), limits=Limits(out_bytes=999, wall_time_s=20))
+    assert outcome.limit == "out_bytes"
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,11 @@ class ExternalRuntime:
                 if time.monotonic() - asked_at >= limits.wall_time_s:
                     reason = "wall_time_s"
                 elif reason is None and not exceeded:
+                    unlinked = folder_contents.unlinked_files(process.pid)
                     over = (
-                        folder_contents.exceeded_limit(each.name, each.folder, each.max_bytes, each.max_files)
+                        folder_contents.exceeded_limit(
+                            each.name, each.folder, each.max_bytes, each.max_files, unlinked
+                        )
                         for each in searched
                     )
                     reason = next(filter(None, over), None)
@@ -234,6 +237,11 @@ class _RuntimeProcess:
         self.exited = asyncio.Event()
         arguments = (self._child.pid, asyncio.get_running_loop(), self.exited)
         threading.Thread(target=_wait_for_exit, args=arguments, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     async def ends_within(self, seconds: float) -> bool:
         """Wait for its end, for a while; whether it ended."""
