@@ -8,9 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.core.result import Ok
 
 from propeller.sdk import Propeller
 from propeller.sdk.addresses import PORTS
@@ -158,6 +162,27 @@ def test_who_did_what_is_written_down_and_whoever_changes_it_is_found(up: Up, tm
     assert propeller("audit", "verify", "--state", str(tmp_path)).returncode == 0
     cut = propeller("audit", "verify", "--head", head, "--state", str(tmp_path))
     assert (cut.returncode, "which was noted, is not there" in cut.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("service", ["manager", "coordinator", "model_registry", "data_store", "aggregator"])
+def test_whatever_is_sent_is_answered_as_described(up: Up, service: str) -> None:
+    """Generated from what the service says of itself: no server errors, and no status or body that it does not describe."""
+    schema = schemathesis.openapi.from_url(f"{up.url(service)}/openapi.json")
+    checks = (
+        schemathesis.checks.not_a_server_error,
+        schemathesis.checks.status_code_conformance,
+        schemathesis.checks.content_type_conformance,
+        schemathesis.checks.response_schema_conformance,
+    )
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+
+        @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(found.ok().as_strategy())
+        def try_it(case: Any) -> None:
+            case.call_and_validate(checks=checks)
+
+        try_it()
 
 
 def test_the_state_is_private(up: Up) -> None:

@@ -2,10 +2,10 @@
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from structlog.testing import capture_logs
 
-from propeller.web.app import create_app, etag_matches
+from propeller.web.app import Router, create_app, etag_matches
 
 JSON = {"content-type": "application/json"}
 BODIES = [
@@ -148,3 +148,31 @@ def test_what_the_caller_has(header: str) -> None:
 @pytest.mark.parametrize("header", ["", "a", '"b"', '"ab"', 'x"a"', '"a"x', "**"])
 def test_what_the_caller_has_not(header: str) -> None:
     assert not etag_matches(header, '"a"')
+
+
+def test_every_operation_is_described_with_the_errors_that_it_may_answer_with() -> None:
+    app = create_app("things")
+    router = Router()
+
+    @router.post("/things/{thing}")
+    async def change(thing: str, body: dict[str, int]) -> dict[str, str]:
+        return {thing: str(body)}
+
+    @router.get("/things")
+    async def raw() -> Response:
+        return Response(b"[]", media_type="application/json")
+
+    app.include_router(router)
+    described = app.openapi()
+    for path, method in (("/things/{thing}", "post"), ("/things", "get")):
+        answers = described["paths"][path][method]["responses"]
+        assert set(answers) == {"200", "4XX", "503"}
+        assert answers["4XX"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/Error"
+        }
+    assert (
+        described["paths"]["/things"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        == {}
+    )
+    assert set(described["components"]["schemas"]) == {"Error"}
+    assert described["components"]["schemas"]["Error"]["required"] == ["error"]

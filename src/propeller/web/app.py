@@ -107,6 +107,36 @@ class _App(FastAPI):
         else:
             self.router.routes.extend(router.routes)
 
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's description, with the errors that every service answers with in place of FastAPI's own."""
+        if self.openapi_schema is None:
+            described = super().openapi()
+            for operations in described["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    for answer in operation["responses"].values():
+                        for content in answer.get("content", {}).values():
+                            if content.get("schema") == {"type": "string"}:
+                                content[
+                                    "schema"
+                                ] = {}  # the handler makes the answer, of which FastAPI knows nothing
+                    operation["responses"] |= {"4XX": _REFUSED, "503": _UNAVAILABLE}
+            schemas = described.setdefault("components", {}).setdefault("schemas", {})
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            schemas["Error"] = _ERROR
+        return self.openapi_schema or {}
+
+
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string", "description": "What is wrong, and what to do about it."}},
+    "required": ["error"],
+}
+_ERROR_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_REFUSED = {"description": "The request is wrong, or not the caller's to send.", "content": _ERROR_BODY}
+_UNAVAILABLE = {"description": "It may succeed later: something is away or busy.", "content": _ERROR_BODY}
+
 
 def _check_strict(router: APIRouter) -> None:
     if not issubclass(router.route_class, _StrictRoute):
