@@ -199,7 +199,10 @@ def test_one_process_writes_a_log(file: Path, tmp_path: Path) -> None:
         AuditLog(file, "manager")
     log.close()
     log.close()
-    AuditLog(file, "manager").close()
+    log.record("too late")
+    again = AuditLog(file, "manager")
+    assert again.head.seq == 0
+    again.close()
     (tmp_path / "plain").write_text("")
     with pytest.raises(StartError, match="PROPELLER_AUDIT_LOG"):
         AuditLog(tmp_path / "plain" / "audit.jsonl", "manager")

@@ -208,5 +208,3 @@ async def main(settings: OciRegistrySettings, stop: asyncio.Event) -> None:
     finally:
         if callers is not None:
             await callers.aclose()
-        elif audit is not None:
-            audit.close()

@@ -169,11 +169,12 @@ class AuditLog:
                     self._sync.submit(self._write_out)
 
     def close(self) -> None:
-        """Have all entries on the disk, and let others write the log."""
+        """Have all entries on the disk, and let others write the log; the end of the process does so, too. Nothing is recorded after it."""
         self._sync.shutdown()
         with self._writing:
             if self._lock.held:
                 os.close(self._descriptor)
+                self._descriptor = -1  # the number may be another file's from now on
                 self._lock.release()
 
     def files(self) -> list[Path]:

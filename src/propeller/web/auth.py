@@ -4,7 +4,6 @@ Identity checks credentials. Its verdicts are kept for a short time, so that a b
 revoked client is therefore refused by HTTP within ``VERDICT_TTL_S`` seconds (the broker cuts it off at once).
 """
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
@@ -148,7 +147,7 @@ class Admission:
             local: whether the user of this machine who runs the service is its operator, on loopback.
             peer_role: the role of those who send no credentials; empty to refuse them.
             sites: the names of the service; ``None`` where nobody calls it from a browser.
-            audit: where it is written down who changed what; closed with this.
+            audit: where it is written down who changed what.
         """
         self._verify, self._everyone, self._local = verify, everyone, local
         self._peer_role, self._sites, self.audit = peer_role, sites, audit
@@ -180,9 +179,7 @@ class Admission:
         raise UnauthenticatedError("credentials required: a user's bearer token, or a client's id and key")
 
     async def aclose(self) -> None:
-        """Close what credentials are checked with, and the audit log."""
-        if self.audit is not None:
-            await asyncio.to_thread(self.audit.close)
+        """Close what credentials are checked with; the audit log is written until the process ends."""
         if isinstance(self._verify, IdentityVerifier):
             await self._verify.aclose()
 
