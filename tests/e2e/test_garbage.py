@@ -11,29 +11,10 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
 from propeller.protocol.topics import PROPLET_SAYS, Channel, Kind, update_topic
 from propeller.sdk import Propeller
+from support.garbage import GARBAGE
 from support.stack import Up, running_stack
 
 pytestmark = pytest.mark.timeout(120)
-
-GARBAGE = (
-    b"",
-    b"\x00\xff\xfe",
-    b"not json",
-    b"[]",
-    b"null",
-    b"{}",
-    b'{"a":' * 3000,
-    b'{"id":NaN}',
-    json.dumps(
-        {"proplet_id": "../../etc", "task_id": "..", "round_id": "+/#", "id": "/", "app_name": ""}
-    ).encode(),
-    json.dumps(
-        {"proplet_id": 7, "task_id": [], "round_id": {}, "participants": "all", "app_name": 1}
-    ).encode(),
-    json.dumps({"proplet_id": "x" * 100_000, "app_name": "x" * 100_000, "round_id": "x" * 100_000}).encode(),
-    json.dumps({"app_name": "http://[::1/x", "chunk_idx": -1, "total_chunks": 2**70, "data": "%%%"}).encode(),
-    json.dumps({"task_id": "nobody", "results": {"a": [[]]}, "error": 5}).encode(),
-)
 
 
 @pytest.fixture(scope="module")

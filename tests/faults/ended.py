@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from faults.stack import FaultyStack
+from propeller.fl.round import RoundState
 
 _PAGE = 1000
 
@@ -32,7 +33,7 @@ class Ended:
     @property
     def completed(self) -> list[Mapping[str, Any]]:
         """The rounds that made versions, in order."""
-        return [one for one in self.rounds if one["state"] == "completed"]
+        return [one for one in self.rounds if one["state"] == RoundState.COMPLETED]
 
     @property
     def made(self) -> list[str]:

@@ -8,6 +8,8 @@ from random import Random
 
 import psutil
 
+from faults.damage import damage_broker_store, damage_programs
+from faults.hostile import hostile_device
 from faults.links import HttpLink
 from faults.stack import PROCESSES, FaultyStack
 
@@ -118,4 +120,7 @@ KINDS: dict[str, Fault] = {
     "partition": partition,
     "lost answers": lose_answers,
     "requests sent twice": send_twice,
+    "hostile device": hostile_device,
+    "damaged programs": damage_programs,
+    "damaged store of the broker": damage_broker_store,
 }

@@ -9,10 +9,10 @@ from typing import Any
 
 from faults.ended import Ended, Records
 from faults.stack import PROPLETS, FaultyStack
+from propeller.fl.round import RoundState
 from support.net import eventually
 from support.stack import propeller
 
-CLOSED = frozenset({"completed", "failed", "cancelled"})
 SETTLES_S = 60.0
 """How long rounds and tasks may be open after their experiment."""
 
@@ -69,7 +69,7 @@ class Promises:
     async def _nothing_stays_open(self, stack: FaultyStack, experiment_id: str) -> None:
         async def open_rounds() -> list[str]:
             rounds = (await stack.get("coordinator", f"/experiments/{experiment_id}/history"))["rounds"]
-            return [one["round_id"] for one in rounds if one["state"] not in CLOSED]
+            return [one["round_id"] for one in rounds if not RoundState(one["state"]).is_over]
 
         async def unfinished_tasks() -> list[Any]:
             return [one for one in await self.records.tasks(experiment_id) if not one.get("finish_time")]

@@ -99,7 +99,7 @@ def print_table(title: str, rows: Counter[str]) -> None:
 
 async def soak(folder: Path, seed: int, minutes: float) -> bool:
     """Run, and print what was found; whether every promise held."""
-    stack = FaultyStack(folder / "state")
+    stack = FaultyStack(folder / "state", own_programs=True)
     work = Soak(stack, seed)
     begun = time.monotonic()
     broken: AssertionError | None = None

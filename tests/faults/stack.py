@@ -48,15 +48,16 @@ class FaultyStack:
 
     Attributes:
         folder: its state.
-        programs: where its compiled programs are, of which others have their own.
+        programs: where its compiled programs are.
         links: by what the proplets reach over them: ``broker``, ``coordinator``, ``model-registry``, ``data-store``.
         acknowledged: how often each update was accepted by the coordinator over HTTP, by round and client id.
         starts: how often it was started.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, own_programs: bool = False) -> None:
+        """Compiled programs are those of all tests, or its own, which may be damaged."""
         self.folder = folder
-        self.programs = folder.with_name(f"{folder.name}-programs")
+        self.programs = folder.with_name(f"{folder.name}-programs") if own_programs else COMPILED
         self.links: dict[str, Link] = {}
         self.acknowledged: Counter[tuple[str, str]] = Counter()
         self.starts = 0
@@ -77,7 +78,8 @@ class FaultyStack:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["FaultyStack"]:
         """Run it for the length of the block; no process of it is left."""
-        shutil.copytree(COMPILED, self.programs)
+        if self.programs != COMPILED and COMPILED.exists():
+            shutil.copytree(COMPILED, self.programs)
         self._choose_ports()
         async with contextlib.AsyncExitStack() as opened:
             for name in ("coordinator", "model-registry", "data-store"):
@@ -103,7 +105,10 @@ class FaultyStack:
         asked = json.dumps({"folder": str(self.folder), "extra": {"proplet": proplet}})
         env = {"PROPLET_CACHE": str(self.programs), "PYTHONPATH": str(Path(__file__).parents[1])}
         self._up = start_up(self.folder, asked, env={**os.environ, **env}, command=STACK)
-        await asyncio.to_thread(self._up.wait_ready)
+        try:
+            await asyncio.to_thread(self._up.wait_ready)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._describe_processes()}") from None
 
     async def stop(self, how: signal.Signals) -> None:
         """End it, by SIGTERM or by SIGKILL of what watches over the others.
@@ -167,6 +172,18 @@ class FaultyStack:
     def logs(self) -> dict[str, str]:
         """What each process has logged, by its name."""
         return {file.stem: file.read_text(errors="replace") for file in (self.folder / "logs").glob("*.log")}
+
+    def _describe_processes(self) -> str:
+        """What runs, and what each of it waits for in the kernel."""
+        lines = []
+        with contextlib.suppress(psutil.Error, OSError):
+            for process in self.up.processes():
+                threads = Path(f"/proc/{process.pid}/task").iterdir()
+                waits = ", ".join((thread / "wchan").read_text() for thread in threads)
+                lines.append(
+                    f"{process.pid} {process.status()} [{waits}] {' '.join(process.cmdline())[:200]}"
+                )
+        return "\n".join(lines)
 
     def _choose_ports(self) -> None:
         """Before it starts, as the links must know them."""

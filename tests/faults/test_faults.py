@@ -1,5 +1,6 @@
 """Faults of every kind that costs little time, in a split stack while an experiment runs; `make soak` makes the others too, and more."""
 
+import asyncio
 import signal
 from pathlib import Path
 from random import Random
@@ -8,6 +9,7 @@ import pytest
 
 from faults.ended import Records
 from faults.experiments import Experiments
+from faults.hostile import hostile_device
 from faults.kinds import kill, lose_answers, send_twice
 from faults.promises import Promises
 from faults.stack import FaultyStack
@@ -28,9 +30,13 @@ async def test_promises_hold_whatever_happens(tmp_path: Path) -> None:
         promises = Promises(records, (await records.of(first)).made)
         await promises.check(stack, first)
         disturbed = await experiments.submit()
-        for done, fault in ((2, kill), (4, lose_answers), (5, send_twice), (7, kill)):
+        for done, faults in (
+            (2, (kill,)),
+            (4, (lose_answers, hostile_device)),
+            (6, (send_twice, kill, hostile_device)),
+        ):
             await experiments.wait_begun(disturbed, done)
-            await fault(stack, rng)
+            await asyncio.gather(*(fault(stack, rng) for fault in faults))
         await experiments.wait_ended(disturbed)
         await promises.check(stack, disturbed)
         assert stack.acknowledged
