@@ -1,7 +1,8 @@
 """What identity asks nats-server: its connections, and the JetStream streams in which it keeps MQTT sessions."""
 
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -56,12 +57,14 @@ async def connections(link: Client, **filters: str | int) -> AsyncGenerator[Serv
     while more:
         more = False
         request = {"auth": True, "acc": DEVICES, "offset": offset, "limit": _PAGE, **filters}
-        async for reply in _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", request, _TIMEOUT_S):
-            answered = True
-            found = reply.get("connections") or []
-            more = more or len(found) == _PAGE
-            for info in found:
-                yield ServerConnection(str(reply["server_id"]), parse_time(reply["now"]), info)
+        asking = _replies(link, "$SYS.REQ.SERVER.PING.CONNZ", request, _TIMEOUT_S)
+        async with contextlib.aclosing(asking) as replies:
+            async for reply in replies:
+                answered = True
+                found = reply.get("connections") or []
+                more = more or len(found) == _PAGE
+                for info in found:
+                    yield ServerConnection(str(reply["server_id"]), parse_time(reply["now"]), info)
         if not answered:
             raise nats.errors.TimeoutError
         offset += _PAGE
@@ -116,7 +119,7 @@ async def jetstream(link: Client, call: str, **request: Any) -> dict[str, Any]:
 
 async def _replies(
     link: Client, subject: str, request: dict[str, Any], first_s: float = _FIRST_REPLY_S
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """What each server answers: the first within ``first_s`` seconds, the others right after it."""
     inbox = link.new_inbox()
     subscription = await link.subscribe(inbox)
@@ -131,7 +134,8 @@ async def _replies(
             wait = _NEXT_REPLY_S
             yield json.loads(message.data)["data"]
     finally:
-        await subscription.unsubscribe()
+        with contextlib.suppress(nats.errors.Error):  # with its connection a subscription is gone too
+            await subscription.unsubscribe()
 
 
 def parse_time(text: str) -> float:
