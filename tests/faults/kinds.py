@@ -124,3 +124,6 @@ KINDS: dict[str, Fault] = {
     "damaged programs": damage_programs,
     "damaged store of the broker": damage_broker_store,
 }
+
+OF_THE_WHOLE_STACK = frozenset({"restart of the stack", "damaged store of the broker"})
+"""Kinds that end the stack: no other fault is made at the same time."""

@@ -20,7 +20,7 @@ from random import Random
 
 from faults.ended import Records
 from faults.experiments import Experiments
-from faults.kinds import KINDS
+from faults.kinds import KINDS, OF_THE_WHOLE_STACK
 from faults.promises import Promises
 from faults.stack import FaultyStack
 from propeller.process.logs import configure
@@ -28,6 +28,9 @@ from propeller.process.logs import configure
 ROUNDS = 100
 LONGEST_CALM_S = 3.0
 """Between two faults."""
+
+SECOND_FAULT = 1 / 3
+"""The share of faults that do not come alone."""
 
 
 class Soak:
@@ -65,7 +68,7 @@ class Soak:
         while time.monotonic() < until:
             running = await experiments.submit()
             while time.monotonic() < until and not await experiments.has_ended(running):
-                await self._make_fault()
+                await self._make_faults()
             await self._stack.wait_healthy()
             await experiments.wait_ended(running)
             await self._promises.check(self._stack, running)
@@ -76,12 +79,18 @@ class Soak:
         """Check what the stack has logged, also while it ended."""
         self._promises.check_logs(self._stack)
 
-    async def _make_fault(self) -> None:
-        kind = self._next_kind()
+    async def _make_faults(self) -> None:
+        """One fault, or two at once."""
+        kinds = {self._next_kind()}
+        if self._rng.random() < SECOND_FAULT and not kinds & OF_THE_WHOLE_STACK:
+            kinds |= {self._rng.choice(sorted(KINDS.keys() - OF_THE_WHOLE_STACK))}
+        await asyncio.gather(*map(self._make_fault, sorted(kinds)))
+        await asyncio.sleep(self._rng.uniform(0, LONGEST_CALM_S))
+
+    async def _make_fault(self, kind: str) -> None:
         what = await KINDS[kind](self._stack, self._rng)
         self.made[kind] += 1
         print(f"  {time.strftime('%H:%M:%S')} {kind}: {what}", flush=True)
-        await asyncio.sleep(self._rng.uniform(0, LONGEST_CALM_S))
 
     def _next_kind(self) -> str:
         """Each kind comes before any comes again."""
