@@ -368,6 +368,7 @@ def test_what_push_says(rig: Rig) -> None:
         "ArtifactType: application/vnd.unknown.artifact.v1",
         f"Digest: {digest_of(kept.content)}",
         f"Size: {PROGRAM.stat().st_size} bytes",
+        "May: files",
     ]
 
 

@@ -25,7 +25,7 @@ from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import Reference
 from propeller.oci_registry.api import create_api
 from support.net import free_port
-from support.registries import LOGIN, basic, debian, embedded, serving, wasm
+from support.registries import LOGIN, basic, debian, embedded, find_unverified, serving, wasm
 
 PROGRAM = wasm(1_300_000)
 
@@ -96,7 +96,10 @@ async def test_wrong_credentials_say_what_to_set(
                 assert "wrong" not in str(caught.value)
 
 
-async def test_a_tampered_blob_or_manifest_is_refused(tmp_path: Path) -> None:
+async def test_a_tampered_blob_or_manifest_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Layout, "find_blob", find_unverified)
     async with embedded(tmp_path) as host, client() as one:
         reference = Reference.parse(f"{host}/x")
         pushed = await one.push(reference, PROGRAM)

@@ -1,8 +1,9 @@
 """Texts of others where they are shown: nothing in them acts on a terminal, and JSON keeps its values."""
 
-import io
 import json
 import re
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -65,15 +66,18 @@ def test_sequences(text: str, shown: str) -> None:
     assert escape_line(text) == shown
 
 
-def test_a_log_line_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from propeller.process import logs
+LOG = """
+from propeller.process import logs
+logs.configure("proplet")
+said = "\\x1b[2J\\x9b31m\\x7f\\u202e\\nx"
+logs.get_logger("test").info(said, device=said)
+"""
 
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    logs.configure("proplet")
+
+def test_a_log_line_has_none() -> None:
+    """In a process of its own: how this one logs is not for a test to change."""
+    line = subprocess.run([sys.executable, "-c", LOG], capture_output=True, text=True, check=True).stderr
     said = "\x1b[2J\x9b31m\x7f\u202e\nx"
-    logs.get_logger("test").info(said, device=said)
-    line = stream.getvalue()
     assert line.count("\n") == 1
     assert not any(map(acts, line.removesuffix("\n")))
     assert (json.loads(line)["msg"], json.loads(line)["device"]) == (said, said)

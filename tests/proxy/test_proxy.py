@@ -32,7 +32,7 @@ from propeller.proxy.settings import MAX_CHUNK_BYTES, ProxySettings
 from support.fake_proplets import proplet, proplets
 from support.net import eventually, free_port
 from support.proxy_process import count, proxy_process
-from support.registries import LOGIN, embedded, serving, wasm
+from support.registries import LOGIN, embedded, find_unverified, serving, wasm
 
 PROGRAM = wasm(210_000)
 DIGEST = digest_of(PROGRAM)
@@ -425,8 +425,9 @@ async def test_a_cached_program_that_was_changed_on_disk_is_fetched_again(
 
 
 async def test_a_tampered_blob_in_the_registry_reaches_nobody(
-    broker_port: int, channel: Channel, tmp_path: Path
+    broker_port: int, channel: Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Layout, "find_blob", find_unverified)
     async with (
         counting(tmp_path / "oci") as (host, _),
         proxy(broker_port, channel, f"http://{host}", tmp_path / "cache") as running,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from propeller.oci.layout import Layout
 from propeller.oci_registry.api import main
 from propeller.oci_registry.settings import OciRegistrySettings
 from propeller.web.server import Bind, serve
@@ -102,3 +103,9 @@ def blob_file(folder: Path, digest: str) -> Path:
 def basic(login: tuple[str, str]) -> str:
     """The header of HTTP Basic."""
     return "Basic " + base64.b64encode(":".join(login).encode()).decode()
+
+
+def find_unverified(layout: Layout, digest: str) -> Path | None:
+    """``Layout.find_blob`` of a registry that does not look at what it sends."""
+    path = layout.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    return path if path.exists() else None

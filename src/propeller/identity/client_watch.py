@@ -164,6 +164,12 @@ class ClientWatch:
         """
         uses = await self._read(link)
         for client_id, use in uses.items():
+            if (
+                self.refusal(client_id) is not None
+            ):  # let in just before it was muted, after the others were listed
+                for connection in use.open:
+                    await close_connection(link, connection)
+                continue
             reason = self._excess(client_id, use)
             if reason is not None:
                 await self._mute(link, client_id, reason, use)
