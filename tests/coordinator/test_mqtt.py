@@ -72,6 +72,18 @@ async def listening(port: int) -> AsyncIterator[Listener]:
         yield listener
 
 
+async def heard(listener: Listener, http: httpx.AsyncClient) -> None:
+    """Wait until the coordinator listens to the broker: what comes before that is nobody's."""
+    name = f"heard-{uuid.uuid4().hex}"
+    await configure(http, name)
+
+    async def has_come() -> bool:
+        await listener.session.publish(update_topic(name, "p-1"), json.dumps(update("p-1", name)).encode())
+        return bool((await http.get(f"/rounds/{name}")).json()["received"])
+
+    await eventually(has_come)
+
+
 async def arrived(http: httpx.AsyncClient, round_id: str, count: int) -> None:
     status = (await http.get(f"/rounds/{round_id}/complete?wait_s=10&updates={count - 1}")).json()
     assert status["num_updates"] >= count, status
@@ -81,6 +93,7 @@ async def test_a_round_over_mqtt_alone(broker_port: int, peers: tuple[Peers, str
     name = f"r-{uuid.uuid4().hex}"
     env = environment(tmp_path, peers[1], **variables(broker_port))
     async with listening(broker_port) as listener, coordinating(env) as http:
+        await heard(listener, http)
         await configure(http, name)
         tensors: Tensors = {"w": np.full(3, 3.0, np.float32), "b": np.full((), 3.0, np.float32)}
         document = to_safetensors(tensors, {"round_id": name, "proplet_id": "p-3", "num_samples": "64"})
@@ -112,6 +125,7 @@ async def test_a_round_does_not_wait_for_whoever_sent_what_can_never_count(
     name = f"r-{uuid.uuid4().hex}"
     env = environment(tmp_path, peers[1], **variables(broker_port))
     async with listening(broker_port) as listener, coordinating(env) as http:
+        await heard(listener, http)
         await configure(http, name, timeout_s=3600)
         tensors: Tensors = {"w": np.full(2, 1.0, np.float32), "b": np.full((), 3.0, np.float32)}
         fields = {"round_id": name, "proplet_id": "p-1", "num_samples": "64"}
@@ -133,6 +147,7 @@ async def test_a_round_that_failed_is_not_announced(
     failed, good = f"r-{uuid.uuid4().hex}", f"r-{uuid.uuid4().hex}"
     env = environment(tmp_path, peers[1], **variables(broker_port))
     async with listening(broker_port) as listener, coordinating(env) as http:
+        await heard(listener, http)
         await configure(http, failed, timeout_s=0.1)
         assert (await ended(http, failed))["state"] == "failed"
         await configure(http, good, k_of_n=1)
@@ -160,13 +175,13 @@ async def test_garbage_on_topics_is_a_warning_and_nothing_more(
     place = update_topic(name if topic[0] == "r" else topic[0], topic[1])
     env = environment(tmp_path, peers[1], **variables(broker_port))
     async with listening(broker_port) as listener, coordinating(env) as http:
+        await heard(listener, http)
         await configure(http, name)
         await listener.session.publish(place, payload)
-        good = json.dumps(update("p-3", name)).encode()
-        await listener.session.publish(update_topic(name, "p-3"), good)
+        await listener.session.publish(update_topic(name, "p-2"), json.dumps(update("p-2", name)).encode())
         await arrived(http, name, 1)
         received = (await http.get(f"/rounds/{name}")).json()["received"]
-        assert [one["proplet_id"] for one in received] == ["p-3"]
+        assert [one["proplet_id"] for one in received] == ["p-2"]
 
 
 async def test_what_waits_in_the_broker_is_taken_after_a_crash(

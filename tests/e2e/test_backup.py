@@ -9,7 +9,7 @@ from support.stack import end, propeller, running_stack, start_up
 
 pytestmark = pytest.mark.timeout(240)
 
-ROUNDS = 30
+ROUNDS = 20
 
 
 def test_a_restored_experiment_ends_with_the_same_model(tmp_path: Path) -> None:
