@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from propeller.sdk import Propeller
+from propeller.stack.backup import back_up
 from support.stack import end, propeller, running_stack, start_up
 
 pytestmark = pytest.mark.timeout(240)
@@ -22,12 +23,14 @@ def test_a_restored_experiment_ends_with_the_same_model(tmp_path: Path) -> None:
             handle = fl.experiment("saved")
             while fl.versions()[-1] < 3:
                 pass
-            saved = propeller("backup", str(archive), "--state", str(up.folder))
-            assert "the services stood still for" in saved.stdout, saved.stderr
+            saved = back_up(up.folder, archive)
+            assert saved.stopped_s is not None
             assert fl.versions()[-1] < ROUNDS
             assert handle.wait().state == "completed"
             expected = fl.models.info(ROUNDS)["digest"]
             assert [proplet["alive"] for proplet in fl.proplets()] == [True] * 3
+            said = propeller("backup", str(tmp_path / "later.tar.zst"), "--state", str(up.folder))
+            assert "the services stood still for" in said.stdout, said.stderr
     restored = propeller("restore", str(archive), "--state", str(tmp_path / "new"))
     assert "Restored" in restored.stdout, restored.stderr
     again = start_up(tmp_path / "new", "--ports", "auto")

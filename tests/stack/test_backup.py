@@ -74,6 +74,15 @@ def test_what_a_stack_keeps_is_saved_and_restored_for_its_user_alone(folder: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"state", "new", "b.tar.zst"}
 
 
+def test_it_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        restore(back_up(folder, tmp_path / "b").file, tmp_path / "new")
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
 def test_files_that_never_change_are_linked_and_not_copied(folder: Path, tmp_path: Path) -> None:
     backup._copy(folder, tmp_path / "staging", float("inf"))  # noqa: SLF001
     links = {

@@ -28,7 +28,6 @@ import zstandard
 
 from propeller import __version__
 from propeller.errors import StartError
-from propeller.process.files import keep_private
 from propeller.process.logs import get_logger
 from propeller.stack.state_folder import StateFolder
 
@@ -101,9 +100,8 @@ def back_up(folder: Path, target: Path) -> Saved:
         raise BackupError(f"{folder} is not the state folder of a stack: name it with --state")
     if target.exists():
         raise BackupError(f"{target} is there already: choose another name")
-    keep_private()
     try:
-        with tempfile.TemporaryDirectory(dir=state.folder, prefix=_STAGING) as staging:
+        with _private(), tempfile.TemporaryDirectory(dir=state.folder, prefix=_STAGING) as staging:
             stopped_s = _collect(state, Path(staging))
             count, size = _write_archive(Path(staging), target)
     except OSError as error:
@@ -120,10 +118,9 @@ def restore(source: Path, folder: Path) -> int:
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()):
         raise BackupError(f"{folder} is not empty: restore into a new folder with --state")
-    keep_private()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        with _private(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
             made = Path(staging) / "state"
             made.mkdir(mode=0o700)
             count = _read_archive(source, made)
@@ -133,6 +130,16 @@ def restore(source: Path, folder: Path) -> int:
     except OSError as error:
         raise BackupError(f"{error.filename or source}: {error.strerror}") from None
     return count
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """What is created in the block is for this process's user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _collect(state: StateFolder, staging: Path) -> float | None:
