@@ -33,6 +33,9 @@ def test_keys_survive_their_files_and_a_wrong_password_is_said(tmp_path: Path) -
         SigningKey.read(private, b"another")
     with pytest.raises(FileExistsError):
         OTHER.write(private, public, b"")
+    with pytest.raises(FileExistsError):
+        OTHER.write(tmp_path / "other.key", public, b"")
+    assert not (tmp_path / "other.key").exists()
     assert PublicKey.read(public, "signers").key == shown.key
 
 

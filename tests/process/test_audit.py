@@ -140,10 +140,12 @@ while True:
 def test_what_was_recorded_outlives_kill_9(file: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in itertools.islice(process.stdout, 50):
-            told = int(line)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            for line in itertools.islice(process.stdout, 50):
+                told = int(line)
+        finally:
+            process.kill()
     found = [json.loads(line) for line in lines_of(file)]
     assert [entry["about"]["number"] for entry in found[:told]] == list(range(1, told + 1))
     head = written(file, 1)

@@ -189,10 +189,14 @@ with _stopped([psutil.Process(int(sys.argv[1]))]):
 
 
 def test_services_go_on_when_a_backup_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as service:
-        command = [sys.executable, "-c", STOPS, str(service.pid)]
-        killed = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "stopped\n")
-        running = psutil.Process(service.pid)
-        wait_until(lambda: running.status() != psutil.STATUS_STOPPED)
-        os.kill(service.pid, signal.SIGKILL)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as service:
+        try:
+            command = [sys.executable, "-c", STOPS, str(service.pid)]
+            killed = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "stopped\n")
+            running = psutil.Process(service.pid)
+            wait_until(lambda: running.status() != psutil.STATUS_STOPPED)
+        finally:  # also when it still stands still
+            service.kill()

@@ -120,7 +120,7 @@ HEADERS = {
 def numbers(machine: str) -> dict[str, int]:
     """System calls by name, from the kernel's headers."""
     if not HEADERS[machine].exists():
-        pytest.skip("no kernel headers")
+        pytest.skip(f"there is no {HEADERS[machine]} (on Debian: apt-get install linux-libc-dev)")
     found = re.findall(r"#define __NR(3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text())
     given = {name: int(number) for wide, name, number in found if not wide}
     # Those that 32 and 64 bits share have their names at the end.

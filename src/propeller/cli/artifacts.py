@@ -80,15 +80,15 @@ def run_push(
         print(f"Signed with {key_file}")
 
 
-def read_key(file: Path, *, new: bool = False) -> "SigningKey":
-    """A private key, or a ``new`` one; its password is ``COSIGN_PASSWORD``, or asked for.
+def read_key(file: Path) -> "SigningKey":
+    """A private key; its password is ``COSIGN_PASSWORD``, or asked for.
 
     Raises:
         StartError: it cannot be read, or its password is wrong.
     """
     from propeller.oci.signing import SigningKey
 
-    return SigningKey.make() if new else SigningKey.read(file, key_password(file))
+    return SigningKey.read(file, key_password(file))
 
 
 def key_password(file: Path, *, twice: bool = False) -> bytes:

@@ -19,16 +19,17 @@ def make_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Writes NAME.key and NAME.pub.")],
 ) -> None:
     """Make a key that signs, as 'cosign generate-key-pair' does. Its password is COSIGN_PASSWORD, or asked for."""
-    from propeller.cli.artifacts import key_password, read_key
+    from propeller.cli.artifacts import key_password
     from propeller.errors import StartError
+    from propeller.oci.signing import SigningKey
 
     private, public = Path(f"{name}.key"), Path(f"{name}.pub")
     for file in (private, public):
         if file.exists():
             raise StartError(f"{file} is there already: choose another name")
-    key = read_key(private, new=True)
+    password = key_password(private, twice=True)
     try:
-        key.write(private, public, key_password(private, twice=True))
+        SigningKey.make().write(private, public, password)
     except OSError as error:
         raise StartError(f"{private}: {error.strerror}") from None
     print(

@@ -103,7 +103,7 @@ class SigningKey:
         """Write both halves as ``cosign generate-key-pair`` does, the private one encrypted (scrypt, and NaCl's secret box).
 
         Raises:
-            FileExistsError: one of them is there.
+            FileExistsError: one of them is there; then neither is written.
         """
         plain = self._key.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -112,7 +112,11 @@ class SigningKey:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         write_durably(private, _encrypt(plain, password), replace=False, mode=0o600)
-        write_durably(public, shown, replace=False, mode=0o644)
+        try:
+            write_durably(public, shown, replace=False, mode=0o644)
+        except OSError:
+            private.unlink(missing_ok=True)  # both or neither
+            raise
 
     def public(self, name: str) -> PublicKey:
         """The half that is shown."""
