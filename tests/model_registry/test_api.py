@@ -19,6 +19,7 @@ from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import ModelStore
+from propeller.protocol.multipart import MULTIPART, unpack
 from support.model_registry import client, client_as
 from support.net import free_port
 
@@ -80,6 +81,21 @@ async def test_safetensors_in_and_out_with_its_type_and_metadata(http: httpx.Asy
     assert tensors["layer/w"].dtype == np.float32
     np.testing.assert_array_equal(tensors["layer/w"], model["layer/w"])
     assert (await http.get("/models/7")).json() == {"layer/w": [[0, 1, 2], [3, 4, 5]], "b": 0.5}
+
+
+async def test_both_documents_of_a_model_in_one_answer(http: httpx.AsyncClient) -> None:
+    """For those who name it; what anything accepts gets is JSON, as before."""
+    await http.post("/models", json={"version": 0, "model": {"w": [1.0, 2.5]}})
+    both = await http.get("/models/0", headers={"accept": f"{MULTIPART}, application/json;q=0.5"})
+    assert unpack(both.headers["content-type"], both.content) == {
+        name: (await http.get("/models/0", headers={"accept": name})).content
+        for name in ("application/json", SAFETENSORS)
+    }
+    same = await http.get("/models/0", headers={"accept": MULTIPART, "if-none-match": both.headers["etag"]})
+    assert same.status_code == 304
+    for accept in ("*/*", "multipart/*, application/json;q=0.5", f"application/json, {MULTIPART};q=0.5"):
+        answer = await http.get("/models/0", headers={"accept": accept})
+        assert answer.headers["content-type"] == "application/json"
 
 
 async def test_npz_in_and_out(http: httpx.AsyncClient) -> None:

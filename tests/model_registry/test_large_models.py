@@ -59,6 +59,8 @@ async def test_a_model_comes_back_as_it_was_sent(large: httpx.AsyncClient, size:
     assert answer.json()["version"] == 0
     found = await large.get("/models/0", headers={"accept": SAFETENSORS})
     assert found.content == content
+    device = "multipart/mixed, application/json;q=0.5, application/vnd.safetensors;q=0.1"
+    assert (await large.get("/models/0", headers={"accept": device})).content == content
     assert (await large.get("/models/0/info")).json()["digest"] == digest(LARGE)
     again = await large.post("/models?version=0", content=content, headers=HEADERS)
     assert again.json()["version"] == 0
@@ -190,9 +192,10 @@ async def test_a_number_that_is_not_finite_is_found_in_any_block(
 async def test_a_large_model_is_safetensors_for_all_who_name_it(
     tmp_path: Path, numbers: int, accept: str, expected: str
 ) -> None:
-    async with client(tmp_path, max_body=10_000_000) as http:
+    async with client(tmp_path, max_body=10_000_000, max_decoded=10_000_000) as http:
         await post(http, {"w": np.zeros(numbers)})
         answer = await http.get("/models/0", headers={"accept": accept})
+        assert answer.status_code == 200
         assert answer.headers["content-type"] == expected
 
 

@@ -23,6 +23,7 @@ from propeller.mqtt.session import Credentials, Session
 from propeller.proplet.main import main
 from propeller.proplet.settings import PropletSettings
 from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.multipart import MULTIPART, pack, packed_type
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import EVERYONE, Channel, Kind, parse_topic
 from propeller.web.server import Bind, serve
@@ -99,10 +100,13 @@ class Services:
         if version not in self.models:
             return self._answer(request, JSONResponse({"error": "no such model"}, 404))
         accept, tensors = request.headers.get("accept", ""), self.tensors.get(version, b"")
-        likes_json = accept.startswith("application/json") and len(tensors) <= LARGE_BYTES
-        if SAFETENSORS in accept and tensors and not likes_json:
+        if SAFETENSORS in accept and len(tensors) > LARGE_BYTES:
             return self._answer(request, Response(tensors, media_type=SAFETENSORS))
-        return self._answer(request, JSONResponse(self.models[version]))
+        answer = JSONResponse(self.models[version])
+        if MULTIPART in accept and tensors:
+            both = pack({"application/json": bytes(answer.body), SAFETENSORS: tensors}, "Limit")
+            return self._answer(request, Response(both, media_type=packed_type("Limit")))
+        return self._answer(request, answer)
 
     def _is_away(self) -> bool:
         self.away -= 1

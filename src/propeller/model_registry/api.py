@@ -151,7 +151,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
     async def get_state(request: Request, version: str) -> Response:
         number = await registry.find(version)
         state = await encodings.state(number)
-        return await answer(request, state, SAFETENSORS, number, encodings.check_state)
+        return await answer(request, state, number, encodings.check_state)
 
     @router.put("/models/{version:path}/state")
     async def put_state(request: Request, version: str) -> dict[str, Any]:
@@ -174,12 +174,11 @@ def _model_routes(registry: ModelRegistry) -> Router:
     async def answer_model(request: Request, version: int) -> Response:
         media_type = encodings.choose(version, request.headers.get("accept"))
         encoded = await encodings.model(version, media_type)
-        return await answer(request, encoded, media_type, version, encodings.check_model)
+        return await answer(request, encoded, version, encodings.check_model)
 
     async def answer(
         request: Request,
         encoded: EncodedModel,
-        media_type: str,
         version: int,
         check: Callable[[int], Awaitable[None]],
     ) -> Response:
@@ -196,7 +195,7 @@ def _model_routes(registry: ModelRegistry) -> Router:
             ranges is None or any(part.stop > len(encoded.body.head) for part in ranges)
         ):
             await check(version)
-        return respond(encoded.body, ranges, headers, media_type)
+        return respond(encoded.body, ranges, headers, encoded.media_type)
 
     async def read_decoded(request: Request) -> bytes:
         """A body that is decoded in memory."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from propeller.errors import NotAcceptableError, UnavailableError
-from propeller.fl.tensors import CODECS, SAFETENSORS, Codec
+from propeller.fl.tensors import CODECS, JSON, SAFETENSORS, Codec
 from propeller.fl.tensors.media import names, negotiate
 from propeller.fl.tensors.npz import NPZ, from_npz, to_npz
 from propeller.model_registry.states import DamagedStateError, StateStore
@@ -27,6 +27,7 @@ from propeller.process.byte_lru import ByteLru
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.multipart import MULTIPART, pack, packed_type
 from propeller.tensors.safetensors import Header, encode_header
 from propeller.web.ranges import Body
 
@@ -44,11 +45,13 @@ class EncodedModel:
     """A version or a server state in one encoding.
 
     Attributes:
+        media_type: its ``Content-Type``.
         body: what is sent.
         etag: the entity tag that stands for it (RFC 9110, section 8.8.3).
         stamp: of the file it was made from.
     """
 
+    media_type: str
     body: Body
     etag: str
     stamp: FileStamp
@@ -78,18 +81,21 @@ class Encodings:
     def choose(self, version: int, accept: str | None) -> str:
         """The media type in which a version is sent to one who sent this ``Accept`` header.
 
-        A large one is sent as safetensors to whoever names that, even if something else would be liked better.
+        A large one is sent as safetensors to whoever names that, even if something else would be liked better. JSON and
+        safetensors together, as ``multipart/mixed``, are for those who name that.
 
         Raises:
             VersionNotFoundError: there is no such version.
             NotAcceptableError: none of the media types is accepted.
         """
-        chosen = negotiate(accept, self.codecs)
-        is_large = chosen != SAFETENSORS and self._store.stamp(version)[2] > LARGE_BYTES
+        offered = [*self.codecs, MULTIPART] if names(accept, MULTIPART) else self.codecs
+        chosen = negotiate(accept, offered)
+        most = min(LARGE_BYTES, self.max_decoded)
+        is_large = chosen != SAFETENSORS and self._store.stamp(version)[2] > most
         return SAFETENSORS if is_large and names(accept, SAFETENSORS) else chosen
 
     async def model(self, version: int, media_type: str) -> EncodedModel:
-        """A version in one of the media types of ``codecs``. Before numbers of a large one are sent, ``check_model``.
+        """A version in the media type that ``choose`` chose. Before numbers of a large one are sent, ``check_model``.
 
         Raises:
             VersionNotFoundError: there is no such version.
@@ -150,21 +156,27 @@ class Encodings:
             raise
 
     def _encode(self, version: int, media_type: str) -> EncodedModel:
-        stamp, codec = self._store.stamp(version), self.codecs[media_type]
-        etag = f'"{self._store.record(version).digest[:32]}-{version}-{codec.name}"'
+        stamp, digest = self._store.stamp(version), self._store.record(version).digest[:32]
+        name = "both" if media_type == MULTIPART else self.codecs[media_type].name
+        etag = f'"{digest}-{version}-{name}"'
         small = stamp[2] <= min(_SMALL_BYTES, self.max_decoded)
         if media_type == SAFETENSORS and not small and stamp[0].endswith(".safetensors"):
             with self._store.open(version) as document:
                 metadata = sent_metadata(document.metadata)
                 body = _file_body(document.header, metadata, self._store.path(version), stamp)
-            return EncodedModel(body, etag, stamp)
+            return EncodedModel(media_type, body, etag, stamp)
         if stamp[2] > self.max_decoded and media_type != SAFETENSORS:
             raise NotAcceptableError(
                 f"version {version} has {stamp[2]} bytes, over REGISTRY_MAX_DECODED_BYTES ({self.max_decoded}) for {media_type}: "
                 f"ask for it with Accept: {SAFETENSORS}"
             )
-        content = codec.encode(*self._store.read(version))
-        return EncodedModel(Body(content, len(content)), etag, stamp)
+        tensors, metadata = self._store.read(version)
+        if media_type == MULTIPART:
+            both = {name: self.codecs[name].encode(tensors, metadata) for name in (JSON, SAFETENSORS)}
+            content, media_type = pack(both, digest), packed_type(digest)
+        else:
+            content = self.codecs[media_type].encode(tensors, metadata)
+        return EncodedModel(media_type, Body(content, len(content)), etag, stamp)
 
     def _state(self, version: int) -> EncodedModel:
         path = self._states.path(version)
@@ -172,7 +184,7 @@ class Encodings:
             stamp = stamp_of(path)
             body = _file_body(document.header, without_own_fields(document.metadata), path, stamp)
             digest = document.metadata.get(DIGEST_FIELD, "")
-        return EncodedModel(body, f'"{digest[:32]}-{version}-state"', stamp)
+        return EncodedModel(SAFETENSORS, body, f'"{digest[:32]}-{version}-state"', stamp)
 
 
 def _file_body(header: Header, metadata: Mapping[str, str], path: Path, stamp: FileStamp) -> Body:

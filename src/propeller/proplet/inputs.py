@@ -20,6 +20,7 @@ from propeller.process.retry import doubling
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
 from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.multipart import MULTIPART, unpack
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
 from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
@@ -38,6 +39,9 @@ _SERVICE_NAMES = {
 }
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
+
+_MODEL_TYPES = f"{MULTIPART}, {JSON};q=0.5, {SAFETENSORS};q=0.1"
+"""JSON and safetensors in one answer. Of a large model a registry has no JSON for one who takes safetensors too; others' have JSON only."""
 
 MODEL_FILE, STRATEGY_FILE = "model.safetensors", "strategy.safetensors"
 
@@ -96,11 +100,16 @@ def _client(variable: str, url: str, credentials: tuple[str, str] | None = None)
 
 @dataclass(frozen=True)
 class _Document:
-    """A model or a dataset that was fetched, with its entity tag, and for JSON how many samples it holds."""
+    """A model or a dataset that was fetched.
+
+    Attributes:
+        etag: its entity tag.
+        forms: what it is, by media type: JSON, safetensors, or both.
+        samples: how many a dataset in JSON holds.
+    """
 
     etag: str
-    media_type: str
-    content: bytes
+    forms: Mapping[str, bytes]
     samples: int = 0
 
 
@@ -119,7 +128,7 @@ class InputFetcher:
         """``large`` has what is too large for memory."""
         self._services, self._proplet_id, self._large = services, proplet_id, large
         self._cache: ByteLru[tuple[str, str], _Document] = ByteLru(
-            _MAX_CACHE_BYTES, lambda document: len(document.content)
+            _MAX_CACHE_BYTES, lambda document: sum(map(len, document.forms.values()))
         )
 
     async def fetch(self, env: Mapping[str, str], folder: Path) -> TaskInputs:
@@ -153,20 +162,17 @@ class InputFetcher:
             if registry is None:
                 raise TaskError(f"MODEL_URI is {reference} but MODEL_REGISTRY_URL is not set on this proplet")
             try:
-                document, tensors = await gather_or_cancel(
-                    # A registry has no JSON of a large model for one who takes safetensors too.
-                    self._get_json(registry, path, f"{JSON}, {SAFETENSORS};q=0.5"),
-                    self._get(registry, path, SAFETENSORS, _Place(folder, MODEL_FILE)),
-                )
+                model = await self._get(registry, path, _MODEL_TYPES, _Place(folder, MODEL_FILE))
             except (ServiceError, MalformedMessageError) as error:
                 log.warning("Failed to fetch model from registry: %s", error, model_uri=reference)
                 raise TaskError(f"model {reference} cannot be fetched: {error}") from error
-        if document is not None:
-            inputs.add_document("model.json", "MODEL_DATA", document.content)
-        if isinstance(tensors, Path):
+        if isinstance(model, Path):
+            inputs.files[MODEL_FILE] = model
+            return
+        if (text := model.forms.get(JSON)) is not None:
+            inputs.add_document("model.json", "MODEL_DATA", text)
+        if (tensors := model.forms.get(SAFETENSORS)) is not None:
             inputs.files[MODEL_FILE] = tensors
-        elif tensors.media_type == SAFETENSORS:
-            inputs.files[MODEL_FILE] = tensors.content
 
     async def _fetch_dataset(self, env: Mapping[str, str], inputs: TaskInputs, _folder: Path) -> None:
         async with self._services.connect(DATA_STORE, env) as store:
@@ -176,18 +182,18 @@ class InputFetcher:
             path = f"/datasets/{self._proplet_id}"
             log.info("Fetching dataset from Local Data Store: %s", store.base_url + path)
             try:
-                dataset = await self._get_json(store, path)
+                dataset = await self._get(store, path, JSON)
             except (ServiceError, MalformedMessageError) as error:
                 reason = str(error)
                 if isinstance(error, ServiceError) and error.kind is NotFoundError:
                     reason = f"HTTP 404 Not Found (no dataset for {self._proplet_id}; POST one to {path})"
                 log.warning("Failed to fetch dataset from Local Data Store: %s", reason)
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
-        if dataset is None:
+        if not isinstance(dataset, _Document) or JSON not in dataset.forms:
             raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: it is not JSON")
         if env.get("FL_SPLIT"):
             dataset = await self._split(dataset, env)
-        inputs.add_document("dataset.json", "DATASET_DATA", dataset.content)
+        inputs.add_document("dataset.json", "DATASET_DATA", dataset.forms[JSON])
         log.info("Successfully fetched dataset with %d samples and passed to client", dataset.samples)
 
     async def _split(self, dataset: _Document, env: Mapping[str, str]) -> _Document:
@@ -199,7 +205,7 @@ class InputFetcher:
             return known
         try:
             content, samples = await asyncio.to_thread(
-                split_dataset, dataset.content, env["FL_SPLIT"], evaluates=evaluates
+                split_dataset, dataset.forms[JSON], env["FL_SPLIT"], evaluates=evaluates
             )
         except MalformedMessageError as error:
             raise TaskError(f"FL_SPLIT: {error}") from None
@@ -208,7 +214,7 @@ class InputFetcher:
                 f"data.split: the dataset of {self._proplet_id}: {error}: give this device more data, leave it out of the "
                 "experiment (selection.names), or take data.split out"
             ) from None
-        part = self._cache[key] = _Document(dataset.etag, dataset.media_type, content, samples)
+        part = self._cache[key] = _Document(dataset.etag, {JSON: content}, samples)
         return part
 
     async def _fetch_strategy_tensors(self, env: Mapping[str, str], inputs: TaskInputs, folder: Path) -> None:
@@ -232,43 +238,37 @@ class InputFetcher:
                 raise TaskError(
                     f"the strategy's tensors cannot be fetched from {registry.base_url}{path}: {error}"
                 ) from error
-        inputs.files[STRATEGY_FILE] = document if isinstance(document, Path) else document.content
+        if not isinstance(document, Path) and SAFETENSORS not in document.forms:
+            raise TaskError(f"the strategy's tensors at {registry.base_url}{path} are not {SAFETENSORS}")
+        inputs.files[STRATEGY_FILE] = document if isinstance(document, Path) else document.forms[SAFETENSORS]
 
     async def _get(
-        self, service: ServiceClient, path: str, media_type: str, place: _Place
+        self, service: ServiceClient, path: str, accept: str, place: _Place | None = None
     ) -> _Document | Path:
-        """A document in a media type, or in JSON where there is no other; a large one as a file in its place."""
+        """What is at a path, as the service likes best of what ``accept`` says; a large one as a file in its place, if it has one."""
         source, large = service.base_url + path, self._large
-        key = (source, media_type)
+        key = (source, accept)
         cached = self._cache.get(key)
-        kept_etag = large.place_kept(place.name, place.folder, source) if cached is None else None
+        kept_etag = None
+        if cached is None and place is not None:
+            kept_etag = large.place_kept(place.name, place.folder, source)
         etag = kept_etag if cached is None else cached.etag
 
         async def read(response: Answer) -> _Document | Path:
             if is_not_modified(response):
-                return place.folder / place.name if cached is None else cached
-            if not _is_large(response):
+                if cached is not None:
+                    return cached
+                if place is not None:
+                    return place.folder / place.name
+            if place is None or not _is_large(response):
                 return await self._read(key, response)
             self._cache.pop(key, None)
             new_etag = response.headers.get("etag", "")
             pieces = response.aiter_bytes(PIECE_BYTES)
             return await large.receive(place.name, place.folder, pieces, source=source, etag=new_etag)
 
-        return await service.get(path, read, headers=_headers(f"{media_type}, {JSON};q=0.1", etag))
-
-    async def _get_json(self, service: ServiceClient, path: str, accept: str = JSON) -> _Document | None:
-        """A document in JSON; ``None`` for an answer in safetensors, which is not read."""
-        key = (service.base_url + path, JSON)
-        cached = self._cache.get(key)
-
-        async def read(response: Answer) -> _Document | None:
-            if cached is not None and is_not_modified(response):
-                return cached
-            return None if _media_type(response) == SAFETENSORS else await self._read(key, response)
-
-        return await service.get(
-            path, read, headers=_headers(accept, None if cached is None else cached.etag)
-        )
+        headers = {"Accept": accept, **({"If-None-Match": etag} if etag else {})}
+        return await service.get(path, read, headers=headers)
 
     async def _read(self, key: tuple[str, str], response: Answer) -> _Document:
         """Read an answer into memory, and keep it for the next task."""
@@ -305,10 +305,6 @@ def split_dataset(content: bytes, split: str, *, evaluates: bool) -> tuple[bytes
     return encode_json({**fields, "data": part, "size": len(part)}), len(part)
 
 
-def _headers(accept: str, etag: str | None) -> dict[str, str]:
-    return {"Accept": accept, **({"If-None-Match": etag} if etag else {})}
-
-
 def _media_type(response: Answer) -> str:
     return str(response.headers.get("content-type", "").partition(";")[0].strip().lower())
 
@@ -319,15 +315,10 @@ def _is_large(response: Answer) -> bool:
 
 
 def _parse(response: Answer) -> _Document:
-    media_type = _media_type(response)
-    samples = 0
-    if media_type != SAFETENSORS:
-        document = decode_trusted(response.content)
-        data = document.get("data")
-        samples = len(data) if isinstance(data, list) else 0
-    return _Document(
-        etag=response.headers.get("etag", ""),
-        media_type=media_type,
-        content=response.content,
-        samples=samples,
-    )
+    etag, media_type, content = response.headers.get("etag", ""), _media_type(response), response.content
+    if media_type == MULTIPART:
+        return _Document(etag, unpack(response.headers["content-type"], content))
+    if media_type == SAFETENSORS:
+        return _Document(etag, {SAFETENSORS: content})
+    data = decode_trusted(content).get("data")
+    return _Document(etag, {JSON: content}, len(data) if isinstance(data, list) else 0)

@@ -1,6 +1,6 @@
 """Which encoding to read and to write: by ``Content-Type`` and ``Accept`` (RFC 9110, sections 8.3 and 12.5.1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from propeller.errors import NotAcceptableError, UnsupportedTypeError
@@ -87,7 +87,7 @@ def encode(tensors: Tensors, accept: str | None = None) -> tuple[str, bytes]:
     return chosen, CODECS[chosen].encode(tensors, {})
 
 
-def negotiate(accept: str | None, codecs: Mapping[str, Codec] = CODECS) -> str:
+def negotiate(accept: str | None, codecs: Collection[str] = CODECS) -> str:
     """The media type to answer with: the highest quality, and of equals the one that comes first in ``codecs``.
 
     Raises:
