@@ -1,11 +1,13 @@
 """A stack as ``propeller up`` starts it: for its user, and for nobody else."""
 
+import asyncio
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 
+from propeller.oci.layout import Layout
+from propeller.oci_registry.api import create_api as create_registry_api
 from propeller.sdk import Propeller
 from propeller.sdk.addresses import PORTS
+from support.oci_requests import try_requests
 from support.stack import Up, propeller, running_stack
 
 OTHER_UID = 1234
@@ -164,25 +170,77 @@ def test_who_did_what_is_written_down_and_whoever_changes_it_is_found(up: Up, tm
     assert (cut.returncode, "which was noted, is not there" in cut.stdout) == (1, True)
 
 
-@pytest.mark.parametrize("service", ["manager", "coordinator", "model_registry", "data_store", "aggregator"])
+def sent_to_identity(up: Up) -> tuple[dict[str, str], dict[str, str]]:
+    """An admin's token, and ids that there are, in a domain of their own, by the names of path parameters."""
+    admin, url = up.stack["admin"], up.url("identity")
+    login = {"username": admin["username"], "password": admin["password"]}
+    issued = httpx.post(f"{url}/users/tokens/issue", json=login).json()
+    headers = {"Authorization": f"Bearer {issued['access_token']}"}
+
+    def make(path: str, **fields: str) -> str:
+        name = f"generated-{uuid.uuid4().hex}"
+        made = httpx.post(
+            f"{url}{path}", json={key: value or name for key, value in fields.items()}, headers=headers
+        )
+        return str(made.json()["id"])
+
+    domain = make("/domains", name="", route="")
+    known = {
+        "domain_id": domain,
+        "client_id": make(f"/{domain}/clients", name=""),
+        "channel_id": make(f"/{domain}/channels", name=""),
+        "user_id": make("/users", username="", password=""),
+    }
+    return headers, known
+
+
+@pytest.mark.parametrize(
+    "service", ["manager", "coordinator", "model_registry", "data_store", "aggregator", "identity"]
+)
 def test_whatever_is_sent_is_answered_as_described(up: Up, service: str) -> None:
     """Generated from what the service says of itself: no server errors, and no status or body that it does not describe."""
-    schema = schemathesis.openapi.from_url(f"{up.url(service)}/openapi.json")
+    headers, known = sent_to_identity(up) if service == "identity" else ({}, {})
+    schema = schemathesis.openapi.from_url(f"{up.url(service)}/openapi.json", headers=headers)
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        ends_its_login = found.ok().label == "POST /users/tokens/revoke"
+        try_operation(found.ok(), sent_to_identity(up)[0] if ends_its_login else headers, known)
+
+
+def try_operation(operation: Any, headers: dict[str, str], known: dict[str, str]) -> None:
+    """Send some requests of one operation; in half of them what is ``known`` is named."""
     checks = (
         schemathesis.checks.not_a_server_error,
         schemathesis.checks.status_code_conformance,
         schemathesis.checks.content_type_conformance,
         schemathesis.checks.response_schema_conformance,
     )
-    for found in schema.get_all_operations():
-        assert isinstance(found, Ok)
 
-        @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(found.ok().as_strategy())
-        def try_it(case: Any) -> None:
-            case.call_and_validate(checks=checks)
+    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy(), st.booleans())
+    def try_it(case: Any, is_there: bool) -> None:
+        for parameters in (case.path_parameters, case.query):
+            if is_there and parameters:
+                parameters |= {name: value for name, value in known.items() if name in parameters}
+        case.call_and_validate(headers=headers, checks=checks)
 
-        try_it()
+    try_it()
+
+
+def test_whatever_is_sent_to_the_registry_is_answered(up: Up, tmp_path: Path) -> None:
+    routes = create_registry_api(Layout(tmp_path)).routes
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def try_it(data: st.DataObject) -> None:
+        async def send() -> None:
+            async with httpx.AsyncClient(base_url=up.url("oci_registry")) as http:
+                await try_requests(data, routes, http.request)
+
+        asyncio.run(send())
+
+    try_it()
+    assert "Traceback" not in (up.folder / "logs" / "oci-registry.log").read_text()
 
 
 def test_the_state_is_private(up: Up) -> None:

@@ -77,19 +77,27 @@ class Layout:
         path = self._path(digest)
         try:
             status = path.stat()
-        except FileNotFoundError:
-            return None
-        version = status.st_mtime_ns, status.st_size, status.st_ino
-        if self._verified.get(digest) == version:
-            return path
-        with path.open("rb") as file:
-            if digest_of_file(file) == digest:
-                self._verified[digest] = version
+            version = status.st_mtime_ns, status.st_size, status.st_ino
+            if self._verified.get(digest) == version:
                 return path
-        aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
+            with path.open("rb") as file:
+                if digest_of_file(file) == digest:
+                    self._verified[digest] = version
+                    return path
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+        except FileNotFoundError:  # it was never there, or has just been deleted
+            return None
         log.error("a blob is damaged: push its artifact again", digest=digest, kept_as=str(aside))
         return None
+
+    def read_blob(self, digest: str) -> bytes | None:
+        """The bytes of a small blob, or ``None``; as ``find_blob``."""
+        path = self.find_blob(digest)
+        try:
+            return None if path is None else path.read_bytes()
+        except FileNotFoundError:
+            return None
 
     def store_blob(self, data: bytes) -> str:
         """Store a small blob; returns its digest."""

@@ -1,25 +1,26 @@
 """Blobs: downloads from the disk, uploads to it, never a whole one in memory."""
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from propeller.oci.errors import DigestMismatchError
 from propeller.oci.layout import Layout
 from propeller.oci_registry.errors import DistributionError, check_digest, repository_of, too_large_error
 from propeller.process.keyed_locks import KeyedLocks
+from propeller.web.ranges import Body, asked_ranges, respond
 
 _WRITE_BYTES = 1024 * 1024
-"""The size of the pieces in which files are read and written."""
+"""The size of the pieces in which files are written."""
+_BLOB = "application/octet-stream"
 _CONTENT_RANGE = re.compile(r"(?:bytes )?([0-9]{1,18})-([0-9]{1,18})")
-
-
-class _BlobResponse(FileResponse):
-    chunk_size = _WRITE_BYTES
 
 
 def create_routes(layout: Layout, max_blob: int) -> list[Route]:
@@ -48,11 +49,29 @@ class _BlobHandlers:
         """GET and HEAD, also of a range."""
         repository_of(request)
         digest = check_digest(request.path_params["digest"])
+        unknown = DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
         path = await asyncio.to_thread(self._layout.find_blob, digest)
         if path is None:
-            raise DistributionError(404, "BLOB_UNKNOWN", f"there is no blob {digest}")
-        headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
-        return _BlobResponse(path, media_type="application/octet-stream", headers=headers)
+            raise unknown
+
+        def open_blob() -> BinaryIO:
+            try:
+                return path.open("rb")
+            except FileNotFoundError:  # it has just been deleted
+                raise unknown from None
+
+        if (size := _size(path)) is None:
+            raise unknown
+        etag = f'"{digest}"'
+        headers = {"Docker-Content-Digest": digest, "ETag": etag}
+        if request.method == "HEAD":
+            headers |= {"Content-Length": str(size), "Accept-Ranges": "bytes"}
+            return Response(headers=headers, media_type=_BLOB)
+        ranges = asked_ranges(request.headers, size, etag)
+        if ranges == []:
+            wrong = {"Content-Range": f"bytes */{size}"}
+            raise DistributionError(416, "RANGE_INVALID", f"the blob has {size} bytes", wrong)
+        return respond(Body(b"", size, open_blob), ranges, headers, _BLOB)
 
     async def delete(self, request: Request) -> Response:
         """DELETE a blob."""
@@ -80,32 +99,34 @@ class _BlobHandlers:
 
     async def status(self, request: Request) -> Response:
         """GET an upload: how many bytes of it have come."""
-        name, upload, path = self._find_upload(request)
-        return _upload_status(name, upload, _size(path), status=204)
+        name, upload = _upload_of(request)
+        path = self._layout.find_upload(upload)
+        if path is None or (size := _size(path)) is None:
+            raise _unknown_upload()
+        return _upload_status(name, upload, size, status=204)
 
     async def append(self, request: Request) -> Response:
         """PATCH: the next bytes."""
-        name, upload, path = self._find_upload(request)
-        async with self._upload_locks.holding(upload):
+        name, upload = _upload_of(request)
+        async with self._upload(upload) as path:
             size = await self._receive(request, path)
         return _upload_status(name, upload, size)
 
     async def finish(self, request: Request) -> Response:
         """PUT: the last bytes, if there are any, and the digest of the whole."""
-        name, upload, _path = self._find_upload(request)
+        name, upload = _upload_of(request)
+        self._find_upload(upload)
         return await self._finish(request, name, upload, check_digest(request.query_params.get("digest", "")))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE an upload."""
-        _name, _upload, path = self._find_upload(request)
-        path.unlink(missing_ok=True)
+        _name, upload = _upload_of(request)
+        async with self._upload(upload) as path:
+            path.unlink()
         return Response(status_code=204)
 
     async def _finish(self, request: Request, name: str, upload: str, digest: str) -> Response:
-        async with self._upload_locks.holding(upload):
-            path = self._layout.find_upload(upload)
-            if path is None:  # another request finished it while this one waited
-                raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload")
+        async with self._upload(upload) as path:
             await self._receive(request, path)
             try:
                 await asyncio.to_thread(self._layout.finish_upload, upload, digest)
@@ -115,7 +136,7 @@ class _BlobHandlers:
 
     async def _receive(self, request: Request, path: Path) -> int:
         """Append the body to an upload's file; returns the file's size."""
-        size = _size(path)
+        size = _size(path) or 0
         asked = request.headers.get("content-range")
         if asked is not None:
             match = _CONTENT_RANGE.fullmatch(asked)
@@ -143,16 +164,34 @@ class _BlobHandlers:
         path.unlink()
         return too_large_error(self._max_bytes)
 
-    def _find_upload(self, request: Request) -> tuple[str, str, Path]:
-        name, upload = repository_of(request), str(request.path_params["upload"])
+    @contextlib.asynccontextmanager
+    async def _upload(self, upload: str) -> AsyncIterator[Path]:
+        """The file of an upload, for this request alone; another one may have ended it while this one waited."""
+        async with self._upload_locks.holding(upload):
+            yield self._find_upload(upload)
+
+    def _find_upload(self, upload: str) -> Path:
         path = self._layout.find_upload(upload)
         if path is None:
-            raise DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; start another one")
-        return name, upload, path
+            raise _unknown_upload()
+        return path
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _upload_of(request: Request) -> tuple[str, str]:
+    """The repository and the upload in a request's path."""
+    return repository_of(request), str(request.path_params["upload"])
+
+
+def _unknown_upload() -> DistributionError:
+    return DistributionError(404, "BLOB_UPLOAD_UNKNOWN", "there is no such upload; start another one")
+
+
+def _size(path: Path) -> int | None:
+    """The size of a file; ``None`` if another request has just removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _blob_created(name: str, digest: str) -> Response:

@@ -50,11 +50,10 @@ class _ManifestHandlers:
         """GET and HEAD by tag or digest."""
         name, target = repository_of(request), _target_of(request)
         found = await asyncio.to_thread(self._layout.find_manifest, name, target)
-        path = self._layout.find_blob(found.digest) if found is not None else None
-        if found is None or path is None:
+        data = await asyncio.to_thread(self._layout.read_blob, found.digest) if found is not None else None
+        if found is None or data is None:
             raise DistributionError(404, "MANIFEST_UNKNOWN", f"{name} has no manifest {target}")
         headers = {"Docker-Content-Digest": found.digest, "ETag": f'"{found.digest}"'}
-        data = await asyncio.to_thread(path.read_bytes)
         return Response(data, media_type=found.media_type, headers=headers)
 
     async def put(self, request: Request) -> Response:
@@ -113,8 +112,8 @@ class _ManifestHandlers:
     def _find_referrers(self, name: str, digest: str) -> list[dict[str, Any]]:
         found = []
         for entry in self._layout.list_manifests(name):
-            path = self._layout.find_blob(entry.digest)
-            document = json.loads(path.read_bytes()) if path is not None else {}
+            data = self._layout.read_blob(entry.digest)
+            document = {} if data is None else json.loads(data)
             if _subject_of(document) == digest:
                 config = document.get("config")
                 kind = document.get("artifactType") or (config or {}).get("mediaType")
