@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import json
 import signal
 import time
 import uuid
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,6 +34,7 @@ from propeller.proxy.main import main
 from propeller.proxy.settings import MAX_CHUNK_BYTES, ProxySettings
 from support.fake_proplets import proplet, proplets
 from support.net import eventually, free_port
+from support.oci_requests import ANYTHING
 from support.proxy_process import count, proxy_process
 from support.registries import LOGIN, embedded, find_unverified, serving, wasm
 
@@ -357,6 +361,42 @@ async def test_garbage_is_a_warning(broker_port: int, channel: Channel, tmp_path
             ("container request ignored", topic, "warning") for topic in sorted(topics)
         ]
         assert list((tmp_path / "cache" / "pending").iterdir()) == []
+
+
+REQUESTS = st.fixed_dictionaries(
+    {"app_name": st.sampled_from(["x", "x:latest", f"x@{DIGEST}", "[::1]/x", "x:", "a" * 600]) | ANYTHING},
+    optional={
+        "proplet_id": st.sampled_from(["p", "q", None]) | ANYTHING,
+        "digest": st.sampled_from([DIGEST, f"sha256:{'0' * 64}", None]) | ANYTHING,
+        "missing": st.lists(st.sampled_from([0, 4, 5, -1, 2**70]), max_size=4) | ANYTHING,
+        "signatures": ANYTHING,
+    },
+)
+
+
+async def test_whatever_is_asked_is_answered_or_refused(
+    broker_port: int, channel: Channel, tmp_path: Path
+) -> None:
+    asked: list[bytes] = []
+
+    @given(REQUESTS)
+    def collect(request: dict[str, Any]) -> None:
+        asked.append(json.dumps(request).encode())
+
+    collect()
+    async with (
+        counting(tmp_path / "oci") as (host, _),
+        proxy(broker_port, channel, f"http://{host}", tmp_path / "cache"),
+        proplets(broker_port, channel, 2) as (one, other),
+    ):
+        with structlog.testing.capture_logs() as logs:
+            for payload in asked:
+                await one.session.publish(channel.said(Kind.REGISTRY_REQUEST, one.name), payload)
+                await one.session.publish(channel.topic(Kind.REGISTRY_REQUEST), payload)
+            assert await other.download("x") == PROGRAM
+            pending = tmp_path / "cache" / "pending"
+            await eventually(lambda: not list(pending.iterdir()), 30)
+        assert [line for line in logs if "exc_info" in line] == []
 
 
 async def test_the_logs_hold_the_guides_phrases(broker_port: int, channel: Channel, tmp_path: Path) -> None:

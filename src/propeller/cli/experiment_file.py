@@ -56,7 +56,7 @@ class ExperimentFile:
             fields = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise StartError(f"{file}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise StartError(f"{file}: not TOML: {error}") from None
         notes = _read_old_names(fields)
         for change in changes:
@@ -153,7 +153,7 @@ def read_json(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartError(f"{file}: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise StartError(f"{file}: not a JSON object")

@@ -6,6 +6,7 @@ shortly before it expires.
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -129,7 +130,8 @@ class Authorizer:
     ) -> _Header:
         registry = purpose.registry
         realm = httpx.URL(challenge.get("realm", ""))
-        if realm.scheme != "https" and not (realm.scheme == "http" and registry.plain_http):
+        schemes = {"https", "http"} if registry.plain_http else {"https"}
+        if realm.scheme not in schemes or not realm.host:
             raise RegistryLoginError(
                 f"{registry.host} names the token server {str(realm)[:200]!r}, which is not HTTPS",
                 "no credentials were sent; ask whoever runs this registry",
@@ -148,8 +150,10 @@ class Authorizer:
             document = json.loads(text)
             token = document.get("token") or document.get("access_token")
             life = float(document.get("expires_in") or _DEFAULT_LIFE_S)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             token, life = None, 0.0
+        if not math.isfinite(life):
+            life = _DEFAULT_LIFE_S
         if not isinstance(token, str) or not token:
             raise RegistryLoginError(
                 f"the token server of {registry.host} gave no token", "check the user name and password"

@@ -64,7 +64,7 @@ def docker_logins(folder: Path | None = None) -> dict[str, Credential]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("cannot read Docker's logins", path=str(path), reason=str(error))
         return {}
     config = document if isinstance(document, dict) else {}

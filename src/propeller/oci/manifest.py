@@ -99,7 +99,7 @@ def read_layers(data: bytes, what: str) -> list[Descriptor]:
         document = None
     if not isinstance(document, dict):
         raise UnsupportedArtifactError(f"{what}: its manifest is not a JSON object", _HOW_TO_PUSH)
-    if document.get("mediaType") in {IMAGE_INDEX, DOCKER_LIST} or "manifests" in document:
+    if document.get("mediaType") in (IMAGE_INDEX, DOCKER_LIST) or "manifests" in document:
         raise UnsupportedArtifactError(
             f"{what} is an image index (one image for several platforms)", _HOW_TO_PUSH
         )

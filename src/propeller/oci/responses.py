@@ -92,6 +92,14 @@ async def _read_reason(response: httpx.Response) -> str:
         document = json.loads(await read_document(response, "error"))
         first = document["errors"][0]
         reason = str(first.get("message") or first.get("code"))[:300]
-    except (ArtifactTooLargeError, httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+    except (
+        ArtifactTooLargeError,
+        httpx.HTTPError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return ""
     return f" ({reason})" if reason else ""

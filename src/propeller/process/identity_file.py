@@ -92,7 +92,7 @@ class IdentityFile:
             return {}, "there is no such file"
         try:
             document = tomllib.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             wanted = ", ".join(f"{self.prefix}_{name.upper()}" for name in absent)
             raise SettingsError(
                 [f"{self.path} cannot be read: {error}"],

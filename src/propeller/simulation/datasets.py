@@ -239,10 +239,13 @@ def _read_npz(path: Path, apart: Sequence[str]) -> Dataset:
     if not zipfile.is_zipfile(path):
         raise InvalidError(f"data: {path} is not an .npz file: write it with numpy.savez")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, as numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 found[name] = _npz_column(path, name, arrays)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except InvalidError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OSError) as error:
         raise InvalidError(f"data: {path} is damaged ({error}): write it again with numpy.savez") from None
     train = {
         name.removesuffix("_train"): column for name, column in found.items() if not name.endswith("_test")
@@ -270,7 +273,7 @@ def _npz_column(path: Path, name: str, arrays: Mapping[str, Array]) -> Array:
 def _read_json(path: Path, apart: Sequence[str]) -> Dataset:
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidError(f"data: {path} is not JSON: {error}") from None
     samples = document.get("data") if isinstance(document, dict) else document
     if not isinstance(samples, list) or not samples:
