@@ -52,8 +52,10 @@ def report_of(**fields: Any) -> bytes:
 
 def test_messages_come_out_as_they_went_in() -> None:
     for request in (
-        StartTask(1, "/task", 2.5, module="some.module", outputs=(BoundedFolder("out", "/out", 10, 3),)),
-        StartTask(2, "/task", 60, program=CompiledProgram("/a", component=True, fuel=False)),
+        StartTask(
+            1, "/task", 2.5, 9, 8, module="some.module", outputs=(BoundedFolder("out", "/out", 10, 3),)
+        ),
+        StartTask(2, "/task", 60, 9, 8, program=CompiledProgram("/a", component=True, fuel=False)),
         KillTask(3),
     ):
         assert decode_request(encode(request)) == request
@@ -86,10 +88,10 @@ def test_messages_come_out_as_they_went_in() -> None:
         b'{"message": "KillTask", "id": 1, "more": 2}',
         b'{"message": ["KillTask"], "id": 1}',
         encode(TaskNotStarted(1, "a reply")),
-        encode(StartTask(1, "/task", float("inf"))),
-        encode(StartTask(1, "/task", float("nan"))),
-        encode(StartTask(1, "/task", 1)).replace(b'"outputs": []', b'"outputs": [{"folder": "/"}]'),
-        encode(StartTask(1, "/task", 1)).replace(b'"/task"', b'["/task"]'),
+        encode(StartTask(1, "/task", float("inf"), 9, 8)),
+        encode(StartTask(1, "/task", float("nan"), 9, 8)),
+        encode(StartTask(1, "/task", 1, 9, 8)).replace(b'"outputs": []', b'"outputs": [{"folder": "/"}]'),
+        encode(StartTask(1, "/task", 1, 9, 8)).replace(b'"/task"', b'["/task"]'),
     ],
 )
 def test_what_is_no_request_is_refused(line: bytes) -> None:

@@ -133,6 +133,7 @@ async def test_template_ends_without_a_word(tmp_path: Path) -> None:
                     "-c",
                     f"{template_client.TEMPLATE_CODE}; {ENDING}",
                     "0",
+                    str(tmp_path),
                     *folders,
                 ],
                 stdin=theirs.fileno(),
@@ -141,7 +142,7 @@ async def test_template_ends_without_a_word(tmp_path: Path) -> None:
             )
         assert isinstance(decode_reply(await asyncio.to_thread(control.recv, 65536)), TemplateReady)
         with Path(os.devnull).open("wb") as nothing:
-            request = StartTask(1, str(tmp_path / "task"), 60)
+            request = StartTask(1, str(tmp_path / "task"), 60, 9, 8)
             socket.send_fds(control, [encode(request)], [nothing.fileno()] * 3)
         (task,) = await eventually(lambda: children(template.pid))
     _, said = await asyncio.to_thread(template.communicate, timeout=20)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 log = get_logger("proplet")
 
+_WANTED = ("landlock", "seccomp", "threads")
+
 
 def _new_sandbox(
     settings: PropletSettings,
@@ -42,6 +45,25 @@ def _new_sandbox(
 
         return ExternalRuntime(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
     return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
+
+
+async def _log_confinement(sandbox: "Sandbox | ExternalRuntime") -> None:
+    """Say what keeps a task that breaks out of the runtime from the rest of the device, and what does not."""
+    if not isinstance(sandbox, Sandbox):
+        log.warning(
+            "tasks run as the proplet's own user", uid=os.geteuid(), reason="an external runtime runs them"
+        )
+        return
+    protections, reason = await sandbox.protections(), await sandbox.shared_user()
+    held = {"confined_by": ", ".join(protections)}
+    if not reason:
+        log.info("each task runs as a user of its own", **held)
+    elif os.geteuid() == 0:
+        log.warning("tasks run as root: run the proplet as another user", reason=reason, **held)
+    else:
+        log.info("tasks run as the proplet's own user", uid=os.geteuid(), reason=reason, **held)
+    if missing := [name for name in _WANTED if name not in protections]:
+        log.warning("tasks are not confined by all that they could be", missing=", ".join(missing))
 
 
 async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
@@ -93,6 +115,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             raise StartError(f"{folders} cannot be used: {error}") from error
         except (SandboxError, ProgramError) as error:
             raise StartError(str(error)) from error
+        await _log_confinement(sandbox)
         programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout, policy)
         stack.push_async_callback(programs.close)
         inputs = InputFetcher(services, me, large)

@@ -76,6 +76,8 @@ class PropletSettings(MqttTlsSettings):
     task_module_bytes: int = Field(64 * MIB, alias="PROPLET_TASK_MODULE_BYTES", ge=1024)
     task_tensor_bytes: int = Field(512 * MIB, alias="PROPLET_TASK_TENSOR_BYTES", ge=1024)
     task_tensor_handles: int = Field(100_000, alias="PROPLET_TASK_TENSOR_HANDLES", ge=16)
+    task_threads: int = Field(64, alias="PROPLET_TASK_THREADS", ge=4)
+    task_descriptors: int = Field(256, alias="PROPLET_TASK_DESCRIPTORS", ge=32, le=65536)
     task_compile_time: Seconds = Field(60.0, alias="PROPLET_TASK_COMPILE_TIME", gt=0)
     task_compile_memory: int = Field(2048 * MIB, alias="PROPLET_TASK_COMPILE_MEMORY", ge=64 * MIB)
     fetch_timeout: Seconds = Field(60.0, alias="PROPLET_FETCH_TIMEOUT", gt=0)
@@ -159,6 +161,8 @@ _LIMIT_FIELDS = {
             "table_elements",
             "tensor_bytes",
             "tensor_handles",
+            "threads",
+            "descriptors",
         )
     },
 }

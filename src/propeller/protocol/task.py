@@ -35,6 +35,8 @@ LIMIT_NAMES = (
     "module_bytes",
     "tensor_bytes",
     "tensor_handles",
+    "threads",
+    "descriptors",
 )
 """Seconds; Wasm instructions; bytes and counts (docs/reference.md). Limits on compilation are the proplet's alone."""
 

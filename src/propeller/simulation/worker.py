@@ -176,7 +176,7 @@ class ClientWorker:
         error = report.error if exceeded is None else self._limits.error(exceeded)
         if error is None:
             for bounded in written:
-                folder_contents.check_files(bounded.name, Path(bounded.folder))
+                folder_contents.keep_files(bounded.name, Path(bounded.folder))
             return None, stdout
         last = _last_line()
         return (f"{error}: {last}" if last else error), stdout

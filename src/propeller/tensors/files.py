@@ -89,9 +89,11 @@ class TaskFiles:
     Any other source ``NAME`` is ``in/NAME.safetensors``.
     """
 
-    def __init__(self, root: Path, given: Mapping[str, Source] | None = None) -> None:
-        """Args: root: of the files; given: sources that are in none of them."""
-        self._root = root
+    def __init__(
+        self, root: Path, given: Mapping[str, Source] | None = None, inputs: Path | None = None
+    ) -> None:
+        """Args: root: of the files; given: sources that are in none of them; inputs: ``in``, where it is elsewhere."""
+        self._root, self._inputs = root, inputs or root / "in"
         self._sources: dict[str, Source] = dict(given or {})
 
     def contents(self, source: str) -> dict[str, Spec]:
@@ -154,7 +156,7 @@ class TaskFiles:
         found = {"model": self._model, "data": self._data, DEVICE_STATE: self._device_state}.get(source)
         if found is not None:
             return found
-        packed = self._root / "in" / f"{source}.safetensors"
+        packed = self._inputs / f"{source}.safetensors"
         if _FILE_NAME.fullmatch(str(source)) is None or not packed.exists():
             raise TensorError(f"there is no source {source!r:.40}")
         return partial(self.packed, packed)
@@ -167,17 +169,17 @@ class TaskFiles:
         return self.packed(self._state) if self._state.exists() else {}
 
     def _model(self) -> Source:
-        packed = self._root / "in" / "model.safetensors"
+        packed = self._inputs / "model.safetensors"
         if packed.exists():
             return self.packed(packed)
-        plain = self._root / "in" / "model.json"
+        plain = self._inputs / "model.json"
         if not plain.exists():
             return {}
         document = json.loads(plain.read_text())
         return {name: self._single(name, value) for name, value in document.items() if name != "version"}
 
     def _data(self) -> Source:
-        file = self._root / "in" / "dataset.json"
+        file = self._inputs / "dataset.json"
         if not file.exists():
             return {}
         found = self.columns(json.loads(file.read_bytes()).get("data") or [])

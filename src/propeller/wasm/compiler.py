@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from propeller.process.single_flight import SingleFlight
-from propeller.wasm.messages import CompileTask, Task, encode
+from propeller.wasm.messages import CompileTask, Task, compiler_threads, encode
 from propeller.wasm.output import DISCARD
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import Limits, ProgramError
@@ -85,7 +85,14 @@ class Compiler:
         task_file = self._folder / f"{secrets.token_hex(8)}.json"
         try:
             write_task(task_file, task)
-            process = self._template.start(task_file, limits.compile_s, stdout=DISCARD, stderr=DISCARD)
+            process = self._template.start(
+                task_file,
+                limits.compile_s,
+                limits,
+                threads=compiler_threads(limits),
+                stdout=DISCARD,
+                stderr=DISCARD,
+            )
             try:
                 end = await process.ended()
             except asyncio.CancelledError:
@@ -114,6 +121,8 @@ def _check(end: ProcessEnd, limits: Limits) -> None:
     report = end.report
     if end.reason == "wall_time_s":
         raise ProgramError.over_limit("compile_s", limits.compile_s)
+    if end.reason == "threads":
+        raise ProgramError.over_limit("threads", compiler_threads(limits))
     if report is None and end.status in _CRASHES:
         limit = "compile_memory_bytes"
         raise ProgramError(f"{limits.error(limit)}: the compiler was ended", limit)

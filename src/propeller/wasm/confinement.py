@@ -1,7 +1,7 @@
 """What the kernel lets a task's process do, so that a hole in the runtime is not a hole in the device.
 
-Linux only: limits (setrlimit), no capabilities and no new privileges, Landlock (files and TCP), and a seccomp filter that allows
-what a runtime needs and no other system call (``system_calls.py``). Each is skipped where the kernel lacks it;
+Linux only: limits (setrlimit), a user of its own (``task_users.py``), no capabilities and no new privileges, Landlock (files and TCP), and
+a seccomp filter that allows what a runtime needs and no other system call (``system_calls.py``). Each is skipped where the kernel lacks it;
 ``available_protections`` tells which there are. Runs in the forked child before any foreign code, while it has one thread.
 """
 
@@ -15,6 +15,7 @@ import sys
 
 from propeller.process.parent_death import die_with_parent
 from propeller.wasm import system_calls
+from propeller.wasm.task_users import TaskUser, TaskUsers
 
 _PR_SET_DUMPABLE = 4
 _PR_GET_SECCOMP = 21
@@ -27,8 +28,8 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def available_protections() -> tuple[str, ...]:
-    """The protections that this kernel offers, by name."""
+def available_protections(users: TaskUsers = TaskUsers()) -> tuple[str, ...]:  # noqa: B008 - frozen
+    """The protections that this kernel offers, by name; those that ``users`` are among them."""
     if sys.platform != "linux":
         return ("rlimits",)
     found = ["rlimits", "no_new_privs"]
@@ -36,49 +37,73 @@ def available_protections() -> tuple[str, ...]:
         found.append("landlock")
     if system_calls.is_known() and _libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) >= 0:
         found.append("seccomp")
+    if users.count:
+        found.append("own_user")
+    if users.count or users.namespaces:
+        found.append("threads")
     return tuple(found)
 
 
-def isolate(parent: int, nice: int) -> None:
-    """Tie this process to its parent, and make it the first to go when the device is short of anything."""
+def isolate(parent: int, nice: int, users: TaskUsers = TaskUsers()) -> TaskUser:  # noqa: B008 - frozen
+    """Tie this process to its parent, and make it the first to go when the device is short of anything.
+
+    Returns:
+        The user that it is to be, of ``users``, for ``set_limits`` and ``confine``.
+    """
     os.setsid()
+    user = TaskUser()
     if sys.platform == "linux":
-        if not die_with_parent(parent):
-            os._exit(1)
         with contextlib.suppress(OSError):
             fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
             os.write(fd, b"1000")
             os.close(fd)
+        user = users.enter()
+        if not die_with_parent(parent):
+            os._exit(1)
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # from here on /proc/self is not this user's
     with contextlib.suppress(OSError):
         os.nice(nice)
+    return user
 
 
-def set_limits(*, data_bytes: int, file_bytes: int, cpu_s: int) -> None:
-    """Set the process's limits.
+def set_limits(
+    *, data_bytes: int, file_bytes: int, cpu_s: int, descriptors: int = 256, threads: int | None = None
+) -> None:
+    """Set the process's limits; of threads only where the kernel counts this process's own (``TaskUser.counted``).
 
     ``RLIMIT_DATA`` counts writable private memory, linear memories included, but not the gigabytes of address space
     that the runtime reserves around each; ``RLIMIT_AS`` would.
     """
-    for kind, value in (
+    limits = [
         (resource.RLIMIT_CORE, 1),  # none, also where a program takes them: to one, 0 is no limit
         (resource.RLIMIT_DATA, data_bytes),
         (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_CPU, cpu_s),
-        (resource.RLIMIT_NOFILE, 256),
-    ):
+        (resource.RLIMIT_NOFILE, descriptors),
+    ]
+    if threads is not None:
+        limits.append((resource.RLIMIT_NPROC, threads))
+    for kind, value in limits:
         hard = resource.getrlimit(kind)[1]
         bounded = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (bounded, bounded))
 
 
-def confine(readable: list[str], writable: list[str]) -> None:
-    """Give up, for good, everything but the folders named and the open descriptors."""
+def confine(readable: list[str], writable: list[str], user: TaskUser = TaskUser()) -> None:  # noqa: B008 - frozen
+    """Give up, for good, everything but the folders named and the open descriptors, as ``user``.
+
+    Raises:
+        OSError: it cannot become that user.
+    """
     if sys.platform != "linux":
         return
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    is_shut_in = _landlock(
+        readable, writable
+    )  # first: another user does not reach the folders by their names
+    user.become()
     _drop_capabilities()
-    if _landlock(readable, writable):
+    if is_shut_in or user.id is not None:
         # No other task can look into this one; the template may, and counts what it has open and unlinked.
         _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     system_calls.set_filter(_libc, os.getpid())

@@ -74,7 +74,7 @@ class ExternalRuntime:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
-        self._template = TemplateClient(_NICE)  # started by the first call
+        self._template = TemplateClient(_NICE, self._folders.own)  # started by the first call
         self._calls = HostCalls(self._template, self._folders)
 
     async def __aenter__(self) -> Self:
@@ -174,7 +174,7 @@ class ExternalRuntime:
                 if time.monotonic() - asked_at >= limits.wall_time_s:
                     reason = "wall_time_s"
                 elif reason is None and not exceeded:
-                    unlinked = folder_contents.unlinked_files(process.pid)
+                    _, unlinked = folder_contents.open_files(process.pid)
                     over = (
                         folder_contents.exceeded_limit(
                             each.name, each.folder, each.max_bytes, each.max_files, unlinked

@@ -53,6 +53,28 @@ def create(
             file.write(content)
 
 
+def give(folder: str, user: int) -> None:
+    """Let a task's process use its folder as another user: read ``in``, whose files others may have too, and have the rest for its own.
+
+    Only this process's user reaches the folder by its name. Needs the rights of root.
+    """
+    os.chmod(folder, 0o711)  # noqa: PTH101, S103
+    os.chmod(f"{folder}/in", 0o755)  # noqa: PTH101, S103
+    for path, _ in walk(f"{folder}/in"):
+        os.chmod(path, 0o444)  # noqa: PTH101
+    for name in ("out", "state"):
+        with contextlib.suppress(FileNotFoundError):
+            os.chown(f"{folder}/{name}", user, user)
+            for path, _ in walk(f"{folder}/{name}"):
+                os.chown(path, user, user, follow_symlinks=False)
+
+
+def take_back(path: str | Path, status: os.stat_result) -> None:
+    """Make what a task has left this process's user's own."""
+    if status.st_uid != os.geteuid():
+        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+
+
 def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
@@ -101,22 +123,23 @@ def has_entries(folder: Path | str) -> bool:
         return True
 
 
-def unlinked_files(pid: int) -> list[tuple[str, int]]:
-    """The files that a process has open and that have no name any more: where each was, and its bytes; each once.
+def open_files(pid: int) -> tuple[int, list[tuple[str, int]]]:
+    """How many descriptors a process has, and the files among them that have no name any more: where each was, and its bytes; each once.
 
-    They take room until the process ends. Nothing is told of one that has ended, or whose descriptors this user may not see.
+    These take room until the process ends. Nothing is told of one that has ended, or whose descriptors this user may not see.
     """
-    found: dict[tuple[int, int], tuple[str, int]] = {}
+    count, found = 0, dict[tuple[int, int], tuple[str, int]]()
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
+                count += 1
                 with contextlib.suppress(OSError):  # closed meanwhile
                     status = descriptor.stat()
                     if not status.st_nlink and stat.S_ISREG(status.st_mode):
                         found[status.st_dev, status.st_ino] = (os.readlink(descriptor.path), status.st_size)  # noqa: PTH115
     except OSError:
         pass
-    return list(found.values())
+    return count, list(found.values())
 
 
 def exceeded_limit(
@@ -193,6 +216,7 @@ def _move(name: str, at: int, status: os.stat_result, target: Path, shown: str) 
     os.rename(name, target, src_dir_fd=at)
     if not os.path.samestat(status, target.lstat()):
         raise _unusual("out", shown)
+    take_back(target, status)
     return target
 
 
@@ -201,8 +225,8 @@ def _read(fd: int) -> bytes:
         return file.read()
 
 
-def check_files(name: str, folder: Path) -> None:
-    """See that a folder that a task saw as ``/NAME`` has nothing but files and folders below it.
+def keep_files(name: str, folder: Path) -> None:
+    """See that a folder that a task saw as ``/NAME`` has nothing but files and folders, and make them this user's own.
 
     Raises:
         OutputError: it has something else, such as a link.
@@ -210,6 +234,8 @@ def check_files(name: str, folder: Path) -> None:
     for path, status in walk(str(folder)):
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise _unusual(name, os.path.relpath(path, folder))
+        take_back(path, status)
+    take_back(folder, folder.lstat())
 
 
 def _unusual(name: str, shown: str) -> OutputError:

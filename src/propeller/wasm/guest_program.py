@@ -240,7 +240,7 @@ class ComponentProgram(GuestProgram):
         if task.host_tensors:
             from propeller.wasm.host_tensors import HostTensors
 
-            self.tensors = HostTensors(Path(task.folder), self.limits, given)
+            self.tensors = HostTensors(Path(), self.limits, given)
             loaded.use_tensors(self.tensors)
 
     def call(self) -> str | None:

@@ -74,6 +74,7 @@ class HostCalls:
             process = self._template.start(
                 folder / _TASK_FILE,
                 call.limits.wall_time_s,
+                call.limits,
                 stdout=DISCARD,
                 stderr=DISCARD,
                 module=call.module,
@@ -83,7 +84,9 @@ class HostCalls:
             except asyncio.CancelledError:
                 process.kill()
                 raise
-            yield HostAnswer(_value(end, call.limits), folder / "out")
+            value = _value(end, call.limits)
+            folder_contents.keep_files("out", folder / "out")
+            yield HostAnswer(value, folder / "out")
         finally:
             await asyncio.to_thread(folder_contents.remove, folder)
 
@@ -102,8 +105,8 @@ def _value(end: ProcessEnd, limits: Limits) -> str:
     report = end.report
     if report is not None and report.error is None and report.value is not None:
         return report.value
-    if end.reason == "wall_time_s":
-        raise HostCallError(limits.error("wall_time_s"))
+    if end.reason in vars(limits):
+        raise HostCallError(limits.error(end.reason))
     if report is not None and report.error is not None:
         raise HostCallError(report.error)
     raise HostCallError(f"its process ended with status {end.status} (is the device out of memory?)")

@@ -1,5 +1,6 @@
 """Gives a component the host's tensors: the interface ``propeller:program/tensors`` of ``wit/program.wit``."""
 
+import os
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +37,13 @@ class HostTensors:
     def __init__(self, folder: Path, limits: Limits, given: Given | None = None) -> None:
         """Args: folder: has ``in`` and ``out``; limits: the task's; given: what this process has for it."""
         given = given or Given()
+        inputs = folder / "in"
+        if (
+            inputs.is_symlink()
+        ):  # what is on its way may not be another user's to pass, as the task becomes one
+            inputs = Path(f"/proc/self/fd/{os.open(inputs, os.O_PATH | os.O_DIRECTORY)}")
         self._machine = NumpyMachine(
-            ArrayFiles(folder, given.sources),
+            ArrayFiles(folder, given.sources, inputs),
             max_bytes=limits.tensor_bytes,
             max_handles=limits.tensor_handles,
             known_routines=given.routines,

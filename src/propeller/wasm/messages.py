@@ -12,6 +12,7 @@ is small on purpose: standard library only.
 
 import dataclasses
 import json
+import os
 import types
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
@@ -55,13 +56,15 @@ class CompiledProgram:
 class StartTask:
     """Give a process to the task in ``task_file``, and end it after ``wall_time_s`` seconds.
 
-    With it come the descriptors of its standard output, standard error and report. ``module`` is what the template imports before,
+    With it come the descriptors of its standard output, standard error and report. It is ended if it has more than ``threads`` threads, or ``descriptors`` descriptors. ``module`` is what the template imports before,
     once, if anything; ``program`` what the task runs, if it does: the next one likely runs it too.
     """
 
     id: int
     task_file: str
     wall_time_s: float
+    threads: int
+    descriptors: int
     module: str | None = None
     outputs: tuple[BoundedFolder, ...] = ()
     program: CompiledProgram | None = None
@@ -76,9 +79,17 @@ class KillTask:
 
 @dataclass(frozen=True)
 class TemplateReady:
-    """The template has started; ``protections`` names what its kernel offers to confine tasks."""
+    """The template has started.
+
+    Attributes:
+        protections: what its kernel offers to confine tasks.
+        first_user: the first of the user ids that tasks have; 0: they run as the proplet's user.
+        why: why they do, if so.
+    """
 
     protections: tuple[str, ...]
+    first_user: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,11 @@ class TaskReport:
             "".join(text for text in (self.error, self.limit, self.value) if text is not None).encode()
         except UnicodeEncodeError:  # JSON can name halves of surrogate pairs
             raise MessageError("a text of the report is not Unicode") from None
+
+
+def compiler_threads(limits: Limits) -> int:
+    """How many threads a compilation may have: those of a task, and one for each processor."""
+    return limits.threads + (os.cpu_count() or 1)
 
 
 Request = StartTask | KillTask

@@ -79,7 +79,7 @@ def bounded_folders(run: ProgramRun, task_folder: Path) -> tuple[BoundedFolder, 
 
 
 def _keep_state(state: Path, target: Path, *, given: bool) -> None:
-    folder_contents.check_files("state", state)
+    folder_contents.keep_files("state", state)
     if given or folder_contents.has_entries(state):
         state.rename(target)
 

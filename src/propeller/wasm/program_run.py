@@ -14,6 +14,8 @@ _UNITS = {
     "table_elements": "elements",
     "out_files": "files",
     "state_files": "files",
+    "threads": "threads",
+    "descriptors": "descriptors",
 }
 
 
@@ -58,6 +60,8 @@ class Limits:
     table_elements: int = 1_000_000
     tensor_bytes: int = 512 * MIB
     tensor_handles: int = 100_000
+    threads: int = 64
+    descriptors: int = 256
     compile_s: float = 60.0
     compile_memory_bytes: int = 2048 * MIB
 

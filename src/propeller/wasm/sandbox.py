@@ -83,7 +83,7 @@ class Sandbox:
         self._folders = TaskFolders(folder / "tasks")
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
-        self._template = TemplateClient(_NICE)
+        self._template = TemplateClient(_NICE, self._folders.own)
         self._compiler = Compiler(self._cache, self._template, self._folders.own)
         self._calls = HostCalls(self._template, self._folders)
         self._removals: set[asyncio.Handle] = set()
@@ -116,8 +116,15 @@ class Sandbox:
         return self._template.pid
 
     async def protections(self) -> list[str]:
-        """What the kernel offers to confine tasks (``rlimits``, ``no_new_privs``, ``landlock``, ``seccomp``)."""
+        """What the kernel offers to confine tasks.
+
+        Of ``rlimits``, ``no_new_privs``, ``landlock``, ``seccomp``, ``own_user`` (each task is a user of its own) and ``threads`` (bounded by the kernel).
+        """
         return list((await self._template.ready()).protections)
+
+    async def shared_user(self) -> str:
+        """Why tasks run as this process's user; nothing if each is a user of its own."""
+        return (await self._template.ready()).why
 
     def has(self, digest: str) -> bool:
         """Whether the program is in the cache."""
@@ -247,6 +254,7 @@ class Sandbox:
             active.process = process = self._template.start(
                 task_file,
                 limits.wall_time_s,
+                limits,
                 stdout=OutputSink(
                     limits.stdout_bytes, stdout.extend, partial(active.note_excess, "stdout_bytes")
                 ),

@@ -32,6 +32,7 @@ from propeller.wasm.messages import (
     decode_request,
     encode,
 )
+from propeller.wasm.task_users import TaskUsers
 
 _SEARCH_EVERY_S = 0.05
 """How often ``/out`` and ``/state`` of running tasks are searched; only while there are any."""
@@ -59,6 +60,8 @@ class _RunningTask:
     id: int
     pid: int
     deadline: float
+    threads: int
+    descriptors: int
     outputs: tuple[BoundedFolder, ...]
     program: CompiledProgram | None
     reason: str | None = None
@@ -67,10 +70,10 @@ class _RunningTask:
 class Template:
     """The loop: requests in, processes forked and ended, replies out."""
 
-    def __init__(self, control: socket.socket, nice: int) -> None:
-        """``control`` is the socket to the sandbox; ``nice`` is added to the niceness of tasks."""
+    def __init__(self, control: socket.socket, nice: int, users: TaskUsers) -> None:
+        """``control`` is the socket to the sandbox; ``nice`` is added to the niceness of tasks, which are ``users``."""
         self._control = control
-        self._nice = nice
+        self._nice, self._users = nice, users
         self._tasks: dict[int, _RunningTask] = {}
         self._last_program: CompiledProgram | None = None
         self._spare: _Spare | None = None
@@ -104,7 +107,8 @@ class Template:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(wake, select.POLLIN)
-        self._send(TemplateReady(confinement.available_protections()))
+        protections = confinement.available_protections(self._users)
+        self._send(TemplateReady(protections, self._users.first, self._users.why))
         while True:
             ready = {fd for fd, _ in poll.poll(self._pause_ms())}
             if wake.fileno() in ready:
@@ -124,7 +128,7 @@ class Template:
         if until == math.inf and not self._tasks:
             return None
         pause_s = until - time.monotonic()
-        if any(task.outputs for task in self._tasks.values()):
+        if any(task.reason is None for task in self._tasks.values()):
             pause_s = min(pause_s, self._search_due - time.monotonic())
         return max(0, int(min(pause_s * 1000 + 1, 2**31 - 1)))
 
@@ -159,13 +163,21 @@ class Template:
                 gc.collect()
                 gc.freeze()
             pid = self._use_spare(request, pipes) or self._fork(
-                lambda parent: worker.main(request.task_file, pipes, parent, self._nice)
+                lambda parent: worker.main(request.task_file, pipes, parent, self._nice, self._users)
             )
         except (OSError, ImportError) as error:  # the other tasks go on
             self._send(TaskNotStarted(request.id, f"cannot start a process: {error}"))
         else:
             deadline = time.monotonic() + request.wall_time_s
-            self._tasks[pid] = _RunningTask(request.id, pid, deadline, request.outputs, request.program)
+            self._tasks[pid] = _RunningTask(
+                request.id,
+                pid,
+                deadline,
+                request.threads,
+                request.descriptors,
+                request.outputs,
+                request.program,
+            )
         for fd in pipes:
             os.close(fd)
         self._spare_due = math.inf  # not while tasks begin
@@ -202,7 +214,7 @@ class Template:
         self._end_spare()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.suppress(OSError):  # without one, the next task is forked when it comes
-            pid = self._fork(lambda parent: worker.wait(theirs, program, parent, self._nice))
+            pid = self._fork(lambda parent: worker.wait(theirs, program, parent, self._nice, self._users))
             self._spare = _Spare(pid, program, ours, now + _SPARE_LIFE_S)
             return
         ours.close()
@@ -245,20 +257,27 @@ class Template:
             if now >= task.deadline:
                 self._end(task, "wall_time_s")
                 continue
-            if not is_search or not task.outputs:
-                continue
-            unlinked = folder_contents.unlinked_files(task.pid)
-            for output in task.outputs:
-                if limit := folder_contents.exceeded_limit(
-                    output.name, output.folder, output.max_bytes, output.max_files, unlinked
-                ):
-                    self._end(task, limit)
-                    break
+            if is_search and task.reason is None and (limit := self._exceeded_limit(task)):
+                self._end(task, limit)
+
+    def _exceeded_limit(self, task: _RunningTask) -> str | None:
+        if _threads(task.pid) > task.threads:
+            return "threads"
+        if not task.outputs:
+            return None
+        with self._users.looking_at(task.pid):
+            count, unlinked = folder_contents.open_files(task.pid)
+        if count > task.descriptors:
+            return "descriptors"
+        found = (
+            folder_contents.exceeded_limit(each.name, each.folder, each.max_bytes, each.max_files, unlinked)
+            for each in task.outputs
+        )
+        return next(filter(None, found), None)
 
     def _end(self, task: _RunningTask, reason: str) -> None:
         task.reason = task.reason or reason
         task.deadline = float("inf")
-        task.outputs = ()
         _kill(task.pid)
 
     def _reap(self) -> None:
@@ -292,6 +311,14 @@ class Template:
             self._control.sendall(encode(reply))
 
 
+def _threads(pid: int) -> int:
+    """How many threads a process has; 0 where the kernel does not tell."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2  # noqa: PTH116 - small on purpose
+    except OSError:
+        return 0
+
+
 def _kill(pid: int) -> None:
     for send in (os.killpg, os.kill):  # the group is there only once the child has made it
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -299,9 +326,10 @@ def _kill(pid: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket at descriptor 0; the first argument is the niceness of tasks."""
+    """Serve the socket at descriptor 0; the arguments are the niceness of tasks and the folder of theirs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    users = TaskUsers.find(sys.argv[2])
     confinement.drop_bounding_set()
     gc.collect()
     gc.freeze()  # a collection in a child would copy every shared page
-    Template(socket.socket(fileno=0), int(sys.argv[1])).serve()
+    Template(socket.socket(fileno=0), int(sys.argv[1]), users).serve()

@@ -31,9 +31,10 @@ from propeller.wasm.messages import (
     encode,
 )
 from propeller.wasm.output import OutputPipe, OutputSink
+from propeller.wasm.program_run import Limits
 
-TEMPLATE_CODE = "import sys; sys.path[:0] = sys.argv[2:]; from propeller.wasm.template import main; main()"
-"""What the template's interpreter runs; its arguments are the niceness of tasks and the folders to import from."""
+TEMPLATE_CODE = "import sys; sys.path[:0] = sys.argv[3:]; from propeller.wasm.template import main; main()"
+"""What the template's interpreter runs; its arguments are the niceness of tasks, the folder of their folders, and the folders to import from."""
 
 _MAX_REPORT_BYTES = 64 * 1024
 _MAX_REPLY_BYTES = 64 * 1024
@@ -128,9 +129,9 @@ class TaskProcess:
 class TemplateClient:
     """The template process and the socket to it. An ended one is replaced; its tasks fail."""
 
-    def __init__(self, nice: int) -> None:
-        """``nice`` is added to the niceness of tasks."""
-        self._nice = nice
+    def __init__(self, nice: int, tasks: Path) -> None:
+        """``nice`` is added to the niceness of tasks, whose folders are in ``tasks``."""
+        self._nice, self._tasks = nice, tasks
         self._numbers = itertools.count(1)
         self._running: dict[int, TaskProcess] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,7 +176,8 @@ class TemplateClient:
             folders.append(str(Path(package.origin).parents[1]))
         self.runtime_version = importlib.metadata.version("wasmtime")  # here: it would cost the template 4 MB
         # Isolated, without site: nothing of the environment, and 3 MB less.
-        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, str(self._nice), *dict.fromkeys(folders)]
+        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, str(self._nice), str(self._tasks)]
+        command += [*dict.fromkeys(folders)]
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -212,7 +214,9 @@ class TemplateClient:
         self,
         task_file: Path,
         wall_time_s: float,
+        limits: Limits,
         *,
+        threads: int | None = None,
         stdout: OutputSink,
         stderr: OutputSink,
         module: str | None = None,
@@ -221,6 +225,7 @@ class TemplateClient:
     ) -> TaskProcess:
         """Ask for a confined process for the task in a file; the sinks take its standard output and error.
 
+        Of ``limits`` those of threads (or ``threads`` instead) and descriptors are looked after.
         ``module`` is what it needs that takes long to import: the template does it once. ``program`` is what it runs, if it does.
 
         Raises:
@@ -240,7 +245,16 @@ class TemplateClient:
             raise
         number = next(self._numbers)
         process = self._running[number] = TaskProcess(self, number, pipes, report_text)
-        request = StartTask(number, str(task_file), wall_time_s, module, outputs, program)
+        request = StartTask(
+            number,
+            str(task_file),
+            wall_time_s,
+            threads or limits.threads,
+            limits.descriptors,
+            module,
+            outputs,
+            program,
+        )
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process
 

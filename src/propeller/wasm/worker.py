@@ -21,7 +21,7 @@ import wasmtime
 from wasmtime import component
 
 from propeller.errors import InvalidError
-from propeller.wasm import confinement
+from propeller.wasm import confinement, folder_contents
 from propeller.wasm.call_values import CallError
 from propeller.wasm.guest_program import (
     Failure,
@@ -40,10 +40,13 @@ from propeller.wasm.messages import (
     RunTask,
     Task,
     TaskReport,
+    compiler_threads,
     decode_task,
     encode,
 )
 from propeller.wasm.module_exports import export_memories_and_tables
+from propeller.wasm.program_run import Limits
+from propeller.wasm.task_users import TaskUser, TaskUsers
 
 _RUNTIME_BYTES = 192 * 1024 * 1024
 """Writable memory of the process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
@@ -63,23 +66,25 @@ _MAX_VALUE_BYTES = 48 * 1024
 _MAX_ERROR_CHARACTERS = 4000
 
 
-def main(task_file: str, pipes: list[int], parent: int, nice: int) -> NoReturn:
+def main(task_file: str, pipes: list[int], parent: int, nice: int, users: TaskUsers) -> NoReturn:
     """Do what the task file says; never returns."""
     try:
-        confinement.isolate(parent, nice)
+        user = confinement.isolate(parent, nice, users)
         _use_descriptors([None, *pipes])
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
         _exit_with(error)
-    _work(task_file, None)
+    _work(task_file, user, None)
 
 
-def wait(control: socket.socket, program: CompiledProgram, parent: int, nice: int) -> NoReturn:
+def wait(
+    control: socket.socket, program: CompiledProgram, parent: int, nice: int, users: TaskUsers
+) -> NoReturn:
     """As ``main``, before there is a task: loads a program, then waits for a task that runs it; never returns.
 
     It says ``READY`` over ``control``; what comes is the name of the task file, once, with its pipes.
     """
     try:
-        confinement.isolate(parent, nice)
+        user = confinement.isolate(parent, nice, users)
         _use_descriptors([None, None, None, control.fileno()])
         control.detach()
         control = socket.socket(fileno=_REPORT_FD)
@@ -95,18 +100,18 @@ def wait(control: socket.socket, program: CompiledProgram, parent: int, nice: in
         ):  # and no other is touched: the runtime may have the program's file open
             os.dup2(fd, target)
             os.close(fd)
-        _work(name.decode(), loaded)
+        _work(name.decode(), user, loaded)
     finally:  # nobody waits for it: the template forks another
         os._exit(1)
 
 
-def _work(task_file: str, loaded: Loaded | None) -> NoReturn:
+def _work(task_file: str, user: TaskUser, loaded: Loaded | None) -> NoReturn:
     """Do what the task file says and report how it ended; never returns."""
     try:
         with open(task_file, "rb") as file:  # noqa: PTH123 - pathlib costs memory here
             task = decode_task(file.read())
         # The program lives until the process ends: to free it would take a millisecond or two before the report.
-        report, _program = _do(task, loaded)
+        report, _program = _do(task, user, loaded)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         report = replace(
             report,
@@ -157,22 +162,39 @@ def _use_descriptors(wanted: list[int | None]) -> None:
     os.umask(0o077)
 
 
-def _do(task: Task, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
+def _do(task: Task, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     if isinstance(task, CallTask):
-        return _call_function(task), None
-    return _compile(task) if isinstance(task, CompileTask) else _run(task, loaded)
+        return _call_function(task, user), None
+    return _compile(task, user) if isinstance(task, CompileTask) else _run(task, user, loaded)
 
 
-def _call_function(task: CallTask) -> TaskReport:
-    limits = task.limits
+def _set_limits(
+    user: TaskUser, limits: Limits, *, data_bytes: int, file_bytes: int, cpu_s: int, threads: int
+) -> None:
+    """Of what is also looked at from outside one more is allowed, so that it is seen who went over."""
     confinement.set_limits(
+        data_bytes=data_bytes,
+        file_bytes=file_bytes,
+        cpu_s=cpu_s,
+        descriptors=limits.descriptors + 1,
+        threads=threads + 1 if user.counted else None,
+    )
+
+
+def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
+    limits = task.limits
+    _set_limits(
+        user,
+        limits,
         data_bytes=limits.memory_bytes + _RUNTIME_BYTES + 2 * limits.tensor_bytes,
         file_bytes=_CALL_FILES * limits.out_bytes,
         cpu_s=int(limits.wall_time_s) * (os.cpu_count() or 1) + 5,
+        threads=limits.threads,
     )
     os.chdir(task.folder)
     function = getattr(importlib.import_module(task.module), task.function)
-    confinement.confine([task.folder + "/in"], [task.folder + "/out"])
+    _give_folder(task.folder, user)
+    confinement.confine([task.folder + "/in"], [task.folder + "/out"], user)
     try:
         return TaskReport(value=_bounded(function(task.argument)))
     except InvalidError as error:
@@ -181,16 +203,24 @@ def _call_function(task: CallTask) -> TaskReport:
         return TaskReport(limits.error("tensor_bytes"), "tensor_bytes")
 
 
-def _compile(task: CompileTask) -> tuple[TaskReport, None]:
-    confinement.set_limits(
+def _give_folder(folder: str, user: TaskUser) -> None:
+    if user.id is not None:
+        folder_contents.give(folder, user.id)
+
+
+def _compile(task: CompileTask, user: TaskUser) -> tuple[TaskReport, None]:
+    _set_limits(
+        user,
+        task.limits,
         data_bytes=task.limits.compile_memory_bytes,
         file_bytes=task.max_bytes,
         cpu_s=int(task.limits.compile_s) * (os.cpu_count() or 1) + 5,
+        threads=compiler_threads(task.limits),
     )
     with open(task.source, "rb") as file:  # noqa: PTH123
         wasm = file.read()
     target = os.open(task.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    confinement.confine([], [])
+    confinement.confine([], [], user)
     engine = wasmtime.Engine(runtime_config(fuel=task.fuel))
     try:
         compiled = (
@@ -207,15 +237,18 @@ def _compile(task: CompileTask) -> tuple[TaskReport, None]:
     return TaskReport(), None
 
 
-def _run(task: RunTask, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
+def _run(task: RunTask, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     limits = task.limits
-    confinement.set_limits(
+    _set_limits(
+        user,
+        limits,
         data_bytes=limits.memory_bytes
         + _RUNTIME_BYTES
         + (2 * limits.tensor_bytes if task.host_tensors else 0),
         # One more, so that the search of /out and /state sees who went over.
         file_bytes=max(limits.out_bytes, limits.state_bytes if task.state else 0) + 1,
         cpu_s=int(limits.wall_time_s) + 5,
+        threads=limits.threads,
     )
     os.chdir(task.folder)
     gc.disable()
@@ -227,7 +260,8 @@ def _run(task: RunTask, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram
     readable, writable = [task.folder + "/in"], [task.folder + "/out"]
     if task.state:
         (writable if task.state == STATE_WRITABLE else readable).append(task.folder + "/state")
-    confinement.confine(readable, writable)
+    _give_folder(task.folder, user)
+    confinement.confine(readable, writable, user)
     entered = time.monotonic()
     report = call_program(program)
     report = replace(
