@@ -42,7 +42,8 @@ async def test_only_users_and_the_manager_configure_rounds(api: httpx.AsyncClien
         answer = await api.post("/experiments", json=experiment(), auth=(name, "k"))
         assert answer.status_code == status, answer.text
     assert (await api.post("/experiments", json=experiment())).status_code == 401
-    assert (await api.post("/rounds/r-1/retry", auth=("p-1", "k"))).status_code == 403
+    for verb in ("retry", "cancel"):
+        assert (await api.post(f"/rounds/r-1/{verb}", auth=("p-1", "k"))).status_code == 403
     assert (await api.get("/rounds/r-1")).status_code == 401
     assert (await api.get("/health")).status_code == 200
 

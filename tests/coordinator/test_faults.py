@@ -75,6 +75,28 @@ async def test_a_service_that_comes_back(
     assert "waiting" not in (await http.get("/rounds/r-1")).json()
 
 
+async def test_a_round_that_waits_for_ever_is_cancelled_and_goes_on_when_it_is_retried(
+    http: httpx.AsyncClient, peers: tuple[Peers, str]
+) -> None:
+    peers[0].unavailable.add("aggregate")
+    await configure(http)
+    await send(http, *PARTICIPANTS)
+    await eventually(lambda: _waiting(http))
+    answer = await http.post("/rounds/r-1/cancel")
+    told = answer.json()
+    assert (answer.status_code, told["state"], told["completed"]) == (200, "failed", False)
+    assert told["reason"].startswith("cancelled by ")
+    assert "waiting" not in (await http.get("/rounds/r-1")).json()
+    again = await http.post("/rounds/r-1/cancel")
+    assert (again.status_code, again.json()["error"]) == (409, "round r-1 cannot be cancelled: it is failed")
+    assert (await http.post("/rounds/none/cancel")).status_code == 404
+
+    peers[0].unavailable.clear()
+    assert (await http.post("/rounds/r-1/retry")).status_code == 202
+    assert (await ended(http))["model_version"] == 1
+    assert (await http.post("/rounds/r-1/cancel")).status_code == 409
+
+
 async def test_a_registry_that_has_lost_its_models_is_waited_for(
     http: httpx.AsyncClient, peers: tuple[Peers, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ async def listening(port: int) -> AsyncIterator[Listener]:
     listener = Listener(session)
     async with session.running():
         await session.wait_connected(10)
-        for topic in (ROUND_NEXT, CHANNEL.topic(Kind.ROUND_NEXT)):
+        for topic in (ROUND_NEXT, CHANNEL.topic(Kind.ROUND_NEXT), CHANNEL.topic(Kind.ROUND_STOP)):
             await session.subscribe(topic, listener.take)
         yield listener
 
@@ -139,6 +139,25 @@ async def test_a_round_does_not_wait_for_whoever_sent_what_can_never_count(
     assert list(reasons) == ["p-1", "p-2"]
     assert "does not fit the base model" in reasons["p-1"]
     assert "update.max_samples" in reasons["p-2"]
+
+
+async def test_the_tasks_of_a_round_that_is_cancelled_are_stopped(
+    broker_port: int, peers: tuple[Peers, str], tmp_path: Path
+) -> None:
+    env = environment(tmp_path, peers[1], **variables(broker_port))
+    async with listening(broker_port) as listener, coordinating(env) as http:
+        await heard(listener, http)
+        name = f"r-{uuid.uuid4().hex}"
+        await configure(http, name)
+        await send(http, "p-1", round_id=name)
+        assert (await http.post(f"/rounds/{name}/cancel")).status_code == 200
+        topic = CHANNEL.topic(Kind.ROUND_STOP)
+        await eventually(lambda: name in listener.rounds(topic))
+        stopped = next(notice for where, notice in listener.notices if where == topic)
+        assert "p-1" not in stopped["participants"]
+        assert stopped["participants"]
+        late = await http.post("/update", json=update("p-2", name))
+        assert (late.status_code, "late" in late.json()["error"]) == (409, True)
 
 
 async def test_a_round_that_failed_is_not_announced(

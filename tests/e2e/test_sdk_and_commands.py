@@ -12,13 +12,20 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from propeller.data import program_path
-from propeller.errors import ConflictError, InvalidError, NotFoundError, UnauthenticatedError
+from propeller.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    PropellerError,
+    UnauthenticatedError,
+)
 from propeller.functions import with_functions
 from propeller.sdk import AsyncPropeller, Experiment, ExperimentFailedError, Propeller
-from support.net import free_port
+from support.net import free_port, wait_until
 from support.service import start_service
 from support.stack import PROPELLER, Up, propeller, running_stack
 
@@ -237,6 +244,31 @@ def test_a_round_of_its_own_says_who_did_not_take_part(up: Up, fl: Propeller) ->
     known = up.ids()[0]
     result = fl.run_round(fl.image(), participants=[known, "proplet-typo"], k_of_n=1, timeout_s=30)
     assert list(result.failures) + result.missing == ["proplet-typo"]
+
+
+def test_a_round_that_is_stuck_is_cancelled_and_goes_on_later(up: Up, fl: Propeller) -> None:
+    state = ["--state", str(up.folder)]
+    aggregator = psutil.Process(up.stack["processes"]["aggregator"])
+    aggregator.suspend()
+    try:
+        name = fl.start_round(fl.image())
+        wait_until(lambda: {one["round_id"]: one["state"] for one in fl.rounds()}[name] == "aggregating")
+        cancelled = propeller("round", "cancel", name, *state)
+        assert (cancelled.returncode, cancelled.stdout) == (0, f"{name} is cancelled\n"), cancelled.stderr
+        again = propeller("round", "cancel", name, *state)
+        assert (again.returncode, f"round {name} cannot be cancelled: it is failed" in again.stderr) == (
+            1,
+            True,
+        )
+    finally:
+        aggregator.resume()
+    with pytest.raises(PropellerError, match="cancelled by "):
+        fl.wait_round(name)
+    retried = propeller("round", "retry", name, *state)
+    assert retried.stdout == f"{name} is aggregated again\n", retried.stderr
+    assert len(fl.wait_round(name).updates) == 3
+    audit = propeller("audit", "show", "--service", "coordinator", "--json", *state).stdout
+    assert f"/rounds/{name}/cancel" in audit
 
 
 def test_followed_listed_and_compared_by_command(up: Up, fl: Propeller) -> None:

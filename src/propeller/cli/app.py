@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import audit, certs, experiment_commands, model, signature, user
+from propeller.cli import audit, certs, experiment_commands, model, round_commands, signature, user
 from propeller.cli.options import (
     DEFAULT_STATE,
     PasswordOption,
@@ -525,6 +525,9 @@ def simulate(
 app.command()(experiment_commands.experiments)
 app.command()(experiment_commands.strategies)
 app.add_typer(experiment_commands.commands)
+
+
+app.add_typer(round_commands.commands)
 
 
 app.add_typer(model.commands)

@@ -57,6 +57,7 @@ ACCESS: AccessTable = {
     "GET /strategies": WATCH,
     "GET /strategies/{name}": WATCH,
     "POST /rounds/{round_id}/retry": CONTROL,
+    "POST /rounds/{round_id}/cancel": CONTROL,
     "POST /rounds/{round_id}/participants": CONTROL | {Role.MANAGER},
     "POST /rounds/{round_id}/failures": CONTROL | {Role.MANAGER},
     "GET /task": WATCH | {Role.MANAGER, Role.PROPLET},
@@ -146,6 +147,10 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     @router.post("/rounds/{round_id}/retry", status_code=202)
     async def retry(round_id: str) -> dict[str, Any]:
         return (await service.retry_round(round_id)).status()
+
+    @router.post("/rounds/{round_id}/cancel")
+    async def cancel(round_id: str, who: Caller) -> dict[str, Any]:
+        return (await service.cancel_single_round(round_id, f"cancelled by {who}")).status()
 
     @router.post("/rounds/{round_id}/participants")
     async def choose_participants(round_id: str, chosen: ChosenParticipants) -> dict[str, Any]:

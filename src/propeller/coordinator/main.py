@@ -84,6 +84,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             RoundTelemetry(metrics),
             bases,
             announce=announcer.announce if announcer else None,
+            stop_tasks=publisher.stop if publisher else None,
             keep_updates=settings.keep_updates,
             keep_failed_s=settings.keep_failed_s,
         )

@@ -234,7 +234,8 @@ class RoundRunner:
             await self.apply_until_stored(active, AggregationFailed(str(error)))
         else:
             await self.apply_until_stored(active, AggregateStored(new.version), new)
-            await self._retention.remove_of(active.record)
+            if active.record.state is RoundState.COMPLETED:  # cancelled meanwhile, it may be retried
+                await self._retention.remove_of(active.record)
 
     def _note_waiting(self, active: ActiveRound, reason: str) -> None:
         """Have it told what a round waits for that has its updates; once for each reason."""

@@ -40,6 +40,7 @@ from propeller.protocol.rounds import (
     Experiment,
     ParticipantFailure,
     RoundParticipants,
+    RoundStop,
     model_version,
 )
 
@@ -81,6 +82,7 @@ class Coordinator:
         keep_failed_s: float,
         keep_updates: bool = False,
         announce: Callable[[str, int, bool], None] | None = None,
+        stop_tasks: Callable[[RoundStop], None] | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -95,9 +97,10 @@ class Coordinator:
             keep_updates: whether all updates stay for good.
             announce: called with a completed round's id and model version, and whether it is to be recorded that this was
                 announced; without it, rounds are not announced.
+            stop_tasks: has the tasks of a round stopped that nobody wants any more; without it they go on to their end.
         """
         self._store, self._registry, self._updates, self._bases = store, registry, updates, bases
-        self._telemetry, self._announces = telemetry, announce is not None
+        self._telemetry, self._announces, self._stop_tasks = telemetry, announce is not None, stop_tasks
         self._rounds = ActiveRounds(store)
         self._retention = UpdateRetention(
             updates, store, self._rounds, keep_failed_s=keep_failed_s, keep_all=keep_updates
@@ -207,6 +210,29 @@ class Coordinator:
         active = await self._rounds.find(round_id)
         if active is not None:
             await self._runner.apply_until_stored(active, RoundCancelled(reason))
+
+    async def cancel_single_round(self, round_id: str, reason: str) -> RoundRecord:
+        """End an open round that is of no experiment of many rounds, wherever it is; ``retry_round`` goes on with what it has.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ConflictError: it is over, or an experiment's.
+        """
+        active = await self._find(round_id)
+        if (owner := active.record.experiment_id) is not None:
+            raise ConflictError(
+                f"round {round_id} is of experiment {owner}, which would try it again: stop that (POST /experiments/{owner}/stop)"
+            )
+        async with active.lock:
+            before = active.record
+            if not before.state.is_over:
+                await self._runner.apply(active, RoundCancelled(reason))
+            record = active.record
+        if record is before:
+            raise ConflictError(f"round {round_id} cannot be cancelled: it is {record.state}")
+        if before.missing and self._stop_tasks is not None:
+            self._stop_tasks(RoundStop(round_id=round_id, participants=before.missing, reason=reason))
+        return record
 
     def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
         """The rounds of an experiment in the order in which they were created, some at a time."""

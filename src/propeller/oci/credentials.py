@@ -1,7 +1,6 @@
 """Credentials of registries, among them those that ``docker login`` has stored."""
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Mapping
@@ -93,7 +92,7 @@ def _credential(entry: Any) -> Credential | None:
     if isinstance(auth := fields.get("auth"), str) and auth:
         try:
             username, _, password = base64.b64decode(auth).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, or no text in it
             return None
     if isinstance(username, str) and isinstance(password, str) and username and password:
         return Login(username, password.strip("\0"))

@@ -135,6 +135,8 @@ class Propeller(Blocking[AsyncPropeller]):
     wait_round = blocking(AsyncPropeller.wait_round)
     run_round = blocking(AsyncPropeller.run_round)
     rounds = blocking(AsyncPropeller.rounds)
+    cancel_round = blocking(AsyncPropeller.cancel_round)
+    retry_round = blocking(AsyncPropeller.retry_round)
     experiments = blocking(AsyncPropeller.experiments)
     strategies = blocking(AsyncPropeller.strategies)
     strategy = blocking(AsyncPropeller.strategy)

@@ -386,6 +386,22 @@ class AsyncPropeller:
         found: list[dict[str, Any]] = answer["rounds"]
         return found
 
+    async def cancel_round(self, round_id: str) -> None:
+        """End a round that is of no experiment of many rounds; the updates that it has are kept for ``retry_round``.
+
+        Raises:
+            PropellerError: there is none, it is over, or it is an experiment's.
+        """
+        await self._connection.ask("POST", "coordinator", f"/rounds/{round_id}/cancel")
+
+    async def retry_round(self, round_id: str) -> None:
+        """Aggregate the updates of a failed or cancelled round after all.
+
+        Raises:
+            PropellerError: it has not failed, has too few updates, they were removed, or it is an experiment's.
+        """
+        await self._connection.ask("POST", "coordinator", f"/rounds/{round_id}/retry")
+
     async def run(self, experiment: Experiment) -> AsyncExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.
 
