@@ -20,7 +20,7 @@ from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.model_registry.states import StateStore
 from propeller.model_registry.store import ModelStore
 from propeller.protocol.multipart import MULTIPART, unpack
-from support.model_registry import client, client_as
+from support.model_registry import client, client_as, put
 from support.net import free_port
 
 ZEROS = {"w": [0.0, 0.0, 0.0], "b": 0.0}
@@ -268,6 +268,40 @@ async def test_devices_list_and_store_no_models(tmp_path: Path, role: str, statu
     async with client_as(tmp_path, role) as client:
         assert (await client.post("/models", json={"model": ZEROS})).status_code == status
         assert (await client.get("/models")).status_code == (200 if status == 201 else status)
+
+
+async def test_a_device_reads_the_version_that_it_was_told_of(tmp_path: Path) -> None:
+    """Another's number is easily guessed, the digest of its model is not."""
+    async with client(tmp_path) as http:
+        digests = [
+            (await http.post("/models", json={"model": {"w": [number]}})).json()["digest"]
+            for number in (1, 2)
+        ]
+        assert (await http.get("/models/0/info")).json()["digest"] == digests[0]
+        for version in (0, 1):
+            state = to_safetensors({"m": np.array([float(version)])}, {})
+            assert (
+                await put(http, f"/models/{version}/state", from_safetensors(state)[0])
+            ).status_code == 200
+    async with client_as(tmp_path, "proplet") as device:
+        for path in ("/models/0", "/models/0/state"):
+            for told in (
+                {},
+                {"x-model-digest": digests[1]},
+                {"x-model-digest": ""},
+                {b"x-model-digest": b"\xe9"},
+            ):
+                refused = await device.get(path, headers=told)
+                assert refused.status_code == 403, (path, told)
+                assert "MODEL_DIGEST" in refused.json()["error"]
+                assert "etag" not in refused.headers
+            assert (await device.get(path, headers={"x-model-digest": digests[0]})).status_code == 200
+        assert (await device.get("/models/latest", headers={"x-model-digest": digests[0]})).status_code == 403
+        known = (await device.get("/models/0", headers={"x-model-digest": digests[0]})).headers["etag"]
+        again = await device.get("/models/0", headers={"if-none-match": known})
+        assert again.status_code == 403
+    async with client_as(tmp_path, "coordinator") as service:
+        assert (await service.get("/models/0")).status_code == 200
 
 
 @pytest.mark.parametrize("given", ["{", "[1]", '{"w": "x"}', "{}", "/no/such/file", '{"w": [NaN]}'])

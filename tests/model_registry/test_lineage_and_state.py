@@ -71,13 +71,15 @@ async def test_devices_are_not_told_who_else_took_part(tmp_path: Path, large: bo
     model: Tensors = {"w": np.zeros(200_000 if large else 3)}
     async with client(tmp_path, max_body=4_000_000) as http:
         await post(http, model, {"lineage": json.dumps(LINEAGE)})
+        digest = (await info(http, 0))["digest"]
     for role in ("proplet", "coordinator"):
         async with client_as(tmp_path, role) as http:
             told = await http.get("/models/0/info")
             assert (told.status_code, told.json().get("lineage")) == (
                 (403, None) if role == "proplet" else (200, LINEAGE)
             )
-            content = (await http.get("/models/0", headers={"accept": SAFETENSORS})).content
+            headers = {"accept": SAFETENSORS, "x-model-digest": digest}
+            content = (await http.get("/models/0", headers=headers)).content
             found, metadata = from_safetensors(content)
             np.testing.assert_array_equal(found["w"], model["w"])
             assert json.loads(metadata["lineage"]) == WITHOUT_UPDATES
@@ -202,9 +204,13 @@ async def test_devices_read_states_and_store_none(tmp_path: Path, role: str, sta
     async with client(tmp_path) as http:
         await post(http, MODEL)
         await put(http, "/models/0/state", STATE)
+        digest = (await info(http, 0))["digest"]
     async with client_as(tmp_path, role) as http:
         assert (await put(http, "/models/0/state", STATE)).status_code == status
-        assert (await http.get("/models/0/state")).status_code == (403 if role == "device" else 200)
+        told = {"x-model-digest": digest}
+        assert (await http.get("/models/0/state", headers=told)).status_code == (
+            403 if role == "device" else 200
+        )
 
 
 def test_kill_9_between_model_and_state(tmp_path: Path) -> None:

@@ -123,7 +123,10 @@ def test_a_device_may_not_aggregate_store_or_list(up: Up) -> None:
         ):
             assert http.request(method, url).status_code == 403, (method, url)
         assert http.get(f"{up.url('data_store')}/datasets/{one['id']}").status_code == 200
-        assert http.get(f"{up.url('model_registry')}/models/0").status_code == 200
+        model = f"{up.url('model_registry')}/models/0"
+        assert http.get(model).status_code == 403
+        digest = httpx.get(f"{model}/info").json()["digest"]
+        assert http.get(model, headers={"X-Model-Digest": digest}).status_code == 200
     wrong = httpx.get(f"{up.url('manager')}/proplets", auth=(one["id"], "not its key"))
     assert wrong.status_code == 401  # whoever shows a key is not the user of the machine beside it
 

@@ -132,6 +132,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     async def configure(experiment: Experiment, ignored: list[str]) -> dict[str, Any]:
         record = await service.configure(experiment)
         note(experiment=experiment.experiment_id, round=experiment.round_id)
+        digest = await service.model_digest(record)
         if ignored:
             log.warning(
                 "unknown fields of an experiment are ignored", round_id=experiment.round_id, fields=ignored
@@ -141,6 +142,7 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
             "round_id": experiment.round_id,
             "status": "configured",
             "model_version": record.round.plan.base_version,
+            **({} if digest is None else {"model_digest": digest}),
             **({"ignored": ignored} if ignored else {}),
         }
 
@@ -168,15 +170,18 @@ def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int, max
     router = Router()
 
     @router.get("/task")
-    async def task(round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
+    async def task(who: Caller, round_id: str = "", proplet_id: str = "") -> dict[str, Any]:
         if not round_id:
             raise InvalidError("round_id is required")
-        asked = (await service.get_round(round_id)).request
-        hyperparams = asked.hyperparams
+        record = await service.get_round(round_id)
+        asked, hyperparams = record.request, record.request.hyperparams
+        takes_part = who.role != Role.PROPLET or who.id in record.round.plan.participants
+        digest = await service.model_digest(record) if takes_part else None
         return {
             "task": {
                 "round_id": round_id,
                 "model_ref": asked.model_ref,
+                **({} if digest is None else {"model_digest": digest}),
                 "config": {"proplet_id": proplet_id},
                 **({} if hyperparams is None else {"hyperparams": hyperparams}),
             }

@@ -67,6 +67,7 @@ class ModelRegistryClient:
         """Call the registry through ``client``."""
         self._client = client
         self._specs: LRUCache[int, Specs] = LRUCache(_MAX_KNOWN_VERSIONS)
+        self._digests: LRUCache[int, str | None] = LRUCache(_MAX_KNOWN_VERSIONS)
         self._documents: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
         self._states: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)  # empty: it has none
 
@@ -84,6 +85,7 @@ class ModelRegistryClient:
             except NotFoundError:
                 # A registry of absmach/propeller knows models, and nothing about them.
                 known = specs_of(from_safetensors(await self.document(version))[0])
+                self._digests[version] = None
             self._specs[version] = known
         return known
 
@@ -98,10 +100,33 @@ class ModelRegistryClient:
             answer = await self._client.request("GET", f"/models/{quote(str(version))}/info")
         except ServiceError as error:
             raise self._not_found(version, error) from None
-        info = self._json(answer)
-        if type(info.get("version")) is not int:
+        return self._note_digest(self._json(answer))
+
+    async def digest(self, version: int) -> str | None:
+        """The digest of a version, by which a device may read it; ``None`` if the registry has no digests.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ServiceError: the registry does not answer.
+        """
+        if version not in self._digests:
+            try:
+                await self.info(version)
+            except NotFoundError:  # a registry of absmach/propeller knows models, and nothing about them
+                self._digests[version] = None
+        return self._digests[version]
+
+    def _note_digest(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """What the registry says of a version, whose digest is kept.
+
+        Raises:
+            ServiceError: it names no version.
+        """
+        version, digest = answer.get("version"), answer.get("digest")
+        if type(version) is not int:
             raise ServiceError(self._client.service, None, "its answer names no version")
-        return info
+        self._digests[version] = digest if isinstance(digest, str) else None
+        return answer
 
     def remember(self, version: int, document: bytes, specs: Specs, state: bytes | None) -> None:
         """Keep a version that was just stored, so that the next round need not ask for it."""
@@ -110,6 +135,7 @@ class ModelRegistryClient:
             document,
             state or b"",
         )
+        self._digests.setdefault(version, None)
 
     async def document(self, version: int) -> bytes:
         """A version as a safetensors document.
@@ -195,10 +221,7 @@ class ModelRegistryClient:
             headers={"content-type": SAFETENSORS, "idempotency-key": key},
             retry=False,
         )
-        version = self._json(answer).get("version")
-        if type(version) is not int:
-            raise ServiceError(self._client.service, None, "its answer names no version")
-        return version
+        return int(self._note_digest(self._json(answer))["version"])
 
     async def put_state(self, version: int, state: bytes | AsyncIterator[bytes]) -> None:
         """Keep a version's server state, a safetensors document; the same one again is fine.

@@ -203,7 +203,16 @@ class Coordinator:
             participants=list(record.round.plan.participants) if collects else [],
             state=record.state.value,
             task_wasm_image=record.request.task_wasm_image,
+            model_digest=await self.model_digest(record) if collects else None,
         )
+
+    async def model_digest(self, record: RoundRecord) -> str | None:
+        """The digest of a round's base model, by which its participants may read it; ``None`` if the registry has none.
+
+        Raises:
+            ServiceError: the model registry does not answer.
+        """
+        return await self._registry.digest(record.round.plan.base_version)
 
     async def cancel_round(self, round_id: str, reason: str) -> None:
         """End a round that is not wanted any more; one that is over stays as it is."""

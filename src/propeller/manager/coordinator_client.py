@@ -14,7 +14,7 @@ from propeller.protocol.rounds import (
     ParticipantFailure,
     RoundParticipants,
 )
-from propeller.protocol.wire import decode_trusted
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 log = get_logger("manager")
 
@@ -33,13 +33,21 @@ class CoordinatorClient:
         self._http = ServiceClient("coordinator", url)
         self._headers = {"Authorization": basic_authorization(*credentials)} if credentials else {}
 
-    async def configure(self, experiment: Experiment) -> None:
+    async def configure(self, experiment: Experiment) -> str | None:
         """Configure a round; repeating it changes nothing.
+
+        Returns:
+            The digest of its base model, by which participants may read it, if the coordinator knows it.
 
         Raises:
             ServiceError: the coordinator refuses or does not answer.
         """
-        await self._request("POST", "/experiments", json=experiment.to_json())
+        answer = await self._request("POST", "/experiments", json=experiment.to_json())
+        try:
+            digest = decode_trusted(answer.content).get("model_digest")
+        except MalformedMessageError:  # coordinators of absmach/propeller say what they like
+            return None
+        return digest if isinstance(digest, str) else None
 
     async def propose_participants(self, round_id: str, chosen: ChosenParticipants) -> RoundParticipants:
         """Say whom to let take part in a round of an experiment, and hear who does; repeating it changes nothing.

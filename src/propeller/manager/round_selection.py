@@ -130,7 +130,8 @@ class RoundSelector:
             experiment = start.model_copy(update={"task_wasm_image": program}).with_participants(
                 answer.participants
             )
-            await self._starter.launch_chosen(experiment, task_environments(start, answer.participants))
+            env = task_environments(start, answer.participants)
+            await self._starter.launch_chosen(experiment, answer.model_digest, env)
             return True
         if answer.state == "created":
             line.info("round waits for participants", reason=choice.waiting)

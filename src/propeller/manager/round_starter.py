@@ -84,24 +84,28 @@ class RoundStarter:
             await self._dispatcher.require_connection()
             proplets, skipped = self._split_participants(experiment)
             _check_quorum(experiment, len(proplets), skipped, must_reach_quorum=must_reach_quorum)
-            await self._coordinator.configure(experiment)
+            digest = await self._coordinator.configure(experiment)
             started = StartedRound(experiment, self._fleet.clock(), skipped)
-            await self._launch(started, proplets)
+            await self._launch(started, proplets, digest)
             try:
                 await self._dispatcher.announce(experiment.to_round_start())
             except PropellerError as error:
                 log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
         return started
 
-    async def launch_chosen(self, experiment: Experiment, env: Mapping[str, Mapping[str, str]]) -> None:
+    async def launch_chosen(
+        self, experiment: Experiment, model_digest: str | None, env: Mapping[str, Mapping[str, str]]
+    ) -> None:
         """Launch a round whose participants the coordinator has on record. The caller holds the round's lock.
 
         Args:
             experiment: the round.
+            model_digest: of its base model, by which participants may read it.
             env: what the program of each participant is told beside what it is told in every round.
         """
         proplets, skipped = self._split_participants(experiment)
-        await self._launch(StartedRound(experiment, self._fleet.clock(), skipped), proplets, env)
+        started = StartedRound(experiment, self._fleet.clock(), skipped)
+        await self._launch(started, proplets, model_digest, env)
 
     def _split_participants(
         self, experiment: Experiment
@@ -129,12 +133,14 @@ class RoundStarter:
         self,
         started: StartedRound,
         proplets: list[PropletRecord],
+        model_digest: str | None,
         env: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         experiment = started.experiment
-        more = env or {}
+        common = {} if model_digest is None else {"MODEL_DIGEST": model_digest}
         tasks = [
-            _task(experiment, proplet, started.started_at, more.get(proplet.id, {})) for proplet in proplets
+            _task(experiment, proplet, started.started_at, {**common, **(env or {}).get(proplet.id, {})})
+            for proplet in proplets
         ]
         async with self._database.transaction() as connection:
             await self._rounds.insert(connection, started)

@@ -1,13 +1,14 @@
 """The model registry's HTTP API, and its process."""
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
-from propeller.errors import InvalidError, StartError, TooLargeError, UnsupportedTypeError
+from propeller.errors import InvalidError, RefusedError, StartError, TooLargeError, UnsupportedTypeError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
@@ -23,16 +24,19 @@ from propeller.model_registry.service import ModelRegistry
 from propeller.model_registry.settings import MAX_BYTES, ModelRegistrySettings
 from propeller.process.audit import note
 from propeller.process.decoding import decode_in_thread
-from propeller.protocol.models import LINEAGE_FIELD, lineage_text
+from propeller.process.logs import get_logger
+from propeller.protocol.models import LINEAGE_FIELD, MODEL_DIGEST_HEADER, lineage_text
 from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import Message, decode_tensors
 from propeller.web.access import AccessTable
 from propeller.web.app import Router, create_app, etag_matches
-from propeller.web.auth import Admission, admission
+from propeller.web.auth import Admission, Principal, admission
 from propeller.web.body import read_body
 from propeller.web.ranges import asked_ranges, respond
 from propeller.web.server import bind_api, serve
+
+log = get_logger("model-registry")
 
 DEFAULT_PAGE = 100
 """How many versions are on a page of ``GET /models?details=1``."""
@@ -52,7 +56,7 @@ ACCESS: AccessTable = {
     "PUT /aliases/{name}": CONTROL | {Role.COORDINATOR},
     "DELETE /aliases/{name}": CONTROL,
 }
-"""A device reads the model that its task names, and never stores one: others train on it."""
+"""A device reads the model that its task names, by its digest (``_check_reader``), and never stores one: others train on it."""
 
 
 class NewModel(Message):
@@ -70,7 +74,11 @@ class AliasedVersion(Message):
 
 
 def create_api(
-    registry: ModelRegistry, *, admission: Admission | None = None, max_body: int = MAX_BYTES
+    registry: ModelRegistry,
+    *,
+    admission: Admission | None = None,
+    max_body: int = MAX_BYTES,
+    named_models_only: bool = True,
 ) -> FastAPI:
     """The app.
 
@@ -78,6 +86,7 @@ def create_api(
         registry: what it answers for.
         admission: finds out who calls.
         max_body: the largest body, in bytes.
+        named_models_only: whether a device reads only what its task names.
     """
     app = create_app(
         "model-registry",
@@ -87,11 +96,13 @@ def create_api(
         max_body_setting="REGISTRY_MAX_BYTES",
     )
     app.include_router(_model_routes(registry))
+    app.include_router(_document_routes(registry, named_models_only=named_models_only))
     app.include_router(_alias_routes(registry))
     return app
 
 
 def _model_routes(registry: ModelRegistry) -> Router:
+    """What is known of versions, and new ones."""
     router, encodings = Router(), registry.encodings
 
     @router.get("/models")
@@ -135,8 +146,13 @@ def _model_routes(registry: ModelRegistry) -> Router:
                 stored = await registry.add(tensors, metadata, chosen, idempotency_key)
         except TensorError as error:
             raise InvalidError(f"model: {error}") from None
-        note(version=stored)
-        return {"version": stored, "status": "stored", "uri": model_uri(stored)}
+        note(version=stored.version)
+        return {
+            "version": stored.version,
+            "status": "stored",
+            "uri": model_uri(stored.version),
+            "digest": stored.digest,
+        }
 
     @router.get("/models/{version:path}/info")
     async def get_info(version: str) -> dict[str, Any]:
@@ -146,12 +162,6 @@ def _model_routes(registry: ModelRegistry) -> Router:
     async def get_diff(first: str, second: str) -> dict[str, Any]:
         """How the second version differs from the first."""
         return await registry.diff(await registry.find(first), await registry.find(second))
-
-    @router.get("/models/{version:path}/state")
-    async def get_state(request: Request, version: str) -> Response:
-        number = await registry.find(version)
-        state = await encodings.state(number)
-        return await answer(request, state, number, encodings.check_state)
 
     @router.put("/models/{version:path}/state")
     async def put_state(request: Request, version: str) -> dict[str, Any]:
@@ -166,6 +176,28 @@ def _model_routes(registry: ModelRegistry) -> Router:
         except TensorError as error:
             raise InvalidError(f"state: {error}") from None
         return {"version": number, "status": "stored"}
+
+    async def read_decoded(request: Request) -> bytes:
+        """A body that is decoded in memory."""
+        try:
+            return await read_body(request, encodings.max_decoded)
+        except TooLargeError:
+            raise TooLargeError(
+                f"the model is over REGISTRY_MAX_DECODED_BYTES ({encodings.max_decoded}) in this encoding: send it as {SAFETENSORS}"
+            ) from None
+
+    return router
+
+
+def _document_routes(registry: ModelRegistry, *, named_models_only: bool) -> Router:
+    """What is sent of a version; ``/models/{version}`` fits whatever no other route does."""
+    router, encodings = Router(), registry.encodings
+
+    @router.get("/models/{version:path}/state")
+    async def get_state(request: Request, version: str) -> Response:
+        number = await registry.find(version)
+        state = await encodings.state(number)
+        return await answer(request, state, number, encodings.check_state)
 
     @router.get("/models/{version:path}")
     async def get(request: Request, version: str) -> Response:
@@ -182,6 +214,8 @@ def _model_routes(registry: ModelRegistry) -> Router:
         version: int,
         check: Callable[[int], Awaitable[None]],
     ) -> Response:
+        if named_models_only:
+            _check_reader(request, encoded, version)
         headers = {
             "ETag": encoded.etag,
             "Vary": "Accept",
@@ -196,15 +230,6 @@ def _model_routes(registry: ModelRegistry) -> Router:
         ):
             await check(version)
         return respond(encoded.body, ranges, headers, encoded.media_type)
-
-    async def read_decoded(request: Request) -> bytes:
-        """A body that is decoded in memory."""
-        try:
-            return await read_body(request, encodings.max_decoded)
-        except TooLargeError:
-            raise TooLargeError(
-                f"the model is over REGISTRY_MAX_DECODED_BYTES ({encodings.max_decoded}) in this encoding: send it as {SAFETENSORS}"
-            ) from None
 
     return router
 
@@ -231,6 +256,23 @@ def _alias_routes(registry: ModelRegistry) -> Router:
         await registry.delete_alias(name)
 
     return router
+
+
+def _check_reader(request: Request, encoded: EncodedModel, version: int) -> None:
+    """Refuse a device that was not told of the version: its task names version and digest, and nobody guesses a digest.
+
+    Raises:
+        RefusedError: it sends no digest, or another one.
+    """
+    who: Principal = request.state.principal
+    if who.kind != "client" or who.role != Role.PROPLET:
+        return
+    told = request.headers.get(MODEL_DIGEST_HEADER, "")
+    if not secrets.compare_digest(told.encode(), encoded.digest.encode()):
+        raise RefusedError(
+            f"{who} may read the model that its task names: send the task's MODEL_DIGEST as {MODEL_DIGEST_HEADER}; that of version "
+            f"{version} is another. For a task of your own, propeller model info {version} shows it"
+        )
 
 
 def _check_key(key: str) -> None:
@@ -268,5 +310,12 @@ async def main(settings: ModelRegistrySettings, stop: asyncio.Event) -> None:
         raise StartError(f"MODELS_DIR {settings.folder} cannot be used: {error.strerror}") from None
     except TensorError as error:
         raise StartError(f"REGISTRY_INITIAL_MODEL: {error}") from None
-    app = create_api(registry, admission=admission("model-registry", settings), max_body=settings.max_bytes)
+    if settings.device_models == "any":
+        log.warning("devices may read any model (REGISTRY_DEVICE_MODELS=any)")
+    app = create_api(
+        registry,
+        admission=admission("model-registry", settings),
+        max_body=settings.max_bytes,
+        named_models_only=settings.device_models == "named",
+    )
     await serve([(bind, app)], stop)

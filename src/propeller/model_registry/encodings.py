@@ -48,12 +48,14 @@ class EncodedModel:
         media_type: its ``Content-Type``.
         body: what is sent.
         etag: the entity tag that stands for it (RFC 9110, section 8.8.3).
+        digest: of the version.
         stamp: of the file it was made from.
     """
 
     media_type: str
     body: Body
     etag: str
+    digest: str
     stamp: FileStamp
 
 
@@ -156,15 +158,16 @@ class Encodings:
             raise
 
     def _encode(self, version: int, media_type: str) -> EncodedModel:
-        stamp, digest = self._store.stamp(version), self._store.record(version).digest[:32]
+        stamp, digest = self._store.stamp(version), self._store.record(version).digest
+        boundary = digest[:32]
         name = "both" if media_type == MULTIPART else self.codecs[media_type].name
-        etag = f'"{digest}-{version}-{name}"'
+        etag = f'"{boundary}-{version}-{name}"'
         small = stamp[2] <= min(_SMALL_BYTES, self.max_decoded)
         if media_type == SAFETENSORS and not small and stamp[0].endswith(".safetensors"):
             with self._store.open(version) as document:
                 metadata = sent_metadata(document.metadata)
                 body = _file_body(document.header, metadata, self._store.path(version), stamp)
-            return EncodedModel(media_type, body, etag, stamp)
+            return EncodedModel(media_type, body, etag, digest, stamp)
         if stamp[2] > self.max_decoded and media_type != SAFETENSORS:
             raise NotAcceptableError(
                 f"version {version} has {stamp[2]} bytes, over REGISTRY_MAX_DECODED_BYTES ({self.max_decoded}) for {media_type}: "
@@ -173,10 +176,10 @@ class Encodings:
         tensors, metadata = self._store.read(version)
         if media_type == MULTIPART:
             both = {name: self.codecs[name].encode(tensors, metadata) for name in (JSON, SAFETENSORS)}
-            content, media_type = pack(both, digest), packed_type(digest)
+            content, media_type = pack(both, boundary), packed_type(boundary)
         else:
             content = self.codecs[media_type].encode(tensors, metadata)
-        return EncodedModel(media_type, Body(content, len(content)), etag, stamp)
+        return EncodedModel(media_type, Body(content, len(content)), etag, digest, stamp)
 
     def _state(self, version: int) -> EncodedModel:
         path = self._states.path(version)
@@ -184,7 +187,8 @@ class Encodings:
             stamp = stamp_of(path)
             body = _file_body(document.header, without_own_fields(document.metadata), path, stamp)
             digest = document.metadata.get(DIGEST_FIELD, "")
-        return EncodedModel(SAFETENSORS, body, f'"{digest[:32]}-{version}-state"', stamp)
+        etag = f'"{digest[:32]}-{version}-state"'
+        return EncodedModel(SAFETENSORS, body, etag, self._store.record(version).digest, stamp)
 
 
 def _file_body(header: Header, metadata: Mapping[str, str], path: Path, stamp: FileStamp) -> Body:

@@ -17,6 +17,7 @@ from propeller.model_registry.store import (
     DamagedVersionError,
     ModelStore,
     VersionNotFoundError,
+    VersionRecord,
     lineage_of,
 )
 from propeller.model_registry.uploads import Upload
@@ -134,15 +135,15 @@ class ModelRegistry:
 
     async def add(
         self, tensors: Tensors, metadata: Mapping[str, str], version: int | None = None, key: str = ""
-    ) -> int:
-        """Store a model, and return its version; as ``add_document``."""
+    ) -> VersionRecord:
+        """Store a model; as ``add_document``."""
         document = await asyncio.to_thread(to_safetensors, tensors, metadata)
         return await self.add_document(_once(document), version, key)
 
     async def add_document(
         self, pieces: AsyncIterable[bytes], version: int | None = None, key: str = ""
-    ) -> int:
-        """Store a model that comes as a safetensors document, and return its version.
+    ) -> VersionRecord:
+        """Store a model that comes as a safetensors document, and return its record.
 
         Args:
             pieces: the document, in pieces of any sizes.
@@ -160,7 +161,7 @@ class ModelRegistry:
             pieces, lambda: self._store.upload(key), lambda upload: self._store.add(upload, version)
         )
         log.info("model stored", version=stored.version, model_uri=model_uri(stored.version), key=key or None)
-        return stored.version
+        return stored
 
     async def page(
         self, *, experiment: str | None, strategy: str | None, alias: str | None, limit: int, offset: int

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,9 @@ class ModelRegistrySettings(HttpSettings):
     max_bytes: int = Field(MAX_BYTES, alias="REGISTRY_MAX_BYTES", gt=0)
     max_decoded_bytes: int = Field(MAX_DECODED, alias="REGISTRY_MAX_DECODED_BYTES", gt=0)
     cache_bytes: int = Field(64 * 1024 * 1024, alias="REGISTRY_CACHE_BYTES", ge=0)
+
+    device_models: Literal["named", "any"] = Field("named", alias="REGISTRY_DEVICE_MODELS")
+    """What a device may read: the version that its task names by its digest, or any, for managers that name none, as absmach/propeller's."""
 
     def read_initial_model(self) -> dict[str, Any]:
         """The initial model, decoded.

@@ -19,7 +19,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import doubling
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
-from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.models import LARGE_BYTES, MODEL_DIGEST_HEADER
 from propeller.protocol.multipart import MULTIPART, unpack
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
@@ -162,7 +162,8 @@ class InputFetcher:
             if registry is None:
                 raise TaskError(f"MODEL_URI is {reference} but MODEL_REGISTRY_URL is not set on this proplet")
             try:
-                model = await self._get(registry, path, _MODEL_TYPES, _Place(folder, MODEL_FILE))
+                place = _Place(folder, MODEL_FILE)
+                model = await self._get(registry, path, _MODEL_TYPES, place, headers=_reader(env))
             except (ServiceError, MalformedMessageError) as error:
                 log.warning("Failed to fetch model from registry: %s", error, model_uri=reference)
                 raise TaskError(f"model {reference} cannot be fetched: {error}") from error
@@ -230,7 +231,8 @@ class InputFetcher:
             if registry is None:
                 raise TaskError("FL_STRATEGY has tensors but MODEL_REGISTRY_URL is not set on this proplet")
             try:
-                document = await self._get(registry, path, SAFETENSORS, _Place(folder, STRATEGY_FILE))
+                place = _Place(folder, STRATEGY_FILE)
+                document = await self._get(registry, path, SAFETENSORS, place, headers=_reader(env))
             except (ServiceError, MalformedMessageError) as error:
                 if isinstance(error, ServiceError) and error.kind is NotFoundError:
                     log.info("the base model has no server state yet: the strategy begins", path=path)
@@ -243,7 +245,12 @@ class InputFetcher:
         inputs.files[STRATEGY_FILE] = document if isinstance(document, Path) else document.forms[SAFETENSORS]
 
     async def _get(
-        self, service: ServiceClient, path: str, accept: str, place: _Place | None = None
+        self,
+        service: ServiceClient,
+        path: str,
+        accept: str,
+        place: _Place | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> _Document | Path:
         """What is at a path, as the service likes best of what ``accept`` says; a large one as a file in its place, if it has one."""
         source, large = service.base_url + path, self._large
@@ -267,8 +274,8 @@ class InputFetcher:
             pieces = response.aiter_bytes(PIECE_BYTES)
             return await large.receive(place.name, place.folder, pieces, source=source, etag=new_etag)
 
-        headers = {"Accept": accept, **({"If-None-Match": etag} if etag else {})}
-        return await service.get(path, read, headers=headers)
+        sent = {"Accept": accept, **(headers or {}), **({"If-None-Match": etag} if etag else {})}
+        return await service.get(path, read, headers=sent)
 
     async def _read(self, key: tuple[str, str], response: Answer) -> _Document:
         """Read an answer into memory, and keep it for the next task."""
@@ -279,6 +286,12 @@ class InputFetcher:
         if document.etag:
             self._cache[key] = document
         return document
+
+
+def _reader(env: Mapping[str, str]) -> dict[str, str]:
+    """What shows the model registry that a task names the model: the digest that came with the task."""
+    digest = env.get("MODEL_DIGEST", "")
+    return {MODEL_DIGEST_HEADER: digest} if digest.isascii() and digest.isalnum() else {}
 
 
 def split_dataset(content: bytes, split: str, *, evaluates: bool) -> tuple[bytes, int]:

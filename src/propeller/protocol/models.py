@@ -20,6 +20,9 @@ MAX_LINEAGE_BYTES = 64 * 1024
 LARGE_BYTES = 4 * 1024 * 1024
 """A longer model or update in safetensors is large: it is read from a file, not held in memory, and has no JSON form for programs."""
 
+MODEL_DIGEST_HEADER = "X-Model-Digest"
+"""Of a device's request for a model: the digest that its task names (``MODEL_DIGEST``)."""
+
 _Count = Annotated[int, Field(ge=0, strict=True)]
 
 

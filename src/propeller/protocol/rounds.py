@@ -414,6 +414,8 @@ class RoundParticipants(Message):
     state: str
     k_of_n: _Count = 0
     task_wasm_image: _Image
+    model_digest: str | None = None
+    """Of the base model: participants read it by this."""
 
 
 class RoundStop(Message):
