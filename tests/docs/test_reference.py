@@ -45,8 +45,10 @@ SHARED = {str(field.alias) for field in HttpSettings.model_fields.values()}
 BESIDE_SETTINGS = {"PROPLET_CONFIG_FILE", "PROPLET_CONFIG_SECTION"}
 """Read from the environment before the settings are."""
 
-COMPUTED = {"PROPLET_MAX_TASKS"}
-"""Their defaults depend on the machine."""
+COMPUTED = {
+    f"PROPLET_MAX_{name}" for name in ("TASKS", "MEMORY", "DISK", "THREADS", "DESCRIPTORS", "PROCESSORS")
+}
+"""Their defaults depend on the machine, or on other settings."""
 
 
 OF_ALL_PROCESSES = {"DOCKER_CONFIG", "PROPELLER_CA_CERT", "PROPELLER_LOG_MAX_BYTES"}

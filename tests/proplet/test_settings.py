@@ -62,6 +62,17 @@ def test_the_coordinator_has_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"PROPLET_MQTT_QOS": "3"}, "PROPLET_MQTT_QOS"),
         ({"PROPLET_TASK_WALL_TIME": "soon"}, "PROPLET_TASK_WALL_TIME"),
         ({"PROPLET_MAX_TASKS": "0"}, "PROPLET_MAX_TASKS"),
+        (
+            {"PROPLET_MAX_MEMORY": "1048576"},
+            "PROPLET_MAX_MEMORY: 1048576 is less than one task may take, 1811939328",
+        ),
+        (
+            {"PROPLET_MAX_DISK": "1048576"},
+            "PROPLET_MAX_DISK: .*PROPLET_TASK_OUT_BYTES and PROPLET_TASK_STATE_BYTES",
+        ),
+        ({"PROPLET_MAX_THREADS": "63"}, "PROPLET_MAX_THREADS: 63 .*PROPLET_TASK_THREADS"),
+        ({"PROPLET_MAX_DESCRIPTORS": "-1"}, "PROPLET_MAX_DESCRIPTORS: -1 .*PROPLET_TASK_DESCRIPTORS"),
+        ({"PROPLET_MAX_PROCESSORS": "0"}, "PROPLET_MAX_PROCESSORS"),
     ],
 )
 def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], named: str) -> None:

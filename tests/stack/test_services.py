@@ -103,6 +103,7 @@ def test_proplets_share_programs_and_take_the_limits_that_are_set(
 ) -> None:
     monkeypatch.setenv("PROPLET_TASK_WALL_TIME", "7")
     monkeypatch.setenv("PROPLET_MAX_TASKS", "3")
+    monkeypatch.setenv("PROPLET_MAX_PROCESSORS", "1")
     monkeypatch.setenv("PROPLET_CLIENT_ID", "another")
     found = list[PropletSettings]()
     for name in ("proplet-1", "proplet-2"):
@@ -113,6 +114,7 @@ def test_proplets_share_programs_and_take_the_limits_that_are_set(
     assert [one.client_id for one in found] == ["id-proplet-1", "id-proplet-2"]
     assert [one.instance_id for one in found] == ["proplet-1", "proplet-2"]
     assert [(one.limits.wall_time_s, one.max_tasks) for one in found] == [(7.0, 3), (7.0, 3)]
+    assert [one.max_processors for one in found] == [1, 1]
     assert found[0].cache == found[1].cache
     assert found[0].folder != found[1].folder
 

@@ -1,5 +1,6 @@
 """Functions of the proplet's own in confined processes: what they give back, and how they fail. ``eval`` stands in for one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,11 @@ async def test_beside_an_external_runtime_a_template_is_started_for_it(tmp_path:
         async with runtime.call(call("str(__import__('os').getppid())")) as answer:
             assert int(answer.value) == template
     await eventually(lambda: has_ended(template))
+
+
+async def test_all_processes_of_a_sandbox_together_use_the_processors_that_it_has(tmp_path: Path) -> None:
+    code = "str(len(__import__('os').sched_getaffinity(0)))"
+    async with Sandbox(tmp_path / "one", processors=1) as one, one.call(call(code)) as answer:
+        assert answer.value == "1"
+    async with Sandbox(tmp_path / "all") as every, every.call(call(code)) as answer:
+        assert answer.value == str(len(os.sched_getaffinity(0)))

@@ -134,6 +134,7 @@ async def test_template_ends_without_a_word(tmp_path: Path) -> None:
                     f"{template_client.TEMPLATE_CODE}; {ENDING}",
                     "0",
                     str(tmp_path),
+                    "0",
                     *folders,
                 ],
                 stdin=theirs.fileno(),

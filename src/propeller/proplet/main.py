@@ -23,6 +23,7 @@ from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import PropletSettings
+from propeller.proplet.task_room import TaskRoom, whole_room
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.topics import Channel, Kind, PropletTopics
 from propeller.wasm.sandbox import ProgramError, Sandbox
@@ -43,8 +44,19 @@ def _new_sandbox(
     if runtime:
         from propeller.wasm.external import ExternalRuntime  # 0.2 MB that few proplets need
 
-        return ExternalRuntime(runtime, folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
-    return Sandbox(folder, cache=settings.cache, cache_bytes=settings.cache_bytes)
+        return ExternalRuntime(
+            runtime,
+            folder,
+            cache=settings.cache,
+            cache_bytes=settings.cache_bytes,
+            processors=settings.max_processors,
+        )
+    return Sandbox(
+        folder,
+        cache=settings.cache,
+        cache_bytes=settings.cache_bytes,
+        processors=settings.max_processors,
+    )
 
 
 async def _log_confinement(sandbox: "Sandbox | ExternalRuntime") -> None:
@@ -64,6 +76,12 @@ async def _log_confinement(sandbox: "Sandbox | ExternalRuntime") -> None:
         log.info("tasks run as the proplet's own user", uid=os.geteuid(), reason=reason, **held)
     if missing := [name for name in _WANTED if name not in protections]:
         log.warning("tasks are not confined by all that they could be", missing=", ".join(missing))
+
+
+def _open_room(settings: PropletSettings) -> TaskRoom:
+    whole = whole_room(settings)
+    log.info("what all tasks may take together", processors=settings.max_processors, **vars(whole))
+    return TaskRoom(whole)
 
 
 async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
@@ -121,7 +139,18 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         inputs = InputFetcher(services, me, large)
         compressor = UpdateCompressor(sandbox.call, states)
         runner = ProgramRunner(
-            me, programs, inputs, updates, sandbox.run, settings.limits, states, large, compressor, policy
+            me,
+            programs,
+            inputs,
+            updates,
+            sandbox.run,
+            settings.limits,
+            states,
+            large,
+            compressor,
+            policy,
+            _open_room(settings),
+            sandbox.memory_bound,
         )
         executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
         await programs.open()

@@ -22,6 +22,7 @@ from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.policy import PolicyFile
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.settings import LIMIT_SETTINGS
+from propeller.proplet.task_room import Resources, TaskRoom
 from propeller.proplet.updates import UpdateSender, parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
@@ -44,6 +45,9 @@ _LOGGED_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
 ExecuteProgram = Callable[[ProgramRun, Callable[[str], None]], Awaitable[RunOutcome]]
 """Runs a program, whose standard error goes to the second argument; ``Sandbox.run``."""
+
+MemoryBound = Callable[[str, Limits], int]
+"""How many bytes of memory a run of a program may take at most; ``Sandbox.memory_bound``."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,14 @@ class ProgramRunner:
         large: LargeFiles,
         compressor: UpdateCompressor,
         policy: PolicyFile,
+        room: TaskRoom,
+        memory_bound: MemoryBound,
     ) -> None:
-        """``limits`` are the proplet's; its policy and a task may ask for lower ones."""
+        """``limits`` are the proplet's; its policy and a task may ask for lower ones. ``room`` is what all tasks have."""
         self._proplet_id, self._programs, self._inputs = proplet_id, programs, inputs
         self._updates, self._execute, self._limits, self._states = updates, execute, limits, states
         self._large, self._compressor, self._policy = large, compressor, policy
+        self._room, self._memory_bound = room, memory_bound
 
     def task_folder(self) -> AbstractAsyncContextManager[Path]:
         """A folder for a task's large files, made when there are some, and removed at the end of the block."""
@@ -137,9 +144,21 @@ class ProgramRunner:
         run = await self.prepare(start, folder)
         prepare_ms = (time.monotonic() - begin) * 1000
         try:
-            return CompletedRun(run, await self.execute(run), prepare_ms)
+            async with self.room(run):
+                return CompletedRun(run, await self.execute(run), prepare_ms)
         except TaskError as error:
             raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
+
+    def room(self, run: ProgramRun, *, daemon: bool = False) -> AbstractAsyncContextManager[None]:
+        """Wait for room for a prepared task, which is its until the end of the block; raises TaskError if there will be none."""
+        limits = run.limits
+        need = Resources(
+            self._memory_bound(run.digest, limits),
+            limits.out_bytes + (limits.state_bytes if run.state is not None else 0),
+            limits.threads,
+            limits.descriptors,
+        )
+        return self._room.taken(need, daemon=daemon)
 
     async def execute(self, run: ProgramRun) -> RunOutcome:
         """Run a prepared task; its standard error goes to the log, a line each.

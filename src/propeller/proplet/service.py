@@ -258,11 +258,12 @@ class TaskExecutor:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""
         async with self._runner.task_folder() as folder:
             run = await self._runner.prepare(start, folder)
-            task = self._tasks[start.id]
-            task.reported = True
-            result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
-            self._background.spawn(self._outbox.deliver(task.file, result))
-            await self._runner.execute(run)
+            async with self._runner.room(run, daemon=True):
+                task = self._tasks[start.id]
+                task.reported = True
+                result = TaskResult(task_id=start.id, proplet_id=self._proplet_id)
+                self._background.spawn(self._outbox.deliver(task.file, result))
+                await self._runner.execute(run)
 
     def _failed(self, task_id: str, reason: str) -> TaskResult:
         return TaskResult(task_id=task_id, proplet_id=self._proplet_id, results="", error=reason)

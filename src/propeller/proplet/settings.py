@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from propeller.mqtt.address import BrokerAddress
@@ -80,6 +80,12 @@ class PropletSettings(MqttTlsSettings):
     task_descriptors: int = Field(256, alias="PROPLET_TASK_DESCRIPTORS", ge=32, le=65536)
     task_compile_time: Seconds = Field(60.0, alias="PROPLET_TASK_COMPILE_TIME", gt=0)
     task_compile_memory: int = Field(2048 * MIB, alias="PROPLET_TASK_COMPILE_MEMORY", ge=64 * MIB)
+    max_memory: int | None = Field(None, alias="PROPLET_MAX_MEMORY")
+    """This and the next three: what all tasks may take together; the largest task must fit."""
+    max_disk: int | None = Field(None, alias="PROPLET_MAX_DISK")
+    max_threads: int | None = Field(None, alias="PROPLET_MAX_THREADS")
+    max_descriptors: int | None = Field(None, alias="PROPLET_MAX_DESCRIPTORS")
+    max_processors: int | None = Field(None, alias="PROPLET_MAX_PROCESSORS", ge=1)
     fetch_timeout: Seconds = Field(60.0, alias="PROPLET_FETCH_TIMEOUT", gt=0)
     policy: Path | None = Field(None, alias="PROPLET_POLICY")
     """What the device's owner lets it run."""
@@ -113,6 +119,17 @@ class PropletSettings(MqttTlsSettings):
             raise ValueError("an external runtime counts no instructions: unset PROPLET_TASK_FUEL, or this")
         return value
 
+    @model_validator(mode="after")
+    def _largest_task_fits(self) -> Self:
+        for name, most in self.largest_task.items():
+            alias = type(self).model_fields[f"max_{name}"].alias
+            given = getattr(self, f"max_{name}")
+            if given is not None and given < most:
+                raise ValueError(
+                    f"{alias}: {given} is less than one task may take, {most} ({_TAKEN[name]}): raise it, or lower those"
+                )
+        return self
+
     @classmethod
     def load(cls, **given: Any) -> Self:
         """Read the environment and, for an identity that it leaves out, the configuration file.
@@ -137,10 +154,32 @@ class PropletSettings(MqttTlsSettings):
         return self.state or Path(".propeller") / f"proplet-{self.client_id}"
 
     @property
+    def largest_task(self) -> dict[str, int]:
+        """What a task may take, by what ``max_memory`` and its neighbours bound."""
+        limits = self.limits
+        memory = limits.process_bytes(host_tensors=True)
+        if self.external_runtime:
+            memory = limits.memory_bytes + limits.compile_memory_bytes
+        return {
+            "memory": memory,
+            "disk": limits.out_bytes + limits.state_bytes,
+            "threads": limits.threads,
+            "descriptors": limits.descriptors,
+        }
+
+    @property
     def limits(self) -> Limits:
         """What one task may use."""
         return Limits(**{limit: getattr(self, field) for limit, field in _LIMIT_FIELDS.items()})
 
+
+_TAKEN = {
+    "memory": "PROPLET_TASK_MEMORY, 192 MiB for the runtime and twice PROPLET_TASK_TENSOR_BYTES; with an external runtime "
+    "PROPLET_TASK_MEMORY and PROPLET_TASK_COMPILE_MEMORY",
+    "disk": "PROPLET_TASK_OUT_BYTES and PROPLET_TASK_STATE_BYTES",
+    "threads": "PROPLET_TASK_THREADS",
+    "descriptors": "PROPLET_TASK_DESCRIPTORS",
+}
 
 _LIMIT_FIELDS = {
     "wall_time_s": "task_wall_time",

@@ -406,7 +406,7 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
         "PROPLET_CACHE": _programs(stack),
         **_inherited(
             "PROPLET_*_BYTES",
-            "PROPLET_MAX_TASKS",
+            "PROPLET_MAX_*",
             "PROPLET_MQTT_MAX_PACKET_SIZE",
             "PROPLET_POLICY",
             "PROPLET_STATE_DAYS",

@@ -26,6 +26,8 @@ class Compiler:
         """``folder`` is for task files."""
         self._cache, self._template, self._folder = cache, template, folder
         self._compiling = SingleFlight[tuple[Path, Limits], float]()
+        self._one = asyncio.Lock()
+        """One at a time: each may use all processors, and as much memory as several tasks."""
 
     async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
         """Verify a program, compile it and keep it.
@@ -67,7 +69,8 @@ class Compiler:
                 return 0.0
             started_at = time.monotonic()
             await asyncio.to_thread(self._cache.verify, program)
-            await self._compile(program, limits)
+            async with self._one:
+                await self._compile(program, limits)
             if not await asyncio.to_thread(self._cache.verify_artifact, program):
                 raise ProgramError("sandbox: the compiled program was damaged on its way to the disk")
             return (time.monotonic() - started_at) * 1000

@@ -109,6 +109,12 @@ def confine(readable: list[str], writable: list[str], user: TaskUser = TaskUser(
     system_calls.set_filter(_libc, os.getpid())
 
 
+def use_processors(count: int) -> None:
+    """Let this process and those that it starts use so many of its processors together, the last ones; 0: all of them (and always where it is not Linux)."""
+    if count and sys.platform == "linux":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
 def drop_bounding_set() -> None:
     """Have no program that is run from here on get a capability; those that this process has it keeps."""
     if sys.platform == "linux":
@@ -127,11 +133,12 @@ def launch_runtime() -> None:
     """Bound this process, then become an external runtime; exits with 127 if it cannot be run.
 
     The arguments of the process are a folder for ``sys.path``, the parent's id, the niceness, the three limits of
-    ``set_limits``, the runtime and its arguments: see ``external.py``, which runs this with ``python -I -S -c``.
+    ``set_limits``, the number of processors or 0, the runtime and its arguments: see ``external.py``, which runs this with ``python -I -S -c``.
     """
-    parent, nice, data_bytes, file_bytes, cpu_s = map(int, sys.argv[2:7])
-    runtime, *arguments = sys.argv[7:]
+    parent, nice, data_bytes, file_bytes, cpu_s, processors = map(int, sys.argv[2:8])
+    runtime, *arguments = sys.argv[8:]
     isolate(parent, nice)
+    use_processors(processors)
     set_limits(data_bytes=data_bytes, file_bytes=file_bytes, cpu_s=cpu_s)
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the proplet was started in the background

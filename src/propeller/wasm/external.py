@@ -55,14 +55,22 @@ class ExternalRuntime:
         folder: Its own, for task folders and programs; made if missing.
         cache: The folder of programs, if it is elsewhere.
         cache_bytes: The bound of its size.
+        processors: How many of them all runs may use together; None: all.
 
     Raises:
         ProgramError: there is no such runtime, or a folder belongs to someone else.
     """
 
     def __init__(
-        self, runtime: str, folder: Path, *, cache: Path | None = None, cache_bytes: int = 1024 * MIB
+        self,
+        runtime: str,
+        folder: Path,
+        *,
+        cache: Path | None = None,
+        cache_bytes: int = 1024 * MIB,
+        processors: int | None = None,
     ) -> None:
+        self._processors = processors
         found = shutil.which(runtime)
         if found is None:
             raise ProgramError(
@@ -74,7 +82,7 @@ class ExternalRuntime:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / "programs").absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
-        self._template = TemplateClient(_NICE, self._folders.own)  # started by the first call
+        self._template = TemplateClient(_NICE, self._folders.own, processors)  # started by the first call
         self._calls = HostCalls(self._template, self._folders)
 
     async def __aenter__(self) -> Self:
@@ -104,6 +112,10 @@ class ExternalRuntime:
             ProgramError: it is not what its digest says, no Wasm, or over a limit.
         """
         await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
+
+    def memory_bound(self, digest: str, limits: Limits) -> int:  # noqa: ARG002 - as Sandbox
+        """The bytes of memory that a run may take at most, with compiling its program."""
+        return limits.memory_bytes + limits.compile_memory_bytes
 
     async def run(self, run: ProgramRun, on_stderr: Callable[[str], None] | None = None) -> RunOutcome:
         """Run a program once; as ``Sandbox.run``, without fuel, tables and host tensors, which only the runtime sees."""
@@ -160,7 +172,9 @@ class ExternalRuntime:
             OutputPipe(OutputSink(limits.stderr_bytes, lines.feed, partial(exceeded.append, "stderr_bytes"))),
         ]
         try:
-            process = _RuntimeProcess(command, env, folder, limits, [pipe.write_end for pipe in pipes])
+            process = _RuntimeProcess(
+                command, env, folder, limits, [pipe.write_end for pipe in pipes], self._processors
+            )
         except BaseException:
             for pipe in pipes:
                 pipe.close()
@@ -213,7 +227,13 @@ class _RuntimeProcess:
     """
 
     def __init__(
-        self, command: list[str], env: dict[str, str], folder: Path, limits: Limits, writers: list[int]
+        self,
+        command: list[str],
+        env: dict[str, str],
+        folder: Path,
+        limits: Limits,
+        writers: list[int],
+        processors: int | None,
     ) -> None:
         data_bytes = limits.memory_bytes + limits.compile_memory_bytes
         file_bytes = max(
@@ -222,7 +242,7 @@ class _RuntimeProcess:
         cpu_s = int(limits.wall_time_s) * (os.cpu_count() or 1) + 5
         package = str(Path(__file__).parents[2])
         launcher = [sys.executable, "-I", "-S", "-c", _CODE, package]
-        launcher += map(str, [os.getpid(), _NICE, data_bytes, file_bytes, cpu_s])
+        launcher += map(str, [os.getpid(), _NICE, data_bytes, file_bytes, cpu_s, processors or 0])
         try:
             self._child = subprocess.Popen(  # noqa: S603 - the operator's runtime
                 [*launcher, *command],

@@ -57,16 +57,22 @@ class HostCalls:
     def __init__(self, template: TemplateClient, folders: TaskFolders) -> None:
         """``template`` forks the processes, ``folders`` has theirs."""
         self._template, self._folders = template, folders
+        self._one = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def call(self, call: HostCall) -> AsyncIterator[HostAnswer]:
-        """Call a function; what it wrote is there, to be read or moved, until the block ends.
+        """Call a function, one at a time; what it wrote is there, to be read or moved, until the block ends.
 
         Raises:
             HostCallError: the function refused, or its process was ended; the text says why.
             SandboxError: there is no template.
             OSError: the disk is full, or there are no more descriptors.
         """
+        async with self._one, self._called(call) as answer:
+            yield answer
+
+    @contextlib.asynccontextmanager
+    async def _called(self, call: HostCall) -> AsyncIterator[HostAnswer]:
         folder = self._folders.new()
         task = CallTask(str(folder), call.module, call.function, call.argument, call.limits)
         try:

@@ -103,6 +103,15 @@ class ProgramCache:
             source, artifact, component, component and self._uses_host_tensors(digest, source)
         )
 
+    def uses_host_tensors(self, digest: str) -> bool:
+        """Whether a program uses the host's tensors; not if it is not here."""
+        if digest not in self._host_tensors:
+            with contextlib.suppress(OSError), self._path(digest, ".wasm").open("rb") as file:
+                if file.read(8) != _COMPONENT:
+                    return False
+                self._uses_host_tensors(digest, self._path(digest, ".wasm"))
+        return self._host_tensors.get(digest, False)
+
     def add(self, digest: str, wasm: bytes, max_bytes: int) -> None:
         """Store a program's bytes.
 

@@ -9,6 +9,9 @@ from propeller.errors import InvalidError
 
 MIB = 1024 * 1024
 
+RUNTIME_BYTES = 192 * MIB
+"""Writable memory of a task's process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
+
 _UNITS = {
     "fuel": "instructions",
     "table_elements": "elements",
@@ -72,6 +75,10 @@ class Limits:
             name: value for name, value in (asked or {}).items() if mine[name] is None or value < mine[name]
         }
         return replace(self, **lower) if lower else self
+
+    def process_bytes(self, *, host_tensors: bool) -> int:
+        """How much writable memory the process of a task may have, whose program uses the host's tensors or not."""
+        return self.memory_bytes + RUNTIME_BYTES + (2 * self.tensor_bytes if host_tensors else 0)
 
     def error(self, limit: str) -> str:
         """The error of a task that went over one of them."""

@@ -71,19 +71,27 @@ class Sandbox:
         folder: Made if missing, mode 0700.
         cache: The folder of programs; sandboxes of one user may share it.
         cache_bytes: The bound of the cache's size.
+        processors: How many of them all processes of this sandbox may use together; None: all.
 
     Raises:
         ProgramError: a folder belongs to someone else. Entering raises SandboxError if the template does not start.
     """
 
-    def __init__(self, folder: Path, *, cache: Path | None = None, cache_bytes: int = _CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cache: Path | None = None,
+        cache_bytes: int = _CACHE_BYTES,
+        processors: int | None = None,
+    ) -> None:
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes)
         self._folders = TaskFolders(folder / "tasks")
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
-        self._template = TemplateClient(_NICE, self._folders.own)
+        self._template = TemplateClient(_NICE, self._folders.own, processors)
         self._compiler = Compiler(self._cache, self._template, self._folders.own)
         self._calls = HostCalls(self._template, self._folders)
         self._removals: set[asyncio.Handle] = set()
@@ -163,6 +171,10 @@ class Sandbox:
         except SandboxError as error:
             raise ProgramError(str(error)) from None
         return program
+
+    def memory_bound(self, digest: str, limits: Limits) -> int:
+        """The bytes of memory that a run of a program may take at most."""
+        return limits.process_bytes(host_tensors=self._cache.uses_host_tensors(digest))
 
     async def run(self, run: ProgramRun, on_stderr: OnStderr | None = None) -> RunOutcome:
         """Run a program once; never raises for what the program does.

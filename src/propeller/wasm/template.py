@@ -326,8 +326,9 @@ def _kill(pid: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket at descriptor 0; the arguments are the niceness of tasks and the folder of theirs."""
+    """Serve the socket at descriptor 0; the arguments are the niceness of tasks, the folder of theirs, and how many processors they have, or 0."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    confinement.use_processors(int(sys.argv[3]))
     users = TaskUsers.find(sys.argv[2])
     confinement.drop_bounding_set()
     gc.collect()

@@ -33,8 +33,8 @@ from propeller.wasm.messages import (
 from propeller.wasm.output import OutputPipe, OutputSink
 from propeller.wasm.program_run import Limits
 
-TEMPLATE_CODE = "import sys; sys.path[:0] = sys.argv[3:]; from propeller.wasm.template import main; main()"
-"""What the template's interpreter runs; its arguments are the niceness of tasks, the folder of their folders, and the folders to import from."""
+TEMPLATE_CODE = "import sys; sys.path[:0] = sys.argv[4:]; from propeller.wasm.template import main; main()"
+"""What the template's interpreter runs; its arguments are the niceness of tasks, the folder of their folders, the number of processors or 0, and the folders to import from."""
 
 _MAX_REPORT_BYTES = 64 * 1024
 _MAX_REPLY_BYTES = 64 * 1024
@@ -129,9 +129,9 @@ class TaskProcess:
 class TemplateClient:
     """The template process and the socket to it. An ended one is replaced; its tasks fail."""
 
-    def __init__(self, nice: int, tasks: Path) -> None:
-        """``nice`` is added to the niceness of tasks, whose folders are in ``tasks``."""
-        self._nice, self._tasks = nice, tasks
+    def __init__(self, nice: int, tasks: Path, processors: int | None = None) -> None:
+        """``nice`` is added to the niceness of tasks, whose folders are in ``tasks``; ``processors`` is how many they may use together."""
+        self._arguments = [str(nice), str(tasks), str(processors or 0)]
         self._numbers = itertools.count(1)
         self._running: dict[int, TaskProcess] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -176,7 +176,7 @@ class TemplateClient:
             folders.append(str(Path(package.origin).parents[1]))
         self.runtime_version = importlib.metadata.version("wasmtime")  # here: it would cost the template 4 MB
         # Isolated, without site: nothing of the environment, and 3 MB less.
-        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, str(self._nice), str(self._tasks)]
+        command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, *self._arguments]
         command += [*dict.fromkeys(folders)]
         ours, theirs = socket.socketpair()
         with theirs:

@@ -48,9 +48,6 @@ from propeller.wasm.module_exports import export_memories_and_tables
 from propeller.wasm.program_run import Limits
 from propeller.wasm.task_users import TaskUser, TaskUsers
 
-_RUNTIME_BYTES = 192 * 1024 * 1024
-"""Writable memory of the process beside the linear memories: interpreter, runtime, thread stacks, the module's own."""
-
 _CALL_FILES = 4
 """How many times as much as a program a function may write: it widens numbers."""
 
@@ -186,7 +183,7 @@ def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
     _set_limits(
         user,
         limits,
-        data_bytes=limits.memory_bytes + _RUNTIME_BYTES + 2 * limits.tensor_bytes,
+        data_bytes=limits.process_bytes(host_tensors=True),
         file_bytes=_CALL_FILES * limits.out_bytes,
         cpu_s=int(limits.wall_time_s) * (os.cpu_count() or 1) + 5,
         threads=limits.threads,
@@ -242,9 +239,7 @@ def _run(task: RunTask, user: TaskUser, loaded: Loaded | None) -> tuple[TaskRepo
     _set_limits(
         user,
         limits,
-        data_bytes=limits.memory_bytes
-        + _RUNTIME_BYTES
-        + (2 * limits.tensor_bytes if task.host_tensors else 0),
+        data_bytes=limits.process_bytes(host_tensors=task.host_tensors),
         # One more, so that the search of /out and /state sees who went over.
         file_bytes=max(limits.out_bytes, limits.state_bytes if task.state else 0) + 1,
         cpu_s=int(limits.wall_time_s) + 5,
