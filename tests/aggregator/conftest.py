@@ -10,6 +10,7 @@ from propeller.aggregator.api import create_api
 from propeller.aggregator.service import Aggregator
 from propeller.aggregator.spill import SpillSpace
 from propeller.oci.reference import DefaultRegistry
+from propeller.oci.signers import Signers
 from propeller.program_host.programs import HostSettings, ProgramHost
 from propeller.program_host.settings import make_allowed
 from propeller.wasm.program_run import Limits
@@ -29,7 +30,15 @@ def oci_registry() -> str:
 
 
 @pytest.fixture
-async def http(space: SpillSpace, tmp_path: Path, oci_registry: str) -> AsyncIterator[httpx.AsyncClient]:
+def signers() -> Signers:
+    """Of programs: nobody need have signed one, unless a test says so."""
+    return Signers("aggregator")
+
+
+@pytest.fixture
+async def http(
+    space: SpillSpace, tmp_path: Path, oci_registry: str, signers: Signers
+) -> AsyncIterator[httpx.AsyncClient]:
     def open_programs() -> ProgramHost:
         registry = DefaultRegistry.parse(oci_registry)
         limits = Limits(wall_time_s=60)
@@ -43,6 +52,7 @@ async def http(space: SpillSpace, tmp_path: Path, oci_registry: str) -> AsyncIte
                 1 << 30,
                 COMPILED,
                 make_allowed("aggregator", oci_registry, "127.0.0.1:1"),
+                signers,
             )
         )
 

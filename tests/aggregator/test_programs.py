@@ -15,6 +15,8 @@ from propeller.aggregator.spill import SpillSpace
 from propeller.fl.tensors import Tensors, to_safetensors
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
+from propeller.oci.signers import Signers
+from propeller.oci.signing import SigningKey
 from propeller.program_host.programs import PinnedProgram
 from propeller.protocol.aggregation import AggregationPlan, PlannedContribution
 from propeller.wasm.task_folders import TaskFolders
@@ -195,6 +197,39 @@ async def test_a_program_that_is_not_there(http: httpx.AsyncClient, oci_registry
     assert answer.status_code == 404, answer.text
     assert "nobody/has" in answer.json()["error"]
     assert (await http.post("/programs", json={"program": "No Reference"})).status_code == 400
+
+
+class TestSigned:
+    """Where the aggregator asks for signatures."""
+
+    KEY, OTHER = SigningKey.make(), SigningKey.make()
+
+    @pytest.fixture
+    def signers(self) -> Signers:
+        return Signers("aggregator", (self.KEY.public("acme"),))
+
+    async def test_a_program_that_nobody_has_signed_who_is_believed_is_refused(
+        self, http: httpx.AsyncClient, oci_registry: str
+    ) -> None:
+        name = await push(oci_registry, "mine:v1", built(SOURCES / "clipped_momentum.py").read_bytes())
+        reference = Reference.parse(f"{oci_registry}/{name}")
+        sent = [(header, moved(1.0)) for header in HEADERS]
+        body = request_body({"program": name, "clip": 2.0}, [BASE], sent)
+        async with RegistryClient() as client:
+            digest = (await client.resolve(reference)).digest
+            for by, said in (
+                (None, "it has no signature"),
+                (self.OTHER, "none of its 1 signatures is by one of these keys"),
+            ):
+                if by is not None:
+                    await client.add_signature(reference, digest, by.sign("mine", digest))
+                for answer in (await http.post("/programs", json={"program": name}), await send(http, body)):
+                    assert answer.status_code == 422, answer.text
+                    assert f"must be signed: {said} (believed: acme)" in answer.text
+                    assert "the aggregator's AGGREGATOR_SIGNERS names who is believed" in answer.text
+            await client.add_signature(reference, digest, self.KEY.sign("mine", digest))
+        assert (await http.post("/programs", json={"program": name})).status_code == 200
+        assert (await send(http, body)).status_code == 200
 
 
 async def test_a_registry_that_is_not_named(http: httpx.AsyncClient) -> None:

@@ -19,6 +19,7 @@ from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
+from propeller.oci.signing import SigningKey
 from propeller.protocol.topics import Channel
 from support.coordinator import Peers, client, coordinating, environment, process, serving
 from support.experiments import (
@@ -179,6 +180,22 @@ async def test_what_goes_wrong_is_the_reason_of_the_experiments_end(
     found = await in_state(http, "completed", "failed")
     assert found["state"] == "failed"
     assert re.search(named, found["reason"]), found["reason"]
+
+
+async def test_a_program_that_nobody_has_signed_who_is_believed(
+    env: dict[str, str], tmp_path: Path, broker_port: int, channel: Channel, push: Push, data_store: str
+) -> None:
+    key = SigningKey.make()
+    key.write(tmp_path / "acme.key", tmp_path / "acme.pub", b"")
+    env["COORDINATOR_SIGNERS"] = str(tmp_path / "acme.pub")
+    await put_dataset(data_store, [])
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        keep_program(fleet)
+        program = await push(saying(measured()))
+        await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=0)
+        found = await in_state(http, "completed", "failed")
+        assert "must be signed: it has no signature (believed: acme)" in found["reason"]
+        assert "the coordinator's COORDINATOR_SIGNERS names who is believed" in found["reason"]
 
 
 async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, data_store: str) -> None:

@@ -142,6 +142,21 @@ def test_the_proxy_takes_the_registry_of_the_person_and_its_identity_of_the_stac
     assert (told["PROXY_REGISTRY_URL"], told["PROXY_CLIENT_KEY"]) == ("ghcr.io", "key-proxy")
 
 
+def test_the_proxys_signers_are_those_of_all_who_run_programs(
+    config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = {name.upper(): find_service(name) for name in ("proxy", "coordinator", "aggregator")}
+
+    def told() -> dict[str, str | None]:
+        return {name: one.environment_in(config).get(f"{name}_SIGNERS") for name, one in services.items()}
+
+    assert told() == dict.fromkeys(services)
+    monkeypatch.setenv("PROXY_SIGNERS", "acme.pub")
+    assert told() == dict.fromkeys(services, "acme.pub")
+    monkeypatch.setenv("AGGREGATOR_SIGNERS", "other.pub")
+    assert told() == {"PROXY": "acme.pub", "COORDINATOR": "acme.pub", "AGGREGATOR": "other.pub"}
+
+
 def test_up_passes_on_every_limit(config: StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal names the setting to raise, so it can be raised."""
     for spec in SERVICES:

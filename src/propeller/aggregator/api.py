@@ -14,6 +14,7 @@ from propeller.aggregator.settings import AggregatorSettings
 from propeller.aggregator.spill import SpillSpace
 from propeller.errors import UnsupportedTypeError
 from propeller.fl.tensors import JSON, SAFETENSORS_SEQ, encode, media_type, negotiate
+from propeller.oci.signers import Signers
 from propeller.program_host.settings import make_allowed, make_credential
 from propeller.protocol.roles import CONTROL, Role
 from propeller.protocol.wire import Message
@@ -102,13 +103,14 @@ async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set.
 
     Raises:
-        StartError: the port cannot be had.
+        StartError: the port cannot be had, or a file of signers cannot be used.
     """
     bind = bind_api("aggregator", settings, settings.host, settings.port, "AGGREGATOR_PORT")
+    signers = Signers.read(settings.signers, "aggregator")
     aggregator = Aggregator(
         SpillSpace(settings.spill, settings.spill_bytes),
         max_update_bytes=settings.max_update_bytes,
-        open_programs=lambda: _open_programs(settings),
+        open_programs=lambda: _open_programs(settings, signers),
     )
     app = create_api(
         aggregator,
@@ -122,7 +124,7 @@ async def main(settings: AggregatorSettings, stop: asyncio.Event) -> None:
         await aggregator.close()
 
 
-def _open_programs(settings: AggregatorSettings) -> "ProgramHost":
+def _open_programs(settings: AggregatorSettings, signers: Signers) -> "ProgramHost":
     # Here, as an aggregator without such programs has no use for a sandbox and a registry's client.
     from propeller.oci.reference import DefaultRegistry
     from propeller.program_host.programs import HostSettings, ProgramHost
@@ -148,5 +150,6 @@ def _open_programs(settings: AggregatorSettings) -> "ProgramHost":
             settings.cache_bytes,
             settings.program_cache,
             make_allowed("aggregator", settings.registry_url, settings.allowed_registries),
+            signers,
         )
     )

@@ -34,6 +34,8 @@ class AggregatorSettings(HttpSettings):
     registry_url: RegistryUrl = Field("docker.io", alias="AGGREGATOR_REGISTRY_URL")
     """Where programs are whose reference names no registry, and what the login is for."""
     allowed_registries: Registries = Field("", alias="AGGREGATOR_ALLOWED_REGISTRIES")
+    signers: str = Field("", alias="AGGREGATOR_SIGNERS")
+    """Files with public keys, separated by commas, one of which must have signed a program."""
     registry_username: str | None = Field(None, alias="AGGREGATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="AGGREGATOR_REGISTRY_TOKEN")

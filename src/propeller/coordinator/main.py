@@ -20,6 +20,7 @@ from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry
 from propeller.coordinator.verification import Verification
 from propeller.mqtt.session import Session
+from propeller.oci.signers import Signers
 from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceClient
 from propeller.program_host.settings import make_allowed, make_credential
@@ -39,9 +40,10 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     """Coordinate rounds until ``stop`` is set, once it is the owner of its database.
 
     Raises:
-        StartError: a port, the database or the blobs cannot be had.
+        StartError: a port, the database, the blobs or a file of signers cannot be had.
     """
     bind = bind_api("coordinator", settings, settings.host, settings.port, "COORDINATOR_PORT")
+    signers = Signers.read(settings.signers, "coordinator")
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(owned(settings.database_place, "coordinator", stop))
         if database is None:
@@ -92,7 +94,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             service,
             registry,
             await _open_data_store(settings, stack),
-            lambda: _open_programs(settings),
+            lambda: _open_programs(settings, signers),
         )
         experiments = Experiments(
             ExperimentStore(database),
@@ -144,7 +146,7 @@ async def _open_data_store(
     return DataStoreClient(await stack.enter_async_context(client))
 
 
-def _open_programs(settings: CoordinatorSettings) -> "ProgramHost":
+def _open_programs(settings: CoordinatorSettings, signers: Signers) -> "ProgramHost":
     # Here, as a coordinator without central evaluations has no use for a sandbox and a registry's client.
     from propeller.oci.reference import DefaultRegistry
     from propeller.program_host.programs import HostSettings, ProgramHost
@@ -169,6 +171,7 @@ def _open_programs(settings: CoordinatorSettings) -> "ProgramHost":
             settings.cache_bytes,
             settings.program_cache,
             make_allowed("coordinator", settings.registry_url, settings.allowed_registries),
+            signers,
         )
     )
 

@@ -54,6 +54,8 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     program_cache: Path | None = Field(None, alias="COORDINATOR_PROGRAM_CACHE")
     registry_url: RegistryUrl = Field("docker.io", alias="COORDINATOR_REGISTRY_URL")
     allowed_registries: Registries = Field("", alias="COORDINATOR_ALLOWED_REGISTRIES")
+    signers: str = Field("", alias="COORDINATOR_SIGNERS")
+    """Files with public keys, separated by commas, one of which must have signed a program."""
     registry_username: str | None = Field(None, alias="COORDINATOR_REGISTRY_USERNAME")
     registry_password: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_PASSWORD")
     registry_token: SecretStr | None = Field(None, alias="COORDINATOR_REGISTRY_TOKEN")

@@ -18,7 +18,9 @@ from propeller.errors import PropellerError, UnavailableError, UnprocessableErro
 from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, logins_for
+from propeller.oci.errors import NotSignedError
 from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.oci.signers import Signers
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
@@ -44,6 +46,7 @@ class HostSettings:
         cache_bytes: of all programs in the cache.
         programs: the folder of programs; sandboxes of one user may share it.
         allowed: the registries that programs may come from; any, if others than the user cannot name one.
+        signers: of whom one must have signed a program, if there are any.
     """
 
     service: str
@@ -54,6 +57,7 @@ class HostSettings:
     cache_bytes: int
     programs: Path | None = None
     allowed: AllowedRegistries | None = None
+    signers: Signers | None = None
 
     @property
     def login_help(self) -> str:
@@ -94,6 +98,7 @@ class ProgramHost:
 
         Raises:
             OciError: it is not there, or the registry does not answer; with the cause and the remedy.
+            UnprocessableError: it must be signed, and is not.
             UnavailableError: the sandbox does not start.
         """
         program = await self._find(reference)
@@ -104,7 +109,7 @@ class ProgramHost:
         """Find the program that a reference names now, and have it ready to run.
 
         Raises:
-            OciError, UnavailableError: as ``resolve``.
+            OciError, UnprocessableError, UnavailableError: as ``resolve``.
             ProgramError: it cannot be compiled, or is over a limit.
         """
         program = await self._find(reference)
@@ -200,11 +205,23 @@ class ProgramHost:
         if program is None:
             parsed = Reference.parse(reference, self._settings.registry)
             artifact = await client.resolve(parsed)
+            await self._check_signed(client, parsed, artifact.digest)
             pinned = str(replace(parsed, tag=None, digest=artifact.digest))
             program = PinnedProgram(pinned, artifact.program.digest)
             self._known[pinned] = program  # never under a tag, which may be moved
             self._log.info("program resolved", reference=reference, pinned=pinned)
         return program
+
+    async def _check_signed(self, client: RegistryClient, reference: Reference, digest: str) -> None:
+        """Refuse a program that nobody has signed who is believed; not as a caller without permission is, who may try again."""
+        if not self._settings.signers:
+            return
+        found = await client.signatures(reference, digest)
+        try:
+            signer = self._settings.signers.check(str(reference), digest, found)
+        except NotSignedError as error:
+            raise UnprocessableError(str(error)) from None
+        self._log.info("program is signed", reference=str(reference), signer=signer)
 
     async def _have(self, program: PinnedProgram) -> None:
         client, sandbox = await self._open()

@@ -57,7 +57,7 @@ async def main(settings: ProxySettings, stop: asyncio.Event) -> None:
         allowed=settings.allowed,
     )
     async with client:
-        programs = ProgramSource(client, blobs, settings.default_registry, metrics, settings.signing_keys)
+        programs = ProgramSource(client, blobs, settings.default_registry, metrics, settings.believed)
         sender = ProgramSender(programs.open, publish, settings.chunk_size, metrics)
         limits = RequestLimits(settings.client_requests, settings.client_bytes)
         service = ProxyService(channel, publish, programs, sender, requests, metrics, limits)

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from cachetools import LRUCache, TTLCache
 
@@ -16,16 +16,16 @@ from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.errors import NotSignedError
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.oci.signatures import Signature
+from propeller.oci.signers import Signers
 from propeller.process.files import trim_folder
 from propeller.process.logs import get_logger
 from propeller.process.opening import open_in_thread
 from propeller.process.single_flight import SingleFlight
 from propeller.proxy.metrics import ProxyMetrics
 
-if TYPE_CHECKING:
-    from propeller.oci.signing import PublicKey
-
 log = get_logger("proxy")
+
+NOBODY = Signers("proxy")
 
 MAX_CONCURRENT_FETCHES = 4
 
@@ -131,7 +131,7 @@ class ProgramSource:
         blobs: BlobCache,
         default: DefaultRegistry,
         metrics: ProxyMetrics,
-        signers: "tuple[PublicKey, ...]" = (),
+        signers: Signers = NOBODY,
     ) -> None:
         """``default`` is where references are that name no registry; one of ``signers``, if there are any, must have signed a program."""
         self._client, self._blobs, self._default, self._metrics = client, blobs, default, metrics
@@ -171,17 +171,9 @@ class ProgramSource:
         return signatures
 
     def _check_signed(self, found: Resolution) -> None:
-        from propeller.oci.signing import SignatureError, verify
-
-        try:
-            signer = verify(found.signatures or (), found.artifact.digest, self._signers)
-        except SignatureError as error:
-            raise NotSignedError(
-                f"{found.reference} must be signed: {error}",
-                f"sign it: propeller signature add {found.reference} --key KEY (the proxy's PROXY_SIGNERS names who is believed)",
-            ) from None
+        signer = self._signers.check(str(found.reference), found.artifact.digest, found.signatures or ())
         if found.artifact.program.digest not in self._signed:
-            log.info("program is signed", reference=str(found.reference), signer=signer.name)
+            log.info("program is signed", reference=str(found.reference), signer=signer)
         self._signed[found.artifact.program.digest] = True
 
     async def ensure(self, app_name: str, digest: str) -> int:

@@ -1,7 +1,7 @@
 """ProxySettings of the proxy, with the names of both versions of absmach/propeller."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -12,12 +12,10 @@ from propeller.oci.allowed import AllowedRegistries, check_registries, parse_reg
 from propeller.oci.client import MAX_PROGRAM_BYTES
 from propeller.oci.credentials import Credential, Login, Token
 from propeller.oci.reference import DefaultRegistry, Registry
+from propeller.oci.signers import Signers
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import HttpSettings, Seconds
 from propeller.protocol.ids import Id
-
-if TYPE_CHECKING:
-    from propeller.oci.signing import PublicKey
 
 MAX_CHUNK_BYTES = 5_900_000
 """In bytes: as base64 in JSON it stays below the 8 MB that a message may have."""
@@ -100,18 +98,13 @@ class ProxySettings(HttpSettings, MqttTlsSettings):
         )
 
     @property
-    def signing_keys(self) -> "tuple[PublicKey, ...]":
+    def believed(self) -> Signers:
         """Whose signatures are believed; nobody need have signed if there are none.
 
         Raises:
             StartError: a file cannot be read, or is no key.
         """
-        files = [Path(name.strip()) for name in self.signers.split(",") if name.strip()]
-        if not files:
-            return ()
-        from propeller.oci.signing import PublicKey  # 9 MB, for those who verify
-
-        return tuple(PublicKey.read(file, "PROXY_SIGNERS") for file in files)
+        return Signers.read(self.signers, "proxy")
 
     @property
     def registry_credential(self) -> Credential | None:

@@ -296,6 +296,13 @@ def _registries(stack: StackConfig, service: str) -> dict[str, str]:
     return {variable: ",".join(dict.fromkeys(filter(None, (own, *by_name, *named))))}
 
 
+def _signers(service: str) -> dict[str, str]:
+    """Whose programs a service runs: its own setting, else that of the proxy, whose programs devices run."""
+    variable = f"{service}_SIGNERS"
+    named = os.environ.get(variable) or os.environ.get("PROXY_SIGNERS")
+    return {variable: named} if named else {}
+
+
 def _broker(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "BROKER_STATE": stack.data(process),
@@ -344,6 +351,7 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
             for name, value in _inherited("PROXY_REGISTRY_*").items()
         },
         **_registries(stack, "COORDINATOR"),
+        **_signers("COORDINATOR"),
         "COORDINATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited(
             "COORDINATOR_CACHE_BYTES",
@@ -370,6 +378,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
         "AGGREGATOR_PROGRAM_CACHE": _programs(stack),
         **_inherited("AGGREGATOR_*", "DOCKER_CONFIG"),
         **_registries(stack, "AGGREGATOR"),
+        **_signers("AGGREGATOR"),
         "AGGREGATOR_CACHE": stack.data(process),
     }
 
