@@ -11,6 +11,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +19,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from propeller.errors import StartError
 from propeller.stack import backup
 from propeller.stack.backup import CONTENTS, BackupError, back_up, restore
+from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
 
 KEPT = {
@@ -141,6 +144,8 @@ SAID = json.dumps({"format": 1, "version": "x", "files": {}}).encode()
         (packed((member("a"), b"x"), (member(CONTENTS), SAID)), "is damaged: a is not what was saved"),
         (packed((member(CONTENTS), b'{"format":2,"version":"9"}')), "made by a newer version, 9"),
         (packed((member(CONTENTS), b"[")), "is damaged or no backup"),
+        (packed((member(CONTENTS), b"[]")), "does not say what is in it"),
+        (packed((member(CONTENTS), b'{"format":1,"files":["a"]}')), "does not say what is in it"),
     ],
 )
 def test_what_is_no_backup_leaves_nothing(tmp_path: Path, archive: bytes, message: str) -> None:
@@ -200,3 +205,42 @@ def test_services_go_on_when_a_backup_is_killed() -> None:
             wait_until(lambda: running.status() != psutil.STATUS_STOPPED)
         finally:  # also when it still stands still
             service.kill()
+
+
+def test_no_stack_starts_where_one_is_restored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, target = tmp_path / "b.backup", tmp_path / "new"
+    back_up(folder, archive)
+    read: Any = getattr(backup, "_read_archive")  # noqa: B009 - what takes the time
+    seen = []
+
+    def meanwhile(source: Path, staging: Path) -> int:
+        for other in (StateFolder(target).lock, lambda: restore(archive, target)):
+            with pytest.raises(StartError) as refused:
+                other()
+            seen.append(str(refused.value))
+        return int(read(source, staging))
+
+    monkeypatch.setattr(backup, "_read_archive", meanwhile)
+    assert restore(archive, target) == len(KEPT)
+    assert f"or is restored there (process {os.getpid()})" in seen[0]
+    assert "is not empty" in seen[1]
+    assert contents(target) == KEPT
+    StateFolder(target).lock()
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_restore_that_fails_leaves_the_folder_as_it_was(tmp_path: Path, *, was_there: bool) -> None:
+    archive, target = tmp_path / "b.backup", tmp_path / "new"
+    archive.write_bytes(b"no backup")
+    if was_there:
+        target.mkdir()
+    with pytest.raises(BackupError, match="damaged or no backup"):
+        restore(archive, target)
+    assert target.exists() is was_there
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["b.backup", *(["new"] if was_there else [])]
+    )
+    if was_there:
+        assert list(target.iterdir()) == []

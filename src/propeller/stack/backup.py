@@ -110,26 +110,59 @@ def back_up(folder: Path, target: Path) -> Saved:
 
 
 def restore(source: Path, folder: Path) -> int:
-    """Make a state folder of a backup; how many files are in it.
+    """Make a state folder of a backup; how many files are in it. No stack starts on it meanwhile.
 
     Raises:
         BackupError: the folder has something in it, or the archive is damaged, incomplete or of a newer version.
+        StartError: another process uses the folder.
     """
     folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()):
-        raise BackupError(f"{folder} is not empty: restore into a new folder with --state")
+    _check_empty(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _private(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        with (
+            _private(),
+            _claimed(folder),
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging,
+        ):
             made = Path(staging) / "state"
             made.mkdir(mode=0o700)
             count = _read_archive(source, made)
-            if folder.exists():
-                folder.rmdir()
-            made.rename(folder)
+            claim = StateFolder(made)  # it goes with the folder
+            claim.lock()
+            try:
+                StateFolder(folder).lock_file.unlink()
+                made.rename(folder)  # fails if somebody has begun to use the empty folder this moment
+                StateFolder(folder).lock_file.unlink()
+            finally:
+                claim.release()
     except OSError as error:
         raise BackupError(f"{error.filename or source}: {error.strerror}") from None
     return count
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keep stacks and other restores from a folder that is empty or not there, for the length of the block; it is as it was if that fails."""
+    was_there = folder.exists()
+    claim = StateFolder(folder)
+    claim.lock()
+    try:
+        _check_empty(folder, claim.lock_file)
+        yield
+    except BaseException:
+        claim.lock_file.unlink(missing_ok=True)
+        if not was_there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    finally:
+        claim.release()
+
+
+def _check_empty(folder: Path, *but: Path) -> None:
+    if folder.exists() and any(path not in but for path in folder.iterdir()):
+        raise BackupError(f"{folder} is not empty: restore into a new folder with --state")
 
 
 @contextlib.contextmanager
@@ -281,7 +314,7 @@ def _read_archive(source: Path, folder: Path) -> int:
                 if content is None or said is not None:
                     raise BackupError(f"{source}: {member.name[:100]!r} does not belong into a backup")
                 if member.name == CONTENTS:
-                    said = json.loads(content.read())
+                    said = _contents(source, content.read())
                     continue
                 found[member.name] = _write_file(source, folder, member.name, content)
     except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError) as error:
@@ -292,12 +325,20 @@ def _read_archive(source: Path, folder: Path) -> int:
         raise BackupError(
             f"{source} was made by a newer version, {str(said.get('version'))[:30]}: restore it with that"
         )
-    if found != said.get("files"):
-        wrong = sorted(
-            name for name in {*found, *said["files"]} if found.get(name) != said["files"].get(name)
-        )
+    saved = said.get("files")
+    if not isinstance(saved, dict):
+        raise BackupError(f"{source} is damaged: {CONTENTS} does not say what is in it")
+    if found != saved:
+        wrong = sorted(name for name in {*found, *saved} if found.get(name) != saved.get(name))
         raise BackupError(f"{source} is damaged: {', '.join(wrong[:5])} is not what was saved")
     return len(found)
+
+
+def _contents(source: Path, text: bytes) -> dict[str, Any]:
+    said = json.loads(text)
+    if not isinstance(said, dict):
+        raise BackupError(f"{source} is damaged: {CONTENTS} does not say what is in it")
+    return said
 
 
 def _write_file(source: Path, folder: Path, name: str, content: IO[bytes]) -> list[Any]:

@@ -40,8 +40,12 @@ class StateFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._lock_file = self.folder / "lock"
-        self._lock = FileLock(self._lock_file)
+        self._lock = FileLock(self.lock_file)
+
+    @property
+    def lock_file(self) -> Path:
+        """``lock``: who uses the folder holds it."""
+        return self.folder / "lock"
 
     @property
     def stack_file(self) -> Path:
@@ -82,7 +86,7 @@ class StateFolder:
             self._lock.acquire(0)
         except LockedError:
             raise StartError(
-                f"a stack already runs on {self.folder} (process {self._locked_by() or 'unknown'}); "
+                f"a stack already runs on {self.folder}, or is restored there (process {self._locked_by() or 'unknown'}); "
                 "stop it, or choose another folder with --state"
             ) from None
         except OSError as error:
@@ -100,9 +104,9 @@ class StateFolder:
 
     def running_process(self) -> int | None:
         """The process of the stack that runs on the folder, ``None`` if there is none."""
-        if not self._lock_file.exists():  # asking leaves no file behind
+        if not self.lock_file.exists():  # asking leaves no file behind
             return None
-        lock = FileLock(self._lock_file)
+        lock = FileLock(self.lock_file)
         try:
             lock.acquire(0)
         except LockedError:
@@ -115,7 +119,7 @@ class StateFolder:
     def _locked_by(self) -> int | None:
         """The process that wrote its id into the lock file."""
         try:
-            text = self._lock_file.read_text().strip()
+            text = self.lock_file.read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
         return int(text) if text.isdigit() else None
