@@ -136,6 +136,7 @@ def test_every_container_is_confined_restarted_and_checked(name: str) -> None:
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
+    assert service.get("pids_limit") == (1024 if CONTAINERS[name].is_device else None)
     assert service["healthcheck"]["test"][:4] == ["CMD", "python", "-m", "propeller.process.probe"]
     assert service["build"] == {"context": "..", "dockerfile": "deploy/Dockerfile"}
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = get_logger("proplet")
 
-_WANTED = ("landlock", "seccomp", "threads")
+_WANTED = ("landlock", "seccomp")
 
 
 def _new_sandbox(
@@ -74,6 +74,10 @@ async def _log_confinement(sandbox: "Sandbox | ExternalRuntime") -> None:
         log.warning("tasks run as root: run the proplet as another user", reason=reason, **held)
     else:
         log.info("tasks run as the proplet's own user", uid=os.geteuid(), reason=reason, **held)
+    if "threads" not in protections:
+        log.info(
+            "the kernel does not bound the threads of each task here: they are counted 20 times a second"
+        )
     if missing := [name for name in _WANTED if name not in protections]:
         log.warning("tasks are not confined by all that they could be", missing=", ".join(missing))
 
