@@ -25,6 +25,17 @@ notes = {{"argv": sys.argv, "env": dict(os.environ), "pid": os.getpid()}}
 notes["interruptible"] = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 open({notes!r} + ".new", "w").write(json.dumps(notes))
 os.rename({notes!r} + ".new", {notes!r})  # whole, for whoever waits for it
+if "CROWD" in os.environ:
+    import threading, time
+    for _ in range(int(os.environ["CROWD"])):
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+if "OPEN" in os.environ:
+    import time
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        time.sleep(600)
 if "LINGER" in os.environ:
     subprocess.Popen(["sleep", "600"])
 import wasmtime
@@ -146,6 +157,12 @@ async def test_a_function_is_invoked_with_its_inputs(scene: Scene) -> None:
         ({"REPLY": "x" * 5000}, {"stdout_bytes": 1024}, "stdout_bytes: over the limit of 1024 bytes"),
         ({"SAY": "x" * 5000}, {"stderr_bytes": 1024}, "stderr_bytes: over the limit of 1024 bytes"),
         ({"COPY": "1", "SPIN": "1"}, {"out_bytes": 100}, "out_bytes: over the limit of 100 bytes"),
+        (
+            {"CROWD": str(9 + 2 * (os.cpu_count() or 1)), "SPIN": "1"},
+            {"threads": 4},
+            "threads: over the limit of 4 threads",
+        ),
+        ({"OPEN": "1", "SPIN": "1"}, {"descriptors": 50}, "descriptors: over the limit of 50 descriptors"),
         ({}, {"module_bytes": 100}, "module_bytes: over the limit of 100 bytes"),
     ],
 )

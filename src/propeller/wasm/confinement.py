@@ -132,14 +132,14 @@ def _drop_capabilities() -> None:
 def launch_runtime() -> None:
     """Bound this process, then become an external runtime; exits with 127 if it cannot be run.
 
-    The arguments of the process are a folder for ``sys.path``, the parent's id, the niceness, the three limits of
+    The arguments of the process are a folder for ``sys.path``, the parent's id, the niceness, the four limits of
     ``set_limits``, the number of processors or 0, the runtime and its arguments: see ``external.py``, which runs this with ``python -I -S -c``.
     """
-    parent, nice, data_bytes, file_bytes, cpu_s, processors = map(int, sys.argv[2:8])
-    runtime, *arguments = sys.argv[8:]
+    parent, nice, data_bytes, file_bytes, cpu_s, descriptors, processors = map(int, sys.argv[2:9])
+    runtime, *arguments = sys.argv[9:]
     isolate(parent, nice)
     use_processors(processors)
-    set_limits(data_bytes=data_bytes, file_bytes=file_bytes, cpu_s=cpu_s)
+    set_limits(data_bytes=data_bytes, file_bytes=file_bytes, cpu_s=cpu_s, descriptors=descriptors)
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the proplet was started in the background
     try:

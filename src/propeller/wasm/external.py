@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from propeller.wasm import folder_contents
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
-from propeller.wasm.messages import TaskReport
+from propeller.wasm.messages import BoundedFolder, TaskReport
 from propeller.wasm.outcome import bounded_folders, judge_outcome, run_metrics, signal_name
 from propeller.wasm.output import LineSplitter, OutputPipe, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
@@ -44,6 +44,7 @@ _READ_BY_SHELLS = frozenset({*_PASSED_ON, "TMPDIR", "IFS", "ENV"})
 
 _SEARCH_EVERY_S = 0.05
 _NICE = 5
+_RUNTIME_THREADS = 2 * (os.cpu_count() or 1)
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from propeller.wasm.confinement import launch_runtime; launch_runtime()"
 
 
@@ -188,14 +189,7 @@ class ExternalRuntime:
                 if time.monotonic() - asked_at >= limits.wall_time_s:
                     reason = "wall_time_s"
                 elif reason is None and not exceeded:
-                    _, unlinked = folder_contents.open_files(process.pid)
-                    over = (
-                        folder_contents.exceeded_limit(
-                            each.name, each.folder, each.max_bytes, each.max_files, unlinked
-                        )
-                        for each in searched
-                    )
-                    reason = next(filter(None, over), None)
+                    reason = _exceeded_limit(process.pid, limits, searched)
                 if reason or exceeded:
                     process.kill()
         finally:
@@ -217,6 +211,20 @@ class ExternalRuntime:
             exceeded=exceeded[0] if exceeded else None,
         )
         return replace(outcome, metrics=run_metrics(end, asked_at))
+
+
+def _exceeded_limit(pid: int, limits: Limits, searched: Sequence[BoundedFolder]) -> str | None:
+    """The limit that a runtime's process is over; its own threads, some for each processor, are not the program's."""
+    if folder_contents.thread_count(pid) > limits.threads + _RUNTIME_THREADS:
+        return "threads"
+    count, unlinked = folder_contents.open_files(pid)
+    if count > limits.descriptors:
+        return "descriptors"
+    over = (
+        folder_contents.exceeded_limit(each.name, each.folder, each.max_bytes, each.max_files, unlinked)
+        for each in searched
+    )
+    return next(filter(None, over), None)
 
 
 class _RuntimeProcess:
@@ -242,7 +250,8 @@ class _RuntimeProcess:
         cpu_s = int(limits.wall_time_s) * (os.cpu_count() or 1) + 5
         package = str(Path(__file__).parents[2])
         launcher = [sys.executable, "-I", "-S", "-c", _CODE, package]
-        launcher += map(str, [os.getpid(), _NICE, data_bytes, file_bytes, cpu_s, processors or 0])
+        launcher += map(str, [os.getpid(), _NICE, data_bytes, file_bytes, cpu_s])
+        launcher += map(str, [limits.descriptors + 1, processors or 0])
         try:
             self._child = subprocess.Popen(  # noqa: S603 - the operator's runtime
                 [*launcher, *command],

@@ -1,4 +1,4 @@
-"""What is in a task's folder: made, searched without following links, and removed whatever the task left in it.
+"""What is in a task's folder: made, searched without following links, and removed whatever the task left in it; what its process has open.
 
 The template imports this module and is small on purpose: standard library only.
 """
@@ -140,6 +140,14 @@ def open_files(pid: int) -> tuple[int, list[tuple[str, int]]]:
     except OSError:
         pass
     return count, list(found.values())
+
+
+def thread_count(pid: int) -> int:
+    """How many threads a process has; 0 if it has ended, or where the kernel does not tell."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2  # noqa: PTH116 - small on purpose
+    except OSError:
+        return 0
 
 
 def exceeded_limit(

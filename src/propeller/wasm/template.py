@@ -261,7 +261,7 @@ class Template:
                 self._end(task, limit)
 
     def _exceeded_limit(self, task: _RunningTask) -> str | None:
-        if _threads(task.pid) > task.threads:
+        if folder_contents.thread_count(task.pid) > task.threads:
             return "threads"
         if not task.outputs:
             return None
@@ -309,14 +309,6 @@ class Template:
     def _send(self, reply: Reply) -> None:
         with contextlib.suppress(BrokenPipeError):  # the next read ends the loop
             self._control.sendall(encode(reply))
-
-
-def _threads(pid: int) -> int:
-    """How many threads a process has; 0 where the kernel does not tell."""
-    try:
-        return os.stat(f"/proc/{pid}/task").st_nlink - 2  # noqa: PTH116 - small on purpose
-    except OSError:
-        return 0
 
 
 def _kill(pid: int) -> None:
