@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, text
@@ -20,6 +22,7 @@ from propeller.identity.absences import AbsenceChanges, read_absences, write_abs
 from propeller.manager import tables as manager
 from propeller.store.database import Database
 from propeller.store.migrations import Schema, migrate, run_migrations
+from support.net import eventually
 
 SCHEMAS = [identity.SCHEMA, manager.SCHEMA, coordinator.SCHEMA]
 
@@ -279,6 +282,50 @@ async def test_a_database_that_is_damaged_is_named_with_the_remedy(tmp_path: Pat
     with pytest.raises(StartError, match=r"a\.db.*; restore it from a backup \(propeller restore\)"):
         await migrate(database, manager.SCHEMA)
     await database.close()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_large_database_is_looked_through_while_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, damaged: bool
+) -> None:
+    monkeypatch.setattr("propeller.store.database.MAX_CHECKED_BYTES", 4096)
+    monkeypatch.setattr("propeller.store.integrity.BEGIN_AFTER_S", 0.0)
+    path = tmp_path / "a b?.db"
+    database = Database(str(path))
+    await migrate(database, manager.SCHEMA)
+    await database.close()
+    if damaged:
+        with path.open("r+b") as file:
+            file.seek(3 * 4096)
+            file.write(b"\xff" * 4096)
+    database = Database(str(path))
+    with structlog.testing.capture_logs() as logs:
+        await migrate(database, manager.SCHEMA)  # it starts: nobody waits for a large file
+        assert database.health() == {}
+        [line] = await eventually(lambda: [line for line in logs if "database" in line["event"]], 30)
+    assert line["log_level"] == ("error" if damaged else "info")
+    told = database.health().get("database", "")
+    assert told.startswith("a b?.db is damaged (") is damaged
+    assert (
+        told.endswith("restore it from a backup (propeller restore), or move it away to begin anew")
+        is damaged
+    )
+    await database.close()
+
+
+async def test_a_look_ends_with_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("propeller.store.database.MAX_CHECKED_BYTES", 4096)
+    monkeypatch.setattr("propeller.store.integrity.BEGIN_AFTER_S", 0.0)
+    monkeypatch.setattr("propeller.store.integrity._LOOK", "import time; time.sleep(600)")
+    database = Database(str(tmp_path / "a.db"))
+    await migrate(database, manager.SCHEMA)
+    [looking] = await eventually(
+        lambda: [
+            one for one in psutil.Process().children() if "import time; time.sleep(600)" in one.cmdline()
+        ]
+    )
+    await database.close()
+    assert not looking.is_running()
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["old", "new"])

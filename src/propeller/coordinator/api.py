@@ -1,6 +1,6 @@
 """The coordinator's HTTP API (the routes of absmach/propeller, and those that this project adds)."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -82,6 +82,7 @@ def create_api(
     admission: Admission | None = None,
     max_body: int = MAX_BODY,
     max_update: int = 4 * GIB,
+    database_health: Callable[[], dict[str, str]] = dict,
 ) -> FastAPI:
     """The app.
 
@@ -94,6 +95,7 @@ def create_api(
         admission: finds out who calls.
         max_body: the largest body that is in memory as a whole, in bytes.
         max_update: the largest update in safetensors, in bytes.
+        database_health: what is wrong with the database, for ``/health``.
     """
     app = create_app(
         "coordinator",
@@ -103,6 +105,7 @@ def create_api(
         max_body_setting="COORDINATOR_MAX_BYTES",
         larger_bodies={"/update": BodyLimit(max_update, "COORDINATOR_MAX_UPDATE_BYTES")},
         metrics=metrics,
+        health=lambda: {"status": "ok", **database_health()},
     )
     app.include_router(
         _update_routes(service, large, max_body, max_update)

@@ -133,6 +133,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             large=LargeUpdates(settings.state / "large"),
             max_body=settings.max_bytes,
             max_update=settings.max_update_bytes,
+            database_health=database.health,
         )
         await serve([(bind, app)], stop)
 

@@ -143,7 +143,7 @@ class ServiceChecks:
             return [self._failed(name, error)]
         if _status(answer) not in _HEALTHY:
             return [self._foreign(name, url)]
-        return [passed(name, f"{url} answers")]
+        return [_damaged(name, answer) or passed(name, f"{url} answers")]
 
     async def identity(self) -> list[Finding]:
         """Identity, on its four ports."""
@@ -154,6 +154,8 @@ class ServiceChecks:
                 return [self._failed("identity", error)]
             if _status(answer) not in _HEALTHY:
                 return [self._foreign("identity", url)]
+            if (damaged := _damaged("identity", answer)) is not None:
+                return [damaged]
             health = answer.json()
             self._observed.identity_disconnected = health.get("broker") == "away"
             counts = (health.get("subscriptions"), health.get("max_subscriptions"))
@@ -193,6 +195,15 @@ class ServiceChecks:
     def _foreign(self, name: str, url: str) -> Finding:
         detail = f"{url} is answered by something other than {name}"
         return failed(name, detail, self._target.advice.free_port(listener_on(*address_of(url))))
+
+
+def _damaged(name: str, answer: httpx.Response) -> Finding | None:
+    """What a service says of its database, if that is damaged."""
+    said = answer.json().get("database")
+    if said is None:
+        return None
+    detail, _, remedy = str(said).partition("; ")
+    return failed(name, detail, remedy)
 
 
 def _status(answer: httpx.Response) -> str:

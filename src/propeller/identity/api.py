@@ -1,5 +1,6 @@
 """The identity service's HTTP API: every path on each of its ports."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
@@ -53,15 +54,15 @@ async def requested_page(
 RequestedPage = Annotated[Page, Depends(requested_page)]
 
 
-def create_api(identity: Identity) -> Any:
-    """The app over an identity service."""
+def create_api(identity: Identity, database_health: Callable[[], dict[str, str]] = dict) -> Any:
+    """The app over an identity service; ``database_health`` says what is wrong with the database, for ``/health``."""
     app = create_app(
         "identity",
         admission=Admission(identity.verify, sites=identity.sites, audit=identity.audit),
         audited=lambda _method, path: path != "/auth/verify",
         open_paths=OPEN_PATHS,
         max_body=MAX_BODY_BYTES,
-        health=lambda: _health(identity),
+        health=lambda: _health(identity) | database_health(),
     )
     for routes in (_login_routes, _user_routes, _domain_routes, _client_routes, _channel_routes):
         app.include_router(routes(identity))

@@ -27,7 +27,7 @@ async def main(settings: IdentitySettings, stop: asyncio.Event) -> None:
             "channels": settings.channels_port,
             "clients": settings.clients_port,
         }
-        app = create_api(identity)
+        app = create_api(identity, database.health)
         binds = [
             Bind(
                 f"identity ({name})",

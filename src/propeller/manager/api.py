@@ -1,6 +1,6 @@
 """The manager's HTTP API: proplets, tasks, and what of federated learning starts here or goes through to the coordinator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Path, Query, Request, Response, UploadFile
@@ -60,13 +60,20 @@ ACCESS: AccessTable = {
 """Devices get and send here what is theirs of a round."""
 
 
-def create_api(manager: Manager, *, instance_id: str = "", admission: Admission | None = None) -> FastAPI:
+def create_api(
+    manager: Manager,
+    *,
+    instance_id: str = "",
+    admission: Admission | None = None,
+    database_health: Callable[[], dict[str, str]] = dict,
+) -> FastAPI:
     """The app of a running manager.
 
     Args:
         manager: what answers.
         instance_id: named in ``/health``.
         admission: finds out who calls; ``None`` lets anyone in.
+        database_health: what is wrong with the database, for ``/health``.
     """
 
     def health() -> dict[str, object]:
@@ -78,6 +85,7 @@ def create_api(manager: Manager, *, instance_id: str = "", admission: Admission 
             "build_time": "",
             "instance_id": instance_id,
             "mqtt_connected": manager.session.connected,
+            **database_health(),
         }
 
     metrics, requests = HttpMetrics("manager"), ApiMetrics()

@@ -35,5 +35,6 @@ async def main(settings: ManagerSettings, stop: asyncio.Event) -> None:
             manager,
             instance_id=settings.instance_id or str(uuid.uuid4()),
             admission=admission("manager", settings, settings.domain_id),
+            database_health=database.health,
         )
         await serve([(bind, app)], stop)

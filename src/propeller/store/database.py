@@ -11,6 +11,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from propeller.errors import StartError
+from propeller.process.background import BackgroundTasks
+from propeller.process.logs import get_logger
+from propeller.store.integrity import look_through
 from propeller.store.sqlite import SqliteFile
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.selectable import TypedReturnsRows
 
     from propeller.store.postgresql import Postgresql
+
+log = get_logger("store")
 
 WRITE_WAIT_S = 10.0
 """How long a writer waits for another one, in this process or another, in seconds, unless told otherwise."""
@@ -57,7 +62,7 @@ class DatabaseConnection(Protocol):
 
 
 MAX_CHECKED_BYTES = 256 * 1024 * 1024
-"""A larger file is not read as a whole at the start: that takes seconds."""
+"""A larger file is not read as a whole at the start, which takes seconds, but while it is used."""
 
 RESTORE = "restore it from a backup (propeller restore), or move it away to begin anew"
 """What to do about a database that is damaged."""
@@ -82,6 +87,8 @@ class Database:
         """
         self._url = _parse(url)
         self._backend = _create_backend(self._url, write_wait_s)
+        self._background = BackgroundTasks("store")
+        self._damage: str | None = None
 
     @property
     def backend(self) -> "SqliteFile | Postgresql":
@@ -140,7 +147,7 @@ class Database:
                 )
 
     async def check(self) -> None:
-        """See that a SQLite file of up to 256 MB is whole; PostgreSQL sees to its own.
+        """See that a SQLite file is whole; PostgreSQL sees to its own. One of more than 256 MB is looked at while it is used: see ``health``.
 
         Raises:
             StartError: it is damaged; the text names it.
@@ -152,6 +159,7 @@ class Database:
                 text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
             )
             if size > MAX_CHECKED_BYTES:
+                self._background.spawn(self._check_while_used(self._backend.file))
                 return
             found = await connection.scalar(text("PRAGMA quick_check(1)"))
         if found != "ok":
@@ -159,8 +167,20 @@ class Database:
                 f"the database {self} is damaged ({' '.join(str(found).split())[:200]}); {RESTORE}"
             )
 
+    def health(self) -> dict[str, str]:
+        """Of a service's ``/health``: what was found to be wrong with the file while it is used, as ``database``; else nothing."""
+        return {} if self._damage is None else {"database": self._damage}
+
+    async def _check_while_used(self, file: Path) -> None:
+        found = await look_through(file)
+        if found is not None:
+            # Anyone may ask for a service's health, whom its folders are no concern of.
+            self._damage = f"{file.name} is damaged ({found}); {RESTORE}"
+            log.error("the database is damaged", database=str(self), reason=found, remedy=RESTORE)
+
     async def close(self) -> None:
         """Close every connection."""
+        await self._background.close()
         await self._backend.close()
 
 
