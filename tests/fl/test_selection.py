@@ -202,6 +202,15 @@ def test_too_few_devices_are_counted_and_named() -> None:
     assert too_few(fleet(2), min_chosen=3).needed == 3
 
 
+def test_devices_that_rest_are_told_apart_from_those_that_are_not_there() -> None:
+    with pytest.raises(NotEnoughError) as caught:
+        select([], SelectionPolicy(), Draw(1), resting=["edge-10", "edge-2"])
+    assert str(caught.value) == (
+        "1 device needed, 0 there; alive, but by PROPLET_POLICY (its hours, or a mistake that the log tells) "
+        "no task begins now on: edge-2, edge-10"
+    )
+
+
 def test_names_that_are_not_there_are_told_with_those_near() -> None:
     text = str(too_few(fleet(2), names=["edge-01", "zzz"]))
     assert "selection.names: no device 'edge-01' is alive, but 'edge-001' is" in text

@@ -137,6 +137,20 @@ async def test_too_few_until_the_timeout_is_a_failure_that_says_why(
     assert await tasks(fleet) == []
 
 
+async def test_who_rests_by_its_own_policy_is_named_and_not_said_to_be_away(
+    fl_manager: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await fl_manager.add_proplets("p1", "p2", directed=True, resting=True)
+    await begin(fl_manager, timeout_s=0.2)
+    await eventually(lambda: "failure" in coordinator.proposals[-1] if coordinator.proposals else False)
+    failure = coordinator.proposals[-1]["failure"]
+    names = [one["name"] for one in (await fl_manager.http.get("/proplets")).json()["proplets"]]
+    assert "PROPLET_POLICY" in failure
+    assert all(name in failure for name in names)
+    assert "no device is alive" not in failure
+    assert await tasks(fl_manager) == []
+
+
 async def test_names_of_no_device_are_told_at_once_though_enough_others_are_there(
     fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:

@@ -99,7 +99,7 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
         (
             names.get(proplet["id"], proplet["name"]),
             proplet["id"],
-            "yes" if proplet["alive"] else "NO",
+            _presence(proplet),
             str(proplet["task_count"]),
             ", ".join(proplet["metadata"].get("tags") or ()),
         )
@@ -114,6 +114,12 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
     )
     console.print("\n[bold]Proplets[/]")
     print_rows(console, columns, sorted(rows, key=lambda row: natural_order(row[0])))
+
+
+def _presence(proplet: dict[str, Any]) -> str:
+    if not proplet["alive"]:
+        return "NO"
+    return "resting" if proplet["metadata"].get("resting") else "yes"
 
 
 def _show_rounds(console: Console, fl: Propeller) -> None:

@@ -66,7 +66,7 @@ class FleetChecks:
         ]
         if absent and not findings:
             return [waits_for("proplets", "keys", "channel")]
-        return findings or [passed("proplets", f"{len(expected)} are alive in the manager's channel")]
+        return findings or [passed("proplets", _presence([(one.name, known[one.id]) for one in expected]))]
 
     async def participants(self) -> list[Finding]:
         """Whether those who are asked to take part are client ids of live proplets."""
@@ -227,3 +227,12 @@ class RoundChecks:
         names = {"image": newest.get("task_wasm_image"), "again": again}
         look = self._target.advice.look("coordinator")
         return f"{text.format(**names)}; {look}" if text else look
+
+
+def _presence(proplets: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    text = f"{len(proplets)} are alive in the manager's channel"
+    resting = [name for name, proplet in proplets if (proplet.get("metadata") or {}).get("resting")]
+    if not resting:
+        return text
+    why = "by PROPLET_POLICY (its hours, or a mistake that the log tells) no task begins now on"
+    return f"{text}; {why} {', '.join(resting)}"

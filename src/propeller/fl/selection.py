@@ -79,13 +79,21 @@ def natural_order(name: str) -> tuple[tuple[str, int, str], ...]:
     return tuple((text, len(number), number) for text, number in parts)  # int() refuses very long numbers
 
 
-def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw) -> Chosen:
+def select(
+    candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw, *, resting: Sequence[str] = ()
+) -> Chosen:
     """Choose the participants of a round.
 
     Those that have just failed (``policy.exclude``) are taken last, and before them those that took part within the
     last ``policy.cooldown_rounds`` rounds: only where too few others are there. If all have failed, for the same cause most
     likely, none is left out: the next try is of all of them again, and its reason tells of all of them. A fraction that is less than
     ``policy.min_chosen`` gives that many.
+
+    Args:
+        candidates: the devices that may be chosen.
+        policy: of the choice.
+        draw: which choice of the experiment this is.
+        resting: names of devices that are alive and let no task begin now, to be told where too few are there.
 
     Raises:
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
@@ -101,7 +109,8 @@ def select(candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw)
     pool = [one for one in fitting if one.id not in busy]
     is_named_missing = policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
     if len(fitting) < needed or is_named_missing:
-        raise NotEnoughError(_explain_too_few(there, fitting, policy, needed), needed, len(fitting))
+        reason = _explain_too_few(there, fitting, policy, needed, resting)
+        raise NotEnoughError(reason, needed, len(fitting))
     if len(pool) < policy.min_chosen:
         reason = f"all {len(fitting)} devices that are there take part in another round of the experiment"
         raise NotEnoughError(reason, policy.min_chosen, len(pool))
@@ -231,15 +240,24 @@ def _exact(number: float) -> Fraction:
 
 
 def _explain_too_few(
-    there: Sequence[Candidate], pool: Sequence[Candidate], policy: SelectionPolicy, needed: int
+    there: Sequence[Candidate],
+    pool: Sequence[Candidate],
+    policy: SelectionPolicy,
+    needed: int,
+    resting: Sequence[str],
 ) -> str:
     reasons = [f"{needed} device{'s' if needed != 1 else ''} needed, {len(pool)} there"]
     reasons += _explain_names(there, policy)
     reasons += _explain_tags(there, policy)
     if pool:
         reasons.append(_list([one.name for one in pool], "there"))
-    elif not there:
+    elif not there and not resting:
         reasons.append("no device is alive")
+    if resting:
+        why = (
+            "alive, but by PROPLET_POLICY (its hours, or a mistake that the log tells) no task begins now on"
+        )
+        reasons.append(_list(sorted(resting, key=natural_order), why))
     return "; ".join(reasons)
 
 

@@ -146,13 +146,12 @@ class RoundSelector:
             unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), start.selection)
             if unknown is not None:
                 return ChosenParticipants(failure=unknown, final=True)
-        candidates = [
-            _candidate(proplet)
-            for proplet in self._fleet.alive()
-            if not (proplet.metadata or {}).get("resting")
-        ]
+        alive = self._fleet.alive()
+        resting = [proplet.name for proplet in alive if _rests(proplet)]
+        candidates = [_candidate(proplet) for proplet in alive if not _rests(proplet)]
+        draw = Draw(start.number, start.attempt, start.mode)
         try:
-            chosen = select(candidates, start.selection, Draw(start.number, start.attempt, start.mode))
+            chosen = select(candidates, start.selection, draw, resting=resting)
             program = await self._pins.pin(start.task_wasm_image)
         except NotEnoughError as error:
             return (
@@ -172,6 +171,11 @@ class RoundSelector:
             functions=program.functions,
             names={id_: known[id_] for id_ in chosen.ids},
         )
+
+
+def _rests(proplet: PropletRecord) -> bool:
+    """Whether its own policy lets no task begin now."""
+    return bool((proplet.metadata or {}).get("resting"))
 
 
 def _candidate(proplet: PropletRecord) -> Candidate:
