@@ -1,6 +1,7 @@
 """The authority of a stack, and the certificates that it signs, in real handshakes."""
 
 import asyncio
+import datetime as dt
 import socket
 import ssl
 import stat
@@ -177,3 +178,10 @@ def test_the_authority_is_that_of_the_variable(
     monkeypatch.setenv(tls.CA_VARIABLE, str(tmp_path / "none.pem"))
     with pytest.raises(StartError, match=r"PROPELLER_CA_CERT: .*none\.pem cannot be read"):
         stack_trust()
+
+
+def test_one_that_has_ended_is_said_to_have(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = read_certificate(authority.ensure_server("server", ["fleet.example"])[0])
+    assert good.explain_end().endswith(f"in {good.days_left()} days")
+    monkeypatch.setattr(certificates, "_now", lambda: good.not_after + dt.timedelta(days=2))
+    assert good.explain_end() == f"ended on {good.not_after:%Y-%m-%d}: nobody connects"

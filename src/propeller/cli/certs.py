@@ -89,4 +89,4 @@ def show(folder: FolderOption = DEFAULT_FOLDER, as_json: JsonOption = False) -> 
     print_rows(console, columns, rows)
     for one in found:
         if one.days_left() < WARN_DAYS:
-            console.print(f"[yellow]{one.file} ends in {one.days_left()} days: make another one.[/]")
+            console.print(f"[yellow]{one.file} {one.explain_end()}; make another one.[/]")

@@ -77,16 +77,19 @@ def certificate(file: Path | None) -> list[Finding]:
         found = read_certificate(file)
     except StartError as error:
         return [failed("certificate", str(error), "end the stack and start it again: it makes another one")]
-    days, until = found.days_left(), f"{found.not_after:%Y-%m-%d}"
-    if days < WARN_DAYS:
+    if found.days_left() < WARN_DAYS:
         return [
             failed(
                 "certificate",
-                f"{file} ends on {until}, in {days} days",
+                f"{file} {found.explain_end()}",
                 "end the stack and start it again: it makes another one, which it could not do while it ran (logs/up.log)",
             )
         ]
-    return [passed("certificate", f"{file} is good until {until}, for {', '.join(found.hosts)}")]
+    return [
+        passed(
+            "certificate", f"{file} is good until {found.not_after:%Y-%m-%d}, for {', '.join(found.hosts)}"
+        )
+    ]
 
 
 def free_ports(ports: Mapping[str, int], remedy: str) -> list[Finding]:

@@ -98,7 +98,9 @@ def _explained_errors(url: str) -> Iterator[None]:
     address = f"{host}:{port}"
     try:
         yield
-    except httpx.ConnectError:
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # httpx has no kind of error for it
+            raise NoAnswerError(f"{address} shows a certificate that is not believed: {error}") from None
         raise NoAnswerError(f"nothing listens on {address}") from None
     except httpx.TimeoutException:
         text = f"{address} accepts connections but did not answer within {HTTP_TIMEOUT_S:g} s"

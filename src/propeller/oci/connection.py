@@ -238,6 +238,8 @@ def _unreachable(purpose: Purpose, error: httpx.RequestError) -> RegistryUnreach
     remedy = "check the registry's address and that it is up"
     if _is_tls(error):
         remedy = f"if it speaks plain HTTP, write http://{host}; else check its certificate (PROPELLER_CA_CERT names the authority of a stack)"
+    elif isinstance(error, httpx.RemoteProtocolError) and error.request.url.scheme == "http":
+        remedy = f"if it speaks TLS, write https://{host}; else check that it is a registry"
     return RegistryUnreachableError(f"{purpose.what}: {host} cannot be reached: {text}", remedy)
 
 

@@ -55,6 +55,11 @@ class Certificate:
         """Whole days until it ends; below 0 once it has ended."""
         return math.floor((self.not_after - _now()) / dt.timedelta(days=1))
 
+    def explain_end(self) -> str:
+        """When it ends or has ended, for a person."""
+        days, until = self.days_left(), f"{self.not_after:%Y-%m-%d}"
+        return f"ends on {until}, in {days} days" if days >= 0 else f"ended on {until}: nobody connects"
+
 
 def read_certificate(file: Path) -> Certificate:
     """The first certificate of a PEM file.

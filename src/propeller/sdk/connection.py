@@ -19,14 +19,15 @@ class Connection:
         urls: where they are.
         stack: ``stack.json``, if it was read from there; else empty.
         transport: how requests are sent.
+        login: the user who calls; ``None``: whoever the services take the caller for.
     """
 
     def __init__(
         self, urls: Mapping[str, str], transport: Transport, login: Login | None, stack: Mapping[str, Any]
     ) -> None:
-        """``login`` is who calls, if not whoever the services take the caller for."""
+        """The services at ``urls``, called by ``login``."""
         self.urls, self.stack, self.transport = dict(urls), dict(stack), transport
-        self._login = login
+        self.login = login
 
     def as_user(self, login: Login | None) -> "Connection":
         """The same services, called by a user; by whoever calls them anyway if that is ``None``."""
@@ -49,7 +50,7 @@ class Connection:
     async def send(self, method: str, service: str, path: str, **options: Any) -> httpx.Response:
         """Send a request; its answer, which is a good one. Raises as ``ask`` does."""
         url, headers = f"{self.urls[service]}{path}", options.pop("headers", {})
-        if self._login is not None:
+        if self.login is not None:
             options["auth"] = None  # the transport's own: of whoever else calls
 
         async def send() -> httpx.Response:
@@ -129,19 +130,19 @@ class Connection:
             raise _unreachable("GET", url, error) from None
 
     def _authorization(self) -> dict[str, str]:
-        return {} if self._login is None else self._login.headers()
+        return {} if self.login is None else self.login.headers()
 
     async def _may_try_again(self, answer: httpx.Response) -> bool:
         """Whether the service does not take the token any more, and there is a new one now."""
-        if answer.status_code != httpx.codes.UNAUTHORIZED or self._login is None:
+        if answer.status_code != httpx.codes.UNAUTHORIZED or self.login is None:
             return False
-        await self._renew(self._login)
+        await self._renew(self.login)
         return True
 
     async def _log_in(self) -> None:
         """Before the first request: without a token it may be answered as one of somebody else, the operator of this machine."""
-        if self._login is not None and not self._login.headers():
-            await self._renew(self._login)
+        if self.login is not None and not self.login.headers():
+            await self._renew(self.login)
 
     async def _renew(self, login: Login) -> None:
         told = await login.renew(self.transport)
@@ -164,4 +165,11 @@ def _unreachable(method: str, url: str, error: httpx.TransportError) -> Propelle
         if isinstance(error, httpx.TimeoutException)
         else str(error) or type(error).__name__
     )
-    return UnavailableError(f"{method} {url}: {what}; is the stack running?")
+    remedy = "is the stack running?"
+    if "CERTIFICATE_VERIFY_FAILED" in what:  # httpx has no kind of error for it
+        remedy = (
+            "if it is a stack's own, name its authority: --ca FILE, PROPELLER_CA_CERT, or in Python ca_cert="
+        )
+    elif isinstance(error, httpx.RemoteProtocolError) and url.startswith("http://"):
+        remedy = "if it speaks TLS, write https://"
+    return UnavailableError(f"{method} {url}: {what}; {remedy}")
