@@ -28,7 +28,7 @@ def propeller(up: Up, *words: str, **env: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
 
 
-def as_user(up: Up, name: str) -> Propeller:
+def as_user(up: Up, name: str, password: str = PASSWORD) -> Propeller:
     return Propeller(
         manager=up.url("manager"),
         coordinator=up.url("coordinator"),
@@ -36,7 +36,7 @@ def as_user(up: Up, name: str) -> Propeller:
         data_store=up.url("data_store"),
         identity=up.url("identity"),
         user=name,
-        password=PASSWORD,
+        password=password,
     )
 
 
@@ -62,6 +62,30 @@ def test_a_viewer_is_added_made_an_operator_and_disabled(up: Up) -> None:
     assert propeller(up, "user", "role", "ann", "none").returncode == 0
     with as_user(up, "ann") as ann, pytest.raises(RefusedError, match="not a member of this domain"):
         ann.versions()
+
+
+def test_a_user_changes_their_own_password_and_goes_on_with_it(up: Up) -> None:
+    with Propeller.from_state(up.folder) as fl:
+        fl.users.add("cleo", PASSWORD, "viewer")
+        with pytest.raises(InvalidError, match="IDENTITY_ADMIN_PASSWORD"):
+            fl.users.change_password("another-one")
+    services = ("manager", "coordinator", "model_registry", "data_store", "identity")
+    where = [word for name in services for word in ("--url", f"{name}={up.url(name)}")]
+    command = [sys.executable, "-m", "propeller", "user", "password", *where, "--user", "cleo"]
+    env = {**os.environ, "PROPELLER_PASSWORD": PASSWORD, "PROPELLER_NEW_PASSWORD": "cleos-second"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "cleo has a new password, and logs in anew with it.\n", done.stderr
+    with as_user(up, "cleo") as cleo, pytest.raises(UnauthenticatedError, match="cannot log in"):
+        cleo.versions()
+    with as_user(up, "cleo", "cleos-second") as cleo:
+        assert cleo.versions() != []
+        with pytest.raises(InvalidError, match="new_secret"):
+            cleo.users.change_password("short")
+        cleo.users.change_password("cleos-third")
+        assert cleo.versions() != []
+    nobody = propeller(up, "user", "password")
+    assert nobody.returncode == 1
+    assert "whose password?" in nobody.stderr
 
 
 def test_what_cannot_be(up: Up) -> None:

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from propeller.cli.options import JsonOption, for_stack
+from propeller.errors import StartError
 
 if TYPE_CHECKING:
     from propeller.cli.connection import Target
 
-commands = typer.Typer(name="user", help="List, add, change and disable users.", no_args_is_help=True)
+commands = typer.Typer(
+    name="user", help="List, add, change and disable users; change your own password.", no_args_is_help=True
+)
 
 NEW_PASSWORD_VARIABLE = "PROPELLER_NEW_PASSWORD"  # noqa: S105 - its name
 NO_ROLE = "none"
@@ -84,3 +87,19 @@ def enable(name: NameArgument, *, target: "Target") -> None:
     with target.connect() as fl:
         fl.users.enable(name)
     print(f"{name} is enabled.")
+
+
+@commands.command()
+@for_stack
+def password(*, target: "Target") -> None:
+    """Change your own password. The new one is PROPELLER_NEW_PASSWORD, or asked for."""
+    from propeller.cli.connection import read_password
+
+    if target.user is None:
+        raise StartError(
+            "whose password? Give --url and --user; that of a stack's first user is IDENTITY_ADMIN_PASSWORD"
+        )
+    with target.connect() as fl:
+        new = read_password(f"{target.user}, the new one", NEW_PASSWORD_VARIABLE, twice=True)
+        fl.users.change_password(new)
+    print(f"{target.user} has a new password, and logs in anew with it.")

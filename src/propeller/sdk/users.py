@@ -59,6 +59,22 @@ class AsyncUsers:
         switch = "enable" if enabled else "disable"
         await self._ask("POST", f"/users/{(await self._find(username))['id']}/{switch}")
 
+    async def change_password(self, password: str) -> None:
+        """Give the calling user another password; every login of theirs ends, and this client goes on with the new one.
+
+        Raises:
+            InvalidError: it is too short; or nobody is logged in: the first user's is the stack's own.
+        """
+        login = self._connection.login
+        if login is None or self._connection.stack.get("admin"):
+            raise InvalidError(
+                "a user changes their own password, with --url and --user (in Python url= and user=); that of a stack's first user "
+                "is IDENTITY_ADMIN_PASSWORD"
+            )
+        secrets = {"old_secret": login.password, "new_secret": password}
+        await self._connection.send("PATCH", "identity", "/users/secret", json=secrets)
+        login.password = password
+
     async def _put(self, user_id: str, role: str) -> None:
         path = f"/domains/{(await self._domain())['id']}/members/{user_id}"
         await self._ask("PUT", path, json={"role": role})
@@ -129,3 +145,4 @@ class Users(Blocking[AsyncUsers]):
     add = blocking(AsyncUsers.add)
     set_role = blocking(AsyncUsers.set_role)
     enable = blocking(AsyncUsers.enable)
+    change_password = blocking(AsyncUsers.change_password)
