@@ -259,7 +259,9 @@ def create_app(
         limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1000,
     ) -> Response:
         if who.role not in CONTROL:  # for the services whose handlers see to it
-            raise RefusedError(f"{who} may not read the audit log: it is for operators and admins")
+            raise RefusedError(
+                f"{who} may not read this audit log: it is for operators and admins of the service"
+            )
         return await entries_after(audit, after, limit)
 
     return app
