@@ -11,9 +11,11 @@ import pytest
 
 from propeller.wasm import confinement, task_users
 from propeller.wasm.host_calls import HostCall, HostCallError
-from propeller.wasm.program_run import Limits
+from propeller.wasm.program_run import Limits, ProgramRun, StateFolder
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_users import TaskUsers
+from support.guests import add
+from support.programs import echo
 
 ROOT = os.name == "posix" and os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -217,6 +219,31 @@ async def test_what_a_task_of_root_leaves_is_roots(sandbox: Sandbox) -> None:
         assert int(answer.value[1:]) > 60000
         assert (answer.out / "a").stat().st_uid == 0
         assert answer.out.stat().st_uid == 0
+
+
+@as_root
+async def test_what_is_kept_of_a_task_of_root_is_roots(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Its state, and large files; a large file that it was given stays the proplet's, and nobody else may write to it."""
+    given = tmp_path / "sandbox" / "given"
+    given.write_bytes(b"x" * 1000)
+    given.chmod(0o600)
+    run = ProgramRun(
+        "a",
+        await add(sandbox, echo()),
+        env={"COPY": "1", "KEEP": "kept", "REPLY": "done"},
+        files={"model.safetensors": given},
+        state=StateFolder(None, tmp_path / "sandbox" / "state"),
+        large_files=tmp_path / "sandbox" / "large",
+        large_bytes=10,
+    )
+    outcome = await sandbox.run(run)
+    assert (outcome.error, outcome.stdout) == (None, b"done")
+    (moved,) = outcome.large_files.values()
+    kept = [tmp_path / "sandbox" / "state", *(tmp_path / "sandbox" / "state").iterdir()]
+    assert len(kept) > 1
+    assert {path.stat().st_uid for path in (moved, given, *kept)} == {0}
+    assert {path.stat().st_gid for path in (moved, given, *kept)} == {0}
+    assert given.stat().st_mode & 0o222 == 0
 
 
 def test_protections_name_the_user() -> None:
