@@ -113,7 +113,9 @@ class TaskUsers:
 
 def _missing(folder: str) -> str:
     """Why tasks cannot be users of their own, or nothing."""
-    if sys.platform != "linux" or os.geteuid() != 0:
+    if sys.platform != "linux":
+        return "that is done on Linux alone"
+    if os.geteuid() != 0:
         return "the proplet is not root"
     lacking = [name for name, bit in NEEDED.items() if not _capabilities() >> bit & 1]
     if lacking:
