@@ -13,6 +13,7 @@ from propeller.protocol.roles import Role
 from propeller.web.app import Router, create_app
 from propeller.web.audit import HEAD_HEADER, REFUSED_BURST
 from propeller.web.auth import Admission, Principal
+from propeller.web.limits import MAX_BODY
 
 CALLERS = {
     "ann": Principal("user", "ann", Role.OPERATOR),
@@ -97,6 +98,16 @@ async def test_a_flood_of_refused_requests_does_not_fill_the_disk(
     told = len(entries(log))
     await ask(http, "POST", "/things/a", "ann")
     assert entries(log)[-1]["about"] == {"made": "a-1", "refused_and_not_told_of": 5 * REFUSED_BURST - told}
+
+
+async def test_a_flood_of_failed_requests_of_whom_nobody_knows_does_not_either(
+    http: httpx.AsyncClient, log: AuditLog
+) -> None:
+    too_long = {"Content-Length": str(MAX_BODY + 1)}  # refused before it is asked who sends it
+    for _ in range(2 * REFUSED_BURST):
+        assert (await http.post("/things/a", headers=too_long)).status_code == 413
+        assert (await http.delete("/health")).status_code == 405  # open to anyone
+    assert REFUSED_BURST <= len(entries(log)) < 2 * REFUSED_BURST
 
 
 async def test_operators_read_it_and_nobody_else(http: httpx.AsyncClient, log: AuditLog) -> None:

@@ -17,9 +17,11 @@ from propeller.web.auth import Principal
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED = frozenset({401, 403})
+_FAILED = 400
 
 REFUSED_BURST, REFUSED_A_SECOND = 20, 0.1
-"""Entries of refused requests from one address: so many at once, and as they come back; what is more is counted in the next one."""
+"""Entries of refused requests from one address, and of failed ones of whom nobody knows: so many at once, and as they come back; what is
+more is counted in the next one."""
 
 _MAX_ADDRESSES = 1000
 
@@ -81,11 +83,13 @@ class AuditMiddleware:
         if not self._audited(method, path):
             return
         is_refused = status in _REFUSED
-        if is_refused and not self._may_tell(address):
-            self._untold += 1
-            return
         is_change = method not in _SAFE and (who is None or who.role in PEOPLE or who.kind == "user")
         if not (is_refused or is_change):
+            return
+        is_unknown = who is None or who.kind == "anyone"
+        # Whoever reaches the service can send requests that fail, and is to fill no disk with them.
+        if (is_refused or (is_unknown and status >= _FAILED)) and not self._may_tell(address):
+            self._untold += 1
             return
         if self._untold:
             facts = {**facts, "refused_and_not_told_of": self._untold}
