@@ -175,6 +175,58 @@ def test_full_files_are_set_aside_and_the_chain_goes_on(file: Path, monkeypatch:
     assert written(file, 1).seq == 21
 
 
+def test_a_line_without_an_end_hides_nothing_that_follows(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE_BYTES", 1000)
+    written(file, 10)
+    with audit_files(file)[0].open("ab") as older:
+        older.write(b"{")
+    with pytest.raises(DamagedError, match="has no end"):
+        lines_of(file)
+    audit_files(file)[0].unlink()
+    with file.open("ab") as newest:
+        newest.write(b"x" * audit.MAX_LINE_BYTES)
+    with pytest.raises(DamagedError, match="has no end"):
+        lines_of(file)
+
+
+def test_a_new_file_that_cannot_be_opened_is_opened_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE_BYTES", 200)
+    log = AuditLog(file, "manager")
+    log.record("one")
+    with monkeypatch.context() as patched:
+
+        def refuse(_file: Path) -> int:
+            raise OSError(24, "too many open files")
+
+        patched.setattr(audit, "_open", refuse)
+        log.record("two")
+        log.record("three")
+    log.record("four")
+    log.close()
+    entries = [json.loads(line) for line in lines_of(file)]
+    assert [entry["action"] for entry in entries] == ["one", "four"]
+    assert entries[1]["about"] == {"lost_entries_before": 2}
+    assert verify(iter(lines_of(file))) == log.head
+
+
+def test_a_log_that_somebody_damages_keeps_nobody_from_working(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE_BYTES", 200)
+    log = AuditLog(file, "manager")
+    log.record("one")
+    file.write_bytes(b"x" * 200)
+    with capture_logs() as logs:
+        log.record("two")
+    log.close()
+    [line] = [line for line in logs if line["event"] == "the audit log cannot be written"]
+    assert "is no entry of an audit log" in line["reason"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_what_the_disk_does_not_take_is_counted_and_told(file: Path) -> None:
     log = AuditLog(file, "manager")

@@ -157,7 +157,7 @@ class AuditLog:
             try:
                 self._make_room(len(line))
                 _append(self._descriptor, line)
-            except OSError as error:
+            except (OSError, DamagedError) as error:
                 self._lost += 1
                 self._tell_lost(error)
                 return
@@ -192,19 +192,23 @@ class AuditLog:
         size = os.fstat(self._descriptor).st_size
         if size == 0 or size + more <= MAX_FILE_BYTES:
             return
-        with self._file.open("rb") as file:
-            first = _parse(file.readline(MAX_LINE_BYTES), self._file)
-        os.fsync(self._descriptor)
-        self._file.rename(self._file.with_name(f"{self._file.stem}-{first['seq']:012d}{self._file.suffix}"))
+        if self._file.exists():  # else it was set aside, and the new one could not be opened
+            with self._file.open("rb") as file:
+                first = _parse(file.readline(MAX_LINE_BYTES), self._file)
+            os.fsync(self._descriptor)
+            self._file.rename(
+                self._file.with_name(f"{self._file.stem}-{first['seq']:012d}{self._file.suffix}")
+            )
         fresh = _open(self._file)
         os.dup2(fresh, self._descriptor, inheritable=False)
         os.close(fresh)
 
-    def _tell_lost(self, error: OSError) -> None:
+    def _tell_lost(self, error: OSError | DamagedError) -> None:
         now = time.monotonic()
         if now - self._told_at >= _REPEAT_S:
             self._told_at = now
-            log.error("the audit log cannot be written", file=str(self._file), reason=str(error.strerror))
+            reason = str(error.strerror if isinstance(error, OSError) else error)
+            log.error("the audit log cannot be written", file=str(self._file), reason=reason)
 
 
 def audit_files(file: Path) -> list[Path]:
@@ -226,7 +230,9 @@ def read_lines(files: Sequence[Path], after: int = 0) -> Iterator[bytes]:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES):
                 if not line.endswith(b"\n"):
-                    return  # just being written
+                    if path == files[-1] and len(line) < MAX_LINE_BYTES:
+                        return  # just being written
+                    raise DamagedError(f"{path}: {line[:60]!r} has no end")
                 if _parse(line, path)["seq"] > after:
                     yield line
 
