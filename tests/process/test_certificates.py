@@ -168,6 +168,41 @@ async def test_a_server_shows_what_is_in_its_files_and_warns_before_the_end(
     assert any("THE_CERT" in str(line) for line in logs)
 
 
+async def test_a_link_that_is_replaced_while_it_is_read_ends_no_watch(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tls, "CHECK_S", 0.01)
+    cert, key = authority.ensure_server("server", ["fleet.example"])
+    link = tmp_path / "current.pem"
+    link.symlink_to(cert)
+    pair = KeyPair(link, key, "THE_CERT", "THE_KEY")
+    pair.server_context()
+    check = tls._check_readable  # noqa: SLF001
+
+    def remove_afterwards(file: Path, setting: str) -> None:
+        check(file, setting)
+        link.unlink(missing_ok=True)
+
+    reloads: list[bool] = []
+    with capture_logs() as logs:
+        watch = asyncio.create_task(keep_current(pair, lambda: reloads.append(True)))
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(tls, "_check_readable", remove_afterwards)
+                await asyncio.sleep(0)
+                link.unlink()
+                link.symlink_to(authority.ensure_server("other", ["fleet.example"])[0])
+                await eventually(lambda: not link.is_symlink())
+            link.symlink_to(cert)
+            await eventually(lambda: bool(reloads))
+        finally:
+            watch.cancel()
+    refused = [
+        line for line in logs if line["event"].startswith("the certificate has changed and cannot be used")
+    ]
+    assert any("THE_CERT" in line["reason"] for line in refused)
+
+
 def test_the_authority_is_that_of_the_variable(
     authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -49,6 +49,10 @@ class KeyPair:
             ) from None
         except ssl.SSLError as error:
             raise StartError(self._explain(error)) from None
+        except OSError as error:  # replaced just now: links are removed before they are made anew
+            raise StartError(
+                f"{self.cert_setting} and {self.key_setting}: {self.cert} or {self.key} cannot be read: {error.strerror}"
+            ) from None
 
     def server_context(self) -> ssl.SSLContext:
         """A context for a server that shows the certificate.
