@@ -121,7 +121,11 @@ class ProxyService:
         if excess := self._requesters.begin(request.proplet_id):
             self._ignore(topic, request.proplet_id, excess, "refused")
             return
-        path = self._requests.add(request.encode())
+        try:
+            path = self._requests.add(request.encode())
+        except OSError:  # it comes again, and would count for ever
+            self._requesters.end(request.proplet_id)
+            raise
         if not self._closed:
             self._start_answer(path, request)
 
