@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -227,6 +228,21 @@ async def test_a_standby_that_cannot_ask_tries_again_and_says_each_thing_once(
         assert await _own(str(tmp_path / "a.db"), asyncio.Event()) is not None
     told = [log.get("owner") or log.get("reason") or log["event"] for log in logs]
     assert told == ["another", "away", "another", "the standby takes over the database"]
+
+
+async def test_a_full_disk_keeps_nobody_from_being_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("propeller.store.ownership.os.pwrite", refuse)
+    claim = FileClaim(tmp_path / "a.db", "zoo")
+    assert await claim.take()
+    waiting = FileClaim(tmp_path / "a.db", "zoo")
+    assert not await waiting.take()
+    assert waiting.owner == "unknown"
+    await claim.close()
 
 
 async def test_the_lock_is_not_on_the_database_itself(tmp_path: Path) -> None:

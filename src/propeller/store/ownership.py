@@ -157,8 +157,9 @@ class FileClaim:
                 f"cannot lock {self._path}: {error.strerror}; the database's folder must be one that this user may write to, "
                 "on a file system with locks"
             ) from None
-        os.ftruncate(self._lock.descriptor, 0)
-        os.pwrite(self._lock.descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        with contextlib.suppress(OSError):  # for people alone: a full disk keeps nobody from reading
+            os.ftruncate(self._lock.descriptor, 0)
+            os.pwrite(self._lock.descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
         return True
 
     @contextlib.asynccontextmanager
