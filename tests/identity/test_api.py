@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -86,6 +87,25 @@ async def test_the_guides_provisioning(api: Api) -> None:
     body = {"client_ids": ids, "channel_ids": [channel], "types": ["publish", "subscribe"]}
     for _ in range(2):
         assert (await api("POST", f"{channels}/{domain}/channels/connect", body)).status_code == 201
+
+
+async def test_the_audit_log_says_whom_a_channel_was_opened_to(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    settings = Site.at(tmp_path).identity.model_copy(update={"audit_log": file})
+    async with served(settings) as http:
+        api = Api(http, settings)
+        await api.login()
+        domain = (await api.made("/domains", {"name": "d", "route": "d"}))["id"]
+        client = (await api.made(f"/{domain}/clients", {"name": "proplet-1"}))["id"]
+        channel = (await api.made(f"/{domain}/channels", {"name": "fl"}))["id"]
+        only = {"client_ids": [client], "types": ["subscribe"]}
+        await api.made(f"/{domain}/channels/{channel}/connect", only)
+        await api.made(f"/{domain}/channels/connect", only | {"channel_ids": [channel]})
+        assert (await api("POST", f"/{domain}/channels/{channel}/disconnect", only)).status_code == 204
+        assert (await api("PATCH", f"/{domain}/clients/{client}", {"compat": True})).is_success
+    told = [json.loads(line)["about"] for line in file.read_bytes().splitlines()[-4:]]
+    said = {"clients": client, "channels": channel, "types": "subscribe"}
+    assert told == [said, said, said, {"compat": True}]
 
 
 async def test_lists_are_paged_in_a_stable_order(api: Api) -> None:

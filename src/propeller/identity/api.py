@@ -1,6 +1,6 @@
 """The identity service's HTTP API: every path on each of its ports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
@@ -226,7 +226,9 @@ def _client_routes(identity: Identity) -> Router:
 
     @router.patch("/clients/{client_id}")
     async def change_client(domain_id: Id, client_id: Id, body: requests.ClientChange) -> dict[str, Any]:
-        return await clients.set_compat(domain_id, client_id, compat=body.compat)
+        changed = await clients.set_compat(domain_id, client_id, compat=body.compat)
+        note(compat=body.compat)
+        return changed
 
     @router.post("/clients/{client_id}/secret")
     @router.patch("/clients/{client_id}/secret")
@@ -242,6 +244,12 @@ def _client_routes(identity: Identity) -> Router:
         await clients.delete(domain_id, client_id)
 
     return router
+
+
+def _note_connections(
+    body: requests.ConnectionsRequest | requests.ChannelConnectionsRequest, channels: Sequence[str]
+) -> None:
+    note(clients=",".join(body.client_ids), channels=",".join(channels), types=",".join(body.types))
 
 
 def _channel_routes(identity: Identity) -> Router:
@@ -260,13 +268,13 @@ def _channel_routes(identity: Identity) -> Router:
     @router.post("/channels/connect", status_code=201)
     async def connect(domain_id: Id, body: requests.ConnectionsRequest) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, body.channel_ids, body.types)
-        note(clients=",".join(body.client_ids), channels=",".join(body.channel_ids))
+        _note_connections(body, body.channel_ids)
         return body.model_dump()
 
     @router.post("/channels/disconnect", status_code=204)
     async def disconnect(domain_id: Id, body: requests.ConnectionsRequest) -> None:
         await channels.disconnect(domain_id, body.client_ids, body.channel_ids, body.types)
-        note(clients=",".join(body.client_ids), channels=",".join(body.channel_ids))
+        _note_connections(body, body.channel_ids)
 
     @router.get("/channels/{channel_id}")
     async def get_channel(domain_id: Id, channel_id: Id) -> dict[str, Any]:
@@ -277,11 +285,13 @@ def _channel_routes(identity: Identity) -> Router:
         domain_id: Id, channel_id: Id, body: requests.ChannelConnectionsRequest
     ) -> dict[str, Any]:
         await channels.connect(domain_id, body.client_ids, [channel_id], body.types)
+        _note_connections(body, [channel_id])
         return {**body.model_dump(), "channel_ids": [channel_id]}
 
     @router.post("/channels/{channel_id}/disconnect", status_code=204)
     async def disconnect_one(domain_id: Id, channel_id: Id, body: requests.ChannelConnectionsRequest) -> None:
         await channels.disconnect(domain_id, body.client_ids, [channel_id], body.types)
+        _note_connections(body, [channel_id])
 
     @router.post("/channels/{channel_id}/{switch}")
     async def switch_channel(domain_id: Id, channel_id: Id, switch: Switch) -> dict[str, Any]:
