@@ -34,7 +34,9 @@ async def calling_user(principal: Caller) -> Principal:
 async def calling_admin(principal: Annotated[Principal, Depends(calling_user)]) -> Principal:
     """The calling admin."""
     if principal.role != ADMIN:
-        raise RefusedError("only an admin may do this")
+        raise RefusedError(
+            "only an admin of identity, as the first user is, may do this; an admin of a domain may not"
+        )
     return principal
 
 
