@@ -8,11 +8,12 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
+from nats.aio.client import Client
 from structlog.testing import capture_logs
 
 from propeller.identity import client_watch as module
-from propeller.identity.broker_api import jetstream
-from propeller.identity.broker_storage import MESSAGES_PER_TOPIC, RETAINED, WAITING
+from propeller.identity.broker_api import jetstream, max_storage
+from propeller.identity.broker_storage import MESSAGES_PER_TOPIC, RETAINED, WAITING, limit_storage
 from propeller.identity.client_watch import BURST_S, Budget, ClientLimits
 from propeller.identity.service import Identity
 from propeller.mqtt.broker import Broker
@@ -191,6 +192,26 @@ async def test_the_manager_may_do_more(world: World) -> None:
             assert await first(proplet) == b"still"
 
 
+async def test_on_a_small_disk_less_may_wait(world: World) -> None:
+    link = world.identity.link._nats  # noqa: SLF001
+    assert link is not None
+    wanted = 1 << 60
+    room = await max_storage(link)
+    assert room is not None
+    assert 0 < room < wanted
+    async with world.client():
+        await eventually(lambda: _waiting_bytes(link))
+        assert await limit_storage(link, age_s=86_400, max_bytes=wanted) == room // 2  # more is refused
+        assert await _waiting_bytes(link) == room // 2
+
+
+async def _waiting_bytes(link: Client) -> int:
+    with contextlib.suppress(LookupError):  # nobody has connected yet
+        config = (await jetstream(link, f"STREAM.INFO.{WAITING}"))["config"]
+        return max(0, int(config["max_bytes"]))
+    return 0
+
+
 async def test_nothing_is_retained_and_what_waits_is_bounded(world: World) -> None:
     link = world.identity.link._nats  # noqa: SLF001
     assert link is not None
@@ -203,7 +224,8 @@ async def test_nothing_is_retained_and_what_waits_is_bounded(world: World) -> No
         await eventually(limited)
         await client.publish(world.topic(), b"kept?", qos=1, retain=True)
         waiting = (await jetstream(link, f"STREAM.INFO.{WAITING}"))["config"]
-        assert (waiting["max_bytes"], waiting["max_msgs_per_subject"]) == (4 * 1024**3, MESSAGES_PER_TOPIC)
+        allowed = min(4 * 1024**3, (await max_storage(link) or 0) // 2)
+        assert (waiting["max_bytes"], waiting["max_msgs_per_subject"]) == (allowed, MESSAGES_PER_TOPIC)
         assert waiting["max_age"] == 86_400 * 10**9
         assert (await jetstream(link, f"STREAM.INFO.{RETAINED}"))["state"]["messages"] == 0
     manager = world.made.clients["manager"]

@@ -89,6 +89,12 @@ async def max_consumers(link: Client) -> int | None:
     )
 
 
+async def max_storage(link: Client) -> int | None:
+    """How many bytes the smallest server may store: what its disk had room for when it started; ``None`` if no server answers."""
+    found = [reply.get("config") or {} async for reply in _replies(link, "$SYS.REQ.SERVER.PING.JSZ", {})]
+    return min((int(one["max_storage"]) for one in found if one.get("max_storage", 0) > 0), default=None)
+
+
 async def mqtt_listener(link: Client) -> tuple[str, int]:
     """The host and port at which a server listens for MQTT.
 

@@ -65,8 +65,14 @@ class BrokerGuard:
     async def _look_at_storage(self, link: Client) -> None:
         try:
             if not self._limited:
-                await limit_storage(link, age_s=self._age_s, max_bytes=self._max_bytes)
+                allowed = await limit_storage(link, age_s=self._age_s, max_bytes=self._max_bytes)
                 self._limited = True
+                if allowed < self._max_bytes:
+                    log.warning(
+                        "the broker's disk has room for fewer waiting messages than BROKER_STORED_BYTES",
+                        bytes=allowed,
+                        wanted=self._max_bytes,
+                    )
             await self._read_sessions(link)
             await self._look_at_half_sent(link)
         except LookupError:  # nobody has ever connected

@@ -7,7 +7,7 @@ from collections import Counter
 
 from nats.aio.client import Client
 
-from propeller.identity.broker_api import jetstream
+from propeller.identity.broker_api import jetstream, max_storage
 
 RETAINED, WAITING, HALF_SENT = "$MQTT_rmsgs", "$MQTT_msgs", "$MQTT_qos2in"
 """Streams of retained messages, of those that wait for sessions, and of those of QoS 2 that were not released yet."""
@@ -23,28 +23,38 @@ _SHORTEST_AGE_S = 600.0
 _HALF_SENT_SUBJECT = "$MQTT.qos2.in."
 
 
-async def limit_storage(link: Client, *, age_s: float, max_bytes: int) -> None:
+async def limit_storage(link: Client, *, age_s: float, max_bytes: int) -> int:
     """Set the limits where they are not set yet.
+
+    A broker refuses a limit that its disk has no room for, and then has none: on a small disk it is half of what there is.
 
     Args:
         link: the connection to the broker.
         age_s: how long a message waits, in seconds: as long as a session does.
         max_bytes: of the messages that wait; the oldest make room.
 
+    Returns:
+        The bytes of the messages that may wait.
+
     Raises:
         LookupError: there are no such streams yet, as nobody has ever connected.
         NatsError: the broker does not answer, or refuses.
     """
+    room = await max_storage(link)
+    half_sent_bytes = HALF_SENT_BYTES
+    if room is not None:
+        max_bytes, half_sent_bytes = min(max_bytes, room // 2), min(half_sent_bytes, room // 8)
     age = int(max(age_s, _SHORTEST_AGE_S) * _NANOSECONDS)
     wanted: dict[str, dict[str, int]] = {
         RETAINED: {"max_msg_size": 1},
         WAITING: {"max_age": age, "max_bytes": max_bytes, "max_msgs_per_subject": MESSAGES_PER_TOPIC},
-        HALF_SENT: {"max_age": age, "max_bytes": HALF_SENT_BYTES},
+        HALF_SENT: {"max_age": age, "max_bytes": half_sent_bytes},
     }
     for stream, limits in wanted.items():
         known = (await jetstream(link, f"STREAM.INFO.{stream}"))["config"]
         if any(known.get(name) != value for name, value in limits.items()):
             await jetstream(link, f"STREAM.UPDATE.{stream}", **{**known, **limits})
+    return max_bytes
 
 
 async def half_sent(link: Client, at_least: int) -> Counter[str]:
