@@ -9,11 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 
 from propeller.process.retry import Backoff
 from propeller.stack.supervisor import ProcessSpec, ProcessStarter, StartedProcess, Supervisor, last_error
-from support.net import eventually, free_port
+from support.net import eventually, free_port, has_ended
 
 
 def spec_of(folder: Path, port: int, *, forked: bool = True) -> ProcessSpec:
@@ -44,6 +45,31 @@ async def test_a_killed_process_is_started_again_and_ended_when_told(tmp_path: P
         await supervisor.close(["aggregator"])
     assert not await answers(port)
     assert supervisor.pids == {}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="the end of a process is told by the fork server alone here"
+)
+async def test_processes_outlast_the_fork_server_and_are_watched_on(tmp_path: Path) -> None:
+    port, supervisor = free_port(), Supervisor()
+    try:
+        await supervisor.start(spec_of(tmp_path, port))
+        await eventually(lambda: answers(port), 20)
+        first = supervisor.pids["aggregator"]
+        [server] = [
+            one for one in psutil.Process().children() if "multiprocessing.forkserver" in str(one.cmdline())
+        ]
+        server.kill()
+        await eventually(lambda: has_ended(server.pid))
+        await asyncio.sleep(0.2)  # whoever takes that for the end of its processes starts others
+        assert supervisor.pids["aggregator"] == first
+        assert await answers(port)
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.pids["aggregator"] != first, 10)
+        await eventually(lambda: answers(port), 20)
+    finally:
+        await supervisor.close(["aggregator"])
+    assert not await answers(port)
 
 
 async def test_a_healthy_process_is_started_again_at_once_and_one_that_fails_again_later_and_later(

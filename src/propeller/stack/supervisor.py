@@ -260,22 +260,21 @@ def _serve_forked(service: str, env: dict[str, str], log_file: str) -> None:
 
 
 async def _wait(process: "BaseProcess | subprocess.Popen[bytes]") -> int | None:
+    """Wait for the end of a process; its exit code, 255 if the fork server that knew it is gone."""
     if isinstance(process, subprocess.Popen):
         while (code := process.poll()) is None:
             await _exited(process.pid)
         return code
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(process.sentinel, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process.sentinel)
+    if process.pid is not None and hasattr(os, "pidfd_open"):
+        # Not by what the fork server says: if that ends, or is ended, its processes go on.
+        await _exited(process.pid)
+    await _readable(process.sentinel)
     process.join()
     return process.exitcode
 
 
 async def _exited(pid: int) -> None:
-    """Wait for a child of this process to end, by its pidfd where the system has them."""
+    """Wait for a process to end, by its pidfd where the system has them."""
     if not hasattr(os, "pidfd_open"):
         await asyncio.sleep(0.05)
         return
@@ -283,13 +282,20 @@ async def _exited(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
     try:
-        await ended.wait()
+        await _readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until there is something to read, or nothing will ever be."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
     finally:
         loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 def _signal(pid: int, number: int) -> None:
