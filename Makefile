@@ -41,7 +41,7 @@ bench: $(VENV)/.dev ## Measure what docs/benchmarks.md lists
 	done; test -z "$$missed" || { echo "a bound was missed in:$$missed" >&2; exit 1; }
 
 soak: $(VENV)/.dev ## Make faults in a running stack for SOAK_MINUTES (10), and check what holds (SOAK_SEED=N as before)
-	@cd tests && $(abspath $(BIN))/python -m faults.soak --minutes $(or $(SOAK_MINUTES),10) $(SOAK_SEED:%=--seed %)
+	@cd tests && $(abspath $(BIN))/python -m faults.soak --minutes $(or $(SOAK_MINUTES),10) $(SOAK_SEED:%=--seed %) $(if $(SOAK_KINDS),--kinds "$(SOAK_KINDS)") $(SOAK_DATABASE:%=--database %)
 
 clean: ## Remove the environment and what runs left behind
 	rm -rf $(VENV) .propeller .import_linter_cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

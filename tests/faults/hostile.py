@@ -29,7 +29,7 @@ async def hostile_device(stack: FaultyStack, rng: Random) -> str:
     how = rng.choice((flood, send_garbage, send_worthless_updates, pretend))
     try:
         async with asyncio.timeout(30):
-            device = await _join(stack, f"hostile-{rng.randrange(10**9)}")
+            device = await join(stack, f"hostile-{rng.randrange(10**9)}")
             await how(stack, device)
     except (httpx.TransportError, ServiceError, TimeoutError) as error:  # what it speaks to may be away
         return f"{how.__name__.replace('_', ' ')}, which did not come far: {error!r}"
@@ -38,7 +38,7 @@ async def hostile_device(stack: FaultyStack, rng: Random) -> str:
 
 async def flood(stack: FaultyStack, device: dict[str, str]) -> None:
     """Heartbeats, as many as go."""
-    async with _connected(stack, device) as (session, channel):
+    async with connected(stack, device) as (session, channel):
         topic = channel.said(Kind.PROPLET_ALIVE, device["id"])
         beat = json.dumps({"proplet_id": device["id"], "status": "alive"}).encode()
         await _publish(session, [(topic, beat)] * _FLOOD)
@@ -46,7 +46,7 @@ async def flood(stack: FaultyStack, device: dict[str, str]) -> None:
 
 async def send_garbage(stack: FaultyStack, device: dict[str, str]) -> None:
     """Whatever is no message, on every topic that it may use."""
-    async with _connected(stack, device) as (session, channel):
+    async with connected(stack, device) as (session, channel):
         kinds = (*PROPLET_SAYS, Kind.REGISTRY_REQUEST)
         topics = [channel.said(kind, device["id"]) for kind in kinds] + [channel.update("r-1", device["id"])]
         await _publish(session, [(topic, each) for topic in topics for each in GARBAGE])
@@ -65,14 +65,18 @@ async def pretend(stack: FaultyStack, device: dict[str, str]) -> None:
     for round_id in await _open_rounds(stack):
         for victim in victims:
             await _send_update(stack, device, round_id, victim, 7.0)
-    async with _connected(stack, device) as (session, channel):
+    async with connected(stack, device) as (session, channel):
         said = json.dumps({"proplet_id": victims[0], "status": "offline"}).encode()
         kinds = (Kind.PROPLET_ALIVE, Kind.PROPLET_RESULTS, Kind.PROPLET_CREATE)
         await _publish(session, [(channel.said(kind, victim), said) for kind in kinds for victim in victims])
 
 
-async def _join(stack: FaultyStack, name: str) -> dict[str, str]:
-    """A new client of the channel; its id and key."""
+async def join(stack: FaultyStack, name: str) -> dict[str, str]:
+    """A new client of the channel; its id and key.
+
+    Raises:
+        httpx.TransportError, ServiceError: identity is away.
+    """
     described = stack.up.stack
     urls = [described["services"]["identity"][listener] for listener in IDENTITY_LISTENERS]
     api = IdentityApi(*urls, timeout=5)
@@ -86,7 +90,8 @@ async def _join(stack: FaultyStack, name: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def _connected(stack: FaultyStack, device: dict[str, str]) -> AsyncIterator[tuple[Session, Channel]]:
+async def connected(stack: FaultyStack, device: dict[str, str]) -> AsyncIterator[tuple[Session, Channel]]:
+    """Its session with the broker, which may still be away."""
     described = stack.up.stack
     broker = described["broker"]
     session = Session(

@@ -4,17 +4,28 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from random import Random
 
 import psutil
 
-from faults.damage import damage_broker_store, damage_programs
+from faults.damage import (
+    damage_artifact,
+    damage_broker_store,
+    damage_index,
+    damage_model,
+    damage_programs,
+    damage_stopped_stack,
+    damage_update,
+)
+from faults.disks import fill_disk
 from faults.hostile import hostile_device
 from faults.links import HttpLink
+from faults.participant import poison
 from faults.stack import PROCESSES, FaultyStack
 
 Fault = Callable[[FaultyStack, Random], Awaitable[str]]
-"""Makes a fault, and heals what heals; gives what it was in words."""
+"""Makes a fault, and heals what heals; gives what it was in words, nothing if it came to nothing."""
 
 LONGEST_S = 10.0
 """Of a pause and of a partition: longer ones are other faults, as whoever says nothing for 30 s counts as gone."""
@@ -112,18 +123,59 @@ def _coordinator(stack: FaultyStack) -> HttpLink:
     return link
 
 
-KINDS: dict[str, Fault] = {
-    "kill": kill,
-    "restart": restart,
-    "pause": pause,
-    "restart of the stack": restart_stack,
-    "partition": partition,
-    "lost answers": lose_answers,
-    "requests sent twice": send_twice,
-    "hostile device": hostile_device,
-    "damaged programs": damage_programs,
-    "damaged store of the broker": damage_broker_store,
-}
+def _is_always_there(_stack: FaultyStack) -> str:
+    return ""
 
-OF_THE_WHOLE_STACK = frozenset({"restart of the stack", "damaged store of the broker"})
-"""Kinds that end the stack: no other fault is made at the same time."""
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault.
+
+    Attributes:
+        make: makes one.
+        checks: what is checked of this kind alone, beside what holds whatever happened.
+        alone: whether no other fault may be made at the same time: it ends the stack, or what it checks needs the others whole.
+        lacks: what keeps it from being made here; empty if nothing does.
+    """
+
+    make: Fault
+    checks: str = ""
+    alone: bool = False
+    lacks: Callable[[FaultyStack], str] = _is_always_there
+
+
+KINDS: dict[str, Kind] = {
+    "kill": Kind(kill),
+    "restart": Kind(restart),
+    "pause": Kind(pause),
+    "restart of the stack": Kind(restart_stack, "no process is left", alone=True),
+    "partition": Kind(partition),
+    "lost answers": Kind(lose_answers),
+    "requests sent twice": Kind(send_twice),
+    "hostile device": Kind(hostile_device, "no update that it sends is accepted"),
+    "poisonous participant": Kind(
+        poison, "each update is refused; each round of it names it, and counts the others alone"
+    ),
+    "full disk": Kind(
+        fill_disk,
+        "what cannot be kept is refused with 503 or 507, and kept when there is room",
+        lacks=lambda stack: stack.no_disks,
+    ),
+    "damaged programs": Kind(damage_programs),
+    "damaged model version": Kind(
+        damage_model, "the file is named, and no other numbers are given; mended it is as before", alone=True
+    ),
+    "damaged update": Kind(damage_update, "its round names its sender, and goes on", alone=True),
+    "damaged artifact": Kind(
+        damage_artifact, "the blob is set aside by name and never given; a push brings it back", alone=True
+    ),
+    "damaged index of artifacts": Kind(
+        damage_index, "the registry refuses to start and names it", alone=True
+    ),
+    "damaged store of the broker": Kind(damage_broker_store, "the stack starts", alone=True),
+    "damaged file of a stopped stack": Kind(
+        damage_stopped_stack,
+        "the stack refuses to start and names it; an audit log does not verify",
+        alone=True,
+    ),
+}

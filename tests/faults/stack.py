@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from faults.disks import CannotMountError, own_disks
 from faults.links import Exchange, HttpLink, Link
 from propeller.coordinator.updates import read_update
 from propeller.stack.ports import free_ports
@@ -38,7 +39,11 @@ _LISTENING = {
 }
 """Each service, and the name of a port by which its process is known."""
 
-PROCESSES = (*_LISTENING, *PROPLETS)
+FORK_SERVER = "fork server"
+"""The process that the services are forked from."""
+
+PROCESSES = (*_LISTENING, *PROPLETS, FORK_SERVER)
+_FORKS = "from multiprocessing.forkserver import main"
 STACK = [sys.executable, "-m", "faults.up"]
 HEALTHY_S = 60.0
 
@@ -52,15 +57,30 @@ class FaultyStack:
         links: by what the proplets reach over them: ``broker``, ``coordinator``, ``model-registry``, ``data-store``.
         acknowledged: how often each update was accepted by the coordinator over HTTP, by round and client id.
         starts: how often it was started.
+        databases: URLs of those that are not SQLite's, by the names of services.
+        disks: its folders that are file systems of their own, by their names.
+        no_disks: why it has none.
     """
 
-    def __init__(self, folder: Path, *, own_programs: bool = False) -> None:
-        """Compiled programs are those of all tests, or its own, which may be damaged."""
+    def __init__(
+        self, folder: Path, *, is_own: bool = False, databases: Mapping[str, str] | None = None
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            folder: its state.
+            is_own: whether its compiled programs may be damaged, and its disks fill up; else it has those of all tests.
+            databases: URLs, by the names of services, each of which then has a standby.
+        """
         self.folder = folder
-        self.programs = folder.with_name(f"{folder.name}-programs") if own_programs else COMPILED
+        self.programs = folder.with_name(f"{folder.name}-programs") if is_own else COMPILED
         self.links: dict[str, Link] = {}
         self.acknowledged: Counter[tuple[str, str]] = Counter()
         self.starts = 0
+        self.databases = databases or {}
+        self.disks: Mapping[str, Path] = {}
+        self.no_disks = ""
+        self._is_own = is_own
         self._ports: dict[str, int] = {}
         self._up: Up | None = None
 
@@ -82,6 +102,11 @@ class FaultyStack:
             shutil.copytree(COMPILED, self.programs)
         self._choose_ports()
         async with contextlib.AsyncExitStack() as opened:
+            if self._is_own:
+                try:
+                    self.disks = opened.enter_context(own_disks(self.folder))
+                except CannotMountError as error:
+                    self.no_disks = str(error)
             for name in ("coordinator", "model-registry", "data-store"):
                 self.links[name] = HttpLink(self._ports[name], self._note)
             self.links["broker"] = Link(self._ports["broker"])
@@ -92,7 +117,20 @@ class FaultyStack:
             yield self
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Start it, and wait until it is ready.
+
+        Raises:
+            AssertionError: it refuses, or is not ready in time.
+        """
+        refusal = await self.start_or_refuse()
+        assert refusal is None, f"the stack does not start:\n{refusal}"
+
+    async def start_or_refuse(self) -> str | None:
+        """Start it, and wait until it is ready, or says why it will not be; what it says.
+
+        Raises:
+            AssertionError: it does neither in time.
+        """
         self.starts += 1
         (self.folder / "stack.json").unlink(missing_ok=True)  # of one that was killed
         via = {name: f"127.0.0.1:{link.port}" for name, link in self.links.items()}
@@ -102,13 +140,27 @@ class FaultyStack:
             "MODEL_REGISTRY_URL": f"http://{via['model-registry']}",
             "DATA_STORE_URL": f"http://{via['data-store']}",
         }
-        asked = json.dumps({"folder": str(self.folder), "extra": {"proplet": proplet}})
-        env = {"PROPLET_CACHE": str(self.programs), "PYTHONPATH": str(Path(__file__).parents[1])}
+        extra = {name: {f"{name.upper()}_DATABASE": url} for name, url in self.databases.items()}
+        asked = json.dumps(
+            {
+                "folder": str(self.folder),
+                "extra": {"proplet": proplet, **extra},
+                "standbys": sorted(self.databases),
+            }
+        )
+        env = {
+            "PROPLET_CACHE": str(self.programs),
+            "PROPLET_TASK_COMPILE_TIME": "600",  # others may use the machine too
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
         self._up = start_up(self.folder, asked, env={**os.environ, **env}, command=STACK)
         try:
             await asyncio.to_thread(self._up.wait_ready)
         except AssertionError as error:
+            if self._up.process.poll() is not None:
+                return self._up.output
             raise AssertionError(f"{error}\n{self._describe_processes()}") from None
+        return None
 
     async def stop(self, how: signal.Signals) -> None:
         """End it, by SIGTERM or by SIGKILL of what watches over the others.
@@ -128,7 +180,10 @@ class FaultyStack:
         port = self._ports.get(_LISTENING.get(name, ""))
         for process in self.up.processes()[1:]:
             with contextlib.suppress(psutil.Error):
-                if name in PROPLETS:
+                if name == FORK_SERVER:
+                    if process.ppid() == self.up.process.pid and _FORKS in process.cmdline()[-1]:
+                        return process
+                elif name in PROPLETS:
                     if "propeller.stack.serve" in (line := process.cmdline()) and line[-1] == log:
                         return process
                 elif any(
@@ -169,12 +224,20 @@ class FaultyStack:
                 assert time.monotonic() < end_at, f"{service} does not answer {path}"
                 await asyncio.sleep(0.05)
 
+    async def ask(self, service: str, path: str) -> httpx.Response | None:
+        """What a service answers now; ``None`` if it does not."""
+        try:
+            async with httpx.AsyncClient(base_url=self.url(service), timeout=10, trust_env=False) as http:
+                return await http.get(path)
+        except httpx.TransportError:
+            return None
+
     def logs(self) -> dict[str, str]:
         """What each process has logged, by its name."""
         return {file.stem: file.read_text(errors="replace") for file in (self.folder / "logs").glob("*.log")}
 
     def _describe_processes(self) -> str:
-        """What runs, and what each of it waits for in the kernel."""
+        """What runs, and what each of it waits for in the kernel; where it is in Python, it says in its log or output."""
         lines = []
         with contextlib.suppress(psutil.Error, OSError):
             for process in self.up.processes():
@@ -183,6 +246,8 @@ class FaultyStack:
                 lines.append(
                     f"{process.pid} {process.status()} [{waits}] {' '.join(process.cmdline())[:200]}"
                 )
+                if _catches(process, signal.SIGUSR1):
+                    process.send_signal(signal.SIGUSR1)
         return "\n".join(lines)
 
     def _choose_ports(self) -> None:
@@ -206,3 +271,10 @@ class FaultyStack:
             coding = headers.get("content-encoding")
             header = read_update(headers.get("content-type"), exchange.body, coding=coding).header
             self.acknowledged[header.round_id, header.proplet_id] += 1
+
+
+def _catches(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal does not end it."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
