@@ -5,6 +5,7 @@ stack start in the time of one service. Proplets are small and import little: ea
 """
 
 import asyncio
+import functools
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,9 @@ STOP_S = 2.5
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 10.0
 """Before a process is started again."""
+
+LATE_S = 10.0
+"""A process that takes longer to be there is told of: the first one waits until all services are imported."""
 
 STEADY_S = 5.0
 """A process that lived this long was healthy: it is started again at once, and the next delay is the first again."""
@@ -135,7 +139,12 @@ class Supervisor:
 
     async def start(self, spec: ProcessSpec) -> None:
         """Start a process and keep it running."""
-        self._running[spec.name] = await asyncio.to_thread(self._starter.start, spec)
+        waits = functools.partial(log.warning, "process is not there yet", name=spec.name)
+        late = asyncio.get_running_loop().call_later(LATE_S, waits)
+        try:
+            self._running[spec.name] = await asyncio.to_thread(self._starter.start, spec)
+        finally:
+            late.cancel()
         self._watchers[spec.name] = asyncio.create_task(self._watch(spec.name))
 
     def failed_to_start(self, name: str) -> str | None:
