@@ -9,6 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -166,6 +169,23 @@ async def test_a_server_shows_what_is_in_its_files_and_warns_before_the_end(
             watch.cancel()
     assert len(said("the certificate ends soon")) == 1
     assert any("THE_CERT" in str(line) for line in logs)
+
+
+def test_a_certificate_with_malformed_names_is_told(tmp_path: Path) -> None:
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fleet.example")])
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+        .add_extension(
+            x509.UnrecognizedExtension(x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x00\x01"),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "odd.pem"
+    file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(StartError, match=r"odd\.pem: its extensions cannot be read"):
+        read_certificate(file)
 
 
 async def test_a_link_that_is_replaced_while_it_is_read_ends_no_watch(

@@ -65,7 +65,7 @@ def read_certificate(file: Path) -> Certificate:
     """The first certificate of a PEM file.
 
     Raises:
-        StartError: there is none.
+        StartError: there is none, or it is malformed.
     """
     found = _load(file)
     try:
@@ -73,6 +73,8 @@ def read_certificate(file: Path) -> Certificate:
         hosts = [str(name.value) for name in names]
     except x509.ExtensionNotFound:
         hosts = []
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise StartError(f"{file}: its extensions cannot be read: {error}; make another one") from None
     return Certificate(
         file,
         _common_name(found.subject),
