@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from propeller.process.audit import (
     collecting,
     note,
     read_lines,
+    read_log,
     verify,
 )
 
@@ -173,6 +175,28 @@ def test_full_files_are_set_aside_and_the_chain_goes_on(file: Path, monkeypatch:
     for after in range(20):
         assert json.loads(next(iter(read_lines(files, after))))["seq"] == after + 1
     assert written(file, 1).seq == 21
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_entries_that_are_set_aside_while_they_are_read_are_not_passed_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    log = AuditLog(file, "manager")
+    for _ in range(3):
+        log.record("x")
+    read, looks = audit.read_lines, itertools.count()
+
+    def read_late(files: Sequence[Path], since: int) -> Iterator[bytes]:
+        if next(looks) == 0:
+            with monkeypatch.context() as patched:
+                patched.setattr(audit, "MAX_FILE_BYTES", 1)
+                log.record("the first of a new file")
+        return read(files, since)
+
+    monkeypatch.setattr(audit, "read_lines", read_late)
+    lines = read_log(file, after)
+    log.close()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2, 3, 4][after:]
 
 
 def test_a_line_without_an_end_hides_nothing_that_follows(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from propeller.errors import UnauthenticatedError
-from propeller.process.audit import AuditLog, note, verify
+from propeller.process.audit import AuditLog, note, read_log, verify
 from propeller.protocol.roles import Role
 from propeller.web.app import Router, create_app
 from propeller.web.audit import HEAD_HEADER, REFUSED_BURST
@@ -62,7 +62,7 @@ async def http(log: AuditLog) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def entries(log: AuditLog) -> list[dict[str, object]]:
-    lines = log.files()[0].read_bytes().splitlines(keepends=True)
+    lines = read_log(log.file)
     assert verify(iter(lines)) == log.head
     return [json.loads(line) for line in lines]
 

@@ -107,7 +107,7 @@ def verify(
 
 def _logs(target: "Target", services: list[str] | None) -> dict[str, list[bytes]]:
     """The lines of each service's log: from the state folder, where a stack need not run; from elsewhere over HTTP."""
-    from propeller.process.audit import audit_files, read_lines
+    from propeller.process.audit import read_log
     from propeller.stack.state_folder import StateFolder
 
     if target.is_remote:
@@ -124,7 +124,7 @@ def _logs(target: "Target", services: list[str] | None) -> dict[str, list[bytes]
                     f"--service: there is no audit log of {name!r}; there are {', '.join(names)}"
                 )
         state = StateFolder(target.state)
-        found = {name: list(read_lines(audit_files(state.audit_log(name)))) for name in services or names}
+        found = {name: read_log(state.audit_log(name)) for name in services or names}
     return found
 
 

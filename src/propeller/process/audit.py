@@ -11,6 +11,7 @@ all that follow anew, and cannot match a hash that was noted elsewhere.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -177,9 +178,10 @@ class AuditLog:
                 self._descriptor = -1  # the number may be another file's from now on
                 self._lock.release()
 
-    def files(self) -> list[Path]:
-        """Its files, oldest first."""
-        return audit_files(self._file)
+    @property
+    def file(self) -> Path:
+        """Its newest file, for ``read_log``."""
+        return self._file
 
     def _write_out(self) -> None:
         self._is_dirty = False
@@ -235,6 +237,21 @@ def read_lines(files: Sequence[Path], after: int = 0) -> Iterator[bytes]:
                     raise DamagedError(f"{path}: {line[:60]!r} has no end")
                 if _parse(line, path)["seq"] > after:
                     yield line
+
+
+def read_log(file: Path, after: int = 0, limit: int | None = None) -> list[bytes]:
+    """The lines of a log that is written meanwhile, as ``read_lines``; ``limit`` of them at the most.
+
+    Raises:
+        OSError: a file cannot be read.
+        DamagedError: a line is no entry.
+    """
+    while True:
+        files = audit_files(file)
+        with contextlib.suppress(FileNotFoundError):
+            lines = list(itertools.islice(read_lines(files, after), limit))
+            if audit_files(file) == files:  # else one was set aside, and its entries were passed over
+                return lines
 
 
 def verify(lines: Iterator[bytes], noted: Sequence[Head] = (), where: str = "the log") -> Head:

@@ -1,7 +1,6 @@
 """Which requests go into the audit log: those by which people and scripts change something, and those that are refused."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.errors import NotFoundError
 from propeller.process.allowance import Allowance
-from propeller.process.audit import AuditLog, collecting, read_lines
+from propeller.process.audit import AuditLog, collecting, read_log
 from propeller.protocol.roles import PEOPLE
 from propeller.web.auth import Principal
 
@@ -49,8 +48,8 @@ async def entries_after(log: AuditLog | None, after: int, limit: int) -> Respons
     """
     if log is None:
         raise NotFoundError("this service keeps no audit log: set PROPELLER_AUDIT_LOG to a file")
-    head, files = log.head, log.files()
-    lines = await asyncio.to_thread(lambda: list(itertools.islice(read_lines(files, after), limit)))
+    head = log.head
+    lines = await asyncio.to_thread(read_log, log.file, after, limit)
     return Response(b"".join(lines), headers={HEAD_HEADER: str(head)}, media_type="application/x-ndjson")
 
 
