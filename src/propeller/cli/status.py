@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 
 from propeller.cli.experiments import print_experiments, print_reasons
 from propeller.cli.tables import Column, print_rows
@@ -17,6 +18,7 @@ from propeller.cli.terminal import Terminal
 from propeller.fl.selection import natural_order
 from propeller.process.http import verify_for
 from propeller.sdk import Propeller
+from propeller.stack.standby import foreign_owners
 from propeller.stack.state_folder import StateFolder
 
 CHECK_S = 3.0
@@ -38,10 +40,12 @@ def show_status(folder: Path) -> int:
         )
         return 1
     if state.read_stack() is None:
-        console.print(f"A stack is starting on {folder.absolute()} (process {process}).")
+        console.print(f"A stack is starting on {folder.absolute()} (process {process}).", soft_wrap=True)
+        _show_standbys(console, state, process)
         return 1
     with Propeller.from_state(folder) as fl:
         if not _show_services(console, fl.stack):
+            _show_standbys(console, state, process)
             console.print(f"A service does not answer; see: propeller logs --state {folder}", soft_wrap=True)
             return 1
         _show_proplets(console, fl)
@@ -52,6 +56,12 @@ def show_status(folder: Path) -> int:
         versions = fl.versions()
         console.print(f"\nModel versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
     return 0
+
+
+def _show_standbys(console: Console, state: StateFolder, process: int) -> None:
+    """Show which services wait for another process that owns their database."""
+    for name, text in foreign_owners(state.folder, process).items():
+        console.print(f"{name}: {escape(text)}", soft_wrap=True)
 
 
 def _show_services(console: Console, stack: dict[str, Any]) -> bool:

@@ -14,6 +14,8 @@ from propeller.doctor.checks import CannotAskError, Finding, failed, passed
 from propeller.doctor.machine import MAX_CLOCK_DIFFERENCE_S, clocks, listener_on
 from propeller.doctor.target import Client, Observations, Target
 from propeller.process.http import error_text, verify_for
+from propeller.stack.standby import foreign_owners
+from propeller.stack.state_folder import StateFolder
 
 HTTP_TIMEOUT_S = 4.5
 """How long a service may take to answer, in seconds: less than a check may take, to say who it was."""
@@ -192,6 +194,11 @@ class ServiceChecks:
         return answer
 
     def _failed(self, name: str, error: NoAnswerError) -> Finding:
+        folder = self._target.folder
+        if folder is not None and (process := StateFolder(folder).running_process()) is not None:
+            waits = foreign_owners(folder, process).get(name)
+            if waits is not None:
+                return failed(name, f"{error}; it is a {waits}", "end that process, or wait until it ends")
         return failed(name, str(error), self._target.advice.restart(name))
 
     def _foreign(self, name: str, url: str) -> Finding:

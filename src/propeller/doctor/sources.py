@@ -16,6 +16,7 @@ from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
 from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id
 from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, OPERATOR, PORTS
+from propeller.stack.standby import foreign_owners
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.up import PROGRAM_NAME
 
@@ -41,8 +42,10 @@ def from_state(folder: Path) -> Target:
             detail = f"{file} was left by a stack that is gone{named}"
         raise SourceError(failed("stack", detail, advice.start()), running=False)
     if stack is None and not file.exists():
-        detail = f"a stack is starting on {state.folder} (process {process})"
-        raise SourceError(failed("stack", detail, f"wait; see {folder / 'logs' / 'up.log'}"), running=True)
+        detail, fix = f"a stack is starting on {state.folder} (process {process})", "wait"
+        if waiting := [f"{name} is a {text}" for name, text in foreign_owners(state.folder, process).items()]:
+            detail, fix = f"{detail}; {'; '.join(waiting)}", "end that process, or wait until it ends"
+        raise SourceError(failed("stack", detail, f"{fix}; see {folder / 'logs' / 'up.log'}"), running=True)
     try:
         return _read_stack(stack or {}, folder, advice, process)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

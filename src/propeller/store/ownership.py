@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -157,9 +158,11 @@ class FileClaim:
                 f"cannot lock {self._path}: {error.strerror}; the database's folder must be one that this user may write to, "
                 "on a file system with locks"
             ) from None
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        said = f"process {os.getpid()} on {platform.node()}, since {since}"
         with contextlib.suppress(OSError):  # for people alone: a full disk keeps nobody from reading
             os.ftruncate(self._lock.descriptor, 0)
-            os.pwrite(self._lock.descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+            os.pwrite(self._lock.descriptor, said.encode(), 0)
         return True
 
     @contextlib.asynccontextmanager
@@ -172,6 +175,26 @@ class FileClaim:
         self._lock.release()
 
     def _read_owner(self) -> str:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return self._path.read_text() or "unknown"
-        return "unknown"
+        return _read_text(self._path)
+
+
+def read_owner(lock: Path) -> str | None:
+    """Who has the lock file of a SQLite database, for people; ``None`` if nobody has.
+
+    Whoever wants it at this moment may find it taken, and is a standby for an instant.
+    """
+    asked = FileLock(lock)
+    try:
+        asked.acquire(0)
+    except LockedError:
+        return _read_text(lock)
+    except OSError:
+        return None
+    asked.release()
+    return None
+
+
+def _read_text(lock: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return lock.read_text() or "unknown"
+    return "unknown"
