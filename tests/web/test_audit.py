@@ -100,6 +100,16 @@ async def test_a_flood_of_refused_requests_does_not_fill_the_disk(
     assert entries(log)[-1]["about"] == {"made": "a-1", "refused_and_not_told_of": 5 * REFUSED_BURST - told}
 
 
+async def test_addresses_of_one_ipv6_network_are_one_caller(log: AuditLog) -> None:
+    app = create_app("things", admission=Admission(verify_header, audit=log), access=ACCESS)
+    for number in range(2 * REFUSED_BURST):
+        transport = httpx.ASGITransport(app, client=(f"2001:db8::{number:x}", 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://things") as client:
+            assert await ask(client, "GET", "/things/a", "nobody") == 401
+    assert REFUSED_BURST <= len(entries(log)) < 2 * REFUSED_BURST
+    log.close()
+
+
 async def test_a_flood_of_failed_requests_of_whom_nobody_knows_does_not_either(
     http: httpx.AsyncClient, log: AuditLog
 ) -> None:

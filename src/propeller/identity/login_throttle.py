@@ -5,7 +5,6 @@ been used from it.
 """
 
 import contextlib
-import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from cachetools import TTLCache
 
 from propeller.errors import ThrottledError
+from propeller.process.allowance import caller_at
 
 FREE_FAILURES = 5
 """This many failed logins in a row, of one account from one address, cost no wait."""
@@ -28,9 +28,6 @@ MAX_AT_ONCE, MAX_AT_ONCE_OF_ADDRESS = 64, 8
 
 _MAX_CALLERS = 10_000
 _KNOWN_S = 30 * 86400.0
-_IPV6_NETWORK = 64
-"""One subscriber has so many bits of an address: all below are the same caller."""
-
 Guess = tuple[str, str]
 """An account, and the address that it is used from."""
 
@@ -104,7 +101,4 @@ class LoginThrottle:
 
 def _normal(guess: Guess) -> Guess:
     account, address = guess
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(address).version == 6:
-            address = str(ipaddress.ip_network(f"{address}/{_IPV6_NETWORK}", strict=False))
-    return account, address
+    return account, caller_at(address)

@@ -1,6 +1,19 @@
 """How much somebody may do: so much at once, and again as time passes."""
 
+import contextlib
+import ipaddress
 from dataclasses import dataclass
+
+_IPV6_NETWORK = 64
+"""One subscriber has so many bits of an address: all below are the same caller."""
+
+
+def caller_at(address: str) -> str:
+    """As whom a caller counts that is known by its address alone: of IPv6 its network."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address).version == 6:
+            return str(ipaddress.ip_network(f"{address}/{_IPV6_NETWORK}", strict=False))
+    return address
 
 
 @dataclass

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.errors import NotFoundError
-from propeller.process.allowance import Allowance
+from propeller.process.allowance import Allowance, caller_at
 from propeller.process.audit import AuditLog, collecting, read_log
 from propeller.protocol.roles import PEOPLE
 from propeller.web.auth import Principal
@@ -105,7 +105,8 @@ class AuditMiddleware:
 
     def _may_tell(self, address: str) -> bool:
         now = time.monotonic()
-        left = self._refused.get(address)
+        caller = caller_at(address)
+        left = self._refused.get(caller)
         if left is None:
-            left = self._refused[address] = Allowance.full(REFUSED_A_SECOND, REFUSED_BURST, now)
+            left = self._refused[caller] = Allowance.full(REFUSED_A_SECOND, REFUSED_BURST, now)
         return left.take(1, now)

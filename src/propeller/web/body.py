@@ -8,6 +8,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from propeller.errors import ThrottledError, TooLargeError
+from propeller.process.allowance import caller_at
 from propeller.web.errors import BodyError, error_response, status_of
 from propeller.web.limits import BODIES_OF_A_CALLER, BODIES_OF_ANYONE
 
@@ -32,7 +33,7 @@ class BodiesInMemory:
         who = getattr(request.state, "principal", None)
         if who is not None and who.kind != "anyone":
             return HeldBody(self._taken, (who.kind, who.id), self._of_a_caller)
-        address = request.client.host if request.client else ""
+        address = caller_at(request.client.host) if request.client else ""
         return HeldBody(self._taken, ("address", address), self._of_anyone)
 
 
