@@ -79,7 +79,7 @@ async def damage_update(stack: FaultyStack, rng: Random) -> str:
     aggregator.suspend()
     try:
         round_id = await _wait_for_updates(stack)
-        where = await asyncio.to_thread(_damage_updates, stack.folder / "coordinator", rng)
+        where = await asyncio.to_thread(_damage_updates, stack, rng)
     finally:
         aggregator.kill()  # what it was sent before is gone with it
     if round_id is None or not where:
@@ -198,13 +198,16 @@ async def _wait_for_updates(stack: FaultyStack) -> str | None:
     return None
 
 
-def _damage_updates(coordinator: Path, rng: Random) -> str:
-    """Damage one of the updates that are kept; where it was, nothing if there is none."""
+def _damage_updates(stack: FaultyStack, rng: Random) -> str:
+    """Damage one of the updates that are kept in files or by SQLite; where it was, nothing if there is none."""
+    coordinator = stack.folder / "coordinator"
     files = sorted(file for file in (coordinator / "updates").iterdir() if not file.name.startswith("."))
     if files:
         file = rng.choice(files)
         _damage(file, rng)
         return file.name
+    if "coordinator" in stack.databases:
+        return ""
     with (
         contextlib.closing(sqlite3.connect(coordinator / "coordinator.db", timeout=10)) as database,
         database,
