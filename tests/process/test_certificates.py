@@ -6,6 +6,7 @@ import socket
 import ssl
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,11 @@ async def test_a_server_shows_what_is_in_its_files_and_warns_before_the_end(
     monkeypatch.setattr(tls, "CHECK_S", 0.01)
     monkeypatch.setattr(certificates, "SERVER_DAYS", tls.WARN_DAYS)
     pair = KeyPair(*authority.ensure_server("server", ["fleet.example"]), "THE_CERT", "THE_KEY")
+    seen = pair.versions()
     shown, client = pair.server_context(), trust(authority.file, "CA")
     first = handshake(client, shown, "fleet.example")
     with capture_logs() as logs:
-        watch = asyncio.create_task(keep_current(pair, lambda: pair.load_into(shown)))
+        watch = asyncio.create_task(keep_current(pair, seen, lambda: pair.load_into(shown)))
 
         def said(what: str) -> list[object]:
             return [line for line in logs if line["event"].startswith(what)]
@@ -170,6 +172,29 @@ async def test_a_server_shows_what_is_in_its_files_and_warns_before_the_end(
             watch.cancel()
     assert len(said("the certificate ends soon")) == 1
     assert any("THE_CERT" in str(line) for line in logs)
+
+
+async def test_one_that_is_replaced_while_its_server_starts_is_shown(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "CHECK_S", 0.01)
+    pair = KeyPair(*authority.ensure_server("server", ["fleet.example"]), "THE_CERT", "THE_KEY")
+    seen, shown, client = pair.versions(), pair.server_context(), trust(authority.file, "CA")
+    first = handshake(client, shown, "fleet.example")
+    authority.ensure_server("server", ["fleet.example", "new.example"])
+    watch = asyncio.create_task(keep_current(pair, seen, lambda: pair.load_into(shown)))
+    try:
+        await eventually(lambda: handshake(client, shown, "fleet.example") != first)
+    finally:
+        watch.cancel()
+
+
+def test_two_who_make_a_certificate_leave_no_pair_of_halves(authority: Authority) -> None:
+    names = [f"host-{number}.example" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda name: authority.ensure_server("server", [name]), names):
+            pass
+    KeyPair(*authority.ensure_server("server", [names[0]]), "CERT", "KEY").server_context()
 
 
 def test_a_certificate_with_malformed_names_is_told(tmp_path: Path) -> None:
@@ -197,6 +222,7 @@ async def test_a_link_that_is_replaced_while_it_is_read_ends_no_watch(
     link = tmp_path / "current.pem"
     link.symlink_to(cert)
     pair = KeyPair(link, key, "THE_CERT", "THE_KEY")
+    seen = pair.versions()
     pair.server_context()
     check = tls._check_readable  # noqa: SLF001
 
@@ -206,7 +232,7 @@ async def test_a_link_that_is_replaced_while_it_is_read_ends_no_watch(
 
     reloads: list[bool] = []
     with capture_logs() as logs:
-        watch = asyncio.create_task(keep_current(pair, lambda: reloads.append(True)))
+        watch = asyncio.create_task(keep_current(pair, seen, lambda: reloads.append(True)))
         try:
             with monkeypatch.context() as patched:
                 patched.setattr(tls, "_check_readable", remove_afterwards)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from propeller.data import program_path
 from propeller.digests import digest_of
@@ -209,3 +210,22 @@ def test_a_change_counts_at_once_and_a_mistake_stops_everything(tmp_path: Path) 
     assert watched.is_open()
     with pytest.raises(PolicyError, match="cannot be read"):
         PolicyFile(tmp_path / "none.toml")
+
+
+def test_a_key_that_is_replaced_counts_at_once_and_one_that_comes_later(tmp_path: Path) -> None:
+    KEY.write(tmp_path / "acme.key", tmp_path / "acme.pub", b"")
+    file = tmp_path / "policy.toml"
+    file.write_text('signers = ["acme.pub"]')
+    watched = PolicyFile(file)
+    manifest, digest = program_manifest(Descriptor.of(WASM, PROGRAM)), digest_of(PROGRAM)
+    watched.current().check_signature("r/x", resolved(manifest, digest, KEY))
+    (tmp_path / "acme.pub").unlink()
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(TaskError, match="its policy file has a mistake"):
+                watched.current()
+    assert len(logs) == 1  # once, whoever asks
+    OTHER.write(tmp_path / "other.key", tmp_path / "acme.pub", b"")
+    watched.current().check_signature("r/x", resolved(manifest, digest, OTHER))
+    with pytest.raises(TaskError, match="none of its 1 signatures"):
+        watched.current().check_signature("r/x", resolved(manifest, digest, KEY))

@@ -104,6 +104,11 @@ def test_what_cannot_be_is_said(folder: Path, tmp_path: Path) -> None:
     saved = back_up(folder, tmp_path / "b")
     with pytest.raises(BackupError, match="is there already"):
         back_up(folder, tmp_path / "b")
+    other = tmp_path / "c.part"
+    other.touch()
+    with pytest.raises(BackupError, match=r"c\.part is there: another backup writes it, or one was killed"):
+        back_up(folder, tmp_path / "c")
+    assert other.exists()
     with pytest.raises(BackupError, match="No such file or directory"):
         back_up(folder, tmp_path / "none" / "b")
     with pytest.raises(BackupError, match="is not empty: restore into a new folder"):

@@ -12,6 +12,8 @@ from propeller.errors import NotFoundError, RefusedError, StartError
 from propeller.process.control_characters import escape_controls
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from propeller.cli.connection import Target
     from propeller.process.audit import Head
     from propeller.sdk import Propeller
@@ -46,10 +48,13 @@ def show(
     """Show who did what, from where, with what result; the newest entries of all services, by time."""
     entries: list[tuple[str, bytes]] = []
     for lines in _logs(target, service).values():
+        if isinstance(lines, str):
+            print(lines, file=sys.stderr)
+            continue
         for line in lines:
             entry = json.loads(line)
             if who is None or who in " ".join(map(str, entry.get("who", {}).values())):
-                entries.append((entry["time"], line))
+                entries.append((str(entry.get("time", "")), line))
     entries.sort()
     if as_json:
         for _time, line in entries:
@@ -91,11 +96,14 @@ def verify(
     for name in noted.keys() - logs.keys():
         raise StartError(f"--head: there is no audit log of {name}; there are {', '.join(logs) or 'none'}")
     for name, lines in logs.items():
-        try:
-            found = verify_lines(iter(lines), noted.get(name, ()), name)
-            told.append({"service": name, "entries": len(lines), "head": f"{name}={found}", "error": None})
-        except DamagedError as error:
-            told.append({"service": name, "entries": len(lines), "head": None, "error": str(error)})
+        entries, found, error = 0, None, lines if isinstance(lines, str) else None
+        if not isinstance(lines, str):
+            entries = len(lines)
+            try:
+                found = f"{name}={verify_lines(iter(lines), noted.get(name, ()), name)}"
+            except DamagedError as damage:
+                error = str(damage)
+        told.append({"service": name, "entries": entries, "head": found, "error": error})
     if as_json:
         print(json.dumps(told))
     else:
@@ -105,27 +113,31 @@ def verify(
         raise typer.Exit(1)
 
 
-def _logs(target: "Target", services: list[str] | None) -> dict[str, list[bytes]]:
-    """The lines of each service's log: from the state folder, where a stack need not run; from elsewhere over HTTP."""
-    from propeller.process.audit import read_log
+def _logs(target: "Target", services: list[str] | None) -> dict[str, list[bytes] | str]:
+    """The lines of each service's log, or why they cannot be read: from the state folder, where a stack need not run, or over HTTP."""
     from propeller.stack.state_folder import StateFolder
 
     if target.is_remote:
         with target.connect() as fl:
-            found = _fetch(fl, services)
-    else:
-        folder = StateFolder(target.state).audit_log("x").parent.parent
-        names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
-        if not names:
-            raise StartError(f"{target.state} has no audit logs: no stack has run there")
-        for name in services or ():
-            if name not in names:
-                raise StartError(
-                    f"--service: there is no audit log of {name!r}; there are {', '.join(names)}"
-                )
-        state = StateFolder(target.state)
-        found = {name: read_log(state.audit_log(name)) for name in services or names}
-    return found
+            return dict(_fetch(fl, services))
+    state = StateFolder(target.state)
+    folder = state.audit_log("x").parent.parent
+    names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    if not names:
+        raise StartError(f"{target.state} has no audit logs: no stack has run there")
+    for name in services or ():
+        if name not in names:
+            raise StartError(f"--service: there is no audit log of {name!r}; there are {', '.join(names)}")
+    return {name: _read(state.audit_log(name)) for name in services or names}
+
+
+def _read(file: "Path") -> list[bytes] | str:
+    from propeller.process.audit import DamagedError, read_log
+
+    try:
+        return read_log(file)
+    except DamagedError as error:
+        return str(error)
 
 
 def _fetch(fl: "Propeller", services: list[str] | None) -> dict[str, list[bytes]]:
@@ -156,7 +168,7 @@ def _noted(given: list[str] | tuple[()]) -> "dict[str, list[Head]]":
     for one in given:
         name, _, entry = one.partition("=")
         number, _, digest = entry.partition(":")
-        if not name or not number.isdigit() or len(digest) != 64:
+        if not name or not (number.isascii() and number.isdigit()) or len(digest) != 64:
             raise typer.BadParameter(f"{one!r} is not SERVICE=NUMBER:HASH", param_hint="--head")
         noted.setdefault(name, []).append(Head(int(number), digest))
     return noted
@@ -165,11 +177,11 @@ def _noted(given: list[str] | tuple[()]) -> "dict[str, list[Head]]":
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     who = entry.get("who", {})
     return (
-        f"{entry['time'][:19]}Z",
-        entry["service"],
+        f"{str(entry.get('time', ''))[:19]}Z",
+        str(entry.get("service", "")),
         " ".join(filter(None, (who.get("role"), who.get("name") or who.get("id") or who.get("kind")))),
         entry.get("from", ""),
-        entry["action"],
+        str(entry.get("action", "")),
         str(entry.get("status", "")),
         ", ".join(f"{name} {value}" for name, value in entry.get("about", {}).items()),
     )

@@ -28,7 +28,7 @@ from propeller.mqtt.broker_config import (
 from propeller.mqtt.broker_keys import BrokerKeys
 from propeller.process import parent_death
 from propeller.process.logs import get_logger
-from propeller.process.tls import keep_current
+from propeller.process.tls import KeyPair, Versions, keep_current
 
 log = get_logger("broker")
 
@@ -248,7 +248,9 @@ async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
     try:
         while not stop.is_set():
             damage = ""
-            async with Broker(settings) as broker, _current_certificate(settings, broker):
+            shown = shown_certificate(settings)
+            seen = shown.versions() if shown else []
+            async with Broker(settings) as broker, _current_certificate(shown, seen, broker):
                 ended = asyncio.create_task(broker.wait())
                 restart = asyncio.create_task(broker.wait_until_restart_needed())
                 damaged = asyncio.create_task(broker.wait_until_damaged())
@@ -275,13 +277,12 @@ async def main(settings: BrokerSettings, stop: asyncio.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _current_certificate(settings: BrokerSettings, broker: Broker) -> AsyncIterator[None]:
+async def _current_certificate(shown: KeyPair | None, seen: Versions, broker: Broker) -> AsyncIterator[None]:
     """Have the broker show the certificate that is in its files, for the length of the block."""
-    shown = shown_certificate(settings)
     if shown is None:
         yield
         return
-    watch = asyncio.create_task(keep_current(shown, broker.reload))
+    watch = asyncio.create_task(keep_current(shown, seen, broker.reload))
     try:
         yield
     finally:

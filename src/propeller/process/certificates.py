@@ -121,12 +121,26 @@ class Authority:
         names = [_general_name(host) for host in dict.fromkeys(hosts)]
         authority, authority_key = self._load_pair()
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}-key.pem"
-        if _is_good(cert, key, authority, names):
-            return cert, key
+        try:
+            with FileLock(self._folder / "lock"):  # two at once would leave a pair of halves
+                if not _is_good(cert, key, authority, names):
+                    self._make_server(cert, key, authority, authority_key, names)
+        except OSError as error:
+            raise StartError(f"{cert}: {error.strerror}") from None
+        return cert, key
+
+    def _make_server(
+        self,
+        cert: Path,
+        key: Path,
+        authority: x509.Certificate,
+        authority_key: ec.EllipticCurvePrivateKey,
+        names: list[x509.GeneralName],
+    ) -> None:
         own = ec.generate_private_key(ec.SECP256R1())
         public = own.public_key()
         signed = (
-            _begin(hosts[0], authority.subject, public, SERVER_DAYS)
+            _begin(str(names[0].value), authority.subject, public, SERVER_DAYS)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs=False), critical=True)
@@ -136,12 +150,8 @@ class Authority:
             )
             .sign(authority_key, hashes.SHA256())
         )
-        try:
-            _write_key(key, own)
-            write_durably(cert, _pem(signed), mode=0o644)
-        except OSError as error:
-            raise StartError(f"{cert}: {error.strerror}") from None
-        return cert, key
+        _write_key(key, own)
+        write_durably(cert, _pem(signed), mode=0o644)
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())

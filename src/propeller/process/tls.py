@@ -24,6 +24,9 @@ WARN_DAYS = 30
 _DAY_S = 86_400.0
 
 
+Versions = list[tuple[int, int, int] | None]
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """A certificate (with its chain) and its private key, both PEM files, and the settings that named them."""
@@ -65,6 +68,18 @@ class KeyPair:
         self.load_into(context)
         return context
 
+    def versions(self) -> Versions:
+        """What tells whether a file was written or replaced."""
+        found: Versions = []
+        for file in (self.cert, self.key):
+            try:
+                status = file.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_mtime_ns, status.st_ino, status.st_size))
+        return found
+
     def _explain(self, error: ssl.SSLError) -> str:
         if error.reason == "KEY_VALUES_MISMATCH":
             return (
@@ -91,21 +106,22 @@ def pair(cert: Path | None, key: Path | None, cert_setting: str, key_setting: st
     return KeyPair(cert, key, cert_setting, key_setting)
 
 
-async def keep_current(shown: KeyPair, reload: Callable[[], None]) -> None:
+async def keep_current(shown: KeyPair, seen: Versions, reload: Callable[[], None]) -> None:
     """Have a server show what is in its files, whenever they change, and warn before the certificate ends; until it is cancelled.
 
     Args:
         shown: the files.
+        seen: ``shown.versions()`` from before the server read them.
         reload: has the server show them from now on; it is called when they have changed and can be used.
     """
-    seen, warned_at = _versions(shown), float("-inf")
+    warned_at = float("-inf")
     while True:
         now = asyncio.get_running_loop().time()
         if now - warned_at >= _DAY_S:
             await asyncio.to_thread(_warn_of_end, shown)
             warned_at = now
         await asyncio.sleep(CHECK_S)
-        found = _versions(shown)
+        found = shown.versions()
         if found == seen:
             continue
         seen = found
@@ -119,19 +135,6 @@ async def keep_current(shown: KeyPair, reload: Callable[[], None]) -> None:
         else:
             log.info("the certificate has changed", file=str(shown.cert))
             warned_at = float("-inf")
-
-
-def _versions(shown: KeyPair) -> list[tuple[int, int, int] | None]:
-    """What tells whether a file was written or replaced."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in (shown.cert, shown.key):
-        try:
-            status = file.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_mtime_ns, status.st_ino, status.st_size))
-    return found
 
 
 def _warn_of_end(shown: KeyPair) -> None:

@@ -84,6 +84,7 @@ class Policy:
         hours: in which tasks may begin; none: at any.
         days: on which these hours begin.
         limits: of a task, by the names of ``Limits``.
+        keys: the files of ``signers``.
     """
 
     repositories: tuple[str, ...] | None = None
@@ -92,6 +93,7 @@ class Policy:
     hours: tuple[Hours, ...] = ()
     days: frozenset[int] = frozenset(range(7))
     limits: Mapping[str, float] | None = None
+    keys: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, file: Path) -> "Policy":
@@ -206,9 +208,11 @@ class PolicyFile:
             PolicyError: it has a mistake: a device does not begin with one.
         """
         self._file, self._policy, self._mistake = file, Policy(), ""
-        self._version: tuple[int, int, int] | None = None
+        self._seen: list[_Version] = []
         if file is not None:
-            self._policy, self._version = Policy.read(file), _version(file)
+            before = _version(file)
+            self._policy = Policy.read(file)
+            self._seen = [before, *map(_version, self._policy.keys)]
 
     def current(self) -> Policy:
         """What holds now.
@@ -216,17 +220,25 @@ class PolicyFile:
         Raises:
             TaskError: the file has a mistake since it was changed, so nothing runs.
         """
-        if self._file is not None and (found := _version(self._file)) != self._version:
-            self._version = found
-            try:
-                self._policy, self._mistake = Policy.read(self._file), ""
-                log.info("the policy was read again", file=str(self._file))
-            except StartError as error:
-                self._mistake = str(error)
-                log.warning("the policy has a mistake: no task runs until it is mended", reason=self._mistake)
+        if self._file is not None:
+            found = [_version(file) for file in (self._file, *self._policy.keys)]
+            if self._mistake or found != self._seen:  # a mistake may be in a file of which nobody knows yet
+                self._read(self._file, found[0])
         if self._mistake:
             raise _refused("its policy file has a mistake, which its log tells")
         return self._policy
+
+    def _read(self, file: Path, version: "_Version") -> None:
+        try:
+            self._policy = Policy.read(file)
+        except StartError as error:
+            if str(error) != self._mistake:
+                log.warning("the policy has a mistake: no task runs until it is mended", reason=str(error))
+            self._mistake = str(error)
+        else:
+            self._mistake = ""
+            self._seen = [version, *map(_version, self._policy.keys)]
+            log.info("the policy was read again", file=str(file))
 
     def is_open(self) -> bool:
         """Whether tasks may begin now."""
@@ -247,7 +259,11 @@ def _repository(reference: str) -> str:
     return f"{folder}{slash}{last.partition(':')[0]}"
 
 
-def _version(file: Path) -> tuple[int, int, int] | None:
+_Version = tuple[int, int, int] | None
+"""What tells whether a file was written or replaced; ``None`` while it is not there."""
+
+
+def _version(file: Path) -> _Version:
     try:
         status = file.stat()
     except OSError:
@@ -271,6 +287,7 @@ def _read_fields(fields: Mapping[str, Any], folder: Path) -> Policy:
         hours=tuple(_hours(text) for text in _texts(fields, "hours") or ()),
         days=_days(_texts(fields, "days")),
         limits=_limits(fields.get("limits", {})),
+        keys=tuple(folder / name for name in _texts(fields, "signers") or ()),
     )
 
 

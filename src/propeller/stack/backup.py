@@ -265,8 +265,14 @@ def _write_archive(staging: Path, target: Path) -> tuple[int, int]:
     partial = target.with_name(f"{target.name}.part")
     contents: dict[str, list[Any]] = {}
     try:
+        opened = partial.open("xb")
+    except FileExistsError:
+        raise BackupError(
+            f"{partial} is there: another backup writes it, or one was killed; wait, or remove it"
+        ) from None
+    try:
         with (
-            partial.open("xb") as file,
+            opened as file,
             zstandard.ZstdCompressor(level=3, threads=2, write_checksum=True).stream_writer(
                 file, closefd=False
             ) as packed,
@@ -274,10 +280,10 @@ def _write_archive(staging: Path, target: Path) -> tuple[int, int]:
         ):
             for path in _files(staging):
                 name = path.relative_to(staging).as_posix()
-                with path.open("rb") as opened:
+                with path.open("rb") as source:
                     member = tarfile.TarInfo(name)
-                    member.size, member.mode = os.fstat(opened.fileno()).st_size, 0o600
-                    reader = _Hashing(opened)
+                    member.size, member.mode = os.fstat(source.fileno()).st_size, 0o600
+                    reader = _Hashing(source)
                     archive.addfile(member, reader)
                 contents[name] = [member.size, reader.hexdigest()]
             said = json.dumps(

@@ -118,10 +118,11 @@ async def serve(apps: list[tuple[Bind, Any]], stop: asyncio.Event) -> None:
     """
     sockets: list[socket.socket] = []
     running: list[asyncio.Task[None]] = []
+    seen = [bind.tls.versions() if bind.tls else [] for bind, _app in apps]
     contexts = [bind.tls.server_context() if bind.tls else None for bind, _app in apps]
     watches = [
-        asyncio.create_task(keep_current(bind.tls, partial(bind.tls.load_into, context)))
-        for (bind, _app), context in zip(apps, contexts, strict=True)
+        asyncio.create_task(keep_current(bind.tls, versions, partial(bind.tls.load_into, context)))
+        for (bind, _app), context, versions in zip(apps, contexts, seen, strict=True)
         if bind.tls and context
     ]
     try:
