@@ -57,7 +57,7 @@ class Experiments:
             "selection": {"seed": 7, "min_available": len(PROPLETS)},
             "update": BOUNDS,
             "timeout_s": 120,  # longer than a program is compiled for on a busy machine
-            "retries": 10,
+            "retries": 100,  # a program that is away fails its rounds at once, one after the other
         }
 
     async def submit(self) -> str:
