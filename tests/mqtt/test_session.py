@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import time
 import uuid
 from functools import partial
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from propeller.errors import InvalidError, UnavailableError
 from propeller.mqtt.address import BrokerAddress
+from propeller.mqtt.connection import Connection
 from propeller.mqtt.session import Credentials, NotConnectedError, Session, SubscriptionRefusedError, Will
 from support.mqtt import Relay, RudeBroker
 from support.nats import open_broker
@@ -348,3 +350,26 @@ def test_addresses(text: str, expected: BrokerAddress) -> None:
 def test_wrong_addresses_say_what_is_taken(text: str) -> None:
     with pytest.raises(ValueError, match="write tcp://host:1883"):
         BrokerAddress.parse(text)
+
+
+@pytest.mark.parametrize("begin", ["_on_socket_open", "_on_socket_register_write"])
+async def test_a_socket_that_is_closed_before_it_is_watched_is_not(begin: str) -> None:
+    """Its number may be another's by then, who would be told of what is none of its business, without end."""
+    loop, faults = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _loop, context: faults.append(context))
+    connection = Connection("127.0.0.1", 1)
+    for is_reused in (False, True):
+        ours, theirs = socket.socketpair()
+        number = ours.fileno()
+        getattr(connection, begin)(None, None, ours)
+        ours.close()
+        other = socket.socket() if is_reused else None
+        if other is not None:
+            assert other.fileno() == number
+        await asyncio.sleep(0.01)
+        assert not loop.remove_reader(number)
+        assert not loop.remove_writer(number)
+        theirs.close()
+        if other is not None:
+            other.close()
+    assert faults == []

@@ -2,7 +2,8 @@
 
 Parts inside aiomqtt 2.5 that it uses, to be looked at before another version is allowed: ``_client`` (paho's client, of
 which ``manual_ack_set``, ``ack``, ``connect_timeout``, ``socket``, ``_sock_close``, ``on_socket_open`` and
-``on_socket_close``), ``_client_connect`` (which runs in a thread), ``_connected``, ``_disconnected``, ``_on_disconnect``.
+``on_socket_close``), ``_client_connect`` (which runs in a thread), ``_connected``, ``_disconnected``, ``_on_disconnect``,
+``_on_socket_open``, ``_on_socket_register_write``, ``_misc_loop`` and ``_misc_task``.
 """
 
 import asyncio
@@ -90,6 +91,39 @@ class Connection(aiomqtt.Client):
         super()._client_connect()
         if self._is_closed:
             self._client._sock_close()  # noqa: SLF001 - paho has no public way
+
+    # aiomqtt by itself has the loop watch the number that the socket has now: by the time that the loop comes to it the socket may
+    # be closed, and its number nobody's or another's.
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's
+        self._loop.call_soon_threadsafe(self._begin_to_read, sock)
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002 - paho's
+        self._loop.call_soon_threadsafe(self._begin_to_write, sock)
+
+    def _begin_to_read(self, sock: Any) -> None:
+        if sock.fileno() != -1:
+            self._loop.add_reader(sock.fileno(), self._transfer, self._read)
+            self._misc_task = self._loop.create_task(self._misc_loop())
+
+    def _begin_to_write(self, sock: Any) -> None:
+        if sock.fileno() != -1:
+            self._loop.add_writer(sock.fileno(), self._transfer, self._client.loop_write)
+
+    def _read(self) -> None:
+        while True:
+            self._client.loop_read()
+            sock = self._client.socket()
+            if (
+                not isinstance(sock, ssl.SSLSocket) or not sock.pending()
+            ):  # what is decrypted already wakes nobody
+                return
+
+    def _transfer(self, transfer: Callable[[], object]) -> None:
+        try:
+            transfer()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use any more
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
         # aiomqtt by itself waits for the answer to CONNECT until its timeout, also on a connection that is gone.
