@@ -53,6 +53,7 @@ class Soak:
         self._records = Records(stack)
         self._promises = Promises(self._records)
         self._waiting: list[str] = []
+        self._again: list[str] = []
         self.made: Counter[str] = Counter()
         self.experiments = 0
 
@@ -113,13 +114,15 @@ class Soak:
         if what:
             self.made[kind] += 1
         else:
-            self._waiting.insert(0, kind)  # it comes again
+            self._again.append(kind)
         print(f"  {time.strftime('%H:%M:%S')} {kind}: {what or 'came to nothing'}", flush=True)
 
     def _next_kind(self) -> str:
         """Each kind comes before any comes again."""
         if not self._waiting:
-            self._waiting = self._rng.sample(sorted(self._kinds), len(self._kinds))
+            # What came to nothing is in the list once more, but is not the only thing that comes.
+            others = self._rng.sample(sorted(self._kinds), len(self._kinds))
+            self._waiting, self._again = others + sorted(set(self._again)), []
         return self._waiting.pop()
 
 

@@ -168,7 +168,7 @@ class FaultyStack:
         Raises:
             AssertionError: a process is left.
         """
-        below = self.up.processes()
+        below = self._processes()
         self.up.process.send_signal(how)
         _gone, left = await asyncio.to_thread(psutil.wait_procs, below, 20)
         await asyncio.to_thread(self.up.process.wait, 5)
@@ -178,7 +178,7 @@ class FaultyStack:
         """The process of a service or a proplet as it runs now; ``None`` while there is none."""
         log = str(self.folder / "logs" / f"{name}.log")
         port = self._ports.get(_LISTENING.get(name, ""))
-        for process in self.up.processes()[1:]:
+        for process in self._processes()[1:]:
             with contextlib.suppress(psutil.Error):
                 if name == FORK_SERVER:
                     if process.ppid() == self.up.process.pid and _FORKS in process.cmdline()[-1]:
@@ -192,6 +192,20 @@ class FaultyStack:
                 ):
                     return process
         return None
+
+    def _processes(self) -> list[psutil.Process]:
+        """``up``, and what it has started: services whose fork server was killed are below it no more."""
+        found = {process.pid: process for process in self.up.processes()}
+        for one in psutil.net_connections("tcp"):
+            if one.laddr and one.laddr.port in self._ports.values() and one.status == "LISTEN" and one.pid:
+                with contextlib.suppress(psutil.Error):
+                    process = psutil.Process(one.pid)
+                    family = [process, *process.children(recursive=True)]
+                    if (parent := process.parent()) is not None and parent.pid != 1:
+                        family.append(parent)  # the server of the broker is below it
+                    for each in family:
+                        found.setdefault(each.pid, each)
+        return list(found.values())
 
     async def wait_healthy(self) -> None:
         """Wait until every service answers and every proplet is alive."""
@@ -240,7 +254,7 @@ class FaultyStack:
         """What runs, and what each of it waits for in the kernel; where it is in Python, it says in its log or output."""
         lines = []
         with contextlib.suppress(psutil.Error, OSError):
-            for process in self.up.processes():
+            for process in self._processes():
                 threads = Path(f"/proc/{process.pid}/task").iterdir()
                 waits = ", ".join((thread / "wchan").read_text() for thread in threads)
                 lines.append(
