@@ -100,8 +100,7 @@ async def damage_update(stack: FaultyStack, rng: Random) -> str:
 
 async def damage_artifact(stack: FaultyStack, rng: Random) -> str:
     """A blob of the program is damaged in the OCI registry, and nobody has the program: the blob is named and set aside, and comes back by a push."""
-    registry = stack.url("oci-registry")
-    manifest, digest = await _manifest(registry)
+    manifest, digest = await _manifest(stack)
     blobs = [digest, manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
     damaged = rng.choice(blobs)
     file = stack.folder / "oci-registry" / "blobs" / "sha256" / damaged.removeprefix("sha256:")
@@ -222,10 +221,15 @@ def _damage_updates(stack: FaultyStack, rng: Random) -> str:
     return f"{digest} in coordinator.db"
 
 
-async def _manifest(registry: str) -> tuple[dict[str, Any], str]:
-    async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
-        answer = await http.get(f"{registry}/v2/{REPOSITORY}/manifests/v1")
-    assert answer.status_code == 200, answer.text
+async def _manifest(stack: FaultyStack) -> tuple[dict[str, Any], str]:
+    """The manifest of the program and its digest; the registry may be starting just now."""
+
+    async def find() -> httpx.Response | None:
+        answer = await stack.ask("oci-registry", f"/v2/{REPOSITORY}/manifests/v1")
+        return answer if answer is not None and answer.is_success else None
+
+    answer = await eventually(find, NAMED_S, "the registry has the program's manifest")
+    assert answer is not None
     return answer.json(), answer.headers["Docker-Content-Digest"]
 
 
