@@ -256,8 +256,37 @@ async def test_an_experiment_fails_with_the_reason_of_its_round(world: World) ->
     assert found["reason"] == "round 1 failed 2 times, the last time: 1 device needed, 0 there"
     assert found["ended_at"]
     assert [one["state"] for one in await history(world.http)] == ["failed", "failed"]
-    kinds = [kind for _seq, kind, _data in await events(world.http)]
-    assert kinds == ["state", "state", "round_ended", "round_ended", "state"]
+    told = await events(world.http)
+    assert [kind for _seq, kind, _data in told] == [
+        "state",
+        "state",
+        "round_ended",
+        "waiting",
+        "round_ended",
+        "state",
+    ]
+    [wait] = [data for _seq, kind, data in told if kind == "waiting"]
+    assert (wait["round_id"], wait["attempt"]) == ("e.1.2", 2)
+    assert re.fullmatch(r"\d\.\d s until it is tried again", wait["reason"])
+
+
+async def test_an_experiment_that_waits_for_its_next_try_can_be_stopped(world: World) -> None:
+    world.fleet.choose = lambda _start: {"failure": "1 device needed, 0 there"}
+    await submit(world.http, retries=50)
+
+    async def waits() -> bool:
+        return len(await history(world.http)) > 1
+
+    await eventually(waits)
+    answer = await world.http.post("/experiments/e/stop")
+    assert answer.status_code == 202
+    await in_state(world.http, "stopped")
+
+    async def is_over() -> bool:
+        return all(one["state"] == "failed" for one in await history(world.http))
+
+    await eventually(is_over)
+    assert len(world.fleet.starts) < len(await history(world.http))
 
 
 async def test_evaluation_rounds_and_the_best_version(world: World) -> None:

@@ -13,7 +13,7 @@ from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.experiment import ExperimentState
 from propeller.fl.tensors import Specs
 from propeller.process.logs import get_logger
-from propeller.process.retry import doubling, retry
+from propeller.process.retry import doubling, retry, spread_out
 from propeller.protocol.ids import InvalidIdError, check_id
 
 log = get_logger("coordinator")
@@ -25,6 +25,9 @@ MAX_RECENT_EVENTS = 64
 """Of an experiment, in memory: who follows it as things happen needs no query for them."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
+
+_TRIES_APART_S = doubling(1.0, 30.0)
+"""Between the beginnings of two tries of a round, by how many have failed already."""
 
 StateValues = Mapping[str, Any]
 """The values of a version's server state."""
@@ -45,6 +48,8 @@ class ActiveExperiment:
         """What the registry said of the version that its next round starts from, or why it has none."""
         self.waits_for: str | None = None
         """What its open round waits for, as it was told last."""
+        self.tried_at: float | None = None
+        """When its last round was begun by this process, in Unix seconds."""
         self.aliases: dict[str, int] = {}
         """Aliases that are to be moved, and where to."""
         self.moved: dict[str, int] = {}
@@ -72,6 +77,18 @@ class ActiveExperiment:
         if not self._recent or self._recent[0].seq > after + 1:
             return None
         return [event for event in self._recent if event.seq > after]
+
+    def pause_before(self, failed_tries: int, now: float) -> float:
+        """How long the next try waits after so many that failed, in seconds.
+
+        What fails at once, such as a program whose registry is away, would else use up all tries before anybody could mend
+        it; a try that took long has waited enough. Times are Unix seconds.
+        """
+        if not failed_tries:
+            return 0.0
+        apart_s = spread_out(_TRIES_APART_S[min(failed_tries, len(_TRIES_APART_S)) - 1])
+        began = now if self.tried_at is None else min(self.tried_at, now)
+        return max(0.0, began + apart_s - now)
 
     def next_change(self) -> asyncio.Event:
         """What is set at the next change."""

@@ -293,7 +293,10 @@ class ExperimentRunner:
         active = found.active
         for record in found.started:
             self._rounds.open_round(record)
-            self._begin(active, record)
+            if pause_s := found.pauses.get(record.round_id):
+                self._background.spawn(self._begin_after(active, record, pause_s))
+            else:
+                self._begin(active, record)
         for cancel in found.cancelled:
             self._do(active, functools.partial(self._cancel, active, cancel))
         for mark in found.marks:
@@ -312,10 +315,16 @@ class ExperimentRunner:
         if found.settles and not active.aliases:
             self._do(active, functools.partial(self._aliases.settle, active))
 
+    async def _begin_after(self, active: ActiveExperiment, record: RoundRecord, pause_s: float) -> None:
+        """Have a round begun in a while, unless it is over by then; after a restart it is begun at once."""
+        await asyncio.sleep(pause_s)
+        await until_done(active, lambda: self._resume_round(active, record.round_id))
+
     def _begin(self, active: ActiveExperiment, record: RoundRecord) -> None:
         """Have a round begun, again if need be."""
         if record.refusal is not None:  # it is cancelled
             return
+        active.tried_at = steady_time()
         evaluate = active.record.spec.evaluate
         if active.record.is_central(record) and evaluate is not None and evaluate.dataset is not None:
             self._central.begin(record, evaluate.dataset)

@@ -8,7 +8,7 @@ from propeller.coordinator.active_experiments import ActiveExperiment
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import RoundMaker
 from propeller.coordinator.experiment_store import write
-from propeller.coordinator.round_events import NewEvent, merge_started
+from propeller.coordinator.round_events import NewEvent, merge_started, place_of
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.store import insert_round
 from propeller.errors import ConflictError, InvalidError, NotFoundError
@@ -38,6 +38,7 @@ class Step:
         after: as it will be.
         events: what is told of it.
         started: rounds that are stored with it.
+        pauses: how long some of them wait before they begin, in seconds, by their ids.
         cancelled: rounds that are of no use any more.
         marks: aliases to move.
         changed: the round whose change led to it, as it will be stored.
@@ -48,6 +49,7 @@ class Step:
     after: ExperimentRecord
     events: list[NewEvent] = field(default_factory=list)
     started: list[RoundRecord] = field(default_factory=list)
+    pauses: dict[str, float] = field(default_factory=dict)
     cancelled: list[CancelRound] = field(default_factory=list)
     marks: list[MarkLatest | MarkBest] = field(default_factory=list)
     changed: RoundRecord | None = None
@@ -132,5 +134,14 @@ async def _add_round(
         merge = await maker.make_merge(found.active, found.after, effect.request, now, changed=found.changed)
         found.started.append(merge)
         found.events.append(merge_started(merge, now))
-    else:
-        found.started.append(await maker.make(found.active, found.after, effect.request, now))
+        return
+    record = await maker.make(found.active, found.after, effect.request, now)
+    found.started.append(record)
+    after = found.after.experiment
+    pause_s = found.active.pause_before(
+        after.dry_waves if effect.request.is_wave else after.failed_tries, now
+    )
+    if pause_s:
+        found.pauses[record.round_id] = pause_s
+        reason = f"{pause_s:.1f} s until it is tried again"
+        found.events.append(NewEvent("waiting", now, {**place_of(record), "reason": reason}))

@@ -69,7 +69,7 @@ class Experiment:
         k_of_n: how many updates close a round.
         min_updates: how many are enough at its deadline.
         timeout_s: seconds to the deadline.
-        retries: tries of one round after the first.
+        retries: tries of one round after the first; those that fail at once are ever longer apart.
         evaluate: as ``{"every": 1, "on": "devices"}``.
         stop: when to end early, as ``{"metric": "accuracy", "target": 0.95}``.
         hyperparams: for the program: constants, or schedules as ``{"lr": {"schedule": "cosine", "start": 0.1, "end": 0.001}}``.
