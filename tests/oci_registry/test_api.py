@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from propeller.digests import digest_of
 from propeller.errors import StartError, UnauthenticatedError
@@ -252,8 +253,13 @@ async def test_other_paths_and_methods_answer_in_the_same_form(http: httpx.Async
     assert code(await http.get("/v2/a/manifests/-bad")) == "MANIFEST_INVALID"
 
 
-async def test_what_is_unforeseen_says_nothing(http: httpx.AsyncClient, tmp_path: Path) -> None:
-    (tmp_path / "index.json").write_text("broken")
+async def test_what_is_unforeseen_says_nothing(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_layout: Layout) -> list[str]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Layout, "list_repositories", fail)
     answer = await http.get("/v2/_catalog")
     assert (answer.status_code, code(answer)) == (500, "UNKNOWN")
     assert "broken" not in answer.text
@@ -357,3 +363,26 @@ async def test_services_that_identity_knows_pull_and_operators_push(tmp_path: Pa
         denied = await http.post("/v2/a/b/blobs/uploads/", headers=proxy)
         assert (denied.status_code, denied.json()["errors"][0]["code"]) == (403, "DENIED")
         assert (await http.post("/v2/a/b/blobs/uploads/", headers=manager)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "manifests/v1"), ("HEAD", "manifests/v1"), ("GET", "tags/list"), ("DELETE", "manifests/v1")],
+)
+async def test_an_index_that_is_damaged_meanwhile_is_named_until_it_is_mended(
+    http: httpx.AsyncClient, tmp_path: Path, method: str, path: str
+) -> None:
+    await push(http)
+    manifest = (await http.get("/v2/a/b/manifests/v1")).content
+    before = (tmp_path / "index.json").read_bytes()
+    (tmp_path / "index.json").write_bytes(b"\xdf" + before[1:])
+    with capture_logs() as logs:
+        answer = await http.request(method, f"/v2/a/b/{path}")
+        pushed = await http.put(
+            "/v2/a/b/manifests/v2", content=manifest, headers={"content-type": IMAGE_MANIFEST}
+        )
+    assert (answer.status_code, pushed.status_code, code(pushed)) == (503, 503, "UNAVAILABLE")
+    assert {entry["event"] for entry in logs} == {"the index cannot be read"}
+    assert "index.json is damaged" in logs[0]["reason"]
+    (tmp_path / "index.json").write_bytes(before)
+    assert (await http.get("/v2/a/b/manifests/v1")).status_code == 200

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller.errors import NotFoundError, PropellerError, RefusedError, StartError, UnauthenticatedError
 from propeller.oci.credentials import Login
+from propeller.oci.errors import DamagedLayoutError
 from propeller.oci.layout import Layout
 from propeller.oci_registry import blob_routes, manifest_routes
 from propeller.oci_registry.errors import DistributionError
@@ -151,6 +152,7 @@ def create_api(
         DistributionError: _refusal,
         HTTPException: _http_error,
         ClientDisconnect: _disconnected,
+        DamagedLayoutError: _damaged,
         Exception: _unforeseen_error,
     }
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
@@ -171,6 +173,16 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 async def _disconnected(_request: Request, _error: ClientDisconnect) -> Response:
     """Nobody reads this answer; the bytes of an upload that have come are kept, so that it can go on."""
     return Response(status_code=400)
+
+
+async def _damaged(request: Request, error: DamagedLayoutError) -> Response:
+    """It is read for each request: once it is mended, the next one is answered."""
+    log.error(
+        "the index cannot be read", method=request.method, path=request.url.path[:200], reason=str(error)
+    )
+    return DistributionError(
+        503, "UNAVAILABLE", "the registry's index is damaged: its log names the file and the remedy"
+    ).response()
 
 
 async def _unforeseen_error(request: Request, error: Exception) -> Response:
