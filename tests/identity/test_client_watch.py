@@ -9,14 +9,17 @@ from pathlib import Path
 import aiomqtt
 import pytest
 from nats.aio.client import Client
+from nats.errors import TimeoutError as NatsTimeoutError
 from structlog.testing import capture_logs
 
 from propeller.identity import client_watch as module
-from propeller.identity.broker_api import jetstream, max_storage
+from propeller.identity.access import AccessDirectory, ClientAccess
+from propeller.identity.broker_api import ServerConnection, jetstream, max_storage
 from propeller.identity.broker_storage import MESSAGES_PER_TOPIC, RETAINED, WAITING, limit_storage
-from propeller.identity.client_watch import BURST_S, Budget, ClientLimits
+from propeller.identity.client_watch import BURST_S, Budget, ClientLimits, ClientWatch
 from propeller.identity.service import Identity
 from propeller.mqtt.broker import Broker
+from propeller.protocol.roles import Role
 from propeller.protocol.topics import Channel, Kind
 from support.identity import Site, first
 from support.net import eventually
@@ -35,6 +38,39 @@ def test_a_budget_bounds_what_is_published_and_fills_up_again() -> None:
     idle = Budget(LIMITS, 0.0)
     assert "messages" in str(idle.take(int(10 * BURST_S) + 1, 0, 1e9)), "it is never more than full"
     assert idle.take(0, 0, 1e8) is not None, "a clock that goes back gives nothing"
+
+
+async def test_what_was_published_is_charged_even_if_the_broker_answers_only_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published, fails = {"in_msgs": 0, "in_bytes": 0}, False
+
+    async def listed(_link: Client, **_filters: object) -> AsyncIterator[ServerConnection]:
+        yield ServerConnection("s", 0.0, {"authorized_user": "p", "cid": 1, **published})
+
+    async def ended(_link: Client) -> AsyncIterator[ServerConnection]:
+        if fails:
+            raise NatsTimeoutError
+        return
+        yield
+
+    async def nothing(*_arguments: object) -> None:
+        return
+
+    monkeypatch.setattr(module, "connections", listed)
+    monkeypatch.setattr(module, "closed_connections", ended)
+    monkeypatch.setattr(module, "close_connection", nothing)
+    directory = AccessDirectory()
+    directory.update([ClientAccess("p", "d", Role.PROPLET, "", True, {}, {}, 0.0)])
+    watch, link = ClientWatch(directory, LIMITS, clock=lambda: 0.0), Client()
+    await watch.check(link, {}, nothing)
+    published["in_msgs"], fails = 1000, True
+    with pytest.raises(NatsTimeoutError):
+        await watch.check(link, {}, nothing)
+    assert watch.refusal("p") is None
+    fails = False
+    await watch.check(link, {}, nothing)
+    assert watch.refusal("p") is not None
 
 
 class World:

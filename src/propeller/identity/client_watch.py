@@ -163,15 +163,13 @@ class ClientWatch:
             NatsError: the broker does not answer.
         """
         uses = await self._read(link)
+        # All are charged before the broker is asked for anything more: it may not answer.
+        reasons = {name: self._excess(name, use) for name, use in uses.items() if self.refusal(name) is None}
         for client_id, use in uses.items():
-            if (
-                self.refusal(client_id) is not None
-            ):  # let in just before it was muted, after the others were listed
+            if client_id not in reasons:  # let in just before it was muted, after the others were listed
                 for connection in use.open:
                     await close_connection(link, connection)
-                continue
-            reason = self._excess(client_id, use)
-            if reason is not None:
+            elif (reason := reasons[client_id]) is not None:
                 await self._mute(link, client_id, reason, use)
                 await end_sessions(link, sessions.get(client_id, []))
         for client_id, mqtt_ids in sessions.items():
@@ -188,10 +186,11 @@ class ClientWatch:
     async def _read(self, link: Client) -> defaultdict[str, _Use]:
         """What each device did since the last look."""
         uses: defaultdict[str, _Use] = defaultdict(_Use)
+        counted = self._counted.copy()  # kept once all are read: what is read is then charged
         looked_at = 0
         async for one in connections(link):
             looked_at += 1
-            client_id = self._count(one, uses)
+            client_id = self._count(one, counted, uses)
             if client_id is not None:
                 uses[client_id].open.append(one)
                 uses[client_id].subscriptions += int(one.info.get("subscriptions") or 0)
@@ -202,22 +201,24 @@ class ClientWatch:
                 if stop <= self._last_stop:
                     break
                 newest = max(newest, stop)
-                self._count(one, uses)
+                self._count(one, counted, uses)
         self._look, self._last_stop, self._is_first = self._look + 1, newest, False
         oldest = self._look - _REMEMBERED_LOOKS
-        self._counted = {key: count for key, count in self._counted.items() if count.look > oldest}
+        self._counted = {key: count for key, count in counted.items() if count.look > oldest}
         self.interval_s = max(SHORTEST_INTERVAL_S, looked_at / _CONNECTIONS_PER_S)
         return uses
 
-    def _count(self, one: ServerConnection, uses: dict[str, _Use]) -> str | None:
+    def _count(
+        self, one: ServerConnection, counted: dict[tuple[str, int], _Count], uses: dict[str, _Use]
+    ) -> str | None:
         """Charge a connection to its client, if that is a device, and give its id."""
         client_id = str(one.info.get("authorized_user") or "")
         if not self._is_limited(client_id):
             return None
         key = (one.server, int(one.info["cid"]))
         now = _Count(int(one.info.get("in_msgs") or 0), int(one.info.get("in_bytes") or 0), self._look)
-        before = self._counted.get(key, _Count(-CONNECT_MESSAGES, 0, 0))
-        self._counted[key] = now
+        before = counted.get(key, _Count(-CONNECT_MESSAGES, 0, 0))
+        counted[key] = now
         if not self._is_first:  # nothing is known of the time before a first look
             uses[client_id].messages += now.messages - before.messages
             uses[client_id].bytes += now.bytes - before.bytes
