@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,3 +170,28 @@ def test_the_last_error_of_a_log(tmp_path: Path) -> None:
         '{"msg":"a"}\nerror: first\n{"msg":"b"}\nerror: settings to correct:\n  A: not set\n  B: not set\n'
     )
     assert last_error(log) == "settings to correct:\n  A: not set\n  B: not set"
+
+
+@pytest.mark.parametrize("forked", [True, False])
+async def test_a_process_that_is_being_started_when_all_are_to_end_is_ended_too(
+    tmp_path: Path, forked: bool
+) -> None:
+    started: list[StartedProcess] = []
+
+    class SlowStarter(ProcessStarter):
+        def start(self, spec: ProcessSpec) -> StartedProcess:
+            started.append(super().start(spec))
+            is_started.set()
+            time.sleep(0.3)
+            return started[-1]
+
+    is_started = threading.Event()
+    supervisor = Supervisor(SlowStarter())
+    starting = asyncio.create_task(supervisor.start(spec_of(tmp_path, free_port(), forked=forked)))
+    await asyncio.to_thread(is_started.wait, 20)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert list(supervisor.pids.values()) == [started[0].pid]
+    await supervisor.close()
+    assert has_ended(started[0].pid)

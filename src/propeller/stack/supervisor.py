@@ -142,7 +142,7 @@ class Supervisor:
         waits = functools.partial(log.warning, "process is not there yet", name=spec.name)
         late = asyncio.get_running_loop().call_later(LATE_S, waits)
         try:
-            self._running[spec.name] = await asyncio.to_thread(self._starter.start, spec)
+            await self._begin(spec)
         finally:
             late.cancel()
         self._watchers[spec.name] = asyncio.create_task(self._watch(spec.name))
@@ -195,16 +195,30 @@ class Supervisor:
                 lived_s=round(lived, 1),
                 delay_s=0.0 if was_healthy else backoff.delay_s,
             )
-            self._running[name] = await self._restart(running.spec, backoff, at_once=was_healthy)
+            await self._restart(running.spec, backoff, at_once=was_healthy)
 
-    async def _restart(self, spec: ProcessSpec, backoff: Backoff, *, at_once: bool) -> StartedProcess:
+    async def _begin(self, spec: ProcessSpec) -> None:
+        """Start a process; one that is there only after this was cancelled is known all the same, so that it is ended.
+
+        Raises:
+            StartError, OSError, EOFError: as ``ProcessStarter.start``.
+        """
+        starting = asyncio.ensure_future(asyncio.to_thread(self._starter.start, spec))
+        try:
+            self._running[spec.name] = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with suppress(OSError, EOFError, StartError):
+                self._running[spec.name] = await starting
+            raise
+
+    async def _restart(self, spec: ProcessSpec, backoff: Backoff, *, at_once: bool) -> None:
         """Start a process, unless ``at_once`` after a delay, as often as it takes: the fork server may die while it forks."""
         while True:
             if not at_once:
                 await backoff.wait()
             at_once = False
             try:
-                return await asyncio.to_thread(self._starter.start, spec)
+                return await self._begin(spec)
             except (OSError, EOFError, StartError) as error:
                 log.warning(
                     "process cannot be started, trying again",
