@@ -320,3 +320,17 @@ def test_notes_are_of_the_task_that_collects() -> None:
         with collecting() as inner:
             note(task="t-2")
     assert (facts, inner) == ({"task": "t-1"}, {"task": "t-2"})
+
+
+def test_an_entry_is_never_longer_than_what_is_read(file: Path) -> None:
+    log = AuditLog(file, "manager")
+    log.record("\x00" * 400, about={f"fact_{number}": "\U0001f600" * 400 for number in range(8)}, status=200)
+    log.record("after it")
+    log.close()
+    first, second = lines_of(file)
+    assert len(first) < audit.MAX_LINE_BYTES
+    assert json.loads(first)["about"]["left_out"].startswith("8 facts of ")
+    assert json.loads(second)["action"] == "after it"
+    reopened = AuditLog(file, "manager")
+    assert reopened.head.seq == 2
+    reopened.close()

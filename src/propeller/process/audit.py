@@ -37,6 +37,9 @@ START = "0" * 64
 """What the first entry holds as the hash of the one before."""
 
 MAX_LINE_BYTES = 16 * 1024
+_SEAL_BYTES = 128
+"""Of a line, for its hash and end."""
+
 _MAX_TEXT = 300
 """Characters of a text in an entry, of which callers choose many."""
 
@@ -149,10 +152,7 @@ class AuditLog:
                 "about": facts,
                 "prev": self.head.hash,
             }
-            body = json.dumps(
-                {name: value for name, value in entry.items() if value not in (None, "", {})},
-                separators=(",", ":"),
-            ).encode()
+            body = _encode(entry)
             digest = hashlib.sha256(body).hexdigest()
             line = _sealed(body, digest)
             try:
@@ -298,6 +298,20 @@ def verify(lines: Iterator[bytes], noted: Sequence[Head] = (), where: str = "the
         last = f"entry {head.seq}" if head else "no entry"
         raise DamagedError(f"{where}: entry {min(wanted)}, which was noted, is not there; the last is {last}")
     return head or Head()
+
+
+def _encode(entry: dict[str, Any]) -> bytes:
+    """An entry as JSON without what is empty. Texts in which each character takes twelve bytes leave no room for all facts."""
+
+    def encode() -> bytes:
+        given = {name: value for name, value in entry.items() if value not in (None, "", {})}
+        return json.dumps(given, separators=(",", ":")).encode()
+
+    body = encode()
+    if len(body) + _SEAL_BYTES > MAX_LINE_BYTES:
+        entry["about"] = {"left_out": f"{len(entry['about'])} facts of {len(body)} bytes"}
+        body = encode()
+    return body
 
 
 def _sealed(body: bytes, digest: str) -> bytes:
