@@ -118,7 +118,8 @@ class PostgresqlClaim:
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             with contextlib.suppress(*_ERRORS):
-                await connection.close()
+                async with asyncio.timeout(ANSWER_S):
+                    await connection.close()
 
     async def _open(self) -> None:
         self._connection = await self._server.connect_alone(CONNECT_S)
