@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -22,6 +23,7 @@ from propeller.protocol.wire import (
     TooManyValuesError,
     decode_object,
     decode_trusted,
+    read_count,
 )
 
 MESSAGES: list[type[Message]] = [
@@ -176,3 +178,15 @@ def test_what_a_service_asked_for_may_have_any_number_of_values() -> None:
     assert len(decode_trusted(text)["a"]) == MAX_VALUES + 1
     with pytest.raises(TooManyValuesError):
         decode_object(text)
+
+
+@given(st.text(max_size=12))
+def test_a_count_is_digits_and_nothing_else(text: str) -> None:
+    expected = int(text) if re.fullmatch("[0-9]{1,6}", text) else None
+    assert read_count(text, 6) == expected
+
+
+def test_what_python_takes_for_digits_is_no_count() -> None:
+    for text in ("", "²", "१", "-1", "+1", " 1", "1_0", "1234567"):
+        assert read_count(text, 6) is None
+    assert read_count("0012", 6) == 12

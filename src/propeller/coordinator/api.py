@@ -31,6 +31,7 @@ from propeller.protocol.rounds import (
     ParticipantFailure,
     model_uri,
 )
+from propeller.protocol.wire import read_count
 from propeller.web.access import AccessTable
 from propeller.web.app import Router, check_is_json, create_app
 from propeller.web.auth import Admission, Caller, Principal
@@ -239,8 +240,8 @@ def _update_routes(service: Coordinator, large: LargeUpdates, max_body: int, max
 
 def _is_large(request: Request) -> bool:
     """Whether a body is not to be in memory; one of unknown length is not, either."""
-    length = request.headers.get("content-length", "")
-    return not length.isdigit() or int(length) > LARGE_BYTES
+    length = read_count(request.headers.get("content-length", ""))
+    return length is None or length > LARGE_BYTES
 
 
 async def _one_piece(body: bytes) -> AsyncGenerator[bytes]:

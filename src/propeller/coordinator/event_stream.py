@@ -9,6 +9,7 @@ from propeller.coordinator.experiment_store import StoredEvent
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.rounds import format_unix_time
 from propeller.errors import InvalidError
+from propeller.protocol.wire import read_count
 
 HEARTBEAT_S = 15.0
 """A comment is sent when nothing has happened for so long, in seconds: proxies close silent connections."""
@@ -24,9 +25,10 @@ def read_last_event_id(header: str | None) -> int:
     """
     if not header:
         return 0
-    if not (header.isascii() and header.isdigit() and len(header) <= 18):
+    number = read_count(header)
+    if number is None:
         raise InvalidError(f"Last-Event-ID: {header[:40]!r} is not the id of an event, which is a number")
-    return int(header)
+    return number
 
 
 def stream_events(service: Experiments, experiment_id: str, after: int) -> StreamingResponse:

@@ -40,7 +40,7 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.process.decoding import decode_in_thread
 from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
-from propeller.protocol.wire import MalformedMessageError
+from propeller.protocol.wire import MalformedMessageError, read_count
 from propeller.web.limits import MAX_BODY
 
 NO_TENSORS = "update: Field required: update data is required and cannot be empty"
@@ -253,9 +253,9 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
     for field in ("num_samples", "steps"):
-        text = metadata.get(field, "")
-        if text.isascii() and text.isdigit() and len(text) <= 16:
-            metadata[field] = int(text)
+        number = read_count(metadata.get(field, ""), 16)
+        if number is not None:
+            metadata[field] = number
     if "metrics" in metadata:
         try:
             metadata["metrics"] = read_update_fields(metadata["metrics"], ("metrics",))

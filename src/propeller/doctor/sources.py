@@ -14,6 +14,7 @@ from propeller.mqtt.address import BrokerAddress
 from propeller.process.tls import trust_stack
 from propeller.protocol.ids import ID_RULE, InvalidIdError, check_id
 from propeller.protocol.topics import Channel
+from propeller.protocol.wire import read_count
 from propeller.stack.env_file import GUIDE_CLIENTS, EnvFile, id_variable, key_variable, shown_id
 from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, OPERATOR, PORTS
 from propeller.stack.standby import foreign_owners
@@ -159,13 +160,14 @@ def _ports(path: Path, values: Mapping[str, str], advice: Advice) -> dict[str, i
     for name, port in PORTS.items():
         variable = port.host_variable
         text = values.get(variable) or str(port.host)
-        if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        number = read_count(text, 5)
+        if number is None or not 0 < number < 65536:
             detail = f"{path}: {variable}: {text!r} is not a port"
             raise SourceError(
                 failed("settings", detail, f"write a number from 1 to 65535, then {advice.start()}"),
                 running=True,
             )
-        ports[name] = int(text)
+        ports[name] = number
     return ports
 
 

@@ -40,6 +40,7 @@ from propeller.oci.signatures import (
     signature_tag,
 )
 from propeller.protocol.programs import WASM_MAGIC
+from propeller.protocol.wire import read_count
 
 MAX_PROGRAM_BYTES = 64 * 1024 * 1024
 """The largest program that is pulled; the sandbox takes no larger one."""
@@ -186,8 +187,8 @@ class RegistryClient:
 
         async def transfer() -> int:
             async with self._get(purpose, f"blobs/{digest}") as response:
-                announced = response.headers.get("content-length", "")
-                total = size if size is not None else int(announced) if announced.isdigit() else 0
+                announced = read_count(response.headers.get("content-length", "")) or 0
+                total = announced if size is None else size
                 self._check_size(total, what)
                 sink.seek(0)
                 sink.truncate()

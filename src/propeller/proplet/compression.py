@@ -23,7 +23,7 @@ from propeller.proplet.update_files import ENCODED, MODEL, RESIDUAL, UPDATE, UPD
 from propeller.proplet.updates import ProgramOutput, document_metadata
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
-from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.protocol.wire import MalformedMessageError, decode_object, read_count
 from propeller.wasm.host_calls import HostAnswer, HostCall
 from propeller.wasm.program_run import ProgramRun
 
@@ -192,6 +192,7 @@ def encoded_output(asked: "Compression", update: ProgramOutput, body: bytes | Fi
 
 def _seed(env: Mapping[str, str]) -> int:
     text = env.get("FL_SEED", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+    seed = read_count(text, 20)
+    if seed is None:
         raise TaskError(f"FL_SEED is {text[:80]!r}; it is a whole number of 0 or more")
-    return int(text)
+    return seed

@@ -23,6 +23,7 @@ from pathlib import Path
 from propeller.process.files import sync_folder, write_durably
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
+from propeller.protocol.wire import read_count
 from propeller.wasm import folder_contents
 from propeller.wasm.program_run import StateFolder
 
@@ -294,12 +295,13 @@ def round_number(env: Mapping[str, str]) -> int | None:
     Raises:
         TaskError: it is none.
     """
-    number = env.get("FL_ROUND")
-    if not number:
+    text = env.get("FL_ROUND")
+    if not text:
         return None
-    if not (number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS):
-        raise TaskError(f"FL_ROUND is {number[:80]!r}; it is a whole number of 0 or more")
-    return int(number)
+    number = read_count(text, MAX_DIGITS)
+    if number is None:
+        raise TaskError(f"FL_ROUND is {text[:80]!r}; it is a whole number of 0 or more")
+    return number
 
 
 def _versions(place: Path) -> list[_Version]:

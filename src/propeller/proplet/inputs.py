@@ -23,7 +23,7 @@ from propeller.protocol.models import LARGE_BYTES, MODEL_DIGEST_HEADER
 from propeller.protocol.multipart import MULTIPART, unpack
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
-from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
+from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted, read_count
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TaskInputs
 
 log = get_logger("inputs")
@@ -323,8 +323,8 @@ def _media_type(response: Answer) -> str:
 
 
 def _is_large(response: Answer) -> bool:
-    length = response.headers.get("content-length", "")
-    return _media_type(response) == SAFETENSORS and length.isdigit() and int(length) > LARGE_BYTES
+    length = read_count(response.headers.get("content-length", "")) or 0
+    return _media_type(response) == SAFETENSORS and length > LARGE_BYTES
 
 
 def _parse(response: Answer) -> _Document:

@@ -256,6 +256,11 @@ def null_as_empty_list(value: Any) -> Any:
     return [] if value is None else value
 
 
+def read_count(text: str, digits: int = 18) -> int | None:
+    """A number of 0 or more that is written in at most so many digits, and in nothing else; ``None`` for another text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
+
+
 def require_printable(value: str) -> str:
     """Refuse control characters: a text with them looks like another one in a log or on a screen."""
     if any(unicodedata.category(character) == "Cc" for character in value):
