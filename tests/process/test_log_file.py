@@ -1,5 +1,6 @@
 """Log files that are set aside when they are full: bounded, complete, also for what is no log line and for two processes."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -132,3 +133,23 @@ def test_a_reader_that_is_left_behind_goes_on_with_what_is_left(tmp_path: Path) 
     tail.close()
     with pytest.raises(FileNotFoundError):
         LogTail(tmp_path / "other.log")
+
+
+def test_a_line_that_a_full_disk_takes_in_part_costs_no_other_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, write = LogFile(tmp_path / "svc.log"), os.write
+    log.write("one\n")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:2]))
+        log.write("two\n")
+
+        def refuse(_descriptor: int, _data: bytes) -> int:
+            raise OSError(28, "no space left")
+
+        full.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="no space"):
+            log.write("three\n")
+    log.write("four\n")
+    log.write("five\n")
+    assert texts(tmp_path / "svc.log") == ["one\ntw\nfour\nfive\n"]

@@ -32,7 +32,7 @@ def newest_first(file: Path) -> Iterator[Path]:
 
 
 class LogFile(io.TextIOBase):
-    """Appends lines to a file, each at once and whole: a line that the disk does not take is lost, and the next one is tried anew.
+    """Appends lines to a file, each at once: a line that the disk does not take, or takes in part, is lost, and no other one with it.
 
     Threads may share it. The file stays open for as long as the process lives.
     """
@@ -46,6 +46,7 @@ class LogFile(io.TextIOBase):
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._max_bytes = file, max_bytes
         self._rotation = threading.Lock()
+        self._is_torn = False
         self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, text: str) -> int:
@@ -60,7 +61,9 @@ class LogFile(io.TextIOBase):
             with self._rotation, contextlib.suppress(OSError):
                 if self._is_full(len(line)):  # or another thread was first
                     self._rotate()
-        os.write(self._descriptor, line)
+        if self._is_torn:
+            line = b"\n" + line
+        self._is_torn = os.write(self._descriptor, line) < len(line)
         return len(text)
 
     def _is_full(self, more: int) -> bool:
