@@ -18,8 +18,8 @@ import httpx
 if TYPE_CHECKING:
     from faults.stack import FaultyStack
 
-BYTES = {"oci-registry": 96 * 1024**2}
-"""Of a disk, if it is not as small as the others: programs are."""
+BYTES = {"oci-registry": 96 * 1024**2, "model-registry": 384 * 1024**2}
+"""Of a disk, if it is not as small as the others: of programs, and of all the versions that half an hour makes."""
 
 USUAL_BYTES = 48 * 1024**2
 FOLDERS = (
