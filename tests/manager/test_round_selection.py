@@ -164,6 +164,15 @@ async def test_names_of_no_device_are_told_at_once_though_enough_others_are_ther
     assert "selection.names: no device 'p9' is alive" in coordinator.proposals[1]["waiting"]
 
 
+async def test_hyperparameters_that_no_message_carries_end_the_experiment(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(fleet, hyperparams={"blob": '"' * 3_000_000})
+    await eventually(lambda: coordinator.proposals)
+    refused = coordinator.proposals[0]
+    assert (refused["final"], refused["failure"].partition(":")[0]) == (True, "hyperparams")
+
+
 async def test_a_coordinator_that_is_away_is_asked_until_it_answers(
     fleet: RunningManager, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

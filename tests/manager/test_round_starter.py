@@ -194,6 +194,20 @@ async def test_a_round_that_cannot_reach_its_quorum_is_refused_and_not_configure
     assert (await post(fleet, experiment())).status_code == 200
 
 
+async def test_hyperparameters_that_no_message_carries_are_refused_at_once(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    """A quote is two characters in a message."""
+    for text in ("x" * 9_000_000, '"' * 3_000_000):
+        answer = await post(fleet, experiment(hyperparams={"blob": text}))
+        assert answer.status_code == 413
+        assert answer.json()["error"].startswith("hyperparams: ")
+        assert "MANAGER_MAX_MESSAGE_BYTES" in answer.json()["error"]
+    assert coordinator.requests == []
+    assert await tasks(fleet) == []
+    assert (await post(fleet, experiment(hyperparams={"blob": "x" * 7_000_000}))).status_code == 200
+
+
 async def test_who_sets_min_updates_may_start_with_fewer_than_the_quorum(fleet: RunningManager) -> None:
     body = experiment(participants=["p1", "p2", "gone"], min_updates=2)
     assert (await post(fleet, body)).status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 from propeller.errors import TooLargeError, UnavailableError
@@ -60,6 +61,19 @@ class Dispatcher:
     def max_program_bytes(self) -> int:
         """The largest program that fits in a start message as base64."""
         return (self._max_bytes - _HEADROOM_BYTES) * 3 // 4
+
+    def explain_too_long(self, hyperparams: Any) -> str | None:
+        """Why the start messages of a round cannot carry its hyperparameters, or ``None`` if they can."""
+        size = (
+            len(json.dumps(encode_json(hyperparams).decode())) if hyperparams else 0
+        )  # a text in the message
+        limit = self._max_bytes - _HEADROOM_BYTES
+        if size <= limit:
+            return None
+        return (
+            f"hyperparams: {size} bytes do not fit in one MQTT message (limit {limit}, MANAGER_MAX_MESSAGE_BYTES): "
+            "what is large belongs in the model, or in the devices' data"
+        )
 
     async def require_connection(self) -> None:
         """Wait a moment for the broker.

@@ -142,6 +142,8 @@ class RoundSelector:
     async def _choose(self, start: RoundStart, *, is_last: bool) -> ChosenParticipants:
         if start.selection is None:
             raise AssertionError("a round with participants is started by RoundStarter")
+        if too_long := self._starter.explain_too_long(start.hyperparams):
+            return ChosenParticipants(failure=too_long, final=True)
         if start.number == 1:  # later, a device that is gone may be one that was deleted, and comes back
             unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), start.selection)
             if unknown is not None:

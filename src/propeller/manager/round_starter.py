@@ -4,8 +4,15 @@ import asyncio
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from typing import Any
 
-from propeller.errors import ConflictError, PropellerError, UnavailableError, UnprocessableError
+from propeller.errors import (
+    ConflictError,
+    PropellerError,
+    TooLargeError,
+    UnavailableError,
+    UnprocessableError,
+)
 from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
@@ -70,6 +77,7 @@ class RoundStarter:
 
         Raises:
             ConflictError: another round had this id.
+            TooLargeError: its hyperparameters do not fit in a message.
             UnprocessableError: too few participants can be launched.
             UnavailableError: there is no coordinator, or the broker cannot be reached.
             ServiceError: the coordinator refuses or does not answer. Nothing is started then, as in the cases above.
@@ -81,6 +89,8 @@ class RoundStarter:
             if known is not None:
                 _check_same(known.experiment, experiment, given)
                 return known
+            if too_long := self._dispatcher.explain_too_long(experiment.hyperparams):
+                raise TooLargeError(too_long)
             await self._dispatcher.require_connection()
             proplets, skipped = self._split_participants(experiment)
             _check_quorum(experiment, len(proplets), skipped, must_reach_quorum=must_reach_quorum)
@@ -92,6 +102,10 @@ class RoundStarter:
             except PropellerError as error:
                 log.warning("round is not announced", round_id=experiment.round_id, reason=str(error))
         return started
+
+    def explain_too_long(self, hyperparams: Any) -> str | None:
+        """As the dispatcher."""
+        return self._dispatcher.explain_too_long(hyperparams)
 
     async def launch_chosen(
         self, experiment: Experiment, model_digest: str | None, env: Mapping[str, Mapping[str, str]]
