@@ -171,6 +171,24 @@ async def test_which_layer_is_the_program(tmp_path: Path) -> None:
             await one.pull(reference)
 
 
+async def test_an_index_with_one_image_for_wasm_is_followed(tmp_path: Path) -> None:
+    """As docker buildx makes one, with an attestation beside the image."""
+    async with embedded(tmp_path) as host, client() as one:
+        reference = Reference.parse(f"{host}/x")
+        pushed = await one.push(reference, PROGRAM)
+        entries = [
+            {"mediaType": manifest.IMAGE_MANIFEST, "digest": digest, "size": 1, "platform": platform}
+            for digest, platform in (
+                (pushed.digest, {"architecture": "wasm", "os": "wasip1"}),
+                ("sha256:" + "0" * 64, {"architecture": "unknown", "os": "unknown"}),
+            )
+        ]
+        index = json.dumps({"mediaType": manifest.IMAGE_INDEX, "manifests": entries}).encode()
+        Layout(tmp_path).store_manifest("x", "both", manifest.IMAGE_INDEX, index)
+        artifact, content = await one.pull(Reference.parse(f"{host}/x:both"))
+        assert (artifact.digest, content) == (pushed.digest, PROGRAM)
+
+
 async def test_what_cannot_be_pushed(tmp_path: Path) -> None:
     async with client() as one:
         with pytest.raises(errors.UnsupportedArtifactError, match="not a Wasm"):

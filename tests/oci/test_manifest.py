@@ -75,6 +75,48 @@ def test_what_is_not_a_manifest_is_refused(document: bytes, said: str) -> None:
     assert "propeller push" in caught.value.remedy
 
 
+def entry(digest: str, **platform: str) -> dict[str, Any]:
+    named = {"platform": platform} if platform else {}
+    return {"mediaType": manifest.IMAGE_MANIFEST, "digest": f"sha256:{digest * 64}", "size": 5, **named}
+
+
+ATTESTATION = entry("f", architecture="unknown", os="unknown")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [entry("a")],
+        [entry("a", architecture="wasm", os="wasip1"), ATTESTATION],
+        [entry("b", architecture="amd64", os="linux"), entry("a", architecture="wasm32", os="wasi")],
+        [entry("a", architecture="amd64", os="linux"), ATTESTATION],
+    ],
+)
+def test_an_index_stands_for_its_only_image_for_wasm(entries: list[dict[str, Any]]) -> None:
+    document = json.dumps({"mediaType": manifest.IMAGE_INDEX, "manifests": entries}).encode()
+    assert manifest.select_from_index(document, "x") == "sha256:" + "a" * 64
+    assert manifest.select_from_index(json.dumps({"layers": []}).encode(), "x") is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([], "0 images"),
+        ([ATTESTATION], "0 images"),
+        ([entry("a"), entry("b")], "2 images"),
+        (
+            [entry("a", architecture="wasm"), entry("b", os="wasip2")],
+            r"2 images .* \(its platforms: wasip2, wasm\)",
+        ),
+        ([3, {"digest": "../x"}], "1 images"),
+        ({"digest": 5}, "0 images"),
+    ],
+)
+def test_another_index_is_refused(entries: Any, said: str) -> None:
+    with pytest.raises(UnsupportedArtifactError, match=said):
+        manifest.select_from_index(json.dumps({"manifests": entries}).encode(), "x")
+
+
 def test_not_one_program_says_what_there_is() -> None:
     tar = Descriptor("application/tar", HEX, 5)
     with pytest.raises(UnsupportedArtifactError, match=r"no Wasm layer \(its layers: application/tar\)"):

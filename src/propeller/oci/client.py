@@ -128,12 +128,16 @@ class RegistryClient:
     async def resolve(self, reference: Reference) -> Artifact:
         """Find the program that a reference names now: one ``HEAD`` if its manifest is kept.
 
+        An image index with one image for Wasm stands for that, whose digest is then the artifact's.
+
         Raises:
             OciError: with the cause and the remedy.
         """
         self.check(reference)
         digest = reference.digest or await self._get_digest(reference)
         data = await self._get_manifest(reference, digest)
+        if (inner := manifest.select_from_index(data, str(reference))) is not None:
+            data = await self._get_manifest(reference, inner)
         found = manifest.read_layers(data, str(reference))
         typed = [layer for layer in found if manifest.is_wasm_type(layer.media_type)]
         if not typed:

@@ -87,22 +87,67 @@ def program_manifest(layer: Descriptor) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def read_layers(data: bytes, what: str) -> list[Descriptor]:
-    """The layers of a manifest; ``what`` names it in errors.
+_WASM_PLATFORMS = {"wasm", "wasm32", "wasi", "wasip1", "wasip2"}
+"""Of images for Wasm, as architecture or operating system."""
+
+_NO_PLATFORM = {"", "unknown"}
+"""Of what is beside the images in an index, as attestations."""
+
+
+def select_from_index(data: bytes, what: str) -> str | None:
+    """The digest of the only manifest in an image index that can be a program's; ``None`` if this is no index.
 
     Raises:
-        UnsupportedArtifactError: it is an index, or not a manifest at all.
+        UnsupportedArtifactError: there is none, or more than one.
     """
+    document = _read_object(data, what)
+    if not _is_index(document):
+        return None
+    entries = document.get("manifests")
+    found = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    platforms = [(one, _platform(one)) for one in found]
+    wasm = [one for one, platform in platforms if _WASM_PLATFORMS & platform]
+    any_at_all = [one for one, platform in platforms if platform - _NO_PLATFORM or "platform" not in one]
+    candidates = wasm or any_at_all
+    digests = [str(one.get("digest")) for one in candidates]
+    if len(digests) == 1 and is_digest(digests[0]):
+        return digests[0]
+    names = ", ".join(sorted("/".join(sorted(platform)) or "none" for _one, platform in platforms)) or "none"
+    raise UnsupportedArtifactError(
+        f"{what} is an image index with {len(candidates)} images for Wasm instead of one (its platforms: {names[:200]})",
+        _HOW_TO_PUSH,
+    )
+
+
+def _platform(entry: dict[str, Any]) -> set[str]:
+    platform = entry.get("platform")
+    named = platform if isinstance(platform, dict) else {}
+    return {str(named[field]).lower() for field in ("architecture", "os") if field in named}
+
+
+def _is_index(document: dict[str, Any]) -> bool:
+    return document.get("mediaType") in (IMAGE_INDEX, DOCKER_LIST) or "manifests" in document
+
+
+def _read_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise UnsupportedArtifactError(f"{what}: its manifest is not a JSON object", _HOW_TO_PUSH)
-    if document.get("mediaType") in (IMAGE_INDEX, DOCKER_LIST) or "manifests" in document:
-        raise UnsupportedArtifactError(
-            f"{what} is an image index (one image for several platforms)", _HOW_TO_PUSH
-        )
+    return document
+
+
+def read_layers(data: bytes, what: str) -> list[Descriptor]:
+    """The layers of a manifest; ``what`` names it in errors.
+
+    Raises:
+        UnsupportedArtifactError: it is an index, or not a manifest at all.
+    """
+    document = _read_object(data, what)
+    if _is_index(document):
+        raise UnsupportedArtifactError(f"{what} is an image index in an image index", _HOW_TO_PUSH)
     found = document.get("layers")
     if not isinstance(found, list):
         raise UnsupportedArtifactError(f"{what}: its manifest has no layers", _HOW_TO_PUSH)
