@@ -24,12 +24,14 @@ from propeller.oci.signers import Signers
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
+from propeller.wasm.last_words import LastWords
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_folders import TaskFolders
 from propeller.wasm.template_client import SandboxError
 
 _MAX_KNOWN = 256
+_MAX_LINE_CHARACTERS = 2000
 _FETCH_WAIT_S = 60.0
 
 
@@ -142,21 +144,19 @@ class ProgramHost:
         """Run a prepared program within the service's limits, and lower ones if asked; what it prints goes to the log.
 
         Raises:
-            UnprocessableError: it failed; the text has the last line of its standard error.
+            UnprocessableError: it failed; the text has what its standard error says of it.
             UnavailableError: the sandbox does not start.
         """
         _client, sandbox = await self._open()
-        last = ""
+        said = LastWords(_MAX_LINE_CHARACTERS)
         lines = self._log.bind(round_id=run.env.get("ROUND_ID"))
 
         def keep(line: str) -> None:
-            nonlocal last
-            last = line[:2000]
-            lines.info(last)
+            lines.info(said.add(line))
 
         outcome = await sandbox.run(replace(run, limits=self._settings.limits.lowered(limits)), keep)
         if outcome.error is not None:
-            raise UnprocessableError(f"{outcome.error}: {last}" if last else outcome.error)
+            raise UnprocessableError(f"{outcome.error}: {said.reason}" if said.reason else outcome.error)
         return outcome
 
     async def close(self) -> None:

@@ -27,6 +27,7 @@ from propeller.proplet.updates import UpdateSender, parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
+from propeller.wasm.last_words import LastWords
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE, TaskInputs
 
@@ -164,25 +165,23 @@ class ProgramRunner:
         """Run a prepared task; its standard error goes to the log, a line each.
 
         Raises:
-            TaskError: the program failed; the text ends with the last line of its standard error.
+            TaskError: the program failed; the text ends with what its standard error says of it.
         """
         round_id = run.env.get("ROUND_ID")
         # The lines come from another asyncio task than this one, without its context.
         lines: structlog.typing.FilteringBoundLogger = log.bind(
             task_id=run.id, **({"round_id": round_id} if round_id else {})
         )
-        last = ""
+        said = LastWords(_MAX_LOG_LINE_CHARS)
 
         def log_line(line: str) -> None:
-            nonlocal last
-            last = line[:_MAX_LOG_LINE_CHARS]
-            lines.info(last)
+            lines.info(said.add(line))
 
         log.info("Executing task", digest=run.digest)
         outcome = await self._execute(run, log_line)
         if outcome.error is not None:
             error = f"{outcome.error}{self._named(outcome.limit, run.limits)}"
-            raise TaskError(f"{error}: {last}" if last else error, outcome.metrics)
+            raise TaskError(f"{error}: {said.reason}" if said.reason else error, outcome.metrics)
         return outcome
 
     async def report(self, completed: CompletedRun, *, copy_update: bool) -> TaskResult:

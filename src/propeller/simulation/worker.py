@@ -44,6 +44,7 @@ from propeller.wasm.folder_contents import OutputError
 from propeller.wasm.guest_program import error_cause, load_program, make_program
 from propeller.wasm.host_tensors import Given
 from propeller.wasm.instance_pool import pool_bytes
+from propeller.wasm.last_words import LastWords
 from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.outcome import bounded_folders
 from propeller.wasm.program_run import MIB, Limits, ProgramRun, StateFolder
@@ -57,6 +58,7 @@ _KEPT_ROUTINES = 256
 _NO_BOUND = 2**31
 _NICE = 5
 _LAST_LINE_BYTES = 8192
+_LAST_BYTES = 64 * 1024
 _DOCUMENTS = (b"dataset.json", b"model.json", b"DATASET_DATA", b"MODEL_DATA")
 """What a program's last words name that wanted its inputs as documents."""
 
@@ -178,8 +180,8 @@ class ClientWorker:
             for bounded in written:
                 folder_contents.keep_files(bounded.name, Path(bounded.folder))
             return None, stdout
-        last = _last_line()
-        return (f"{error}: {last}" if last else error), stdout
+        said = _last_words()
+        return (f"{error}: {said}" if said else error), stdout
 
     def _data_of(self, task: ClientTask) -> tuple[ClientData, int]:
         if task.client is not None:
@@ -285,11 +287,12 @@ def _content(descriptor: int, most: int) -> bytes:
     return os.pread(descriptor, min(os.fstat(descriptor).st_size, most), 0)
 
 
-def _last_line() -> str:
+def _last_words() -> str:
     size = os.fstat(2).st_size
-    words = os.pread(2, _LAST_LINE_BYTES, max(0, size - _LAST_LINE_BYTES)).decode(errors="replace")
-    lines = [line for line in words.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    words = LastWords(_LAST_LINE_BYTES)
+    for line in os.pread(2, _LAST_BYTES, max(0, size - _LAST_BYTES)).decode(errors="replace").splitlines():
+        words.add(line)
+    return words.reason
 
 
 def _confine(setup: WorkerSetup) -> None:
