@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 from propeller.digests import digest_of
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
 from support.guests import add, command
+from support.net import eventually
 
 GOOD = command("")
 
@@ -154,3 +157,44 @@ def test_key(tmp_path: Path) -> None:
     assert len(names) == 4
     with pytest.raises(ProgramError):
         cache.find(digest_of(b""), "50", fuel=False)
+
+
+async def test_a_compilation_outlasts_the_task_that_wanted_it(tmp_path: Path) -> None:
+    """A round that ends before finds it done the next time, and nobody compiles twice."""
+    body = "(i32.add (i32.mul (i32.const 3)) (i32.const 5)) " * 12_000
+    slow = bytes(
+        wasmtime.wat2wasm(
+            '(module (func (export "_start"))'
+            + f"(func (param i32) (result i32) (local.get 0) {body})" * 8
+            + ")"
+        )
+    )
+    digest = digest_of(slow)
+    async with Sandbox(tmp_path) as sandbox:
+        (tmp_path / "programs" / f"{digest[7:]}.wasm").write_bytes(slow)
+        running = asyncio.create_task(sandbox.run(ProgramRun("first", digest)))
+        await asyncio.sleep(0.2)
+        assert await sandbox.kill("first")
+        outcome = await running
+        assert outcome.error == "stopped before completion"
+        assert stored(tmp_path) in (["wasm"], ["part", "wasm"])
+        await eventually(lambda: "native" in stored(tmp_path), 30)
+        [made] = (tmp_path / "programs").glob("*.native")
+        before = made.stat().st_ino
+        outcome = await sandbox.run(ProgramRun("next", digest))
+        assert outcome.error is None
+        assert made.stat().st_ino == before
+
+
+async def test_what_cannot_be_compiled_is_not_tried_again(tmp_path: Path) -> None:
+    broken = GOOD[:-20]
+    async with Sandbox(tmp_path) as sandbox:
+        with pytest.raises(ProgramError, match="not a valid Wasm program") as first:
+            await sandbox.add(digest_of(broken), broken)
+        os.kill(sandbox.template_pid, signal.SIGSTOP)  # who compiles
+        try:
+            with pytest.raises(ProgramError) as second:
+                await asyncio.wait_for(sandbox.compiled(digest_of(broken)), 5)
+        finally:
+            os.kill(sandbox.template_pid, signal.SIGCONT)
+    assert str(second.value) == str(first.value)

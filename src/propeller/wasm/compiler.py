@@ -8,14 +8,26 @@ import time
 from functools import partial
 from pathlib import Path
 
+from cachetools import TTLCache
+
 from propeller.process.single_flight import SingleFlight
-from propeller.wasm.messages import CompileTask, Task, compiler_threads, encode
+from propeller.wasm.messages import CompileTask, Task, compiler_seconds, compiler_threads, encode
 from propeller.wasm.output import DISCARD
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import Limits, ProgramError
 from propeller.wasm.template_client import ProcessEnd, TemplateClient
 
+_WALL_S = 20.0
+"""How many times its processor time a compilation may take by the clock: what it waits for on a busy device does not count."""
+
+_REMEMBERED_S = 600.0
+"""For how long a program that cannot be compiled is not tried again."""
+
+_MAX_REMEMBERED = 256
 _LOCK_MARGIN_S = 5.0
+_CPU_SLACK_S = 0.1
+"""By which the kernel may have counted less than the limit at which it ends a process."""
+
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
 
@@ -28,6 +40,7 @@ class Compiler:
         self._compiling = SingleFlight[tuple[Path, Limits], float]()
         self._one = asyncio.Lock()
         """One at a time: each may use all processors, and as much memory as several tasks."""
+        self._failures: TTLCache[tuple[Path, Limits], ProgramError] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
         """Verify a program, compile it and keep it.
@@ -52,8 +65,10 @@ class Compiler:
             raise ProgramError.over_limit("module_bytes", limits.module_bytes)
         if self._cache.is_verified(program):
             return program, 0.0
-        compile_once = partial(self._compile_once, digest, program, limits)
-        return program, await self._compiling.run((program.artifact, limits), compile_once)
+        key = program.artifact, limits
+        if (failure := self._failures.get(key)) is not None:
+            raise ProgramError(str(failure), failure.limit)
+        return program, await self._compiling.run(key, partial(self._compile_once, digest, program, limits))
 
     async def close(self) -> None:
         """Cancel the compilations that still run."""
@@ -62,9 +77,11 @@ class Compiler:
     async def _compile_once(self, digest: str, program: CachedProgram, limits: Limits) -> float:
         """Compile a program, unless another process that shares the cache does; milliseconds it took here.
 
-        Longer than a compilation may take nobody waits for another process: it may be stopped.
+        Longer than a compilation may take nobody waits for another process: it may be stopped. It goes on when those who wait
+        for it have given up, as a task whose round is over.
         """
-        async with self._cache.lock("compile", digest, limits.compile_s + _LOCK_MARGIN_S):
+        wait_s = _WALL_S * limits.compile_s + _LOCK_MARGIN_S
+        async with self._cache.lock("compile", digest, wait_s):
             if await asyncio.to_thread(self._cache.verify_artifact, program):
                 return 0.0
             started_at = time.monotonic()
@@ -90,7 +107,7 @@ class Compiler:
             write_task(task_file, task)
             process = self._template.start(
                 task_file,
-                limits.compile_s,
+                _WALL_S * limits.compile_s,
                 limits,
                 threads=compiler_threads(limits),
                 stdout=DISCARD,
@@ -101,7 +118,14 @@ class Compiler:
             except asyncio.CancelledError:
                 process.kill()
                 raise
-            _check(end, limits)
+            try:
+                _check(end, limits)
+            except ProgramError as error:
+                if end.report is not None or _ran_out(
+                    end, limits
+                ):  # else it may have been the device's fault
+                    self._failures[program.artifact, limits] = error
+                raise
             await asyncio.to_thread(self._cache.keep_artifact, written, program)
         finally:
             task_file.unlink(missing_ok=True)
@@ -115,6 +139,11 @@ def write_task(path: Path, task: Task) -> None:
         file.write(encode(task))
 
 
+def _ran_out(end: ProcessEnd, limits: Limits) -> bool:
+    """Whether a compilation took all the processor time that it may."""
+    return end.report is None and end.cpu_s >= compiler_seconds(limits) - _CPU_SLACK_S
+
+
 def _check(end: ProcessEnd, limits: Limits) -> None:
     """See how a compilation ended.
 
@@ -122,7 +151,7 @@ def _check(end: ProcessEnd, limits: Limits) -> None:
         ProgramError: there is no artifact.
     """
     report = end.report
-    if end.reason == "wall_time_s":
+    if end.reason == "wall_time_s" or _ran_out(end, limits):
         raise ProgramError.over_limit("compile_s", limits.compile_s)
     if end.reason == "threads":
         raise ProgramError.over_limit("threads", compiler_threads(limits))

@@ -12,6 +12,7 @@ is small on purpose: standard library only.
 
 import dataclasses
 import json
+import math
 import os
 import types
 from dataclasses import dataclass
@@ -198,6 +199,11 @@ class TaskReport:
             "".join(text for text in (self.error, self.limit, self.value) if text is not None).encode()
         except UnicodeEncodeError:  # JSON can name halves of surrogate pairs
             raise MessageError("a text of the report is not Unicode") from None
+
+
+def compiler_seconds(limits: Limits) -> int:
+    """How much processor time a compilation may take, on all processors together, in whole seconds as the kernel counts them."""
+    return max(1, math.ceil(limits.compile_s))
 
 
 def compiler_threads(limits: Limits) -> int:

@@ -46,7 +46,7 @@ class Limits:
     host call is ended too). ``memory_bytes`` bounds each linear memory and, with a margin for the runtime, the
     whole process. ``fuel`` counts Wasm instructions (about one each), the same on every machine; None: not
     counted. ``table_elements`` bounds each table. ``tensor_bytes`` and ``tensor_handles`` bound what a program holds on
-    the host at one time. ``out_files`` and ``state_files`` count folders too. ``compile_s`` and ``compile_memory_bytes`` bound the
+    the host at one time. ``out_files`` and ``state_files`` count folders too. ``compile_s``, of processor time, and ``compile_memory_bytes`` bound the
     compilation of a program.
     """
 

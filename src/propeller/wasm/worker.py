@@ -40,6 +40,7 @@ from propeller.wasm.messages import (
     RunTask,
     Task,
     TaskReport,
+    compiler_seconds,
     compiler_threads,
     decode_task,
     encode,
@@ -211,7 +212,7 @@ def _compile(task: CompileTask, user: TaskUser) -> tuple[TaskReport, None]:
         task.limits,
         data_bytes=task.limits.compile_memory_bytes,
         file_bytes=task.max_bytes,
-        cpu_s=int(task.limits.compile_s) * (os.cpu_count() or 1) + 5,
+        cpu_s=compiler_seconds(task.limits),
         threads=compiler_threads(task.limits),
     )
     with open(task.source, "rb") as file:  # noqa: PTH123
