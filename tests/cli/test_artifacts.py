@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from propeller.data import program_path
+from propeller.wasm.layers import Layer
+from propeller.wasm.runtimes import keep_runtime
 from support.net import free_port
 from support.service import start_service
 from support.stack import propeller
@@ -32,6 +34,28 @@ def test_what_is_pushed_is_pulled(registry: str, tmp_path: Path) -> None:
         assert pulled.returncode == 0, pulled.stderr
         assert target.read_bytes() == program_path("logreg").read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == ["out.wasm"]
+
+
+def test_a_program_is_pushed_and_pulled_with_its_runtime(registry: str, tmp_path: Path) -> None:
+    """On another machine, which has made none."""
+    runtime, _digest = keep_runtime(
+        program_path("logreg").read_bytes(), tmp_path / "here" / "propeller" / "runtimes"
+    )
+    program = tmp_path / "a.wasm"
+    program.write_bytes(Layer(f"sha256:{runtime.stem}", b"code").to_wasm())
+    here, there = ({"XDG_CACHE_HOME": str(tmp_path / name)} for name in ("here", "there"))
+    refused = propeller("push", str(program), f"{registry}/tools/a:v1", env=there)
+    assert refused.returncode == 1
+    assert "the Python runtime that it was built over is not on this machine" in refused.stderr
+    pushed = propeller("push", str(program), f"{registry}/tools/a:v1", env=here)
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"Runtime: sha256:{runtime.stem}, {runtime.stat().st_size} bytes" in pushed.stdout
+    assert "May: files" in pushed.stdout, "what the runtime may do"
+    pulled = propeller("pull", f"{registry}/tools/a:v1", "-o", str(tmp_path / "b.wasm"), env=there)
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "b.wasm").read_bytes() == program.read_bytes()
+    kept = tmp_path / "there" / "propeller" / "runtimes" / runtime.name
+    assert kept.read_bytes() == runtime.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_new_makes_what_its_readme_says(tmp_path: Path) -> None:
     assert made.stdout == f"Created {project}. Next:\n  cd {project}\n  propeller try train.py\n"
     files = {str(file.relative_to(project)) for file in project.rglob("*") if file.is_file()}
     assert files == {"train.py", "experiment.toml", "README.md", "data/1.json", "data/2.json", "data/3.json"}
-    assert 'program = "127.0.0.1:5000/mine:latest"' in (project / "experiment.toml").read_text()
+    assert 'name = "mine"\nprogram = "train.py"' in (project / "experiment.toml").read_text()
     assert "NAME" not in (project / "README.md").read_text()
 
 
@@ -141,7 +141,7 @@ def test_an_exception_while_it_is_loaded(tmp_path: Path) -> None:
     assert error.startswith(f"error: {file} cannot be loaded:\nTraceback (most recent call last):\n")
     assert f'  File "{file}", line 10, in <module>\n    helpers.broken({{}})\n' in error
     assert f'  File "{tmp_path / "helpers.py"}", line 2, in broken\n' in error
-    assert error.splitlines()[-1] == "KeyError: 'absent'"
+    assert error.splitlines()[-1] == "helpers.py:2: KeyError: 'absent'"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "helpers.py", file]
 
 
@@ -427,3 +427,51 @@ def test_what_an_aggregation_needs(tmp_path: Path) -> None:
     update.write_text('{"round_id": "r", "proplet_id": "p", "num_samples": 1, "update": {"w": [1.0]}}')
     told = said(run("try", source, "--mode", "aggregate", "--model", base, "--update", update))
     assert "a.json: update: tensor 'w'" in told
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import numpy", "ModuleNotFoundError: No module named 'numpy' for programs"),
+        ("from ssl import SSLContext", "ModuleNotFoundError: No module named 'ssl' for programs"),
+        (
+            "import socket\nsocket.create_connection(('127.0.0.1', 9))",
+            "PermissionError: socket.getaddrinfo: there is no network for programs",
+        ),
+        (
+            "import subprocess\nsubprocess.run(['true'])",
+            "PermissionError: subprocess.Popen: there are no other processes for programs",
+        ),
+        (
+            "import threading\nthreading.Thread(target=print).start()",
+            "there are no threads for programs",
+        ),
+    ],
+)
+def test_natively_it_has_no_more_than_in_the_sandbox(project: Path, body: str, reason: str) -> None:
+    """So that nobody learns it on a device."""
+    text = task(project, f"{body}\nreturn Update(model, num_samples=1)")
+    tried = run("try", text)
+    assert tried.returncode == 1
+    assert reason in tried.stderr
+    assert 'File "mine.py", line ' in tried.stderr
+
+
+def test_natively_a_debugger_has_everything(project: Path) -> None:
+    text = task(project, "breakpoint()\nreturn Update(model, num_samples=1)")
+    tried = propeller("try", str(text), env=ENV, stdin="p 6 * 7\nc\n")
+    assert tried.returncode == 0, tried.stderr
+    assert "42" in tried.stdout + tried.stderr
+
+
+def test_files_that_begin_with_a_byte_order_mark_are_read(project: Path) -> None:
+    """As some editors of Windows write them."""
+    for name in ("train.py", "experiment.toml", "data/1.json"):
+        file = project / name
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    (project / "m.json").write_text('{"w": [0.0, 0.0], "b": 0.0}', encoding="utf-8-sig")
+    built_too = run("build", project / "train.py")
+    assert built_too.returncode == 0, built_too.stderr
+    for program in ("train.py", "train.wasm"):
+        tried = run("try", project / program, "--model", project / "m.json")
+        assert tried.returncode == 0, tried.stderr

@@ -17,7 +17,7 @@ from propeller.cli.experiment_file import ExperimentFile
 from propeller.fl.strategies import strategy_names
 from propeller.sdk import ExperimentFailedError, ExperimentHandle, Propeller
 from propeller.simulation import simulate
-from support.python_programs import CACHE_HOME, built
+from support.python_programs import built
 from support.stack import Up, propeller, running_stack
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_three_devices_that_send_noise_spoil_a_mean(up: Up, written: Path) -> No
 
 
 def test_whoever_sends_noise_is_left_out_of_a_mean_by_its_norm_on_a_fleet_as_in_a_simulation(
-    up: Up, written: Path, monkeypatch: pytest.MonkeyPatch
+    up: Up, written: Path
 ) -> None:
     bounded = ("strategy=fedavg", "update.max_norm=30", "update.max_share=0.13", "retries=0", "rounds=3")
     with Propeller.from_state(up.folder) as fl:
@@ -156,7 +156,6 @@ def test_whoever_sends_noise_is_left_out_of_a_mean_by_its_norm_on_a_fleet_as_in_
         assert reasons.keys() == {"proplet-8", "proplet-9", "proplet-10"}
         assert all("of update.max_norm" in reason for reason in reasons.values())
     assert any("counted_samples" in update for one in rounds for update in one["updates"])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))  # where the program is compiled already
     made = ExperimentFile.load(written / "robust.toml", bounded).to_experiment()
     ended = simulate(made, program=built(ROOT / "programs" / "python" / "softmax.py"))
     same = ended.model()

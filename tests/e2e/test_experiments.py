@@ -15,7 +15,7 @@ from propeller.fl.tensors import to_json
 from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate
 from support.net import eventually
-from support.python_programs import CACHE_HOME, SOURCES, built
+from support.python_programs import SOURCES, built
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(400)
@@ -149,9 +149,8 @@ def simulated_digest(ended: Simulation) -> str:
 
 
 async def test_a_simulation_of_twenty_rounds_gives_the_same_model(
-    up: Up, seeded: dict[str, Any], undisturbed: str, monkeypatch: pytest.MonkeyPatch
+    up: Up, seeded: dict[str, Any], undisturbed: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))  # where it is compiled already
     fields = {name: value for name, value in seeded.items() if name not in {"program", "model"}}
     made = Experiment(program="softmax", model=SOFTMAX, **fields)
     ended = simulate(made, data=await datasets(up), program=built(SOURCES / "softmax.py"))
@@ -160,9 +159,8 @@ async def test_a_simulation_of_twenty_rounds_gives_the_same_model(
 
 
 async def test_a_simulation_chooses_evaluates_and_measures_as_the_fleet_does(
-    up: Up, softmax: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    up: Up, softmax: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE_HOME))
     given: dict[str, Any] = {
         "rounds": 6,
         "strategy": "fedadam",

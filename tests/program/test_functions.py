@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.functions import FUNCTIONS, functions_of, is_missing_function, missing_function, with_functions
-from propeller.wasm.build.python import functions_in
+from propeller.wasm.build.sources import functions_in
 
 HEAD = b"\0asm\x0d\0\x01\0"
 

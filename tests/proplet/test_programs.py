@@ -17,6 +17,7 @@ from propeller.proplet.policy import PolicyFile
 from propeller.proplet.programs import ProgramFetcher
 from propeller.protocol.programs import ProgramChunk, ResolvedProgram
 from propeller.protocol.topics import Kind, PropletTopics
+from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError
 from support.net import eventually
 from support.programs import digest
@@ -42,6 +43,10 @@ class FakeStore:
         if wasm == b"bad":
             raise ProgramError("not a valid Wasm program")
         self.programs[digest] = wasm
+
+    def missing_runtime(self, digest: str) -> str | None:
+        needed = runtime_of(self.programs[digest])
+        return None if needed is None or needed in self.programs else needed
 
     def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         return nullcontext(True)

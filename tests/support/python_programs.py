@@ -35,15 +35,15 @@ def score(model, data, hyperparams, ctx):
 """
 
 
-def built(script: Path, *, host_tensors: bool = True) -> Path:
-    """The program of a script; a first build takes about 10 s, and one of known content none."""
-    kept = CACHE_HOME / "propeller" / "programs"
+def built(script: Path, *, standalone: bool = False, host_tensors: bool = True) -> Path:
+    """The program of a script; the first of all makes the runtime in some 20 s, a standalone one takes 10 s, and one of known content none."""
+    kept = CACHE_HOME / "propeller"
     kept.mkdir(parents=True, exist_ok=True)
-    state = f"{script.name}\0{host_tensors}\0{script.read_text()}"
+    state = f"{script.name}\0{standalone}\0{host_tensors}\0{script.read_text()}"
     target = CACHE_HOME / f"{script.stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}.wasm"
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
-        build(script, target, host_tensors=host_tensors, cache=kept)
+        build(script, target, standalone=standalone, host_tensors=host_tensors, cache=kept)
     return target
 
 

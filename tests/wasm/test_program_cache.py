@@ -9,6 +9,7 @@ import pytest
 import wasmtime
 
 from propeller.digests import digest_of
+from propeller.wasm.layers import Layer
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import ProgramError, ProgramRun
 from propeller.wasm.sandbox import Sandbox
@@ -159,6 +160,18 @@ def test_key(tmp_path: Path) -> None:
         cache.find(digest_of(b""), "50", fuel=False)
 
 
+def test_a_runtime_is_no_layer_itself(tmp_path: Path) -> None:
+    cache = ProgramCache(tmp_path / "programs", 1 << 20)
+    inner = Layer(digest_of(GOOD), b"").to_wasm()
+    outer = Layer(digest_of(inner), b"").to_wasm()
+    for wasm in (GOOD, inner, outer):
+        cache.add(digest_of(wasm), wasm, 1 << 20)
+    assert cache.find(digest_of(inner), "1", fuel=False).source.stem == digest_of(GOOD)[7:]
+    with pytest.raises(ProgramError, match="its runtime is a layer itself"):
+        cache.find(digest_of(outer), "1", fuel=False)
+    assert not cache.uses_host_tensors(digest_of(outer))
+
+
 async def test_a_compilation_outlasts_the_task_that_wanted_it(tmp_path: Path) -> None:
     """A round that ends before finds it done the next time, and nobody compiles twice."""
     body = "(i32.add (i32.mul (i32.const 3)) (i32.const 5)) " * 12_000
@@ -198,3 +211,23 @@ async def test_what_cannot_be_compiled_is_not_tried_again(tmp_path: Path) -> Non
         finally:
             os.kill(sandbox.template_pid, signal.SIGCONT)
     assert str(second.value) == str(first.value)
+
+
+def test_a_damaged_layer_is_removed_and_never_run(tmp_path: Path) -> None:
+    """Changed or cut: it has no checksum of its own but its digest."""
+    layer = Layer(digest_of(GOOD), b"the code").to_wasm()
+    for damaged in (layer.replace(b"the code", b"xxx code"), layer[:-3]):
+        cache = ProgramCache(tmp_path / "programs", 1 << 20)
+        for wasm in (GOOD, layer):
+            cache.add(digest_of(wasm), wasm, 1 << 20)
+        (tmp_path / "programs" / f"{digest_of(layer)[7:]}.wasm").write_bytes(damaged)
+        with pytest.raises(ProgramError, match="damaged on disk; removed"):
+            cache.find(digest_of(layer), "1", fuel=False)
+        assert not cache.has(digest_of(layer))
+
+
+def test_what_names_a_runtime_and_is_no_layer_is_refused(tmp_path: Path) -> None:
+    cache = ProgramCache(tmp_path / "programs", 1 << 20)
+    mixed = Layer(digest_of(GOOD), b"").to_wasm() + GOOD[8:]
+    with pytest.raises(ProgramError, match="other sections than a layer"):
+        cache.add(digest_of(mixed), mixed, 1 << 20)

@@ -151,5 +151,6 @@ def _open_programs(settings: AggregatorSettings, signers: Signers) -> "ProgramHo
             settings.program_cache,
             make_allowed("aggregator", settings.registry_url, settings.allowed_registries),
             signers,
+            settings.runtimes,
         )
     )

@@ -31,6 +31,7 @@ class AggregatorSettings(HttpSettings):
     """Programs that aggregate, and what they work on."""
     cache_bytes: int = Field(GIB, alias="AGGREGATOR_CACHE_BYTES", ge=MIB)
     program_cache: Path | None = Field(None, alias="AGGREGATOR_PROGRAM_CACHE")
+    runtimes: Path | None = Field(None, alias="PROPELLER_RUNTIMES")
     registry_url: RegistryUrl = Field("docker.io", alias="AGGREGATOR_REGISTRY_URL")
     """Where programs are whose reference names no registry, and what the login is for."""
     allowed_registries: Registries = Field("", alias="AGGREGATOR_ALLOWED_REGISTRIES")

@@ -341,15 +341,24 @@ def build(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: SCRIPT.wasm.")
     ] = None,
+    standalone: Annotated[
+        bool,
+        typer.Option(
+            "--standalone",
+            help="One component with Python in it, of 20 MB, for what does not know the shared runtime.",
+        ),
+    ] = False,
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="Tensors in plain Python: slow, but runs on any WASI 0.2 runtime."),
+        typer.Option(
+            "--plain", help="Standalone, and tensors in plain Python: slow, but runs on any WASI 0.2 runtime."
+        ),
     ] = False,
 ) -> None:
     """Build a Python script into a Wasm program."""
     from propeller.cli.project import run_build
 
-    run_build(script, output, host_tensors=not plain)
+    run_build(script, output, standalone=standalone, host_tensors=not plain)
 
 
 @app.command("try")

@@ -1,6 +1,7 @@
 """``propeller push`` and ``propeller pull``, and the signatures of what is pushed."""
 
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ from propeller.oci.reference import Reference
 from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
 from propeller.protocol.programs import WASM_MAGIC
+from propeller.sdk.programs import runtime_for
 from propeller.wasm.capabilities import capabilities_of, told
+from propeller.wasm.layers import runtime_of
+from propeller.wasm.runtimes import keep_runtime, runtime_file, runtimes_folder
 
 if TYPE_CHECKING:
     from propeller.oci.signing import SigningKey
@@ -55,6 +59,8 @@ def run_push(
     _check_wasm(file)
     key = None if key_file is None else read_key(key_file)
     login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
+    content = file.read_bytes()
+    runtime = runtime_for(file, content)
 
     async def push() -> tuple[Reference, Artifact]:
         parsed = _parse(reference, plain_http=plain_http)
@@ -64,6 +70,7 @@ def run_push(
                 artifact = await registry.push(
                     parsed,
                     file,
+                    runtime=runtime,
                     progress=lambda done, total: progress.update(task, completed=done, total=total),
                 )
             if key is not None:
@@ -75,7 +82,9 @@ def run_push(
     print(f"ArtifactType: {UNKNOWN_ARTIFACT}")
     print(f"Digest: {artifact.digest}")
     print(f"Size: {artifact.program.size} bytes")
-    print(f"May: {told(capabilities_of(file.read_bytes()))}")
+    if artifact.runtime is not None:
+        print(f"Runtime: {artifact.runtime.digest}, {artifact.runtime.size} bytes")
+    print(f"May: {told(capabilities_of(runtime or content))}")
     if key_file is not None:
         print(f"Signed with {key_file}")
 
@@ -149,6 +158,10 @@ def run_verify(
         parsed = _parse(reference, plain_http=plain_http)
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             artifact, content = await registry.pull(parsed)
+            if artifact.runtime is not None and runtime_of(content) == artifact.runtime.digest:
+                sink = io.BytesIO()  # that has the imports
+                await registry.fetch(parsed, artifact.runtime.digest, sink)
+                content = sink.getvalue()
             return parsed, artifact, content, await registry.signatures(parsed, artifact.digest)
 
     parsed, artifact, content, signatures = asyncio.run(fetch())
@@ -182,6 +195,12 @@ def run_pull(
                 artifact, content = await registry.pull(
                     parsed, progress=lambda done, total: progress.update(task, completed=done, total=total)
                 )
+            if (runtime := artifact.runtime) is not None and runtime_file(
+                runtimes_folder(), runtime.digest
+            ) is None:
+                sink = io.BytesIO()
+                await registry.fetch(parsed, runtime.digest, sink, size=runtime.size)
+                await asyncio.to_thread(keep_runtime, sink.getvalue())
         try:
             await asyncio.to_thread(write_durably, target, content)
         except OSError as error:

@@ -50,7 +50,7 @@ def _samples(seed: int) -> str:
     return '{"data": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
 
 
-def run_build(script: Path, output: Path | None, *, host_tensors: bool) -> None:
+def run_build(script: Path, output: Path | None, *, standalone: bool, host_tensors: bool) -> None:
     """Build ``script``; print the file, its digest and size.
 
     Raises:
@@ -61,9 +61,10 @@ def run_build(script: Path, output: Path | None, *, host_tensors: bool) -> None:
     started_at = time.monotonic()
     console = Terminal(stderr=True)
     try:
-        with console.status(f"Building {target} (a first build takes ten seconds or so) …"):
-            built = build(script, target, host_tensors=host_tensors)
+        with console.status(f"Building {target} (the first one makes the Python runtime: half a minute) …"):
+            built = build(script, target, standalone=standalone, host_tensors=host_tensors)
     except OSError as error:
         raise StartError(f"{error.filename or target}: {error.strerror}") from None
     took = "from the cache" if built.cached else f"{time.monotonic() - started_at:.1f} s"
-    print(f"Built {built.path} ({built.size / 1e6:.1f} MB, {took})\nDigest: {built.digest}")
+    size = f"{built.size / 1e6:.1f} MB" if built.size >= 1e6 else f"{built.size / 1e3:.1f} kB"
+    print(f"Built {built.path} ({size}, {took})\nDigest: {built.digest}")

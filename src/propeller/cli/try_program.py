@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
+from propeller.wasm.runtimes import runtimes_folder, user_cache
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE
 from propeller.wasm.template_client import SandboxError
@@ -179,7 +181,9 @@ class Trial:
                 return from_safetensors(_read_file(file))[0]
             if file is not None and file.suffix == ".npz":
                 return from_npz(_read_file(file))[0]
-            return from_json(decode_trusted(_read_file(file)) if file is not None else found or {})
+            return from_json(
+                decode_trusted(_read_file(file).removeprefix(BOM_UTF8)) if file is not None else found or {}
+            )
         except (TensorError, MalformedMessageError) as error:
             raise StartError(f"{file or experiment_file}: model: {error}") from None
 
@@ -222,7 +226,7 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     )
     if trial.from_experiment:
         _print_note(f"From experiment.toml: {', '.join(trial.from_experiment)}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller" / "sandbox"
+    cache = user_cache() / "sandbox"
     with TrialState(cache, inputs.state, changes=inputs.mode == "train") as state:
         outcome = (
             _run_natively(program, trial, state.folder)
@@ -305,7 +309,7 @@ async def _run_sandboxed(
     wasm = _read_file(program)
     digest = digest_of(wasm)
     try:
-        async with Sandbox(cache) as sandbox:
+        async with Sandbox(cache, runtimes=runtimes_folder()) as sandbox:
             with Terminal(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
             run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits, state=state)

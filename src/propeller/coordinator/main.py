@@ -173,6 +173,7 @@ def _open_programs(settings: CoordinatorSettings, signers: Signers) -> "ProgramH
             settings.program_cache,
             make_allowed("coordinator", settings.registry_url, settings.allowed_registries),
             signers,
+            settings.runtimes,
         )
     )
 

@@ -52,6 +52,7 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     cache: Path | None = Field(None, alias="COORDINATOR_CACHE")
     cache_bytes: int = Field(GIB, alias="COORDINATOR_CACHE_BYTES", ge=MIB)
     program_cache: Path | None = Field(None, alias="COORDINATOR_PROGRAM_CACHE")
+    runtimes: Path | None = Field(None, alias="PROPELLER_RUNTIMES")
     registry_url: RegistryUrl = Field("docker.io", alias="COORDINATOR_REGISTRY_URL")
     allowed_registries: Registries = Field("", alias="COORDINATOR_ALLOWED_REGISTRIES")
     signers: str = Field("", alias="COORDINATOR_SIGNERS")

@@ -62,11 +62,13 @@ class Artifact:
         digest: of its manifest; ``repository@digest`` names it for good.
         program: the layer that holds the Wasm program, with a digest of its own.
         manifest: its bytes.
+        runtime: the layer that holds the shared runtime which the program needs, if it does and the artifact has it.
     """
 
     digest: str
     program: Descriptor
     manifest: bytes = b""
+    runtime: Descriptor | None = None
 
 
 class ManifestStore(Protocol):
@@ -144,7 +146,8 @@ class RegistryClient:
             typed = [
                 layer for layer in found[:_MAX_PROBED_LAYERS] if await self._starts_as_wasm(reference, layer)
             ]
-        return Artifact(digest_of(data), manifest.select_program(typed, str(reference), found), data)
+        runtime = next((layer for layer in found if layer.media_type == manifest.RUNTIME), None)
+        return Artifact(digest_of(data), manifest.select_program(typed, str(reference), found), data, runtime)
 
     async def pull(self, reference: Reference, progress: Progress | None = None) -> tuple[Artifact, bytes]:
         """Resolve a reference and get its program's bytes, verified.
@@ -222,6 +225,7 @@ class RegistryClient:
         program: Path | bytes,
         *,
         title: str | None = None,
+        runtime: bytes | None = None,
         progress: Progress | None = None,
     ) -> Artifact:
         """Store a program under a tag, as ``oras push REFERENCE TITLE:application/wasm`` does.
@@ -232,6 +236,7 @@ class RegistryClient:
             reference: where to; it names a tag.
             program: the file, or its bytes.
             title: the file name that the artifact keeps; without it that of ``program``.
+            runtime: the shared runtime that the program needs.
             progress: told after each piece.
 
         Raises:
@@ -251,8 +256,12 @@ class RegistryClient:
         upload = _Upload(self._http, reference)
         await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
         await upload.store_blob(layer, program, progress)
-        data = manifest.program_manifest(layer)
-        return Artifact(await upload.store_manifest(data), layer, data)
+        beside = None
+        if runtime is not None:
+            beside = Descriptor.of(manifest.RUNTIME, runtime, {manifest.TITLE: "runtime.wasm"})
+            await upload.store_blob(beside, runtime, progress)
+        data = manifest.program_manifest(layer, beside)
+        return Artifact(await upload.store_manifest(data), layer, data, beside)
 
     async def signatures(self, reference: Reference, digest: str) -> list[Signature]:
         """The signatures of an artifact in cosign's format; what is no signature among them is left out.

@@ -16,6 +16,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 UNKNOWN_ARTIFACT = "application/vnd.unknown.artifact.v1"
 WASM = "application/wasm"
+RUNTIME = "application/vnd.propeller.runtime.v1"
+"""Of a layer with the shared runtime that a program names: not Wasm, so that an artifact has one program for everybody."""
 
 TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -72,8 +74,8 @@ EMPTY = b"{}"
 """The empty configuration of an artifact (image specification, "Guidance for an Empty Descriptor")."""
 
 
-def program_manifest(layer: Descriptor) -> bytes:
-    """The manifest that ``oras push REF file.wasm:application/wasm`` makes, for a layer with a title.
+def program_manifest(layer: Descriptor, runtime: Descriptor | None = None) -> bytes:
+    """The manifest that ``oras push REF file.wasm:application/wasm`` makes, for a layer with a title; with the runtime that the program needs.
 
     The creation time that oras adds is left out, so that the same program always has the same manifest digest.
     """
@@ -82,7 +84,7 @@ def program_manifest(layer: Descriptor) -> bytes:
         "mediaType": IMAGE_MANIFEST,
         "artifactType": UNKNOWN_ARTIFACT,
         "config": {**Descriptor.of(EMPTY_CONFIG, EMPTY).to_json(), "data": "e30="},
-        "layers": [layer.to_json()],
+        "layers": [one.to_json() for one in (layer, runtime) if one is not None],
     }
     return json.dumps(document, separators=(",", ":")).encode()
 

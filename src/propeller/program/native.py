@@ -1,11 +1,49 @@
-"""A script run as it is, in plain Python, on the files of a task: for a debugger, and for ``propeller try train.py``."""
+"""A script run as it is, in plain Python, on the files of a task: for a debugger, and for ``propeller try train.py``.
 
+What the sandbox would not give it is refused here too: modules that are not there, the network, other processes and threads.
+"""
+
+import builtins
 import importlib.util
+import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from propeller.program import command
 from propeller.tensors import session
+
+AVAILABLE_MODULES = (
+    "they have Python's standard library, propeller.program (arrays: propeller.program.tensors), "
+    "and modules of your own in files beside the script"
+)
+
+MISSING_STDLIB = {
+    "antigravity", "bz2", "ctypes", "curses", "doctest", "ensurepip", "fcntl", "grp", "idlelib", "lib2to3", "lzma", "mmap", "msvcrt", "nis", "nt",
+    "ossaudiodev", "pdb", "pty", "pwd", "pydoc", "pydoc_data", "readline", "resource", "spwd", "ssl", "syslog", "termios", "this", "tkinter",
+    "tty", "turtle", "turtledemo", "venv", "winreg", "winsound",
+}  # fmt: skip
+"""Modules of the standard library that programs do not have."""
+
+_REFUSED = {
+    "socket.connect": "there is no network",
+    "socket.bind": "there is no network",
+    "socket.getaddrinfo": "there is no network",
+    "socket.gethostbyname": "there is no network",
+    "subprocess.Popen": "there are no other processes",
+    "os.fork": "there are no other processes",
+    "os.posix_spawn": "there are no other processes",
+    "os.system": "there are no other processes",
+    "Thread.start": "there are no threads",
+}
+"""Events of ``sys.addaudithook`` for what no program can do; before Python 3.12 there is none for threads."""
+
+
+def is_provided(module: str) -> bool:
+    """Whether programs have a module that is not their own, by the first part of its name."""
+    return module in sys.stdlib_module_names | {"propeller"} and module not in MISSING_STDLIB
 
 
 def run_script(script: Path, root: Path) -> int:
@@ -22,12 +60,55 @@ def run_script(script: Path, root: Path) -> int:
     if spec is None or spec.loader is None:
         raise ValueError(f"{script} is not a Python file")
     module = sys.modules[script.stem] = importlib.util.module_from_spec(spec)
+    refuse_what_the_sandbox_lacks(script.parent.resolve())
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the script does wrong
         command.explain(error)
         return 1
     return command.run(root)
+
+
+def refuse_what_the_sandbox_lacks(folder: Path) -> None:
+    """From here on modules of a folder have in this process no more than in the sandbox; a debugger has all."""
+    original: Callable[..., Any] = builtins.__import__
+    # ``breakpoint()`` imports them for whoever calls it.
+    debuggers = {"pdb", os.environ.get("PYTHONBREAKPOINT", "").partition(".")[0]}
+
+    def is_own(caller: dict[str, Any] | None) -> bool:
+        file = (caller or {}).get("__file__")
+        return isinstance(file, str) and Path(file).resolve().parent == folder
+
+    def checked_import(name: str, /, caller: Any = None, *rest: Any, **named: Any) -> Any:
+        first, level = name.partition(".")[0], named.get("level", rest[2] if len(rest) > 2 else 0)
+        is_absent = not is_provided(first) and not (folder / f"{first}.py").is_file()
+        if level == 0 and is_absent and first not in debuggers and is_own(named.get("globals", caller)):
+            raise ModuleNotFoundError(
+                f"No module named {first!r} for programs: {AVAILABLE_MODULES}", name=first
+            )
+        return original(name, *(() if caller is None else (caller,)), *rest, **named)
+
+    def refuse(event: str, _arguments: Any) -> None:
+        reason = _REFUSED.get(event)
+        if reason is None:
+            return
+        frame = sys._getframe(1)  # noqa: SLF001 - audit hooks are not told who asks
+        while frame is not None:
+            if is_own(frame.f_globals):
+                raise PermissionError(f"{event}: {reason} for programs, in the sandbox neither")
+            frame = frame.f_back  # type: ignore[assignment]
+
+    start_thread = threading.Thread.start
+
+    def checked_start(thread: threading.Thread) -> None:
+        refuse("Thread.start", ())
+        start_thread(thread)
+
+    hooked: Any = builtins
+    hooked.__import__ = checked_import
+    hooked = threading.Thread
+    hooked.start = checked_start
+    sys.addaudithook(refuse)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.wasm.last_words import LastWords
+from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_folders import TaskFolders
@@ -49,6 +50,7 @@ class HostSettings:
         programs: the folder of programs; sandboxes of one user may share it.
         allowed: the registries that programs may come from; any, if others than the user cannot name one.
         signers: of whom one must have signed a program, if there are any.
+        runtimes: the folder of shared runtimes that were made on this machine, if programs are to find theirs there.
     """
 
     service: str
@@ -60,6 +62,7 @@ class HostSettings:
     programs: Path | None = None
     allowed: AllowedRegistries | None = None
     signers: Signers | None = None
+    runtimes: Path | None = None
 
     @property
     def login_help(self) -> str:
@@ -130,15 +133,16 @@ class ProgramHost:
         await sandbox.add(digest, content, self._settings.limits)
         return PinnedProgram(reference, digest)
 
-    async def content(self, program: PinnedProgram) -> bytes:
-        """The bytes of a prepared program.
+    async def contents(self, program: PinnedProgram) -> tuple[bytes, bytes | None]:
+        """The bytes of a prepared program, and of the runtime that it needs, if it needs one.
 
         Raises:
             ProgramError: it is not there any more.
         """
         _client, sandbox = await self._open()
-        compiled = await sandbox.compiled(program.digest, self._settings.limits)
-        return await asyncio.to_thread(compiled.source.read_bytes)
+        content = await asyncio.to_thread(sandbox.read, program.digest)
+        runtime = runtime_of(content)
+        return content, None if runtime is None else await asyncio.to_thread(sandbox.read, runtime)
 
     async def run(self, run: ProgramRun, limits: Mapping[str, float] | None = None) -> RunOutcome:
         """Run a prepared program within the service's limits, and lower ones if asked; what it prints goes to the log.
@@ -177,6 +181,7 @@ class ProgramHost:
                             settings.folder / "sandbox",
                             cache=settings.programs,
                             cache_bytes=settings.cache_bytes,
+                            runtimes=settings.runtimes,
                         )
                     )
                 except (SandboxError, ProgramError) as error:
@@ -234,9 +239,16 @@ class ProgramHost:
             self._log.warning("program cannot be prepared", program=program.reference, reason=str(error))
 
     async def _fetch(self, client: RegistryClient, sandbox: Sandbox, program: PinnedProgram) -> None:
-        async with sandbox.fetch_lock(program.digest, _FETCH_WAIT_S):
-            if sandbox.has(program.digest):
+        await self._fetch_blob(client, sandbox, program, program.digest)
+        if runtime := sandbox.missing_runtime(program.digest):
+            await self._fetch_blob(client, sandbox, program, runtime)
+
+    async def _fetch_blob(
+        self, client: RegistryClient, sandbox: Sandbox, program: PinnedProgram, digest: str
+    ) -> None:
+        async with sandbox.fetch_lock(digest, _FETCH_WAIT_S):
+            if sandbox.has(digest):
                 return
             content = io.BytesIO()
-            await client.fetch(Reference.parse(program.reference), program.digest, content)
-            await sandbox.add(program.digest, content.getvalue(), self._settings.limits)
+            await client.fetch(Reference.parse(program.reference), digest, content)
+            await sandbox.add(digest, content.getvalue(), self._settings.limits)

@@ -55,6 +55,7 @@ def _new_sandbox(
         folder,
         cache=settings.cache,
         cache_bytes=settings.cache_bytes,
+        runtimes=settings.runtimes,
         processors=settings.max_processors,
     )
 

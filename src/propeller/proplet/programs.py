@@ -22,6 +22,7 @@ from propeller.proplet.settings import LIMIT_SETTINGS
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError
+from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError
 
 log = get_logger("programs")
@@ -55,6 +56,9 @@ class ProgramStore(Protocol):
 
     def read(self, digest: str) -> bytes:
         """Its bytes; raises ``ProgramError`` if it is not there."""
+
+    def missing_runtime(self, digest: str) -> str | None:
+        """The digest of the shared runtime that it needs and that is not there; raises ``ProgramError`` if it is not there itself."""
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
         """Keep a program; raises ``ProgramError``."""
@@ -176,6 +180,10 @@ class ProgramFetcher:
             )
         digest = await asyncio.to_thread(digest_of, content)
         await self._put_in_store("in the task's file", digest, content)
+        if self._missing_runtime(digest):
+            raise TaskError(
+                "the program in the task's file needs a shared runtime, which is not in it: build it with --standalone"
+            )
         await self._check_content("the program in the task's file", digest, policy)
         return digest
 
@@ -198,6 +206,8 @@ class ProgramFetcher:
             return
         try:
             content = await asyncio.to_thread(self._store.read, digest)
+            if runtime := runtime_of(content):  # that has the imports
+                content = await asyncio.to_thread(self._store.read, runtime)
         except ProgramError as error:
             raise TaskError(f"program {reference}: {error}") from None
         await asyncio.to_thread(policy.check_program, reference, content)
@@ -205,7 +215,7 @@ class ProgramFetcher:
 
     async def _fetch(self, reference: str, policy: Policy) -> str:
         known = self._pinned.get(reference)
-        if known is not None and self._store.has(known):
+        if known is not None and self._store.has(known) and not self._missing_runtime(known):
             return known
         log.info("Requesting binary from registry: %s", reference)
         pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
@@ -217,16 +227,38 @@ class ProgramFetcher:
             raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
         policy.check_signature(reference, pending.resolved)
         if pending.resolved is None:
-            return await self._store_assembled(reference, pending.assembly)
+            assembled = await self._store_assembled(reference, pending.assembly)
+            await self._have_runtime(reference, assembled)
+            return assembled
         digest = pending.resolved.digest
         if digest is None:
             raise TaskError(f"program {reference}: the proxy resolved it to no digest")
         if not self._store.has(digest):
             resolved = pending.resolved
             await self._downloads.run(digest, lambda: self._download(reference, digest, resolved))
+        await self._have_runtime(reference, digest)
         if "@sha256:" in reference:  # what it names cannot change
             self._pinned[reference] = digest
         return digest
+
+    def _missing_runtime(self, digest: str) -> str | None:
+        try:
+            return self._store.missing_runtime(digest)
+        except ProgramError as error:  # it made room for others just now
+            raise TaskError(str(error)) from None
+
+    async def _have_runtime(self, reference: str, digest: str) -> None:
+        """Have the shared runtime that a program needs: it is kept for all programs over it."""
+        runtime = self._missing_runtime(digest)
+        if runtime is None:
+            return
+        if self._topics.compat:
+            raise TaskError(
+                f"program {reference} needs a shared runtime, which a compat proplet cannot ask for: build it with --standalone"
+            )
+        log.info("Requesting the program's runtime: %s", runtime, image=reference)
+        resolved = ResolvedProgram(app_name=reference, digest=runtime)
+        await self._downloads.run(runtime, lambda: self._download(reference, runtime, resolved))
 
     async def _resolve(self, reference: str, pending: PendingFetch, *, signatures: bool) -> None:
         """Ask until the proxy has answered or, on the shared topic, has sent every chunk."""

@@ -60,6 +60,7 @@ class PropletSettings(MqttTlsSettings):
     state: Path | None = Field(None, alias="PROPLET_STATE")
     cache: Path | None = Field(None, alias="PROPLET_CACHE")
     cache_bytes: int = Field(1024 * MIB, alias="PROPLET_CACHE_BYTES", ge=MIB)
+    runtimes: Path | None = Field(None, alias="PROPELLER_RUNTIMES")
     state_bytes: int = Field(1024 * MIB, alias="PROPLET_STATE_BYTES", ge=MIB)
     state_days: float = Field(30.0, alias="PROPLET_STATE_DAYS", gt=0, le=36500)
     max_tasks: int = Field(os.cpu_count() or 1, alias="PROPLET_MAX_TASKS", ge=1, le=1024)

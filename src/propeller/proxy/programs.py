@@ -174,10 +174,11 @@ class ProgramSource:
         signer = self._signers.check(str(found.reference), found.artifact.digest, found.signatures or ())
         if found.artifact.program.digest not in self._signed:
             log.info("program is signed", reference=str(found.reference), signer=signer)
-        self._signed[found.artifact.program.digest] = True
+        for digest in _digests(found):
+            self._signed[digest] = True
 
     async def ensure(self, app_name: str, digest: str) -> int:
-        """Have a program in the cache, from the repository that ``app_name`` names; gives its size in bytes.
+        """Have a program, or the runtime of one, in the cache, from the repository that ``app_name`` names; gives its size in bytes.
 
         Raises:
             OciError: with the cause and the remedy.
@@ -186,7 +187,7 @@ class ProgramSource:
         self._client.check(reference)
         if self._signers and digest not in self._signed:  # it may have been resolved by an earlier process
             found = await self.resolve(app_name)
-            if found.artifact.program.digest != digest:
+            if digest not in _digests(found):
                 raise NotSignedError(
                     f"{app_name} does not name {digest} any more, and who signed that is not known",
                     "try again",
@@ -218,3 +219,8 @@ class ProgramSource:
         self._metrics.fetched_bytes.inc(size)
         log.info("fetched container", app_name=str(reference), digest=digest, size=size)
         return size
+
+
+def _digests(found: Resolution) -> list[str]:
+    """Of the program, and of the runtime that it needs."""
+    return [one.digest for one in (found.artifact.program, found.artifact.runtime) if one is not None]

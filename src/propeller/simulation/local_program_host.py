@@ -13,8 +13,9 @@ from propeller.oci.reference import DOCKER_HUB, DefaultRegistry
 from propeller.process.settings import ServiceSettings
 from propeller.program_host.programs import HostSettings, PinnedProgram, ProgramHost
 from propeller.program_host.settings import RegistryUrl, make_credential
-from propeller.simulation.programs import Program, cache_folder
+from propeller.simulation.programs import Program
 from propeller.wasm.program_run import MIB, Limits
+from propeller.wasm.runtimes import runtimes_folder, user_cache
 
 T = TypeVar("T")
 
@@ -73,7 +74,8 @@ class LocalProgramHost:
 
         async def fetch(host: ProgramHost) -> Program:
             pinned = await host.prepare(reference)
-            return Program(await host.content(pinned), pinned.digest, pinned.reference)
+            content, runtime = await host.contents(pinned)
+            return Program(content, pinned.digest, pinned.reference, runtime)
 
         return self.call(fetch)
 
@@ -102,7 +104,14 @@ class LocalProgramHost:
         given = RegistrySettings()
         registry = DOCKER_HUB if given.registry_url is None else DefaultRegistry.parse(given.registry_url)
         credential = make_credential(given.registry_username, given.registry_password, given.registry_token)
-        programs = cache_folder() / "sandbox" / "programs"
+        programs = user_cache() / "sandbox" / "programs"
         return _HostSettings(
-            "simulation", self._folder, registry, credential, _LIMITS, _CACHE_BYTES, programs
+            "simulation",
+            self._folder,
+            registry,
+            credential,
+            _LIMITS,
+            _CACHE_BYTES,
+            programs,
+            runtimes=runtimes_folder(),
         )

@@ -22,6 +22,7 @@ class WorkerSetup:
         artifact: the compiled program.
         component: whether it is one, or a core module.
         host_tensors: whether it uses the host's tensors.
+        layer: what a program over a shared runtime is given, in base64.
         folder: the worker's own.
         data: the folder with the clients' data.
         central: the folder with the data of a central evaluation, if there is one.
@@ -34,6 +35,7 @@ class WorkerSetup:
     artifact: str
     component: bool
     host_tensors: bool
+    layer: str | None
     folder: str
     data: str
     central: str | None

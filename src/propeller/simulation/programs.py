@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Self
 
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
 from propeller.simulation.workers import WorkerProgram
+from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError
+from propeller.wasm.runtimes import runtime_file, runtimes_folder, user_cache
 from propeller.wasm.sandbox import Sandbox, find_compiled
 
 
@@ -23,11 +26,20 @@ class Program:
         content: its bytes.
         digest: of them.
         reference: what it is called: its file, or the reference that names exactly it.
+        runtime: the shared runtime that it needs, if it does and that was not left to this machine's to find.
     """
 
     content: bytes
     digest: str
     reference: str
+    runtime: bytes | None = None
+
+    @classmethod
+    def of(cls, content: bytes, reference: str) -> Self:
+        """A program with the runtime that it needs, if that was made on this machine."""
+        needed = runtime_of(content)
+        made = None if needed is None else runtime_file(runtimes_folder(), needed)
+        return cls(content, digest_of(content), reference, None if made is None else made.read_bytes())
 
     def pinned(self, name: str) -> str:
         """A reference that names exactly it; ``name`` is what the experiment calls it."""
@@ -39,29 +51,26 @@ class Program:
         Raises:
             ProgramError: it is no program, or cannot be compiled within the limits.
         """
-        folder = cache_folder() / "sandbox"
+        folder = user_cache() / "sandbox"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # A sandbox takes a third of a second to open, and is not needed for what was compiled before.
         found = find_compiled(folder, self.digest, limits)
         if found is not None:
-            return WorkerProgram(found.artifact, found.component, found.host_tensors)
+            return WorkerProgram.of(found)
 
         async def compile_once() -> WorkerProgram:
-            async with Sandbox(folder) as sandbox:
+            async with Sandbox(folder, runtimes=runtimes_folder()) as sandbox:
                 try:
                     await sandbox.add(self.digest, self.content, limits)
+                    if self.runtime is not None and (missing := sandbox.missing_runtime(self.digest)):
+                        await sandbox.add(missing, self.runtime, limits)
                     made = await sandbox.compiled(self.digest, limits)
                 except ProgramError as error:
                     raise ProgramError(f"program: {self.reference}: {error}", error.limit) from None
-                return WorkerProgram(made.artifact, made.component, made.host_tensors)
+                return WorkerProgram.of(made)
 
         with ThreadPoolExecutor(1) as thread:  # a notebook's own has an event loop already
             return thread.submit(asyncio.run, compile_once()).result()
-
-
-def cache_folder() -> Path:
-    """Where what simulations fetch and compile is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "propeller"
 
 
 def find_program(
@@ -87,7 +96,7 @@ def find_program(
         content = file.read_bytes()
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
-    return Program(content, digest_of(content), str(program))
+    return Program.of(content, str(program))
 
 
 def program_file(program: str | Path, folder: Path, field: str = "program") -> Path:

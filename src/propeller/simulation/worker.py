@@ -5,6 +5,7 @@ program leaves is checked here as a proplet and a coordinator check it, so that 
 fleet. The process is confined once, as a task's process is; a program sees its own folder alone, which is emptied between clients.
 """
 
+import base64
 import contextlib
 import functools
 import gc
@@ -45,6 +46,7 @@ from propeller.wasm.guest_program import error_cause, load_program, make_program
 from propeller.wasm.host_tensors import Given
 from propeller.wasm.instance_pool import pool_bytes
 from propeller.wasm.last_words import LastWords
+from propeller.wasm.layers import inputs_of
 from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.outcome import bounded_folders
 from propeller.wasm.program_run import MIB, Limits, ProgramRun, StateFolder
@@ -76,6 +78,9 @@ class ClientWorker:
         self._bounded = bounded_folders(run, self._folder)
         self._program = CompiledProgram(setup.artifact, setup.component, self._limits.fuel is not None)
         self._host_tensors = setup.host_tensors
+        self._layer_env, self._layer_files = (
+            ({}, {}) if setup.layer is None else inputs_of(base64.b64decode(setup.layer))
+        )
         self._with_documents = not setup.host_tensors
         self._loaded = load_program(self._program, pool=self._limits)
         self._data = open_client_data(Path(setup.data))
@@ -102,6 +107,8 @@ class ClientWorker:
             None if split is None else Part(split["holdout"], split["seed"], evaluates=task.evaluates)
         )
         self._clear("in")
+        for name, content in self._layer_files.items():
+            (self._folder / "in" / name).write_bytes(content)
         if task.strategy is not None:  # Python programs look whether it is there
             (self._folder / "in" / "strategy.safetensors").write_bytes(Path(task.strategy).read_bytes())
         if self._with_documents:
@@ -152,7 +159,7 @@ class ClientWorker:
             folder=str(self._folder),
             program=self._program,
             host_tensors=self._host_tensors,
-            env=env,
+            env={**env, **self._layer_env},
             args=(),
             export=None,
             inputs=(),

@@ -4,6 +4,7 @@ A client whose program makes its process end, or runs longer than its limit, has
 not touched by it.
 """
 
+import base64
 import contextlib
 import os
 import queue
@@ -31,6 +32,7 @@ from propeller.simulation.messages import (
     read_message,
     write_message,
 )
+from propeller.wasm.program_cache import CachedProgram
 from propeller.wasm.program_run import Limits, limit_error
 from propeller.wasm.task_folders import TaskFolders, memory_folder
 
@@ -80,6 +82,12 @@ class WorkerProgram:
     artifact: Path
     component: bool
     host_tensors: bool
+    layer: bytes | None = None
+
+    @classmethod
+    def of(cls, program: CachedProgram) -> Self:
+        """A program of a cache."""
+        return cls(program.artifact, program.component, program.host_tensors, program.layer)
 
 
 @contextlib.contextmanager
@@ -115,6 +123,7 @@ class WorkerPool:
             artifact=str(program.artifact),
             component=program.component,
             host_tensors=program.host_tensors,
+            layer=None if program.layer is None else base64.b64encode(program.layer).decode(),
             folder="",
             data=str(shared.data),
             central=None if shared.central is None else str(shared.central),

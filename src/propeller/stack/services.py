@@ -20,6 +20,7 @@ from propeller.process.settings import ServiceSettings
 from propeller.process.tls import CA_VARIABLE
 from propeller.stack import unsupported_variables
 from propeller.stack.state_folder import Secrets, StateFolder
+from propeller.wasm.runtimes import runtimes_folder
 
 HOST = "127.0.0.1"
 
@@ -276,6 +277,11 @@ def _certificates(stack: StackConfig, *, shows: bool) -> dict[str, str]:
     return {CA_VARIABLE: str(stack.tls.ca), **(shown if shows else {})}
 
 
+def _runtimes() -> dict[str, str]:
+    """Where the user's own commands make Python runtimes: what runs programs on this machine need not fetch and compile them again."""
+    return {"PROPELLER_RUNTIMES": os.environ.get("PROPELLER_RUNTIMES") or str(runtimes_folder())}
+
+
 def _programs(stack: StackConfig) -> str:
     """The folder of programs, one for all that run them on this machine: each is compiled once."""
     return os.environ.get("PROPLET_CACHE") or stack.data("programs")
@@ -353,6 +359,7 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
         **_registries(stack, "COORDINATOR"),
         **_signers("COORDINATOR"),
         "COORDINATOR_PROGRAM_CACHE": _programs(stack),
+        **_runtimes(),
         **_inherited(
             "COORDINATOR_CACHE_BYTES",
             "COORDINATOR_KEEP_*",
@@ -376,6 +383,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
         "AGGREGATOR_REGISTRY_URL": stack.url("oci-registry"),
         "AGGREGATOR_SPILL": f"{stack.data(process)}/spill",
         "AGGREGATOR_PROGRAM_CACHE": _programs(stack),
+        **_runtimes(),
         **_inherited("AGGREGATOR_*", "DOCKER_CONFIG"),
         **_registries(stack, "AGGREGATOR"),
         **_signers("AGGREGATOR"),
@@ -413,6 +421,7 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
 def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROPLET_CACHE": _programs(stack),
+        **_runtimes(),
         **_inherited(
             "PROPLET_*_BYTES",
             "PROPLET_MAX_*",

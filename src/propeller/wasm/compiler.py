@@ -43,14 +43,17 @@ class Compiler:
         self._failures: TTLCache[tuple[Path, Limits], ProgramError] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
-        """Verify a program, compile it and keep it.
+        """Verify a program, compile it and keep it; one over a runtime that is not there is only kept.
 
         Raises:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
             SandboxError: the template is gone.
         """
         await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
-        await self.prepare(digest, limits)
+        if self._cache.missing_runtime(digest):
+            await asyncio.to_thread(self._cache.take_runtime, digest)
+        if not self._cache.missing_runtime(digest):
+            await self.prepare(digest, limits)
 
     async def prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
         """A program with its artifact, and the milliseconds that compiling it took now (0: it was there).
@@ -60,28 +63,31 @@ class Compiler:
             SandboxError: the template is gone.
         """
         await self._template.ready()
+        if self._cache.missing_runtime(digest):
+            await asyncio.to_thread(self._cache.take_runtime, digest)
         program = self._cache.find(digest, self._template.runtime_version, fuel=limits.fuel is not None)
-        if program.source.stat().st_size > limits.module_bytes:
+        size = max(program.source.stat().st_size, len(program.layer or b""))
+        if size > limits.module_bytes:
             raise ProgramError.over_limit("module_bytes", limits.module_bytes)
         if self._cache.is_verified(program):
             return program, 0.0
         key = program.artifact, limits
         if (failure := self._failures.get(key)) is not None:
             raise ProgramError(str(failure), failure.limit)
-        return program, await self._compiling.run(key, partial(self._compile_once, digest, program, limits))
+        return program, await self._compiling.run(key, partial(self._compile_once, program, limits))
 
     async def close(self) -> None:
         """Cancel the compilations that still run."""
         await self._compiling.close()
 
-    async def _compile_once(self, digest: str, program: CachedProgram, limits: Limits) -> float:
+    async def _compile_once(self, program: CachedProgram, limits: Limits) -> float:
         """Compile a program, unless another process that shares the cache does; milliseconds it took here.
 
         Longer than a compilation may take nobody waits for another process: it may be stopped. It goes on when those who wait
         for it have given up, as a task whose round is over.
         """
         wait_s = _WALL_S * limits.compile_s + _LOCK_MARGIN_S
-        async with self._cache.lock("compile", digest, wait_s):
+        async with self._cache.lock("compile", program.source.stem, wait_s):
             if await asyncio.to_thread(self._cache.verify_artifact, program):
                 return 0.0
             started_at = time.monotonic()

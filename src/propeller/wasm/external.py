@@ -102,6 +102,14 @@ class ExternalRuntime:
         """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
         return self._cache.read(digest)
 
+    def missing_runtime(self, digest: str) -> str | None:
+        """As ``Sandbox.missing_runtime``; raises ``ProgramError`` also if it needs one, which an external runtime cannot give it."""
+        if self._cache.is_layer(digest):
+            raise ProgramError(
+                "the program is a layer over a shared runtime, which an external runtime cannot run: build it with --plain"
+            )
+        return None
+
     def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         """As ``Sandbox.fetch_lock``."""
         return self._cache.lock("fetch", digest, wait_s)
@@ -122,6 +130,7 @@ class ExternalRuntime:
         """Run a program once; as ``Sandbox.run``, without fuel, tables and host tensors, which only the runtime sees."""
         folder = self._folders.new()
         try:
+            self.missing_runtime(run.digest)
             program = self._cache.find(run.digest, "", fuel=False)
             _check(run, program)
             env = _environment(run.env)

@@ -46,7 +46,7 @@ def create(
         if name in {"", ".", ".."} or "/" in name or "\0" in name:
             raise ValueError(f"files: {name!r} is not a plain file name")
         if isinstance(content, Path):
-            _link(content, folder / "in" / name)
+            link_or_copy(content, folder / "in" / name)
             continue
         fd = os.open(folder / "in" / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
         with open(fd, "wb") as file:  # noqa: PTH123 - of a descriptor
@@ -75,7 +75,8 @@ def take_back(path: str | Path, status: os.stat_result) -> None:
         os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
 
 
-def _link(file: Path, target: Path) -> None:
+def link_or_copy(file: Path, target: Path) -> None:
+    """Have a file also at ``target``, where there is nothing yet."""
     try:
         os.link(file, target)
     except OSError:  # another file system, or one that has no links

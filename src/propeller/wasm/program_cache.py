@@ -13,13 +13,18 @@ import platform
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from propeller.digests import digest_of, is_digest
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import remove_left_over, trim_folder, write_durably
+from propeller.wasm.folder_contents import link_or_copy
+from propeller.wasm.layers import HEAD_BYTES, Layer, names_runtime, read_layer
 from propeller.wasm.program_run import ProgramError
+from propeller.wasm.runtimes import compiled_files, runtime_file
 
 _CORE, _COMPONENT = b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"
 _TENSORS = b"propeller:program/tensors@"
@@ -27,6 +32,8 @@ _TENSORS = b"propeller:program/tensors@"
 _CONFIGURATION = "1"
 """Counts the changes of ``guest_program.runtime_config`` and of ``module_exports``."""
 _BLOCK_BYTES = 1024 * 1024
+_MAX_KINDS = 64
+"""In memory: a layer has some KB."""
 _ABANDONED_S = 3600.0
 """The age after which a half-written artifact is one that a killed process left, in seconds."""
 _LOCK, _PART, _SUM = ".lock", ".part", ".sum"
@@ -41,19 +48,35 @@ class CachedProgram:
     component: bool
     host_tensors: bool
     """Whether it uses the host's tensors."""
+    layer: bytes | None = None
+    """What a program over a shared runtime is given; the others are then of the runtime."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a file is: a component or a core module, or a layer."""
+
+    component: bool
+    layer: Layer | None
 
 
 class ProgramCache:
     """The folder of programs, bounded in size: the ones used longest ago go first."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, runtimes: Path | None = None) -> None:
         """Make the folder if it is missing, and remove what killed processes left half-written.
+
+        Args:
+            folder: of the programs.
+            max_bytes: its bound.
+            runtimes: a folder of shared runtimes that were made on this machine; they need not be fetched.
 
         Raises:
             ProgramError: it belongs to someone else, or others could write to it.
         """
-        self._folder = folder
+        self._folder, self._runtimes = folder, runtimes
         self._host_tensors: dict[str, bool] = {}
+        self._kinds: LRUCache[str, _Kind] = LRUCache(_MAX_KINDS)
         self._verified: dict[Path, tuple[int, ...]] = {}
         """Artifacts that were read and are what was made, with what the file system then said of them."""
         self.max_bytes = max_bytes
@@ -90,11 +113,18 @@ class ProgramCache:
         Raises:
             ProgramError: the program is not here.
         """
-        if not self.has(digest):
-            raise _not_here(digest)
-        source = self._path(digest, ".wasm")
-        with source.open("rb") as file:
-            component = file.read(8) == _COMPONENT
+        kind, source = self._kind(digest), self._path(digest, ".wasm")
+        if kind.layer is not None:
+            if missing := self.missing_runtime(digest):
+                raise ProgramError(
+                    f"program {digest[:71]} needs the runtime {missing[:71]}, which is not in the cache; it must be fetched first"
+                )
+            if self._kind(kind.layer.runtime).layer is not None:
+                raise ProgramError(f"program {digest[:71]}: its runtime is a layer itself, and no component")
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(source)
+            return replace(self.find(kind.layer.runtime, runtime_version, fuel=fuel), layer=kind.layer.code)
+        component = kind.component
         key = f"{runtime_version} {platform.machine()} {_CONFIGURATION} {fuel}"
         artifact = self._path(digest, f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.native")
         with contextlib.suppress(FileNotFoundError):
@@ -103,8 +133,74 @@ class ProgramCache:
             source, artifact, component, component and self._uses_host_tensors(digest, source)
         )
 
+    def is_layer(self, digest: str) -> bool:
+        """Whether a program is one over a shared runtime.
+
+        Raises:
+            ProgramError: it is not here.
+        """
+        return self._kind(digest).layer is not None
+
+    def missing_runtime(self, digest: str) -> str | None:
+        """The digest of the shared runtime that a program needs and that is not here.
+
+        Raises:
+            ProgramError: the program is not here.
+        """
+        layer = self._kind(digest).layer
+        return None if layer is None or self.has(layer.runtime) else layer.runtime
+
+    def take_runtime(self, digest: str) -> None:
+        """Have the runtime that a program needs, compiled if it is, if it was made on this machine.
+
+        Raises:
+            ProgramError: the program is not here, or the runtime is damaged.
+        """
+        missing = self.missing_runtime(digest)
+        made = None if missing is None or self._runtimes is None else runtime_file(self._runtimes, missing)
+        if missing is None or made is None or self._runtimes is None:
+            return
+        # Whoever loads what is compiled compares it with its checksum, and sees whose it is.
+        for file in compiled_files(self._runtimes, missing):
+            with contextlib.suppress(OSError):
+                link_or_copy(file, self._folder / file.name)
+        with contextlib.suppress(FileNotFoundError):  # forgotten just now
+            self.add(missing, made.read_bytes(), self.max_bytes)
+
+    def _kind(self, digest: str) -> "_Kind":
+        """What a program's file says of it.
+
+        Raises:
+            ProgramError: it is not here.
+        """
+        if not self.has(digest):
+            raise _not_here(digest)
+        known = self._kinds.get(digest)
+        if known is None:
+            known = self._kinds[digest] = self._read_kind(digest)
+        return known
+
+    def _read_kind(self, digest: str) -> "_Kind":
+        path = self._path(digest, ".wasm")
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+                if not names_runtime(head):
+                    return _Kind(head[:8] == _COMPONENT, None)
+                content = head + file.read()
+        except OSError:  # it made room for others just now
+            raise _not_here(digest) from None
+        layer = read_layer(content)
+        if layer is None or digest_of(content) != digest:  # the runtime has a checksum, this has none
+            path.unlink(missing_ok=True)
+            raise ProgramError(f"{path}: damaged on disk; removed, fetch the program again")
+        return _Kind(component=False, layer=layer)
+
     def uses_host_tensors(self, digest: str) -> bool:
         """Whether a program uses the host's tensors; not if it is not here."""
+        with contextlib.suppress(ProgramError):
+            if layer := self._kind(digest).layer:
+                digest = layer.runtime
         if digest not in self._host_tensors:
             with contextlib.suppress(OSError), self._path(digest, ".wasm").open("rb") as file:
                 if file.read(8) != _COMPONENT:
@@ -127,6 +223,8 @@ class ProgramCache:
             raise ProgramError(f"digest: the program's bytes are {actual}, not {digest}")
         if wasm[:8] not in {_CORE, _COMPONENT}:
             raise ProgramError("not a Wasm program: it does not start as a core module or a component")
+        if names_runtime(wasm[:HEAD_BYTES]) and read_layer(wasm) is None:
+            raise ProgramError("not a Wasm program: it names a runtime, and has other sections than a layer")
         path = self._path(digest, ".wasm")
         if not path.exists():
             write_durably(path, wasm, mode=0o600)

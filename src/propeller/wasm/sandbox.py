@@ -18,6 +18,7 @@ from propeller.process.logs import get_logger
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
+from propeller.wasm.layers import inputs_of
 from propeller.wasm.messages import (
     STATE_READABLE,
     STATE_WRITABLE,
@@ -57,7 +58,7 @@ def find_compiled(folder: Path, digest: str, limits: Limits) -> CachedProgram | 
         ProgramError: the folder belongs to someone else.
     """
     cache = ProgramCache(folder.absolute() / _PROGRAMS, _CACHE_BYTES)
-    if not cache.has(digest):
+    if not cache.has(digest) or cache.missing_runtime(digest):
         return None
     version = importlib.metadata.version("wasmtime")
     program = cache.find(digest, version, fuel=limits.fuel is not None)
@@ -71,6 +72,7 @@ class Sandbox:
         folder: Made if missing, mode 0700.
         cache: The folder of programs; sandboxes of one user may share it.
         cache_bytes: The bound of the cache's size.
+        runtimes: A folder of shared runtimes that were made on this machine.
         processors: How many of them all processes of this sandbox may use together; None: all.
 
     Raises:
@@ -83,11 +85,12 @@ class Sandbox:
         *,
         cache: Path | None = None,
         cache_bytes: int = _CACHE_BYTES,
+        runtimes: Path | None = None,
         processors: int | None = None,
     ) -> None:
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes)
+        self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes, runtimes)
         self._folders = TaskFolders(folder / "tasks")
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
@@ -142,6 +145,10 @@ class Sandbox:
         """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
         return self._cache.read(digest)
 
+    def missing_runtime(self, digest: str) -> str | None:
+        """The digest of the shared runtime that a program needs and that must be fetched; raises ``ProgramError`` if the program is not here."""
+        return self._cache.missing_runtime(digest)
+
     def fetch_lock(self, digest: str, wait_s: float) -> AbstractAsyncContextManager[bool]:
         """Be the only one, of the sandboxes that share the cache, who fetches a program.
 
@@ -150,7 +157,7 @@ class Sandbox:
         return self._cache.lock("fetch", digest, wait_s)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
-        """Verify a program, compile it in a process of its own, and keep it.
+        """Verify a program, compile it in a process of its own, and keep it; one over a shared runtime is compiled once that is here too.
 
         Raises:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit; or the sandbox failed.
@@ -244,6 +251,9 @@ class Sandbox:
     ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
         folder, limits = self._folders.new(), run.limits
+        if program.layer is not None:
+            env, files = inputs_of(program.layer)
+            run = replace(run, env={**run.env, **env}, files={**run.files, **files})
         compiled = CompiledProgram(str(program.artifact), program.component, limits.fuel is not None)
         task = RunTask(
             folder=str(folder),
