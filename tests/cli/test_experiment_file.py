@@ -185,3 +185,16 @@ def test_a_file_and_the_sdk_have_the_same_fields(file: Path) -> None:
     assert {one.name for one in fields(Experiment) if one.init} - own == set(ExperimentSpec.model_fields)
     described = load(file, 'program = "i"\nid = "mine"\nmode = "async"\n[evaluate]\nevery = 1\n')
     assert described.to_experiment().spec == described.spec
+
+
+def test_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    """As some editors of Windows write them."""
+    (tmp_path / "e.toml").write_text(
+        'program = "localhost/a:v1"\n[model]\nfile = "m.json"\n[data]\nfiles = ["d.json"]\n',
+        encoding="utf-8-sig",
+    )
+    (tmp_path / "m.json").write_text('{"w": [1.0]}', encoding="utf-8-sig")
+    (tmp_path / "d.json").write_text('{"data": []}', encoding="utf-8-sig")
+    loaded = ExperimentFile.load(tmp_path / "e.toml")
+    assert loaded.first_model() == {"w": [1.0]}
+    assert loaded.datasets() == [{"data": []}]

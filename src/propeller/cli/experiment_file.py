@@ -12,6 +12,7 @@ from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
+from propeller.sdk.programs import is_file_name
 
 _SHORT = {"strategy": "name", "mode": "kind"}
 """Tables that may be written as one text, and the field that this text is."""
@@ -53,7 +54,7 @@ class ExperimentFile:
             StartError: it is missing, is not TOML, or a field is wrong; the text names it.
         """
         try:
-            fields = tomllib.loads(file.read_text(encoding="utf-8"))
+            fields = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise StartError(f"{file}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
@@ -99,6 +100,11 @@ class ExperimentFile:
     def limits(self) -> dict[str, int | float] | None:
         """Of each task."""
         return self.spec.limits
+
+    @property
+    def program_file(self) -> Path | None:
+        """The program, if it is a file and not a reference: its path is from this file's folder."""
+        return self.folder / self.spec.program if is_file_name(self.spec.program) else None
 
     def first_model(self) -> dict[str, Any] | None:
         """The model to start from, if this file brings one: arrays, or lists of numbers, by tensor name.
@@ -150,7 +156,7 @@ def read_json(file: Path) -> dict[str, Any]:
         StartError: it is none.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(file.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except OSError as error:
         raise StartError(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -103,7 +103,7 @@ class Policy:
             PolicyError: it cannot be read, or has a mistake.
         """
         try:
-            fields = tomllib.loads(file.read_text(encoding="utf-8"))
+            fields = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise PolicyError(f"{SETTING}: {file} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
