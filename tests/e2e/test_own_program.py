@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from propeller.sdk import Experiment, Propeller
 from support.python_programs import CACHE_HOME, built
 from support.stack import PROPELLER, Up, propeller, running_stack
 
@@ -66,6 +67,41 @@ def experiment(project: Path, **changes: str) -> str:
         text = re.sub(rf"(?m)^(# )?{field} = .*$", value, text)
     (project / "other.toml").write_text(text)
     return "other.toml"
+
+
+def test_a_script_is_built_pushed_and_run_as_it_is_now(up: Up, project: Path, image: str) -> None:
+    """From the command line and from Python; a repository is named by the experiment."""
+    for edit in ("# once", "# and again"):
+        with (project / "train.py").open("a") as script:
+            script.write(f"{edit}\n")
+        lines = run(up, project, "run", "experiment.toml", "--rounds", "1", *STATE).stdout.splitlines()
+        assert re.fullmatch(r"Program train\.py: built in \d+\.\d s, pushed in \d+\.\d s", lines[0])
+        assert re.fullmatch(r"Experiment mine-[0-9a-f]{8}: train\.py, 1 round of fedavg", lines[1])
+        assert lines[2].startswith("  round  1  updates 3/3  loss 0.")
+    with Propeller.from_state(up.folder) as fl:
+        ran = fl.experiments(name="mine")[:2]
+        references = [one["program"] for one in ran]
+        assert all("/mine@sha256:" in reference for reference in references)
+        assert len(set(references)) == 2
+        data = [{"data": [{"x": [0.5, 1.0], "y": 1}]}] * 3
+        made = Experiment(
+            program=str(project / "train.py"), rounds=1, model={"w": [0.0, 0.0], "b": 0.0}, data=data
+        )
+        handle = fl.run(made)
+        assert handle.wait().state == "completed"
+        assert handle.status()["program"].rpartition("@")[2] == references[0].rpartition("@")[2]
+
+
+def test_a_script_that_cannot_be_run_starts_nothing(up: Up, project: Path, image: str) -> None:
+    (project / "broken.py").write_text("def f(:\n")
+    refused = {
+        "nothing.py": r"error: program: .*nothing\.py: there is no such file here",
+        "broken.py": r"error: .*broken\.py:1: SyntaxError",
+        "data/1.json": "error: ",
+    }
+    for program, reason in refused.items():
+        name = experiment(project, program=f'program = "{program}"')
+        assert re.search(reason, run(up, project, "run", name, *STATE, code=1).stderr)
 
 
 def test_from_an_empty_folder_to_a_trained_model(up: Up, project: Path, image: str) -> None:

@@ -10,7 +10,10 @@ from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
 from propeller.cli.terminal import Terminal, escape
-from propeller.sdk.experiment import new_id
+from propeller.protocol.experiments import default_name
+from propeller.sdk import Propeller
+from propeller.sdk.experiment import Experiment, new_id
+from propeller.sdk.programs import is_file_name
 
 
 def run_experiment(
@@ -49,10 +52,13 @@ def run_experiment(
             file=sys.stderr,
         )
     experiment, console = described.to_experiment(), Terminal()
-    spec = experiment.spec
-    if spec.id is None:  # one that can be told when it is interrupted
-        experiment = replace(experiment, id=new_id(spec.name))
     with target.connect() as fl:
+        if (program := described.program_file) is not None:
+            experiment = _push(fl, program, experiment, console, quiet=as_json)
+        experiment = _push_strategy(fl, described.folder, experiment)
+        spec = experiment.spec
+        if spec.id is None:  # one that can be told when it is interrupted
+            experiment = replace(experiment, id=new_id(spec.name))
         try:
             handle = fl.run(experiment)
         except KeyboardInterrupt:
@@ -67,7 +73,7 @@ def run_experiment(
             strategy = spec.strategy.name or spec.strategy.program
             count = f"{spec.rounds} round{'' if spec.rounds == 1 else 's'}"
             console.print(
-                f"Experiment {handle.id}: {escape(spec.program)}, {count} of {escape(str(strategy))}",
+                f"Experiment {handle.id}: {escape(described.spec.program)}, {count} of {escape(str(strategy))}",
                 soft_wrap=True,
             )
         if detach:
@@ -75,3 +81,25 @@ def run_experiment(
             console.print(f"  end it:    {target.command('experiment', 'stop', handle.id)}", soft_wrap=True)
             return
         follow(fl, handle, target, rounds=spec.rounds, as_json=as_json, console=console)
+
+
+def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, *, quiet: bool) -> Experiment:
+    """The experiment with its program in the stack's registry."""
+    name = experiment.spec.name or default_name(file.stem)
+    with Terminal(stderr=True).status(
+        f"Building {file} (the first one makes the Python runtime: half a minute) …"
+    ):
+        pushed = fl.push_program(file, name)
+    if not quiet:
+        built = f"built in {pushed.build_s:.1f} s, " if pushed.build_s else ""
+        console.print(f"Program {escape(str(file))}: {built}pushed in {pushed.push_s:.1f} s", soft_wrap=True)
+    return replace(experiment, program=pushed.reference, name=name)
+
+
+def _push_strategy(fl: Propeller, folder: Path, experiment: Experiment) -> Experiment:
+    """The experiment with the program of its strategy in the stack's registry, if that is a file beside the experiment's."""
+    strategy = experiment.spec.strategy
+    if strategy.program is None or not is_file_name(strategy.program):
+        return experiment
+    pushed = fl.push_program(folder / strategy.program)
+    return replace(experiment, strategy={**strategy.to_json(), "program": pushed.reference})

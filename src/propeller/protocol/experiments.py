@@ -508,8 +508,9 @@ class ExperimentSpec(StrictMessage):
 
 
 def default_name(program: str) -> str:
-    """The last part of the program's repository as a name: ``logreg`` for ``localhost:5000/fl/logreg:v1``."""
+    """The last part of the program's repository or file as a name: ``logreg`` for ``localhost:5000/fl/logreg:v1`` and ``logreg.py``."""
     repository = program.partition("@")[0].rpartition("/")[2].partition(":")[0]
+    repository = repository.removesuffix(".py").removesuffix(".wasm")
     return re.sub(r"[^a-z0-9._-]", "-", repository.lower()).lstrip("._-")[:64] or "experiment"
 
 

@@ -20,6 +20,9 @@ PORTS = {
 """The ports of a stack as the guide has them; of identity that of users."""
 
 
+REGISTRY_PORT = 5000
+"""Of the stack's own registry of programs."""
+
 OTHER_PORTS = "for other ports give manager=, coordinator=, model_registry=, data_store= and identity="
 """How the addresses of services are given that are not on the guide's ports."""
 
@@ -106,6 +109,19 @@ def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
     """The addresses of the services that a client calls."""
     services = {name: service["url"] for name, service in stack.get("services", {}).items()}
     return {name: services[name] for name in PORTS if name in services}
+
+
+def registry_of_stack(stack: Mapping[str, Any]) -> str:
+    """The address of the stack's own registry of programs, empty if it has none."""
+    url: str = stack.get("services", {}).get("oci_registry", {}).get("url", "")
+    return url
+
+
+def registry_of_host(url: str) -> str:
+    """The address of the registry on a stack's host, on the guide's port."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}:{REGISTRY_PORT}"
 
 
 def operator_of_stack(stack: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -138,6 +138,7 @@ class Propeller(Blocking[AsyncPropeller]):
     cancel_round = blocking(AsyncPropeller.cancel_round)
     retry_round = blocking(AsyncPropeller.retry_round)
     experiments = blocking(AsyncPropeller.experiments)
+    push_program = blocking(AsyncPropeller.push_program)
     strategies = blocking(AsyncPropeller.strategies)
     strategy = blocking(AsyncPropeller.strategy)
 

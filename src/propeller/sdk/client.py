@@ -1,5 +1,6 @@
 """The client of a stack: its services by their addresses, and what can be asked of them."""
 
+import functools
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from propeller.sdk.addresses import (
     check_url,
     operator_of_stack,
     read_stack,
+    registry_of_host,
+    registry_of_stack,
     urls_of_host,
     urls_of_stack,
 )
@@ -30,6 +33,7 @@ from propeller.sdk.connection import Connection
 from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
+from propeller.sdk.programs import PushedProgram, is_file_name, push_file
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.users import AsyncUsers
 from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, same_model
@@ -150,6 +154,8 @@ class AsyncPropeller:
             ca_cert=None if ca_cert is None else Path(ca_cert),
         )
         self._connection = Connection(urls, transport, login, stack or {})
+        self._registry = registry_of_stack(stack) if stack else registry_of_host(url)
+        self._registry_login = auth if user is None or password is None else (user, password)
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
         self.users = AsyncUsers(self._connection)
@@ -402,10 +408,23 @@ class AsyncPropeller:
         """
         await self._connection.ask("POST", "coordinator", f"/rounds/{round_id}/retry")
 
+    async def push_program(self, file: str | Path, name: str | None = None) -> PushedProgram:
+        """Push a program to the stack's registry, where it is called by the file's name, or by ``name``; a ``.py`` is built.
+
+        Raises:
+            PropellerError: it cannot be built or pushed; the text has the cause and the remedy.
+        """
+        from propeller.oci.credentials import Login as RegistryLogin
+
+        login = None if self._registry_login is None else RegistryLogin(*self._registry_login)
+        work = functools.partial(push_file, Path(file), self._registry, name, login)
+        return await self._connection.transport.call(work)
+
     async def run(self, experiment: Experiment) -> AsyncExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.
 
-        Its data and its first model are stored before, once the coordinator has said that it would take the experiment.
+        A program that is a ``.py`` or ``.wasm`` file here is pushed to the stack's registry before (``push_program``), that of a strategy too.
+        Its data and its first model are stored, once the coordinator has said that it would take the experiment.
         One without an id of its own is another one each time, unless the last run of it ended in an error: then the same one is submitted
         again, as it may have been begun.
 
@@ -413,7 +432,16 @@ class AsyncPropeller:
             PropellerError: something is wrong with it; the text names the field.
         """
         with experiment.submission() as spec:
-            return await self._submit(experiment, spec)
+            return await self._submit(experiment, await self._push_files(spec))
+
+    async def _push_files(self, spec: ExperimentSpec) -> ExperimentSpec:
+        changes: dict[str, Any] = {}
+        if is_file_name(spec.program):
+            changes["program"] = (await self.push_program(spec.program, spec.name)).reference
+        if spec.strategy.program is not None and is_file_name(spec.strategy.program):
+            pushed = await self.push_program(spec.strategy.program)
+            changes["strategy"] = spec.strategy.model_copy(update={"program": pushed.reference})
+        return spec.model_copy(update=changes) if changes else spec
 
     async def _submit(self, experiment: Experiment, spec: ExperimentSpec) -> AsyncExperimentHandle:
         names, data = spec.selection.names, {}

@@ -8,7 +8,7 @@ import functools
 import os
 import time
 from abc import ABC, abstractmethod
-from asyncio import sleep
+from asyncio import sleep, to_thread
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -79,6 +79,10 @@ class Transport(ABC):
         """Wait."""
 
     @abstractmethod
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Close every connection."""
 
@@ -132,6 +136,10 @@ class AsyncTransport(Transport):
         """Wait."""
         await sleep(seconds)
 
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, in a thread."""
+        return await to_thread(function)
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._http.aclose()
@@ -177,6 +185,10 @@ class BlockingTransport(Transport):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         time.sleep(seconds)  # noqa: ASYNC251 - it is never in an event loop
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks."""
+        return function()
 
     async def aclose(self) -> None:
         """Close every connection."""
