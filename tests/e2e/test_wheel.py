@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from propeller import __version__
+from propeller.wasm.runtimes import runtimes_folder
+from support.python_programs import CACHE_HOME, TEMPLATE, built
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +64,10 @@ def test_it_makes_a_project_and_tries_it(installed: Path, tmp_path: Path) -> Non
 
 
 def test_it_builds_a_program(installed: Path, tmp_path: Path) -> None:
+    """Over the runtime of this checkout: the wheel has all that one is made of, byte for byte, or it would make another."""
+    built(TEMPLATE)
+    runtimes = sorted(runtimes_folder().glob("*.wasm"))
     run(installed / "propeller", "new", "mine", cwd=tmp_path)
-    run(installed / "propeller", "build", "train.py", cwd=tmp_path / "mine")
+    run(installed / "propeller", "build", "train.py", cwd=tmp_path / "mine", XDG_CACHE_HOME=str(CACHE_HOME))
+    assert sorted(runtimes_folder().glob("*.wasm")) == runtimes
     assert (tmp_path / "mine" / "train.wasm").read_bytes().startswith(b"\0asm")
