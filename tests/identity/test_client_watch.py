@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import pytest
@@ -269,3 +270,45 @@ async def test_nothing_is_retained_and_what_waits_is_bounded(world: World) -> No
         await listener.subscribe(world.topic(), qos=1)
         with pytest.raises(TimeoutError):
             await first(listener, 0.5)
+
+
+async def test_two_processes_with_one_clients_id_are_named(world: World) -> None:
+    """Each ends the other's connection; a single time is what a cut connection looks like."""
+    async with contextlib.AsyncExitStack() as stack:
+        with capture_logs() as logs:
+
+            def told() -> list[Any]:
+                return [one for one in logs if "one client's id" in one["event"]]
+
+            for number in range(12):
+                with contextlib.suppress(
+                    aiomqtt.MqttError
+                ):  # the broker makes those wait that do it too often
+                    stack.push_async_exit(_Quietly(await _connected(world)))
+                assert number > 2 or not told()
+                await asyncio.sleep(1.2)
+                if told():
+                    break
+    [once] = told()
+    assert (once["client_id"], once["name"]) == (world.me.id, "proplet-1")
+    assert once["address"] == "127.0.0.1"
+
+
+async def _connected(world: World) -> aiomqtt.Client:
+    client = world.client()
+    await client.__aenter__()
+    return client
+
+
+class _Quietly:
+    """Leaves a client whose connection may be gone."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+
+    async def __aenter__(self) -> None:
+        """Nothing to do."""
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._client.__aexit__(None, None, None)

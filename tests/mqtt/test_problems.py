@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 from structlog.testing import capture_logs
 
 from propeller.identity.service import Identity
 from propeller.mqtt import problems
+from propeller.mqtt.address import BrokerAddress, Credentials
 from propeller.stack.services import find_service
 from support.identity import Site
 from support.net import eventually, free_port
@@ -122,3 +124,16 @@ async def test_without_a_key_it_says_that_one_is_wanted(place: Place) -> None:
         said = await line(logs, refused)
     assert said["reason"] == "it wants a client's id and key, and one of them is not set"
     assert said["remedy"] == "set PROXY_CLIENT_ID and PROXY_CLIENT_KEY: propeller provision makes them"
+
+
+def test_connections_that_are_lost_again_and_again_have_a_remedy() -> None:
+    """Two clients with one identifier end each other's; a broker that restarts ends one."""
+    problem_log = problems.ProblemLog(
+        BrokerAddress("127.0.0.1", 1), Credentials("m", "p-1"), problems.SettingNames.of_service("PROPLET")
+    )
+    with capture_logs() as logs:
+        for lasted_s in (1.0, 1.0, 100.0, 1.0, 1.0, 1.0):
+            problem_log.connection_lost(aiomqtt.MqttError("[code:128] Unspecified error"), lasted_s)
+    assert ["remedy" in line for line in logs] == [False, False, False, False, False, True]
+    assert "another process may be connected as p-1" in logs[-1]["remedy"]
+    assert "PROPLET_CLIENT_ID and PROPLET_CLIENT_KEY of its own" in logs[-1]["remedy"]

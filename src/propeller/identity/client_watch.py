@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cachetools import TTLCache
 from nats.aio.client import Client
 
 from propeller.identity.access import AccessDirectory
@@ -41,6 +42,9 @@ FIRST_MUTE_S, LONGEST_MUTE_S = 60.0, 3600.0
 
 _REMEMBERED_LOOKS = 60
 """For so long the counts of a connection are remembered that is not listed, as its server may just not have answered in time."""
+
+_DUPLICATES, _DUPLICATES_WITHIN_S, _MAX_COUNTED = 3, 60.0, 1000
+"""So many connections of a client that another one with its MQTT client id ended, each within that of the one before, are two processes."""
 
 _LIMITED = frozenset(Role) - {Role.MANAGER, Role.COORDINATOR, Role.PROXY}
 
@@ -126,6 +130,7 @@ class ClientWatch:
         self._budgets: dict[str, Budget] = {}
         self._mutes: dict[str, _Mute] = {}
         self._counted: dict[tuple[str, int], _Count] = {}
+        self._ended_by_others: TTLCache[str, int] = TTLCache(_MAX_COUNTED, _DUPLICATES_WITHIN_S, clock)
         self._look = 0
         self._is_first = True
         self._last_stop = ""
@@ -201,12 +206,32 @@ class ClientWatch:
                 if stop <= self._last_stop:
                     break
                 newest = max(newest, stop)
+                self._note_duplicate(one)
                 self._count(one, counted, uses)
         self._look, self._last_stop, self._is_first = self._look + 1, newest, False
         oldest = self._look - _REMEMBERED_LOOKS
         self._counted = {key: count for key, count in counted.items() if count.look > oldest}
         self.interval_s = max(SHORTEST_INTERVAL_S, looked_at / _CONNECTIONS_PER_S)
         return uses
+
+    def _note_duplicate(self, ended: ServerConnection) -> None:
+        """Tell of a client whose connections others with the same MQTT client id end again and again."""
+        if "Duplicate Client ID" not in str(ended.info.get("reason", "")):
+            return
+        client_id = str(ended.info.get("authorized_user") or "")
+        access = self._directory.get(client_id)
+        if access is None:
+            return
+        self._ended_by_others[client_id] = often = self._ended_by_others.get(client_id, 0) + 1
+        if often != _DUPLICATES:  # one may be a connection that was cut, and is not known to be gone
+            return
+        log.warning(
+            "two connections have one client's id: each ends the other's",
+            client_id=client_id,
+            name=access.name,
+            address=ended.info.get("ip"),
+            remedy="stop one of the two processes, or give it a client of its own",
+        )
 
     def _count(
         self, one: ServerConnection, counted: dict[tuple[str, int], _Count], uses: dict[str, _Use]

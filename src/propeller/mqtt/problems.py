@@ -15,6 +15,10 @@ log = get_logger("mqtt")
 REPEAT_S = 60.0
 """The same problem is logged again after this long, in seconds."""
 
+SHORT_LIVED_S = 15.0
+_SHORT_LIVED_IN_A_ROW = 3
+"""So many connections in a row that lasted shorter than that are no accident."""
+
 _CANNOT = "cannot connect to MQTT broker, trying again"
 _REFUSED = frozenset({4, 5, 134, 135})
 """CONNACK codes of MQTT 3.1.1 for a login that is not accepted, and what paho makes of them."""
@@ -62,15 +66,28 @@ class ProblemLog:
         self.last: Problem | None = None
         """Why there is no connection; ``None`` while there is one, and before the first try."""
         self._logged_at = 0.0
+        self._short_lived = 0
 
     def connected(self) -> None:
         """There is a connection."""
         self.last = None
 
-    def connection_lost(self, error: Exception) -> None:
-        """A connection that there was is gone."""
-        log.warning(
-            "MQTT connection lost, connecting again", broker=str(self._address), reason=str(_root(error))
+    def connection_lost(self, error: Exception, lasted_s: float) -> None:
+        """A connection that there was is gone; of two clients with one id each ends the other's, again and again."""
+        self._short_lived = self._short_lived + 1 if lasted_s < SHORT_LIVED_S else 0
+        more = {}
+        if self._short_lived >= _SHORT_LIVED_IN_A_ROW:
+            who = self._credentials.username or self._credentials.mqtt_id
+            more["remedy"] = (
+                f"it is lost again and again: another process may be connected as {who}, and each ends the other's connection; stop "
+                f"one of them, or give each {self._settings.client} of its own"
+            )
+        write = log.error if more else log.warning
+        write(
+            "MQTT connection lost, connecting again",
+            broker=str(self._address),
+            reason=str(_root(error)),
+            **more,
         )
 
     def connect_failed(self, error: Exception) -> None:

@@ -256,7 +256,7 @@ class Session:
                     await self._receive(connection)
             except aiomqtt.MqttError as error:
                 if self.connects > connects:
-                    self._problems.connection_lost(error)
+                    self._problems.connection_lost(error, time.monotonic() - started)
                 else:
                     self._problems.connect_failed(error)
             except Exception:
