@@ -43,7 +43,12 @@ async def test_a_round_goes_on_after_restarts(tmp_path: Path) -> None:
         await eventually(lambda: trained(folder) == 1)
     with running_stack(folder, "--proplets", "1") as up:
         await eventually(lambda: trained(folder) == 2, timeout=20)
-        for process in reversed(up.processes()):
+        processes = up.processes()
+        for (
+            process
+        ) in processes:  # else one may still tell of the end of another, as a proplet of its sandbox's
+            process.suspend()
+        for process in reversed(processes):
             process.kill()
         up.process.wait(10)
         (folder / "stack.json").unlink()  # left, and no sign that the next one is ready

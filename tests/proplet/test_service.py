@@ -146,6 +146,7 @@ async def test_after_it_closed_it_takes_no_more(scene: Scene) -> None:
 async def test_a_stop_that_comes_first_counts_for_a_while_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("propeller.proplet.service.EARLY_STOP_LIFETIME_S", 3600.0)
     scene = Scene(tmp_path / "remembers", max_tasks=5)
     scene.runner.may_end.set()
     for number in range(MAX_REMEMBERED_IDS + 1):
