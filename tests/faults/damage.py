@@ -123,7 +123,7 @@ async def damage_artifact(stack: FaultyStack, rng: Random) -> str:
     with file.open("rb") as stream:
         assert digest_of_file(stream) == damaged
     aside.unlink()
-    return f"{['manifest', 'config', 'program'][blobs.index(damaged)]} {damaged[:19]}…"
+    return f"{['manifest', 'config', 'program', 'runtime'][blobs.index(damaged)]} {damaged[:19]}…"
 
 
 async def damage_index(stack: FaultyStack, rng: Random) -> str:

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import os
 import secrets
 import shutil
 import signal
@@ -30,6 +31,7 @@ from faults.promises import Promises
 from faults.stack import FaultyStack
 from propeller.process.logs import configure
 from support.postgresql import create_database, find_programs, open_postgresql
+from support.python_programs import CACHE_HOME
 
 ROUNDS = 100
 LONGEST_CALM_S = 3.0
@@ -195,6 +197,7 @@ def _make_databases(opened: contextlib.ExitStack) -> Mapping[str, str]:
 def main(chosen: argparse.Namespace) -> int:
     """The exit code."""
     configure("soak", level="critical")
+    os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)  # where the program is built, and its runtime is made
     print(f"seed {chosen.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="propeller-soak-"))
     with contextlib.ExitStack() as opened:
