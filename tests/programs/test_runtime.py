@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from propeller.digests import digest_of
 from propeller.program.native import MISSING_STDLIB
 from propeller.wasm.build import BuildError, build
+from propeller.wasm.build.runtime import Runtime, python_runtime
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
 from propeller.wasm.runtimes import runtimes_folder
 from propeller.wasm.sandbox import Sandbox
@@ -184,3 +186,26 @@ def test_a_task_cannot_be_given_other_code(tmp_path: Path, length: int) -> None:
     assert outcome.error is None
     assert json.loads(outcome.stdout)["metrics"] == {"own": 1}
     assert not outcome.out_files
+
+
+def test_a_program_whose_runtime_is_gone_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken from the cache, which has it over the one that is gone."""
+    script, cache = tmp_path / "script.py", tmp_path / "cache"
+    script.write_text(f"{HEAD}    return Update(model, num_samples=1)\n")
+    made = python_runtime(CACHE_HOME / "propeller" / "runtimes")
+    shutil.copytree(made.path.parent, cache / "runtimes")
+    build(script, tmp_path / "a.wasm", cache=cache)
+    assert build(script, tmp_path / "b.wasm", cache=cache).cached
+    (cache / "runtimes" / made.path.name).unlink()
+    asked: list[Path] = []
+
+    def make_again(folder: Path) -> Runtime:
+        asked.append(folder)
+        shutil.copy(made.path, folder)
+        return Runtime(folder / made.path.name, made.digest)
+
+    monkeypatch.setattr("propeller.wasm.build.python.python_runtime", make_again)
+    assert not build(script, tmp_path / "c.wasm", cache=cache).cached
+    assert asked == [cache / "runtimes"]

@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.functions import functions_of, with_functions
+from propeller.program import layer
 from propeller.wasm.layers import (
     HEADER,
     IN_FILE,
+    INPUT_FILE,
     INPUT_VARIABLE,
     Layer,
     inputs_of,
@@ -21,9 +23,9 @@ RUNTIME = "sha256:" + "5e" * 32
 
 @given(st.binary(max_size=400))
 def test_a_layer_is_what_it_was_written_from(code: bytes) -> None:
-    layer = Layer(RUNTIME, code)
-    wasm = with_functions(layer.to_wasm(), ["train"])
-    assert read_layer(wasm) == layer
+    made = Layer(RUNTIME, code)
+    wasm = with_functions(made.to_wasm(), ["train"])
+    assert read_layer(wasm) == made
     assert runtime_of(wasm) == RUNTIME
     assert functions_of(wasm) == ["train"]
 
@@ -64,3 +66,8 @@ def test_long_code_is_given_in_a_file_and_a_variable_always_says_where() -> None
     short, long = inputs_of(b"x" * 1000), inputs_of(b"x" * 1_000_000)
     assert (len(short[0]), len(short[1])) == (1, 0)
     assert (long[0], len(long[1])) == ({INPUT_VARIABLE: IN_FILE}, 1)
+
+
+def test_the_runtime_looks_where_its_host_puts_it() -> None:
+    """Written down on both sides: who runs programs does not import what is in them."""
+    assert (layer.FILE, layer.VARIABLE, layer.IN_FILE) == (INPUT_FILE, INPUT_VARIABLE, IN_FILE)

@@ -32,9 +32,9 @@ from propeller.wasm.build.sources import (
     functions_in,
     imported_by,
 )
-from propeller.wasm.layers import Layer
+from propeller.wasm.layers import Layer, runtime_of
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun
-from propeller.wasm.runtimes import user_cache
+from propeller.wasm.runtimes import runtime_file, user_cache
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.template_client import SandboxError
 
@@ -87,6 +87,9 @@ def build(
     kind = "layer" if host_tensors and not standalone else f"component {host_tensors}"
     key = _cache_key(kind, script.stem, sources)
     content = programs.get(key)
+    needed = None if content is None else runtime_of(content)
+    if needed is not None and runtime_file(folder / "runtimes", needed) is None:
+        content = None  # the next runtime has another digest
     cached = content is not None
     if content is None:
         with programs.build_folder() as workspace:

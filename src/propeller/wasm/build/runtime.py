@@ -17,11 +17,10 @@ from propeller.wasm.runtimes import keep_runtime, runtime_file, runtimes_folder
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime: its file and digest, and whether it was made just now."""
+    """A runtime: its file and digest."""
 
     path: Path
     digest: str
-    is_new: bool
 
 
 def python_runtime(folder: Path | None = None) -> Runtime:
@@ -42,7 +41,8 @@ def python_runtime(folder: Path | None = None) -> Runtime:
         if name.is_file():
             digest = name.read_text().strip()
             if (path := runtime_file(folder, digest)) is not None:
-                return Runtime(path, digest, is_new=False)
+                path.touch()  # the least recently used go first
+                return Runtime(path, digest)
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as workspace:
             entry = (FOLDER / "runtime.py.in").read_text()
             library = {"propeller_library.py": (FOLDER / "library.py").read_text()}
@@ -51,4 +51,4 @@ def python_runtime(folder: Path | None = None) -> Runtime:
             )
         path, digest = keep_runtime(content, folder)
         write_durably(name, digest.encode())
-        return Runtime(path, digest, is_new=True)
+        return Runtime(path, digest)
