@@ -261,7 +261,8 @@ def test_ctrl_c_while_starting_ends_everything(tmp_path: Path, after: float) -> 
         up.process.wait(15)
         _gone, alive = psutil.wait_procs(below, timeout=15)
         assert not alive, alive
-        assert "Traceback" not in up.output
+        # Before a line of ours runs, Python says itself that it was interrupted.
+        assert f"{os.sep}propeller{os.sep}" not in up.output
     finally:
         end(up)
 

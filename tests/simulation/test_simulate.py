@@ -4,11 +4,14 @@ import contextlib
 import errno
 import gc
 import json
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import psutil
@@ -20,9 +23,9 @@ from propeller.errors import InvalidError, PropellerError
 from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate, workers
 from propeller.simulation.client_data import DocumentData
+from propeller.simulation.messages import WorkerReady, read_message
 from propeller.simulation.scratch_folder import scratch_folder
 from propeller.wasm.program_run import Limits
-from support.net import wait_until
 
 FEATURES = 6
 
@@ -240,6 +243,12 @@ def wat(folder: Path, body: str) -> Path:
     return file
 
 
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "propeller.simulation.worker" in process.cmdline()
+    return False
+
+
 def test_a_program_that_never_ends(tmp_path: Path) -> None:
     made = experiment(limits={"wall_time_s": 0.5}, retries=0, selection={"count": 2})
     ended = run(made, program=wat(tmp_path, "(loop $l (br $l))"))
@@ -248,23 +257,25 @@ def test_a_program_that_never_ends(tmp_path: Path) -> None:
     assert {one["name"] for one in ended.history()[0]["failures"]} <= {f"client-{n}" for n in range(1, 7)}
 
 
-def test_a_worker_that_is_killed_is_a_clients_failure(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_a_clients_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed: list[int] = []
+    ready = threading.Event()
+
+    def read(stream: IO[bytes]) -> Any:
+        message = read_message(stream)
+        if isinstance(message, WorkerReady):
+            ready.set()
+        return message
 
     def kill_one() -> None:
-        def busy() -> psutil.Process | None:
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):
-                    # Its program never ends, so that it takes more than to start.
-                    if "propeller.simulation.worker" in child.cmdline() and child.cpu_times().user > 1.5:
-                        return child
-            return None
-
-        child = wait_until(busy, what="a worker that is busy", timeout=60)
-        assert child is not None
+        assert ready.wait(60)
+        (child,) = (one for one in psutil.Process().children() if is_worker(one))
         child.kill()
         killed.append(child.pid)
 
+    monkeypatch.setattr("propeller.simulation.workers.read_message", read)
     thread = threading.Thread(target=kill_one)
     thread.start()
     made = experiment(rounds=1, limits={"wall_time_s": 60}, retries=0, selection={"count": 1})
@@ -273,6 +284,28 @@ def test_a_worker_that_is_killed_is_a_clients_failure(tmp_path: Path) -> None:
     reasons = {one["reason"] for one in ended.history()[0]["failures"]}
     assert reasons == {"the program made its process end (signal 9)"}
     assert killed
+
+
+def test_interrupted_while_a_worker_starts_it_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, abort, aborted = subprocess.Popen, workers.WorkerPool.abort, threading.Event()
+
+    def start_slowly(*arguments: Any, **more: Any) -> Any:
+        process = start(*arguments, **more)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert aborted.wait(30)
+        return process
+
+    def abort_and_say(pool: workers.WorkerPool) -> None:
+        abort(pool)
+        aborted.set()
+
+    monkeypatch.setattr("propeller.simulation.workers.subprocess.Popen", start_slowly)
+    monkeypatch.setattr(workers.WorkerPool, "abort", abort_and_say)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(limits={"wall_time_s": 600}), program=wat(tmp_path, "(loop $l (br $l))"))
+    assert not [one for one in psutil.Process().children() if is_worker(one)]
 
 
 @pytest.mark.parametrize(

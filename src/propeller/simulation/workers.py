@@ -340,6 +340,8 @@ class _Worker:
             )
         except OSError as error:
             raise StartError(f"simulation: a worker cannot be started: {error.strerror}") from None
+        if self._aborted:  # meanwhile, when there was nothing to kill yet
+            self._process.kill()
         self._round = -1
         requests, replies = _pipes(self._process)
         with contextlib.suppress(BrokenPipeError):  # its end is noticed next
