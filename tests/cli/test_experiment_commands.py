@@ -348,6 +348,21 @@ def test_followed_from_the_beginning(stack: FakeStack, tmp_path: Path, state: tu
     assert "  round  1  updates 2/2" in done.stdout
 
 
+def test_shells_complete_commands_and_options(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = propeller("--install-completion", "bash", env=home)
+    assert done.returncode == 0, done.stderr
+    [written] = [file for file in tmp_path.rglob("*") if file.suffix == ".sh"]
+    assert str(written) in (tmp_path / ".bashrc").read_text()
+    assert "complete -o default -F" in written.read_text()
+    asked = {
+        "_PROPELLER_COMPLETE": "complete_bash",
+        "COMP_WORDS": "propeller experiment st",
+        "COMP_CWORD": "2",
+    }
+    assert propeller(env=asked).stdout.split() == ["stop"]
+
+
 def test_the_command_line_starts_without_the_client() -> None:
     code = "import sys, propeller.cli.app; print([m for m in ('httpx', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

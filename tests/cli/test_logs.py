@@ -72,6 +72,10 @@ def test_what_is_not_there_is_said(state: Path, tmp_path: Path) -> None:
     unknown = propeller("logs", "--state", str(state), "--service", "nobody")
     assert unknown.returncode == 1
     assert "manager, proplet-1" in unknown.stderr
+    for narrowed in ((), ("--json",), ("--service", "manager")):
+        no_round = propeller("logs", "--state", str(state), "--round", "r-2", *narrowed)
+        assert (no_round.returncode, no_round.stdout) == (1, "")
+        assert "--round r-2: no line of manager" in no_round.stderr
     nothing = propeller("logs", "--state", str(tmp_path / "nowhere"))
     assert nothing.returncode == 1
     assert "propeller up" in nothing.stderr

@@ -313,6 +313,25 @@ def test_device_state_from_run_to_run(project: Path, tmp_path: Path) -> None:
     assert sorted(project.iterdir()) == before
 
 
+def test_hyperparameters_of_the_command_line_change_those_alone(project: Path) -> None:
+    train = task(project, "return Update(model, num_samples=1, metrics=hyperparams)")
+    plain = run("try", train)
+    assert json.loads(plain.stdout)["metrics"] == {"epochs": 2, "lr": 0.2, "batch_size": 16}
+    changed = run("try", train, "--hyperparams", '{"lr": 0.5, "momentum": 0.9}')
+    assert json.loads(changed.stdout)["metrics"] == {
+        "epochs": 2,
+        "lr": 0.5,
+        "batch_size": 16,
+        "momentum": 0.9,
+    }
+    assert 'From experiment.toml: hyperparams {"epochs": 2, "batch_size": 16}, model' in changed.stderr
+    (project / "experiment.toml").unlink()
+    given = ("--model", project / "model.json", "--data", project / "data" / "1.json")
+    (project / "model.json").write_text('{"w": [0, 0], "b": 0}')
+    alone = run("try", train, *given, "--hyperparams", '{"lr": 0.5}')
+    assert json.loads(alone.stdout)["metrics"] == {"lr": 0.5}
+
+
 def test_strategies_and_splits(project: Path) -> None:
     """What a device would be told and given, and what the coordinator would refuse."""
     train = project / "train.py"

@@ -4,6 +4,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from propeller.sdk import (
     WaitTimeoutError,
 )
 from propeller.sdk import handle as handle_module
+from propeller.sdk.programs import PushedProgram
 from support.fake_stack import PASSWORD, USER, FakeStack
 
 HISTORY = [
@@ -105,6 +107,26 @@ def test_an_experiment_is_submitted_with_its_model_and_its_data(stack: FakeStack
     assert {name: one["data"][0]["y"] for name, one in stack.datasets.items()} == {"id-2": 0, "id-1": 1}
     assert ExperimentSpec.decode(sent).name == "digits"
     assert repr(handle) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
+
+
+def test_programs_that_are_files_are_pushed_from_their_folder(
+    stack: FakeStack, fl: Propeller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[Path, str | None]] = []
+
+    def push(file: Path, _registry: str, name: str | None, _login: object) -> PushedProgram:
+        pushed.append((file, name))
+        return PushedProgram(f"localhost:5000/{file.stem}@sha256:{'0' * 64}", 1, 0.0, 0.0)
+
+    monkeypatch.setattr("propeller.sdk.client.push_file", push)
+    made = experiment(program="train.py", strategy={"program": "merge.py", "clip": 0.1})
+    for folder, place in ((None, Path()), ("mine", Path("mine"))):
+        fl.run(made) if folder is None else fl.run(made, folder=folder)
+        assert pushed == [(place / "train.py", "train"), (place / "merge.py", None)]
+        assert stack.specs["exp"]["program"].startswith("localhost:5000/train@sha256:")
+        assert stack.specs["exp"]["strategy"]["program"].startswith("localhost:5000/merge@sha256:")
+        assert stack.specs["exp"]["strategy"]["clip"] == 0.1
+        pushed.clear()
 
 
 def test_an_experiment_is_shown_without_its_numbers() -> None:

@@ -19,7 +19,7 @@ def _run() -> None:
 
     logs.configure("propeller", level="error")  # services and stacks configure their own
     try:
-        app()
+        app(prog_name="propeller")  # also of python -m propeller: completion goes by it
     except PropellerError as error:
         print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -35,7 +35,6 @@ app = typer.Typer(
     name="propeller",
     help="Federated learning on fleets of edge devices: Wasm programs, OCI delivery, MQTT.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -377,7 +376,7 @@ def try_program(
         Path | None, typer.Option(metavar="FILE", help="JSON; default: the experiment's first file.")
     ] = None,
     hyperparams: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Default: the experiment's.")
+        str | None, typer.Option(metavar="JSON", help="Those that are to differ from the experiment's.")
     ] = None,
     mode: Annotated[TryMode, typer.Option(help="What the program is asked to do.")] = TryMode.TRAIN,
     strategy: Annotated[

@@ -109,14 +109,19 @@ def show_logs(
     """Print what is in the logs and, with ``follow``, what comes after.
 
     Raises:
-        StartError: there are no logs, or none of a service that is asked for.
+        StartError: there are no logs, or none of a service that is asked for, or no line names the round.
     """
     files = _files(folder, services)
     console = Terminal(soft_wrap=True)
     tails = {name: LogTail(file) for name, file in files.items()}
     try:
+        found = False
         for line in heapq.merge(*(_read(name, tail) for name, tail in tails.items())):
-            _show(console, line, round_id, as_json=as_json)
+            found = _show(console, line, round_id, as_json=as_json) or found
+        if round_id is not None and not found and not follow:
+            raise StartError(
+                f"--round {round_id}: no line of {', '.join(files)} names such a round; 'propeller status' has the newest"
+            )
         while follow:
             time.sleep(_POLL_S)
             fresh = [line for name, tail in tails.items() for line in _read(name, tail)]
@@ -165,18 +170,19 @@ def _time_of(text: str) -> str | None:
         return None
 
 
-def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: bool) -> None:
+def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: bool) -> bool:
+    """Print a line if it is of the round; returns whether it is."""
     if not line.mentions(round_id):
-        return
+        return False
     if as_json:
         print(escape_line(line.text), flush=True)
-        return
+        return True
     try:
         fields = json.loads(line.text)
         level, message = fields.pop("level"), fields.pop("msg")
     except (ValueError, KeyError, TypeError, AttributeError):
         console.print(Text(f"{line.service:<15} {escape_line(line.text)}"))
-        return
+        return True
     for known in ("time", "service", "component"):
         fields.pop(known, None)
     style = _COLOURS.get(level, "")
@@ -189,3 +195,4 @@ def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: boo
             (f"  {rest}", "dim"),
         )
     )
+    return True

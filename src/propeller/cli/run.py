@@ -13,7 +13,6 @@ from propeller.cli.terminal import Terminal, escape
 from propeller.protocol.experiments import default_name
 from propeller.sdk import Propeller
 from propeller.sdk.experiment import Experiment, new_id
-from propeller.sdk.programs import is_file_name
 
 
 def run_experiment(
@@ -55,12 +54,11 @@ def run_experiment(
     with target.connect() as fl:
         if (program := described.program_file) is not None:
             experiment = _push(fl, program, experiment, console, quiet=as_json)
-        experiment = _push_strategy(fl, described.folder, experiment)
         spec = experiment.spec
         if spec.id is None:  # one that can be told when it is interrupted
             experiment = replace(experiment, id=new_id(spec.name))
         try:
-            handle = fl.run(experiment)
+            handle = fl.run(experiment, folder=described.folder)
         except KeyboardInterrupt:
             show = target.command("experiment", "show", str(experiment.id))
             print(f"\nInterrupted while it was submitted. Whether it runs: {show}", file=sys.stderr)
@@ -94,12 +92,3 @@ def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, 
         built = f"built in {pushed.build_s:.1f} s, " if pushed.build_s else ""
         console.print(f"Program {escape(str(file))}: {built}pushed in {pushed.push_s:.1f} s", soft_wrap=True)
     return replace(experiment, program=pushed.reference, name=name)
-
-
-def _push_strategy(fl: Propeller, folder: Path, experiment: Experiment) -> Experiment:
-    """The experiment with the program of its strategy in the stack's registry, if that is a file beside the experiment's."""
-    strategy = experiment.spec.strategy
-    if strategy.program is None or not is_file_name(strategy.program):
-        return experiment
-    pushed = fl.push_program(folder / strategy.program)
-    return replace(experiment, strategy={**strategy.to_json(), "program": pushed.reference})

@@ -55,7 +55,7 @@ _MARKER, _KEPT = ".propeller-try", "state"
 class TrialInputs:
     """What the command line says; None: as the experiment file beside the program has it.
 
-    ``strategy`` is a name or an object with parameters, ``split`` a ``data.split``, ``state`` a folder in which device state is kept
+    ``hyperparams`` are those that differ from the file's. ``strategy`` is a name or an object with parameters, ``split`` a ``data.split``, ``state`` a folder in which device state is kept
     from run to run; without it there is none before and after the run. ``updates`` are for an aggregation.
     """
 
@@ -90,10 +90,12 @@ class Trial:
         experiment = ExperimentFile.load(experiment_file) if experiment_file.is_file() else None
         self.from_experiment: list[str] = []
         self.limits = None if experiment is None else experiment.limits
-        hyperparams = inputs.hyperparams
-        if hyperparams is None and experiment is not None:
-            hyperparams = experiment.hyperparams
-            self.from_experiment.append(f"hyperparams {json.dumps(hyperparams)}")
+        hyperparams = dict(inputs.hyperparams or {})
+        if experiment is not None:
+            kept = {name: one for name, one in experiment.hyperparams.items() if name not in hyperparams}
+            hyperparams = {**experiment.hyperparams, **hyperparams}
+            if kept:
+                self.from_experiment.append(f"hyperparams {json.dumps(kept)}")
         self._model = self._read_model(inputs.model, experiment, experiment_file)
         self._strategy = self._find_strategy(inputs.strategy, experiment)
         dataset = json.dumps(self._read_dataset(inputs.data, experiment, experiment_file))
@@ -107,7 +109,7 @@ class Trial:
         texts = {
             **({"model.json": json.dumps(to_json(self._model))} if len(document) <= LARGE_BYTES else {}),
             "dataset.json": dataset,
-            "hyperparams.json": json.dumps(hyperparams or {}),
+            "hyperparams.json": json.dumps(hyperparams),
         }
         self.files = {name: text.encode() for name, text in texts.items()}
         self.files["model.safetensors"] = document

@@ -154,15 +154,15 @@ class Propeller(Blocking[AsyncPropeller]):
         """
         return self._inner.image(name)
 
-    def run(self, experiment: Experiment) -> ExperimentHandle:
+    def run(self, experiment: Experiment, *, folder: str | Path = ".") -> ExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.
 
-        Its data and its first model are stored before.
+        Its data and its first model are stored before, its program pushed if that is a file, whose path is from ``folder``.
 
         Raises:
             PropellerError: something is wrong with it; the text names the field.
         """
-        return ExperimentHandle(complete(self._inner.run(experiment)))
+        return ExperimentHandle(complete(self._inner.run(experiment, folder=folder)))
 
     def experiment(self, experiment: str) -> ExperimentHandle:
         """An experiment that was submitted before, by its id; or the newest one of a name.

@@ -420,7 +420,7 @@ class AsyncPropeller:
         work = functools.partial(push_file, Path(file), self._registry, name, login)
         return await self._connection.transport.call(work)
 
-    async def run(self, experiment: Experiment) -> AsyncExperimentHandle:
+    async def run(self, experiment: Experiment, *, folder: str | Path = ".") -> AsyncExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.
 
         A program that is a ``.py`` or ``.wasm`` file here is pushed to the stack's registry before (``push_program``), that of a strategy too.
@@ -428,18 +428,22 @@ class AsyncPropeller:
         One without an id of its own is another one each time, unless the last run of it ended in an error: then the same one is submitted
         again, as it may have been begun.
 
+        Args:
+            experiment: what to do.
+            folder: which the paths of program files are from.
+
         Raises:
             PropellerError: something is wrong with it; the text names the field.
         """
         with experiment.submission() as spec:
-            return await self._submit(experiment, await self._push_files(spec))
+            return await self._submit(experiment, await self._push_files(spec, Path(folder)))
 
-    async def _push_files(self, spec: ExperimentSpec) -> ExperimentSpec:
+    async def _push_files(self, spec: ExperimentSpec, folder: Path) -> ExperimentSpec:
         changes: dict[str, Any] = {}
         if is_file_name(spec.program):
-            changes["program"] = (await self.push_program(spec.program, spec.name)).reference
+            changes["program"] = (await self.push_program(folder / spec.program, spec.name)).reference
         if spec.strategy.program is not None and is_file_name(spec.strategy.program):
-            pushed = await self.push_program(spec.strategy.program)
+            pushed = await self.push_program(folder / spec.strategy.program)
             changes["strategy"] = spec.strategy.model_copy(update={"program": pushed.reference})
         return spec.model_copy(update=changes) if changes else spec
 
