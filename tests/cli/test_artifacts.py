@@ -1,5 +1,6 @@
 """``propeller push`` and ``pull`` against the embedded registry in a process of its own."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,33 @@ def test_a_program_is_pushed_and_pulled_with_its_runtime(registry: str, tmp_path
     assert (tmp_path / "b.wasm").read_bytes() == program.read_bytes()
     kept = tmp_path / "there" / "propeller" / "runtimes" / runtime.name
     assert kept.read_bytes() == runtime.read_bytes()
+
+
+def test_a_reference_without_a_registry_is_in_that_of_the_stack(registry: str, tmp_path: Path) -> None:
+    """Where an experiment's program of the same name is looked for."""
+    state, nowhere = tmp_path / "state", tmp_path / "nowhere"
+    state.mkdir()
+    services = {"oci_registry": {"url": f"http://{registry}"}}
+    (state / "stack.json").write_text(json.dumps({"services": services, "clients": {}}))
+    program, out = str(program_path("logreg")), tmp_path / "out.wasm"
+    pushed = propeller("push", program, "mine:latest", "--state", str(state))
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"Pushed [registry] {registry}/mine:latest" in pushed.stdout
+    for reference, options in ((f"{registry}/mine", ()), ("mine", ("--state", str(state)))):
+        pulled = propeller("pull", reference, "-o", str(out), *options)
+        assert pulled.returncode == 0, pulled.stderr
+        assert out.read_bytes() == program_path("logreg").read_bytes()
+        out.unlink()
+    named = {"PROXY_REGISTRY_URL": f"http://{registry}/team"}  # as a stack in this environment has it
+    in_environment = propeller("push", program, "mine:v2", "--state", str(nowhere), env=named)
+    assert f"Pushed [registry] {registry}/team/mine:v2" in in_environment.stdout, in_environment.stderr
+    refused = propeller("push", program, "mine:latest", "--state", str(nowhere))
+    assert refused.returncode == 1
+    assert "mine:latest names no registry" in refused.stderr
+    assert f"propeller up --state {nowhere}" in refused.stderr
+    assert "docker.io/library/mine:latest" in refused.stderr
+    elsewhere = propeller("pull", "mine", "--url", "manager=http://127.0.0.1:1")
+    assert "set PROXY_REGISTRY_URL" in elsewhere.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from propeller.cli.options import (
     DEFAULT_STATE,
     PasswordOption,
     PlainHttpOption,
+    RegistryStateOption,
+    RegistryUrlOption,
     StateOption,
     UsernameOption,
     for_stack,
@@ -192,6 +194,8 @@ def push(
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
+    state: RegistryStateOption = DEFAULT_STATE,
+    url: RegistryUrlOption = None,
     sign: Annotated[
         Path | None,
         typer.Option(metavar="KEY", help="Sign it with this private key, as 'propeller signature add' does."),
@@ -199,6 +203,7 @@ def push(
 ) -> None:
     """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
     from propeller.cli.artifacts import run_push
+    from propeller.cli.connection import Target
 
     run_push(
         file,
@@ -206,6 +211,7 @@ def push(
         username=username,
         password_stdin=password_stdin,
         plain_http=plain_http,
+        target=Target(state, (url,) if url else ()),
         key_file=sign,
     )
 
@@ -221,11 +227,21 @@ def pull(
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
+    state: RegistryStateOption = DEFAULT_STATE,
+    url: RegistryUrlOption = None,
 ) -> None:
     """Pull a program from an OCI registry and check its digest."""
     from propeller.cli.artifacts import run_pull
+    from propeller.cli.connection import Target
 
-    run_pull(reference, output, username=username, password_stdin=password_stdin, plain_http=plain_http)
+    run_pull(
+        reference,
+        output,
+        username=username,
+        password_stdin=password_stdin,
+        plain_http=plain_http,
+        target=Target(state, (url,) if url else ()),
+    )
 
 
 @app.command()

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from propeller.cli.connection import read_password
+from propeller.cli.connection import Target, read_password
 from propeller.cli.terminal import Terminal
-from propeller.errors import StartError
+from propeller.errors import PropellerError, StartError
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.manifest import UNKNOWN_ARTIFACT
-from propeller.oci.reference import Reference
+from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
 from propeller.protocol.programs import WASM_MAGIC
@@ -41,6 +41,10 @@ KEY_PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - its name
 """The environment variable with the password of a private key, as cosign has it."""
 
 
+_UNNAMED = DefaultRegistry(Registry("unnamed.invalid"))
+"""Stands for the registry of a reference that names none."""
+
+
 def run_push(
     file: Path,
     reference: str,
@@ -48,6 +52,7 @@ def run_push(
     username: str | None,
     password_stdin: bool,
     plain_http: bool,
+    target: Target,
     key_file: Path | None = None,
 ) -> None:
     """Push a file, and sign it if there is a key; print its reference, digest and size as ``oras push`` does, and what it may do.
@@ -58,12 +63,12 @@ def run_push(
     """
     _check_wasm(file)
     key = None if key_file is None else read_key(key_file)
-    login, size = _login(username, password_stdin=password_stdin), file.stat().st_size
+    given, size = _login(username, password_stdin=password_stdin), file.stat().st_size
     content = file.read_bytes()
     runtime = runtime_for(file, content)
 
     async def push() -> tuple[Reference, Artifact]:
-        parsed = _parse(reference, plain_http=plain_http)
+        parsed, login = _find(reference, given, target, plain_http=plain_http)
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pushing {file.name}", total=size)
@@ -113,7 +118,13 @@ def key_password(file: Path, *, twice: bool = False) -> bytes:
 
 
 def run_sign(
-    reference: str, key_file: Path, *, username: str | None, password_stdin: bool, plain_http: bool
+    reference: str,
+    key_file: Path,
+    *,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+    target: Target,
 ) -> None:
     """Sign what a reference names now.
 
@@ -121,10 +132,10 @@ def run_sign(
         OciError: with the cause and the remedy.
         StartError: the key cannot be used, or half a login was given.
     """
-    key, login = read_key(key_file), _login(username, password_stdin=password_stdin)
+    key, given = read_key(key_file), _login(username, password_stdin=password_stdin)
 
     async def sign() -> tuple[Reference, Artifact]:
-        parsed = _parse(reference, plain_http=plain_http)
+        parsed, login = _find(reference, given, target, plain_http=plain_http)
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             artifact = await registry.resolve(parsed)
             await _sign(registry, parsed, artifact.digest, key)
@@ -141,6 +152,7 @@ def run_verify(
     username: str | None,
     password_stdin: bool,
     plain_http: bool,
+    target: Target,
 ) -> None:
     """Verify that one of some keys has signed what a reference names now; print which, and what the program may do.
 
@@ -152,10 +164,10 @@ def run_verify(
     from propeller.oci.signing import PublicKey, verify
 
     keys = [PublicKey.read(file, "--key") for file in key_files]
-    login = _login(username, password_stdin=password_stdin)
+    given = _login(username, password_stdin=password_stdin)
 
     async def fetch() -> tuple[Reference, Artifact, bytes, list[Signature]]:
-        parsed = _parse(reference, plain_http=plain_http)
+        parsed, login = _find(reference, given, target, plain_http=plain_http)
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             artifact, content = await registry.pull(parsed)
             if artifact.runtime is not None and runtime_of(content) == artifact.runtime.digest:
@@ -176,7 +188,13 @@ async def _sign(registry: RegistryClient, reference: Reference, digest: str, key
 
 
 def run_pull(
-    reference: str, output: Path | None, *, username: str | None, password_stdin: bool, plain_http: bool
+    reference: str,
+    output: Path | None,
+    *,
+    username: str | None,
+    password_stdin: bool,
+    plain_http: bool,
+    target: Target,
 ) -> None:
     """Pull a program to a file.
 
@@ -184,11 +202,11 @@ def run_pull(
         OciError: with the cause and the remedy.
         StartError: the file cannot be written, or half a login was given.
     """
-    login = _login(username, password_stdin=password_stdin)
+    given = _login(username, password_stdin=password_stdin)
 
     async def pull() -> tuple[Path, Artifact]:
-        parsed = _parse(reference, plain_http=plain_http)
-        target = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
+        parsed, login = _find(reference, given, target, plain_http=plain_http)
+        file = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
@@ -202,13 +220,13 @@ def run_pull(
                 await registry.fetch(parsed, runtime.digest, sink, size=runtime.size)
                 await asyncio.to_thread(keep_runtime, sink.getvalue())
         try:
-            await asyncio.to_thread(write_durably, target, content)
+            await asyncio.to_thread(write_durably, file, content)
         except OSError as error:
-            raise StartError(f"{target} cannot be written: {error.strerror}") from None
-        return target, artifact
+            raise StartError(f"{file} cannot be written: {error.strerror}") from None
+        return file, artifact
 
-    target, artifact = asyncio.run(pull())
-    print(f"Pulled {reference}\nDigest: {artifact.digest}\nWrote {artifact.program.size} bytes to {target}")
+    file, artifact = asyncio.run(pull())
+    print(f"Pulled {reference}\nDigest: {artifact.digest}\nWrote {artifact.program.size} bytes to {file}")
 
 
 def _check_wasm(file: Path) -> None:
@@ -225,8 +243,21 @@ def _check_wasm(file: Path) -> None:
         )
 
 
-def _parse(text: str, *, plain_http: bool) -> Reference:
-    return Reference.parse(f"http://{text}" if plain_http and "://" not in text else text)
+def _find(
+    text: str, login: Login | None, target: Target, *, plain_http: bool
+) -> tuple[Reference, Login | None]:
+    """A reference, and who asks its registry; one that names no registry is in that of the stack, where experiments look for it."""
+    parsed = Reference.parse(text, _UNNAMED)
+    if parsed.registry != _UNNAMED.registry:
+        return Reference.parse(f"http://{text}" if plain_http and "://" not in text else text), login
+    try:
+        registry, own = target.registry()
+    except PropellerError as error:
+        raise StartError(
+            f"{text} names no registry, and so would be in that of the stack, but {error}; or write it with its registry, as "
+            f"localhost:5000/{text}, or docker.io/library/{text} for Docker Hub's"
+        ) from None
+    return Reference.parse(text, registry), login or (None if own is None else Login(*own))
 
 
 def _login(username: str | None, *, password_stdin: bool) -> Login | None:

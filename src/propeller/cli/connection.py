@@ -11,14 +11,26 @@ from typing import Any
 
 from propeller.cli.options import DEFAULT_STATE
 from propeller.errors import StartError
+from propeller.oci.reference import DefaultRegistry
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Propeller
-from propeller.sdk.addresses import PORTS, check_url, urls_of_host
+from propeller.sdk.addresses import (
+    PORTS,
+    check_url,
+    operator_of_stack,
+    read_stack,
+    registry_of_host,
+    registry_of_stack,
+    urls_of_host,
+)
 
 PASSWORD_VARIABLE = "PROPELLER_PASSWORD"  # noqa: S105 - its name
 
 URL_VARIABLE = "PROPELLER_URL"
 """What ``--url`` is given, separated by spaces, for commands without it that name no state folder either."""
+
+REGISTRY_VARIABLE = "PROXY_REGISTRY_URL"
+"""Where references without a registry are, as the proxy reads it."""
 
 _OTHER_PORTS = "for other ports give the address of each, as --url manager=http://fleet.example:7070"
 
@@ -68,6 +80,25 @@ class Target:
         return Propeller(
             **addresses, ca_cert=self.ca, user=self.user, password=read_password(self.user, PASSWORD_VARIABLE)
         )
+
+    def registry(self) -> tuple[DefaultRegistry, tuple[str, str] | None]:
+        """Where a program is whose reference names no registry, and its login there, if it has one.
+
+        That is ``PROXY_REGISTRY_URL``, which a stack that is started in this environment takes, else the stack's own registry.
+
+        Raises:
+            PropellerError: it is not known.
+        """
+        if named := os.environ.get(REGISTRY_VARIABLE):
+            return DefaultRegistry.parse(named), None
+        given = self._given_urls()
+        if not given:
+            stack = read_stack(self.state)
+            if address := registry_of_stack(stack):
+                return DefaultRegistry.parse(address), operator_of_stack(stack)
+        if hosts := [one for one in given if "=" not in one]:
+            return DefaultRegistry.parse(registry_of_host(hosts[0])), None
+        raise StartError(f"no address of its registry is known: set {REGISTRY_VARIABLE}")
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""

@@ -46,6 +46,16 @@ PasswordOption = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from standard input.")
 ]
 PlainHttpOption = Annotated[bool, typer.Option("--plain-http", help="Use HTTP; on loopback always.")]
+RegistryStateOption = Annotated[
+    Path,
+    typer.Option(
+        "--state", metavar="DIR", help="The stack whose registry a reference without a registry is in."
+    ),
+]
+RegistryUrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="HOST", help="The same, of a stack elsewhere. Default: PROPELLER_URL."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _STACK_OPTIONS = {

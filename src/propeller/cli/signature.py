@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from propeller.cli.options import PasswordOption, PlainHttpOption, UsernameOption
+from propeller.cli.options import (
+    DEFAULT_STATE,
+    PasswordOption,
+    PlainHttpOption,
+    RegistryStateOption,
+    RegistryUrlOption,
+    UsernameOption,
+)
 
 commands = typer.Typer(name="signature", help="Sign programs, and verify who has.", no_args_is_help=True)
 
@@ -44,11 +51,21 @@ def add(
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
+    state: RegistryStateOption = DEFAULT_STATE,
+    url: RegistryUrlOption = None,
 ) -> None:
     """Sign a program that is in a registry, as 'cosign sign --key' does."""
     from propeller.cli.artifacts import run_sign
+    from propeller.cli.connection import Target
 
-    run_sign(reference, key, username=username, password_stdin=password_stdin, plain_http=plain_http)
+    run_sign(
+        reference,
+        key,
+        username=username,
+        password_stdin=password_stdin,
+        plain_http=plain_http,
+        target=Target(state, (url,) if url else ()),
+    )
 
 
 @commands.command()
@@ -61,8 +78,18 @@ def verify(
     username: UsernameOption = None,
     password_stdin: PasswordOption = False,
     plain_http: PlainHttpOption = False,
+    state: RegistryStateOption = DEFAULT_STATE,
+    url: RegistryUrlOption = None,
 ) -> None:
     """Verify who has signed a program, and show what it may do."""
     from propeller.cli.artifacts import run_verify
+    from propeller.cli.connection import Target
 
-    run_verify(reference, key, username=username, password_stdin=password_stdin, plain_http=plain_http)
+    run_verify(
+        reference,
+        key,
+        username=username,
+        password_stdin=password_stdin,
+        plain_http=plain_http,
+        target=Target(state, (url,) if url else ()),
+    )
