@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from propeller import __version__
-from propeller.cli import audit, certs, experiment_commands, model, round_commands, signature, user
+from propeller.cli import audit, certs, device, experiment_commands, model, round_commands, signature, user
 from propeller.cli.options import (
     DEFAULT_STATE,
     PasswordOption,
@@ -134,6 +134,25 @@ def serve(
     from propeller.stack.serve import serve as serve_service
 
     raise typer.Exit(serve_service(service, log_file=log_file, insecure=insecure))
+
+
+@app.command()
+def join(
+    token: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TOKEN",
+            help="Of 'propeller device add'; leave it out to go on as a device that has joined.",
+        ),
+    ] = None,
+    state: Annotated[
+        Path, typer.Option("--state", metavar="DIR", help="The folder that keeps the device's identity.")
+    ] = Path(".propeller-device"),
+) -> None:
+    """Make this machine a device of a stack elsewhere, and run it until Ctrl-C."""
+    from propeller.cli.join import run_join
+
+    run_join(token, state)
 
 
 @app.command()
@@ -558,6 +577,9 @@ app.add_typer(model.commands)
 
 
 app.add_typer(user.commands)
+
+
+app.add_typer(device.commands)
 
 
 app.add_typer(certs.commands)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from pydantic import AfterValidator
 
 from propeller.errors import RefusedError, UnauthenticatedError
@@ -19,7 +19,9 @@ from propeller.web.app import Router, create_app
 from propeller.web.auth import Admission, Caller, Principal
 
 MAX_BODY_BYTES = 1024 * 1024
-OPEN_PATHS = frozenset({"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify"})
+OPEN_PATHS = frozenset(
+    {"/users/tokens/issue", "/users/tokens/refresh", "/auth/verify", "/devices/join", "/devices/ca"}
+)
 
 Switch = Literal["enable", "disable"]
 
@@ -66,7 +68,15 @@ def create_api(identity: Identity, database_health: Callable[[], dict[str, str]]
         max_body=MAX_BODY_BYTES,
         health=lambda: _health(identity) | database_health(),
     )
-    for routes in (_login_routes, _user_routes, _domain_routes, _client_routes, _channel_routes):
+    for routes in (
+        _login_routes,
+        _user_routes,
+        _domain_routes,
+        _client_routes,
+        _channel_routes,
+        _join_routes,
+        _device_routes,
+    ):
         app.include_router(routes(identity))
     return app
 
@@ -302,5 +312,60 @@ def _channel_routes(identity: Identity) -> Router:
     @router.delete("/channels/{channel_id}", status_code=204)
     async def delete_channel(domain_id: Id, channel_id: Id) -> None:
         await channels.delete(domain_id, channel_id)
+
+    return router
+
+
+def _join_routes(identity: Identity) -> Router:
+    """What a device calls."""
+    router, devices = Router(), identity.devices
+
+    @router.get("/devices/ca", response_class=Response)
+    async def authority() -> Response:
+        return Response(devices.authority(), media_type="application/x-pem-file")
+
+    @router.post("/devices/join")
+    async def join(body: requests.JoinRequest, request: Request) -> dict[str, Any]:
+        joined = await devices.join(bytes.fromhex(body.secret.get_secret_value()), _address(request))
+        note(device=joined["name"], id=joined["id"])
+        return joined
+
+    @router.get("/devices/self")
+    async def describe_self(who: Caller) -> dict[str, Any]:
+        if who.kind != "client":
+            raise RefusedError("only a device may ask, with its id and key")
+        return await devices.describe_self(who.id)
+
+    return router
+
+
+def _device_routes(identity: Identity) -> Router:
+    """What a person calls: an operator of the domain, too."""
+    devices = identity.devices
+
+    async def check(domain_id: Id, who: CallingUser) -> None:
+        await identity.domains.check_operator(domain_id, who)
+
+    router = Router(prefix="/{domain_id}/devices", dependencies=[Depends(check)])
+
+    @router.post("", status_code=201)
+    async def add(domain_id: Id, body: requests.NewDevice) -> dict[str, Any]:
+        added = await devices.add(domain_id, body.name, body.tags, body.lifetime_s, body.channel)
+        note(device=body.name, id=added["id"])
+        return added
+
+    @router.get("")
+    async def list_devices(domain_id: Id) -> dict[str, Any]:
+        return {"devices": await devices.list(domain_id)}
+
+    @router.patch("/{client_id}")
+    async def rename(domain_id: Id, client_id: Id, body: requests.DeviceChange) -> dict[str, Any]:
+        changed = await devices.rename(domain_id, client_id, body.name)
+        note(device=body.name)
+        return changed
+
+    @router.delete("/{client_id}", status_code=204)
+    async def remove(domain_id: Id, client_id: Id) -> None:
+        note(device=await devices.remove(domain_id, client_id))
 
     return router

@@ -22,6 +22,7 @@ from propeller.identity.tables import (
     fetch_page,
     fetch_row,
     format_seconds,
+    join_tokens,
     list_answer,
     new_id,
 )
@@ -41,6 +42,33 @@ class NewClient:
     compat: bool | None = None
 
 
+def new_row(domain_id: str, new: NewClient, *, client_id: str, key_hash: str) -> dict[str, Any]:
+    """The row of a new client.
+
+    Raises:
+        InvalidError: the role is not one, or a client that is no proplet is to be ``compat``.
+    """
+    try:
+        role = role_of(new.name, new.role, new.metadata, new.tags)
+        compat = compat_of(role, new.compat, new.metadata, new.tags)
+    except ValueError as error:
+        raise InvalidError(str(error)) from None
+    now = time.time()
+    return {
+        "id": client_id,
+        "domain_id": domain_id,
+        "name": new.name,
+        "key_hash": key_hash,
+        "role": role.value,
+        "compat": compat,
+        "tags": list(new.tags),
+        "metadata": new.metadata,
+        "status": new.status,
+        "created_at": now,
+        "access_changed_at": now,
+    }
+
+
 class Clients:
     """The clients of every domain. A key is shown once, in the answer that creates it; only its hash is stored."""
 
@@ -57,25 +85,8 @@ class Clients:
             ConflictError: the domain has a client of that name.
             InvalidError: the role is not one, or a client that is no proplet is to be ``compat``.
         """
-        try:
-            role = role_of(new.name, new.role, new.metadata, new.tags)
-            compat = compat_of(role, new.compat, new.metadata, new.tags)
-        except ValueError as error:
-            raise InvalidError(str(error)) from None
-        now, key = time.time(), key or new_key()
-        row = {
-            "id": client_id or new_id(),
-            "domain_id": domain_id,
-            "name": new.name,
-            "key_hash": hash_key(key),
-            "role": role.value,
-            "compat": compat,
-            "tags": list(new.tags),
-            "metadata": new.metadata,
-            "status": new.status,
-            "created_at": now,
-            "access_changed_at": now,
-        }
+        key = key or new_key()
+        row = new_row(domain_id, new, client_id=client_id or new_id(), key_hash=hash_key(key))
         try:
             async with self._changes.change() as change:
                 await fetch_row(change.connection, domains, "domain", domains.c.id == domain_id)
@@ -157,9 +168,8 @@ class Clients:
             await fetch_row(change.connection, clients, "client", *_is_client(domain_id, client_id))
             await change.connection.execute(update(clients).where(clients.c.id == client_id).values(values))
             if gone:
-                await change.connection.execute(
-                    delete(connections).where(connections.c.client_id == client_id)
-                )
+                for table in (connections, join_tokens):
+                    await change.connection.execute(delete(table).where(table.c.client_id == client_id))
             change.revoked.add(client_id)
 
 

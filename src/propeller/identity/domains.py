@@ -22,7 +22,7 @@ from propeller.identity.tables import (
     users,
 )
 from propeller.identity.users import ADMIN
-from propeller.protocol.roles import Role
+from propeller.protocol.roles import CONTROL, Role
 from propeller.store.database import Database
 from propeller.web.auth import Principal
 
@@ -82,6 +82,18 @@ class Domains:
         """
         if await self._role(domain_id, user) != Role.ADMIN:
             raise RefusedError("only the user who made the domain, or one of its admins, may manage it")
+
+    async def check_operator(self, domain_id: str, user: Principal) -> None:
+        """See that a user may add devices to a domain, and remove them: its operators may, too.
+
+        Raises:
+            NotFoundError: there is no such domain.
+            RefusedError: the user is neither an operator nor an admin of it.
+        """
+        if await self._role(domain_id, user) not in CONTROL:
+            raise RefusedError(
+                "only an operator or an admin of the domain may add, change and remove devices"
+            )
 
     async def member(self, domain_id: str, user: Principal) -> Principal:
         """A user with the role that they have in a domain.

@@ -35,8 +35,9 @@ Guess = tuple[str, str]
 class LoginThrottle:
     """Counts failures and decides who must wait. Memory is bounded: those longest ago are forgotten."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, what: str = "logins") -> None:
+        """``what`` is tried, for errors."""
+        self._clock, self._what = clock, what
         # How often it failed in a row, and when last; forgotten when it may try again.
         self._failures: TTLCache[Guess, tuple[int, float]] = TTLCache(_MAX_CALLERS, PAUSE_S, clock)
         self._accounts: TTLCache[str, tuple[float, float]] = TTLCache(_MAX_CALLERS, 2 * BURST / PER_S, clock)
@@ -63,12 +64,12 @@ class LoginThrottle:
             ThrottledError: it must wait, or too many are at it.
         """
         if wait := self.wait_s(guess):
-            raise ThrottledError(f"too many logins failed: try again in {wait:.0f} s", wait)
+            raise ThrottledError(f"too many {self._what} failed: try again in {wait:.0f} s", wait)
         guess = _normal(guess)
         address = guess[1]
         crowded = self._at_once[address] >= MAX_AT_ONCE_OF_ADDRESS or self._at_once.total() >= MAX_AT_ONCE
         if crowded and guess not in self._known:
-            raise ThrottledError("too many logins at once: try again in a second", 1.0)
+            raise ThrottledError(f"too many {self._what} at once: try again in a second", 1.0)
         self._at_once[address] += 1
         try:
             yield

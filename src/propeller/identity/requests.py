@@ -14,10 +14,16 @@ from pydantic import (
 )
 
 from propeller.identity.settings import MIN_PASSWORD
-from propeller.protocol.ids import Id
+from propeller.protocol.ids import Id, check_id
 
 _MAX_IDS = 1000
 _MAX_METADATA_BYTES = 16 * 1024
+
+MAX_DEVICE_NAME = 64
+"""Characters of a device's name: the manager shows no more."""
+
+DEFAULT_LIFETIME_S, MAX_LIFETIME_S = 3600.0, 30 * 86400.0
+"""How long a join token is good, in seconds: if nobody says, and at most."""
 
 
 def printable(text: str | None) -> str | None:
@@ -41,7 +47,20 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _one_tag(tag: str) -> str:
+    if "," in tag:
+        raise ValueError("a tag has no comma: give several tags")
+    return printable(tag) or ""
+
+
+def _device_name(name: str) -> str:
+    if len(check_id(name)) > MAX_DEVICE_NAME:
+        raise ValueError(f"must be {MAX_DEVICE_NAME} characters at most")
+    return name
+
+
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable)]
+DeviceName = Annotated[str, AfterValidator(_device_name)]
 Password = Annotated[SecretStr, Field(min_length=MIN_PASSWORD, max_length=256)]
 Status = Literal["enabled", "disabled"]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=_MAX_IDS)]
@@ -107,6 +126,38 @@ class ClientChange(BaseModel):
     """What of a client can be changed."""
 
     compat: bool
+
+
+class NewDevice(BaseModel):
+    """A new device, and how long its join token is good."""
+
+    name: DeviceName
+    tags: list[Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_tag)]] = Field(
+        [], max_length=64
+    )
+    lifetime_s: float = Field(DEFAULT_LIFETIME_S, gt=0, le=MAX_LIFETIME_S, allow_inf_nan=False)
+    channel: Name | None = None
+
+
+class DeviceChange(BaseModel):
+    """What of a device can be changed."""
+
+    name: DeviceName
+
+
+class JoinRequest(BaseModel):
+    """The secret of a join token, in hexadecimal."""
+
+    secret: SecretStr = Field(max_length=256)
+
+    @field_validator("secret")
+    @classmethod
+    def _is_hexadecimal(cls, value: SecretStr) -> SecretStr:
+        try:
+            bytes.fromhex(value.get_secret_value())
+        except ValueError:
+            raise ValueError("must be the secret of a join token, in hexadecimal") from None
+        return value
 
 
 class NewChannel(BaseModel):

@@ -15,6 +15,7 @@ from propeller.identity.channels import Channels
 from propeller.identity.client_watch import ClientLimits, ClientWatch
 from propeller.identity.clients import Clients
 from propeller.identity.credentials import Passwords, Tokens
+from propeller.identity.devices import Devices
 from propeller.identity.domains import Domains
 from propeller.identity.login_throttle import LoginThrottle
 from propeller.identity.sessions import MqttIds, SessionExpiry
@@ -39,6 +40,7 @@ class Identity:
     domains: Domains
     clients: Clients
     channels: Channels
+    devices: Devices
     directory: AccessDirectory
     link: BrokerLink
     sessions: SessionExpiry
@@ -116,11 +118,13 @@ async def open_identity(settings: IdentitySettings, database: Database) -> Async
     link = BrokerLink(settings.broker_url, keys, callout, directory, sessions, guard)
     changes = AccessChanges(database, directory, link)
     users = Users(database, Passwords(), tokens, LoginThrottle())
+    clients = Clients(database, changes)
     identity = Identity(
         users,
         Domains(database, changes),
-        Clients(database, changes),
+        clients,
         Channels(database, changes),
+        Devices(database, changes, clients, settings),
         directory,
         link,
         sessions,

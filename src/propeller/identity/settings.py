@@ -1,9 +1,13 @@
 """IdentitySettings of the identity service."""
 
-from pydantic import Field, SecretStr
+from pathlib import Path
 
+from pydantic import Field, SecretStr, field_validator
+
+from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker_keys import MIN_SECRET
 from propeller.process.settings import ListenSettings, Seconds
+from propeller.protocol.join_tokens import is_address
 
 MIN_PASSWORD = 8
 """The shortest password of a user, in characters (the guide's admin has 8)."""
@@ -40,3 +44,27 @@ class IdentitySettings(ListenSettings):
     """Subscriptions that it may have on all its connections."""
     stored_bytes: int = Field(4 * 1024**3, alias="BROKER_STORED_BYTES", ge=1024**2)
     """Of messages that wait for sessions, on the broker's disk; the oldest make room."""
+    join_url: str | None = Field(None, alias="IDENTITY_JOIN_URL")
+    """Of this service, as devices reach it: what a join token says. The next five are what it then tells them."""
+    join_broker: str | None = Field(None, alias="IDENTITY_JOIN_BROKER")
+    join_coordinator_url: str | None = Field(None, alias="IDENTITY_JOIN_COORDINATOR_URL")
+    join_model_registry_url: str | None = Field(None, alias="IDENTITY_JOIN_MODEL_REGISTRY_URL")
+    join_data_store_url: str | None = Field(None, alias="IDENTITY_JOIN_DATA_STORE_URL")
+    join_ca_cert: Path | None = Field(None, alias="IDENTITY_JOIN_CA_CERT")
+    """The certificate (PEM) of the authority that signed those of all these; without it they are believed as systems believe any."""
+
+    @field_validator("join_url", "join_coordinator_url", "join_model_registry_url", "join_data_store_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value):
+            raise ValueError(
+                f"{value!r} is not the address of a service; write it as https://fleet.example:9002"
+            )
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("join_broker")
+    @classmethod
+    def _is_a_broker(cls, value: str | None) -> str | None:
+        if value is not None:
+            BrokerAddress.parse(value)
+        return value

@@ -115,6 +115,17 @@ connections = Table(
     Column("type", String(16), primary_key=True),
 )
 
+# By which a device joins, once: what is kept of its secret, and until when it is good and when it was used, in seconds since 1970.
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("client_id", ForeignKey("clients.id"), primary_key=True),
+    Column("channel_id", ForeignKey("channels.id"), nullable=False),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("expires_at", Float, nullable=False),
+    Column("used_at", Float),
+)
+
 mqtt_ids = Table(
     "mqtt_ids",
     metadata,

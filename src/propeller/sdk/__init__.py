@@ -13,6 +13,7 @@ with Propeller.from_state(".propeller") as fl:
 from propeller.errors import PropellerError
 from propeller.sdk.blocking import ExperimentHandle, Propeller
 from propeller.sdk.client import AsyncPropeller, RoundResult
+from propeller.sdk.devices import AsyncDevices, Devices
 from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import (
     AsyncExperimentHandle,
@@ -26,10 +27,12 @@ from propeller.sdk.models import AsyncModels, Models
 from propeller.sdk.users import AsyncUsers, Users
 
 __all__ = [
+    "AsyncDevices",
     "AsyncExperimentHandle",
     "AsyncModels",
     "AsyncPropeller",
     "AsyncUsers",
+    "Devices",
     "Event",
     "Experiment",
     "ExperimentFailedError",

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from propeller.sdk.addresses import read_stack
 from propeller.sdk.client import AsyncPropeller
+from propeller.sdk.devices import Devices
 from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import AsyncExperimentHandle, Event
 from propeller.sdk.models import Models
@@ -60,6 +61,8 @@ class Propeller(Blocking[AsyncPropeller]):
     Attributes:
         stack: ``stack.json``, if it was read from there; else empty.
         models: its model versions.
+        devices: the devices of its domain.
+        users: the people who may use it.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Propeller(Blocking[AsyncPropeller]):
         )
         self.stack = self._inner.stack
         self.models = Models(self._inner.models)
+        self.devices = Devices(self._inner.devices)
         self.users = Users(self._inner.users)
 
     @classmethod

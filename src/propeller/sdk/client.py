@@ -30,6 +30,7 @@ from propeller.sdk.addresses import (
     urls_of_stack,
 )
 from propeller.sdk.connection import Connection
+from propeller.sdk.devices import AsyncDevices
 from propeller.sdk.experiment import Experiment, Fleet, assign_data
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
@@ -83,6 +84,7 @@ class AsyncPropeller:
     Attributes:
         stack: ``stack.json``, if it was read from there; else empty.
         models: its model versions.
+        devices: the devices of its domain.
         users: the people who may use it.
     """
 
@@ -158,6 +160,7 @@ class AsyncPropeller:
         self._registry_login = auth if user is None or password is None else (user, password)
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
+        self.devices = AsyncDevices(self._connection)
         self.users = AsyncUsers(self._connection)
 
     @classmethod

@@ -131,6 +131,10 @@ class StackConfig:
         """The broker's address."""
         return f"{'mqtts' if self.tls else 'tcp'}://{HOST}:{self.ports['broker']}"
 
+    def outside(self, address: str) -> str:
+        """An address of this machine as devices elsewhere reach it; without TLS there are none, and devices here use the same."""
+        return address if self.tls is None else address.replace(HOST, self.tls.host)
+
     @property
     def nats(self) -> str:
         """The address by which identity answers the broker's questions."""
@@ -329,12 +333,28 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
         "IDENTITY_ADMIN_PASSWORD": stack.secrets.admin_password,
         "BROKER_SECRET": stack.secrets.broker,
         "BROKER_NATS_URL": stack.nats,
+        **_joining(stack),
         **_inherited(
             "BROKER_CLIENT_*",
             "BROKER_SESSION_EXPIRY",
             "BROKER_STORED_BYTES",
         ),
         **_names(stack),
+    }
+
+
+def _joining(stack: StackConfig) -> dict[str, str]:
+    """What identity tells devices that join."""
+    told = {
+        "URL": stack.url("identity-users"),
+        "BROKER": stack.broker,
+        "COORDINATOR_URL": stack.url("coordinator"),
+        "MODEL_REGISTRY_URL": stack.url("model-registry"),
+        "DATA_STORE_URL": stack.url("data-store"),
+    }
+    return {
+        **{f"IDENTITY_JOIN_{name}": stack.outside(address) for name, address in told.items()},
+        **({"IDENTITY_JOIN_CA_CERT": str(stack.tls.ca)} if stack.tls else {}),
     }
 
 

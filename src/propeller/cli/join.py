@@ -1,0 +1,266 @@
+"""``propeller join``: become a device of a stack by a token, keep that identity in a folder, and run a proplet with it."""
+
+import hashlib
+import json
+import os
+import ssl
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+
+from propeller.errors import PropellerError, StartError
+from propeller.mqtt.address import BrokerAddress
+from propeller.process.file_lock import FileLock, LockedError
+from propeller.process.files import keep_private, write_durably
+from propeller.process.http import error_text
+from propeller.process.tls import CA_VARIABLE, trust
+from propeller.protocol.join_tokens import JoinToken
+
+DEVICE_FILE, CA_FILE, LOCK_FILE, PROPLET_FOLDER = "device.json", "ca.pem", "lock", "proplet"
+"""What a state folder has: the identity, the authority's certificate, the lock of the running proplet, and what that keeps."""
+
+_TIMEOUT_S, _REFRESH_TIMEOUT_S = 30.0, 5.0
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class JoinedDevice:
+    """Who this device is, as its state folder keeps it.
+
+    Attributes:
+        token: SHA-256 of the token that it joined with: the same one again is no other device.
+        identity_url: where identity is.
+        has_authority: whether the certificates of the services are of the authority in ``ca.pem``.
+        id: the client's id.
+        key: its key.
+        domain_id: of its domain.
+        channel_id: of its channel.
+        name: what it is called.
+        tags: by which experiments choose it.
+        broker: ``host``, ``port``, ``tls``.
+        coordinator_url: where the coordinator is; the next two likewise.
+        model_registry_url: see there.
+        data_store_url: see there; ``None`` if there is none.
+    """
+
+    token: str
+    identity_url: str
+    has_authority: bool
+    id: str
+    key: str = field(repr=False)
+    domain_id: str
+    channel_id: str
+    name: str
+    tags: list[str]
+    broker: dict[str, Any]
+    coordinator_url: str
+    model_registry_url: str
+    data_store_url: str | None = None
+
+    def environment(self, state: Path) -> dict[str, str]:
+        """The settings of the proplet that it runs."""
+        broker = BrokerAddress(self.broker["host"], self.broker["port"], self.broker["tls"])
+        tags = [*self.tags, os.environ.get("PROPLET_TAGS", "")]
+        return {
+            "PROPLET_DOMAIN_ID": self.domain_id,
+            "PROPLET_CHANNEL_ID": self.channel_id,
+            "PROPLET_CLIENT_ID": self.id,
+            "PROPLET_CLIENT_KEY": self.key,
+            "PROPLET_INSTANCE_ID": self.name,
+            "PROPLET_TAGS": ",".join(filter(None, tags)),
+            "PROPLET_MQTT_ADDRESS": str(broker),
+            "COORDINATOR_URL": self.coordinator_url,
+            "MODEL_REGISTRY_URL": self.model_registry_url,
+            "DATA_STORE_URL": self.data_store_url or "",
+            "PROPLET_STATE": str(state / PROPLET_FOLDER),
+            **({CA_VARIABLE: str(state / CA_FILE)} if self.has_authority else {}),
+        }
+
+
+def run_join(token: str | None, state: Path) -> NoReturn:
+    """Join, unless the folder says that this was done, and become a proplet: this process runs it from then on.
+
+    Args:
+        token: of ``propeller device add``; ``None`` to go on with the kept identity.
+        state: the folder; made if it is missing.
+
+    Raises:
+        PropellerError: the token is not good, or cannot be redeemed; the text says what to do.
+    """
+    keep_private()
+    state = state.absolute()
+    lock = _open_folder(state)
+    device = _load(state)
+    if token is not None:
+        device = _join_once(token, state, device)
+    elif device is None:
+        raise StartError(
+            f"no device has joined on {state}: give the token of 'propeller device add NAME', or the folder of one that has (--state)"
+        )
+    else:
+        device = _refresh(device, state)
+    print(f"{device.name} ({device.id}) runs; its identity is in {state}", flush=True)
+    os.set_inheritable(lock.descriptor, True)
+    os.environ.update(device.environment(state))
+    # In the place of this process: what redeeming a token needs does not stay in the device's memory.
+    os.execv(sys.executable, [sys.executable, "-m", "propeller", "serve", "proplet"])  # noqa: S606 - this interpreter
+
+
+def _open_folder(state: Path) -> FileLock:
+    """The folder, for this user alone, and locked: two proplets with one identity disturb each other."""
+    lock = FileLock(state / LOCK_FILE)
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.chmod(0o700)
+        lock.acquire(0)
+    except LockedError:
+        raise StartError(
+            f"another 'propeller join' runs on {state}: end that one, or give this device a folder of its own (--state)"
+        ) from None
+    except OSError as error:
+        raise StartError(
+            f"--state: {state} cannot be used: {error.strerror}; choose another folder"
+        ) from None
+    return lock
+
+
+def _load(state: Path) -> JoinedDevice | None:
+    file = state / DEVICE_FILE
+    try:
+        kept = json.loads(file.read_text())
+        kept.pop("format")
+        return JoinedDevice(**kept)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StartError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise StartError(
+            f"{file} is damaged: join anew, with another folder (--state) and another token ('propeller device remove NAME', "
+            "then 'propeller device add NAME')"
+        ) from None
+
+
+def _keep(device: JoinedDevice, state: Path) -> None:
+    content = json.dumps({"format": _FORMAT, **asdict(device)}, indent=1)
+    write_durably(state / DEVICE_FILE, content.encode(), mode=0o600)
+
+
+def _join_once(token: str, state: Path, device: JoinedDevice | None) -> JoinedDevice:
+    read = JoinToken.decode(token)
+    digest = hashlib.sha256(token.strip().encode()).hexdigest()
+    if device is None:
+        return _redeem(read, digest, state)
+    if device.token != digest:
+        raise StartError(
+            f"{device.name} has joined on {state}: leave the token out to go on as it, or choose another folder (--state)"
+        )
+    return _refresh(device, state)
+
+
+def _redeem(token: JoinToken, digest: str, state: Path) -> JoinedDevice:
+    url = token.identity_url
+    if token.fingerprint is not None:
+        write_durably(state / CA_FILE, _fetch_authority(url, token.fingerprint).encode(), mode=0o600)
+    with _client(url, state if token.fingerprint is not None else None) as http:
+        try:
+            answer = http.post(f"{url}/devices/join", json={"secret": token.secret.hex()})
+        except httpx.TransportError as error:
+            raise _unreachable(url, error) from None
+    if not answer.is_success:
+        raise StartError(f"identity at {url} did not let this device in: {error_text(answer)}")
+    device = _device_of(answer, url, digest, has_authority=token.fingerprint is not None)
+    _keep(device, state)
+    return device
+
+
+def _device_of(answer: httpx.Response, url: str, digest: str, *, has_authority: bool) -> JoinedDevice:
+    try:
+        told = answer.json()
+        known = {name: told[name] for name in JoinedDevice.__dataclass_fields__ if name in told}
+        return JoinedDevice(
+            **(known | {"token": digest, "identity_url": url, "has_authority": has_authority})
+        )
+    except (ValueError, TypeError):
+        raise StartError(
+            f"{url} answered what no identity service does: is the address right, and its version?"
+        ) from None
+
+
+def _fetch_authority(url: str, fingerprint: bytes) -> str:
+    """The authority's certificate, PEM: over a connection that is believed nothing, and compared with what the token says."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    try:
+        with httpx.Client(verify=unverified, timeout=_TIMEOUT_S, trust_env=False) as http:
+            answer = http.get(f"{url}/devices/ca")
+    except httpx.TransportError as error:
+        raise _unreachable(url, error) from None
+    try:
+        certificate = ssl.PEM_cert_to_DER_cert(answer.text if answer.is_success else "")
+    except ValueError:
+        certificate = b""
+    if hashlib.sha256(certificate).digest() != fingerprint:
+        raise StartError(
+            f"{url} does not show the certificate authority that the token was made for: either the stack has another one since, "
+            "and 'propeller device add' there gives a good token; or somebody stands between this device and the stack, and nothing was sent"
+        )
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+def _client(url: str, state: Path | None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
+    """A client of identity; ``state`` is the folder of the authority that it believes, ``None`` for those that the system does."""
+    verify = trust(state / CA_FILE, CA_VARIABLE) if state is not None else url.startswith("https://")
+    return httpx.Client(verify=verify, timeout=timeout_s, trust_env=False)
+
+
+def _unreachable(url: str, error: httpx.TransportError) -> PropellerError:
+    what = (
+        "no answer in time"
+        if isinstance(error, httpx.TimeoutException)
+        else str(error) or type(error).__name__
+    )
+    if "CERTIFICATE_VERIFY_FAILED" in what:
+        return StartError(
+            f"the certificate of identity at {url} is not good: {what}; see that this machine's clock is right, and that the stack "
+            "was started with the --host of this address"
+        )
+    return StartError(
+        f"identity at {url} cannot be reached from this device: {what}; see that the stack runs, and that no firewall is between "
+        "(identity, broker, coordinator and model registry have a port each)"
+    )
+
+
+def _refresh(device: JoinedDevice, state: Path) -> JoinedDevice:
+    """The device with the name, tags and addresses that identity has for it now; as it was, if identity is away.
+
+    Raises:
+        StartError: identity does not know the device any more.
+    """
+    url = device.identity_url
+    try:
+        with _client(url, state if device.has_authority else None, _REFRESH_TIMEOUT_S) as http:
+            answer = http.get(f"{url}/devices/self", auth=(device.id, device.key))
+    except httpx.TransportError as error:
+        print(f"note: {_unreachable(url, error)}; going on with what is kept", file=sys.stderr)
+        return device
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise StartError(
+            f"{device.name} was removed from the stack, or disabled: {error_text(answer)}; to join again, "
+            f"'propeller device add NAME' there, and on this device another folder (--state; this one is {state})"
+        )
+    if not answer.is_success:
+        print(
+            f"note: identity at {url}: {error_text(answer)}; going on with what is kept",
+            file=sys.stderr,
+        )
+        return device
+    told = answer.json()
+    known = {name: told[name] for name in JoinedDevice.__dataclass_fields__ if name in told}
+    current = replace(device, **known)
+    if current != device:
+        _keep(current, state)
+    return current

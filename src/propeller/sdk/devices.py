@@ -1,0 +1,113 @@
+"""The devices of a stack's domain: added with a token to join by, renamed and removed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from propeller.errors import ConflictError, NotFoundError
+from propeller.sdk.connection import Connection
+from propeller.sdk.domain import DomainRequests
+from propeller.sdk.transport import Blocking, blocking
+
+
+class AsyncDevices:
+    """The devices of a stack's domain. An operator of it may change them, and an admin."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Use the identity service and the manager of ``connection``."""
+        self._requests = DomainRequests(connection)
+
+    async def add(
+        self, name: str, *, tags: Sequence[str] = (), lifetime_s: float | None = None
+    ) -> dict[str, Any]:
+        """A new device, and the token by which it joins (``propeller join TOKEN``).
+
+        Args:
+            name: what it is called, in experiments too.
+            tags: by which experiments choose it.
+            lifetime_s: how long the token is good, in seconds; ``None`` for an hour.
+
+        Returns:
+            ``id``, ``name``, ``tags``, ``token``, which is good once and not shown again, and ``expires_at``.
+
+        Raises:
+            ConflictError: the name is taken.
+            InvalidError: the name, a tag or the time is not one.
+        """
+        body: dict[str, Any] = {"name": name, "tags": list(tags)}
+        if lifetime_s is not None:
+            body["lifetime_s"] = lifetime_s
+        added: dict[str, Any] = await self._requests.ask("POST", await self._path(), json=body)
+        return added
+
+    async def remove(self, device: str) -> None:
+        """Take a device's key away, disconnect it, and have the manager forget it; its name may be used again.
+
+        Args:
+            device: its name or id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        device_id = (await self._find(device))["id"]
+        await self._requests.connection.send("DELETE", "identity", f"{await self._path()}/{device_id}")
+        try:
+            await self._requests.connection.send("DELETE", "manager", f"/proplets/{device_id}")
+        except (NotFoundError, ConflictError):
+            return  # it never registered; or its last tasks are not over, and its record stays with them
+
+    async def rename(self, device: str, name: str) -> dict[str, Any]:
+        """Give a device another name; it bears it itself when it starts again.
+
+        Args:
+            device: its name or id.
+            name: the new one.
+
+        Raises:
+            NotFoundError: there is no such device.
+            ConflictError: the name is taken.
+            InvalidError: the name is not one, or the device is one of the stack's own.
+        """
+        device_id = (await self._find(device))["id"]
+        path = f"{await self._path()}/{device_id}"
+        renamed: dict[str, Any] = await self._requests.ask("PATCH", path, json={"name": name})
+        return renamed
+
+    async def _path(self) -> str:
+        return f"/{(await self._requests.find())['id']}/devices"
+
+    async def _find(self, device: str) -> dict[str, Any]:
+        every = await self._known()
+        for field in ("name", "id"):
+            for one in every:
+                if one[field] == device:
+                    return one
+        names = ", ".join(one["name"] for one in every) or "none"
+        raise NotFoundError(f"there is no device {device!r}; there are: {names}")
+
+    async def _known(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self._requests.ask("GET", await self._path()))["devices"]
+        return found
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Every device, the oldest first.
+
+        Returns:
+            ``id``, ``name``, ``tags``, ``alive`` (whether the manager hears it), ``joined_at``, and ``state``: ``waiting`` for its
+            token to be used, until ``token_expires_at``; ``expired``, if nobody did; ``joined``; or ``disabled``.
+
+        Raises:
+            PropellerError: the caller may not see them.
+        """
+        devices = await self._known()
+        fleet = await self._requests.pages("manager", "/proplets", "proplets")
+        alive = {one["id"] for one in fleet if one["alive"]}
+        return [{**one, "alive": one["id"] in alive} for one in devices]
+
+
+class Devices(Blocking[AsyncDevices]):
+    """The devices of a stack's domain; the methods are described at ``AsyncDevices``."""
+
+    list = blocking(AsyncDevices.list)
+    add = blocking(AsyncDevices.add)
+    remove = blocking(AsyncDevices.remove)
+    rename = blocking(AsyncDevices.rename)
