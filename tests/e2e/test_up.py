@@ -1,12 +1,18 @@
 """``propeller up`` as a person meets it: the guide's steps on it, and every way it can end."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +26,7 @@ import pytest
 from propeller.sdk import Propeller, PropellerError
 from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
-from support.stack import OWN_PROGRAMS, Up, end, propeller, running_stack, start_up
+from support.stack import OWN_PROGRAMS, PROPELLER, Up, end, propeller, running_stack, start_up
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -190,6 +196,39 @@ def test_status_shows_services_proplets_rounds_and_versions(up: Up) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "proplet-3" in shown.stdout
     assert "Model versions: 0" in shown.stdout
+    document = json.loads(propeller("status", "--state", str(up.folder), "--json").stdout)
+    assert [one["name"] for one in document["proplets"]] == ["proplet-1", "proplet-2", "proplet-3"]
+    assert [one["answers"] for one in document["services"]] == [True] * 9
+    assert document["versions"][0] == 0
+    assert document["state"] == "running"
+    assert {"experiments", "rounds"} <= set(document)
+
+
+def test_status_is_readable_in_a_narrow_terminal(up: Up) -> None:
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 100, 50, 0, 0))
+    command = [*PROPELLER, "status", "--state", str(up.folder)]
+    environment = {name: one for name, one in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+    environment["TERM"] = "xterm"
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        shown = b""
+        with contextlib.suppress(OSError):  # how its end is told
+            while piece := os.read(parent, 65536):
+                shown += piece
+        assert process.wait(30) == 0
+    os.close(parent)
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()]
+    begin, end = lines.index("Services"), lines.index("no room for: client id")
+    assert all(len(line) <= 50 for line in lines[begin:end])
+    assert [line.split()[:2] for line in lines if line.startswith("proplet-")] == [
+        [f"proplet-{number}", "yes"] for number in (1, 2, 3)
+    ]
+
+
+def test_status_without_a_stack(tmp_path: Path) -> None:
+    shown = propeller("status", "--state", str(tmp_path), "--json")
+    assert (shown.returncode, json.loads(shown.stdout)) == (1, {"state": "absent"})
 
 
 def test_a_second_stack_on_the_folder_is_refused(up: Up) -> None:

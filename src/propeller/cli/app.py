@@ -11,6 +11,7 @@ from propeller import __version__
 from propeller.cli import audit, certs, device, experiment_commands, model, round_commands, signature, user
 from propeller.cli.options import (
     DEFAULT_STATE,
+    JsonOption,
     PasswordOption,
     PlainHttpOption,
     RegistryStateOption,
@@ -264,11 +265,11 @@ def pull(
 
 
 @app.command()
-def status(state: StateOption = DEFAULT_STATE) -> None:
+def status(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
     """Show services, proplets, rounds and model versions of a running stack."""
     from propeller.cli.status import show_status
 
-    raise typer.Exit(show_status(state))
+    raise typer.Exit(show_status(state, as_json=as_json))
 
 
 @app.command()

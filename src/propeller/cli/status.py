@@ -1,5 +1,6 @@
 """``propeller status``: what runs, who is there, what has been learned."""
 
+import json
 import socket
 import ssl
 from collections.abc import Callable
@@ -29,10 +30,14 @@ _ROUNDS = 10
 """How many of the newest are shown."""
 
 
-def show_status(folder: Path) -> int:
+def show_status(folder: Path, *, as_json: bool = False) -> int:
     """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
     console = Terminal()
     state = StateFolder(folder)
+    if as_json:
+        document = _document(state)
+        print(json.dumps(document))
+        return 0 if "proplets" in document else 1
     process = state.running_process()
     if process is None:
         console.print(
@@ -58,6 +63,30 @@ def show_status(folder: Path) -> int:
     return 0
 
 
+def _document(state: StateFolder) -> dict[str, Any]:
+    """What is known of a stack, with names that do not change; without its proplets and what follows if a service does not answer."""
+    if state.running_process() is None:
+        return {"state": "absent"}
+    if state.read_stack() is None:
+        return {"state": "starting"}
+    with Propeller.from_state(state.folder) as fl:
+        services = [
+            {"name": name, "address": address, "answers": answers}
+            for name, address, answers in _check_services(fl.stack)
+        ]
+        document: dict[str, Any] = {"state": "running", "services": services}
+        if all(one["answers"] for one in services):
+            names = {client["id"]: name for name, client in fl.stack["clients"].items()}
+            proplets = [{**one, "name": names.get(one["id"], one["name"])} for one in fl.proplets()]
+            document |= {
+                "proplets": sorted(proplets, key=lambda one: (natural_order(one["name"]), one["id"])),
+                "experiments": fl.experiments(limit=_EXPERIMENTS),
+                "rounds": fl.rounds(limit=_ROUNDS),
+                "versions": fl.versions(),
+            }
+    return document
+
+
 def _show_standbys(console: Console, state: StateFolder, process: int) -> None:
     """Show which services wait for another process that owns their database."""
     for name, text in foreign_owners(state.folder, process).items():
@@ -66,6 +95,15 @@ def _show_standbys(console: Console, state: StateFolder, process: int) -> None:
 
 def _show_services(console: Console, stack: dict[str, Any]) -> bool:
     """Show each service and whether it answers; returns whether all of them do."""
+    checked = _check_services(stack)
+    rows = [(name, address, "yes" if answers else "NO") for name, address, answers in checked]
+    console.print("[bold]Services[/]")
+    print_rows(console, (Column("service"), Column("address", spare=1), Column("answers")), rows)
+    return all(answers for _name, _address, answers in checked)
+
+
+def _check_services(stack: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """Each service, its address, and whether it answers."""
     broker, ca = stack["broker"], stack.get("ca")
     urls = [service["url"] for service in stack["services"].values()]
     verify = verify_for(*urls, ca_cert=Path(ca) if ca else None)
@@ -79,13 +117,10 @@ def _show_services(console: Console, stack: dict[str, Any]) -> bool:
     )
     with ThreadPoolExecutor(len(checks)) as threads:
         answers = list(threads.map(lambda check: check[1](), checks.values()))
-    rows = [
-        (name, address, "yes" if answer else "NO")
+    return [
+        (name, address, answer)
         for (name, (address, _check)), answer in zip(checks.items(), answers, strict=True)
     ]
-    console.print("[bold]Services[/]")
-    print_rows(console, (Column("service"), Column("address"), Column("answers")), rows)
-    return all(answers)
 
 
 def _answers(url: str, verify: ssl.SSLContext | bool) -> bool:
@@ -117,13 +152,13 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
     ]
     columns = (
         Column("name"),
-        Column("client id"),
+        Column("client id", spare=2),
         Column("alive"),
         Column("tasks", right=True),
         Column("tags", spare=1),
     )
     console.print("\n[bold]Proplets[/]")
-    print_rows(console, columns, sorted(rows, key=lambda row: natural_order(row[0])))
+    print_rows(console, columns, sorted(rows, key=lambda row: (natural_order(row[0]), row[1])))
 
 
 def _presence(proplet: dict[str, Any]) -> str:
