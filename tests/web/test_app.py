@@ -1,5 +1,7 @@
 """Errors in one form whatever is sent, metrics under the route, an API page."""
 
+import re
+
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Response
@@ -123,7 +125,24 @@ async def test_the_api_page(http: httpx.AsyncClient) -> None:
     assert not {"/health", "/metrics"} & set(schema["paths"])
     page = await http.get("/docs")
     assert page.status_code == 200
-    assert "openapi.json" in page.text
+    assert "'/openapi.json'" in page.text.replace('"', "'")
+
+
+async def test_the_api_page_needs_no_other_machine(http: httpx.AsyncClient) -> None:
+    """It is whole without internet, and no script of others acts in the reader's name."""
+    page = (await http.get("/docs")).text
+    assert "://" not in page
+    parts = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert sorted(parts) == ["/docs/favicon.png", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"]
+    for path in parts:
+        part = await http.get(path)
+        assert part.status_code == 200
+        assert len(part.content) > 1000
+        kind = {"js": "text/javascript", "css": "text/css", "png": "image/png"}[path.rpartition(".")[2]]
+        assert part.headers["content-type"].startswith(kind)
+    assert "SwaggerUIBundle" in (await http.get("/docs/swagger-ui-bundle.js")).text
+    assert (await http.get("/redoc")).status_code == 404
+    assert (await http.get("/docs/../app.py")).status_code == 404
 
 
 @pytest.mark.parametrize(

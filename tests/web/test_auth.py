@@ -85,7 +85,7 @@ async def test_no_credentials_and_wrong_ones(identity: Identity, serving: Servin
             wrong = await http.get("/who", headers={b"authorization": header})
             assert (wrong.status_code, wrong.json()) == (401, {"error": "the token has expired"})
             assert "www-authenticate" in wrong.headers
-        for path in ("/metrics", "/docs", "/openapi.json", "/nowhere"):
+        for path in ("/metrics", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/nowhere"):
             assert (await http.get(path)).status_code == 401
         assert (await http.get("/health")).status_code == 200
 

@@ -17,6 +17,7 @@ from propeller.protocol.roles import CONTROL
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.web import errors
 from propeller.web.access import COMMON, AccessTable, check_access
+from propeller.web.api_page import add_api_page
 from propeller.web.audit import MAX_ENTRIES, Audited, AuditMiddleware, all_paths, entries_after
 from propeller.web.auth import ANYONE, OPEN_PATHS, Admission, Caller, Principal
 from propeller.web.body import BodyLimit, BodyLimitMiddleware, HoldingRequest
@@ -229,6 +230,8 @@ def create_app(
         version=__version__,
         default_response_class=CompactJson,
         lifespan=_lifespan(admission, options.pop("lifespan", None)),
+        docs_url=None,
+        redoc_url=None,
         **_OPTIONS | options,
     )
     app.router.route_class = _StrictRoute
@@ -243,6 +246,8 @@ def create_app(
     if audit is not None:
         app.add_middleware(AuditMiddleware, log=audit, audited=audited)
     app.add_middleware(MetricsMiddleware, metrics=measured)
+
+    add_api_page(app)
 
     @app.get("/health", include_in_schema=False)
     async def _health() -> CompactJson:
