@@ -30,6 +30,9 @@ def stack(tmp_path: Path) -> Iterator[FakeStack]:
         yield running
 
 
+TROUBLE = "devices that failed: proplet-1, brave-fox-7; made of fewer updates than were asked for: 1 round"
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> tuple[str, str]:
     return ("--state", str(tmp_path))
@@ -88,13 +91,33 @@ def test_a_run_shows_rounds_failures_and_the_result(
         "  round  1  updates 2/2  loss 0.8000  v1, 250 ms, exp.1",
         "  ✗ round  2: proplet-1 failed: no memory [left]",
         "  ✗ round  2: brave-fox-7 failed: it is broken",
-        "  round  2  updates 1/2  loss 0.5000  v2, 250 ms, exp.2",
+        "  round  2  updates 1/2, 2 were asked for  loss 0.5000  v2, 250 ms, exp.2",
         "  waiting: 2 of 3 devices are alive",
         "   eval  2  updates 1/1  accuracy 0.9000  v2, 100 ms, exp.e2",
+        TROUBLE,
         "Completed after 0 of 2 rounds in 2.0 s",
         f"Model v2, the best by accuracy 0.9000, is at {where}/2  (propeller model export 2 v2.safetensors --state {tmp_path})",
     ]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_strict_is_an_error_if_a_device_failed(
+    stack: FakeStack, tmp_path: Path, state: tuple[str, str], form: tuple[str, ...]
+) -> None:
+    happen(stack)
+    done = propeller("run", str(tmp_path / "experiment.toml"), *state, "--strict", *form)
+    assert done.returncode == 1
+    named = TROUBLE.replace("brave-fox-7", "id-2").replace("proplet-1", "id-1") if form else TROUBLE
+    assert done.stderr == f"error: --strict: {named}\n"
+
+
+def test_strict_is_fine_if_none_failed(stack: FakeStack, tmp_path: Path, state: tuple[str, str]) -> None:
+    stack.happen("state", state="completed")
+    assert propeller("run", str(tmp_path / "experiment.toml"), *state, "--strict").returncode == 0
+    both = propeller("run", str(tmp_path / "experiment.toml"), *state, "--strict", "--detach")
+    assert both.returncode == 1
+    assert both.stderr.startswith("error: --strict: ")
 
 
 def test_a_failed_experiment_is_an_error_with_the_reason(

@@ -60,6 +60,48 @@ async def test_a_round_whose_participants_have_all_failed_ends_at_once_with_the_
     assert (await http.post("/rounds/r-1/retry")).status_code == 409
 
 
+async def test_at_the_deadline_it_says_what_each_missing_participant_did(http: httpx.AsyncClient) -> None:
+    await configure(http, timeout_s=1.5, min_updates=2)
+    await send(http, "p-2")
+    for stage in ("waiting", "preparing: compiling"):
+        told = {"proplet_id": "p-1", "stage": stage}
+        assert (await http.post("/rounds/r-1/stages", json=told)).json() == {"status": "noted"}
+    open_round = (await http.get("/rounds/r-1")).json()
+    assert open_round["stages"] == [{"proplet_id": "p-1", "stage": "preparing: compiling"}]
+    assert (await ended(http))["reason"] == (
+        "deadline: 1 of 3 updates came in time, at least 2 needed: "
+        "1 of 3 was still compiling the program, 1 of 3 was not heard of"
+    )
+    assert await failures(http) == [
+        {
+            "proplet_id": "p-1",
+            "reason": "no update by the deadline: it was still compiling the program",
+        },
+        {"proplet_id": "p-3", "reason": "no update by the deadline: nothing was heard of it"},
+    ]
+    over = await http.post("/rounds/r-1/stages", json={"proplet_id": "p-1", "stage": "running"})
+    assert (over.status_code, over.json()) == (200, {"status": "over"})
+    assert "stages" not in (await http.get("/rounds/r-1")).json()
+
+
+@pytest.mark.parametrize(
+    ("round_id", "fields", "status", "text"),
+    [
+        ("r-9", {"proplet_id": "p-1", "stage": "running"}, 404, "Round not found"),
+        ("r-1", {"proplet_id": "p-9", "stage": "running"}, 403, "p-9 is not a participant"),
+        ("r-1", {"proplet_id": "p-1", "stage": "dreaming"}, 400, "stage"),
+        ("r-1", {"stage": "running"}, 400, "proplet_id"),
+    ],
+)
+async def test_a_stage_that_is_refused(
+    http: httpx.AsyncClient, round_id: str, fields: dict[str, str], status: int, text: str
+) -> None:
+    await configure(http)
+    answer = await http.post(f"/rounds/{round_id}/stages", json=fields)
+    assert answer.status_code == status, answer.text
+    assert text in answer.json()["error"]
+
+
 async def test_what_has_come_is_aggregated_once_no_more_can_come(
     http: httpx.AsyncClient, peers: tuple[Peers, str]
 ) -> None:

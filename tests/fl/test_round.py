@@ -195,8 +195,38 @@ def test_failures_of_others_and_of_rounds_that_collect_no_more_change_nothing() 
 def test_the_deadline_names_the_failures_too() -> None:
     failed = after(collecting(), ParticipantFailed("a", "no image"), DeadlinePassed()).round
     assert failed.reason == (
-        "deadline: 0 of 2 updates came in time, at least 1 needed; 1 of 3 participants failed: no image"
+        "deadline: 0 of 2 updates came in time, at least 1 needed: 2 of 3 were not heard of; "
+        "1 of 3 participants failed: no image"
     )
+
+
+def test_the_deadline_says_what_each_missing_participant_was_doing() -> None:
+    compiling = dict.fromkeys("abc", "compiling the program")
+    all_compile = step(collecting(), DeadlinePassed(compiling)).round
+    assert all_compile.reason == (
+        "deadline: 0 of 2 updates came in time, at least 1 needed: 3 of 3 were still compiling the program"
+    )
+    current = after(collecting(3, least=2), UpdateReceived("a", "1")).round
+    mixed = step(current, DeadlinePassed({"a": "sending the result", "c": "running the program"})).round
+    assert mixed.reason == (
+        "deadline: 1 of 3 updates came in time, at least 2 needed: "
+        "1 of 3 was not heard of, 1 of 3 was still running the program"
+    )
+    assert mixed.failures == {
+        "b": "no update by the deadline: nothing was heard of it",
+        "c": "no update by the deadline: it was still running the program",
+    }
+
+
+def test_who_is_late_has_failed_although_the_round_goes_on_without_them() -> None:
+    current = after(collecting(3), UpdateReceived("b", "1"), ParticipantFailed("a", "no image")).round
+    closed = step(current, DeadlinePassed({"c": "compiling the program"}))
+    assert closed.round.state is RoundState.AGGREGATING
+    assert closed.round.failures == {
+        "a": "no image",
+        "c": "no update by the deadline: it was still compiling the program",
+    }
+    assert verdict(step(closed.round, UpdateReceived("c", "2"))) is Verdict.LATE
 
 
 def test_a_stored_aggregate_completes_and_is_published_once() -> None:
@@ -496,7 +526,11 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule()
     def deadline(self) -> None:
+        before = self.round
         self.feed(DeadlinePassed())
+        if before.state is RoundState.COLLECTING:
+            for name in before.unheard:
+                self.failures.setdefault(name, "no update by the deadline: nothing was heard of it")
 
     @rule(version=st.integers(1, 9))
     def stored(self, version: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from propeller.manager.coordinator_client import FailureReporter
+from propeller.manager.coordinator_client import RoundReporter
+from propeller.protocol.topics import Kind
 from support.manager import FakeCoordinator, RunningManager, open_manager, served, settings_for
 from support.net import eventually
 
@@ -52,6 +53,38 @@ async def start(manager: RunningManager, **fields: Any) -> dict[str, str]:
 async def fleet(fl_manager: RunningManager) -> RunningManager:
     await fl_manager.add_proplets("p1", "p2", directed=True)
     return fl_manager
+
+
+async def test_the_stage_of_a_task_is_shown_and_told_to_the_coordinator(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    tasks = await start(fleet)
+
+    async def say(task_id: str, proplet_id: str, stage: str) -> None:
+        said = {"task_id": task_id, "proplet_id": proplet_id, "stage": stage}
+        await fleet.mqtt.say(Kind.TASK_STAGE, proplet_id, said)
+
+    await say(tasks["p1"], "p2", "running")  # not its task
+    await say("no-task", "p1", "running")
+    await say(tasks["p1"], "p1", "preparing: compiling")
+
+    async def shown() -> bool:
+        return (await fleet.task(tasks["p1"])).get("stage") == "preparing: compiling"
+
+    await eventually(shown, what="the stage")
+    listed = {task["id"]: task.get("stage") for task in (await fleet.http.get("/tasks")).json()["tasks"]}
+    assert listed == {tasks["p1"]: "preparing: compiling", tasks["p2"]: None}
+
+    def told() -> list[dict[str, str]]:
+        return [
+            json.loads(body) for path, *_, body in coordinator.requests if path == "POST /rounds/r-1/stages"
+        ]
+
+    await eventually(lambda: bool(told()), what="a report")
+    assert told() == [{"proplet_id": "p1", "stage": "preparing: compiling"}]
+    await fleet.mqtt.send_result(tasks["p1"], "p1")
+    ended = await fleet.wait_for_state(tasks["p1"], 3)
+    assert "stage" not in ended
 
 
 async def test_errors_and_stops_are_reported_and_good_ends_and_other_tasks_are_not(
@@ -159,6 +192,6 @@ async def test_what_was_not_told_before_the_end_is_told_at_the_next_start(
 
 
 async def test_without_a_coordinator_nothing_is_reported() -> None:
-    reporter = FailureReporter(None)
+    reporter = RoundReporter(None)
     reporter.report("r-1", "p1", "lost")
     await reporter.close()

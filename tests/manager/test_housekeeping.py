@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from propeller.manager import tables
-from propeller.manager.coordinator_client import FailureReporter
+from propeller.manager.coordinator_client import RoundReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet
 from propeller.manager.housekeeping import Housekeeping
@@ -29,7 +29,7 @@ class World:
         self.now, self.connected = START, True
         self.fleet = Fleet(database, interval_s=10, clock=lambda: self.now)
         self.tasks = TaskRepository(database)
-        reporter, nobody = FailureReporter(None), cast("Dispatcher", None)  # no message is sent here
+        reporter, nobody = RoundReporter(None), cast("Dispatcher", None)  # no message is sent here
         self.housekeeping = Housekeeping(
             self.fleet,
             self.tasks,

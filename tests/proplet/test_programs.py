@@ -39,10 +39,15 @@ class FakeStore:
     def read(self, digest: str) -> bytes:
         return self.programs[digest]
 
-    async def add(self, digest: str, wasm: bytes, limits: Limits | None = None) -> None:
+    async def keep(self, digest: str, wasm: bytes, limits: Limits | None = None) -> None:
         if wasm == b"bad":
             raise ProgramError("not a valid Wasm program")
         self.programs[digest] = wasm
+
+    async def prepare(self, digest: str, limits: Limits | None = None) -> float:
+        if self.programs[digest] == b"too long":
+            raise ProgramError.over_limit("compile_s", 60.0)
+        return 7.0
 
     def missing_runtime(self, digest: str) -> str | None:
         needed = runtime_of(self.programs[digest])
@@ -93,6 +98,17 @@ async def test_what_is_cached_costs_no_bytes(scene: Scene) -> None:
     assert await programs.fetch(IMAGE) == digest(CONTENT)
     assert [request.digest for request in peers.requests] == [None, digest(CONTENT), None]
     assert peers.sent_bytes == len(CONTENT)
+
+
+async def test_a_program_that_cannot_be_compiled_is_named_with_the_setting(scene: Scene) -> None:
+    programs = await scene.open()
+    assert await programs.compile(IMAGE, await programs.fetch(IMAGE), Limits()) == 7.0
+    scene.peers.programs[IMAGE] = b"too long"
+    found = await programs.fetch(IMAGE)
+    with pytest.raises(
+        TaskError, match=r"^program .*: compile_s: over the limit of 60 s \(PROPLET_TASK_COMPILE_TIME\)$"
+    ):
+        await programs.compile(IMAGE, found, Limits())
 
 
 async def test_a_moved_tag_brings_the_new_program(scene: Scene) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from propeller.proplet import stages
 from propeller.proplet.outbox import Outbox
 from propeller.proplet.runner import CompletedRun
 from propeller.proplet.service import MAX_REMEMBERED_IDS, MAX_WAITING_TASKS, TaskExecutor
+from propeller.proplet.stages import enter
 from propeller.protocol.proplet import TaskMetrics
-from propeller.protocol.task import TaskResult, TaskStart
+from propeller.protocol.task import Stage, TaskResult, TaskStage, TaskStart
 from propeller.wasm.program_run import ProgramRun, RunOutcome
 from support.net import eventually
 
@@ -33,6 +35,7 @@ class FakeRunner:
 
     async def run(self, start: TaskStart, _folder: Path) -> CompletedRun:
         self.started.append(start)
+        enter(Stage.RUNNING)
         try:
             await self.may_end.wait()
         except asyncio.CancelledError:
@@ -41,7 +44,9 @@ class FakeRunner:
         if start.name == "faulty":
             raise KeyError("a bug")
         return CompletedRun(
-            ProgramRun(start.id, "sha256:0"), RunOutcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}), 1.0
+            ProgramRun(start.id, "sha256:0"),
+            RunOutcome(None, metrics={"cpu_ms": 5.0, "total_ms": 10.0}),
+            {"prepare_ms": 1.0},
         )
 
     async def report(self, completed: CompletedRun, *, copy_update: bool) -> TaskResult:
@@ -53,7 +58,15 @@ class Scene:
     def __init__(self, folder: Path, max_tasks: int = 1) -> None:
         self.runner, self.results, self.metrics = FakeRunner(), list[dict[str, Any]](), list[TaskMetrics]()
         outbox = Outbox(folder / "outbox", self._send, 10_000)
-        self.executor = TaskExecutor(ME, self.runner, outbox, self._measure, max_tasks)  # type: ignore[arg-type]
+        self.stages: list[TaskStage] = []
+        self.executor = TaskExecutor(
+            ME,
+            self.runner,  # type: ignore[arg-type]
+            outbox,
+            self._measure,
+            self._note_stage,
+            max_tasks,
+        )
 
     async def start(self, task_id: str, topic: str = TOPIC, **fields: Any) -> None:
         message = {"id": task_id, "name": "n", "image_url": "i", **fields}
@@ -69,6 +82,9 @@ class Scene:
 
     async def _measure(self, metrics: TaskMetrics) -> None:
         self.metrics.append(metrics)
+
+    async def _note_stage(self, stage: TaskStage) -> None:
+        self.stages.append(stage)
 
 
 @pytest.fixture
@@ -97,6 +113,20 @@ async def test_a_stop_takes_back_a_start_that_waits_for_the_end_of_the_run_befor
     await eventually(lambda: scene.results)
     await scene.executor.close()
     assert len(scene.runner.started) == 1
+
+
+async def test_a_stage_is_told_once_it_takes_long(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "TOLD_AFTER_S", 0.05)
+    await scene.start("first")
+    await scene.start("second")  # there is room for one
+    await eventually(lambda: len(scene.stages) == 2)
+    told = {(one.task_id, one.proplet_id, one.stage) for one in scene.stages}
+    assert told == {("first", ME, Stage.RUNNING), ("second", ME, Stage.WAITING)}
+    scene.runner.may_end.set()
+    await eventually(lambda: len(scene.results) == 2)
+    asked = len(scene.stages)
+    await asyncio.sleep(0.2)  # nothing more is told of what is over
+    assert len(scene.stages) == asked
 
 
 async def test_a_stop_for_another_proplet_changes_nothing(scene: Scene) -> None:

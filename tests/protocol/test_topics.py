@@ -73,7 +73,9 @@ def test_updates_outside_of_channels_round_trip(round_id: str, proplet: str) -> 
 
 def test_the_topics_of_absmach_propeller() -> None:
     channel = Channel("d", "c")
-    assert [channel.topic(kind) for kind in Kind if kind not in {*NOT_SHARED, Kind.ROUND_STOP}] == [
+    assert [
+        channel.topic(kind) for kind in Kind if kind not in {*NOT_SHARED, Kind.ROUND_STOP, Kind.TASK_STAGE}
+    ] == [
         "m/d/c/c/control/proplet/create",
         "m/d/c/c/control/proplet/alive",
         "m/d/c/c/control/proplet/results",

@@ -72,7 +72,7 @@ class Scene:
         self.folder, self.sandbox = folder, sandbox
 
     async def run(self, wasm: bytes, **fields: Any) -> RunOutcome:
-        await self.sandbox.add(digest_of(wasm), wasm)
+        await self.sandbox.keep(digest_of(wasm), wasm)
         return await self.sandbox.run(ProgramRun("t-1", digest_of(wasm), **fields))
 
     def notes(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ async def test_a_command_with_its_files(scene: Scene, monkeypatch: pytest.Monkey
     large = "x" * (200 * 1024)
     lines: list[str] = []
     digest = digest_of(echo())
-    await scene.sandbox.add(digest, echo())
+    await scene.sandbox.keep(digest, echo())
     env = {"REPLY": "fine", "SAY": "one\ntwo\n", "COPY": "1", "MODEL_DATA": large, "TOKEN": "hidden"}
     run = ProgramRun(
         "t-1", digest, env=env, files={"model.safetensors": large.encode()}, args=("--wasi=x", "y")
@@ -266,7 +266,7 @@ async def test_a_killed_proplet_leaves_no_runtime(scene: Scene) -> None:
         "        await sandbox.run(ProgramRun('t', sys.argv[3], env={'SPIN': '1'}))\n"
         "asyncio.run(main())"
     )
-    await scene.sandbox.add(digest_of(echo()), echo())
+    await scene.sandbox.keep(digest_of(echo()), echo())
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -297,7 +297,7 @@ async def test_it_is_no_runtime(tmp_path: Path) -> None:
     broken.chmod(0o700)
     program = command("(nop)")
     async with ExternalRuntime(str(broken), tmp_path / "sandbox") as sandbox:
-        await sandbox.add(digest_of(program), program)
+        await sandbox.keep(digest_of(program), program)
         lines: list[str] = []
         outcome = await sandbox.run(ProgramRun("t", digest_of(program)), lines.append)
         assert outcome.error == "the program exited with code 127"

@@ -478,6 +478,13 @@ def run(
     rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds, instead of the file's.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Submit it and return.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 1 also if a device failed, or a round got fewer updates than asked for.",
+        ),
+    ] = False,
     *,
     target: "Target",
 ) -> None:
@@ -492,6 +499,7 @@ def run(
         rounds=rounds,
         detach=detach,
         as_json=as_json,
+        strict=strict,
     )
 
 

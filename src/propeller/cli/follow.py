@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from propeller.cli.connection import Target
 from propeller.cli.terminal import escape
+from propeller.errors import PropellerError
 from propeller.sdk import Event, ExperimentFailedError, ExperimentHandle, ExperimentResult, Propeller
 
 MAX_SHOWN_FAILURES = 10
@@ -82,6 +84,8 @@ class Progress:
         done: training rounds that completed.
         best: the best version so far, with its metric and value.
         waiting: what is waited for.
+        failed: how often each device failed, by its name.
+        short: titles of the training rounds that completed with fewer updates than were asked for.
     """
 
     def __init__(self, rounds: int, names: Mapping[str, str]) -> None:
@@ -91,6 +95,8 @@ class Progress:
         self.open: dict[str, OpenRound] = {}
         self.best: Mapping[str, Any] | None = None
         self.waiting = ""
+        self.failed: Counter[str] = Counter()
+        self.short: list[str] = []
         self._begun: datetime | None = None
         self._last_end: datetime | None = None
 
@@ -158,15 +164,15 @@ class Progress:
 
     def _fail(self, data: Mapping[str, Any]) -> list[str]:
         current, device, reason = self.open.get(data["round_id"]), data["proplet_id"], data["reason"]
+        name = self.name_of(device, data.get("name"))
+        self.failed[name] += 1
         where = f"round {data.get('number', '?')}"
         if current is not None:
             current.failures[device] = reason
             where = current.title.strip()
             if len(current.failures) > MAX_SHOWN_FAILURES:
                 return []
-        return [
-            f"  [red]✗[/] {where}: {escape(self.name_of(device, data.get('name')))} failed: {escape(reason)}"
-        ]
+        return [f"  [red]✗[/] {where}: {escape(name)} failed: {escape(reason)}"]
 
     def _end(self, data: Mapping[str, Any], at: datetime | None) -> list[str]:
         current = self.open.pop(data["round_id"], None)
@@ -185,14 +191,25 @@ class Progress:
         failed = [f"  [red]✗[/] and {more} more"] if more > 0 else []
         took = "" if seconds is None else f", {_duration(seconds)}"
         # The updates of a merge came in waves before it: its end alone tells of them.
-        count = f"updates {data.get('updates', current.updates)}/{current.participants}"
+        updates = data.get("updates", current.updates)
+        count = f"updates {updates}/{current.participants}"
+        if current.kind == "train" and updates < current.wanted:
+            self.short.append(current.title.strip())
+            count = f"[yellow]{count}, {current.wanted} were asked for[/]"
         metrics = _format_metrics(current.metrics() or data.get("metrics") or {})
         where = f"[dim]v{version}{took}, {escape(data['round_id'])}[/]"
         return [*failed, f"  {current.title}  {count}  {escape(metrics)}  {where}"]
 
 
 def follow(
-    fl: Propeller, handle: ExperimentHandle, target: Target, *, rounds: int, as_json: bool, console: Console
+    fl: Propeller,
+    handle: ExperimentHandle,
+    target: Target,
+    *,
+    rounds: int,
+    as_json: bool,
+    console: Console,
+    strict: bool = False,
 ) -> None:
     """Show what happens until the experiment is over; Ctrl-C only ends the showing.
 
@@ -203,17 +220,21 @@ def follow(
         rounds: training rounds that were asked for.
         as_json: print each event as a line of JSON, and nothing else.
         console: where to print.
+        strict: raise also if a device failed on the way.
 
     Raises:
         ExperimentFailedError: the experiment failed; the text has the reason.
+        PropellerError: ``strict``, and a device failed, or a round was made of fewer updates than were asked for.
         KeyboardInterrupt: after it was said that the experiment goes on, and how to end it.
     """
+    progress = Progress(rounds, {} if as_json else fl.device_names())
     try:
         if as_json:
             for event in handle.events():
                 print(json.dumps({"id": event.id, "event": event.kind, **event.data}), flush=True)
+                progress.take(event)
         else:
-            _show(handle, Progress(rounds, fl.device_names()), console)
+            _show(handle, progress, console)
         result = ExperimentResult.from_summary(handle.status())
     except KeyboardInterrupt:
         print(
@@ -223,11 +244,30 @@ def follow(
             file=sys.stderr,
         )
         raise
+    trouble = _describe_trouble(progress)
     if not as_json:
+        if trouble:
+            console.print(f"[yellow]{escape(trouble)}[/]", soft_wrap=True)
         for line in summary_lines(fl, result, target):
             console.print(line, soft_wrap=True)
     if result.state == "failed":
         raise ExperimentFailedError(result)
+    if strict and trouble:
+        raise PropellerError(f"--strict: {trouble}")
+
+
+def _describe_trouble(progress: Progress) -> str:
+    """Which devices failed, and which rounds were short of updates; empty if all went well."""
+    parts = []
+    if progress.failed:
+        most = progress.failed.most_common(MAX_SHOWN_FAILURES)
+        named = ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in most)
+        more = f", and {len(progress.failed) - len(most)} more" if len(progress.failed) > len(most) else ""
+        parts.append(f"devices that failed: {named}{more}")
+    if progress.short:
+        count = len(progress.short)
+        parts.append(f"made of fewer updates than were asked for: {count} round{'' if count == 1 else 's'}")
+    return "; ".join(parts)
 
 
 def summary_lines(fl: Propeller, result: ExperimentResult, target: Target) -> Iterator[str]:

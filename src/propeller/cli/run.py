@@ -10,6 +10,7 @@ from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
 from propeller.cli.terminal import Terminal, escape
+from propeller.errors import InvalidError
 from propeller.protocol.experiments import default_name
 from propeller.sdk import Propeller
 from propeller.sdk.experiment import Experiment, new_id
@@ -24,6 +25,7 @@ def run_experiment(
     rounds: int | None = None,
     detach: bool = False,
     as_json: bool = False,
+    strict: bool = False,
 ) -> None:
     """Store data and the first model, submit the experiment, and show what happens until it is over.
 
@@ -35,10 +37,13 @@ def run_experiment(
         rounds: how many, instead of the file's.
         detach: only submit it.
         as_json: print JSON alone: the events, or with ``detach`` the experiment.
+        strict: raise also if it completed although a device failed.
 
     Raises:
         PropellerError: a field is wrong, or the experiment failed; the text has the reason.
     """
+    if detach and strict:
+        raise InvalidError("--strict: nobody sees how it goes with --detach; leave one of them out")
     replaced = [f"program={image}"] if image is not None else []
     replaced += [f"rounds={rounds}"] if rounds is not None else []
     described = ExperimentFile.load(file, [*changes, *replaced])
@@ -78,7 +83,7 @@ def run_experiment(
             console.print(f"  follow it: {target.command('experiment', 'follow', handle.id)}", soft_wrap=True)
             console.print(f"  end it:    {target.command('experiment', 'stop', handle.id)}", soft_wrap=True)
             return
-        follow(fl, handle, target, rounds=spec.rounds, as_json=as_json, console=console)
+        follow(fl, handle, target, rounds=spec.rounds, as_json=as_json, console=console, strict=strict)
 
 
 def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, *, quiet: bool) -> Experiment:

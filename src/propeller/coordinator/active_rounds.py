@@ -9,6 +9,7 @@ from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.store import Also, RoundStore
 from propeller.fl.round import Answer, UpdateReceived
 from propeller.protocol.ids import InvalidIdError, check_id
+from propeller.protocol.task import Stage
 
 MAX_ROUNDS = 64
 """Rounds in memory, above which those that are over make room for others; open ones are always in memory."""
@@ -42,6 +43,8 @@ class ActiveRound:
         """Whether a transaction was begun and its end is not known: the record may be older than the database."""
         self.waits_for: str | None = None
         """What is away, while its updates cannot be aggregated."""
+        self.stages: dict[str, Stage] = {}
+        """What participants do, as they said last."""
         self.arrivals: list[Arrival] = []
         """Updates that wait for the lock; whoever gets it applies many of them together."""
         self._changed = asyncio.Event()
@@ -52,6 +55,7 @@ class ActiveRound:
         if record.state is not self.record.state:
             self.cancel_timer()
             self.waits_for = None
+            self.stages.clear()
         self.record, self.in_doubt = record, False
         self.wake_waiters()
 

@@ -29,6 +29,7 @@ from propeller.protocol.rounds import (
     ChosenParticipants,
     Experiment,
     ParticipantFailure,
+    ParticipantStage,
     model_uri,
 )
 from propeller.protocol.wire import read_count
@@ -61,6 +62,7 @@ ACCESS: AccessTable = {
     "POST /rounds/{round_id}/cancel": CONTROL,
     "POST /rounds/{round_id}/participants": CONTROL | {Role.MANAGER},
     "POST /rounds/{round_id}/failures": CONTROL | {Role.MANAGER},
+    "POST /rounds/{round_id}/stages": CONTROL | {Role.MANAGER},
     "GET /task": WATCH | {Role.MANAGER, Role.PROPLET},
     "POST /update": CONTROL | {Role.MANAGER, Role.PROPLET},
     "POST /update_cbor": CONTROL | {Role.MANAGER, Role.PROPLET},
@@ -165,6 +167,10 @@ def _control_routes(service: Coordinator, experiments: Experiments) -> Router:
     @router.post("/rounds/{round_id}/failures")
     async def record_failure(round_id: str, failure: ParticipantFailure) -> dict[str, Any]:
         return {"status": "recorded" if await service.record_failure(round_id, failure) else "over"}
+
+    @router.post("/rounds/{round_id}/stages")
+    async def note_stage(round_id: str, stage: ParticipantStage) -> dict[str, Any]:
+        return {"status": "noted" if await service.note_stage(round_id, stage) else "over"}
 
     return router
 
@@ -286,7 +292,7 @@ def _round_routes(service: Coordinator) -> Router:
         record = await service.get_round(round_id)
         if who.role == Role.PROPLET:
             return record.detail_for(who.id)
-        return {**record.detail(), **service.waits_for(record)}
+        return {**record.detail(), **service.waits_for(record), **service.stages(record)}
 
     @router.get("/rounds/{round_id}/complete")
     async def complete(

@@ -214,7 +214,8 @@ class RoundRunner:
         """Have the round closed at its deadline, but not before ``grace_s`` seconds from now."""
 
         def pass_deadline() -> None:
-            self._background.spawn(self.apply_until_stored(active, DeadlinePassed()))
+            doing = {name: stage.doing for name, stage in active.stages.items()}
+            self._background.spawn(self.apply_until_stored(active, DeadlinePassed(doing)))
 
         active.start_timer(max(active.record.deadline - steady_time(), grace_s), pass_deadline)
 

@@ -39,10 +39,12 @@ from propeller.protocol.rounds import (
     ChosenParticipants,
     Experiment,
     ParticipantFailure,
+    ParticipantStage,
     RoundParticipants,
     RoundStop,
     model_version,
 )
+from propeller.protocol.task import Stage
 
 log = get_logger("coordinator")
 
@@ -54,6 +56,9 @@ RETRY_INTERVAL_S = 60.0
 
 CLEANUP_INTERVAL_S = 600.0
 """Between searches for updates that nobody needs any more, in seconds."""
+
+COMPILING = "devices to which the program is new are compiling it"
+"""What an experiment waits for while participants say that they do."""
 
 _ERRORS: dict[Verdict, type[PropellerError]] = {
     Verdict.FOREIGN: RefusedError,
@@ -288,6 +293,38 @@ class Coordinator:
         if answer.verdict is Verdict.FOREIGN:
             raise RefusedError(answer.reason)
         return answer.verdict.is_positive
+
+    async def note_stage(self, round_id: str, told: ParticipantStage) -> bool:
+        """Remember what a participant does, for whoever asks and for the end of the round; ``False`` if that collects no more.
+
+        It is kept in memory alone: after a restart nothing is known until more is said.
+
+        Raises:
+            NotFoundError: there is no such round.
+            RefusedError: it is not a participant.
+        """
+        active = await self._find(round_id)
+        record = active.record
+        if told.proplet_id not in record.round.plan.slots:
+            raise RefusedError(f"{told.proplet_id} is not a participant of round {round_id}")
+        if record.state is not RoundState.COLLECTING:
+            return False
+        active.stages[told.proplet_id] = told.stage
+        if told.stage is Stage.COMPILING and self._runner.observer is not None:
+            await self._runner.observer.note_waiting(record, COMPILING)
+        return True
+
+    def stages(self, record: RoundRecord) -> dict[str, Any]:
+        """What participants do whose updates a round waits for, as ``stages``, as far as something is known; else nothing."""
+        active = self._rounds.get(record.round_id)
+        if active is None or active.record.state is not RoundState.COLLECTING:
+            return {}
+        told = [
+            {**record.device(name), "stage": active.stages[name].value}
+            for name in record.round.unheard
+            if name in active.stages and name not in record.round.failures
+        ]
+        return {"stages": told} if told else {}
 
     async def note_refusal(self, round_id: str, proplet_id: str, reason: str) -> None:
         """Have a round not wait for a participant whose update can never count: its failure, unless it has failed already.

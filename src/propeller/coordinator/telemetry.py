@@ -121,7 +121,7 @@ def _log_close(round_log: Any, record: RoundRecord) -> None:
     k_of_n = record.round.plan.k_of_n
     if k_of_n is not None and len(record.updates) >= k_of_n:
         round_log.info("Round complete: received k_of_n updates", k_of_n=k_of_n)
-    elif record.round.has_heard_from_all:
-        round_log.warning("no update can come any more", failures=len(record.round.failures))
-    else:
+    elif record.round.late:
         round_log.warning("Round timeout exceeded", timeout_s=record.request.timeout_s)
+    else:
+        round_log.warning("no update can come any more", failures=len(record.round.failures))

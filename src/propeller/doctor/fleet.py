@@ -24,6 +24,10 @@ _REMEDIES = (
     ("wall_time_s", "give tasks more time: PROPLET_TASK_WALL_TIME"),
     ("memory_bytes", "give tasks more memory: PROPLET_TASK_MEMORY"),
     ("not alive", "see 'proplets'"),
+    (
+        "still compiling the program",
+        "compiling goes on and is done once: start the round again, or give it more timeout_s",
+    ),
     ("deadline: 0 of", "no update came: see 'image' and 'proplets', or give the round more timeout_s"),
     ("deadline:", "see 'proplets', lower k_of_n, or give the round more timeout_s"),
 )

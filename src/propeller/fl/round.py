@@ -38,6 +38,9 @@ class RoundState(StrEnum):
         return self in {RoundState.COMPLETED, RoundState.FAILED}
 
 
+_LATE = "no update by the deadline"
+
+
 class Verdict(StrEnum):
     """What becomes of an update, or of the report of a failure."""
 
@@ -131,7 +134,7 @@ class Round:
         accepted: the updates that count, in order of arrival: proplet id → digest of the update's content.
         model_version: of the stored aggregate, when a round of training is completed.
         reason: why it failed, when failed.
-        failures: participants of whom no update is expected, and why; none of their updates counts.
+        failures: participants of whom no update is expected, or none came by the deadline, and why; none of their updates counts.
     """
 
     plan: RoundPlan
@@ -145,6 +148,11 @@ class Round:
     def has_heard_from_all(self) -> bool:
         """Whether no update can come any more: every participant's counts, or the participant has failed."""
         return len(self.accepted) + len(self.failures) == len(self.plan.participants)
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """The participants of whom nothing that counts had come by the deadline."""
+        return tuple(name for name, reason in self.failures.items() if reason.startswith(_LATE))
 
     @property
     def unheard(self) -> tuple[str, ...]:
@@ -211,7 +219,13 @@ class ParticipantsReported:
 
 @dataclass(frozen=True)
 class DeadlinePassed:
-    """The time to collect is over."""
+    """The time to collect is over: whoever has not been heard of is late, which is their failure.
+
+    Attributes:
+        doing: what participants were last known to do, as "compiling the program"; of others nothing is known.
+    """
+
+    doing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -303,8 +317,8 @@ def step(current: Round, event: Event) -> Transition:
             return _hear(current, (event,))
         case ParticipantsReported(reports):
             return _hear(current, reports)
-        case DeadlinePassed():
-            return _close_at_deadline(current)
+        case DeadlinePassed(doing):
+            return _close_at_deadline(current, doing)
         case AggregateStored() | AggregationFailed() | UpdatesLeftOut() | RoundCancelled():
             return _end(current, event)
         case RetryRequested():
@@ -429,14 +443,36 @@ def _close_if_decided(after: Round) -> Transition:
     return _close(after, f"no update can come any more{few}: {_describe_failures(after)}")
 
 
-def _close_at_deadline(current: Round) -> Transition:
+def _close_at_deadline(current: Round, doing: Mapping[str, str]) -> Transition:
     if current.state is not RoundState.COLLECTING:
         return Transition(current)
     count, plan = len(current.accepted), current.plan
+    late = [name for name in current.unheard if name not in current.failures]
+    failures = {**current.failures, **{name: _describe_late(doing.get(name)) for name in late}}
     reason = f"deadline: {count} of {plan.k_of_n} updates came in time, at least {plan.min_updates} needed"
+    if late:
+        reason = f"{reason}: {_count_late(late, doing, len(plan.participants))}"
     if current.failures:
         reason = f"{reason}; {_describe_failures(current)}"
-    return _close(current, reason)
+    return _close(replace(current, failures=failures), reason)
+
+
+def _describe_late(doing: str | None) -> str:
+    known = "nothing was heard of it" if doing is None else f"it was still {doing}"
+    return f"{_LATE}: {known}"
+
+
+def _count_late(late: Iterable[str], doing: Mapping[str, str], participants: int) -> str:
+    """How many were doing what; what most did comes first."""
+    counts = Counter(doing.get(name) for name in late)
+    return ", ".join(
+        f"{count} of {participants} {_be(count, still=what is not None)} {what or 'not heard of'}"
+        for what, count in counts.most_common()
+    )
+
+
+def _be(count: int, *, still: bool) -> str:
+    return f"{'was' if count == 1 else 'were'}{' still' if still else ''}"
 
 
 def _close(current: Round, reason: str) -> Transition:

@@ -11,6 +11,7 @@ from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeErro
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
+from propeller.manager.task import Task
 from propeller.process.audit import note
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
@@ -158,6 +159,10 @@ def _proplet_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
 def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     router = Router(prefix="/tasks", tags=["tasks"], dependencies=dependencies)
 
+    def told(task: Task, who: Principal) -> dict[str, Any]:
+        stage = manager.runner.stage(task)
+        return {**shown(task.to_json(), who), **({} if stage is None else {"stage": stage.value})}
+
     @router.post("", status_code=201)
     async def create_task(body: Body, response: Response) -> dict[str, Any]:
         """Create a task; it does not run yet."""
@@ -170,13 +175,13 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     async def list_tasks(who: Caller, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
         """A page of the tasks, in the order of their creation."""
         total, page = await manager.tasks.page(offset, limit)
-        tasks = [shown(task.to_json(), who) for task in page]
+        tasks = [told(task, who) for task in page]
         return {"offset": offset, "limit": limit, "total": total, "tasks": tasks}
 
     @router.get("/{task_id}")
     async def get_task(task_id: PathId, who: Caller) -> dict[str, Any]:
         """A task."""
-        return shown((await manager.tasks.get(task_id)).to_json(), who)
+        return told(await manager.tasks.get(task_id), who)
 
     @router.put("/{task_id}")
     async def update_task(task_id: PathId, body: Body) -> dict[str, Any]:

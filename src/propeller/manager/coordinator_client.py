@@ -12,8 +12,10 @@ from propeller.protocol.rounds import (
     ChosenParticipants,
     Experiment,
     ParticipantFailure,
+    ParticipantStage,
     RoundParticipants,
 )
+from propeller.protocol.task import Stage
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 log = get_logger("manager")
@@ -67,6 +69,14 @@ class CoordinatorClient:
                 or no such route, as those of absmach/propeller.
         """
         await self._request("POST", f"/rounds/{round_id}/failures", json=failure.model_dump())
+
+    async def report_stage(self, round_id: str, stage: ParticipantStage) -> None:
+        """Report what a participant does.
+
+        Raises:
+            ServiceError: as ``report_failure``.
+        """
+        await self._request("POST", f"/rounds/{round_id}/stages", json=stage.model_dump(mode="json"))
 
     async def is_collecting(self, round_id: str) -> bool:
         """Whether a round still waits for updates; assumed where the coordinator does not answer.
@@ -135,8 +145,8 @@ class CoordinatorClient:
         return await self._http.request(method, path, headers=self._headers, **options)
 
 
-class FailureReporter:
-    """Reports failures of rounds' tasks in the background: the coordinator need not wait for updates that cannot come."""
+class RoundReporter:
+    """Reports in the background how rounds' tasks go: of failures, the coordinator need not wait for updates that cannot come."""
 
     def __init__(self, coordinator: CoordinatorClient | None) -> None:
         """Without a coordinator there are no rounds, and nothing is reported."""
@@ -150,6 +160,13 @@ class FailureReporter:
             return
         failure = ParticipantFailure(proplet_id=proplet_id, reason=reason)
         self._background.spawn(self._report(self._coordinator, round_id, failure))
+
+    def report_stage(self, round_id: str, proplet_id: str, stage: Stage) -> None:
+        """Report what a participant does, once, and return at once."""
+        if self._coordinator is None:
+            return
+        said = ParticipantStage(proplet_id=proplet_id, stage=stage)
+        self._background.spawn(self._report_stage(self._coordinator, round_id, said))
 
     async def close(self) -> None:
         """Stop reporting; what was not reported is after the next start (``Housekeeping.report_failures``)."""
@@ -173,6 +190,15 @@ class FailureReporter:
                 line.warning("failure is not reported to the coordinator", reason=str(error))
         else:
             line.debug("failure reported to the coordinator", reason=failure.reason)
+
+    async def _report_stage(
+        self, coordinator: CoordinatorClient, round_id: str, stage: ParticipantStage
+    ) -> None:
+        try:
+            async with self._slots:
+                await coordinator.report_stage(round_id, stage)
+        except ServiceError as error:  # the next stage is reported again
+            log.debug("stage is not reported to the coordinator", round_id=round_id, reason=str(error))
 
 
 def _is_away(error: BaseException) -> bool:

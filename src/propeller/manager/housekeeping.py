@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 
 from propeller.errors import PropellerError
-from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
+from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.metrics_repository import MetricsRepository
 from propeller.manager.round_repository import RoundRepository
@@ -39,7 +39,7 @@ class Housekeeping:
         runner: TaskRunner,
         metrics: MetricsRepository,
         coordinator: CoordinatorClient | None,
-        reporter: FailureReporter,
+        reporter: RoundReporter,
         *,
         interval_s: float,
         tasks_keep: int,

@@ -28,7 +28,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
 from propeller.protocol.rounds import RoundStart, RoundStop
-from propeller.protocol.task import TaskResult
+from propeller.protocol.task import TaskResult, TaskStage
 from propeller.protocol.topics import EVERYONE, Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.store.sqlite import DatabaseBusyError
@@ -45,7 +45,7 @@ _DIRECTED = (
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[None]]
 
-M = TypeVar("M", Registration, HeartbeatMessage, TaskResult, PropletMetrics, TaskMetrics)
+M = TypeVar("M", Registration, HeartbeatMessage, TaskResult, TaskStage, PropletMetrics, TaskMetrics)
 
 
 class Inbox:
@@ -74,6 +74,7 @@ class Inbox:
             Kind.PROPLET_CREATE: self._register,
             Kind.PROPLET_METRICS: self._add_proplet_metrics,
             Kind.TASK_METRICS: self._add_task_metrics,
+            Kind.TASK_STAGE: self._note_stage,
         }
         for kind, handler in said.items():
             topics = [self._channel.said(kind, EVERYONE)]
@@ -119,6 +120,10 @@ class Inbox:
     async def _add_task_metrics(self, topic: str, fields: dict[str, Any]) -> None:
         if metrics := await self._believed(topic, TaskMetrics.decode(fields)):
             self._metrics.add_task_metrics(metrics)
+
+    async def _note_stage(self, topic: str, fields: dict[str, Any]) -> None:
+        if message := await self._believed(topic, TaskStage.decode(fields)):
+            await self._runner.note_stage(message)
 
     async def _believed(self, topic: str, message: M) -> M | None:
         """The message, if it is from whom it says, else ``None``: then that is logged.
@@ -202,7 +207,7 @@ class Inbox:
 
 
 def _named_by(
-    message: Registration | HeartbeatMessage | TaskResult | PropletMetrics | TaskMetrics,
+    message: Registration | HeartbeatMessage | TaskResult | TaskStage | PropletMetrics | TaskMetrics,
 ) -> str | None:
     """Whom a message names as its sender."""
     return message.sender if isinstance(message, TaskResult) else message.proplet_id

@@ -13,7 +13,7 @@ from propeller.errors import (
     UnavailableError,
     UnprocessableError,
 )
-from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
+from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.round_repository import RoundRepository, SkippedParticipant, StartedRound
@@ -51,7 +51,7 @@ class RoundStarter:
         runner: TaskRunner,
         dispatcher: Dispatcher,
         coordinator: CoordinatorClient | None,
-        reporter: FailureReporter,
+        reporter: RoundReporter,
     ) -> None:
         """``locks`` are those of the rounds, held by whoever starts one or resumes its tasks."""
         self._database, self._rounds, self._tasks = database, rounds, tasks

@@ -9,7 +9,7 @@ from typing import Any
 from propeller.errors import ConflictError, NotFoundError
 from propeller.manager import tables
 from propeller.manager.compat_clients import AnyClient, CompatClients, KnownCompatClients
-from propeller.manager.coordinator_client import CoordinatorClient, FailureReporter
+from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.housekeeping import Housekeeping
@@ -144,7 +144,7 @@ async def open_manager(
     compat = _compat_clients(settings, channel)
     url = settings.coordinator_url
     coordinator = CoordinatorClient(url, credentials=credentials) if url else None
-    reporter = FailureReporter(coordinator)
+    reporter = RoundReporter(coordinator)
     try:
         await migrate(database, tables.SCHEMA)
         fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)

@@ -6,15 +6,17 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from cachetools import LRUCache
+
 from propeller.errors import ConflictError, NotFoundError, PropellerError, UnavailableError
-from propeller.manager.coordinator_client import FailureReporter
+from propeller.manager.coordinator_client import RoundReporter
 from propeller.manager.dispatcher import Dispatcher
 from propeller.manager.fleet import Fleet, PropletRecord
 from propeller.manager.task import ACTIVE_STATES, EndCause, Task, TaskState
 from propeller.manager.task_repository import TaskRepository
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
-from propeller.protocol.task import TaskResult
+from propeller.protocol.task import Stage, TaskResult, TaskStage
 
 log = get_logger("manager")
 
@@ -23,6 +25,9 @@ MAX_RESTARTS = 3
 
 _INTERRUPTED = "interrupted: "
 """How the error of a task begins that ended because its proplet did."""
+
+_MAX_STAGES = 10_000
+"""Tasks whose stage is remembered: those of which something was said last."""
 
 _IDLE_STATES = (TaskState.PENDING, TaskState.COMPLETED, TaskState.FAILED)
 _MAX_LOGGED_CHARACTERS = 500
@@ -37,12 +42,13 @@ class TaskRunner:
         locks: KeyedLocks,
         fleet: Fleet,
         dispatcher: Dispatcher,
-        reporter: FailureReporter,
+        reporter: RoundReporter,
     ) -> None:
         """``locks`` are those of the tasks, held by whoever changes one."""
         self._repository, self._locks, self._fleet = repository, locks, fleet
         self._dispatcher, self._reporter = dispatcher, reporter
         self._interruptions: Counter[str] = Counter()
+        self._stages: LRUCache[str, Stage] = LRUCache(_MAX_STAGES)
         self._last_chosen: str | None = None
 
     async def start(self, task_id: str) -> Task:
@@ -143,6 +149,19 @@ class TaskRunner:
                     line.warning("task failed", round_id=task.round_id, error=reason)
                 else:
                     line.info("task completed", round_id=task.round_id)
+
+    async def note_stage(self, message: TaskStage) -> None:
+        """Remember what a proplet does for a task, and have the coordinator know, if the task runs there."""
+        task = await self._repository.find(message.task_id)
+        if task is None or not task.active or task.proplet_id != message.proplet_id:
+            return
+        self._stages[task.id] = message.stage
+        if task.round_id is not None:
+            self._reporter.report_stage(task.round_id, message.proplet_id, message.stage)
+
+    def stage(self, task: Task) -> Stage | None:
+        """What a task's proplet does for it, as it said last; ``None`` if that is not known, or the task does not run."""
+        return self._stages.get(task.id) if task.active else None
 
     async def fail_lost(self, task_id: str, error: str) -> None:
         """Fail a running task because of its proplet; a result that comes after all still counts."""
@@ -254,6 +273,7 @@ class TaskRunner:
     def _end(self, task: Task, cause: EndCause, *, error: str | None, results: Any = None) -> Task:
         moment = self._fleet.clock()
         self._interruptions.pop(task.id, None)
+        self._stages.pop(task.id, None)
         return replace(
             task,
             state=TaskState.FAILED if error else TaskState.COMPLETED,

@@ -157,7 +157,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             _open_room(settings),
             sandbox.memory_bound,
         )
-        executor = TaskExecutor(me, runner, outbox, publisher.send_metrics, settings.max_tasks)
+        executor = TaskExecutor(
+            me, runner, outbox, publisher.send_metrics, publisher.send_stage, settings.max_tasks
+        )
         await programs.open()
         for topic in topics.starts:
             await session.subscribe(topic, executor.handle_start)

@@ -21,7 +21,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.proplet.errors import TaskError
 from propeller.protocol.proplet import TaskMetrics
-from propeller.protocol.task import TaskResult
+from propeller.protocol.task import TaskResult, TaskStage
 from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import MalformedMessageError
 
@@ -65,6 +65,18 @@ class TaskPublisher:
             await self._session.publish(
                 self._topics.says(Kind.TASK_METRICS),
                 metrics.encode(),
+                qos=0,
+                timeout=_METRICS_TIMEOUT_S,
+            )
+
+    async def send_stage(self, stage: TaskStage) -> None:
+        """Publish what is done for a task; proplets of absmach/propeller do not, so neither does a compat one."""
+        if self._topics.compat:
+            return
+        with contextlib.suppress(NotConnectedError):
+            await self._session.publish(
+                self._topics.says(Kind.TASK_STAGE),
+                stage.encode(),
                 qos=0,
                 timeout=_METRICS_TIMEOUT_S,
             )

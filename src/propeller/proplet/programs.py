@@ -60,8 +60,11 @@ class ProgramStore(Protocol):
     def missing_runtime(self, digest: str) -> str | None:
         """The digest of the shared runtime that it needs and that is not there; raises ``ProgramError`` if it is not there itself."""
 
-    async def add(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
+    async def keep(self, digest: str, wasm: bytes, limits: Limits = ...) -> None:
         """Keep a program; raises ``ProgramError``."""
+
+    async def prepare(self, digest: str, limits: Limits = ...) -> float:
+        """Have it compiled, where it is run compiled; the milliseconds that this took now. Raises ``ProgramError``."""
 
     def fetch_lock(self, digest: str, wait_s: float) -> contextlib.AbstractAsyncContextManager[bool]:
         """Fetch it while no other proplet that shares the store does."""
@@ -186,6 +189,20 @@ class ProgramFetcher:
             )
         await self._check_content("the program in the task's file", digest, policy)
         return digest
+
+    async def compile(self, reference: str, digest: str, limits: Limits) -> float:
+        """Have a program that was fetched compiled, once for all tasks; this goes on when the task is stopped.
+
+        Returns:
+            The milliseconds that it took now; 0 if it was compiled already.
+
+        Raises:
+            TaskError: it cannot be, within the limits.
+        """
+        try:
+            return await self._store.prepare(digest, limits)
+        except ProgramError as error:
+            raise _refusal(reference, error) from error
 
     def _current_policy(self) -> Policy:
         """The policy that holds now; what was checked by another one is checked again.
@@ -351,11 +368,9 @@ class ProgramFetcher:
         if self._store.has(digest):
             return
         try:
-            await self._store.add(digest, content, self._limits)
+            await self._store.keep(digest, content, self._limits)
         except ProgramError as error:
-            setting = LIMIT_SETTINGS.get(error.limit or "")
-            where = f" ({setting})" if setting else ""
-            raise TaskError(f"program {reference}: {error}{where}") from error
+            raise _refusal(reference, error) from error
 
     async def _publish(self, request: ProgramRequest) -> None:
         topic = self._topics.says(Kind.REGISTRY_REQUEST)
@@ -409,6 +424,12 @@ def _read_chunk(payload: bytes) -> ProgramChunk | None:
     except MalformedMessageError as error:
         log.warning("chunk dropped", reason=str(error))
         return None
+
+
+def _refusal(reference: str, error: ProgramError) -> TaskError:
+    """A program cannot be kept or compiled; with the setting of the limit that it is over."""
+    setting = LIMIT_SETTINGS.get(error.limit or "")
+    return TaskError(f"program {reference}: {error}{f' ({setting})' if setting else ''}")
 
 
 def _timeout_text(reference: str, timeout_s: float, assembly: Assembly) -> str:

@@ -22,11 +22,12 @@ from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.policy import PolicyFile
 from propeller.proplet.programs import ProgramFetcher
 from propeller.proplet.settings import LIMIT_SETTINGS
+from propeller.proplet.stages import enter
 from propeller.proplet.task_room import Resources, TaskRoom
 from propeller.proplet.updates import UpdateSender, parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
-from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart
+from propeller.protocol.task import FlEnvelope, Stage, TaskResult, TaskStart
 from propeller.wasm.last_words import LastWords
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE, TaskInputs
@@ -57,11 +58,11 @@ class CompletedRun:
 
     run: ProgramRun
     outcome: RunOutcome
-    prepare_ms: float
+    preparing: Mapping[str, float]
 
     def usage(self, send_s: float | None = None) -> dict[str, float]:
         """What the task took: milliseconds of each stage and of the processors, bytes, instructions, steps."""
-        figures = {"prepare_ms": self.prepare_ms, **self.outcome.metrics}
+        figures = {**self.preparing, **self.outcome.metrics}
         if send_s is not None:
             figures["send_ms"] = send_s * 1000
         return {name: round(value, 2) for name, value in figures.items()}
@@ -96,13 +97,18 @@ class ProgramRunner:
         return self._large.task_folder()
 
     async def prepare(self, start: TaskStart, folder: Path) -> ProgramRun:
-        """Fetch everything that the task needs; program, model and dataset are fetched at the same time.
+        """Fetch everything that the task needs, and compile its program.
 
         ``folder`` is the task's for large files.
 
         Raises:
             TaskError: something cannot be fetched, the device's policy is against it, or the task is of a kind that does not run here.
         """
+        run, _compile_ms = await self._prepare(start, folder)
+        return run
+
+    async def _prepare(self, start: TaskStart, folder: Path) -> tuple[ProgramRun, float]:
+        """As ``prepare``, with the milliseconds that compiling took; program, model and dataset are fetched at the same time."""
         policy = self._policy.current()
         policy.check_time(datetime.now().astimezone())
         env = {**start.env, "PROPLET_ID": self._proplet_id}
@@ -118,10 +124,14 @@ class ProgramRunner:
             env.setdefault("FL_MODE", "train")
         limits = replace(self._limits, wall_time_s=DAEMON_WALL_TIME_S) if start.daemon else self._limits
         limits = policy.lowered(limits).lowered(start.limits)
-        digest: str
+        program: tuple[str, float]
         inputs: TaskInputs
-        digest, inputs = await gather_or_cancel(self._fetch_program(start), self._inputs.fetch(env, folder))
-        return ProgramRun(
+        enter(Stage.FETCHING)
+        program, inputs = await gather_or_cancel(
+            self._prepare_program(start, limits), self._inputs.fetch(env, folder)
+        )
+        digest, compile_ms = program
+        run = ProgramRun(
             id=start.id,
             digest=digest,
             env={**env, **inputs.env},
@@ -134,6 +144,7 @@ class ProgramRunner:
             large_files=folder if federated else None,
             large_bytes=LARGE_BYTES,
         )
+        return run, compile_ms
 
     async def run(self, start: TaskStart, folder: Path) -> CompletedRun:
         """Prepare a task and run it; its large files are in ``folder``, until its end is reported.
@@ -142,13 +153,17 @@ class ProgramRunner:
             TaskError: it could not be prepared, or the program failed.
         """
         begin = time.monotonic()
-        run = await self.prepare(start, folder)
-        prepare_ms = (time.monotonic() - begin) * 1000
+        run, compile_ms = await self._prepare(start, folder)
+        preparing = {"prepare_ms": (time.monotonic() - begin) * 1000}
+        if compile_ms:
+            preparing["compile_ms"] = compile_ms
+        enter(Stage.WAITING)
         try:
             async with self.room(run):
-                return CompletedRun(run, await self.execute(run), prepare_ms)
+                enter(Stage.RUNNING)
+                return CompletedRun(run, await self.execute(run), preparing)
         except TaskError as error:
-            raise TaskError(str(error), {"prepare_ms": prepare_ms, **error.usage}) from None
+            raise TaskError(str(error), {**preparing, **error.usage}) from None
 
     def room(self, run: ProgramRun, *, daemon: bool = False) -> AbstractAsyncContextManager[None]:
         """Wait for room for a prepared task, which is its until the end of the block; raises TaskError if there will be none."""
@@ -192,6 +207,7 @@ class ProgramRunner:
         Raises:
             TaskError: it is not an update, or the coordinator refused it.
         """
+        enter(Stage.SENDING)
         run, outcome = completed.run, completed.outcome
         if not run.env.get("ROUND_ID"):
             value = outcome.value
@@ -262,6 +278,15 @@ class ProgramRunner:
             number,
             changes=env.get("FL_MODE") != EVALUATE,
         )
+
+    async def _prepare_program(self, start: TaskStart, limits: Limits) -> tuple[str, float]:
+        digest = await self._fetch_program(start)
+        enter(Stage.COMPILING)
+        # A task may ask for lower limits, but none of compiling: its program is everyone's.
+        bounds = replace(self._limits, fuel=limits.fuel)
+        compile_ms = await self._programs.compile(start.image_url or "in the task's file", digest, bounds)
+        enter(Stage.FETCHING)
+        return digest, compile_ms
 
     async def _fetch_program(self, start: TaskStart) -> str:
         try:

@@ -20,10 +20,11 @@ from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.proplet.outbox import Outbox, task_metrics
 from propeller.proplet.runner import ProgramRunner
+from propeller.proplet.stages import told_stages
 from propeller.protocol import topics
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.proplet import TaskMetrics
-from propeller.protocol.task import TaskResult, TaskStart, TaskStop
+from propeller.protocol.task import Stage, TaskResult, TaskStage, TaskStart, TaskStop
 from propeller.protocol.wire import MalformedMessageError, decode_object
 
 log = get_logger("proplet")
@@ -41,6 +42,7 @@ _ENCRYPTED_LIFETIME_S = 60.0
 _CLOSE_GRACE_S = 1.5
 
 SendMetrics = Callable[[TaskMetrics], Coroutine[Any, Any, None]]
+SendStage = Callable[[TaskStage], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,12 @@ class TaskExecutor:
         runner: ProgramRunner,
         outbox: Outbox,
         send_metrics: SendMetrics,
+        send_stage: SendStage,
         max_tasks: int,
     ) -> None:
         """``max_tasks`` run at the same time, the others wait in order; as many daemons may run beside them."""
         self._proplet_id, self._runner, self._outbox = proplet_id, runner, outbox
-        self._send_metrics, self._max_tasks = send_metrics, max_tasks
+        self._send_metrics, self._send_stage, self._max_tasks = send_metrics, send_stage, max_tasks
         self._slots = asyncio.Semaphore(max_tasks)
         self._tasks: dict[str, _Task] = {}
         self._background = BackgroundTasks("proplet")
@@ -240,10 +243,11 @@ class TaskExecutor:
         usage: Mapping[str, float] = {}
         try:
             async with self._runner.task_folder() as folder:
-                async with self._slots:
-                    run = await self._runner.run(start, folder)
-                # This project's managers drop the copy: the coordinator has the update.
-                result = await self._runner.report(run, copy_update=not request.directed)
+                with told_stages(lambda stage: self._tell_stage(start.id, stage)):
+                    async with self._slots:
+                        run = await self._runner.run(start, folder)
+                    # This project's managers drop the copy: the coordinator has the update.
+                    result = await self._runner.report(run, copy_update=not request.directed)
             usage = result.usage
         except TaskError as error:
             usage = error.usage
@@ -253,6 +257,10 @@ class TaskExecutor:
                 metrics = task_metrics(start.id, self._proplet_id, usage)
                 self._background.spawn(self._send_metrics(metrics))
         return result
+
+    def _tell_stage(self, task_id: str, stage: Stage) -> None:
+        told = TaskStage(task_id=task_id, proplet_id=self._proplet_id, stage=stage)
+        self._background.spawn(self._send_stage(told))
 
     async def _run_daemon(self, start: TaskStart) -> None:
         """Run until stopped; the result is sent when it has started, as absmach/propeller does."""

@@ -18,7 +18,7 @@ from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
 from propeller.protocol.selection import RoundKind, SelectionPolicy
-from propeller.protocol.task import TaskLimits, Text, empty_if_null
+from propeller.protocol.task import Stage, TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
     MAX_INTEGER,
     MalformedMessageError,
@@ -370,6 +370,13 @@ class ParticipantFailure(Message):
 
     proplet_id: Id
     reason: Annotated[str, Field(min_length=1), AfterValidator(_truncated)]
+
+
+class ParticipantStage(Message):
+    """``POST /rounds/{round_id}/stages`` of the coordinator: what a participant does, if that takes long."""
+
+    proplet_id: Id
+    stage: Stage
 
 
 class ChosenParticipants(Message):

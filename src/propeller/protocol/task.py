@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -183,6 +184,38 @@ def encode_json(value: Any) -> bytes:
         ValueError: a number is NaN or infinite.
     """
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Stage(StrEnum):
+    """What a proplet does for a task; the values are on the wire and in a task's JSON."""
+
+    WAITING = "waiting"
+    FETCHING = "preparing: fetching"
+    COMPILING = "preparing: compiling"
+    RUNNING = "running"
+    SENDING = "sending"
+
+    @property
+    def doing(self) -> str:
+        """What its proplet is doing, as in "it was still …"."""
+        return _DOING[self]
+
+
+_DOING = {
+    Stage.WAITING: "waiting for other tasks of its device",
+    Stage.FETCHING: "fetching the program and its inputs",
+    Stage.COMPILING: "compiling the program",
+    Stage.RUNNING: "running the program",
+    Stage.SENDING: "sending the result",
+}
+
+
+class TaskStage(Message):
+    """A proplet says what it does for a task, once that takes longer than a second; proplets of absmach/propeller do not."""
+
+    task_id: Id
+    proplet_id: Id
+    stage: Stage
 
 
 class TaskStop(Message):

@@ -30,6 +30,7 @@ class Kind(StrEnum):
     PROPLET_RESULTS = "control/proplet/results"
     PROPLET_METRICS = "control/proplet/metrics"
     TASK_METRICS = "control/proplet/task_metrics"
+    TASK_STAGE = "control/proplet/task_stage"
     START = "control/manager/start"
     STOP = "control/manager/stop"
     REGISTRY_REQUEST = "registry/proplet"
@@ -47,6 +48,7 @@ PROPLET_SAYS = (
     Kind.PROPLET_RESULTS,
     Kind.PROPLET_METRICS,
     Kind.TASK_METRICS,
+    Kind.TASK_STAGE,
 )
 """What a proplet says to the manager."""
 

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
+from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.wasm.messages import CompileTask, Task, compiler_seconds, compiler_threads, encode
 from propeller.wasm.output import DISCARD
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import Limits, ProgramError
 from propeller.wasm.template_client import ProcessEnd, TemplateClient
+
+log = get_logger("sandbox")
 
 _WALL_S = 20.0
 """How many times its processor time a compilation may take by the clock: what it waits for on a busy device does not count."""
@@ -31,16 +34,28 @@ _CPU_SLACK_S = 0.1
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
 
+_Build = tuple[Path, float, int, int]
+"""An artifact, and the limits that its compilation is held to."""
+
+
 class Compiler:
     """Compiles what the cache has, once for all who ask for it at the same time."""
 
     def __init__(self, cache: ProgramCache, template: TemplateClient, folder: Path) -> None:
         """``folder`` is for task files."""
         self._cache, self._template, self._folder = cache, template, folder
-        self._compiling = SingleFlight[tuple[Path, Limits], float]()
+        self._compiling = SingleFlight[_Build, float]()
         self._one = asyncio.Lock()
         """One at a time: each may use all processors, and as much memory as several tasks."""
-        self._failures: TTLCache[tuple[Path, Limits], ProgramError] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
+        self._failures: TTLCache[_Build, ProgramError] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
+
+    async def keep(self, digest: str, wasm: bytes, limits: Limits) -> None:
+        """Verify a program and keep it.
+
+        Raises:
+            ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
+        """
+        await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
         """Verify a program, compile it and keep it; one over a runtime that is not there is only kept.
@@ -49,7 +64,7 @@ class Compiler:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
             SandboxError: the template is gone.
         """
-        await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
+        await self.keep(digest, wasm, limits)
         if self._cache.missing_runtime(digest):
             await asyncio.to_thread(self._cache.take_runtime, digest)
         if not self._cache.missing_runtime(digest):
@@ -71,7 +86,7 @@ class Compiler:
             raise ProgramError.over_limit("module_bytes", limits.module_bytes)
         if self._cache.is_verified(program):
             return program, 0.0
-        key = program.artifact, limits
+        key = _build(program, limits)
         if (failure := self._failures.get(key)) is not None:
             raise ProgramError(str(failure), failure.limit)
         return program, await self._compiling.run(key, partial(self._compile_once, program, limits))
@@ -92,11 +107,14 @@ class Compiler:
                 return 0.0
             started_at = time.monotonic()
             await asyncio.to_thread(self._cache.verify, program)
+            log.info("compiling a program", program=program.source.stem)
             async with self._one:
                 await self._compile(program, limits)
             if not await asyncio.to_thread(self._cache.verify_artifact, program):
                 raise ProgramError("sandbox: the compiled program was damaged on its way to the disk")
-            return (time.monotonic() - started_at) * 1000
+            took_ms = (time.monotonic() - started_at) * 1000
+            log.info("compiled the program", program=program.source.stem, ms=round(took_ms))
+            return took_ms
 
     async def _compile(self, program: CachedProgram, limits: Limits) -> None:
         written = self._cache.temporary_artifact(program)
@@ -130,7 +148,7 @@ class Compiler:
                 if end.report is not None or _ran_out(
                     end, limits
                 ):  # else it may have been the device's fault
-                    self._failures[program.artifact, limits] = error
+                    self._failures[_build(program, limits)] = error
                 raise
             await asyncio.to_thread(self._cache.keep_artifact, written, program)
         finally:
@@ -143,6 +161,10 @@ def write_task(path: Path, task: Task) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(fd, "wb") as file:  # noqa: PTH123 - of a descriptor
         file.write(encode(task))
+
+
+def _build(program: CachedProgram, limits: Limits) -> _Build:
+    return program.artifact, limits.compile_s, limits.compile_memory_bytes, compiler_threads(limits)
 
 
 def _ran_out(end: ProcessEnd, limits: Limits) -> bool:

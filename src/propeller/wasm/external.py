@@ -114,7 +114,11 @@ class ExternalRuntime:
         """As ``Sandbox.fetch_lock``."""
         return self._cache.lock("fetch", digest, wait_s)
 
-    async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+    async def prepare(self, digest: str, limits: Limits = Limits()) -> float:  # noqa: ARG002, B008 - as Sandbox
+        """0: the runtime compiles a program each time that it runs it."""
+        return 0.0
+
+    async def keep(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         """Verify a program and keep it.
 
         Raises:

@@ -156,6 +156,14 @@ class Sandbox:
         """
         return self._cache.lock("fetch", digest, wait_s)
 
+    async def keep(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+        """Verify a program and keep it; it is compiled when that is asked for, or when it is run.
+
+        Raises:
+            ProgramError: it is not what its digest says, no Wasm, or over a limit.
+        """
+        await self._compiler.keep(digest, wasm, limits)
+
     async def add(self, digest: str, wasm: bytes, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
         """Verify a program, compile it in a process of its own, and keep it; one over a shared runtime is compiled once that is here too.
 
@@ -173,11 +181,23 @@ class Sandbox:
         Raises:
             ProgramError: it is not there, or cannot be compiled within the limits.
         """
+        program, _took_ms = await self._prepare(digest, limits)
+        return program
+
+    async def prepare(self, digest: str, limits: Limits = Limits()) -> float:  # noqa: B008 - frozen
+        """Have a program compiled that is here; the milliseconds that this took now (0: it was). It goes on if this is cancelled.
+
+        Raises:
+            ProgramError: it is not there, or cannot be compiled within the limits.
+        """
+        _program, took_ms = await self._prepare(digest, limits)
+        return took_ms
+
+    async def _prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
         try:
-            program, _took_ms = await self._compiler.prepare(digest, limits)
+            return await self._compiler.prepare(digest, limits)
         except SandboxError as error:
             raise ProgramError(str(error)) from None
-        return program
 
     def memory_bound(self, digest: str, limits: Limits) -> int:
         """The bytes of memory that a run of a program may take at most."""
