@@ -126,6 +126,16 @@ def test_modules_beside_the_script_and_a_long_one(tmp_path: Path) -> None:
     assert metrics_of(tmp_path, body) == {"value": 3, "length": 60_000}
 
 
+def test_a_script_that_gets_no_memory_is_said_to_have_met_the_limit(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"{HEAD}    all_at_once = bytearray(2_000_000_000)\n")
+    lines: list[str] = []
+    outcome = run(script, on_stderr=lines.append)
+    assert lines[-1].startswith("script.py:6: MemoryError")
+    assert outcome.limit == "memory_bytes"
+    assert (outcome.error or "").startswith(f"memory_bytes: over the limit of {512 * 2**20} bytes (")
+
+
 def test_a_traceback_has_the_lines_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("def broken(table):\n    return table['absent']\n")
     script = tmp_path / "script.py"

@@ -74,6 +74,18 @@ async def test_memory_bomb(sandbox: Sandbox, exported: bool) -> None:
     named(await attempt(sandbox, wasm, memory_bytes=64 * MIB), "memory_bytes")
 
 
+@pytest.mark.parametrize("ends", ["unreachable", "(call $proc_exit (i32.const 2))"])
+async def test_memory_that_is_asked_for_at_once(sandbox: Sandbox, ends: str) -> None:
+    """Nothing of it is taken: only what the program says tells that this is the limit's doing."""
+    words = "fatal error: runtime: out of memory"
+    code = f"""
+      (if (i32.ne (memory.grow (i32.const 16384)) (i32.const -1)) (then return))
+      (drop (call $write (i32.const 2) (i32.const 64) (i32.const {len(words)}))) {ends}"""
+    outcome = await attempt(sandbox, command(code, data=words), memory_bytes=64 * MIB)
+    named(outcome, "memory_bytes")
+    assert outcome.metrics["memory_peak_bytes"] < 64 * MIB
+
+
 async def test_memory_bomb_in_many_memories(sandbox: Sandbox) -> None:
     """Each is below the limit; together they are not: the process's own limit holds."""
     wasm = bytes(

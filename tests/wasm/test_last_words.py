@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.wasm.last_words import LastWords
+from propeller.wasm.last_words import LastWords, tells_of_memory
 
 RUST = """trained on 64 samples
 thread 'main' panicked at src/main.rs:1:58:
@@ -66,6 +66,28 @@ def test_the_message_is_the_reason(text: str, reason: str) -> None:
     for line in text.splitlines():
         words.add(line)
     assert words.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "tells"),
+    [
+        ("train.py:6: MemoryError", True),
+        ("train.py:6: MemoryError:", True),
+        ("MemoryError: Unable to allocate 1.00 GiB", True),
+        ("fatal error: runtime: out of memory", True),
+        ("memory allocation of 1073741824 bytes failed", True),
+        ("libc++abi: terminating due to uncaught exception of type std::bad_alloc: std::bad_alloc", True),
+        ("bad_alloc was thrown in -fno-exceptions mode", True),
+        ("malloc: Out of memory", True),
+        ("error: OutOfMemory", True),
+        ("Unhandled exception. System.OutOfMemoryException", True),
+        ("train.py:6: KeyError: 'MemoryErrors'", False),
+        ("the model's memory has 3 cells", False),
+        ("", False),
+    ],
+)
+def test_programs_say_that_they_got_no_memory(reason: str, *, tells: bool) -> None:
+    assert tells_of_memory(reason) is tells
 
 
 @given(st.lists(st.text(), max_size=300))

@@ -14,6 +14,18 @@ _PYTHON = "Traceback (most recent call last):"
 _PYTHON_BETWEEN = ("During handling of the above exception", "The above exception was the direct cause")
 
 
+_MEMORY = re.compile(
+    r"(?i:out of memory|cannot allocate memory)|(?:^|: )MemoryError(?:$|:)|\bmemory allocation of \d+ bytes failed"
+    r"|\bbad_alloc\b|\bOutOfMemory(?:Error|Exception)?\b"
+)
+"""What programs say whose memory does not grow: in C and Go, Python, Rust, C++, Zig and languages that are like Java."""
+
+
+def tells_of_memory(reason: str) -> bool:
+    """Whether a program's message says that it was refused memory."""
+    return _MEMORY.search(reason) is not None
+
+
 class LastWords:
     """The last lines of a program's standard error."""
 

@@ -2,10 +2,12 @@
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from propeller.wasm import folder_contents
 from propeller.wasm.folder_contents import OutputError
+from propeller.wasm.last_words import tells_of_memory
 from propeller.wasm.messages import BoundedFolder
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.template_client import ProcessEnd
@@ -67,6 +69,18 @@ def judge_outcome(
         out_files=out_files,
         large_files=large_files,
     )
+
+
+def name_memory(outcome: RunOutcome, limits: Limits, reason: str) -> RunOutcome:
+    """The outcome of a program that says itself, in ``reason``, that it got no memory: the limit is named.
+
+    A ``memory.grow`` that is refused tells only the program. If it asked for much at once, its memory is far from the limit, and
+    nothing else tells why it failed.
+    """
+    if outcome.error is None or outcome.limit is not None or not tells_of_memory(reason):
+        return outcome
+    error = f"{limits.error('memory_bytes')} ({outcome.error})"
+    return replace(outcome, error=error, limit="memory_bytes")
 
 
 def bounded_folders(run: ProgramRun, task_folder: Path) -> tuple[BoundedFolder, ...]:

@@ -18,6 +18,7 @@ from propeller.process.logs import get_logger
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
+from propeller.wasm.last_words import LastWords
 from propeller.wasm.layers import inputs_of
 from propeller.wasm.messages import (
     STATE_READABLE,
@@ -26,7 +27,7 @@ from propeller.wasm.messages import (
     CompiledProgram,
     RunTask,
 )
-from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, run_metrics
+from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, name_memory, run_metrics
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
@@ -43,6 +44,9 @@ _INLINE_BYTES = 256 * 1024
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
 _TASK_FILE = "task.json"
+_MAX_LAST_WORDS = 1000
+"""Characters of a line of a program that are looked at for why it failed."""
+
 _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
 
@@ -290,7 +294,14 @@ class Sandbox:
         small = _is_small(run.files)
         memory = self._memory.new() if self._memory is not None and small else None
         in_thread = copies or not small
-        stdout, lines = bytearray(), LineSplitter(on_stderr)
+        stdout, said = bytearray(), LastWords(_MAX_LAST_WORDS)
+
+        def take(line: str) -> None:
+            said.add(line)
+            if on_stderr is not None:
+                on_stderr(line)
+
+        lines = LineSplitter(take)
         try:
             task_file = await _call(_create_folder, folder, memory, run, task, in_thread=in_thread)
             active.process = process = self._template.start(
@@ -334,6 +345,8 @@ class Sandbox:
                 if run.state or name == "out"
             )
             outcome = await asyncio.to_thread(judge) if written else judge()
+            if not active.stopped.done():
+                outcome = name_memory(outcome, limits, said.reason)
             return replace(outcome, metrics=run_metrics(end, asked_at))
         finally:
             active.process = None
