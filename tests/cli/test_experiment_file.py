@@ -178,6 +178,9 @@ def test_data_by_name(file: Path) -> None:
     assert found.to_experiment().data == {"test": {"data": [2]}, "proplet-1": {"data": [1]}}
     found = load(file, text, "data.files.proplet-2=d.json", "data.split.holdout=0.5")
     assert list(found.datasets()) == ["test", "proplet-1", "proplet-2"]
+    (file.parent / "t.json").write_text('{"data": []}')
+    with pytest.raises(StartError, match=r"t\.json: data: it has no samples"):
+        found.to_experiment()
 
 
 def test_a_file_and_the_sdk_have_the_same_fields(file: Path) -> None:
@@ -194,7 +197,7 @@ def test_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> Non
         encoding="utf-8-sig",
     )
     (tmp_path / "m.json").write_text('{"w": [1.0]}', encoding="utf-8-sig")
-    (tmp_path / "d.json").write_text('{"data": []}', encoding="utf-8-sig")
+    (tmp_path / "d.json").write_text('{"data": [1]}', encoding="utf-8-sig")
     loaded = ExperimentFile.load(tmp_path / "e.toml")
     assert loaded.first_model() == {"w": [1.0]}
-    assert loaded.datasets() == [{"data": []}]
+    assert loaded.datasets() == [{"data": [1]}]

@@ -193,6 +193,21 @@ async def test_a_long_dataset_is_stored_as_a_short_one(http: httpx.AsyncClient, 
     ):
         with pytest.raises(InvalidError, match=reason):
             await store.put(P1, json.dumps({"data": [*rows, wrong]}).encode())
+    for sample, reason in (
+        (
+            {"x": [1, 2]},
+            r"data\[5000\]\.y: it is missing, and must be .* a schema of your own, as \{\"schema\": \"mine\"",
+        ),
+        ({"x": [1, 2], "Y": 1}, r"data\[5000\]\.y: it is missing \(there is 'Y'\), and"),
+        ({"X": [1, 2], "y": 1}, r"data\[5000\]\.x: it is missing \(there is 'X'\), and"),
+        (1, r"data\[5000\]\.x: must be a list of finite numbers; .* schema"),
+    ):
+        with pytest.raises(InvalidError, match=reason):
+            await store.put(P1, json.dumps({"data": [*rows, sample]}).encode())
+    with pytest.raises(
+        InvalidError, match=r"data: it is missing \(did you mean it by 'Dat'\?\), and must be a list"
+    ):
+        await store.put(P1, b'{"Dat": []}')
     with pytest.raises(InvalidError, match="Invalid JSON"):
         await store.put(P1, text[:-1])
     assert json.loads((await store.get(P1)).content)["size"] == 5000

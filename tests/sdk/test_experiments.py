@@ -228,6 +228,11 @@ def test_devices_of_one_name_are_named_by_their_ids(stack: FakeStack, fl: Propel
         ({"data": np.zeros(3)}, "data: ndarray cannot be sent; give data sets by the names of devices"),
         ({"data": [{}, [1]]}, r"data\[1\]: list is no data set"),
         ({"data": {"proplet-1": 1}}, r"data\['proplet-1'\]: int is no data set"),
+        (
+            {"data": {"proplet-1": {"data": [1]}, "proplet-2": {"data": []}}},
+            r"data\['proplet-2'\]: it has no samples",
+        ),
+        ({"data": [{"data": [1]}, {"data": ()}]}, r"data\[1\]: it has no samples"),
         ({"model": {}}, "model: there are no tensors"),
         ({"strategy": {"nam": "fedavg"}}, "strategy: "),
     ],
@@ -249,6 +254,15 @@ def test_rounds_of_a_step_schedule_are_numbers_or_texts() -> None:
 def test_data_go_to_a_device_by_its_name_or_id(stack: FakeStack, fl: Propeller) -> None:
     stored = [fl.put_dataset(name, {"data": [name]}) for name in ("brave-fox-7", "id-1", "test")]
     assert stored == list(stack.datasets) == ["id-2", "id-1", "test"]
+    with pytest.raises(
+        InvalidError, match=r"no device 'brave-fox-8'; did you mean 'brave-fox-7'\?.* central=True"
+    ):
+        fl.put_dataset("brave-fox-8", {"data": [1]})
+    assert fl.put_dataset("brave-fox-8", {"data": [1]}, central=True) == "brave-fox-8"
+    assert fl.put_dataset("brave-fox-7", {"data": [1]}, central=True) == "brave-fox-7"
+    with pytest.raises(InvalidError, match="data: it has no samples"):
+        fl.put_dataset("id-1", {"data": []})
+    assert fl.put_dataset("id-1", {"schema": "mine", "data": [], "rows": 3}) == "id-1"
     stack.devices = [one | {"name": "same"} for one in stack.devices]
     with pytest.raises(InvalidError, match="3 devices are called 'same'; name by its id"):
         fl.put_dataset("same", {"data": []})

@@ -12,6 +12,7 @@ from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
+from propeller.sdk.experiment import has_no_samples
 from propeller.sdk.programs import is_file_name
 
 _SHORT = {"strategy": "name", "mode": "kind"}
@@ -128,11 +129,11 @@ class ExperimentFile:
         """The data sets in ``data_files``.
 
         Raises:
-            StartError: a file cannot be read.
+            StartError: a file cannot be read, or has no samples.
         """
         if isinstance(self.data_files, list):
-            return [read_json(self.folder / file) for file in self.data_files]
-        return {name: read_json(self.folder / file) for name, file in self.data_files.items()}
+            return [_read_dataset(self.folder / file) for file in self.data_files]
+        return {name: _read_dataset(self.folder / file) for name, file in self.data_files.items()}
 
     def to_experiment(self) -> Experiment:
         """The experiment with its model and data.
@@ -147,6 +148,13 @@ class ExperimentFile:
         return Experiment(
             **fields, split=split, model=version if model is None else model, data=self.datasets() or None
         )
+
+
+def _read_dataset(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    if has_no_samples(found):
+        raise StartError(f"{file}: data: it has no samples; give its device some, or leave it out")
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

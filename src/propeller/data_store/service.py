@@ -18,6 +18,7 @@ from propeller.process.files import DurableFile, remove_left_over, write_durably
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.long_lists import NoSuchListError, find_list, read_items
+from propeller.protocol.strict import MAX_FIELDS, nearest_names
 from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
 
 log = get_logger("data-store")
@@ -166,7 +167,9 @@ def _read_parts(text: bytes) -> tuple[dict[str, Any], Iterator[list[Any]]]:
     fields = decode_object(text)
     data = fields.pop("data", None)
     if not isinstance(data, list):
-        raise InvalidError('data: must be a list of samples, as [{"x": [0.1, 0.2], "y": 1}]')
+        near = nearest_names("data", list(fields)[:MAX_FIELDS]) if data is None else []
+        meant = f"it is missing (did you mean it by {near[0][:80]!r}?), and " if near else ""
+        raise InvalidError(f'data: {meant}must be a list of samples, as [{{"x": [0.1, 0.2], "y": 1}}]')
     return fields, iter([data])
 
 
@@ -205,13 +208,28 @@ class DemoSamples:
         for number, sample in enumerate(samples, self._count):
             x = sample.get("x") if isinstance(sample, dict) else None
             if not isinstance(x, list) or not x or not all(map(_is_number, x)):
-                raise InvalidError(f"data[{number}].x: must be a list of finite numbers")
+                raise InvalidError(
+                    f"data[{number}].x: {_missing(sample, 'x')}must be a list of finite numbers{_OTHER_SAMPLES}"
+                )
             if not _is_number(sample.get("y")):
-                raise InvalidError(f"data[{number}].y: must be a finite number")
+                raise InvalidError(
+                    f"data[{number}].y: {_missing(sample, 'y')}must be a finite number{_OTHER_SAMPLES}"
+                )
             self._features = self._features or len(x)
             if len(x) != self._features:
                 raise InvalidError(f"data[{number}].x: has {len(x)} numbers, data[0].x has {self._features}")
         self._count += len(samples)
+
+
+_OTHER_SAMPLES = '; samples of another form need a schema of your own, as {"schema": "mine", "data": […]}'
+
+
+def _missing(sample: Any, name: str) -> str:
+    """That a field is not there, for an error, and which one may be meant by it; empty if it is there."""
+    if not isinstance(sample, dict) or name in sample:
+        return ""
+    meant = [one for one in sample if one.casefold() == name]
+    return f"it is missing{f' (there is {meant[0]!r})' if meant else ''}, and "
 
 
 def _is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ from propeller.sdk.addresses import (
 )
 from propeller.sdk.connection import Connection
 from propeller.sdk.devices import AsyncDevices
-from propeller.sdk.experiment import Experiment, Fleet, assign_data
+from propeller.sdk.experiment import Experiment, Fleet, assign_data, has_no_samples
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.programs import PushedProgram, is_file_name, push_file
@@ -283,19 +283,30 @@ class AsyncPropeller:
         """Store a model; returns the version it got. As ``models.put``."""
         return await self.models.put(model, version=version, lineage=lineage)
 
-    async def put_dataset(self, name: str, dataset: Mapping[str, Any]) -> str:
+    async def put_dataset(self, name: str, dataset: Mapping[str, Any], *, central: bool = False) -> str:
         """Store the local data of a device, or a data set for central evaluations; returns the id under which it is stored.
 
         Args:
             name: the device, by its name or id; any other name is the id of a data set.
             dataset: as ``{"data": [{"x": [...], "y": 0}, ...]}``; NumPy's arrays and scalars are fine.
+            central: it is the id of a data set, though it is or is like the name of a device.
 
         Raises:
-            InvalidError: something cannot be sent, and the text names it, as ``data[3].x``; or there are several devices of this name.
+            InvalidError: something cannot be sent, and the text names it, as ``data[3].x``; there are no samples; there are several devices
+                of this name, or none but one of nearly this name.
         """
         body = _plain_dataset(dataset)
         fleet = Fleet(await self.proplets(), self._names())
-        id_ = check_id(name) if fleet.id_of(name) is None else fleet.resolve([name], "name")[0]
+        if central or fleet.id_of(name) is None:
+            id_ = check_id(name)
+            if not central and (meant := fleet.nearest(name)) is not None:
+                raise InvalidError(
+                    f"name: there is no device {name!r}; did you mean {meant!r}? For a data set of no device give central=True"
+                )
+        else:
+            id_ = fleet.resolve([name], "name")[0]
+        if has_no_samples(body):
+            raise InvalidError("data: it has no samples; give one at least")
         await self._put_dataset(id_, body)
         return id_
 

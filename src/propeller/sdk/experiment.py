@@ -210,6 +210,16 @@ def _check_data(data: Any) -> None:
             raise InvalidError(
                 f'data[{name!r}]: {type(one).__name__} is no data set; give a mapping, as {{"data": [{{"x": [0.5], "y": 1}}]}}'
             )
+        if has_no_samples(one):
+            raise InvalidError(
+                f"data[{name!r}]: it has no samples; give it some, or leave its device out of the experiment"
+            )
+
+
+def has_no_samples(dataset: Mapping[str, Any]) -> bool:
+    """Whether nothing is in a data set; one with a schema of its own may have its samples elsewhere."""
+    samples = dataset.get("data")
+    return "schema" not in dataset and isinstance(samples, Sequence) and not samples
 
 
 class Fleet:
@@ -227,6 +237,10 @@ class Fleet:
     def id_of(self, name: str) -> str | None:
         """The id of a device by its id or name; ``None`` if there is none."""
         return name if name in self._alive else next(iter(self._ids.get(name, ())), None)
+
+    def nearest(self, name: str) -> str | None:
+        """The name of the device that may be meant by one that there is not."""
+        return next(iter(nearest_names(name, self._ids)), None)
 
     def resolve(self, names: Sequence[str], field: str, also: Iterable[str] = ()) -> list[str]:
         """The ids of devices; ``also`` are names of something else that could have been meant.
