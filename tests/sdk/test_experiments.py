@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from propeller import sdk
 from propeller.errors import (
     ConflictError,
     InvalidError,
@@ -26,6 +27,7 @@ from propeller.sdk import (
     ExperimentFailedError,
     ExperimentHandle,
     Propeller,
+    RoundResult,
     WaitTimeoutError,
 )
 from propeller.sdk import handle as handle_module
@@ -127,6 +129,40 @@ def test_programs_that_are_files_are_pushed_from_their_folder(
         assert stack.specs["exp"]["strategy"]["program"].startswith("localhost:5000/merge@sha256:")
         assert stack.specs["exp"]["strategy"]["clip"] == 0.1
         pushed.clear()
+
+
+def test_objects_show_what_they_are_and_no_secret(stack: FakeStack) -> None:
+    client = {"id": "op-id", "key": "very-secret"}
+    services = {name: {"url": url} for name, url in stack.urls().items()}
+    fl = Propeller(stack={"services": services, "clients": {"operator": client}})
+    with fl, Propeller(**stack.urls(), user="ada", password="very-secret") as as_user:
+        handle = fl.run(experiment())
+        shown = [
+            repr(one) for one in (fl, fl.models, fl.users, fl.devices, as_user, handle, handle.history())
+        ]
+    kinds = ["Propeller", "Models", "Users", "Devices", "Propeller"]
+    assert shown == [
+        *(f"<{kind} of {stack.url}>" for kind in kinds),
+        "<ExperimentHandle exp: running, 0 of 2 rounds>",
+        "<History of exp: 0 rounds, 0 evaluations; metrics: none>",
+    ]
+    assert repr(AsyncPropeller(**stack.urls()).users) == f"<AsyncUsers of {stack.url}>"
+    ended = RoundResult("r-1", 3, [{"proplet_id": "a"}] * 3, 0.25, {"b": "no memory"}, ["c"])
+    assert repr(ended) == "<RoundResult r-1: v3 of 3 updates, 0.2 s; failed: b; missing: c>"
+
+
+def test_every_method_names_its_arguments() -> None:
+    """So that editors show them and type checkers know them."""
+    for name in sdk.__all__:
+        for method_name, method in inspect.getmembers(getattr(sdk, name), inspect.isfunction):
+            if method_name.startswith("_") or name.endswith("Error"):
+                continue
+            kinds = {one.kind for one in inspect.signature(method).parameters.values()}
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{name}.{method_name}"
+    blocking, other = (inspect.signature(kind.run_round).parameters for kind in (Propeller, AsyncPropeller))
+    assert list(blocking) == list(other)
+    start = inspect.signature(AsyncPropeller.start_round).parameters
+    assert {**start, "on_update": None}.keys() == set(other)
 
 
 def test_an_experiment_is_shown_without_its_numbers() -> None:

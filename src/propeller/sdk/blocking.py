@@ -38,10 +38,6 @@ class ExperimentHandle(Blocking[AsyncExperimentHandle]):
         """Its id."""
         return self._inner.id
 
-    def __repr__(self) -> str:
-        """Shows the state as it was when last heard of."""
-        return repr(self._inner).replace("<Async", "<", 1)
-
     def events(self, after: str | None = None) -> Iterator[Event]:
         """What happens, as it happens, from the beginning or behind the event with the id ``after``; ends with the experiment.
 
@@ -120,10 +116,6 @@ class Propeller(Blocking[AsyncPropeller]):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        """Shows where it is."""
-        return f"<{type(self).__name__} of {self.url('coordinator')}>"
 
     close = blocking(AsyncPropeller.aclose)
     audit = blocking(AsyncPropeller.audit)

@@ -66,6 +66,12 @@ class RoundResult:
     failures: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """Shows how it ended, and who failed, not each update."""
+        who = {"failed": ", ".join(self.failures), "missing": ", ".join(self.missing)}
+        said = "".join(f"; {what}: {names}" for what, names in who.items() if names)
+        return f"<RoundResult {self.round_id}: v{self.model_version} of {len(self.updates)} updates, {self.seconds:.1f} s{said}>"
+
     def mean(self, metric: str) -> float | None:
         """The mean of a metric over the updates that have it, weighted by their samples."""
         found = [
@@ -395,10 +401,32 @@ class AsyncPropeller:
         )
 
     async def run_round(
-        self, /, image: str, *, on_update: Callable[[int, int], None] | None = None, **options: Any
+        self,
+        image: str,
+        *,
+        on_update: Callable[[int, int], None] | None = None,
+        participants: Sequence[str] | None = None,
+        hyperparams: Mapping[str, Any] | None = None,
+        limits: Mapping[str, float] | None = None,
+        update: Mapping[str, Any] | None = None,
+        base_version: int | None = None,
+        k_of_n: int = 0,
+        timeout_s: float = 60.0,
+        round_id: str | None = None,
     ) -> RoundResult:
-        """Start a round and wait for its end; ``options`` are those of ``start_round``."""
-        return await self.wait_round(await self.start_round(image, **options), on_update)
+        """Start a round and wait for its end: ``start_round`` and ``wait_round``, whose arguments these are."""
+        started = await self.start_round(
+            image,
+            participants=participants,
+            hyperparams=hyperparams,
+            limits=limits,
+            update=update,
+            base_version=base_version,
+            k_of_n=k_of_n,
+            timeout_s=timeout_s,
+            round_id=round_id,
+        )
+        return await self.wait_round(started, on_update)
 
     async def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rounds, newest first."""

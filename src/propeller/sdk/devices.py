@@ -16,6 +16,10 @@ class AsyncDevices:
         """Use the identity service and the manager of ``connection``."""
         self._requests = DomainRequests(connection)
 
+    def __repr__(self) -> str:
+        """Shows where they are known."""
+        return f"<{type(self).__name__} of {self._requests.connection.urls['identity']}>"
+
     async def add(
         self, name: str, *, tags: Sequence[str] = (), lifetime_s: float | None = None
     ) -> dict[str, Any]:

@@ -268,10 +268,6 @@ class AsyncModels:
 class Models(Blocking[AsyncModels]):
     """The model versions of a stack; the methods are described at ``AsyncModels``."""
 
-    def __repr__(self) -> str:
-        """Shows where they are."""
-        return repr(self._inner).replace("<Async", "<", 1)
-
     list = blocking(AsyncModels.list)
     info = blocking(AsyncModels.info)
     arrays = blocking(AsyncModels.arrays)

@@ -229,6 +229,11 @@ class Blocking(Generic[Inner]):
     def __init__(self, inner: Inner) -> None:
         self._inner = inner
 
+    def __repr__(self) -> str:
+        """Shows what the inner object shows, under its own name."""
+        _name, _space, shown = repr(self._inner).partition(" ")
+        return f"<{type(self).__name__} {shown}"
+
 
 def blocking(
     method: Callable[Concatenate[Inner, P], Coroutine[Any, Any, T]],

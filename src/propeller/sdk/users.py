@@ -21,6 +21,10 @@ class AsyncUsers:
         self._requests = DomainRequests(connection)
         self._connection = self._requests.connection
 
+    def __repr__(self) -> str:
+        """Shows where they are."""
+        return f"<{type(self).__name__} of {self._connection.urls['identity']}>"
+
     async def add(self, username: str, password: str, role: str) -> dict[str, Any]:
         """A new user with a role in this domain.
 
