@@ -19,7 +19,7 @@ from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
 
-NEEDS_THE_BROKER = {"keys", "channel", "manager mqtt", "proplets", "image"}
+NEEDS_THE_BROKER = {"client ids", "keys", "channel", "manager mqtt", "proplets", "image"}
 
 
 SILENT_PORT = free_port()
@@ -110,6 +110,7 @@ async def test_services_that_hang(up: Up) -> None:
         "datasets": "waits for data-store",
         "keys": "waits for identity",
         "subscriptions": "waits for identity",
+        "client ids": "waits for identity",
         "channel": "waits for keys",
         "image": "waits for proxy",
     }

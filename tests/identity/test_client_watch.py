@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 from structlog.testing import capture_logs
 
+from propeller.errors import RefusedError
 from propeller.identity import client_watch as module
 from propeller.identity.access import AccessDirectory, ClientAccess
 from propeller.identity.broker_api import ServerConnection, jetstream, max_storage
@@ -22,6 +23,7 @@ from propeller.identity.service import Identity
 from propeller.mqtt.broker import Broker
 from propeller.protocol.roles import Role
 from propeller.protocol.topics import Channel, Kind
+from propeller.web.auth import Principal
 from support.identity import Site, first
 from support.net import eventually
 from support.provisioned import Provisioned, provision
@@ -290,6 +292,13 @@ async def test_two_processes_with_one_clients_id_are_named(world: World) -> None
                 if told():
                     break
     [once] = told()
+    domain = world.channel.domain_id
+    of_me = Principal("client", world.made.clients["manager"].id, "manager", domain)
+    assert await world.identity.duplicates(domain, of_me) == [world.me.id]
+    with pytest.raises(RefusedError, match="only the manager of this domain"):
+        await world.identity.duplicates("another", of_me)
+    with pytest.raises(RefusedError, match="only the manager of this domain"):
+        await world.identity.duplicates(domain, Principal("client", world.me.id, "proplet", domain))
     assert (once["client_id"], once["name"]) == (world.me.id, "proplet-1")
     assert once["address"] == "127.0.0.1"
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from propeller.cli.experiments import print_experiments, print_reasons
 from propeller.cli.tables import Column, print_rows
 from propeller.cli.terminal import Terminal
+from propeller.errors import PropellerError
 from propeller.fl.selection import natural_order
 from propeller.process.http import verify_for
 from propeller.sdk import Propeller
@@ -54,6 +55,7 @@ def show_status(folder: Path, *, as_json: bool = False) -> int:
             console.print(f"A service does not answer; see: propeller logs --state {folder}", soft_wrap=True)
             return 1
         _show_proplets(console, fl)
+        _show_duplicates(console, fl)
         if experiments := fl.experiments(limit=_EXPERIMENTS):
             console.print("\n[bold]Experiments[/], newest first")
             print_experiments(console, experiments)
@@ -80,6 +82,7 @@ def _document(state: StateFolder) -> dict[str, Any]:
             proplets = [{**one, "name": names.get(one["id"], one["name"])} for one in fl.proplets()]
             document |= {
                 "proplets": sorted(proplets, key=lambda one: (natural_order(one["name"]), one["id"])),
+                "duplicates": _duplicates(fl),
                 "experiments": fl.experiments(limit=_EXPERIMENTS),
                 "rounds": fl.rounds(limit=_ROUNDS),
                 "versions": fl.versions(),
@@ -159,6 +162,24 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
     )
     console.print("\n[bold]Proplets[/]")
     print_rows(console, columns, sorted(rows, key=lambda row: (natural_order(row[0]), row[1])))
+
+
+def _show_duplicates(console: Console, fl: Propeller) -> None:
+    if duplicates := _duplicates(fl):
+        names = {client["id"]: name for name, client in fl.stack["clients"].items()} | fl.device_names()
+        console.print(
+            f"[yellow]Two processes are connected as {escape(', '.join(names.get(one, one) for one in duplicates))}[/], and "
+            "each ends the other's connection: end one of them, or give it a client of its own (propeller device add NAME)",
+            soft_wrap=True,
+        )
+
+
+def _duplicates(fl: Propeller) -> list[str]:
+    """The ids as which two processes are connected; none if identity does not tell: its first user's password may be another by now."""
+    try:
+        return fl.devices.duplicates()
+    except PropellerError:
+        return []
 
 
 def _presence(proplet: dict[str, Any]) -> str:

@@ -72,6 +72,25 @@ class FleetChecks:
             return [waits_for("proplets", "keys", "channel")]
         return findings or [passed("proplets", _presence([(one.name, known[one.id]) for one in expected]))]
 
+    async def duplicates(self) -> list[Finding]:
+        """Whether two processes are connected as one client."""
+        caller, what = self._target.caller, "client ids"
+        url = f"{self._target.identity['users']}/auth/duplicates"
+        try:
+            answer = await self._http.get_object(url, caller, params={"domain_id": caller.channel.domain_id})
+        except NoAnswerError as error:
+            return [skipped(what, f"identity does not tell: {error}")]
+        owners = [self._target.owner(str(id_)) for id_ in answer.get("clients", ())]
+        names = [
+            str(id_) if one is None else one.shown
+            for id_, one in zip(answer.get("clients", ()), owners, strict=True)
+        ]
+        if not names:
+            return [passed(what, "each is used by one process")]
+        detail = f"two processes are connected as {', '.join(names)}, and each ends the other's connection"
+        fix = "end one of the two, or give it a client of its own: propeller device add NAME"
+        return [failed(what, detail, fix)]
+
     async def participants(self) -> list[Finding]:
         """Whether those who are asked to take part are client ids of live proplets."""
         chosen, whose = self._chosen, "--participants"

@@ -113,6 +113,10 @@ def _login_routes(identity: Identity) -> Router:
     async def compat(domain_id: Id, channel_id: Id, who: Caller) -> dict[str, list[str]]:
         return {"clients": identity.compat_proplets(Channel(domain_id, channel_id), who)}
 
+    @router.get("/auth/duplicates")
+    async def duplicates(domain_id: Id, who: Caller) -> dict[str, list[str]]:
+        return {"clients": await identity.duplicates(domain_id, who)}
+
     return router
 
 

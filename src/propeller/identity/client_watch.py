@@ -143,6 +143,11 @@ class ClientWatch:
         left_s = mute.until - self._clock() if mute else 0.0
         return f"muted for another {left_s:.0f} s: it did too much on the broker" if left_s > 0 else None
 
+    def duplicates(self) -> list[str]:
+        """The ids of clients as which two processes are connected, as it seems, each ending the other's connection."""
+        counted = self._ended_by_others
+        return sorted(one for one in counted if counted.get(one, 0) >= _DUPLICATES)
+
     def forget(self) -> None:
         """Another connection to the broker begins: what was published before it is not charged."""
         self._counted, self._is_first = {}, True

@@ -24,7 +24,7 @@ from propeller.identity.tables import SCHEMA
 from propeller.identity.users import Users
 from propeller.mqtt.broker_keys import BrokerKeys, derive
 from propeller.process.audit import AuditLog
-from propeller.protocol.roles import Role
+from propeller.protocol.roles import WATCH, Role
 from propeller.protocol.topics import Channel
 from propeller.store.database import Database
 from propeller.store.migrations import migrate
@@ -85,6 +85,19 @@ class Identity:
         if access is None or access.role is not Role.MANAGER or channel not in access.channels:
             raise RefusedError("only a manager of this channel may ask: connect it to the channel")
         return self.directory.compat_proplets(channel)
+
+    async def duplicates(self, domain_id: str, who: Principal) -> list[str]:
+        """The ids of a domain's clients as which two processes are connected, for its manager and those who may watch it.
+
+        Raises:
+            RefusedError: the caller is none of them.
+        """
+        if who.kind == "user":
+            who = await self.domains.member(domain_id, who)
+        if who.domain != domain_id or who.role not in {*WATCH, Role.MANAGER}:
+            raise RefusedError("only the manager of this domain, its viewers, operators and admins may ask")
+        accesses = map(self.directory.get, self.watch.duplicates())
+        return [one.client_id for one in accesses if one is not None and one.domain_id == domain_id]
 
 
 @contextlib.asynccontextmanager

@@ -1,5 +1,6 @@
 """The devices of a stack's domain: added with a token to join by, renamed and removed."""
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,17 @@ class AsyncDevices:
         renamed: dict[str, Any] = await self._requests.ask("PATCH", path, json={"name": name})
         return renamed
 
+    async def duplicates(self) -> builtins.list[str]:
+        """The ids of clients, devices among them, as which two processes are connected now: each ends the other's connection.
+
+        Raises:
+            PropellerError: the caller may not see it.
+        """
+        domain = (await self._requests.find())["id"]
+        answer = await self._requests.ask("GET", "/auth/duplicates", params={"domain_id": domain})
+        found: list[str] = answer["clients"]
+        return found
+
     async def _path(self) -> str:
         return f"/{(await self._requests.find())['id']}/devices"
 
@@ -115,3 +127,4 @@ class Devices(Blocking[AsyncDevices]):
     add = blocking(AsyncDevices.add)
     remove = blocking(AsyncDevices.remove)
     rename = blocking(AsyncDevices.rename)
+    duplicates = blocking(AsyncDevices.duplicates)
