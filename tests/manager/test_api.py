@@ -181,6 +181,23 @@ async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_
     assert messages[f"{Kind.STOP}/d"]["proplet_id"] == "d"
 
 
+async def test_only_proplets_that_know_of_it_are_asked_to_fetch_and_not_run(manager: RunningManager) -> None:
+    await manager.add_proplets("d", directed=True)
+    await manager.add_proplets("s")
+    ours = await manager.create_task(kind="prefetch", proplet_id="d")
+    assert (await manager.http.post(f"/tasks/{ours}/start")).json() == {"started": True}
+    await eventually(lambda: manager.mqtt.starts(ours))
+    assert manager.mqtt.starts(ours)[0]["prefetch"] is True
+    theirs = await manager.create_task(kind="prefetch", proplet_id="s")
+    refused = await manager.http.post(f"/tasks/{theirs}/start")
+    assert (refused.status_code, manager.mqtt.starts(theirs)) == (409, [])
+    assert "which proplet s of absmach/propeller does not know" in refused.json()["error"]
+    plain = await manager.create_task(proplet_id="s")
+    await manager.http.post(f"/tasks/{plain}/start")
+    await eventually(lambda: manager.mqtt.starts(plain))
+    assert "prefetch" not in manager.mqtt.starts(plain)[0]
+
+
 async def test_a_proplet_that_turns_directed_is_reached_on_its_own_topic(manager: RunningManager) -> None:
     await manager.add_proplets("p")
     await manager.mqtt.register("p", directed=True)

@@ -220,6 +220,10 @@ def push(
         Path | None,
         typer.Option(metavar="KEY", help="Sign it with this private key, as 'propeller signature add' does."),
     ] = None,
+    prefetch: Annotated[
+        bool,
+        typer.Option("--prefetch", help="Then have every device fetch and compile it, and wait for that."),
+    ] = False,
 ) -> None:
     """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
     from propeller.cli.artifacts import run_push
@@ -233,6 +237,7 @@ def push(
         plain_http=plain_http,
         target=Target(state, (url,) if url else ()),
         key_file=sign,
+        prefetch=prefetch,
     )
 
 
@@ -485,6 +490,10 @@ def run(
             help="Exit with 1 also if a device failed, or a round got fewer updates than asked for.",
         ),
     ] = False,
+    prefetch: Annotated[
+        bool,
+        typer.Option("--prefetch", help="Before, have every device fetch and compile the program."),
+    ] = False,
     *,
     target: "Target",
 ) -> None:
@@ -500,6 +509,7 @@ def run(
         detach=detach,
         as_json=as_json,
         strict=strict,
+        prefetch=prefetch,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from propeller.cli.connection import Target, read_password
+from propeller.cli.prefetch import prefetch_program
 from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError, StartError
 from propeller.oci.client import Artifact, RegistryClient
@@ -54,12 +55,14 @@ def run_push(
     plain_http: bool,
     target: Target,
     key_file: Path | None = None,
+    prefetch: bool = False,
 ) -> None:
     """Push a file, and sign it if there is a key; print its reference, digest and size as ``oras push`` does, and what it may do.
 
     Raises:
         OciError: with the cause and the remedy.
         StartError: the file is not a program, the key cannot be used, or half a login was given.
+        PropellerError: with ``prefetch``, a device cannot fetch or compile it.
     """
     _check_wasm(file)
     key = None if key_file is None else read_key(key_file)
@@ -92,6 +95,10 @@ def run_push(
     print(f"May: {told(capabilities_of(runtime or content))}")
     if key_file is not None:
         print(f"Signed with {key_file}")
+    if prefetch:
+        digest = f"{pushed.registry.host}/{pushed.repository}@{artifact.digest}"
+        with target.connect() as fl:
+            prefetch_program(fl, digest, Terminal())
 
 
 def read_key(file: Path) -> "SigningKey":

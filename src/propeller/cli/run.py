@@ -9,6 +9,7 @@ from pathlib import Path
 from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
+from propeller.cli.prefetch import prefetch_program
 from propeller.cli.terminal import Terminal, escape
 from propeller.errors import InvalidError
 from propeller.protocol.experiments import default_name
@@ -26,6 +27,7 @@ def run_experiment(
     detach: bool = False,
     as_json: bool = False,
     strict: bool = False,
+    prefetch: bool = False,
 ) -> None:
     """Store data and the first model, submit the experiment, and show what happens until it is over.
 
@@ -38,6 +40,7 @@ def run_experiment(
         detach: only submit it.
         as_json: print JSON alone: the events, or with ``detach`` the experiment.
         strict: raise also if it completed although a device failed.
+        prefetch: have every device fetch and compile the program before.
 
     Raises:
         PropellerError: a field is wrong, or the experiment failed; the text has the reason.
@@ -47,19 +50,16 @@ def run_experiment(
     replaced = [f"program={image}"] if image is not None else []
     replaced += [f"rounds={rounds}"] if rounds is not None else []
     described = ExperimentFile.load(file, [*changes, *replaced])
-    if described.notes:
-        print(f"{file}: {'; '.join(described.notes)}: the old names are still read", file=sys.stderr)
-    if described.evaluates_on_training_data:
-        print(
-            f"{file}: evaluate: devices evaluate on what they train on, as nothing is held out: add data.split = "
-            "{ holdout = 0.2 }, unless the program splits its data itself",
-            file=sys.stderr,
-        )
+    _print_notes(file, described)
     experiment, console = described.to_experiment(), Terminal()
     with target.connect() as fl:
         if (program := described.program_file) is not None:
             experiment = _push(fl, program, experiment, console, quiet=as_json)
         spec = experiment.spec
+        if prefetch:
+            prefetch_program(
+                fl, spec.program, Terminal(stderr=True) if as_json else console, limits=spec.limits
+            )
         if spec.id is None:  # one that can be told when it is interrupted
             experiment = replace(experiment, id=new_id(spec.name))
         try:
@@ -84,6 +84,18 @@ def run_experiment(
             console.print(f"  end it:    {target.command('experiment', 'stop', handle.id)}", soft_wrap=True)
             return
         follow(fl, handle, target, rounds=spec.rounds, as_json=as_json, console=console, strict=strict)
+
+
+def _print_notes(file: Path, described: ExperimentFile) -> None:
+    """Say what a person may not have meant."""
+    if described.notes:
+        print(f"{file}: {'; '.join(described.notes)}: the old names are still read", file=sys.stderr)
+    if described.evaluates_on_training_data:
+        print(
+            f"{file}: evaluate: devices evaluate on what they train on, as nothing is held out: add data.split = "
+            "{ holdout = 0.2 }, unless the program splits its data itself",
+            file=sys.stderr,
+        )
 
 
 def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, *, quiet: bool) -> Experiment:

@@ -105,6 +105,7 @@ class Dispatcher:
             monitoring_profile=_complete_profile(spec.monitoring_profile),
             proplet_id=proplet.id,
             limits=spec.limits,
+            prefetch=spec.kind == "prefetch",
         )
         message = start.encode(text_inputs=proplet.reads_text_inputs)
         if len(message) > self._max_bytes:

@@ -57,7 +57,10 @@ class TaskSpec(Message):
     """What a client may set of a task. State, results and times are the manager's: they are ignored when sent."""
 
     name: Name
-    kind: Annotated[Literal["standard", "federated"], BeforeValidator(_standard_if_empty)] = "standard"
+    kind: Annotated[Literal["standard", "federated", "prefetch"], BeforeValidator(_standard_if_empty)] = (
+        "standard"
+    )
+    """What becomes of the program: it is run, or only fetched and compiled (``prefetch``)."""
     image_url: Annotated[Text, Field(max_length=512)] = ""
     cli_args: list[str] | None = None
     inputs: list[StrictBool | StrictInt | StrictFloat | StrictStr | list[Any]] | None = None

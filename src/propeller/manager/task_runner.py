@@ -71,6 +71,10 @@ class TaskRunner:
                     f"or upload one (PUT /tasks/{task_id}/upload)"
                 )
             proplet = await self._choose_proplet(before)
+            if before.spec.kind == "prefetch" and not proplet.directed:
+                raise ConflictError(
+                    f"task {task_id} is to be fetched and not run, which proplet {proplet.id} of absmach/propeller does not know"
+                )
             message = self._dispatcher.encode_start(before, proplet, program)
             scheduled = self._schedule(before, proplet.id)
             if not await self._repository.replace(scheduled, _IDLE_STATES):

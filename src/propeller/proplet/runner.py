@@ -43,6 +43,8 @@ _MAX_LOG_LINE_CHARS = 8192
 _FILE_URL = re.compile(r"https?://\S+\.wasm")
 """A file to fetch over HTTP, as later proplets of absmach/propeller do; an artifact would end in a tag or digest."""
 
+_PREFETCHED = "the program is here and compiled"
+
 _LOGGED_STAGES = ("prepare_ms", "start_ms", "run_ms", "total_ms", "send_ms")
 
 ExecuteProgram = Callable[[ProgramRun, Callable[[str], None]], Awaitable[RunOutcome]]
@@ -106,6 +108,20 @@ class ProgramRunner:
         """
         run, _compile_ms = await self._prepare(start, folder)
         return run
+
+    async def prefetch(self, start: TaskStart) -> TaskResult:
+        """Fetch a task's program and compile it, for tasks that come later.
+
+        Raises:
+            TaskError: it cannot be fetched or compiled, or may not run here.
+        """
+        begin = time.monotonic()
+        enter(Stage.FETCHING)
+        limits = self._policy.current().lowered(self._limits).lowered(start.limits)
+        _digest, compile_ms = await self._prepare_program(start, limits)
+        took = {"prepare_ms": (time.monotonic() - begin) * 1000, "compile_ms": compile_ms}
+        usage = {name: round(value, 2) for name, value in took.items() if value}
+        return TaskResult(task_id=start.id, proplet_id=self._proplet_id, results=_PREFETCHED, usage=usage)
 
     async def _prepare(self, start: TaskStart, folder: Path) -> tuple[ProgramRun, float]:
         """As ``prepare``, with the milliseconds that compiling took; program, model and dataset are fetched at the same time."""

@@ -240,6 +240,9 @@ class TaskExecutor:
         if start.daemon:
             await self._run_daemon(start)
             return None
+        if start.prefetch:
+            with told_stages(lambda stage: self._tell_stage(start.id, stage)):
+                return await self._runner.prefetch(start)
         usage: Mapping[str, float] = {}
         try:
             async with self._runner.task_folder() as folder:

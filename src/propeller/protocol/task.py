@@ -132,6 +132,8 @@ class TaskStart(Message):
     """H: keep it ready, and run it when it is invoked."""
     limits: TaskLimits = None
     """Only lower ones than the proplet's own count; proplets of absmach/propeller ignore them."""
+    prefetch: Flag = False
+    """Fetch the program and compile it, and run nothing; proplets of absmach/propeller would run it."""
 
     @model_validator(mode="after")
     def _has_a_program(self) -> Self:
@@ -163,8 +165,9 @@ class TaskStart(Message):
         ) or None
         fields["cli_args"] = self.cli_args or None
         fields["env"] = self.env or None
-        if self.limits is None:
-            del fields["limits"]
+        for name in ("limits", "prefetch"):
+            if not fields[name]:
+                del fields[name]
         return encode_json(fields)
 
 

@@ -135,6 +135,7 @@ class Propeller(Blocking[AsyncPropeller]):
     retry_round = blocking(AsyncPropeller.retry_round)
     experiments = blocking(AsyncPropeller.experiments)
     push_program = blocking(AsyncPropeller.push_program)
+    prefetch = blocking(AsyncPropeller.prefetch)
     strategies = blocking(AsyncPropeller.strategies)
     strategy = blocking(AsyncPropeller.strategy)
 

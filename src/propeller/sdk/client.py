@@ -34,6 +34,7 @@ from propeller.sdk.devices import AsyncDevices
 from propeller.sdk.experiment import Experiment, Fleet, assign_data, has_no_samples
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.models import AsyncModels
+from propeller.sdk.prefetch import Prefetched, prefetch
 from propeller.sdk.programs import PushedProgram, is_file_name, push_file
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.users import AsyncUsers
@@ -461,6 +462,39 @@ class AsyncPropeller:
         login = None if self._registry_login is None else RegistryLogin(*self._registry_login)
         work = functools.partial(push_file, Path(file), self._registry, name, login)
         return await self._connection.transport.call(work)
+
+    async def prefetch(
+        self,
+        reference: str,
+        *,
+        devices: Sequence[str] | None = None,
+        limits: Mapping[str, float] | None = None,
+        timeout_s: float = 600.0,
+        on_change: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> Prefetched:
+        """Send a program ahead: have devices fetch and compile it, and wait until they have, so that no round waits for that.
+
+        Args:
+            reference: the program, as an OCI reference.
+            devices: names or ids; all that are alive if not given.
+            limits: those of the rounds that will run it; with ``fuel`` it is compiled to count instructions.
+            timeout_s: how long to wait, in seconds; what is not done then goes on.
+            on_change: is told what each device does, by name, whenever that is another thing.
+
+        Raises:
+            InvalidError: there is no such device, or none is alive.
+        """
+        fleet = Fleet(await self.proplets(), self._names())
+        ids = fleet.alive() if devices is None else fleet.resolve(devices, "devices")
+        names = await self.device_names()
+        return await prefetch(
+            self._connection,
+            reference,
+            {id_: names[id_] for id_ in ids},
+            limits=limits,
+            timeout_s=timeout_s,
+            on_change=on_change,
+        )
 
     async def run(self, experiment: Experiment, *, folder: str | Path = ".") -> AsyncExperimentHandle:
         """Submit an experiment; returns at once. It goes on without this program.

@@ -50,12 +50,14 @@ class Compiler:
         self._failures: TTLCache[_Build, ProgramError] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
 
     async def keep(self, digest: str, wasm: bytes, limits: Limits) -> None:
-        """Verify a program and keep it.
+        """Verify a program and keep it, with the shared runtime that it needs, if that was made on this machine.
 
         Raises:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit.
         """
         await asyncio.to_thread(self._cache.add, digest, wasm, limits.module_bytes)
+        if self._cache.missing_runtime(digest):
+            await asyncio.to_thread(self._cache.take_runtime, digest)
 
     async def add(self, digest: str, wasm: bytes, limits: Limits) -> None:
         """Verify a program, compile it and keep it; one over a runtime that is not there is only kept.
@@ -65,8 +67,6 @@ class Compiler:
             SandboxError: the template is gone.
         """
         await self.keep(digest, wasm, limits)
-        if self._cache.missing_runtime(digest):
-            await asyncio.to_thread(self._cache.take_runtime, digest)
         if not self._cache.missing_runtime(digest):
             await self.prepare(digest, limits)
 
