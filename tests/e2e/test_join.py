@@ -1,23 +1,34 @@
 """A device elsewhere: added, joined and removed with one command each, on a stack that is reached over a network."""
 
+import asyncio
+import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from propeller.protocol.join_tokens import JoinToken
 from propeller.sdk import Propeller
-from support.joined import joined, states, wait_alive
+from support.joined import Joined, joined, states, wait_alive
 from support.net import wait_until
 from support.stack import Up, propeller, running_stack
+from support.wiretap import Wiretap
 
 pytestmark = pytest.mark.timeout(180)
 
 HOST = "127.0.0.2"
 """Another address of loopback, by which devices reach the stack as one elsewhere."""
 
-ROWS = {"data": [{"x": [0.25, 1.0, -1.0], "y": 1}, {"x": [-0.25, -1.0, 1.0], "y": 0}] * 8}
+TAP = "127.0.0.3"
+TAPPED = ("identity", "coordinator", "model_registry", "data_store")
+MARKER_TEXT, MARKER_NUMBER = "patient-70a1", "0.7312583"
+"""Of the device's data: what nobody else may see."""
+
+ROWS = "a,b,c,who,label\n" + f"{MARKER_NUMBER},1,-1,{MARKER_TEXT},1\n-0.25,-1,1,somebody,0\n" * 8
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +46,75 @@ def add(up: Up, name: str, *options: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_device_joins_takes_part_and_is_removed(up: Up, tmp_path: Path) -> None:
-    token = add(up, "ward-3", "--tag", "north")
-    assert JoinToken.decode(token).identity_url.startswith(f"https://{HOST}:")
-    assert JoinToken.decode(token).fingerprint is not None
-    assert states(up)["ward-3"] == ("waiting", False)
-    with joined(tmp_path, token) as device, Propeller.from_state(up.folder) as fl:
+def traces(content: bytes) -> list[str]:
+    """What of the device's data is in there, as text or as numbers of 32 or 64 bits."""
+    wanted = {
+        text: text.encode() for text in (MARKER_TEXT, MARKER_NUMBER, str(np.float32(MARKER_NUMBER).item()))
+    }
+    wanted |= {kind: np.array(float(MARKER_NUMBER), kind).tobytes() for kind in ("<f4", ">f4", "<f8", ">f8")}
+    return [name for name, what in wanted.items() if what in content]
+
+
+async def test_a_device_joins_takes_part_with_its_own_data_and_is_removed(up: Up, tmp_path: Path) -> None:
+    """Three commands; and no byte of the data goes to any service, seen on the wire and on the stack's disk."""
+    shutil.copytree(up.folder / "certs", tmp_path / "authority")
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / "rows.csv").write_text(ROWS)
+    ports = [
+        *(urlsplit(up.url(name)).port or 0 for name in TAPPED),
+        int(up.stack["broker"]["port"]),
+    ]
+    token = JoinToken.decode(await asyncio.to_thread(add, up, "ward-3", "--tag", "north"))
+    assert token.identity_url == f"https://{HOST}:{ports[0]}"
+    assert token.fingerprint is not None
+    async with Wiretap(TAP, HOST, ports, tmp_path / "authority").running() as wire:
+        tapped = replace(token, identity_url=f"https://{TAP}:{wire.taps[ports[0]]}").encode()
+        await asyncio.to_thread(_join_and_leave, up, tmp_path / "device", tapped)
+    # The data store is told nothing at all; what goes to the others can be read here.
+    assert [name for name, port in zip(TAPPED, ports, strict=False) if not wire.heard[port]] == ["data_store"]
+    assert b"ward-3" in wire.heard[ports[-1]]
+    assert b"/update" in wire.heard[ports[1]]
+    assert traces(ROWS.encode()) != []
+    assert traces(wire.everything) == []
+    files = [file for file in up.folder.rglob("*") if file.is_file()]
+    assert len(files) > 20
+    assert [file for file in files if traces(file.read_bytes())] == []
+
+
+def _join_and_leave(up: Up, folder: Path, token: str) -> None:
+    with joined(folder, token, "--data", "rows.csv") as device, Propeller.from_state(up.folder) as fl:
         wait_alive(up, "ward-3", device)
-        device_id = next(one["id"] for one in fl.proplets() if one["name"] == "ward-3")
-        fl.put_dataset(device_id, ROWS)
-        result = fl.run_round(fl.image())
-        assert device_id in {one["proplet_id"] for one in result.updates}
-        (record,) = (one for one in fl.proplets() if one["id"] == device_id)
+        assert "16 samples in rows.csv: x float32 [3], y int64" in device.output
+        record = next(one for one in fl.proplets() if one["name"] == "ward-3")
         assert record["metadata"]["tags"] == ["north"]
+        result = fl.run_round(fl.image())
+        assert len(result.updates) == 2
+        (mine,) = (one for one in result.updates if one["proplet_id"] == record["id"])
+        assert mine["num_samples"] == 16
+        _change_data(fl, folder, device, record["id"])
         removed = propeller("device", "remove", "ward-3", "--state", str(up.folder))
         assert removed.returncode == 0, removed.stderr
-        assert device_id not in {one["id"] for one in fl.proplets()}
         assert "ward-3" not in states(up)
+        assert record["id"] not in {one["id"] for one in fl.proplets()}
         wait_until(lambda: "refuses this client" in device.output, what="the removed device is refused")
-    again = propeller("join", "--state", str(tmp_path / ".propeller-device"))
+    again = propeller("join", "--state", str(folder / ".propeller-device"))
     assert again.returncode == 1
     assert "ward-3 was removed from the stack" in again.stderr
+
+
+def _change_data(fl: Propeller, folder: Path, device: Joined, device_id: str) -> None:
+    """A file that cannot be read any more fails the device's tasks, and says where on the device alone; one that can is used."""
+    rows = folder / "rows.csv"
+    rows.write_text(ROWS.replace(MARKER_NUMBER, MARKER_TEXT, 1))
+    failed = fl.run_round(fl.image(), k_of_n=1)
+    if device_id in failed.failures:  # the round may have been complete before
+        assert "cannot be read" in failed.failures[device_id]
+    wait_until(lambda: "the device's own data cannot be read" in device.output, what="it says so")
+    assert f"line 2: a is '{MARKER_TEXT}'" in device.output
+    rows.write_text(ROWS + "0.5,0.5,0.5,z,1\n")
+    again = fl.run_round(fl.image())
+    (mine,) = (one for one in again.updates if one["proplet_id"] == device_id)
+    assert mine["num_samples"] == 17
 
 
 def test_its_identity_is_kept_for_its_user_alone_and_goes_on(up: Up, tmp_path: Path) -> None:
@@ -77,6 +136,17 @@ def test_its_identity_is_kept_for_its_user_alone_and_goes_on(up: Up, tmp_path: P
         wait_until(lambda: states(up)["cellar"] == ("joined", False), what="it is away")
     other = propeller("join", add(up, "other"), "--state", str(folder))
     assert "cellar has joined on" in other.stderr
+
+
+def test_data_that_cannot_be_read_costs_no_token(up: Up, tmp_path: Path) -> None:
+    token, file = add(up, "late-2"), tmp_path / "rows.csv"
+    file.write_text("a,y\n1,2\nx,3\n")
+    refused = propeller("join", token, "--state", str(tmp_path / "device"), "--data", str(file))
+    assert refused.returncode == 1
+    assert "line 3: a is 'x'" in refused.stderr
+    assert states(up)["late-2"] == ("waiting", False)
+    without = propeller("join", token, "--state", str(tmp_path / "device"), "--label", "y")
+    assert "--label: names a column of --data" in without.stderr
 
 
 def test_a_token_that_is_not_good_says_what_to_do(up: Up, tmp_path: Path) -> None:

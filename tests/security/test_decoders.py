@@ -59,10 +59,10 @@ from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.rounds import CBOR
 from propeller.protocol.wire import MalformedMessageError, decode_object
+from propeller.samples.idx_files import read_idx
 from propeller.simulation.availability import RecordedHours
 from propeller.simulation.datasets import read_dataset
 from propeller.simulation.device_trace import DeviceTrace
-from propeller.simulation.idx_files import read_idx
 from propeller.simulation.messages import WorkerError, read_message
 from propeller.store.database import _parse
 from support.oci_requests import ANYTHING

@@ -88,11 +88,13 @@ class TestByName:
             "data: there is no file or folder a.csv; there are digits"
         )
         (tmp_path / "a.txt").touch()
-        assert refused(tmp_path / "a.txt") == "data: a.txt: the name must end in .csv, .csv.gz, .npz, .json"
+        assert refused(tmp_path / "a.txt") == (
+            "data: a.txt: the name must end in .csv, .csv.gz, .npz, .json, .safetensors, .parquet"
+        )
 
     def test_a_label_that_is_named_where_columns_have_names(self, mnist: Path) -> None:
-        assert "label: only a CSV file's label is named" in refused(mnist, label="y")
-        assert "apart: only columns of .csv, .npz and .json" in refused("digits", apart=["y"])
+        assert "label: only a table's label is named" in refused(mnist, label="y")
+        assert "apart: only columns of files can be apart" in refused("digits", apart=["y"])
 
 
 class TestMnistFiles:

@@ -149,11 +149,24 @@ def join(
     state: Annotated[
         Path, typer.Option("--state", metavar="DIR", help="The folder that keeps the device's identity.")
     ] = Path(".propeller-device"),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Its own data, which stays on it: CSV, JSON, npz, safetensors, Parquet, or a folder of these.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Of a table, the column with labels (default: y, label, target or class)."
+        ),
+    ] = None,
 ) -> None:
     """Make this machine a device of a stack elsewhere, and run it until Ctrl-C."""
     from propeller.cli.join import run_join
 
-    run_join(token, state)
+    run_join(token, state, data, label)
 
 
 @app.command()

@@ -44,6 +44,8 @@ class JoinedDevice:
         coordinator_url: where the coordinator is; the next two likewise.
         model_registry_url: see there.
         data_store_url: see there; ``None`` if there is none.
+        data: the device's own data, if it has some.
+        label: of a table, the column with labels.
     """
 
     token: str
@@ -59,6 +61,8 @@ class JoinedDevice:
     coordinator_url: str
     model_registry_url: str
     data_store_url: str | None = None
+    data: str | None = None
+    label: str | None = None
 
     def environment(self, state: Path) -> dict[str, str]:
         """The settings of the proplet that it runs."""
@@ -74,24 +78,32 @@ class JoinedDevice:
             "PROPLET_MQTT_ADDRESS": str(broker),
             "COORDINATOR_URL": self.coordinator_url,
             "MODEL_REGISTRY_URL": self.model_registry_url,
-            "DATA_STORE_URL": self.data_store_url or "",
+            "DATA_STORE_URL": "" if self.data else self.data_store_url or "",
+            "PROPLET_DATA": self.data or "",
+            "PROPLET_DATA_LABEL": self.label or "",
             "PROPLET_STATE": str(state / PROPLET_FOLDER),
             **({CA_VARIABLE: str(state / CA_FILE)} if self.has_authority else {}),
         }
 
 
-def run_join(token: str | None, state: Path) -> NoReturn:
+def run_join(token: str | None, state: Path, data: Path | None = None, label: str | None = None) -> NoReturn:
     """Join, unless the folder says that this was done, and become a proplet: this process runs it from then on.
 
     Args:
         token: of ``propeller device add``; ``None`` to go on with the kept identity.
         state: the folder; made if it is missing.
+        data: the device's own data, a file or folder that stays here; ``None`` for what was given before, or a data store's.
+        label: of a table, the column with labels.
 
     Raises:
-        PropellerError: the token is not good, or cannot be redeemed; the text says what to do.
+        PropellerError: the data cannot be read; or the token is not good, or cannot be redeemed; the text says what to do.
     """
     keep_private()
     state = state.absolute()
+    if data is not None:
+        _check_data(data, label)  # before the token is used
+    elif label is not None:
+        raise StartError("--label: names a column of --data FILE: give that, too")
     lock = _open_folder(state)
     device = _load(state)
     if token is not None:
@@ -102,11 +114,24 @@ def run_join(token: str | None, state: Path) -> NoReturn:
         )
     else:
         device = _refresh(device, state)
+    if data is not None and (device.data, device.label) != (str(data.absolute()), label):
+        device = replace(device, data=str(data.absolute()), label=label)
+        _keep(device, state)
     print(f"{device.name} ({device.id}) runs; its identity is in {state}", flush=True)
     os.set_inheritable(lock.descriptor, True)
     os.environ.update(device.environment(state))
     # In the place of this process: what redeeming a token needs does not stay in the device's memory.
     os.execv(sys.executable, [sys.executable, "-m", "propeller", "serve", "proplet"])  # noqa: S606 - this interpreter
+
+
+def _check_data(data: Path, label: str | None) -> None:
+    from propeller.samples.device_data import read_device_data
+
+    found = read_device_data(data, label)
+    columns = ", ".join(f"{name} {what}" for name, what in found.columns.items())
+    print(f"{found.samples} samples in {data}{': ' if columns else ''}{columns}")
+    if found.left_out:
+        print(f"Programs are not given these columns, which are texts: {', '.join(found.left_out)}")
 
 
 def _open_folder(state: Path) -> FileLock:

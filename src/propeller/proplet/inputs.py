@@ -19,6 +19,7 @@ from propeller.process.logs import get_logger
 from propeller.process.retry import doubling
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
+from propeller.proplet.local_data import LocalData
 from propeller.protocol.models import LARGE_BYTES, MODEL_DIGEST_HEADER
 from propeller.protocol.multipart import MULTIPART, unpack
 from propeller.protocol.rounds import model_version
@@ -124,9 +125,16 @@ class _Place:
 class InputFetcher:
     """Fetches inputs; what has not changed since is not sent again (entity tags, RFC 9110)."""
 
-    def __init__(self, services: ServiceClients, proplet_id: str, large: LargeFiles) -> None:
-        """``large`` has what is too large for memory."""
+    def __init__(
+        self,
+        services: ServiceClients,
+        proplet_id: str,
+        large: LargeFiles,
+        local_data: LocalData | None = None,
+    ) -> None:
+        """``large`` has what is too large for memory; ``local_data`` is the device's own, and then no data store is asked."""
         self._services, self._proplet_id, self._large = services, proplet_id, large
+        self._local_data = local_data
         self._cache: ByteLru[tuple[str, str], _Document] = ByteLru(
             _MAX_CACHE_BYTES, lambda document: sum(map(len, document.forms.values()))
         )
@@ -176,10 +184,30 @@ class InputFetcher:
             inputs.files[MODEL_FILE] = tensors
 
     async def _fetch_dataset(self, env: Mapping[str, str], inputs: TaskInputs, _folder: Path) -> None:
-        async with self._services.connect(DATA_STORE, env) as store:
-            if store is None:
+        if self._local_data is not None:
+            own = await self._local_data.dataset()
+            dataset = _Document(own.version, {JSON: own.content}, own.samples)
+        else:
+            stored = await self._stored_dataset(env)
+            if stored is None:
                 log.info("no dataset is given to the program: DATA_STORE_URL is not set")
                 return
+            dataset = stored
+        if env.get("FL_SPLIT"):
+            dataset = await self._split(dataset, env)
+        inputs.add_document("dataset.json", "DATASET_DATA", dataset.forms[JSON])
+        said = (
+            "Successfully fetched dataset with %d samples and passed to client"
+            if self._local_data is None
+            else "The device's own data, %d samples, is given to the program"
+        )
+        log.info(said, dataset.samples)
+
+    async def _stored_dataset(self, env: Mapping[str, str]) -> _Document | None:
+        """What the data store has for this device; ``None`` if nobody says where one is."""
+        async with self._services.connect(DATA_STORE, env) as store:
+            if store is None:
+                return None
             path = f"/datasets/{self._proplet_id}"
             log.info("Fetching dataset from Local Data Store: %s", store.base_url + path)
             try:
@@ -192,10 +220,7 @@ class InputFetcher:
                 raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: {reason}") from error
         if not isinstance(dataset, _Document) or JSON not in dataset.forms:
             raise TaskError(f"dataset cannot be fetched from {store.base_url}{path}: it is not JSON")
-        if env.get("FL_SPLIT"):
-            dataset = await self._split(dataset, env)
-        inputs.add_document("dataset.json", "DATASET_DATA", dataset.forms[JSON])
-        log.info("Successfully fetched dataset with %d samples and passed to client", dataset.samples)
+        return dataset
 
     async def _split(self, dataset: _Document, env: Mapping[str, str]) -> _Document:
         """The part of a dataset that the task is for: of training, or held out for evaluation."""

@@ -16,6 +16,7 @@ from propeller.proplet.compression import UpdateCompressor
 from propeller.proplet.device_states import CLEAN_EVERY_S, DeviceStates
 from propeller.proplet.inputs import COORDINATOR, DATA_STORE, MODEL_REGISTRY, InputFetcher, ServiceClients
 from propeller.proplet.large_files import LargeFiles
+from propeller.proplet.local_data import CHECK_S, LocalData
 from propeller.proplet.outbox import Outbox, TaskPublisher
 from propeller.proplet.policy import PolicyFile
 from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
@@ -89,11 +90,33 @@ def _open_room(settings: PropletSettings) -> TaskRoom:
     return TaskRoom(whole)
 
 
+def _service_clients(settings: PropletSettings) -> ServiceClients:
+    urls = {
+        COORDINATOR: settings.coordinator_url,
+        MODEL_REGISTRY: settings.model_registry_url,
+        DATA_STORE: settings.data_store_url,
+    }
+    return ServiceClients(urls, (settings.client_id, settings.client_key) if settings.auth == "on" else None)
+
+
+async def _open_data(settings: PropletSettings) -> LocalData | None:
+    if settings.data is None:
+        return None
+    found = LocalData(settings.data, settings.data_label)
+    await found.open()
+    return found
+
+
+def _watch_data(background: BackgroundTasks, local_data: LocalData | None) -> None:
+    if local_data is not None:
+        background.spawn_periodic("looking at the data", local_data.look, CHECK_S)
+
+
 async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     """Be a proplet until ``stop`` is set.
 
     Raises:
-        StartError: the state folder or the sandbox cannot be opened, or the policy has a mistake.
+        StartError: the state folder or the sandbox cannot be opened, the policy has a mistake, or the device's own data.
     """
     me, channel = settings.client_id, Channel(settings.domain_id, settings.channel_id)
     topics = PropletTopics(channel, me, compat=settings.compat)
@@ -109,14 +132,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
     presence = Presence(settings, session, topics, heartbeat_file, policy.is_open)
     publisher = TaskPublisher(session, topics, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
-    urls = {
-        COORDINATOR: settings.coordinator_url,
-        MODEL_REGISTRY: settings.model_registry_url,
-        DATA_STORE: settings.data_store_url,
-    }
-    credentials = (me, settings.client_key) if settings.auth == "on" else None
+    local_data = await _open_data(settings)
     async with contextlib.AsyncExitStack() as stack:
-        services = await stack.enter_async_context(ServiceClients(urls, credentials))
+        services = await stack.enter_async_context(_service_clients(settings))
         updates = UpdateSender(services, publisher.send_update)
         try:
             folder = settings.folder
@@ -141,7 +159,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         await _log_confinement(sandbox)
         programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout, policy)
         stack.push_async_callback(programs.close)
-        inputs = InputFetcher(services, me, large)
+        inputs = InputFetcher(services, me, large, local_data)
         compressor = UpdateCompressor(sandbox.call, states)
         runner = ProgramRunner(
             me,
@@ -176,6 +194,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             CLEAN_EVERY_S,
             at_once=True,
         )
+        _watch_data(background, local_data)
         executor.send_left_over()
         await stop.wait()
         log.info("proplet stopping", proplet_id=me)

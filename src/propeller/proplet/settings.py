@@ -54,6 +54,10 @@ class PropletSettings(MqttTlsSettings):
     coordinator_url: str | None = Field(
         None, validation_alias=AliasChoices("COORDINATOR_URL", "MANAGER_COORDINATOR_URL")
     )
+    data: Path | None = Field(None, alias="PROPLET_DATA")
+    """The device's own data, a file or a folder: programs are given it, no service is, and no data store is asked."""
+    data_label: str | None = Field(None, alias="PROPLET_DATA_LABEL")
+    """Of a table, the column with labels."""
     auth: Literal["on", "off"] = Field("on", alias="PROPELLER_AUTH")
     """``off``: do not send the client's id and key to the services above."""
 

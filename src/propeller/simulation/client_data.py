@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from propeller.errors import InvalidError
 from propeller.fl.data_split import split_positions
 from propeller.protocol.task import encode_json
+from propeller.samples.device_data import rows_of
 from propeller.tensors.files import Source
 from propeller.tensors.numpy_machine import ArrayFiles
 
@@ -134,9 +135,7 @@ class ArrayData(ClientData):
     def document(self, client: int, part: Part | None) -> bytes:
         """As ``ClientData.document``."""
         mine = self._rows_of(client, part)
-        names = list(self._columns)
-        lists = [self._columns[name][mine].tolist() for name in names]
-        samples = [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
+        samples = rows_of({name: column[mine] for name, column in self._columns.items()})
         return to_json(
             {"data": samples, "size": len(samples)}
         )  # ten times as quick as json, which writes the same numbers

@@ -9,7 +9,7 @@ from typing import TypeVar
 from propeller.errors import InvalidError
 from propeller.fl.selection import natural_order
 from propeller.protocol.strict import nearest_names
-from propeller.simulation.csv_files import read_rows
+from propeller.samples.csv_files import read_rows
 
 T = TypeVar("T")
 

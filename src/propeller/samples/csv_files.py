@@ -3,7 +3,7 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,37 +23,59 @@ Array = npt.NDArray[Any]
 
 
 def read_csv(
-    path: Path, label: str | None, apart: Sequence[str]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The columns ``x`` and ``y`` of programs, and those apart.
+    path: Path, label: str | None, apart: Sequence[str], *, text_labels: bool = True
+) -> tuple[dict[str, Array], dict[str, Array], tuple[str, ...]]:
+    """The columns ``x`` and ``y`` of programs, those apart, and the names in the first line.
 
     Args:
         path: the file, UTF-8 with names in the first line; ``.gz`` if its name ends so.
         label: the column that becomes ``y``; if ``None``, one that is called y, label, target or class.
         apart: columns that do not go into ``x``, beside those of texts.
+        text_labels: whether labels may be texts.
 
     Raises:
         InvalidError: it cannot be read so; the text names the line.
         OSError: the file cannot be read.
     """
     names, rows, lines = read_rows(path)
+    columns = {
+        name: _column(path, name, values, lines, may_be_text=name in apart)
+        for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    }
+    return *assemble_columns(path, columns, label, apart, text_labels=text_labels), tuple(names)
+
+
+def assemble_columns(
+    path: Path,
+    columns: Mapping[str, Array],
+    label: str | None,
+    apart: Sequence[str],
+    *,
+    text_labels: bool = True,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The columns ``x`` and ``y`` of programs, and those apart, of a table; the arguments are those of ``read_csv``.
+
+    Raises:
+        InvalidError: no column is the label, or none is left beside it.
+    """
+    names = list(columns)
     label = _find_label(path, names, label)
     wrong = [name for name in apart if name not in names or name == label]
     if wrong:
         raise InvalidError(
             f"apart: {', '.join(wrong)}: name columns other than the label; {path} has {', '.join(names)}"
         )
-    columns = {
-        name: _column(path, name, values, lines, may_be_text=name in apart)
-        for name, values in zip(names, zip(*rows, strict=True), strict=True)
-    }
     texts = {name for name, column in columns.items() if column.dtype.kind == "U"}
     features = [name for name in names if name != label and name not in apart and name not in texts]
     if not features:
         raise InvalidError(
             f"data: {path} has no column of numbers beside the label {label!r} and those apart: programs would be given nothing"
         )
-    x = np.empty((len(rows), len(features)), np.float32)
+    if label in texts and not text_labels:
+        raise InvalidError(
+            f"data: {path}: the label {label!r} is of texts, which each device would number in its own way: write numbers"
+        )
+    x = np.empty((len(columns[label]), len(features)), np.float32)
     for at, name in enumerate(features):
         x[:, at] = columns[name]
     rest = {name: column for name, column in columns.items() if name in apart or name in texts}
