@@ -24,7 +24,10 @@ def test_every_limit_of_a_run_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("limits", "says"),
     [
-        ({"wall_time": 1}, "limits: 'wall_time' is no limit; there are wall_time_s, fuel"),
+        (
+            {"wall_time": 1},
+            "limits: 'wall_time' is no limit; did you mean 'wall_time_s'? There are wall_time_s, fuel",
+        ),
         ({"compile_s": 1}, "limits: 'compile_s' is no limit"),
         ({"fuel": 0}, "limits: fuel must be above 0"),
         ({"memory_bytes": -1}, "limits: memory_bytes must be above 0"),

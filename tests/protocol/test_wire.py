@@ -124,6 +124,8 @@ def test_a_flood_of_errors_makes_a_short_text() -> None:
 
 def test_unknown_fields_are_ignored() -> None:
     assert TaskStop.decode(b'{"id":"t","new":{"x":[1]}}') == TaskStop(id="t")
+    given = {"round_id": "r", "k_of_n": 2, "kofn": 2, "timeout": 5, "z": 1}
+    assert RoundStart.unknown_fields(given) == ["kofn", "timeout (did you mean 'timeout_s'?)", "z"]
 
 
 def test_a_message_is_never_made_with_a_number_that_is_none() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from propeller.protocol.ids import Id
+from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import (
     MAX_INTEGER,
     MalformedMessageError,
@@ -85,7 +86,9 @@ def check_limits(limits: Any) -> dict[str, int | float] | None:
         raise ValueError('must be an object, as {"wall_time_s": 60}')  # noqa: TRY004 - pydantic's convention
     for name, value in limits.items():
         if name not in LIMIT_NAMES:
-            raise ValueError(f"{str(name)[:80]!r} is no limit; there are {', '.join(LIMIT_NAMES)}")
+            near = nearest_names(str(name)[:80], LIMIT_NAMES)
+            meant = f"; did you mean {near[0]!r}? There" if near else "; there"
+            raise ValueError(f"{str(name)[:80]!r} is no limit{meant} are {', '.join(LIMIT_NAMES)}")
         wanted = (int, float) if name == WALL_TIME else (int,)
         if isinstance(value, bool) or not isinstance(value, wanted):
             kind = "a number of seconds" if name == WALL_TIME else "a whole number"

@@ -74,9 +74,19 @@ class Message(BaseModel):
 
     @classmethod
     def unknown_fields(cls, fields: Mapping[str, Any]) -> list[str]:
-        """The names in ``fields`` that this message does not have and ignores, cut to what fits in an answer."""
-        names = sorted(set(fields) - set(cls.model_fields))
-        return [name[:80] for name in names[:_MAX_NAMED_FIELDS]]
+        """The names in ``fields`` that this message does not have and ignores, cut to what fits in an answer.
+
+        One that is like a field which is not given is followed by that, as ``kofn (did you mean 'k_of_n'?)``.
+        """
+        from propeller.protocol.strict import nearest_names  # which is made of this
+
+        names = sorted(set(fields) - set(cls.model_fields))[:_MAX_NAMED_FIELDS]
+        missing = set(cls.model_fields) - set(fields)
+        near = [next(iter(nearest_names(name[:80], missing)), None) for name in names]
+        return [
+            name[:80] if meant is None else f"{name[:80]} (did you mean {meant!r}?)"
+            for name, meant in zip(names, near, strict=True)
+        ]
 
     def encode(self) -> bytes:
         """Compact JSON without the fields that are ``None``.
