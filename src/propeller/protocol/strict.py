@@ -25,10 +25,10 @@ MAX_FIELDS = 1000
 """Of a table: it takes long to say of so many that there are none such."""
 
 
-def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known names that ``name`` may be a misspelling of, the nearest first."""
+def nearest_names(name: str, known: Iterable[str], *, likeness: float = 0.6) -> list[str]:
+    """Up to three of the known names that ``name`` may be a misspelling of, the nearest first; a ``likeness`` of 1 is the same name."""
     lower = {one.casefold(): one for one in known}
-    return [lower[one] for one in difflib.get_close_matches(name.casefold(), list(lower), 3, 0.6)]
+    return [lower[one] for one in difflib.get_close_matches(name.casefold(), list(lower), 3, likeness)]
 
 
 class StrictMessage(Message):

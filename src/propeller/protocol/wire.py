@@ -27,6 +27,9 @@ _LONG_BYTES = 1024 * 1024
 _DIGITS = 200
 """In longer texts than ``_LONG_BYTES``, digits in a row from twice this number on are refused: reading such a number is slow."""
 
+_LIKE = 0.75
+"""How like a field an ignored one must be to be taken for it: others' fields, which are rightly ignored, have names like it, too."""
+
 _MAX_NAMED_FIELDS = 10
 _MAX_COUNTED_FIELDS = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -82,7 +85,7 @@ class Message(BaseModel):
 
         names = sorted(set(fields) - set(cls.model_fields))[:_MAX_NAMED_FIELDS]
         missing = set(cls.model_fields) - set(fields)
-        near = [next(iter(nearest_names(name[:80], missing)), None) for name in names]
+        near = [next(iter(nearest_names(name[:80], missing, likeness=_LIKE)), None) for name in names]
         return [
             name[:80] if meant is None else f"{name[:80]} (did you mean {meant!r}?)"
             for name, meant in zip(names, near, strict=True)
