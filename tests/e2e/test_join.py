@@ -1,6 +1,7 @@
 """A device elsewhere: added, joined and removed with one command each, on a stack that is reached over a network."""
 
 import asyncio
+import json
 import shutil
 import stat
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from propeller.errors import ConflictError, InvalidError, NotFoundError
 from propeller.protocol.join_tokens import JoinToken
-from propeller.sdk import Propeller
+from propeller.sdk import AsyncPropeller, Propeller
 from support.joined import Joined, joined, states, wait_alive
 from support.net import wait_until
 from support.stack import Up, propeller, running_stack
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.timeout(180)
 HOST = "127.0.0.2"
 """Another address of loopback, by which devices reach the stack as one elsewhere."""
 
+PASSWORD = "ann-ann-ann"
 TAP = "127.0.0.3"
 TAPPED = ("identity", "coordinator", "model_registry", "data_store")
 MARKER_TEXT, MARKER_NUMBER = "patient-70a1", "0.7312583"
@@ -177,3 +180,44 @@ def test_a_server_with_another_authority_is_told_nothing(up: Up, tmp_path: Path)
     assert "cannot be reached from this device" in nobody.stderr
     with joined(tmp_path, good.encode(), "--state", "device") as device:
         wait_alive(up, "careful", device)
+
+
+def test_an_operator_adds_and_removes_devices_from_elsewhere(up: Up) -> None:
+    env = {"PROPELLER_NEW_PASSWORD": PASSWORD, "PROPELLER_PASSWORD": PASSWORD}
+    for name, role in (("ann", "operator"), ("bob", "viewer")):
+        command = ("user", "add", name, "--role", role, "--state", str(up.folder))
+        assert propeller(*command, env=env).returncode == 0
+    services = ("manager", "coordinator", "model_registry", "data_store", "identity")
+    urls = [
+        word for name in services for word in ("--url", f"{name}={up.url(name).replace('127.0.0.1', HOST)}")
+    ]
+    remote = [*urls, "--ca", up.stack["ca"]]
+    added = propeller("device", "add", "afar", *remote, "--user", "ann", "--json", env=env)
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout)["name"] == "afar"
+    listed = propeller("device", "list", *remote, "--user", "ann", env=env)
+    assert "afar" in listed.stdout
+    refused = propeller("device", "remove", "afar", *remote, "--user", "bob", env=env)
+    assert refused.returncode == 1
+    assert "only an operator or an admin" in refused.stderr
+    missing = propeller("device", "remove", "nobody", *remote, "--user", "ann", env=env)
+    assert "there is no device 'nobody'; there are: " in missing.stderr
+    assert propeller("device", "remove", "afar", *remote, "--user", "ann", env=env).returncode == 0
+    assert "afar" not in states(up)
+
+
+async def test_from_python_with_an_event_loop(up: Up) -> None:
+    async with AsyncPropeller.from_state(up.folder) as fl:
+        added = await fl.devices.add("looped", tags=["north"], lifetime_s=60)
+        assert JoinToken.decode(added["token"]).identity_url.startswith(f"https://{HOST}:")
+        with pytest.raises(ConflictError, match="propeller device remove looped"):
+            await fl.devices.add("looped")
+        with pytest.raises(InvalidError, match="name"):
+            await fl.devices.add("no spaces")
+        renamed = await fl.devices.rename("looped", "straight")
+        assert renamed == {"id": added["id"], "name": "straight", "tags": ["north"]}
+        found = next(one for one in await fl.devices.list() if one["id"] == added["id"])
+        assert (found["name"], found["state"], found["alive"]) == ("straight", "waiting", False)
+        await fl.devices.remove(added["id"])
+        with pytest.raises(NotFoundError, match="there is no device 'straight'"):
+            await fl.devices.remove("straight")

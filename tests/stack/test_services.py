@@ -1,6 +1,7 @@
 """The services' descriptions, and the environment that each process of a stack is given."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from propeller.stack.services import (
     SERVICES,
     ServiceSpec,
     StackConfig,
+    StackTls,
     find_service,
 )
 from support.stack_config import make_stack_config
@@ -168,3 +170,28 @@ def test_up_passes_on_every_limit(config: StackConfig, monkeypatch: pytest.Monke
             monkeypatch.setenv(name, "7")
         told = spec.environment_in(config, "proplet-1" if spec.is_device else "")
         assert [name for name in limits if told.get(name) != "7"] == []
+
+
+def test_identity_tells_devices_that_join_the_addresses_by_which_they_reach_the_stack(
+    config: StackConfig, tmp_path: Path
+) -> None:
+    def told(stack: StackConfig) -> dict[str, str]:
+        env = find_service("identity").environment_in(stack)
+        return {name: value for name, value in env.items() if name.startswith("IDENTITY_JOIN_")}
+
+    ports = config.ports
+    here = told(config)
+    assert here["IDENTITY_JOIN_URL"] == f"http://127.0.0.1:{ports['identity-users']}"
+    assert here["IDENTITY_JOIN_BROKER"] == f"tcp://127.0.0.1:{ports['broker']}"
+    assert "IDENTITY_JOIN_CA_CERT" not in here
+    ca = tmp_path / "ca.pem"
+    tls = StackTls("fleet.example", ca, tmp_path / "server.pem", tmp_path / "server-key.pem")
+    elsewhere = told(replace(config, tls=tls))
+    assert elsewhere == {
+        "IDENTITY_JOIN_URL": f"https://fleet.example:{ports['identity-users']}",
+        "IDENTITY_JOIN_BROKER": f"mqtts://fleet.example:{ports['broker']}",
+        "IDENTITY_JOIN_COORDINATOR_URL": f"https://fleet.example:{ports['coordinator']}",
+        "IDENTITY_JOIN_MODEL_REGISTRY_URL": f"https://fleet.example:{ports['model-registry']}",
+        "IDENTITY_JOIN_DATA_STORE_URL": f"https://fleet.example:{ports['data-store']}",
+        "IDENTITY_JOIN_CA_CERT": str(ca),
+    }
