@@ -12,6 +12,7 @@ import pytest
 
 from propeller.errors import InvalidError
 from propeller.sdk import Experiment, ExperimentHandle, Propeller
+from support.net import wait_until
 from support.python_programs import TEMPLATE, built
 from support.stack import Up, propeller, running_stack
 
@@ -64,6 +65,8 @@ def test_the_first_round_says_why_and_a_later_one_succeeds_without_a_second_comp
             data=DATA,
         )
         handle = fl.run(made)
+        compiling = re.compile(r"(?m)^slow.*: preparing: compiling: proplet-1, proplet-2, ")
+        wait_until(lambda: compiling.search(status(up)), what="devices that compile", timeout=60)
         happened = told(handle)
         assert handle.status()["state"] == "completed"
     *failed, last = happened["round_ended"]
@@ -83,6 +86,21 @@ def test_the_first_round_says_why_and_a_later_one_succeeds_without_a_second_comp
     for log in (up.folder / "logs").glob("proplet-*.log"):
         lines.update(json.loads(line).get("msg", "") for line in log.read_text().splitlines() if line)
     assert lines["compiled the program"] == 1
+
+
+def status(up: Up) -> str:
+    return propeller("status", "--state", str(up.folder)).stdout
+
+
+def test_a_participant_that_is_not_there_is_skipped_and_said_so(up: Up) -> None:
+    with Propeller.from_state(up.folder) as fl:
+        alive = [one["id"] for one in fl.proplets(alive=True)][:2]
+        done = fl.run_round(fl.image(), participants=[*alive, "nobody"], k_of_n=2)
+    assert len(done.updates) == 2
+    assert done.failures == {}
+    assert list(done.skipped) == ["nobody"]
+    assert done.skipped["nobody"].startswith("proplet not found")
+    assert repr(done).endswith("; skipped: nobody>")
 
 
 def test_a_program_sent_ahead_is_compiled_before_its_first_round(up: Up, tmp_path: Path) -> None:

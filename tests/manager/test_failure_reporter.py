@@ -117,7 +117,7 @@ async def test_lost_proplets_and_skipped_participants_are_reported(
         await start(manager, participants=["p1", "gone"], min_updates=1)
         (skipped,) = await reported(coordinator, 1)
         assert skipped[:2] == ("r-1", "gone")
-        assert "proplet not found" in skipped[2]
+        assert skipped[2].startswith("skipped: proplet not found")
         lost = (await reported(coordinator, 2))[1]
         assert lost[:2] == ("r-1", "p1")
         assert "no heartbeat" in lost[2]

@@ -29,6 +29,9 @@ _EXPERIMENT_COLUMNS = (
 
 Verb = Literal["pause", "resume", "stop"]
 
+_MAX_NAMED = 10
+"""Devices that are named of those that do the same."""
+
 _SAID = {
     "pause": "pauses after the round that runs",
     "resume": "goes on",
@@ -78,6 +81,18 @@ def print_reasons(console: Console, reasons: Iterable[tuple[str, str | None]]) -
             console.print(escape_line(f"{name}: {reason}"), markup=False, soft_wrap=True)
 
 
+def print_stages(console: Console, detail: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Print what participants do whose updates a round waits for, as far as that is known."""
+    devices: dict[str, list[str]] = {}
+    for one in detail.get("stages") or []:
+        devices.setdefault(one["stage"], []).append(_device(one, names))
+    for stage, found in devices.items():
+        some = ", ".join(found[:_MAX_NAMED]) + (
+            f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+        )
+        console.print(escape_line(f"{detail['round_id']}: {stage}: {some}"), markup=False, soft_wrap=True)
+
+
 def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> None:
     """Print an experiment: how it stands, what was asked for, and the round that runs."""
     with target.connect() as fl:
@@ -104,6 +119,7 @@ def show_experiment(target: Target, experiment_id: str, *, as_json: bool) -> Non
     print_fields(console, shown)
     if status.get("round"):
         _show_round(status["round"], names, console)
+        print_stages(console, status["round"], names)
     console.print(f"[dim]asked for[/]  {escape(json.dumps(status['spec']))}", soft_wrap=True)
 
 

@@ -13,7 +13,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from propeller.cli.experiments import print_experiments, print_reasons
+from propeller.cli.experiments import print_experiments, print_reasons, print_stages
 from propeller.cli.tables import Column, print_rows
 from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError
@@ -192,6 +192,7 @@ def _show_rounds(console: Console, fl: Propeller) -> None:
     rounds = fl.rounds(limit=_ROUNDS)
     if not rounds:
         return
+    names = fl.device_names()
     rows = [
         (
             detail["round_id"],
@@ -205,3 +206,6 @@ def _show_rounds(console: Console, fl: Propeller) -> None:
     console.print("\n[bold]Rounds[/], newest first")
     print_rows(console, columns, rows)
     print_reasons(console, ((detail["round_id"], detail.get("reason")) for detail in rounds))
+    for summary in rounds:
+        if summary["state"] == "collecting":
+            print_stages(console, fl.round(summary["round_id"]), names)

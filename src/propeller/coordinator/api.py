@@ -292,7 +292,7 @@ def _round_routes(service: Coordinator) -> Router:
         record = await service.get_round(round_id)
         if who.role == Role.PROPLET:
             return record.detail_for(who.id)
-        return {**record.detail(), **service.waits_for(record), **service.stages(record)}
+        return service.detail(record)
 
     @router.get("/rounds/{round_id}/complete")
     async def complete(

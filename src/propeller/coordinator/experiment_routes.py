@@ -73,9 +73,7 @@ def _watch_routes(service: Experiments) -> Router:
         record = (await service.find(experiment_id)).record
         if who.role == Role.PROPLET:  # it removes what programs kept on it once the experiment is over
             return {"id": record.id, "state": record.state.value}
-        opened = await service.open_round(record)
-        current = None if opened is None else opened.detail()
-        return {**record.summary(), "spec": record.spec_json, "round": current}
+        return {**record.summary(), "spec": record.spec_json, "round": await service.open_round(record)}
 
     @router.get("/{experiment_id}/history")
     async def history(

@@ -197,10 +197,11 @@ class Experiments:
         """How many experiments there are, of a state or name if one is given, and some of them, the newest first."""
         return await self._store.page(offset, limit, state=state, name=name)
 
-    async def open_round(self, record: ExperimentRecord) -> RoundRecord | None:
-        """The round of an experiment that is open, if there is one that devices take part in."""
+    async def open_round(self, record: ExperimentRecord) -> dict[str, Any] | None:
+        """Everything about the round of an experiment that is open, if there is one that devices take part in."""
         opened = record.experiment.open
-        return None if opened is None else await self._rounds.find_round(round_id(record.id, opened))
+        found = None if opened is None else await self._rounds.find_round(round_id(record.id, opened))
+        return None if found is None else self._rounds.detail(found)
 
     def rounds_of(self, experiment_id: str) -> AsyncIterator[list[RoundRecord]]:
         """Every round of an experiment, in the order in which they were created, some at a time."""

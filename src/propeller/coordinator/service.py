@@ -314,17 +314,22 @@ class Coordinator:
             await self._runner.observer.note_waiting(record, COMPILING)
         return True
 
-    def stages(self, record: RoundRecord) -> dict[str, Any]:
-        """What participants do whose updates a round waits for, as ``stages``, as far as something is known; else nothing."""
-        active = self._rounds.get(record.round_id)
-        if active is None or active.record.state is not RoundState.COLLECTING:
-            return {}
-        told = [
+    def detail(self, record: RoundRecord) -> dict[str, Any]:
+        """Everything about a round; while it collects with ``stages``, what participants do whose updates it waits for, as far as that is known.
+
+        While its updates cannot be aggregated with ``waiting``, what is away.
+        """
+        told, active = record.detail(), self._rounds.get(record.round_id)
+        if active is None:
+            return told
+        if active.waits_for is not None:
+            told["waiting"] = active.waits_for
+        stages = [
             {**record.device(name), "stage": active.stages[name].value}
             for name in record.round.unheard
             if name in active.stages and name not in record.round.failures
         ]
-        return {"stages": told} if told else {}
+        return {**told, "stages": stages} if stages else told
 
     async def note_refusal(self, round_id: str, proplet_id: str, reason: str) -> None:
         """Have a round not wait for a participant whose update can never count: its failure, unless it has failed already.
@@ -345,11 +350,6 @@ class Coordinator:
             NotFoundError: there is none of this id.
         """
         return (await self._find(round_id)).record
-
-    def waits_for(self, record: RoundRecord) -> dict[str, str]:
-        """What is away, as ``waiting``, while a round's updates cannot be aggregated; else nothing."""
-        active = self._rounds.get(record.round_id)
-        return {} if active is None or active.waits_for is None else {"waiting": active.waits_for}
 
     async def wait_for_round(
         self, round_id: str, timeout_s: float, more_than: int | None = None

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, insert, select
 
 from propeller.manager import tables
 from propeller.manager.task import TaskState
-from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.rounds import SKIPPED, Experiment, RoundStart
 from propeller.store.database import Database, DatabaseConnection
 
 _ROUND, _TASK, _WAITING = tables.rounds.c, tables.tasks.c, tables.waiting_rounds.c
@@ -26,6 +26,11 @@ class SkippedParticipant:
 
     proplet_id: str
     reason: str
+
+    @property
+    def failure(self) -> str:
+        """The reason as the coordinator is told it."""
+        return f"{SKIPPED}{self.reason}"
 
 
 @dataclass(frozen=True)
@@ -134,5 +139,6 @@ class RoundRepository:
         async with self._database.read() as connection:
             found = [(row[0], row[1], row[2]) for row in await connection.execute(failed)]
             for row in await connection.execute(skipped):
-                found += [(row.round_id, one["proplet_id"], one["reason"]) for one in row.skipped]
+                skipped_here = [SkippedParticipant(**one) for one in row.skipped]
+                found += [(row.round_id, one.proplet_id, one.failure) for one in skipped_here]
         return found

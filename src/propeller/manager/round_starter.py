@@ -161,7 +161,7 @@ class RoundStarter:
             if tasks:
                 await self._tasks.insert(connection, tasks)
         for one in started.skipped:
-            self._reporter.report(experiment.round_id, one.proplet_id, one.reason)
+            self._reporter.report(experiment.round_id, one.proplet_id, one.failure)
         published = await asyncio.gather(
             *(
                 self._runner.publish_start(task, proplet)

@@ -365,6 +365,10 @@ def read_update_fields(
         raise MalformedMessageError(reason) from None
 
 
+SKIPPED = "skipped: "
+"""How the reason of a failure begins of a participant that was not even asked: it was not alive when the round started."""
+
+
 class ParticipantFailure(Message):
     """``POST /rounds/{round_id}/failures`` of the coordinator: why no update is to be expected of a participant."""
 

@@ -130,6 +130,7 @@ class Propeller(Blocking[AsyncPropeller]):
     start_round = blocking(AsyncPropeller.start_round)
     wait_round = blocking(AsyncPropeller.wait_round)
     run_round = blocking(AsyncPropeller.run_round)
+    round = blocking(AsyncPropeller.round)
     rounds = blocking(AsyncPropeller.rounds)
     cancel_round = blocking(AsyncPropeller.cancel_round)
     retry_round = blocking(AsyncPropeller.retry_round)

@@ -56,8 +56,9 @@ class RoundResult:
         model_version: the version that its aggregated model got.
         updates: for each update that counts, ``proplet_id``, ``num_samples`` and ``metrics``.
         seconds: from its configuration to its end.
-        failures: participants that failed: id → why.
+        failures: participants that failed, or were late at the deadline: id → why.
         missing: participants of which neither an update nor a failure came before the round was closed.
+        skipped: participants that were not asked, as they were not alive when it started: id → why.
     """
 
     round_id: str
@@ -66,10 +67,12 @@ class RoundResult:
     seconds: float
     failures: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Shows how it ended, and who failed, not each update."""
-        who = {"failed": ", ".join(self.failures), "missing": ", ".join(self.missing)}
+        of = {"failed": self.failures, "missing": self.missing, "skipped": self.skipped}
+        who = {what: ", ".join(names) for what, names in of.items()}
         said = "".join(f"; {what}: {names}" for what, names in who.items() if names)
         return f"<RoundResult {self.round_id}: v{self.model_version} of {len(self.updates)} updates, {self.seconds:.1f} s{said}>"
 
@@ -395,10 +398,20 @@ class AsyncPropeller:
             if status.get("state") == "failed":
                 raise PropellerError(f"round {round_id} failed: {status.get('reason')}")
         detail = await self._connection.ask("GET", "coordinator", f"/rounds/{round_id}")
-        failures = {one["proplet_id"]: one["reason"] for one in detail["failures"]}
-        missing = [name for name in detail["missing"] if name not in failures]
+        reasons = {one["proplet_id"]: one["reason"] for one in detail["failures"]}
+        skipped = {
+            name: reason.removeprefix(wire.SKIPPED)
+            for name, reason in reasons.items()
+            if reason.startswith(wire.SKIPPED)
+        }
         return RoundResult(
-            round_id, status["model_version"], detail["received"], _seconds(detail), failures, missing
+            round_id,
+            status["model_version"],
+            detail["received"],
+            _seconds(detail),
+            {name: reason for name, reason in reasons.items() if name not in skipped},
+            [name for name in detail["missing"] if name not in reasons],
+            skipped,
         )
 
     async def run_round(
@@ -428,6 +441,15 @@ class AsyncPropeller:
             round_id=round_id,
         )
         return await self.wait_round(started, on_update)
+
+    async def round(self, round_id: str) -> dict[str, Any]:
+        """Everything that the coordinator says of a round: ``state``, ``failures``, ``stages`` of participants that it waits for, …
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        found: dict[str, Any] = await self._connection.ask("GET", "coordinator", f"/rounds/{round_id}")
+        return found
 
     async def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rounds, newest first."""
