@@ -1,4 +1,4 @@
-"""docs/from-flower.md: the client and the program that it shows beside each other train the same model."""
+"""docs/from-flower.md: what it shows beside each other does the same."""
 
 import json
 import re
@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.try_program import TrialInputs, run_try
 from propeller.wasm.program_run import Limits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-flower.md").read_text()
-CLIENT, PROGRAM, WEIGHTS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+CLIENT, PROGRAM, WEIGHTS, LOGISTIC, FITTED = re.findall(
+    r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+)
 [FILE] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -77,3 +80,38 @@ def test_weights_go_to_a_stack_and_back(monkeypatch: pytest.MonkeyPatch) -> None
     names["to_stack"](stack, net)
     names["from_stack"](stack, net)
     assert loaded["fc.weight"] is weight
+
+
+def test_the_program_learns_what_scikit_learn_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(1)
+    x = random.normal(size=(80, 2))
+    y = (x @ [2.0, -1.0] + 0.5 + random.normal(size=80) > 0).astype(int)
+    fitted = LogisticRegression(C=0.5, tol=1e-8).fit(x, y)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script, model, data = (tmp_path / name for name in ("train.py", "model.json", "data.json"))
+    script.write_text(LOGISTIC)
+    rows = [{"x": row.tolist(), "y": int(label)} for row, label in zip(x, y, strict=True)]
+    data.write_text(json.dumps({"data": rows}))
+    model.write_text('{"coef": [0, 0], "intercept": 0}')
+    hyperparams = {"epochs": 400, "lr": 1.0, "l2": 1 / (0.5 * 80)}
+    assert run_try(script, TrialInputs(model, data, hyperparams, "train"), Limits()) == 0
+    learned = json.loads(capfd.readouterr().out)["update"]
+    assert learned["coef"] == pytest.approx(fitted.coef_[0], rel=1e-3)
+    assert learned["intercept"] == pytest.approx(fitted.intercept_[0], rel=1e-3)
+
+    model.write_text(json.dumps(learned))
+    assert run_try(script, TrialInputs(model, data, hyperparams, "evaluate"), Limits()) == 0
+    found = json.loads(capfd.readouterr().out)["metrics"]
+    assert found["accuracy"] == pytest.approx(fitted.score(x, y), abs=0.015)
+
+    names: dict[str, Any] = {}
+    exec(FITTED, names)
+    stored: dict[str, Any] = {}
+    stack = SimpleNamespace(put_model=stored.update, model=lambda: stored)
+    names["to_stack"](stack, fitted)
+    again = LogisticRegression().fit(x[:10], y[:10])
+    names["from_stack"](stack, again)
+    assert (again.predict(x) == fitted.predict(x)).all()
