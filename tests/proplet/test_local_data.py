@@ -79,6 +79,18 @@ async def test_what_is_wrong_with_it_stays_in_the_log_of_the_device(
     assert (await data.dataset()).samples == 1
 
 
+async def test_other_columns_than_before_are_warned_of(
+    tmp_path: Path, log_lines: Callable[[], list[Any]]
+) -> None:
+    file = rows(tmp_path / "rows.csv", "1", "2")
+    data = LocalData(file, None)
+    await data.open()
+    file.write_text("a,b,y\n1,2,1\n")
+    await data.look()
+    (warned,) = (line for line in log_lines() if line["log_level"] == "warning")
+    assert (warned["before"], warned["now"]) == ("x float32 [1], y int64", "x float32 [2], y int64")
+
+
 async def test_a_proplet_does_not_start_on_data_that_cannot_be_read(world: World, tmp_path: Path) -> None:
     import asyncio
 

@@ -104,24 +104,32 @@ def run_join(token: str | None, state: Path, data: Path | None = None, label: st
         _check_data(data, label)  # before the token is used
     elif label is not None:
         raise StartError("--label: names a column of --data FILE: give that, too")
-    lock = _open_folder(state)
-    device = _load(state)
-    if token is not None:
-        device = _join_once(token, state, device)
-    elif device is None:
+    if token is None and not (state / DEVICE_FILE).exists():
         raise StartError(
             f"no device has joined on {state}: give the token of 'propeller device add NAME', or the folder of one that has (--state)"
         )
-    else:
-        device = _refresh(device, state)
-    if data is not None and (device.data, device.label) != (str(data.absolute()), label):
-        device = replace(device, data=str(data.absolute()), label=label)
-        _keep(device, state)
-    print(f"{device.name} ({device.id}) runs; its identity is in {state}", flush=True)
-    os.set_inheritable(lock.descriptor, True)
-    os.environ.update(device.environment(state))
-    # In the place of this process: what redeeming a token needs does not stay in the device's memory.
-    os.execv(sys.executable, [sys.executable, "-m", "propeller", "serve", "proplet"])  # noqa: S606 - this interpreter
+    lock = _open_folder(state)
+    try:
+        device = _identify(token, state)
+        if data is not None and (device.data, device.label) != (str(data.absolute()), label):
+            device = replace(device, data=str(data.absolute()), label=label)
+            _keep(device, state)
+        print(f"{device.name} ({device.id}) runs; its identity is in {state}", flush=True)
+        os.set_inheritable(lock.descriptor, True)
+        os.environ.update(device.environment(state))
+        # In the place of this process: what redeeming a token needs does not stay in the device's memory.
+        os.execv(sys.executable, [sys.executable, "-m", "propeller", "serve", "proplet"])  # noqa: S606 - this interpreter
+    finally:  # of an error alone
+        lock.release()
+
+
+def _identify(token: str | None, state: Path) -> JoinedDevice:
+    device = _load(state)
+    if token is not None:
+        return _join_once(token, state, device)
+    if device is None:  # removed just now
+        raise StartError(f"{state / DEVICE_FILE} is gone")
+    return _refresh(device, state)
 
 
 def _check_data(data: Path, label: str | None) -> None:
@@ -139,6 +147,11 @@ def _open_folder(state: Path) -> FileLock:
     lock = FileLock(state / LOCK_FILE)
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        names = {one.name for one in state.iterdir()}
+        if DEVICE_FILE not in names and (others := sorted(names - {LOCK_FILE, CA_FILE})):
+            raise StartError(
+                f"--state: {state} has other files ({', '.join(others[:3])}): a device's folder is for its identity alone; choose a new one"
+            )
         state.chmod(0o700)
         lock.acquire(0)
     except LockedError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ class LocalData:
         self._stamp: Stamp | None = None
         self._kept: LocalDataset | None = None
         self._fault = ""
+        self._columns: Mapping[str, str] | None = None
         self._reading = asyncio.Lock()
 
     async def open(self) -> None:
@@ -103,13 +105,20 @@ class LocalData:
             if self._stamp_now() == stamp:  # else it was written to meanwhile
                 break
         self._stamp, self._fault = stamp, ""
+        if self._columns not in (None, found.columns):
+            log.warning(
+                "the columns of the device's own data have changed: programs may not fit them any more",
+                before=_shown(self._columns or {}),
+                now=_shown(found.columns),
+            )
+        self._columns = found.columns
         dataset = LocalDataset(found.content, found.samples, str(hash(stamp)))
         self._kept = dataset if len(found.content) <= _MAX_KEPT_BYTES else None
         log.info(
             "the device's own data is read",
             path=str(self._path),
             samples=found.samples,
-            columns=", ".join(f"{name} {what}" for name, what in found.columns.items()),
+            columns=_shown(found.columns),
             left_out=", ".join(found.left_out) or None,
         )
         return dataset
@@ -129,3 +138,7 @@ class LocalData:
         except OSError:  # being replaced, or gone: reading it says so
             return (("", 0, 0, 0),)
         return tuple(found)
+
+
+def _shown(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {what}" for name, what in columns.items())
