@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from docs.test_reference import BESIDE_SETTINGS, names_of, section, spans
+from propeller.stack.misspelt_variables import warn_of_misspelt_variables
 from propeller.stack.services import SERVICES, find_service
 from propeller.stack.unsupported_variables import MANAGER, warn_of_unsupported_variables
 
@@ -81,3 +82,36 @@ def test_who_sets_one_in_vain_is_told_once_and_without_its_value() -> None:
     assert [line["variable"] for line in logs] == ["MANAGER_OTEL_URL", "MANAGER_STORAGE_TYPE"]
     assert {line["log_level"] for line in logs} == {"warning"}
     assert "secret" not in json.dumps(logs)
+
+
+def test_who_misspells_a_setting_is_told_which_it_may_be() -> None:
+    spec = find_service("proplet")
+    environment = {
+        "PROPLET_TASK_MEMROY": "secret",
+        "PROPLET_TASK_WALLTIME": "5",
+        "PROPLET_TASK_FUEL": "5",
+        "PROPLET_TASK_FUELS": "5",  # the one that it may be is set
+        "PROPLET_2_CLIENT_ID": "of another proplet",
+        "PROPLET_TASK_OUT_BYTE": "",
+        "MANAGER_HTTP_PROT": "of another service",
+        "PATH": "/bin",
+    }
+    with capture_logs() as logs:
+        warn_of_misspelt_variables(spec.load_settings_class(), spec.unsupported, environment)
+    assert {line["variable"]: line["did_you_mean"] for line in logs} == {
+        "PROPLET_TASK_MEMROY": "PROPLET_TASK_MEMORY",
+        "PROPLET_TASK_WALLTIME": "PROPLET_TASK_WALL_TIME",
+    }
+    assert "secret" not in json.dumps(logs)
+
+
+@pytest.mark.parametrize("service", [spec.name for spec in SERVICES])
+def test_no_variable_of_a_service_is_taken_for_a_misspelt_one_of_another(service: str) -> None:
+    spec = find_service(service)
+    others = {name for one in SERVICES for name in ours(one.name)} - ours(service)
+    theirs_too = {name for one in SERVICES for name in (*one.unsupported, *theirs(one.name))}
+    with capture_logs() as logs:
+        warn_of_misspelt_variables(
+            spec.load_settings_class(), spec.unsupported, dict.fromkeys(others | theirs_too, "x")
+        )
+    assert logs == []

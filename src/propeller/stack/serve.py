@@ -9,6 +9,7 @@ from propeller.process import logs
 from propeller.process.files import keep_private
 from propeller.process.run import run
 from propeller.process.settings import LogSettings, SettingsError
+from propeller.stack.misspelt_variables import warn_of_misspelt_variables
 from propeller.stack.services import find_service
 from propeller.stack.unsupported_variables import warn_of_unsupported_variables
 
@@ -37,8 +38,10 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
         os.environ["PROPELLER_INSECURE"] = "true"
 
     async def main(stop: asyncio.Event) -> None:
-        settings = spec.load_settings_class().load()
+        kind = spec.load_settings_class()
+        settings = kind.load()
         warn_of_unsupported_variables(spec.unsupported)
+        warn_of_misspelt_variables(kind, [spec.log_level_variable, *spec.unsupported])
         start = spec.load_main()
         _stop_with_parent(stop)
         await start(settings, stop)
