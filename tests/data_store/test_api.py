@@ -165,6 +165,9 @@ def test_ids_to_seed_come_from_either_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PROPLET_3_CLIENT_ID", "three")
     monkeypatch.setenv("PROPLET_2_CLIENT_ID", "")
     assert DataStoreSettings.load().ids_to_seed() == ["one", "three"]
+    monkeypatch.setenv("PROPLET_4_ENTITY_ID", "four")
+    monkeypatch.setenv("PROPLET_3_ENTITY_ID", "three")
+    assert DataStoreSettings.load().ids_to_seed() == ["one", "three", "four"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", " a , b,,a")
     assert DataStoreSettings.load().ids_to_seed() == ["a", "b"]
     monkeypatch.setenv("FL_DATASET_PARTICIPANTS", "../x")

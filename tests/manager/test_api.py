@@ -181,6 +181,72 @@ async def test_h_proplets_get_texts_and_a_whole_profile_and_directed_ones_their_
     assert messages[f"{Kind.STOP}/d"]["proplet_id"] == "d"
 
 
+async def test_what_has_ended_can_be_stopped_and_what_runs_deleted(manager: RunningManager) -> None:
+    await manager.add_proplets("p1")
+    task_id = await manager.create_task()
+    await manager.http.post(f"/tasks/{task_id}/start")
+    await manager.mqtt.send_result(task_id, "p1", "8")
+    ended = await manager.wait_for_state(task_id, 3)
+    assert (await manager.http.post(f"/tasks/{task_id}/stop")).json() == {"stopped": True}
+    assert await manager.task(task_id) == ended
+    await manager.http.post(f"/tasks/{task_id}/start")
+    assert (await manager.http.delete(f"/tasks/{task_id}")).status_code == 204
+    stop = {"id": task_id, "broadcast": False, "proplet_id": "p1"}
+    await eventually(lambda: (Kind.STOP, stop) in manager.mqtt.received, what="a stop")
+    assert (await manager.http.get(f"/tasks/{task_id}")).status_code == 404
+    assert (await manager.http.post(f"/tasks/{task_id}/stop")).status_code == 404
+
+
+async def test_tasks_are_found_by_their_metadata(manager: RunningManager) -> None:
+    mine = [await manager.create_task(metadata={"owner": "me", "run": number}) for number in range(3)]
+    await manager.create_task(metadata={"owner": "you"})
+    await manager.create_task(env={"metadata": "owner"})
+
+    async def found(**params: Any) -> tuple[int, list[str]]:
+        answer = (await manager.http.get("/tasks", params=params)).json()
+        return answer["total"], [task["id"] for task in answer["tasks"]]
+
+    assert await found(metadata='{"owner": "me"}') == (3, mine)
+    assert await found(metadata='{"owner": "me"}', limit=1, offset=1) == (3, mine[1:2])
+    assert await found(metadata='{"owner": "me", "run": 2}') == (1, mine[2:])
+    assert await found(metadata='{"owner": null}') == (0, [])
+    assert (await found(metadata="{}"))[0] == 5
+    assert (await manager.task(mine[1]))["metadata"] == {"owner": "me", "run": 1}
+    changed = await manager.http.put(f"/tasks/{mine[0]}", json={"metadata": {"owner": "us"}, "priority": 0})
+    assert (changed.json()["metadata"], changed.json()["priority"]) == ({"owner": "us"}, 50)
+    for wrong in ("[1]", "owner"):
+        refused = await manager.http.get("/tasks", params={"metadata": wrong})
+        assert (refused.status_code, refused.json()["error"][:9]) == (400, "metadata:")
+
+
+async def test_fields_that_nothing_is_done_for_are_named(manager: RunningManager) -> None:
+    asked = {
+        "name": "add",
+        "image_url": "localhost/add:1",
+        "schedule": "* * * * *",
+        "depends_on": ["x"],
+        "broadcast": True,
+        "latent": False,
+        "run_if": "",
+        "next_run": "0001-01-01T00:00:00Z",
+        "results": "mine",
+        "prioritty": 7,
+    }
+    answer = (await manager.http.post("/tasks", json=asked)).json()
+    assert answer["ignored"] == [
+        "broadcast",
+        "depends_on",
+        "prioritty (did you mean 'priority'?)",
+        "schedule",
+    ]
+    asked = {"name": "add", "image_url": "localhost/add:1"}
+    assert "ignored" not in (await manager.http.post("/tasks", json=asked)).json()
+    for field, value in {"priority": 101, "metadata": [1]}.items():
+        refused = await manager.http.post("/tasks", json={**asked, field: value})
+        assert refused.status_code == 400
+        assert refused.json()["error"].startswith(f"{field}:")
+
+
 async def test_only_proplets_that_know_of_it_are_asked_to_fetch_and_not_run(manager: RunningManager) -> None:
     await manager.add_proplets("d", directed=True)
     await manager.add_proplets("s")
@@ -309,7 +375,6 @@ async def test_a_stop_reaches_the_proplet_and_its_confirmation_does_not_end_the_
     idle = await manager.http.post(f"/tasks/{task_id}/stop")
     assert idle.status_code == 409
     await manager.http.post(f"/tasks/{task_id}/start")
-    assert (await manager.http.delete(f"/tasks/{task_id}")).status_code == 409
     assert (await manager.http.post(f"/tasks/{task_id}/stop")).json() == {"stopped": True}
     await eventually(
         lambda: (Kind.STOP, {"id": task_id, "broadcast": False, "proplet_id": "p1"}) in manager.mqtt.received

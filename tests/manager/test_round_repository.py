@@ -70,5 +70,5 @@ async def test_failed_and_skipped_participants_of_open_rounds(database: Database
     await store(database, started_round("r-open", 60), TaskState.FAILED, TaskState.RUNNING)
     assert await rounds.failures(START + 30 * SECOND) == [
         ("r-open", "p1", "trap"),
-        ("r-open", "p2", "proplet not found"),
+        ("r-open", "p2", "skipped: proplet not found"),
     ]

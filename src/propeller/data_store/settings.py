@@ -11,8 +11,8 @@ from propeller.process.settings import HttpSettings
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.web.limits import MAX_BODY
 
-_PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?CLIENT_ID")
-"""The variables with the ids of the demo's proplets."""
+_PROPLET_ID = re.compile(r"PROPLET_(?:(\d+)_)?(?:CLIENT|ENTITY)_ID")
+"""The variables with the ids of the demo's proplets; later versions of absmach/propeller call clients entities."""
 
 
 class DataStoreSettings(HttpSettings):
@@ -22,7 +22,7 @@ class DataStoreSettings(HttpSettings):
     port: int = Field(8083, alias="DATA_STORE_PORT")
     folder: Path = Field(Path("/data/datasets"), alias="DATA_DIR")
     participants: str = Field("", alias="FL_DATASET_PARTICIPANTS")
-    """Ids to seed, separated by commas; else those of ``PROPLET_CLIENT_ID``, ``PROPLET_2_CLIENT_ID``, …"""
+    """Ids to seed, separated by commas; else those of ``PROPLET_CLIENT_ID``, ``PROPLET_2_CLIENT_ID``, … or ``PROPLET_ENTITY_ID``, …"""
     max_bytes: int = Field(MAX_BODY, alias="DATA_STORE_MAX_BYTES", gt=0)
 
     def ids_to_seed(self) -> list[str]:

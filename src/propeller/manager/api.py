@@ -11,7 +11,7 @@ from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeErro
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
-from propeller.manager.task import Task
+from propeller.manager.task import Task, TaskSpec, decode_metadata
 from propeller.process.audit import note
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
@@ -169,12 +169,19 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
         task = await manager.tasks.create(body)
         note(task=task.id)
         response.headers["Location"] = f"/tasks/{task.id}"
-        return task.to_json()
+        ignored = TaskSpec.ignored_fields(body)
+        if not ignored:
+            return task.to_json()
+        log.warning("unknown fields of a task are ignored", task_id=task.id, fields=ignored)
+        return {**task.to_json(), "ignored": ignored}
 
     @router.get("")
-    async def list_tasks(who: Caller, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:
-        """A page of the tasks, in the order of their creation."""
-        total, page = await manager.tasks.page(offset, limit)
+    async def list_tasks(
+        who: Caller, offset: Offset = 0, limit: Limit = 100, metadata: str | None = None
+    ) -> dict[str, Any]:
+        """A page of the tasks, in the order of their creation; with ``metadata``, a JSON object, of those that have these fields in theirs."""
+        wanted = None if metadata is None else decode_metadata(metadata)
+        total, page = await manager.tasks.page(offset, limit, wanted)
         tasks = [told(task, who) for task in page]
         return {"offset": offset, "limit": limit, "total": total, "tasks": tasks}
 
@@ -197,7 +204,9 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
 
     @router.delete("/{task_id}", status_code=204)
     async def delete_task(task_id: PathId) -> None:
-        """Delete a task that does not run."""
+        """Delete a task; one that runs is stopped first."""
+        if (await manager.tasks.get(task_id)).active:
+            await manager.runner.stop(task_id, "deleted by request")
         await manager.tasks.delete(task_id)
 
     @router.post("/{task_id}/start")
@@ -208,7 +217,7 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
 
     @router.post("/{task_id}/stop")
     async def stop_task(task_id: PathId) -> dict[str, Any]:
-        """End a running task."""
+        """End a running task; one that has ended stays as it is."""
         await manager.runner.stop(task_id)
         return {"stopped": True}
 

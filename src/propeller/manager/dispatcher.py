@@ -10,7 +10,7 @@ from propeller.manager.fleet import PropletRecord
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.protocol.rounds import RoundStart
-from propeller.protocol.task import TaskStart, TaskStop, encode_json
+from propeller.protocol.task import USUAL_PRIORITY, TaskStart, TaskStop, encode_json
 from propeller.protocol.topics import Channel, Kind
 
 _MAX_CONCURRENT_PUBLISHES = 10
@@ -106,6 +106,7 @@ class Dispatcher:
             proplet_id=proplet.id,
             limits=spec.limits,
             prefetch=spec.kind == "prefetch",
+            priority=USUAL_PRIORITY if spec.priority is None else spec.priority,
         )
         message = start.encode(text_inputs=proplet.reads_text_inputs)
         if len(message) > self._max_bytes:

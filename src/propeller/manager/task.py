@@ -2,19 +2,21 @@
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from propeller.errors import InvalidError
+from propeller.protocol.finite import JsonObject
 from propeller.protocol.ids import Id
 from propeller.protocol.programs import WASM_MAGIC
-from propeller.protocol.task import Flag, TaskLimits, Text
-from propeller.protocol.wire import Message, format_time
+from propeller.protocol.task import USUAL_PRIORITY, Flag, TaskLimits, Text
+from propeller.protocol.wire import MalformedMessageError, Message, decode_object, format_time
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
 _PREVIEW_CHARACTERS = 10
@@ -53,6 +55,39 @@ def _standard_if_empty(value: Any) -> Any:
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+Priority = Annotated[StrictInt, Field(ge=0, le=100)]
+
+_MAX_METADATA_BYTES = 1024 * 1024
+
+_ANSWERED = frozenset(
+    {
+        "id",
+        "state",
+        "file",
+        "results",
+        "error",
+        "usage",
+        "stage",
+        "start_time",
+        "finish_time",
+        "created_at",
+        "updated_at",
+        "next_run",
+    }
+)
+"""What the manager says of a task, and clients may send back; and ``file``, which is not kept with the rest."""
+
+
+def _usual_if_zero(value: Any) -> Any:
+    return USUAL_PRIORITY if value == 0 and not isinstance(value, bool) else value
+
+
+def _of_bounded_size(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    if metadata is not None and (size := len(json.dumps(metadata))) > _MAX_METADATA_BYTES:
+        raise ValueError(f"has {size} characters of JSON, at most {_MAX_METADATA_BYTES} are kept")
+    return metadata
+
+
 class TaskSpec(Message):
     """What a client may set of a task. State, results and times are the manager's: they are ignored when sent."""
 
@@ -72,6 +107,21 @@ class TaskSpec(Message):
     monitoring_profile: dict[str, Any] | None = None
     mode: Annotated[Literal["infer", "train"] | None, BeforeValidator(_none_if_empty)] = None
     limits: TaskLimits = None
+    priority: Annotated[Priority | None, BeforeValidator(_usual_if_zero)] = None
+    """Who goes first of those that wait on a device: the highest number; those without one count as 50."""
+    metadata: Annotated[JsonObject | None, AfterValidator(_of_bounded_size)] = None
+    """The client's own, by which it finds the task again."""
+
+    @classmethod
+    def ignored_fields(cls, fields: Mapping[str, Any]) -> list[str]:
+        """The names of fields that a task does not have and that ask for something: those of an answer do not, nor do empty ones."""
+        return cls.unknown_fields(
+            {
+                name: value
+                for name, value in fields.items()
+                if name not in _ANSWERED and value not in (None, False, "", 0, [], {})
+            }
+        )
 
 
 class TaskChange(TaskSpec):
@@ -105,6 +155,11 @@ class Task:
         """Whether it runs or is about to."""
         return self.state in ACTIVE_STATES
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ran, and does so no more."""
+        return self.state in {TaskState.COMPLETED, TaskState.FAILED}
+
     def to_json(self) -> dict[str, Any]:
         """The task object of the HTTP API; of an uploaded program only its two ends are shown."""
         spec = self.spec
@@ -119,6 +174,8 @@ class Task:
             "monitoring_profile": spec.monitoring_profile,
             "mode": spec.mode,
             "limits": spec.limits,
+            "priority": spec.priority,
+            "metadata": spec.metadata,
             "usage": self.usage,
         }
         return {
@@ -150,6 +207,18 @@ def program_preview(content: bytes) -> str:
         if len(text) <= 2 * _PREVIEW_CHARACTERS
         else f"{text[:_PREVIEW_CHARACTERS]}<REDACTED>{text[-_PREVIEW_CHARACTERS:]}"
     )
+
+
+def decode_metadata(text: str) -> dict[str, Any]:
+    """The metadata that tasks must have to be listed.
+
+    Raises:
+        InvalidError: it is no JSON object.
+    """
+    try:
+        return decode_object(text)
+    except MalformedMessageError as error:
+        raise InvalidError(f'metadata: {error}; write it as {{"owner": "me"}}') from None
 
 
 def decode_program(text: Any) -> bytes:

@@ -1,10 +1,10 @@
 """Tasks in the database. Every change names the states it may start from, so that concurrent ones cannot undo each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import Row, Text, bindparam, cast, func, insert, or_, select, update
 
 from propeller.errors import NotFoundError
 from propeller.manager import tables
@@ -25,6 +25,13 @@ _MARK_RUNNING = (
     .values(state=int(TaskState.RUNNING))
 )
 
+_MAX_COMPARED_AT_ONCE = 1000
+_SOME_WITH_METADATA = (
+    select(_TASK.seq, _TASK.id, _TASK.spec)
+    .where(_TASK.seq > bindparam("after"), cast(_TASK.spec, Text).contains('"metadata"'))
+    .order_by(_TASK.seq)
+    .limit(bindparam("some"))
+)
 _MAX_DELETED_AT_ONCE = 500
 """In one transaction: others must not wait for long."""
 
@@ -71,6 +78,32 @@ class TaskRepository:
                 select(tables.tasks).order_by(_TASK.seq).offset(offset).limit(limit)
             )
             return int(total or 0), [_task(row) for row in rows]
+
+    async def page_with(self, metadata: Mapping[str, Any], offset: int, limit: int) -> tuple[int, list[Task]]:
+        """As ``page``, of the tasks whose metadata has all of these fields with these values."""
+        found: list[str] = []
+        last = -1
+        while True:
+            # Some at a time: others have their turn between.
+            async with self._database.read() as connection:
+                rows = (
+                    await connection.execute(
+                        _SOME_WITH_METADATA, {"after": last, "some": _MAX_COMPARED_AT_ONCE}
+                    )
+                ).all()
+            for row in rows:
+                have = row.spec.get("metadata") or {}
+                if all(name in have and have[name] == value for name, value in metadata.items()):
+                    found.append(row.id)
+            if len(rows) < _MAX_COMPARED_AT_ONCE:
+                break
+            last = rows[-1].seq
+        wanted = found[offset : offset + limit]
+        async with self._database.read() as connection:
+            page = await connection.execute(
+                select(tables.tasks).where(_TASK.id.in_(wanted)).order_by(_TASK.seq)
+            )
+            return len(found), [_task(row) for row in page]
 
     async def replace(self, task: Task, states: Iterable[TaskState], program: bytes | None = None) -> bool:
         """Write a task if it is still in one of ``states``; whether it was."""
@@ -164,7 +197,8 @@ async def _write_program(connection: DatabaseConnection, task_id: str, program: 
 
 def _values(task: Task) -> dict[str, Any]:
     return {
-        "spec": task.spec.model_dump(mode="json"),
+        # Where there is no metadata, its name is not there: few tasks need to be looked at for it.
+        "spec": task.spec.model_dump(mode="json", exclude=None if task.spec.metadata else {"metadata"}),
         "file_preview": task.file_preview,
         "state": int(task.state),
         "proplet_id": task.proplet_id,

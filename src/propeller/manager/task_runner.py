@@ -91,7 +91,7 @@ class TaskRunner:
     async def stop(
         self, task_id: str, error: str = "stopped by request", *, round_is_over: bool = False
     ) -> None:
-        """End a running task; it is Failed with ``error``.
+        """End a running task; it is Failed with ``error``. One that has ended stays as it is.
 
         Args:
             task_id: of the task.
@@ -100,11 +100,13 @@ class TaskRunner:
 
         Raises:
             NotFoundError: there is no such task.
-            ConflictError: it does not run.
+            ConflictError: it was never started.
             UnavailableError: the broker cannot be reached. The task is then as it was.
         """
         async with self._locks.holding(task_id):
             task = await self._repository.get(task_id)
+            if task.ended:
+                return
             if not task.active or task.proplet_id is None:
                 raise ConflictError(f"task {task_id} is not running (state {task.state.name.capitalize()})")
             proplet = self._fleet.get(task.proplet_id)

@@ -1,6 +1,7 @@
 """Tasks as clients create, change and delete them."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,9 +63,13 @@ class TaskService:
         """
         return await self._repository.get(task_id)
 
-    async def page(self, offset: int, limit: int) -> tuple[int, list[Task]]:
-        """How many tasks there are, and a page of them in the order of their creation."""
-        return await self._repository.page(offset, limit)
+    async def page(
+        self, offset: int, limit: int, metadata: Mapping[str, Any] | None = None
+    ) -> tuple[int, list[Task]]:
+        """How many tasks there are, and a page of them in the order of their creation; with ``metadata`` of those that have these fields."""
+        if not metadata:
+            return await self._repository.page(offset, limit)
+        return await self._repository.page_with(metadata, offset, limit)
 
     async def count_active(self) -> dict[str, int]:
         """How many tasks run or are about to on each proplet; one without any is absent."""

@@ -21,6 +21,7 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.outbox import Outbox, task_metrics
 from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.stages import told_stages
+from propeller.proplet.task_slots import TaskSlots
 from propeller.protocol import topics
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.proplet import TaskMetrics
@@ -98,7 +99,7 @@ class TaskExecutor:
         """``max_tasks`` run at the same time, the others wait in order; as many daemons may run beside them."""
         self._proplet_id, self._runner, self._outbox = proplet_id, runner, outbox
         self._send_metrics, self._send_stage, self._max_tasks = send_metrics, send_stage, max_tasks
-        self._slots = asyncio.Semaphore(max_tasks)
+        self._slots = TaskSlots(max_tasks)
         self._tasks: dict[str, _Task] = {}
         self._background = BackgroundTasks("proplet")
         self._encrypted_ids: TTLCache[str, bool] = TTLCache(MAX_REMEMBERED_IDS, _ENCRYPTED_LIFETIME_S)
@@ -247,7 +248,7 @@ class TaskExecutor:
         try:
             async with self._runner.task_folder() as folder:
                 with told_stages(lambda stage: self._tell_stage(start.id, stage)):
-                    async with self._slots:
+                    async with self._slots.taken(start.priority):
                         run = await self._runner.run(start, folder)
                     # This project's managers drop the copy: the coordinator has the update.
                     result = await self._runner.report(run, copy_update=not request.directed)

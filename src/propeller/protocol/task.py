@@ -55,6 +55,14 @@ def _zero_if_null(value: Any) -> Any:
     return 0 if value is None else value
 
 
+USUAL_PRIORITY = 50
+"""Of a task that asks for none."""
+
+
+def _usual_if_null(value: Any) -> Any:
+    return USUAL_PRIORITY if value is None else value
+
+
 def empty_if_null(value: Any) -> Any:
     """Read ``null``, which absmach/propeller's Go code writes for an empty text, as one."""
     return "" if value is None else value
@@ -135,6 +143,8 @@ class TaskStart(Message):
     """H: keep it ready, and run it when it is invoked."""
     limits: TaskLimits = None
     """Only lower ones than the proplet's own count; proplets of absmach/propeller ignore them."""
+    priority: Annotated[int, BeforeValidator(_usual_if_null)] = USUAL_PRIORITY
+    """0 to 100: of tasks that wait on a device, the one with the highest goes first."""
     prefetch: Flag = False
     """Fetch the program and compile it, and run nothing; proplets of absmach/propeller would run it."""
 
@@ -171,6 +181,8 @@ class TaskStart(Message):
         for name in ("limits", "prefetch"):
             if not fields[name]:
                 del fields[name]
+        if self.priority == USUAL_PRIORITY:
+            del fields["priority"]
         return encode_json(fields)
 
 
