@@ -52,6 +52,7 @@ def test_system_information_can_be_kept_back() -> None:
     assert (told.hostname, told.ip, told.total_memory_bytes) == (None, None, 0)
     assert (told.name, told.description) == ("proplet-1", "proplet-1")
     assert device_metadata(PropletSettings.load(**named, task_state_bytes=0)).device_state is False
+    assert device_metadata(PropletSettings.load(**named, data=Path("rows.csv"))).own_data is True
     full = device_metadata(PropletSettings.load(**named))
     assert full.os
     assert full.cpu_arch

@@ -249,6 +249,23 @@ def test_devices_of_one_name_are_named_by_their_ids(stack: FakeStack, fl: Propel
     assert stack.datasets == {"id-2": {"data": [0]}, "id-3": {"data": [1]}, "id-1": {"data": [2]}}
 
 
+def test_devices_with_data_of_their_own_are_given_none(stack: FakeStack, fl: Propeller) -> None:
+    own = {"own_data": True}
+    stack.devices = [
+        one | {"alive": True, "metadata": own if one["id"] == "id-2" else {}} for one in stack.devices
+    ]
+    fl.run(experiment(data=[{"data": [number]} for number in range(2)]))
+    assert set(stack.datasets) == {"id-1", "id-3"}
+    with pytest.raises(InvalidError, match="3 data sets for 2 devices, beside 1 with data of their own"):
+        fl.run(experiment(data=[{"data": [number]} for number in range(3)]))
+    told = "brave-fox-7 has data of its own .*: leave it out"
+    with pytest.raises(InvalidError, match=f"data: {told}"):
+        fl.run(experiment(data={"id-2": {"data": [1]}}))
+    with pytest.raises(InvalidError, match=f"name: {told}"):
+        fl.put_dataset("brave-fox-7", {"data": [1]})
+    assert "id-2" not in stack.datasets
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -159,6 +159,7 @@ def device_metadata(settings: PropletSettings) -> PropletMetadata:
         wasm_runtime=Path(settings.external_runtime).name if settings.external_runtime else RUNTIME,
         directed=not settings.compat,
         device_state=settings.task_state_bytes > 0,
+        own_data=settings.data is not None,
         liveliness_interval=settings.liveliness_interval,
     )
     if not settings.collect_system_info:

@@ -27,6 +27,8 @@ class PropletMetadata(Message):
     directed: bool = False
     device_state: bool = False
     """Whether programs of experiments can keep something on it from round to round."""
+    own_data: bool = False
+    """Whether it reads its data from a file of its own: what the data store has for it is not used."""
     resting: bool = False
     """Whether its owner lets no task begin at this hour: no round chooses it."""
     liveliness_interval: Annotated[float, Field(gt=0)] | None = None

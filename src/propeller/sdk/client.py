@@ -303,7 +303,7 @@ class AsyncPropeller:
 
         Raises:
             InvalidError: something cannot be sent, and the text names it, as ``data[3].x``; there are no samples; there are several devices
-                of this name, or none but one of nearly this name.
+                of this name, or none but one of nearly this name; or it has data of its own.
         """
         body = _plain_dataset(dataset)
         fleet = Fleet(await self.proplets(), self._names())
@@ -315,6 +315,7 @@ class AsyncPropeller:
                 )
         else:
             id_ = fleet.resolve([name], "name")[0]
+            fleet.require_no_own_data(id_, "name")
         if has_no_samples(body):
             raise InvalidError("data: it has no samples; give one at least")
         await self._put_dataset(id_, body)

@@ -229,6 +229,7 @@ class Fleet:
         """``names`` are further ones, as those of a stack on this machine: name → id."""
         proplets = sorted(proplets, key=lambda one: (natural_order(one["name"]), one["name"], one["id"]))
         self._alive = {one["id"]: bool(one["alive"]) for one in proplets}
+        self._own_data = {one["id"] for one in proplets if (one.get("metadata") or {}).get("own_data")}
         self._ids: dict[str, list[str]] = {}
         for one in proplets:
             self._ids.setdefault(one["name"], []).append(one["id"])
@@ -275,6 +276,22 @@ class Fleet:
             raise InvalidError("no proplet is alive: see `propeller status`")
         return ids
 
+    def has_own_data(self, id_: str) -> bool:
+        """Whether a device reads its data from a file of its own."""
+        return id_ in self._own_data
+
+    def require_no_own_data(self, id_: str, field: str) -> None:
+        """See that a device would use data that is stored for it.
+
+        Raises:
+            InvalidError: it has data of its own.
+        """
+        if self.has_own_data(id_):
+            name = next((name for name, ids in self._ids.items() if id_ in ids), id_)
+            raise InvalidError(
+                f"{field}: {name} has data of its own (propeller join --data), and uses no other: leave it out"
+            )
+
     def _explain_unknown(self, name: str, also: Iterable[str]) -> str:
         known = [*self._ids, *self._alive, *also]
         near = nearest_names(name, known)
@@ -306,11 +323,16 @@ def assign_data(
         ids = dict(
             zip(of_devices, fleet.resolve(of_devices, "data", [central] if central else []), strict=True)
         )
+        for id_ in ids.values():
+            fleet.require_no_own_data(id_, "data")
         return {ids.get(name, name): one for name, one in data.items()}
-    devices = list(names) if names is not None else fleet.alive()
+    chosen = list(names) if names is not None else fleet.alive()
+    devices = [id_ for id_ in chosen if not fleet.has_own_data(id_)]
     if len(data) != len(devices):
+        own = len(chosen) - len(devices)
+        beside = f", beside {own} with data of their own" if own else ""
         raise InvalidError(
-            f"data: there are {len(data)} data sets for {len(devices)} devices; give one for each, or name the "
+            f"data: there are {len(data)} data sets for {len(devices)} devices{beside}; give one for each, or name the "
             "devices in selection.names"
         )
     return dict(zip(devices, data, strict=True))
