@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Programs and their runtime are built and compiled once for all tests, and not with what the user has.
 os.environ["XDG_CACHE_HOME"] = str(CACHE_HOME)
+os.environ["XDG_CONFIG_HOME"] = str(CACHE_HOME)  # nobody's login
 
 # How long an example takes says nothing on a machine that runs other tests beside it.
 # CI tries the same examples in each run, so that it fails for what was changed and not for a seed; elsewhere each run tries others, and

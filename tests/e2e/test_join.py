@@ -206,6 +206,48 @@ def test_an_operator_adds_and_removes_devices_from_elsewhere(up: Up) -> None:
     assert "afar" not in states(up)
 
 
+def remote(up: Up) -> list[str]:
+    services = ("manager", "coordinator", "model_registry", "data_store", "identity")
+    urls = [f"{name}={up.url(name).replace('127.0.0.1', HOST)}" for name in services]
+    return [*(word for url in urls for word in ("--url", url)), "--ca", up.stack["ca"]]
+
+
+def test_after_a_login_commands_need_neither_address_nor_password(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = ("user", "add", "eve", "--role", "operator", "--state", str(up.folder))
+    assert propeller(*added, env={"PROPELLER_NEW_PASSWORD": PASSWORD}).returncode == 0
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    named = [*remote(up), "--user", "eve"]
+    wrong = propeller("login", *named, env={"PROPELLER_PASSWORD": "wrong-wrong-wrong"})
+    assert (wrong.returncode, "user 'eve' cannot log in" in wrong.stderr) == (1, True)
+    done = propeller("login", *named, env={"PROPELLER_PASSWORD": PASSWORD})
+    assert done.returncode == 0, done.stderr
+    kept = tmp_path / "config" / "propeller" / "login.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert PASSWORD not in kept.read_text()
+    status = propeller("status")
+    assert status.returncode == 0, status.stderr
+    assert "proplet-1" in status.stdout
+    assert propeller("status", *remote(up), "--json").returncode == 0
+    assert propeller("device", "list").returncode == 0
+    # A token that is not good any more is renewed, once for all who have it.
+    document = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**document, "access_token": "expired"}))
+    with Propeller.from_login() as fl, Propeller.from_login() as other:
+        assert fl.latest() == other.latest()
+    assert json.loads(kept.read_text())["refresh_token"] != document["refresh_token"]
+    kept.write_text(json.dumps({**document, "access_token": "expired"}))  # one that was used
+    ended = propeller("status")
+    assert (ended.returncode, "has ended: log in again" in ended.stderr) == (1, True)
+    assert propeller("login", *named, env={"PROPELLER_PASSWORD": PASSWORD}).returncode == 0
+    assert propeller("logout").returncode == 0
+    assert list(kept.parent.glob("*.json")) == []
+    assert "nobody has logged in" in propeller("logout").stderr
+    assert "No stack runs on" in propeller("status").stdout
+
+
 async def test_from_python_with_an_event_loop(up: Up) -> None:
     async with AsyncPropeller.from_state(up.folder) as fl:
         added = await fl.devices.add("looped", tags=["north"], lifetime_s=60)

@@ -138,6 +138,23 @@ def serve(
 
 
 @app.command()
+@for_stack
+def login(*, target: "Target") -> None:
+    """Log in to a stack elsewhere (--url and --user); commands that name no stack are then about it."""
+    from propeller.cli.login import log_in
+
+    log_in(target)
+
+
+@app.command()
+def logout() -> None:
+    """End the login of 'propeller login'."""
+    from propeller.cli.login import log_out
+
+    log_out()
+
+
+@app.command()
 def join(
     token: Annotated[
         str | None,
@@ -283,11 +300,12 @@ def pull(
 
 
 @app.command()
-def status(state: StateOption = DEFAULT_STATE, as_json: JsonOption = False) -> None:
+@for_stack
+def status(as_json: JsonOption = False, *, target: "Target") -> None:
     """Show services, proplets, rounds and model versions of a running stack."""
     from propeller.cli.status import show_status
 
-    raise typer.Exit(show_status(state, as_json=as_json))
+    raise typer.Exit(show_status(target, as_json=as_json))
 
 
 @app.command()

@@ -23,6 +23,7 @@ from propeller.sdk.addresses import (
     registry_of_stack,
     urls_of_host,
 )
+from propeller.sdk.kept_login import KeptLogin
 
 PASSWORD_VARIABLE = "PROPELLER_PASSWORD"  # noqa: S105 - its name
 
@@ -54,6 +55,11 @@ class Target:
     @property
     def is_remote(self) -> bool:
         """Whether it is one elsewhere."""
+        return bool(self._given_urls()) or self._kept_login(()) is not None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is said where that is."""
         return bool(self._given_urls())
 
     def _given_urls(self) -> tuple[str, ...]:
@@ -61,13 +67,15 @@ class Target:
             return tuple(os.environ.get(URL_VARIABLE, "").split())
         return self.urls
 
-    def connect(self) -> Propeller:
-        """A client of it.
+    def connect(self, *, anew: bool = False) -> Propeller:
+        """A client of it; ``anew``: with the user's password, although there is a login that is kept.
 
         Raises:
             PropellerError: no stack runs there, or the options contradict each other.
         """
         given = self._given_urls()
+        if not anew and (kept := self._kept_login(given)) is not None:
+            return Propeller(login=kept)
         if not given:
             if self.user is not None:
                 raise StartError("--user is only for --url: a stack on this machine is used as its operator")
@@ -99,6 +107,16 @@ class Target:
         if hosts := [one for one in given if "=" not in one]:
             return DefaultRegistry.parse(registry_of_host(hosts[0])), None
         raise StartError(f"no address of its registry is known: set {REGISTRY_VARIABLE}")
+
+    def _kept_login(self, given: Sequence[str]) -> KeptLogin | None:
+        """The login that is kept, if this is about its stack: the one that is named, or none is named and none is in the folder."""
+        if not given and (self.state != DEFAULT_STATE or (self.state / "stack.json").exists()):
+            return None
+        kept = KeptLogin.load() if os.environ.get(PASSWORD_VARIABLE) is None else None
+        if kept is None or self.user not in {None, kept.user}:
+            return None
+        named = read_addresses(given, with_identity=False) if given else {}
+        return kept if named.items() <= kept.urls.items() else None
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""

@@ -3,7 +3,7 @@
 import json
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from propeller.cli.connection import Target
 from propeller.cli.experiments import print_experiments, print_reasons, print_stages
 from propeller.cli.tables import Column, print_rows
 from propeller.cli.terminal import Terminal
@@ -31,9 +32,11 @@ _ROUNDS = 10
 """How many of the newest are shown."""
 
 
-def show_status(folder: Path, *, as_json: bool = False) -> int:
-    """Print the state of the stack on a folder; returns 0 if every service answers, 1 if not or none runs."""
-    console = Terminal()
+def show_status(target: Target, *, as_json: bool = False) -> int:
+    """Print the state of a stack; returns 0 if every service answers, 1 if not or none runs."""
+    console, folder = Terminal(), target.state
+    if target.is_remote:
+        return _show_remote(console, target, as_json=as_json)
     state = StateFolder(folder)
     if as_json:
         document = _document(state)
@@ -54,15 +57,35 @@ def show_status(folder: Path, *, as_json: bool = False) -> int:
             _show_standbys(console, state, process)
             console.print(f"A service does not answer; see: propeller logs --state {folder}", soft_wrap=True)
             return 1
-        _show_proplets(console, fl)
-        _show_duplicates(console, fl)
-        if experiments := fl.experiments(limit=_EXPERIMENTS):
-            console.print("\n[bold]Experiments[/], newest first")
-            print_experiments(console, experiments)
-        _show_rounds(console, fl)
-        versions = fl.versions()
-        console.print(f"\nModel versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
+        _show_fleet(console, fl)
     return 0
+
+
+def _show_remote(console: Console, target: Target, *, as_json: bool) -> int:
+    """As ``show_status``, of a stack elsewhere: what its services say."""
+    with target.connect() as fl:
+        checked = [(name, fl.url(name), answers) for name, answers in fl.answering().items()]
+        answer = all(answers for _name, _url, answers in checked)
+        if as_json:
+            services = [dict(zip(("name", "address", "answers"), one, strict=True)) for one in checked]
+            told = _told_of_fleet(fl) if answer else {}
+            print(json.dumps({"state": "running", "services": services, **told}))
+        else:
+            _print_services(console, checked)
+            if answer:
+                _show_fleet(console, fl)
+    return 0 if answer else 1
+
+
+def _show_fleet(console: Console, fl: Propeller) -> None:
+    _show_proplets(console, fl)
+    _show_duplicates(console, fl)
+    if experiments := fl.experiments(limit=_EXPERIMENTS):
+        console.print("\n[bold]Experiments[/], newest first")
+        print_experiments(console, experiments)
+    _show_rounds(console, fl)
+    versions = fl.versions()
+    console.print(f"\nModel versions: {', '.join(map(str, versions[-20:]))}", soft_wrap=True)
 
 
 def _document(state: StateFolder) -> dict[str, Any]:
@@ -78,16 +101,20 @@ def _document(state: StateFolder) -> dict[str, Any]:
         ]
         document: dict[str, Any] = {"state": "running", "services": services}
         if all(one["answers"] for one in services):
-            names = {client["id"]: name for name, client in fl.stack["clients"].items()}
-            proplets = [{**one, "name": names.get(one["id"], one["name"])} for one in fl.proplets()]
-            document |= {
-                "proplets": sorted(proplets, key=lambda one: (natural_order(one["name"]), one["id"])),
-                "duplicates": _duplicates(fl),
-                "experiments": fl.experiments(limit=_EXPERIMENTS),
-                "rounds": fl.rounds(limit=_ROUNDS),
-                "versions": fl.versions(),
-            }
+            document |= _told_of_fleet(fl)
     return document
+
+
+def _told_of_fleet(fl: Propeller) -> dict[str, Any]:
+    names = fl.device_names()
+    proplets = [{**one, "name": names[one["id"]]} for one in fl.proplets() if one["id"] in names]
+    return {
+        "proplets": sorted(proplets, key=lambda one: (natural_order(one["name"]), one["id"])),
+        "duplicates": _duplicates(fl),
+        "experiments": fl.experiments(limit=_EXPERIMENTS),
+        "rounds": fl.rounds(limit=_ROUNDS),
+        "versions": fl.versions(),
+    }
 
 
 def _show_standbys(console: Console, state: StateFolder, process: int) -> None:
@@ -99,10 +126,14 @@ def _show_standbys(console: Console, state: StateFolder, process: int) -> None:
 def _show_services(console: Console, stack: dict[str, Any]) -> bool:
     """Show each service and whether it answers; returns whether all of them do."""
     checked = _check_services(stack)
+    _print_services(console, checked)
+    return all(answers for _name, _address, answers in checked)
+
+
+def _print_services(console: Console, checked: Sequence[tuple[str, str, bool]]) -> None:
     rows = [(name, address, "yes" if answers else "NO") for name, address, answers in checked]
     console.print("[bold]Services[/]")
     print_rows(console, (Column("service"), Column("address", spare=1), Column("answers")), rows)
-    return all(answers for _name, _address, answers in checked)
 
 
 def _check_services(stack: dict[str, Any]) -> list[tuple[str, str, bool]]:
@@ -142,7 +173,7 @@ def _accepts_connections(host: str, port: int) -> bool:
 
 
 def _show_proplets(console: Console, fl: Propeller) -> None:
-    names = {client["id"]: name for name, client in fl.stack["clients"].items()}
+    names = fl.device_names()
     rows = [
         (
             names.get(proplet["id"], proplet["name"]),
@@ -166,7 +197,7 @@ def _show_proplets(console: Console, fl: Propeller) -> None:
 
 def _show_duplicates(console: Console, fl: Propeller) -> None:
     if duplicates := _duplicates(fl):
-        names = {client["id"]: name for name, client in fl.stack["clients"].items()} | fl.device_names()
+        names = fl.device_names()
         console.print(
             f"[yellow]Two processes are connected as {escape(', '.join(names.get(one, one) for one in duplicates))}[/], and "
             "each ends the other's connection: end one of them, or give it a client of its own (propeller device add NAME)",

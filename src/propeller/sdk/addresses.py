@@ -81,7 +81,7 @@ class Login:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     async def renew(self, transport: Transport) -> Any:
-        """Ask for a token; gives identity's answer, whose status says whether that went well."""
+        """Ask for a token; gives identity's answer, whose status says whether that went well; ``None``: it need not be asked."""
         body = {"username": self.user, "password": self.password}
         self._token = ""
         answer = await transport.send("POST", f"{self.identity}/users/tokens/issue", json=body)

@@ -9,6 +9,7 @@ from propeller.sdk.client import AsyncPropeller
 from propeller.sdk.devices import Devices
 from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import AsyncExperimentHandle, Event
+from propeller.sdk.kept_login import KeptLogin, require_login
 from propeller.sdk.models import Models
 from propeller.sdk.transport import Blocking, BlockingTransport, blocking, complete, iterate
 from propeller.sdk.users import Users
@@ -75,6 +76,7 @@ class Propeller(Blocking[AsyncPropeller]):
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
+        login: KeptLogin | None = None,
     ) -> None:
         """A client of the stack on a host; the arguments are those of ``AsyncPropeller``.
 
@@ -95,6 +97,7 @@ class Propeller(Blocking[AsyncPropeller]):
                 auth=auth,
                 ca_cert=ca_cert,
                 stack=stack,
+                login=login,
             )
         )
         self.stack = self._inner.stack
@@ -110,6 +113,15 @@ class Propeller(Blocking[AsyncPropeller]):
             PropellerError: none runs there.
         """
         return cls(stack=read_stack(folder))
+
+    @classmethod
+    def from_login(cls) -> Self:
+        """A client of the stack elsewhere that ``propeller login`` has logged in to, as that user.
+
+        Raises:
+            StartError: nobody has, on this machine.
+        """
+        return cls(login=require_login())
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +147,9 @@ class Propeller(Blocking[AsyncPropeller]):
     cancel_round = blocking(AsyncPropeller.cancel_round)
     retry_round = blocking(AsyncPropeller.retry_round)
     experiments = blocking(AsyncPropeller.experiments)
+    answering = blocking(AsyncPropeller.answering)
+    keep_login = blocking(AsyncPropeller.keep_login)
+    end_login = blocking(AsyncPropeller.end_login)
     push_program = blocking(AsyncPropeller.push_program)
     prefetch = blocking(AsyncPropeller.prefetch)
     strategies = blocking(AsyncPropeller.strategies)

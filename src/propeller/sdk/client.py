@@ -33,6 +33,7 @@ from propeller.sdk.connection import Connection
 from propeller.sdk.devices import AsyncDevices
 from propeller.sdk.experiment import Experiment, Fleet, assign_data, has_no_samples
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
+from propeller.sdk.kept_login import KeptLogin, require_login
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.prefetch import Prefetched, prefetch
 from propeller.sdk.programs import PushedProgram, is_file_name, push_file
@@ -114,6 +115,7 @@ class AsyncPropeller:
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
+        login: KeptLogin | None = None,
     ) -> None:
         """A client of the stack on a host.
 
@@ -130,6 +132,7 @@ class AsyncPropeller:
             ca_cert: a file with the authority's certificate, for ``https`` addresses of a stack with one of its own
                 (``propeller up --host``); else that of ``PROPELLER_CA_CERT``, else those that the system trusts.
             stack: what ``stack.json`` of a state folder says: its addresses, and its operator as the user.
+            login: one that ``propeller login`` left, with its addresses and authority, instead of a user (``from_login``).
 
         Raises:
             InvalidError: these contradict each other, or one is not an address.
@@ -145,28 +148,29 @@ class AsyncPropeller:
         urls = (
             urls_of_host(url)
             | urls_of_stack(stack or {})
+            | (login.urls if login is not None else {})
             | {name: check_url(name, one) for name, one in given.items() if one is not None}
         )
         if (user is None) != (password is None):
             missing = "password" if password is None else "user"
             raise InvalidError(f"{missing}: is missing; user and password belong together")
-        if user is not None and auth is not None:
-            raise InvalidError("auth: give it, a client's id and key, or user and password; not both")
-        login: Login | None = None
+        if sum(one is not None for one in (user, auth, login)) > 1:
+            raise InvalidError(
+                "auth: give it, a client's id and key, or user and password, or a login; one of them alone"
+            )
+        caller: Login | None = login
         if user is not None and password is not None:
-            login = Login(urls["identity"], user, password)
+            caller = Login(urls["identity"], user, password)
         elif auth is None and stack:
             auth = operator_of_stack(stack)
         if ca_cert is None:
-            ca_cert = (stack or {}).get("ca")
-        transport = self._transport(
-            *urls.values(),
-            auth=auth,
-            timeout=WAIT_S + 10,
-            ca_cert=None if ca_cert is None else Path(ca_cert),
-        )
-        self._connection = Connection(urls, transport, login, stack or {})
+            ca_cert = (stack or {}).get("ca") if login is None else login.ca_cert
+        self._ca_cert = None if ca_cert is None else Path(ca_cert)
+        transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10, ca_cert=self._ca_cert)
+        self._connection = Connection(urls, transport, caller, stack or {})
         self._registry = registry_of_stack(stack) if stack else registry_of_host(url)
+        if login is not None:
+            self._registry = login.registry
         self._registry_login = auth if user is None or password is None else (user, password)
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
@@ -181,6 +185,45 @@ class AsyncPropeller:
             PropellerError: none runs there.
         """
         return cls(stack=read_stack(folder))
+
+    @classmethod
+    def from_login(cls) -> Self:
+        """A client of the stack elsewhere that ``propeller login`` has logged in to, as that user.
+
+        Raises:
+            StartError: nobody has, on this machine.
+        """
+        return cls(login=require_login())
+
+    async def keep_login(self) -> None:
+        """Keep a login of this client's user on this machine, for ``from_login`` and for commands; as ``propeller login`` does.
+
+        Raises:
+            InvalidError: the client has no user and password.
+            UnauthenticatedError: identity refuses them.
+            StartError: it cannot be kept.
+        """
+        login = self._connection.login
+        if login is None or not login.password:
+            raise InvalidError("user: only a client with a user and password can log in")
+        asked = {"username": login.user, "password": login.password}
+        tokens = await self._connection.ask("POST", "identity", "/users/tokens/issue", json=asked)
+        KeptLogin.keep(self._connection.urls, self._registry, login.user, tokens, self._ca_cert)
+
+    async def end_login(self) -> None:
+        """Keep the login that this client has no more, and have identity end it.
+
+        Raises:
+            InvalidError: the client has none (``from_login``).
+            PropellerError: identity did not end it; it is kept no more.
+        """
+        login = self._connection.login
+        if not isinstance(login, KeptLogin):
+            raise InvalidError("login: the client has none that is kept")
+        try:
+            await self._connection.send("POST", "identity", "/users/tokens/revoke")
+        finally:
+            login.remove()
 
     async def audit(self, service: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Entries of a service's audit log, oldest first: who did what, from where, with what result. For operators and admins.
@@ -223,6 +266,17 @@ class AsyncPropeller:
     def url(self, service: str) -> str:
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""
         return self._connection.urls[service]
+
+    async def answering(self) -> dict[str, bool]:
+        """Whether each service answers, by name."""
+        found = {}
+        for name in self._connection.urls:
+            try:
+                await self._connection.send("GET", name, "/health")
+                found[name] = True
+            except PropellerError:
+                found[name] = False
+        return found
 
     def image(self, name: str = "fl-client-wasm") -> str:
         """The reference of a program that the stack put into its own registry.
@@ -480,9 +534,15 @@ class AsyncPropeller:
         Raises:
             PropellerError: it cannot be built or pushed; the text has the cause and the remedy.
         """
+        from propeller.oci.credentials import Credential, Token
         from propeller.oci.credentials import Login as RegistryLogin
 
+        login: Credential | None
+
         login = None if self._registry_login is None else RegistryLogin(*self._registry_login)
+        if isinstance(self._connection.login, KeptLogin):
+            await self.versions()  # a token that has expired is renewed
+            login = Token(self._connection.login.token)
         work = functools.partial(push_file, Path(file), self._registry, name, login)
         return await self._connection.transport.call(work)
 

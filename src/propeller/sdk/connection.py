@@ -146,6 +146,8 @@ class Connection:
 
     async def _renew(self, login: Login) -> None:
         told = await login.renew(self.transport)
+        if told is None:
+            return
         if told.status_code == httpx.codes.UNAUTHORIZED:
             raise kind_of_status(told.status_code)(
                 f"user {login.user!r} cannot log in at {login.identity}: {error_text(told)}"
