@@ -10,15 +10,12 @@ from pathlib import Path
 
 from cachetools import TTLCache
 
-from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
 from propeller.wasm.messages import CompileTask, Task, compiler_seconds, compiler_threads, encode
 from propeller.wasm.output import DISCARD
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import Limits, ProgramError
 from propeller.wasm.template_client import ProcessEnd, TemplateClient
-
-log = get_logger("sandbox")
 
 _WALL_S = 20.0
 """How many times its processor time a compilation may take by the clock: what it waits for on a busy device does not count."""
@@ -107,14 +104,11 @@ class Compiler:
                 return 0.0
             started_at = time.monotonic()
             await asyncio.to_thread(self._cache.verify, program)
-            log.info("compiling a program", program=program.source.stem)
             async with self._one:
                 await self._compile(program, limits)
             if not await asyncio.to_thread(self._cache.verify_artifact, program):
                 raise ProgramError("sandbox: the compiled program was damaged on its way to the disk")
-            took_ms = (time.monotonic() - started_at) * 1000
-            log.info("compiled the program", program=program.source.stem, ms=round(took_ms))
-            return took_ms
+            return (time.monotonic() - started_at) * 1000
 
     async def _compile(self, program: CachedProgram, limits: Limits) -> None:
         written = self._cache.temporary_artifact(program)
