@@ -22,7 +22,7 @@ DEVICES = 10
 DATA = [{"data": [{"x": [0.5, 1.0], "y": 1}, {"x": [-0.5, 1.0], "y": 0}]}] * DEVICES
 
 ALL_COMPILE = (
-    "deadline: 0 of 10 updates came in time, at least 1 needed: 10 of 10 were still compiling the program"
+    "deadline: 0 of 10 updates came in time, at least 10 needed: 10 of 10 were still compiling the program"
 )
 RAISES = """
 from propeller.program import Update, train
@@ -60,6 +60,7 @@ def test_the_first_round_says_why_and_a_later_one_succeeds_without_a_second_comp
             rounds=1,
             retries=100,
             timeout_s=2.5,
+            min_updates=DEVICES,
             limits={"fuel": 10**12},  # nobody has compiled the Python runtime for counting instructions
             model={"w": [0.0, 0.0], "b": 0.0},
             data=DATA,
