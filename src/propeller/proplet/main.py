@@ -58,6 +58,7 @@ def _new_sandbox(
         cache_bytes=settings.cache_bytes,
         runtimes=settings.runtimes,
         processors=settings.max_processors,
+        on_compiled=lambda program, ms: log.info("compiled the program", program=program, ms=round(ms)),
     )
 
 

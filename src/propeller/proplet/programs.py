@@ -200,12 +200,9 @@ class ProgramFetcher:
             TaskError: it cannot be, within the limits.
         """
         try:
-            took_ms = await self._store.prepare(digest, limits)
+            return await self._store.prepare(digest, limits)
         except ProgramError as error:
             raise _refusal(reference, error) from error
-        if took_ms:
-            log.info("compiled the program", image=reference, ms=round(took_ms))
-        return took_ms
 
     def _current_policy(self) -> Policy:
         """The policy that holds now; what was checked by another one is checked again.

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,9 @@ _CPU_SLACK_S = 0.1
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
 
+OnCompiled = Callable[[str, float], None]
+"""Is told the digest of a program, without its algorithm, and the milliseconds that compiling it took."""
+
 _Build = tuple[Path, float, int, int]
 """An artifact, and the limits that its compilation is held to."""
 
@@ -38,9 +42,16 @@ _Build = tuple[Path, float, int, int]
 class Compiler:
     """Compiles what the cache has, once for all who ask for it at the same time."""
 
-    def __init__(self, cache: ProgramCache, template: TemplateClient, folder: Path) -> None:
-        """``folder`` is for task files."""
+    def __init__(
+        self,
+        cache: ProgramCache,
+        template: TemplateClient,
+        folder: Path,
+        on_compiled: OnCompiled | None = None,
+    ) -> None:
+        """``folder`` is for task files; ``on_compiled`` is told of each program that was compiled here."""
         self._cache, self._template, self._folder = cache, template, folder
+        self._on_compiled = on_compiled
         self._compiling = SingleFlight[_Build, float]()
         self._one = asyncio.Lock()
         """One at a time: each may use all processors, and as much memory as several tasks."""
@@ -108,7 +119,10 @@ class Compiler:
                 await self._compile(program, limits)
             if not await asyncio.to_thread(self._cache.verify_artifact, program):
                 raise ProgramError("sandbox: the compiled program was damaged on its way to the disk")
-            return (time.monotonic() - started_at) * 1000
+            took_ms = (time.monotonic() - started_at) * 1000
+            if self._on_compiled is not None:
+                self._on_compiled(program.source.stem, took_ms)
+            return took_ms
 
     async def _compile(self, program: CachedProgram, limits: Limits) -> None:
         written = self._cache.temporary_artifact(program)

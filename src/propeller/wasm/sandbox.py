@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from propeller.process.logs import get_logger
 from propeller.wasm import folder_contents
-from propeller.wasm.compiler import Compiler, write_task
+from propeller.wasm.compiler import Compiler, OnCompiled, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
 from propeller.wasm.last_words import LastWords
 from propeller.wasm.layers import inputs_of
@@ -78,6 +78,7 @@ class Sandbox:
         cache_bytes: The bound of the cache's size.
         runtimes: A folder of shared runtimes that were made on this machine.
         processors: How many of them all processes of this sandbox may use together; None: all.
+        on_compiled: Called with the digest of each program that was compiled, and how long that took (ms).
 
     Raises:
         ProgramError: a folder belongs to someone else. Entering raises SandboxError if the template does not start.
@@ -91,6 +92,7 @@ class Sandbox:
         cache_bytes: int = _CACHE_BYTES,
         runtimes: Path | None = None,
         processors: int | None = None,
+        on_compiled: OnCompiled | None = None,
     ) -> None:
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ class Sandbox:
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
         self._template = TemplateClient(_NICE, self._folders.own, processors)
-        self._compiler = Compiler(self._cache, self._template, self._folders.own)
+        self._compiler = Compiler(self._cache, self._template, self._folders.own, on_compiled)
         self._calls = HostCalls(self._template, self._folders)
         self._removals: set[asyncio.Handle] = set()
         self._running: dict[str, _ActiveRun] = {}
