@@ -144,6 +144,7 @@ class ProgramFetcher:
         self._pinned: LRUCache[str, str] = LRUCache(_MAX_PINNED)
         self._policy_file, self._policy = policy, policy.current()
         self._checked: LRUCache[str, bool] = LRUCache(_MAX_PINNED)
+        self._compiled: LRUCache[tuple[str, bool], bool] = LRUCache(_MAX_PINNED)
 
     async def open(self) -> None:
         """Listen to the proxy's answers."""
@@ -199,10 +200,15 @@ class ProgramFetcher:
         Raises:
             TaskError: it cannot be, within the limits.
         """
+        build = digest, limits.fuel is not None
+        if build in self._compiled:  # one that has made room since is compiled when it is run
+            return 0.0
         try:
-            return await self._store.prepare(digest, limits)
+            took_ms = await self._store.prepare(digest, limits)
         except ProgramError as error:
             raise _refusal(reference, error) from error
+        self._compiled[build] = True
+        return took_ms
 
     def _current_policy(self) -> Policy:
         """The policy that holds now; what was checked by another one is checked again.
