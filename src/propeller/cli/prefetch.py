@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from propeller.cli.terminal import Terminal, escape
+from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError
 from propeller.sdk import Propeller
 
@@ -36,4 +36,4 @@ def prefetch_program(
         more = len(found.failures) - len(lines)
         if more:
             lines.append(f"and {more} more")
-        raise PropellerError(f"prefetch: {escape('; '.join(lines))}")
+        raise PropellerError(f"prefetch: {'; '.join(lines)}")

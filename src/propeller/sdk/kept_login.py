@@ -3,8 +3,8 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,9 @@ from propeller.sdk.addresses import Login
 from propeller.sdk.transport import Transport
 
 _FILE, _CA_FILE, _LOCK_FILE = "login.json", "ca.pem", "login.lock"
+
+_LOCK_AGAIN_S = 0.02
+"""Between tries to be the one who renews it, in seconds."""
 
 
 def login_folder() -> Path:
@@ -62,8 +65,8 @@ class KeptLogin(Login):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StartError(
-                f"{folder / _FILE}: the login that is kept cannot be read ({type(error).__name__}): propeller logout, "
-                "then propeller login"
+                f"{folder / _FILE}: the login that is kept cannot be read ({type(error).__name__}): log in again "
+                "(propeller login), or remove the file"
             ) from None
         return found
 
@@ -128,9 +131,10 @@ class KeptLogin(Login):
         Raises:
             UnauthenticatedError: it has ended.
         """
-        with self.locked():
+        refused = self._token
+        async with self._locked_by(transport):
             latest = type(self).load(self.folder)
-            if latest is not None and latest.token not in {"", self._token}:
+            if latest is not None and latest.token not in {"", refused}:
                 self._token, self.refresh_token = latest.token, latest.refresh_token
                 return None
             bearer = {"Authorization": f"Bearer {self.refresh_token}"}
@@ -156,6 +160,20 @@ class KeptLogin(Login):
             "refresh_token": self.refresh_token,
         }
         write_durably(self.folder / _FILE, json.dumps(kept, indent=1).encode(), mode=0o600)
+
+    @asynccontextmanager
+    async def _locked_by(self, transport: Transport) -> AsyncIterator[None]:
+        """As ``locked``, without holding up an event loop: who has it may need that loop to end."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder / _LOCK_FILE).open("w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await transport.sleep(_LOCK_AGAIN_S)
+                else:
+                    break
+            yield
 
     @contextmanager
     def locked(self) -> Iterator[None]:
