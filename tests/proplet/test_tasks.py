@@ -685,6 +685,16 @@ async def test_proplets_of_one_machine_fetch_a_program_once(world: World, tmp_pa
     assert not (tmp_path / "one" / "sandbox" / "programs").exists()
 
 
+async def test_what_is_only_to_be_fetched_is_not_run_as_a_daemon_either(world: World) -> None:
+    me = await world.join()
+    for daemon in (False, True):
+        fetched = await world.peers.start(me, prefetch=True, daemon=daemon, env={"FAIL": "1"})
+        result = await world.peers.result_of(fetched)
+        assert (result["error"], result["results"]) == (None, "the program is here and compiled")
+    latent = await world.peers.start(me, prefetch=True, latent=True)
+    assert "latent tasks are not supported" in (await world.peers.result_of(latent))["error"]
+
+
 async def test_what_a_task_took_is_in_its_result_and_its_metrics(world: World) -> None:
     me = await world.join()
     stages = {"prepare_ms", "start_ms", "run_ms", "total_ms", "cpu_ms", "memory_peak_bytes"}

@@ -117,7 +117,10 @@ class ProgramRunner:
         """
         begin = time.monotonic()
         enter(Stage.FETCHING)
-        limits = self._policy.current().lowered(self._limits).lowered(start.limits)
+        policy = self._policy.current()
+        policy.check_time(datetime.now().astimezone())
+        _check_supported(start)
+        limits = policy.lowered(self._limits).lowered(start.limits)
         _digest, compile_ms = await self._prepare_program(start, limits)
         took = {"prepare_ms": (time.monotonic() - begin) * 1000, "compile_ms": compile_ms}
         usage = {name: round(value, 2) for name, value in took.items() if value}

@@ -238,12 +238,12 @@ class TaskExecutor:
     async def _run(self, request: _Request) -> TaskResult | None:
         """Run a task; its result, unless it is a daemon's, which is sent already."""
         start = request.start
-        if start.daemon:
-            await self._run_daemon(start)
-            return None
         if start.prefetch:
             with told_stages(lambda stage: self._tell_stage(start.id, stage)):
                 return await self._runner.prefetch(start)
+        if start.daemon:
+            await self._run_daemon(start)
+            return None
         usage: Mapping[str, float] = {}
         try:
             async with self._runner.task_folder() as folder:
