@@ -52,6 +52,8 @@ async def http(log: AuditLog) -> AsyncIterator[httpx.AsyncClient]:
 
     @router.get("/things/{thing}")
     async def look(thing: str) -> dict[str, str]:
+        if thing == "key":
+            note(shown=thing)
         return {"thing": thing}
 
     app.include_router(router)
@@ -77,11 +79,15 @@ async def test_changes_by_people_and_refusals_are_written_down(
     assert await ask(http, "POST", "/things/a", "ann") == 200
     assert await ask(http, "GET", "/things/a", "ann") == 200  # changes nothing
     assert await ask(http, "POST", "/things/b", "device") == 200  # what machines may do is in the rounds
+    assert (
+        await ask(http, "GET", "/things/key", "vic") == 200
+    )  # its handler says that reading it is worth an entry
     assert await ask(http, "POST", "/things/c", "vic") == 403
     assert await ask(http, "GET", "/things/d", "nobody") == 401
     assert await ask(http, "POST", "/things/broken", "ann") == 500
     assert [(one["action"], one["status"], one["who"], one.get("about")) for one in entries(log)] == [
         ("POST /things/a", 200, {"kind": "user", "id": "ann", "role": "operator"}, {"made": "a-1"}),
+        ("GET /things/key", 200, {"kind": "user", "id": "vic", "role": "viewer"}, {"shown": "key"}),
         ("POST /things/c", 403, {"kind": "user", "id": "vic", "role": "viewer"}, None),
         ("GET /things/d", 401, {"kind": "unknown"}, None),
         ("POST /things/broken", 500, {"kind": "user", "id": "ann", "role": "operator"}, {"made": "broken-1"}),

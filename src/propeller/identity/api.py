@@ -234,11 +234,15 @@ def _client_routes(identity: Identity) -> Router:
 
     @router.get("/clients")
     async def list_clients(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
-        return await clients.list(domain_id, page)
+        found = await clients.list(domain_id, page)
+        _note_keys(found["clients"])
+        return found
 
     @router.get("/clients/{client_id}")
     async def get_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
-        return await clients.get(domain_id, client_id)
+        found = await clients.get_with_key(domain_id, client_id)
+        _note_keys([found])
+        return found
 
     @router.patch("/clients/{client_id}")
     async def change_client(domain_id: Id, client_id: Id, body: requests.ClientChange) -> dict[str, Any]:
@@ -260,6 +264,13 @@ def _client_routes(identity: Identity) -> Router:
         await clients.delete(domain_id, client_id)
 
     return router
+
+
+def _note_keys(shown: Sequence[dict[str, Any]]) -> None:
+    """Have the audit log say whose keys were read; those of one name are few."""
+    names = [one["name"] for one in shown if "secret" in one["credentials"]]
+    if names:
+        note(keys_of=",".join(names))
 
 
 def _note_connections(

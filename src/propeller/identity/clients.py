@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from propeller.errors import ConflictError, InvalidError
 from propeller.identity.access import AccessChanges
 from propeller.identity.credentials import hash_key, new_key
+from propeller.identity.kept_keys import KeptKeys
 from propeller.identity.roles import compat_of, role_of
 from propeller.identity.tables import (
     DELETED,
@@ -27,7 +28,9 @@ from propeller.identity.tables import (
     new_id,
 )
 from propeller.protocol.roles import Role
-from propeller.store.database import Database
+from propeller.store.database import Database, DatabaseConnection
+
+_NEW_KEY = "make a new one (POST /{domain_id}/clients/{id}/secret)"
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,11 @@ def new_row(domain_id: str, new: NewClient, *, client_id: str, key_hash: str) ->
 
 
 class Clients:
-    """The clients of every domain. A key is shown once, in the answer that creates it; only its hash is stored."""
+    """The clients of every domain. A key is shown once, in the answer that creates it, and only its hash is stored; unless keys are kept."""
 
-    def __init__(self, database: Database, changes: AccessChanges) -> None:
-        self._database, self._changes = database, changes
+    def __init__(self, database: Database, changes: AccessChanges, kept: KeptKeys) -> None:
+        """``kept`` are the keys that may be read again."""
+        self._database, self._changes, self._kept = database, changes, kept
 
     async def create(
         self, domain_id: str, new: NewClient, *, client_id: str | None = None, key: str | None = None
@@ -91,12 +95,15 @@ class Clients:
             async with self._changes.change() as change:
                 await fetch_row(change.connection, domains, "domain", domains.c.id == domain_id)
                 await change.connection.execute(clients.insert().values(row))
+                await self._kept.keep(change.connection, str(row["id"]), key)
                 change.added.add(str(row["id"]))
         except IntegrityError:
-            raise ConflictError(
-                f"a client named {new.name!r} exists in this domain; its key is not shown again: "
-                "if it is lost, make a new one (POST /{domain_id}/clients/{id}/secret)"
-            ) from None
+            shown = (
+                "GET /{domain_id}/clients?name= shows its key, if it was kept"
+                if self._kept.are_readable
+                else f"its key is not shown again: if it is lost, {_NEW_KEY}"
+            )
+            raise ConflictError(f"a client named {new.name!r} exists in this domain; {shown}") from None
         return _with_key(await self.get(domain_id, str(row["id"])), key)
 
     async def get(self, domain_id: str, client_id: str) -> dict[str, Any]:
@@ -110,10 +117,24 @@ class Clients:
         return _describe(row)
 
     async def list(self, domain_id: str, page: Page) -> dict[str, Any]:
-        """A page of a domain's clients."""
+        """A page of a domain's clients; of those of one name with their keys, where they are kept."""
         async with self._database.read() as connection:
             total, rows = await fetch_page(connection, clients, page, clients.c.domain_id == domain_id)
-        return list_answer("clients", page, total, [_describe(row) for row in rows])
+            shown = [_describe(row) for row in rows]
+            if page.name is not None:
+                shown = await _describe_with_keys(self._kept, connection, rows)
+        return list_answer("clients", page, total, shown)
+
+    async def get_with_key(self, domain_id: str, client_id: str) -> dict[str, Any]:
+        """One client, with its key where that is kept.
+
+        Raises:
+            NotFoundError: there is none in this domain.
+        """
+        async with self._database.read() as connection:
+            row = await fetch_row(connection, clients, "client", *_is_client(domain_id, client_id))
+            [shown] = await _describe_with_keys(self._kept, connection, [row])
+        return shown
 
     async def set_status(self, domain_id: str, client_id: str, status: str) -> dict[str, Any]:
         """Enable or disable a client; a disabled one is cut from the broker.
@@ -158,16 +179,25 @@ class Clients:
             NotFoundError: there is none.
         """
         key = new_key()
-        await self._change(domain_id, client_id, {"key_hash": hash_key(key)})
+        await self._change(domain_id, client_id, {"key_hash": hash_key(key)}, key=key)
         return _with_key(await self.get(domain_id, client_id), key)
 
     async def _change(
-        self, domain_id: str, client_id: str, values: dict[str, Any], *, gone: bool = False
+        self,
+        domain_id: str,
+        client_id: str,
+        values: dict[str, Any],
+        *,
+        key: str | None = None,
+        gone: bool = False,
     ) -> None:
         async with self._changes.change() as change:
             await fetch_row(change.connection, clients, "client", *_is_client(domain_id, client_id))
             await change.connection.execute(update(clients).where(clients.c.id == client_id).values(values))
+            if key is not None:
+                await self._kept.keep(change.connection, client_id, key)
             if gone:
+                await self._kept.forget(change.connection, client_id)
                 for table in (connections, join_tokens):
                     await change.connection.execute(delete(table).where(table.c.client_id == client_id))
             change.revoked.add(client_id)
@@ -190,6 +220,20 @@ def _describe(row: Row[Any]) -> dict[str, Any]:
         "status": row.status,
         "created_at": format_seconds(row.created_at),
     }
+
+
+async def _describe_with_keys(
+    kept: KeptKeys, connection: DatabaseConnection, rows: Sequence[Row[Any]]
+) -> list[dict[str, Any]]:
+    keys = await kept.read(connection, rows)
+    described = [
+        _with_key(_describe(row), keys[row.id]) if row.id in keys else _describe(row) for row in rows
+    ]
+    if kept.are_readable:
+        for one in described:
+            if one["id"] not in keys:
+                one["credentials"]["note"] = f"its key was not kept: {_NEW_KEY}"
+    return described
 
 
 def _with_key(shown: dict[str, Any], key: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from propeller.identity.clients import Clients
 from propeller.identity.credentials import Passwords, Tokens
 from propeller.identity.devices import Devices
 from propeller.identity.domains import Domains
+from propeller.identity.kept_keys import KeptKeys
 from propeller.identity.login_throttle import LoginThrottle
 from propeller.identity.sessions import MqttIds, SessionExpiry
 from propeller.identity.settings import IdentitySettings
@@ -131,7 +132,9 @@ async def open_identity(settings: IdentitySettings, database: Database) -> Async
     link = BrokerLink(settings.broker_url, keys, callout, directory, sessions, guard)
     changes = AccessChanges(database, directory, link)
     users = Users(database, Passwords(), tokens, LoginThrottle())
-    clients = Clients(database, changes)
+    keys_secret = settings.keys_secret if settings.keys_readable else None
+    kept = KeptKeys(keys_secret.get_secret_value() if keys_secret else None)
+    clients = Clients(database, changes, kept)
     identity = Identity(
         users,
         Domains(database, changes),
@@ -147,6 +150,7 @@ async def open_identity(settings: IdentitySettings, database: Database) -> Async
     )
     _make_private(settings.database)
     await migrate(database, SCHEMA)
+    await kept.open(database)
     await changes.load()
     await mqtt_ids.load()
     await sessions.load()

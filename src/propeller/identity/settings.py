@@ -1,8 +1,9 @@
 """IdentitySettings of the identity service."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.broker_keys import MIN_SECRET
@@ -30,6 +31,10 @@ class IdentitySettings(ListenSettings):
     access_token_s: Seconds = Field(3600.0, alias="IDENTITY_ACCESS_TOKEN_DURATION", gt=0)
     refresh_token_s: Seconds = Field(86400.0, alias="IDENTITY_REFRESH_TOKEN_DURATION", gt=0)
     jwt_secret: SecretStr | None = Field(None, alias="IDENTITY_JWT_SECRET", min_length=MIN_SECRET)
+    keys_readable: bool = Field(False, alias="IDENTITY_KEYS_READABLE")
+    """Whether admins may read clients' keys again; off, they are shown once and those that were kept are forgotten."""
+    keys_secret: SecretStr | None = Field(None, alias="IDENTITY_KEYS_SECRET", min_length=MIN_SECRET)
+    """By which kept keys are encrypted in the database."""
     broker_secret: SecretStr = Field(alias="BROKER_SECRET", min_length=MIN_SECRET)
     broker_url: str = Field("nats://127.0.0.1:4222", alias="BROKER_NATS_URL")
     session_expiry_s: Seconds = Field(86400.0, alias="BROKER_SESSION_EXPIRY", gt=0)
@@ -61,6 +66,15 @@ class IdentitySettings(ListenSettings):
                 f"{value!r} is not the address of a service; write it as https://fleet.example:9002"
             )
         return None if value is None else value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _keeps_no_key_in_plain(self) -> Self:
+        if self.keys_readable and self.keys_secret is None:
+            raise ValueError(
+                "IDENTITY_KEYS_READABLE needs IDENTITY_KEYS_SECRET, by which keys are encrypted in the database: 16 characters or more, "
+                "as 'openssl rand -hex 32' makes them"
+            )
+        return self
 
     @field_validator("join_broker")
     @classmethod

@@ -87,6 +87,14 @@ clients = Table(
     UniqueConstraint("domain_id", "name"),
 )
 
+# Keys that admins may read again, encrypted, where IDENTITY_KEYS_READABLE asks for it.
+kept_keys = Table(
+    "kept_keys",
+    metadata,
+    Column("client_id", ForeignKey("clients.id"), primary_key=True),
+    Column("sealed", String(1024), nullable=False),
+)
+
 # Who may do what in a domain, beside its creator.
 members = Table(
     "members",

@@ -130,7 +130,8 @@ class EnvProvisioner:
         }
         if self.rotate or (record is not None and record["status"] != ENABLED):
             return _ClientState(name, record)
-        for credentials in (in_file, self.known.get(name, {})):
+        of_identity = {} if record is None else _kept_credentials(record)
+        for credentials in (in_file, self.known.get(name, {}), of_identity):
             if await self._works(name, credentials, domain_id, record, used_ids):
                 return _ClientState(name, record, credentials)
         return _ClientState(name, record, problem=self._problem(name, in_file, record) if record else "")
@@ -229,6 +230,12 @@ class EnvProvisioner:
         except StartError as error:
             lost = f"; the key of {of} is lost with it: correct that, and run with --rotate" if of else ""
             raise StartError(f"{error}{lost}") from None
+
+
+def _kept_credentials(record: Record) -> dict[str, str]:
+    """A client's id and key as identity shows them, where it keeps keys readable."""
+    key = record["credentials"].get("secret")
+    return {"id": record["id"], "key": key} if key else {}
 
 
 def _differences(values: Mapping[str, str], names: tuple[str, ...], right: str) -> list[str]:

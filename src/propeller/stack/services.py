@@ -334,7 +334,9 @@ def _identity(stack: StackConfig, process: str) -> dict[str, str]:
         "BROKER_SECRET": stack.secrets.broker,
         "BROKER_NATS_URL": stack.nats,
         **_joining(stack),
+        **({"IDENTITY_KEYS_SECRET": stack.secrets.client_keys} if stack.secrets.client_keys else {}),
         **_inherited(
+            "IDENTITY_KEYS_*",
             "BROKER_CLIENT_*",
             "BROKER_SESSION_EXPIRY",
             "BROKER_STORED_BYTES",

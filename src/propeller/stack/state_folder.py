@@ -24,6 +24,7 @@ class Secrets:
         channel_id: of its channel.
         clients: id and key of each client by name.
         ports: that the stack had, where it took free ones.
+        client_keys: by which identity encrypts clients' keys that admins may read again; empty where it keeps none.
     """
 
     broker: str
@@ -33,6 +34,7 @@ class Secrets:
     channel_id: str = ""
     clients: dict[str, dict[str, str]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    client_keys: str = ""
 
 
 class StateFolder:

@@ -6,9 +6,11 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from propeller.data import program_path
 from propeller.errors import StartError
@@ -115,6 +117,19 @@ def _processes(stage: Stage, proplets: int) -> list[str]:
     return device_names(proplets) if stage is Stage.DEVICES else [spec.name for spec in in_stage(stage)]
 
 
+def _keeps_keys() -> bool:
+    """Whether identity is to keep clients' keys readable.
+
+    Raises:
+        StartError: the setting says neither yes nor no.
+    """
+    said = os.environ.get("IDENTITY_KEYS_READABLE") or "false"
+    try:
+        return TypeAdapter(bool).validate_python(said)
+    except ValidationError:
+        raise StartError(f"IDENTITY_KEYS_READABLE: {said!r} is neither true nor false") from None
+
+
 class _NotReadyError(Exception):
     """What is waited for is not there yet."""
 
@@ -137,7 +152,9 @@ class _Start:
             raise StartError(
                 f"IDENTITY_ADMIN_PASSWORD: at least {MIN_PASSWORD} characters, or unset for a random one"
             )
+        keep_keys = _keeps_keys()
         secrets = folder.load_secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
+        secrets.client_keys = (secrets.client_keys or token_urlsafe(32)) if keep_keys else ""
         if options.auto_ports:
             ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:

@@ -1,4 +1,4 @@
-"""Which requests go into the audit log: those by which people and scripts change something, and those that are refused."""
+"""Which requests go into the audit log: those by which people and scripts change something or are shown keys, and those that are refused."""
 
 import asyncio
 import time
@@ -83,7 +83,8 @@ class AuditMiddleware:
             return
         is_refused = status in _REFUSED
         is_change = method not in _SAFE and (who is None or who.role in PEOPLE or who.kind == "user")
-        if not (is_refused or is_change):
+        is_noted = method in _SAFE and bool(facts)  # reading it is worth an entry, as that of keys
+        if not (is_refused or is_change or is_noted):
             return
         is_unknown = who is None or who.kind == "anyone"
         # Whoever reaches the service can send requests that fail, and is to fill no disk with them.
