@@ -4,6 +4,8 @@ import asyncio
 import base64
 from typing import Any
 
+import pytest
+
 from propeller.manager.api import HIDDEN, shown
 from propeller.protocol.topics import Kind
 from propeller.web.auth import Principal
@@ -350,6 +352,39 @@ async def _running(manager: RunningManager) -> str:
 
 async def _nothing_runs(manager: RunningManager) -> bool:
     return all(one["task_count"] == 0 for one in (await manager.http.get("/proplets")).json()["proplets"])
+
+
+@pytest.mark.parametrize(
+    ("directed", "length", "kept"), [(False, 200_000, True), (False, 300_000, False), (True, 200, False)]
+)
+async def test_the_copy_of_an_update_stays_in_the_result_of_a_compat_proplet(
+    fl_manager: RunningManager, directed: bool, length: int, kept: bool
+) -> None:
+    await fl_manager.add_proplets("p1", directed=directed)
+    experiment = {
+        "round_id": "r-1",
+        "model_ref": "fl/models/global_model_v0",
+        "participants": ["p1"],
+        "task_wasm_image": "localhost/fl:1",
+        "k_of_n": 1,
+    }
+    answer = await fl_manager.http.post("/fl/experiments", json=experiment)
+    assert answer.status_code == 200, answer.text
+    [task] = (await fl_manager.http.get("/tasks")).json()["tasks"]
+    envelope = {
+        "task_id": task["id"],
+        "round_id": "r-1",
+        "proplet_id": "p1",
+        "num_samples": 1,
+        "update_b64": "A" * length,
+        "format": "f32-delta",
+        "metrics": {},
+    }
+    message = {"task_id": task["id"], "results": envelope, "error": None}
+    await fl_manager.mqtt.say(Kind.PROPLET_RESULTS, "p1", message)
+    await fl_manager.wait_for_state(task["id"], 3)
+    results = (await fl_manager.http.get(f"/tasks/{task['id']}/results")).json()["results"]
+    assert results == (envelope if kept else {**envelope, "update_b64": ""})
 
 
 async def test_results_count_only_from_the_proplet_that_runs_the_task(manager: RunningManager) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from propeller.proplet import stages
 from propeller.proplet.outbox import Outbox
+from propeller.proplet.round_results import RoundResults
 from propeller.proplet.runner import CompletedRun
 from propeller.proplet.service import MAX_REMEMBERED_IDS, MAX_WAITING_TASKS, TaskExecutor
 from propeller.proplet.stages import enter
@@ -66,6 +67,7 @@ class Scene:
             self._measure,
             self._note_stage,
             max_tasks,
+            RoundResults(folder / "rounds"),
         )
 
     async def start(self, task_id: str, topic: str = TOPIC, **fields: Any) -> None:

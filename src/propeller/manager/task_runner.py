@@ -23,6 +23,9 @@ log = get_logger("manager")
 MAX_RESTARTS = 3
 """Of a round's task whose proplet ended: one that brings its proplet down each time must end."""
 
+MAX_UPDATE_COPY = 256 * 1024
+"""Characters of the copy of an update that stays in the result of a round's task."""
+
 _INTERRUPTED = "interrupted: "
 """How the error of a task begins that ended because its proplet did."""
 
@@ -145,7 +148,7 @@ class TaskRunner:
                     reason=str(message.error)[:_MAX_LOGGED_CHARACTERS],
                 )
             else:
-                results = message.results if task.round_id is None else without_update(message.results)
+                results = message.results if task.round_id is None else self._without_update(task, message)
                 ended = self._end(task, EndCause.RESULT, error=message.error, results=results)
                 ended = replace(ended, usage=message.usage or None)
                 await self._repository.replace(ended, TaskState)
@@ -228,6 +231,14 @@ class TaskRunner:
             return False
         self._interruptions[task.id] += 1
         return self._interruptions[task.id] <= MAX_RESTARTS
+
+    def _without_update(self, task: Task, message: TaskResult) -> Any:
+        """The results to store: of a proplet of absmach/propeller as it sent them, as its users read the update there."""
+        results, proplet = message.results, self._fleet.get(task.proplet_id or "")
+        copy = results.get("update_b64") if isinstance(results, dict) else None
+        if proplet is None or proplet.directed or len(str(copy)) > MAX_UPDATE_COPY:
+            return without_update(results)
+        return results
 
     def _report_failure(self, ended: Task) -> None:
         """Report to the coordinator if a participant of a round has failed."""

@@ -21,6 +21,7 @@ from propeller.proplet.outbox import Outbox, TaskPublisher
 from propeller.proplet.policy import PolicyFile
 from propeller.proplet.presence import HeartbeatFile, Presence, offline_message
 from propeller.proplet.programs import ProgramFetcher
+from propeller.proplet.round_results import RoundResults
 from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import PropletSettings
@@ -177,7 +178,13 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             sandbox.memory_bound,
         )
         executor = TaskExecutor(
-            me, runner, outbox, publisher.send_metrics, publisher.send_stage, settings.max_tasks
+            me,
+            runner,
+            outbox,
+            publisher.send_metrics,
+            publisher.send_stage,
+            settings.max_tasks,
+            RoundResults(settings.folder / "rounds"),
         )
         await programs.open()
         for topic in topics.starts:

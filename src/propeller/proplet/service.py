@@ -19,6 +19,7 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.proplet.outbox import Outbox, task_metrics
+from propeller.proplet.round_results import RoundResults
 from propeller.proplet.runner import ProgramRunner
 from propeller.proplet.stages import told_stages
 from propeller.proplet.task_slots import TaskSlots
@@ -95,11 +96,12 @@ class TaskExecutor:
         send_metrics: SendMetrics,
         send_stage: SendStage,
         max_tasks: int,
+        round_results: RoundResults,
     ) -> None:
         """``max_tasks`` run at the same time, the others wait in order; as many daemons may run beside them."""
         self._proplet_id, self._runner, self._outbox = proplet_id, runner, outbox
         self._send_metrics, self._send_stage, self._max_tasks = send_metrics, send_stage, max_tasks
-        self._slots = TaskSlots(max_tasks)
+        self._slots, self._round_results = TaskSlots(max_tasks), round_results
         self._tasks: dict[str, _Task] = {}
         self._background = BackgroundTasks("proplet")
         self._encrypted_ids: TTLCache[str, bool] = TTLCache(MAX_REMEMBERED_IDS, _ENCRYPTED_LIFETIME_S)
@@ -244,6 +246,13 @@ class TaskExecutor:
         if start.daemon:
             await self._run_daemon(start)
             return None
+        # A manager of this project has one task a round and participant.
+        if start.env.get("ROUND_ID") and not request.directed:
+            return await self._round_results.once(start, lambda: self._run_program(request))
+        return await self._run_program(request)
+
+    async def _run_program(self, request: _Request) -> TaskResult:
+        start = request.start
         usage: Mapping[str, float] = {}
         try:
             async with self._runner.task_folder() as folder:
