@@ -21,7 +21,14 @@ from propeller.coordinator.clients import (
     read_state_values,
     state_values,
 )
-from propeller.coordinator.documents import ModelCut, StoredDocument, read_document_header, stream_part
+from propeller.coordinator.documents import (
+    AssembledDocument,
+    ModelCut,
+    StoredDocument,
+    read_document_header,
+    stream_part,
+)
+from propeller.coordinator.json_aggregator import as_in_base, check_mean_will_do
 from propeller.coordinator.kept_updates import DamagedUpdateError, KeptUpdates
 from propeller.coordinator.rounds import NewVersion
 from propeller.errors import (
@@ -34,10 +41,11 @@ from propeller.errors import (
 from propeller.fl.bounds import difference_norms
 from propeller.fl.outliers import find_outliers
 from propeller.fl.strategies import PART_BYTES, read_strategy
+from propeller.fl.tensors import Specs, to_safetensors
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
-from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan
+from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, AggregationResult
 from propeller.store.blobs import BlobNotFoundError
 from propeller.tensors.safetensors import write_header
 
@@ -187,9 +195,8 @@ class Aggregation:
         await self._check_whole(request)
         # A program is given whole tensors.
         cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
-        documents = self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut)
         try:
-            found = await self._aggregator.aggregate(documents, cut.tensors)
+            found = await self._aggregate(request, cut, expected)
         except BlobNotFoundError as error:
             raise _gone(request, error) from error
         except DamagedUpdateError as error:
@@ -207,6 +214,33 @@ class Aggregation:
                 f"{expected.get(name)}"
             )
         return found
+
+    async def _aggregate(self, request: AggregationRequest, cut: ModelCut, expected: Specs) -> Aggregated:
+        if self._aggregator.as_json.encoding.is_json:
+            return await self._aggregate_json(request, cut, expected)
+        documents = self._stream(request) if cut.parts == 1 else self._stream_parts(request, cut)
+        try:
+            return await self._aggregator.aggregate(documents, cut.tensors)
+        except ServiceError as error:
+            if not self._aggregator.as_json.encoding.may_be_json(error):
+                raise
+            return await self._aggregate_json(request, cut, expected)
+
+    async def _aggregate_json(
+        self, request: AggregationRequest, cut: ModelCut, expected: Specs
+    ) -> Aggregated:
+        """The mean of an aggregator that reads JSON alone."""
+        url = self._aggregator.url
+        check_mean_will_do(request, cut.parts, url)
+        has_deltas = any(each.kind == "delta" for each in request.contributions)
+        base = await self._bases.tensors(request.base_version) if has_deltas else None
+        updates = [
+            await self._bases.read(self._updates.stream(each.digest)) for each in request.in_slot_order
+        ]
+        found = as_in_base(await self._aggregator.as_json.mean(request, updates, base), expected, url)
+        made = Aggregated(AggregationResult(), AssembledDocument(), AssembledDocument())
+        await made.model.add(to_safetensors(found))
+        return made
 
     async def _check_whole(self, request: AggregationRequest) -> None:
         """See that large updates are those that came; small ones are looked at when they are read.
@@ -246,6 +280,8 @@ class Aggregation:
     async def _store(self, request: AggregationRequest, found: Aggregated) -> int:
         """Store a model and the state beside it."""
         registry, specs = self._registry, await self._registry.specs(request.base_version)
+        if found.has_state:
+            registry.require_state()
         lineage = {"lineage": request.lineage_text(found.result.program)}
         is_small = found.model.is_small and found.state.is_small
         document = await found.model.content(lineage, specs) if is_small else None
@@ -308,7 +344,7 @@ class Aggregation:
         documents: list[StoredDocument] = [registry.document_in_parts(each) for each in request.base_versions]
         state: StoredDocument | None = None
         values: Mapping[str, Any] = {}
-        if request.state_version is not None and (await registry.info(request.state_version))["has_state"]:
+        if request.state_version is not None and await registry.has_state(request.state_version):
             state = registry.state_in_parts(request.state_version)
             values = state_values(await read_document_header(state))
             documents.append(state)

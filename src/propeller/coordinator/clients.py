@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,8 +11,11 @@ from urllib.parse import quote
 from cachetools import LRUCache
 
 from propeller.coordinator.documents import AssembledDocument, read_document_header
-from propeller.errors import NotFoundError, PropellerError
+from propeller.coordinator.json_aggregator import JsonAggregator, strategy_refusal, strategy_remedy
+from propeller.coordinator.json_registry import JsonRegistry
+from propeller.errors import InvalidError, NotFoundError, PropellerError
 from propeller.fl.tensors import (
+    JSON,
     SAFETENSORS,
     SAFETENSORS_SEQ,
     Specs,
@@ -20,6 +23,7 @@ from propeller.fl.tensors import (
     TensorSpec,
     decode,
     from_safetensors,
+    media_type,
     read_documents,
     specs_of,
     to_safetensors,
@@ -27,7 +31,7 @@ from propeller.fl.tensors import (
 from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import Answer, ServiceClient, ServiceError
-from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult
+from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult, StrategyField
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 VALUES_FIELD = "values"
@@ -44,15 +48,19 @@ _PARTIAL_CONTENT = 206
 class RegistryDocument:
     """A document of the model registry, which is read as it is needed."""
 
-    def __init__(self, client: ServiceClient, path: str) -> None:
-        """``path`` is where it is: ``/models/7``."""
-        self._client, self._path = client, path
+    def __init__(
+        self, client: ServiceClient, path: str, as_whole: Callable[[], Awaitable[bytes]] | None = None
+    ) -> None:
+        """``path`` is where it is: ``/models/7``; ``as_whole`` gives it from a registry that has it as JSON."""
+        self._client, self._path, self._as_whole = client, path, as_whole
 
     async def read(self, start: int, end: int) -> bytes:
         """As ``StoredDocument.read``."""
         headers = {"accept": SAFETENSORS, "range": f"bytes={start}-{end - 1}"}
 
         async def read_part(answer: Answer) -> bytes:
+            if self._as_whole is not None and _is_json(answer):
+                return (await self._as_whole())[start:end]
             # Not by ``content``: the connection would keep it for as long as it has nothing else to do.
             content = b"".join([piece async for piece in answer.aiter_bytes()])
             return content if answer.status_code == _PARTIAL_CONTENT else content[start:end]
@@ -66,6 +74,7 @@ class ModelRegistryClient:
     def __init__(self, client: ServiceClient) -> None:
         """Call the registry through ``client``."""
         self._client = client
+        self._json_registry = JsonRegistry(client)
         self._specs: LRUCache[int, Specs] = LRUCache(_MAX_KNOWN_VERSIONS)
         self._digests: LRUCache[int, str | None] = LRUCache(_MAX_KNOWN_VERSIONS)
         self._documents: ByteLru[int, bytes] = ByteLru(_MAX_KNOWN_BYTES, len)
@@ -150,7 +159,7 @@ class ModelRegistryClient:
             if answer.headers.get("content-type") == SAFETENSORS:
                 known = answer.content
             else:  # a registry of absmach/propeller
-                known = to_safetensors(await self._decode(version, answer))
+                known = to_safetensors(await self._decode(f"/models/{version}", answer, answer.content))
             self._documents[version] = known
         return known
 
@@ -182,6 +191,10 @@ class ModelRegistryClient:
 
     async def _write(self, path: str, file: BinaryIO) -> None:
         async with self._client.stream("GET", path, headers={"accept": SAFETENSORS}) as answer:
+            if _is_json(answer):  # a registry of absmach/propeller
+                document = to_safetensors(await self._decode(path, answer, await answer.aread()))
+                await asyncio.to_thread(file.write, document)
+                return
             async for piece in answer.aiter_bytes(_COPIED_BYTES):
                 await asyncio.to_thread(file.write, piece)
 
@@ -202,7 +215,7 @@ class ModelRegistryClient:
 
     def document_in_parts(self, version: int) -> RegistryDocument:
         """A version that need not be in memory."""
-        return RegistryDocument(self._client, f"/models/{version}")
+        return RegistryDocument(self._client, f"/models/{version}", lambda: self.document(version))
 
     def state_in_parts(self, version: int) -> RegistryDocument:
         """A version's server state that need not be in memory; ``state`` says whether there is one."""
@@ -211,16 +224,26 @@ class ModelRegistryClient:
     async def add_version(self, model: bytes | AsyncIterator[bytes], key: str) -> int:
         """Store a safetensors document as a new version; the same ``key`` again gives the version it gave first.
 
+        A registry that reads JSON alone, as absmach/propeller's, is sent that (``json_registry``).
+
         Raises:
             ServiceError: the registry refused it or does not answer.
+            UnprocessableError: it reads JSON alone, and the model is large.
         """
-        answer = await self._client.request(
-            "POST",
-            "/models",
-            content=model,
-            headers={"content-type": SAFETENSORS, "idempotency-key": key},
-            retry=False,
-        )
+        if self._json_registry.encoding.is_json:
+            return await self._json_registry.add_version(model, key)
+        try:
+            answer = await self._client.request(
+                "POST",
+                "/models",
+                content=model,
+                headers={"content-type": SAFETENSORS, "idempotency-key": key},
+                retry=False,
+            )
+        except ServiceError as error:
+            if not self._json_registry.encoding.may_be_json(error):
+                raise
+            return await self._json_registry.add_version(model, key)
         return int(self._note_digest(self._json(answer))["version"])
 
     async def put_state(self, version: int, state: bytes | AsyncIterator[bytes]) -> None:
@@ -228,19 +251,38 @@ class ModelRegistryClient:
 
         Raises:
             ServiceError: the registry refused it or does not answer.
+            UnprocessableError: it keeps none.
         """
         path, headers = f"/models/{version}/state", {"content-type": SAFETENSORS}
-        await self._client.request(
-            "PUT", path, content=state, headers=headers, retry=isinstance(state, bytes)
-        )
+        try:
+            await self._client.request(
+                "PUT", path, content=state, headers=headers, retry=isinstance(state, bytes)
+            )
+        except ServiceError as error:
+            if error.kind is NotFoundError and not error.explained:
+                raise self._json_registry.no_state() from None
+            raise
+
+    def require_state(self) -> None:
+        """See that it is not known already that the registry keeps no server states.
+
+        Raises:
+            UnprocessableError: it is.
+        """
+        if self._json_registry.encoding.is_json:
+            raise self._json_registry.no_state()
 
     async def set_alias(self, name: str, version: int) -> None:
-        """Have a name, such as ``EXPERIMENT/latest``, stand for a version from now on.
+        """Have a name, such as ``EXPERIMENT/latest``, stand for a version from now on; a registry of absmach/propeller has no names.
 
         Raises:
             ServiceError: the registry refused it or does not answer.
         """
-        await self._client.request("PUT", f"/aliases/{quote(name)}", json={"version": version})
+        try:
+            await self._client.request("PUT", f"/aliases/{quote(name)}", json={"version": version})
+        except ServiceError as error:
+            if error.kind is not NotFoundError or error.explained:
+                raise
 
     async def state(self, version: int) -> bytes | None:
         """A version's server state, a safetensors document; ``None`` if it has none.
@@ -268,11 +310,20 @@ class ModelRegistryClient:
         known = self._states.get(version)
         if known is not None:
             return read_state_values(known) if known else {}
+        if not await self.has_state(version):
+            return {}
+        return state_values(await read_document_header(self.state_in_parts(version)))
+
+    async def has_state(self, version: int) -> bool:
+        """Whether a version has a server state.
+
+        Raises:
+            ServiceError: the registry does not answer.
+        """
         try:
-            has_state = (await self.info(version)).get("has_state")
+            return bool((await self.info(version)).get("has_state"))
         except NotFoundError:  # a registry of absmach/propeller knows models, and nothing about them
-            has_state = False
-        return state_values(await read_document_header(self.state_in_parts(version))) if has_state else {}
+            return False
 
     async def _get_model(self, version: int) -> Answer:
         accept = {"accept": f"{SAFETENSORS}, application/json;q=0.5"}
@@ -281,12 +332,12 @@ class ModelRegistryClient:
         except ServiceError as error:
             raise self._not_found(version, error) from None
 
-    async def _decode(self, version: int, answer: Answer) -> Tensors:
+    async def _decode(self, path: str, answer: Answer, content: bytes) -> Tensors:
         try:
             content_type = answer.headers.get("content-type")
-            return (await asyncio.to_thread(decode, content_type, answer.content))[0]
+            return (await asyncio.to_thread(decode, content_type, content))[0]
         except ValueError as error:
-            raise ServiceError(self._client.service, None, f"version {version}: {error}") from None
+            raise ServiceError(self._client.service, None, f"{path}: {error}") from None
 
     def _not_found(self, version: int | str, error: ServiceError) -> PropellerError:
         if error.temporary:
@@ -301,6 +352,10 @@ class ModelRegistryClient:
             return decode_trusted(answer.content)
         except MalformedMessageError as error:
             raise ServiceError(self._client.service, None, f"its answer cannot be read: {error}") from None
+
+
+def _is_json(answer: Answer) -> bool:
+    return media_type(answer.headers.get("content-type")) == JSON
 
 
 def _read_specs(info: Mapping[str, Any]) -> Specs:
@@ -430,6 +485,12 @@ class AggregatorClient:
     def __init__(self, client: ServiceClient, *, folder: Path | None = None) -> None:
         """Call the aggregator through ``client``; large models wait in ``folder``, or the system's temporary folder."""
         self._client, self._folder = client, folder
+        self.as_json = JsonAggregator(client)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._client.base_url
 
     async def aggregate(
         self, documents: AsyncIterator[bytes], cut: Mapping[str, tuple[int, ...]]
@@ -458,11 +519,26 @@ class AggregatorClient:
             raise
         return Aggregated(result, model, state)
 
+    def check_strategy(self, strategy: StrategyField) -> None:
+        """See that it is not known already that the aggregator cannot do a strategy.
+
+        Raises:
+            InvalidError: it is.
+        """
+        if self.as_json.encoding.is_json and (reason := strategy_refusal(strategy)) is not None:
+            raise InvalidError(f"strategy: {reason}, and {strategy_remedy(self.url)}")
+
     async def resolve_program(self, reference: str) -> str:
         """The reference with the digest of the program that aggregates, which the aggregator fetches.
 
         Raises:
             ServiceError: there is no such program, with the cause and the remedy; or the aggregator does not answer.
+            InvalidError: the aggregator runs no programs.
         """
-        answer = await self._client.request("POST", "/programs", json={"program": reference})
+        try:
+            answer = await self._client.request("POST", "/programs", json={"program": reference})
+        except ServiceError as error:
+            if error.kind is NotFoundError and not error.explained:
+                raise InvalidError(f"strategy.program: {strategy_remedy(self.url)}") from None
+            raise
         return str(answer.json()["program"])

@@ -270,6 +270,7 @@ class Experiments:
     async def _pin_strategy(self, spec: ExperimentSpec) -> dict[str, Any]:
         """The strategy of an experiment, with the program by digest if it is one."""
         strategy = spec.strategy.to_json()
+        self._aggregator.check_strategy(strategy)
         if spec.strategy.program is not None:
             strategy["program"] = await self._aggregator.resolve_program(spec.strategy.program)
         return strategy

@@ -80,10 +80,11 @@ class ServiceError(PropellerError):
         kind: what the service meant, as a kind of error.
         temporary: whether the same request may succeed later: it is away, or does not take these credentials now, which
             a service that lost its own connection to identity says too.
+        explained: whether its answer, if there was one, has the error as services of this project write it.
     """
 
-    def __init__(self, service: str, status: int | None, reason: str) -> None:
-        self.service, self.status, self.reason = service, status, reason
+    def __init__(self, service: str, status: int | None, reason: str, *, explained: bool = True) -> None:
+        self.service, self.status, self.reason, self.explained = service, status, reason, explained
         self.kind = kind_of_status(status)
         self.temporary = issubclass(self.kind, UnavailableError | RefusedError)
         answer = f"answered {status}" if status is not None else "cannot be reached"
@@ -177,7 +178,7 @@ class ServiceClient:
                 await answer.aread()
             if answer.is_success or is_not_modified(answer):
                 return answer
-            raise ServiceError(self.service, answer.status_code, error_text(answer))
+            raise _refusal(self.service, answer)
 
         return await self._try(send, path) if retry else await send()
 
@@ -199,7 +200,7 @@ class ServiceClient:
                 if answer.is_success or is_not_modified(answer):
                     return await read(answer)
                 await answer.aread()
-            raise ServiceError(self.service, answer.status_code, error_text(answer))
+            raise _refusal(self.service, answer)
 
         return await self._try(send, path)
 
@@ -220,7 +221,7 @@ class ServiceClient:
         async with self._exchange(method, path, None, headers, content, None) as answer:
             if not answer.is_success:
                 await answer.aread()
-                raise ServiceError(self.service, answer.status_code, error_text(answer))
+                raise _refusal(self.service, answer)
             yield answer
 
     @contextlib.asynccontextmanager
@@ -280,6 +281,12 @@ class HttpAnswer(Protocol):
     def json(self) -> Any: ...
 
 
+def _refusal(service: str, answer: Answer) -> ServiceError:
+    """What an answer that has been read is, as an error."""
+    explained = _error_of(answer) is not None
+    return ServiceError(service, answer.status_code, error_text(answer), explained=explained)
+
+
 def basic_authorization(name: str, password: str) -> str:
     """The ``Authorization`` header of HTTP Basic."""
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
@@ -292,10 +299,15 @@ def is_not_modified(answer: HttpAnswer) -> bool:
 
 def error_text(answer: HttpAnswer) -> str:
     """The reason in an error answer: its JSON ``error``, else the start of its text."""
+    error = _error_of(answer)
+    return answer.text.strip()[:500] or answer.reason_phrase if error is None else error
+
+
+def _error_of(answer: HttpAnswer) -> str | None:
+    """The JSON ``error`` of an answer, which services of this project have in each that is one."""
     try:
         body = answer.json()
     except (ValueError, RecursionError):
-        body = None
-    if isinstance(body, dict) and isinstance(body.get("error"), str):
-        return str(body["error"])
-    return answer.text.strip()[:500] or answer.reason_phrase
+        return None
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, str) else None
