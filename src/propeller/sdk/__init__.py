@@ -12,7 +12,7 @@ with Propeller.from_state(".propeller") as fl:
 
 from propeller.errors import PropellerError
 from propeller.sdk.blocking import ExperimentHandle, Propeller
-from propeller.sdk.client import AsyncPropeller, RoundResult
+from propeller.sdk.client import AsyncPropeller
 from propeller.sdk.devices import AsyncDevices, Devices
 from propeller.sdk.experiment import Experiment
 from propeller.sdk.handle import (
@@ -24,6 +24,7 @@ from propeller.sdk.handle import (
 )
 from propeller.sdk.history import History
 from propeller.sdk.models import AsyncModels, Models
+from propeller.sdk.rounds import RoundResult
 from propeller.sdk.users import AsyncUsers, Users
 
 __all__ = [

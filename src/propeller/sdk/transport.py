@@ -21,7 +21,7 @@ from propeller.process.http import verify_for
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Inner = TypeVar("Inner")
+Inner_co = TypeVar("Inner_co", covariant=True)
 
 
 _PIECE_BYTES = 1024 * 1024
@@ -223,10 +223,10 @@ def iterate(values: AsyncIterator[T]) -> Iterator[T]:
             complete(values.aclose())
 
 
-class Blocking(Generic[Inner]):
+class Blocking(Generic[Inner_co]):
     """The blocking form of an object whose methods are ``async``."""
 
-    def __init__(self, inner: Inner) -> None:
+    def __init__(self, inner: Inner_co) -> None:
         self._inner = inner
 
     def __repr__(self) -> str:
@@ -236,12 +236,12 @@ class Blocking(Generic[Inner]):
 
 
 def blocking(
-    method: Callable[Concatenate[Inner, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Blocking[Inner], P], T]:
+    method: Callable[Concatenate[Inner_co, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Blocking[Inner_co], P], T]:
     """A method that calls one of the inner object and blocks; arguments, result and documentation are the same."""
 
     @functools.wraps(method)
-    def call(self: Blocking[Inner], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: Blocking[Inner_co], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return complete(method(self._inner, *args, **kwargs))
 
-    return cast("Callable[Concatenate[Blocking[Inner], P], T]", call)
+    return cast("Callable[Concatenate[Blocking[Inner_co], P], T]", call)
