@@ -60,6 +60,46 @@ def refused(path: Path, **options: Any) -> str:
     return str(error.value).replace(str(path), "DATA")
 
 
+def write_booleans(file: Path) -> Path:
+    """The samples with labels that are true and false."""
+    labels = [bool(one) for one in Y]
+    match file.suffix:
+        case ".csv":
+            rows = zip(X.tolist(), ("True", "false", " TRUE"), strict=True)
+            file.write_text("a,b,label\n" + "".join(f"{a},{b},{label}\n" for (a, b), label in rows))
+        case ".json":
+            samples = [{"x": x, "y": y} for x, y in zip(X.tolist(), labels, strict=True)]
+            file.write_text(json.dumps({"data": samples}))
+        case ".npz":
+            np.savez(file, x=X, y=np.array(labels))
+        case ".safetensors":
+            file.write_bytes(to_safetensors({"x": X, "y": np.array(labels)}))
+        case ".parquet":
+            write_parquet(file, {**TABLE, "label": np.array(labels)})
+    return file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_true_and_false_are_one_and_zero(tmp_path: Path, kind: str) -> None:
+    found = read_device_data(write_booleans(tmp_path / f"rows.{kind}"))
+    assert b"true" not in found.content
+    assert content(found) == DOCUMENT
+    assert found.columns["y"] == "int64"
+
+
+def test_true_and_false_are_numbers_of_a_table_and_of_lists_and_other_words_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("smokes,age,note,y\ntrue,0.5,yes,1\nfalse,1.5,no,0\n")
+    found = read_device_data(file)
+    assert content(found)["data"] == [{"x": [1.0, 0.5], "y": 1}, {"x": [0.0, 1.5], "y": 0}]
+    assert found.left_out == ("note",)
+    document = tmp_path / "rows.json"
+    document.write_text('{"data": [{"x": [[true, 2], [0.5, false]], "y": 1}]}')
+    assert content(read_device_data(document))["data"] == [{"x": [[1, 2], [0.5, 0]], "y": 1}]
+    document.write_text('{"schema": "mine", "data": [{"flag": true}]}')
+    assert content(read_device_data(document))["data"] == [{"flag": True}]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_given_as_a_data_store_gives_it(tmp_path: Path, kind: str) -> None:
     found = read_device_data(write(tmp_path / f"rows.{kind}"))

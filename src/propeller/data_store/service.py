@@ -16,6 +16,7 @@ from propeller.process.byte_lru import ByteLru
 from propeller.process.decoding import decode
 from propeller.process.files import DurableFile, remove_left_over, write_durably
 from propeller.process.logs import get_logger
+from propeller.protocol.booleans import as_numbers
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.protocol.long_lists import NoSuchListError, find_list, read_items
 from propeller.protocol.strict import MAX_FIELDS, nearest_names
@@ -125,7 +126,7 @@ class DataStore:
 def write_dataset(proplet_id: str, text: bytes, target: BinaryIO) -> int:
     """Write a dataset as it is stored: its ids are the proplet's, its size is counted, its other fields are kept; gives the size.
 
-    Datasets of the demo's schema (also: of none) hold samples ``{"x": [numbers], "y": number}`` of one length. One that names
+    Datasets of the demo's schema (also: of none) hold samples ``{"x": [numbers], "y": number}`` of one length; true is 1. One that names
     another schema is left to its program: only its ``data`` must be a list. Of a long one some samples are in memory at a time.
 
     Raises:
@@ -200,12 +201,15 @@ class DemoSamples:
         self._count, self._features = 0, 0
 
     def add(self, samples: list[Any]) -> None:
-        """Check some that follow.
+        """Check some that follow; true and false in them become 1 and 0.
 
         Raises:
             InvalidError: naming what is wrong, and in which sample.
         """
-        for number, sample in enumerate(samples, self._count):
+        for at, number in enumerate(range(self._count, self._count + len(samples))):
+            sample = samples[at]
+            if not _is_plain(sample):
+                sample = samples[at] = as_numbers(sample)
             x = sample.get("x") if isinstance(sample, dict) else None
             if not isinstance(x, list) or not x or not all(map(_is_number, x)):
                 raise InvalidError(
@@ -230,6 +234,14 @@ def _missing(sample: Any, name: str) -> str:
         return ""
     meant = [one for one in sample if one.casefold() == name]
     return f"it is missing{f' (there is {meant[0]!r})' if meant else ''}, and "
+
+
+def _is_plain(sample: Any) -> bool:
+    """Whether a sample has no true or false in the place of a number."""
+    if not isinstance(sample, dict):
+        return True
+    x = sample.get("x")
+    return type(sample.get("y")) is not bool and not (isinstance(x, list) and bool in set(map(type, x)))
 
 
 def _is_number(value: Any) -> bool:

@@ -16,6 +16,8 @@ from propeller.protocol.strict import nearest_names
 _LABELS = ("y", "label", "target", "class")
 """Names of the column with labels, where none is given."""
 
+_BOOLEANS = {"false": 0.0, "true": 1.0}
+
 _MAX_EXACT = 2**53
 """Whole numbers below are exact in float64, as which all are read."""
 
@@ -155,13 +157,15 @@ def _find_label(path: Path, names: list[str], label: str | None) -> str:
 
 
 def _column(path: Path, name: str, values: Sequence[str], lines: list[int], *, may_be_text: bool) -> Array:
-    """Numbers as float64, where all are finite; texts, where none is a number."""
+    """Numbers as float64, where all are finite, and 0 and 1 where all are ``true`` or ``false``; texts, where none is a number."""
     try:
         numbers = np.array(values, np.float64)
         if is_finite(numbers).all():
             return numbers
     except ValueError:
         numbers = np.array([float(value) if _is_number(value) else np.nan for value in values])
+    if not may_be_text and all(value.strip().casefold() in _BOOLEANS for value in values):
+        return np.array([_BOOLEANS[value.strip().casefold()] for value in values], np.float64)
     if may_be_text or not any(map(_is_number, values)):
         return np.array(values, np.str_)
     at = int(np.flatnonzero(~is_finite(numbers))[0])

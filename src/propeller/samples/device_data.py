@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic_core import to_json
 
 from propeller.errors import InvalidError
+from propeller.protocol.booleans import as_numbers
 from propeller.protocol.task import encode_json
 from propeller.samples.files import SUFFIXES, Samples, kind_of_file, read_document, read_samples, samples_of
 
@@ -98,6 +99,8 @@ def _read_documents(files: Sequence[Path]) -> DeviceData:
             if columns is not None and found != columns:
                 raise _different(files[0], columns, file, found)
             columns = found
+        if fields.get("schema") in {None, DEMO_SCHEMA}:
+            samples = [as_numbers(sample) for sample in samples]
         every += samples
     try:
         content = encode_json({**told, "data": every, "size": len(every)})

@@ -21,8 +21,8 @@ SUFFIXES = (".csv", ".csv.gz", ".npz", ".json", ".safetensors", ".parquet")
 """How the names of the files end that are read here."""
 
 _TEXT = "U"
-_DTYPES = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
-"""What programs have of numbers, by NumPy's kind of them."""
+_DTYPES = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}
+"""What programs have of numbers, by NumPy's kind of them; true is 1 and false 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Samples:
         apart: Sequence[str] = (),
         name: str = "what was given",
     ) -> Self:
-        """Arrays, or lists, with the dtypes that programs have: float32, int64 or bool. Columns of texts are apart.
+        """Arrays, or lists, with the dtypes that programs have: float32 or int64, as which true is 1. Columns of texts are apart.
 
         Args:
             columns: each with a row a sample.
@@ -112,7 +112,7 @@ def read_samples(
     """Read a file.
 
     - ``.csv`` (or ``.csv.gz``) with names in the first line: the label becomes ``y`` (whole numbers as int64, others as float32; of
-      texts, their numbers in sorted order), the other columns of numbers become ``x``, float32 of shape [samples, columns].
+      texts, their numbers in sorted order; ``true`` is 1 and ``false`` 0), the other columns of numbers become ``x``, float32 of shape [samples, columns].
     - ``.parquet``: likewise; if some of its columns are lists of numbers, each column is one.
     - ``.npz``: each array is a column. Where names end in ``_train`` and ``_test``, those are the two sets. Arrays of bytes of
       three or more dimensions are images.
