@@ -455,3 +455,38 @@ async def test_without_an_admin_it_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="IDENTITY_ADMIN_PASSWORD"):
         async with served(settings):
             pass
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/domains", {"nmae": "d", "route": "d"}, "nmae: there is no such field; did you mean 'name'? There are name, route"),
+        ("/{domain}/clients", {"name": "a", "rol": "proxy"}, "rol: there is no such field; did you mean 'role'?"),
+        ("/{domain}/channels", {"name": "a", "statsu": "enabled"}, "statsu: there is no such field; did you mean 'status'?"),
+        ("/{domain}/devices", {"name": "a", "tag": ["x"]}, "tag: there is no such field; did you mean 'tags'?"),
+        ("/users", {"user": "ann", "password": PASSWORD}, "user: there is no such field; did you mean 'username'?"),
+        ("/users/tokens/issue", {"username": "admin", "pasword": PASSWORD}, "did you mean 'password'?"),
+        ("/{domain}/channels/connect", {"clients": [], "channel_ids": []}, "clients: there is no such field; did you mean 'client_ids'?"),
+    ],
+)  # fmt: skip
+async def test_a_field_that_there_is_not_is_refused_with_the_nearest(
+    api: Api, path: str, body: dict[str, Any], told: str
+) -> None:
+    domain = (await api.made("/domains", {"name": "known", "route": "known"}))["id"]
+    answer = await api("POST", path.format(domain=domain), body)
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]
+    assert PASSWORD not in answer.text
+
+
+async def test_fields_of_the_other_identity_service_are_taken(api: Api) -> None:
+    domain = await api.made("/domains", {"name": "d", "route": "d", "tags": ["t"], "metadata": {"a": 1}})
+    path = f"/{domain['id']}"
+    await api.made(f"{path}/channels", {"name": "c", "route": "c", "metadata": {}, "parent_group_id": ""})
+    await api.made(f"{path}/clients", {"name": "manager", "parent_group_id": ""})
+    logged_in = {"identity": "admin", "secret": PASSWORD, "domain_id": domain["id"]}
+    assert (await api("POST", "/users/tokens/issue", logged_in)).status_code == 201
+    many = {f"field-{number}": 1 for number in range(5000)}
+    refused = await api("POST", "/domains", {"name": "e", "route": "e", **many})
+    assert refused.status_code == 400
+    assert len(refused.text) < 4000

@@ -1,23 +1,34 @@
-"""The request bodies of the identity API."""
+"""The request bodies of the identity API.
+
+Those that machines send (``JoinRequest``, ``VerifyRequest``) may have more fields: a device or service may be newer than identity.
+"""
 
 import json
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     field_validator,
+    model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from propeller.identity.settings import MIN_PASSWORD
 from propeller.protocol.ids import Id, check_id
+from propeller.protocol.strict import MAX_NAMED_PROBLEMS, explain_unknown
 
 _MAX_IDS = 1000
 _MAX_METADATA_BYTES = 16 * 1024
+
+_NONCE = re.compile(r"[0-9a-fA-F]{64}")
 
 MAX_DEVICE_NAME = 64
 """Characters of a device's name: the manager shows no more."""
@@ -68,14 +79,45 @@ Types = Annotated[list[Literal["publish", "subscribe"]], Field(min_length=1, max
 BOTH: tuple[Literal["publish", "subscribe"], ...] = ("publish", "subscribe")
 
 
-class LoginRequest(BaseModel):
+class RequestBody(BaseModel):
+    """What a person or a script sends: a field that there is not is refused by its name, with the nearest that there is."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Fields of absmach/propeller's identity service (SuperMQ) that mean nothing here, and are taken."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_other_fields(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        known = {name for field in cls.model_fields.items() for name in _names_of(*field)}
+        unknown = [name for name in value if name not in known and name not in cls.ignored]
+        if unknown:
+            told = [
+                f"{name[:80]}: {explain_unknown(name[:80], known, {})}"
+                for name in unknown[:MAX_NAMED_PROBLEMS]
+            ]
+            raise ValueError("; ".join(told))
+        return value
+
+
+def _names_of(name: str, field: FieldInfo) -> list[str]:
+    choices = field.validation_alias
+    return [str(one) for one in choices.choices] if isinstance(choices, AliasChoices) else [name]
+
+
+class LoginRequest(RequestBody):
     """A user name and password, by the names of either generation of clients."""
+
+    ignored = frozenset({"domain_id"})
 
     username: Name = Field(validation_alias=AliasChoices("username", "identity"))
     password: SecretStr = Field(validation_alias=AliasChoices("password", "secret"), max_length=256)
 
 
-class NewUser(BaseModel):
+class NewUser(RequestBody):
     """A new user."""
 
     username: Name
@@ -83,28 +125,32 @@ class NewUser(BaseModel):
     role: Literal["admin", "user"] = "user"
 
 
-class NewPassword(BaseModel):
+class NewPassword(RequestBody):
     """The old password of the caller and the new one."""
 
     old_secret: SecretStr = Field(max_length=256)
     new_secret: Password
 
 
-class Membership(BaseModel):
+class Membership(RequestBody):
     """What a user is in a domain."""
 
     role: Literal["admin", "operator", "viewer"]
 
 
-class NewDomain(BaseModel):
+class NewDomain(RequestBody):
     """A new domain; its route is its unique name in addresses."""
+
+    ignored = frozenset({"alias", "metadata", "permission", "permissions", "status", "tags"})
 
     name: Name
     route: Id
 
 
-class NewClientRequest(BaseModel):
+class NewClientRequest(RequestBody):
     """A new client. The service makes its key and shows it once, in the answer."""
+
+    ignored = frozenset({"domain_id", "parent_group_id"})
 
     name: Name
     role: str | None = Field(None, max_length=32)
@@ -122,13 +168,13 @@ class NewClientRequest(BaseModel):
         return value
 
 
-class ClientChange(BaseModel):
+class ClientChange(RequestBody):
     """What of a client can be changed."""
 
     compat: bool
 
 
-class NewDevice(BaseModel):
+class NewDevice(RequestBody):
     """A new device, and how long its join token is good."""
 
     name: DeviceName
@@ -139,16 +185,29 @@ class NewDevice(BaseModel):
     channel: Name | None = None
 
 
-class DeviceChange(BaseModel):
+class DeviceChange(RequestBody):
     """What of a device can be changed."""
 
     name: DeviceName
 
 
 class JoinRequest(BaseModel):
-    """The secret of a join token, in hexadecimal."""
+    """The secret of a join token and 32 random bytes that the device made, by which it may ask again; in hexadecimal."""
 
     secret: SecretStr = Field(max_length=256)
+    nonce: SecretStr | None = None
+
+    def secrets(self) -> tuple[bytes, bytes | None]:
+        """Both, as bytes."""
+        nonce = None if self.nonce is None else bytes.fromhex(self.nonce.get_secret_value())
+        return bytes.fromhex(self.secret.get_secret_value()), nonce
+
+    @field_validator("nonce")
+    @classmethod
+    def _is_a_nonce(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _NONCE.fullmatch(value.get_secret_value()):
+            raise ValueError("must be 32 bytes in hexadecimal: 64 digits")
+        return value
 
     @field_validator("secret")
     @classmethod
@@ -160,14 +219,16 @@ class JoinRequest(BaseModel):
         return value
 
 
-class NewChannel(BaseModel):
+class NewChannel(RequestBody):
     """A new channel."""
+
+    ignored = frozenset({"domain_id", "metadata", "parent_group_id", "route", "tags"})
 
     name: Name
     status: Status = "enabled"
 
 
-class ConnectionsRequest(BaseModel):
+class ConnectionsRequest(RequestBody):
     """Which clients to connect to which channels, and for what."""
 
     client_ids: Ids
@@ -175,7 +236,7 @@ class ConnectionsRequest(BaseModel):
     types: Types = list(BOTH)
 
 
-class ChannelConnectionsRequest(BaseModel):
+class ChannelConnectionsRequest(RequestBody):
     """Which clients to connect to the channel of the path, and for what."""
 
     client_ids: Ids
