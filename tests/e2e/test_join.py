@@ -100,6 +100,8 @@ def _join_and_leave(up: Up, folder: Path, token: str) -> None:
         assert "ward-3" not in states(up)
         assert record["id"] not in {one["id"] for one in fl.proplets()}
         wait_until(lambda: "refuses this client" in device.output, what="the removed device is refused")
+        assert "'propeller join TOKEN' with a new --state" in device.output
+        assert "PROPLET_CLIENT_KEY" not in device.output
     again = propeller("join", "--state", str(folder / ".propeller-device"))
     assert again.returncode == 1
     assert "ward-3 was removed from the stack" in again.stderr
@@ -129,8 +131,12 @@ def test_its_identity_is_kept_for_its_user_alone_and_goes_on(up: Up, tmp_path: P
         assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir() if file.is_file()} == {0o600}
         second = propeller("join", "--state", str(folder))
         assert "another 'propeller join' runs" in second.stderr
-    wait_until(lambda: states(up)["kept"] == ("joined", False), what="it is away")
-    assert propeller("device", "rename", "kept", "cellar", "--state", str(up.folder)).returncode == 0
+        renamed = propeller("device", "rename", "kept", "attic", "--state", str(up.folder))
+        assert renamed.stdout == "kept is attic from now on.\n", renamed.stderr
+        with Propeller.from_state(up.folder) as fl:  # at once, though it runs under the name that it had
+            assert "attic" in {one["name"] for one in fl.proplets(alive=True)}
+    wait_until(lambda: states(up)["attic"] == ("joined", False), what="it is away")
+    assert propeller("device", "rename", "attic", "cellar", "--state", str(up.folder)).returncode == 0
     for arguments in ([], [token]):  # the same token again is no other device: a unit may always give it
         with joined(tmp_path, *arguments) as device:
             wait_alive(up, "cellar", device)

@@ -16,6 +16,7 @@ from propeller.identity.settings import IdentitySettings
 from propeller.process.certificates import Authority, read_certificate
 from propeller.protocol.join_tokens import JoinToken
 from support.identity import PASSWORD, Site, served
+from support.net import eventually
 
 TOLD = {
     "join_url": "https://fleet.example:9002",
@@ -117,6 +118,41 @@ async def test_a_device_is_added_joins_once_and_is_known(api: Api) -> None:
     (listed,) = await api.devices()
     assert (listed["state"], listed["token_expires_at"]) == ("joined", None)
     assert listed["joined_at"] is not None
+
+
+async def test_a_device_that_asks_again_is_told_the_same_and_nobody_else_is(api: Api) -> None:
+    added = await api.add("ward-3")
+    secret = JoinToken.decode(added["token"]).secret.hex()
+
+    async def ask(nonce: str) -> httpx.Response:
+        return await api.http.post("/devices/join", json={"secret": secret, "nonce": nonce})
+
+    mine, anothers = "5a" * 32, "5b" * 32
+    first, *more = await asyncio.gather(*(ask(mine) for _ in range(4)))
+    assert first.status_code == 200, first.text
+    assert [one.json() for one in more] == [first.json()] * 3
+    known = first.json()
+    assert known["key"] != mine
+    assert (await api.http.get("/devices/self", auth=(known["id"], known["key"]))).status_code == 200
+    for refused in (await ask(anothers), await api.join(added["token"])):
+        assert refused.status_code == 409
+        assert "was used at" in reason(refused)
+    assert (await ask(mine)).json() == known  # the others changed nothing
+    await api("POST", f"/{api.domain}/clients/{added['id']}/secret")
+    assert (await ask(mine)).status_code == 409  # it was given another key since
+    for wrong in ("", "5a", "zz" * 32, mine + "5a"):
+        assert (await ask(wrong)).status_code == 400
+
+
+async def test_asking_again_ends_with_the_token(api: Api) -> None:
+    token = JoinToken.decode((await api.add("ward-3", lifetime_s=1.0))["token"])
+    body = {"secret": token.secret.hex(), "nonce": "5a" * 32}
+    assert (await api.http.post("/devices/join", json=body)).status_code == 200
+
+    async def is_over() -> bool:
+        return (await api.http.post("/devices/join", json=body)).status_code == 409
+
+    await eventually(is_over, what="the token's time is over")
 
 
 async def test_of_many_that_come_at_once_one_is_let_in(api: Api) -> None:

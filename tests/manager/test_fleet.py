@@ -198,3 +198,24 @@ async def test_a_removed_proplet_comes_back_by_its_heartbeat(fleet: Fleet) -> No
     await fleet.write_heartbeats()
     await fleet.record_heartbeat(HeartbeatMessage(proplet_id="p"), directed=True)
     assert fleet.is_alive("p")
+
+
+async def test_a_name_that_was_given_holds_until_the_device_says_another(
+    fleet: Fleet, database: Database
+) -> None:
+    async def register(name: str) -> None:
+        await fleet.register(Registration(proplet_id="p", metadata=PropletMetadata(name=name)), directed=True)
+
+    await register("ward-3")
+    proplet = fleet.get("p")
+    assert proplet is not None
+    await fleet.rename(proplet, "ward-4")
+    assert proplet.name == "ward-4"
+    await register("ward-3")  # it has lost its connection, and knows nothing of it yet
+    assert proplet.name == "ward-4"
+    again = Fleet(database, interval_s=10)
+    await again.load()
+    assert [one.name for one in again.all()] == ["ward-4"]
+    await register("ward-4")  # it was started again, and asked identity
+    await register("ward-3")  # somebody has given it the old one back meanwhile
+    assert proplet.name == "ward-3"

@@ -101,4 +101,4 @@ def rename(
     """Give a device another name."""
     with target.connect() as fl:
         fl.devices.rename(name, new_name)
-    print(f"{name} is {new_name} from its next start on.")
+    print(f"{name} is {new_name} from now on.")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import ssl
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,11 @@ from propeller.protocol.join_tokens import JoinToken
 
 DEVICE_FILE, CA_FILE, LOCK_FILE, PROPLET_FOLDER = "device.json", "ca.pem", "lock", "proplet"
 """What a state folder has: the identity, the authority's certificate, the lock of the running proplet, and what that keeps."""
+
+NONCE_FILE = "joining"
+"""While it joins: what it made for this, by which it may ask again for an answer that it did not get. Its key follows from it."""
+
+_NONCE_BYTES, _TRIES = 32, 3
 
 _TIMEOUT_S, _REFRESH_TIMEOUT_S = 30.0, 5.0
 _FORMAT = 1
@@ -82,6 +88,7 @@ class JoinedDevice:
             "PROPLET_DATA": self.data or "",
             "PROPLET_DATA_LABEL": self.label or "",
             "PROPLET_STATE": str(state / PROPLET_FOLDER),
+            "PROPLET_JOINED": str(state),
             **({CA_VARIABLE: str(state / CA_FILE)} if self.has_authority else {}),
         }
 
@@ -148,7 +155,7 @@ def _open_folder(state: Path) -> FileLock:
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = {one.name for one in state.iterdir()}
-        if DEVICE_FILE not in names and (others := sorted(names - {LOCK_FILE, CA_FILE})):
+        if DEVICE_FILE not in names and (others := sorted(names - {LOCK_FILE, CA_FILE, NONCE_FILE})):
             raise StartError(
                 f"--state: {state} has other files ({', '.join(others[:3])}): a device's folder is for its identity alone; choose a new one"
             )
@@ -203,16 +210,46 @@ def _redeem(token: JoinToken, digest: str, state: Path) -> JoinedDevice:
     url = token.identity_url
     if token.fingerprint is not None:
         write_durably(state / CA_FILE, _fetch_authority(url, token.fingerprint).encode(), mode=0o600)
+    body = {"secret": token.secret.hex(), "nonce": _nonce(digest, state)}
     with _client(url, state if token.fingerprint is not None else None) as http:
-        try:
-            answer = http.post(f"{url}/devices/join", json={"secret": token.secret.hex()})
-        except httpx.TransportError as error:
-            raise _unreachable(url, error) from None
+        answer = _ask_to_join(http, url, body)
     if not answer.is_success:
         raise StartError(f"identity at {url} did not let this device in: {error_text(answer)}")
     device = _device_of(answer, url, digest, has_authority=token.fingerprint is not None)
     _keep(device, state)
+    (state / NONCE_FILE).unlink(missing_ok=True)
     return device
+
+
+def _nonce(digest: str, state: Path) -> str:
+    """What this device made for a token when it asked first, on the disk before it asks: a lost answer may be asked for again."""
+    file = state / NONCE_FILE
+    try:
+        kept, _, nonce = file.read_text().partition(" ")
+        if kept == digest and len(bytes.fromhex(nonce)) == _NONCE_BYTES:
+            return nonce
+    except (OSError, ValueError):
+        pass  # there is none, or it is another's
+    nonce = secrets.token_hex(_NONCE_BYTES)
+    write_durably(file, f"{digest} {nonce}".encode(), mode=0o600)
+    return nonce
+
+
+def _ask_to_join(http: httpx.Client, url: str, body: dict[str, str]) -> httpx.Response:
+    """Ask, and again where a connection that there was broke: with the same nonce the answer is the same.
+
+    Raises:
+        StartError: identity cannot be reached.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return http.post(f"{url}/devices/join", json=body)
+        except httpx.ConnectError as error:
+            raise _unreachable(url, error) from None
+        except httpx.TransportError as error:
+            if not left:
+                raise _unreachable(url, error) from None
+    raise AssertionError("unreachable")
 
 
 def _device_of(answer: httpx.Response, url: str, digest: str, *, has_authority: bool) -> JoinedDevice:

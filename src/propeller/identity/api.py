@@ -341,7 +341,7 @@ def _join_routes(identity: Identity) -> Router:
 
     @router.post("/devices/join")
     async def join(body: requests.JoinRequest, request: Request) -> dict[str, Any]:
-        joined = await devices.join(bytes.fromhex(body.secret.get_secret_value()), _address(request))
+        joined = await devices.join(*body.secrets(), _address(request))
         note(device=joined["name"], id=joined["id"])
         return joined
 

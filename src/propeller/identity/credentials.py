@@ -23,6 +23,16 @@ def new_key() -> str:
     return secrets.token_hex(KEY_BYTES)
 
 
+def key_of_join(nonce: bytes, secret: bytes) -> str:
+    """The key of a device that joins: the same for the same nonce, so that the device may ask again when an answer was lost.
+
+    Args:
+        nonce: random bytes that the device made, and nobody else knows.
+        secret: of its join token.
+    """
+    return hmac.digest(nonce, b"propeller device key v1" + secret, "sha256").hex()
+
+
 def hash_key(key: str) -> str:
     """What is kept of a client's key. One SHA-256 is enough, as nobody can guess 256 random bits."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -16,7 +16,7 @@ from propeller.errors import ConflictError, InvalidError, NotFoundError, Refused
 from propeller.identity.access import AccessChanges, Change
 from propeller.identity.channels import PUBLISH, SUBSCRIBE
 from propeller.identity.clients import Clients, NewClient, new_row
-from propeller.identity.credentials import hash_key, new_key
+from propeller.identity.credentials import hash_key, key_matches, key_of_join, new_key
 from propeller.identity.login_throttle import LoginThrottle
 from propeller.identity.settings import IdentitySettings
 from propeller.identity.tables import (
@@ -186,20 +186,21 @@ class Devices:
             "expires_at": format_seconds(expires_at),
         }
 
-    async def join(self, secret: bytes, address: str) -> dict[str, Any]:
-        """Redeem a token, once: the device's id, a new key, and where everything is.
+    async def join(self, secret: bytes, nonce: bytes | None, address: str) -> dict[str, Any]:
+        """Redeem a token, once: the device's id, its key, and where everything is. Whoever asks again with its nonce is told the same.
 
         Args:
             secret: the token's.
+            nonce: what the device made for this; ``None`` from devices of before, which cannot ask again.
             address: the caller's.
 
         Raises:
             UnauthenticatedError: there is no such token.
             RefusedError: it has expired, or identity does not know the addresses that devices are told.
-            ConflictError: it was used.
+            ConflictError: it was used, by somebody else as far as the nonce tells.
             ThrottledError: too many tries from there.
         """
-        hashed, key = hash_secret(secret), new_key()
+        hashed, key = hash_secret(secret), new_key() if nonce is None else key_of_join(nonce, secret)
         guess = (hashed, address)
         with self._throttle.trying(guess):
             async with self._changes.change() as change:
@@ -220,8 +221,11 @@ class Devices:
         return {**_told(row, token.channel_id), "key": key, **addresses.told()}
 
     async def _redeem(self, change: Change, token: Row[Any], key: str) -> Addresses:
-        """Give the device of a token its key."""
+        """Give the device of a token its key, unless it has got this one already and asks again."""
         if token.used_at is not None:
+            device = await fetch_row(change.connection, clients, "device", clients.c.id == token.client_id)
+            if key_matches(key, device.key_hash) and time.time() <= token.expires_at:
+                return Addresses.of(self._settings)
             raise ConflictError(
                 f"the join token was used at {format_seconds(token.used_at)}, and is good once: a device that has joined goes on with "
                 f"'propeller join --state DIR'; for another device {ANOTHER}"
@@ -279,7 +283,7 @@ class Devices:
             return [_listed(row) for row in rows]
 
     async def rename(self, domain_id: str, client_id: str, name: str) -> dict[str, Any]:
-        """Give a device another name, which it has itself when it starts again.
+        """Give a device another name. The device bears it itself when it starts again; the manager is told by whoever asks for this.
 
         Raises:
             NotFoundError: there is no such device.

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Path, Query, Request, Response, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
 from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeError
+from propeller.manager.fleet import MAX_NAME_CHARACTERS
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
@@ -35,9 +37,18 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 PathId = Annotated[Id, Path()]
 
 
+class NewName(BaseModel):
+    """What a device is called from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[Id, Field(max_length=MAX_NAME_CHARACTERS)]
+
+
 ACCESS: AccessTable = {
     "GET /proplets": WATCH,
     "GET /proplets/{proplet_id}": WATCH,
+    "PATCH /proplets/{proplet_id}": CONTROL,
     "DELETE /proplets/{proplet_id}": CONTROL,
     "GET /proplets/{proplet_id}/metrics": WATCH,
     "GET /proplets/{proplet_id}/alive-history": WATCH,
@@ -130,6 +141,12 @@ def _proplet_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     async def get_proplet(proplet_id: PathId) -> dict[str, Any]:
         """A proplet."""
         return await manager.describe_proplet(proplet_id)
+
+    @router.patch("/{proplet_id}")
+    async def rename_proplet(proplet_id: PathId, body: NewName) -> dict[str, Any]:
+        """Call a proplet by the name that identity has for it now."""
+        note(name=body.name)
+        return await manager.rename_proplet(proplet_id, body.name)
 
     @router.delete("/{proplet_id}", status_code=204)
     async def delete_proplet(proplet_id: PathId) -> None:

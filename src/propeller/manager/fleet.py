@@ -31,7 +31,7 @@ MAX_INTERVAL_S = 3600.0
 """Longest interval between heartbeats that a proplet may ask for; one that asks for more gets the default."""
 
 _MAX_NAMESPACE_CHARACTERS = 256
-_MAX_NAME_CHARACTERS = 64
+MAX_NAME_CHARACTERS = 64
 
 _ADJECTIVES = (
     "amber azure bold brave bright brisk calm clear clever cosy crisp daring eager early fair fast fine firm "
@@ -47,11 +47,16 @@ _NOUNS = (
 )
 
 
+GIVEN_NAME = "given_name"
+"""In a proplet's metadata: its name since it was renamed, until it says another one itself."""
+
+
 def name_of(proplet_id: str, metadata: Mapping[str, Any] | None = None) -> str:
     """What a proplet calls itself, else a readable name such as ``calm-otter-41``, always the same for the same id."""
-    told = (metadata or {}).get("name")
+    known = metadata or {}
+    told = known.get(GIVEN_NAME, known.get("name"))
     if isinstance(told, str) and told.strip() and told.isprintable():
-        return told.strip()[:_MAX_NAME_CHARACTERS]
+        return told.strip()[:MAX_NAME_CHARACTERS]
     digest = hashlib.sha256(proplet_id.encode()).digest()
     adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
     adjective, noun = adjectives[digest[0] % len(adjectives)], nouns[digest[1] % len(nouns)]
@@ -166,16 +171,28 @@ class Fleet:
         async with self._registering:
             if proplet.directed and not directed:
                 return
-            async with self._database.transaction() as connection:
-                await connection.execute(
-                    update(tables.proplets)
-                    .where(tables.proplets.c.id == proplet.id)
-                    .values(name=name_of(proplet.id, metadata), namespace=namespace, metadata=metadata)
-                )
-            proplet.name, proplet.namespace = name_of(proplet.id, metadata), namespace
-            proplet.metadata = metadata
+            await self._write(proplet, namespace, _with_given_name(metadata, proplet.metadata))
             proplet.interval_s = self._interval_of(metadata)
         log.info("proplet registered again", proplet_id=proplet.id)
+
+    async def rename(self, proplet: PropletRecord, name: str) -> None:
+        """Call a proplet something else from now on, and when it registers again by the name that it had.
+
+        It calls itself by the new one when it starts again: a device is renamed at identity, which it asks then.
+        """
+        async with self._registering:
+            await self._write(proplet, proplet.namespace, {**(proplet.metadata or {}), GIVEN_NAME: name})
+        log.info("proplet renamed", proplet_id=proplet.id, name=name)
+
+    async def _write(self, proplet: PropletRecord, namespace: str, metadata: dict[str, Any] | None) -> None:
+        name = name_of(proplet.id, metadata)
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                update(tables.proplets)
+                .where(tables.proplets.c.id == proplet.id)
+                .values(name=name, namespace=namespace, metadata=metadata)
+            )
+        proplet.name, proplet.namespace, proplet.metadata = name, namespace, metadata
 
     async def record_heartbeat(self, message: HeartbeatMessage, *, directed: bool) -> None:
         """Record that a proplet is alive or, by its last will, is not. Only a heartbeat adds an unknown proplet.
@@ -287,6 +304,14 @@ def _with_directed(metadata: dict[str, Any] | None, directed: bool) -> dict[str,
     if directed:
         return {**(metadata or {}), "directed": True}
     return None if metadata is None else {**metadata, "directed": False}
+
+
+def _with_given_name(metadata: dict[str, Any] | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a proplet reports now, with the name that it was given since it reported the one that it still has."""
+    given = (before or {}).get(GIVEN_NAME)
+    if given is None or metadata is None or metadata.get("name") != (before or {}).get("name"):
+        return metadata
+    return {**metadata, GIVEN_NAME: given}
 
 
 def _storable(namespace: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from propeller.errors import ConflictError, NotFoundError
+from propeller.errors import ConflictError, InvalidError, NotFoundError
 from propeller.manager import tables
 from propeller.manager.compat_clients import AnyClient, CompatClients, KnownCompatClients
 from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
@@ -84,6 +84,21 @@ class Manager:
             NotFoundError: there is none with this id.
         """
         return self._proplet_json(self.proplet(proplet_id), await self.tasks.count_active())
+
+    async def rename_proplet(self, proplet_id: str, name: str) -> dict[str, Any]:
+        """Call a proplet by the name that identity has for it now; it says that name itself when it starts again.
+
+        Raises:
+            NotFoundError: there is none with this id.
+            InvalidError: it is one of absmach/propeller that tells nothing of itself.
+        """
+        proplet = self.proplet(proplet_id)
+        if proplet.metadata is None:
+            raise InvalidError(
+                f"proplet {proplet_id} tells no name of its own, as those of absmach/propeller: it cannot be renamed"
+            )
+        await self.fleet.rename(proplet, name)
+        return await self.describe_proplet(proplet_id)
 
     async def delete_proplet(self, proplet_id: str) -> None:
         """Delete a proplet.

@@ -32,6 +32,8 @@ class SettingNames:
     channel: str = "the domain and the channel"
     tls: str = "MQTT_TLS"
     """What the variables for TLS begin with."""
+    refused: str = ""
+    """What to do about a client that the broker refuses, where that is not to correct its settings."""
 
     @classmethod
     def of_service(cls, prefix: str) -> "SettingNames":
@@ -157,7 +159,10 @@ class ProblemLog:
                 f"client {client.username} is unknown or disabled, or its key is wrong, expired or revoked, or the MQTT "
                 f"identifier {client.mqtt_id} is another client's, or identity is away; identity's log says which"
             )
-            remedy = f"correct {names} and restart; propeller provision --rotate makes new keys"
+            remedy = (
+                self._settings.refused
+                or f"correct {names} and restart; propeller provision --rotate makes new keys"
+            )
         return Problem("the MQTT broker refuses this client, trying again", reason, remedy)
 
     def _not_trusted(self, message: str) -> Problem:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import functools
 import os
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from propeller.errors import StartError
@@ -92,6 +94,18 @@ def _open_room(settings: PropletSettings) -> TaskRoom:
     return TaskRoom(whole)
 
 
+def _setting_names(joined: Path | None) -> SettingNames:
+    """What the operator of a device corrects when the broker refuses it: settings, or that it has joined, where it has."""
+    names = SettingNames.of_service("PROPLET")
+    if joined is None:
+        return names
+    remedy = (
+        "if the device was removed from the stack: 'propeller device add NAME' there, and here 'propeller join TOKEN' with a new "
+        f"--state (this one is {joined}); 'propeller device list' there shows whom it has"
+    )
+    return replace(names, refused=remedy)
+
+
 def _service_clients(settings: PropletSettings) -> ServiceClients:
     urls = {
         COORDINATOR: settings.coordinator_url,
@@ -128,7 +142,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         will=Will(topics.says(Kind.PROPLET_ALIVE), offline_message(me, settings.namespace)),
         keepalive=int(settings.mqtt_keep_alive),
         tls=settings.tls_context(settings.broker),
-        names=SettingNames.of_service("PROPLET"),
+        names=_setting_names(settings.joined),
     )
     policy = PolicyFile(settings.policy)
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)

@@ -58,6 +58,8 @@ class PropletSettings(MqttTlsSettings):
     """The device's own data, a file or a folder: programs are given it, no service is, and no data store is asked."""
     data_label: str | None = Field(None, alias="PROPLET_DATA_LABEL")
     """Of a table, the column with labels."""
+    joined: Path | None = Field(None, alias="PROPLET_JOINED")
+    """Where ``propeller join``, which sets this, keeps the device's identity; ``None`` for other proplets."""
     auth: Literal["on", "off"] = Field("on", alias="PROPELLER_AUTH")
     """``off``: do not send the client's id and key to the services above."""
 

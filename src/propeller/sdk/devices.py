@@ -4,7 +4,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
-from propeller.errors import ConflictError, NotFoundError
+from propeller.errors import ConflictError, InvalidError, NotFoundError, PropellerError
 from propeller.sdk.connection import Connection
 from propeller.sdk.domain import DomainRequests
 from propeller.sdk.transport import Blocking, blocking
@@ -61,7 +61,7 @@ class AsyncDevices:
             return  # it never registered; or its last tasks are not over, and its record stays with them
 
     async def rename(self, device: str, name: str) -> dict[str, Any]:
-        """Give a device another name; it bears it itself when it starts again.
+        """Give a device another name, by which experiments choose it from now on.
 
         Args:
             device: its name or id.
@@ -71,10 +71,21 @@ class AsyncDevices:
             NotFoundError: there is no such device.
             ConflictError: the name is taken.
             InvalidError: the name is not one, or the device is one of the stack's own.
+            PropellerError: it is renamed, and the manager could not be told: it is when the device starts again.
         """
         device_id = (await self._find(device))["id"]
         path = f"{await self._path()}/{device_id}"
         renamed: dict[str, Any] = await self._requests.ask("PATCH", path, json={"name": name})
+        try:
+            await self._requests.connection.ask(
+                "PATCH", "manager", f"/proplets/{device_id}", json={"name": name}
+            )
+        except (NotFoundError, InvalidError):
+            pass  # it has not registered yet; or it has no name of its own
+        except PropellerError as error:
+            raise PropellerError(
+                f"{name} is renamed, but the manager calls it {device} until it starts again: {error}"
+            ) from None
         return renamed
 
     async def duplicates(self) -> builtins.list[str]:
@@ -83,13 +94,21 @@ class AsyncDevices:
         Raises:
             PropellerError: the caller may not see it.
         """
-        domain = (await self._requests.find())["id"]
+        domain = await self.domain_id()
         answer = await self._requests.ask("GET", "/auth/duplicates", params={"domain_id": domain})
         found: list[str] = answer["clients"]
         return found
 
+    async def domain_id(self) -> str:
+        """The id of the stack's domain.
+
+        Raises:
+            NotFoundError: it is not clear which is meant.
+        """
+        return str((await self._requests.find())["id"])
+
     async def _path(self) -> str:
-        return f"/{(await self._requests.find())['id']}/devices"
+        return f"/{await self.domain_id()}/devices"
 
     async def _find(self, device: str) -> dict[str, Any]:
         every = await self._known()
@@ -128,3 +147,4 @@ class Devices(Blocking[AsyncDevices]):
     remove = blocking(AsyncDevices.remove)
     rename = blocking(AsyncDevices.rename)
     duplicates = blocking(AsyncDevices.duplicates)
+    domain_id = blocking(AsyncDevices.domain_id)
