@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.cli.logs import LogTail
+from propeller.cli.log_tail import FileTail
 from propeller.process.log_file import MAX_OLD_FILES, LogFile, newest_first
 
 
@@ -106,7 +106,7 @@ def test_a_reader_gets_each_line_once_while_files_are_set_aside(tmp_path: Path) 
     file = tmp_path / "svc.log"
     log = LogFile(file, max_bytes=20)
     log.write("0\n")
-    tail, got = LogTail(file), []
+    tail, got = FileTail(file), []
     for number in range(1, 60):
         log.write(f"{number}\n")
         if number % 7 == 0:
@@ -125,14 +125,14 @@ def test_a_reader_that_is_left_behind_goes_on_with_what_is_left(tmp_path: Path) 
     file = tmp_path / "svc.log"
     log = LogFile(file, max_bytes=2)
     log.write("0\n")
-    tail = LogTail(file)
+    tail = FileTail(file)
     assert list(tail.lines()) == ["0"]
     for number in range(1, 20):
         log.write(f"{number}\n")
     assert [int(line) for line in tail.lines()] == list(range(20 - MAX_OLD_FILES - 1, 20))
     tail.close()
     with pytest.raises(FileNotFoundError):
-        LogTail(tmp_path / "other.log")
+        FileTail(tmp_path / "other.log")
 
 
 def test_a_line_that_a_full_disk_takes_in_part_costs_no_other_line(

@@ -342,8 +342,8 @@ def restore(
 
 
 @app.command()
+@for_stack
 def logs(
-    state: StateOption = DEFAULT_STATE,
     round_id: Annotated[
         str | None, typer.Option("--round", metavar="ID", help="Only lines of this round.")
     ] = None,
@@ -354,22 +354,25 @@ def logs(
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the lines as they are in the files.")
-    ] = False,
+    level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="Only lines of debug, info, warning or error, and above.")
+    ] = "debug",
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many, the newest.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they were written.")] = False,
+    *,
+    target: "Target",
 ) -> None:
-    """Show the logs of a stack, merged by time."""
-    from propeller.cli.logs import show_logs
+    """Show the logs of a stack, merged by time; of one elsewhere what its services remember."""
+    from propeller.cli.logs import Wanted, show_logs
 
-    show_logs(state, round_id=round_id, services=service or [], follow=follow, as_json=as_json)
+    if level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter("must be debug, info, warning or error", param_hint="--level")
+    show_logs(target, service or [], Wanted(round_id, level, last), follow=follow, as_json=as_json)
 
 
 @app.command()
+@for_stack
 def doctor(
-    state: Annotated[
-        Path | None,
-        typer.Option("--state", metavar="DIR", help="The stack of 'propeller up' (default: .propeller)."),
-    ] = None,
     env_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Check the stack whose ids and keys are in this .env file."),
@@ -383,16 +386,19 @@ def doctor(
     participants: Annotated[
         str | None, typer.Option(metavar="ID,…", help="Check these participants.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
+    *,
+    target: "Target",
 ) -> None:
-    """Check a stack as the guide's troubleshooting does, and print a fix for each problem."""
+    """Check a stack as the guide's troubleshooting does, and print a fix for each problem; of one elsewhere what can be seen of it."""
     from propeller.cli.doctor import run_doctor
 
-    if state and env_file:
-        raise typer.BadParameter("cannot be used with --state", param_hint="--env-file")
-    folder = state or DEFAULT_STATE
+    if env_file and (target.state != DEFAULT_STATE or target.urls):
+        raise typer.BadParameter("cannot be used with --state or --url", param_hint="--env-file")
+    if image and not env_file and target.is_remote:
+        raise typer.BadParameter("is asked of the proxy, on the stack's machine", param_hint="--image")
     raise typer.Exit(
-        run_doctor(folder, env_file, host, image=image, participants=participants, as_json=as_json)
+        run_doctor(target, env_file, host, image=image, participants=participants, as_json=as_json)
     )
 
 

@@ -13,7 +13,7 @@ from propeller.cli.options import DEFAULT_STATE
 from propeller.errors import StartError
 from propeller.oci.reference import DefaultRegistry
 from propeller.protocol.strict import nearest_names
-from propeller.sdk import Propeller
+from propeller.sdk import AsyncPropeller, Propeller
 from propeller.sdk.addresses import (
     PORTS,
     check_url,
@@ -73,21 +73,27 @@ class Target:
         Raises:
             PropellerError: no stack runs there, or the options contradict each other.
         """
+        return Propeller(**self._options(anew=anew))
+
+    def connect_async(self) -> AsyncPropeller:
+        """The same for programs with an event loop. Raises as ``connect``."""
+        return AsyncPropeller(**self._options(anew=False))
+
+    def _options(self, *, anew: bool) -> dict[str, Any]:
         given = self._given_urls()
         if not anew and (kept := self._kept_login(given)) is not None:
-            return Propeller(login=kept)
+            return {"login": kept}
         if not given:
             if self.user is not None:
                 raise StartError("--user is only for --url: a stack on this machine is used as its operator")
             if self.ca is not None:
                 raise StartError("--ca is only for --url: a stack on this machine says itself which it has")
-            return Propeller.from_state(self.state)
+            return {"stack": read_stack(self.state)}
         addresses: dict[str, Any] = read_addresses(given, with_identity=self.user is not None)
         if self.user is None:
-            return Propeller(**addresses, ca_cert=self.ca)
-        return Propeller(
-            **addresses, ca_cert=self.ca, user=self.user, password=read_password(self.user, PASSWORD_VARIABLE)
-        )
+            return {**addresses, "ca_cert": self.ca}
+        password = read_password(self.user, PASSWORD_VARIABLE)
+        return {**addresses, "ca_cert": self.ca, "user": self.user, "password": password}
 
     def registry(self) -> tuple[DefaultRegistry, tuple[str, str] | None]:
         """Where a program is whose reference names no registry, and its login there, if it has one.

@@ -244,7 +244,7 @@ def _ask_to_join(http: httpx.Client, url: str, body: dict[str, str]) -> httpx.Re
     for left in reversed(range(_TRIES)):
         try:
             return http.post(f"{url}/devices/join", json=body)
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was asked
             raise _unreachable(url, error) from None
         except httpx.TransportError as error:
             if not left:

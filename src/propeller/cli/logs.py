@@ -2,87 +2,33 @@
 
 import heapq
 import json
-import os
+import logging
 import re
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
+from propeller.cli.connection import Target
+from propeller.cli.log_tail import FileTail, LogTail, ServiceTail
 from propeller.cli.terminal import Terminal
-from propeller.errors import StartError
+from propeller.errors import PropellerError, StartError
 from propeller.process.control_characters import escape_line
-from propeller.process.log_file import newest_first
+from propeller.process.log_memory import level_of
+from propeller.sdk import Propeller
+from propeller.sdk.addresses import PORTS
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
 
-
-class LogTail:
-    """The whole lines of a log; those that come later with the next call."""
-
-    def __init__(self, file: Path) -> None:
-        """Begin with the oldest file.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        self._file = file
-        oldest = next((path for path in reversed(list(newest_first(file))) if path.exists()), file)
-        self._stream: TextIO = oldest.open(encoding="utf-8", errors="replace")
-
-    def lines(self) -> Iterator[str]:
-        """What is new, without line ends."""
-        while True:
-            # Looked for first: what is written into a file after that was written before the next one began.
-            next_file = self._next_file()
-            yield from self._read()
-            if next_file is None:
-                return
-            self._stream.close()
-            self._stream = next_file
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-    def _read(self) -> Iterator[str]:
-        while True:
-            position = self._stream.tell()
-            text = self._stream.readline()
-            if not text.endswith("\n"):
-                self._stream.seek(position)  # half a line: its rest is still being written
-                return
-            yield text.rstrip("\n")
-
-    def _next_file(self) -> TextIO | None:
-        """The file after the one that is read; ``None`` if that is the newest."""
-        known = os.fstat(self._stream.fileno())
-        newer = None
-        for stream in _open_files(self._file):
-            if os.path.samestat(os.fstat(stream.fileno()), known):
-                stream.close()
-                return newer
-            if newer is not None:
-                newer.close()
-            newer = stream
-        return newer  # ours was removed meanwhile: the oldest that is left
-
-
-def _open_files(file: Path) -> Iterator[TextIO]:
-    for path in newest_first(file):
-        try:
-            stream = path.open(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        yield stream
-
-
 _COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
-_POLL_S = 0.2
+_POLL_S, _POLL_ELSEWHERE_S = 0.2, 1.0
 
 _CONTAINERS = {spec.container_name: spec.name for spec in SERVICES}
 """Services by their names in deploy/compose.yaml, which are taken as well."""
@@ -102,36 +48,91 @@ class LogLine:
             return True
         return re.search(rf"(?<![A-Za-z0-9_.-]){re.escape(round_id)}(?![A-Za-z0-9_-])", self.text) is not None
 
+    @property
+    def level(self) -> int:
+        """As ``logging`` numbers them; what is no log line, as a traceback, is above all."""
+        return level_of(self.text)
 
-def show_logs(
-    folder: Path, *, round_id: str | None, services: list[str], follow: bool, as_json: bool
-) -> None:
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which lines are wanted: of a round if one is named, from a level up, the newest of them."""
+
+    round_id: str | None = None
+    level: str = "debug"
+    last: int | None = None
+
+    def takes(self, line: LogLine) -> bool:
+        """Whether a line is one of these, but for how many there are."""
+        if not line.mentions(self.round_id):
+            return False
+        return self.level == "debug" or line.level >= logging.getLevelNamesMapping()[self.level.upper()]
+
+
+def show_logs(target: Target, services: list[str], wanted: Wanted, *, follow: bool, as_json: bool) -> None:
     """Print what is in the logs and, with ``follow``, what comes after.
 
     Raises:
         StartError: there are no logs, or none of a service that is asked for, or no line names the round.
+        PropellerError: of a stack elsewhere: a service that is asked for does not answer, or not this caller.
     """
-    files = _files(folder, services)
     console = Terminal(soft_wrap=True)
-    tails = {name: LogTail(file) for name, file in files.items()}
-    try:
-        found = False
-        for line in heapq.merge(*(_read(name, tail) for name, tail in tails.items())):
-            found = _show(console, line, round_id, as_json=as_json) or found
-        if round_id is not None and not found and not follow:
-            raise StartError(
-                f"--round {round_id}: no line of {', '.join(files)} names such a round; 'propeller status' has the newest"
-            )
-        while follow:
-            time.sleep(_POLL_S)
-            fresh = [line for name, tail in tails.items() for line in _read(name, tail)]
-            for line in sorted(fresh):
-                _show(console, line, round_id, as_json=as_json)
-    except BrokenPipeError:
-        pass  # the reader (head, grep -q) has seen enough
-    finally:
+    with ExitStack() as stack:
+        if target.is_remote:
+            tails = _elsewhere(stack.enter_context(target.connect()), services)
+        else:
+            tails = {name: FileTail(file) for name, file in _files(target.state, services).items()}
         for tail in tails.values():
-            tail.close()
+            stack.callback(tail.close)
+        try:
+            found = _show_all(console, tails, wanted, as_json=as_json)
+            if wanted.round_id is not None and not found and not follow:
+                raise StartError(
+                    f"--round {wanted.round_id}: no line of {', '.join(tails)} names such a round; 'propeller status' has the newest"
+                )
+            while follow:
+                time.sleep(_POLL_ELSEWHERE_S if target.is_remote else _POLL_S)
+                fresh = chain.from_iterable(_read(name, tail) for name, tail in tails.items())
+                for line in sorted(filter(wanted.takes, fresh)):
+                    _show(console, line, as_json=as_json)
+        except BrokenPipeError:
+            pass  # the reader (head, grep -q) has seen enough
+
+
+def _show_all(console: Console, tails: Mapping[str, LogTail], wanted: Wanted, *, as_json: bool) -> bool:
+    """Print what is in the logs now; returns whether that is anything."""
+    lines = filter(wanted.takes, heapq.merge(*(_read(name, tail) for name, tail in tails.items())))
+    found = False
+    for line in lines if wanted.last is None else deque(lines, wanted.last):
+        found = True
+        _show(console, line, as_json=as_json)
+    return found
+
+
+def _elsewhere(fl: Propeller, services: list[str]) -> dict[str, LogTail]:
+    """The logs of the services that answer; what others say is printed, unless they were asked for."""
+    tails: dict[str, LogTail] = {}
+    names = [_service_name(name) for name in services]
+    unknown = [name for name in names if name.replace("-", "_") not in PORTS]
+    if unknown:
+        raise StartError(
+            f"--service {', '.join(unknown)}: of a stack elsewhere only {', '.join(_names_of(PORTS))} can be asked for their logs; "
+            "those of the others, and of devices, are on their machines"
+        )
+    for name in names or _names_of(PORTS):
+        try:
+            tails[name] = ServiceTail(fl, name.replace("-", "_"))
+        except PropellerError as error:
+            if names:
+                raise
+            print(f"{name}: {error}", file=sys.stderr)
+    if not tails:
+        raise StartError("no service gives its log")
+    return tails
+
+
+def _names_of(services: Iterable[str]) -> list[str]:
+    return [name.replace("_", "-") for name in services]
 
 
 def _files(folder: Path, services: Iterable[str]) -> dict[str, Path]:
@@ -170,19 +171,17 @@ def _time_of(text: str) -> str | None:
         return None
 
 
-def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: bool) -> bool:
-    """Print a line if it is of the round; returns whether it is."""
-    if not line.mentions(round_id):
-        return False
+def _show(console: Console, line: LogLine, *, as_json: bool) -> None:
+    """Print a line."""
     if as_json:
         print(escape_line(line.text), flush=True)
-        return True
+        return
     try:
         fields = json.loads(line.text)
         level, message = fields.pop("level"), fields.pop("msg")
     except (ValueError, KeyError, TypeError, AttributeError):
         console.print(Text(f"{line.service:<15} {escape_line(line.text)}"))
-        return True
+        return
     for known in ("time", "service", "component"):
         fields.pop(known, None)
     style = _COLOURS.get(level, "")
@@ -195,4 +194,3 @@ def _show(console: Console, line: LogLine, round_id: str | None, *, as_json: boo
             (f"  {rest}", "dim"),
         )
     )
-    return True

@@ -115,6 +115,45 @@ class ContainerAdvice:
         return f"docker compose -f deploy/compose.yaml --env-file {_quoted(self.env_file)}"
 
 
+@dataclass(frozen=True)
+class RemoteAdvice:
+    """For a stack elsewhere: what can be done from here, and what on its machine.
+
+    Attributes:
+        options: of commands, by which they are about this stack; empty after a login.
+    """
+
+    options: str = ""
+
+    def start(self) -> str:
+        """To start the stack."""
+        return "start it on its machine (propeller up), and see that no firewall is between"
+
+    def look(self, service: str) -> str:
+        """To see what a service says."""
+        return f"propeller logs --service {service}{self.options}"
+
+    def restart(self, service: str) -> str:
+        """To have a service again."""
+        return f"on its machine, see why in its log and start it again (propeller logs --service {service}); or see that no firewall is between"
+
+    def new_key(self, client: str) -> str:
+        """To give a client a key that is accepted."""
+        return f"on its machine, start the stack again: it gives {client} a new key"
+
+    def right_ids(self) -> str:
+        """To have the domain and channel that identity knows."""
+        return "on its machine: propeller doctor"
+
+    def free_port(self, listener: str) -> str:
+        """To get a port back from another program."""
+        return f"give the address of the service (--url NAME=URL), or end {listener}"
+
+    def seed(self) -> str:
+        """To have the demo's datasets."""
+        return "on its machine, start the stack again"
+
+
 def _container(name: str) -> str:
     return _CONTAINERS.get(name, name.removesuffix("-1"))
 

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from propeller.doctor.checks import Finding, failed, passed, skipped, waits_for
-from propeller.doctor.services import HttpClient, NoAnswerError
+from propeller.doctor.services import Asks, NoAnswerError
 from propeller.doctor.target import Client, Observations, Target
 from propeller.protocol.ids import InvalidIdError, check_id
 from propeller.stack.env_file import shown_id
@@ -38,14 +38,14 @@ class FleetChecks:
     """Asks the manager and the data store."""
 
     def __init__(
-        self, target: Target, http: HttpClient, observed: Observations, participants: Sequence[str] | None
+        self, target: Target, http: Asks, observed: Observations, participants: Sequence[str] | None
     ) -> None:
         """``participants`` are those to examine; else the newest round's, if that did not complete."""
         self._target, self._http, self._observed, self._chosen = target, http, observed, participants
 
     async def connection(self) -> list[Finding]:
         """Whether the manager is connected to the broker."""
-        if self._observed.is_shut_out(self._target.client("manager")):
+        if any(one.name == "manager" and self._observed.is_shut_out(one) for one in self._target.clients):
             return [waits_for("manager mqtt", "keys", "channel")]
         url = self._target.services["manager"]
         health = await self._http.get_object(f"{url}/health")
@@ -70,7 +70,7 @@ class FleetChecks:
         ]
         if absent and not findings:
             return [waits_for("proplets", "keys", "channel")]
-        return findings or [passed("proplets", _presence([(one.name, known[one.id]) for one in expected]))]
+        return findings or [passed("proplets", presence([(one.name, known[one.id]) for one in expected]))]
 
     async def duplicates(self) -> list[Finding]:
         """Whether two processes are connected as one client."""
@@ -147,7 +147,7 @@ class FleetChecks:
                 f"or its id is not what {client.id_setting} says"
             )
         else:
-            detail = f"{client.shown} is not alive{_last_heartbeat(proplet)}"
+            detail = f"{client.shown} is not alive{last_heartbeat(proplet)}"
         return failed("proplets", detail, self._target.advice.restart(client.name))
 
     def _participant_problem(self, name: str, whose: str) -> Finding | None:
@@ -157,7 +157,7 @@ class FleetChecks:
             if known[name]["alive"] or expected:  # a dead one that should be there is a finding already
                 return None
             fix = "start it, or leave it out; those alive: GET /proplets?status=active at the manager"
-            return failed("participants", f"{whose}: {name} is not alive{_last_heartbeat(known[name])}", fix)
+            return failed("participants", f"{whose}: {name} is not alive{last_heartbeat(known[name])}", fix)
         client = next((client for client in self._target.proplets if client.name == name), None)
         if client is not None:
             detail = f"{whose}: {name} is an instance name, not a client id"
@@ -196,7 +196,8 @@ class FleetChecks:
         )
 
 
-def _last_heartbeat(proplet: dict[str, Any]) -> str:
+def last_heartbeat(proplet: Mapping[str, Any]) -> str:
+    """When a proplet was heard last, for a person."""
     try:
         age = (datetime.now(UTC) - datetime.fromisoformat(proplet["last_alive_at"])).total_seconds()
     except (KeyError, TypeError, ValueError):
@@ -207,13 +208,13 @@ def _last_heartbeat(proplet: dict[str, Any]) -> str:
 class RoundChecks:
     """Asks the model registry and the coordinator."""
 
-    def __init__(self, target: Target, http: HttpClient, observed: Observations) -> None:
+    def __init__(self, target: Target, http: Asks, observed: Observations) -> None:
         self._target, self._http, self._observed = target, http, observed
 
     async def model(self) -> list[Finding]:
         """Whether there is a model to start from."""
         url = self._target.services["model-registry"]
-        found = await self._http.get_object(f"{url}/models", self._target.client("manager"))
+        found = await self._http.get_object(f"{url}/models", self._target.caller)
         if 0 in found["versions"]:
             return [passed("model 0", f"{url}/models/0 is there; versions: {len(found['versions'])}")]
         body = '{"version": 0, "model": {"w": [0.0, 0.0, 0.0], "b": 0.0}}'
@@ -237,9 +238,18 @@ class RoundChecks:
                 )
             ]
         if state != "failed":
-            return [passed("rounds", f"the newest, {name}, is {state}")]
+            failures = [
+                f"{self._name(one['proplet_id'])}: {one['reason']}" for one in newest.get("failures", ())
+            ]
+            without = f", without {'; '.join(failures)}" if failures else ""
+            return [passed("rounds", f"the newest, {name}, is {state}{without}")]
         reason = str(newest.get("reason") or "without a reason")
         return [failed("rounds", f"the newest, {name}, failed: {reason}", self._remedy(newest, reason))]
+
+    def _name(self, proplet_id: str) -> str:
+        """What the device is called, where that is known."""
+        known = self._target.owner(proplet_id)
+        return proplet_id if known is None else known.name
 
     def _remedy(self, newest: dict[str, object], reason: str) -> str:
         text = next((remedy for part, remedy in _REMEDIES if part in reason), "")
@@ -252,7 +262,8 @@ class RoundChecks:
         return f"{text.format(**names)}; {look}" if text else look
 
 
-def _presence(proplets: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def presence(proplets: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """That these are there, by name, and which of them take no tasks now."""
     text = f"{len(proplets)} are alive in the manager's channel"
     resting = [name for name, proplet in proplets if (proplet.get("metadata") or {}).get("resting")]
     if not resting:

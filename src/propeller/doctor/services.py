@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx
 
@@ -25,6 +25,19 @@ _MAX_BYTES = 1024 * 1024
 
 class NoAnswerError(CannotAskError):
     """A service did not answer, or not with what was asked for; the text says where and why."""
+
+
+class Asks(Protocol):
+    """Asks services with GET."""
+
+    async def get(self, url: str, who: Client | None = None, **options: Any) -> httpx.Response:
+        """The answer to a GET; raises ``NoAnswerError`` if there is none."""
+
+    async def get_object(self, url: str, who: Client | None = None, **options: Any) -> dict[str, Any]:
+        """The JSON object that a GET gives; raises ``NoAnswerError`` if it gives none."""
+
+    async def get_start(self, url: str, who: Client) -> tuple[int, bytes | None]:
+        """The status of a GET and its body, ``None`` if that is more than is worth reading; raises as ``get``."""
 
 
 class HttpClient:
@@ -57,7 +70,7 @@ class HttpClient:
         Raises:
             NoAnswerError: there is no answer, or another.
         """
-        return _json_object(await self.get(url, who, **options), url)
+        return json_object(await self.get(url, who, **options), url)
 
     async def get_start(self, url: str, who: Client) -> tuple[int, bytes | None]:
         """The status of a GET and its body, ``None`` if that is more than is worth reading.
@@ -65,7 +78,7 @@ class HttpClient:
         Raises:
             NoAnswerError: there is no answer.
         """
-        with _explained_errors(url):
+        with explained_errors(url):
             answer = await self._open(url, None)
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 await answer.aclose()
@@ -84,7 +97,7 @@ class HttpClient:
         return await self._http.send(self._http.build_request("GET", url), auth=auth, stream=True)
 
     async def _send(self, url: str, **options: Any) -> httpx.Response:
-        with _explained_errors(url):
+        with explained_errors(url):
             return await self._http.get(url, **options)
 
 
@@ -95,7 +108,12 @@ def address_of(url: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _explained_errors(url: str) -> Iterator[None]:
+def explained_errors(url: str) -> Iterator[None]:
+    """Say in words why an address did not answer.
+
+    Raises:
+        NoAnswerError: it did not.
+    """
     host, port = address_of(url)
     address = f"{host}:{port}"
     try:
@@ -113,7 +131,12 @@ def _explained_errors(url: str) -> Iterator[None]:
         raise NoAnswerError(f"{address}: {str(error) or type(error).__name__}") from None
 
 
-def _json_object(answer: httpx.Response, url: str) -> dict[str, Any]:
+def json_object(answer: httpx.Response, url: str) -> dict[str, Any]:
+    """The JSON object of an answer.
+
+    Raises:
+        NoAnswerError: it has none.
+    """
     if not answer.is_success:
         raise NoAnswerError(f"{url} answered {answer.status_code}: {error_text(answer)}")
     try:
@@ -134,7 +157,7 @@ _HEALTHY = frozenset({"ok", "pass"})
 class ServiceChecks:
     """Asks each service for its health."""
 
-    def __init__(self, target: Target, http: HttpClient, observed: Observations) -> None:
+    def __init__(self, target: Target, http: Asks, observed: Observations) -> None:
         self._target, self._http, self._observed = target, http, observed
         self._asked: dict[str, str] = {}
 

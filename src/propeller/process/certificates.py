@@ -67,7 +67,22 @@ def read_certificate(file: Path) -> Certificate:
     Raises:
         StartError: there is none, or it is malformed.
     """
-    found = _load(file)
+    return _describe(_load(file), file)
+
+
+def parse_certificate(content: bytes, source: Path) -> Certificate:
+    """A certificate in DER, as a server shows it; ``source`` stands for its file.
+
+    Raises:
+        StartError: it is malformed.
+    """
+    try:
+        return _describe(x509.load_der_x509_certificate(content), source)
+    except ValueError:
+        raise StartError(f"{source} shows no certificate") from None
+
+
+def _describe(found: x509.Certificate, file: Path) -> Certificate:
     try:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = [str(name.value) for name in names]

@@ -15,6 +15,7 @@ import structlog
 
 from propeller.process.control_characters import escape_line
 from propeller.process.log_file import MAX_BYTES, LogFile
+from propeller.process.log_memory import LogMemory, read_end
 
 _SECRET_NAMES = (
     "password", "secret", "token", "client_key", "api_key", "authorization", "credential", "private", "seed",
@@ -74,10 +75,12 @@ def _render(_logger: Any, _method: str, event: structlog.typing.EventDict) -> st
 class _Lossy(io.TextIOBase):
     """Where logs go: a full disk costs lines, never the work that they tell of."""
 
-    def __init__(self, stream: TextIO | io.TextIOBase) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | io.TextIOBase, memory: LogMemory | None) -> None:
+        self._stream, self._memory = stream, memory
 
     def write(self, text: str) -> int:
+        if self._memory is not None:
+            self._memory.write(text)
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
@@ -87,15 +90,31 @@ class _Lossy(io.TextIOBase):
             self._stream.flush()
 
 
+_memory: LogMemory | None = None
+
+
+def remembered() -> LogMemory | None:
+    """The newest lines of this process's log, if it remembers them."""
+    return _memory
+
+
 def configure(
-    service: str, *, level: str = "info", file: Path | None = None, max_bytes: int = MAX_BYTES
+    service: str,
+    *,
+    level: str = "info",
+    file: Path | None = None,
+    max_bytes: int = MAX_BYTES,
+    remember: bool = False,
 ) -> None:
     """Send this process's logs to ``file`` (appended, line by line, set aside at ``max_bytes``) or to standard error.
 
     Standard-library loggers (uvicorn, httpx, sqlalchemy, …) and Python's warnings go the same way, from warnings up.
+    With ``remember`` the newest are in memory, too.
     """
+    global _memory  # noqa: PLW0603 - logs are the process's, as the loggers are
     out = sys.stderr if file is None else LogFile(file, max_bytes)
-    stream = cast("TextIO", _Lossy(out))
+    _memory = LogMemory([] if file is None else read_end(file)) if remember else None
+    stream = cast("TextIO", _Lossy(out, _memory))
     threshold = logging.getLevelNamesMapping().get(level.strip().upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

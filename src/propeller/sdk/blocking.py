@@ -132,6 +132,8 @@ class Propeller(Blocking[AsyncPropeller]):
     close = blocking(AsyncPropeller.aclose)
     audit = blocking(AsyncPropeller.audit)
     audit_lines = blocking(AsyncPropeller.audit_lines)
+    logs = blocking(AsyncPropeller.logs)
+    log_lines = blocking(AsyncPropeller.log_lines)
     proplets = blocking(AsyncPropeller.proplets)
     device_names = blocking(AsyncPropeller.device_names)
     versions = blocking(AsyncPropeller.versions)

@@ -25,6 +25,7 @@ from propeller.sdk.devices import AsyncDevices
 from propeller.sdk.experiment import Experiment, Fleet, assign_data, has_no_samples
 from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
 from propeller.sdk.kept_login import KeptLogin, require_login
+from propeller.sdk.log_lines import LogLines, read_line, read_log
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.prefetch import Prefetched, prefetch
 from propeller.sdk.programs import PushedProgram, is_file_name, push_file
@@ -190,12 +191,38 @@ class AsyncPropeller(AsyncRounds):
 
     async def audit_lines(self, service: str, *, after: int = 0, limit: int = 1000) -> list[bytes]:
         """As ``audit``, but the lines as they were written, whose hashes can be verified (``propeller audit verify``)."""
-        if service not in self._connection.urls:
-            raise InvalidError(f"service: {service!r} is none of {', '.join(self._connection.urls)}")
+        self._check_service(service)
         answer = await self._connection.send(
             "GET", service, "/audit", params={"after": after, "limit": limit}
         )
         return answer.content.splitlines(keepends=True)
+
+    async def logs(self, service: str, *, lines: int = 200, level: str = "debug") -> list[dict[str, Any]]:
+        """The newest lines of a service's log, oldest first: ``time``, ``level``, ``msg`` and what each has beside. For operators and admins.
+
+        What is no log line, as a part of a traceback, has ``msg`` alone.
+
+        Args:
+            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``.
+            lines: how many; 1 to 2,000, which is all that a service remembers.
+            level: ``debug``, ``info``, ``warning`` or ``error``: lines of this level and above.
+
+        Raises:
+            InvalidError: there is no such service or level.
+        """
+        found = await self.log_lines(service, lines=lines, level=level)
+        return [read_line(line) for line in found.lines]
+
+    async def log_lines(
+        self, service: str, *, lines: int = 200, level: str = "debug", after: str | None = None
+    ) -> LogLines:
+        """As ``logs``, but as they were written; ``after`` is ``next`` of an answer of before, which the lines then follow."""
+        self._check_service(service)
+        return await read_log(self._connection, service, lines, level, after)
+
+    def _check_service(self, service: str) -> None:
+        if service not in self._connection.urls:
+            raise InvalidError(f"service: {service!r} is none of {', '.join(self._connection.urls)}")
 
     def __repr__(self) -> str:
         """Shows where it is."""
@@ -210,6 +237,16 @@ class AsyncPropeller(AsyncRounds):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._connection.transport.aclose()
+
+    @property
+    def ca_cert(self) -> Path | None:
+        """The file with the certificate of the stack's own authority, where one is named."""
+        return self._ca_cert
+
+    @property
+    def connection(self) -> Connection:
+        """How its services are asked, for requests that no method here has."""
+        return self._connection
 
     def url(self, service: str) -> str:
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""

@@ -30,7 +30,8 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
     keep_private()
     level = os.environ.get(spec.log_level_variable) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
     try:
-        logs.configure(service, level=level, file=log_file, max_bytes=LogSettings.load().max_bytes)
+        max_bytes = LogSettings.load().max_bytes
+        logs.configure(service, level=level, file=log_file, max_bytes=max_bytes, remember=spec.has_http)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it
         return 1

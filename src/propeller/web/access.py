@@ -9,7 +9,7 @@ from propeller.web.auth import Principal
 AccessTable = Mapping[str, frozenset[Role]]
 """A route as ``GET /tasks/{task_id}`` → the roles that may send it."""
 
-COMMON: AccessTable = {"GET /metrics": WATCH, "GET /audit": CONTROL}
+COMMON: AccessTable = {"GET /metrics": WATCH, "GET /audit": CONTROL, "GET /logs": CONTROL}
 """The routes of every service."""
 
 

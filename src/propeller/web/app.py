@@ -22,6 +22,7 @@ from propeller.web.audit import MAX_ENTRIES, Audited, AuditMiddleware, all_paths
 from propeller.web.auth import ANYONE, OPEN_PATHS, Admission, Caller, Principal
 from propeller.web.body import BodyLimit, BodyLimitMiddleware, HoldingRequest
 from propeller.web.limits import MAX_BODY
+from propeller.web.logs import After, Level, Lines, newest_lines
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 
 
@@ -263,13 +264,31 @@ def create_app(
         after: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1000,
     ) -> Response:
-        if who.role not in CONTROL:  # for the services whose handlers see to it
-            raise RefusedError(
-                f"{who} may not read this audit log: it is for operators and admins of the service"
-            )
+        if access is None:
+            _check_reader(who, "audit log")
         return await entries_after(audit, after, limit)
 
+    @app.get("/logs", include_in_schema=False)
+    async def _logs(
+        who: Caller, lines: Lines = 200, level: Level = "debug", after: After = None
+    ) -> dict[str, Any]:
+        if access is None:
+            _check_reader(who, "log")
+        return newest_lines(service, lines, level, after)
+
     return app
+
+
+def _check_reader(who: Principal, what: str) -> None:
+    """See that a caller may read a log of a service that is no domain's, as identity: who is an operator of one may not.
+
+    Raises:
+        RefusedError: the caller may not.
+    """
+    if who.role not in CONTROL or who.kind == "client":
+        raise RefusedError(
+            f"{who} may not read this {what}, which is about all domains: it is for admins of the service"
+        )
 
 
 def etag_matches(header: str, etag: str) -> bool:

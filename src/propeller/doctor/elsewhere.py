@@ -1,0 +1,269 @@
+"""What can be seen of a stack from another machine, by its services' addresses and a login; and what cannot, which is said."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from propeller import __version__
+from propeller.doctor import broker as broker_checks
+from propeller.doctor.advice import RemoteAdvice
+from propeller.doctor.checks import Ask, Check, Finding, failed, passed, run_checks, skipped
+from propeller.doctor.fleet import FleetChecks, RoundChecks, last_heartbeat, presence
+from propeller.doctor.services import (
+    HTTP_TIMEOUT_S,
+    NoAnswerError,
+    ServiceChecks,
+    address_of,
+    explained_errors,
+    json_object,
+)
+from propeller.doctor.target import Client, Observations, Target
+from propeller.errors import PropellerError, RefusedError
+from propeller.mqtt.address import BrokerAddress
+from propeller.process.certificates import parse_certificate
+from propeller.process.tls import WARN_DAYS, stack_trust
+from propeller.protocol.topics import Channel
+from propeller.sdk import AsyncPropeller
+from propeller.sdk.connection import Connection
+
+_THERE = "cannot be seen from here: run 'propeller doctor' on the stack's machine"
+
+_UNSEEN = ("disk", "broker", "aggregator", "oci-registry", "proxy", "keys", "channel", "image")
+"""What only the doctor on the stack's machine looks at."""
+
+
+async def diagnose_elsewhere(
+    fl: AsyncPropeller, advice: RemoteAdvice, ca_cert: Path | None, participants: Sequence[str] | None = None
+) -> list[Finding]:
+    """Examine a stack from another machine.
+
+    Args:
+        fl: a client of it.
+        advice: how it is fixed.
+        ca_cert: of the stack's authority; ``None`` for ``PROPELLER_CA_CERT``, or those that systems trust.
+        participants: the ids to examine; else those of a round that did not complete.
+    """
+    login = fl.connection.login
+    user = "" if login is None else login.user
+    urls = {name.replace("_", "-"): url for name, url in fl.connection.urls.items()}
+    channel, devices = Channel("unknown", "unknown"), list[dict[str, Any]]()
+    with contextlib.suppress(
+        PropellerError
+    ):  # identity is away, or refuses, as it does viewers: then ids are shown for names
+        channel = Channel(await fl.devices.domain_id(), "unknown")
+        devices = await fl.devices.list()
+    target = Target(
+        settings=f"{', '.join(urls.values())}, as {user or 'nobody in particular'}",
+        process="",
+        services={name: url for name, url in urls.items() if name != "identity"},
+        identity={"users": urls["identity"]},
+        broker=BrokerAddress(*address_of(urls["identity"])),  # not known here, and not asked
+        clients=tuple(Client(one["name"], one["id"], "", channel, "", "") for one in devices),
+        admin=None,
+        image="",
+        folder=None,
+        advice=advice,
+        operator=Client(user, "", "", channel, "", ""),
+    )
+    return await run_checks(_checks(fl, target, ca_cert, participants))
+
+
+def _checks(
+    fl: AsyncPropeller, target: Target, ca_cert: Path | None, participants: Sequence[str] | None
+) -> list[Check]:
+    observed, http = Observations(), LoginClient(fl.connection)
+    services = ServiceChecks(target, http, observed)
+    fleet = FleetChecks(target, http, observed, participants)
+    rounds = RoundChecks(target, http, observed)
+    here = ElsewhereChecks(fl, target, observed)
+    names = (*target.services, "identity")
+
+    async def settings() -> list[Finding]:
+        return [passed("settings", target.settings)]
+
+    async def subscriptions() -> list[Finding]:
+        return broker_checks.subscriptions(observed)
+
+    async def unseen(what: str) -> list[Finding]:
+        return [skipped(what, _THERE)]
+
+    def health(name: str) -> Ask:
+        return services.identity if name == "identity" else partial(services.service, name)
+
+    return [
+        Check("settings", settings),
+        *(Check(name, health(name)) for name in names),
+        Check("certificate", partial(here.certificates, ca_cert)),
+        Check("versions", here.versions, after=names),
+        Check("client ids", fleet.duplicates, ("identity",)),
+        Check("subscriptions", subscriptions, ("identity",)),
+        Check("manager mqtt", fleet.connection, ("manager",)),
+        Check("proplets", here.proplets, ("manager mqtt",)),
+        Check("rounds", rounds.rounds, ("coordinator",)),
+        Check("participants", fleet.participants, after=("proplets", "rounds")),
+        Check("model 0", rounds.model, ("model-registry",)),
+        Check("datasets", here.datasets, ("data-store", "manager mqtt"), after=("proplets",)),
+        Check("clocks", services.clocks, after=(*names, "proplets")),
+        *(Check(what, partial(unseen, what)) for what in _UNSEEN),
+    ]
+
+
+class LoginClient:
+    """Asks as ``services.HttpClient`` does, but as the user of a login."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def get(self, url: str, who: Client | None = None, **options: Any) -> httpx.Response:  # noqa: ARG002 - the login's user asks
+        """The answer to a GET.
+
+        Raises:
+            NoAnswerError: there is none, or one that is no success.
+        """
+        service, path = self._split(url)
+        if path == "/health":  # open to anyone: it tells of its service alone, not of the login
+            with explained_errors(url):
+                return await self._connection.transport.send("GET", url, auth=None, timeout=HTTP_TIMEOUT_S)
+        try:
+            return await self._connection.send("GET", service, path, timeout=HTTP_TIMEOUT_S, **options)
+        except PropellerError as error:
+            raise NoAnswerError(str(error)) from None
+
+    async def get_object(self, url: str, who: Client | None = None, **options: Any) -> dict[str, Any]:
+        """The JSON object that a GET gives.
+
+        Raises:
+            NoAnswerError: there is no answer, or another.
+        """
+        return json_object(await self.get(url, who, **options), url)
+
+    async def get_start(self, url: str, who: Client) -> tuple[int, bytes | None]:
+        """The status of a GET and its body. Raises as ``get``."""
+        answer = await self.get(url, who)
+        return answer.status_code, answer.content
+
+    def _split(self, url: str) -> tuple[str, str]:
+        known = self._connection.urls.items()
+        service, address = max(
+            (one for one in known if url.startswith(one[1])), key=lambda found: len(found[1])
+        )
+        return service, url[len(address) :]
+
+
+class ElsewhereChecks:
+    """What the doctor of the stack's machine asks in another way."""
+
+    def __init__(self, fl: AsyncPropeller, target: Target, observed: Observations) -> None:
+        self._fl, self._target, self._observed = fl, target, observed
+
+    async def certificates(self, ca_cert: Path | None) -> list[Finding]:
+        """Until when what each server shows is good; whether it is believed is told by whoever calls it."""
+        urls = {*self._target.services.values(), *self._target.identity.values()}
+        secure = sorted({address_of(url) for url in urls if url.startswith("https://")})
+        if not secure:
+            return [skipped("certificate", "the services speak no TLS")]
+        context = stack_trust(ca_cert) or ssl.create_default_context()
+        ends = await asyncio.gather(*(_end_of(host, port, context) for host, port in secure))
+        findings = [one for one in ends if isinstance(one, Finding)]
+        if findings:
+            return findings
+        first = min(one for one in ends if isinstance(one, str))
+        return [passed("certificate", f"those of {len(secure)} addresses are good, the first until {first}")]
+
+    async def versions(self) -> list[Finding]:
+        """Whether the services have this version of Propeller."""
+        found: dict[str, str] = {}
+        for name in self._fl.connection.urls:
+            try:
+                described = await self._fl.connection.ask("GET", name, "/openapi.json")
+                found[name.replace("_", "-")] = str(described["info"]["version"])
+            except (PropellerError, KeyError, TypeError):
+                continue
+        if not found:
+            return [skipped("versions", "no service told its version")]
+        others = {name: version for name, version in found.items() if version != __version__}
+        if not others:
+            return [passed("versions", f"{len(found)} services have {__version__}, as this machine")]
+        shown = ", ".join(f"{name} {version}" for name, version in others.items())
+        return [
+            failed(
+                "versions",
+                f"this machine has {__version__}, and there is {shown}",
+                "install the same version",
+            )
+        ]
+
+    async def proplets(self) -> list[Finding]:
+        """Whether every device that has joined is alive, and who is waited for."""
+        known = {str(one["id"]): one for one in await self._fl.proplets()}
+        self._observed.proplets = known
+        try:
+            devices = await self._fl.devices.list()
+        except RefusedError:
+            devices = [{**one, "state": "joined"} for one in known.values()]
+        if not devices:
+            return [skipped("proplets", "there should be none")]
+        findings = [self._missing(one, known.get(one["id"])) for one in devices if _is_missing(one)]
+        if findings:
+            return findings
+        there = [(one["name"], known[one["id"]]) for one in devices if one["alive"]]
+        waiting = [one["name"] for one in devices if one["state"] == "waiting"]
+        text = presence(there) + (f"; not joined yet: {', '.join(waiting)}" if waiting else "")
+        return [passed("proplets", text)]
+
+    def _missing(self, device: Mapping[str, Any], proplet: Mapping[str, Any] | None) -> Finding:
+        name = str(device["name"])
+        if device["state"] == "expired":
+            fix = f"propeller device remove {name}, then propeller device add {name}"
+            return failed("proplets", f"{name} has not joined, and its token has expired", fix)
+        since = (
+            "it is not registered with the manager"
+            if proplet is None
+            else f"not alive{last_heartbeat(proplet)}"
+        )
+        fix = "see that it runs and reaches the broker: on it, its log ('journalctl -u propeller-device', 'propeller logs')"
+        return failed("proplets", f"{name} is {since}" if proplet else f"{name}: {since}", fix)
+
+    async def datasets(self) -> list[Finding]:
+        """Whether each device that is there has data to learn from."""
+        stored = set((await self._fl.connection.ask("GET", "data_store", "/datasets"))["clients"])
+        there = [one for one in (self._observed.proplets or {}).values() if one["alive"]]
+        without = [
+            one["name"]
+            for one in there
+            if one["id"] not in stored and not (one.get("metadata") or {}).get("own_data")
+        ]
+        if not without:
+            return [passed("datasets", f"{len(there)} of {len(there)} proplets have data")]
+        fix = "give it some: data.files of an experiment, put_dataset in Python, or 'propeller join --data' on it"
+        return [failed("datasets", f"{name} has no dataset", fix) for name in without]
+
+
+def _is_missing(device: Mapping[str, Any]) -> bool:
+    return device["state"] == "expired" or (device["state"] == "joined" and not device["alive"])
+
+
+async def _end_of(host: str, port: int, context: ssl.SSLContext) -> str | Finding:
+    """The day on which a server's certificate ends, or what is wrong with it."""
+    address = f"{host}:{port}"
+    try:
+        async with asyncio.timeout(4.0):
+            _reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except ssl.SSLCertVerificationError as error:
+        remedy = "name the stack's authority with --ca, or see that the clock is right and the certificate made for this name"
+        return failed("certificate", f"{address}: {error.verify_message}", remedy)
+    except (OSError, TimeoutError) as error:
+        return failed("certificate", f"{address}: {str(error) or 'no answer'}", "see what fails above")
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    found = parse_certificate(shown, Path(address))
+    if found.days_left() < WARN_DAYS:
+        fix = "on the stack's machine, end the stack and start it again: it makes another one; or renew yours"
+        return failed("certificate", f"{address} {found.explain_end()}", fix)
+    return f"{found.not_after:%Y-%m-%d}"
