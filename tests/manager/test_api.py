@@ -227,7 +227,6 @@ async def test_fields_that_nothing_is_done_for_are_named(manager: RunningManager
         "image_url": "localhost/add:1",
         "schedule": "* * * * *",
         "depends_on": ["x"],
-        "broadcast": True,
         "latent": False,
         "run_if": "",
         "next_run": "0001-01-01T00:00:00Z",
@@ -236,7 +235,6 @@ async def test_fields_that_nothing_is_done_for_are_named(manager: RunningManager
     }
     answer = (await manager.http.post("/tasks", json=asked)).json()
     assert answer["ignored"] == [
-        "broadcast",
         "depends_on",
         "prioritty (did you mean 'priority'?)",
         "schedule",

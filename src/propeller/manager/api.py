@@ -13,7 +13,7 @@ from propeller.manager.fleet import MAX_NAME_CHARACTERS
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
-from propeller.manager.task import Task, TaskSpec, decode_metadata
+from propeller.manager.task import Task, TaskSpec, decode_metadata, describe_parts, results_of_parts
 from propeller.process.audit import note
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
@@ -176,9 +176,13 @@ def _proplet_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
 def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     router = Router(prefix="/tasks", tags=["tasks"], dependencies=dependencies)
 
-    def told(task: Task, who: Principal) -> dict[str, Any]:
+    def told(task: Task, who: Principal, parts: Sequence[Task] | None) -> dict[str, Any]:
         stage = manager.runner.stage(task)
-        return {**shown(task.to_json(), who), **({} if stage is None else {"stage": stage.value})}
+        return {
+            **shown(task.to_json(), who),
+            **({} if stage is None else {"stage": stage.value}),
+            **({} if parts is None else {"parts": describe_parts(parts)}),
+        }
 
     @router.post("", status_code=201)
     async def create_task(body: Body, response: Response) -> dict[str, Any]:
@@ -199,13 +203,17 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
         """A page of the tasks, in the order of their creation; with ``metadata``, a JSON object, of those that have these fields in theirs."""
         wanted = None if metadata is None else decode_metadata(metadata)
         total, page = await manager.tasks.page(offset, limit, wanted)
-        tasks = [told(task, who) for task in page]
+        parts = await manager.tasks.parts(page)
+        tasks = [told(task, who, parts.get(task.id)) for task in page]
         return {"offset": offset, "limit": limit, "total": total, "tasks": tasks}
 
     @router.get("/{task_id}")
     async def get_task(task_id: PathId, who: Caller) -> dict[str, Any]:
         """A task."""
-        return told(await manager.tasks.get(task_id), who)
+        task = await manager.tasks.get(task_id)
+        parts = (await manager.tasks.parts([task], with_results=True)).get(task_id)
+        results = {"results": results_of_parts(parts)} if parts else {}
+        return {**told(task, who, parts), **results}
 
     @router.put("/{task_id}")
     async def update_task(task_id: PathId, body: Body) -> dict[str, Any]:
@@ -223,25 +231,27 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     async def delete_task(task_id: PathId) -> None:
         """Delete a task; one that runs is stopped first."""
         if (await manager.tasks.get(task_id)).active:
-            await manager.runner.stop(task_id, "deleted by request")
+            await manager.broadcasts.stop(task_id, "deleted by request")
         await manager.tasks.delete(task_id)
 
     @router.post("/{task_id}/start")
     async def start_task(task_id: PathId) -> dict[str, Any]:
-        """Run a task on a proplet."""
-        await manager.runner.start(task_id)
+        """Run a task on a proplet, or on every one."""
+        await manager.broadcasts.start(task_id)
         return {"started": True}
 
     @router.post("/{task_id}/stop")
     async def stop_task(task_id: PathId) -> dict[str, Any]:
         """End a running task; one that has ended stays as it is."""
-        await manager.runner.stop(task_id)
+        await manager.broadcasts.stop(task_id)
         return {"stopped": True}
 
     @router.get("/{task_id}/results")
     async def get_task_results(task_id: PathId) -> dict[str, Any]:
-        """The results of a task; ``null`` before its end."""
-        return {"results": (await manager.tasks.get(task_id)).results}
+        """The results of a task; ``null`` before its end. Of one for every proplet: those of its parts, by proplet."""
+        task = await manager.tasks.get(task_id)
+        parts = (await manager.tasks.parts([task], with_results=True)).get(task_id)
+        return {"results": results_of_parts(parts) if parts else task.results}
 
     @router.get("/{task_id}/metrics")
     async def get_task_metrics(task_id: PathId, offset: Offset = 0, limit: Limit = 100) -> dict[str, Any]:

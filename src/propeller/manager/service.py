@@ -8,6 +8,7 @@ from typing import Any
 
 from propeller.errors import ConflictError, InvalidError, NotFoundError
 from propeller.manager import tables
+from propeller.manager.broadcasts import Broadcasts
 from propeller.manager.compat_clients import AnyClient, CompatClients, KnownCompatClients
 from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
 from propeller.manager.dispatcher import Dispatcher
@@ -46,6 +47,7 @@ class Manager:
     fleet: Fleet
     tasks: TaskService
     runner: TaskRunner
+    broadcasts: Broadcasts
     metrics: MetricsRepository
     rounds: RoundStarter
     session: Session
@@ -209,7 +211,8 @@ async def open_manager(
             housekeeping.running(),
             selector.running(),
         ):
-            yield Manager(fleet, service, runner, metrics, starter, session, coordinator)
+            broadcasts = Broadcasts(tasks, task_locks, fleet, dispatcher, runner)
+            yield Manager(fleet, service, runner, broadcasts, metrics, starter, session, coordinator)
         await housekeeping.write()
     finally:
         await reporter.close()

@@ -71,6 +71,7 @@ tasks = Table(
     Column("finish_time", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger),
+    Column("parent_id", String(128), index=True),  # of a part, the task for every proplet that it is of
     Index("tasks_by_state", "state", "proplet_id"),
 )
 

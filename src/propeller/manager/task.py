@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -73,6 +73,8 @@ _ANSWERED = frozenset(
         "created_at",
         "updated_at",
         "next_run",
+        "parts",
+        "parent_id",
     }
 )
 """What the manager says of a task, and clients may send back; and ``file``, which is not kept with the rest."""
@@ -107,6 +109,8 @@ class TaskSpec(Message):
     monitoring_profile: dict[str, Any] | None = None
     mode: Annotated[Literal["infer", "train"] | None, BeforeValidator(_none_if_empty)] = None
     limits: TaskLimits = None
+    broadcast: Flag = False
+    """For every proplet that is alive when it is started: each has a part."""
     priority: Annotated[Priority | None, BeforeValidator(_usual_if_zero)] = None
     """Who goes first of those that wait on a device: the highest number; those without one count as 50."""
     metadata: Annotated[JsonObject | None, AfterValidator(_of_bounded_size)] = None
@@ -149,6 +153,7 @@ class Task:
     start_time: datetime | None = None
     finish_time: datetime | None = None
     updated_at: datetime | None = None
+    parent_id: str | None = None
 
     @property
     def active(self) -> bool:
@@ -177,6 +182,8 @@ class Task:
             "priority": spec.priority,
             "metadata": spec.metadata,
             "usage": self.usage,
+            "broadcast": spec.broadcast,
+            "parent_id": self.parent_id,
         }
         return {
             "id": self.id,
@@ -193,6 +200,24 @@ class Task:
             "created_at": _json_time(self.created_at),
             "updated_at": _json_time(self.updated_at),
         }
+
+
+def describe_parts(parts: Sequence[Task]) -> list[dict[str, Any]]:
+    """The parts of a task as its JSON has them."""
+    return [
+        {
+            "id": part.id,
+            "proplet_id": part.proplet_id,
+            "state": int(part.state),
+            **({"error": part.error} if part.error else {}),
+        }
+        for part in parts
+    ]
+
+
+def results_of_parts(parts: Sequence[Task]) -> dict[str, Any]:
+    """The results of a task's parts by proplet; of those that have not ended, and of failed ones, ``null``."""
+    return {part.proplet_id or "": part.results for part in parts}
 
 
 def _json_time(moment: datetime | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Text, bindparam, cast, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Text, bindparam, cast, func, insert, or_, select, update
 
 from propeller.errors import NotFoundError
 from propeller.manager import tables
@@ -24,6 +24,15 @@ _MARK_RUNNING = (
     .where(_TASK.id.in_(bindparam("ids", expanding=True)), _TASK.state == int(TaskState.SCHEDULED))
     .values(state=int(TaskState.RUNNING))
 )
+
+_PROGRAM = select(tables.task_files.c.content).where(
+    tables.task_files.c.task_id
+    == select(func.coalesce(_TASK.parent_id, _TASK.id))
+    .where(_TASK.id == bindparam("of_id"))
+    .scalar_subquery()
+)
+_NO_RESULTS = [column for column in _TASK if column.name != "results"]
+_MAX_ERROR_CHARACTERS = 500
 
 _MAX_COMPARED_AT_ONCE = 1000
 _SOME_WITH_METADATA = (
@@ -71,11 +80,12 @@ class TaskRepository:
         return task
 
     async def page(self, offset: int, limit: int) -> tuple[int, list[Task]]:
-        """How many tasks there are, and a page of them in the order of their creation."""
+        """How many tasks there are that are no parts, and a page of them in the order of their creation."""
+        whole = _TASK.parent_id.is_(None)
         async with self._database.read() as connection:
-            total = await connection.scalar(select(func.count()).select_from(tables.tasks))
+            total = await connection.scalar(select(func.count()).select_from(tables.tasks).where(whole))
             rows = await connection.execute(
-                select(tables.tasks).order_by(_TASK.seq).offset(offset).limit(limit)
+                select(tables.tasks).where(whole).order_by(_TASK.seq).offset(offset).limit(limit)
             )
             return int(total or 0), [_task(row) for row in rows]
 
@@ -112,7 +122,31 @@ class TaskRepository:
             result = await connection.execute(_REPLACE, {**which, **_values(task)})
             if result.rowcount and program is not None:
                 await _write_program(connection, task.id, program)
+            if result.rowcount and task.parent_id is not None and task.ended:
+                await _end_parent(connection, task.parent_id, _values(task)["updated_at"])
         return bool(result.rowcount)
+
+    async def begin_parts(self, task: Task, parts: Sequence[Task]) -> bool:
+        """Write a task that does not run, which begins, and its parts in the place of earlier ones; ``False`` if it is gone."""
+        async with self._database.transaction() as connection:
+            which = {"of_id": task.id, "in_states": [int(state) for state in TaskState]}
+            if not (await connection.execute(_REPLACE, {**which, **_values(task)})).rowcount:
+                return False
+            await _delete_parts(connection, [task.id])
+            await self.insert(connection, parts)
+        return True
+
+    async def parts(self, task_ids: Iterable[str], *, with_results: bool = False) -> list[Task]:
+        """The parts of tasks, in the order in which they were begun; without their results unless these are asked for."""
+        columns = list(_TASK) if with_results else _NO_RESULTS
+        statement = select(*columns).where(_TASK.parent_id.in_(list(task_ids))).order_by(_TASK.seq)
+        async with self._database.read() as connection:
+            return [_task(row) for row in await connection.execute(statement)]
+
+    async def end_if_parts_have(self, task_id: str, moment: datetime) -> None:
+        """End a task of which no part runs any more; the end of the last part does so, if it was not deleted."""
+        async with self._database.transaction() as connection:
+            await _end_parent(connection, task_id, tables.to_micros(moment))
 
     async def mark_running(self, task_ids: Sequence[str]) -> None:
         """Mark tasks whose starts the broker has; one whose result came sooner stays ended."""
@@ -127,6 +161,8 @@ class TaskRepository:
 
     async def prune(self, keep: int, moment: datetime) -> int:
         """Delete all ended tasks but the ``keep`` newest and those of rounds that are open at ``moment``.
+
+        Parts count as any other, and go with the task that they are of.
 
         Returns:
             How many were deleted.
@@ -143,6 +179,7 @@ class TaskRepository:
                 old = select(_TASK.id).where(
                     ended,
                     _TASK.seq <= last,
+                    _TASK.parent_id.is_(None),
                     or_(_TASK.round_id.is_(None), _TASK.round_id.not_in(open_rounds)),
                 )
                 found = list(await connection.scalars(old.order_by(_TASK.seq).limit(_MAX_DELETED_AT_ONCE)))
@@ -152,10 +189,9 @@ class TaskRepository:
                 return count
 
     async def program(self, task_id: str) -> bytes | None:
-        """A task's uploaded program."""
-        statement = select(tables.task_files.c.content).where(tables.task_files.c.task_id == task_id)
+        """A task's uploaded program; that of a part is its task's."""
         async with self._database.read() as connection:
-            return await connection.scalar(statement)
+            return await connection.scalar(_PROGRAM, {"of_id": task_id})
 
     async def in_state(self, *states: TaskState) -> list[Task]:
         """Every task in one of these states, the oldest first."""
@@ -181,11 +217,49 @@ class TaskRepository:
             return {row[0]: row[1] for row in await connection.execute(statement)}
 
 
+async def _end_parent(connection: DatabaseConnection, task_id: str, moment: int) -> None:
+    """End a task if none of its parts runs."""
+    # Written first, so that of two parts that end at the same time the second one sees the end of the first.
+    begun = [int(state) for state in TaskState if state is not TaskState.PENDING]
+    held = update(tables.tasks).where(_TASK.id == task_id, _TASK.state.in_(begun)).values(updated_at=moment)
+    if not (await connection.execute(held)).rowcount:
+        return
+    parts = select(_TASK.state, _TASK.proplet_id, _TASK.error).where(_TASK.parent_id == task_id)
+    rows = (await connection.execute(parts.order_by(_TASK.seq))).all()
+    if any(TaskState(row.state) in ACTIVE_STATES for row in rows):
+        return
+    failed = [row for row in rows if TaskState(row.state) is TaskState.FAILED]
+    error = None
+    if failed:
+        first = f"{failed[0].proplet_id}: {str(failed[0].error)[:_MAX_ERROR_CHARACTERS]}"
+        error = f"{len(failed)} of {len(rows)} parts failed; {first}"
+    await connection.execute(
+        update(tables.tasks)
+        .where(_TASK.id == task_id)
+        .values(
+            state=int(TaskState.FAILED if failed else TaskState.COMPLETED),
+            error=error,
+            ended_by=EndCause.RESULT.value,
+            finish_time=moment,
+        )
+    )
+
+
 async def _delete(connection: DatabaseConnection, task_ids: Sequence[str]) -> None:
+    await _delete_parts(connection, task_ids)
+    await _delete_all(connection, _TASK.id.in_(task_ids))
+
+
+async def _delete_parts(connection: DatabaseConnection, task_ids: Sequence[str]) -> None:
+    await _delete_all(connection, _TASK.parent_id.in_(task_ids))
+
+
+async def _delete_all(connection: DatabaseConnection, which: ColumnElement[bool]) -> None:
+    found = select(_TASK.id).where(which)
     for statement in (
-        tables.task_files.delete().where(tables.task_files.c.task_id.in_(task_ids)),
-        tables.task_metrics.delete().where(tables.task_metrics.c.owner.in_(task_ids)),
-        tables.tasks.delete().where(_TASK.id.in_(task_ids)),
+        tables.task_files.delete().where(tables.task_files.c.task_id.in_(found)),
+        tables.task_metrics.delete().where(tables.task_metrics.c.owner.in_(found)),
+        tables.tasks.delete().where(which),
     ):
         await connection.execute(statement)
 
@@ -213,6 +287,7 @@ def _values(task: Task) -> dict[str, Any]:
         "finish_time": tables.to_micros(task.finish_time) if task.finish_time else None,
         "created_at": tables.to_micros(task.created_at),
         "updated_at": tables.to_micros(task.updated_at) if task.updated_at else None,
+        "parent_id": task.parent_id,
     }
 
 
@@ -229,10 +304,11 @@ def _task(row: Row[Any]) -> Task:
         file_preview=row.file_preview,
         proplet_id=row.proplet_id,
         round_id=row.round_id,
-        results=row.results,
+        results=getattr(row, "results", None),
         error=row.error,
         usage=row.usage,
         ended_by=EndCause(row.ended_by) if row.ended_by else None,
         stopping_on=row.stopping_on,
+        parent_id=row.parent_id,
         **times,
     )

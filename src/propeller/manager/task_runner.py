@@ -69,10 +69,7 @@ class TaskRunner:
                 raise ConflictError(f"task {task_id} is already running on proplet {before.proplet_id}")
             program = await self._repository.program(task_id) if before.file_preview else None
             if program is None and not before.spec.image_url:
-                raise ConflictError(
-                    f"task {task_id} has no program: set image_url (PUT /tasks/{task_id}) "
-                    f"or upload one (PUT /tasks/{task_id}/upload)"
-                )
+                raise no_program(task_id)
             proplet = await self._choose_proplet(before)
             if before.spec.kind == "prefetch" and not proplet.directed:
                 raise ConflictError(
@@ -300,6 +297,14 @@ class TaskRunner:
             finish_time=moment,
             updated_at=moment,
         )
+
+
+def no_program(task_id: str) -> ConflictError:
+    """What is said of a task that has none."""
+    return ConflictError(
+        f"task {task_id} has no program: set image_url (PUT /tasks/{task_id}) "
+        f"or upload one (PUT /tasks/{task_id}/upload)"
+    )
 
 
 def choose_least_loaded(loads: Mapping[str, int], last_chosen: str | None = None) -> str | None:

@@ -1,7 +1,7 @@
 """Tasks as clients create, change and delete them."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ class TaskService:
         spec = TaskSpec.decode(fields)
         program = self._check_size(decode_program(fields["file"])) if fields.get("file") else None
         _check_encryption(spec, uploaded=program is not None)
+        _check_receiver(spec)
         task = Task(
             id=str(uuid.uuid4()),
             spec=spec,
@@ -71,6 +72,13 @@ class TaskService:
             return await self._repository.page(offset, limit)
         return await self._repository.page_with(metadata, offset, limit)
 
+    async def parts(self, tasks: Iterable[Task], *, with_results: bool = False) -> dict[str, list[Task]]:
+        """The parts of those tasks that are for every proplet, by their ids; without results unless these are asked for."""
+        found: dict[str, list[Task]] = {task.id: [] for task in tasks if task.spec.broadcast}
+        for part in await self._repository.parts(found, with_results=with_results) if found else ():
+            found[part.parent_id or ""].append(part)
+        return found
+
     async def count_active(self) -> dict[str, int]:
         """How many tasks run or are about to on each proplet; one without any is absent."""
         return await self._repository.count_active()
@@ -98,6 +106,7 @@ class TaskService:
             program = self._check_size(decode_program(text)) if has_new_program else None
             spec = task.spec.model_copy(update=given)
             _check_encryption(spec, uploaded=program is not None or task.file_preview is not None)
+            _check_receiver(spec)
             return await self._save_change(task, spec, program)
 
     async def upload(self, task_id: str, content: bytes) -> Task:
@@ -130,8 +139,10 @@ class TaskService:
 
     async def _save_change(self, task: Task, spec: TaskSpec, program: bytes | None) -> Task:
         moved = spec.proplet_id != task.spec.proplet_id
-        if moved and task.active:
-            raise ConflictError(f"task {task.id} is running: stop it before it gets another proplet_id")
+        if task.active and (moved or spec.broadcast != task.spec.broadcast):
+            raise ConflictError(
+                f"task {task.id} is running: stop it before it gets another proplet_id or broadcast"
+            )
         changed = replace(
             task,
             spec=spec,
@@ -150,6 +161,11 @@ class TaskService:
                 "push the program to an OCI registry and set image_url",
             )
         return program
+
+
+def _check_receiver(spec: TaskSpec) -> None:
+    if spec.broadcast and spec.proplet_id is not None:
+        raise InvalidError("broadcast: a task for every proplet has no proplet_id: leave one out")
 
 
 def _check_encryption(spec: TaskSpec, *, uploaded: bool) -> None:
