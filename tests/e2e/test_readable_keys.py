@@ -69,6 +69,26 @@ def test_their_script_reads_the_keys_of_a_stack_and_so_does_ours_also_after_clea
     assert secret_of(folder) == ""
 
 
+def test_a_stack_of_before_gives_its_clients_new_keys_once(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    with running_stack(folder, "--proplets", "0", env=GUIDES) as up:
+        before, old = script_at(up).run(), up.stack["clients"]  # makes the clients that are missing
+    with running_stack(folder, "--proplets", "1", env=READABLE) as up:
+        values, new = script_at(up).run(), up.stack["clients"]
+        assert "keys" in up.output
+        for name in ("manager", "fl-coordinator", "proxy", "proplet-1"):
+            assert values[key_variable(name)] == new[name]["key"]
+        assert values["PROPLET_CLIENT_KEY"] != before["PROPLET_CLIENT_KEY"]
+        assert not {one["key"] for one in old.values()} & {one["key"] for one in new.values()}
+        assert {name: one["id"] for name, one in old.items()}.items() <= {
+            name: one["id"] for name, one in new.items()
+        }.items()
+        assert "PROPLET_2_CLIENT_KEY" not in values  # not of this stack: its key is given anew by hand
+    with running_stack(folder, "--proplets", "1", env=READABLE) as up:
+        assert up.stack["clients"] == new
+        assert script_at(up).run() == values
+
+
 def test_what_is_neither_true_nor_false_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     refused = propeller(

@@ -318,6 +318,27 @@ async def test_tasks_spread_over_the_fleet_and_are_counted(manager: RunningManag
     assert "2 tasks" in answer.json()["error"]
 
 
+async def test_a_proplet_is_called_what_it_is_renamed_to(manager: RunningManager) -> None:
+    await manager.add_proplets("p1", directed=True, name="ward-3")
+    renamed = await manager.http.patch("/proplets/p1", json={"name": "ward-4"})
+    assert (renamed.status_code, renamed.json()["name"]) == (200, "ward-4")
+    await manager.mqtt.register("p1", directed=True, name="ward-3", location="cellar")
+
+    async def has_registered() -> bool:
+        return bool((await manager.http.get("/proplets/p1")).json()["metadata"].get("location"))
+
+    await eventually(has_registered)
+    assert (await manager.http.get("/proplets/p1")).json()["name"] == "ward-4"
+    for body in ({}, {"name": "a b"}, {"name": "x" * 65}, {"name": 5}, {"name": "a", "id": "p2"}):
+        assert (await manager.http.patch("/proplets/p1", json=body)).status_code == 400
+    assert (await manager.http.patch("/proplets/nobody", json={"name": "a"})).status_code == 404
+    await manager.mqtt.send_heartbeat("old")  # as one of absmach/propeller, of which no more is known
+    await eventually(lambda: manager.is_known("old"))
+    told = await manager.http.patch("/proplets/old", json={"name": "a"})
+    assert told.status_code == 400
+    assert "cannot be renamed" in told.json()["error"]
+
+
 async def test_a_task_ends_completed_or_failed_and_starts_again(manager: RunningManager) -> None:
     await manager.add_proplets("p1")
     task_id = await manager.create_task()

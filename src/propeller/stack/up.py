@@ -154,7 +154,15 @@ class _Start:
             )
         keep_keys = _keeps_keys()
         secrets = folder.load_secrets(os.environ.get("IDENTITY_ADMIN_USERNAME"), password)
+        if keep_keys and not secrets.client_keys:
+            for known in secrets.clients.values():
+                known["key"] = ""  # made anew: identity can keep those alone that it makes from now on
+            if secrets.clients:
+                report(
+                    "keys", "new ones for its clients, which admins may read again (IDENTITY_KEYS_READABLE)"
+                )
         secrets.client_keys = (secrets.client_keys or token_urlsafe(32)) if keep_keys else ""
+        folder.save_secrets(secrets)
         if options.auto_ports:
             ports = secrets.ports = free_ports(reserved, secrets.ports)
         else:
