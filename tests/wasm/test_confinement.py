@@ -36,6 +36,8 @@ def refused(name, attempt):
     else:
         print(name, "ALLOWED")
 
+print("group its own" if os.getpgid(0) == os.getpid() else "group of its parent")
+print("session of its parent" if os.getsid(0) == os.getsid(os.getppid()) else "session its own")
 refused("read", lambda: open("/etc/passwd"))
 refused("list", lambda: os.listdir("/"))
 refused("write in", lambda: open(mine + "/new", "w"))
@@ -79,6 +81,7 @@ def test_confined(tmp_path: Path) -> None:
     assert "ALLOWED" not in done.stdout, done.stdout
     assert done.stdout.count("refused") == 16
     assert "thread works" in done.stdout
+    assert "group its own\nsession of its parent\n" in done.stdout
     assert f"nice {os.nice(0) + 5}" in done.stdout
     assert (out / "result").read_text() == "ok"
 

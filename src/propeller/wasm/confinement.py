@@ -47,10 +47,13 @@ def available_protections(users: TaskUsers = TaskUsers()) -> tuple[str, ...]:  #
 def isolate(parent: int, nice: int, users: TaskUsers = TaskUsers()) -> TaskUser:  # noqa: B008 - frozen
     """Tie this process to its parent, and make it the first to go when the device is short of anything.
 
+    It leads a group of its own and stays in its parent's session: a kernel that gives each session its share of the processors
+    (``autogroup``, sched(7)) weighs niceness within a session only, and would let each task have as much as the proplet.
+
     Returns:
         The user that it is to be, of ``users``, for ``set_limits`` and ``confine``.
     """
-    os.setsid()
+    os.setpgid(0, 0)
     user = TaskUser()
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
