@@ -1,9 +1,11 @@
 """What the coordinator asks of the model registry, against a real one and one that knows models only."""
 
 import io
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from propeller.coordinator.clients import ModelRegistryClient
 from propeller.errors import NotFoundError
 from propeller.fl.tensors import Tensors, from_json, from_safetensors, to_safetensors
 from propeller.process.http import ServiceClient, ServiceError
+from propeller.protocol.models import SENT_ALONG_BYTES, SentModel
+from propeller.protocol.multipart import unpack
 from support.coordinator import BASE, Peers
 from support.model_registry import serving_registry
 
@@ -32,6 +36,29 @@ async def test_types_and_shapes_of_a_version(registry: ModelRegistryClient) -> N
     assert (await registry.info("latest"))["lineage"] == {"number": 1}
     with pytest.raises(NotFoundError, match="no version 7"):
         await registry.specs(7)
+
+
+async def test_a_small_model_that_was_just_stored_is_sent_along_as_the_registry_would_send_it(
+    registry: ModelRegistryClient, tmp_path: Path
+) -> None:
+    update = {"proplet_id": "who-else-took-part", "digest": "ab" * 32, "num_samples": 3}
+    lineage = {"lineage": json.dumps({"experiment": "e", "number": 1, "note": "é", "updates": [update]})}
+    small: Tensors = {**MODEL, "h": np.array([0.1, 2], np.float16), "ok": np.array([True, False])}
+    document = to_safetensors(small, lineage)
+    version = await registry.add_version(document, "k-1")
+    assert registry.sent_along(version) is None  # who asks for it would have to ask the registry
+    registry.remember(version, document, {}, None)
+    sent = registry.sent_along(version)
+    assert sent is not None
+    async with serving_registry(tmp_path) as url, httpx.AsyncClient(base_url=url) as http:
+        answer = await http.get(f"/models/{version}", headers={"accept": "multipart/mixed"})
+    forms = unpack(answer.headers["content-type"], answer.content)
+    assert forms == {"application/json": sent.text.encode(), "application/vnd.safetensors": sent.tensors}
+    assert b"who-else" not in sent.tensors
+    assert SentModel.decode(sent.model_dump_json()) == sent
+    long = to_safetensors({"w": np.zeros(SENT_ALONG_BYTES // 4, np.float32)})
+    registry.remember(version, long, {}, None)
+    assert registry.sent_along(version) is None
 
 
 async def test_a_registry_that_knows_models_only(peers: tuple[Peers, str]) -> None:

@@ -89,6 +89,31 @@ async def test_what_the_coordinator_keeps_is_launched_in_its_order_with_what_pro
     assert {message["image_url"] for message in fleet.mqtt.starts()} == {PINNED}
 
 
+async def test_a_small_model_goes_out_with_the_starts_of_proplets_that_know_of_it(
+    fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await fleet.add_proplets("compat")
+    model = {"text": '{"w":[1.5]}', "tensors": "YWJj"}
+    coordinator.participants["e.1"] = {
+        "participants": ["p1", "compat"],
+        "state": "collecting",
+        "task_wasm_image": PINNED,
+        "model": model,
+    }
+    await begin(fleet)
+    await eventually(lambda: len(fleet.mqtt.starts()) == 2)
+    sent = {message["proplet_id"]: message.get("model") for message in fleet.mqtt.starts()}
+    assert sent == {"p1": model, "compat": None}
+    # A model for which a message has no room is left to the model registry.
+    coordinator.participants["e.2"] = {
+        **coordinator.participants["e.1"],
+        "model": {"text": "1" * fleet.settings.max_message_bytes, "tensors": ""},
+    }
+    await begin(fleet, round_id="e.2")
+    await eventually(lambda: len(fleet.mqtt.starts()) == 4)
+    assert [message.get("model") for message in fleet.mqtt.starts()[2:]] == [None, None]
+
+
 async def test_slots_are_in_the_order_of_the_names_that_proplets_have(
     fleet: RunningManager, coordinator: FakeCoordinator
 ) -> None:

@@ -24,6 +24,7 @@ from propeller.proplet.inputs import (
 )
 from propeller.proplet.large_files import LargeFiles
 from propeller.proplet.updates import UpdateSender
+from propeller.protocol.models import SentModel
 from propeller.protocol.topics import Kind
 from propeller.wasm.task_inputs import TaskInputs
 from support.net import eventually
@@ -278,6 +279,20 @@ async def test_the_strategys_tensors_are_fetched_where_it_has_some(world: World)
         world.services.models[1] = MODEL
         inputs = await fetched(world, [], **{"MODEL_URI": MODEL_URI, **env})
         assert "strategy.safetensors" not in inputs.files
+
+
+async def test_a_model_that_came_with_the_start_is_not_asked_for(world: World) -> None:
+    """Programs have it in the same forms as one that was fetched."""
+    fetched_model = await fetched(world, [], MODEL_URI=MODEL_URI)
+    sent = SentModel(text=json.dumps(MODEL), tensors=safetensors(b"abcd"))
+    world.services.asked.clear()
+    async with ServiceClients({DATA_STORE: world.services.url}) as services:
+        fetcher = InputFetcher(services, "me", LargeFiles(world.folder / "fetched"))
+        inputs = await fetcher.fetch({"ROUND_ID": "r-1", "MODEL_URI": MODEL_URI}, world.folder, sent)
+    assert [path for path, _status in world.services.asked] == ["/datasets/me"]
+    assert inputs.files["model.safetensors"] == safetensors(b"abcd")
+    assert json.loads(content(inputs.files["model.json"])) == MODEL == json.loads(inputs.env["MODEL_DATA"])
+    assert fetched_model.files.keys() - inputs.files.keys() == set()
 
 
 async def test_services_that_are_away_for_a_while_are_waited_for(

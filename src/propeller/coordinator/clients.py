@@ -28,10 +28,12 @@ from propeller.fl.tensors import (
     specs_of,
     to_safetensors,
 )
+from propeller.fl.tensors.json import encode_json
 from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult, StrategyField
+from propeller.protocol.models import SENT_ALONG_BYTES, SentModel, without_updates
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 VALUES_FIELD = "values"
@@ -162,6 +164,17 @@ class ModelRegistryClient:
                 known = to_safetensors(await self._decode(f"/models/{version}", answer, answer.content))
             self._documents[version] = known
         return known
+
+    def sent_along(self, version: int) -> SentModel | None:
+        """A version as devices get it with the start of their tasks, if it is small and was stored by this process just now."""
+        document = self._documents.get(version)
+        if document is None or len(document) > SENT_ALONG_BYTES:
+            return None
+        tensors, metadata = from_safetensors(document, finite=False)
+        # As the model registry sends it.
+        return SentModel(
+            text=encode_json(tensors, {}).decode(), tensors=to_safetensors(tensors, without_updates(metadata))
+        )
 
     async def write_document(self, version: int, file: BinaryIO) -> None:
         """Write a version as a safetensors document to a file; it is not in memory as a whole.

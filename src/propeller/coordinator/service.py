@@ -209,6 +209,7 @@ class Coordinator:
             state=record.state.value,
             task_wasm_image=record.request.task_wasm_image,
             model_digest=await self.model_digest(record) if collects else None,
+            model=self._registry.sent_along(record.round.plan.base_version) if collects else None,
         )
 
     async def model_digest(self, record: RoundRecord) -> str | None:

@@ -9,6 +9,7 @@ from propeller.errors import TooLargeError, UnavailableError
 from propeller.manager.fleet import PropletRecord
 from propeller.manager.task import Task
 from propeller.mqtt.session import NotConnectedError, Session
+from propeller.protocol.models import SentModel
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.task import USUAL_PRIORITY, TaskStart, TaskStop, encode_json
 from propeller.protocol.topics import Channel, Kind
@@ -84,8 +85,10 @@ class Dispatcher:
         if not await self._session.wait_connected(self._timeout_s):
             raise self._unreachable()
 
-    def encode_start(self, task: Task, proplet: PropletRecord, file: bytes | None) -> bytes:
-        """The start message of a task for a proplet.
+    def encode_start(
+        self, task: Task, proplet: PropletRecord, file: bytes | None, model: SentModel | None = None
+    ) -> bytes:
+        """The start message of a task for a proplet, with its program and its base model, if these go along.
 
         Raises:
             TooLargeError: it is larger than a message may be.
@@ -107,8 +110,11 @@ class Dispatcher:
             limits=spec.limits,
             prefetch=spec.kind == "prefetch",
             priority=USUAL_PRIORITY if spec.priority is None else spec.priority,
+            model=model if proplet.directed else None,
         )
         message = start.encode(text_inputs=proplet.reads_text_inputs)
+        if model is not None and len(message) > self._max_bytes:
+            return self.encode_start(task, proplet, file)
         if len(message) > self._max_bytes:
             raise TooLargeError(
                 f"the start message of this task would have {len(message)} bytes, the limit is {self._max_bytes}: "

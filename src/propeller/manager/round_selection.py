@@ -131,7 +131,7 @@ class RoundSelector:
                 answer.participants
             )
             env = task_environments(start, answer.participants)
-            await self._starter.launch_chosen(experiment, answer.model_digest, env)
+            await self._starter.launch_chosen(experiment, answer.model_digest, env, answer.model)
             return True
         if answer.state == "created":
             line.info("round waits for participants", reason=choice.waiting)

@@ -22,6 +22,7 @@ from propeller.manager.task_repository import TaskRepository
 from propeller.manager.task_runner import TaskRunner
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
+from propeller.protocol.models import SentModel
 from propeller.protocol.rounds import Experiment
 from propeller.protocol.task import encode_json
 from propeller.store.database import Database
@@ -108,7 +109,11 @@ class RoundStarter:
         return self._dispatcher.explain_too_long(hyperparams)
 
     async def launch_chosen(
-        self, experiment: Experiment, model_digest: str | None, env: Mapping[str, Mapping[str, str]]
+        self,
+        experiment: Experiment,
+        model_digest: str | None,
+        env: Mapping[str, Mapping[str, str]],
+        model: SentModel | None = None,
     ) -> None:
         """Launch a round whose participants the coordinator has on record. The caller holds the round's lock.
 
@@ -116,10 +121,11 @@ class RoundStarter:
             experiment: the round.
             model_digest: of its base model, by which participants may read it.
             env: what the program of each participant is told beside what it is told in every round.
+            model: its base model, if it is small: it goes out with the starts.
         """
         proplets, skipped = self._split_participants(experiment)
         started = StartedRound(experiment, self._fleet.clock(), skipped)
-        await self._launch(started, proplets, model_digest, env)
+        await self._launch(started, proplets, model_digest, env, model)
 
     def _split_participants(
         self, experiment: Experiment
@@ -149,6 +155,7 @@ class RoundStarter:
         proplets: list[PropletRecord],
         model_digest: str | None,
         env: Mapping[str, Mapping[str, str]] | None = None,
+        model: SentModel | None = None,
     ) -> None:
         experiment = started.experiment
         common = {} if model_digest is None else {"MODEL_DIGEST": model_digest}
@@ -164,7 +171,7 @@ class RoundStarter:
             self._reporter.report(experiment.round_id, one.proplet_id, one.failure)
         published = await asyncio.gather(
             *(
-                self._runner.publish_start(task, proplet)
+                self._runner.publish_start(task, proplet, model)
                 for task, proplet in zip(tasks, proplets, strict=True)
             )
         )

@@ -16,6 +16,7 @@ from propeller.manager.task import ACTIVE_STATES, EndCause, Task, TaskState
 from propeller.manager.task_repository import TaskRepository
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
+from propeller.protocol.models import SentModel
 from propeller.protocol.task import Stage, TaskResult, TaskStage
 
 log = get_logger("manager")
@@ -197,15 +198,18 @@ class TaskRunner:
             elif self._fleet.is_alive(proplet.id) and await self.publish_start(task, proplet):
                 await self._repository.mark_running([task_id])
 
-    async def publish_start(self, task: Task, proplet: PropletRecord) -> bool:
-        """Publish the start of a scheduled task; whether the broker has it. If not, ``resume`` tries again."""
+    async def publish_start(self, task: Task, proplet: PropletRecord, model: SentModel | None = None) -> bool:
+        """Publish the start of a scheduled task; whether the broker has it. If not, ``resume`` tries again.
+
+        ``model`` goes with it to a proplet that knows of such. It is not kept: whoever starts later asks the model registry.
+        """
         line = log.bind(round_id=task.round_id, task_id=task.id, proplet_id=proplet.id)
         try:
             if not self._dispatcher.connected:
                 line.warning("task will be started when the broker is back")
                 return False
             program = await self._repository.program(task.id) if task.file_preview else None
-            message = self._dispatcher.encode_start(task, proplet, program)
+            message = self._dispatcher.encode_start(task, proplet, program, model)
             await self._dispatcher.start(message, proplet)
         except PropellerError as error:
             line.warning("task will be started later", reason=str(error))

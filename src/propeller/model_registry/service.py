@@ -18,10 +18,10 @@ from propeller.model_registry.store import (
     ModelStore,
     VersionNotFoundError,
     VersionRecord,
-    lineage_of,
 )
 from propeller.model_registry.uploads import Upload
 from propeller.process.logs import get_logger
+from propeller.protocol.models import lineage_of
 from propeller.protocol.rounds import model_uri
 from propeller.protocol.wire import format_time
 

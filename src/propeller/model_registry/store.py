@@ -7,7 +7,6 @@ asked for and the digest of its tensors. Files ``global_model_v{n}.json`` of abs
 
 import contextlib
 import io
-import json
 import os
 import re
 import threading
@@ -15,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from propeller.errors import ConflictError, NotFoundError, PropellerError
 from propeller.fl.tensors import TensorError, Tensors, from_safetensors, to_safetensors
@@ -24,8 +22,8 @@ from propeller.model_registry.uploads import Upload
 from propeller.process.file_lock import FileLock
 from propeller.process.files import remove_left_over
 from propeller.process.logs import get_logger
-from propeller.protocol.models import LINEAGE_FIELD, lineage_text
-from propeller.protocol.wire import decode_object, format_time, now
+from propeller.protocol.models import LINEAGE_FIELD, lineage_of, lineage_text, without_updates
+from propeller.protocol.wire import format_time, now
 from propeller.store.documents import Document
 
 log = get_logger("models")
@@ -311,22 +309,8 @@ def without_own_fields(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def sent_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    """Metadata with which a version is sent: without its lineage's list of updates.
-
-    That may be as long as a small model, and says who else took part to each device that fetches one.
-    """
-    kept, lineage = without_own_fields(metadata), lineage_of(metadata)
-    if lineage is not None and lineage.pop("updates", None) is not None:
-        kept[LINEAGE_FIELD] = json.dumps(lineage, separators=(",", ":"), ensure_ascii=False)
-    return kept
-
-
-def lineage_of(metadata: dict[str, str]) -> dict[str, Any] | None:
-    """The lineage in the metadata of a version's file; ``None`` where it has none that can be read."""
-    try:
-        return decode_object(metadata[LINEAGE_FIELD])
-    except (KeyError, ValueError):
-        return None
+    """Metadata with which a version is sent: without the registry's own fields and its lineage's list of updates."""
+    return without_updates(without_own_fields(metadata))
 
 
 def _record(version: int, stamp: FileStamp, metadata: dict[str, str], digest: str) -> VersionRecord:

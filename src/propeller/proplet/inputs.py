@@ -20,7 +20,7 @@ from propeller.process.retry import doubling
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import PIECE_BYTES, LargeFiles
 from propeller.proplet.local_data import LocalData
-from propeller.protocol.models import LARGE_BYTES, MODEL_DIGEST_HEADER
+from propeller.protocol.models import LARGE_BYTES, MODEL_DIGEST_HEADER, SentModel
 from propeller.protocol.multipart import MULTIPART, unpack
 from propeller.protocol.rounds import model_version
 from propeller.protocol.task import encode_json
@@ -139,10 +139,13 @@ class InputFetcher:
             _MAX_CACHE_BYTES, lambda document: sum(map(len, document.forms.values()))
         )
 
-    async def fetch(self, env: Mapping[str, str], folder: Path) -> TaskInputs:
+    async def fetch(self, env: Mapping[str, str], folder: Path, model: SentModel | None = None) -> TaskInputs:
         """What the task with this environment is given; model and dataset are fetched at the same time.
 
-        ``folder`` is the task's for large files.
+        Args:
+            env: the task's environment.
+            folder: the task's, for large files.
+            model: the base model, if it came with the start of the task.
 
         Raises:
             TaskError: something cannot be fetched, or the dataset cannot be split.
@@ -153,8 +156,11 @@ class InputFetcher:
                 inputs.env[variable] = url
         if "HYPERPARAMS" in env:
             inputs.files["hyperparams.json"] = env["HYPERPARAMS"].encode()
+        if model is not None:
+            inputs.add_document("model.json", "MODEL_DATA", model.text.encode())
+            inputs.files[MODEL_FILE] = model.tensors
         fetches = (
-            ("MODEL_URI", self._fetch_model),
+            ("" if model else "MODEL_URI", self._fetch_model),
             ("ROUND_ID", self._fetch_dataset),
             ("FL_STRATEGY", self._fetch_strategy_tensors),
         )

@@ -147,7 +147,7 @@ class ProgramRunner:
         inputs: TaskInputs
         enter(Stage.FETCHING)
         program, inputs = await gather_or_cancel(
-            self._prepare_program(start, limits), self._inputs.fetch(env, folder)
+            self._prepare_program(start, limits), self._inputs.fetch(env, folder, start.model)
         )
         digest, compile_ms = program
         run = ProgramRun(

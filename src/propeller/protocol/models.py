@@ -1,15 +1,17 @@
 """Where a model version comes from, as the model registry keeps it beside the version's tensors."""
 
+import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from propeller.errors import InvalidError, TooLargeError
 from propeller.protocol.ids import Id
-from propeller.protocol.wire import Message, Time, decode_object
+from propeller.protocol.wire import MalformedMessageError, Message, Time, decode_object
 
 LINEAGE_FIELD = "lineage"
 """The field of a document's ``__metadata__`` that says where a version comes from, in JSON."""
@@ -23,7 +25,54 @@ LARGE_BYTES = 4 * 1024 * 1024
 MODEL_DIGEST_HEADER = "X-Model-Digest"
 """Of a device's request for a model: the digest that its task names (``MODEL_DIGEST``)."""
 
+SENT_ALONG_BYTES = 8 * 1024
+"""The longest model, as safetensors, that devices get with the start of their tasks; they ask the model registry for longer ones."""
+
 _Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        raise ValueError("not valid base64") from None
+
+
+def _to_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+class SentModel(Message):
+    """A base model that is sent along with the start of a task, in the forms in which programs have it.
+
+    Attributes:
+        text: it as JSON.
+        tensors: it as a safetensors document; on the wire in base64.
+    """
+
+    text: str
+    tensors: Annotated[bytes, BeforeValidator(_from_base64), PlainSerializer(_to_base64)]
+
+
+def lineage_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The lineage in the metadata of a version's document; ``None`` where it has none that can be read."""
+    try:
+        return decode_object(metadata[LINEAGE_FIELD])
+    except (KeyError, MalformedMessageError):
+        return None
+
+
+def without_updates(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata with which a version is sent: without its lineage's list of updates.
+
+    That may be as long as a small model, and says who else took part to each device that has one.
+    """
+    kept, lineage = dict(metadata), lineage_of(metadata)
+    if lineage is not None and lineage.pop("updates", None) is not None:
+        kept[LINEAGE_FIELD] = json.dumps(lineage, separators=(",", ":"), ensure_ascii=False)
+    return kept
 
 
 class _Part(BaseModel):

@@ -17,6 +17,7 @@ from propeller.metrics import DIVERGED, metric_fault, metrics_fault
 from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
+from propeller.protocol.models import SentModel
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 from propeller.protocol.task import Stage, TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
@@ -427,6 +428,8 @@ class RoundParticipants(Message):
     task_wasm_image: _Image
     model_digest: str | None = None
     """Of the base model: participants read it by this."""
+    model: SentModel | None = None
+    """The base model itself, if it is small."""
 
 
 class RoundStop(Message):

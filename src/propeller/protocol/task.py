@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from propeller.protocol.ids import Id
+from propeller.protocol.models import SentModel
 from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import (
     MAX_INTEGER,
@@ -147,6 +148,8 @@ class TaskStart(Message):
     """0 to 100: of tasks that wait on a device, the one with the highest goes first."""
     prefetch: Flag = False
     """Fetch the program and compile it, and run nothing; proplets of absmach/propeller would run it."""
+    model: SentModel | None = None
+    """The base model of a round's task, if it is small; else the device asks the model registry for it."""
 
     @model_validator(mode="after")
     def _has_a_program(self) -> Self:
@@ -178,7 +181,7 @@ class TaskStart(Message):
         ) or None
         fields["cli_args"] = self.cli_args or None
         fields["env"] = self.env or None
-        for name in ("limits", "prefetch"):
+        for name in ("limits", "prefetch", "model"):
             if not fields[name]:
                 del fields[name]
         if self.priority == USUAL_PRIORITY:
