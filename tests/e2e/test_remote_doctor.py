@@ -46,6 +46,7 @@ def test_a_stack_that_is_well_is_told_so_and_what_is_not_seen_is_named(up: Up) -
     local = propeller("doctor", "--state", str(up.folder), "--json")
     here = {one["what"]: one for one in json.loads(local.stdout)["checks"]}
     assert set(here) - set(found) == {"stack"}
+    assert found["login"]["detail"] == "ann is let in"
     for same in ("client ids", "manager mqtt", "proplets", "rounds", "model 0", "datasets"):
         told, known = found[same]["detail"], here[same]["detail"]
         assert told.replace(HOST, "127.0.0.1") == known, same
@@ -60,6 +61,21 @@ def test_a_viewer_sees_as_much_as_a_viewer_may(up: Up) -> None:
     code, found = doctor(up, user="vic")
     assert (code, found["proplets"]["status"]) == (0, "PASS")
     assert [one for one in found.values() if one["status"] == "FAIL"] == []
+
+
+def test_without_a_login_the_services_are_seen_and_the_rest_says_what_is_missing(up: Up) -> None:
+    urls = [f"{name}={up.url(name).replace('127.0.0.1', HOST)}" for name in SERVICES]
+    where = [*(word for url in urls for word in ("--url", url)), "--ca", up.stack["ca"]]
+    wrong = {"PROPELLER_PASSWORD": "wrong-wrong-wrong"}
+    done = propeller("doctor", *where, "--user", "ann", "--json", env=wrong)
+    found = {one["what"]: one for one in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert found["manager"]["status"] == found["certificate"]["status"] == "PASS"
+    assert "user 'ann' cannot log in" in found["login"]["detail"]
+    assert "propeller login" in found["login"]["fix"]
+    for waits in ("proplets", "rounds", "versions", "datasets"):
+        assert found[waits]["detail"] == "waits for login", waits
+    assert doctor(up)[0] == 0  # one wrong password: nobody is slowed down
 
 
 def test_devices_that_are_away_and_a_failed_round_are_named(up: Up, tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_who_may_not_and_what_is_not_there_is_said(up: Up) -> None:
     assert logs(up, "--level", "loud").returncode == 2
 
 
+def test_a_wrong_password_is_tried_once(up: Up) -> None:
+    """Of five services that are asked none slows the user down."""
+    for _ in range(3):
+        wrong = propeller("logs", *where(up, "ann"), env={"PROPELLER_PASSWORD": "wrong-wrong-wrong"})
+        assert wrong.returncode == 1
+        assert "user 'ann' cannot log in" in wrong.stderr
+    assert logs(up, "--service", "manager").returncode == 0
+
+
 def test_python_has_them_by_field(up: Up) -> None:
     with client(up, "ann") as ann:
         found = ann.logs("manager", lines=3)

@@ -53,11 +53,17 @@ async def diagnose_elsewhere(
     user = "" if login is None else login.user
     urls = {name.replace("_", "-"): url for name, url in fl.connection.urls.items()}
     channel, devices = Channel("unknown", "unknown"), list[dict[str, Any]]()
-    with contextlib.suppress(
-        PropellerError
-    ):  # identity is away, or refuses, as it does viewers: then ids are shown for names
-        channel = Channel(await fl.devices.domain_id(), "unknown")
-        devices = await fl.devices.list()
+    problem = ""
+    try:
+        # Once, and before all else: whoever tries a wrong password for each question is soon refused for longer.
+        async with asyncio.timeout(HTTP_TIMEOUT_S):
+            channel = Channel(await fl.devices.domain_id(), "unknown")
+            with contextlib.suppress(PropellerError):  # viewers may not: then ids are shown for names
+                devices = await fl.devices.list()
+    except PropellerError as error:
+        problem = str(error)
+    except TimeoutError:
+        problem = f"identity did not answer within {HTTP_TIMEOUT_S:g} s"
     target = Target(
         settings=f"{', '.join(urls.values())}, as {user or 'nobody in particular'}",
         process="",
@@ -71,11 +77,15 @@ async def diagnose_elsewhere(
         advice=advice,
         operator=Client(user, "", "", channel, "", ""),
     )
-    return await run_checks(_checks(fl, target, ca_cert, participants))
+    return await run_checks(_checks(fl, target, problem, ca_cert, participants))
 
 
 def _checks(
-    fl: AsyncPropeller, target: Target, ca_cert: Path | None, participants: Sequence[str] | None
+    fl: AsyncPropeller,
+    target: Target,
+    login_problem: str,
+    ca_cert: Path | None,
+    participants: Sequence[str] | None,
 ) -> list[Check]:
     observed, http = Observations(), LoginClient(fl.connection)
     services = ServiceChecks(target, http, observed)
@@ -83,9 +93,18 @@ def _checks(
     rounds = RoundChecks(target, http, observed)
     here = ElsewhereChecks(fl, target, observed)
     names = (*target.services, "identity")
+    # Without a login, as on loopback, each service knows by itself who asks.
+    known = () if fl.connection.login is None else ("login",)
 
     async def settings() -> list[Finding]:
         return [passed("settings", target.settings)]
+
+    async def login() -> list[Finding]:
+        if not login_problem:
+            return [passed("login", f"{target.caller.name} is let in")]
+        return [
+            failed("login", login_problem, "give the right --user and password, or log in: propeller login")
+        ]
 
     async def subscriptions() -> list[Finding]:
         return broker_checks.subscriptions(observed)
@@ -100,18 +119,33 @@ def _checks(
         Check("settings", settings),
         *(Check(name, health(name)) for name in names),
         Check("certificate", partial(here.certificates, ca_cert)),
-        Check("versions", here.versions, after=names),
-        Check("client ids", fleet.duplicates, ("identity",)),
+        *([Check("login", login)] if known else []),
+        Check("versions", here.versions, known, names),
+        Check("client ids", fleet.duplicates, ("identity", *known)),
         Check("subscriptions", subscriptions, ("identity",)),
         Check("manager mqtt", fleet.connection, ("manager",)),
-        Check("proplets", here.proplets, ("manager mqtt",)),
-        Check("rounds", rounds.rounds, ("coordinator",)),
+        Check("proplets", _explained(here.proplets), ("manager mqtt", *known)),
+        Check("rounds", rounds.rounds, ("coordinator", *known)),
         Check("participants", fleet.participants, after=("proplets", "rounds")),
-        Check("model 0", rounds.model, ("model-registry",)),
-        Check("datasets", here.datasets, ("data-store", "manager mqtt"), after=("proplets",)),
+        Check("model 0", rounds.model, ("model-registry", *known)),
+        Check(
+            "datasets", _explained(here.datasets), ("data-store", "manager mqtt", *known), after=("proplets",)
+        ),
         Check("clocks", services.clocks, after=(*names, "proplets")),
         *(Check(what, partial(unseen, what)) for what in _UNSEEN),
     ]
+
+
+def _explained(ask: Ask) -> Ask:
+    """The same question; that a service refuses it, or does not answer, is told as it says it."""
+
+    async def explained() -> list[Finding]:
+        try:
+            return await ask()
+        except PropellerError as error:
+            raise NoAnswerError(str(error)) from None
+
+    return explained
 
 
 class LoginClient:

@@ -1,6 +1,7 @@
 """Where the services of a stack are, and who calls them."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ PORTS = {
 }
 """The ports of a stack as the guide has them; of identity that of users."""
 
+_REFUSED_S, _UNAUTHORIZED = 30.0, 401
+"""For how long a password that was refused is not tried again, in seconds; the status of that."""
 
 REGISTRY_PORT = 5000
 """Of the stack's own registry of programs."""
@@ -75,16 +78,24 @@ class Login:
     user: str
     password: str = field(repr=False)
     _token: str = field(default="", repr=False)
+    _refused: tuple[float, Any] | None = field(default=None, repr=False)
+    """When identity refused the password last, and its answer."""
 
     def headers(self) -> dict[str, str]:
         """What a request carries."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     async def renew(self, transport: Transport) -> Any:
-        """Ask for a token; gives identity's answer, whose status says whether that went well; ``None``: it need not be asked."""
+        """Ask for a token; gives identity's answer, whose status says whether that went well; ``None``: it need not be asked.
+
+        A password that was refused is not tried again for a while: a command that asks five services would be slowed down for it.
+        """
+        if self._refused is not None and time.monotonic() - self._refused[0] < _REFUSED_S:
+            return self._refused[1]
         body = {"username": self.user, "password": self.password}
         self._token = ""
         answer = await transport.send("POST", f"{self.identity}/users/tokens/issue", json=body)
+        self._refused = (time.monotonic(), answer) if answer.status_code == _UNAUTHORIZED else None
         if answer.is_success:
             self._token = answer.json()["access_token"]
         return answer
