@@ -1,8 +1,8 @@
-"""What metrics are: one rule and one text for programs, proplets and the coordinator."""
+"""What metrics are, by one rule and one text for programs, proplets and the coordinator; and those of a round."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 MAX_METRICS = 1000
 """The most metrics that an update may have."""
@@ -44,6 +44,39 @@ def metric_fault(name: str, value: Any) -> str | None:
     if not finite:
         return f"{name[:80]!r} is {value}; a metric is one finite number: {DIVERGED}"
     return None
+
+
+class HasMetrics(Protocol):
+    """What counts of an update or an evaluation, beside its tensors."""
+
+    @property
+    def num_samples(self) -> int:
+        """On how many samples; at least 1."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Finite numbers by name."""
+
+
+def weighted_metrics(contributions: Iterable[HasMetrics]) -> dict[str, float]:
+    """The metrics of a round: each metric's mean, weighted by samples, over the contributions that have it.
+
+    The sum is rounded once (``math.fsum``), so that the order of the contributions does not matter, and a mean is
+    never outside of its values: equal values give that value.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for one in contributions:
+        for name, value in one.metrics.items():
+            found.setdefault(name, []).append((one.num_samples, value))
+    return {name: _weighted_mean(found[name]) for name in sorted(found)}
+
+
+def _weighted_mean(weighted: list[tuple[int, float]]) -> float:
+    total = sum(weight for weight, _value in weighted)
+    values = [value for _weight, value in weighted]
+    # Weights are divided first: a large metric times many samples may be infinite.
+    mean = math.fsum(weight / total * value for weight, value in weighted)
+    return float(min(max(mean, min(values)), max(values)))
 
 
 def _kind(value: Any) -> str:

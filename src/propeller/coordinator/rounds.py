@@ -8,8 +8,9 @@ from typing import Any
 from propeller.coordinator.transfer import Transfer
 from propeller.errors import ConflictError
 from propeller.fl.bounds import counted_samples
-from propeller.fl.round import Round, RoundPlan, RoundState, weighted_metrics
+from propeller.fl.round import Round, RoundPlan, RoundState
 from propeller.fl.tensors import Specs
+from propeller.metrics import weighted_metrics
 from propeller.protocol.aggregation import StrategyField
 from propeller.protocol.bounds import DEFAULT_BOUNDS, UpdateBounds
 from propeller.protocol.rounds import (

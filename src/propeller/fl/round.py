@@ -12,13 +12,12 @@ order: ``Persist`` stands before what others may see, so that nothing is answere
 could take back. Events that have no meaning in a state change nothing, so each may come twice.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from propeller.protocol.selection import RoundKind
 
@@ -536,36 +535,3 @@ def _finish(current: Round) -> Transition:
 def _aggregation_order(current: Round) -> tuple[str, ...]:
     """Whose updates to aggregate: in the plan's order, so that the sum does not depend on who was faster."""
     return tuple(name for name in current.plan.participants if name in current.accepted)
-
-
-class Measured(Protocol):
-    """What counts of an update or an evaluation, beside its tensors."""
-
-    @property
-    def num_samples(self) -> int:
-        """On how many samples; at least 1."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Finite numbers by name."""
-
-
-def weighted_metrics(contributions: Iterable[Measured]) -> dict[str, float]:
-    """The metrics of a round: each metric's mean, weighted by samples, over the contributions that have it.
-
-    The sum is rounded once (``math.fsum``), so that the order of the contributions does not matter, and a mean is
-    never outside of its values: equal values give that value.
-    """
-    found: dict[str, list[tuple[int, float]]] = {}
-    for one in contributions:
-        for name, value in one.metrics.items():
-            found.setdefault(name, []).append((one.num_samples, value))
-    return {name: _weighted_mean(found[name]) for name in sorted(found)}
-
-
-def _weighted_mean(weighted: list[tuple[int, float]]) -> float:
-    total = sum(weight for weight, _value in weighted)
-    values = [value for _weight, value in weighted]
-    # Weights are divided first: a large metric times many samples may be infinite.
-    mean = math.fsum(weight / total * value for weight, value in weighted)
-    return float(min(max(mean, min(values)), max(values)))
