@@ -390,3 +390,13 @@ def test_the_command_line_starts_without_the_client() -> None:
     code = "import sys, propeller.cli.app; print([m for m in ('httpx', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_commands_that_ask_a_stack_load_nothing_of_its_services() -> None:
+    """SQLAlchemy alone takes as long as the rest of ``propeller status``."""
+    code = (
+        "import sys; from propeller.cli import artifacts, device, doctor, join, login, logs, model, run, status, user; "
+        "print([m for m in ('alembic', 'fastapi', 'numpy', 'sqlalchemy', 'uvicorn', 'wasmtime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -110,3 +110,26 @@ class FileLock:
                 raise LockedError(f"{self._path} is locked by another process") from None
             return False
         return True
+
+
+def read_holder(path: Path) -> str | None:
+    """What the holder of a lock wrote into its file, for people; ``None`` if nobody holds it.
+
+    Whoever wants the lock at this moment may find it taken.
+    """
+    asked = FileLock(path)
+    try:
+        asked.acquire(0)
+    except LockedError:
+        return read_text(path)
+    except OSError:
+        return None
+    asked.release()
+    return None
+
+
+def read_text(path: Path) -> str:
+    """What is in the file of a lock; ``unknown`` if that is nothing, or cannot be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text() or "unknown"
+    return "unknown"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from propeller.store.ownership import read_owner
+from propeller.process.file_lock import read_holder
 
 _LOCKS = "*/*.db.*.lock"
 _OWNER = re.compile(r"process (\d+) on ")
@@ -25,7 +25,7 @@ def foreign_owners(folder: Path, process: int) -> dict[str, str]:
         own = set()
     found = {}
     for lock in sorted(folder.glob(_LOCKS)):
-        owner = read_owner(lock)
+        owner = read_holder(lock)
         match = _OWNER.match(owner or "")
         if (
             owner is not None and match is not None and int(match[1]) not in own

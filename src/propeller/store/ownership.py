@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from propeller.errors import StartError
-from propeller.process.file_lock import FileLock, LockedError
+from propeller.process.file_lock import FileLock, LockedError, read_text
 from propeller.process.logs import get_logger
 from propeller.store.database import Database
 from propeller.store.sqlite import SqliteFile
@@ -175,26 +175,4 @@ class FileClaim:
         self._lock.release()
 
     def _read_owner(self) -> str:
-        return _read_text(self._path)
-
-
-def read_owner(lock: Path) -> str | None:
-    """Who has the lock file of a SQLite database, for people; ``None`` if nobody has.
-
-    Whoever wants it at this moment may find it taken, and is a standby for an instant.
-    """
-    asked = FileLock(lock)
-    try:
-        asked.acquire(0)
-    except LockedError:
-        return _read_text(lock)
-    except OSError:
-        return None
-    asked.release()
-    return None
-
-
-def _read_text(lock: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return lock.read_text() or "unknown"
-    return "unknown"
+        return read_text(self._path)
