@@ -115,6 +115,18 @@ async def test_a_part_that_is_stopped_or_deleted_by_itself(manager: RunningManag
     assert (task["state"], len(task["parts"])) == (4, 1)
 
 
+async def test_a_part_that_runs_again_is_stopped_before_its_task_is_deleted(manager: RunningManager) -> None:
+    task_id, found = await begin(manager, "p1")
+    part_id = found["p1"]["id"]
+    await manager.mqtt.send_result(part_id, "p1", "8")
+    await manager.wait_for_state(task_id, 3)
+    assert (await manager.http.post(f"/tasks/{part_id}/start")).status_code == 200
+    assert (await manager.http.delete(f"/tasks/{task_id}")).status_code == 204
+    stop = (f"{Kind.STOP}/p1", {"id": part_id, "broadcast": False, "proplet_id": "p1"})
+    await eventually(lambda: stop in manager.mqtt.received)
+    assert (await manager.http.get(f"/tasks/{part_id}")).status_code == 404
+
+
 async def test_what_cannot_begin_says_why(manager: RunningManager) -> None:
     both = {"name": "add", "image_url": "localhost/add:1", "broadcast": True, "proplet_id": "p1"}
     refused = await manager.http.post("/tasks", json=both)

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from propeller.coordinator.aggregation_requests import (
     AggregationRequest,
+    RoundContribution,
     contribution_for_strategy,
     is_program,
 )
@@ -41,7 +42,7 @@ from propeller.errors import (
 from propeller.fl.bounds import difference_norms
 from propeller.fl.outliers import find_outliers
 from propeller.fl.strategies import PART_BYTES, read_strategy
-from propeller.fl.tensors import Specs, to_safetensors
+from propeller.fl.tensors import Specs, Tensors, to_safetensors
 from propeller.process.http import ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
@@ -234,10 +235,11 @@ class Aggregation:
         check_mean_will_do(request, cut.parts, url)
         has_deltas = any(each.kind == "delta" for each in request.contributions)
         base = await self._bases.tensors(request.base_version) if has_deltas else None
-        updates = [
-            await self._bases.read(self._updates.stream(each.digest)) for each in request.in_slot_order
-        ]
-        found = as_in_base(await self._aggregator.as_json.mean(request, updates, base), expected, url)
+
+        def read(each: RoundContribution) -> Awaitable[Tensors]:
+            return self._bases.read(self._updates.stream(each.digest))
+
+        found = as_in_base(await self._aggregator.as_json.mean(request, read, base), expected, url)
         made = Aggregated(AggregationResult(), AssembledDocument(), AssembledDocument())
         await made.model.add(to_safetensors(found))
         return made

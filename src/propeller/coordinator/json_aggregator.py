@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
 
-from propeller.coordinator.aggregation_requests import AggregationRequest
+from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
 from propeller.coordinator.json_peers import PeerEncoding
 from propeller.errors import UnprocessableError
 from propeller.fl.tensors import (
@@ -24,6 +24,8 @@ from propeller.fl.tensors import (
 from propeller.process.http import ServiceClient, ServiceError
 from propeller.protocol.aggregation import StrategyField
 from propeller.protocol.rounds import model_uri
+
+ReadUpdate = Callable[[RoundContribution], Awaitable[Tensors]]
 
 THE_MEAN = "fedavg"
 """The one strategy that such an aggregator knows."""
@@ -43,19 +45,25 @@ class JsonAggregator:
             "aggregator", client.base_url, "it makes weighted means of w and b, and knows no strategies"
         )
 
-    async def mean(
-        self, request: AggregationRequest, updates: Iterable[Tensors], base: Tensors | None
-    ) -> Tensors:
-        """The weighted mean of updates; ``base`` is the base model, if some of them are differences to it.
+    async def mean(self, request: AggregationRequest, read: ReadUpdate, base: Tensors | None) -> Tensors:
+        """The weighted mean of updates, of which one at a time is in memory.
+
+        Args:
+            request: what it is the mean of.
+            read: gives the tensors of an update.
+            base: the base model, if some updates are differences to it.
 
         Raises:
             ServiceError: the aggregator refused an update or does not answer.
         """
-        content = await asyncio.to_thread(_request_body, request, updates, base)
         headers = {"content-type": JSON, "accept": f"{SAFETENSORS}, {JSON};q=0.5"}
         try:
             answer = await self._client.request(
-                "POST", "/aggregate", content=content, headers=headers, retry=False
+                "POST",
+                "/aggregate",
+                content=_request_body(request, read, base),
+                headers=headers,
+                retry=False,
             )
             kind = answer.headers.get("content-type")
             found, _metadata = await asyncio.to_thread(decode, kind, answer.content)
@@ -101,17 +109,13 @@ def strategy_remedy(url: str) -> str:
     )
 
 
-def _request_body(request: AggregationRequest, updates: Iterable[Tensors], base: Tensors | None) -> bytes:
-    """The body of ``POST /aggregate`` in JSON, of weights; ``base`` is what differences are added to, if some updates are such."""
+async def _request_body(
+    request: AggregationRequest, read: ReadUpdate, base: Tensors | None
+) -> AsyncIterator[bytes]:
+    """The updates in JSON, as weights."""
     uniform = isinstance(request.strategy, dict) and request.strategy.get("weighting") == "uniform"
-    pieces = []
-    for each, tensors in zip(request.in_slot_order, updates, strict=True):
-        if each.kind == "delta":
-            if base is None:
-                raise AssertionError("differences need their base model")
-            weights = {name: _float64(base[name]) + _float64(array) for name, array in tensors.items()}
-        else:
-            weights = tensors
+    before = b'{"updates":['
+    for each in request.in_slot_order:
         header = {
             "round_id": request.round_id,
             "proplet_id": each.proplet_id,
@@ -120,8 +124,15 @@ def _request_body(request: AggregationRequest, updates: Iterable[Tensors], base:
             "metrics": dict(each.metrics),
         }
         text = json.dumps(header, ensure_ascii=False, allow_nan=False)
-        pieces.append(text[:-1].encode() + b',"update":' + encode(weights, JSON)[1] + b"}")
-    return b'{"updates":[' + b",".join(pieces) + b"]}"
+        tensors = await read(each)
+        if each.kind == "delta":
+            if base is None:
+                raise AssertionError("differences need their base model")
+            tensors = {name: _float64(base[name]) + _float64(array) for name, array in tensors.items()}
+        yield before + text[:-1].encode() + b',"update":'
+        yield (await asyncio.to_thread(encode, tensors, JSON))[1] + b"}"
+        before = b","
+    yield b"]}"
 
 
 def as_in_base(found: Tensors, expected: Specs, url: str) -> Tensors:

@@ -13,6 +13,9 @@ from propeller.protocol.wire import MalformedMessageError, decode_trusted
 _MAX_KEYS = 64
 """Of versions that were stored last: one that is stored again has the same number."""
 
+_MAX_TRIES = 100_000
+"""Versions that are looked for under which there may be nothing: a registry that answers to all has none that is free."""
+
 
 class JsonRegistry:
     """A model registry, as one that reads JSON alone.
@@ -79,12 +82,12 @@ class JsonRegistry:
         """A number above all that the registry lists and this process has used, under which nothing is."""
         listed = self._read(await self._client.request("GET", "/models")).get("versions")
         known = [number for number in listed if type(number) is int] if isinstance(listed, list) else []
-        version = max([*known, self._newest]) + 1
-        while await self._has(
-            version
-        ):  # absmach/propeller's lists only those that it has read since its start
-            version += 1
-        return version
+        first = max([*known, self._newest]) + 1
+        # absmach/propeller's lists only those that it has read since its start.
+        for version in range(first, first + _MAX_TRIES):
+            if not await self._has(version):
+                return version
+        raise ServiceError(self._client.service, None, f"no version is free from {first} on")
 
     async def _has(self, version: int) -> bool:
         try:

@@ -230,7 +230,8 @@ def _task_routes(manager: Manager, dependencies: Sequence[Any]) -> Router:
     @router.delete("/{task_id}", status_code=204)
     async def delete_task(task_id: PathId) -> None:
         """Delete a task; one that runs is stopped first."""
-        if (await manager.tasks.get(task_id)).active:
+        task = await manager.tasks.get(task_id)
+        if task.active or (task.ended and task.spec.broadcast):  # a part may run again
             await manager.broadcasts.stop(task_id, "deleted by request")
         await manager.tasks.delete(task_id)
 

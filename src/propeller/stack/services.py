@@ -414,7 +414,7 @@ def _aggregator(stack: StackConfig, process: str) -> dict[str, str]:
 
 
 def _model_registry(stack: StackConfig, process: str) -> dict[str, str]:
-    return {"MODELS_DIR": stack.data(process), **_inherited("REGISTRY_*_BYTES")}
+    return {"MODELS_DIR": stack.data(process), **_inherited("REGISTRY_*_BYTES", "REGISTRY_DEVICE_MODELS")}
 
 
 def _data_store(stack: StackConfig, process: str) -> dict[str, str]:
