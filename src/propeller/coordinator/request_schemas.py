@@ -1,6 +1,7 @@
 """What the API's description says of bodies that are read as a whole, with errors of their own, instead of by FastAPI."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,6 +9,7 @@ from pydantic import BaseModel
 _DEFINITIONS = "#/$defs/"
 
 
+@cache
 def request_body(*kinds: type[BaseModel]) -> dict[str, Any]:
     """The ``openapi_extra`` of a route whose JSON body is one of these."""
     schemas = [_without_references(kind.model_json_schema()) for kind in kinds]
