@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from propeller.errors import StartError, UnauthenticatedError
+from propeller.errors import PropellerError, StartError, UnauthenticatedError
 from propeller.sdk.kept_login import KeptLogin
 from propeller.sdk.transport import AsyncTransport
 
@@ -59,6 +59,49 @@ async def test_one_that_has_ended_says_so(kept: KeptLogin) -> None:
     identity.good = "another"
     with pytest.raises(UnauthenticatedError, match=r"the login of ann .* has ended: log in again"):
         await kept.renew(identity)  # type: ignore[arg-type]
+
+
+async def test_a_client_does_not_go_on_with_the_login_that_has_taken_the_place_of_its_own(
+    kept: KeptLogin,
+) -> None:
+    """Its stack would be shown the other one's token; and what it did with it would be another user's."""
+    identity, urls = Identity(), {"identity": "http://another.test"}
+    tokens = {"access_token": "a-bob", "refresh_token": "r-bob"}
+    bob = KeptLogin.keep(urls, "", "bob", tokens, None, kept.folder)
+    with pytest.raises(UnauthenticatedError, match="another one has taken its place"):
+        await kept.renew(identity)  # type: ignore[arg-type]
+    assert (identity.asked, kept.token) == ([], "a-0")
+    kept.remove()
+    assert KeptLogin.load(kept.folder) == bob
+
+
+async def test_a_client_does_not_keep_a_login_anew_that_was_ended(kept: KeptLogin) -> None:
+    identity, other = Identity(), KeptLogin.load(kept.folder)
+    assert other is not None
+    other.remove()
+    with pytest.raises(UnauthenticatedError, match=r"it was ended \(propeller logout\)"):
+        await kept.renew(identity)  # type: ignore[arg-type]
+    assert (identity.asked, KeptLogin.load(kept.folder)) == ([], None)
+
+
+@pytest.mark.parametrize("told", ["", "[]", "{}", '{"access_token": 1, "refresh_token": "r"}', "[" * 100_000])
+async def test_an_answer_without_tokens_leaves_what_is_kept(kept: KeptLogin, told: str) -> None:
+    class NoIdentity(Identity):
+        async def send(self, _method: str, url: str, *, headers: dict[str, str], auth: Any) -> httpx.Response:
+            return httpx.Response(200, text=told)
+
+    with pytest.raises(PropellerError, match=r"identity\.test answered no tokens"):
+        await kept.renew(NoIdentity())  # type: ignore[arg-type]
+    assert KeptLogin.load(kept.folder) == kept
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", '{"urls": {"identity": 3}}', '{"urls": ["identity"]}', "[" * 100_000]
+)
+def test_a_damaged_one_is_named(kept: KeptLogin, content: str) -> None:
+    (kept.folder / "login.json").write_text(content)
+    with pytest.raises(StartError, match=r"login\.json: the login that is kept cannot be read"):
+        KeptLogin.load(kept.folder)
 
 
 def test_one_that_cannot_be_read_is_replaced_by_logging_in_again(tmp_path: Path) -> None:

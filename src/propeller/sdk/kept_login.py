@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from propeller.errors import StartError, UnauthenticatedError
+import httpx
+
+from propeller.errors import PropellerError, StartError, UnauthenticatedError
 from propeller.process.files import write_durably
 from propeller.sdk.addresses import Login
 from propeller.sdk.transport import Transport
@@ -51,19 +53,20 @@ class KeptLogin(Login):
         folder = folder or login_folder()
         try:
             kept = json.loads((folder / _FILE).read_text())
+            urls = {name: _text(url) for name, url in dict(kept["urls"]).items()}
             found = cls(
-                kept["urls"]["identity"],
-                kept["user"],
+                urls["identity"],
+                _text(kept["user"]),
                 "",
-                kept["access_token"],
-                urls=dict(kept["urls"]),
-                registry=kept["registry"],
+                _text(kept["access_token"]),
+                urls=urls,
+                registry=_text(kept["registry"]),
                 folder=folder,
-                refresh_token=kept["refresh_token"],
+                refresh_token=_text(kept["refresh_token"]),
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StartError(
                 f"{folder / _FILE}: the login that is kept cannot be read ({type(error).__name__}): log in again "
                 "(propeller login), or remove the file"
@@ -120,21 +123,34 @@ class KeptLogin(Login):
         return self._token
 
     def remove(self) -> None:
-        """Keep it no more."""
+        """Keep it no more; another one that has taken its place stays."""
         with self.locked():
-            for name in (_FILE, _CA_FILE):
-                (self.folder / name).unlink(missing_ok=True)
+            if self._is_that_of(type(self).load(self.folder)):
+                for name in (_FILE, _CA_FILE):
+                    (self.folder / name).unlink(missing_ok=True)
 
     async def renew(self, transport: Transport) -> Any:
         """Have another token: that which another process got meanwhile, or a new one; a refresh token is good once.
 
         Raises:
-            UnauthenticatedError: it has ended.
+            UnauthenticatedError: it has ended, or is kept no more.
+            PropellerError: identity answers no tokens.
         """
         refused = self._token
         async with self._locked_by(transport):
             latest = type(self).load(self.folder)
-            if latest is not None and latest.token not in {"", refused}:
+            if latest is None or not self._is_that_of(latest):
+                # Another stack must not be shown its token, and what was ended must not be kept anew.
+                raise UnauthenticatedError(
+                    f"the login of {self.user} at {self.identity} is kept no more: "
+                    + (
+                        "it was ended (propeller logout)"
+                        if latest is None
+                        else "another one has taken its place"
+                    )
+                    + "; log in again (propeller login)"
+                )
+            if latest.token not in {"", refused}:
                 self._token, self.refresh_token = latest.token, latest.refresh_token
                 return None
             bearer = {"Authorization": f"Bearer {self.refresh_token}"}
@@ -146,8 +162,12 @@ class KeptLogin(Login):
                     f"the login of {self.user} at {self.identity} has ended: log in again (propeller login)"
                 )
             if answer.is_success:
-                self.write(answer.json())
+                self.write(_tokens_in(answer, self.identity))
             return answer
+
+    def _is_that_of(self, other: "KeptLogin | None") -> bool:
+        """Whether another one is of the same user of the same stack."""
+        return other is not None and (other.identity, other.user) == (self.identity, self.user)
 
     def write(self, tokens: Mapping[str, str]) -> None:
         """Keep tokens instead of those that were kept."""
@@ -182,6 +202,27 @@ class KeptLogin(Login):
         with (self.folder / _LOCK_FILE).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _tokens_in(answer: httpx.Response, identity: str) -> dict[str, str]:
+    """The tokens in an answer of identity.
+
+    Raises:
+        PropellerError: there are none.
+    """
+    try:
+        told = answer.json()
+        return {name: _text(told[name]) for name in ("access_token", "refresh_token")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PropellerError(
+            f"{identity} answered no tokens: is that the identity service of a stack?"
+        ) from None
 
 
 def require_login() -> KeptLogin:
