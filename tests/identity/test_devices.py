@@ -194,6 +194,22 @@ async def test_a_removed_device_is_nobody_and_its_name_is_free(api: Api) -> None
     assert (await api.join(again["token"])).status_code == 200
 
 
+async def test_nobody_keeps_a_device_from_being_removed_by_naming_another_by_its_id(api: Api) -> None:
+    stolen = await api.add("ward-3")
+    for answer in (
+        await api("POST", f"/{api.domain}/devices", {"name": stolen["id"]}),
+        await api("PATCH", f"/{api.domain}/devices/{stolen['id']}", {"name": stolen["id"].upper()}),
+    ):
+        assert answer.status_code == 400
+        assert "has the form of a client's id" in reason(answer)
+    await api.made(
+        f"/{api.domain}/clients", {"name": stolen["id"], "role": "device"}
+    )  # by an admin, or from before
+    gone = await api("DELETE", f"/{api.domain}/devices/{stolen['id']}")
+    assert gone.status_code == 204, gone.text
+    assert (await api.join(stolen["token"])).status_code == 401
+
+
 async def test_a_device_is_renamed_and_told_so(api: Api) -> None:
     added = await api.add("ward-3")
     await api.add("ward-4")

@@ -168,8 +168,9 @@ class Clients:
         Raises:
             NotFoundError: there is none.
         """
+        # Nobody can have given another client that name, as they can its id, to keep this one from being deleted.
         await self._change(
-            domain_id, client_id, {"status": DELETED, "name": client_id, "key_hash": ""}, gone=True
+            domain_id, client_id, {"status": DELETED, "name": new_id(), "key_hash": ""}, gone=True
         )
 
     async def rotate_key(self, domain_id: str, client_id: str) -> dict[str, Any]:

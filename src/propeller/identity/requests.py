@@ -30,6 +30,8 @@ _MAX_METADATA_BYTES = 16 * 1024
 
 _NONCE = re.compile(r"[0-9a-fA-F]{64}")
 
+_CLIENT_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
 MAX_DEVICE_NAME = 64
 """Characters of a device's name: the manager shows no more."""
 
@@ -67,6 +69,10 @@ def _one_tag(tag: str) -> str:
 def _device_name(name: str) -> str:
     if len(check_id(name)) > MAX_DEVICE_NAME:
         raise ValueError(f"must be {MAX_DEVICE_NAME} characters at most")
+    if _CLIENT_ID.fullmatch(name):
+        raise ValueError(
+            "has the form of a client's id: where devices are named by either, it would be another one's"
+        )
     return name
 
 

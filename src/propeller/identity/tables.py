@@ -72,7 +72,7 @@ clients = Table(
     metadata,
     Column("id", String(128), primary_key=True),
     Column("domain_id", ForeignKey("domains.id"), nullable=False),
-    # A deleted client stays as a row without a key, named by its id: its MQTT ids must not become someone else's.
+    # A deleted client stays as a row without a key, under a random name: its MQTT ids must not become someone else's.
     Column("name", String(128), nullable=False),
     Column("key_hash", String(64), nullable=False),
     Column("role", String(16), nullable=False),

@@ -112,7 +112,7 @@ class AsyncDevices:
 
     async def _find(self, device: str) -> dict[str, Any]:
         every = await self._known()
-        for field in ("name", "id"):
+        for field in ("id", "name"):
             for one in every:
                 if one[field] == device:
                     return one
