@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from propeller.process.log_memory import MAX_BYTES, MAX_LINES, LogMemory, read_end
+from propeller.process.log_memory import MAX_BYTES, MAX_LINE, MAX_LINES, LogMemory, read_end
 
 
 def line(number: int, level: str = "INFO") -> str:
@@ -44,10 +44,21 @@ def test_what_followed_and_was_forgotten_is_left_out() -> None:
     for _ in range(MAX_LINES + 5):
         memory.write(line(2) + "\n")
     assert len(memory.read(MAX_LINES, after=begin).lines) == MAX_LINES
-    memory.write("x" * (MAX_BYTES + 1) + "\n")
-    assert [len(one) for one in memory.read(MAX_LINES).lines] == [MAX_BYTES + 1]
+    for _ in range(MAX_BYTES // MAX_LINE):
+        memory.write("x" * MAX_LINE + "\n")
     memory.write(line(3) + "\n")
-    assert memory.read(MAX_LINES).lines == [line(3)]
+    left = memory.read(MAX_LINES).lines
+    assert left[-1] == line(3)
+    assert set(left[:-1]) == {"x" * MAX_LINE}
+    assert sum(map(len, left)) <= MAX_BYTES
+
+
+def test_a_long_line_is_cut_and_pushes_out_no_others() -> None:
+    memory = filled(line(1), "x" * (50 * MAX_BYTES), "[" * MAX_LINE, line(2))
+    first, long, deep, last = memory.read(10).lines
+    assert (first, last) == (line(1), line(2))
+    assert long == f"{'x' * MAX_LINE}… ({50 * MAX_BYTES} characters)"
+    assert memory.read(10, logging.ERROR).lines == [long, deep]
 
 
 def test_another_process_begins_with_what_is_in_the_file(tmp_path: Path) -> None:

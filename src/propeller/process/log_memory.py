@@ -9,7 +9,8 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from propeller.process.log_file import newest_first
 
 MAX_LINES, MAX_BYTES = 2000, 1024 * 1024
 """How many lines are kept, and how many characters of them all."""
+
+MAX_LINE = 64 * 1024
+"""Characters of a line; of a longer one the start is kept, so that one line does not push out all the others."""
 
 _EARLIER_BYTES = 256 * 1024
 
@@ -52,10 +56,12 @@ class LogMemory:
                 self._keep(line)
 
     def _keep(self, line: str) -> None:
+        if len(line) > MAX_LINE:
+            line = f"{line[:MAX_LINE]}… ({len(line)} characters)"
         self._lines.append(line)
         self._count += 1
         self._size += len(line)
-        while len(self._lines) > MAX_LINES or (self._size > MAX_BYTES and len(self._lines) > 1):
+        while len(self._lines) > MAX_LINES or self._size > MAX_BYTES:
             self._size -= len(self._lines.popleft())
 
     def read(self, limit: int, level: int = 0, after: str | None = None) -> LogPart:
@@ -68,18 +74,15 @@ class LogMemory:
         """
         with self._lock:
             lines, count = list(self._lines), self._count
-        first = count - len(lines)
-        process, _, number = (after or "").partition("-")
-        is_known = process == self._process
-        begin = max(int(number) - first, 0) if is_known else 0
-        found = [
-            (first + index, line)
-            for index, line in enumerate(lines)
-            if index >= begin and level_of(line) >= level
-        ]
         if after is None:
-            found = found[-limit:]
-        elif len(found) > limit:
+            newest = list(islice(_of_level(reversed(lines), level), limit))
+            return LogPart(f"{self._process}-{count}", newest[::-1])
+        first = count - len(lines)
+        process, _, number = after.partition("-")
+        begin = max(int(number) - first, 0) if process == self._process else 0
+        numbered = enumerate(lines[begin:], first + begin)
+        found = list(islice(((at, line) for at, line in numbered if level_of(line) >= level), limit + 1))
+        if len(found) > limit:
             found = found[:limit]
             count = found[-1][0] + 1
         return LogPart(f"{self._process}-{count}", [line for _number, line in found])
@@ -89,8 +92,12 @@ def level_of(line: str) -> int:
     """The level of a line, as ``logging`` numbers them; what is no log line, as a traceback, is above all."""
     try:
         return logging.getLevelNamesMapping()[json.loads(line)["level"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return logging.CRITICAL
+
+
+def _of_level(lines: Iterable[str], level: int) -> Iterator[str]:
+    return (line for line in lines if level_of(line) >= level)
 
 
 def read_end(file: Path) -> list[str]:
