@@ -1,5 +1,6 @@
 """``propeller simulate``: what it shows and writes, what it refuses, and Ctrl-C."""
 
+import contextlib
 import json
 import os
 import signal
@@ -156,7 +157,9 @@ def test_ctrl_c_ends_it_and_its_workers(project: Path, busy: bool) -> None:
 
         def workers() -> list[psutil.Process]:
             children = psutil.Process(process.pid).children()
-            return [one for one in children if "propeller.simulation.worker" in one.cmdline()]
+            with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # of another child
+                return [one for one in children if "propeller.simulation.worker" in one.cmdline()]
+            return []
 
         (worker,) = wait_until(workers, what="a worker", timeout=30)
         if busy:

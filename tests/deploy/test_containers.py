@@ -1,8 +1,6 @@
 """The guide's steps 3 to 8 with the services of compose.yaml, each started as its container would start it."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from propeller.stack.services import PORTS, SERVICES
 from support.compose import Engine
 from support.compose_file import EXAMPLE, document
 from support.net import eventually
+from support.stack import propeller as run_command
 
 IDENTITIES = {
     "manager": ["MANAGER_DOMAIN_ID", "MANAGER_CHANNEL_ID", "MANAGER_CLIENT_ID", "MANAGER_CLIENT_KEY"],
@@ -59,13 +58,7 @@ class Site:
 
 def propeller(*arguments: str) -> str:
     """The command of this installation; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "propeller", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from propeller.sdk import Experiment, Propeller
-from support.python_programs import CACHE_HOME, built
+from support import command_server
+from support.python_programs import built
 from support.stack import PROPELLER, Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(180)
@@ -32,15 +33,7 @@ def project(up: Up) -> Path:
 def run(
     up: Up, project: Path, *arguments: str, code: int = 0, folder: str = "mine"
 ) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*PROPELLER, *arguments],
-        cwd=up.folder.parent / folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "XDG_CACHE_HOME": str(CACHE_HOME)},
-    )
+    done = command_server.run(list(arguments), dict(os.environ), 120, folder=up.folder.parent / folder)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -11,6 +11,7 @@ import pytest
 from propeller.errors import ConflictError, InvalidError, NotFoundError, RefusedError, UnauthenticatedError
 from propeller.sdk import Propeller
 from support.stack import Up, running_stack
+from support.stack import propeller as run_command
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -24,8 +25,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def propeller(up: Up, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "propeller", *words, "--state", str(up.folder)]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+    return run_command(*words, "--state", str(up.folder), env=env)
 
 
 def as_user(up: Up, name: str, password: str = PASSWORD) -> Propeller:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from support import command_server
 from support.python_programs import COMPILED
 
 PROPELLER = [sys.executable, "-m", "propeller"]
@@ -117,12 +118,4 @@ def propeller(
     *arguments: str, timeout: float = 90.0, stdin: str = "", env: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command to its end."""
-    return subprocess.run(
-        [*PROPELLER, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
+    return command_server.run(list(arguments), {**os.environ, **(env or {})}, timeout, stdin)
