@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from propeller.cli.project import run_new
 from propeller.cli.try_program import TrialInputs, run_try
 from propeller.fl.strategies import Contribution
 from propeller.wasm.program_run import Limits
@@ -52,6 +55,24 @@ def test_a_program_learns(page: str, tmp_path: Path) -> None:
     for name in all_strategies():  # it reports what each of them needs of an update
         update = Contribution(0, "p", document["num_samples"], document["steps"], document["metrics"])
         default_strategy(name).check(update)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_program_learns_in_a_new_project(page: str, tmp_path: Path) -> None:
+    """The README has it put into the project of ``propeller new``: with that data and ``lr`` it converges."""
+    project = tmp_path / "mine"
+    run_new(project)
+    (project / "train.py").write_text(next(text for text in blocks(page) if "@train" in text))
+    hyperparams = tomllib.loads((project / "experiment.toml").read_text())["hyperparams"]
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "in" / "model.json").write_text(json.dumps({"w": [0, 0], "b": 0}))
+    (tmp_path / "in" / "hyperparams.json").write_text(json.dumps({**hyperparams, "epochs": 50}))
+    for data in sorted((project / "data").iterdir()):
+        shutil.copy(data, tmp_path / "in" / "dataset.json")
+        said = python("-m", "propeller.program.native", project / "train.py", tmp_path, folder=project)
+        metrics = json.loads(said)["metrics"]
+        assert metrics["loss"] < metrics["loss_before"] / 2, data.name
 
 
 @pytest.mark.parametrize(
