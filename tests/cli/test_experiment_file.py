@@ -138,6 +138,11 @@ def test_a_wrong_field_is_named(file: Path, text: str, said: str) -> None:
         load(file, text)
 
 
+def test_a_program_is_no_experiment_file(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"train\.py: is a program; give the experiment file"):
+        load(tmp_path / "train.py", "from propeller.program import train\n")
+
+
 def test_models_and_data_from_files(file: Path) -> None:
     folder = file.parent
     save_file({"w": np.ones(2, np.float16)}, folder / "m.safetensors")

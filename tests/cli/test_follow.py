@@ -2,11 +2,14 @@
 
 import io
 from datetime import UTC, datetime
+from typing import cast
 
 from rich.console import Console
 
-from propeller.cli.follow import Progress, _table
-from propeller.sdk import Event
+from propeller.cli.connection import Target
+from propeller.cli.follow import Progress, _table, summary_lines
+from propeller.cli.tables import format_number
+from propeller.sdk import Event, ExperimentResult, Propeller
 
 
 def shown(progress: Progress) -> list[str]:
@@ -63,3 +66,20 @@ def test_waves_and_the_merges_of_their_updates_are_told_apart_from_evaluations()
     assert progress.time_left(ended) == 10  # of the one that is left, as long as the first and its wave
     [line] = progress.take(Event("5", "round_ended", {**wave, "state": "completed", "updates": 1}))
     assert line.startswith("   wave  1  updates 1/2  loss 0.5000  [dim]v3, ")
+
+
+def test_numbers_of_a_training_that_diverges_stay_readable() -> None:
+    assert [format_number(value) for value in (0.12345, -1234567.0, 5.79e65)] == [
+        "0.1235",
+        "-1234567.0000",
+        "5.7900e+65",
+    ]
+
+
+def test_without_a_completed_round_the_model_is_called_what_it_is() -> None:
+    """Nothing was trained: the model is the first one."""
+    result = ExperimentResult(
+        id="mine-1", state="failed", reason="", rounds=0, asked=5, model_version=7, best=None, seconds=1.0
+    )
+    said = list(summary_lines(cast("Propeller", None), result, cast("Target", None)))
+    assert said == ["No round was completed: model v7 is the one it began with"]

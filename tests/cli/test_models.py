@@ -11,7 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from propeller.errors import PropellerError
 from propeller.fl.tensors import SAFETENSORS, from_safetensors, to_safetensors
+from propeller.sdk.addresses import read_stack
 from support.net import free_port
 from support.service import start_service
 from support.stack import propeller
@@ -181,3 +183,16 @@ def test_verify(state: Path) -> None:
 
 def test_without_a_stack(tmp_path: Path) -> None:
     assert "no stack is ready" in fail(tmp_path, "list")
+
+
+def test_a_stack_in_the_folder_above_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(PropellerError, match=r"--state \.propeller'$"):
+        read_stack(".propeller")
+    (tmp_path / ".propeller").mkdir()
+    (tmp_path / ".propeller" / "stack.json").write_text("{}")
+    with pytest.raises(PropellerError, match=r"in the folder above: --state \.\./\.propeller$"):
+        read_stack(".propeller")
+    with pytest.raises(PropellerError, match=r"/other'$"):
+        read_stack(tmp_path / "other")

@@ -59,6 +59,10 @@ class ExperimentFile:
         except OSError as error:
             raise StartError(f"{file}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
+            if file.suffix in {".py", ".wasm"}:
+                raise StartError(
+                    f"{file}: is a program; give the experiment file whose 'program' it is, as experiment.toml"
+                ) from None
             raise StartError(f"{file}: not TOML: {error}") from None
         notes = _read_old_names(fields)
         for change in changes:

@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from propeller.cli.connection import Target
 from propeller.cli.follow import follow
-from propeller.cli.tables import Column, fits, print_fields, print_rows
+from propeller.cli.tables import Column, fits, format_number, print_fields, print_rows
 from propeller.cli.terminal import Terminal, escape
 from propeller.errors import StartError
 from propeller.process.control_characters import escape_line
@@ -354,7 +354,7 @@ def _version(version: int | None) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else format_number(value, digits)
 
 
 def _moment(text: str | None) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from propeller.cli.connection import Target
+from propeller.cli.tables import format_number
 from propeller.cli.terminal import escape
 from propeller.errors import PropellerError
 from propeller.sdk import Event, ExperimentFailedError, ExperimentHandle, ExperimentResult, Propeller
@@ -281,8 +282,11 @@ def summary_lines(fl: Propeller, result: ExperimentResult, target: Target) -> It
     if result.state != "failed":
         why = f": {escape(result.reason)}" if result.reason else ""
         yield f"{result.state.capitalize()} after {result.rounds} of {result.asked} rounds{took}{why}"
-    by = f"{escape(result.best['metric'])} {result.best['value']:.4f}" if result.best else ""
+    by = f"{escape(result.best['metric'])} {format_number(result.best['value'])}" if result.best else ""
     version, best = result.model_version, result.best["version"] if result.best else None
+    if version is not None and not result.rounds and best is None:
+        yield f"No round was completed: model v{version} is the one it began with"
+        return
     if best is not None and best != version:
         yield f"Model v{best}, the best by {by}, is at {place(best)}"
     if version is not None:
@@ -327,7 +331,7 @@ def _table(progress: Progress) -> Group:
     if left is not None and progress.state == "running":
         parts.append(f"about {_duration(left)} left")
     if best:
-        parts.append(f"best v{best['version']}: {best['metric']} {best['value']:.4f}")
+        parts.append(f"best v{best['version']}: {best['metric']} {format_number(best['value'])}")
     return Group(
         table if progress.open else f"  {escape(idle)}",
         f"[dim]  {escape(' · '.join(parts))} · Ctrl-C leaves it running[/]",
@@ -335,7 +339,7 @@ def _table(progress: Progress) -> Group:
 
 
 def _format_metrics(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return "  ".join(f"{name} {format_number(value)}" for name, value in metrics.items())
 
 
 def _duration(seconds: float) -> str:

@@ -13,6 +13,9 @@ from propeller.process.control_characters import escape_line
 Row = Sequence[str]
 """The texts of a row, one a column, as they are: not markup."""
 
+_LARGE = 1e7
+"""From here on a number is shown in scientific notation: training that diverges gets to numbers of a hundred digits."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -28,6 +31,11 @@ class Column:
     name: str
     right: bool = False
     spare: int = 0
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """A number with so many decimals; in scientific notation where it is too large for them to mean anything."""
+    return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.{digits}e}"
 
 
 def print_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row]) -> None:

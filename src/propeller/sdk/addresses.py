@@ -110,10 +110,18 @@ def read_stack(folder: str | Path) -> dict[str, Any]:
     try:
         stack: dict[str, Any] = json.loads((Path(folder) / "stack.json").read_text())
     except (OSError, ValueError):
+        above = _find_above(Path(folder))
+        other = f", or name the one in the folder above: --state {above}" if above else ""
         raise PropellerError(
-            f"no stack is ready on {folder}: start one with 'propeller up --state {folder}'"
+            f"no stack is ready on {folder}: start one with 'propeller up --state {folder}'{other}"
         ) from None
     return stack
+
+
+def _find_above(folder: Path) -> str | None:
+    """The stack of this name in the folder above, as a relative path: where one is who has just entered a project."""
+    above = Path("..") / folder
+    return str(above) if not folder.is_absolute() and (above / "stack.json").is_file() else None
 
 
 def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
