@@ -9,14 +9,20 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from propeller.aggregator import api as aggregator
 from propeller.aggregator.settings import AggregatorSettings
+from propeller.coordinator import aggregation
 from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.json_registry import JsonRegistry as RegistryClient
 from propeller.fl.tensors import JSON, SAFETENSORS, SAFETENSORS_SEQ, Tensors, from_safetensors, to_safetensors
 from propeller.model_registry import api as registry
 from propeller.model_registry.settings import ModelRegistrySettings
-from propeller.process.http import ServiceClient
+from propeller.process.http import ServiceClient, UnreadableAnswerError
 from propeller.protocol.topics import Channel
 from support.coordinator import (
     PARTICIPANTS,
@@ -329,3 +335,64 @@ async def test_a_server_state_is_refused_with_the_remedy(
                 assert "MODEL_REGISTRY_URL" in failed["reason"]
             await submit(http, id="c", strategy="fedmedian", rounds=2, model={"version": 0})
             await in_state(http, "completed", experiment_id="c")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('{"w": [NaN, 1, 1], "b": 1}', "NaN"),
+        ("<html>", "its mean cannot be read"),
+        ("[" * 100_000, "its mean cannot be read"),
+        ('{"w": ["a", "b", "c"], "b": 1}', "its mean cannot be read"),
+    ],
+)
+async def test_a_round_whose_aggregator_answers_garbage_ends(
+    theirs: JsonRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, said: str
+) -> None:
+    """It is no service that is away: the round says why, and may be tried again."""
+
+    async def respond(self: JsonAggregator, request: Request) -> Response:
+        self.asked.append(request.headers["content-type"])
+        return Response(answer, media_type=JSON) if self.asked[-1] == JSON else Response("no JSON", 400)
+
+    monkeypatch.setattr(JsonAggregator, "_aggregate", respond)
+    monkeypatch.setattr(aggregation, "UNFORESEEN_TRIES", 2)
+    mixer = JsonAggregator()
+    async with (
+        serving_app(theirs) as models,
+        serving_app(mixer) as means,
+        coordinating(environment(tmp_path / "state", models, AGGREGATOR_URL=means)) as http,
+    ):
+        status = await train(http)
+    assert (status["state"], mixer.asked.count(JSON)) == ("failed", 2)
+    assert said in status["reason"]
+    assert "cannot be reached" not in status["reason"]
+
+
+@pytest.mark.parametrize(("listed", "kept"), [([], 40), ([2**70], 0), ([], 2**60)])
+async def test_a_free_version_is_found_without_asking_for_each(
+    tmp_path: Path, listed: list[int], kept: int
+) -> None:
+    """Also where some are not listed; a registry that has none that can be counted says so."""
+    asked: list[int] = []
+
+    async def get(request: Request) -> Response:
+        asked.append(int(request.path_params["version"]))
+        return Response("{}", 200 if asked[-1] <= kept else 404)
+
+    async def versions(request: Request) -> Response:
+        return (
+            Response(await request.body()) if request.method == "POST" else JSONResponse({"versions": listed})
+        )
+
+    app = Starlette(
+        routes=[Route("/models", versions, methods=["GET", "POST"]), Route("/models/{version:int}", get)]
+    )
+    async with serving(app, None) as port, ServiceClient("registry", f"http://127.0.0.1:{port}") as http:
+        found = RegistryClient(http).add_version(to_safetensors({"w": np.zeros(3)}), "r-1")
+        if kept == 40:
+            assert await found == 41
+        else:
+            with pytest.raises(UnreadableAnswerError, match="or answers to all: none is free"):
+                await found
+    assert len(asked) < 60

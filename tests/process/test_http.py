@@ -177,3 +177,10 @@ async def test_connections_are_kept() -> None:
         for _ in range(3):
             await client.request("GET", "/")
         assert len(peer.requests) == 3
+
+
+async def test_of_a_long_reason_the_start_is_told() -> None:
+    async with serving(answer(422, b'{"error": "%s"}' % (b"x" * 2_000_000))) as (_peer, client):
+        with pytest.raises(ServiceError) as error:
+            await client.request("GET", "/")
+    assert error.value.reason == "x" * 8000 + "…"

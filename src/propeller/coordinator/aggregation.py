@@ -43,7 +43,7 @@ from propeller.fl.bounds import difference_norms
 from propeller.fl.outliers import find_outliers
 from propeller.fl.strategies import PART_BYTES, read_strategy
 from propeller.fl.tensors import Specs, Tensors, to_safetensors
-from propeller.process.http import ServiceError
+from propeller.process.http import ServiceError, UnreadableAnswerError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
 from propeller.protocol.aggregation import PLAN_FIELD, AggregationPlan, AggregationResult
@@ -56,7 +56,7 @@ RETRY_DELAYS = doubling(0.2, 5.0)
 """Seconds between tries to aggregate, at most; the last one over and over, for as long as a service is away."""
 
 UNFORESEEN_TRIES = 8
-"""Tries, a quarter of a minute in all, after an error that nobody foresaw: of the database, most likely, and it may pass."""
+"""Tries, a quarter of a minute in all, after an error that nobody foresaw, or an answer that cannot be read: either may pass."""
 
 
 UPDATE_IS_GONE = "is not among the kept ones any more"
@@ -123,7 +123,7 @@ class Aggregation:
 
         def may_pass(error: BaseException) -> bool:
             nonlocal unforeseen
-            if isinstance(error, PropellerError):
+            if isinstance(error, PropellerError) and not isinstance(error, UnreadableAnswerError):
                 return error.temporary and while_wanted()
             unforeseen += 1
             return unforeseen < UNFORESEEN_TRIES and while_wanted()

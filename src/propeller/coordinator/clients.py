@@ -31,7 +31,7 @@ from propeller.fl.tensors import (
 from propeller.fl.tensors.json import encode_json
 from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
-from propeller.process.http import Answer, ServiceClient, ServiceError
+from propeller.process.http import Answer, ServiceClient, ServiceError, UnreadableAnswerError
 from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult, StrategyField
 from propeller.protocol.models import SENT_ALONG_BYTES, SentModel, without_updates
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
@@ -135,7 +135,7 @@ class ModelRegistryClient:
         """
         version, digest = answer.get("version"), answer.get("digest")
         if type(version) is not int:
-            raise ServiceError(self._client.service, None, "its answer names no version")
+            raise UnreadableAnswerError(self._client.service, "its answer names no version")
         self._digests[version] = digest if isinstance(digest, str) else None
         return answer
 
@@ -350,7 +350,7 @@ class ModelRegistryClient:
             content_type = answer.headers.get("content-type")
             return (await asyncio.to_thread(decode, content_type, content))[0]
         except ValueError as error:
-            raise ServiceError(self._client.service, None, f"{path}: {error}") from None
+            raise UnreadableAnswerError(self._client.service, f"{path}: {error}") from None
 
     def _not_found(self, version: int | str, error: ServiceError) -> PropellerError:
         if error.temporary:
@@ -364,7 +364,7 @@ class ModelRegistryClient:
         try:
             return decode_trusted(answer.content)
         except MalformedMessageError as error:
-            raise ServiceError(self._client.service, None, f"its answer cannot be read: {error}") from None
+            raise UnreadableAnswerError(self._client.service, f"its answer cannot be read: {error}") from None
 
 
 def _is_json(answer: Answer) -> bool:
@@ -523,8 +523,8 @@ class AggregatorClient:
                 try:
                     result = await _read_answer(answer, model, state)
                 except ValueError as error:
-                    raise ServiceError(
-                        self._client.service, None, f"its aggregate cannot be read: {error}"
+                    raise UnreadableAnswerError(
+                        self._client.service, f"its aggregate cannot be read: {error}"
                     ) from None
         except BaseException:
             model.close()

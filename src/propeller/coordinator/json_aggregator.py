@@ -21,7 +21,7 @@ from propeller.fl.tensors import (
     encode,
     is_floating,
 )
-from propeller.process.http import ServiceClient, ServiceError
+from propeller.process.http import ServiceClient, ServiceError, UnreadableAnswerError
 from propeller.protocol.aggregation import StrategyField
 from propeller.protocol.rounds import model_uri
 
@@ -71,7 +71,7 @@ class JsonAggregator:
             self.encoding.note_failure(error)
             raise
         except ValueError as error:
-            raise ServiceError(self._client.service, None, f"its mean cannot be read: {error}") from None
+            raise UnreadableAnswerError(self._client.service, f"its mean cannot be read: {error}") from None
         self.encoding.note_json()
         self.encoding.note_answer(answer)
         return found

@@ -7,14 +7,11 @@ from cachetools import LRUCache
 from propeller.coordinator.json_peers import PeerEncoding
 from propeller.errors import NotFoundError, UnprocessableError
 from propeller.fl.tensors import JSON, encode, from_safetensors
-from propeller.process.http import Answer, ServiceClient, ServiceError
-from propeller.protocol.wire import MalformedMessageError, decode_trusted
+from propeller.process.http import Answer, ServiceClient, ServiceError, UnreadableAnswerError
+from propeller.protocol.wire import MAX_INTEGER, MalformedMessageError, decode_trusted
 
 _MAX_KEYS = 64
 """Of versions that were stored last: one that is stored again has the same number."""
-
-_MAX_TRIES = 100_000
-"""Versions that are looked for under which there may be nothing: a registry that answers to all has none that is free."""
 
 
 class JsonRegistry:
@@ -60,9 +57,8 @@ class JsonRegistry:
             raise
         stored = self._read(answer)
         if stored.get("version") != version:
-            raise ServiceError(
+            raise UnreadableAnswerError(
                 self._client.service,
-                None,
                 f"it was asked to store version {version}, and answered {stored!r:.200}",
             )
         if stored.get("digest"):
@@ -82,12 +78,22 @@ class JsonRegistry:
         """A number above all that the registry lists and this process has used, under which nothing is."""
         listed = self._read(await self._client.request("GET", "/models")).get("versions")
         known = [number for number in listed if type(number) is int] if isinstance(listed, list) else []
-        first = max([*known, self._newest]) + 1
-        # absmach/propeller's lists only those that it has read since its start.
-        for version in range(first, first + _MAX_TRIES):
-            if not await self._has(version):
-                return version
-        raise ServiceError(self._client.service, None, f"no version is free from {first} on")
+        taken = max([*known, self._newest])
+        # absmach/propeller's lists only those that it has read since its start: in steps that double, then between the last two.
+        step, free = 1, taken + 1
+        while free <= MAX_INTEGER and await self._has(free):
+            taken, free, step = free, free + 2 * step, 2 * step
+        if free > MAX_INTEGER:
+            raise UnreadableAnswerError(
+                self._client.service, f"it has versions up to {taken}, or answers to all: none is free"
+            )
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            if await self._has(middle):
+                taken = middle
+            else:
+                free = middle
+        return free
 
     async def _has(self, version: int) -> bool:
         try:
@@ -102,7 +108,7 @@ class JsonRegistry:
         try:
             return decode_trusted(answer.content)
         except MalformedMessageError as error:
-            raise ServiceError(self._client.service, None, f"its answer cannot be read: {error}") from None
+            raise UnreadableAnswerError(self._client.service, f"its answer cannot be read: {error}") from None
 
 
 def _request_body(version: int, document: bytes) -> bytes:

@@ -30,6 +30,7 @@ __all__ = [
     "Answer",
     "ServiceClient",
     "ServiceError",
+    "UnreadableAnswerError",
     "basic_authorization",
     "error_text",
     "is_not_modified",
@@ -43,6 +44,9 @@ T = TypeVar("T")
 
 RETRY_DELAYS = (0.1, 0.4, 1.0, 1.5)
 """Seconds between tries after a connection fault or a 429, 502, 503 or 504."""
+
+_MAX_REASON = 8000
+"""Characters of an error that are told on: they are in answers, logs and databases then."""
 
 _TEMPORARY_STATUSES = frozenset({None, 429, 502, 503, 504})
 
@@ -89,6 +93,17 @@ class ServiceError(PropellerError):
         self.temporary = issubclass(self.kind, UnavailableError | RefusedError)
         answer = f"answered {status}" if status is not None else "cannot be reached"
         super().__init__(f"{service} {answer}: {reason}")
+
+
+class UnreadableAnswerError(ServiceError):
+    """Another service answered what cannot be read: it is of another kind or version, or something in between answers for it.
+
+    It may pass, as an answer of what is in between does; where it does not, it is no use to ask for ever.
+    """
+
+    def __init__(self, service: str, reason: str) -> None:
+        super().__init__(service, None, reason)
+        self.args = (f"{service}: {reason}",)
 
 
 def verify_for(*urls: str, ca_cert: Path | None = None) -> ssl.SSLContext | bool:
@@ -298,9 +313,11 @@ def is_not_modified(answer: HttpAnswer) -> bool:
 
 
 def error_text(answer: HttpAnswer) -> str:
-    """The reason in an error answer: its JSON ``error``, else the start of its text."""
+    """The reason in an error answer: its JSON ``error``, of which a peer may send any length, else the start of its text."""
     error = _error_of(answer)
-    return answer.text.strip()[:500] or answer.reason_phrase if error is None else error
+    if error is None:
+        return answer.text.strip()[:500] or answer.reason_phrase
+    return error if len(error) <= _MAX_REASON else f"{error[:_MAX_REASON]}…"
 
 
 def _error_of(answer: HttpAnswer) -> str | None:
