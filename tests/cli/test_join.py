@@ -1,7 +1,10 @@
 """``propeller join`` without a stack: what a state folder may be, and what a device is told to be."""
 
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from propeller.cli.join import DEVICE_FILE, JoinedDevice, run_join
 from propeller.errors import InvalidError, StartError
 from propeller.proplet.settings import PropletSettings
+from propeller.protocol.join_tokens import JoinToken
 
 DEVICE = JoinedDevice(
     token="t",
@@ -97,3 +101,41 @@ class TestFolder:
         (tmp_path / "file").touch()
         with pytest.raises(StartError, match="cannot be used: "):
             run_join("a", tmp_path / "file")
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """Answers without end, as somebody in between may."""
+
+    sent = 0
+
+    def do_GET(self) -> None:  # the name that http.server calls
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while type(self).sent < 500_000_000:
+                type(self).sent += self.wfile.write(b"A" * 65536)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_args: object) -> None: ...
+
+
+@pytest.fixture
+def endless() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_who_answers_in_place_of_the_stack_cannot_fill_the_devices_memory(
+    endless: str, tmp_path: Path
+) -> None:
+    token = JoinToken(endless, b"s" * 16, b"f" * 32).encode()
+    with pytest.raises(StartError, match="nothing was sent"):
+        run_join(token, tmp_path / "state")
+    assert _Endless.sent < 50_000_000
+    assert not (tmp_path / "state" / "ca.pem").exists()

@@ -6,6 +6,7 @@ import os
 import secrets
 import ssl
 import sys
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,9 @@ NONCE_FILE = "joining"
 _NONCE_BYTES, _TRIES = 32, 3
 
 _TIMEOUT_S, _REFRESH_TIMEOUT_S = 30.0, 5.0
+_MAX_CA_BYTES = 64 * 1024
+"""Of an authority's certificate: more is none."""
+
 _FORMAT = 1
 
 
@@ -271,11 +275,11 @@ def _fetch_authority(url: str, fingerprint: bytes) -> str:
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     try:
         with httpx.Client(verify=unverified, timeout=_TIMEOUT_S, trust_env=False) as http:
-            answer = http.get(f"{url}/devices/ca")
+            shown = _start_of(http, f"{url}/devices/ca")
     except httpx.TransportError as error:
         raise _unreachable(url, error) from None
     try:
-        certificate = ssl.PEM_cert_to_DER_cert(answer.text if answer.is_success else "")
+        certificate = ssl.PEM_cert_to_DER_cert(shown)
     except ValueError:
         certificate = b""
     if hashlib.sha256(certificate).digest() != fingerprint:
@@ -284,6 +288,17 @@ def _fetch_authority(url: str, fingerprint: bytes) -> str:
             "and 'propeller device add' there gives a good token; or somebody stands between this device and the stack, and nothing was sent"
         )
     return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+def _start_of(http: httpx.Client, url: str) -> str:
+    """The start of a good answer, else nothing: whoever answers is not known yet, and may send without end."""
+    with http.stream("GET", url, headers={"accept-encoding": "identity"}) as answer:
+        content, begun = b"", time.monotonic()
+        for piece in answer.iter_raw() if answer.is_success else ():
+            content += piece
+            if len(content) > _MAX_CA_BYTES or time.monotonic() - begun > _TIMEOUT_S:
+                break
+    return content[:_MAX_CA_BYTES].decode("ascii", "replace")
 
 
 def _client(url: str, state: Path | None, timeout_s: float = _TIMEOUT_S) -> httpx.Client:
