@@ -16,12 +16,86 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
-_IMPORTED = ("httpx", "propeller.cli.tables", "propeller.sdk", "rich.table", "structlog", "typer.main")
-"""What reads no environment when it is imported, and takes long."""
+_IMPORTED = (
+    "propeller.cli.tables",
+    "propeller.sdk",
+    "propeller.stack.preload",
+    "rich.table",
+    "structlog",
+    "typer.main",
+)
 
 _MAX_REQUEST = 1024 * 1024
+
+Stream = IO[str] | IO[bytes] | int
+
+
+class Command:
+    """A command that runs, with what tests use of ``subprocess.Popen``."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        env: dict[str, str],
+        *,
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream = subprocess.DEVNULL,
+        stderr: Stream = subprocess.DEVNULL,
+        folder: Path | None = None,
+    ) -> None:
+        """Start ``propeller`` with these arguments, in a folder: the test's own, if none is given."""
+        self.returncode: int | None = None
+        request = json.dumps({"arguments": arguments, "env": env, "folder": str(folder or Path.cwd())})
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(str(_address()))
+        with Path(os.devnull).open("r+b") as nothing:
+            streams = [
+                nothing.fileno()
+                if one == subprocess.DEVNULL
+                else one
+                if isinstance(one, int)
+                else one.fileno()
+                for one in (stdin, stdout, stderr)
+            ]
+            socket.send_fds(self._server, [request.encode()], streams)
+        self._server.shutdown(socket.SHUT_WR)
+        self._answers = self._server.makefile("r")
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        """Its exit code, if it has ended."""
+        if self.returncode is None and select.select([self._server], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, when it ends.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs still, after that many seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._server], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("propeller", timeout or 0)
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+            self._server.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
 
 
 def run(
@@ -32,26 +106,20 @@ def run(
     Raises:
         subprocess.TimeoutExpired: it was killed after that many seconds.
     """
-    request = json.dumps({"arguments": arguments, "env": env, "folder": str(folder or Path.cwd())}).encode()
     with (
         tempfile.TemporaryFile("w+") as given,
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as err,
-        socket.socket(socket.AF_UNIX) as server,
     ):
         given.write(stdin)
         given.seek(0)
-        server.connect(str(_address()))
-        server.settimeout(timeout)
-        socket.send_fds(server, [request], [given.fileno(), out.fileno(), err.fileno()])
-        server.shutdown(socket.SHUT_WR)
-        with server.makefile("r") as answers:
-            pid = int(answers.readline())
-            try:
-                code = int(answers.readline())
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(arguments, timeout) from None
+        command = Command(arguments, env, stdin=given, stdout=out, stderr=err, folder=folder)
+        try:
+            code = command.wait(timeout)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.wait()
+            raise
         texts = []
         for stream in (out, err):
             stream.seek(0)
@@ -65,7 +133,7 @@ def _address() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="propeller-"))
     path = folder / "commands"
     server = subprocess.Popen(
-        [sys.executable, __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert server.stdin is not None
     assert server.stdout is not None

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +50,7 @@ from propeller.store.database import Database
 from propeller.tensors.safetensors import write_header
 from propeller.web.auth import Admission
 from propeller.web.server import Bind, serve
+from support.command_server import Command
 from support.databases import database_at, execute
 from support.net import free_port, wait_port
 
@@ -292,15 +291,13 @@ class Process:
 
     def __init__(self, env: dict[str, str], log: Path) -> None:
         self.env, self.log = env, log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Command | None = None
 
     def start(self) -> None:
         """Start it; ready once its port is open."""
         with self.log.open("ab") as log:
             env = {**{key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}, **self.env}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "propeller", "serve", "coordinator"], env=env, stdout=log, stderr=log
-            )
+            self._process = Command(["serve", "coordinator"], env, stdout=log, stderr=log)
         wait_port(int(self.env["COORDINATOR_PORT"]), 20)
 
     def kill(self) -> None:

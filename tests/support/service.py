@@ -1,28 +1,21 @@
 """Services as processes of their own, as their containers run them."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from support.command_server import Command
 from support.net import wait_port
 
 
 @contextmanager
-def start_service(
-    service: str, env: Mapping[str, str], port: int, log: Path
-) -> Iterator["subprocess.Popen[bytes]"]:
+def start_service(service: str, env: Mapping[str, str], port: int, log: Path) -> Iterator[Command]:
     """Run ``propeller serve SERVICE`` with ``env`` until it listens on ``port``; at the end of the block it is killed."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "propeller", "serve", service],
-            env={"PATH": os.environ["PATH"], **env},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+        process = Command(
+            ["serve", service], {"PATH": os.environ["PATH"], **env}, stdout=output, stderr=output
         )
     try:
         try:

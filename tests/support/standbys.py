@@ -9,8 +9,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -26,6 +24,7 @@ from propeller.model_registry import api as model_registry
 from propeller.model_registry.settings import ModelRegistrySettings
 from propeller.process.background import BackgroundTasks
 from propeller.protocol.topics import Channel, Kind
+from support.command_server import Command
 from support.manager import ChannelClient
 from support.mqtt import Relay
 from support.net import eventually, free_port, wait_port
@@ -44,7 +43,7 @@ LOST_DATABASE = "does not own its database any more"
 class Member:
     """A process of a pair, the port that it listens on as the owner, and its log."""
 
-    process: "subprocess.Popen[bytes]"
+    process: Command
     port: int
     log: Path
 
@@ -108,13 +107,8 @@ class Pair:
         self._count += 1
         log = self._logs / f"{self._service}-{self._count}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "propeller", "serve", self._service],
-                env={"PATH": os.environ["PATH"], **self._env, self._port_variable: str(port)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+            env = {"PATH": os.environ["PATH"], **self._env, self._port_variable: str(port)}
+            process = Command(["serve", self._service], env, stdout=output, stderr=output)
         member = Member(process, port, log)
         self._members.append(member)
         return member
