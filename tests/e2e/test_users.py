@@ -5,10 +5,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from propeller.errors import ConflictError, InvalidError, NotFoundError, RefusedError, UnauthenticatedError
+from propeller.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    RefusedError,
+    StartError,
+    UnauthenticatedError,
+)
 from propeller.sdk import Propeller
 from support.stack import Up, running_stack
 from support.stack import propeller as run_command
@@ -28,8 +36,9 @@ def propeller(up: Up, *words: str, **env: str) -> subprocess.CompletedProcess[st
     return run_command(*words, "--state", str(up.folder), env=env)
 
 
-def as_user(up: Up, name: str, password: str = PASSWORD) -> Propeller:
+def as_user(up: Up, name: str, password: str = PASSWORD, *, oci_registry: str | None = None) -> Propeller:
     return Propeller(
+        oci_registry=oci_registry,
         manager=up.url("manager"),
         coordinator=up.url("coordinator"),
         model_registry=up.url("model_registry"),
@@ -40,7 +49,9 @@ def as_user(up: Up, name: str, password: str = PASSWORD) -> Propeller:
     )
 
 
-def test_a_viewer_is_added_made_an_operator_and_disabled(up: Up) -> None:
+def test_a_viewer_is_added_made_an_operator_and_disabled(up: Up, tmp_path: Path) -> None:
+    program = tmp_path / "p.wasm"
+    program.write_bytes(b"\0asm\1\0\0\0")
     added = propeller(up, "user", "add", "ann", PROPELLER_NEW_PASSWORD=PASSWORD)
     assert added.stdout.startswith("ann is viewer."), added.stderr
     with as_user(up, "ann") as ann:
@@ -50,6 +61,11 @@ def test_a_viewer_is_added_made_an_operator_and_disabled(up: Up) -> None:
         assert propeller(up, "user", "role", "ann", "operator").stdout == "ann is operator.\n"
     with as_user(up, "ann") as ann:
         assert ann.put_model({"w": [1.0]}) == 1
+        with pytest.raises(StartError, match="oci_registry: no address"):
+            ann.push_program(program)
+        with as_user(up, "ann", oci_registry=up.url("oci_registry")) as pushing:
+            pushed = pushing.push_program(program).reference
+        assert pushed.startswith(f"{up.url('oci_registry').removeprefix('http://')}/p@sha256:")
         with pytest.raises(RefusedError, match="one of its admins, may manage it"):
             ann.users.list()
         listed = json.loads(propeller(up, "user", "list", "--json").stdout)

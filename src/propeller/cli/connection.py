@@ -16,6 +16,7 @@ from propeller.protocol.strict import nearest_names
 from propeller.sdk import AsyncPropeller, Propeller
 from propeller.sdk.addresses import (
     PORTS,
+    REGISTRY,
     check_url,
     operator_of_stack,
     read_stack,
@@ -106,13 +107,19 @@ class Target:
         if named := os.environ.get(REGISTRY_VARIABLE):
             return DefaultRegistry.parse(named), None
         given = self._given_urls()
-        if not given:
+        if not given and (kept := self._kept_login(())) is not None:
+            if kept.registry:
+                return DefaultRegistry.parse(kept.registry), None
+        elif not given:
             stack = read_stack(self.state)
             if address := registry_of_stack(stack):
                 return DefaultRegistry.parse(address), operator_of_stack(stack)
-        if hosts := [one for one in given if "=" not in one]:
-            return DefaultRegistry.parse(registry_of_host(hosts[0])), None
-        raise StartError(f"no address of its registry is known: set {REGISTRY_VARIABLE}")
+        hosts, urls = _split(given)
+        if REGISTRY in urls or hosts:
+            return DefaultRegistry.parse(urls.get(REGISTRY) or registry_of_host(hosts[0])), None
+        raise StartError(
+            f"no address of its registry is known: give it as --url {REGISTRY}=URL, or set {REGISTRY_VARIABLE}"
+        )
 
     def _kept_login(self, given: Sequence[str]) -> KeptLogin | None:
         """The login that is kept, if this is about its stack: the one that is named, or none is named and none is in the folder."""
@@ -122,7 +129,9 @@ class Target:
         if kept is None or self.user not in {None, kept.user}:
             return None
         named = read_addresses(given, with_identity=False) if given else {}
-        return kept if named.items() <= kept.urls.items() else None
+        if REGISTRY not in _split(given)[1]:
+            named.pop(REGISTRY, None)  # the guide's, where the login may have another
+        return kept if named.items() <= {**kept.urls, REGISTRY: kept.registry}.items() else None
 
     def command(self, *words: str) -> str:
         """A command about the same stack, as a person types it."""
@@ -139,7 +148,7 @@ class Target:
 
 
 def read_addresses(given: Sequence[str], *, with_identity: bool) -> dict[str, str]:
-    """The addresses of services by their names in the Python client.
+    """The addresses of services, and of the registry if it is known, by their names in the Python client.
 
     Args:
         given: a host, whose services are on the guide's ports, and addresses of services as ``NAME=URL``, which count before those.
@@ -148,23 +157,11 @@ def read_addresses(given: Sequence[str], *, with_identity: bool) -> dict[str, st
     Raises:
         PropellerError: something is none of these, or a service has no address.
     """
-    hosts: list[str] = []
-    named: dict[str, str] = {}
-    for one in given:
-        name, equals, url = one.partition("=")
-        service = name.strip().replace("-", "_")
-        if not equals or "/" in name:
-            hosts.append(one)
-        elif service not in PORTS:
-            near = nearest_names(service, PORTS)
-            meant = f"did you mean {near[0]}? There" if near else "there"
-            raise StartError(f"--url {one}: there is no service {name!r}; {meant} are {', '.join(PORTS)}")
-        else:
-            named[service] = check_url(service, url)
+    hosts, named = _split(given)
     if len(hosts) > 1:
         raise StartError(f"--url: {' and '.join(hosts)} are two hosts; {_OTHER_PORTS}")
     if hosts:
-        return urls_of_host(hosts[0], _OTHER_PORTS) | named
+        return urls_of_host(hosts[0], _OTHER_PORTS) | {REGISTRY: registry_of_host(hosts[0])} | named
     missing = [name for name in PORTS if name not in named and (with_identity or name != "identity")]
     if missing:
         raise StartError(
@@ -172,6 +169,29 @@ def read_addresses(given: Sequence[str], *, with_identity: bool) -> dict[str, st
             "where it is on the guide's ports"
         )
     return named
+
+
+def _split(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The hosts, and the addresses of services by their names.
+
+    Raises:
+        PropellerError: something is neither.
+    """
+    hosts: list[str] = []
+    named: dict[str, str] = {}
+    services = (*PORTS, REGISTRY)
+    for one in given:
+        name, equals, url = one.partition("=")
+        service = name.strip().replace("-", "_")
+        if not equals or "/" in name:
+            hosts.append(one)
+        elif service not in services:
+            near = nearest_names(service, services)
+            meant = f"did you mean {near[0]}? There" if near else "there"
+            raise StartError(f"--url {one}: there is no service {name!r}; {meant} are {', '.join(services)}")
+        else:
+            named[service] = check_url(service, url)
+    return hosts, named
 
 
 def read_password(user: str, variable: str, *, twice: bool = False) -> str:

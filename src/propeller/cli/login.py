@@ -20,12 +20,18 @@ def log_in(target: Target) -> None:
         raise StartError("--user: name the user; 'propeller user add' makes one")
     with target.connect(anew=True) as fl:
         fl.keep_login()
-        where = fl.url("identity")
+        where, registry = fl.url("identity"), fl.registry
     Terminal().print(
         f"Logged in at {escape(where)} as {escape(target.user)}. Commands without --url are about that stack, where none "
         "is in .propeller here. To end it: propeller logout",
         soft_wrap=True,
     )
+    if not registry:
+        Terminal(stderr=True).print(
+            "note: no address of its registry is known, so no program can be pushed there: log in again with "
+            "--url oci_registry=URL beside the others for that",
+            soft_wrap=True,
+        )
 
 
 def log_out() -> None:

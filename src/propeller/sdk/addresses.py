@@ -23,10 +23,12 @@ PORTS = {
 _REFUSED_S, _UNAUTHORIZED = 30.0, 401
 """For how long a password that was refused is not tried again, in seconds; the status of that."""
 
-REGISTRY_PORT = 5000
-"""Of the stack's own registry of programs."""
+REGISTRY, REGISTRY_PORT = "oci_registry", 5000
+"""The stack's own registry of programs, as it is named among its services, and its port."""
 
-OTHER_PORTS = "for other ports give manager=, coordinator=, model_registry=, data_store= and identity="
+OTHER_PORTS = (
+    "for other ports give manager=, coordinator=, model_registry=, data_store=, identity= and oci_registry="
+)
 """How the addresses of services are given that are not on the guide's ports."""
 
 
@@ -65,7 +67,7 @@ def check_url(service: str, url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or any(one.isspace() for one in url):
         raise InvalidError(
-            f"{service}: {url!r} is not an address; write it as http://fleet.example:{PORTS[service]}"
+            f"{service}: {url!r} is not an address; write it as http://fleet.example:{PORTS.get(service, REGISTRY_PORT)}"
         )
     return url.rstrip("/")
 
@@ -132,7 +134,7 @@ def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
 
 def registry_of_stack(stack: Mapping[str, Any]) -> str:
     """The address of the stack's own registry of programs, empty if it has none."""
-    url: str = stack.get("services", {}).get("oci_registry", {}).get("url", "")
+    url: str = stack.get("services", {}).get(REGISTRY, {}).get("url", "")
     return url
 
 

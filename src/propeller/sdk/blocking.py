@@ -65,7 +65,7 @@ class Propeller(Blocking[AsyncPropeller]):
     def __init__(
         self,
         *,
-        url: str = "http://localhost",
+        url: str | None = None,
         user: str | None = None,
         password: str | None = None,
         manager: str | None = None,
@@ -73,6 +73,7 @@ class Propeller(Blocking[AsyncPropeller]):
         model_registry: str | None = None,
         data_store: str | None = None,
         identity: str | None = None,
+        oci_registry: str | None = None,
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
@@ -94,6 +95,7 @@ class Propeller(Blocking[AsyncPropeller]):
                 model_registry=model_registry,
                 data_store=data_store,
                 identity=identity,
+                oci_registry=oci_registry,
                 auth=auth,
                 ca_cert=ca_cert,
                 stack=stack,
@@ -156,6 +158,11 @@ class Propeller(Blocking[AsyncPropeller]):
     prefetch = blocking(AsyncPropeller.prefetch)
     strategies = blocking(AsyncPropeller.strategies)
     strategy = blocking(AsyncPropeller.strategy)
+
+    @property
+    def registry(self) -> str:
+        """The address of the stack's registry, to which programs are pushed; empty if none is known."""
+        return self._inner.registry
 
     def url(self, service: str) -> str:
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""

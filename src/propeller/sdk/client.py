@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from propeller.errors import ConflictError, InvalidError, PropellerError
+from propeller.errors import ConflictError, InvalidError, PropellerError, StartError
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
 from propeller.protocol.ids import check_id
 from propeller.sdk.addresses import (
+    REGISTRY,
     Login,
     check_url,
     operator_of_stack,
@@ -37,6 +38,8 @@ from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain,
 if TYPE_CHECKING:
     import numpy as np
 
+_HERE = "http://localhost"
+
 
 class AsyncPropeller(AsyncRounds):
     """A stack, for programs with an event loop; ``Propeller`` is the same for programs without one.
@@ -53,7 +56,7 @@ class AsyncPropeller(AsyncRounds):
     def __init__(
         self,
         *,
-        url: str = "http://localhost",
+        url: str | None = None,
         user: str | None = None,
         password: str | None = None,
         manager: str | None = None,
@@ -61,6 +64,7 @@ class AsyncPropeller(AsyncRounds):
         model_registry: str | None = None,
         data_store: str | None = None,
         identity: str | None = None,
+        oci_registry: str | None = None,
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
         stack: Mapping[str, Any] | None = None,
@@ -69,7 +73,7 @@ class AsyncPropeller(AsyncRounds):
         """A client of the stack on a host.
 
         Args:
-            url: the host; its services are on the guide's ports.
+            url: the host; its services are on the guide's ports. This machine, if it is not given.
             user: who calls, where authentication is on; with ``password``.
             password: the user's.
             manager: the address of that service, instead of the one on ``url``; the next four likewise.
@@ -77,6 +81,8 @@ class AsyncPropeller(AsyncRounds):
             model_registry: see ``manager``.
             data_store: see ``manager``.
             identity: see ``manager``; it is asked for the user's tokens.
+            oci_registry: the address of the stack's registry, to which programs are pushed; needed for that where services are
+                named without ``url``.
             auth: a client's id and key, instead of a user.
             ca_cert: a file with the authority's certificate, for ``https`` addresses of a stack with one of its own
                 (``propeller up --host``); else that of ``PROPELLER_CA_CERT``, else those that the system trusts.
@@ -95,7 +101,7 @@ class AsyncPropeller(AsyncRounds):
             "identity": identity,
         }
         urls = (
-            urls_of_host(url)
+            urls_of_host(url or _HERE)
             | urls_of_stack(stack or {})
             | (login.urls if login is not None else {})
             | {name: check_url(name, one) for name, one in given.items() if one is not None}
@@ -117,9 +123,15 @@ class AsyncPropeller(AsyncRounds):
         self._ca_cert = None if ca_cert is None else Path(ca_cert)
         transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10, ca_cert=self._ca_cert)
         self._connection = Connection(urls, transport, caller, stack or {})
-        self._registry = registry_of_stack(stack) if stack else registry_of_host(url)
-        if login is not None:
+        if oci_registry is not None:
+            self._registry = check_url(REGISTRY, oci_registry)
+        elif login is not None:
             self._registry = login.registry
+        elif stack:
+            self._registry = registry_of_stack(stack)
+        else:  # that of this machine would be another stack's, if only services are named
+            named = url is None and any(given.values())
+            self._registry = "" if named else registry_of_host(url or _HERE)
         self._registry_login = auth if user is None or password is None else (user, password)
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
@@ -244,6 +256,11 @@ class AsyncPropeller(AsyncRounds):
         return self._ca_cert
 
     @property
+    def registry(self) -> str:
+        """The address of the stack's registry, to which programs are pushed; empty if none is known."""
+        return self._registry
+
+    @property
     def connection(self) -> Connection:
         """How its services are asked, for requests that no method here has."""
         return self._connection
@@ -366,6 +383,11 @@ class AsyncPropeller(AsyncRounds):
         Raises:
             PropellerError: it cannot be built or pushed; the text has the cause and the remedy.
         """
+        if not self._registry:
+            raise StartError(
+                "oci_registry: no address of the stack's registry is known: give it (--url oci_registry=URL, also at "
+                "'propeller login'; in Python oci_registry=)"
+            )
         from propeller.oci.credentials import Credential, Token
         from propeller.oci.credentials import Login as RegistryLogin
 

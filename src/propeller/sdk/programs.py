@@ -104,8 +104,7 @@ async def _push(
     from propeller.oci.credentials import logins_for
     from propeller.oci.reference import Reference
 
-    address = registry.removeprefix("https://")  # the scheme of an address without one, unless it is loopback
-    reference = Reference.parse(f"{address.rstrip('/')}/{name}:latest")
+    reference = Reference.parse(f"{registry.rstrip('/')}/{name}:latest")
     async with RegistryClient(logins_for(reference.registry, login)) as client:
         artifact = await client.push(reference, content, title=title, runtime=runtime)
     return str(replace(reference, tag=None, digest=artifact.digest))
