@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from rich.console import Console
+from rich.text import Text
 
 from propeller.cli.connection import Target
 from propeller.cli.follow import Progress, _table, summary_lines
@@ -66,6 +67,28 @@ def test_waves_and_the_merges_of_their_updates_are_told_apart_from_evaluations()
     assert progress.time_left(ended) == 10  # of the one that is left, as long as the first and its wave
     [line] = progress.take(Event("5", "round_ended", {**wave, "state": "completed", "updates": 1}))
     assert line.startswith("   wave  1  updates 1/2  loss 0.5000  [dim]v3, ")
+
+
+def test_why_devices_fail_is_said_once() -> None:
+    progress = Progress(2, {"a": "proplet-1", "b": "proplet-2"})
+    mistake = "the program exited with code 1: train.py:3: KeyError: 'nope'"
+    lines: list[str] = []
+    for attempt, reasons in enumerate([(mistake, mistake), (mistake, mistake), (mistake, "lost")], 1):
+        where = {"round_id": f"exp.1.{attempt}", "number": 1, "attempt": attempt, "kind": "train"}
+        lines += progress.take(Event("1", "round_started", {**where, "participants": ["a", "b"]}))
+        for device, why in zip("ab", reasons, strict=True):
+            lines += progress.take(Event("2", "failure", {**where, "proplet_id": device, "reason": why}))
+        more = "" if len(set(reasons)) == 1 else " (and 1 more reason)"
+        reason = f"no update can come any more: 2 of 2 participants failed: {mistake}{more}"
+        lines += progress.take(Event("3", "round_ended", {**where, "state": "failed", "reason": reason}))
+    assert [Text.from_markup(line).plain for line in lines] == [
+        f"  ✗ round  1: proplet-1 failed: {mistake}",
+        "  ✗ round  1: proplet-2 failed: the same as proplet-1",
+        "  round  1  failed: no update can come any more: 2 of 2 participants failed",
+        "  round  1 try 2  failed: no update can come any more: 2 of 2 participants failed, as before",
+        "  ✗ round  1 try 3: proplet-2 failed: lost",
+        "  round  1 try 3  failed: no update can come any more: 2 of 2 participants failed (and 1 more reason)",
+    ]
 
 
 def test_numbers_of_a_training_that_diverges_stay_readable() -> None:

@@ -273,6 +273,18 @@ async def test_an_experiment_fails_with_the_reason_of_its_round(world: World) ->
     assert re.fullmatch(r"\d\.\d s until it is tried again", wait["reason"])
 
 
+async def test_a_mistake_in_the_program_is_not_tried_again(world: World) -> None:
+    mistake = "the program exited with code 1: train.py:9: KeyError: 'nope'"
+    world.fleet.send = lambda _start, _name: mistake
+    await submit(world.http, retries=20)
+    found = await in_state(world.http, "failed")
+    assert found["reason"] == (
+        "round 1 failed, and is not tried again, as the program itself fails alike on every device: "
+        + mistake
+    )
+    assert world.fleet.round_ids == ["e.1"]
+
+
 async def test_an_experiment_that_waits_for_its_next_try_can_be_stopped(world: World) -> None:
     world.fleet.choose = lambda _start: {"failure": "1 device needed, 0 there"}
     await submit(world.http, retries=50)

@@ -1,6 +1,7 @@
 """Asynchronous experiments: waves, the buffer, staleness; and their invariants under any events and crashes."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from propeller.fl.experiment import (
     StopRequested,
     TimePassed,
     Transition,
+    WaveChanged,
+    step,
     wave_id,
 )
 from propeller.protocol.experiments import ExperimentSpec
@@ -186,6 +189,22 @@ def test_it_fails_when_wave_after_wave_gives_nothing() -> None:
         "no update came of 2 waves in a row: 1 device needed, 0 there; no device is alive"
     )
     assert isinstance(done.effects[0], Persist)
+
+
+def test_a_mistake_of_the_program_is_not_tried_in_further_waves() -> None:
+    one = world(retries=5)
+    names = choose(one, "e.w1")
+    mistake = "the program exited with code 1: KeyError: 'nope'"
+    over = WaveChanged("e.w1", 1.0, tuple(names), (), tuple(names), True, mistake, mistake)
+    # While others train they may show that it works.
+    elsewhere = replace(one.experiment.waves[0], number=9)
+    busy = replace(one.experiment, waves=(*one.experiment.waves, elsewhere))
+    assert step(busy, over).experiment.state is ExperimentState.RUNNING
+    end = step(one.experiment, over).experiment
+    assert end.state is ExperimentState.FAILED
+    assert end.reason == (
+        f"wave 1 failed, and is not tried again, as the program itself fails alike on every device: {mistake}"
+    )
 
 
 def test_a_merge_that_fails_is_tried_again_with_the_same_updates() -> None:

@@ -148,6 +148,49 @@ def test_an_experiment_fails_with_the_reason_of_its_last_try() -> None:
     assert "mark one with @evaluate" in str(lacks.experiment.reason)
 
 
+MISTAKE = "the program exited with code 1: train.py:9: KeyError: 'nope'"
+
+
+def mistaken(round_id: str, *names: str) -> RoundEnded:
+    reason = f"no update can come any more: {MISTAKE}"
+    return RoundEnded(round_id, 1.0, reason=reason, participants=names, failed=names, program_error=MISTAKE)
+
+
+def test_a_mistake_of_the_program_is_not_tried_again() -> None:
+    end = step(running(), mistaken("e.1", "a", "b"))
+    assert (end.experiment.state, end.experiment.reason) == (
+        ExperimentState.FAILED,
+        f"round 1 failed, and is not tried again, as the program itself fails alike on every device: {MISTAKE}",
+    )
+    assert reports(end) == ["round_ended", "state"]
+    # Nothing is said of tries that nobody asked for.
+    none = step(running(retries=0), mistaken("e.1", "a", "b"))
+    assert none.experiment.reason == f"round 1 failed: no update can come any more: {MISTAKE}"
+    evaluation = after(running(evaluate={}), trained("e.1", 8), mistaken("e.e1", "a", "b"))
+    assert str(evaluation.experiment.reason).startswith(
+        "the evaluation after round 1 failed, and is not tried"
+    )
+    central = RoundEnded("e.e1", 1.0, reason="r", participants=("coordinator",), program_error=MISTAKE)
+    asked = {"on": "central", "dataset": "d"}
+    assert (
+        after(running(evaluate=asked), trained("e.1", 8), central).experiment.state is ExperimentState.FAILED
+    )
+
+
+def test_devices_that_may_differ_are_tried_before_it_counts_as_a_mistake_of_the_program() -> None:
+    # One device by itself: others may have other data; if there are none it fails a second time.
+    again = step(running(), mistaken("e.1", "a"))
+    assert started(again).policy.exclude == ["a"]
+    assert step(again.experiment, mistaken("e.1.2", "b")).experiment.state is ExperimentState.RUNNING
+    end = step(again.experiment, mistaken("e.1.2", "a"))
+    assert str(end.experiment.reason).startswith("round 1 failed 2 times, and is not tried again, as")
+    # The program has worked on others.
+    later = after(running(), trained("e.1", 8), mistaken("e.2", "c", "d"))
+    assert started(later).policy.exclude == ["c", "d"]
+    assert step(later.experiment, mistaken("e.2.2", "d", "e")).experiment.state is ExperimentState.RUNNING
+    assert step(later.experiment, mistaken("e.2.2", "d", "c")).experiment.state is ExperimentState.FAILED
+
+
 def test_versions_are_evaluated_on_devices_every_so_often_and_at_the_end() -> None:
     one = running(
         rounds=3,

@@ -151,6 +151,23 @@ def test_a_round_whose_participants_have_all_failed_fails_at_once_and_says_why()
     assert different.reason.endswith("failed: a! (and 2 more reasons)")
 
 
+@pytest.mark.parametrize(
+    ("reasons", "is_one"),
+    [
+        (["the program exited with code 1: train.py:9: KeyError: 'x'"] * 3, True),
+        (["the program exited with code 1: train.py:9: KeyError: 'x'"] * 2, False),
+        (["the program exited with code 1: a"] * 2 + ["the program exited with code 1: b"], False),
+        (["the program exited with code 137"] * 3, False),
+        (["wall_time_s: the program exited with code 1: slow"] * 3, False),
+        (["no image"] * 3, False),
+    ],
+)
+def test_an_error_of_the_program_is_told_from_others(reasons: list[str], is_one: bool) -> None:
+    failures = (ParticipantFailed(name, reason) for name, reason in zip("abc", reasons, strict=False))
+    current = after(collecting(), *failures).round
+    assert current.program_error == (reasons[0] if is_one else None)
+
+
 def test_what_has_come_is_aggregated_once_no_more_can_come() -> None:
     failures = (ParticipantFailed("b", "lost"), ParticipantFailed("c", "lost"))
     for events in ((UpdateReceived("a", "1"), *failures), (*failures, UpdateReceived("a", "1"))):

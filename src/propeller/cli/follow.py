@@ -43,6 +43,7 @@ class OpenRound:
         updates: how many came.
         sums: of each metric: the sum over the updates, weighted by their samples, and of these samples.
         failures: device → why.
+        repeated: how many of them failed for the same reason before.
     """
 
     number: int
@@ -56,6 +57,7 @@ class OpenRound:
     updates: int = 0
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    repeated: int = 0
 
     @property
     def title(self) -> str:
@@ -98,6 +100,10 @@ class Progress:
         self.waiting = ""
         self.failed: Counter[str] = Counter()
         self.short: list[str] = []
+        self._told: dict[str, str] = {}
+        """Device → why it failed, as it was said last; not said again."""
+        self._first: dict[str, str] = {}
+        """Reason → the name of the device of which it was said first."""
         self._begun: datetime | None = None
         self._last_end: datetime | None = None
 
@@ -171,9 +177,15 @@ class Progress:
         if current is not None:
             current.failures[device] = reason
             where = current.title.strip()
+            if self._told.get(device) == reason:
+                current.repeated += 1
+                return []
             if len(current.failures) > MAX_SHOWN_FAILURES:
                 return []
-        return [f"  [red]✗[/] {where}: {escape(name)} failed: {escape(reason)}"]
+        self._told[device] = reason
+        first = self._first.setdefault(reason, name)
+        why = reason if first == name else f"the same as {first}"
+        return [f"  [red]✗[/] {where}: {escape(name)} failed: {escape(why)}"]
 
     def _end(self, data: Mapping[str, Any], at: datetime | None) -> list[str]:
         current = self.open.pop(data["round_id"], None)
@@ -181,8 +193,8 @@ class Progress:
             return []
         seconds = data.get("seconds")
         if data["state"] != "completed":
-            reason = escape(str(data.get("reason") or "no reason is known"))
-            return [f"  {current.title}  [red]failed[/]: {reason}"]
+            reason = self._shorten(str(data.get("reason") or "no reason is known"), current)
+            return [f"  {current.title}  [red]failed[/]: {escape(reason)}"]
         if current.kind == "train":
             self.done, self._last_end = self.done + 1, at
             version = data.get("model_version", data.get("version"))
@@ -200,6 +212,14 @@ class Progress:
         metrics = _format_metrics(current.metrics() or data.get("metrics") or {})
         where = f"[dim]v{version}{took}, {escape(data['round_id'])}[/]"
         return [*failed, f"  {current.title}  {count}  {escape(metrics)}  {where}"]
+
+    def _shorten(self, reason: str, current: OpenRound) -> str:
+        """Why a round failed, without why its devices did, which was said of each of them."""
+        before = ", as before" if current.repeated and current.repeated == len(current.failures) else ""
+        for told in current.failures.values():
+            if told in self._first:
+                reason = reason.replace(f"participants failed: {told}", f"participants failed{before}")
+        return reason
 
 
 def follow(
@@ -247,7 +267,8 @@ def follow(
         raise
     trouble = _describe_trouble(progress)
     if not as_json:
-        if trouble:
+        # An experiment that failed says why, and each device was named with its reason.
+        if trouble and result.state != "failed":
             console.print(f"[yellow]{escape(trouble)}[/]", soft_wrap=True)
         for line in summary_lines(fl, result, target):
             console.print(line, soft_wrap=True)

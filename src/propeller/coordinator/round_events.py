@@ -91,6 +91,7 @@ def wave_changed(record: RoundRecord, at: float) -> WaveChanged:
         failed=current.unheard if current.state.is_over else tuple(current.failures),
         is_over=current.state.is_over,
         reason=current.reason,
+        program_error=current.program_error,
     )
 
 
@@ -106,4 +107,5 @@ def round_ended(experiment: ExperimentRecord, record: RoundRecord, at: float) ->
         participants=record.round.plan.participants,
         # The coordinator is no device, which the next try could leave out.
         failed=() if experiment.is_central(record) else record.round.unheard,
+        program_error=None if completed else record.round.program_error,
     )

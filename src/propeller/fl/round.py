@@ -12,6 +12,7 @@ order: ``Persist`` stands before what others may see, so that nothing is answere
 could take back. Events that have no meaning in a state change nothing, so each may come twice.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,9 @@ class RoundState(StrEnum):
 
 
 _LATE = "no update by the deadline"
+
+_PROGRAM_ERROR = re.compile(r"the program exited with code \d+: \S")
+"""A program that ended by itself and said why: not one that was not fetched or compiled, went over a limit, or was killed."""
 
 
 class Verdict(StrEnum):
@@ -152,6 +156,15 @@ class Round:
     def late(self) -> tuple[str, ...]:
         """The participants of whom nothing that counts had come by the deadline."""
         return tuple(name for name, reason in self.failures.items() if reason.startswith(_LATE))
+
+    @property
+    def program_error(self) -> str | None:
+        """The error with which the program ended at every participant, if it is one and the same."""
+        reasons = set(self.failures.values())
+        if len(reasons) != 1 or len(self.failures) != len(self.plan.participants):
+            return None
+        [reason] = reasons
+        return reason if _PROGRAM_ERROR.match(reason) else None
 
     @property
     def unheard(self) -> tuple[str, ...]:

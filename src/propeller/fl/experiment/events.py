@@ -27,6 +27,7 @@ class RoundEnded:
         reason: why it failed; ``None``: it is completed.
         participants: who took part.
         failed: those of them whose update does not count, because they failed or were late.
+        program_error: the error with which the program ended at all of them, if it is one and the same.
     """
 
     round_id: str
@@ -36,6 +37,7 @@ class RoundEnded:
     reason: str | None = None
     participants: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    program_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class WaveChanged:
         failed: of whom none is expected.
         is_over: whether the round is.
         reason: why the round failed, if it did.
+        program_error: as of ``RoundEnded``.
     """
 
     round_id: str
@@ -87,6 +90,7 @@ class WaveChanged:
     failed: tuple[str, ...] = ()
     is_over: bool = False
     reason: str | None = None
+    program_error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ from propeller.protocol.strict import nearest_names
 
 _NOUNS = {"train": "round", "evaluate": "the evaluation after round"}
 
+_ALIKE = "and is not tried again, as the program itself fails alike on every device"
+
 
 def step(current: Experiment, event: Event) -> Transition:
     """The experiment after ``event``, and what to do about it."""
@@ -212,7 +214,17 @@ def _hear_of_wave(current: Experiment, event: WaveChanged) -> Transition:
         [wave] = (one for one in current.waves if wave_id(current.id, one.number) == event.round_id)
         state = "completed" if event.reason is None else "failed"
         notes.append(Report("round_ended", {**_wave(current, wave), "state": state, "reason": event.reason}))
+        if _is_mistake_of_first_wave(after, event):
+            reason = f"wave {wave.number} failed, {_ALIKE}: {event.program_error}"
+            return _finish(after, event.at, ExperimentState.FAILED, reason, notes)
     return _go_on(after, event.at, notes)
+
+
+def _is_mistake_of_first_wave(after: Experiment, event: WaveChanged) -> bool:
+    """As ``_is_mistake``, of a wave: nothing has come of any, and nobody trains who could show that the program works."""
+    has_worked = after.done > 0 or after.buffer or after.merging or any(one.updates for one in after.waves)
+    is_running = not after.state.is_over and not after.training
+    return event.program_error is not None and is_running and not has_worked and len(event.failed) > 1
 
 
 def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list[Effect]) -> Transition:
@@ -221,11 +233,29 @@ def _retry(closed: Experiment, opened: OpenRound, event: RoundEnded, notes: list
     after = replace(closed, failed_tries=tries, exclude=exclude)
     # What a program lacks it lacks in every try, and on every device.
     is_hopeless = opened.kind == "evaluate" and is_missing_function(event.reason or "", "evaluate")
-    if after.state.is_over or (tries <= closed.spec.retries and not is_hopeless):
+    is_mistake = _is_mistake(closed, opened, event)
+    if after.state.is_over or (tries <= closed.spec.retries and not is_hopeless and not is_mistake):
         return _go_on(after, event.at, notes)
     what = f"{_NOUNS[opened.kind]} {opened.number}"
     often = f" {tries} times, the last time" if tries > 1 else ""
-    return _finish(after, event.at, ExperimentState.FAILED, f"{what} failed{often}: {event.reason}", notes)
+    reason = f"{what} failed{often}: {event.reason}"
+    if is_mistake and tries <= closed.spec.retries:
+        times = f" {tries} times" if tries > 1 else ""
+        reason = f"{what} failed{times}, {_ALIKE}: {event.program_error}"
+    return _finish(after, event.at, ExperimentState.FAILED, reason, notes)
+
+
+def _is_mistake(before: Experiment, opened: OpenRound, event: RoundEnded) -> bool:
+    """Whether all participants failed by an error of the program that no other choice of devices is likely to change.
+
+    One device may have other data than the rest of the fleet, and so may all that were chosen, where the program has worked on
+    others: then those who have not failed yet are tried. ``event.failed`` is empty for an evaluation by the coordinator.
+    """
+    if event.program_error is None:
+        return False
+    has_worked = (before.done if opened.kind == "train" else before.evaluated) > 0
+    is_by_itself = len(event.failed) == 1
+    return set(event.failed) <= set(before.exclude) or not (has_worked or is_by_itself)
 
 
 def _looked_at(current: Experiment, metrics: Mapping[str, float]) -> str | None:
