@@ -53,6 +53,13 @@ async def test_a_round_that_completed_without_somebody_says_without_whom() -> No
     assert (await newest(state="completed", failures=[])).detail == "the newest, r-1, is completed"
 
 
+async def test_what_a_device_could_not_read_of_its_own_data_is_in_its_log() -> None:
+    reason = "this device's own data (PROPLET_DATA) cannot be read: the log on the device names file, row and column"
+    failures = [{"proplet_id": "id-3", "reason": reason}, {"proplet_id": "id-9", "reason": "not alive"}]
+    found = await newest(state="failed", reason="2 of 2 participants failed", failures=failures)
+    assert found.fix == "see the log of ward-3, on that machine: it names the file, row and column"
+
+
 async def test_of_one_that_failed_the_fix_names_the_commands_of_that_stack() -> None:
     found = await newest(state="failed", reason="deadline: 0 of 2 updates", failures=[])
     assert found.status is Status.FAIL

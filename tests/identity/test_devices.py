@@ -43,6 +43,7 @@ class Api:
         answer = await self.http.post(
             "/users/tokens/issue", json={"username": username, "password": PASSWORD}
         )
+        assert answer.headers["cache-control"] == "no-store"
         self.token = answer.json()["access_token"]
 
     async def __call__(self, method: str, path: str, json: Any = None, **options: Any) -> httpx.Response:
@@ -53,6 +54,8 @@ class Api:
     async def made(self, path: str, json: dict[str, Any]) -> dict[str, Any]:
         answer = await self("POST", path, json)
         assert answer.status_code == 201, answer.text
+        if path.endswith(("/devices", "/clients")):  # with a token or a key
+            assert answer.headers["cache-control"] == "no-store"
         found: dict[str, Any] = answer.json()
         return found
 
@@ -238,6 +241,7 @@ async def test_only_devices_are_changed_here_and_a_stacks_own_keep_their_names(a
         ({"name": "x" * 65}, "64 characters"),
         ({"name": "a", "tags": ["b,c"]}, "comma"),
         ({"name": "a", "lifetime_s": 0}, "lifetime_s"),
+        ({"name": "a", "lifetime_s": True}, "lifetime_s"),
         ({"name": "a", "lifetime_s": 1e9}, "lifetime_s"),
     ],
 )

@@ -15,7 +15,7 @@ from propeller.oci.errors import (
     RegistryUnreachableError,
     UnsupportedArtifactError,
 )
-from propeller.oci.reference import Reference
+from propeller.oci.reference import Reference, Registry
 from support.http_servers import Answer, RecordingServer, open_silent_server
 from support.net import free_port
 from support.registries import embedded, wasm
@@ -55,6 +55,29 @@ async def test_a_named_registry_may_be_on_loopback_and_no_other_is_asked(tmp_pat
                     await one.resolve(Reference.parse(f"{name}/x"))
                 assert str(caught.value).startswith(f"{name} is not a registry that the proxy fetches from")
         assert other.seen == []
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "said"),
+    [
+        (
+            "https://127.0.0.2:26429",
+            "127.0.0.2:26429",
+            "write https://127.0.0.2:26429/… to fetch from that one; else",
+        ),
+        (
+            "127.0.0.1:5000",
+            "https://127.0.0.1:5000",
+            "write http://127.0.0.1:5000/… to fetch from that one; else",
+        ),
+        ("127.0.0.1:5000", "127.0.0.1:5001", "whoever runs it"),
+    ],
+)
+def test_where_only_the_scheme_differs_the_remedy_is_to_write_it(known: str, asked: str, said: str) -> None:
+    allowed = AllowedRegistries(parse_registries(known), "PROXY_ALLOWED_REGISTRIES", "proxy")
+    with pytest.raises(RegistryNotAllowedError) as caught:
+        allowed.check(Registry.parse(asked))
+    assert caught.value.remedy.startswith(said)
 
 
 async def test_what_a_registry_sends_on_to_must_be_public_https_or_named() -> None:

@@ -127,6 +127,15 @@ def test_columns_of_texts_are_left_out_and_named(tmp_path: Path) -> None:
     assert b"ann" not in found.content
 
 
+@pytest.mark.parametrize(("separator", "called"), [(";", "semicolons"), ("\t", "tabs")])
+def test_values_are_separated_by_commas(tmp_path: Path, separator: str, called: str) -> None:
+    (tmp_path / "s.csv").write_text(CSV.replace(",", separator))
+    with pytest.raises(
+        InvalidError, match=rf"s\.csv, line 1: has {called} and no commas: separate values by"
+    ):
+        read_device_data(tmp_path / "s.csv")
+
+
 def test_a_label_may_be_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("a,b,grade\n1,2,3\n")

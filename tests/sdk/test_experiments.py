@@ -84,7 +84,7 @@ def stack() -> Iterator[FakeStack]:
 
 @pytest.fixture
 def fl(stack: FakeStack) -> Iterator[Propeller]:
-    with Propeller(**stack.urls()) as client:
+    with Propeller(**stack.urls(), oci_registry="http://localhost:5000") as client:
         yield client
 
 

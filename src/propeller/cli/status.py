@@ -64,7 +64,9 @@ def show_status(target: Target, *, as_json: bool = False) -> int:
 def _show_remote(console: Console, target: Target, *, as_json: bool) -> int:
     """As ``show_status``, of a stack elsewhere: what its services say."""
     with target.connect() as fl:
-        checked = [(name, fl.url(name), answers) for name, answers in fl.answering().items()]
+        checked = [
+            (name.replace("_", "-"), fl.url(name), answers) for name, answers in fl.answering().items()
+        ]
         answer = all(answers for _name, _url, answers in checked)
         if as_json:
             services = [dict(zip(("name", "address", "answers"), one, strict=True)) for one in checked]

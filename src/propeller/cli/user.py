@@ -23,7 +23,7 @@ RoleOption = Annotated[
     str,
     typer.Option(
         metavar="ROLE",
-        help="viewer: sees all; operator: also runs experiments; admin: also makes clients.",
+        help="viewer: sees all; operator: also runs experiments and adds devices; admin: also makes clients.",
     ),
 ]
 

@@ -33,6 +33,9 @@ _REMEDIES = (
 )
 """Part of a round's reason → what to do; the first that fits."""
 
+_OWN_DATA = "this device's own data (PROPLET_DATA) cannot be read"
+"""In the reason of a device that cannot read its own: the stack is told no more."""
+
 
 class FleetChecks:
     """Asks the manager and the data store."""
@@ -251,7 +254,7 @@ class RoundChecks:
         known = self._target.owner(proplet_id)
         return proplet_id if known is None else known.name
 
-    def _remedy(self, newest: dict[str, object], reason: str) -> str:
+    def _remedy(self, newest: dict[str, Any], reason: str) -> str:
         text = next((remedy for part, remedy in _REMEDIES if part in reason), "")
         if "number" in newest:
             again = f"see propeller experiment show {newest.get('experiment_id')}: it tries its rounds again by itself while it runs"
@@ -259,6 +262,9 @@ class RoundChecks:
             again = f"POST {self._target.services['coordinator']}/rounds/{newest['round_id']}/retry"
         names = {"image": newest.get("task_wasm_image"), "again": again}
         look = self._target.advice.look("coordinator")
+        failures: Sequence[Mapping[str, Any]] = newest.get("failures", ())
+        if own := [self._name(one["proplet_id"]) for one in failures if _OWN_DATA in str(one["reason"])]:
+            look = f"see the log of {', '.join(own)}, on that machine: it names the file, row and column"
         return f"{text.format(**names)}; {look}" if text else look
 
 

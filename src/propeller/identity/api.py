@@ -42,6 +42,13 @@ async def calling_admin(principal: Annotated[Principal, Depends(calling_user)]) 
     return principal
 
 
+async def kept_nowhere(response: Response) -> None:
+    """The answer has a key or a token: nothing on its way may keep it."""
+    response.headers["cache-control"] = "no-store"
+
+
+KEPT_NOWHERE = Depends(kept_nowhere)
+
 CallingUser = Annotated[Principal, Depends(calling_user)]
 
 
@@ -91,12 +98,12 @@ def _health(identity: Identity) -> dict[str, Any]:
 def _login_routes(identity: Identity) -> Router:
     router = Router()
 
-    @router.post("/users/tokens/issue", status_code=201)
+    @router.post("/users/tokens/issue", status_code=201, dependencies=[KEPT_NOWHERE])
     async def issue(body: requests.LoginRequest, request: Request) -> dict[str, str]:
         note(user=body.username)
         return await identity.users.login(body.username, body.password.get_secret_value(), _address(request))
 
-    @router.post("/users/tokens/refresh", status_code=201)
+    @router.post("/users/tokens/refresh", status_code=201, dependencies=[KEPT_NOWHERE])
     async def refresh(request: Request) -> dict[str, str]:
         return await identity.users.refresh(_bearer(request, "refresh"))
 
@@ -225,20 +232,20 @@ def _domain_router(identity: Identity) -> Router:
 def _client_routes(identity: Identity) -> Router:
     router, clients = _domain_router(identity), identity.clients
 
-    @router.post("/clients", status_code=201)
+    @router.post("/clients", status_code=201, dependencies=[KEPT_NOWHERE])
     async def create_client(domain_id: Id, body: requests.NewClientRequest) -> dict[str, Any]:
         new = NewClient(body.name, body.role, body.tags, body.metadata, body.status, body.compat)
         made = await clients.create(domain_id, new)
         note(client=body.name, id=made["id"])
         return made
 
-    @router.get("/clients")
+    @router.get("/clients", dependencies=[KEPT_NOWHERE])
     async def list_clients(domain_id: Id, page: RequestedPage) -> dict[str, Any]:
         found = await clients.list(domain_id, page)
         _note_keys(found["clients"])
         return found
 
-    @router.get("/clients/{client_id}")
+    @router.get("/clients/{client_id}", dependencies=[KEPT_NOWHERE])
     async def get_client(domain_id: Id, client_id: Id) -> dict[str, Any]:
         found = await clients.get_with_key(domain_id, client_id)
         _note_keys([found])
@@ -250,8 +257,8 @@ def _client_routes(identity: Identity) -> Router:
         note(compat=body.compat)
         return changed
 
-    @router.post("/clients/{client_id}/secret")
-    @router.patch("/clients/{client_id}/secret")
+    @router.post("/clients/{client_id}/secret", dependencies=[KEPT_NOWHERE])
+    @router.patch("/clients/{client_id}/secret", dependencies=[KEPT_NOWHERE])
     async def rotate_key(domain_id: Id, client_id: Id) -> dict[str, Any]:
         return await clients.rotate_key(domain_id, client_id)
 
@@ -339,7 +346,7 @@ def _join_routes(identity: Identity) -> Router:
     async def authority() -> Response:
         return Response(devices.authority(), media_type="application/x-pem-file")
 
-    @router.post("/devices/join")
+    @router.post("/devices/join", dependencies=[KEPT_NOWHERE])
     async def join(body: requests.JoinRequest, request: Request) -> dict[str, Any]:
         joined = await devices.join(*body.secrets(), _address(request))
         note(device=joined["name"], id=joined["id"])
@@ -363,7 +370,7 @@ def _device_routes(identity: Identity) -> Router:
 
     router = Router(prefix="/{domain_id}/devices", dependencies=[Depends(check)])
 
-    @router.post("", status_code=201)
+    @router.post("", status_code=201, dependencies=[KEPT_NOWHERE])
     async def add(domain_id: Id, body: requests.NewDevice) -> dict[str, Any]:
         added = await devices.add(domain_id, body.name, body.tags, body.lifetime_s, body.channel)
         note(device=body.name, id=added["id"])

@@ -66,6 +66,12 @@ def _one_tag(tag: str) -> str:
     return printable(tag) or ""
 
 
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number of seconds")  # noqa: TRY004 - pydantic names the field for this one
+    return value
+
+
 def _device_name(name: str) -> str:
     if len(check_id(name)) > MAX_DEVICE_NAME:
         raise ValueError(f"must be {MAX_DEVICE_NAME} characters at most")
@@ -187,7 +193,9 @@ class NewDevice(RequestBody):
     tags: list[Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_tag)]] = Field(
         [], max_length=64
     )
-    lifetime_s: float = Field(DEFAULT_LIFETIME_S, gt=0, le=MAX_LIFETIME_S, allow_inf_nan=False)
+    lifetime_s: Annotated[float, BeforeValidator(_no_switch)] = Field(
+        DEFAULT_LIFETIME_S, gt=0, le=MAX_LIFETIME_S, allow_inf_nan=False
+    )
     channel: Name | None = None
 
 

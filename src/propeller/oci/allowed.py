@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import anyio
@@ -66,9 +66,13 @@ class AllowedRegistries:
         """
         if registry not in self.registries:
             known = ", ".join(sorted(map(str, self.registries)))
+            other = replace(registry, plain_http=not registry.plain_http)
+            remedy = f"whoever runs it can add it to {self.setting}"
+            if other in self.registries:  # the same with TLS, or without: a reference says which
+                remedy = f"write {other.base_url}/… to fetch from that one; else {remedy}"
             raise RegistryNotAllowedError(
                 f"{registry} is not a registry that the {self.service} fetches from (those are {known})",
-                f"whoever runs it can add it to {self.setting}",
+                remedy,
             )
 
     def check_address(self, url: httpx.URL) -> None:

@@ -16,6 +16,9 @@ from propeller.protocol.strict import nearest_names
 _LABELS = ("y", "label", "target", "class")
 """Names of the column with labels, where none is given."""
 
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""Of files that are called CSV and are none."""
+
 _BOOLEANS = {"false": 0.0, "true": 1.0}
 
 _MAX_EXACT = 2**53
@@ -127,6 +130,10 @@ def read_rows(
     if twice:
         raise InvalidError(
             f"{field}: {path}, line 1: there are several columns {twice[0]!r}: give each a name of its own"
+        )
+    if len(names) == 1 and (other := next((one for one in _OTHER_SEPARATORS if one in names[0]), None)):
+        raise InvalidError(
+            f"{field}: {path}, line 1: has {_OTHER_SEPARATORS[other]} and no commas: separate values by commas"
         )
     if all(map(_is_number, names)):
         raise InvalidError(
