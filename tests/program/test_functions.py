@@ -1,10 +1,14 @@
 """What a program's file says of its functions."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.functions import FUNCTIONS, functions_of, is_missing_function, missing_function, with_functions
+from propeller.program import aggregate, evaluate, registry, train
 from propeller.wasm.build.sources import functions_in
 
 HEAD = b"\0asm\x0d\0\x01\0"
@@ -51,3 +55,51 @@ def test_a_failure_for_a_missing_function_is_recognised() -> None:
     assert reason.endswith(
         "mark one with @evaluate of propeller.program, or leave evaluate out of the experiment"
     )
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    registry.reset()
+    yield
+    registry.reset()
+
+
+def two(model: Any, data: Any) -> None:
+    del model, data
+
+
+def named(model: Any, data: Any, hyperparams: Any, ctx: Any, *, lr: float) -> None:
+    del model, data, hyperparams, ctx, lr
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("mark", "function", "text"),
+    [
+        (train, two, "two takes (model, data), and is given (model, data, hyperparams, ctx)"),
+        (evaluate, lambda a, b, c, d, e: None, "takes (a, b, c, d, e), and is given (model, data, hyperp"),
+        (aggregate, two, "two takes (model, data), and is given (base, updates, state, params, ctx)"),
+        (train, named, "named takes (model, data, hyperparams, ctx, *, lr), and is given ("),
+    ],
+)
+def test_a_function_that_takes_something_else_is_refused_when_it_is_marked(
+    mark: Callable[..., Any], function: Callable[..., Any], text: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        mark(function)
+    assert text in str(refused.value)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda *given: None,
+        lambda model, *rest: None,
+        lambda model, data, hyperparams, ctx, more=1: None,
+        lambda model=1, data=2, hyperparams=3, ctx=4, *, lr=0.1, **other: None,
+        type("Fit", (), {"__call__": lambda *_: None})(),
+    ],
+)
+def test_a_function_that_can_be_called_with_what_it_is_given_is_taken(function: Callable[..., Any]) -> None:
+    assert train(function) is function

@@ -257,6 +257,8 @@ def updated(model: Any = None, num_samples: Any = 1, metrics: Any = None) -> Cal
         (lambda *_: Update({"w": [1, 2], "b": 0}, 1, {"loss": pt.zeros(3)}), "metrics: 'loss' is not one number"),
         (updated(metrics=[1]), "metrics is a list; it is a dict by name"),
         (lambda *_: None, "is marked with @train: it returns an Update, not NoneType"),
+        (lambda model, *_: model, r"it returns an Update, not the model: return Update\(model, len\(data\), metrics\)"),
+        (lambda *_: ([], 3, {}), r"not tuple: return Update\(model, len\(data\), metrics\)"),
         (lambda *_: Evaluation(1), "it returns an Update, not Evaluation"),
         (lambda m, d, h, c: d.z, "the data has no column 'z' of numbers; there are: x, y, ok"),
         (lambda *_: 1 / 0, "test_program.py:.*ZeroDivisionError: division by zero"),
@@ -337,9 +339,9 @@ def test_no_data(machine: StepMachine, tmp_path: Path) -> None:
 def test_one_function_a_mode() -> None:
     registry.reset()
 
-    def first() -> None: ...
+    def first(model: Any, data: Any, hyperparams: Any, ctx: Any) -> None: ...
 
-    def second() -> None: ...
+    def second(model: Any, data: Any, hyperparams: Any, ctx: Any) -> None: ...
 
     assert registry.train(registry.train(first)) is first
     registry.evaluate(second)

@@ -148,3 +148,12 @@ def test_seeds(machine: StepMachine) -> None:
     assert first == again != other
     with pytest.raises(TensorError, match="an integer or a text"):
         pt.random(None)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_nearly_one_is_told() -> None:
+    with pytest.raises(AttributeError, match="has no 'sigmod'; did you mean 'sigmoid'\\?"):
+        _ = pt.sigmod  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="an array has no 'reshap'; did you mean 'reshape'\\?"):
+        _ = pt.array([1.0]).reshap  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"has no 'zzzzzz'$"):
+        _ = pt.zzzzzz  # type: ignore[attr-defined]

@@ -26,6 +26,12 @@ from propeller.tensors.shapes import CARRIED, Spec, TensorError
 _MAX_INLINE_ELEMENTS = 256
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file (docs/decisions/0197)."""
 
+_RESULTS: dict[type[Any], tuple[str, str]] = {
+    Update: ("train", "return Update(model, len(data), metrics)"),
+    Evaluation: ("evaluate", "return Evaluation(len(data), metrics)"),
+}
+"""What each mode's function returns, and how it does."""
+
 _LIBRARY_FRAMES = (f"{Path(__file__).parents[1]}/", "<frozen ")
 
 
@@ -145,9 +151,10 @@ class _Task:
         data = TaskData(self._columns, self._root / "in" / "dataset.json")
         result = function(_Model(model), data, json.loads(text) or {}, context)
         if not isinstance(result, expected):
-            mode = "train" if expected is Update else "evaluate"
+            mode, remedy = _RESULTS[expected]
+            found = "the model" if isinstance(result, _Model) else type(result).__name__
             raise TypeError(
-                f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {type(result).__name__}"
+                f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {found}: {remedy}"
             )
         return result
 

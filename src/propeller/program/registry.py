@@ -49,8 +49,10 @@ class FunctionRegistry:
         """Register the function of a mode; returns it.
 
         Raises:
+            TypeError: It does not take what it will be given.
             ValueError: The mode has another one.
         """
+        _check_arguments(mode, function)
         known = self._functions.setdefault(mode, function)
         if known is not function:
             raise ValueError(
@@ -76,6 +78,36 @@ class FunctionRegistry:
         """
         if not self._functions.keys() & {"train", "aggregate"}:
             raise LookupError("this program has no function: mark one with @train of propeller.program")
+
+
+_VARARGS = 0x04
+_TRAINING_ARGUMENTS = ("model", "data", "hyperparams", "ctx")
+_ARGUMENTS = {
+    "train": _TRAINING_ARGUMENTS,
+    "evaluate": _TRAINING_ARGUMENTS,
+    "aggregate": ("base", "updates", "state", "params", "ctx"),
+}
+"""What the function of each mode is called with, by position."""
+
+
+def _check_arguments(mode: str, function: Callable[..., Any]) -> None:
+    """See that the function takes what it will be given. By its code: ``inspect`` would make programs start more slowly.
+
+    Raises:
+        TypeError: it does not.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:  # an object with ``__call__``: calling it tells
+        return
+    names = code.co_varnames[: code.co_argcount][int(hasattr(function, "__self__")) :]
+    keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    given, most = _ARGUMENTS[mode], len(names)
+    least = most - len(getattr(function, "__defaults__", None) or ())
+    missing = [name for name in keywords if name not in (getattr(function, "__kwdefaults__", None) or {})]
+    takes_all = bool(code.co_flags & _VARARGS) or most >= len(given)
+    if least > len(given) or not takes_all or missing:
+        taken = ", ".join([*names, *(["*", *missing] if missing else [])])
+        raise TypeError(f"{function.__name__} takes ({taken}), and is given ({', '.join(given)})")
 
 
 _registry: ContextVar[FunctionRegistry] = ContextVar("registry", default=FunctionRegistry())  # noqa: B039 - one for the whole process

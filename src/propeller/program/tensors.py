@@ -38,7 +38,7 @@ uint8 = "uint8"
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Never:
-        raise AttributeError(f"{__name__} has no {name!r}{hints.hint(name)}")
+        raise AttributeError(f"{__name__} has no {name!r}{hints.hint(name, globals())}")
 
 
 __all__ = [

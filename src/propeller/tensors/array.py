@@ -102,7 +102,7 @@ class Array(Handle):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Never:
-            raise AttributeError(f"an array has no {name!r}{hints.hint(name)}")
+            raise AttributeError(f"an array has no {name!r}{hints.hint(name, vars(Array))}")
 
     # Operators ------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """What has another name here than in NumPy or PyTorch, for the errors that say so."""
 
+from collections.abc import Iterable
+
 _FUNCTIONS = "exp log sqrt square sign relu sigmoid tanh softmax log_softmax isnan maximum minimum matmul where one_hot"
 
 EQUIVALENTS = {
@@ -51,6 +53,15 @@ EQUIVALENTS = {
 }
 
 
-def hint(name: str) -> str:
-    """What to write here for that name, to end an error with; empty where nothing is known."""
-    return f"; here it is {EQUIVALENTS[name]}" if name in EQUIVALENTS else ""
+def hint(name: str, known: Iterable[str] = ()) -> str:
+    """What to write here for that name, or which of those that are ``known`` was meant, to end an error with; empty if neither is."""
+    if name in EQUIVALENTS:
+        return f"; here it is {EQUIVALENTS[name]}"
+    if name.startswith("_"):  # what is asked for by machinery
+        return ""
+    try:
+        from difflib import get_close_matches  # only now: programs start without it
+    except ImportError:  # a runtime that leaves it out
+        return ""
+    near = get_close_matches(name, [one for one in known if not one.startswith("_")], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
