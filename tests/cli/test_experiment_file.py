@@ -1,5 +1,6 @@
 """Experiment files: what is in them, what is changed on the command line, and what cannot be sent."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 from propeller.cli.experiment_file import ExperimentFile, read_json
 from propeller.errors import StartError
 from propeller.protocol.experiments import ExperimentSpec
-from propeller.sdk import Experiment
+from propeller.sdk import Experiment, read_dataset
 
 GOOD = 'program = "i"\n[hyperparams]\nlr = 0.1\nlayers = [8, { size = 2 }]\n[model]\nw = [0.0, 1.0]\n'
 
@@ -127,6 +128,8 @@ def test_a_change_that_is_none(file: Path, change: str, said: str) -> None:
         ('program = "i"\n[data]\nfiles = [1]\n', r"data\.files: must be a list"),
         ('program = "i"\n[data.files]\nproplet-1 = 1\n', r"data\.files: must be .*, or a table of paths"),
         ('program = "i"\n[data.files]\n', r"data\.files: must be .*, or a table of paths"),
+        ('program = "i"\n[data]\nfiles = ["a.csv"]\nlabel = 1\n', r"data\.label: must be the name"),
+        ('program = "i"\n[data]\nlabel = "y"\n', r"data\.label: names a column of the tables in data\.files"),
         ('program = "i"\n[data]\nfils = ["a"]\n', r"data\.fils: there is no such field"),
         ('program = "i"\nrouds = 3\n', "rouds: there is no such field; did you mean 'rounds'"),
         ("rounds = 3\n", "program: "),
@@ -150,7 +153,7 @@ def test_models_and_data_from_files(file: Path) -> None:
     (folder / "d.json").write_text('{"data": [{"x": [1], "y": 0}]}')
     text = 'program = "i"\n[data]\nfiles = ["d.json"]\nsplit = { holdout = 0.5 }\n[model]\nfile = "m.json"\n'
     described = load(file, text).to_experiment()
-    assert (described.model, described.data) == ({"w": [1, 2]}, [{"data": [{"x": [1], "y": 0}]}])
+    assert (described.model, described.data) == ({"w": [1, 2]}, [{"data": [{"x": [1], "y": 0}], "size": 1}])
     assert described.spec.to_json()["data"] == {"split": {"holdout": 0.5, "seed": 0}}
     model = load(file, text.replace("m.json", "m.safetensors")).first_model()
     assert model is not None
@@ -172,20 +175,70 @@ def test_models_and_data_from_files(file: Path) -> None:
 
 
 def test_data_by_name(file: Path) -> None:
-    (file.parent / "d.json").write_text('{"data": [1]}')
-    (file.parent / "t.json").write_text('{"data": [2]}')
+    one, two = ({"schema": "mine", "data": [number], "size": 1} for number in (1, 2))
+    (file.parent / "d.json").write_text(json.dumps(one))
+    (file.parent / "t.json").write_text(json.dumps(two))
     text = (
         'program = "i"\n[data.files]\ntest = "t.json"\nproplet-1 = "d.json"\n'
         '[evaluate]\non = "central"\ndataset = "test"\n'
     )
     found = load(file, text)
     assert found.first_data_file == "d.json"
-    assert found.to_experiment().data == {"test": {"data": [2]}, "proplet-1": {"data": [1]}}
+    assert found.to_experiment().data == {"test": two, "proplet-1": one}
     found = load(file, text, "data.files.proplet-2=d.json", "data.split.holdout=0.5")
     assert list(found.datasets()) == ["test", "proplet-1", "proplet-2"]
     (file.parent / "t.json").write_text('{"data": []}')
-    with pytest.raises(StartError, match=r"t\.json: data: it has no samples"):
+    with pytest.raises(StartError, match=r"data\.files: \S+t\.json: has no samples"):
         found.to_experiment()
+
+
+def test_data_as_a_device_that_joins_has_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables, arrays, a folder, and samples in a bare list; in Python likewise."""
+    folder = file.parent
+    (folder / "rows.csv").write_text("who,a,b,grade\nann,0.5,1,1\nbob,-0.5,2,0\n")
+    np.savez(folder / "rows.npz", x=np.array([[0.5, 1], [-0.5, 2]], np.float32), y=np.array([1, 0]))
+    (folder / "parts").mkdir()
+    samples = [{"x": [0.5, 1.0], "y": 1}, {"x": [-0.5, 2.0], "y": 0}]
+    for number, sample in enumerate(samples):
+        (folder / "parts" / f"{number}.json").write_text(json.dumps([sample]))
+    expected = {"data": samples, "size": 2}
+    found = load(file, 'program = "i"\n[data]\nfiles = ["rows.npz", "parts"]\n')
+    assert found.datasets() == [expected, expected]
+    assert capsys.readouterr().err == ""
+    tables = load(file, 'program = "i"\n[data]\nfiles = { p = "rows.csv" }\nlabel = "grade"\n')
+    assert tables.to_experiment().data == {"p": expected}
+    rows = folder / "rows.csv"
+    assert (
+        capsys.readouterr().err
+        == f"data.files: {rows}: programs are not given these columns, which are texts: who\n"
+    )
+    assert read_dataset(rows, label="grade") == read_dataset(str(folder / "parts")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "d.json",
+            '{"data": [{"x": [1], "y": 0}, {"x": [1]}]}',
+            "data.files: DATA, sample 1: y is missing, and the first sample has it: give all samples the same fields",
+        ),
+        ("d.json", '{"data": [{"x": [1], "y": 0}, {"x": "a", "y": 0}]}', "data.files: DATA, sample 1: x is "),
+        ("d.json", '{"rows": []}', "data.files: DATA: must be {"),
+        ("d.json", "{", "data.files: DATA is not JSON: "),
+        ("d.csv", "a,y\n1,0\nb,1\n", "data.files: DATA, line 3: a is 'b', no finite float32"),
+        ("d.csv", "a,grade\n1,0\n", "data.label: DATA has no column called y, label, target, class"),
+        ("d.txt", "a", "data.files: DATA: the name must end in .csv"),
+        ("d.json", None, "data.files: there is no file or folder DATA"),
+    ],
+)
+def test_data_that_cannot_be_used(file: Path, name: str, content: str | None, said: str) -> None:
+    if content is not None:
+        (file.parent / name).write_text(content)
+    described = load(file, f'program = "i"\n[data]\nfiles = ["{name}"]\n')
+    with pytest.raises(StartError) as error:
+        described.datasets()
+    assert str(error.value).replace(str(file.parent / name), "DATA").startswith(said)
 
 
 def test_a_file_and_the_sdk_have_the_same_fields(file: Path) -> None:
@@ -202,7 +255,7 @@ def test_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> Non
         encoding="utf-8-sig",
     )
     (tmp_path / "m.json").write_text('{"w": [1.0]}', encoding="utf-8-sig")
-    (tmp_path / "d.json").write_text('{"data": [1]}', encoding="utf-8-sig")
+    (tmp_path / "d.json").write_text('{"data": [{"x": [1], "y": 0}]}', encoding="utf-8-sig")
     loaded = ExperimentFile.load(tmp_path / "e.toml")
     assert loaded.first_model() == {"w": [1.0]}
-    assert loaded.datasets() == [{"data": [1]}]
+    assert loaded.datasets() == [{"data": [{"x": [1], "y": 0}], "size": 1}]

@@ -259,11 +259,12 @@ def test_a_script_imports_what_is_beside_it_and_not_what_shadows(project: Path) 
         ("--model", "[1, 2]", "expected an object"),
         ("--model", '{"w": [[0, 1], [0]], "b": 0}', "tensor 'w': is ragged"),
         ("--model", '{"w": ["a"]}', "tensor 'w'"),
-        ("--data", None, "No such file"),
-        ("--data", "{", "not JSON"),
-        ("--data", "[1, 2]", "not a data set"),
-        ("--data", '{"rows": []}', "not a data set"),
-        ("--data", '{"data": []}', "no samples"),
+        ("--data", None, "there is no file or folder FILE"),
+        ("--data", "{", "FILE is not JSON"),
+        ("--data", "[1, 2]", 'FILE, sample 0: must be an object such as {"x": [0.1, 0.2], "y": 1}'),
+        ("--data", '{"rows": []}', 'FILE: must be {"data": [{"x": [0.1, 0.2], "y": 1}, …]}'),
+        ("--data", '{"data": []}', "FILE: has no samples"),
+        ("--data", '[{"x": [1], "y": 0}, {"x": [1]}]', "FILE, sample 1: y is missing"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(
@@ -277,9 +278,33 @@ def test_files_that_are_not_what_they_should_be(
     )
     with pytest.raises(StartError) as caught:
         Trial(project / "train.py", asked)
-    assert str(caught.value).startswith(f"{file}: ")
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
+    error = str(caught.value).replace(str(file), "FILE")
+    assert error.startswith("FILE: " if option == "--model" else "--data: ")
+    assert expected in error
+    assert "\n" not in error
+
+
+def test_data_as_a_device_that_joins_has_it(project: Path) -> None:
+    (project / "rows.csv").write_text("who,a,b,grade\nann,0.5,1,1\nbob,-0.5,2,0\n")
+    train = task(
+        project, "print(data.x.tolist(), data.y.tolist())\nreturn Update(model, num_samples=len(data))"
+    )
+    done = run("try", train, "--data", project / "rows.csv", "--label", "grade")
+    assert "[[0.5, 1.0], [-0.5, 2.0]] [1, 0]" in done.stderr, done.stderr
+    left = f"--data: {project / 'rows.csv'}: programs are not given these columns, which are texts: who"
+    assert left in done.stderr.splitlines()
+    assert said(run("try", train, "--data", project / "rows.csv")).startswith(
+        f"error: --label: {project / 'rows.csv'} has no column called y, "
+    )
+    assert "--data FILE: give that, too" in said(run("try", train, "--label", "grade"))
+    described = (project / "experiment.toml").read_text()
+    files = 'files = ["data/1.json", "data/2.json", "data/3.json"]'
+    assert files in described
+    (project / "experiment.toml").write_text(
+        described.replace(files, 'files = ["rows.csv"]\nlabel = "grade"')
+    )
+    done = run("try", train)
+    assert "[[0.5, 1.0], [-0.5, 2.0]] [1, 0]" in done.stderr, done.stderr
 
 
 def test_options_that_are_not_what_they_should_be(project: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from propeller.sdk import Experiment
 
 PAGE = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
 FILES = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-OF_FILES = {"files"}
+OF_FILES = {"files", "label"}
 
 
 def paths(table: dict[str, Any], before: str = "") -> set[str]:

@@ -138,7 +138,10 @@ def test_an_error_of_the_program_is_the_rounds_reason(up: Up, project: Path, ima
         ({"rounds": "rounds ="}, "not TOML"),
         ({"program": ""}, "program"),
         ({"files": "files = ['data/1.json']"}, "there are 1 data sets for 3 devices"),
-        ({"files": "files = ['absent.json', 'data/2.json', 'data/3.json']"}, "absent.json: No such file"),
+        (
+            {"files": "files = ['absent.json', 'data/2.json', 'data/3.json']"},
+            "data.files: there is no file or folder absent.json",
+        ),
         ({"b": "file = 'absent.json'"}, "give tensors, or file, or version"),
         ({"w": "w = [1, 'a']"}, "w"),
         ({"names": "selection = { names = ['nobody'] }", "files": "files = ['data/1.json']"}, "nobody"),

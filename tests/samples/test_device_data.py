@@ -1,5 +1,6 @@
 """A device's own data, from files of every kind: the document that programs are given, and what is refused."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from propeller.data_store.service import write_dataset
 from propeller.errors import InvalidError
 from propeller.fl.tensors.safetensors import to_safetensors
-from propeller.samples.device_data import DeviceData, read_device_data
+from propeller.samples.device_data import COLUMNS_SCHEMA, DeviceData, read_device_data
 
 X = np.array([[0.5, 1.0], [-0.5, 2.0], [0.25, 3.0]], np.float32)
 Y = np.array([1, 0, 1])
@@ -150,8 +152,31 @@ def test_a_document_of_a_schema_of_its_own_is_its_programs(tmp_path: Path) -> No
     document = {"schema": "mine-v1", "data": [{"text": "hello"}, 7], "note": "kept"}
     file.write_text(json.dumps(document))
     assert content(read_device_data(file)) == {**document, "size": 2}
+    file.write_text('{"schema": "mine-v1", "data": [], "where": "elsewhere"}')
+    assert read_device_data(file).samples == 0
     file.write_text('\ufeff[{"x": [1], "y": 0}]', encoding="utf-8")
     assert content(read_device_data(file)) == {"data": [{"x": [1], "y": 0}], "size": 1}
+
+
+def test_samples_that_are_not_as_the_demos_say_so_to_a_data_store(tmp_path: Path) -> None:
+    """A data store takes both, and a document's own schema stays."""
+    assert "schema" not in read_device_data(write(tmp_path / "rows.csv")).document()
+    np.savez(tmp_path / "images.npz", x=np.zeros((2, 3, 3), np.float32), y=np.arange(2))
+    np.savez(tmp_path / "names.npz", pixels=X, digit=Y)
+    (tmp_path / "own.json").write_text('{"schema": "mine", "data": [{"x": [1], "y": 0}]}')
+    (tmp_path / "text.json").write_text('{"data": [{"x": [1], "y": 0.5, "who": "ann"}]}')
+    schemas = {
+        name: read_device_data(tmp_path / name).document().get("schema")
+        for name in ("images.npz", "names.npz", "own.json", "text.json")
+    }
+    assert schemas == {
+        "images.npz": COLUMNS_SCHEMA,
+        "names.npz": COLUMNS_SCHEMA,
+        "own.json": "mine",
+        "text.json": None,
+    }
+    for name in schemas:
+        write_dataset("p", json.dumps(read_device_data(tmp_path / name).document()).encode(), io.BytesIO())
 
 
 def test_parquet_with_lists_has_its_columns_as_they_are(tmp_path: Path) -> None:
@@ -206,10 +231,11 @@ def _with_test_set(folder: Path) -> Path:
         (_of_csv("a,y\n1,cat\n2,dog\n"), "the label 'y' is of texts, which each device would number in its own way"),
         (_of_csv("a,y\n"), "has no samples"),
         (_of_json('{"data": [{"x": [1], "y": 0}, {"x": [1, 2], "y": 0}]}'), "sample 1: x has the shape [2]"),
-        (_of_json('{"data": [{"x": [1], "y": 0}, {"x": [2]}]}'), "sample 1: y is in the first sample alone"),
+        (_of_json('{"data": [{"x": [1], "y": 0}, {"x": [2]}]}'), "sample 1: y is missing, and the first sample has it"),
         (_of_json('{"data": [{"x": NaN}]}'), "x has a number that is no finite float32 in sample 0"),
         (_of_json('{"schema": "mine", "data": [NaN]}'), "has a number that is not finite"),
-        (_of_json('{"data": []}'), "with at least one"),
+        (_of_json('{"data": []}'), "has no samples"),
+        (_of_json('{"rows": []}'), 'must be {"data": [{"x": [0.1, 0.2], "y": 1}, …]}'),
         (_of_json("{"), "is not JSON"),
         (_of_parquet({"a": [1.0, None], "y": [0, 1]}), "row 1: a is empty"),
         (_of_parquet({"a": [1.0, float("inf")], "y": [0, 1]}), "row 1: a is no finite float32"),

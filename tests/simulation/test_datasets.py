@@ -378,14 +378,15 @@ class TestJson:
         ("document", "text"),
         [
             ("{", "a.json is not JSON: "),
-            ("3", 'a.json: must be {"data": [samples]}, with at least one'),
-            ('{"data": []}', 'a.json: must be {"data": [samples]}, with at least one'),
+            ("3", 'a.json: must be {"data": [{"x": [0.1, 0.2], "y": 1}, …]}'),
+            ('{"data": []}', "a.json: has no samples"),
+            ('{"schema": "mine", "data": []}', "a.json has no samples"),
             ('[{"x": 1}, 2]', 'a.json, sample 1: must be an object such as {"x": [0.1, 0.2], "y": 1}'),
             (
                 '[{"x": 1}, {"x": 1, "z": 2}]',
-                "a.json, sample 1: z is in this one alone: give all samples the same",
+                "a.json, sample 1: z is not in the first sample: give all samples the same",
             ),
-            ('[{"x": 1, "z": 2}, {"x": 1}]', "a.json, sample 1: z is in the first sample alone"),
+            ('[{"x": 1, "z": 2}, {"x": 1}]', "a.json, sample 1: z is missing, and the first sample has it"),
             (
                 '[{"x": [1, 2]}, {"x": [1]}]',
                 "a.json, sample 1: x has the shape [1], and in the first sample [2]: give all samples a number, an",

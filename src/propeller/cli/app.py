@@ -451,7 +451,18 @@ def try_program(
         typer.Option(metavar="FILE", help="A .safetensors, .npz or .json file; default: the experiment's."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON; default: the experiment's first file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="A device's data, as 'propeller join' takes it; default: the experiment's first.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Of a table in --data, the column with labels (default: y, label, target or class).",
+        ),
     ] = None,
     hyperparams: Annotated[
         str | None, typer.Option(metavar="JSON", help="Those that are to differ from the experiment's.")
@@ -497,6 +508,7 @@ def try_program(
         None if split is None else _json_object("--split", split),
         kept,
         tuple(updates or ()),
+        label,
     )
     code = run_try(program, inputs, Limits(wall_time_s=wall_time))
     raise typer.Exit(code)

@@ -1,6 +1,7 @@
 """An experiment file: the fields of an experiment in TOML, and the model and data that it brings."""
 
 import json
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,16 +10,17 @@ from typing import Any, NoReturn, Self
 
 from propeller.errors import InvalidError, StartError
 from propeller.fl.schedules import resolve_hyperparams
+from propeller.process.control_characters import escape_line
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
-from propeller.sdk.experiment import has_no_samples
 from propeller.sdk.programs import is_file_name
 
 _SHORT = {"strategy": "name", "mode": "kind"}
 """Tables that may be written as one text, and the field that this text is."""
 
 _OF_MODEL = ("version", "file")
+_OF_DATA = frozenset({"files", "label"})
 
 
 @dataclass
@@ -30,7 +32,8 @@ class ExperimentFile:
         spec: the experiment, checked; the model only if it is a version.
         tensors: the model to start from, if the file has its tensors.
         model_file: or the file that it is in.
-        data_files: data to store: a file for each device in turn, or files by the names of devices and of the data set of ``evaluate``.
+        data_files: data to store: a file or folder for each device in turn, or by the names of devices and of the data set of ``evaluate``.
+        data_label: of those that are tables, the column with labels.
         notes: what is written as it was in earlier versions, and how it is written now.
         simulation: the table of a virtual fleet, which is for ``propeller simulate`` alone.
     """
@@ -40,6 +43,7 @@ class ExperimentFile:
     tensors: dict[str, Any] | None = None
     model_file: str | None = None
     data_files: list[str] | dict[str, str] = field(default_factory=list)
+    data_label: str | None = None
     notes: list[str] = field(default_factory=list)
     simulation: dict[str, Any] = field(default_factory=dict)
 
@@ -75,14 +79,14 @@ class ExperimentFile:
     @classmethod
     def _from_fields(cls, folder: Path, fields: dict[str, Any], notes: list[str]) -> Self:
         source, tensors = _pop_model(fields)
-        files = _pop_data_files(fields)
+        files, label = _pop_data_files(fields)
         simulation = fields.pop("simulation", {})
         if not isinstance(simulation, dict):
             raise InvalidError("simulation: must be a table, as [simulation] with clients = 100")
         if "version" in source:
             fields["model"] = {"version": source["version"]}
         spec = ExperimentSpec.decode({"rounds": 1, **fields})
-        return cls(folder, spec, tensors or None, source.get("file"), files, notes, simulation)
+        return cls(folder, spec, tensors or None, source.get("file"), files, label, notes, simulation)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
@@ -130,14 +134,22 @@ class ExperimentFile:
         return next((file for name, file in self.data_files.items() if name != central), None)
 
     def datasets(self) -> list[dict[str, Any]] | dict[str, dict[str, Any]]:
-        """The data sets in ``data_files``.
+        """The data sets in ``data_files``; what of them programs are not given is said on stderr.
 
         Raises:
             StartError: a file cannot be read, or has no samples.
         """
         if isinstance(self.data_files, list):
-            return [_read_dataset(self.folder / file) for file in self.data_files]
-        return {name: _read_dataset(self.folder / file) for name, file in self.data_files.items()}
+            return [self.read_dataset(file) for file in self.data_files]
+        return {name: self.read_dataset(file) for name, file in self.data_files.items()}
+
+    def read_dataset(self, file: str) -> dict[str, Any]:
+        """One of the data sets in ``data_files``; what of it programs are not given is said on stderr.
+
+        Raises:
+            StartError: it cannot be read, or has no samples.
+        """
+        return read_dataset(self.folder / file, self.data_label, "data.files", "data.label")
 
     def to_experiment(self) -> Experiment:
         """The experiment with its model and data.
@@ -154,11 +166,34 @@ class ExperimentFile:
         )
 
 
-def _read_dataset(file: Path) -> dict[str, Any]:
-    found = read_json(file)
-    if has_no_samples(found):
-        raise StartError(f"{file}: data: it has no samples; give its device some, or leave it out")
-    return found
+def read_dataset(path: Path, label: str | None, files_field: str, label_field: str) -> dict[str, Any]:
+    """A device's data from a file or folder, as a data store takes it; what of it programs are not given is said on stderr.
+
+    Args:
+        path: where it is.
+        label: of a table, the column with labels.
+        files_field: where the person named the file, for errors.
+        label_field: and the label.
+
+    Raises:
+        StartError: it cannot be read; the text names the file, the sample and the field.
+    """
+    from propeller.samples.device_data import read_device_data
+
+    try:
+        found = read_device_data(path, label)
+    except InvalidError as error:
+        field, _, text = str(error).partition(": ")
+        raise StartError(f"{label_field if field == 'label' else files_field}: {text}") from None
+    if found.left_out:
+        columns = ", ".join(found.left_out)
+        print(
+            escape_line(
+                f"{files_field}: {path}: programs are not given these columns, which are texts: {columns}"
+            ),
+            file=sys.stderr,
+        )
+    return found.document()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -244,12 +279,17 @@ def _pop_model(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return source, tensors
 
 
-def _pop_data_files(fields: dict[str, Any]) -> list[str] | dict[str, str]:
+def _pop_data_files(fields: dict[str, Any]) -> tuple[list[str] | dict[str, str], str | None]:
+    """Take the files of data out of the fields, and the column with labels of those that are tables."""
     data = fields.get("data")
-    if not isinstance(data, dict) or "files" not in data:
-        return []
-    rest = {name: value for name, value in data.items() if name != "files"}
-    fields["data"] = rest
+    if not isinstance(data, dict) or not data.keys() & _OF_DATA:
+        return [], None
+    fields["data"] = {name: value for name, value in data.items() if name not in _OF_DATA}
+    label = data.get("label")
+    if label is not None and not isinstance(label, str):
+        raise InvalidError("data.label: must be the name of a column, of the tables in data.files")
+    if "files" not in data:
+        raise InvalidError("data.label: names a column of the tables in data.files: give these, too")
     files = data["files"]
     paths = list(files.values()) if isinstance(files, dict) else files
     if not isinstance(paths, list) or not paths or not all(isinstance(one, str) for one in paths):
@@ -258,7 +298,7 @@ def _pop_data_files(fields: dict[str, Any]) -> list[str] | dict[str, str]:
             "and of the data set in evaluate.dataset"
         )
     found: list[str] | dict[str, str] = files
-    return found
+    return found, label
 
 
 def _apply(fields: dict[str, Any], change: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from propeller.cli.experiment_file import ExperimentFile
+from propeller.cli.experiment_file import ExperimentFile, read_dataset
 from propeller.cli.terminal import Terminal
 from propeller.cli.try_aggregation import AGGREGATE, AggregationTrial
 from propeller.digests import digest_of
@@ -56,7 +56,8 @@ class TrialInputs:
     """What the command line says; None: as the experiment file beside the program has it.
 
     ``hyperparams`` are those that differ from the file's. ``strategy`` is a name or an object with parameters, ``split`` a ``data.split``, ``state`` a folder in which device state is kept
-    from run to run; without it there is none before and after the run. ``updates`` are for an aggregation.
+    from run to run; without it there is none before and after the run. ``updates`` are for an aggregation. ``label`` is the column with
+    labels where ``data`` is a table.
     """
 
     model: Path | None
@@ -67,6 +68,7 @@ class TrialInputs:
     split: Mapping[str, Any] | None = None
     state: Path | None = None
     updates: tuple[Path, ...] = ()
+    label: str | None = None
 
 
 class Trial:
@@ -98,7 +100,7 @@ class Trial:
                 self.from_experiment.append(f"hyperparams {json.dumps(kept)}")
         self._model = self._read_model(inputs.model, experiment, experiment_file)
         self._strategy = self._find_strategy(inputs.strategy, experiment)
-        dataset = json.dumps(self._read_dataset(inputs.data, experiment, experiment_file))
+        dataset = json.dumps(self._read_dataset(inputs.data, inputs.label, experiment, experiment_file))
         split, named = inputs.split, "--split"
         if split is None and experiment is not None and experiment.split is not None:
             split, named = experiment.split, f"{experiment_file}: data.split"
@@ -190,24 +192,20 @@ class Trial:
             raise StartError(f"{file or experiment_file}: model: {error}") from None
 
     def _read_dataset(
-        self, file: Path | None, experiment: ExperimentFile | None, experiment_file: Path
+        self,
+        file: Path | None,
+        label: str | None,
+        experiment: ExperimentFile | None,
+        experiment_file: Path,
     ) -> dict[str, Any]:
-        if file is None and experiment is not None and (first := experiment.first_data_file) is not None:
-            file = experiment.folder / first
-            self.from_experiment.append(f"data {first}")
-        if file is None:
+        if file is not None:
+            return read_dataset(file, label, "--data", "--label")
+        if label is not None:
+            raise StartError("--label: names a column of --data FILE: give that, too")
+        if experiment is None or (first := experiment.first_data_file) is None:
             raise StartError(f"give a device's data: --data FILE, or files in [data] of {experiment_file}")
-        try:
-            document = json.loads(_read_file(file))
-        except ValueError as error:
-            raise StartError(f"{file}: not JSON: {error}") from None
-        fields = document if isinstance(document, dict) else {"data": document}
-        samples = fields.get("data")
-        if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
-            raise StartError(f'{file}: not a data set: {{"data": [{{"x": [0.1, 0.2], "y": 1}}, …]}}')
-        if not samples:
-            raise StartError(f"{file}: it has no samples")
-        return {**fields, "data": samples, "size": len(samples)}
+        self.from_experiment.append(f"data {first}")
+        return experiment.read_dataset(first)
 
 
 def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:

@@ -1,5 +1,6 @@
 """A device's own data: a file, or a folder of files of one kind, as the document that programs are given."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,18 @@ from pydantic_core import to_json
 from propeller.errors import InvalidError
 from propeller.protocol.booleans import as_numbers
 from propeller.protocol.task import encode_json
-from propeller.samples.files import SUFFIXES, Samples, kind_of_file, read_document, read_samples, samples_of
+from propeller.samples.files import (
+    SUFFIXES,
+    Samples,
+    has_own_schema,
+    kind_of_file,
+    read_document,
+    read_samples,
+    samples_of,
+)
 
-DEMO_SCHEMA = "fl-demo-dataset-v1"
-"""Documents of another schema are their programs' own."""
+COLUMNS_SCHEMA = "propeller-columns-v1"
+"""Of documents whose samples have other columns than the demo's: a data store leaves them to programs."""
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +44,13 @@ class DeviceData:
     samples: int
     columns: Mapping[str, str]
     left_out: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The content, as a data store takes it: samples that are not as the demo's have a schema that says so."""
+        document: dict[str, Any] = json.loads(self.content)
+        if "schema" not in document and not _is_of_demo(document["data"][0]):
+            document["schema"] = COLUMNS_SCHEMA
+        return document
 
 
 def read_device_data(path: Path, label: str | None = None) -> DeviceData:
@@ -61,6 +77,17 @@ def read_device_data(path: Path, label: str | None = None) -> DeviceData:
     columns = _joined(parts)
     content = to_json({"data": rows_of(columns), "size": len(next(iter(columns.values())))})
     return DeviceData(content, len(next(iter(columns.values()))), _described(columns), tuple(parts[0].apart))
+
+
+def _is_of_demo(sample: Mapping[str, Any]) -> bool:
+    """Whether a sample, which all others are like, has a list of numbers ``x`` and a number ``y``."""
+    x, y = sample.get("x"), sample.get("y")
+    return (
+        isinstance(x, list)
+        and bool(x)
+        and all(isinstance(one, int | float) for one in x)
+        and isinstance(y, int | float)
+    )
 
 
 def rows_of(columns: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -94,12 +121,11 @@ def _read_documents(files: Sequence[Path]) -> DeviceData:
         except OSError as error:
             raise InvalidError(f"data: {file} cannot be read: {error.strerror or error}") from None
         told = fields | told
-        if fields.get("schema") in {None, DEMO_SCHEMA}:
+        if not has_own_schema(fields):
             found = _described(_all_of(samples_of(samples, name=str(file))))
             if columns is not None and found != columns:
                 raise _different(files[0], columns, file, found)
             columns = found
-        if fields.get("schema") in {None, DEMO_SCHEMA}:
             samples = [as_numbers(sample) for sample in samples]
         every += samples
     try:

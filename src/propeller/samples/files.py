@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 SUFFIXES = (".csv", ".csv.gz", ".npz", ".json", ".safetensors", ".parquet")
 """How the names of the files end that are read here."""
 
+DEMO_SCHEMA = "fl-demo-dataset-v1"
+"""Of documents as the demo's; those of another schema are their programs' own."""
+
 _TEXT = "U"
 _DTYPES = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}
 """What programs have of numbers, by NumPy's kind of them; true is 1 and false 0."""
@@ -216,7 +219,7 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """The fields of a dataset document beside its samples, and these, which are not looked at.
 
     Raises:
-        InvalidError: it is none.
+        InvalidError: it is none, or has no samples, as only one with a schema of its own may.
         OSError: the file cannot be read.
     """
     try:
@@ -225,9 +228,16 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Any]]:
         raise InvalidError(f"data: {path} is not JSON: {error}") from None
     fields = document if isinstance(document, dict) else {"data": document}
     samples = fields.pop("data", None)
-    if not isinstance(samples, list) or not samples:
-        raise InvalidError(f'data: {path}: must be {{"data": [samples]}}, with at least one')
+    if not isinstance(samples, list):
+        raise InvalidError(f'data: {path}: must be {{"data": [{{"x": [0.1, 0.2], "y": 1}}, …]}}')
+    if not samples and not has_own_schema(fields):
+        raise InvalidError(f"data: {path}: has no samples")
     return fields, samples
+
+
+def has_own_schema(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields of a document say that its samples are of no form but its program's."""
+    return fields.get("schema") not in {None, DEMO_SCHEMA}
 
 
 def samples_of(samples: Sequence[Any], *, apart: Sequence[str] = (), name: str) -> Samples:
@@ -236,6 +246,8 @@ def samples_of(samples: Sequence[Any], *, apart: Sequence[str] = (), name: str) 
     Raises:
         InvalidError: they are not all numbers, arrays of one shape, or texts under the same names; ``name`` is where they are from.
     """
+    if not samples:
+        raise InvalidError(f"data: {name} has no samples")
     first = samples[0]
     for at, sample in enumerate(samples):
         if not isinstance(sample, dict) or not sample:
@@ -243,10 +255,11 @@ def samples_of(samples: Sequence[Any], *, apart: Sequence[str] = (), name: str) 
                 f'data: {name}, sample {at}: must be an object such as {{"x": [0.1, 0.2], "y": 1}}'
             )
         if sample.keys() != first.keys():
-            field = min(sample.keys() ^ first.keys())
-            raise InvalidError(
-                f"data: {name}, sample {at}: {field} is in {'this one' if field in sample else 'the first sample'} alone: give all samples the same fields"
+            field = min(first.keys() - sample.keys() or sample.keys() - first.keys())
+            what = (
+                "is not in the first sample" if field in sample else "is missing, and the first sample has it"
             )
+            raise InvalidError(f"data: {name}, sample {at}: {field} {what}: give all samples the same fields")
     columns = {field: _json_column(name, field, [sample[field] for sample in samples]) for field in first}
     return Samples.of_columns(columns, apart=apart, name=name)
 

@@ -26,6 +26,7 @@ from propeller.sdk.history import History
 from propeller.sdk.models import AsyncModels, Models
 from propeller.sdk.rounds import RoundResult
 from propeller.sdk.users import AsyncUsers, Users
+from propeller.sdk.values import read_dataset
 
 __all__ = [
     "AsyncDevices",
@@ -46,4 +47,5 @@ __all__ = [
     "RoundResult",
     "Users",
     "WaitTimeoutError",
+    "read_dataset",
 ]

@@ -61,7 +61,7 @@ class Experiment:
         id: an id of your own: the same experiment with the same id again starts nothing. Default: made anew for each run.
         strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
         model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
-        data: data to store first: by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
+        data: data sets to store first (``read_dataset`` has them of files): by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
             if there are any, else all that are alive, in the order of their names). By name also the data set of a central
             evaluation (``evaluate``'s ``dataset``). Default: what is stored there.
         split: which part of a device's data is held out for evaluation, as ``{"holdout": 0.2, "seed": 0}``.

@@ -84,6 +84,21 @@ def read_npz(file: Path) -> "dict[str, np.ndarray[Any, Any]]":
         raise InvalidError(f"{file}: {error}") from None
 
 
+def read_dataset(path: str | Path, *, label: str | None = None) -> dict[str, Any]:
+    """A data set for ``Experiment.data`` and ``put_dataset``, from a file or folder as ``propeller join --data`` takes it.
+
+    Args:
+        path: CSV, JSON, npz, safetensors or Parquet; or a folder of such files of one kind.
+        label: of a table, the column with labels; by default one that is called y, label, target or class.
+
+    Raises:
+        InvalidError: it cannot be read; the text names the file, the sample and the column, and what to do.
+    """
+    from propeller.samples.device_data import read_device_data
+
+    return read_device_data(Path(path), label).document()
+
+
 def same_model(
     one: "Mapping[str, np.ndarray[Any, Any]]", other: "Mapping[str, np.ndarray[Any, Any]]"
 ) -> bool:
