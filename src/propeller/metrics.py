@@ -16,15 +16,30 @@ DIVERGED = "training diverged, or something was divided by zero"
 _KINDS: dict[type, str] = {bool: "true or false", str: "text", dict: "an object", list: "a list"}
 
 
+def split_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those metrics that are numbers, NaN and infinities among them; and of the others what they are: text, a list, null.
+
+    Args:
+        metrics: plain Python values by name, as JSON has them.
+    """
+    numbers = {name: value for name, value in metrics.items() if _is_number(value)}
+    return numbers, {name: _kind(value) for name, value in metrics.items() if name not in numbers}
+
+
 def metrics_fault(metrics: Mapping[str, Any]) -> str | None:
     """Why these are no metrics, for a person; ``None`` if they are: finite numbers by name."""
+    if fault := names_fault(metrics):
+        return fault
+    return next((fault for name, value in metrics.items() if (fault := metric_fault(name, value))), None)
+
+
+def names_fault(metrics: Mapping[str, Any]) -> str | None:
+    """Why these are no metrics, whatever their values are; ``None`` if that is up to the values."""
     if len(metrics) > MAX_METRICS:
         return f"{len(metrics)} are more than the limit of {MAX_METRICS}"
-    for name, value in metrics.items():
+    for name in metrics:
         if not name or len(name) > MAX_METRIC_NAME or not name.isprintable():
             return f"{name[:80]!r} is no name of a metric; use up to {MAX_METRIC_NAME} printable characters"
-        if fault := metric_fault(name, value):
-            return fault
     return None
 
 
@@ -35,7 +50,7 @@ def metric_fault(name: str, value: Any) -> str | None:
         name: the metric's name, as the program gave it.
         value: a plain Python value, as JSON has them.
     """
-    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         return f"{name[:80]!r} is {_kind(value)}; a metric is one finite number: give each number a name, and leave the rest out"
     try:
         finite = math.isfinite(value)
@@ -77,6 +92,10 @@ def _weighted_mean(weighted: list[tuple[int, float]]) -> float:
     # Weights are divided first: a large metric times many samples may be infinite.
     mean = math.fsum(weight / total * value for weight, value in weighted)
     return float(min(max(mean, min(values)), max(values)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _kind(value: Any) -> str:

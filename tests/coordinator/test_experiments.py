@@ -374,6 +374,24 @@ async def test_a_program_that_leaves_out_its_part_of_the_strategy_is_told_once(
     assert kept == said
 
 
+async def test_metrics_that_are_no_numbers_are_left_out_and_told_of(world: World) -> None:
+    wrong: dict[str, Any] = {"p-1": "low", "p-2": "low", "p-3": None}
+    world.fleet.send = lambda _start, name: {"metrics": {"loss": wrong[name], "share": 0.25}}
+    await submit(world.http, rounds=1, evaluate={})
+    await in_state(world.http, "completed")
+    notes = [data["reason"] for _seq, kind, data in await events(world.http) if kind == "note"]
+    assert set(notes) == {
+        "metrics: 'loss' is null (p-3), 'loss' is text (p-1, p-2): left out; a metric is one finite number"
+    }
+    told = (await history(world.http))[0]
+    assert told["metrics"] == {"share": 0.25}
+    kept = {one["proplet_id"]: (one["metrics"], one["metrics_left_out"]) for one in told["updates"]}
+    assert kept == {
+        name: ({"share": 0.25}, {"loss": "null" if value is None else "text"})
+        for name, value in wrong.items()
+    }
+
+
 async def test_what_an_evaluation_must_not_have_and_an_update_must(world: World) -> None:
     world.fleet.send = lambda start, _name: {} if start["mode"] == "train" else None
     await submit(world.http, rounds=1, evaluate={})

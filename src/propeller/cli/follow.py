@@ -104,6 +104,7 @@ class Progress:
         """Device → why it failed, as it was said last; not said again."""
         self._first: dict[str, str] = {}
         """Reason → the name of the device of which it was said first."""
+        self._noted: set[str] = set()
         self._begun: datetime | None = None
         self._last_end: datetime | None = None
 
@@ -116,7 +117,7 @@ class Progress:
             case "waiting":
                 return self._wait(str(data.get("reason") or data.get("for") or "enough devices"))
             case "note":
-                return [f"  [yellow]note[/]: {escape(str(data['reason']))}"]
+                return self._note(str(data["reason"]))
             case "round_started":
                 self._start(data, event.at)
             case "update" if data.get("round_id") in self.open:
@@ -149,6 +150,12 @@ class Progress:
         if self.state == "paused":
             return ["  [yellow]paused[/]: the round that runs is the last one until it is resumed"]
         return ["  goes on"] if (before, self.state) == ("paused", "running") else []
+
+    def _note(self, reason: str) -> list[str]:
+        if reason in self._noted:
+            return []
+        self._noted.add(reason)
+        return [f"  [yellow]note[/]: {escape(reason)}"]
 
     def _wait(self, reason: str) -> list[str]:
         before, self.waiting = self.waiting, reason

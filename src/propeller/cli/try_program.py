@@ -138,6 +138,8 @@ class Trial:
         safetensors = out_files.get(TENSORS_FILE)
         try:
             header = parse_program_output(stdout, safetensors, self.env, PROPLET_ID).header
+            for name, kind in (header.metrics_left_out or {}).items():
+                _print_note(f"note: metrics: {name!r} is {kind}: left out; a metric is one finite number")
             if self._mode == "train":
                 self._strategy.check(
                     Contribution(0, PROPLET_ID, header.num_samples, header.steps, header.metrics)

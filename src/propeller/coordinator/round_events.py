@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from propeller.coordinator.experiment_records import ExperimentRecord
+from propeller.coordinator.round_notes import notes_of
 from propeller.coordinator.rounds import RoundChange, RoundRecord, format_unix_time
-from propeller.coordinator.strategy_notes import explain_left_out
 from propeller.fl.experiment import RoundEnded, WaveChanged
 from propeller.fl.round import RoundState
 
@@ -40,11 +40,9 @@ def events_of(change: RoundChange, at: float) -> Iterator[NewEvent]:
     for name, reason in after.round.failures.items():
         if before.round.failures.get(name) != reason:
             yield NewEvent("failure", at, {**place, **after.device(name), "reason": reason})
-    # Once: what a program does it does in each round.
-    if after.state.is_over and not before.state.is_over and after.numbers.get("number") == 1:
-        left_out = explain_left_out(after)
-        if left_out is not None:
-            yield NewEvent("note", at, {**place, "reason": left_out})
+    if after.state.is_over and not before.state.is_over:
+        for note in notes_of(after):
+            yield NewEvent("note", at, {**place, "reason": note})
 
 
 def merge_started(record: RoundRecord, at: float) -> NewEvent:

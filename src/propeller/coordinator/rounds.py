@@ -49,7 +49,8 @@ class AcceptedUpdate:
     """An update that counts: the header of what is kept under ``digest``; ``received_at`` in Unix seconds.
 
     ``transfer`` says how it came; of updates from before that was kept, and of evaluations, there is none. ``corrected`` is
-    whether its program says that it did its part of the strategy.
+    whether its program says that it did its part of the strategy; ``metrics_left_out`` has what those metrics were that are no
+    numbers.
     """
 
     proplet_id: str
@@ -62,6 +63,7 @@ class AcceptedUpdate:
     kind: UpdateKind = "weights"
     transfer: Transfer | None = None
     corrected: bool | None = None
+    metrics_left_out: Mapping[str, str] | None = None
 
     @classmethod
     def of(
@@ -84,6 +86,7 @@ class AcceptedUpdate:
             header.kind,
             transfer,
             header.corrected,
+            header.metrics_left_out,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class AcceptedUpdate:
             **({} if self.steps is None else {"steps": self.steps}),
             **({} if self.corrected is None else {"corrected": self.corrected}),
             "metrics": dict(self.metrics),
+            **({"metrics_left_out": dict(self.metrics_left_out)} if self.metrics_left_out else {}),
             "size": self.size,
             **({} if self.transfer is None else self.transfer.to_json()),
             "received_at": format_unix_time(self.received_at),

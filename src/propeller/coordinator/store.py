@@ -278,6 +278,7 @@ def _update_row(record: RoundRecord, update: AcceptedUpdate) -> dict[str, Any]:
         "steps": update.steps,
         "kind": update.kind,
         "corrected": update.corrected,
+        "metrics_left_out": update.metrics_left_out and dict(update.metrics_left_out),
         **_transfer_columns(update.transfer),
     }
 
@@ -363,6 +364,7 @@ def _read_record(
             one.kind or "weights",
             _read_transfer(one),
             one.corrected,
+            one.metrics_left_out,
         )
         for one in updates
     }

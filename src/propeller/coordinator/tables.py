@@ -91,6 +91,7 @@ updates = Table(
     Column("compression", String(64)),
     Column("compression_error", Double),
     Column("corrected", Boolean),  # whether its program says that it did its part of the strategy
+    Column("metrics_left_out", JSON(none_as_null=True)),  # what those were that are no numbers
 )
 
 # No foreign key: the round that merges an update of a wave has it too, so that a digest may be in ``updates`` twice.

@@ -40,7 +40,7 @@ from propeller.fl.tensors.safetensors import read_header
 from propeller.process.decoding import decode_in_thread
 from propeller.process.files import DurableFile
 from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
-from propeller.protocol.wire import MalformedMessageError, read_count
+from propeller.protocol.wire import MalformedMessageError, decode_object, read_count
 from propeller.web.limits import MAX_BODY
 
 NO_TENSORS = "update: Field required: update data is required and cannot be empty"
@@ -262,6 +262,11 @@ def _from_safetensors(body: bytes) -> ReceivedUpdate:
         except MalformedMessageError as error:
             text = str(error)
             raise InvalidError(text if text.startswith("metrics") else f"metrics: {text}") from None
+    if "metrics_left_out" in metadata:
+        try:
+            metadata["metrics_left_out"] = decode_object(metadata["metrics_left_out"])
+        except MalformedMessageError as error:
+            raise InvalidError(f"metrics_left_out: {error}") from None
     header = UpdateHeader.decode(metadata)
     size = len(body)
     transfer = transfer_of(size, description)

@@ -159,6 +159,8 @@ def document_metadata(header: UpdateHeader) -> dict[str, str]:
         metadata["kind"] = header.kind
     if header.steps is not None:
         metadata["steps"] = str(header.steps)
+    if header.metrics_left_out:
+        metadata["metrics_left_out"] = json.dumps(header.metrics_left_out)
     if header.corrected is not None:
         metadata["corrected"] = "true" if header.corrected else "false"
     return metadata

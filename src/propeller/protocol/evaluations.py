@@ -36,7 +36,11 @@ def read_evaluation(stdout: bytes, *, left_tensors: bool, round_id: str, proplet
     if header is None:
         raise MalformedMessageError(_TRAINED_INSTEAD)
     if not header.metrics:
-        raise MalformedMessageError("metrics: an evaluation has one or more; the program's document has none")
+        others = ", ".join(f"{name!r} is {kind}" for name, kind in (header.metrics_left_out or {}).items())
+        raise MalformedMessageError(
+            "metrics: an evaluation has one or more; the program's document has none"
+            + (f" that is a finite number: {others}" if others else "")
+        )
     check_names("evaluation", header, round_id, proplet_id)
     return header
 

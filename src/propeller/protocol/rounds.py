@@ -13,7 +13,15 @@ from pydantic import (
     model_validator,
 )
 
-from propeller.metrics import DIVERGED, metric_fault, metrics_fault
+from propeller.metrics import (
+    DIVERGED,
+    MAX_METRIC_NAME,
+    MAX_METRICS,
+    metric_fault,
+    metrics_fault,
+    names_fault,
+    split_metrics,
+)
 from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
@@ -100,6 +108,15 @@ ModelRef = Annotated[
 
 Metrics = Annotated[dict[str, float], PlainValidator(_finite_numbers)]
 """Finite numbers by name; anything else is refused by the metric's name."""
+
+LeftOut = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=MAX_METRIC_NAME), AfterValidator(require_printable)],
+        Annotated[str, Field(max_length=32), AfterValidator(require_printable)],
+    ],
+    Field(max_length=MAX_METRICS),
+]
+"""Metrics that are no numbers, by their names: what they are instead, as ``text``."""
 
 UpdateKind = Literal["weights", "delta"]
 """What the tensors of an update are: the model after local training, or its difference to the base model."""
@@ -308,6 +325,7 @@ class UpdateHeader(Message):
 
     It is also all that an evaluation has. ``steps`` are local steps of the optimizer, for strategies that weigh by them;
     ``corrected`` is whether the program added to its gradients what the strategy asks for (``FL_STRATEGY``), if it says so.
+    Metrics that are no numbers are left out, and ``metrics_left_out`` has what they were; NaN and infinities are refused.
     """
 
     round_id: Id
@@ -318,6 +336,23 @@ class UpdateHeader(Message):
     steps: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] | None = None
     kind: UpdateKind = "weights"
     corrected: bool | None = None
+    metrics_left_out: LeftOut | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_metrics(cls, fields: Any) -> Any:
+        metrics = fields.get("metrics") if isinstance(fields, dict) else None
+        if not isinstance(metrics, dict) or names_fault(metrics):
+            return fields
+        numbers, left_out = split_metrics(metrics)
+        if not left_out:
+            return fields
+        before = fields.get("metrics_left_out")
+        return {
+            **fields,
+            "metrics": numbers,
+            "metrics_left_out": {**before, **left_out} if isinstance(before, dict) else left_out,
+        }
 
 
 class UpdateMessage(UpdateHeader):
