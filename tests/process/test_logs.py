@@ -1,6 +1,9 @@
 """Logs: one JSON object a line whatever is logged, secrets hidden at every depth, other loggers the same way."""
 
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +115,63 @@ def test_a_file_is_appended_to_and_read_at_once(tmp_path: Path) -> None:
     assert len(lines("log.info('one', s='\\ud800')", file=file)) == 1
     crash = "log.info('two'); import os; os._exit(0)"  # not buffered: it is there though nothing was closed
     assert [line["msg"] for line in lines(crash, file=file)] == ["one", "two"]
+
+
+def on_terminal(code: str, **environment: str) -> str:
+    """What a terminal shows as standard error."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD.format(level="info", file="") + code],
+        stderr=theirs,
+        env={**os.environ, **environment},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+SAID = (
+    "log.info('launched', round_id='r-1', n=3); log.error('a\\x1b[2Jb', token='x'); logging.warning('other')"
+)
+
+
+def test_a_terminal_gets_lines_for_people() -> None:
+    shown = on_terminal(SAID, NO_COLOR="1").splitlines()
+    assert [re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} svc {13}(.*)", line)[1] for line in shown] == [  # type: ignore[index]
+        "INFO    launched  round_id=r-1 n=3",
+        r"ERROR   a\u001b[2Jb  token=***",
+        "WARNING other",
+    ]
+    coloured = on_terminal(SAID, NO_COLOR="")
+    assert "\x1b[31mERROR   a" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured).splitlines()[0].endswith("launched  round_id=r-1 n=3")
+
+
+def test_what_a_line_looks_like_is_a_setting(tmp_path: Path) -> None:
+    def first_line(form: str) -> str:
+        environment = {"DATA_STORE_PORT": "0", "DATA_DIR": str(tmp_path), "PROPELLER_LOG_FORMAT": form}
+        with subprocess.Popen(
+            [sys.executable, "-m", "propeller", "serve", "data-store"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        ) as process:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            process.terminate()
+        return line
+
+    assert json.loads(first_line("auto"))["level"]
+    assert json.loads(first_line("json"))["level"]
+    assert re.match(r"\d\d:\d\d:\d\d\.\d{3} data-store {6}(INFO|WARNING) ", first_line("text"))
+    assert "PROPELLER_LOG_FORMAT" in subprocess.run(
+        [sys.executable, "-m", "propeller", "serve", "data-store"],
+        capture_output=True, text=True, check=False, env=os.environ | {"PROPELLER_LOG_FORMAT": "xml"},
+    ).stderr  # fmt: skip

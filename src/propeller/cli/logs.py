@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError, StartError
 from propeller.process.control_characters import escape_line
 from propeller.process.log_memory import level_of
+from propeller.process.readable_lines import ReadableLine
 from propeller.sdk import Propeller
 from propeller.sdk.addresses import PORTS
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
 
-_COLOURS = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
 _POLL_S, _POLL_ELSEWHERE_S = 0.2, 1.0
 
 _CONTAINERS = {spec.container_name: spec.name for spec in SERVICES}
@@ -176,21 +176,10 @@ def _show(console: Console, line: LogLine, *, as_json: bool) -> None:
     if as_json:
         print(escape_line(line.text), flush=True)
         return
-    try:
-        fields = json.loads(line.text)
-        level, message = fields.pop("level"), fields.pop("msg")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    found = ReadableLine.of(line.text)
+    if found is None:
         console.print(Text(f"{line.service:<15} {escape_line(line.text)}"))
         return
-    for known in ("time", "service", "component"):
-        fields.pop(known, None)
-    style = _COLOURS.get(level, "")
-    rest = escape_line(" ".join(f"{key}={value}" for key, value in fields.items()))
-    console.print(
-        Text.assemble(
-            (escape_line(line.time[11:23]), "dim"),
-            f" {line.service:<15} ",
-            (escape_line(f"{level:<7} {message}"), style),
-            (f"  {rest}", "dim"),
-        )
-    )
+    # A proplet's lines say proplet, and its file which one.
+    named = replace(found, service=line.service, time=escape_line(line.time[11:23]))
+    console.print(Text.assemble(*named.parts))

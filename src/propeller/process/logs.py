@@ -6,22 +6,27 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
 from propeller.process.control_characters import escape_line
 from propeller.process.log_file import MAX_BYTES, LogFile
 from propeller.process.log_memory import LogMemory, read_end
+from propeller.process.readable_lines import ReadableStream
 
 _SECRET_NAMES = (
     "password", "secret", "token", "client_key", "api_key", "authorization", "credential", "private", "seed",
 )  # fmt: skip
 
 _MAX_KNOWN_KEYS = 1000
+
+Form = Literal["auto", "json", "text"]
+"""Of the lines on standard error."""
 
 
 def _clean(value: Any) -> Any:
@@ -105,14 +110,16 @@ def configure(
     file: Path | None = None,
     max_bytes: int = MAX_BYTES,
     remember: bool = False,
+    form: Form = "auto",
 ) -> None:
     """Send this process's logs to ``file`` (appended, line by line, set aside at ``max_bytes``) or to standard error.
 
+    A file has JSON. ``form`` is that of standard error; with ``auto`` a terminal gets lines for people, and everything else JSON.
     Standard-library loggers (uvicorn, httpx, sqlalchemy, …) and Python's warnings go the same way, from warnings up.
     With ``remember`` the newest are in memory, too.
     """
     global _memory  # noqa: PLW0603 - logs are the process's, as the loggers are
-    out = sys.stderr if file is None else LogFile(file, max_bytes)
+    out = _standard_error(form) if file is None else LogFile(file, max_bytes)
     _memory = LogMemory([] if file is None else read_end(file)) if remember else None
     stream = cast("TextIO", _Lossy(out, _memory))
     threshold = logging.getLevelNamesMapping().get(level.strip().upper(), logging.INFO)
@@ -146,6 +153,13 @@ def configure(
     logging.captureWarnings(capture=True)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _standard_error(form: Form) -> TextIO | io.TextIOBase:
+    is_terminal = sys.stderr.isatty()
+    if form == "json" or (form == "auto" and not is_terminal):
+        return sys.stderr
+    return ReadableStream(sys.stderr, colours=is_terminal and not os.environ.get("NO_COLOR"))
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

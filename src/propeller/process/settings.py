@@ -11,6 +11,7 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from propeller.errors import PropellerError
 from propeller.process.log_file import MAX_BYTES
+from propeller.process.logs import Form
 from propeller.process.tls import KeyPair, pair
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -84,9 +85,10 @@ class ServiceSettings(BaseSettings):
 
 
 class LogSettings(ServiceSettings):
-    """How long a log file may be."""
+    """How long a log file may be, and what lines on standard error look like."""
 
     max_bytes: int = Field(MAX_BYTES, alias="PROPELLER_LOG_MAX_BYTES", ge=10_000)
+    form: Form = Field("auto", alias="PROPELLER_LOG_FORMAT")
 
 
 def _variable(settings: type[ServiceSettings], name: str) -> str:

@@ -30,8 +30,15 @@ def serve(service: str, *, log_file: Path | None = None, insecure: bool = False)
     keep_private()
     level = os.environ.get(spec.log_level_variable) or os.environ.get("PROPELLER_LOG_LEVEL") or "info"
     try:
-        max_bytes = LogSettings.load().max_bytes
-        logs.configure(service, level=level, file=log_file, max_bytes=max_bytes, remember=spec.has_http)
+        settings = LogSettings.load()
+        logs.configure(
+            service,
+            level=level,
+            file=log_file,
+            max_bytes=settings.max_bytes,
+            remember=spec.has_http,
+            form=settings.form,
+        )
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a person reads it
         return 1
