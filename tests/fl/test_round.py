@@ -157,6 +157,8 @@ def test_a_round_whose_participants_have_all_failed_fails_at_once_and_says_why()
         (["the program exited with code 1: train.py:9: KeyError: 'x'"] * 3, True),
         (["the program exited with code 1: train.py:9: KeyError: 'x'"] * 2, False),
         (["the program exited with code 1: a"] * 2 + ["the program exited with code 1: b"], False),
+        (["the program aborted (wasm trap: unreachable): panicked at src/main.rs:1:58: bad shape"] * 3, True),
+        (["the program aborted (wasm trap: unreachable)"] * 3, False),
         (["the program exited with code 137"] * 3, False),
         (["wall_time_s: the program exited with code 1: slow"] * 3, False),
         (["no image"] * 3, False),

@@ -312,7 +312,7 @@ async def test_deep_recursion(sandbox: Sandbox) -> None:
 
 async def test_trap(sandbox: Sandbox) -> None:
     outcome = await attempt(sandbox, command("unreachable"))
-    assert outcome.error == "the program failed: wasm trap: wasm `unreachable` instruction executed"
+    assert outcome.error == "the program aborted (wasm trap: unreachable)"
     assert outcome.limit is None
 
 

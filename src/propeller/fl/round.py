@@ -40,8 +40,8 @@ class RoundState(StrEnum):
 
 _LATE = "no update by the deadline"
 
-_PROGRAM_ERROR = re.compile(r"the program exited with code \d+: \S")
-"""A program that ended by itself and said why: not one that was not fetched or compiled, went over a limit, or was killed."""
+_PROGRAM_ERROR = re.compile(r"the program (?:exited with code \d+|aborted \(wasm trap: unreachable\)): \S")
+"""A program that ended by itself, as by a panic, and said why: not one that was not fetched or compiled, went over a limit, or was killed."""
 
 
 class Verdict(StrEnum):

@@ -156,6 +156,9 @@ class GuestProgram(ABC):
         ):
             if text in reason:
                 return Failure(f"{self.limits.error(limit)} ({reason})", limit)
+        # What aborts and panics are compiled to, in every language.
+        if "wasm `unreachable` instruction executed" in reason:
+            return self.blame("the program aborted (wasm trap: unreachable)")
         return self.blame(f"the program failed: {reason}")
 
     def exceeded_quota(self, error: Exception) -> Failure | None:
