@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wasmtime
 from safetensors.numpy import save_file
 
+from propeller.cli import try_program
 from propeller.cli.project import run_new
 from propeller.cli.try_program import Trial, TrialInputs, run_try
 from propeller.data import program_path
@@ -439,6 +441,40 @@ def test_ctrl_c_ends_it(project: Path) -> None:
         rest = process.stderr.read()
     assert process.returncode == 130
     assert "src/propeller" not in rest
+
+
+def test_a_run_that_takes_long_says_so_and_what_ends_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(try_program, "_TOLD_AFTER_S", 1.0)
+    endless = task(project, "while True:\n    pass")
+    assert run_try(endless, NOTHING, Limits(wall_time_s=3)) == 1
+    assert capfd.readouterr().err.splitlines()[1:] == [
+        "mine.py has run for 1 s, and is in line 6 of mine.py (fit). The limit wall_time_s (--wall-time) ends it after 3 s, Ctrl-C at once.",
+        "error: wall_time_s: over the limit of 3 s",
+    ]
+    slow = task(project, "import time\ntime.sleep(2)\nreturn Update(model, num_samples=1)")
+    assert run_try(slow, NOTHING) == 0
+    assert "(fit). As plain Python it has no limit of time (--wall-time sets one): Ctrl-C ends it.\n" in (
+        capfd.readouterr().err
+    )
+    (tmp_path / "endless.wasm").write_bytes(
+        wasmtime.wat2wasm('(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))')
+    )
+    given = TrialInputs(project / "model.json", project / "data" / "1.json", None, "train")
+    (project / "model.json").write_text('{"w": [0, 0], "b": 0}')
+    assert run_try(tmp_path / "endless.wasm", given, Limits(wall_time_s=3)) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == (
+        f"{tmp_path / 'endless.wasm'} has run for 1 s. The limit wall_time_s (--wall-time, or limits in experiment.toml) "
+        "ends it after 3 s, Ctrl-C at once."
+    )
+    assert lines[-1].startswith("error: wall_time_s: over the limit of 3 s")
+
+
+def test_what_ends_before_is_not_said_to_run(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_try(project / "train.py", NOTHING) == 0
+    assert "has run for" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["py", "wasm"])

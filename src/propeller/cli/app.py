@@ -488,8 +488,14 @@ def try_program(
         ),
     ] = None,
     wall_time: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.01, max=604_800, help="Time limit, a week at most.")
-    ] = 300,
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.01,
+            max=604_800,
+            help="Time limit, a week at most; default: 300 in the sandbox, none as plain Python.",
+        ),
+    ] = None,
 ) -> None:
     """Run a program once on this machine, as a proplet would, and print its update.
 
@@ -510,7 +516,7 @@ def try_program(
         tuple(updates or ()),
         label,
     )
-    code = run_try(program, inputs, Limits(wall_time_s=wall_time))
+    code = run_try(program, inputs, None if wall_time is None else Limits(wall_time_s=wall_time))
     raise typer.Exit(code)
 
 

@@ -47,6 +47,9 @@ from propeller.wasm.template_client import SandboxError
 PROPLET_ID = "try"
 _EXPERIMENT_FILE = "experiment.toml"
 
+_TOLD_AFTER_S = 10.0
+"""Of a run that takes so long it is said that it runs, and what would end it."""
+
 _MARKER, _KEPT = ".propeller-try", "state"
 """In the folder of a trial's device state: a file by which it is known as one, and the state."""
 
@@ -210,8 +213,14 @@ class Trial:
         return experiment.read_dataset(first)
 
 
-def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
+def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) -> int:
     """Run a ``.wasm`` in the sandbox or a ``.py`` as plain Python; print what it gives back and what it took.
+
+    Args:
+        program: the file.
+        inputs: what it is given.
+        limits: by default those of a task in the sandbox, and none of plain Python, which may sit in a debugger: of these the
+            wall time alone counts there.
 
     Returns:
         The exit code: 1 if the program failed, for the reason printed.
@@ -231,10 +240,12 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits) -> int:
     cache = user_cache() / "sandbox"
     with TrialState(cache, inputs.state, changes=inputs.mode == "train") as state:
         outcome = (
-            _run_natively(program, trial, state.folder)
+            _run_natively(program, trial, None if limits is None else limits.wall_time_s, state.folder)
             if program.suffix == ".py"
             else asyncio.run(
-                _run_sandboxed(program, trial, limits.lowered(trial.limits), cache, state.folder)
+                _run_sandboxed(
+                    program, trial, (limits or Limits()).lowered(trial.limits), cache, state.folder
+                )
             )
         )
         error = outcome.error or trial.refusal_reason(outcome.stdout, outcome.out_files)
@@ -315,12 +326,28 @@ async def _run_sandboxed(
             with Terminal(stderr=True).status(f"Compiling {program} (once) …"):
                 await sandbox.add(digest, wasm, limits)
             run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits, state=state)
-            return await sandbox.run(run, on_stderr=_print_note)
+            told = asyncio.get_running_loop().call_later(
+                _TOLD_AFTER_S,
+                _print_note,
+                f"{program} has run for {_TOLD_AFTER_S:g} s. The limit wall_time_s (--wall-time, or limits in {_EXPERIMENT_FILE}) "
+                f"ends it after {limits.wall_time_s:g} s, Ctrl-C at once.",
+            )
+            try:
+                return await sandbox.run(run, on_stderr=_print_note)
+            finally:
+                told.cancel()
     except (ProgramError, SandboxError) as error:
         raise StartError(f"{program}: {error}") from None
 
 
-def _run_natively(script: Path, trial: Trial | AggregationTrial, state: StateFolder) -> RunOutcome:
+def _run_natively(
+    script: Path, trial: Trial | AggregationTrial, wall_time_s: float | None, state: StateFolder
+) -> RunOutcome:
+    ends = (
+        "As plain Python it has no limit of time (--wall-time sets one): Ctrl-C ends it."
+        if wall_time_s is None
+        else f"The limit wall_time_s (--wall-time) ends it after {wall_time_s:g} s, Ctrl-C at once."
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
@@ -331,11 +358,19 @@ def _run_natively(script: Path, trial: Trial | AggregationTrial, state: StateFol
         for name, content in trial.files.items():
             (root / "in" / name).write_bytes(content)
         run = [sys.executable, "-P", "-m", "propeller.program.native", str(script), folder]
+        run += [str(_TOLD_AFTER_S), ends]
         # A script may loop for ever: it must not outlive a command that is killed.
         command = [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), *run]
-        done = subprocess.run(  # noqa: S603 - the user's own
-            command, env={**os.environ, **trial.env}, stdout=subprocess.PIPE, check=False
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - the user's own
+                command,
+                env={**os.environ, **trial.env},
+                stdout=subprocess.PIPE,
+                check=False,
+                timeout=wall_time_s,
+            )
+        except subprocess.TimeoutExpired:
+            return RunOutcome(f"wall_time_s: over the limit of {wall_time_s:g} s")
         written = {
             file.name: file.read_bytes() for file in sorted((root / "out").iterdir()) if file.is_file()
         }

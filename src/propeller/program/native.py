@@ -69,6 +69,34 @@ def run_script(script: Path, root: Path) -> int:
     return command.run(root)
 
 
+def tell_if_it_takes_long(script: Path, after_s: float, ends: str) -> None:
+    """Say on standard error, once it has run so long, where the script is and what would end it; not in a debugger.
+
+    Args:
+        script: the script that this process runs.
+        after_s: seconds.
+        ends: what would end it, in words.
+    """
+    folder, runs = script.parent.resolve(), threading.main_thread().ident
+
+    def tell() -> None:
+        if "pdb" in sys.modules or sys.gettrace() is not None:
+            return
+        frame = sys._current_frames().get(runs or 0)  # noqa: SLF001 - the only way to another thread's
+        while frame is not None and Path(frame.f_code.co_filename).resolve().parent != folder:
+            frame = frame.f_back
+        at = (
+            ""
+            if frame is None
+            else f", and is in line {frame.f_lineno} of {Path(frame.f_code.co_filename).name} ({frame.f_code.co_name})"
+        )
+        print(f"{script.name} has run for {after_s:g} s{at}. {ends}", file=sys.stderr, flush=True)  # noqa: T201
+
+    timer = threading.Timer(after_s, tell)
+    timer.daemon = True
+    timer.start()
+
+
 def refuse_what_the_sandbox_lacks(folder: Path) -> None:
     """From here on modules of a folder have in this process no more than in the sandbox; a debugger has all."""
     original: Callable[..., Any] = builtins.__import__
@@ -112,6 +140,8 @@ def refuse_what_the_sandbox_lacks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        tell_if_it_takes_long(Path(sys.argv[1]), float(sys.argv[3]), sys.argv[4])
     try:
         sys.exit(run_script(Path(sys.argv[1]), Path(sys.argv[2])))
     except KeyboardInterrupt:
