@@ -65,7 +65,9 @@ def run_build(script: Path, output: Path | None, *, standalone: bool, host_tenso
     started_at = time.monotonic()
     console = Terminal(stderr=True)
     try:
-        with console.status(f"Building {target} (the first one makes the Python runtime: half a minute) …"):
+        with console.status(
+            f"Building {target} (the first one makes the Python runtime: 20 s, or minutes on a slow machine) …"
+        ):
             built = build(script, target, standalone=standalone, host_tensors=host_tensors)
     except OSError as error:
         raise StartError(f"{error.filename or target}: {error.strerror}") from None

@@ -102,7 +102,7 @@ def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, 
     """The experiment with its program in the stack's registry."""
     name = experiment.spec.name or default_name(file.stem)
     with Terminal(stderr=True).status(
-        f"Building {file} (the first one makes the Python runtime: half a minute) …"
+        f"Building {file} (the first one makes the Python runtime: 20 s, or minutes on a slow machine) …"
     ):
         pushed = fl.push_program(file, name)
     if not quiet:

@@ -143,7 +143,7 @@ class _Shown:
     """What is shown while it runs: a line for each round that ends, and how fast it goes."""
 
     def __init__(self, bar: Progress, rounds: int) -> None:
-        # Until the first round: a program that is compiled for the first time takes half a minute.
+        # Until the first round: a program that is compiled for the first time takes a while.
         self._bar, self._task = bar, bar.add_task("preparing the program", total=rounds, rate="")
         self._began: float | None = None
 
