@@ -360,7 +360,11 @@ def test_lists_details_history_and_comparison(
     assert stack.steered == ["pause", "pause", "resume", "resume"]
     missing = propeller("experiment", "show", "three", *state)
     assert missing.returncode == 1
-    assert "there is no experiment three" in missing.stderr
+    assert missing.stderr == (
+        "error: there is no experiment three: 'propeller experiments' lists those there are\n"
+    )
+    near = propeller("experiment", "stop", "onee", *state)
+    assert near.stderr.startswith("error: there is no experiment onee; did you mean one? ")
 
 
 def test_followed_from_the_beginning(stack: FakeStack, tmp_path: Path, state: tuple[str, str]) -> None:

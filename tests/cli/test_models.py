@@ -165,7 +165,9 @@ def test_aliases(state: Path) -> None:
     assert json.loads(run(state, "alias", "--json")) == {"digits-1/best": 1, "production": 1}
     assert "production" in run(state, "alias")
     assert "no alias any more" in run(state, "alias", "--delete", "production")
-    assert "no alias 'production'" in fail(state, "alias", "--delete", "production")
+    gone_alias = fail(state, "alias", "--delete", "production")
+    assert "there is no alias 'production'; 'propeller model alias' lists those there are" in gone_alias
+    assert "there is no version 99; 'propeller model list' lists those there are" in fail(state, "show", "99")
     assert "means something else" in fail(state, "alias", "latest", "1")
     assert "no version 99" in fail(state, "alias", "production", "99")
     for words in (["alias", "production"], ["alias", "--delete"], ["alias", "--delete", "production", "1"]):

@@ -515,7 +515,20 @@ def test_an_experiment_by_its_id_or_the_newest_by_its_name(stack: FakeStack, fl:
     fl.run(experiment(id="exp-3", name="named"))
     assert fl.experiment("named").id == "exp-3"
     assert repr(fl.experiment("exp")) == "<ExperimentHandle exp: running, 0 of 2 rounds>"
-    with pytest.raises(NotFoundError, match="there is no experiment nope"):
+    for asked, said in (
+        ("nope", "there is no experiment nope: 'propeller experiments' lists those there are"),
+        (
+            "nam",
+            "there is no experiment nam; did you mean named? 'propeller experiments' lists those there are",
+        ),
+        ("exp-4", r"there is no experiment exp-4; did you mean exp-\d\?"),
+    ):
+        with pytest.raises(NotFoundError, match=f"^{said}".replace("named?", r"named\?")):
+            fl.experiment(asked)
+
+
+def test_no_experiment_at_all(fl: Propeller) -> None:
+    with pytest.raises(NotFoundError, match=r"^there is no experiment nope; there is none yet$"):
         fl.experiment("nope")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from propeller.errors import InvalidError, NotFoundError, PropellerError, UnavailableError
 from propeller.protocol.ids import check_id
+from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import decode_trusted
 from propeller.sdk.connection import Connection
 from propeller.sdk.history import History
@@ -27,6 +28,8 @@ PATIENCE_S = 60.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _LONGEST_WAIT_S = 0.5
+_LOOKED_THROUGH = 1000
+"""Of how many experiments, the newest, one may be meant by a name that there is not."""
 
 
 class ExperimentFailedError(PropellerError):
@@ -290,10 +293,22 @@ async def find_experiment(connection: Connection, experiment: str) -> AsyncExper
         params: dict[str, Any] = {"name": experiment, "limit": 1}
         answer = await connection.ask("GET", "coordinator", "/experiments", params=params)
         if not answer["experiments"]:
-            raise
+            raise NotFoundError(await _explain_unknown(connection, experiment)) from None
         newest = answer["experiments"][0]
         return AsyncExperimentHandle(connection, newest["id"], newest)
     return handle
+
+
+async def _explain_unknown(connection: Connection, experiment: str) -> str:
+    """That there is no such experiment, and which may be meant: by its name, else by its id."""
+    params = {"limit": _LOOKED_THROUGH}
+    newest = (await connection.ask("GET", "coordinator", "/experiments", params=params))["experiments"]
+    names = dict.fromkeys(one["name"] for one in newest)
+    near = nearest_names(experiment, names) or nearest_names(experiment, [one["id"] for one in newest])
+    meant = f"; did you mean {near[0]}?" if near else ":" if newest else "; there is none yet"
+    return f"there is no experiment {experiment}{meant}" + (
+        " 'propeller experiments' lists those there are" if newest else ""
+    )
 
 
 class _Patience:

@@ -26,6 +26,10 @@ MEDIA_TYPES = {
 }
 """The encodings of a model by the end of a file's name."""
 
+_NOT_FOUND = "Model not found: "
+_COMMANDS = {"GET /models": "propeller model list", "GET /aliases": "propeller model alias"}
+"""What the registry names in its errors, and the command that does it."""
+
 SLOW_S = 600.0
 """How long what reads whole models may take, in seconds."""
 
@@ -132,7 +136,10 @@ class AsyncModels:
         Raises:
             NotFoundError: there is none of this name.
         """
-        await self._connection.send("DELETE", "model_registry", f"/aliases/{_path(name)}")
+        try:
+            await self._connection.send("DELETE", "model_registry", f"/aliases/{_path(name)}")
+        except NotFoundError as error:
+            raise _as_commands(error) from None
 
     async def export(self, version: int | str, file: str | Path) -> int:
         """Write a version to a file, in the encoding of its name (``MEDIA_TYPES``); gives the version's number.
@@ -244,11 +251,14 @@ class AsyncModels:
         """What ``ask`` gives for versions; if there is no such alias, for those of the experiments that have these names."""
         try:
             return await ask(*versions)
-        except NotFoundError:
+        except NotFoundError as error:
             exact = [await self._exact(one) for one in versions]
             if exact == [*versions]:
-                raise
-        return await ask(*exact)
+                raise _as_commands(error) from None
+        try:
+            return await ask(*exact)
+        except NotFoundError as error:
+            raise _as_commands(error) from None
 
     async def _exact(self, version: int | str) -> int | str:
         experiment, slash, alias = str(version).partition("/")
@@ -279,6 +289,14 @@ class Models(Blocking[AsyncModels]):
     put = blocking(AsyncModels.put)
     load = blocking(AsyncModels.load)
     verify = blocking(AsyncModels.verify)
+
+
+def _as_commands(error: NotFoundError) -> NotFoundError:
+    """What the registry says to whoever calls it by HTTP, in the words of a person's commands."""
+    text = str(error).partition(_NOT_FOUND)[2] or str(error)
+    for route, command in _COMMANDS.items():
+        text = text.replace(route, f"'{command}'")
+    return NotFoundError(text)
 
 
 def _path(version: int | str) -> str:
