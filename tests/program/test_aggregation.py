@@ -1,6 +1,7 @@
 """A strategy as a program: what it is given, what it gives back, and what it is told when that is not right."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def test_what_is_no_aggregate_is_explained(task: Task, give: Any, told: str) -> 
     code, out, err = task(merge, [])
     assert (code, out) == (1, "")
     assert told in err.splitlines()[-1]
+    assert re.match(r"test_aggregation\.py:\d+: ", err.splitlines()[-1])
 
 
 def test_a_name_that_is_not_there(task: Task) -> None:

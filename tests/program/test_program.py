@@ -1,5 +1,7 @@
 """What a program is given, what it may give back, and what it is told when that is not right."""
 
+import functools
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -274,6 +276,54 @@ def test_what_is_not_right(task: Task, function: Any, text: str, tmp_path: Path)
     assert re.search(text, err.splitlines()[-1]), err
     assert list((tmp_path / "out").iterdir()) == []
     assert "command.py" not in err
+
+
+def _returns_nothing(*_: Any) -> None:
+    pass
+
+
+@functools.wraps(_returns_nothing)
+def _decorated(*given: Any) -> Any:
+    return _returns_nothing(*given)
+
+
+def _has_no_samples(*_: Any) -> Update:
+    return Update({"w": [1, 2], "b": 0.0}, 0)
+
+
+def _line_of(function: Any) -> int:
+    return int(function.__code__.co_firstlineno)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (_returns_nothing, "TypeError: _returns_nothing is marked with @train"),
+        (_decorated, "TypeError: _returns_nothing is marked with @train"),
+        (_has_no_samples, "ValueError: num_samples is 0"),
+        (lambda *_: Update([1], 1), "TypeError: model is a list"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_result_that_is_not_right_is_said_with_where_its_function_is(
+    task: Task, function: Any, text: str
+) -> None:
+    _, _, err = task(function)
+    line = _line_of(inspect.unwrap(function))
+    assert err.splitlines()[-1].startswith(f"test_program.py:{line}: {text}")
+
+
+def test_an_evaluation_that_is_not_right_is_said_with_where_its_function_is(task: Task) -> None:
+    function: Any = lambda *_: Evaluation(1)  # noqa: E731 - on a line of its own
+    _, _, err = task(function, mode="evaluate")
+    assert (
+        err.splitlines()[-1]
+        == f"test_program.py:{_line_of(function)}: ValueError: metrics: an evaluation has one or more"
+    )
+
+
+def test_what_is_wrong_before_a_function_is_called_names_no_line(task: Task) -> None:
+    _, _, err = task(_returns_nothing, model=[1])
+    assert re.match(r"\w+: the model cannot be read", err.splitlines()[-1]), err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from propeller.program.context import Context
-from propeller.program.registry import registered
+from propeller.program.registry import registered, result_of
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.functions import array
@@ -159,9 +159,16 @@ def aggregate_task(root: Path, environment: Mapping[str, str]) -> dict[str, Any]
         environment=environment,
     )
     result = function(base, _DeviceUpdates(task["updates"], base), state, task["params"], context)
+    with result_of(function):
+        values = _save(result, function.__name__)
+    return {"round_id": context.round_id, "state": values}
+
+
+def _save(result: Any, name: str) -> dict[str, Any]:
+    """Write the tensors of what a function of this name returned; gives the values of its state that are no tensors."""
     if not isinstance(result, Aggregate):
         raise TypeError(
-            f"{function.__name__} is marked with @{MODE}: it returns an Aggregate, not {type(result).__name__}"
+            f"{name} is marked with @{MODE}: it returns an Aggregate, not {type(result).__name__}"
         )
     tensors = {name: value for name, value in _named(result.state, "state") if isinstance(value, Array)}
     values = {name: value for name, value in _named(result.state, "state") if name not in tensors}
@@ -176,7 +183,7 @@ def aggregate_task(root: Path, environment: Mapping[str, str]) -> dict[str, Any]
         raise TypeError(
             f"the state holds what is neither an array nor JSON: {error}; it has {', '.join(values)}"
         ) from None
-    return {"round_id": context.round_id, "state": values}
+    return values
 
 
 def _named(value: Any, what: str) -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from propeller.program.context import Context
 from propeller.program.data import TaskData
 from propeller.program.device_state import TaskState
 from propeller.program.local_strategy import LocalStrategy
-from propeller.program.registry import Evaluation, Update, registered
+from propeller.program.registry import Evaluation, Update, place_of_result, registered, result_of
 from propeller.tensors import session
 from propeller.tensors.array import Array
 from propeller.tensors.functions import array
@@ -79,7 +79,13 @@ class _Task:
         """Train as the strategy wants it; returns the document of the update, whose tensors may be in a file beside it."""
         strategy = self._strategy
         context = replace(self._context, correct=strategy.correction())
-        result, model = self._train_once(function, strategy.model(), context)
+        result = self._call(function, strategy.model(), context, Update)
+        with result_of(function):
+            return self._trained(function, context, result)
+
+    def _trained(self, function: Callable[..., Any], context: Context, result: Update) -> dict[str, Any]:
+        """The document of an update; the device's own model is trained for it, too, where the strategy has one."""
+        strategy, model = self._strategy, self._match(result)
         steps = None if result.steps is None else _check_count("steps", result.steps)
         kind = _check_kind(result.kind)
         control = strategy.control_tensors(model, kind, steps, _check_rate(result.lr))
@@ -87,9 +93,10 @@ class _Task:
         model, kind = strategy.in_kind(model, kind, context.update.get("kind", kind))
         document = self._document(result)
         if strategy.trains_twice:
-            own, second = self._train_once(
-                function, strategy.second_model(), strategy.second_context(context)
+            own: Update = self._call(
+                function, strategy.second_model(), strategy.second_context(context), Update
             )
+            second = self._match(own)
             if own.kind != "weights":
                 raise ValueError(
                     "kind: the training of the device's own model (ctx.personal) returns weights"
@@ -124,22 +131,21 @@ class _Task:
         strategy = self._strategy
         model = strategy.second_model() if strategy.trains_twice else strategy.model()
         result = self._call(function, model, self._context, Evaluation)
-        if not result.metrics:
-            raise ValueError("metrics: an evaluation has one or more")
-        self._tape.read_ahead(_single_arrays(result.metrics))
-        return self._document(result)
+        with result_of(function):
+            if not result.metrics:
+                raise ValueError("metrics: an evaluation has one or more")
+            self._tape.read_ahead(_single_arrays(result.metrics))
+            return self._document(result)
 
-    def _train_once(
-        self, function: Callable[..., Any], model: dict[str, Array], context: Context
-    ) -> tuple[Update, dict[str, Array]]:
-        result = self._call(function, model, context, Update)
+    def _match(self, result: Update) -> dict[str, Array]:
+        """The tensors of an update, which are looked at, in dtypes that have all of their numbers."""
         matched = _match_model(_check_mapping("model", result.model), self._specs)
         remainders = _remainders(matched)
         self._tape.read_ahead([*remainders.values(), *_single_arrays(result.metrics)])
         for name, remainder in remainders.items():
             if not math.isfinite(float(remainder)):
                 raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
-        return result, matched
+        return matched
 
     def _call(
         self, function: Callable[..., Any], model: dict[str, Array], context: Context, expected: type[Any]
@@ -150,12 +156,13 @@ class _Task:
         )
         data = TaskData(self._columns, self._root / "in" / "dataset.json")
         result = function(_Model(model), data, json.loads(text) or {}, context)
-        if not isinstance(result, expected):
-            mode, remedy = _RESULTS[expected]
-            found = "the model" if isinstance(result, _Model) else type(result).__name__
-            raise TypeError(
-                f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {found}: {remedy}"
-            )
+        with result_of(function):
+            if not isinstance(result, expected):
+                mode, remedy = _RESULTS[expected]
+                found = "the model" if isinstance(result, _Model) else type(result).__name__
+                raise TypeError(
+                    f"{function.__name__} is marked with @{mode}: it returns an {expected.__name__}, not {found}: {remedy}"
+                )
         return result
 
     def _document(self, result: Update | Evaluation) -> dict[str, Any]:
@@ -281,15 +288,18 @@ def _exact_array(values: Any, base: str | None) -> Array:
 
 
 def explain(error: BaseException) -> None:
-    """The traceback of the program's own code, and a last line that says all of it."""
+    """The traceback of the program's own code, and a last line that says all of it: where, what kind of error, and its text.
+
+    Of a result that is not right the place is the function that returned it.
+    """
     frames = [
         # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
         traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if not frame.f_code.co_filename.startswith(_LIBRARY_FRAMES)
     ]
-    kind = type(error).__name__
-    where = ""
+    kind, place = type(error).__name__, place_of_result(error)
+    where = "" if place is None else f"{place}: "
     if frames:
         sys.stderr.write("Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)))
         where = f"{frames[-1].filename}:{frames[-1].lineno}: "

@@ -46,8 +46,13 @@ def is_provided(module: str) -> bool:
     return module in sys.stdlib_module_names | {"propeller"} and module not in MISSING_STDLIB
 
 
-def run_script(script: Path, root: Path) -> int:
+def run_script(script: Path, root: Path, told: tuple[float, str] | None = None) -> int:
     """Load a script and do the task below ``root`` with what it registers.
+
+    Args:
+        script: the script.
+        root: has the task's files.
+        told: after how many seconds to say that it runs, and what would end it.
 
     Returns:
         The exit code, as ``command.run`` does.
@@ -61,6 +66,8 @@ def run_script(script: Path, root: Path) -> int:
         raise ValueError(f"{script} is not a Python file")
     module = sys.modules[script.stem] = importlib.util.module_from_spec(spec)
     refuse_what_the_sandbox_lacks(script.parent.resolve())
+    if told is not None:
+        tell_if_it_takes_long(script, *told)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the script does wrong
@@ -140,9 +147,8 @@ def refuse_what_the_sandbox_lacks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        tell_if_it_takes_long(Path(sys.argv[1]), float(sys.argv[3]), sys.argv[4])
+    told = (float(sys.argv[3]), sys.argv[4]) if len(sys.argv) > 3 else None
     try:
-        sys.exit(run_script(Path(sys.argv[1]), Path(sys.argv[2])))
+        sys.exit(run_script(Path(sys.argv[1]), Path(sys.argv[2]), told))
     except KeyboardInterrupt:
         sys.exit(130)

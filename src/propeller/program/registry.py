@@ -1,8 +1,10 @@
 """The functions that make a script a program, what they get and what they return."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from propeller.functions import missing_function
@@ -108,6 +110,30 @@ def _check_arguments(mode: str, function: Callable[..., Any]) -> None:
     if least > len(given) or not takes_all or missing:
         taken = ", ".join([*names, *(["*", *missing] if missing else [])])
         raise TypeError(f"{function.__name__} takes ({taken}), and is given ({', '.join(given)})")
+
+
+_RETURNED_BY = "returned by "
+"""Begins a note of an error about a result, whose traceback does not go through the function."""
+
+
+@contextmanager
+def result_of(function: Callable[..., Any]) -> Iterator[None]:
+    """For the length of a block that looks at what a function returned: errors know where that function is."""
+    try:
+        yield
+    except Exception as error:
+        while hasattr(function, "__wrapped__"):  # a decorator's, in another file
+            function = function.__wrapped__
+        code = getattr(function, "__code__", None)
+        if code is not None:
+            error.add_note(f"{_RETURNED_BY}{Path(code.co_filename).name}:{code.co_firstlineno}")
+        raise
+
+
+def place_of_result(error: BaseException) -> str | None:
+    """Where the function is whose result an error is about, as ``train.py:12``; ``None`` if it is about something else."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    return next((note.removeprefix(_RETURNED_BY) for note in notes if note.startswith(_RETURNED_BY)), None)
 
 
 _registry: ContextVar[FunctionRegistry] = ContextVar("registry", default=FunctionRegistry())  # noqa: B039 - one for the whole process
