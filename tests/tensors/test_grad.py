@@ -12,6 +12,7 @@ from propeller.program.tensors import TensorError
 from propeller.tensors.array import record
 from propeller.tensors.machine import StepMachine
 from propeller.tensors.operations import OPERATIONS
+from support import window_cases
 
 ROWS, COLUMNS = np.array([0, 2, 0, -1]), np.array([1, -1, 0])
 MASK = np.array([True, False, True])
@@ -65,6 +66,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         lambda a: a * pt.one_hot(pt.arange(3), 3) + pt.full(3, 2.0, "float64") + pt.zeros(3),
         [(3,)],
     ),
+    **window_cases.GRADIENTS,
     "deep": (lambda a, b: pt.softmax(pt.tanh(a @ b) @ b.T) * a, [(2, 3), (3, 3)]),
 }
 # An operation that needs no more than arrays of one shape needs no case of its own.

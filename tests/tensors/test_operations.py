@@ -18,6 +18,7 @@ from propeller.tensors.numpy_machine import NumpyMachine
 from propeller.tensors.operations import OPERATIONS, infer
 from propeller.tensors.python_machine import PythonMachine
 from propeller.tensors.shapes import TensorError
+from support import window_cases
 
 Draw = Callable[..., Any]
 Case = tuple[list[Any], Any, Any]
@@ -357,6 +358,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "concatenate": concatenate,
     "full": full,
     "arange": arange,
+    **window_cases.CASES,
 }
 
 

@@ -10,12 +10,13 @@ Operations are recorded and cross to the host together, when a value is needed. 
 
 from typing import TYPE_CHECKING, Never
 
-from propeller.tensors import functions, hints
+from propeller.tensors import functions, hints, windows
 from propeller.tensors.array import Array
 from propeller.tensors.functions import *  # noqa: F403 - what its __all__ names is public here
 from propeller.tensors.grad import grad, value_and_grad
 from propeller.tensors.jit import jit
 from propeller.tensors.shapes import TensorError
+from propeller.tensors.windows import *  # noqa: F403
 
 # The methods as functions, too, and the dtypes by their names.
 abs = Array.__abs__  # noqa: A001
@@ -64,4 +65,4 @@ __all__ = [
     "value_and_grad",
     "var",
 ]
-__all__ += functions.__all__
+__all__ += functions.__all__ + windows.__all__

@@ -11,6 +11,7 @@ from numpy.random import (
     Generator,
 )  # by name: NumPy imports it late, and a confined task reads no files
 
+from propeller.tensors import numpy_windows
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
 from propeller.tensors.shapes import CARRIED, WEAK, Spec, elements
 
@@ -326,5 +327,6 @@ KERNELS: dict[str, KernelFactory] = {
     "put_rows": _put_rows,
     "pick": _pick,
     "one_hot": _one_hot,
+    **numpy_windows.KERNELS,
 }
 """The kernel of every operation, from its specs and params."""
