@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(180)
 
 PASSWORD = "ann-ann-ann"
 SERVICES = ("manager", "coordinator", "model_registry", "data_store", "identity")
+OPERATED = ("aggregator", "proxy", "oci_registry")
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,43 @@ def test_who_may_not_and_what_is_not_there_is_said(up: Up) -> None:
     assert "it may not GET /logs" in refused.stderr
     proplet = logs(up, "--service", "proplet-1")
     assert proplet.returncode == 1
-    assert "of devices, are on their machines" in proplet.stderr
+    assert "of the broker, and of devices, are on their machines" in proplet.stderr
+    unknown = logs(up, "--service", "proxy")
+    assert unknown.returncode == 1
+    assert "--service proxy: its address is not known: give it as --url proxy=URL" in unknown.stderr
     assert logs(up, "--round", "nothere").returncode == 1
     assert logs(up, "--level", "loud").returncode == 2
+
+
+def test_those_that_no_client_needs_are_asked_where_their_addresses_are_known(up: Up) -> None:
+    named = [word for name in OPERATED for word in ("--url", f"{name}={up.url(name)}")]
+    every = logs(up, *named)
+    assert every.returncode == 0, every.stderr
+    assert {"aggregator", "proxy", "oci-registry"} < {row.split()[1] for row in every.stdout.splitlines()}
+    for name in ("aggregator", "proxy", "oci-registry"):
+        elsewhere = logs(up, *named, "--service", name, "--json").stdout.splitlines()
+        file = (up.folder / "logs" / f"{name}.log").read_text().splitlines()
+        assert elsewhere == file[: len(elsewhere)] != []
+        refused = logs(up, *named, "--service", name, user="vic")
+        assert refused.returncode == 1
+        assert "viewer" in refused.stderr
+        assert "{" not in refused.stderr
+    local = Propeller.from_state(up.folder)
+    with local:
+        assert {*SERVICES, *OPERATED} == set(local.services)
+        assert local.logs("oci_registry", lines=1, level="info")[0]["level"] == "INFO"
+        for wrong in ({"lines": 0}, {"level": "loud"}):
+            with pytest.raises(InvalidError, match=next(iter(wrong))):
+                local.logs("oci_registry", **wrong)
+        with pytest.raises(InvalidError, match="after"):
+            local.log_lines("oci_registry", after="x")
+
+
+def test_a_service_that_is_not_there_holds_up_no_other(up: Up) -> None:
+    away = logs(up, "--url", "aggregator=http://127.0.0.1:9")
+    assert away.returncode == 0
+    assert "aggregator: GET http://127.0.0.1:9/logs" in away.stderr
+    assert "manager" in away.stdout
 
 
 def test_a_wrong_password_is_tried_once(up: Up) -> None:

@@ -15,6 +15,7 @@ from propeller.oci.reference import DefaultRegistry
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import AsyncPropeller, Propeller
 from propeller.sdk.addresses import (
+    OPERATED,
     PORTS,
     REGISTRY,
     check_url,
@@ -129,6 +130,9 @@ class Target:
         if kept is None or self.user not in {None, kept.user}:
             return None
         named = read_addresses(given, with_identity=False) if given else {}
+        for name in OPERATED:  # they name no stack
+            if name not in kept.urls:
+                named.pop(name, None)
         if REGISTRY not in _split(given)[1]:
             named.pop(REGISTRY, None)  # the guide's, where the login may have another
         return kept if named.items() <= {**kept.urls, REGISTRY: kept.registry}.items() else None
@@ -179,7 +183,7 @@ def _split(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     hosts: list[str] = []
     named: dict[str, str] = {}
-    services = (*PORTS, REGISTRY)
+    services = (*PORTS, *OPERATED, REGISTRY)
     for one in given:
         name, equals, url = one.partition("=")
         service = name.strip().replace("-", "_")

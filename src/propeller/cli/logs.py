@@ -24,7 +24,7 @@ from propeller.process.control_characters import escape_line
 from propeller.process.log_memory import level_of
 from propeller.process.readable_lines import ReadableLine
 from propeller.sdk import Propeller
-from propeller.sdk.addresses import PORTS
+from propeller.sdk.addresses import OPERATED, PORTS, REGISTRY
 from propeller.stack.services import SERVICES
 from propeller.stack.state_folder import StateFolder
 
@@ -113,13 +113,18 @@ def _elsewhere(fl: Propeller, services: list[str]) -> dict[str, LogTail]:
     """The logs of the services that answer; what others say is printed, unless they were asked for."""
     tails: dict[str, LogTail] = {}
     names = [_service_name(name) for name in services]
-    unknown = [name for name in names if name.replace("-", "_") not in PORTS]
+    every = (*PORTS, *OPERATED, REGISTRY)
+    unknown = [name for name in names if name.replace("-", "_") not in every]
     if unknown:
         raise StartError(
-            f"--service {', '.join(unknown)}: of a stack elsewhere only {', '.join(_names_of(PORTS))} can be asked for their logs; "
-            "those of the others, and of devices, are on their machines"
+            f"--service {', '.join(unknown)}: of a stack elsewhere only {', '.join(_names_of(every))} can be asked for their logs; "
+            "those of the broker, and of devices, are on their machines"
         )
-    for name in names or _names_of(PORTS):
+    for name in names:
+        if name.replace("-", "_") not in fl.services:
+            service = name.replace("-", "_")
+            raise StartError(f"--service {name}: its address is not known: give it as --url {service}=URL")
+    for name in names or _names_of(fl.services):
         try:
             tails[name] = ServiceTail(fl, name.replace("-", "_"))
         except PropellerError as error:

@@ -29,6 +29,7 @@ from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.web.audit import MAX_ENTRIES, AuditMiddleware, entries_after
 from propeller.web.auth import Admission, Principal, admission, open_audit
 from propeller.web.errors import status_of
+from propeller.web.logs import newest_lines, parse_query
 from propeller.web.metrics import CONTENT_TYPE, HttpMetrics, MetricsMiddleware
 from propeller.web.server import bind_api, serve
 
@@ -36,6 +37,8 @@ log = get_logger("oci-registry")
 
 PULL = WATCH | {Role.PROXY, Role.COORDINATOR}
 """Who may pull: services that run programs or pass them on."""
+
+_FOR_OPERATORS = frozenset({"/audit", "/logs"})
 
 PUSH = CONTROL
 """Who may push: what is pushed runs on every device."""
@@ -74,7 +77,7 @@ class _Authentication:
         except PropellerError as error:
             code = "DENIED" if isinstance(error, RefusedError) else "UNAVAILABLE"
             raise DistributionError(status_of(error), code, str(error)) from None
-        is_pull = scope["method"] in {"GET", "HEAD"} and scope["path"] != "/audit"
+        is_pull = scope["method"] in {"GET", "HEAD"} and scope["path"] not in _FOR_OPERATORS
         allowed = PULL if is_pull else PUSH
         if who.role not in allowed:
             raise DistributionError(
@@ -134,10 +137,17 @@ def create_api(
         except NotFoundError as error:
             raise DistributionError(404, "UNSUPPORTED", str(error)) from None
 
+    async def lines(request: Request) -> Response:
+        try:
+            return JSONResponse(newest_lines("oci-registry", *parse_query(request.query_params)))
+        except PropellerError as error:
+            raise DistributionError(status_of(error), "UNSUPPORTED", str(error)) from None
+
     routes = [
         Route("/health", health),
         Route("/metrics", exposition),
         Route("/audit", entries),
+        Route("/logs", lines),
         Route("/v2/", base),
         Route("/v2", base),
         *manifest_routes.create_routes(layout),

@@ -321,10 +321,14 @@ def error_text(answer: HttpAnswer) -> str:
 
 
 def _error_of(answer: HttpAnswer) -> str | None:
-    """The JSON ``error`` of an answer, which services of this project have in each that is one."""
+    """The JSON ``error`` of an answer, which services of this project have in each that is one; of a registry its first ``errors``."""
     try:
         body = answer.json()
     except (ValueError, RecursionError):
         return None
     error = body.get("error") if isinstance(body, dict) else None
+    if error is None and isinstance(body, dict):  # as the OCI distribution specification has them
+        match body.get("errors"):
+            case [{"message": message}, *_]:
+                error = message
     return error if isinstance(error, str) else None

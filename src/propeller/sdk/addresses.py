@@ -20,6 +20,9 @@ PORTS = {
 }
 """The ports of a stack as the guide has them; of identity that of users."""
 
+OPERATED = {"aggregator": 8085, "proxy": 9191}
+"""The ports of the services that no client needs, and operators look at: they may be out of reach."""
+
 _REFUSED_S, _UNAUTHORIZED = 30.0, 401
 """For how long a password that was refused is not tried again, in seconds; the status of that."""
 
@@ -55,7 +58,7 @@ def urls_of_host(url: str, other_ports: str = OTHER_PORTS) -> dict[str, str]:
             f"({', '.join(f'{name} {number}' for name, number in PORTS.items())}); {other_ports}"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return {name: f"{parts.scheme}://{host}:{number}" for name, number in PORTS.items()}
+    return {name: f"{parts.scheme}://{host}:{number}" for name, number in (PORTS | OPERATED).items()}
 
 
 def check_url(service: str, url: str) -> str:
@@ -127,9 +130,9 @@ def _find_above(folder: Path) -> str | None:
 
 
 def urls_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
-    """The addresses of the services that a client calls."""
+    """The addresses of the services that a client calls, and of those that an operator looks at."""
     services = {name: service["url"] for name, service in stack.get("services", {}).items()}
-    return {name: services[name] for name in PORTS if name in services}
+    return {name: services[name] for name in PORTS | OPERATED if name in services}
 
 
 def registry_of_stack(stack: Mapping[str, Any]) -> str:

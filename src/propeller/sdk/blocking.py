@@ -73,6 +73,8 @@ class Propeller(Blocking[AsyncPropeller]):
         model_registry: str | None = None,
         data_store: str | None = None,
         identity: str | None = None,
+        aggregator: str | None = None,
+        proxy: str | None = None,
         oci_registry: str | None = None,
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
@@ -95,6 +97,8 @@ class Propeller(Blocking[AsyncPropeller]):
                 model_registry=model_registry,
                 data_store=data_store,
                 identity=identity,
+                aggregator=aggregator,
+                proxy=proxy,
                 oci_registry=oci_registry,
                 auth=auth,
                 ca_cert=ca_cert,
@@ -167,6 +171,11 @@ class Propeller(Blocking[AsyncPropeller]):
     def url(self, service: str) -> str:
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""
         return self._inner.url(service)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services whose addresses are known, by name."""
+        return self._inner.services
 
     def image(self, name: str = "fl-client-wasm") -> str:
         """The reference of a program that the stack put into its own registry.

@@ -11,6 +11,8 @@ from propeller.errors import ConflictError, InvalidError, PropellerError, StartE
 from propeller.protocol.experiments import ExperimentSpec, ModelChoice
 from propeller.protocol.ids import check_id
 from propeller.sdk.addresses import (
+    OPERATED,
+    PORTS,
     REGISTRY,
     Login,
     check_url,
@@ -64,6 +66,8 @@ class AsyncPropeller(AsyncRounds):
         model_registry: str | None = None,
         data_store: str | None = None,
         identity: str | None = None,
+        aggregator: str | None = None,
+        proxy: str | None = None,
         oci_registry: str | None = None,
         auth: tuple[str, str] | None = None,
         ca_cert: str | Path | None = None,
@@ -81,6 +85,8 @@ class AsyncPropeller(AsyncRounds):
             model_registry: see ``manager``.
             data_store: see ``manager``.
             identity: see ``manager``; it is asked for the user's tokens.
+            aggregator: see ``manager``; asked only for its log, as the next one.
+            proxy: see ``aggregator``.
             oci_registry: the address of the stack's registry, to which programs are pushed; needed for that where services are
                 named without ``url``.
             auth: a client's id and key, instead of a user.
@@ -99,9 +105,15 @@ class AsyncPropeller(AsyncRounds):
             "model_registry": model_registry,
             "data_store": data_store,
             "identity": identity,
+            "aggregator": aggregator,
+            "proxy": proxy,
         }
+        on_host = urls_of_host(url or _HERE)
+        if url is None and (stack or login is not None or any(given.values())):
+            # Those of this machine would be another stack's.
+            on_host = {name: one for name, one in on_host.items() if name not in OPERATED}
         urls = (
-            urls_of_host(url or _HERE)
+            on_host
             | urls_of_stack(stack or {})
             | (login.urls if login is not None else {})
             | {name: check_url(name, one) for name, one in given.items() if one is not None}
@@ -123,15 +135,13 @@ class AsyncPropeller(AsyncRounds):
         self._ca_cert = None if ca_cert is None else Path(ca_cert)
         transport = self._transport(*urls.values(), auth=auth, timeout=WAIT_S + 10, ca_cert=self._ca_cert)
         self._connection = Connection(urls, transport, caller, stack or {})
-        if oci_registry is not None:
-            self._registry = check_url(REGISTRY, oci_registry)
-        elif login is not None:
-            self._registry = login.registry
-        elif stack:
-            self._registry = registry_of_stack(stack)
-        else:  # that of this machine would be another stack's, if only services are named
-            named = url is None and any(given.values())
-            self._registry = "" if named else registry_of_host(url or _HERE)
+        self._registry = (
+            _registry(url, stack or {}, login, is_named=any(given.values()))
+            if oci_registry is None
+            else check_url(REGISTRY, oci_registry)
+        )
+        if self._registry:
+            self._connection.urls[REGISTRY] = self._registry
         self._registry_login = auth if user is None or password is None else (user, password)
         self.stack = self._connection.stack
         self.models = AsyncModels(self._connection)
@@ -169,7 +179,8 @@ class AsyncPropeller(AsyncRounds):
             raise InvalidError("user: only a client with a user and password can log in")
         asked = {"username": login.user, "password": login.password}
         tokens = await self._connection.ask("POST", "identity", "/users/tokens/issue", json=asked)
-        KeptLogin.keep(self._connection.urls, self._registry, login.user, tokens, self._ca_cert)
+        urls = {name: one for name, one in self._connection.urls.items() if name != REGISTRY}
+        KeptLogin.keep(urls, self._registry, login.user, tokens, self._ca_cert)
 
     async def end_login(self) -> None:
         """Keep the login that this client has no more, and have identity end it.
@@ -215,7 +226,8 @@ class AsyncPropeller(AsyncRounds):
         What is no log line, as a part of a traceback, has ``msg`` alone.
 
         Args:
-            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``.
+            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``; or ``aggregator``, ``proxy`` or
+                ``oci_registry``, where their addresses are known.
             lines: how many; 1 to 2,000, which is all that a service remembers.
             level: ``debug``, ``info``, ``warning`` or ``error``: lines of this level and above.
 
@@ -269,10 +281,15 @@ class AsyncPropeller(AsyncRounds):
         """The address of a service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``."""
         return self._connection.urls[service]
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services whose addresses are known, by name: those of ``url``, and of ``aggregator``, ``proxy`` and ``oci_registry`` what is."""
+        return tuple(self._connection.urls)
+
     async def answering(self) -> dict[str, bool]:
-        """Whether each service answers, by name."""
+        """Whether each service answers that clients call, by name."""
         found = {}
-        for name in self._connection.urls:
+        for name in filter(self._connection.urls.__contains__, PORTS):
             try:
                 await self._connection.send("GET", name, "/health")
                 found[name] = True
@@ -572,6 +589,15 @@ class AsyncPropeller(AsyncRounds):
         """The names that a stack on this machine gives its devices: name → id."""
         clients: dict[str, dict[str, str]] = self.stack.get("clients", {})
         return {name: client["id"] for name, client in clients.items() if name.startswith("proplet-")}
+
+
+def _registry(url: str | None, stack: Mapping[str, Any], login: KeptLogin | None, *, is_named: bool) -> str:
+    """The address of a stack's registry of programs; empty where services are named and it is not: that of this machine would be another stack's."""
+    if login is not None:
+        return login.registry
+    if stack:
+        return registry_of_stack(stack)
+    return "" if url is None and is_named else registry_of_host(url or _HERE)
 
 
 def _plain_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:

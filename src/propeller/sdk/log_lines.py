@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from propeller.sdk.connection import Connection
 
+_TIMEOUT_S = 10.0
+"""How long a service may take: of some that are asked one after the other, one may be behind a firewall."""
+
 
 class LogLines(NamedTuple):
     """Some lines of a log.
@@ -36,7 +39,7 @@ async def read_log(
     params: dict[str, Any] = {"lines": lines, "level": level}
     if after is not None:
         params["after"] = after
-    answer = await connection.ask("GET", service, "/logs", params=params)
+    answer = await connection.ask("GET", service, "/logs", params=params, timeout=_TIMEOUT_S)
     return LogLines(list(answer["lines"]), str(answer["next"]))
 
 
