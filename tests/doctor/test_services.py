@@ -4,9 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 
 from propeller.doctor.checks import Status
+from propeller.doctor.elsewhere import seen_broker
 from propeller.doctor.services import ServiceChecks
+from propeller.doctor.target import Observations
 
 
 class Answers:
@@ -34,3 +37,20 @@ async def test_a_service_whose_database_is_damaged() -> None:
         assert (found.status, found.what) == (Status.FAIL, name)
         assert found.detail == "coordinator.db is damaged (row 3 missing from index x)"
         assert found.fix == "restore it from a backup"
+
+
+@pytest.mark.parametrize(
+    ("health", "status", "said"),
+    [
+        ({"broker": "connected"}, Status.PASS, "identity is connected to it"),
+        ({"broker": "away"}, Status.FAIL, "identity has no connection to it: nobody can connect"),
+        ({}, Status.SKIP, "cannot be seen from here: run 'propeller doctor' on the stack's machine"),
+    ],
+)
+async def test_the_broker_from_elsewhere_is_as_identity_says(
+    health: dict[str, str], status: Status, said: str
+) -> None:
+    observed, target = Observations(), SimpleNamespace(identity={"users": "http://i"})
+    await ServiceChecks(target, Answers({"status": "ok", **health}), observed).identity()  # type: ignore[arg-type]
+    [found] = await seen_broker(observed)
+    assert (found.status, found.detail) == (status, said)

@@ -52,9 +52,27 @@ def test_a_stack_that_is_well_is_told_so_and_what_is_not_seen_is_named(up: Up) -
         assert told.replace(HOST, "127.0.0.1") == known, same
     assert "5 addresses are good" in found["certificate"]["detail"]
     assert found["versions"]["status"] == found["clocks"]["status"] == "PASS"
-    for unseen in ("disk", "broker", "proxy", "keys", "image"):
+    assert (found["broker"]["status"], found["broker"]["detail"]) == ("PASS", "identity is connected to it")
+    for unseen in ("disk", "aggregator", "oci-registry", "proxy", "keys", "image"):
         assert found[unseen]["status"] == "SKIP"
         assert "on the stack's machine" in found[unseen]["detail"]
+
+
+def test_services_that_no_client_needs_are_asked_where_they_can_be(up: Up) -> None:
+    named = [
+        word
+        for name in ("aggregator", "proxy", "oci_registry")
+        for word in ("--url", f"{name}={up.url(name).replace('127.0.0.1', HOST)}")
+    ]
+    code, found = doctor(up, *named)
+    assert code == 0
+    for name in ("aggregator", "proxy", "oci-registry"):
+        assert (found[name]["status"], found[name]["detail"][-7:]) == ("PASS", "answers")
+    away = ("--url", f"aggregator=https://{HOST}:9", "--url", f"proxy={up.url('manager')}/nowhere")
+    code, found = doctor(up, *away)
+    assert found["aggregator"]["status"] == "SKIP"
+    assert f"nothing listens on {HOST}:9; it may be out of reach" in found["aggregator"]["detail"]
+    assert (code, found["proxy"]["status"]) == (1, "FAIL")  # another program
 
 
 def test_a_viewer_sees_as_much_as_a_viewer_may(up: Up) -> None:

@@ -30,12 +30,17 @@ from propeller.process.certificates import parse_certificate
 from propeller.process.tls import WARN_DAYS, stack_trust
 from propeller.protocol.topics import Channel
 from propeller.sdk import AsyncPropeller
+from propeller.sdk.addresses import OPERATED, PORTS, REGISTRY
 from propeller.sdk.connection import Connection
 
-_THERE = "cannot be seen from here: run 'propeller doctor' on the stack's machine"
+_ASK_THERE = "run 'propeller doctor' on the stack's machine"
+_THERE = f"cannot be seen from here: {_ASK_THERE}"
 
-_UNSEEN = ("disk", "broker", "aggregator", "oci-registry", "proxy", "keys", "channel", "image")
+_UNSEEN = ("disk", "keys", "channel", "image")
 """What only the doctor on the stack's machine looks at."""
+
+_OPERATED = tuple(name.replace("_", "-") for name in (*OPERATED, REGISTRY))
+"""Services that no client needs: they may be out of reach."""
 
 
 async def diagnose_elsewhere(
@@ -91,8 +96,8 @@ def _checks(
     services = ServiceChecks(target, http, observed)
     fleet = FleetChecks(target, http, observed, participants)
     rounds = RoundChecks(target, http, observed)
-    here = ElsewhereChecks(fl, target, observed)
-    names = (*target.services, "identity")
+    here = ElsewhereChecks(fl, target, observed, services, http)
+    names = (*(name for name in target.services if name not in _OPERATED), "identity")
     # Without a login, as on loopback, each service knows by itself who asks.
     known = () if fl.connection.login is None else ("login",)
 
@@ -118,6 +123,8 @@ def _checks(
     return [
         Check("settings", settings),
         *(Check(name, health(name)) for name in names),
+        *(Check(name, partial(here.operated, name)) for name in _OPERATED),
+        Check("broker", partial(seen_broker, observed), ("identity",)),
         Check("certificate", partial(here.certificates, ca_cert)),
         *([Check("login", login)] if known else []),
         Check("versions", here.versions, known, names),
@@ -134,6 +141,16 @@ def _checks(
         Check("clocks", services.clocks, after=(*names, "proplets")),
         *(Check(what, partial(unseen, what)) for what in _UNSEEN),
     ]
+
+
+async def seen_broker(observed: Observations) -> list[Finding]:
+    """Whether the broker is there, as identity sees it, which it asks at each connection."""
+    if observed.identity_disconnected is None:
+        return [skipped("broker", _THERE)]
+    if observed.identity_disconnected:
+        fix = "on its machine, see why in its log and identity's: propeller logs --service broker --service identity"
+        return [failed("broker", "identity has no connection to it: nobody can connect", fix)]
+    return [passed("broker", "identity is connected to it")]
 
 
 def _explained(ask: Ask) -> Ask:
@@ -160,10 +177,10 @@ class LoginClient:
         Raises:
             NoAnswerError: there is none, or one that is no success.
         """
-        service, path = self._split(url)
-        if path == "/health":  # open to anyone: it tells of its service alone, not of the login
+        if url.endswith("/health"):  # open to anyone: it tells of its service alone, not of the login
             with explained_errors(url):
                 return await self._connection.transport.send("GET", url, auth=None, timeout=HTTP_TIMEOUT_S)
+        service, path = self._split(url)
         try:
             return await self._connection.send("GET", service, path, timeout=HTTP_TIMEOUT_S, **options)
         except PropellerError as error:
@@ -193,12 +210,34 @@ class LoginClient:
 class ElsewhereChecks:
     """What the doctor of the stack's machine asks in another way."""
 
-    def __init__(self, fl: AsyncPropeller, target: Target, observed: Observations) -> None:
+    def __init__(
+        self,
+        fl: AsyncPropeller,
+        target: Target,
+        observed: Observations,
+        services: ServiceChecks,
+        http: LoginClient,
+    ) -> None:
         self._fl, self._target, self._observed = fl, target, observed
+        self._services, self._http = services, http
+
+    async def operated(self, name: str) -> list[Finding]:
+        """Whether a service answers that no client needs, if it can be reached from here."""
+        url = self._target.services.get(name)
+        if url is None:
+            given = f"--url {name.replace('-', '_')}=URL"
+            return [skipped(name, f"its address is not known: give it ({given}), or {_ASK_THERE}")]
+        try:
+            answer = await self._http.get(f"{url}/health")
+        except NoAnswerError as error:
+            return [skipped(name, f"{error}; it may be out of reach on purpose: {_ASK_THERE}")]
+        if name not in OPERATED and answer.status_code == httpx.codes.NOT_FOUND:
+            return [skipped(name, f"{url} is a registry of another kind")]
+        return await self._services.service(name)
 
     async def certificates(self, ca_cert: Path | None) -> list[Finding]:
         """Until when what each server shows is good; whether it is believed is told by whoever calls it."""
-        urls = {*self._target.services.values(), *self._target.identity.values()}
+        urls = {self._fl.url(name) for name in self._fl.services if name in PORTS}
         secure = sorted({address_of(url) for url in urls if url.startswith("https://")})
         if not secure:
             return [skipped("certificate", "the services speak no TLS")]
@@ -213,7 +252,7 @@ class ElsewhereChecks:
     async def versions(self) -> list[Finding]:
         """Whether the services have this version of Propeller."""
         found: dict[str, str] = {}
-        for name in self._fl.connection.urls:
+        for name in filter(PORTS.__contains__, self._fl.services):
             try:
                 described = await self._fl.connection.ask("GET", name, "/openapi.json")
                 found[name.replace("_", "-")] = str(described["info"]["version"])

@@ -184,7 +184,8 @@ class ServiceChecks:
             if (damaged := _damaged("identity", answer)) is not None:
                 return [damaged]
             health = answer.json()
-            self._observed.identity_disconnected = health.get("broker") == "away"
+            if "broker" in health:
+                self._observed.identity_disconnected = health["broker"] == "away"
             counts = (health.get("subscriptions"), health.get("max_subscriptions"))
             if all(isinstance(count, int) for count in counts):
                 self._observed.subscriptions = counts

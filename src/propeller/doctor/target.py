@@ -113,7 +113,7 @@ class Observations:
 
     Attributes:
         clocks: by service, how many seconds its clock is ahead of this machine's.
-        identity_disconnected: identity says that it has no connection to the broker.
+        identity_disconnected: whether identity says that it has no connection to the broker; ``None`` while it does not say.
         subscriptions: how many of QoS 1 and 2 the broker has, and how many it may have; ``None`` while identity does not say.
         in_channel: clients that the broker lets in, and into their channel.
         outside_channel: clients that it lets in, but not into their channel.
@@ -123,7 +123,7 @@ class Observations:
     """
 
     clocks: dict[str, float] = field(default_factory=dict)
-    identity_disconnected: bool = False
+    identity_disconnected: bool | None = None
     subscriptions: tuple[int, int] | None = None
     in_channel: list[Client] = field(default_factory=list)
     outside_channel: list[Client] = field(default_factory=list)
