@@ -16,7 +16,7 @@ from propeller.cli.try_program import TrialInputs, run_try
 from propeller.wasm.program_run import Limits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-flower.md").read_text()
-CLIENT, PROGRAM, WEIGHTS, LOGISTIC, FITTED = re.findall(
+CLIENT, PROGRAM, TORCH, NETWORK, WEIGHTS, LOGISTIC, FITTED = re.findall(
     r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
 [FILE] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -63,6 +63,61 @@ def test_both_train_the_same_model(
 def test_the_experiment_is_one(tmp_path: Path) -> None:
     (tmp_path / "experiment.toml").write_text(FILE)
     assert ExperimentFile.load(tmp_path / "experiment.toml").notes == []
+
+
+def forward(model: dict[str, Any], x: Any) -> Any:
+    """What the network of PyTorch computes."""
+    hidden = np.maximum(x @ model["fc1.weight"].T + model["fc1.bias"], 0)
+    return hidden, hidden @ model["fc2.weight"].T + model["fc2.bias"]
+
+
+def stepped(model: dict[str, Any], x: Any, y: Any, lr: float) -> dict[str, Any]:
+    """A step of SGD by the cross-entropy, with the gradient by hand."""
+    hidden, logits = forward(model, x)
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    error = (chances / chances.sum(axis=1, keepdims=True) - np.eye(logits.shape[1])[y]) / len(y)
+    behind = (error @ model["fc2.weight"]) * (hidden > 0)
+    slope = {
+        "fc1.weight": behind.T @ x, "fc1.bias": behind.sum(axis=0),
+        "fc2.weight": error.T @ hidden, "fc2.bias": error.sum(axis=0),
+    }  # fmt: skip
+    return {name: model[name] - lr * slope[name] for name in model}
+
+
+def test_the_network_trains_as_that_of_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch is not installed here: its step is done by hand, on all samples at once, whose order then says nothing."""
+    compile(TORCH, "net.py", "exec")
+    random = np.random.default_rng(2)
+    x = random.normal(size=(30, 3))
+    y = (x[:, 0] > 0).astype(int) + (x[:, 1] > 0)
+    weights: dict[str, Any] = {}
+    for name, ends, begins in (("fc1", 8, 3), ("fc2", 3, 8)):
+        weights |= {f"{name}.weight": random.normal(size=(ends, begins)) / 2, f"{name}.bias": np.zeros(ends)}
+    expected = weights
+    for _ in range(40):
+        expected = stepped(expected, x, y, 0.5)
+    right = (forward(expected, x)[1].argmax(axis=1) == y).mean()
+    assert right > 0.8 > (forward(weights, x)[1].argmax(axis=1) == y).mean()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script, model, data = (tmp_path / name for name in ("train.py", "model.npz", "data.npz"))
+    script.write_text(NETWORK)
+    np.savez(model, **weights)
+    np.savez(data, x=x, y=y)
+    asked = TrialInputs(model, data, {"epochs": 40, "lr": 0.5, "batch_size": 30}, "train")
+    assert run_try(script, asked, Limits()) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["steps"] == 40
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found["update"][name], tensor, rtol=1e-3, atol=1e-4)
+    np.savez(model, **expected)
+    assert run_try(script, TrialInputs(model, data, {}, "evaluate"), Limits()) == 0
+    assert json.loads(capfd.readouterr().out)["metrics"]["accuracy"] == pytest.approx(right)
+    small = TrialInputs(model, data, {"epochs": 2, "lr": 0.1, "batch_size": 8}, "train")
+    assert run_try(script, small, Limits()) == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 8  # 8 + 8 + 8 + 6 samples, twice
 
 
 def test_weights_go_to_a_stack_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
