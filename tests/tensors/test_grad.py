@@ -48,6 +48,8 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "mean kept": (lambda a: a * a.mean(0, keepdims=True), [(2, 3)]),
     "max": (lambda a: a.max(1) * 2.0 + a.max(), [(2, 3)]),
     "min": (lambda a: a * a.min(-1, keepdims=True), [(2, 3)]),
+    "logsumexp": (lambda a: pt.logsumexp(a, axis=0) * 2.0 + pt.logsumexp(a), [(2, 3)]),
+    "logsumexp kept": (lambda a: a * pt.logsumexp(a, axis=-1, keepdims=True), [(2, 3)]),
     "softmax": (lambda a: pt.softmax(a) + pt.softmax(a, axis=0), [(2, 3)]),
     "log_softmax": (lambda a: pt.log_softmax(a, axis=0), [(2, 3)]),
     "reshape": (lambda a: a.reshape(3, -1) @ pt.arange(2).astype("float64"), [(2, 3)]),

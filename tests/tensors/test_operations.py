@@ -10,6 +10,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import HealthCheck, given, settings
 
 from propeller.tensors.machine import StepMachine
@@ -131,7 +132,7 @@ def matmul(draw: Draw) -> Case:
 
 def reduce(function: Callable[..., Any], name: str) -> Callable[[Draw], Case]:
     def case(draw: Draw) -> Case:
-        x = some(draw, least=1 if name in {"max", "min"} else 0)
+        x = some(draw, least=1 if name in {"max", "min", "logsumexp"} else 0)
         axes = (
             draw(
                 st.none()
@@ -142,7 +143,7 @@ def reduce(function: Callable[..., Any], name: str) -> Callable[[Draw], Case]:
         )
         keep = draw(st.booleans())
         dtype = kind(x)
-        if name == "mean":
+        if name in {"mean", "logsumexp"}:
             dtype = floating(dtype)
         elif name == "sum" and dtype in {"bool", "uint8"}:
             dtype = "int64"
@@ -151,6 +152,11 @@ def reduce(function: Callable[..., Any], name: str) -> Callable[[Draw], Case]:
             return [x], [axes, keep], function(x.astype(dtype), axis=axis, keepdims=keep)
 
     return case
+
+
+def logsumexp(x: Any, **axes: Any) -> Any:
+    """SciPy's, which makes float64 of float32, and an axis of a number."""
+    return np.asarray(scipy.special.logsumexp(x, **axes), x.dtype).reshape(x.sum(**axes).shape)
 
 
 def argument(function: Callable[..., Any]) -> Callable[[Draw], Case]:
@@ -312,11 +318,17 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     ),
     "relu": unary(lambda x: np.where(x < 0, np.zeros_like(x), x)),
     "square": unary(lambda x: x * x),
-    "exp": unary(np.exp, to_float=True),
-    "log": unary(np.log, to_float=True),
     "sqrt": unary(np.sqrt, to_float=True),
-    "sigmoid": unary(lambda x: 1 / (1 + np.exp(-x)), to_float=True),
+    "exp": unary(np.exp, to_float=True),
+    "expm1": unary(np.expm1, to_float=True),
+    "log": unary(np.log, to_float=True),
+    "log1p": unary(np.log1p, to_float=True),
+    "sin": unary(np.sin, to_float=True),
+    "cos": unary(np.cos, to_float=True),
     "tanh": unary(np.tanh, to_float=True),
+    "erf": unary(scipy.special.erf, to_float=True),
+    "sigmoid": unary(lambda x: 1 / (1 + np.exp(-x)), to_float=True),
+    "softplus": unary(lambda x: np.logaddexp(x, x.dtype.type(0)), to_float=True),
     "add": binary(np.add),
     "sub": binary(np.subtract),
     "mul": binary(np.multiply),
@@ -341,6 +353,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "mean": reduce(np.mean, "mean"),
     "max": reduce(np.max, "max"),
     "min": reduce(np.min, "min"),
+    "logsumexp": reduce(logsumexp, "logsumexp"),
     "argmax": argument(np.argmax),
     "argmin": argument(np.argmin),
     "softmax": along(logarithm=False),
@@ -476,6 +489,7 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("sum", [np.zeros(2)], [[1], False]),
         ("sum", [np.zeros(2)], [None, "yes"]),
         ("max", [np.zeros((0, 2))], [[0], False]),
+        ("logsumexp", [np.zeros((0, 2))], [[0], False]),
         ("argmax", [np.zeros(0)], None),
         ("softmax", [np.zeros((2, 0))], 1),
         ("reshape", [np.zeros(4)], [3]),

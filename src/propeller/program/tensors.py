@@ -10,11 +10,13 @@ Operations are recorded and cross to the host together, when a value is needed. 
 
 from typing import TYPE_CHECKING, Never
 
-from propeller.tensors import functions, hints, windows
+from propeller.tensors import activations, functions, hints, losses, windows
+from propeller.tensors.activations import *  # noqa: F403 - what its __all__ names is public here
 from propeller.tensors.array import Array
-from propeller.tensors.functions import *  # noqa: F403 - what its __all__ names is public here
+from propeller.tensors.functions import *  # noqa: F403
 from propeller.tensors.grad import grad, value_and_grad
 from propeller.tensors.jit import jit
+from propeller.tensors.losses import *  # noqa: F403
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.windows import *  # noqa: F403
 
@@ -65,4 +67,7 @@ __all__ = [
     "value_and_grad",
     "var",
 ]
-__all__ += functions.__all__ + windows.__all__
+__all__ += activations.__all__
+__all__ += functions.__all__
+__all__ += losses.__all__
+__all__ += windows.__all__

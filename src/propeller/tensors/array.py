@@ -200,19 +200,19 @@ class Array(Handle):
 
     def sum(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The sum along ``axis`` (None: of all elements)."""
-        return record("sum", self, params=[_axes(axis), keepdims])
+        return record("sum", self, params=[axes_of(axis), keepdims])
 
     def mean(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The mean along ``axis`` (None: of all elements)."""
-        return record("mean", self, params=[_axes(axis), keepdims])
+        return record("mean", self, params=[axes_of(axis), keepdims])
 
     def max(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The largest along ``axis`` (None: of all elements)."""
-        return record("max", self, params=[_axes(axis), keepdims])
+        return record("max", self, params=[axes_of(axis), keepdims])
 
     def min(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The smallest along ``axis`` (None: of all elements)."""
-        return record("min", self, params=[_axes(axis), keepdims])
+        return record("min", self, params=[axes_of(axis), keepdims])
 
     def var(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> "Array":
         """The mean of the squared distances from the mean along ``axis`` (None: of all elements)."""
@@ -442,7 +442,8 @@ def _apply(access: subscripts.Access, x: Array) -> Array:
     return record(name, x, *arrays, params=params)
 
 
-def _axes(axis: int | Sequence[int] | None) -> list[int] | None:
+def axes_of(axis: int | Sequence[int] | None) -> list[int] | None:
+    """Axes as operations take them: each by its number, None for all."""
     if axis is None:
         return None
     return [axis] if isinstance(axis, int) else list(axis)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from propeller.tensors import session
-from propeller.tensors.array import Array, create, literal, record
+from propeller.tensors.array import Array, axes_of, create, literal, record
 from propeller.tensors.literals import Number, is_numpy, pack_numpy
 from propeller.tensors.shapes import TensorError, axis_of, dtype_name
 
@@ -15,22 +15,27 @@ __all__ = [
     "array",
     "broadcast_to",
     "concatenate",
+    "cos",
+    "erf",
     "exp",
+    "expm1",
     "eye",
     "full",
     "isnan",
     "log",
+    "log1p",
     "log_softmax",
+    "logsumexp",
     "matmul",
     "maximum",
     "minimum",
+    "norm",
     "one_hot",
     "ones",
     "ones_like",
     "random",
-    "relu",
-    "sigmoid",
     "sign",
+    "sin",
     "softmax",
     "sqrt",
     "square",
@@ -108,9 +113,19 @@ def exp(x: Any) -> Array:
     return record("exp", x)
 
 
+def expm1(x: Any) -> Array:
+    """exp(x) - 1 for each element, exact near 0 too."""
+    return record("expm1", x)
+
+
 def log(x: Any) -> Array:
     """The natural logarithm of each element."""
     return record("log", x)
+
+
+def log1p(x: Any) -> Array:
+    """The natural logarithm of 1 + x for each element, exact near 0 too."""
+    return record("log1p", x)
 
 
 def sqrt(x: Any) -> Array:
@@ -133,19 +148,24 @@ def isnan(x: Array) -> Array:
     return x != x  # noqa: PLR0124 - only NaN differs from itself
 
 
-def relu(x: Any) -> Array:
-    """Each element, or 0 where it is negative."""
-    return record("relu", x)
+def sin(x: Any) -> Array:
+    """The sine of each element."""
+    return record("sin", x)
 
 
-def sigmoid(x: Any) -> Array:
-    """1 / (1 + exp(-x)), without overflow."""
-    return record("sigmoid", x)
+def cos(x: Any) -> Array:
+    """The cosine of each element."""
+    return record("cos", x)
 
 
 def tanh(x: Any) -> Array:
     """The hyperbolic tangent of each element."""
     return record("tanh", x)
+
+
+def erf(x: Any) -> Array:
+    """The error function of each element."""
+    return record("erf", x)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -156,6 +176,40 @@ def softmax(x: Array, axis: int = -1) -> Array:
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """The logarithm of ``softmax``, without loss of precision."""
     return record("log_softmax", x, params=axis)
+
+
+def logsumexp(x: Array, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Array:
+    """log(sum(exp(x))) along ``axis`` (None: of all elements), without overflow."""
+    return record("logsumexp", x, params=[axes_of(axis), keepdims])
+
+
+def norm(
+    x: Array,
+    ord: float = 2,  # noqa: A002 - NumPy's name
+    axis: int | Sequence[int] | None = None,
+    *,
+    keepdims: bool = False,
+) -> Array:
+    """The norm of the elements along ``axis`` (None: of all) as one vector, whatever its shape.
+
+    Args:
+        x: The elements.
+        ord: 2 for the root of the sum of squares, 1 for the sum of the elements without signs, ``float("inf")`` for the largest of these.
+        axis: One axis or several.
+        keepdims: Whether these stay, of size 1.
+
+    Raises:
+        TensorError: There is no such norm here.
+    """
+    if ord == 1:
+        return abs(x).sum(axis, keepdims=keepdims)
+    if ord == float("inf"):
+        return abs(x).max(axis, keepdims=keepdims)
+    if ord != 2:
+        raise TensorError(f"norm: ord is 1, 2 or float('inf'), not {ord!r:.40}")
+    total = record("square", x).sum(axis, keepdims=keepdims)
+    zero = total == 0  # where the root's gradient is infinite; of the norm 0 is one
+    return where(zero, 0.0, sqrt(where(zero, 1.0, total)))
 
 
 def matmul(x: Array, y: Array) -> Array:

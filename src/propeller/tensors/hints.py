@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 
-_FUNCTIONS = "exp log sqrt square sign relu sigmoid tanh softmax log_softmax isnan maximum minimum matmul where one_hot"
+_FUNCTIONS = (
+    "exp expm1 log log1p sqrt square sign sin cos tanh erf isnan relu leaky_relu elu sigmoid softplus silu gelu "
+    "softmax log_softmax logsumexp norm maximum minimum matmul where one_hot"
+)
 
 EQUIVALENTS = {
     **{name: f"{name}(x)" for name in _FUNCTIONS.split()},
@@ -12,10 +15,11 @@ EQUIVALENTS = {
     "einsum": "@, transpose and sum",
     "power": "x ** y",
     "pow": "x ** y",
-    "log1p": "log(1 + x)",
-    "expm1": "exp(x) - 1",
-    "norm": "sqrt(square(x).sum())",
-    "linalg": "sqrt(square(x).sum()) for a norm",
+    "linalg": "norm(x)",
+    "swish": "silu(x)",
+    "nll_loss": "cross_entropy(logits, labels), of what softmax takes",
+    "binary_cross_entropy_with_logits": "binary_cross_entropy(logits, labels)",
+    "smooth_l1_loss": "huber_loss(x, target)",
     "ravel": "x.flatten()",
     "view": "x.reshape(…)",
     "permute": "x.transpose(…)",

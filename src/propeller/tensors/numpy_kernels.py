@@ -12,6 +12,7 @@ from numpy.random import (
 )  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.tensors import numpy_windows
+from propeller.tensors.numpy_erf import erf
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
 from propeller.tensors.shapes import CARRIED, WEAK, Spec, elements
 
@@ -79,6 +80,26 @@ def _sigmoid(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
     return kernel
 
 
+def _softplus(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+
+    def kernel(x: Any) -> Any:
+        given = np.atleast_1d(np.asarray(x, dtype))
+        tail = np.abs(given)  # log(1 + exp(-|x|)) overflows nowhere
+        np.negative(tail, out=tail)
+        np.exp(tail, out=tail)
+        np.log1p(tail, out=tail)
+        tail += np.maximum(given, 0)
+        return tail.reshape(out[1])
+
+    return kernel
+
+
+def _erf(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+    return lambda x: erf(np.atleast_1d(np.asarray(x, dtype))).reshape(out[1])
+
+
 def _where(_specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
     dtype = _dtype(out)
     # As arrays: NumPy would refuse a Python number that does not fit the array beside it.
@@ -105,6 +126,20 @@ def _mean(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     count = math.prod(specs[0][1][axis] for axis in axes)
     add = partial(np.add.reduce, axis=axes, keepdims=params[1], dtype=dtype)
     return lambda x: add(x) / np.float64(count) if dtype is None else np.divide(add(x), count, dtype=dtype)
+
+
+def _logsumexp(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    dtype = _dtype(out)
+    axes = tuple(range(len(specs[0][1]))) if params[0] is None else tuple(params[0])
+
+    def kernel(x: Any) -> Any:
+        most = np.maximum.reduce(x, axis=axes, keepdims=True)
+        most = np.where(np.isfinite(most), most, 0)
+        powers = np.exp(np.subtract(x, most, dtype=dtype, casting="unsafe"))
+        total = np.log(np.add.reduce(powers, axis=axes, keepdims=params[1]))
+        return np.add(total, most.reshape(total.shape), dtype=dtype, casting="unsafe")
+
+    return kernel
 
 
 def _softmax(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:
@@ -303,12 +338,15 @@ KERNELS: dict[str, KernelFactory] = {
     **{name: partial(_comparison, ufunc) for name, ufunc in _COMPARISONS.items()},
     "relu": _relu,
     "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "erf": _erf,
     "where": _where,
     "matmul": _matmul,
     "sum": _sum,
     "mean": _mean,
     "max": partial(_reduction, np.maximum.reduce),
     "min": partial(_reduction, np.minimum.reduce),
+    "logsumexp": _logsumexp,
     "argmax": lambda _specs, axis, _out: partial(np.argmax, axis=axis),
     "argmin": lambda _specs, axis, _out: partial(np.argmin, axis=axis),
     "softmax": _softmax,

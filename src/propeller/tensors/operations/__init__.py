@@ -7,7 +7,14 @@ line that made it, and the host checks the same rule again before it takes memor
 from collections.abc import Sequence
 from typing import Any
 
-from propeller.tensors.operations import arrangement, elementwise, indexing, reductions, windows
+from propeller.tensors.operations import (
+    arrangement,
+    elementwise,
+    indexing,
+    real_functions,
+    reductions,
+    windows,
+)
 from propeller.tensors.operations.operation import (
     Gradient,
     Kernel,
@@ -20,7 +27,7 @@ from propeller.tensors.shapes import CARRIED, MAX_RANK, Spec, TensorError, eleme
 
 OPERATIONS = {
     operation.name: operation
-    for module in (elementwise, reductions, arrangement, indexing, windows)
+    for module in (elementwise, real_functions, reductions, arrangement, indexing, windows)
     for operation in module.OPERATIONS
 }
 

@@ -27,10 +27,6 @@ def _same(_name: str, specs: Sequence[Spec], _params: Any) -> Spec:
     return "int64" if dtype == "bool" else dtype, shape
 
 
-def _float(_name: str, specs: Sequence[Spec], _params: Any) -> Spec:
-    return floating(specs[0][0]), specs[0][1]
-
-
 def _pair(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
     (first, one), (second, other) = specs
     return promote(first, second), broadcast(name, one, other)
@@ -109,7 +105,9 @@ def _where_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[An
 # Kernels in plain Python ------------------------------------------------------------------------------------
 
 
-def _unary(function: Callable[[Any], Any]) -> KernelFactory:
+def unary(function: Callable[[Any], Any]) -> KernelFactory:
+    """The kernel that applies a function of one number to each element."""
+
     def bind(_specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
         return lambda x: list(map(function, x))
 
@@ -172,25 +170,6 @@ def _power(x: float, y: float) -> float:
         return math.nan if x else -math.inf if negative else math.inf
 
 
-def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
-
-
-def _log(x: float) -> float:
-    return math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
-
-
-def _sqrt(x: float) -> float:
-    return math.sqrt(x) if x >= 0 else math.nan
-
-
-def _sigmoid(x: float) -> float:
-    return 0.5 * (1 + math.tanh(x / 2))
-
-
 def _relu(x: float) -> float:
     return x if x > 0 or x != x else 0  # noqa: PLR0124 - NaN is not itself
 
@@ -218,7 +197,7 @@ OPERATIONS = (
         doc="the negative, of the same dtype; `bool` becomes `int64`",
         infer=_same,
         gradient=lambda up, _call, _record: [-up],
-        kernel=_unary(operator.neg),
+        kernel=unary(operator.neg),
         ufunc="negative",
     ),
     Operation(
@@ -227,7 +206,7 @@ OPERATIONS = (
         doc="without the sign, of the same dtype; `bool` becomes `int64`",
         infer=_same,
         gradient=lambda up, call, record: [up * record("sign", *call.operands)],
-        kernel=_unary(abs),
+        kernel=unary(abs),
         ufunc="absolute",
     ),
     Operation(
@@ -236,7 +215,7 @@ OPERATIONS = (
         doc="-1, 0 or 1, of the same dtype (`bool` becomes `int64`); NaN for NaN",
         infer=_same,
         gradient=lambda _up, _call, _record: [None],
-        kernel=_unary(_sign),
+        kernel=unary(_sign),
         ufunc="sign",
     ),
     Operation(
@@ -245,7 +224,7 @@ OPERATIONS = (
         doc="the element, or 0 where it is negative, of the same dtype; `bool` becomes `int64`",
         infer=_same,
         gradient=lambda up, call, _record: [up * (call.operands[0] > 0)],
-        kernel=_unary(_relu),
+        kernel=unary(_relu),
     ),
     Operation(
         name="square",
@@ -253,52 +232,8 @@ OPERATIONS = (
         doc="the element times itself, of the same dtype; `bool` becomes `int64`",
         infer=_same,
         gradient=lambda up, call, _record: [up * 2.0 * call.operands[0]],
-        kernel=_unary(lambda x: x * x),
+        kernel=unary(lambda x: x * x),
         ufunc="square",
-    ),
-    Operation(
-        name="exp",
-        operands=1,
-        doc="a float (integers become `float32`)",
-        infer=_float,
-        gradient=lambda up, call, _record: [up * call.result],
-        kernel=_unary(_exp),
-        ufunc="exp",
-    ),
-    Operation(
-        name="log",
-        operands=1,
-        doc="the natural logarithm, a float",
-        infer=_float,
-        gradient=lambda up, call, _record: [up / call.operands[0]],
-        kernel=_unary(_log),
-        ufunc="log",
-    ),
-    Operation(
-        name="sqrt",
-        operands=1,
-        doc="a float",
-        infer=_float,
-        gradient=lambda up, call, _record: [up * 0.5 / call.result],
-        kernel=_unary(_sqrt),
-        ufunc="sqrt",
-    ),
-    Operation(
-        name="sigmoid",
-        operands=1,
-        doc="1 / (1 + exp(-x)) without overflow, a float",
-        infer=_float,
-        gradient=lambda up, call, _record: [up * call.result * (1.0 - call.result)],
-        kernel=_unary(_sigmoid),
-    ),
-    Operation(
-        name="tanh",
-        operands=1,
-        doc="the hyperbolic tangent, a float",
-        infer=_float,
-        gradient=lambda up, call, _record: [up * (1.0 - call.result * call.result)],
-        kernel=_unary(math.tanh),
-        ufunc="tanh",
     ),
     Operation(
         name="add",
@@ -416,7 +351,7 @@ OPERATIONS = (
         doc="of `bool` only",
         infer=_logical,
         gradient=None,
-        kernel=_unary(operator.not_),
+        kernel=unary(operator.not_),
         ufunc="logical_not",
     ),
     Operation(

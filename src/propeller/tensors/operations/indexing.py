@@ -65,6 +65,18 @@ def _classes(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     return "float32", (*specs[0][1], *shape_of(name, [params]))
 
 
+def check_labels(name: str, labels: Spec, shape: tuple[int, ...]) -> None:
+    """Refuse labels that are not integers, one for each element of ``shape``.
+
+    Raises:
+        TensorError: They are not.
+    """
+    if labels[0] not in {"int64", "uint8"}:
+        raise TensorError(f"{name}: labels are integers, got {labels[0]}; use astype('int64')")
+    if labels[1] != shape:
+        raise TensorError(f"{name}: labels of shape {list(labels[1])} are not one for each of {list(shape)}")
+
+
 def _check_value(name: str, value: Spec, target: Spec, place: tuple[int, ...]) -> None:
     if broadcast(name, value[1], place) != place:
         raise TensorError(f"a value of shape {list(value[1])} does not fit into {list(place)}")

@@ -49,6 +49,11 @@ def _extreme(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     return result
 
 
+def _soft_extreme(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    dtype, shape = _extreme(name, specs, params)
+    return floating(dtype), shape
+
+
 def _position(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     shape = specs[0][1]
     left: tuple[int, ...] = ()
@@ -133,6 +138,10 @@ def _extreme_gradient(up: Any, call: OperationCall, _record: Record) -> Sequence
     return [_with_axes(up, call) * chosen / _with_axes(chosen.sum(axes, keepdims=keep), call)]
 
 
+def _logsumexp_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    return [_with_axes(up, call) * record("exp", call.operands[0] - _with_axes(call.result, call))]
+
+
 def _softmax_gradient(up: Any, call: OperationCall, _record: Record) -> Sequence[Any]:
     return [(up - (up * call.result).sum(call.params, keepdims=True)) * call.result]
 
@@ -176,6 +185,13 @@ def _add(values: list[Any]) -> Any:
 
 def _mean(values: list[Any]) -> float:
     return _add(values) / len(values) if values else math.nan
+
+
+def _logsumexp(values: list[Any]) -> float:
+    most = reduce(larger, values)
+    if not math.isfinite(most):
+        return float(most)
+    return float(most + math.log(_add([math.exp(value - most) for value in values])))
 
 
 def _first(better: Callable[[Any, Any], bool]) -> Callable[[list[Any]], int]:
@@ -306,6 +322,15 @@ OPERATIONS = (
         infer=_extreme,
         gradient=_extreme_gradient,
         kernel=_reduction(lambda values: reduce(smaller, values)),
+    ),
+    Operation(
+        name="logsumexp",
+        operands=1,
+        params=_AXES,
+        doc="log(sum(exp(x))) without overflow, a float",
+        infer=_soft_extreme,
+        gradient=_logsumexp_gradient,
+        kernel=_reduction(_logsumexp),
     ),
     Operation(
         name="argmax",
