@@ -224,6 +224,64 @@ async def test_a_device_is_renamed_and_told_so(api: Api) -> None:
     assert told.json()["name"] == "cellar"
 
 
+async def test_a_manager_is_told_what_the_proplets_of_its_channel_are_called(api: Api) -> None:
+    other = await api.made(f"/{api.domain}/channels", {"name": "other"})
+    first = await api.add("ward-3", tags=["hospital"], channel="fl")
+    await api.add("ward-4", channel="other")
+    path, clients = f"/{api.domain}/channels/connect", {}
+    for name in ("manager", "proplet-1"):
+        clients[name] = await api.made(f"/{api.domain}/clients", {"name": name, "tags": ["a,b"]})
+        await api("POST", path, {"client_ids": [clients[name]["id"]], "channel_ids": [api.channel]})
+
+    async def asked(name: str, channel: str = api.channel, version: str = "") -> httpx.Response:
+        one, params = clients[name], {"domain_id": api.domain, "channel_id": channel}
+        auth = (one["id"], one["credentials"]["secret"])
+        headers = {"If-None-Match": version} if version else {}
+        return await api.http.get("/auth/names", params=params, auth=auth, headers=headers)
+
+    own = clients["proplet-1"]["id"]
+    answer = await asked("manager")
+    assert answer.json()["clients"] == {
+        first["id"]: {"name": "ward-3", "tags": ["hospital"]},
+        own: {"name": "proplet-1", "tags": ["a,b"]},
+    }
+    version = answer.headers["etag"]
+    unchanged = await asked("manager", version=version)
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", version)
+    device = f"/{api.domain}/devices/{first['id']}"
+    assert (await api("PATCH", device, {"name": "cellar", "tags": ["north"]})).status_code == 200
+    await api("POST", f"/{api.domain}/clients/{own}/disable")
+    changed = await asked("manager", version=version)
+    assert changed.json()["clients"] == {
+        first["id"]: {"name": "cellar", "tags": ["north"]},
+        own: {"name": "proplet-1", "tags": ["a,b"]},
+    }
+    await api("DELETE", device)
+    assert set((await asked("manager")).json()["clients"]) == {own}
+    await api("POST", f"/{api.domain}/clients/{own}/enable")
+    for refused in (
+        await asked("proplet-1", version=version),
+        await asked("manager", other["id"], version),
+        await api("GET", f"/auth/names?domain_id={api.domain}&channel_id={api.channel}"),
+    ):
+        assert (refused.status_code, "only a manager" in refused.text) == (403, True)
+
+
+async def test_tags_are_changed_without_the_name_and_the_name_without_them(api: Api) -> None:
+    own = await api.made(f"/{api.domain}/clients", {"name": "proplet-1", "tags": ["old"]})
+    added = await api.add("ward-3", tags=["hospital"])
+    path = f"/{api.domain}/devices"
+    changed = await api("PATCH", f"{path}/{added['id']}", {"tags": ["north", "gpu"]})
+    assert changed.json() == {"id": added["id"], "name": "ward-3", "tags": ["north", "gpu"]}
+    renamed = await api("PATCH", f"{path}/{added['id']}", {"name": "ward-4"})
+    assert renamed.json()["tags"] == ["north", "gpu"]
+    assert (await api("PATCH", f"{path}/{own['id']}", {"tags": []})).json()["tags"] == []
+    for body, named in (({}, "name, tags or both"), ({"tags": ["a,b"]}, "comma"), ({"tags": [""]}, "tags")):
+        refused = await api("PATCH", f"{path}/{added['id']}", body)
+        assert refused.status_code == 400
+        assert named in reason(refused)
+
+
 async def test_only_devices_are_changed_here_and_a_stacks_own_keep_their_names(api: Api) -> None:
     manager = await api.made(f"/{api.domain}/clients", {"name": "manager"})
     own = await api.made(f"/{api.domain}/clients", {"name": "proplet-1"})

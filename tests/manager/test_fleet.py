@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from propeller.manager.fleet import Fleet
+from propeller.manager.names import NamedClients, Naming
 from propeller.process.clock import steady_now
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetadata, Registration
 from propeller.store.database import Database
@@ -219,3 +220,69 @@ async def test_a_name_that_was_given_holds_until_the_device_says_another(
     await register("ward-4")  # it was started again, and asked identity
     await register("ward-3")  # somebody has given it the old one back meanwhile
     assert proplet.name == "ward-3"
+
+
+NAMED = NamedClients({"a": Naming("ward-a", ("hospital",)), "b": Naming("ward-b")})
+
+
+@pytest.fixture
+async def named(database: Database, clock: Clock) -> Fleet:
+    """A fleet whose proplets identity names, with ``b``, which says that it is ``a``."""
+    fleet = Fleet(database, interval_s=10, named_by_identity=True, clock=clock)
+    assert fleet.waits_for_names
+    await fleet.know(NAMED)
+    says = PropletMetadata(name="ward-a", tags=["hospital", "gpu"])
+    doubts = await fleet.register(Registration(proplet_id="b", metadata=says), directed=True)
+    assert doubts is not None
+    assert "'ward-a' is a" in doubts
+    await fleet.record_heartbeat(HeartbeatMessage(proplet_id="a"), directed=True)
+    return fleet
+
+
+def called(fleet: Fleet) -> dict[str, tuple[str, tuple[str, ...]]]:
+    return {one.id: (one.name, one.tags) for one in fleet.all()}
+
+
+async def test_what_identity_calls_proplets_holds_whatever_they_say_and_after_a_restart(
+    named: Fleet, database: Database, clock: Clock
+) -> None:
+    expected = {"b": ("ward-b", ("gpu",)), "a": ("ward-a", ("hospital",))}
+    assert called(named) == expected
+    again = Fleet(database, named_by_identity=True, clock=clock)
+    await again.load()
+    assert called(again) == expected
+    assert not again.waits_for_names
+    assert again.is_named("a")
+    says = PropletMetadata(name="ward-a", tags=["hospital", "gpu"])
+    assert await again.register(Registration(proplet_id="b", metadata=says), directed=True) is None
+    assert called(again) == expected
+
+
+async def test_names_and_tags_follow_identity(named: Fleet, database: Database) -> None:
+    await named.know(NamedClients({"a": Naming("ward-a"), "b": Naming("ward-9"), "c": Naming("x", ("gpu",))}))
+    assert called(named) == {"b": ("ward-9", ("hospital",)), "a": ("ward-a", ())}
+    await named.know(
+        NamedClients({"b": Naming("ward-a", ("hospital",))})
+    )  # a is deleted, its name given to b
+    assert called(named)["b"] == ("ward-a", ("hospital", "gpu"))
+    assert called(named)["a"][0] not in {"ward-a", "ward-b", "ward-9"}
+    again = Fleet(database, named_by_identity=True)
+    await again.load()
+    assert called(again) == called(named)
+    assert not again.is_named("c")
+
+
+async def test_a_name_that_was_given_before_identity_was_asked_gives_way(
+    fleet: Fleet, database: Database
+) -> None:
+    await fleet.register(Registration(proplet_id="b", metadata=PropletMetadata(name="x")), directed=True)
+    proplet = fleet.get("b")
+    assert proplet is not None
+    await fleet.rename(proplet, "ward-a")
+    later = Fleet(database, named_by_identity=True)
+    await later.load()
+    assert called(later)["b"][0] not in {"x", "ward-a"}, "nobody has said yet that it is"
+    await later.know(NAMED)
+    assert called(later)["b"][0] == "ward-b"
+    await later.register(Registration(proplet_id="b", metadata=PropletMetadata(name="x")), directed=True)
+    assert called(later)["b"][0] == "ward-b"

@@ -8,7 +8,7 @@ import pytest
 from propeller.protocol.programs import ProgramRequest, ResolvedProgram
 from propeller.protocol.topics import Kind
 from support.manager import FakeCoordinator, RunningManager, open_manager
-from support.net import eventually
+from support.net import eventually, free_port
 
 IMAGE = "ghcr.io/u/logreg:v1"
 PINNED = f"ghcr.io/u/logreg@sha256:{'a' * 64}"
@@ -187,6 +187,26 @@ async def test_names_of_no_device_are_told_at_once_though_enough_others_are_ther
     await begin(fleet, round_id="e.2", number=2, selection={"names": ["p1", "p9"]})
     await eventually(lambda: len(coordinator.proposals) > 1)
     assert "selection.names: no device 'p9' is alive" in coordinator.proposals[1]["waiting"]
+
+
+async def test_names_that_identity_has_not_told_yet_are_waited_for_and_are_nobodys(
+    broker_port: int, tmp_path: Path, coordinator: FakeCoordinator
+) -> None:
+    away = {"identity_url": f"http://127.0.0.1:{free_port()}", "client_key": "k", "compat": "identity"}
+    async with open_manager(broker_port, tmp_path, coordinator_url=coordinator.url, **away) as manager:
+        await manager.add_proplets("p1", directed=True, name="proplet-1", tags=["gpu"])
+        await begin(manager, round_id="e.1", selection={"names": ["proplet-1"]})
+        await begin(manager, round_id="e.2", selection={"tags": ["gpu"]})
+        await eventually(lambda: len(coordinator.proposals) >= 2)
+        assert all("identity has not said yet" in one["waiting"] for one in coordinator.proposals)
+        await begin(manager, round_id="late", selection={"names": ["proplet-1"]}, timeout_s=0.2)
+        await eventually(lambda: [one for one in coordinator.proposals if "failure" in one])
+        await begin(manager, round_id="all")
+        await eventually(lambda: coordinator.participants.get("all"))
+        assert coordinator.participants["all"]["participants"] == ["p1"]
+        assert "proplet-1" not in {
+            one["name"] for one in (await manager.http.get("/proplets")).json()["proplets"]
+        }
 
 
 async def test_hyperparameters_that_no_message_carries_end_the_experiment(

@@ -1,9 +1,6 @@
 """Devices that say that they are others, on a real broker with identity, against a real manager."""
 
-import contextlib
-import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,110 +9,21 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from propeller.mqtt.address import BrokerAddress
-from propeller.mqtt.broker import Broker
-from propeller.mqtt.session import Credentials, Session, Will
-from propeller.protocol.topics import Channel, Kind
-from propeller.stack.provisioning import IdentityApi, find_or_make_channel, find_or_make_domain
-from support.identity import PASSWORD, Site, hash_cheaply
-from support.identity import served as served_identity
-from support.manager import ChannelClient, RunningManager, is_connected, served, settings_for
+from propeller.mqtt.session import Will
+from propeller.protocol.topics import Kind
+from support.identity import hash_cheaply
 from support.mqtt import Relay
 from support.net import eventually
+from support.world import World, open_world
 
 SECRET_ENV = {"KEY_OF_THE_VICTIM": "do not read"}
-
-
-@dataclass
-class World:
-    """A broker, an identity service and a manager; clients by name: ``victim``, ``attacker``, two that are ``compat``."""
-
-    site: Site
-    api: IdentityApi
-    channel: Channel
-    clients: dict[str, dict[str, str]]
-    manager: RunningManager
-    stack: contextlib.AsyncExitStack
-
-    @property
-    def api_url(self) -> str:
-        return f"http://127.0.0.1:{self.site.identity.users_port}"
-
-    def id(self, name: str) -> str:
-        return self.clients[name]["id"]
-
-    async def join(self, name: str, *, port: int | None = None, will: Will | None = None) -> ChannelClient:
-        """Connect as a client."""
-        known = self.clients[name]
-        client = ChannelClient(self.site.broker.port, self.channel)
-        client.session = Session(
-            BrokerAddress("127.0.0.1", port or self.site.broker.port),
-            Credentials(f"{known['id']}-{uuid.uuid4().hex[:6]}", known["id"], known["key"]),
-            clean=True,
-            will=will,
-        )
-        await self.stack.enter_async_context(client.session.running())
-        assert await client.session.wait_connected(10)
-        return client
-
-    async def join_as_victim(self) -> ChannelClient:
-        """Connect as the victim, which registers and lives, and listens to its starts."""
-        victim = await self.join("victim")
-        await victim.session.subscribe(self.channel.start(self.id("victim")), victim.receive)
-        self.manager.mqtt = victim
-        await self.manager.add_proplets(self.id("victim"), directed=True)
-        return victim
-
-    async def told(self, client: ChannelClient) -> None:
-        """Wait until the manager has handled what a compat client said before on each topic."""
-        mine = self.id("compat-2")
-        await client.publish(Kind.PROPLET_CREATE, {"proplet_id": mine})
-        await eventually(lambda: self.manager.is_known(mine))
-        await client.publish(Kind.PROPLET_ALIVE, {"proplet_id": mine})
-        await eventually(lambda: self.manager.is_alive(mine))
-
-    async def ids(self) -> set[str]:
-        return {one["id"] for one in (await self.manager.http.get("/proplets?limit=1000")).json()["proplets"]}
 
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     hash_cheaply(monkeypatch)
-    site = Site.at(tmp_path)
-    identity_url = f"http://127.0.0.1:{site.identity.users_port}"
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(Broker(site.broker))
-        http = await stack.enter_async_context(served_identity(site.identity))
-        api = IdentityApi(identity_url, identity_url, identity_url, identity_url, timeout=5)
-        stack.push_async_callback(api.aclose)
-        await api.login("admin", PASSWORD)
-        domain = (await find_or_make_domain(api))["id"]
-        channel = Channel(domain, (await find_or_make_channel(api, domain))["id"])
-        names = {"manager": "manager", "victim": "proplet-v", "attacker": "proplet-a"}
-        names |= {"compat-1": "proplet-c1", "compat-2": "proplet-c2"}
-        clients = {name: await api.make_client(domain, known_as) for name, known_as in names.items()}
-        await api.connect(domain, channel.channel_id, [one["id"] for one in clients.values()])
-        for name in ("compat-1", "compat-2"):
-            await api.set_compat(domain, clients[name]["id"])
-        settings = settings_for(
-            site.broker.port,
-            tmp_path,
-            domain_id=domain,
-            channel_id=channel.channel_id,
-            client_id=clients["manager"]["id"],
-            client_key=clients["manager"]["key"],
-            identity_url=identity_url,
-            compat="identity",
-        )
-
-        async def connected() -> bool:
-            return bool((await http.get("/health")).json()["broker"] == "connected")
-
-        await eventually(connected)
-        manager_http = await stack.enter_async_context(served(settings))
-        await eventually(lambda: is_connected(manager_http))
-        nobody = ChannelClient(site.broker.port, channel)
-        yield World(site, api, channel, clients, RunningManager(settings, manager_http, nobody), stack)
+    async with open_world(tmp_path) as opened:
+        yield opened
 
 
 async def started_task(world: World) -> str:

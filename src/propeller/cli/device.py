@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from propeller.cli.connection import Target
 
 commands = typer.Typer(
-    name="device", help="Add devices, which then join; list, rename and remove them.", no_args_is_help=True
+    name="device",
+    help="Add devices, which then join; list, rename, tag and remove them.",
+    no_args_is_help=True,
 )
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The device's name, or its id.")]
@@ -102,3 +104,20 @@ def rename(
     with target.connect() as fl:
         fl.devices.rename(name, new_name)
     print(f"{name} is {new_name} from now on.")
+
+
+@commands.command()
+@for_stack
+def tag(
+    name: NameArgument,
+    tags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TAG]…", help="All that it has from now on; none, and it has none."),
+    ] = None,
+    *,
+    target: "Target",
+) -> None:
+    """Give a device other tags: nobody else has these, unless they are given them too."""
+    with target.connect() as fl:
+        tagged = fl.devices.tag(name, tags or ())
+    print(f"{tagged['name']} has {', '.join(tagged['tags']) or 'no tags'} from now on.")

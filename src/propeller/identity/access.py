@@ -6,6 +6,7 @@ memory follows each change.
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,8 @@ class ClientAccess:
         changed_at: when any of this changed last, in seconds since 1970.
         compat: whether it is a proplet that speaks on shared topics.
         channels: those in which it may publish or subscribe.
-        name: what it is called, for people.
+        name: what it is called, in its domain it alone.
+        tags: those that it was given here.
     """
 
     client_id: str
@@ -54,6 +56,7 @@ class ClientAccess:
     compat: bool = False
     channels: frozenset[Channel] = frozenset()
     name: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class AccessDirectory:
@@ -61,6 +64,12 @@ class AccessDirectory:
 
     def __init__(self) -> None:
         self._access: dict[str, ClientAccess] = {}
+        self._run, self._changes = secrets.token_hex(8), 0
+
+    @property
+    def version(self) -> str:
+        """Another one after each change, and of each process."""
+        return f"{self._run}-{self._changes}"
 
     def get(self, client_id: str) -> ClientAccess | None:
         """A client's access, ``None`` if there is no such client."""
@@ -81,8 +90,17 @@ class AccessDirectory:
             if access.compat and access.enabled and channel in access.channels
         )
 
+    def proplets(self, channel: Channel) -> dict[str, ClientAccess]:
+        """The proplets of a channel by their ids, disabled ones too: their names stay theirs."""
+        return {
+            access.client_id: access
+            for access in self._access.values()
+            if access.role is Role.PROPLET and channel in access.channels
+        }
+
     def update(self, changed: Iterable[ClientAccess]) -> None:
         """Replace the access of these clients."""
+        self._changes += 1
         self._access.update((access.client_id, access) for access in changed)
 
     def __contains__(self, client_id: str) -> bool:
@@ -138,6 +156,7 @@ def _access(row: Row[Any], types: dict[Channel, set[str]]) -> ClientAccess:
         row.compat,
         frozenset(types),
         row.name,
+        tuple(row.tags),
     )
 
 

@@ -14,8 +14,9 @@ from propeller.identity.tables import MAX_ROWS_PER_PAGE, Page
 from propeller.identity.users import ADMIN
 from propeller.process.audit import note
 from propeller.protocol.ids import Id
+from propeller.protocol.task import encode_json
 from propeller.protocol.topics import Channel
-from propeller.web.app import Router, create_app
+from propeller.web.app import Router, create_app, etag_matches
 from propeller.web.auth import Admission, Caller, Principal
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -119,6 +120,17 @@ def _login_routes(identity: Identity) -> Router:
     @router.get("/auth/compat")
     async def compat(domain_id: Id, channel_id: Id, who: Caller) -> dict[str, list[str]]:
         return {"clients": identity.compat_proplets(Channel(domain_id, channel_id), who)}
+
+    @router.get("/auth/names")
+    async def names(domain_id: Id, channel_id: Id, request: Request, who: Caller) -> Response:
+        known = request.headers.get("if-none-match", "")
+        version, told = identity.proplet_names(
+            Channel(domain_id, channel_id), who, known=lambda version: etag_matches(known, f'"{version}"')
+        )
+        headers = {"ETag": f'"{version}"'}
+        if told is None:
+            return Response(status_code=304, headers=headers)
+        return Response(encode_json({"clients": told}), media_type="application/json", headers=headers)
 
     @router.get("/auth/duplicates")
     async def duplicates(domain_id: Id, who: Caller) -> dict[str, list[str]]:
@@ -381,9 +393,9 @@ def _device_routes(identity: Identity) -> Router:
         return {"devices": await devices.list(domain_id)}
 
     @router.patch("/{client_id}")
-    async def rename(domain_id: Id, client_id: Id, body: requests.DeviceChange) -> dict[str, Any]:
-        changed = await devices.rename(domain_id, client_id, body.name)
-        note(device=body.name)
+    async def change(domain_id: Id, client_id: Id, body: requests.DeviceChange) -> dict[str, Any]:
+        changed = await devices.change(domain_id, client_id, name=body.name, tags=body.tags)
+        note(device=changed["name"], **({} if body.tags is None else {"tags": ",".join(body.tags)}))
         return changed
 
     @router.delete("/{client_id}", status_code=204)

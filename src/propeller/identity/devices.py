@@ -282,8 +282,18 @@ class Devices:
             )
             return [_listed(row) for row in rows]
 
-    async def rename(self, domain_id: str, client_id: str, name: str) -> dict[str, Any]:
-        """Give a device another name. The device bears it itself when it starts again; the manager is told by whoever asks for this.
+    async def change(
+        self, domain_id: str, client_id: str, *, name: str | None = None, tags: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Give a device another name, other tags, or both.
+
+        The manager asks for both, and so does the device when it starts again: it goes on as it is.
+
+        Args:
+            domain_id: of its domain.
+            client_id: the device's.
+            name: the new name; ``None`` to keep the one that it has.
+            tags: all that it has from now on; ``None`` to keep them.
 
         Raises:
             NotFoundError: there is no such device.
@@ -291,18 +301,20 @@ class Devices:
             InvalidError: it is one of the stack's own devices, or would be called so.
         """
         known = await self._get(domain_id, client_id)
-        for one in (known.name, name):
+        for one in (known.name, name) if name is not None else ():
             if _STACKS_OWN.fullmatch(one):
                 raise InvalidError(f"name: {one} is kept for the devices that a stack runs itself")
+        given: dict[str, Any] = {} if name is None else {"name": name}
+        given |= {} if tags is None else {"tags": list(tags)}
         try:
             async with self._changes.change() as change:
-                await change.connection.execute(
-                    update(clients).where(clients.c.id == client_id).values(name=name)
-                )
-                change.added.add(client_id)  # its name alone has changed: nothing that it may do
+                here = clients.c.id == client_id
+                await change.connection.execute(update(clients).where(here).values(given))
+                changed = await fetch_row(change.connection, clients, "device", here)
+                change.added.add(client_id)  # nothing has changed of what it may do
         except IntegrityError:
-            raise _name_is_taken(name) from None
-        return {"id": client_id, "name": name, "tags": known.tags}
+            raise _name_is_taken(name or known.name) from None
+        return {"id": client_id, "name": changed.name, "tags": changed.tags}
 
     async def remove(self, domain_id: str, client_id: str) -> str:
         """Take a device's key away, and cut it from the broker; gives its name, which may be used again.

@@ -6,7 +6,7 @@ Those that machines send (``JoinRequest``, ``VerifyRequest``) may have more fiel
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -82,6 +82,12 @@ def _device_name(name: str) -> str:
     return name
 
 
+MAX_TAGS = 64
+
+DeviceTags = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_tag)]],
+    Field(max_length=MAX_TAGS),
+]
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable)]
 DeviceName = Annotated[str, AfterValidator(_device_name)]
 Password = Annotated[SecretStr, Field(min_length=MIN_PASSWORD, max_length=256)]
@@ -166,7 +172,7 @@ class NewClientRequest(RequestBody):
 
     name: Name
     role: str | None = Field(None, max_length=32)
-    tags: list[Annotated[str, Field(max_length=128)]] = Field([], max_length=64)
+    tags: list[Annotated[str, Field(max_length=128)]] = Field([], max_length=MAX_TAGS)
     metadata: Annotated[dict[str, Any], BeforeValidator(_none_is_empty), AfterValidator(_small)] = {}
     status: Status = "enabled"
     compat: bool | None = None
@@ -190,9 +196,7 @@ class NewDevice(RequestBody):
     """A new device, and how long its join token is good."""
 
     name: DeviceName
-    tags: list[Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_tag)]] = Field(
-        [], max_length=64
-    )
+    tags: DeviceTags = []
     lifetime_s: Annotated[float, BeforeValidator(_no_switch)] = Field(
         DEFAULT_LIFETIME_S, gt=0, le=MAX_LIFETIME_S, allow_inf_nan=False
     )
@@ -200,9 +204,16 @@ class NewDevice(RequestBody):
 
 
 class DeviceChange(RequestBody):
-    """What of a device can be changed."""
+    """What of a device can be changed: its name, its tags, or both."""
 
-    name: DeviceName
+    name: DeviceName | None = None
+    tags: DeviceTags | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.name is None and self.tags is None:
+            raise ValueError("give name, tags or both: there is nothing else to change")
+        return self
 
 
 class JoinRequest(BaseModel):

@@ -2,9 +2,10 @@
 
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from propeller.errors import RefusedError, UnauthenticatedError
 from propeller.identity.access import AccessChanges, AccessDirectory
@@ -82,10 +83,33 @@ class Identity:
         Raises:
             RefusedError: the caller is not a manager in this channel.
         """
+        self._check_manages(channel, who)
+        return self.directory.compat_proplets(channel)
+
+    def proplet_names(
+        self, channel: Channel, who: Principal, *, known: Callable[[str], bool]
+    ) -> tuple[str, dict[str, dict[str, Any]] | None]:
+        """Name and tags of a channel's proplets by their ids, for its manager, and of which version of the directory they are.
+
+        Args:
+            channel: whose.
+            who: asks.
+            known: whether the caller has those of a version already; then they are ``None``.
+
+        Raises:
+            RefusedError: the caller is not a manager in this channel.
+        """
+        self._check_manages(channel, who)
+        version = self.directory.version
+        if known(version):
+            return version, None
+        proplets = self.directory.proplets(channel)
+        return version, {id_: {"name": one.name, "tags": one.tags} for id_, one in proplets.items()}
+
+    def _check_manages(self, channel: Channel, who: Principal) -> None:
         access = self.directory.get(who.id) if who.kind == "client" else None
         if access is None or access.role is not Role.MANAGER or channel not in access.channels:
             raise RefusedError("only a manager of this channel may ask: connect it to the channel")
-        return self.directory.compat_proplets(channel)
 
     async def duplicates(self, domain_id: str, who: Principal) -> list[str]:
         """The ids of a domain's clients as which two processes are connected, for its manager and those who may watch it.

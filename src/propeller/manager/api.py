@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from propeller import __version__
 from propeller.errors import InvalidError, UnavailableError, UnsupportedTypeError
-from propeller.manager.fleet import MAX_NAME_CHARACTERS
 from propeller.manager.metrics import ApiMetrics, FleetMetrics
+from propeller.manager.names import MAX_NAME_CHARACTERS
 from propeller.manager.round_starter import NO_COORDINATOR
 from propeller.manager.service import Manager
 from propeller.manager.task import Task, TaskSpec, decode_metadata, describe_parts, results_of_parts

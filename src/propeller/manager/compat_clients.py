@@ -34,9 +34,6 @@ class CompatClients(Protocol):
             UnavailableError: that cannot be known now.
         """
 
-    async def aclose(self) -> None:
-        """Close the connection to whoever is asked."""
-
 
 class AnyClient:
     """Everyone: where the broker asks nobody who they are, no name means anything."""
@@ -44,9 +41,6 @@ class AnyClient:
     async def includes(self, client_id: str, *, patient: bool = True) -> bool:  # noqa: ARG002 - as ``CompatClients`` has it
         """True."""
         return True
-
-    async def aclose(self) -> None:
-        """Nothing is to be closed."""
 
 
 class KnownCompatClients:
@@ -80,10 +74,6 @@ class KnownCompatClients:
                 "identity is away, a compat proplet that it named before is believed", reason=str(error)
             )
         return client_id in self._known
-
-    async def aclose(self) -> None:
-        """Close the connection to identity."""
-        await self._identity.aclose()
 
     @property
     def _wait_s(self) -> float:

@@ -6,16 +6,16 @@ database before its registration is acknowledged; heartbeats are written there a
 
 import asyncio
 import contextlib
-import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from propeller.manager import tables
+from propeller.manager.names import GIVEN_NAME, NamedClients, Naming, own_naming, says_the_same
 from propeller.process.clock import steady_now
 from propeller.process.logs import get_logger
 from propeller.protocol.proplet import HeartbeatMessage, Registration
@@ -31,36 +31,6 @@ MAX_INTERVAL_S = 3600.0
 """Longest interval between heartbeats that a proplet may ask for; one that asks for more gets the default."""
 
 _MAX_NAMESPACE_CHARACTERS = 256
-MAX_NAME_CHARACTERS = 64
-
-_ADJECTIVES = (
-    "amber azure bold brave bright brisk calm clear clever cosy crisp daring eager early fair fast fine firm "
-    "fond free fresh gentle glad golden grand green happy hardy honest jolly keen kind late light lively loyal "
-    "lucky mellow merry mild modest neat noble patient plain proud quick quiet ready rapid robust sharp shiny "
-    "silent simple steady still sunny swift tidy warm wise"
-)
-_NOUNS = (
-    "acorn badger beacon birch brook canyon cedar cliff cloud comet coral crane creek delta dune eagle elm ember "
-    "falcon fern field finch fjord forest fox garden glacier harbor hawk heron hill island jay lagoon lake larch "
-    "maple marsh meadow moon moss mountain oak otter owl pebble pine plover pond prairie raven reef ridge river "
-    "robin sparrow spruce summit tern valley willow wren"
-)
-
-
-GIVEN_NAME = "given_name"
-"""In a proplet's metadata: its name since it was renamed, until it says another one itself."""
-
-
-def name_of(proplet_id: str, metadata: Mapping[str, Any] | None = None) -> str:
-    """What a proplet calls itself, else a readable name such as ``calm-otter-41``, always the same for the same id."""
-    known = metadata or {}
-    told = known.get(GIVEN_NAME, known.get("name"))
-    if isinstance(told, str) and told.strip() and told.isprintable():
-        return told.strip()[:MAX_NAME_CHARACTERS]
-    digest = hashlib.sha256(proplet_id.encode()).digest()
-    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
-    adjective, noun = adjectives[digest[0] % len(adjectives)], nouns[digest[1] % len(nouns)]
-    return f"{adjective}-{noun}-{digest[2] % 100}"
 
 
 @dataclass
@@ -69,7 +39,8 @@ class PropletRecord:
 
     Attributes:
         id: its client id, which it registered with.
-        name: what it calls itself, else a readable one made from the id. Two may have the same.
+        name: by which people and experiments mean it. Only where identity names no proplets two may have the same.
+        tags: by which experiments choose it.
         namespace: as it reported.
         metadata: what it reported of itself; ``None`` from proplets of absmach/propeller's guide (S), which send none.
         created_at: of its registration or first heartbeat.
@@ -80,6 +51,7 @@ class PropletRecord:
 
     id: str
     name: str
+    tags: tuple[str, ...]
     namespace: str
     metadata: dict[str, Any] | None
     created_at: datetime
@@ -117,18 +89,33 @@ class Fleet:
     """Every proplet that ever registered and was not deleted, in order of registration."""
 
     def __init__(
-        self, database: Database, *, interval_s: float = 10.0, clock: Callable[[], datetime] = steady_now
+        self,
+        database: Database,
+        *,
+        interval_s: float = 10.0,
+        named_by_identity: bool = False,
+        clock: Callable[[], datetime] = steady_now,
     ) -> None:
-        """``interval_s`` holds for proplets that do not report the interval between their heartbeats."""
+        """``interval_s`` holds for proplets that do not report the interval between their heartbeats.
+
+        ``named_by_identity``: proplets are called as ``know`` says, and not as they say themselves.
+        """
         self._database, self._interval_s, self.clock = database, interval_s, clock
+        self._named = NamedClients({}) if named_by_identity else None
+        self.waits_for_names = named_by_identity
+        """Whether identity is to name the proplets, and never has."""
         self._proplets: dict[str, PropletRecord] = {}
         self._unwritten: set[str] = set()
         self._registering = asyncio.Lock()
         self._returned = asyncio.Event()
 
     async def load(self) -> None:
-        """Read the fleet from the database."""
+        """Read the fleet from the database, and what identity called it last."""
         async with self._database.transaction() as connection:
+            if self._named is not None:
+                named = await connection.execute(select(tables.named_clients))
+                self._named = NamedClients({row.id: Naming(row.name, tuple(row.tags)) for row in named})
+                self.waits_for_names = not self._named.clients
             rows = await connection.execute(select(tables.proplets).order_by(tables.proplets.c.seq))
             for row in rows:
                 proplet = self._new_record(
@@ -156,43 +143,112 @@ class Fleet:
         proplet = self.get(proplet_id)
         return proplet is not None and proplet.is_alive(self.clock())
 
-    async def register(self, message: Registration, *, directed: bool) -> None:
+    def is_named(self, proplet_id: str) -> bool:
+        """Whether it is known what a proplet is called, before it registers."""
+        return self._named is None or proplet_id in self._named.clients
+
+    async def know(self, named: NamedClients) -> None:
+        """Call proplets from now on, also after a restart, as identity has it now."""
+        async with self._registering:
+            if self._named == named and not self.waits_for_names:
+                return
+            called = {
+                proplet.id: naming
+                for proplet in self._proplets.values()
+                if (naming := named.naming(proplet.id, proplet.metadata))
+                != Naming(proplet.name, proplet.tags)
+            }
+            await self._write_named(named, called)
+            self._named, self.waits_for_names = named, False
+            for id_, naming in called.items():
+                proplet = self._proplets.get(id_)
+                if proplet is None:  # removed meanwhile
+                    continue
+                before, proplet.name, proplet.tags = proplet.name, naming.name, naming.tags
+                log.info(
+                    "proplet is called as identity has it",
+                    proplet_id=id_,
+                    name=naming.name,
+                    before=before,
+                    tags=list(naming.tags),
+                )
+
+    async def _write_named(self, named: NamedClients, called: dict[str, Naming]) -> None:
+        before = self._named.clients if self._named is not None else {}
+        changed = {id_: one for id_, one in named.clients.items() if before.get(id_) != one}
+        old = changed.keys() | (before.keys() - named.clients.keys())
+        if not old and not called:
+            return
+        async with self._database.transaction() as connection:
+            if old:
+                statement = delete(tables.named_clients).where(tables.named_clients.c.id == bindparam("of"))
+                await connection.execute(statement, [{"of": id_} for id_ in old])
+            if changed:
+                rows = [{"id": id_, "name": one.name, "tags": list(one.tags)} for id_, one in changed.items()]
+                await connection.execute(insert(tables.named_clients), rows)
+            if called:
+                await connection.execute(
+                    update(tables.proplets)
+                    .where(tables.proplets.c.id == bindparam("of"))
+                    .values(name=bindparam("called")),
+                    [{"of": id_, "called": naming.name} for id_, naming in called.items()],
+                )
+
+    async def register(self, message: Registration, *, directed: bool) -> str | None:
         """Add a proplet; what it reports of itself replaces what was known.
 
         ``directed``: it spoke on its own topic, which says that it listens on its own ones whatever its message says. What is
         said elsewhere never changes a directed proplet.
+
+        Returns:
+            What it says of its name and tags that is not taken, unless it said the same before.
         """
         reported = message.metadata.model_dump(mode="json", exclude_none=True) if message.metadata else None
         metadata = _with_directed(reported, directed)
         namespace = _storable(message.namespace)
         proplet, is_new = await self._get_or_add(message.proplet_id, namespace, metadata)
         if is_new:
-            return
+            return self._explain_doubts(proplet, None)
         async with self._registering:
             if proplet.directed and not directed:
-                return
-            await self._write(proplet, namespace, _with_given_name(metadata, proplet.metadata))
+                return None
+            before = proplet.metadata
+            if self._named is None:
+                metadata = _with_given_name(metadata, before)
+            await self._write(proplet, namespace, metadata)
             proplet.interval_s = self._interval_of(metadata)
         log.info("proplet registered again", proplet_id=proplet.id)
+        return self._explain_doubts(proplet, before)
+
+    def _explain_doubts(self, proplet: PropletRecord, before: dict[str, Any] | None) -> str | None:
+        if self._named is None or says_the_same(proplet.metadata, before):
+            return None
+        return self._named.explain_doubts(proplet.id, proplet.metadata)
 
     async def rename(self, proplet: PropletRecord, name: str) -> None:
-        """Call a proplet something else from now on, and when it registers again by the name that it had.
+        """Call a proplet something else from now on, and when it registers again by the name that it had; not where identity names it.
 
-        It calls itself by the new one when it starts again: a device is renamed at identity, which it asks then.
+        It calls itself by the new one when it is started with it.
         """
         async with self._registering:
             await self._write(proplet, proplet.namespace, {**(proplet.metadata or {}), GIVEN_NAME: name})
         log.info("proplet renamed", proplet_id=proplet.id, name=name)
 
     async def _write(self, proplet: PropletRecord, namespace: str, metadata: dict[str, Any] | None) -> None:
-        name = name_of(proplet.id, metadata)
+        naming = self._naming(proplet.id, metadata)
         async with self._database.transaction() as connection:
             await connection.execute(
                 update(tables.proplets)
                 .where(tables.proplets.c.id == proplet.id)
-                .values(name=name, namespace=namespace, metadata=metadata)
+                .values(name=naming.name, namespace=namespace, metadata=metadata)
             )
-        proplet.name, proplet.namespace, proplet.metadata = name, namespace, metadata
+        proplet.name, proplet.tags = naming.name, naming.tags
+        proplet.namespace, proplet.metadata = namespace, metadata
+
+    def _naming(self, proplet_id: str, metadata: dict[str, Any] | None) -> Naming:
+        if self._named is None:
+            return own_naming(proplet_id, metadata)
+        return self._named.naming(proplet_id, metadata)
 
     async def record_heartbeat(self, message: HeartbeatMessage, *, directed: bool) -> None:
         """Record that a proplet is alive or, by its last will, is not. Only a heartbeat adds an unknown proplet.
@@ -289,8 +345,10 @@ class Fleet:
     def _new_record(
         self, proplet_id: str, namespace: str, metadata: dict[str, Any] | None, created_at: datetime
     ) -> PropletRecord:
-        name, interval_s = name_of(proplet_id, metadata), self._interval_of(metadata)
-        return PropletRecord(proplet_id, name, namespace, metadata, created_at, interval_s)
+        naming, interval_s = self._naming(proplet_id, metadata), self._interval_of(metadata)
+        return PropletRecord(
+            proplet_id, naming.name, naming.tags, namespace, metadata, created_at, interval_s
+        )
 
     def _interval_of(self, metadata: dict[str, Any] | None) -> float:
         interval = (metadata or {}).get("liveliness_interval")

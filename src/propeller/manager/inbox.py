@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from propeller.errors import PropellerError, UnavailableError
+from propeller.manager.client_names import ClientNames
 from propeller.manager.compat_clients import CompatClients
 from propeller.manager.fleet import Fleet
 from propeller.manager.metrics_repository import MetricsRepository
@@ -60,11 +61,17 @@ class Inbox:
         rounds: RoundStarter,
         selector: RoundSelector,
         compat: CompatClients | None,
+        names: ClientNames | None,
     ) -> None:
-        """``compat`` says who is believed on shared topics; ``None``: nobody, and they are not listened to."""
+        """Take no messages yet.
+
+        ``compat`` says who is believed on shared topics; ``None``: nobody, and they are not listened to. ``names`` says what who
+        registers is called; ``None``: proplets do themselves.
+        """
         self._channel, self._fleet, self._runner = channel, fleet, runner
         self._metrics, self._rounds, self._selector = metrics, rounds, selector
         self._compat, self._refusals = compat, Refusals("message ignored", log)
+        self._names, self._doubts = names, Refusals("what a proplet calls itself is not taken", log)
 
     async def subscribe(self, session: Session) -> None:
         """Subscribe to everything once the session runs; a subscription that the broker refuses is logged there."""
@@ -96,8 +103,14 @@ class Inbox:
                 await session.subscribe(topic, self._decoding(_without_topic(take)))
 
     async def _register(self, topic: str, fields: dict[str, Any]) -> None:
-        if message := await self._believed(topic, Registration.decode(fields)):
-            await self._fleet.register(message, directed=_sender_of(topic) is not None)
+        message = await self._believed(topic, Registration.decode(fields))
+        if message is None:
+            return
+        if self._names is not None:
+            await self._names.ask_about(message.proplet_id)
+        doubts = await self._fleet.register(message, directed=_sender_of(topic) is not None)
+        if doubts is not None:
+            self._doubts.log(message.proplet_id, topic, doubts)
 
     async def _record_heartbeat(self, topic: str, fields: dict[str, Any]) -> None:
         try:

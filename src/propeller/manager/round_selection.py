@@ -27,6 +27,7 @@ from propeller.process.http import ServiceError
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
 from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
+from propeller.protocol.selection import SelectionPolicy
 
 log = get_logger("manager")
 
@@ -144,10 +145,8 @@ class RoundSelector:
             raise AssertionError("a round with participants is started by RoundStarter")
         if too_long := self._starter.explain_too_long(start.hyperparams):
             return ChosenParticipants(failure=too_long, final=True)
-        if start.number == 1:  # later, a device that is gone may be one that was deleted, and comes back
-            unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), start.selection)
-            if unknown is not None:
-                return ChosenParticipants(failure=unknown, final=True)
+        if unknown := self._explain_unknown(start, is_last=is_last):
+            return unknown
         alive = self._fleet.alive()
         resting = [proplet.name for proplet in alive if _rests(proplet)]
         candidates = [_candidate(proplet) for proplet in alive if not _rests(proplet)]
@@ -174,6 +173,19 @@ class RoundSelector:
             names={id_: known[id_] for id_ in chosen.ids},
         )
 
+    def _explain_unknown(self, start: RoundStart, *, is_last: bool) -> ChosenParticipants | None:
+        """Why nobody is chosen where it is not known, or known of nobody, who is meant; ``None``: it is known."""
+        policy = start.selection or SelectionPolicy()
+        if self._fleet.waits_for_names and (policy.names or policy.tags):
+            why = (
+                "identity has not said yet what the devices are called and which tags they have: is it there?"
+            )
+            return ChosenParticipants(failure=why) if is_last else ChosenParticipants(waiting=why)
+        if start.number > 1:  # a device that is gone may be one that was deleted, and comes back
+            return None
+        unknown = explain_unknown_devices(map(_candidate, self._fleet.all()), policy)
+        return None if unknown is None else ChosenParticipants(failure=unknown, final=True)
+
 
 def _rests(proplet: PropletRecord) -> bool:
     """Whether its own policy lets no task begin now."""
@@ -181,7 +193,5 @@ def _rests(proplet: PropletRecord) -> bool:
 
 
 def _candidate(proplet: PropletRecord) -> Candidate:
-    told = proplet.metadata or {}
-    return Candidate(
-        proplet.id, proplet.name, frozenset(told.get("tags") or ()), told.get("device_state") is True
-    )
+    keeps_state = (proplet.metadata or {}).get("device_state") is True
+    return Candidate(proplet.id, proplet.name, frozenset(proplet.tags), keeps_state)

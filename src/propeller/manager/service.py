@@ -9,6 +9,7 @@ from typing import Any
 from propeller.errors import ConflictError, InvalidError, NotFoundError
 from propeller.manager import tables
 from propeller.manager.broadcasts import Broadcasts
+from propeller.manager.client_names import ClientNames
 from propeller.manager.compat_clients import AnyClient, CompatClients, KnownCompatClients
 from propeller.manager.coordinator_client import CoordinatorClient, RoundReporter
 from propeller.manager.dispatcher import Dispatcher
@@ -52,6 +53,7 @@ class Manager:
     rounds: RoundStarter
     session: Session
     coordinator: CoordinatorClient | None
+    names: ClientNames | None
 
     async def list_proplets(
         self, offset: int, limit: int, status: str | None
@@ -88,18 +90,28 @@ class Manager:
         return self._proplet_json(self.proplet(proplet_id), await self.tasks.count_active())
 
     async def rename_proplet(self, proplet_id: str, name: str) -> dict[str, Any]:
-        """Call a proplet by the name that identity has for it now; it says that name itself when it starts again.
+        """Call a proplet by the name that identity has for it now; where none is asked, by this one until it says another itself.
 
         Raises:
             NotFoundError: there is none with this id.
-            InvalidError: it is one of absmach/propeller that tells nothing of itself.
+            ConflictError: identity has another name for it.
+            InvalidError: no identity is asked, and it is one of absmach/propeller that tells nothing of itself.
+            UnavailableError: identity does not answer.
         """
         proplet = self.proplet(proplet_id)
-        if proplet.metadata is None:
+        if self.names is not None:
+            await self.names.ask()
+            if proplet.name != name:
+                raise ConflictError(
+                    f"name: by identity proplet {proplet_id} is {proplet.name!r}; give it its name there (propeller device rename, or "
+                    "PATCH /{domain_id}/devices/{client_id})"
+                )
+        elif proplet.metadata is None:
             raise InvalidError(
                 f"proplet {proplet_id} tells no name of its own, as those of absmach/propeller: it cannot be renamed"
             )
-        await self.fleet.rename(proplet, name)
+        else:
+            await self.fleet.rename(proplet, name)
         return await self.describe_proplet(proplet_id)
 
     async def delete_proplet(self, proplet_id: str) -> None:
@@ -116,8 +128,13 @@ class Manager:
         await self.fleet.remove(proplet.id)
 
     def _proplet_json(self, proplet: PropletRecord, loads: dict[str, int]) -> dict[str, Any]:
-        """With the keys of both versions of absmach/propeller."""
+        """With the keys of both versions of absmach/propeller; ``metadata`` is what it reported, with the name and tags that hold."""
         last = proplet.last_alive_at
+        metadata = dict(proplet.metadata or {})
+        if "name" in metadata:
+            metadata["name"] = proplet.name
+        if proplet.tags or "tags" in metadata:
+            metadata["tags"] = list(proplet.tags)
         return {
             "id": proplet.id,
             "name": proplet.name,
@@ -126,22 +143,28 @@ class Manager:
             "alive_history": [format_time(beat) for beat in proplet.heartbeats] or None,
             **({"last_alive_at": format_time(last)} if last else {}),
             "namespace": proplet.namespace,
-            "metadata": proplet.metadata or {},
+            "metadata": metadata,
         }
 
 
-def _compat_clients(settings: ManagerSettings, channel: Channel) -> CompatClients | None:
+def _identity(settings: ManagerSettings) -> ServiceClient | None:
+    """Whom the manager asks about the clients of its channel; ``None`` where the broker asks nobody who they are."""
+    if settings.compat == "any" or settings.identity_url is None:
+        return None
+    credentials = (settings.client_id, settings.client_key.get_secret_value())
+    return ServiceClient(
+        "identity", settings.identity_url, credentials=credentials, timeout=5.0, retry_delays=(0.1, 0.4)
+    )
+
+
+def _compat_clients(
+    settings: ManagerSettings, identity: ServiceClient | None, channel: Channel
+) -> CompatClients | None:
     """Who is believed on shared topics; ``None`` if nobody is."""
     if settings.compat == "any":
         log.warning("anyone is believed on the topics that proplets share (MANAGER_COMPAT=any)")
         return AnyClient()
-    if settings.identity_url is None:
-        return None
-    credentials = (settings.client_id, settings.client_key.get_secret_value())
-    identity = ServiceClient(
-        "identity", settings.identity_url, credentials=credentials, timeout=5.0, retry_delays=(0.1, 0.4)
-    )
-    return KnownCompatClients(identity, channel)
+    return None if identity is None else KnownCompatClients(identity, channel)
 
 
 @contextlib.asynccontextmanager
@@ -158,14 +181,21 @@ async def open_manager(
     key = settings.client_key.get_secret_value()
     credentials = (settings.client_id, key) if key and settings.auth == "on" else None
     channel = Channel(settings.domain_id, settings.channel_id)
-    compat = _compat_clients(settings, channel)
+    identity = _identity(settings)
+    compat = _compat_clients(settings, identity, channel)
     url = settings.coordinator_url
     coordinator = CoordinatorClient(url, credentials=credentials) if url else None
     reporter = RoundReporter(coordinator)
     try:
         await migrate(database, tables.SCHEMA)
-        fleet = Fleet(database, interval_s=settings.liveliness_interval_s, clock=clock)
+        fleet = Fleet(
+            database,
+            interval_s=settings.liveliness_interval_s,
+            named_by_identity=identity is not None,
+            clock=clock,
+        )
         await fleet.load()
+        names = None if identity is None else ClientNames(identity, channel, fleet)
         address = BrokerAddress.parse(settings.mqtt_address)
         session = Session(
             address,
@@ -204,19 +234,20 @@ async def open_manager(
         )
         await housekeeping.report_failures()
         await pins.open()
-        await Inbox(channel, fleet, runner, metrics, starter, selector, compat).subscribe(session)
+        await Inbox(channel, fleet, runner, metrics, starter, selector, compat, names).subscribe(session)
         service = TaskService(tasks, task_locks, fleet, max_program_bytes=dispatcher.max_program_bytes)
         async with (
+            names.running() if names is not None else contextlib.nullcontext(),
             session.running(on_connect=housekeeping.on_connect),
             housekeeping.running(),
             selector.running(),
         ):
             broadcasts = Broadcasts(tasks, task_locks, fleet, dispatcher, runner)
-            yield Manager(fleet, service, runner, broadcasts, metrics, starter, session, coordinator)
+            yield Manager(fleet, service, runner, broadcasts, metrics, starter, session, coordinator, names)
         await housekeeping.write()
     finally:
         await reporter.close()
         if coordinator is not None:
             await coordinator.aclose()
-        if compat is not None:
-            await compat.aclose()
+        if identity is not None:
+            await identity.aclose()

@@ -52,6 +52,16 @@ proplets = Table(
     Column("offline", Boolean, nullable=False),
 )
 
+named_clients = (
+    Table(  # the proplets of the channel as identity named them last, whether they have registered or not
+        "named_clients",
+        metadata,
+        Column("id", String(128), primary_key=True),
+        Column("name", String(128), nullable=False),
+        Column("tags", _Json, nullable=False),
+    )
+)
+
 tasks = Table(
     "tasks",
     metadata,

@@ -29,7 +29,7 @@ class PropletSettings(MqttTlsSettings):
     client_id: Id = Field(validation_alias=_aliases("CLIENT_ID", "ENTITY_ID"))
     client_key: str = Field(validation_alias=_aliases("CLIENT_KEY", "API_KEY"), repr=False)
     instance_id: str = Field("", alias="PROPLET_INSTANCE_ID")
-    """The device's name for people, and for the order of participants; not an identity."""
+    """What the device calls itself, which counts where the manager asks no identity; not an identity."""
 
     mqtt_address: str = Field("tcp://localhost:1883", alias="PROPLET_MQTT_ADDRESS")
     mqtt_qos: Literal[0, 1, 2] = Field(1, alias="PROPLET_MQTT_QOS")

@@ -12,7 +12,7 @@ class PropletMetadata(Message):
     """The device and its software, as H sends it, and its name. ``directed`` asks for messages on the directed topics."""
 
     name: str | None = None
-    """What it calls itself, as it was set up: the same after its client id has changed."""
+    """What it calls itself, as it was set up; only where the manager asks no identity it is called so."""
     description: str | None = None
     tags: list[str] | None = None
     location: str | None = None

@@ -71,22 +71,49 @@ class AsyncDevices:
             NotFoundError: there is no such device.
             ConflictError: the name is taken.
             InvalidError: the name is not one, or the device is one of the stack's own.
-            PropellerError: it is renamed, and the manager could not be told: it is when the device starts again.
+            PropellerError: it is renamed, and the manager could not be told: it asks identity within some seconds.
         """
+        renamed = await self._change(device, {"name": name})
+        await self._tell_manager(renamed, f"{device} until it has asked identity again")
+        return renamed
+
+    async def tag(self, device: str, tags: Sequence[str]) -> dict[str, Any]:
+        """Give a device other tags, by which experiments choose it from now on.
+
+        A tag that some device was given here is nobody's else: what devices say of themselves (``PROPLET_TAGS``) is taken of other tags alone.
+        Those of the devices that ``propeller up`` runs itself are given by its ``--tag`` at each of its starts.
+
+        Args:
+            device: its name or id.
+            tags: all that it has from now on.
+
+        Raises:
+            NotFoundError: there is no such device.
+            InvalidError: a tag is not one.
+            PropellerError: it has them, and the manager could not be told: it asks identity within some seconds.
+        """
+        tagged = await self._change(device, {"tags": list(tags)})
+        await self._tell_manager(tagged, "by its old tags until it has asked identity again")
+        return tagged
+
+    async def _change(self, device: str, body: dict[str, Any]) -> dict[str, Any]:
         device_id = (await self._find(device))["id"]
-        path = f"{await self._path()}/{device_id}"
-        renamed: dict[str, Any] = await self._requests.ask("PATCH", path, json={"name": name})
+        changed: dict[str, Any] = await self._requests.ask(
+            "PATCH", f"{await self._path()}/{device_id}", json=body
+        )
+        return changed
+
+    async def _tell_manager(self, changed: dict[str, Any], otherwise: str) -> None:
+        """Have the manager ask identity about a device now."""
+        body = {"name": changed["name"]}
         try:
-            await self._requests.connection.ask(
-                "PATCH", "manager", f"/proplets/{device_id}", json={"name": name}
-            )
+            await self._requests.connection.ask("PATCH", "manager", f"/proplets/{changed['id']}", json=body)
         except (NotFoundError, InvalidError):
-            pass  # it has not registered yet; or it has no name of its own
+            pass  # it has not registered yet; or the manager asks no identity
         except PropellerError as error:
             raise PropellerError(
-                f"{name} is renamed, but the manager calls it {device} until it starts again: {error}"
+                f"{changed['name']} is changed, but the manager calls it {otherwise}: {error}"
             ) from None
-        return renamed
 
     async def duplicates(self) -> builtins.list[str]:
         """The ids of clients, devices among them, as which two processes are connected now: each ends the other's connection.
@@ -146,5 +173,6 @@ class Devices(Blocking[AsyncDevices]):
     add = blocking(AsyncDevices.add)
     remove = blocking(AsyncDevices.remove)
     rename = blocking(AsyncDevices.rename)
+    tag = blocking(AsyncDevices.tag)
     duplicates = blocking(AsyncDevices.duplicates)
     domain_id = blocking(AsyncDevices.domain_id)

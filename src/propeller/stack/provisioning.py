@@ -1,13 +1,12 @@
 """The domain, channel and clients of a stack, made through the identity service's HTTP API."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from propeller.errors import StartError
 from propeller.process.http import ServiceClient, ServiceError, basic_authorization
 from propeller.stack.services import CLIENT_NAMES, OPERATOR
 from propeller.stack.state_folder import Secrets
-
-TAGS = ("propeller", "fl-demo")
 
 Record = dict[str, Any]
 """A domain, channel or client as identity answers it: ``id``, ``name``, ``status`` and more."""
@@ -82,7 +81,7 @@ class IdentityApi:
 
     async def make_client(self, domain_id: str, name: str) -> dict[str, str]:
         """The ``id`` and ``key`` of a new client."""
-        body = {"name": name, "tags": TAGS, "status": "enabled"}
+        body = {"name": name, "status": "enabled"}
         return _pair(await self._post("clients", f"/{domain_id}/clients", body))
 
     async def new_key(self, domain_id: str, client_id: str) -> dict[str, str]:
@@ -93,6 +92,17 @@ class IdentityApi:
         """Let a proplet speak on the topics that absmach/propeller's share, instead of its own."""
         path = f"/{domain_id}/clients/{client_id}"
         await self._services["clients"].request("PATCH", path, json={"compat": True}, headers=self.headers)
+
+    async def tag_devices(self, domain_id: str, tags: Mapping[str, Sequence[str]]) -> None:
+        """See that devices have these tags and no others, by their ids."""
+        path = f"/{domain_id}/devices"
+        answer = await self._services["clients"].request("GET", path, headers=self.headers)
+        for device in answer.json()["devices"]:
+            wanted = list(tags.get(device["id"], device["tags"]))
+            if device["tags"] != wanted:
+                await self._services["clients"].request(
+                    "PATCH", f"{path}/{device['id']}", json={"tags": wanted}, headers=self.headers
+                )
 
     async def accepts(self, client_id: str, key: str) -> bool:
         """Whether an id and key are those of a client that may connect."""
@@ -157,8 +167,15 @@ class Provisioner:
         """The four addresses of the identity service."""
         self._api = IdentityApi(users, domains, channels, clients)
 
-    async def ensure(self, secrets: Secrets, proplets: int) -> None:
+    async def ensure(
+        self, secrets: Secrets, proplets: int, tags: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Fill ``secrets`` with the ids and keys of the domain, the channel and every client.
+
+        Args:
+            secrets: what is known, and is filled.
+            proplets: how many devices the stack runs.
+            tags: theirs, by their names; they have no others at identity.
 
         Raises:
             StartError: identity refuses; the text says what and why.
@@ -175,6 +192,9 @@ class Provisioner:
             # All of them, each time: a start that was cut off may have made clients and connected none.
             ids = [secrets.clients[name]["id"] for name in names]
             await self._api.connect(secrets.domain_id, secrets.channel_id, ids)
+            tags = tags or {}
+            own = {secrets.clients[name]["id"]: tags.get(name, ()) for name in device_names(proplets)}
+            await self._api.tag_devices(secrets.domain_id, own)
         except ServiceError as error:
             raise StartError(f"provisioning failed: {error}") from None
 

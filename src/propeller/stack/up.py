@@ -232,7 +232,7 @@ class _Start:
     async def _provision(self) -> None:
         provisioner = Provisioner(*(self._config.url(f"identity-{name}") for name in IDENTITY_LISTENERS))
         try:
-            await provisioner.ensure(self._config.secrets, self._options.proplets)
+            await provisioner.ensure(self._config.secrets, self._options.proplets, self._options.tags)
         finally:
             await provisioner.aclose()
             self._folder.save_secrets(self._config.secrets)
