@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from propeller.manager.task_runner import MAX_RESTARTS
-from support.manager import FakeCoordinator, RunningManager, open_manager, served, settings_for
+from support.manager import FakeCoordinator, RunningManager, is_connected, open_manager, served, settings_for
 from support.net import eventually
 
 INTERRUPTED = "interrupted: the proplet was stopped"
@@ -116,6 +116,7 @@ async def test_across_a_restart_of_the_manager(
         async with served(settings) as http, before.mqtt as mqtt:
             after = RunningManager(settings, http, mqtt)
             assert (await after.task(task_id))["state"] == 1
+            await eventually(lambda: is_connected(http))  # a heartbeat before is nobody's
             await mqtt.send_heartbeat("p1")
             await after.wait_for_state(task_id, 2)
             await eventually(lambda: len(mqtt.starts(task_id)) == 2)
