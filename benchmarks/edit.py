@@ -32,6 +32,7 @@ def main(edits: int) -> bool:
         folder = Path(name)
         script = folder / "train.py"
         script.write_text((ROOT / "src/propeller/cli/template/train.py").read_text())
+        build(script, folder / "once.wasm")  # makes the runtime, unless that was done before
         with (
             running_stack(folder / "state", env=OWN_PROGRAMS) as up,
             Propeller.from_state(up.folder) as fl,
@@ -56,7 +57,8 @@ def _edit_and_run(fl: Propeller, script: Path, number: int) -> list[float]:
 
 
 def _edit(script: Path, number: int) -> None:
-    script.write_text(f"{script.read_text()}\nEDIT = {number}\n")
+    """A change that no earlier run has made: what is built is kept by its content."""
+    script.write_text(f"{script.read_text()}\nEDIT = {number}, {time.time_ns()}\n")
 
 
 def _run(fl: Propeller, program: Path) -> list[float]:
