@@ -78,7 +78,15 @@ def test_lists_are_set(machine: StepMachine) -> None:
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (lambda x: x[x > 0], r"use where\(mask"),
+        (pt.jit(lambda x: x[x > 0]), r"how many elements a mask chooses: write where\(mask"),
+        (pt.jit(pt.nonzero), "write where"),
+        (lambda x: x[x[0] > 0], r"a mask of shape \[3\] does not fit \[2\]"),
+        (lambda x: x[:, [True, False]], r"a mask of shape \[2\] does not fit \[3\]"),
+        (lambda x: x[x > 0, None], "nothing else beside"),
+        (lambda x: x[x[0, 0] > 0], "an array of bool is no index"),
+        (lambda x: x.__setitem__((slice(None), [True, False, True]), 0.0), "choose with where"),
+        (lambda x: pt.nonzero(x[0, 0]), "no positions"),
+        (lambda x: pt.take_along_axis(x, pt.array([0]), 0), "not as many dimensions"),
         (max, r"\.any\(\)"),
         (float, "not one number"),
         (lambda x: x[[0, 1], [0, 1], 0], "too many indices"),

@@ -266,6 +266,34 @@ def put_rows(draw: Draw) -> Case:
     return [x, rows, value], None, expected
 
 
+def add_rows(draw: Draw) -> Case:
+    count = draw(st.integers(1, 4))
+    where = draw(st.sampled_from([(), (0,), (2, 2), (5,)]))
+    rows = draw(hnp.arrays("int64", where, elements=st.integers(-count, count - 1)))
+    rest = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+    values_ = array(draw, where + rest, finite=True)
+    dtype = "int64" if kind(values_) in {"bool", "uint8"} else kind(values_)
+    expected = np.zeros((count, *rest), dtype)
+    for at, row in np.ndenumerate(rows):
+        expected[row] += values_[at]
+    return [rows, values_], count, expected
+
+
+def gather(draw: Draw) -> Case:
+    x = some(draw, dims=1, least=1)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    shape = list(x.shape)
+    shape[axis] = draw(st.integers(0, 4))
+    last = x.shape[axis] - 1
+    indices = draw(hnp.arrays("int64", tuple(shape), elements=st.integers(-last - 1, last)))
+    return [x, indices], axis, np.take_along_axis(x, indices, axis)
+
+
+def nonzero(draw: Draw) -> Case:
+    x = some(draw, "bool")
+    return [x], int(x.sum()), np.flatnonzero(x)
+
+
 def pick(draw: Draw) -> Case:
     x = some(draw, dims=2, least=1)
     x = x if x.ndim == 2 else x[0]
@@ -366,6 +394,9 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "put": put,
     "take": take,
     "put_rows": put_rows,
+    "add_rows": add_rows,
+    "gather": gather,
+    "nonzero": nonzero,
     "pick": pick,
     "one_hot": one_hot,
     "concatenate": concatenate,
@@ -508,6 +539,20 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("take", [np.zeros(3), np.array([3])], None),
         ("take", [np.zeros(3), np.array([-4])], None),
         ("put_rows", [np.zeros(3), np.array([3]), 1.0], None),
+        ("add_rows", [np.array([2]), np.zeros(1)], 2),
+        ("add_rows", [np.array([-3]), np.zeros(1)], 2),
+        ("add_rows", [np.array([0]), np.zeros(1)], 0),
+        ("add_rows", [np.array([0, 1]), np.zeros((1, 2))], 2),
+        ("add_rows", [np.array([0]), np.zeros(1)], -1),
+        ("add_rows", [np.zeros(1), np.zeros(1)], 2),
+        ("gather", [np.zeros((2, 2)), np.array([[0, 2]])], 0),
+        ("gather", [np.zeros((2, 2)), np.array([[0, -3]])], 0),
+        ("gather", [np.zeros((2, 2)), np.array([[0, 1]])], 1),
+        ("gather", [np.zeros((2, 2)), np.array([0, 1])], 0),
+        ("gather", [np.zeros((2, 2)), np.zeros((2, 2), "bool")], 0),
+        ("nonzero", [np.array([True, False])], 2),
+        ("nonzero", [np.array([True, False])], -1),
+        ("nonzero", [np.zeros(2)], 0),
         ("pick", [np.zeros((2, 2)), np.array([0, 2])], None),
         ("pick", [np.zeros((2, 2)), np.array([0])], None),
         ("one_hot", [np.array([3])], 3),

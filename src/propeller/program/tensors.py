@@ -10,10 +10,11 @@ Operations are recorded and cross to the host together, when a value is needed. 
 
 from typing import TYPE_CHECKING, Never
 
-from propeller.tensors import activations, functions, hints, losses, windows
+from propeller.tensors import activations, functions, gathering, hints, losses, windows
 from propeller.tensors.activations import *  # noqa: F403 - what its __all__ names is public here
 from propeller.tensors.array import Array
 from propeller.tensors.functions import *  # noqa: F403
+from propeller.tensors.gathering import *  # noqa: F403
 from propeller.tensors.grad import grad, value_and_grad
 from propeller.tensors.jit import jit
 from propeller.tensors.losses import *  # noqa: F403
@@ -69,5 +70,6 @@ __all__ = [
 ]
 __all__ += activations.__all__
 __all__ += functions.__all__
+__all__ += gathering.__all__
 __all__ += losses.__all__
 __all__ += windows.__all__

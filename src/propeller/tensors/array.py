@@ -303,14 +303,17 @@ class Array(Handle):
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, index: Any) -> "Array":
-        """Positions, slices and ``None``; rows, columns, or one column of each row, by integers."""
+        """Positions, slices and ``None``; rows, columns, or one column of each row, by integers; what a mask chooses."""
         result = self
         for access in subscripts.plan_read(self.shape, index):
             result = _apply(access, result)
         return result
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._become(_apply(subscripts.plan_write(self.shape, index, value), self))
+        result = self
+        for access in subscripts.plan_write(self.spec, index, value):
+            result = _apply(access, result)
+        self._become(result)
 
     def item(self) -> Number:
         """The one element, as a Python number."""
@@ -435,11 +438,32 @@ def create(data: bytes, spec: Spec) -> Array:
 
 
 def _apply(access: subscripts.Access, x: Array) -> Array:
-    name, operands, params = access
-    if not operands:
+    name, operands, params, ahead = access
+    if not operands and not ahead:
         return record(name, x, params=params)
-    arrays = [create(*each) if isinstance(each, subscripts.Literal) else each for each in operands]
-    return record(name, x, *arrays, params=params)
+    return record(name, *map(_operand, ahead), x, *map(_operand, operands), params=params)
+
+
+def _operand(value: Any) -> Any:
+    if isinstance(value, subscripts.Literal):
+        return create(*value)
+    return positions_of(value.mask) if isinstance(value, subscripts.Chosen) else value
+
+
+def positions_of(mask: Array | subscripts.Literal) -> Array:
+    """Where the elements of a mask that are true are, in C order. How many they are is read.
+
+    Raises:
+        TensorError: A function is being traced.
+    """
+    if isinstance(mask, subscripts.Literal):
+        return record("nonzero", create(*mask), params=sum(mask.data))
+    if session.current().tracing:
+        raise TensorError(
+            "inside a traced function it is not known how many elements a mask chooses: write where(mask, x, 0), "
+            "or weigh with mask * x"
+        )
+    return record("nonzero", mask, params=mask.sum().item())
 
 
 def axes_of(axis: int | Sequence[int] | None) -> list[int] | None:

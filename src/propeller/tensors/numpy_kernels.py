@@ -11,10 +11,10 @@ from numpy.random import (
     Generator,
 )  # by name: NumPy imports it late, and a confined task reads no files
 
-from propeller.tensors import numpy_windows
+from propeller.tensors import numpy_indexing, numpy_windows
 from propeller.tensors.numpy_erf import erf
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
-from propeller.tensors.shapes import CARRIED, WEAK, Spec, elements
+from propeller.tensors.shapes import CARRIED, WEAK, Spec
 
 
 def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
@@ -29,12 +29,14 @@ def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     return kernel
 
 
-def bind_into(name: str, specs: Sequence[Spec], out: Spec, position: int) -> Kernel | None:
+def bind_into(name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int) -> Kernel | None:
     """``bind`` for an operation that may write over the operand at ``position``; None for those that cannot."""
     if not out[1]:  # NumPy makes scalars of arrays without dimensions
         return None
     if name == "relu":
         return lambda x: np.maximum(x, 0, out=x)
+    if name == "put" and position == 0:
+        return numpy_indexing.put_into(params)
     if name not in _UFUNCS:
         return None
     kernel = _arithmetic(_UFUNCS[name], specs, None, out)
@@ -244,80 +246,6 @@ def _random(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     return kernel
 
 
-# Indexing ---------------------------------------------------------------------------------------------------
-
-
-def _index(params: Any) -> tuple[Any, ...]:
-    """An index as NumPy takes it, from ``cut``'s."""
-    parts: list[Any] = []
-    for part in params:
-        if isinstance(part, int):
-            parts.append(part)
-        else:
-            start, count, step = part
-            stop = start + count * step
-            parts.append(slice(start, None if stop < 0 else stop, step) if count else slice(0, 0))
-    return tuple(parts)
-
-
-def _checked_rows(indices: Any, count: int) -> Any:
-    """Row numbers, checked: NumPy's own error is about another array than the program's."""
-    rows = indices.astype(np.int64, copy=False)
-    if rows.size and (int(rows.min()) < -count or int(rows.max()) >= count):
-        raise IndexError(f"an index is outside {count} rows")
-    return rows
-
-
-def _cut(_specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
-    index = _index(params)
-    return lambda x: x[index]
-
-
-def _put(_specs: Sequence[Spec], params: Any, _out: Spec) -> Kernel:
-    index = _index(params)
-
-    def kernel(x: Any, value: Any) -> Any:
-        changed = np.array(x)
-        changed[index] = value
-        return changed
-
-    return kernel
-
-
-def _take(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
-    count = specs[0][1][0]
-    return lambda x, indices: x[_checked_rows(indices, count)]
-
-
-def _put_rows(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
-    count = specs[0][1][0]
-
-    def kernel(x: Any, indices: Any, value: Any) -> Any:
-        changed = np.array(x)
-        changed[_checked_rows(indices, count)] = value
-        return changed
-
-    return kernel
-
-
-def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
-    rows, columns = np.arange(specs[0][1][0]), specs[0][1][1]
-    return lambda x, indices: x[rows, _checked_rows(indices, columns)]
-
-
-def _one_hot(specs: Sequence[Spec], classes: Any, out: Spec) -> Kernel:
-    every, dtype = np.arange(elements(specs[0][1])), np.dtype(out[0])
-
-    def kernel(labels: Any) -> Any:
-        if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-            raise IndexError(f"a label is outside {classes} classes")
-        made = np.zeros((every.size, classes), dtype)
-        made[every, labels.reshape(-1)] = 1
-        return made.reshape((*labels.shape, classes))
-
-    return kernel
-
-
 # The kernels ------------------------------------------------------------------------------------------------
 
 _UFUNCS: dict[str, np.ufunc] = {
@@ -359,12 +287,7 @@ KERNELS: dict[str, KernelFactory] = {
     "full": _full,
     "arange": _arange,
     "random": _random,
-    "cut": _cut,
-    "put": _put,
-    "take": _take,
-    "put_rows": _put_rows,
-    "pick": _pick,
-    "one_hot": _one_hot,
+    **numpy_indexing.KERNELS,
     **numpy_windows.KERNELS,
 }
 """The kernel of every operation, from its specs and params."""

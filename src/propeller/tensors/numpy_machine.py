@@ -42,9 +42,8 @@ class NumpyMachine(StepMachine):
     def bind_into(
         self, name: str, specs: Sequence[Spec], params: Any, out: Spec, position: int
     ) -> Kernel | None:
-        """The same, without new memory, for what NumPy does element by element."""
-        del params  # none of them has any
-        return bind_into(name, specs, out, position)
+        """The same, without new memory, for what NumPy does element by element or in a part."""
+        return bind_into(name, specs, params, out, position)
 
     def copy(self, value: Any) -> Any:
         """A copy in C order."""

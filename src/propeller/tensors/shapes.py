@@ -106,6 +106,11 @@ def floating(dtype: str) -> str:
     return dtype if dtype in {"float32", "float64", FLOAT} else FLOAT if dtype == INT else "float32"
 
 
+def sum_dtype(dtype: str) -> str:
+    """The dtype of a sum of elements."""
+    return "int64" if dtype in {"bool", "uint8"} else dtype
+
+
 def broadcast(name: str, first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
     """The shape in which two meet, by NumPy's rule.
 

@@ -1,11 +1,11 @@
-"""Operations that index: parts of arrays, rows by number, one column of each row."""
+"""Operations that index: parts of arrays, rows by number, elements along an axis, one column of each row."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from propeller.tensors.operations.flat import offsets_of, spread, strides_of
 from propeller.tensors.operations.operation import Kernel, Operation, OperationCall, Record
-from propeller.tensors.shapes import Spec, TensorError, broadcast, elements, shape_of
+from propeller.tensors.shapes import Spec, TensorError, axis_of, broadcast, elements, shape_of, sum_dtype
 
 # What they yield --------------------------------------------------------------------------------------------
 
@@ -50,6 +50,35 @@ def _with_rows(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
     return specs[0]
 
 
+def _sums_of_rows(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    indices, (dtype, shape) = specs
+    _check_indices(name, indices)
+    ahead = len(indices[1])
+    if shape[:ahead] != indices[1]:
+        raise TensorError(
+            f"{name}: values of shape {list(shape)} are not one for each index of {list(indices[1])}"
+        )
+    return sum_dtype(dtype), shape_of(name, [params]) + shape[ahead:]
+
+
+def _along_axis(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    (dtype, shape), indices = specs
+    _check_indices(name, indices)
+    axis = axis_of(name, params, len(shape))
+    found = indices[1]
+    if len(found) != len(shape) or found[:axis] + found[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
+        raise TensorError(
+            f"{name}: indices of shape {list(found)} do not lie along axis {axis} of {list(shape)}"
+        )
+    return dtype, found
+
+
+def _positions(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    if specs[0][0] != "bool":
+        raise TensorError(f"{name} takes an array of bool, got {specs[0][0]}")
+    return "int64", shape_of(name, [params])
+
+
 def _columns(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
     (dtype, shape), indices = specs
     _check_indices(name, indices)
@@ -90,7 +119,7 @@ def _check_value(name: str, value: Spec, target: Spec, place: tuple[int, ...]) -
 def _check_indices(name: str, spec: Spec) -> None:
     if spec[0] == "bool":
         raise TensorError(
-            f"{name}: an array of bool is no index; use where(mask, x, 0), or weigh with mask * x"
+            f"{name}: an array of bool is no index here; use where(mask, x, 0), or weigh with mask * x"
         )
     if spec[0] not in {"int64", "uint8"}:
         raise TensorError(f"{name}: indices are integers, got {spec[0]}; use astype('int64')")
@@ -108,12 +137,28 @@ def _put_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]
     return [record("put", up, 0.0, params=call.params), record("cut", up, params=call.params)]
 
 
-def _take_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
-    """Rows may be taken twice: a product with one-hot rows adds their gradients."""
-    x, rows = call.operands
-    count = x.shape[0]
-    chosen = record("one_hot", _from_start(rows.reshape(-1), count, record), params=count).astype(x.dtype)
-    return [(chosen.T @ up.reshape(rows.size, elements(x.shape[1:]))).reshape(x.shape)]
+def _put_rows_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    x, rows, _ = call.operands
+    order = record("arange", params=rows.size).reshape(rows.shape)
+    nowhere = record("full", params=["int64", [x.shape[0]], 0])
+    # Of equal indices the last counts.
+    counts = record("take", record("put_rows", nowhere, rows, order), rows) == order
+    part = record("take", up, rows) * counts.reshape(*rows.shape, *[1] * (x.ndim - 1))
+    return [record("put_rows", up, rows, 0.0), None, part]
+
+
+def _gather_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
+    """An element may be taken several times, so their gradients are added up, in one dimension."""
+    x, indices = call.operands
+    axis = call.params % x.ndim
+    before, size, after = elements(x.shape[:axis]), x.shape[axis], elements(x.shape[axis + 1 :])
+    places = _from_start(indices, size, record).reshape(before, indices.shape[axis], after)
+    if before > 1:
+        places = places + record("arange", params=before).reshape(before, 1, 1) * size
+    if after > 1:
+        places = places * after + record("arange", params=after)
+    added = record("add_rows", places.reshape(up.size), up.reshape(up.size), params=x.size)
+    return [added.reshape(x.shape), None]
 
 
 def _pick_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
@@ -146,12 +191,16 @@ def _part_offsets(shape: tuple[int, ...], params: Any) -> list[int]:
 
 def _row_offsets(shape: tuple[int, ...], indices: list[Any]) -> list[int]:
     count, width = shape[0], elements(shape[1:])
+    _check_range(indices, count)
     places: list[int] = []
     for index in indices:
-        if not -count <= index < count:
-            raise IndexError(f"an index is outside {count} rows")
         places.extend(range(index % count * width, index % count * width + width))
     return places
+
+
+def _check_range(indices: list[Any], count: int) -> None:
+    if not all(-count <= index < count for index in indices):
+        raise IndexError(f"an index is outside {count} rows")
 
 
 def _assigned(x: list[Any], places: list[int], values: list[Any]) -> list[Any]:
@@ -186,12 +235,47 @@ def _put_rows(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     return kernel
 
 
+def _add_rows(_specs: Sequence[Spec], count: Any, out: Spec) -> Kernel:
+    width = elements(out[1][1:])
+
+    def kernel(indices: list[Any], values: list[Any]) -> list[Any]:
+        total: list[Any] = [0.0 if out[0].startswith("float") else 0] * (count * width)
+        for at, value in zip(_row_offsets(out[1], indices), values, strict=True):
+            total[at] += value
+        return total
+
+    return kernel
+
+
+def _nonzero(_specs: Sequence[Spec], count: Any, _out: Spec) -> Kernel:
+    def kernel(x: list[Any]) -> list[Any]:
+        found = [at for at, value in enumerate(x) if value]
+        if len(found) != count:
+            raise ValueError(f"{len(found)} elements are true, not {count}")
+        return found
+
+    return kernel
+
+
+def _gather(specs: Sequence[Spec], axis: Any, _out: Spec) -> Kernel:
+    shape, chosen = specs[0][1], specs[1][1]
+    strides, size = strides_of(shape), shape[axis]
+    # Where each result's line begins, and how far its element is along it.
+    lines = offsets_of(chosen, [0 if at == axis % len(shape) else step for at, step in enumerate(strides)])
+    stride = strides[axis]
+
+    def kernel(x: list[Any], indices: list[Any]) -> list[Any]:
+        _check_range(indices, size)
+        return [x[line + index % size * stride] for line, index in zip(lines, indices, strict=True)]
+
+    return kernel
+
+
 def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     columns = specs[0][1][1]
 
     def kernel(x: list[Any], indices: list[Any]) -> list[Any]:
-        if not all(-columns <= index < columns for index in indices):
-            raise IndexError(f"an index is outside {columns} rows")
+        _check_range(indices, columns)
         return [x[row * columns + index % columns] for row, index in enumerate(indices)]
 
     return kernel
@@ -234,7 +318,9 @@ OPERATIONS = (
         operands=2,
         doc="rows by indices, which may count from the end",
         infer=_rows,
-        gradient=_take_gradient,
+        gradient=lambda up, call, record: [
+            record("add_rows", call.operands[1], up, params=call.operands[0].shape[0])
+        ],
         kernel=_take,
         moves=True,
     ),
@@ -243,8 +329,36 @@ OPERATIONS = (
         operands=3,
         doc="of an array, indices and values: the array with these rows; of equal indices the last counts",
         infer=_with_rows,
-        gradient=None,
+        gradient=_put_rows_gradient,
         kernel=_put_rows,
+    ),
+    Operation(
+        name="add_rows",
+        operands=2,
+        params="count",
+        doc="of indices and a value for each: this many rows of zeros with the values added at the indices, in the dtype of `sum`",
+        infer=_sums_of_rows,
+        gradient=lambda up, call, record: [None, record("take", up, call.operands[0])],
+        kernel=_add_rows,
+    ),
+    Operation(
+        name="gather",
+        operands=2,
+        params="axis",
+        doc="elements along the axis by indices, in the shape of these, which only differs there",
+        infer=_along_axis,
+        gradient=_gather_gradient,
+        kernel=_gather,
+        moves=True,
+    ),
+    Operation(
+        name="nonzero",
+        operands=1,
+        params="count",
+        doc="where the elements of a `bool` that are true are, of which there are this many: their positions in C order, `int64`",
+        infer=_positions,
+        gradient=None,
+        kernel=_nonzero,
     ),
     Operation(
         name="pick",

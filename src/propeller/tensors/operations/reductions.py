@@ -17,6 +17,7 @@ from propeller.tensors.shapes import (
     elements,
     floating,
     promote,
+    sum_dtype,
 )
 
 # What they yield --------------------------------------------------------------------------------------------
@@ -33,7 +34,7 @@ def _reduced(name: str, specs: Sequence[Spec], params: Any) -> Spec:
 
 def _total(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     dtype, shape = _reduced(name, specs, params)
-    return "int64" if dtype in {"bool", "uint8"} else dtype, shape
+    return sum_dtype(dtype), shape
 
 
 def _average(name: str, specs: Sequence[Spec], params: Any) -> Spec:
