@@ -72,6 +72,18 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     ),
     "embedding": (lambda a: pt.embedding(a, ints([[0, 1], [1, 1]])) * pt.arange(2), [(3, 2)]),
     "pick": (lambda a: a[range(3), ints(COLUMNS)], [(3, 4)]),
+    "cumsum": (lambda a: pt.cumsum(a * a, 1) + pt.cumsum(a).reshape(2, 3), [(2, 3)]),
+    "sort": (lambda a: pt.sort(a, 0) * pt.sort(-a, descending=True), [(3, 2)]),
+    "top_k": (lambda a: pt.top_k(a * a, 2)[0], [(2, 4)]),
+    "pad": (lambda a: pt.pad(a, ((1, 0), (0, 2))) + pt.pad(a * a, 1, "edge")[:-1], [(2, 3)]),
+    "mirrored": (lambda a: pt.pad(a, (2, 1), "reflect"), [(3,)]),
+    "rolled": (lambda a: pt.roll(a, 1) * pt.flip(a) + pt.tile(a, (1, 2))[:, 2:5], [(2, 3)]),
+    "repeated": (lambda a: pt.repeat(a * a, 2, 1) + pt.repeat(a, 2).reshape(2, 6), [(2, 3)]),
+    "split": (lambda a: pt.split(a, 2)[1] * pt.split(a, [1], 1)[0][:2], [(4, 3)]),
+    "einsum": (
+        lambda a, b: pt.einsum("bij,bjk->ikb", a, b) * pt.einsum("i...,...j->j...", a[0], b[0])[:, 0, None],
+        [(2, 2, 3), (2, 3, 2)],
+    ),
     "concatenate": (lambda a, b: pt.concatenate([a, b, a], axis=-1), [(2, 1), (2, 3)]),
     "stack": (lambda a, b: pt.stack([a, b, a * b]), [(3,), (3,)]),
     "constants": (

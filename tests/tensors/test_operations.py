@@ -159,6 +159,30 @@ def logsumexp(x: Any, **axes: Any) -> Any:
     return np.asarray(scipy.special.logsumexp(x, **axes), x.dtype).reshape(x.sum(**axes).shape)
 
 
+def cumsum(draw: Draw) -> Case:
+    x = some(draw, dims=1, finite=True)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    dtype = "int64" if kind(x) in {"bool", "uint8"} else kind(x)
+    return [x], axis, np.cumsum(x, axis=axis, dtype=dtype)
+
+
+def argsort(draw: Draw) -> Case:
+    x = some(draw, dims=1)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    return [x], axis, np.argsort(x, axis=axis, kind="stable")
+
+
+def top_k(draw: Draw) -> Case:
+    x = some(draw, dims=1)
+    if draw(st.booleans()):  # so many that they are not all sorted
+        x = np.repeat(x, 30, axis=-1)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    count = draw(st.integers(0, min(x.shape[axis], 70)))
+    # From the last on the same order turned around, of which equal ones are turned around once more.
+    order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+    return [x], [count, axis], order.take(range(count), axis)
+
+
 def argument(function: Callable[..., Any]) -> Callable[[Draw], Case]:
     def case(draw: Draw) -> Case:
         x = some(draw, least=1)
@@ -386,6 +410,9 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "argmin": argument(np.argmin),
     "softmax": along(logarithm=False),
     "log_softmax": along(logarithm=True),
+    "cumsum": cumsum,
+    "argsort": argsort,
+    "top_k": top_k,
     "reshape": reshape,
     "transpose": transpose,
     "broadcast_to": broadcast_to,
@@ -522,6 +549,13 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("max", [np.zeros((0, 2))], [[0], False]),
         ("logsumexp", [np.zeros((0, 2))], [[0], False]),
         ("argmax", [np.zeros(0)], None),
+        ("cumsum", [np.zeros(2)], 1),
+        ("cumsum", [np.zeros(())], 0),
+        ("argsort", [np.zeros(2)], None),
+        ("top_k", [np.zeros(2)], [3, 0]),
+        ("top_k", [np.zeros(2)], [-1, 0]),
+        ("top_k", [np.zeros(2)], [1, 1]),
+        ("top_k", [np.zeros(2)], [1.5, 0]),
         ("softmax", [np.zeros((2, 0))], 1),
         ("reshape", [np.zeros(4)], [3]),
         ("reshape", [np.zeros(4)], [-2, -2]),

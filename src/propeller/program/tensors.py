@@ -10,14 +10,26 @@ Operations are recorded and cross to the host together, when a value is needed. 
 
 from typing import TYPE_CHECKING, Never
 
-from propeller.tensors import activations, functions, gathering, hints, losses, windows
+from propeller.tensors import (
+    activations,
+    arranging,
+    functions,
+    gathering,
+    hints,
+    losses,
+    ordering,
+    windows,
+)
 from propeller.tensors.activations import *  # noqa: F403 - what its __all__ names is public here
+from propeller.tensors.arranging import *  # noqa: F403
 from propeller.tensors.array import Array
+from propeller.tensors.einsum import einsum
 from propeller.tensors.functions import *  # noqa: F403
 from propeller.tensors.gathering import *  # noqa: F403
 from propeller.tensors.grad import grad, value_and_grad
 from propeller.tensors.jit import jit
 from propeller.tensors.losses import *  # noqa: F403
+from propeller.tensors.ordering import *  # noqa: F403
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.windows import *  # noqa: F403
 
@@ -31,8 +43,11 @@ clip = Array.clip
 max = Array.max  # noqa: A001
 mean = Array.mean
 min = Array.min  # noqa: A001
+reshape = Array.reshape
+squeeze = Array.squeeze
 std = Array.std
 sum = Array.sum  # noqa: A001
+transpose = Array.transpose
 var = Array.var
 float32 = "float32"
 float64 = "float64"
@@ -54,6 +69,7 @@ __all__ = [
     "argmax",
     "argmin",
     "clip",
+    "einsum",
     "float32",
     "float64",
     "grad",
@@ -62,14 +78,19 @@ __all__ = [
     "max",
     "mean",
     "min",
+    "reshape",
+    "squeeze",
     "std",
     "sum",
+    "transpose",
     "uint8",
     "value_and_grad",
     "var",
 ]
 __all__ += activations.__all__
+__all__ += arranging.__all__
 __all__ += functions.__all__
 __all__ += gathering.__all__
 __all__ += losses.__all__
+__all__ += ordering.__all__
 __all__ += windows.__all__

@@ -7,14 +7,12 @@ from typing import Any
 from propeller.tensors import session
 from propeller.tensors.array import Array, axes_of, create, literal, record
 from propeller.tensors.literals import Number, is_numpy, pack_numpy
-from propeller.tensors.shapes import TensorError, axis_of, dtype_name
+from propeller.tensors.shapes import TensorError, dtype_name
 
 __all__ = [
     "Random",
     "arange",
     "array",
-    "broadcast_to",
-    "concatenate",
     "cos",
     "erf",
     "exp",
@@ -39,7 +37,6 @@ __all__ = [
     "softmax",
     "sqrt",
     "square",
-    "stack",
     "tanh",
     "where",
     "zeros",
@@ -235,23 +232,6 @@ def where(condition: Array, x: Any, y: Any) -> Array:
 def one_hot(labels: Array, classes: int) -> Array:
     """A last axis of ``classes`` zeros with a one at each label; float32."""
     return record("one_hot", labels, params=classes)
-
-
-def broadcast_to(x: Array, shape: Sequence[int]) -> Array:
-    """The array repeated to a shape."""
-    return record("broadcast_to", x, params=list(shape))
-
-
-def concatenate(arrays: Sequence[Array], axis: int = 0) -> Array:
-    """The arrays one after another along an axis."""
-    return record("concatenate", *arrays, params=axis)
-
-
-def stack(arrays: Sequence[Array], axis: int = 0) -> Array:
-    """The arrays one after another along a new axis."""
-    parts = list(arrays)
-    at = axis_of("stack", axis, parts[0].ndim + 1) if parts else 0
-    return concatenate([each.reshape(*each.shape[:at], 1, *each.shape[at:]) for each in parts], at)
 
 
 class Random:

@@ -4,15 +4,19 @@ from collections.abc import Iterable
 
 _FUNCTIONS = (
     "exp expm1 log log1p sqrt square sign sin cos tanh erf isnan relu leaky_relu elu sigmoid softplus silu gelu "
-    "softmax log_softmax logsumexp norm maximum minimum matmul where one_hot"
+    "softmax log_softmax logsumexp norm maximum minimum matmul where one_hot cumsum sort argsort nonzero flip"
+)
+
+_FUNCTIONS_OF_MORE = (
+    "top_k split expand_dims swapaxes moveaxis roll repeat tile pad take_along_axis broadcast_to"
 )
 
 EQUIVALENTS = {
     **{name: f"{name}(x)" for name in _FUNCTIONS.split()},
+    **{name: f"{name}(x, …)" for name in _FUNCTIONS_OF_MORE.split()},
     "dot": "x @ y",
     "mm": "x @ y",
     "outer": "x[:, None] * y",
-    "einsum": "@, transpose and sum",
     "power": "x ** y",
     "pow": "x ** y",
     "linalg": "norm(x)",
@@ -22,10 +26,12 @@ EQUIVALENTS = {
     "smooth_l1_loss": "huber_loss(x, target)",
     "ravel": "x.flatten()",
     "view": "x.reshape(…)",
+    "topk": "top_k(x, k)",
+    "unbind": "list(x)",
+    "movedim": "moveaxis(x, source, destination)",
+    "flatten": "x.flatten()",
     "permute": "x.transpose(…)",
-    "swapaxes": "x.transpose(…)",
     "unsqueeze": "x[:, None]",
-    "expand_dims": "x[:, None]",
     "newaxis": "None: x[:, None]",
     "expand": "broadcast_to(x, shape)",
     "asarray": "array(…)",
@@ -35,9 +41,6 @@ EQUIVALENTS = {
     "concat": "concatenate([…])",
     "vstack": "concatenate([…])",
     "hstack": "concatenate([…], axis=1)",
-    "tile": "concatenate([x] * n)",
-    "repeat": "broadcast_to and reshape",
-    "split": "slices",
     "take": "x[rows]",
     "index_select": "x[rows]",
     "masked_select": "x[mask]",
@@ -58,8 +61,6 @@ EQUIVALENTS = {
     "float16": "float32",
     "double": "float64",
     "backward": "grad(f)",
-    "sort": "sorted(x.tolist())",
-    "argsort": "sorted(range(len(x)), key=x.tolist().__getitem__)",
     "randn": "random(seed).normal(shape)",
     "rand": "random(seed).uniform(shape)",
     "default_rng": "random(seed)",

@@ -11,7 +11,7 @@ from numpy.random import (
     Generator,
 )  # by name: NumPy imports it late, and a confined task reads no files
 
-from propeller.tensors import numpy_indexing, numpy_windows
+from propeller.tensors import numpy_indexing, numpy_ordering, numpy_windows
 from propeller.tensors.numpy_erf import erf
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
 from propeller.tensors.shapes import CARRIED, WEAK, Spec
@@ -288,6 +288,7 @@ KERNELS: dict[str, KernelFactory] = {
     "arange": _arange,
     "random": _random,
     **numpy_indexing.KERNELS,
+    **numpy_ordering.KERNELS,
     **numpy_windows.KERNELS,
 }
 """The kernel of every operation, from its specs and params."""

@@ -11,6 +11,7 @@ from propeller.tensors.operations import (
     arrangement,
     elementwise,
     indexing,
+    ordering,
     real_functions,
     reductions,
     windows,
@@ -27,7 +28,7 @@ from propeller.tensors.shapes import CARRIED, MAX_RANK, Spec, TensorError, eleme
 
 OPERATIONS = {
     operation.name: operation
-    for module in (elementwise, real_functions, reductions, arrangement, indexing, windows)
+    for module in (elementwise, real_functions, reductions, arrangement, indexing, ordering, windows)
     for operation in module.OPERATIONS
 }
 
