@@ -80,6 +80,20 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "rolled": (lambda a: pt.roll(a, 1) * pt.flip(a) + pt.tile(a, (1, 2))[:, 2:5], [(2, 3)]),
     "repeated": (lambda a: pt.repeat(a * a, 2, 1) + pt.repeat(a, 2).reshape(2, 6), [(2, 3)]),
     "split": (lambda a: pt.split(a, 2)[1] * pt.split(a, [1], 1)[0][:2], [(4, 3)]),
+    "layer_norm": (lambda a, b: pt.layer_norm(a, b, b * b), [(2, 4), (4,)]),
+    "group_norm": (lambda a, b: pt.group_norm(a, 2, b, b * 2.0), [(2, 4, 2), (4,)]),
+    "batch_norm": (lambda a, b: sum(each.sum() for each in pt.batch_norm(a * a, b, b)), [(3, 2, 2), (2,)]),
+    "batch_norm of given": (
+        lambda a, b: pt.batch_norm(a, b, b, mean=b * 0.5, var=b * b)[0],
+        [(3, 2, 2), (2,)],
+    ),
+    "attention": (
+        lambda a, b: (
+            pt.scaled_dot_product_attention(a, b * b, b, causal=True)
+            + pt.scaled_dot_product_attention(a, a[:, :1], b[:, :1], mask=pt.array([[True], [False], [True]]))
+        ),
+        [(2, 3, 2), (2, 3, 2)],
+    ),
     "einsum": (
         lambda a, b: pt.einsum("bij,bjk->ikb", a, b) * pt.einsum("i...,...j->j...", a[0], b[0])[:, 0, None],
         [(2, 2, 3), (2, 3, 2)],

@@ -13,22 +13,26 @@ from typing import TYPE_CHECKING, Never
 from propeller.tensors import (
     activations,
     arranging,
+    attention,
     functions,
     gathering,
     hints,
     losses,
+    normalisation,
     ordering,
     windows,
 )
 from propeller.tensors.activations import *  # noqa: F403 - what its __all__ names is public here
 from propeller.tensors.arranging import *  # noqa: F403
 from propeller.tensors.array import Array
+from propeller.tensors.attention import *  # noqa: F403
 from propeller.tensors.einsum import einsum
 from propeller.tensors.functions import *  # noqa: F403
 from propeller.tensors.gathering import *  # noqa: F403
 from propeller.tensors.grad import grad, value_and_grad
 from propeller.tensors.jit import jit
 from propeller.tensors.losses import *  # noqa: F403
+from propeller.tensors.normalisation import *  # noqa: F403
 from propeller.tensors.ordering import *  # noqa: F403
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.windows import *  # noqa: F403
@@ -89,8 +93,10 @@ __all__ = [
 ]
 __all__ += activations.__all__
 __all__ += arranging.__all__
+__all__ += attention.__all__
 __all__ += functions.__all__
 __all__ += gathering.__all__
 __all__ += losses.__all__
+__all__ += normalisation.__all__
 __all__ += ordering.__all__
 __all__ += windows.__all__
