@@ -474,7 +474,7 @@ def test_operation(name: str, data: st.DataObject) -> None:
 
 def test_every_operation_is_complete() -> None:
     """A case here, a kernel of each machine, a gradient or the statement that there is none, and documentation."""
-    assert set(CASES) | {"random"} == set(OPERATIONS) == set(KERNELS)
+    assert set(CASES) | {"random", "draw"} == set(OPERATIONS) == set(KERNELS)
     for name, operation in OPERATIONS.items():
         assert operation.name == name
         assert operation.doc
@@ -483,20 +483,28 @@ def test_every_operation_is_complete() -> None:
         assert operation.gradient is None or callable(operation.gradient)
 
 
-@pytest.mark.parametrize("kind_", ["normal", "uniform", "permutation"])
-def test_random(machine: StepMachine, kind_: str) -> None:
+@pytest.mark.parametrize("kind_", ["normal", "uniform", "permutation", "key"])
+@pytest.mark.parametrize("by_key", [False, True])
+def test_random(machine: StepMachine, kind_: str, by_key: bool) -> None:
+    """The same for the same seed, and other numbers for one that differs anywhere."""
     shape = [2000] if kind_ == "permutation" else [40, 50]
-    one, again, other = (
-        do(machine_, "random", [], [kind_, shape, seed])
-        for machine_, seed in ((machine, [5, 1]), (type(machine)(), [5, 1]), (type(machine)(), [5, 2]))
-    )
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
+
+    def drawn(*seed: int) -> Any:
+        if by_key:
+            return do(type(machine)(), "draw", [np.array(seed[:2]), seed[2]], [kind_, shape])
+        return do(type(machine)(), "random", [], [kind_, shape, list(seed)])
+
+    one, *others = (drawn(*seed) for seed in ((5, 1, 0), (5, 1, 1), (5, 2, 0), (6, 1, 0), (0, 1, 5)))
+    np.testing.assert_array_equal(one, drawn(5, 1, 0))
+    assert not any(np.array_equal(one, other) for other in others)
     if kind_ == "permutation":
         assert sorted(one.tolist()) == list(range(2000))
     elif kind_ == "uniform":
         assert 0 <= one.min() < 0.01
         assert 0.99 < one.max() < 1
+    elif kind_ == "key":
+        assert 0 <= one.min() < 2**58
+        assert 2**62 + 2**61 < one.max() < 2**63
     else:
         assert abs(one.mean()) < 0.1
         assert 0.9 < one.std() < 1.1
@@ -607,6 +615,12 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("random", [], ["normal", [2], [-1]]),
         ("random", [], ["lognormal", [2], [1]]),
         ("random", [], ["permutation", [2, 2], [1]]),
+        ("draw", [np.array([1, 2, 3]), 0], ["normal", [2]]),
+        ("draw", [np.array([1.0, 2.0]), 0], ["normal", [2]]),
+        ("draw", [np.array([1, 2]), 0.5], ["normal", [2]]),
+        ("draw", [np.array([1, 2]), np.array([0])], ["normal", [2]]),
+        ("draw", [np.array([1, 2]), 0], ["lognormal", [2]]),
+        ("draw", [np.array([1, 2]), 0], ["permutation", [2, 2]]),
         ("add", [np.zeros(2), 2**63], None),
     ],
     ids=str,

@@ -20,6 +20,7 @@ from propeller.tensors import (
     losses,
     normalisation,
     ordering,
+    randomness,
     windows,
 )
 from propeller.tensors.activations import *  # noqa: F403 - what its __all__ names is public here
@@ -34,6 +35,7 @@ from propeller.tensors.jit import jit
 from propeller.tensors.losses import *  # noqa: F403
 from propeller.tensors.normalisation import *  # noqa: F403
 from propeller.tensors.ordering import *  # noqa: F403
+from propeller.tensors.randomness import *  # noqa: F403
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.windows import *  # noqa: F403
 
@@ -99,4 +101,5 @@ __all__ += gathering.__all__
 __all__ += losses.__all__
 __all__ += normalisation.__all__
 __all__ += ordering.__all__
+__all__ += randomness.__all__
 __all__ += windows.__all__

@@ -1,16 +1,13 @@
 """The functions on arrays, as NumPy has them, and how arrays are made."""
 
-from binascii import crc32
 from collections.abc import Sequence
 from typing import Any
 
-from propeller.tensors import session
 from propeller.tensors.array import Array, axes_of, create, literal, record
 from propeller.tensors.literals import Number, is_numpy, pack_numpy
 from propeller.tensors.shapes import TensorError, dtype_name
 
 __all__ = [
-    "Random",
     "arange",
     "array",
     "cos",
@@ -31,7 +28,6 @@ __all__ = [
     "one_hot",
     "ones",
     "ones_like",
-    "random",
     "sign",
     "sin",
     "softmax",
@@ -67,7 +63,7 @@ def full(shape: int | Sequence[int], value: Number, dtype: Any = "float32") -> A
     """An array with one value everywhere."""
     if isinstance(dtype, int):
         raise TensorError(f"{dtype} is no dtype; a shape of several sizes is one argument: zeros((2, 3))")
-    return record("full", params=[dtype_name(dtype), _sizes(shape), value])
+    return record("full", params=[dtype_name(dtype), sizes_of(shape), value])
 
 
 def zeros(shape: int | Sequence[int], dtype: Any = "float32") -> Array:
@@ -234,40 +230,6 @@ def one_hot(labels: Array, classes: int) -> Array:
     return record("one_hot", labels, params=classes)
 
 
-class Random:
-    """A stream of random arrays that depends on its seed only, not on when it is asked."""
-
-    def __init__(self, seed: int | str) -> None:
-        """Args: seed: an integer, whose sign does not count, or a text."""
-        if not isinstance(seed, int | str):
-            raise TensorError(f"random: a seed is an integer or a text, not of type {type(seed).__name__}")
-        self._seed, self._drawn = crc32(seed.encode()) if isinstance(seed, str) else abs(seed), 0
-
-    def normal(self, shape: int | Sequence[int] = ()) -> Array:
-        """Standard normal, float32."""
-        return self._draw("normal", shape)
-
-    def uniform(self, shape: int | Sequence[int] = ()) -> Array:
-        """From 0 to below 1, float32."""
-        return self._draw("uniform", shape)
-
-    def permutation(self, count: int) -> Array:
-        """The integers below ``count`` in random order."""
-        return self._draw("permutation", count)
-
-    def _draw(self, kind: str, shape: int | Sequence[int]) -> Array:
-        if session.current().tracing:
-            raise TensorError(
-                "a traced function would draw the same numbers each time: draw outside and pass them in"
-            )
-        self._drawn += 1
-        return record("random", params=[kind, _sizes(shape), [self._seed, self._drawn]])
-
-
-def random(seed: int | str) -> Random:
-    """A stream of random arrays."""
-    return Random(seed)
-
-
-def _sizes(shape: int | Sequence[int]) -> list[int]:
+def sizes_of(shape: int | Sequence[int]) -> list[int]:
+    """A shape as operations take it; one size may be given alone."""
     return [shape] if isinstance(shape, int) else list(shape)

@@ -63,6 +63,8 @@ EQUIVALENTS = {
     "backward": "grad(f)",
     "randn": "random(seed).normal(shape)",
     "rand": "random(seed).uniform(shape)",
+    "PRNGKey": "random(seed).key()",
+    "bernoulli": "uniform(key, shape) < p",
     "default_rng": "random(seed)",
 }
 

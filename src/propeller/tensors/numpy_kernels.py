@@ -234,16 +234,27 @@ def _arange(_specs: Sequence[Spec], count: Any, _out: Spec) -> Kernel:
 
 def _random(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     kind, _, seed = params
+    return lambda: _drawn(Generator(PCG64(seed)), kind, out[1])
 
-    def kernel() -> Any:
-        source = Generator(PCG64(seed))
-        if kind == "permutation":
-            return source.permutation(out[1][0])
-        if kind == "normal":
-            return source.standard_normal(out[1], dtype=np.float32)
-        return source.random(out[1], dtype=np.float32)
+
+def _draw(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    kind, _ = params
+
+    def kernel(key: Any, fold: Any) -> Any:
+        seed = np.array([*key, fold], np.int64).view(np.uint64)
+        return _drawn(Generator(PCG64(seed)), kind, out[1])
 
     return kernel
+
+
+def _drawn(source: Generator, kind: str, shape: tuple[int, ...]) -> Any:
+    if kind == "permutation":
+        return source.permutation(shape[0])
+    if kind == "key":
+        return source.integers(0, 1 << 63, shape)
+    if kind == "normal":
+        return source.standard_normal(shape, dtype=np.float32)
+    return source.random(shape, dtype=np.float32)
 
 
 # The kernels ------------------------------------------------------------------------------------------------
@@ -287,6 +298,7 @@ KERNELS: dict[str, KernelFactory] = {
     "full": _full,
     "arange": _arange,
     "random": _random,
+    "draw": _draw,
     **numpy_indexing.KERNELS,
     **numpy_ordering.KERNELS,
     **numpy_windows.KERNELS,

@@ -9,6 +9,7 @@ from typing import Any
 
 from propeller.tensors.operations import (
     arrangement,
+    drawing,
     elementwise,
     indexing,
     ordering,
@@ -28,7 +29,7 @@ from propeller.tensors.shapes import CARRIED, MAX_RANK, Spec, TensorError, eleme
 
 OPERATIONS = {
     operation.name: operation
-    for module in (elementwise, real_functions, reductions, arrangement, indexing, ordering, windows)
+    for module in (elementwise, real_functions, reductions, arrangement, drawing, indexing, ordering, windows)
     for operation in module.OPERATIONS
 }
 

@@ -1,7 +1,6 @@
 """Operations that make arrays, and those that give the same elements another shape, order or dtype."""
 
 import math
-import random
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -82,18 +81,6 @@ def _counted(name: str, _specs: Sequence[Spec], params: Any) -> Spec:
     return "int64", shape_of(name, [params])
 
 
-def _drawn(name: str, _specs: Sequence[Spec], params: Any) -> Spec:
-    kind, sizes, seed = params
-    if kind not in {"normal", "uniform", "permutation"}:
-        raise TensorError(f"random: there is no kind {kind!r}")
-    if not isinstance(seed, list | tuple) or not all(type(n) is int and n >= 0 for n in seed):
-        raise TensorError(f"random: {seed!r} is not a seed")
-    shape = shape_of(name, sizes)
-    if kind == "permutation" and len(shape) != 1:
-        raise TensorError("random: a permutation has one dimension")
-    return "int64" if kind == "permutation" else "float32", shape
-
-
 # Gradients --------------------------------------------------------------------------------------------------
 
 
@@ -168,19 +155,6 @@ def _arange(_specs: Sequence[Spec], count: Any, _out: Spec) -> Kernel:
     return lambda: list(range(count))
 
 
-def _random(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
-    kind, _, seed = params
-    count = elements(out[1])
-
-    def kernel() -> list[Any]:
-        source = random.Random(repr(seed))  # noqa: S311 - not for secrets
-        if kind == "permutation":
-            return source.sample(range(count), count)
-        return [source.gauss(0, 1) if kind == "normal" else source.random() for _ in range(count)]
-
-    return kernel
-
-
 # The operations ---------------------------------------------------------------------------------------------
 
 OPERATIONS = (
@@ -252,14 +226,5 @@ OPERATIONS = (
         infer=_counted,
         gradient=None,
         kernel=_arange,
-    ),
-    Operation(
-        name="random",
-        operands=0,
-        params="`[kind, shape, seed]`",
-        doc="`normal`, `uniform` (`float32`) or `permutation`; the seed is a list of integers",
-        infer=_drawn,
-        gradient=None,
-        kernel=_random,
     ),
 )
