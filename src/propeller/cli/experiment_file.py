@@ -16,6 +16,8 @@ from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
 from propeller.sdk.programs import is_file_name
 
+MODEL_FILES = "a .safetensors, .npz, .json or .pt file, or a script with @initial_model"
+
 _SHORT = {"strategy": "name", "mode": "kind"}
 """Tables that may be written as one text, and the field that this text is."""
 
@@ -123,7 +125,7 @@ class ExperimentFile:
         """
         if self.model_file is None:
             return self.tensors
-        return read_model(self.folder / self.model_file)
+        return read_model(self.folder / self.model_file, self.hyperparams)
 
     @property
     def first_data_file(self) -> str | None:
@@ -213,18 +215,31 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
-def read_model(file: Path) -> dict[str, Any]:
-    """A model from a file, whose name says its encoding; JSON if it says none.
+def read_model(file: Path, hyperparams: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A model from a file, whose name says its encoding; JSON if it says none. A script makes it with its ``@initial_model``.
+
+    Args:
+        file: the file.
+        hyperparams: what a script's function is called with.
+
+    Returns:
+        Arrays of NumPy, or of JSON numbers and lists of them, by tensor name.
 
     Raises:
         StartError: it cannot be read, or is none.
     """
     from propeller.fl.tensors import TensorError, from_safetensors
+    from propeller.fl.tensors.pytorch import from_pytorch
+    from propeller.sdk.initial_model import initial_model
     from propeller.sdk.values import read_npz
 
     try:
+        if file.suffix == ".py":
+            return initial_model(file, hyperparams)
         if file.suffix == ".safetensors":
             return dict(from_safetensors(file.read_bytes())[0])
+        if file.suffix in {".pt", ".pth"}:
+            return dict(from_pytorch(file.read_bytes())[0])
         if file.suffix == ".npz":
             return read_npz(file)
     except OSError as error:
@@ -238,7 +253,7 @@ def read_model(file: Path) -> dict[str, Any]:
     except StartError as error:
         if file.suffix == ".json":
             raise
-        raise StartError(f"{error}; a model is a .safetensors, .npz or .json file") from None
+        raise StartError(f"{error}; a model is {MODEL_FILES}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -270,7 +285,7 @@ def _pop_model(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if len(source) + bool(tensors) > 1:
         raise InvalidError("model: give tensors, or file, or version; not more than one of them")
     if not isinstance(source.get("file", ""), str):
-        raise InvalidError("model.file: must be the path of a .safetensors, .npz or .json file")
+        raise InvalidError(f"model.file: must be the path of {MODEL_FILES}")
     for name, value in tensors.items():
         try:
             json.dumps(value, allow_nan=False)

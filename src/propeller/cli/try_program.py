@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from propeller.cli.experiment_file import ExperimentFile, read_dataset
+from propeller.cli.experiment_file import ExperimentFile, read_dataset, read_model
 from propeller.cli.terminal import Terminal
 from propeller.cli.try_aggregation import AGGREGATE, AggregationTrial
 from propeller.digests import digest_of
@@ -29,7 +28,6 @@ from propeller.fl.tensors import (
     to_json,
     to_safetensors,
 )
-from propeller.fl.tensors.npz import from_npz
 from propeller.process import parent_death
 from propeller.process.control_characters import escape_controls, escape_line
 from propeller.proplet.errors import TaskError
@@ -45,6 +43,9 @@ from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE
 from propeller.wasm.template_client import SandboxError
 
 PROPLET_ID = "try"
+_MAX_VARIABLE_BYTES = 32 * 4096
+"""``MAX_ARG_STRLEN``: execve(2)."""
+
 _EXPERIMENT_FILE = "experiment.toml"
 
 _TOLD_AFTER_S = 10.0
@@ -101,7 +102,7 @@ class Trial:
             hyperparams = {**experiment.hyperparams, **hyperparams}
             if kept:
                 self.from_experiment.append(f"hyperparams {json.dumps(kept)}")
-        self._model = self._read_model(inputs.model, experiment, experiment_file)
+        self._model = self._read_model(inputs.model, experiment, experiment_file, hyperparams)
         self._strategy = self._find_strategy(inputs.strategy, experiment)
         dataset = json.dumps(self._read_dataset(inputs.data, inputs.label, experiment, experiment_file))
         split, named = inputs.split, "--split"
@@ -174,9 +175,13 @@ class Trial:
             raise StartError(f"{where}: {error}") from None
 
     def _read_model(
-        self, file: Path | None, experiment: ExperimentFile | None, experiment_file: Path
+        self,
+        file: Path | None,
+        experiment: ExperimentFile | None,
+        experiment_file: Path,
+        hyperparams: Mapping[str, Any],
     ) -> Tensors:
-        found = None
+        found: dict[str, Any] | None = None
         if file is None and experiment is not None:
             found = experiment.tensors
             file = None if experiment.model_file is None else experiment.folder / experiment.model_file
@@ -185,15 +190,11 @@ class Trial:
             raise StartError(
                 f"give a model to start from: --model FILE, or tensors in [model] of {experiment_file}"
             )
+        if file is not None:
+            found = read_model(file, hyperparams)
         try:
-            if file is not None and file.suffix == ".safetensors":
-                return from_safetensors(_read_file(file))[0]
-            if file is not None and file.suffix == ".npz":
-                return from_npz(_read_file(file))[0]
-            return from_json(
-                decode_trusted(_read_file(file).removeprefix(BOM_UTF8)) if file is not None else found or {}
-            )
-        except (TensorError, MalformedMessageError) as error:
+            return _as_tensors(found or {})
+        except TensorError as error:
             raise StartError(f"{file or experiment_file}: model: {error}") from None
 
     def _read_dataset(
@@ -261,6 +262,22 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) ->
     if error is not None:
         _print_note(f"error: {error}")
     return 0 if error is None else 1
+
+
+def _passed(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables without those that Linux passes to no process, being too long: programs find what they hold in files, too."""
+    return {
+        name: value for name, value in env.items() if len(f"{name}={value}".encode()) < _MAX_VARIABLE_BYTES
+    }
+
+
+def _as_tensors(model: Mapping[str, Any]) -> Tensors:
+    """Arrays as they are, numbers and lists as JSON has them."""
+    lists = {name: value for name, value in model.items() if not hasattr(value, "__array__")}
+    return {
+        **(from_json(lists) if lists else {}),
+        **{name: value for name, value in model.items() if name not in lists},
+    }
 
 
 class TrialState:
@@ -364,7 +381,7 @@ def _run_natively(
         try:
             done = subprocess.run(  # noqa: S603 - the user's own
                 command,
-                env={**os.environ, **trial.env},
+                env={**os.environ, **_passed(trial.env)},
                 stdout=subprocess.PIPE,
                 check=False,
                 timeout=wall_time_s,

@@ -15,9 +15,9 @@ natively, in a debugger or a test.
 
 from propeller.program.aggregation import Aggregate, DeviceUpdate
 from propeller.program.context import Context
-from propeller.program.data import Data
+from propeller.program.data import Data, batches
 from propeller.program.device_state import DeviceState
-from propeller.program.registry import Evaluation, Update, aggregate, evaluate, train
+from propeller.program.registry import Evaluation, Update, aggregate, evaluate, initial_model, train
 
 __all__ = [
     "Aggregate",
@@ -28,6 +28,8 @@ __all__ = [
     "Evaluation",
     "Update",
     "aggregate",
+    "batches",
     "evaluate",
+    "initial_model",
     "train",
 ]

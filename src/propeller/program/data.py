@@ -1,13 +1,13 @@
 """A device's data, as arrays and as it is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.files import columns
-from propeller.tensors.functions import array
+from propeller.tensors.functions import Random, array, random
 from propeller.tensors.shapes import Spec, TensorError
 
 
@@ -58,6 +58,40 @@ class Data:
 
     def _open(self, name: str) -> Array:
         return array([sample[name] for sample in self._samples], self._specs[name][0])
+
+
+def batches(
+    data: Mapping[str, Array] | Data,
+    size: int,
+    seed: int | str | Random,
+    columns: Sequence[str] = ("x", "y"),
+    *,
+    drop_last: bool = False,
+) -> Iterator[tuple[Array, ...]]:
+    """An epoch: the rows of some columns in random order, a batch at a time.
+
+    Args:
+        data: a task's data, or arrays by name.
+        size: rows of a batch.
+        seed: of the order, or a stream (``pt.random(ctx.seed)``), which gives each epoch another one.
+        columns: which ones, in the order of each batch's arrays.
+        drop_last: leave out the rows that are too few for a last batch: a smaller one is recorded by itself under ``jit``.
+
+    Raises:
+        TensorError: There is no such column, or the columns have not as many rows.
+    """
+    if type(size) is not int or size < 1:
+        raise TensorError(f"batches: a batch has 1 row or more, not {size!r:.40}")
+    arrays = [data[name] for name in columns]
+    count = len(arrays[0]) if arrays else 0
+    if any(len(array) != count for array in arrays):
+        raise TensorError(
+            f"batches: columns have {', '.join(str(len(array)) for array in arrays)} rows, and need as many each"
+        )
+    order = (seed if isinstance(seed, Random) else random(seed)).permutation(count)
+    for at in range(0, count - size + 1 if drop_last else count, size):
+        rows = order[at : at + size]
+        yield tuple(array[rows] for array in arrays)
 
 
 class TaskData(Data):

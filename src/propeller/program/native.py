@@ -57,6 +57,11 @@ def run_script(script: Path, root: Path, told: tuple[float, str] | None = None) 
     Returns:
         The exit code, as ``command.run`` does.
     """
+    return command.run(root) if load_script(script, root, told) else 1
+
+
+def load_script(script: Path, root: Path, told: tuple[float, str] | None = None) -> bool:
+    """Load a script, as ``run_script``; whether it went well: what went wrong is on standard error."""
     session.use(session.LocalMachine(root))
     sys.path.append(
         str(script.parent)
@@ -72,8 +77,8 @@ def run_script(script: Path, root: Path, told: tuple[float, str] | None = None) 
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the script does wrong
         command.explain(error)
-        return 1
-    return command.run(root)
+        return False
+    return True
 
 
 def tell_if_it_takes_long(script: Path, after_s: float, ends: str) -> None:

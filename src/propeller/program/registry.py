@@ -88,6 +88,7 @@ _ARGUMENTS = {
     "train": _TRAINING_ARGUMENTS,
     "evaluate": _TRAINING_ARGUMENTS,
     "aggregate": ("base", "updates", "state", "params", "ctx"),
+    "initial_model": ("hyperparams",),
 }
 """What the function of each mode is called with, by position."""
 
@@ -161,6 +162,15 @@ def aggregate(function: Function) -> Function:
     a ``Context``. It runs in the aggregator's sandbox. Updates are opened as they are used: go through them one at a time.
     """
     return _registry.get().add("aggregate", function)
+
+
+def initial_model(function: Function) -> Function:
+    """Register ``function(hyperparams) -> arrays by name`` as what makes the model that an experiment begins with.
+
+    It is not called on devices: ``model.file = "train.py"`` of an experiment file runs it as plain Python on the machine that starts the
+    experiment, once. ``hyperparams`` are the experiment's.
+    """
+    return _registry.get().add("initial_model", function)
 
 
 def registered(mode: str) -> Callable[..., Any]:

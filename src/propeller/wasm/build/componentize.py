@@ -14,7 +14,7 @@ from propeller.wasm.build.sources import ENTRY, BuildError
 
 FOLDER = Path(__file__).parent
 _LIBRARY = Path(propeller.__file__).parent
-_GUEST_MODULES = ("errors.py", "functions.py", "metrics.py", "program/*.py", "tensors/**/*.py")
+_GUEST_MODULES = ("errors.py", "functions.py", "metrics.py", "program/**/*.py", "tensors/**/*.py")
 """What a program has of this library."""
 
 _HOST_MODULES = "tensors/numpy_*.py"

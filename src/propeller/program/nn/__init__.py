@@ -1,0 +1,35 @@
+"""Networks whose parameters are a model's named tensors: layers with PyTorch's names and layouts, initialisers, and a step of training."""
+
+from propeller.program.nn import initialisers
+from propeller.program.nn.layers import (
+    AvgPool2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Reshape,
+)
+from propeller.program.nn.module import Module, ModuleList, Parameter, Sequential
+from propeller.program.nn.training import loss_and_gradients, training_step
+
+__all__ = [
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "Reshape",
+    "Sequential",
+    "initialisers",
+    "loss_and_gradients",
+    "training_step",
+]

@@ -1,0 +1,221 @@
+"""Networks and optimizers beside PyTorch: a state_dict that it saved, its outputs, and what its optimizers make of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.fl.tensors.pytorch import from_pytorch
+from propeller.program import Data, batches, nn, optim
+from propeller.program import tensors as pt
+from propeller.tensors.machine import StepMachine
+
+DATA = Path(__file__).parent / "pytorch"
+MADE = json.loads((DATA / "net.json").read_text())
+OPTIMIZERS: dict[str, optim.Optimizer] = {
+    "sgd": optim.SGD(0.1),
+    "momentum": optim.SGD(0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": optim.SGD(0.05, momentum=0.9, nesterov=True),
+    "adam": optim.Adam(0.01, weight_decay=0.1),
+    "adamw": optim.AdamW(0.01, weight_decay=0.1),
+}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        self.conv1 = nn.Conv2d(1, 2, 3)
+        self.conv2 = nn.Conv2d(2, 3, 2, stride=2, padding=1)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = pt.max_pool2d(pt.relu(self.conv1(x)), 2)
+        x = pt.relu(self.conv2(x))
+        return self.fc(x.reshape(len(x), -1))
+
+
+def model() -> dict[str, Any]:
+    return {name: pt.array(each) for name, each in from_pytorch((DATA / "net.pt").read_bytes())[0].items()}
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    return -pt.log_softmax(logits)[range(len(labels)), labels].mean()
+
+
+def samples() -> tuple[Any, Any]:
+    return pt.array(MADE["x"]).reshape(-1, 1, 8, 8), pt.array(MADE["y"])
+
+
+def test_a_state_dict_of_pytorch_gives_pytorchs_output(machine: StepMachine) -> None:
+    x, _ = samples()
+    np.testing.assert_allclose(Net().apply(model(), x[:2]).tolist(), MADE["output"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_are_pytorchs(name: str, traced: bool) -> None:
+    net, weights, optimizer = Net(), model(), OPTIMIZERS[name]
+    state, key = optimizer.init(weights), pt.array([1, 2])
+    step = nn.training_step(net, cross_entropy, optimizer)
+    if not traced:
+
+        def step(weights: Any, state: Any, x: Any, y: Any, key: Any) -> Any:
+            loss, gradients = nn.loss_and_gradients(net, cross_entropy, weights, x, y, key)
+            optimizer.step(weights, gradients, state)
+            return loss
+
+    x, y = samples()
+    losses = [step(weights, state, x[at : at + 8], y[at : at + 8], key).item() for at in (0, 8, 16) * 2]
+    expected = MADE["runs"][name]
+    np.testing.assert_allclose(losses, expected["losses"], rtol=2e-4)
+    np.testing.assert_allclose(weights["fc.bias"].tolist(), expected["fc.bias"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        weights["conv1.weight"].flatten().tolist(), expected["conv1.weight"], rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_model_to_begin_with_has_pytorchs_names_and_ranges() -> None:
+    net = Net()
+    first = net.init(seed=3)
+    assert {name: each.shape for name, each in first.items()} == {
+        name: each.shape for name, each in model().items()
+    }
+    for name, fan_in in (("conv1", 9), ("conv2", 8), ("fc", 12)):
+        for part in ("weight", "bias"):
+            values = np.asarray(first[f"{name}.{part}"])
+            assert abs(values).max() <= fan_in**-0.5
+            assert values.std() > 0
+    assert first["fc.weight"].tolist() == net.init(seed=3)["fc.weight"].tolist()
+    assert first["fc.weight"].tolist() != net.init(seed=4)["fc.weight"].tolist()
+
+
+def test_names_of_sequences_and_lists() -> None:
+    numbered = nn.Sequential(nn.Linear(2, 3), pt.relu, nn.Linear(3, 1, bias=False))
+    assert list(numbered.parameters()) == ["0.weight", "0.bias", "2.weight"]
+    named = nn.Sequential(fc1=nn.Linear(2, 3), act=pt.relu, inner=nn.Sequential(nn.Linear(3, 1)))
+    assert list(named.parameters()) == ["fc1.weight", "fc1.bias", "inner.0.weight", "inner.0.bias"]
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            self.layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+            self.scale = nn.Parameter((2,), nn.initialisers.ones)
+
+        def forward(self, x: Any) -> Any:
+            for layer in self.layers:
+                x = layer(x)
+            return x * self["scale"]
+
+    deep = Deep()
+    assert list(deep.parameters())[:3] == ["scale", "layers.0.weight", "layers.0.bias"]
+    assert deep.apply(deep.init(), pt.ones((4, 2))).shape == (4, 2)
+
+
+def test_layers_of_layers(machine: StepMachine) -> None:
+    net = nn.Sequential(
+        nn.Reshape(1, 4, 4),
+        nn.ConvTranspose2d(1, 2, 2, stride=2),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2, stride=1),
+        nn.Flatten(),
+        nn.Linear(18, 2),
+    )
+    assert net.apply(net.init(1), pt.ones((3, 16))).shape == (3, 2)
+    sequence = nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding="same", groups=2), nn.ConvTranspose1d(4, 2, 3, stride=2)
+    )
+    assert sequence.apply(sequence.init(1), pt.ones((1, 2, 5))).shape == (1, 2, 11)
+    assert sequence.parameters()["0.weight"].shape == (4, 1, 3)
+
+
+def test_what_is_wrong_is_named() -> None:
+    net = Net()
+    with pytest.raises(
+        pt.TensorError, match=r"write net\.apply\(model, x\) where net\(x\) is written in PyTorch"
+    ):
+        net(pt.ones((1, 1, 8, 8)))
+    with pytest.raises(
+        pt.TensorError, match=r"no tensor 'conv1.weight', which the network takes; it has 'w'"
+    ):
+        net.apply({"w": pt.ones(1)}, pt.ones((1, 1, 8, 8)))
+    other = nn.Linear(2, 2)
+
+    class Outside(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return other(x)
+
+    with pytest.raises(pt.TensorError, match="this Linear is not part of a network"):
+        Outside().apply({}, pt.ones((1, 2)))
+    with pytest.raises(TypeError, match="Sequential: '1' is neither a module nor a function"):
+        nn.Sequential(nn.Linear(1, 1), 3)
+    with pytest.raises(pt.TensorError, match="2 groups do not divide 3 channels"):
+        nn.Conv2d(3, 4, 3, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: optim.SGD(-1), "lr is a number from 0"),
+        (lambda: optim.SGD(0.1, momentum=1.5), "momentum is a number from 0 to 1"),
+        (lambda: optim.SGD(0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.Adam(betas=(0.9, 2.0)), "betas is a number from 0 to 1"),
+        (lambda: optim.cosine(0.1, 0), "steps is a number from 1"),
+        (lambda: optim.SGD(0.1).step({}, {"w": pt.ones(1)}, {}), "the gradients have a tensor 'w'"),
+    ],
+)
+def test_wrong_options_are_named(make: Any, text: str) -> None:
+    with pytest.raises(pt.TensorError, match=text):
+        make()
+
+
+def test_schedules() -> None:
+    assert [optim.step_decay(1.0, 2, 0.5)(step) for step in range(5)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+    assert optim.exponential(2.0, 0.5)(3) == 0.25
+    cosine = optim.cosine(1.0, 10, least=0.2)
+    assert [round(cosine(step), 6) for step in (0, 5, 10, 99)] == [1.0, 0.6, 0.2, 0.2]
+    warm = optim.warmup(4, optim.constant(0.8))
+    assert [round(warm(step), 6) for step in (0, 1, 3, 4, 50)] == [0.2, 0.4, 0.8, 0.8, 0.8]
+
+
+def test_clipping(machine: StepMachine) -> None:
+    gradients = {"a": pt.array([3.0, 0.0]), "b": pt.array([[4.0]])}
+    clipped = optim.clip_by_norm(gradients, 1.0)
+    assert clipped["a"].tolist() == pytest.approx([0.6, 0.0], rel=1e-5)
+    assert clipped["b"].tolist()[0] == pytest.approx([0.8], rel=1e-5)
+    assert optim.clip_by_norm(gradients, 10.0)["a"].tolist() == pytest.approx([3.0, 0.0])
+    assert optim.clip_by_norm({}, 1.0) == {}
+    assert optim.clip_by_value(gradients, 2.0)["b"].tolist() == [[2.0]]
+
+
+def test_a_learning_rate_of_a_schedule_needs_no_other_recording() -> None:
+    optimizer = optim.SGD(0.1)
+    net = nn.Linear(1, 1)
+    weights = net.init(1)
+    step = nn.training_step(net, lambda output, y: (output - y).mean(), optimizer)
+    before = weights["bias"].item()
+    for lr in (1.0, 0.5):
+        step(weights, {}, pt.zeros((1, 1)), pt.zeros((1, 1)), pt.array([1, 2]), lr=lr)
+    assert weights["bias"].item() == pytest.approx(before - 1.5)
+
+
+def test_batches_are_an_epoch_in_random_order(machine: StepMachine) -> None:
+    data = Data([{"x": [n, -n], "y": n, "text": "t"} for n in range(10)])
+    source = pt.random(5)
+    epochs = []
+    for _ in range(2):
+        found = list(batches(data, 4, source))
+        assert [len(x) for x, _ in found] == [4, 4, 2]
+        labels = [label for _, y in found for label in y.tolist()]
+        assert [row for x, _ in found for row in x.tolist()] == [[n, -n] for n in labels]
+        assert sorted(labels) == list(range(10))
+        epochs.append(labels)
+    assert epochs[0] != epochs[1]
+    assert [len(y) for (y,) in batches(data, 4, 5, columns=["y"], drop_last=True)] == [4, 4]
+    assert list(batches({"x": pt.zeros((0, 2)), "y": pt.zeros(0)}, 4, 5)) == []
+    for wrong, text in ((0, "1 row or more"), (True, "1 row or more")):
+        with pytest.raises(pt.TensorError, match=text):
+            next(batches(data, wrong, 5))
+    with pytest.raises(pt.TensorError, match="columns have 3, 2 rows"):
+        next(batches({"x": pt.zeros(3), "y": pt.zeros(2)}, 1, 5))
+    with pytest.raises(pt.TensorError, match="no column 'z'"):
+        next(batches(data, 4, 5, columns=["z"]))
