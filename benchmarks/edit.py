@@ -31,7 +31,7 @@ def main(edits: int) -> bool:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = folder / "train.py"
-        script.write_text((ROOT / "src/propeller/cli/template/train.py").read_text())
+        script.write_text((ROOT / "src/propeller/cli/template/linear/train.py").read_text())
         build(script, folder / "once.wasm")  # makes the runtime, unless that was done before
         with (
             running_stack(folder / "state", env=OWN_PROGRAMS) as up,

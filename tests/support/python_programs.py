@@ -9,7 +9,7 @@ from propeller.wasm.build import build
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "programs" / "python"
-TEMPLATE = ROOT / "src" / "propeller" / "cli" / "template" / "train.py"
+TEMPLATE = ROOT / "src" / "propeller" / "cli" / "template" / "linear" / "train.py"
 """What ``propeller new`` gives: logistic regression."""
 CACHE_HOME = ROOT / ".pytest_cache" / "python-programs"
 """As ``XDG_CACHE_HOME`` of commands, it lets them share what is built, and compiled, here."""

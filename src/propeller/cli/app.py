@@ -403,11 +403,16 @@ def doctor(
 
 
 @app.command()
-def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to create.")]) -> None:
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to create.")],
+    template: Annotated[
+        str, typer.Option("--template", metavar="KIND", help="linear, mlp, cnn or tabular.")
+    ] = "linear",
+) -> None:
     """Create a project: a training program in Python, an experiment, and a little data."""
     from propeller.cli.project import run_new
 
-    run_new(folder)
+    run_new(folder, template)
 
 
 @app.command()
@@ -448,7 +453,10 @@ def try_program(
     ],
     model: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .safetensors, .npz or .json file; default: the experiment's."),
+        typer.Option(
+            metavar="FILE",
+            help="A .safetensors, .npz, .json or .pt file, or a script with @initial_model; default: the experiment's.",
+        ),
     ] = None,
     data: Annotated[
         Path | None,

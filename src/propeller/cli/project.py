@@ -1,28 +1,32 @@
 """``propeller new`` and ``propeller build``: a folder with a program, and a Python script that becomes a Wasm program."""
 
-import json
-import random
 import re
 import shlex
 import time
 from pathlib import Path
 
+from propeller.cli.template_data import TEMPLATES
 from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
 from propeller.wasm.build import build
 
 _TEMPLATE = Path(__file__).parent / "template"
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
-_SAMPLES = 64
 
 
-def run_new(folder: Path) -> None:
+def run_new(folder: Path, template: str = "linear") -> None:
     """Make a project; its name is the folder's, and becomes the image's.
 
+    Args:
+        folder: the folder to make.
+        template: a name of ``TEMPLATES``.
+
     Raises:
-        StartError: the name is no image name, or the folder is there and not empty.
+        StartError: the name is no image name, the folder is there and not empty, or there is no such template.
     """
-    name = folder.name
+    name, kind = folder.name, TEMPLATES.get(template)
+    if kind is None:
+        raise StartError(f"--template: there is no {template!r}; there are {', '.join(TEMPLATES)}")
     if _NAME.fullmatch(name) is None:
         raise StartError(
             f"{name!r} cannot name an image: use lower-case letters and digits, with single . _ or - between them"
@@ -30,28 +34,13 @@ def run_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StartError(f"{folder} already exists; choose another name, or remove it first")
     (folder / "data").mkdir(parents=True)
-    for file in sorted(_TEMPLATE.iterdir()):
+    for file in sorted([*_TEMPLATE.iterdir(), *(_TEMPLATE / template).iterdir()]):
         if file.suffix in {".py", ".toml", ".md"}:
-            (folder / file.name).write_text(file.read_text().replace("NAME", name))
+            text = file.read_text().replace("NAME", name).replace("TITLE", kind.title)
+            (folder / file.name).write_text(text)
     for number in (1, 2, 3):
-        (folder / "data" / f"{number}.json").write_text(_samples(number))
+        (folder / "data" / f"{number}.{kind.suffix}").write_text(kind.data(number))
     print(f"Created {folder}. Next:\n  cd {shlex.quote(str(folder))}\n  propeller try train.py")
-
-
-def _samples(seed: int) -> str:
-    """A noisy feature, and a small one that tells more; each device sees more of one label than of the other.
-
-    Both are of a size at which gradient descent with the project's ``lr`` converges for a squared error, too: the programs that
-    the documentation shows are put into a project like this one.
-    """
-    source = random.Random(seed)  # noqa: S311 - an example's data
-    lines = []
-    for _ in range(_SAMPLES):
-        label = int(source.random() < seed / 4)
-        sign = 1 if label else -1
-        x = [round(source.gauss(sign / 4, 1), 3), round(source.gauss(-sign / 2, 0.3), 3)]
-        lines.append(json.dumps({"x": x, "y": label}))
-    return '{"data": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
 
 
 def run_build(script: Path, output: Path | None, *, standalone: bool, host_tensors: bool) -> None:
