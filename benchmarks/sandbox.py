@@ -79,7 +79,9 @@ def _programs(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "Go", build_go(folder).read_bytes()
     yield (
         "Python",
-        build_python(ROOT / "src/propeller/cli/template/linear/train.py", folder / "train.wasm").path.read_bytes(),
+        build_python(
+            ROOT / "src/propeller/cli/template/linear/train.py", folder / "train.wasm"
+        ).path.read_bytes(),
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.files import columns
-from propeller.tensors.functions import Random, array, random
+from propeller.tensors.functions import array
+from propeller.tensors.randomness import Random, random
 from propeller.tensors.shapes import Spec, TensorError
 
 

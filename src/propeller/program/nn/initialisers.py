@@ -4,9 +4,10 @@ import math
 
 from propeller.program.nn.module import Initialiser
 from propeller.tensors.array import Array
-from propeller.tensors.functions import Random, full
+from propeller.tensors.functions import full
 from propeller.tensors.functions import ones as _ones
 from propeller.tensors.functions import zeros as _zeros
+from propeller.tensors.randomness import Random
 from propeller.tensors.shapes import elements
 
 

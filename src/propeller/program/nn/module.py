@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from propeller.tensors.array import Array
-from propeller.tensors.functions import Random, random
+from propeller.tensors.randomness import Random, random
 from propeller.tensors.shapes import TensorError
 
 Initialiser = Callable[[Random, tuple[int, ...]], Array]
