@@ -23,6 +23,20 @@ OPTIMIZERS: dict[str, optim.Optimizer] = {
 }
 
 
+LAYERS = json.loads((DATA / "layers.json").read_text())
+MADE_OF: dict[str, tuple[nn.Module, Any]] = {
+    "BatchNorm2d train": (nn.BatchNorm2d(2), None),
+    "BatchNorm2d use": (nn.BatchNorm2d(2), None),
+    "BatchNorm1d train": (nn.BatchNorm1d(3), None),
+    "LayerNorm": (nn.LayerNorm((2, 3)), None),
+    "GroupNorm": (nn.GroupNorm(2, 4), None),
+    "LSTM": (nn.LSTM(2, 3, 2), lambda y: pt.concatenate([each.flatten() for each in (y[0], *y[1])])),
+    "GRU": (nn.GRU(2, 3, 2), lambda y: pt.concatenate([each.flatten() for each in y])),
+    "MultiheadAttention": (nn.MultiheadAttention(4, 2), None),
+    "Embedding": (nn.Embedding(4, 2), None),
+}
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         self.conv1 = nn.Conv2d(1, 2, 3)
@@ -219,3 +233,56 @@ def test_batches_are_an_epoch_in_random_order(machine: StepMachine) -> None:
         next(batches({"x": pt.zeros(3), "y": pt.zeros(2)}, 1, 5))
     with pytest.raises(pt.TensorError, match="no column 'z'"):
         next(batches(data, 4, 5, columns=["z"]))
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+def test_layers_give_pytorchs_outputs_and_gradients(machine: StepMachine, name: str) -> None:
+    """And statistics that change on the way."""
+    (net, pick), made = MADE_OF[name], LAYERS[name]
+    weights = {key: pt.array(value) for key, value in made["state"].items()}
+    assert list(net.parameters()) == list(weights)
+    assert {key: each.shape for key, each in net.init(1).items()} == {
+        key: each.shape for key, each in weights.items()
+    }
+    inputs, up = [pt.array(each) for each in made["inputs"]], pt.array(made["up"])
+
+    def loss(trained: Any) -> Any:
+        model = {**weights, **trained}
+        if "train" in name:
+            output, changed = net.train(model, *inputs, key=pt.array([1, 2]))
+        else:
+            output, changed = net.apply(model, *inputs), {}
+        output = output if pick is None else pick(output)
+        return (output * up).sum(), output, changed
+
+    (_, output, changed), gradients = pt.value_and_grad(loss)(net.trained(weights))
+    near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5}
+    np.testing.assert_allclose(output.tolist(), made["output"], **near)
+    assert gradients.keys() == made["gradients"].keys()
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(gradient.tolist(), made["gradients"][key], **near)
+    for key, value in changed.items():
+        np.testing.assert_allclose(value.tolist(), made["after"][key], **near)
+
+
+def test_dropout_and_statistics_in_a_step() -> None:
+    net = nn.Sequential(nn.Linear(3, 64), nn.BatchNorm1d(64), pt.relu, nn.Dropout(0.5), nn.Linear(64, 1))
+    weights, optimizer, source = net.init(1), optim.SGD(0.1), pt.random(2)
+    step = nn.training_step(net, pt.mse_loss, optimizer)
+    x, y = source.normal((16, 3)), source.normal((16, 1))
+    before = weights["1.running_mean"].tolist()
+    for count in (1, 2):
+        step(weights, {}, x, y, source.key())
+        assert weights["1.num_batches_tracked"].item() == count
+    assert weights["1.running_mean"].tolist() != before
+    assert weights["1.running_var"].shape == (64,)
+    same, other = source.key(), source.key()
+    outputs = [net.train(weights, x, key=key)[0].tolist() for key in (same, same, other)]
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert net.apply(weights, x).tolist() == net.apply(weights, x).tolist()
+    with pytest.raises(pt.TensorError, match="a rate is from 0 to below 1"):
+        nn.Dropout(1.0)
+    with pytest.raises(pt.TensorError, match="BatchNorm1d takes arrays of 3 dimensions"):
+        net.apply(weights, x.reshape(2, 2, 4, 3))
+    with pytest.raises(pt.TensorError, match="3 heads do not divide a width of 4"):
+        nn.MultiheadAttention(4, 3)

@@ -13,19 +13,30 @@ from propeller.program.nn.layers import (
     Reshape,
 )
 from propeller.program.nn.module import Module, ModuleList, Parameter, Sequential
+from propeller.program.nn.norms import BatchNorm1d, BatchNorm2d, Dropout, GroupNorm, LayerNorm
+from propeller.program.nn.sequences import GRU, LSTM, Embedding, MultiheadAttention
 from propeller.program.nn.training import loss_and_gradients, training_step
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "AvgPool2d",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "Dropout",
+    "Embedding",
     "Flatten",
+    "GroupNorm",
+    "LayerNorm",
     "Linear",
     "MaxPool2d",
     "Module",
     "ModuleList",
+    "MultiheadAttention",
     "Parameter",
     "Reshape",
     "Sequential",

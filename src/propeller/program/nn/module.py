@@ -64,11 +64,11 @@ class Module:
 
     _prefixes: Mapping[int, str] | None = None
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """The output for some inputs, while the network is applied to a model."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         """As ``forward``, within the ``forward`` of a network.
 
         Raises:
@@ -78,7 +78,7 @@ class Module:
             raise TensorError(
                 f"{type(self).__name__} has no tensors of its own: write net.apply(model, x) where net(x) is written in PyTorch"
             )
-        return self.forward(*inputs)
+        return self.forward(*inputs, **options)
 
     def __getitem__(self, name: str) -> Any:
         """The array of a parameter, within ``forward``.
