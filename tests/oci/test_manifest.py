@@ -52,7 +52,7 @@ def test_the_manifest_is_that_of_oras_push() -> None:
     ],
 )
 def test_media_types_of_wasm(media_type: str, expected: bool) -> None:
-    assert manifest.is_wasm_type(media_type) is expected
+    assert manifest.is_program_type(media_type) is expected
 
 
 @pytest.mark.parametrize(

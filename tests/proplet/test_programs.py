@@ -11,6 +11,7 @@ import pytest
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
+from propeller.program.native_program import is_native
 from propeller.proplet import programs as module
 from propeller.proplet.errors import TaskError
 from propeller.proplet.policy import PolicyFile
@@ -48,6 +49,9 @@ class FakeStore:
         if self.programs[digest] == b"too long":
             raise ProgramError.over_limit("compile_s", 60.0)
         return 7.0
+
+    def is_native(self, digest: str) -> bool:
+        return is_native(self.programs[digest])
 
     def missing_runtime(self, digest: str) -> str | None:
         needed = runtime_of(self.programs[digest])

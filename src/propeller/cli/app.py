@@ -58,6 +58,16 @@ def options(
     """Federated learning on fleets of edge devices: Wasm programs, OCI delivery, MQTT."""
 
 
+NativePythonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--native-python",
+        metavar="PYTHON",
+        help="Run native programs of the stack's registry with this interpreter and its libraries.",
+    ),
+]
+
+
 @app.command()
 def demo(
     rounds: Annotated[int, typer.Option(min=1, max=200, help="How many federated rounds to run.")] = 10,
@@ -96,6 +106,7 @@ def up(
             help="Be reached over the network by this name, with TLS; without it the stack is for this machine.",
         ),
     ] = None,
+    native_python: NativePythonOption = None,
 ) -> None:
     """Run every service and some proplets on this machine until Ctrl-C."""
     from propeller.cli.up import run_up, tags_by_device
@@ -117,6 +128,7 @@ def up(
             tags=by_device,
             open_access=open_access,
             host=host,
+            native_python=native_python,
         )
     )
 
@@ -179,11 +191,12 @@ def join(
             metavar="COLUMN", help="Of a table, the column with labels (default: y, label, target or class)."
         ),
     ] = None,
+    native_python: NativePythonOption = None,
 ) -> None:
     """Make this machine a device of a stack elsewhere, and run it until Ctrl-C."""
     from propeller.cli.join import run_join
 
-    run_join(token, state, data, label)
+    run_join(token, state, data, label, native_python)
 
 
 @app.command()

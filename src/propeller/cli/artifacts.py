@@ -16,10 +16,11 @@ from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError, StartError
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
-from propeller.oci.manifest import UNKNOWN_ARTIFACT
+from propeller.oci.manifest import HEAD_BYTES, artifact_type
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
+from propeller.program.native_program import NATIVE_ENDING, is_native
 from propeller.protocol.programs import WASM_MAGIC
 from propeller.sdk.programs import runtime_for
 from propeller.wasm.capabilities import capabilities_of, told
@@ -64,7 +65,7 @@ def run_push(
         StartError: the file is not a program, the key cannot be used, or half a login was given.
         PropellerError: with ``prefetch``, a device cannot fetch or compile it.
     """
-    _check_wasm(file)
+    _check_program(file)
     key = None if key_file is None else read_key(key_file)
     given, size = _login(username, password_stdin=password_stdin), file.stat().st_size
     content = file.read_bytes()
@@ -87,7 +88,7 @@ def run_push(
 
     pushed, artifact = asyncio.run(push())
     print(f"Pushed [registry] {pushed}")
-    print(f"ArtifactType: {UNKNOWN_ARTIFACT}")
+    print(f"ArtifactType: {artifact_type(artifact.program)}")
     print(f"Digest: {artifact.digest}")
     print(f"Size: {artifact.program.size} bytes")
     if artifact.runtime is not None:
@@ -213,7 +214,6 @@ def run_pull(
 
     async def pull() -> tuple[Path, Artifact]:
         parsed, login = _find(reference, given, target, plain_http=plain_http)
-        file = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}.wasm")
         async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
@@ -226,6 +226,8 @@ def run_pull(
                 sink = io.BytesIO()
                 await registry.fetch(parsed, runtime.digest, sink, size=runtime.size)
                 await asyncio.to_thread(keep_runtime, sink.getvalue())
+        ending = NATIVE_ENDING if is_native(content) else ".wasm"
+        file = output or Path(f"{parsed.repository.rsplit('/', 1)[-1]}{ending}")
         try:
             await asyncio.to_thread(write_durably, file, content)
         except OSError as error:
@@ -236,17 +238,17 @@ def run_pull(
     print(f"Pulled {reference}\nDigest: {artifact.digest}\nWrote {artifact.program.size} bytes to {file}")
 
 
-def _check_wasm(file: Path) -> None:
+def _check_program(file: Path) -> None:
     try:
         with file.open("rb") as opened:
-            head = opened.read(len(WASM_MAGIC))
+            head = opened.read(HEAD_BYTES)
     except FileNotFoundError:
         raise StartError(f"{file}: there is no such file; build it first (docs/programs.md)") from None
     except OSError as error:
         raise StartError(f"{file} cannot be read: {error.strerror}") from None
-    if head != WASM_MAGIC:
+    if not head.startswith(WASM_MAGIC) and not is_native(head):
         raise StartError(
-            f"{file} is not a Wasm module: it does not begin with \\0asm; build it first (docs/programs.md)"
+            f"{file} is not a Wasm module: it does not begin with \\0asm; nor a native program: build it first (docs/programs.md)"
         )
 
 

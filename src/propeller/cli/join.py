@@ -7,9 +7,11 @@ import secrets
 import ssl
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -19,6 +21,7 @@ from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import keep_private, write_durably
 from propeller.process.http import error_text
 from propeller.process.tls import CA_VARIABLE, trust
+from propeller.proplet.policy import NATIVE_POLICY, write_native_policy
 from propeller.protocol.join_tokens import JoinToken
 
 DEVICE_FILE, CA_FILE, LOCK_FILE, PROPLET_FOLDER = "device.json", "ca.pem", "lock", "proplet"
@@ -56,6 +59,7 @@ class JoinedDevice:
         data_store_url: see there; ``None`` if there is none.
         data: the device's own data, if it has some.
         label: of a table, the column with labels.
+        native_python: its interpreter for native programs, which run where it has one.
     """
 
     token: str
@@ -73,6 +77,7 @@ class JoinedDevice:
     data_store_url: str | None = None
     data: str | None = None
     label: str | None = None
+    native_python: str | None = None
 
     def environment(self, state: Path) -> dict[str, str]:
         """The settings of the proplet that it runs."""
@@ -94,10 +99,34 @@ class JoinedDevice:
             "PROPLET_STATE": str(state / PROPLET_FOLDER),
             "PROPLET_JOINED": str(state),
             **({CA_VARIABLE: str(state / CA_FILE)} if self.has_authority else {}),
+            **self._native(state),
         }
 
+    def _native(self, state: Path) -> dict[str, str]:
+        """Has it run native programs of registries on the stack's own machine, or those that the policy of the environment names."""
+        if self.native_python is None:
+            return {}
+        policy = os.environ.get("PROPLET_POLICY") or str(state / NATIVE_POLICY)
+        return {"PROPLET_NATIVE_PYTHON": self.native_python, "PROPLET_POLICY": policy}
 
-def run_join(token: str | None, state: Path, data: Path | None = None, label: str | None = None) -> NoReturn:
+    @classmethod
+    def told(cls, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """What identity says of the device; what is for its owner alone to say it cannot."""
+        names = [field for field in cls.__dataclass_fields__ if field not in _OWNERS]
+        return {name: answer[name] for name in names if name in answer}
+
+
+_OWNERS = ("data", "label", "native_python")
+"""Fields of a device's identity file that are its owner's."""
+
+
+def run_join(
+    token: str | None,
+    state: Path,
+    data: Path | None = None,
+    label: str | None = None,
+    native_python: Path | None = None,
+) -> NoReturn:
     """Join, unless the folder says that this was done, and become a proplet: this process runs it from then on.
 
     Args:
@@ -105,6 +134,7 @@ def run_join(token: str | None, state: Path, data: Path | None = None, label: st
         state: the folder; made if it is missing.
         data: the device's own data, a file or folder that stays here; ``None`` for what was given before, or a data store's.
         label: of a table, the column with labels.
+        native_python: its interpreter for native programs; ``None`` for what was given before, or none.
 
     Raises:
         PropellerError: the data cannot be read; or the token is not good, or cannot be redeemed; the text says what to do.
@@ -125,6 +155,15 @@ def run_join(token: str | None, state: Path, data: Path | None = None, label: st
         if data is not None and (device.data, device.label) != (str(data.absolute()), label):
             device = replace(device, data=str(data.absolute()), label=label)
             _keep(device, state)
+        if native_python is not None:
+            device = replace(device, native_python=str(native_python.absolute()))
+            _keep(device, state)
+        if device.native_python is not None:
+            host = urlsplit(device.identity_url).hostname or ""
+            hosts = dict.fromkeys((host, "127.0.0.1", "localhost"))
+            write_native_policy(
+                state / NATIVE_POLICY, [f"{one}:*/*" for one in hosts], "propeller join --native-python"
+            )
         print(f"{device.name} ({device.id}) runs; its identity is in {state}", flush=True)
         os.set_inheritable(lock.descriptor, True)
         os.environ.update(device.environment(state))
@@ -259,9 +298,11 @@ def _ask_to_join(http: httpx.Client, url: str, body: dict[str, str]) -> httpx.Re
 def _device_of(answer: httpx.Response, url: str, digest: str, *, has_authority: bool) -> JoinedDevice:
     try:
         told = answer.json()
-        known = {name: told[name] for name in JoinedDevice.__dataclass_fields__ if name in told}
         return JoinedDevice(
-            **(known | {"token": digest, "identity_url": url, "has_authority": has_authority})
+            **(
+                JoinedDevice.told(told)
+                | {"token": digest, "identity_url": url, "has_authority": has_authority}
+            )
         )
     except (ValueError, TypeError):
         raise StartError(
@@ -349,8 +390,7 @@ def _refresh(device: JoinedDevice, state: Path) -> JoinedDevice:
         )
         return device
     told = answer.json()
-    known = {name: told[name] for name in JoinedDevice.__dataclass_fields__ if name in told}
-    current = replace(device, **known)
+    current = replace(device, **JoinedDevice.told(told))
     if current != device:
         _keep(current, state)
     return current

@@ -8,7 +8,7 @@ from pathlib import Path
 from propeller.cli.template_data import TEMPLATES
 from propeller.cli.terminal import Terminal
 from propeller.errors import StartError
-from propeller.wasm.build import build
+from propeller.native.build import build_program, ending_for
 
 _TEMPLATE = Path(__file__).parent / "template"
 _NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -50,14 +50,14 @@ def run_build(script: Path, output: Path | None, *, standalone: bool, host_tenso
         BuildError: with the Python error and its line.
         StartError: a file cannot be read or written.
     """
-    target = output or script.with_suffix(".wasm")
+    target = output or script.with_suffix(ending_for(script))
     started_at = time.monotonic()
     console = Terminal(stderr=True)
     try:
         with console.status(
             f"Building {target} (the first one makes the Python runtime: 20 s, or minutes on a slow machine) …"
         ):
-            built = build(script, target, standalone=standalone, host_tensors=host_tensors)
+            built = build_program(script, target, standalone=standalone, host_tensors=host_tensors)
     except OSError as error:
         raise StartError(f"{error.filename or target}: {error.strerror}") from None
     took = "from the cache" if built.cached else f"{time.monotonic() - started_at:.1f} s"

@@ -76,6 +76,7 @@ def run_up(
     tags: Mapping[str, Sequence[str]],
     open_access: bool = False,
     host: str | None = None,
+    native_python: Path | None = None,
 ) -> int:
     """Run a stack until SIGTERM or Ctrl-C; returns the exit code."""
     console = Terminal()
@@ -107,7 +108,16 @@ def run_up(
         await asyncio.Event().wait()
 
     code = run_on_stack(
-        Options(folder, proplets, auto_ports, log_level, tags=tags, open_access=open_access, host=host),
+        Options(
+            folder,
+            proplets,
+            auto_ports,
+            log_level,
+            tags=tags,
+            open_access=open_access,
+            host=host,
+            native_python=None if native_python is None else native_python.absolute(),
+        ),
         report,
         forever,
     )

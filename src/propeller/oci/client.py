@@ -6,6 +6,7 @@ It speaks the OCI distribution specification 1.1. Why it is written here: docs/d
 import asyncio
 import hashlib
 import io
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from propeller.oci.signatures import (
     signature_of,
     signature_tag,
 )
+from propeller.program.native_program import NativeProgram, is_native
 from propeller.protocol.programs import WASM_MAGIC
 from propeller.protocol.wire import read_count
 
@@ -141,7 +143,7 @@ class RegistryClient:
         if (inner := manifest.select_from_index(data, str(reference))) is not None:
             data = await self._get_manifest(reference, inner)
         found = manifest.read_layers(data, str(reference))
-        typed = [layer for layer in found if manifest.is_wasm_type(layer.media_type)]
+        typed = [layer for layer in found if manifest.is_program_type(layer.media_type)]
         if not typed:
             typed = [
                 layer for layer in found[:_MAX_PROBED_LAYERS] if await self._starts_as_wasm(reference, layer)
@@ -204,7 +206,7 @@ class RegistryClient:
                     hashed.update(piece)
                     sink.write(piece)
                     done += len(piece)
-                    head = head or piece[:8]
+                    head = (head + piece[: manifest.HEAD_BYTES])[: manifest.HEAD_BYTES]
                     if size is not None and done > size:
                         break  # it is the wrong one already: the digest below says so
                     self._check_size(done, what)
@@ -214,7 +216,7 @@ class RegistryClient:
                 raise DigestMismatchError(
                     f"{what}: the registry sent {done} bytes with another digest or size", _NOT_USED
                 )
-            manifest.check_wasm(head, what)
+            manifest.check_program(head, what)
             return done
 
         return await self._http.with_retries(purpose, transfer)
@@ -249,10 +251,9 @@ class RegistryClient:
         if isinstance(program, Path):
             title, program = title or program.name, await asyncio.to_thread(program.read_bytes)
         title = title or "program.wasm"
-        manifest.check_wasm(program, title)
-        functions = functions_of(program)
-        said = {} if functions is None else {SECTION: " ".join(functions)}
-        layer = Descriptor.of(manifest.WASM, program, {manifest.TITLE: title, **said})
+        manifest.check_program(program, title)
+        media_type, said = _described(program)
+        layer = Descriptor.of(media_type, program, {manifest.TITLE: title, **said})
         upload = _Upload(self._http, reference)
         await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
         await upload.store_blob(layer, program, progress)
@@ -466,6 +467,19 @@ class _Upload:
         ) as response:
             digest: str | None = response.headers.get("docker-content-digest")
             return digest
+
+
+def _described(program: bytes) -> tuple[str, dict[str, str]]:
+    """The media type of a program, and the annotations that tell what is to be known before anybody fetches it."""
+    if is_native(program):
+        native = NativeProgram.decode(program)
+        required = {"python": native.requires_python, "dependencies": list(native.dependencies)}
+        return manifest.NATIVE, {
+            SECTION: " ".join(native.functions),
+            manifest.REQUIREMENTS: json.dumps(required),
+        }
+    functions = functions_of(program)
+    return manifest.WASM, {} if functions is None else {SECTION: " ".join(functions)}
 
 
 def _pieces(data: bytes, progress: Progress | None) -> Body:

@@ -1,4 +1,4 @@
-"""Manifests and descriptors of the OCI image specification 1.1, as far as a Wasm program needs them."""
+"""Manifests and descriptors of the OCI image specification 1.1, as far as a program needs them."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 from propeller.digests import digest_of, is_digest
 from propeller.oci.errors import UnsupportedArtifactError
+from propeller.program.native_program import HEAD
 from propeller.protocol.programs import WASM_MAGIC
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -16,6 +17,12 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 UNKNOWN_ARTIFACT = "application/vnd.unknown.artifact.v1"
 WASM = "application/wasm"
+NATIVE = "application/vnd.propeller.native.v1+json"
+"""Of a native program, and of its artifact."""
+
+REQUIREMENTS = "propeller.requirements"
+"""The annotation of a native program's layer: what it requires, as JSON."""
+
 RUNTIME = "application/vnd.propeller.runtime.v1"
 """Of a layer with the shared runtime that a program names: not Wasm, so that an artifact has one program for everybody."""
 
@@ -82,11 +89,16 @@ def program_manifest(layer: Descriptor, runtime: Descriptor | None = None) -> by
     document = {
         "schemaVersion": 2,
         "mediaType": IMAGE_MANIFEST,
-        "artifactType": UNKNOWN_ARTIFACT,
+        "artifactType": artifact_type(layer),
         "config": {**Descriptor.of(EMPTY_CONFIG, EMPTY).to_json(), "data": "e30="},
         "layers": [one.to_json() for one in (layer, runtime) if one is not None],
     }
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def artifact_type(layer: Descriptor) -> str:
+    """The type of the artifact that a program's layer is in."""
+    return NATIVE if layer.media_type == NATIVE else UNKNOWN_ARTIFACT
 
 
 _WASM_PLATFORMS = {"wasm", "wasm32", "wasi", "wasip1", "wasip2"}
@@ -161,10 +173,10 @@ def read_layers(data: bytes, what: str) -> list[Descriptor]:
         ) from None
 
 
-def is_wasm_type(media_type: str) -> bool:
-    """Whether a layer's media type says Wasm (those of oras, wasm-to-oci, and the CNCF's artifact layout)."""
+def is_program_type(media_type: str) -> bool:
+    """Whether a layer's media type says Wasm (those of oras, wasm-to-oci, and the CNCF's artifact layout), or a native program."""
     kind = media_type.lower().partition(";")[0].strip()
-    return kind == WASM or kind.startswith("application/vnd.wasm.") or kind.endswith("+wasm")
+    return kind in {WASM, NATIVE} or kind.startswith("application/vnd.wasm.") or kind.endswith("+wasm")
 
 
 def select_program(candidates: list[Descriptor], what: str, all_layers: list[Descriptor]) -> Descriptor:
@@ -180,11 +192,17 @@ def select_program(candidates: list[Descriptor], what: str, all_layers: list[Des
     raise UnsupportedArtifactError(f"{what} has {count} (its layers: {types})", _HOW_TO_PUSH)
 
 
-def check_wasm(head: bytes, what: str) -> None:
-    r"""Refuse bytes that do not begin as a Wasm module or component does (``\0asm``).
+HEAD_BYTES = max(len(WASM_MAGIC), len(HEAD))
+"""So many bytes of a file tell whether it is a program."""
+
+
+def check_program(head: bytes, what: str) -> None:
+    r"""Refuse bytes that begin neither as a Wasm module or component does (``\0asm``), nor as a native program.
 
     Raises:
         UnsupportedArtifactError: they do not.
     """
-    if head[: len(WASM_MAGIC)] != WASM_MAGIC:
-        raise UnsupportedArtifactError(f"{what}: the file is not a Wasm module or component", _HOW_TO_PUSH)
+    if not head.startswith((WASM_MAGIC, HEAD)):
+        raise UnsupportedArtifactError(
+            f"{what}: the file is not a Wasm module or component, and no native program", _HOW_TO_PUSH
+        )

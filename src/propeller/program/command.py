@@ -16,6 +16,7 @@ from propeller.program import aggregation
 from propeller.program.context import Context
 from propeller.program.data import TaskData
 from propeller.program.device_state import TaskState
+from propeller.program.library_arrays import given, taken
 from propeller.program.local_strategy import LocalStrategy
 from propeller.program.registry import Evaluation, Update, place_of_result, registered, result_of
 from propeller.tensors import session
@@ -33,6 +34,7 @@ _RESULTS: dict[type[Any], tuple[str, str]] = {
 """What each mode's function returns, and how it does."""
 
 _LIBRARY_FRAMES = (f"{Path(__file__).parents[1]}/", "<frozen ")
+_INSTALLED = ("/site-packages/", "/dist-packages/", "/lib/python3")
 
 
 def run(root: Path = Path("/")) -> int:
@@ -155,6 +157,7 @@ class _Task:
             self._root / "in" / "hyperparams.json", "{}"
         )
         data = TaskData(self._columns, self._root / "in" / "dataset.json")
+        model = {name: given(tensor) for name, tensor in model.items()}
         result = function(_Model(model), data, json.loads(text) or {}, context)
         with result_of(function):
             if not isinstance(result, expected):
@@ -191,9 +194,10 @@ def _read_text(file: Path, default: str) -> str:
 
 
 def _check_count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = value if isinstance(value, bool) or not hasattr(value, "__index__") else value.__index__()
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name} is {value!r}; it is an integer of 1 or more")
-    return value
+    return number
 
 
 def _check_rate(value: Any) -> float | None:
@@ -256,8 +260,9 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
             f"the update does not have the base model's names: it {' and '.join(faults)}{remedy}"
         )
     matched = {}
-    for name, value in model.items():
+    for name, each in model.items():
         dtype, shape = specs.get(name, (None, None))
+        value = taken(each)
         tensor = value if isinstance(value, Array) else _exact_array(value, dtype)
         if shape is not None and tensor.shape != shape:
             raise TensorError(
@@ -292,16 +297,26 @@ def explain(error: BaseException) -> None:
 
     Of a result that is not right the place is the function that returned it.
     """
-    frames = [
-        # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
-        traceback.FrameSummary(Path(frame.f_code.co_filename).name, line, frame.f_code.co_name)
+    walked = [
+        (frame.f_code, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
         if not frame.f_code.co_filename.startswith(_LIBRARY_FRAMES)
+    ]
+    # By name alone: that is how a built program keeps its source, and paths of the build say nothing.
+    frames = [
+        traceback.FrameSummary(Path(code.co_filename).name, line, code.co_name) for code, line in walked
     ]
     kind, place = type(error).__name__, place_of_result(error)
     where = "" if place is None else f"{place}: "
     if frames:
         sys.stderr.write("Traceback (most recent call last):\n" + "".join(traceback.format_list(frames)))
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: "
+        # A native program's libraries raise errors too: where they were called from says more.
+        own = [
+            frame
+            for frame, (code, _) in zip(frames, walked, strict=True)
+            if not any(part in code.co_filename for part in _INSTALLED)
+        ]
+        last = (own or frames)[-1]
+        where = f"{last.filename}:{last.lineno}: "
     sys.stderr.write(f"{where}{kind}: {error}\n")
     sys.stderr.flush()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from propeller.program.library_arrays import like
 from propeller.tensors.array import Array
 from propeller.tensors.jit import ArrayContainer
 from propeller.tensors.shapes import TensorError
@@ -59,17 +60,17 @@ class Correction(ArrayContainer):
         total: Any = 0.0
         for name, weight in weights.items():
             if self._is_pulled(name):
-                total = total + self.pull / 2 * ((weight - self.anchor[name]) ** 2).sum()
+                total = total + self.pull / 2 * ((weight - like(self.anchor[name], weight)) ** 2).sum()
             if name in self.shift:
-                total = total + (self.shift[name] * weight).sum()
+                total = total + (like(self.shift[name], weight) * weight).sum()
         return total
 
     def _corrected(self, name: str, gradient: Any, weight: Any) -> Any:
         if self._is_pulled(name):
             if weight is None:
                 raise TensorError(f"correct: the weights lack {name!r}, which has a gradient")
-            gradient = gradient + self.pull * (weight - self.anchor[name])
-        return gradient + self.shift[name] if name in self.shift else gradient
+            gradient = gradient + self.pull * (weight - like(self.anchor[name], weight))
+        return gradient + like(self.shift[name], gradient) if name in self.shift else gradient
 
     def _is_pulled(self, name: str) -> bool:
         if not self.anchor or name in self.exempt:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from propeller.program.library_arrays import given
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.files import columns
 from propeller.tensors.functions import array
@@ -110,4 +111,4 @@ class TaskData(Data):
         return cast("Sequence[Mapping[str, Any]]", json.loads(self._file.read_text())["data"])
 
     def _open(self, name: str) -> Array:
-        return open_tensor("data", name, self._specs[name])
+        return cast("Array", given(open_tensor("data", name, self._specs[name])))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from propeller.errors import NotFoundError, RefusedError
+from propeller.program.library_arrays import given, is_foreign, taken
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.files import DEVICE_STATE, STATE_FOLDER, STATE_TENSORS
@@ -30,6 +31,7 @@ class DeviceState(MutableMapping[str, Any]):
         entries = self._opened()
         if name not in entries or name.startswith(_LIBRARY_PREFIX):
             raise KeyError(f"the device state has no {name!r}; it has {', '.join(self) or 'nothing'}")
+        entries[name] = given(entries[name])  # kept, so that a change in place is one of the state
         return entries[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -44,7 +46,7 @@ class DeviceState(MutableMapping[str, Any]):
             raise ValueError(
                 f"state: {name!r} is no name for a value: it must not begin with {_LIBRARY_PREFIX!r}"
             )
-        if not isinstance(value, Array):
+        if not isinstance(value, Array) and not is_foreign(value):
             _encode(name, value)
         self._opened()[name] = value
 
@@ -104,8 +106,9 @@ class TaskState(DeviceState):
         """
         if not self._read or not self._writable:
             return
-        arrays = {name: value for name, value in self._entries.items() if isinstance(value, Array)}
-        values = {name: value for name, value in self._entries.items() if name not in arrays}
+        entries = {name: taken(value) for name, value in self._entries.items()}
+        arrays = {name: value for name, value in entries.items() if isinstance(value, Array)}
+        values = {name: value for name, value in entries.items() if name not in arrays}
         text = (
             "{"
             + ", ".join(f"{json.dumps(str(name))}: {_encode(name, value)}" for name, value in values.items())

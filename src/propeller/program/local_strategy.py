@@ -15,6 +15,7 @@ from propeller.errors import InvalidError
 from propeller.program.context import Context
 from propeller.program.correction import Correction
 from propeller.program.device_state import DeviceState
+from propeller.program.library_arrays import given
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.functions import zeros
@@ -84,13 +85,13 @@ class LocalStrategy:
         """What is added to the gradients of the training whose model is shared."""
         if self._has_control:
             self._shift = self._control_shift()
-        anchor = self._base() if self._mu else {}
-        return Correction(self._mu, anchor, self._shift, frozenset(self._personal), self._calls)
+        anchor, shift = self._anchor() if self._mu else {}, _each_given(self._shift)
+        return Correction(self._mu, anchor, shift, frozenset(self._personal), self._calls)
 
     def second_context(self, context: Context) -> Context:
         """The context in which the device's own model is trained."""
         return replace(
-            context, correct=Correction(self._lambda, self._base(), calls=self._calls), personal=True
+            context, correct=Correction(self._lambda, self._anchor(), calls=self._calls), personal=True
         )
 
     @property
@@ -193,6 +194,10 @@ class LocalStrategy:
         """The shared tensors of the base model that can have gradients, as arrays that the program does not have."""
         return {name: open_tensor("model", name, self._specs[name]) for name in self._controlled}
 
+    def _anchor(self) -> dict[str, Array]:
+        """The same, as the program computes with them."""
+        return _each_given(self._base())
+
     @property
     def _kept(self) -> DeviceState:
         if not isinstance(self._state, DeviceState):
@@ -200,6 +205,10 @@ class LocalStrategy:
                 "state: the context's state is no DeviceState, in which strategies keep tensors"
             )
         return self._state
+
+
+def _each_given(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: given(tensor) for name, tensor in tensors.items()}
 
 
 def _signed(tensor: Array) -> Array:

@@ -29,11 +29,13 @@ from propeller.proplet.service import TaskExecutor
 from propeller.proplet.settings import PropletSettings
 from propeller.proplet.task_room import TaskRoom, whole_room
 from propeller.proplet.updates import UpdateSender
+from propeller.protocol.requirements import NativePython
 from propeller.protocol.topics import Channel, Kind, PropletTopics
 from propeller.wasm.sandbox import ProgramError, Sandbox
 from propeller.wasm.template_client import SandboxError
 
 if TYPE_CHECKING:
+    from propeller.native.interpreter import Interpreter
     from propeller.wasm.external import ExternalRuntime
 
 log = get_logger("proplet")
@@ -41,8 +43,46 @@ log = get_logger("proplet")
 _WANTED = ("landlock", "seccomp")
 
 
+def _find_interpreter(settings: PropletSettings) -> "Interpreter | None":
+    if settings.native_python is None:
+        return None
+    from propeller.native.interpreter import Interpreter  # for the few that run native programs
+
+    threads = max(1, (settings.max_processors or os.cpu_count() or 1) // settings.max_tasks)
+    return Interpreter.find(settings.native_python, threads=threads, keep_out=[settings.folder])
+
+
+async def _check_native(
+    sandbox: "Sandbox | ExternalRuntime", native: "Interpreter | None", policy: PolicyFile
+) -> NativePython | None:
+    """See that native programs can be confined here, if there is an interpreter for them, and say what holds; what it is.
+
+    Raises:
+        StartError: they cannot be.
+    """
+    if native is None or not isinstance(sandbox, Sandbox):
+        return None
+    if missing := [name for name in _WANTED if name not in await sandbox.protections()]:
+        raise StartError(
+            f"PROPLET_NATIVE_PYTHON: this kernel does not confine native programs, it lacks {', '.join(missing)}: unset it"
+        )
+    python = native.python
+    held = {"python": python.version, "distributions": len(python.distributions), "threads": native.threads}
+    log.info("native programs run here", interpreter=str(native.command), **held)
+    if not policy.has_native():
+        log.warning(
+            "the policy names nobody whose native programs run: none does", setting="PROPLET_POLICY, [native]"
+        )
+    if not native.own_user and not await sandbox.shared_user():
+        log.warning(
+            "native programs run as root, without its rights: no other user can read the interpreter",
+            interpreter=str(native.command),
+        )
+    return python
+
+
 def _new_sandbox(
-    settings: PropletSettings,
+    settings: PropletSettings, native: "Interpreter | None"
 ) -> "contextlib.AbstractAsyncContextManager[Sandbox | ExternalRuntime]":
     folder, runtime = settings.folder / "sandbox", settings.external_runtime
     if runtime:
@@ -61,6 +101,7 @@ def _new_sandbox(
         cache_bytes=settings.cache_bytes,
         runtimes=settings.runtimes,
         processors=settings.max_processors,
+        native=native,
         on_compiled=lambda program, ms: log.info("compiled the program", program=program, ms=round(ms)),
     )
 
@@ -146,9 +187,8 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
     )
     policy = PolicyFile(settings.policy)
     heartbeat_file = HeartbeatFile(settings.folder, settings.liveliness_interval)
-    presence = Presence(settings, session, topics, heartbeat_file, policy.is_open)
     publisher = TaskPublisher(session, topics, qos=settings.mqtt_qos, max_bytes=settings.mqtt_max_packet)
-    local_data = await _open_data(settings)
+    local_data, native = await _open_data(settings), await asyncio.to_thread(_find_interpreter, settings)
     async with contextlib.AsyncExitStack() as stack:
         services = await stack.enter_async_context(_service_clients(settings))
         updates = UpdateSender(services, publisher.send_update)
@@ -164,7 +204,7 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
             )
             large = LargeFiles(folder / "large")
             outbox = Outbox(folder / "outbox", publisher.send_result, settings.mqtt_max_packet)
-            sandbox = await stack.enter_async_context(_new_sandbox(settings))
+            sandbox = await stack.enter_async_context(_new_sandbox(settings, native))
         except OSError as error:
             folders = f"PROPLET_STATE: {settings.folder}" + (
                 f", or PROPLET_CACHE: {settings.cache}," if settings.cache else ""
@@ -173,6 +213,9 @@ async def main(settings: PropletSettings, stop: asyncio.Event) -> None:
         except (SandboxError, ProgramError) as error:
             raise StartError(str(error)) from error
         await _log_confinement(sandbox)
+        presence = Presence(
+            settings, session, topics, heartbeat_file, policy, await _check_native(sandbox, native, policy)
+        )
         programs = ProgramFetcher(session, topics, sandbox, settings.limits, settings.fetch_timeout, policy)
         stack.push_async_callback(programs.close)
         inputs = InputFetcher(services, me, large, local_data)

@@ -6,6 +6,10 @@
     hours = ["22:00-06:00"]               # of this device's clock; left out: always
     days = ["mon", "tue"]                 # on which these begin; left out: on all
 
+    [native]                              # whose native programs run; left out: nobody's. One of them at least, and both hold
+    repositories = ["ghcr.io/acme/*"]
+    signers = ["acme.pub"]
+
     [limits]                              # of a task, below those of the proplet
     wall_time_s = 60
 
@@ -18,7 +22,7 @@ import fnmatch
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from datetime import time as TimeOfDay  # noqa: N812 - a class, beside the module of that name
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from propeller.digests import digest_of
 from propeller.errors import StartError
+from propeller.process.files import write_durably
 from propeller.process.logs import get_logger
 from propeller.proplet.errors import TaskError
 from propeller.protocol.programs import ResolvedProgram
@@ -42,7 +47,7 @@ log = get_logger("policy")
 SETTING = "PROPLET_POLICY"
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
-_FIELDS = ("repositories", "signers", "may", "hours", "days", "limits")
+_FIELDS = ("repositories", "signers", "may", "hours", "days", "native", "limits")
 _HOURS = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 _MAY = tuple(one.value for one in Capability if one is not Capability.NETWORK)
 """The network is not among them: no sandbox gives it."""
@@ -74,6 +79,14 @@ class Hours:
 
 
 @dataclass(frozen=True)
+class NativePolicy:
+    """Whose native programs run: of which repositories, and signed by whom; one of them is said at least, and what is said must hold."""
+
+    repositories: tuple[str, ...] | None = None
+    signers: "tuple[PublicKey, ...]" = ()
+
+
+@dataclass(frozen=True)
 class Policy:
     """What may run here; the defaults let everything run.
 
@@ -84,7 +97,8 @@ class Policy:
         hours: in which tasks may begin; none: at any.
         days: on which these hours begin.
         limits: of a task, by the names of ``Limits``.
-        keys: the files of ``signers``.
+        native: whose native programs run; ``None``: nobody's.
+        keys: the files of all ``signers``.
     """
 
     repositories: tuple[str, ...] | None = None
@@ -93,6 +107,7 @@ class Policy:
     hours: tuple[Hours, ...] = ()
     days: frozenset[int] = frozenset(range(7))
     limits: Mapping[str, float] | None = None
+    native: NativePolicy | None = None
     keys: tuple[Path, ...] = ()
 
     @classmethod
@@ -140,13 +155,12 @@ class Policy:
         Raises:
             TaskError: they may not.
         """
-        if self.repositories is None:
-            return
-        repository = _repository(reference)
-        if not any(fnmatch.fnmatchcase(repository, pattern) for pattern in self.repositories):
-            raise _refused(
-                f"programs of {repository} do not run here, only those of {', '.join(self.repositories)}"
-            )
+        _check_repository(reference, self.repositories, "programs")
+
+    @property
+    def needs_signatures(self) -> bool:
+        """Whether programs, or native ones, must be signed."""
+        return bool(self.signers or (self.native is not None and self.native.signers))
 
     def check_signature(self, reference: str, resolved: ResolvedProgram | None) -> None:
         """See that a program is signed, by what the proxy sent of its artifact; nothing of it is believed that a key has not signed.
@@ -154,31 +168,33 @@ class Policy:
         Raises:
             TaskError: it is not, or the proxy sent no signatures.
         """
-        if not self.signers:
-            return
-        from propeller.oci.signatures import Signature
-        from propeller.oci.signing import SignatureError, verify
+        _verify(reference, resolved, self.signers)
 
-        if resolved is None or resolved.manifest is None:
-            raise _refused(f"{reference} must be signed, and the proxy does not send signatures: update it")
+    def unsigned(self, reference: str, resolved: ResolvedProgram | None) -> str:
+        """Why a program, if it is a native one, is not signed as these must be; empty if it is."""
         try:
-            manifest = base64.b64decode(resolved.manifest, validate=True)
-            signatures = [
-                Signature(
-                    base64.b64decode(one.payload, validate=True), base64.b64decode(one.value, validate=True)
-                )
-                for one in resolved.signatures or ()
-            ]
-            layers = {layer["digest"] for layer in json.loads(manifest)["layers"]}
-        except (binascii.Error, ValueError, TypeError, KeyError, RecursionError):
-            raise _refused(f"what the proxy sent of the signatures of {reference} cannot be read") from None
-        if resolved.digest not in layers:
-            raise _refused(f"the proxy named another program than {reference} is")
-        try:
-            signer = verify(signatures, digest_of(manifest), self.signers)
-        except SignatureError as error:
-            raise _refused(f"{reference} must be signed: {error}") from None
-        log.info("program is signed", reference=reference, signer=signer.name)
+            _verify(reference, resolved, () if self.native is None else self.native.signers)
+        except TaskError as error:
+            return str(error)
+        return ""
+
+    def check_native(self, reference: str, unsigned: str) -> None:
+        """See that a native program may run.
+
+        Args:
+            reference: of the program.
+            unsigned: what ``unsigned`` said of it.
+
+        Raises:
+            TaskError: it may not.
+        """
+        if self.native is None:
+            raise _refused(
+                f"{reference} is a native program, and it names nobody whose native programs run ([native], repositories or signers)"
+            )
+        _check_repository(reference, self.native.repositories, "native programs")
+        if unsigned:
+            raise TaskError(unsigned)
 
     def check_program(self, reference: str, program: bytes) -> None:
         """See that a program imports no more than it may.
@@ -240,12 +256,77 @@ class PolicyFile:
             self._seen = [version, *map(_version, self._policy.keys)]
             log.info("the policy was read again", file=str(file))
 
+    def has_native(self) -> bool:
+        """Whether native programs of somebody may run."""
+        try:
+            return self.current().native is not None
+        except TaskError:
+            return False
+
     def is_open(self) -> bool:
         """Whether tasks may begin now."""
         try:
             return self.current().is_open(datetime.now().astimezone())
         except TaskError:
             return False
+
+
+def _check_repository(reference: str, patterns: tuple[str, ...] | None, what: str) -> None:
+    if patterns is None:
+        return
+    repository = _repository(reference)
+    if not any(fnmatch.fnmatchcase(repository, pattern) for pattern in patterns):
+        raise _refused(f"{what} of {repository} do not run here, only those of {', '.join(patterns)}")
+
+
+def _verify(reference: str, resolved: ResolvedProgram | None, signers: "tuple[PublicKey, ...]") -> None:
+    """See that one of some keys has signed what the proxy says that a reference is; without keys nobody need.
+
+    Raises:
+        TaskError: none has, or the proxy sent no signatures.
+    """
+    if not signers:
+        return
+    from propeller.oci.signatures import Signature
+    from propeller.oci.signing import SignatureError, verify
+
+    if resolved is None or resolved.manifest is None:
+        raise _refused(f"{reference} must be signed, and the proxy does not send signatures: update it")
+    try:
+        manifest = base64.b64decode(resolved.manifest, validate=True)
+        signatures = [
+            Signature(
+                base64.b64decode(one.payload, validate=True), base64.b64decode(one.value, validate=True)
+            )
+            for one in resolved.signatures or ()
+        ]
+        layers = {layer["digest"] for layer in json.loads(manifest)["layers"]}
+    except (binascii.Error, ValueError, TypeError, KeyError, RecursionError):
+        raise _refused(f"what the proxy sent of the signatures of {reference} cannot be read") from None
+    if resolved.digest not in layers:
+        raise _refused(f"the proxy named another program than {reference} is")
+    try:
+        signer = verify(signatures, digest_of(manifest), signers)
+    except SignatureError as error:
+        raise _refused(f"{reference} must be signed: {error}") from None
+    log.info("program is signed", reference=reference, signer=signer.name)
+
+
+NATIVE_POLICY = "native-policy.toml"
+"""The file of a policy that a command wrote, for native programs of one stack."""
+
+
+def write_native_policy(file: Path, repositories: Sequence[str], command: str) -> None:
+    """Write a policy that lets native programs of some repositories run, and all others from anywhere.
+
+    Args:
+        file: where to.
+        repositories: patterns.
+        command: that writes it, for a person who reads it.
+    """
+    text = f"# Written by `{command}`; with PROPLET_POLICY a file of your own holds instead.\n[native]\nrepositories = {json.dumps(list(repositories))}\n"
+    if not file.is_file() or file.read_text() != text:
+        write_durably(file, text.encode(), mode=0o600)
 
 
 def _refused(reason: str) -> TaskError:
@@ -280,6 +361,7 @@ def _read_fields(fields: Mapping[str, Any], folder: Path) -> Policy:
     for one in may or ():
         if one not in _MAY:
             raise ValueError(f"may: {one!r} is none of {', '.join(_MAY)}")
+    native = _native(fields.get("native"), folder)
     return Policy(
         repositories=_texts(fields, "repositories"),
         signers=_signers(_texts(fields, "signers"), folder),
@@ -287,8 +369,24 @@ def _read_fields(fields: Mapping[str, Any], folder: Path) -> Policy:
         hours=tuple(_hours(text) for text in _texts(fields, "hours") or ()),
         days=_days(_texts(fields, "days")),
         limits=_limits(fields.get("limits", {})),
-        keys=tuple(folder / name for name in _texts(fields, "signers") or ()),
+        native=native,
+        keys=tuple(
+            folder / name
+            for table in (fields, fields.get("native", {}))
+            for name in _texts(table, "signers") or ()
+        ),
     )
+
+
+def _native(given: Any, folder: Path) -> NativePolicy | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not given or not given.keys() <= {"repositories", "signers"}:
+        raise ValueError("native: must be a table, [native], with repositories, signers, or both")
+    try:
+        return NativePolicy(_texts(given, "repositories"), _signers(_texts(given, "signers"), folder))
+    except ValueError as error:
+        raise ValueError(f"native.{error}") from None
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...] | None:

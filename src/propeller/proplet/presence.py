@@ -7,8 +7,8 @@ import contextlib
 import platform
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +16,7 @@ from propeller import __version__
 from propeller.mqtt.session import NotConnectedError, Session
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
+from propeller.proplet.policy import PolicyFile
 from propeller.proplet.settings import PropletSettings
 from propeller.protocol.proplet import (
     CpuMetrics,
@@ -25,6 +26,7 @@ from propeller.protocol.proplet import (
     PropletMetrics,
     Registration,
 )
+from propeller.protocol.requirements import NativePython
 from propeller.protocol.topics import Kind, PropletTopics
 from propeller.protocol.wire import Message
 
@@ -75,11 +77,12 @@ class Presence:
         session: Session,
         topics: PropletTopics,
         heartbeat_file: HeartbeatFile,
-        is_open: Callable[[], bool],
+        policy: PolicyFile,
+        native: NativePython | None = None,
     ) -> None:
-        """``is_open`` tells whether the device's policy lets tasks begin now."""
+        """``policy`` is the device's, ``native`` its interpreter for native programs."""
         self._settings, self._session, self._topics = settings, session, topics
-        self._heartbeat_file, self._is_open = heartbeat_file, is_open
+        self._heartbeat_file, self._policy, self._native = heartbeat_file, policy, native
         self._background = BackgroundTasks("proplet")
         self._metadata = device_metadata(settings)
         self._process = psutil.Process()
@@ -87,7 +90,7 @@ class Presence:
 
     async def announce(self) -> None:
         """Register, then send a heartbeat."""
-        self._metadata = self._metadata.model_copy(update={"resting": not self._is_open()})
+        self._metadata = self._metadata.model_copy(update=self._by_policy())
         create = Registration(
             proplet_id=self._settings.client_id, namespace=self._settings.namespace, metadata=self._metadata
         )
@@ -115,10 +118,17 @@ class Presence:
                 )
 
     async def _send_heartbeat(self) -> None:
-        if self._metadata.resting is self._is_open():  # the policy's hours have begun or ended
+        if any(getattr(self._metadata, name) != value for name, value in self._by_policy().items()):
             await self.announce()
             return
         await self._beat()
+
+    def _by_policy(self) -> dict[str, Any]:
+        """What the policy says now: its hours may have begun or ended, or the file was changed."""
+        return {
+            "resting": not self._policy.is_open(),
+            "native": self._native if self._policy.has_native() else None,
+        }
 
     async def _beat(self) -> None:
         alive = HeartbeatMessage(proplet_id=self._settings.client_id, namespace=self._settings.namespace)

@@ -15,6 +15,7 @@ from propeller.digests import digest_of
 from propeller.mqtt.session import Handler, NotConnectedError, Session, SubscriptionRefusedError
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
+from propeller.program.native_program import is_native
 from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.proplet.policy import Policy, PolicyFile
@@ -48,6 +49,9 @@ _MAX_PINNED = 1000
 """References by digest of which it is remembered what they stand for."""
 
 
+_FORGOTTEN = "the program's signature must be looked at again: start the task again"
+
+
 class ProgramStore(Protocol):
     """Where programs are kept (``wasm.sandbox.Sandbox``)."""
 
@@ -56,6 +60,9 @@ class ProgramStore(Protocol):
 
     def read(self, digest: str) -> bytes:
         """Its bytes; raises ``ProgramError`` if it is not there."""
+
+    def is_native(self, digest: str) -> bool:
+        """Whether it is a native program; raises ``ProgramError`` if it is not there."""
 
     def missing_runtime(self, digest: str) -> str | None:
         """The digest of the shared runtime that it needs and that is not there; raises ``ProgramError`` if it is not there itself."""
@@ -144,6 +151,8 @@ class ProgramFetcher:
         self._pinned: LRUCache[str, str] = LRUCache(_MAX_PINNED)
         self._policy_file, self._policy = policy, policy.current()
         self._checked: LRUCache[str, bool] = LRUCache(_MAX_PINNED)
+        self._unsigned: LRUCache[tuple[str, str], str] = LRUCache(_MAX_PINNED)
+        """By reference and digest why it is not signed as native programs must be, where they must be; empty: it is."""
         self._compiled: LRUCache[tuple[str, bool], bool] = LRUCache(_MAX_PINNED)
 
     async def open(self) -> None:
@@ -181,6 +190,10 @@ class ProgramFetcher:
         if policy.repositories is not None or policy.signers:
             raise TaskError(
                 "the policy of this device: programs come from repositories that it names, or signed, and not in a task"
+            )
+        if is_native(content):
+            raise TaskError(
+                "a native program comes from a repository that the policy of this device names, or signed, and not in a task: push it"
             )
         digest = await asyncio.to_thread(digest_of, content)
         await self._put_in_store("in the task's file", digest, content)
@@ -221,10 +234,17 @@ class ProgramFetcher:
             self._policy = policy
             self._pinned.clear()
             self._checked.clear()
+            self._unsigned.clear()
         return policy
 
     async def _check_content(self, reference: str, digest: str, policy: Policy) -> None:
         """See that the policy lets a program do what it can; raises ``TaskError`` if not."""
+        try:
+            is_native = self._store.is_native(digest)
+        except ProgramError as error:  # it made room for others just now
+            raise TaskError(f"program {reference}: {error}") from None
+        if is_native:
+            policy.check_native(reference, self._unsigned.get((reference, digest), _FORGOTTEN))
         if policy.may is None or digest in self._checked:
             return
         try:
@@ -238,24 +258,28 @@ class ProgramFetcher:
 
     async def _fetch(self, reference: str, policy: Policy) -> str:
         known = self._pinned.get(reference)
-        if known is not None and self._store.has(known) and not self._missing_runtime(known):
+        is_kept = known is not None and self._store.has(known) and not self._missing_runtime(known)
+        if known is not None and is_kept and (reference, known) in self._unsigned:
             return known
         log.info("Requesting binary from registry: %s", reference)
         pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
         try:
-            await self._resolve(reference, pending, signatures=bool(policy.signers))
+            await self._resolve(reference, pending, signatures=policy.needs_signatures)
         finally:
             del self._pending_by_reference[reference]
         if pending.error is not None:
             raise TaskError(f"program {reference} cannot be fetched: {pending.error}")
         policy.check_signature(reference, pending.resolved)
+        unsigned = policy.unsigned(reference, pending.resolved)
         if pending.resolved is None:
             assembled = await self._store_assembled(reference, pending.assembly)
+            self._unsigned[reference, assembled] = unsigned
             await self._have_runtime(reference, assembled)
             return assembled
         digest = pending.resolved.digest
         if digest is None:
             raise TaskError(f"program {reference}: the proxy resolved it to no digest")
+        self._unsigned[reference, digest] = unsigned
         if not self._store.has(digest):
             resolved = pending.resolved
             await self._downloads.run(digest, lambda: self._download(reference, digest, resolved))

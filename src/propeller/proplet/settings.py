@@ -97,6 +97,8 @@ class PropletSettings(MqttTlsSettings):
     policy: Path | None = Field(None, alias="PROPLET_POLICY")
     """What the device's owner lets it run."""
     external_runtime: str | None = Field(None, alias="PROPLET_EXTERNAL_WASM_RUNTIME")
+    native_python: Path | None = Field(None, alias="PROPLET_NATIVE_PYTHON")
+    """The interpreter of native programs, which run where it is set and the policy names whose."""
 
     @field_validator("mqtt_qos", mode="before")
     @classmethod
@@ -124,6 +126,15 @@ class PropletSettings(MqttTlsSettings):
     def _counts_no_fuel(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("task_fuel") is not None:
             raise ValueError("an external runtime counts no instructions: unset PROPLET_TASK_FUEL, or this")
+        return value
+
+    @field_validator("native_python")
+    @classmethod
+    def _in_the_built_in_sandbox(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and info.data.get("external_runtime"):
+            raise ValueError(
+                "native programs run in the built-in sandbox alone: unset PROPLET_EXTERNAL_WASM_RUNTIME, or this"
+            )
         return value
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from propeller.protocol.ids import Id
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.wire import MalformedMessageError, Message
 
 WASM_MAGIC = b"\0asm"
@@ -52,6 +53,8 @@ class ResolvedProgram(Message):
     total_chunks: int | None = None
     functions: list[str] | None = None
     """Those that the artifact says the program has; ``None`` if it does not say."""
+    requirements: Requirements | None = None
+    """Of a native program: what its artifact says it requires; ``None`` for others."""
     manifest: str | None = None
     """The artifact's manifest in base64, which names the program by its digest, where signatures were asked for."""
     signatures: list[ProgramSignature] | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from propeller.protocol.ids import Id
+from propeller.protocol.requirements import NativePython
 from propeller.protocol.wire import Message, Time, now, null_as_empty
 
 
@@ -31,6 +32,8 @@ class PropletMetadata(Message):
     """Whether it reads its data from a file of its own: what the data store has for it is not used."""
     resting: bool = False
     """Whether its owner lets no task begin at this hour: no round chooses it."""
+    native: NativePython | None = None
+    """Its interpreter for native programs, where its owner lets such run."""
     liveliness_interval: Annotated[float, Field(gt=0)] | None = None
     """Seconds between heartbeats; the manager's liveness window follows it."""
 

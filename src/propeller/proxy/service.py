@@ -15,10 +15,12 @@ from propeller.errors import PropellerError
 from propeller.functions import SECTION, read_functions
 from propeller.mqtt.refusals import Refusals
 from propeller.mqtt.session import NotConnectedError
+from propeller.oci.manifest import NATIVE, REQUIREMENTS, Descriptor
 from propeller.process.background import BackgroundTasks
 from propeller.process.logs import get_logger
 from propeller.process.retry import retry
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ProgramSignature, ResolvedProgram
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.topics import Channel, Kind, parse_topic
 from propeller.protocol.wire import MalformedMessageError, Message
 from propeller.proxy.delivery import DeliveryError, Parcel, ProgramGoneError, ProgramSender, Publish
@@ -183,6 +185,7 @@ class ProxyService:
                 size=program.size,
                 total_chunks=self._sender.total_chunks(program.size),
                 functions=None if functions is None else read_functions(functions),
+                requirements=_requirements(program),
                 **(_signatures(found) if request.signatures else {}),
             )
             await self._publish(self._channel.answers(request.proplet_id), resolved.encode())
@@ -236,6 +239,18 @@ class ProxyService:
             await self._publish(topic, answer.encode())
         except NotConnectedError as error:
             log.warning("could not answer a failure", app_name=request.app_name, reason=str(error))
+
+
+def _requirements(program: Descriptor) -> Requirements | None:
+    """What an artifact says that its native program requires: who pushed it says so, and devices look into the program itself."""
+    told = program.annotations.get(REQUIREMENTS)
+    if program.media_type != NATIVE:
+        return None
+    try:
+        return Requirements.decode(told or "{}")
+    except MalformedMessageError as error:
+        log.warning("what a native program requires cannot be read", digest=program.digest, reason=str(error))
+        return Requirements()
 
 
 def _signatures(found: Resolution) -> dict[str, Any]:

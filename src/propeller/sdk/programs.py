@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from propeller.errors import InvalidError, StartError
+from propeller.program.native_program import NATIVE_ENDING, is_native
 from propeller.protocol.experiments import default_name
 from propeller.wasm.layers import runtime_of
 from propeller.wasm.runtimes import runtime_file, runtimes_folder
@@ -16,7 +17,7 @@ from propeller.wasm.runtimes import runtime_file, runtimes_folder
 if TYPE_CHECKING:
     from propeller.oci.credentials import Credential
 
-ENDINGS = (".py", ".wasm")
+ENDINGS = (".py", ".wasm", NATIVE_ENDING)
 """Of the names of programs that are files, and no references."""
 
 
@@ -78,15 +79,15 @@ def push_file(file: Path, registry: str, name: str | None, login: "Credential | 
         raise InvalidError(f"program: {file}: there is no such file here")
     began = time.monotonic()
     if file.suffix == ".py":
-        from propeller.wasm.build import build  # what only scripts need
+        from propeller.native.build import build_program  # what only scripts need
 
         with tempfile.TemporaryDirectory() as folder:
-            content = build(file, Path(folder) / "program.wasm").path.read_bytes()
+            content = build_program(file, Path(folder) / "program").path.read_bytes()
     else:
         content = file.read_bytes()
     built = time.monotonic()
     runtime = runtime_for(file, content)
-    title = f"{file.stem}.wasm"
+    title = f"{file.stem}{NATIVE_ENDING if is_native(content) else '.wasm'}"
     with ThreadPoolExecutor(1) as thread:  # the caller may have an event loop
         reference = thread.submit(
             lambda: asyncio.run(

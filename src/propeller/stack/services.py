@@ -116,6 +116,8 @@ class StackConfig:
     """Whether anyone on this machine may use the services."""
     tls: StackTls | None = None
     """How the services are reached over a network; without it they listen on loopback alone."""
+    native_python: Path | None = None
+    """The interpreter of the proplets here for native programs, which run where it is set."""
 
     @property
     def listens_on(self) -> str:
@@ -440,6 +442,23 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
     }
 
 
+def _native(stack: StackConfig) -> dict[str, str]:
+    """Has the proplets here run native programs of the stack's own registry, or those that the policy of the environment names."""
+    if stack.native_python is None:
+        return {}
+    from propeller.proplet.policy import NATIVE_POLICY, write_native_policy
+
+    policy = os.environ.get("PROPLET_POLICY")
+    if not policy:
+        port = stack.ports["oci-registry"]
+        hosts = dict.fromkeys((HOST, "localhost", stack.outside(HOST)))
+        policy = str(stack.folder.folder / NATIVE_POLICY)
+        write_native_policy(
+            Path(policy), [f"{host}:{port}/*" for host in hosts], "propeller up --native-python"
+        )
+    return {"PROPLET_NATIVE_PYTHON": str(stack.native_python), "PROPLET_POLICY": policy}
+
+
 def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
     return {
         "PROPLET_CACHE": _programs(stack),
@@ -448,10 +467,12 @@ def _proplet(stack: StackConfig, process: str) -> dict[str, str]:
             "PROPLET_*_BYTES",
             "PROPLET_MAX_*",
             "PROPLET_MQTT_MAX_PACKET_SIZE",
+            "PROPLET_NATIVE_PYTHON",
             "PROPLET_POLICY",
             "PROPLET_STATE_DAYS",
             "PROPLET_TASK_*",
         ),
+        **_native(stack),
         "PROPLET_TAGS": ",".join(
             filter(None, (os.environ.get("PROPLET_TAGS"), *stack.tags.get(process, ())))
         ),

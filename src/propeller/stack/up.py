@@ -65,6 +65,7 @@ class Options:
         tags: tags of proplets, by the proplet's name.
         open_access: let anyone on this machine use the services.
         host: the name or address by which others reach the stack over a network, with TLS; without one it stays on loopback.
+        native_python: the interpreter of the proplets for native programs, which run where one is given.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Options:
     tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     open_access: bool = False
     host: str | None = None
+    native_python: Path | None = None
 
 
 @contextlib.asynccontextmanager
@@ -177,7 +179,15 @@ class _Start:
         if tls is not None:
             trust_stack(tls.ca)
         self._config = StackConfig(
-            folder, ports, secrets, options.log_level, options.extra, options.tags, options.open_access, tls
+            folder,
+            ports,
+            secrets,
+            options.log_level,
+            options.extra,
+            options.tags,
+            options.open_access,
+            tls,
+            options.native_python,
         )
         verify = verify_for(self._config.url("manager"))
         self._http = httpx.AsyncClient(timeout=5.0, trust_env=False, verify=verify)

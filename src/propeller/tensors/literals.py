@@ -36,13 +36,23 @@ def pack_numpy(values: Any) -> tuple[bytes, Spec]:
     Raises:
         TensorError: It has no numbers.
     """
+    found, spec = as_numpy(values)
+    return found.tobytes(), spec
+
+
+def as_numpy(values: Any) -> tuple[Any, Spec]:
+    """A NumPy array or scalar in one of our dtypes, and its spec; copied where its own is another one.
+
+    Raises:
+        TensorError: It has no numbers.
+    """
     known = _NUMPY.get(str(values.dtype.name))
     if known is None:
         raise TensorError(
             f"array: {values.dtype} of NumPy is no dtype of numbers; there are {', '.join(_NUMPY)}"
         )
     dtype, wanted = known
-    return values.astype(wanted).tobytes(), (dtype, tuple(values.shape))
+    return values.astype(wanted, copy=False), (dtype, tuple(values.shape))
 
 
 def is_numpy(values: Any) -> bool:

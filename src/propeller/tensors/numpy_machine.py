@@ -45,6 +45,14 @@ class NumpyMachine(StepMachine):
         """The same, without new memory, for what NumPy does element by element or in a part."""
         return bind_into(name, specs, params, out, position)
 
+    def value(self, handle: int) -> Any:
+        """An array that it holds, which must not be changed."""
+        return self.arrays[handle].value
+
+    def put(self, handle: int, value: Any, spec: Spec) -> None:
+        """Hold an array of this process under a new handle; whose it is may change it no more."""
+        self._store(handle, value, spec, shared=True)
+
     def copy(self, value: Any) -> Any:
         """A copy in C order."""
         return np.array(value)

@@ -6,6 +6,7 @@ What it imports it may use, and need not; what it does not import it cannot use.
 from collections.abc import Iterable
 from enum import StrEnum
 
+from propeller.program.native_program import is_native
 from propeller.wasm.sections import HEADER_BYTES, read_name, read_number, read_sections
 
 
@@ -17,6 +18,7 @@ class Capability(StrEnum):
     FILES = "files"
     NETWORK = "network"
     TENSORS = "tensors"
+    NATIVE = "native"
     OTHER = "other"
 
 
@@ -26,8 +28,11 @@ EXPLAINED = {
     Capability.FILES: "read and write files (its own folder, if the sandbox gives one)",
     Capability.NETWORK: "open connections (no sandbox of ours gives any)",
     Capability.TENSORS: "compute with the host's tensors",
+    Capability.NATIVE: "run Python with the device's own libraries",
     Capability.OTHER: "call what is none of these",
 }
+
+_OF_NATIVE = frozenset({Capability.NATIVE, Capability.CLOCK, Capability.RANDOM, Capability.FILES})
 
 _INTERFACES = (
     ("wasi:clocks/", Capability.CLOCK),
@@ -58,7 +63,9 @@ _CORE_MODULE, _COMPONENT_FUNCTION, _VALUE, _TYPE, _COMPONENT, _INSTANCE = range(
 
 
 def capabilities_of(program: bytes) -> frozenset[Capability]:
-    """What a Wasm file's imports let it do; of a file that cannot be read: ``OTHER``."""
+    """What a Wasm file's imports let it do; of a file that cannot be read: ``OTHER``. A native program needs no imports."""
+    if is_native(program):
+        return _OF_NATIVE
     try:
         names = imports_of(program)
     except IndexError:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import resource
 import signal
+import stat
 import struct
 import sys
 
@@ -24,6 +25,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION = 0x20080522
 _MAX_CAPABILITIES = 64
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
+_OF_FILES = 0b110 | 1 << 14  # WRITE_FILE, READ_FILE, TRUNCATE: the bits that a rule for a file may have
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,24 +94,56 @@ def set_limits(
         resource.setrlimit(kind, (bounded, bounded))
 
 
-def confine(readable: list[str], writable: list[str], user: TaskUser = TaskUser()) -> None:  # noqa: B008 - frozen
-    """Give up, for good, everything but the folders named and the open descriptors, as ``user``.
+def confine(
+    readable: list[str],
+    writable: list[str],
+    user: TaskUser = TaskUser(),  # noqa: B008 - frozen
+    *,
+    native: bool = False,
+) -> None:
+    """Give up, for good, everything but the folders and files named and the open descriptors, as ``user``.
+
+    ``native``: what runs then is no Wasm, so that nothing else confines it.
 
     Raises:
-        OSError: it cannot become that user.
+        OSError: it cannot become that user; or, with ``native``, the kernel does not confine this process.
     """
     if sys.platform != "linux":
+        if native:
+            raise OSError("native programs run on Linux alone")
         return
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     is_shut_in = _landlock(
         readable, writable
     )  # first: another user does not reach the folders by their names
-    user.become()
-    _drop_capabilities()
+    _become(user)
     if is_shut_in or user.id is not None:
         # No other task can look into this one; the template may, and counts what it has open and unlinked.
         _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
-    system_calls.set_filter(_libc, os.getpid())
+    is_filtered = system_calls.set_filter(_libc, os.getpid(), native=native)
+    if native and not (is_shut_in and is_filtered):
+        missing = [
+            name for name, has in (("Landlock", is_shut_in), ("a seccomp filter", is_filtered)) if not has
+        ]
+        raise OSError(
+            f"this kernel does not confine a native program: there is no {' and no '.join(missing)}"
+        )
+
+
+def give_up_rights(user: TaskUser) -> None:
+    """Be ``user``, without capabilities, for good and in every program that this process becomes.
+
+    Raises:
+        OSError: it cannot become that user.
+    """
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _become(user)
+
+
+def _become(user: TaskUser) -> None:
+    user.become()
+    _drop_capabilities()
 
 
 def use_processors(count: int) -> None:
@@ -169,8 +203,10 @@ def _landlock(readable: list[str], writable: list[str]) -> bool:
     read = 0b1100  # READ_FILE, READ_DIR
     for folders, access in ((readable, read), (writable, files & ~1)):  # bit 0: execute
         for folder in folders:
-            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-            _libc.syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", access, fd), 0)
+            fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+            allowed = access if is_folder else access & _OF_FILES
+            _libc.syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, fd), 0)
             os.close(fd)
     restricted: int = _libc.syscall(_LANDLOCK_RESTRICT, rules, 0)
     os.close(rules)

@@ -24,7 +24,7 @@ from typing import Any, Self
 from propeller.wasm import folder_contents
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
 from propeller.wasm.messages import BoundedFolder, TaskReport
-from propeller.wasm.outcome import bounded_folders, judge_outcome, run_metrics, signal_name
+from propeller.wasm.outcome import bounded_folders, exit_report, judge_outcome, run_metrics, signal_name
 from propeller.wasm.output import LineSplitter, OutputPipe, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome
@@ -102,8 +102,14 @@ class ExternalRuntime:
         """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
         return self._cache.read(digest)
 
+    def is_native(self, digest: str) -> bool:
+        """As ``Sandbox.is_native``."""
+        return self._cache.is_native(digest)
+
     def missing_runtime(self, digest: str) -> str | None:
-        """As ``Sandbox.missing_runtime``; raises ``ProgramError`` also if it needs one, which an external runtime cannot give it."""
+        """As ``Sandbox.missing_runtime``; raises ``ProgramError`` also if it needs one, which an external runtime cannot give it, or is native."""
+        if self._cache.is_native(digest):
+            raise ProgramError("this proplet runs programs with an external runtime, and no native ones")
         if self._cache.is_layer(digest):
             raise ProgramError(
                 "the program is a layer over a shared runtime, which an external runtime cannot run: build it with --plain"
@@ -369,6 +375,4 @@ def _remove_folder(folder: Path) -> None:
 
 def _report(status: int) -> TaskReport:
     """What the built-in sandbox's process would have said."""
-    if status < 0:
-        return TaskReport(f"the runtime ended by {signal_name(-status)}")
-    return TaskReport(f"the program exited with code {status}" if status else None, exit_code=status)
+    return exit_report(status) or TaskReport(f"the runtime ended by {signal_name(-status)}")

@@ -2,7 +2,7 @@
 
     sandbox → template    StartTask, which brings three descriptors, and KillTask
     template → sandbox    TemplateReady, TaskEnded, TaskNotStarted
-    sandbox → task        RunTask, CompileTask or CallTask, in a file
+    sandbox → task        RunTask, CompileTask, CallTask or ExecTask, in a file
     task → sandbox        TaskReport, once, as its last words
 
 Each is one line of JSON with every field of its class, and is checked when it is read: what comes out is what the class says,
@@ -58,7 +58,7 @@ class StartTask:
     """Give a process to the task in ``task_file``, and end it after ``wall_time_s`` seconds.
 
     With it come the descriptors of its standard output, standard error and report. It is ended if it has more than ``threads`` threads, or ``descriptors`` descriptors. ``module`` is what the template imports before,
-    once, if anything; ``program`` what the task runs, if it does: the next one likely runs it too.
+    once, if anything; ``program`` what the task runs, if it does: the next one likely runs it too. ``own_user``: it is a user of its own where tasks are.
     """
 
     id: int
@@ -69,6 +69,7 @@ class StartTask:
     module: str | None = None
     outputs: tuple[BoundedFolder, ...] = ()
     program: CompiledProgram | None = None
+    own_user: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,21 @@ class CallTask:
 
 
 @dataclass(frozen=True)
+class ExecTask:
+    """Become an interpreter of the device's own, which confines itself before it runs what is foreign (``native/guest.py``).
+
+    ``command`` is run with ``env`` alone, in ``folder``. ``document`` is what it reads from the descriptor of the report. ``own_user``: it becomes another user where tasks do.
+    """
+
+    folder: str
+    command: tuple[str, ...]
+    env: dict[str, str]
+    document: str
+    limits: Limits
+    own_user: bool
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """How a task's process says that it ended.
 
@@ -213,7 +229,7 @@ def compiler_threads(limits: Limits) -> int:
 
 Request = StartTask | KillTask
 Reply = TemplateReady | TaskEnded | TaskNotStarted
-Task = RunTask | CompileTask | CallTask
+Task = RunTask | CompileTask | CallTask | ExecTask
 Message = Request | Reply | Task | TaskReport
 
 
@@ -261,7 +277,7 @@ def decode_task(content: bytes) -> Task:
     Raises:
         MessageError: it is no task.
     """
-    task: Task = _decode(content, (RunTask, CompileTask, CallTask))
+    task: Task = _decode(content, (RunTask, CompileTask, CallTask, ExecTask))
     return task
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from propeller.wasm import folder_contents
 from propeller.wasm.folder_contents import OutputError
 from propeller.wasm.last_words import tells_of_memory
-from propeller.wasm.messages import BoundedFolder
+from propeller.wasm.messages import BoundedFolder, TaskReport
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
 from propeller.wasm.template_client import ProcessEnd
 
@@ -116,6 +116,13 @@ def run_metrics(end: ProcessEnd, asked_at: float) -> dict[str, float]:
     if report.fuel is not None:
         metrics["fuel"] = float(report.fuel)
     return metrics
+
+
+def exit_report(status: int) -> TaskReport | None:
+    """What the built-in sandbox's process would have said, of one that ended with an exit status; None: by a signal."""
+    if status < 0:
+        return None
+    return TaskReport(f"the program exited with code {status}" if status else None, exit_code=status)
 
 
 def signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Programs on disk: the bytes as they came, by digest, and what this machine's runtime compiled from them.
+"""Programs on disk: the bytes as they came, by digest, and what this machine's runtime compiled from them; native programs as they are.
 
 Compiled code is native code that the process will trust, so it is only ever made here, by ``worker.py``, in a folder that
 only this user can enter. Its name holds the digest, the runtime's version, the configuration and the architecture. Beside
@@ -21,6 +21,7 @@ from cachetools import LRUCache
 from propeller.digests import digest_of, is_digest
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import remove_left_over, trim_folder, write_durably
+from propeller.program.native_program import NativeProgram, NativeProgramError, is_native
 from propeller.wasm.folder_contents import link_or_copy
 from propeller.wasm.layers import HEAD_BYTES, Layer, names_runtime, read_layer
 from propeller.wasm.program_run import ProgramError
@@ -54,10 +55,11 @@ class CachedProgram:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a file is: a component or a core module, or a layer."""
+    """What a file is: a component or a core module, or a layer; or a native program."""
 
     component: bool
     layer: Layer | None
+    native: bool = False
 
 
 class ProgramCache:
@@ -133,6 +135,14 @@ class ProgramCache:
             source, artifact, component, component and self._uses_host_tensors(digest, source)
         )
 
+    def is_native(self, digest: str) -> bool:
+        """Whether a program is a native one, which is not compiled.
+
+        Raises:
+            ProgramError: it is not here.
+        """
+        return self._kind(digest).native
+
     def is_layer(self, digest: str) -> bool:
         """Whether a program is one over a shared runtime.
 
@@ -185,6 +195,8 @@ class ProgramCache:
         try:
             with path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
+                if is_native(head):
+                    return _Kind(component=False, layer=None, native=True)
                 if not names_runtime(head):
                     return _Kind(head[:8] == _COMPONENT, None)
                 content = head + file.read()
@@ -212,7 +224,7 @@ class ProgramCache:
         """Store a program's bytes.
 
         Raises:
-            ProgramError: not a Wasm program, over ``max_bytes``, or not what the digest says.
+            ProgramError: not a program, over ``max_bytes``, or not what the digest says.
         """
         if not is_digest(digest):
             raise ProgramError(f"digest {digest[:80]!r}: must be sha256: and 64 hexadecimal digits")
@@ -221,7 +233,12 @@ class ProgramCache:
         actual = digest_of(wasm)
         if actual != digest:
             raise ProgramError(f"digest: the program's bytes are {actual}, not {digest}")
-        if wasm[:8] not in {_CORE, _COMPONENT}:
+        if is_native(wasm):
+            try:
+                NativeProgram.decode(wasm)
+            except NativeProgramError as error:
+                raise ProgramError(f"not a native program: {error}") from None
+        elif wasm[:8] not in {_CORE, _COMPONENT}:
             raise ProgramError("not a Wasm program: it does not start as a core module or a component")
         if names_runtime(wasm[:HEAD_BYTES]) and read_layer(wasm) is None:
             raise ProgramError("not a Wasm program: it names a runtime, and has other sections than a layer")

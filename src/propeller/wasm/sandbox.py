@@ -1,4 +1,4 @@
-"""Runs Wasm programs, each in its own confined process, within limits.
+"""Runs programs, each in its own confined process, within limits: those in Wasm, and native ones where the device's owner lets them run.
 
 The process that uses this never loads the runtime: see ``template.py`` for who does, and why that is quick.
 """
@@ -6,14 +6,16 @@ The process that uses this never loads the runtime: see ``template.py`` for who 
 import asyncio
 import contextlib
 import importlib.metadata
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+from propeller.digests import digest_of
 from propeller.process.logs import get_logger
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, OnCompiled, write_task
@@ -25,9 +27,17 @@ from propeller.wasm.messages import (
     STATE_WRITABLE,
     TENSOR_MODULE,
     CompiledProgram,
+    ExecTask,
     RunTask,
 )
-from propeller.wasm.outcome import STOPPED_ERROR, bounded_folders, judge_outcome, name_memory, run_metrics
+from propeller.wasm.outcome import (
+    STOPPED_ERROR,
+    bounded_folders,
+    exit_report,
+    judge_outcome,
+    name_memory,
+    run_metrics,
+)
 from propeller.wasm.output import LineSplitter, OutputSink
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
@@ -41,6 +51,17 @@ __all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 _INLINE_BYTES = 256 * 1024
 """Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
 
+NATIVE_FILE = ".program"
+"""In ``/in`` of a native program's task: the program."""
+
+TEMPORARY = ".tmp"
+"""In ``/out`` of a native program's task: its temporary folder, which counts with it and is removed before it is looked at."""
+
+NOT_SWITCHED_ON = (
+    "native programs are not switched on on this device: its owner sets PROPLET_NATIVE_PYTHON to an interpreter, and names in "
+    "[native] of PROPLET_POLICY whose programs it runs"
+)
+
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
 _TASK_FILE = "task.json"
@@ -51,6 +72,21 @@ _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
 
 OnStderr = Callable[[str], None]
+
+
+class NativeInterpreter(Protocol):
+    """What runs native programs (``native.interpreter.Interpreter``)."""
+
+    def check(self, content: bytes) -> None:
+        """See that it has what a program requires; raises ``ProgramError`` if not."""
+
+    def task(self, run: ProgramRun, folder: Path) -> ExecTask:
+        """What the process of a run is to do in its folder."""
+
+    @property
+    def own_user(self) -> bool:
+        """Whether its tasks can be users of their own."""
+
 
 T = TypeVar("T")
 
@@ -78,6 +114,7 @@ class Sandbox:
         cache_bytes: The bound of the cache's size.
         runtimes: A folder of shared runtimes that were made on this machine.
         processors: How many of them all processes of this sandbox may use together; None: all.
+        native: What runs native programs; None: nothing does.
         on_compiled: Called with the digest of each program that was compiled, and how long that took (ms).
 
     Raises:
@@ -92,8 +129,10 @@ class Sandbox:
         cache_bytes: int = _CACHE_BYTES,
         runtimes: Path | None = None,
         processors: int | None = None,
+        native: NativeInterpreter | None = None,
         on_compiled: OnCompiled | None = None,
     ) -> None:
+        self._native = native
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes, runtimes)
@@ -151,6 +190,10 @@ class Sandbox:
         """A program's bytes; raises ``ProgramError`` if it is not in the cache."""
         return self._cache.read(digest)
 
+    def is_native(self, digest: str) -> bool:
+        """Whether a program is a native one; raises ``ProgramError`` if it is not in the cache."""
+        return self._cache.is_native(digest)
+
     def missing_runtime(self, digest: str) -> str | None:
         """The digest of the shared runtime that a program needs and that must be fetched; raises ``ProgramError`` if the program is not here."""
         return self._cache.missing_runtime(digest)
@@ -196,10 +239,17 @@ class Sandbox:
         Raises:
             ProgramError: it is not there, or cannot be compiled within the limits.
         """
+        if self._cache.is_native(digest):
+            await self._read_native(digest, limits)
+            return 0.0
         _program, took_ms = await self._prepare(digest, limits)
         return took_ms
 
     async def _prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
+        if self._cache.is_native(digest):
+            raise ProgramError(
+                "a native program is not compiled: only a device that runs native programs runs it"
+            )
         try:
             return await self._compiler.prepare(digest, limits)
         except SandboxError as error:
@@ -247,6 +297,8 @@ class Sandbox:
         self, run: ProgramRun, active: "_ActiveRun", on_stderr: OnStderr | None
     ) -> RunOutcome:
         asked_at = time.monotonic()
+        if self._cache.is_native(run.digest):
+            return await self._run_native(run, active, asked_at, on_stderr)
         compile_ms = 0.0
         for _ in range(2):
             prepared = asyncio.ensure_future(self._compiler.prepare(run.digest, run.limits))
@@ -292,9 +344,56 @@ class Sandbox:
             limits=limits,
             state=_state_access(run.state),
         )
+        return await self._run_task(
+            run, folder, task, active, asked_at, on_stderr, TENSOR_MODULE if program.host_tensors else None
+        )
+
+    async def _run_native(
+        self, run: ProgramRun, active: "_ActiveRun", asked_at: float, on_stderr: OnStderr | None
+    ) -> RunOutcome:
+        """Run a native program; raises ``ProgramError`` if it does not run here."""
+        if run.export is not None:
+            raise ProgramError("name: a native program has no function that is called by its name")
+        native, content = await self._read_native(run.digest, run.limits)
+        run = replace(run, files={**run.files, NATIVE_FILE: content})
+        folder = self._folders.new()
+        task = native.task(run, folder)
+        outcome = await self._run_task(run, folder, task, active, asked_at, on_stderr)
+        return outcome or RunOutcome(error="sandbox: the interpreter's process says what none does")
+
+    async def _read_native(self, digest: str, limits: Limits) -> tuple[NativeInterpreter, bytes]:
+        """What runs a native program, and the program, which may have been damaged since it was kept.
+
+        Raises:
+            ProgramError: it does not run here.
+        """
+        if self._native is None:
+            raise ProgramError(NOT_SWITCHED_ON)
+        content = await asyncio.to_thread(self._cache.read, digest)
+        if digest_of(content) != digest:
+            raise ProgramError(f"program {digest[:71]}: damaged on disk; fetch it again")
+        if len(content) > limits.module_bytes:
+            raise ProgramError.over_limit("module_bytes", limits.module_bytes)
+        self._native.check(content)
+        return self._native, content
+
+    async def _run_task(
+        self,
+        run: ProgramRun,
+        folder: Path,
+        task: RunTask | ExecTask,
+        active: "_ActiveRun",
+        asked_at: float,
+        on_stderr: OnStderr | None,
+        module: str | None = None,
+    ) -> RunOutcome | None:
+        """Run a task whose folder is not made yet; None if a compiled program cannot be loaded."""
+        limits = run.limits
+        native = isinstance(task, ExecTask)
         copies = run.state is not None and run.state.source is not None
         small = _is_small(run.files)
-        memory = self._memory.new() if self._memory is not None and small else None
+        # A native program's process finds its folder by its name.
+        memory = self._memory.new() if self._memory is not None and small and not native else None
         in_thread = copies or not small
         stdout, said = bytearray(), LastWords(_MAX_LAST_WORDS)
 
@@ -316,9 +415,10 @@ class Sandbox:
                 stderr=OutputSink(
                     limits.stderr_bytes, lines.feed, partial(active.note_excess, "stderr_bytes")
                 ),
-                module=TENSOR_MODULE if program.host_tensors else None,
+                module=module,
                 outputs=bounded_folders(run, folder),
-                program=compiled,
+                program=None if isinstance(task, ExecTask) else task.program,
+                own_user=not isinstance(task, ExecTask) or task.own_user,
             )
             if active.stopped.done():
                 process.kill()
@@ -330,6 +430,12 @@ class Sandbox:
                     await process.ended()
                 raise
             lines.end()
+            if native:
+                report = end.report or exit_report(end.status)
+                if report is not None:
+                    report = replace(report, entered_s=asked_at, run_s=time.monotonic() - asked_at)
+                end = replace(end, report=report)
+                await asyncio.to_thread(_remove_temporary, folder)
             if end.report is not None and end.report.stale:
                 return None
             judge = partial(
@@ -398,7 +504,15 @@ def _state_access(state: StateFolder | None) -> str | None:
     return STATE_READABLE if state.target is None else STATE_WRITABLE
 
 
-def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: RunTask) -> Path:
+def _remove_temporary(folder: Path) -> None:
+    """Remove what a native program left in its temporary folder, unless it put something else there: that is found with ``/out``."""
+    temporary = folder / "out" / TEMPORARY
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(temporary.lstat().st_mode):
+            folder_contents.remove(temporary)
+
+
+def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: RunTask | ExecTask) -> Path:
     """Make what a task needs, small inputs in memory if there is room; gives the file that says what it is to do."""
     if memory is not None:
         try:
@@ -410,6 +524,8 @@ def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: Run
         else:
             return memory / _TASK_FILE
     folder_contents.create(folder, run.files, run.state)
+    if isinstance(task, ExecTask):
+        (folder / "out" / TEMPORARY).mkdir(mode=0o700)
     write_task(folder / _TASK_FILE, task)
     return folder / _TASK_FILE
 

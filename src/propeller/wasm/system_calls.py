@@ -153,10 +153,22 @@ LOOKED_AT: Final[dict[str, tuple[int, int]]] = {
 }
 """Those that are allowed with some arguments."""
 
+NATIVE: Final[dict[str, tuple[int | None, int | None]]] = {
+    "getgroups": (115, 158),
+    "getresuid": (118, 148),
+    "getresgid": (120, 150),
+    "sched_getscheduler": (145, 120),
+    "sched_getparam": (143, 121),
+    "sched_get_priority_max": (146, 125),
+    "sched_get_priority_min": (147, 126),
+}
+"""Those that native programs may make besides: they tell of the process itself."""
+
 _AUDIT: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """By machine: the column above, and the audit architecture."""
 
 _CLONE_THREAD = 0x00010000
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _PRCTLS = (15, 16, 0x53564D41)  # the name of a thread, and of memory
 _IOCTLS = (
     0x5401,
@@ -186,16 +198,18 @@ def is_known() -> bool:
     return platform.machine() in _AUDIT
 
 
-def set_filter(libc: ctypes.CDLL, pid: int) -> bool:
+def set_filter(libc: ctypes.CDLL, pid: int, *, native: bool = False) -> bool:
     """Give up all other system calls, for good; whether the kernel took the filter. It needs ``no_new_privs``.
 
     Args:
         libc: the C library, with ``use_errno``.
         pid: this process, to which alone signals may be sent.
+        native: for a native program: those calls more that the libraries of Python's users make, and no memory that no limit counts.
     """
     if not is_known():
         return False
-    code = _CODE.replace(_step(_EQUAL, _PID_MARK, 0, 1), _step(_EQUAL, pid, 0, 1))
+    made = _filter_code(platform.machine(), native=True) if native else _CODE
+    code = made.replace(_step(_EQUAL, _PID_MARK, 0, 1), _step(_EQUAL, pid, 0, 1))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     done: int = libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
@@ -211,7 +225,7 @@ def _argument(index: int, half: int = 0) -> bytes:
     return _step(_LOAD, _ARGUMENTS + 8 * index + 4 * half)
 
 
-def _filter_code(machine: str) -> bytes:
+def _filter_code(machine: str, *, native: bool = False) -> bytes:
     """The filter, with ``_PID_MARK`` for the process: made once, before tasks are forked."""
     column, audit = _AUDIT[machine]
     allow, refuse, absent = (_step(_RETURN, value) for value in (_ALLOW, _REFUSE | _EPERM, _REFUSE | _ENOSYS))
@@ -229,12 +243,22 @@ def _filter_code(machine: str) -> bytes:
         "prctl": [_argument(0), *one_of(_PRCTLS)],
         "ioctl": [_argument(1), *one_of(_IOCTLS)],
     }  # fmt: skip
+    allowed = dict(ALLOWED)
+    if native:
+        allowed |= NATIVE
+        del allowed["mmap"]
+        # RLIMIT_DATA counts what is private: shared memory of no file would be without a bound.
+        looked_at["mmap"] = [
+            _argument(3), _step(_AND_SET, _MAP_SHARED, 0, 2), _step(_AND_SET, _MAP_ANONYMOUS, 0, 1), refuse, allow,
+        ]  # fmt: skip
     steps = [_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, audit, 1, 0), refuse, _step(_LOAD, _NUMBER)]
-    numbers = [number for row in ALLOWED.values() if (number := row[column]) is not None]
+    numbers = [number for row in allowed.values() if (number := row[column]) is not None]
     for first, last in _ranges(sorted(numbers)):
         steps += [_step(_AT_LEAST, first, 0, 2), _step(_ABOVE, last, 1, 0), allow]
     for name, code in looked_at.items():
-        steps += [_step(_EQUAL, LOOKED_AT[name][column], 0, len(code)), *code]
+        number = (LOOKED_AT.get(name) or ALLOWED[name])[column]
+        if number is not None:
+            steps += [_step(_EQUAL, number, 0, len(code)), *code]
     return b"".join([*steps, absent])
 
 

@@ -64,6 +64,7 @@ class _RunningTask:
     descriptors: int
     outputs: tuple[BoundedFolder, ...]
     program: CompiledProgram | None
+    own_user: bool
     reason: str | None = None
 
 
@@ -177,6 +178,7 @@ class Template:
                 request.descriptors,
                 request.outputs,
                 request.program,
+                request.own_user,
             )
         for fd in pipes:
             os.close(fd)
@@ -265,7 +267,7 @@ class Template:
             return "threads"
         if not task.outputs:
             return None
-        with self._users.looking_at(task.pid):
+        with self._users.looking_at(task.pid) if task.own_user else contextlib.nullcontext():
             count, unlinked = folder_contents.open_files(task.pid)
         if count > task.descriptors:
             return "descriptors"

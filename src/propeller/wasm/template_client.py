@@ -222,11 +222,13 @@ class TemplateClient:
         module: str | None = None,
         outputs: tuple[BoundedFolder, ...] = (),
         program: CompiledProgram | None = None,
+        own_user: bool = True,
     ) -> TaskProcess:
         """Ask for a confined process for the task in a file; the sinks take its standard output and error.
 
         Of ``limits`` those of threads (or ``threads`` instead) and descriptors are looked after.
-        ``module`` is what it needs that takes long to import: the template does it once. ``program`` is what it runs, if it does.
+        ``module`` is what it needs that takes long to import: the template does it once. ``program`` is what it runs, if it does. ``own_user``: whether it becomes a
+        user of its own, where tasks do.
 
         Raises:
             SandboxError: there is no template.
@@ -254,6 +256,7 @@ class TemplateClient:
             module,
             outputs,
             program,
+            own_user,
         )
         self._send(request, tuple(pipe.write_end for pipe in pipes))
         return process

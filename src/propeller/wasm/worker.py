@@ -37,6 +37,7 @@ from propeller.wasm.messages import (
     CallTask,
     CompiledProgram,
     CompileTask,
+    ExecTask,
     RunTask,
     Task,
     TaskReport,
@@ -163,6 +164,8 @@ def _use_descriptors(wanted: list[int | None]) -> None:
 def _do(task: Task, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     if isinstance(task, CallTask):
         return _call_function(task, user), None
+    if isinstance(task, ExecTask):
+        _exec(task, user)
     return _compile(task, user) if isinstance(task, CompileTask) else _run(task, user, loaded)
 
 
@@ -199,6 +202,31 @@ def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
         return TaskReport(str(error))
     except MemoryError:
         return TaskReport(limits.error("tensor_bytes"), "tensor_bytes")
+
+
+def _exec(task: ExecTask, user: TaskUser) -> NoReturn:
+    """Become the interpreter of a native program, which confines itself before it loads that (``native/guest.py``)."""
+    limits = task.limits
+    if user.id is not None and not task.own_user:
+        user = TaskUser()
+    _set_limits(
+        user,
+        limits,
+        data_bytes=limits.process_bytes(host_tensors=False),
+        file_bytes=max(limits.out_bytes, limits.state_bytes) + 1,
+        cpu_s=int(limits.wall_time_s) * (os.cpu_count() or 1) + 5,
+        threads=limits.threads,
+    )
+    os.chdir(task.folder)
+    _give_folder(task.folder, user)
+    document = os.memfd_create("task")
+    with open(document, "wb", closefd=False) as file:
+        file.write(task.document.encode())
+    os.lseek(document, 0, os.SEEK_SET)
+    os.dup2(document, _REPORT_FD)
+    os.close(document)
+    confinement.give_up_rights(user)  # here: what is run has none that this process has
+    os.execve(task.command[0], task.command, task.env)  # noqa: S606 - the owner's interpreter
 
 
 def _give_folder(folder: str, user: TaskUser) -> None:

@@ -31,8 +31,10 @@ class BuildError(InvalidError):
     """A script cannot be made a program; the text says where and why."""
 
 
-def collect_sources(script: Path) -> dict[str, str]:
+def collect_sources(script: Path, *, native: bool = False) -> dict[str, str]:
     """The script and the modules of its folder that it imports, by file name.
+
+    ``native``: it may import what a device has installed, too.
 
     Raises:
         BuildError: One cannot be read or is not Python.
@@ -51,7 +53,7 @@ def collect_sources(script: Path) -> dict[str, str]:
         if f"{module}.py" in found:
             continue
         tree, found[f"{module}.py"] = _parse(script.parent / f"{module}.py")
-        pending += _sibling_imports(script.parent / f"{module}.py", tree)
+        pending += _sibling_imports(script.parent / f"{module}.py", tree, native=native)
     if not _MARKERS.intersection(functions_in(found)):
         raise BuildError(
             f"{script}: no function is marked with @train: from propeller.program import train, Update "
@@ -73,7 +75,7 @@ def _parse(file: Path) -> tuple[ast.Module, str]:
         raise BuildError(f"{file}: cannot be read: {error}") from None
 
 
-def _sibling_imports(file: Path, tree: ast.Module) -> list[str]:
+def _sibling_imports(file: Path, tree: ast.Module, *, native: bool) -> list[str]:
     """The modules beside a file that it imports.
 
     Raises:
@@ -85,10 +87,10 @@ def _sibling_imports(file: Path, tree: ast.Module) -> list[str]:
     own = []
     for node in ast.walk(tree):
         for first in [name.partition(".")[0] for name in imported_by(node)]:
-            provided = is_provided(first)
+            provided = is_provided(first) or (native and first in sys.stdlib_module_names)
             if (file.parent / f"{first}.py").is_file() and not provided:
                 own.append(first)
-            elif not provided and id(node) not in optional:
+            elif not provided and not native and id(node) not in optional:
                 raise BuildError(
                     f"{file}:{getattr(node, 'lineno', 1)}: no module {first!r} for programs: {AVAILABLE_MODULES}"
                 )

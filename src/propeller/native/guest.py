@@ -1,0 +1,65 @@
+"""What the process of a native program does first: it gives up all that the program must not have, then loads and runs that.
+
+Runs in the device's interpreter, after its own start and before anything foreign: of this package it may import what needs the standard library and NumPy alone.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from propeller.program import command, layer, library_arrays
+from propeller.tensors import session
+from propeller.wasm import confinement
+
+_DOCUMENT_FD = 3
+_PROGRAM = Path("in/.program")
+_CANNOT = 71
+"""The exit code of a process that could not confine itself (``EX_OSERR`` of sysexits.h): the program was not loaded."""
+
+
+def main() -> None:
+    """Do the task that the descriptor of the document describes; its argument is this package's folder."""
+    try:
+        with open(_DOCUMENT_FD, "rb") as file:
+            document = json.load(file)
+        _confine(document["readable"], document["writable"])
+    except (OSError, ValueError, KeyError) as error:
+        sys.stderr.write(f"sandbox: {error}\n")
+        sys.exit(_CANNOT)
+    sys.argv[:] = ["program"]
+    os.environ.update(document["env"])
+    sys.exit(_run())
+
+
+def _confine(readable: list[str], writable: list[str]) -> None:
+    """Give up everything else.
+
+    Raises:
+        OSError: something of it cannot be.
+    """
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - before anything is loaded
+    if threads != 1:
+        raise OSError(
+            f"the interpreter has {threads} threads after its start (a .pth file or sitecustomize?): they would not be confined"
+        )
+    confinement.confine(
+        [one for one in readable if os.path.exists(one)],  # noqa: PTH110
+        writable,
+        native=True,
+    )
+
+
+def _run() -> int:
+    try:
+        from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
+
+        machine = NumpyMachine(ArrayFiles(Path()))
+        session.use(machine)
+        library_arrays.use_numpy(machine)
+        script, modules = layer.read(_PROGRAM.read_bytes())
+        layer.load(script, modules)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong where it is loaded
+        command.explain(error)
+        return 1
+    return command.run(Path())

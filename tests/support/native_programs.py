@@ -1,0 +1,111 @@
+"""Native programs for tests, and interpreters that run them."""
+
+import contextlib
+import functools
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from propeller.digests import digest_of
+from propeller.native.interpreter import Interpreter
+from propeller.program.native_program import NativeProgram
+from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome, StateFolder
+from propeller.wasm.sandbox import OnStderr, Sandbox
+
+MODEL = b'{"w": [1.0, 2.0]}'
+DATA = b'{"data": [{"x": [1.0, 2.0], "y": 1}, {"x": [3.0, 4.0], "y": 0}]}'
+ENVIRONMENT = {
+    "ROUND_ID": "r-1",
+    "PROPLET_ID": "p-1",
+    "MODEL_URI": "fl/models/global_model_v0",
+    "FL_MODE": "train",
+    "HYPERPARAMS": "{}",
+}
+
+
+@functools.cache
+def interpreter() -> Interpreter:
+    """The one that runs the tests, whose libraries have NumPy and scikit-learn."""
+    return Interpreter.find(Path(sys.executable))
+
+
+def training(body: str, before: str = "") -> str:
+    """A script that trains: ``body`` is the function's, ``before`` stands before it."""
+    lines = "\n    ".join(body.strip().splitlines())
+    return f"{before}\nfrom propeller.program import Update, evaluate, train\n\n\n@train\ndef fit(model, data, hyperparams, ctx):\n    {lines}\n"
+
+
+async def run_native(
+    sandbox: Sandbox,
+    script: str,
+    *,
+    limits: Limits | None = None,
+    env: dict[str, str] | None = None,
+    state: StateFolder | None = None,
+    on_stderr: OnStderr | None = None,
+    id_: str = "task",
+    dependencies: tuple[str, ...] = (),
+) -> RunOutcome:
+    """Run a script as a native program."""
+    content = NativeProgram("program", {"program": script}, ("train",), "", dependencies).encode()
+    digest = digest_of(content)
+    await sandbox.keep(digest, content)
+    run = ProgramRun(
+        id_,
+        digest,
+        env={**ENVIRONMENT, **(env or {})},
+        files={"model.json": MODEL, "dataset.json": DATA},
+        limits=limits or Limits(wall_time_s=60),
+        state=state,
+    )
+    return await sandbox.run(run, on_stderr)
+
+
+@contextlib.contextmanager
+def python_that_all_may_read() -> Iterator[Path]:
+    """A copy of this Python with its NumPy, where every user can reach it: what a device's owner installs for a proplet that is root."""
+    folder = Path(tempfile.mkdtemp(prefix="propeller-python-", dir="/tmp"))
+    try:
+        folder.chmod(0o755)
+        base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
+        (folder / "bin").mkdir(mode=0o755)
+        shutil.copy(Path(sys.executable).resolve(), folder / "bin" / "python")
+        leave_out = shutil.ignore_patterns(
+            "test", "tests", "idlelib", "site-packages", "__pycache__", "config-*"
+        )
+        _copy(base / "lib" / version, folder / "lib" / version, leave_out)
+        for library in (base / "lib").glob("libpython*"):
+            _link(str(library), str(folder / "lib" / library.name))
+        import numpy as np
+
+        packages = folder / "lib" / version / "site-packages"
+        packages.mkdir()
+        (packages.parent / "dist-packages").symlink_to(packages)  # what Debian's Python calls it
+        installed = Path(np.__file__).parents[1]
+        for name in ("numpy", "numpy.libs", f"numpy-{np.__version__}.dist-info"):
+            if (installed / name).is_dir():
+                _copy(installed / name, packages / name, shutil.ignore_patterns("tests"))
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(path.stat().st_mode | stat.S_IROTH | stat.S_IXOTH)
+        yield folder / "bin" / "python"
+    finally:
+        shutil.rmtree(folder)
+
+
+def _copy(source: Path, target: Path, leave_out: object) -> None:
+    shutil.copytree(source, target, ignore=leave_out, copy_function=_link, symlinks=True)  # type: ignore[arg-type]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        if not Path(source).stat().st_mode & stat.S_IROTH:
+            raise PermissionError
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+        Path(target).chmod(0o755)
