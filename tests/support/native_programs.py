@@ -48,6 +48,7 @@ async def run_native(
     state: StateFolder | None = None,
     on_stderr: OnStderr | None = None,
     id_: str = "task",
+    model: bytes = MODEL,
     dependencies: tuple[str, ...] = (),
 ) -> RunOutcome:
     """Run a script as a native program."""
@@ -58,7 +59,7 @@ async def run_native(
         id_,
         digest,
         env={**ENVIRONMENT, **(env or {})},
-        files={"model.json": MODEL, "dataset.json": DATA},
+        files={"model.json": model, "dataset.json": DATA},
         limits=limits or Limits(wall_time_s=60),
         state=state,
     )

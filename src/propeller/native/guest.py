@@ -6,6 +6,7 @@ Runs in the device's interpreter, after its own start and before anything foreig
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from propeller.program import command, layer, library_arrays
@@ -57,8 +58,9 @@ def _run() -> int:
         machine = NumpyMachine(ArrayFiles(Path()))
         session.use(machine)
         library_arrays.use_numpy(machine)
-        script, modules = layer.read(_PROGRAM.read_bytes())
-        layer.load(script, modules)
+        with redirect_stdout(sys.stderr):  # the result alone is on standard output
+            script, modules = layer.read(_PROGRAM.read_bytes())
+            layer.load(script, modules)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong where it is loaded
         command.explain(error)
         return 1

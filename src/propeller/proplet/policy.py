@@ -190,7 +190,8 @@ class Policy:
         """
         if self.native is None:
             raise _refused(
-                f"{reference} is a native program, and it names nobody whose native programs run ([native], repositories or signers)"
+                f"{reference} is a native program, and nobody's run here: its owner names whose in [native] of {SETTING}, and an interpreter "
+                "in PROPLET_NATIVE_PYTHON"
             )
         _check_repository(reference, self.native.repositories, "native programs")
         if unsigned:

@@ -51,6 +51,9 @@ __all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 _INLINE_BYTES = 256 * 1024
 """Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
 
+_START = "_start"
+"""The name of a task that runs a program as a command."""
+
 NATIVE_FILE = ".program"
 """In ``/in`` of a native program's task: the program."""
 
@@ -352,8 +355,10 @@ class Sandbox:
         self, run: ProgramRun, active: "_ActiveRun", asked_at: float, on_stderr: OnStderr | None
     ) -> RunOutcome:
         """Run a native program; raises ``ProgramError`` if it does not run here."""
-        if run.export is not None:
-            raise ProgramError("name: a native program has no function that is called by its name")
+        if run.export not in {None, _START}:
+            raise ProgramError(
+                f"name: a native program has no function that is called by its name: leave it out, or give {_START}"
+            )
         native, content = await self._read_native(run.digest, run.limits)
         run = replace(run, files={**run.files, NATIVE_FILE: content})
         folder = self._folders.new()

@@ -1,0 +1,54 @@
+"""Native programs on a real stack: the scikit-learn example as its README says, from the file to a model that recognises digits."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from propeller.sdk import Propeller
+from support import command_server
+from support.stack import Up, running_stack
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "scikit_learn"
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("native") / ".propeller"
+    with running_stack(folder, "--native-python", sys.executable) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def example(up: Up) -> Path:
+    copy = up.folder.parent / "example"
+    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("data", "model.json"))
+    subprocess.run([sys.executable, copy / "digits.py"], check=True, capture_output=True)
+    return copy
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = command_server.run(list(arguments), dict(os.environ), 200, folder=folder)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_scikit_learn_learns_on_three_devices(up: Up, example: Path) -> None:
+    lines = run(example, "run", "experiment.toml", "--state", "../.propeller").stdout.splitlines()
+    assert lines[2].startswith("  round  1  updates 3/3  "), lines
+    with Propeller.from_state(up.folder) as fl:
+        [ran] = fl.experiments(name="scikit-learn")
+        assert ran["state"] == "completed", ran
+        history = fl.experiment(ran["id"]).history()
+    scores = [one["metrics"]["accuracy"] for one in history if one.get("kind") == "evaluate"]
+    assert scores, json.dumps(history)[:2000]
+    assert scores[-1] > 0.85
