@@ -49,6 +49,7 @@ def test_the_manifest_is_that_of_oras_push() -> None:
         ("Application/WASM; charset=binary", True),
         ("application/vnd.oci.image.layer.v1.tar+gzip", False),
         ("application/octet-stream", False),
+        ("application/vnd.propeller.native.v1+json", True),
     ],
 )
 def test_media_types_of_wasm(media_type: str, expected: bool) -> None:

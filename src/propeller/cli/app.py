@@ -461,7 +461,8 @@ def try_program(
     program: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A .wasm file, run in the sandbox, or a .py file, run as plain Python."
+            metavar="FILE",
+            help="A .wasm file, or a native program, run in the sandbox, or another .py file, run as plain Python.",
         ),
     ],
     model: Annotated[

@@ -28,8 +28,11 @@ from propeller.fl.tensors import (
     to_json,
     to_safetensors,
 )
+from propeller.native.build import metadata_of, native_program
+from propeller.native.interpreter import Interpreter
 from propeller.process import parent_death
 from propeller.process.control_characters import escape_controls, escape_line
+from propeller.program.native_program import is_native
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output
@@ -215,7 +218,7 @@ class Trial:
 
 
 def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) -> int:
-    """Run a ``.wasm`` in the sandbox or a ``.py`` as plain Python; print what it gives back and what it took.
+    """Run a ``.wasm``, or a native program, in the sandbox or another ``.py`` as plain Python; print what it gives back and what it took.
 
     Args:
         program: the file.
@@ -242,7 +245,7 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) ->
     with TrialState(cache, inputs.state, changes=inputs.mode == "train") as state:
         outcome = (
             _run_natively(program, trial, None if limits is None else limits.wall_time_s, state.folder)
-            if program.suffix == ".py"
+            if program.suffix == ".py" and not metadata_of(program).native
             else asyncio.run(
                 _run_sandboxed(
                     program, trial, (limits or Limits()).lowered(trial.limits), cache, state.folder
@@ -336,12 +339,16 @@ def _check_is_of_trials(folder: Path) -> None:
 async def _run_sandboxed(
     program: Path, trial: Trial | AggregationTrial, limits: Limits, cache: Path, state: StateFolder
 ) -> RunOutcome:
-    wasm = _read_file(program)
-    digest = digest_of(wasm)
+    content = _content_of(program)
+    digest = digest_of(content)
+    native = _interpreter(cache) if is_native(content) else None
     try:
-        async with Sandbox(cache, runtimes=runtimes_folder()) as sandbox:
-            with Terminal(stderr=True).status(f"Compiling {program} (once) …"):
-                await sandbox.add(digest, wasm, limits)
+        async with Sandbox(cache, runtimes=runtimes_folder(), native=native) as sandbox:
+            if native is not None:
+                await sandbox.keep(digest, content, limits)
+            else:
+                with Terminal(stderr=True).status(f"Compiling {program} (once) …"):
+                    await sandbox.add(digest, content, limits)
             run = ProgramRun("try", digest, env=trial.env, files=trial.files, limits=limits, state=state)
             told = asyncio.get_running_loop().call_later(
                 _TOLD_AFTER_S,
@@ -355,6 +362,19 @@ async def _run_sandboxed(
                 told.cancel()
     except (ProgramError, SandboxError) as error:
         raise StartError(f"{program}: {error}") from None
+
+
+def _content_of(program: Path) -> bytes:
+    """A program's file, or what the script of a native one becomes."""
+    if program.suffix != ".py":
+        return _read_file(program)
+    return native_program(program, metadata_of(program)).encode()
+
+
+def _interpreter(cache: Path) -> Interpreter:
+    """What runs native programs here: the device's, where this is one, else the Python that runs this."""
+    chosen = os.environ.get("PROPLET_NATIVE_PYTHON") or sys.executable
+    return Interpreter.find(Path(chosen), threads=os.cpu_count() or 1, keep_out=[cache])
 
 
 def _run_natively(

@@ -239,11 +239,7 @@ class ProgramFetcher:
 
     async def _check_content(self, reference: str, digest: str, policy: Policy) -> None:
         """See that the policy lets a program do what it can; raises ``TaskError`` if not."""
-        try:
-            is_native = self._store.is_native(digest)
-        except ProgramError as error:  # it made room for others just now
-            raise TaskError(f"program {reference}: {error}") from None
-        if is_native:
+        if self._is_native(digest):
             policy.check_native(reference, self._unsigned.get((reference, digest), _FORGOTTEN))
         if policy.may is None or digest in self._checked:
             return
@@ -259,7 +255,7 @@ class ProgramFetcher:
     async def _fetch(self, reference: str, policy: Policy) -> str:
         known = self._pinned.get(reference)
         is_kept = known is not None and self._store.has(known) and not self._missing_runtime(known)
-        if known is not None and is_kept and (reference, known) in self._unsigned:
+        if known is not None and is_kept and self._is_settled(reference, known):
             return known
         log.info("Requesting binary from registry: %s", reference)
         pending = self._pending_by_reference[reference] = PendingFetch(Assembly(self._limits.module_bytes))
@@ -287,6 +283,16 @@ class ProgramFetcher:
         if "@sha256:" in reference:  # what it names cannot change
             self._pinned[reference] = digest
         return digest
+
+    def _is_settled(self, reference: str, digest: str) -> bool:
+        """Whether nothing is to be asked of a program that is here: a native one that was not signed may be now."""
+        return self._unsigned.get((reference, digest)) == "" or not self._is_native(digest)
+
+    def _is_native(self, digest: str) -> bool:
+        try:
+            return self._store.is_native(digest)
+        except ProgramError as error:  # it made room for others just now
+            raise TaskError(str(error)) from None
 
     def _missing_runtime(self, digest: str) -> str | None:
         try:
