@@ -23,6 +23,7 @@ from propeller.fl.strategies import (
 )
 from propeller.fl.tensors import Tensors, to_safetensors
 from support.aggregation import document, headers, read_answer, request_body, send
+from support.strategies import SUM
 
 SOURCE = np.random.default_rng(7)
 BASE: Tensors = {
@@ -37,6 +38,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "fedper": {"personal": ["b"]},
     "fedbn": {"personal": ["b"]},
     "qfedavg": {"lr": 0.1},
+    "sum": SUM,
 }
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from propeller.cli.experiment_file import ExperimentFile
-from propeller.fl.strategies import strategy_names
 from propeller.sdk import ExperimentFailedError, ExperimentHandle, Propeller
 from propeller.simulation import simulate
 from support.python_programs import built
 from support.stack import Up, propeller, running_stack
+from support.strategies import learning_strategies
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "experiments"
@@ -114,14 +114,14 @@ def test_it_learns(up: Up, written: Path, name: str, line: str) -> None:
 
 
 def test_every_strategy_has_a_line() -> None:
-    assert {name_in(line) for _, line in LINES} - {None} == set(strategy_names())
+    assert {name_in(line) for _, line in LINES} - {None} == set(learning_strategies())
 
 
 def test_the_readme_names_every_file_and_every_strategy() -> None:
     text = (EXAMPLES / "README.md").read_text()
     assert sorted(set(re.findall(r"\[(\w+\.toml)\]", text))) == FILES
     assert " ".join(TAGGED) in text
-    assert set(re.findall(r"strategies\.md#(\w+)\)", text)) == set(strategy_names())
+    assert set(re.findall(r"strategies\.md#(\w+)\)", text)) == set(learning_strategies())
 
 
 def test_a_round_asks_some_of_the_devices_with_a_tag(up: Up, written: Path) -> None:

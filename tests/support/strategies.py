@@ -23,13 +23,21 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 """Parameters of the strategies that have no default for one."""
 
+SUM = {"maximum": ["big", "n"]}
+"""Of integers whose sum would be beyond int64."""
+
 
 def default_strategy(name: str) -> Strategy:
-    return create_strategy(name, REQUIRED.get(name))
+    return create_strategy(name, SUM if name == "sum" else REQUIRED.get(name))
 
 
 def all_strategies() -> list[str]:
     return strategy_names()
+
+
+def learning_strategies() -> list[str]:
+    """Those that make a model of trained ones: all but sums."""
+    return [name for name in all_strategies() if name != "sum"]
 
 
 def one_round(

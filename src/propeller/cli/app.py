@@ -591,6 +591,49 @@ def run(
 
 
 @app.command()
+@for_stack
+def statistics(
+    columns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COLUMN…", help="Columns of numbers: age, or x[3] for a place in lists."),
+    ] = None,
+    hitters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="A column of texts or integers: its frequent values; repeatable."
+        ),
+    ] = None,
+    bins: Annotated[int, typer.Option(min=0, max=100_000, help="Parts of the histogram; 0: none.")] = 32,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="COLUMN=LOW:HIGH",
+            help="The histogram's range, else from min to max; repeatable.",
+        ),
+    ] = None,
+    no_extremes: Annotated[
+        bool,
+        typer.Option(
+            "--no-extremes", help="Do not ask for min and max, which are numbers of one record each."
+        ),
+    ] = False,
+    min_devices: Annotated[int, typer.Option(min=1, help="Of fewer devices nothing is published.")] = 3,
+    of: Annotated[
+        str | None, typer.Option(metavar="ID", help="Show what this experiment has asked, instead of asking.")
+    ] = None,
+    as_json: JsonOption = False,
+    *,
+    target: "Target",
+) -> None:
+    """Ask all devices for statistics of their data: counts, means, histograms, frequent values."""
+    from propeller.cli.statistics import Asked, show_statistics
+
+    asked = Asked(columns or (), hitters or (), bins, not no_extremes, ranges or (), min_devices)
+    show_statistics(target, asked, of, as_json=as_json)
+
+
+@app.command()
 def simulate(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")],
     clients: Annotated[int | None, typer.Option(min=1, help="How many clients there are.")] = None,

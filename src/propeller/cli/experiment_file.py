@@ -14,7 +14,7 @@ from propeller.process.control_characters import escape_line
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
-from propeller.sdk.programs import is_file_name
+from propeller.sdk.programs import is_file_name, program_file
 
 MODEL_FILES = "a .safetensors, .npz, .json or .pt file, or a script with @initial_model"
 
@@ -115,7 +115,7 @@ class ExperimentFile:
     @property
     def program_file(self) -> Path | None:
         """The program, if it is a file and not a reference: its path is from this file's folder."""
-        return self.folder / self.spec.program if is_file_name(self.spec.program) else None
+        return program_file(self.spec.program, self.folder) if is_file_name(self.spec.program) else None
 
     def first_model(self) -> dict[str, Any] | None:
         """The model to start from, if this file brings one: arrays, or lists of numbers, by tensor name.

@@ -17,6 +17,15 @@ def program_path(name: str) -> Path:
         return path
 
 
+def included_program(name: str) -> Path | None:
+    """The script of an included program, ``propeller/NAME.py``; ``None`` if there is none of that name."""
+    folder, _, script = name.rpartition("/")
+    if folder != "propeller" or not script.endswith(".py"):
+        return None
+    with as_file(files(__name__) / "programs" / script) as path:
+        return path if path.is_file() else None
+
+
 def program_source(name: str) -> Path:
     """The C source of a shipped program: in this checkout of the repository, else where an installation puts it."""
     source = Path(f"{name}_c") / f"{name}.c"

@@ -31,7 +31,7 @@ from propeller.sdk.kept_login import KeptLogin, require_login
 from propeller.sdk.log_lines import LogLines, read_line, read_log
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.prefetch import Prefetched, prefetch
-from propeller.sdk.programs import PushedProgram, is_file_name, push_file
+from propeller.sdk.programs import PushedProgram, is_file_name, program_file, push_file
 from propeller.sdk.rounds import WAIT_S, AsyncRounds
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.users import AsyncUsers
@@ -471,9 +471,11 @@ class AsyncPropeller(AsyncRounds):
     async def _push_files(self, spec: ExperimentSpec, folder: Path) -> ExperimentSpec:
         changes: dict[str, Any] = {}
         if is_file_name(spec.program):
-            changes["program"] = (await self.push_program(folder / spec.program, spec.name)).reference
+            changes["program"] = (
+                await self.push_program(program_file(spec.program, folder), spec.name)
+            ).reference
         if spec.strategy.program is not None and is_file_name(spec.strategy.program):
-            pushed = await self.push_program(folder / spec.strategy.program)
+            pushed = await self.push_program(program_file(spec.strategy.program, folder))
             changes["strategy"] = spec.strategy.model_copy(update={"program": pushed.reference})
         return spec.model_copy(update=changes) if changes else spec
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from propeller.data import included_program
 from propeller.errors import InvalidError, StartError
 from propeller.program.native_program import NATIVE_ENDING, is_native
 from propeller.protocol.experiments import default_name
@@ -43,6 +44,13 @@ def is_file_name(program: str) -> bool:
     return (
         program.endswith(ENDINGS) and "@" not in program and not program.startswith(("http://", "https://"))
     )
+
+
+def program_file(program: str, folder: Path) -> Path:
+    """The file that a name of one means: from ``folder``, or ``propeller/NAME.py`` of the programs that are included."""
+    file = folder / program
+    included = included_program(program)
+    return included if included is not None and not file.exists() else file
 
 
 def runtime_for(file: Path, content: bytes) -> bytes | None:

@@ -11,6 +11,7 @@ from typing import Self
 
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
+from propeller.sdk.programs import program_file as find_file
 from propeller.simulation.workers import WorkerProgram
 from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError
@@ -105,7 +106,7 @@ def program_file(program: str | Path, folder: Path, field: str = "program") -> P
     Raises:
         PropellerError: there is no such file, or it cannot be built.
     """
-    file = Path(program)
+    file = find_file(str(program), Path())
     if not file.is_file():
         raise StartError(
             f"{field}: {program} is not a file here: give the program's .wasm or .py file (--{field.replace('.', '-')} FILE), or a "

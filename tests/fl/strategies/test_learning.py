@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from propeller.fl.strategies import Contribution, ServerState, Strategy, aggregate, create_strategy
 from propeller.fl.tensors import Tensors
-from support.strategies import all_strategies
+from support.strategies import learning_strategies
 
 Numbers = npt.NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def learn(
     return accuracy(model)
 
 
-@pytest.mark.parametrize("name", all_strategies())
+@pytest.mark.parametrize("name", learning_strategies())
 def test_it_learns(name: str) -> None:
     assert learn(create_strategy(name, PARAMETERS.get(name))) > 0.85
 

@@ -22,6 +22,7 @@ from propeller.fl.strategies.personal import Ditto, FedBN, FedPer
 from propeller.fl.strategies.qfedavg import QFedAvg
 from propeller.fl.strategies.scaffold import Scaffold
 from propeller.fl.strategies.strategy import Mode, Strategy
+from propeller.fl.strategies.sum import Sum
 from propeller.protocol.strict import nearest_names
 
 ENTRY_POINTS = "propeller.strategies"
@@ -50,6 +51,7 @@ _BUILT_IN: dict[str, type[Strategy]] = {
         Ditto,
         FedBN,
         FedPer,
+        Sum,
     )
 }
 """In the order of the documentation."""
@@ -180,7 +182,7 @@ def describe_strategy(name: str) -> Description:
         Parameter(
             parameter,
             _type_name(schema[parameter]),
-            None if info.is_required() else info.get_default(call_default_factory=True),
+            _default(info),
             info.is_required(),
             _range(schema[parameter]),
             info.description or "",
@@ -190,6 +192,12 @@ def describe_strategy(name: str) -> Description:
     summary = (kind.__doc__ or "").strip().partition("\n")[0]
     modes = get_args(Mode) if kind.only_mode is None else (kind.only_mode,)
     return Description(name, summary, kind.paper, parameters, kind.keeps_device_state, modes)
+
+
+def _default(info: FieldInfo) -> Any:
+    """``None`` where there is none, and for an empty list."""
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return None if default == () else default
 
 
 def _parameters(kind: type[Strategy]) -> dict[str, FieldInfo]:

@@ -15,6 +15,7 @@ from propeller.fl.strategies.integers import (
     moved,
     offsets,
 )
+from propeller.fl.strategies.reductions import Reduction
 from propeller.fl.strategies.strategy import EXTRA, Block, Contribution, Float64, Plan, Strategy, UpdateError
 from propeller.fl.strategies.sums import ROW_BLOCK, SUM_BLOCK, WeightedSums, blocks
 from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, is_floating, shapes_of
@@ -66,6 +67,12 @@ class PartAggregation:
         }
         self._weights = plan.weights if plan.weights is not None else plan.coefficients
         self._base_coefficients = _base_coefficients(plan, contributions, len(bases))
+        self._reductions: dict[str, Reduction] = {
+            name: reduction
+            for name, array in base.items()
+            if not strategy.is_personal(name)
+            and (reduction := strategy.reduction(name, array.reshape(-1))) is not None
+        }
         self._means: dict[str, IntegerMean | MajorityVote] = {}
         for name in () if strategy.rows else self._exact_names():
             mean = MajorityVote if base[name].dtype.kind == "b" else IntegerMean
@@ -90,6 +97,8 @@ class PartAggregation:
         if self._strategy.rows:
             self._rows[number] = update
         self._sums.add(number, update, self._plan.coefficients[number])
+        for name, reduction in self._reductions.items():
+            reduction.add(self._as_weights(number, update, name))
         for kind, sums in self._extra.items():
             sums.add(number, update, self._plan.extra[kind][number])
         for name, mean in self._means.items():
@@ -121,6 +130,8 @@ class PartAggregation:
                     self._step(name, start, end, mean, here, model[name], state)
             elif self._strategy.is_personal(name):
                 model[name] = base
+            elif name in self._reductions:
+                model[name] = self._reduced(name).reshape(base.shape)
             elif self._strategy.rows:
                 model[name] = self._combined_exactly(name)
             else:
@@ -186,8 +197,30 @@ class PartAggregation:
 
     def _exact_names(self) -> list[str]:
         return [
-            name for name in self._base if name not in self._learned and not self._strategy.is_personal(name)
+            name
+            for name in self._base
+            if name not in self._learned
+            and name not in self._reductions
+            and not self._strategy.is_personal(name)
         ]
+
+    def _as_weights(self, number: int, update: Tensors, name: str) -> Array:
+        """All of a tensor that is reduced, as weights: float64, integers in int64 or uint64, or truth values."""
+        base = self._base[name]
+        if not is_floating(base.dtype):
+            return self._exact_values(number, update, name, slice(None))
+        values = _float64(update[name], 0, base.size)
+        if not np.isfinite(values).all():
+            raise self._refuse(number, _not_finite(name))
+        if self._contributions[number].kind == "delta":
+            values += _float64(self._bases[self._contributions[number].base][name], 0, base.size)
+        return values
+
+    def _reduced(self, name: str) -> Array:
+        try:
+            return self._reductions[name].result()
+        except TensorError as error:
+            raise TensorError(str(error), name) from None
 
     def _exact_values(self, number: int, update: Tensors, name: str, part: slice) -> Array:
         """Truth values as they are, integers as weights beside the base model's."""

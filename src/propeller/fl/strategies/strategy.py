@@ -8,7 +8,8 @@ A strategy works in three steps, so that no model need be in memory as a whole (
    sum, which streams (``sums``), or what ``combine`` makes of all of them at once (``rows``), such as a median.
 3. ``step``, on a few thousand numbers at a time: from those, the base model and the server state, the new model and state.
 
-Integers and truth values, such as BatchNorm's counters, do not take part in ``step``: they are averaged and rounded.
+Integers and truth values, such as BatchNorm's counters, do not take part in ``step``: they are averaged and rounded. Nor do tensors
+for which a strategy has a ``reduction`` of its own, such as a sum.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from propeller.errors import InvalidError
 from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shapes, is_floating
+
+if TYPE_CHECKING:
+    from propeller.fl.strategies.reductions import Reduction
 
 Float64: TypeAlias = npt.NDArray[np.float64]
 
@@ -271,8 +275,21 @@ class Strategy(BaseModel, ABC):
         return any(fnmatchcase(tensor, pattern) for pattern in self.personal)
 
     def learns(self, tensor: str, array: Array) -> bool:
-        """Whether ``step`` makes this tensor: it is floating point and not personal."""
-        return is_floating(array.dtype) and not self.is_personal(tensor)
+        """Whether ``step`` makes this tensor: it is floating point, not personal, and not reduced otherwise."""
+        return (
+            is_floating(array.dtype)
+            and not self.is_personal(tensor)
+            and self.reduction(tensor, array[:0] if array.ndim else array) is None
+        )
+
+    def reduction(self, _tensor: str, _base: Array) -> "Reduction | None":
+        """What a tensor of all updates becomes where that is neither a mean nor what ``combine`` makes.
+
+        Args:
+            _tensor: its name.
+            _base: the model's, flat.
+        """
+        return None
 
     def update_shapes(self, base: Tensors) -> Shapes:
         """Names and shapes of what an update has for these tensors of the model: without personal ones, with extra ones.

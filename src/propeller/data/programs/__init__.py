@@ -1,0 +1,1 @@
+"""Programs that are included, as scripts: ``propeller/NAME.py`` in an experiment."""
